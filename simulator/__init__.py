@@ -1,0 +1,1 @@
+"""The engine room of foretrain: hardware, graphs, costs, schedules and the two engines."""

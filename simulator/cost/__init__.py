@@ -1,0 +1,1 @@
+"""What each op costs on a given GPU and network, and why."""

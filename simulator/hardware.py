@@ -1,0 +1,72 @@
+"""Hardware: GPU, links, node, cluster. SI values, bandwidths per GPU and direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simulator.fabric import Fabric
+from simulator.kernels import Kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Dense tensor peaks, never sparse [FLOP/s]; `fp8` is 0 where the GPU has none. `fp32` is the vector rate."""
+
+    bf16: float
+    fp8: float = 0.0
+    fp32: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU. `boost_clock` [Hz] is the clock the peaks are quoted at; `hbm_bandwidth` [B/s] the displayed peak."""
+
+    name: str
+    architecture: Literal["ampere", "hopper", "blackwell"]
+    sms: int
+    boost_clock: float
+    peak: Peak
+    hbm_bytes: float
+    hbm_bandwidth: float
+    l2_bytes: float
+    tdp: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link as one GPU sees it, per direction.
+
+    `bandwidth` [B/s] is attainable: nothing derates it again. `peak` [B/s] is the displayed figure, for reports only.
+    `latency` [s] of one small message.
+    """
+
+    bandwidth: float
+    peak: float
+    latency: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """`gpus` GPUs joined by NVLink, each with one NIC. `nvlink_sharp`: the switch reduces in flight."""
+
+    gpus: int
+    nvlink: Link
+    nic: Link
+    nvlink_sharp: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A hardware profile. `kernels` and `fabric` hold the calibrated parameters of kernels and communication.
+
+    `sources` maps each numeric leaf (dotted path) to where it comes from; `assumed` lists the leaves nobody measured.
+    """
+
+    name: str
+    gpu: Gpu
+    node: Node
+    price_per_gpu_hour: float
+    kernels: Kernels
+    fabric: Fabric
+    sources: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""The intermediate representation: an `Op` carries work, never a duration.
+
+A layer is a `LayerGraph`: ops in launch order, grouped into segments (`attn.F`, `dispatch.F`, `mlp.B` ...), each
+segment on one stream. Kernels of one stream run in order; across streams an op waits for the ops in `after`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["F", "I", "W", "R"]
+"""F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
+
+Stream = Literal["compute", "comm"]
+GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
+GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gemm:
+    """`groups` products of (m x k) by (k x n) in one kernel.
+
+    `dense`/`wgrad`: groups = 1. `grouped`: m is the *total* of rows over the groups (padded), each group has its own
+    (k x n) weight. `masked`: m is the rows *per group* actually valid. `grouped_wgrad`: k is the total over groups.
+    `wgrad` forms accumulate into FP32 gradients: the output is read and written in FP32.
+    `rows` may list unequal rows per group (before padding) of a grouped GEMM; empty: equal.
+    """
+
+    m: int
+    n: int
+    k: int
+    precision: GemmPrecision
+    form: GemmForm = "dense"
+    groups: int = 1
+    rows: tuple[int, ...] = ()
+    out_bytes: float = 2.0
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations, 1 multiply-add = 2 [FLOP]."""
+        return 2.0 * self.m * self.n * self.k * (self.groups if self.form == "masked" else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Scaled-dot-product attention core, forward or backward (FlashAttention-like; scores never leave the chip)."""
+
+    batch: int
+    seq_q: int
+    seq_kv: int
+    heads: int
+    kv_heads: int
+    d_qk: int
+    d_v: int
+    causal: bool = True
+    backward: bool = False
+    precision: Literal["bf16", "fp8"] = "bf16"
+
+    @property
+    def flops_full(self) -> float:
+        """FLOP over the full square of scores: 2 products forward, 5 backward (scores are recomputed)."""
+        pairs = 2.0 * self.batch * self.heads * self.seq_q * self.seq_kv
+        return pairs * (3 * self.d_qk + 2 * self.d_v) if self.backward else pairs * (self.d_qk + self.d_v)
+
+    @property
+    def flops(self) -> float:
+        """FLOP with the causal mask counted as one half of the square [FLOP]."""
+        return self.flops_full * (0.5 if self.causal else 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """A memory-bound kernel: bytes read and written [B], and the CTAs of its grid (0: as many as it likes)."""
+
+    read: float
+    written: float
+    blocks: int = 0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved [B]."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """Kernels too small for bytes to matter: `launches` of them, each costs its class's fixed time."""
+
+    launches: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllToAll:
+    """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values in `dtype_bytes` each.
+
+    `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
+    them in `simulator.routing`.
+    """
+
+    direction: Literal["dispatch", "combine"]
+    tokens: int
+    hidden: int
+    bytes_per_token: float
+    ranks: int
+    experts: int
+    top_k: int
+    groups: int
+    node_limit: int
+    cached: bool = False
+    low_latency: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """Barrier and exchange of counts over `ranks` ranks before an all-to-all."""
+
+    ranks: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointToPoint:
+    """One message to a neighbour [B]; `tier` tells which link it takes."""
+
+    bytes: float
+    tier: Literal["nvlink", "nic"]
+
+
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A collective over `ranks` ranks, `per_node` of which share a node. `bytes` is the full buffer: the sum of all
+    shards for all_gather (output) and reduce_scatter (input), the buffer of one rank for all_reduce/all_to_all."""
+
+    kind: CollectiveKind
+    bytes: float
+    ranks: int
+    per_node: int
+
+
+Work = Gemm | Attention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One kernel (or `count` equal ones, back to back).
+
+    `name` is unique in its layer (`attn.q_b.fwd`), `cls` the kernel class that the cost model prices (`gemm.fp8`,
+    `quant.token` ...), `part` F/I/W/R, `segment` where it stands in the layer (`attn.F`), `after` the ops of *other*
+    streams it waits for, `saved` the bytes it keeps for backward [B], `side` whether it may run on a second compute
+    stream.
+    """
+
+    name: str
+    cls: str
+    part: Part
+    segment: str
+    work: Work
+    stream: Stream = "compute"
+    count: int = 1
+    after: tuple[str, ...] = ()
+    saved: float = 0.0
+    side: bool = False
+
+    @property
+    def flops(self) -> float:
+        """FLOP of all `count` kernels; 0 for what does no tensor work."""
+        return self.work.flops * self.count if isinstance(self.work, (Gemm, Attention)) else 0.0
