@@ -1,0 +1,62 @@
+"""Pipeline schedules: in which order every rank computes which stage of which microbatch."""
+
+from simulator.schedule.action import (
+    Action,
+    Kind,
+    Pair,
+    Row,
+    Schedule,
+    Step,
+    actions_of,
+    iter_actions,
+    rank_of,
+    stages_on,
+)
+from simulator.schedule.analysis import UniformResult, closed_form_bubble, peak_in_flight, uniform_times
+from simulator.schedule.dualpipe import dualpipe, dualpipev
+from simulator.schedule.grid import grid_rich, grid_text
+from simulator.schedule.interleaved import interleaved
+from simulator.schedule.one_f_one_b import gpipe, one_f_one_b
+from simulator.schedule.order import needs, output_of
+from simulator.schedule.registry import SCHEDULES, Generator, build
+from simulator.schedule.rules import rules, stages_of
+from simulator.schedule.text import format_schedule, parse_schedule
+from simulator.schedule.validate import validate
+from simulator.schedule.zero_bubble import zb1p, zb2p, zbv
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Generator",
+    "Kind",
+    "Pair",
+    "Row",
+    "Schedule",
+    "Step",
+    "UniformResult",
+    "actions_of",
+    "build",
+    "closed_form_bubble",
+    "dualpipe",
+    "dualpipev",
+    "format_schedule",
+    "gpipe",
+    "grid_rich",
+    "grid_text",
+    "interleaved",
+    "iter_actions",
+    "needs",
+    "one_f_one_b",
+    "output_of",
+    "parse_schedule",
+    "peak_in_flight",
+    "rank_of",
+    "rules",
+    "stages_of",
+    "stages_on",
+    "uniform_times",
+    "validate",
+    "zb1p",
+    "zb2p",
+    "zbv",
+]
