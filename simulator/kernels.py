@@ -1,9 +1,11 @@
 """Parameters of the kernel cost models, one small set a kernel class, fitted from measurements.
 
-A leaf: plain frozen values that a TOML file (`hardware_profiles/kernels/<name>.toml`) fills. Rates are fractions of a
+A leaf: plain frozen values that a TOML file (`hardware_profiles/kernels/<name>.toml`) fills. Rates are shares of a
 peak of the GPU, so that a class fitted on one GPU can be asked about another of the same architecture; times are
-seconds. Every class says where it comes from (`source`), where it holds (`range`) and whether anybody measured it
-(`assumed`).
+seconds. Every class says where it comes from (`source`), where it holds (`range`) and whether it was measured on
+this GPU or is an assumption (`assumed`).
+
+A class name may end in `@implementation` (`gemm.fp8@deepgemm`): another kernel for the same work.
 """
 
 from __future__ import annotations
@@ -13,17 +15,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmParams:
-    """A tiled GEMM kernel: which tiles it may pick and what a tile costs.
+    """A tiled GEMM kernel: which tiles it may pick and what they cost.
 
-    `tiles` are the (rows, columns) of output tiles the library chooses among, `k_block` the depth of one main-loop
-    step. `rate` is the main loop's share of the tensor peak of one SM (at boost clock), `block_time` [s] what every
-    main-loop step costs beside its multiply-adds, `tile_time` [s] the fill and drain of one output tile,
-    `store_rate` [B/s] per SM of the part of the write-out that is not hidden. `launch` [s] is paid once a kernel,
-    `bandwidth` is the attainable share of the displayed memory bandwidth, `stream_rate` [B/s] per SM the rate at
-    which one SM can pull operands. `power_rate` is the share of the whole GPU's tensor peak that its power budget
-    sustains (0: no cap). `cluster`: CTAs scheduled together.
-    `traffic` tells how much a neighbour's memory traffic slows the kernel: by a share `traffic * partner / peak
-    bandwidth`. `persistent_stall`: a grid sized for the whole GPU waits when SMs are taken.
+    `tiles` are the (rows, columns) of output tiles the library chooses among; `k_block` is the depth of one step of
+    the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`, a share of the tensor peak of one
+    SM at boost clock. A tile pays `tile_time` [s] plus its FP32/BF16 write-out at `store_rate` [B/s] on one SM, as
+    far as the next tile does not hide it. A kernel pays `launch` [s].
+    `power_rate` is the share of the tensor peak of the whole GPU that its power budget sustains, `bandwidth` the
+    attainable share of the displayed memory bandwidth. `traffic`: a neighbour that moves x of the displayed memory
+    bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -33,12 +33,10 @@ class GemmParams:
     tile_time: float
     store_rate: float
     launch: float
+    power_rate: float
     bandwidth: float
-    stream_rate: float
-    power_rate: float = 0.0
-    cluster: int = 1
     traffic: float = 0.0
-    group_align: int = 1
+    row_align: int = 1
     source: str
     range: str = ""
     assumed: bool = False
@@ -46,7 +44,7 @@ class GemmParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRate:
-    """Main-loop rate of an attention kernel for one pair of head dimensions, as a share of the peak of an SM."""
+    """Main-loop rate for one pair of head dimensions: share of the tensor peak of one SM at boost clock."""
 
     d_qk: int
     d_v: int
@@ -55,11 +53,11 @@ class AttentionRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParams:
-    """A FlashAttention-like kernel: tiles of `block_q` queries that walk over blocks of `block_kv` keys.
+    """A FlashAttention-like kernel: tiles of `block_q` queries, each walking over blocks of `block_kv` keys.
 
-    `rates` hold the main-loop rate per pair of head dimensions (between them: nearest), `tile_time` [s] the cost of
-    opening and closing one tile, `launch` [s] of the kernel, `bandwidth` the attainable share of memory bandwidth,
-    `traffic` the sensitivity to a neighbour's memory traffic (see `GemmParams`).
+    A tile pays `tile_time` [s] once and the main loop at the rate of its head dimensions (`rates`; other dimensions
+    are interpolated by d_qk + d_v). `mask_blocks` is the number of extra key blocks' worth of time that a causal tile
+    spends on its diagonal. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
     """
 
     block_q: int
@@ -67,9 +65,9 @@ class AttentionParams:
     rates: tuple[AttentionRate, ...]
     tile_time: float
     launch: float
+    power_rate: float
     bandwidth: float
-    causal_time: float = 0.0
-    power_rate: float = 0.0
+    mask_blocks: float = 0.0
     traffic: float = 0.0
     source: str
     range: str = ""
@@ -78,17 +76,19 @@ class AttentionParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParams:
-    """A memory-bound kernel: a fixed time and a bandwidth.
+    """A memory-bound kernel: `launch` [s] plus its bytes at a bandwidth.
 
-    `launch` [s] is paid once, `bandwidth` is the attainable share of the displayed memory bandwidth, `l2_gain` the
-    factor by which bytes that stay in L2 are cheaper, `sm_rate` [B/s] what one SM can move, `traffic` the sensitivity
-    to a neighbour's memory traffic.
+    `bandwidth` is the attainable share of the displayed memory bandwidth, `sm_rate` [B/s] what one SM can move (0: no
+    limit), `l2_gain` how many times faster bytes go that fit in L2 (1: no gain). `wave_time`: a kernel whose grid
+    exactly fills the GPU runs in another wave when SMs are taken; that wave lasts this share of the first.
+    `traffic`: see `GemmParams`.
     """
 
     launch: float
     bandwidth: float
-    l2_gain: float = 1.0
     sm_rate: float = 0.0
+    l2_gain: float = 1.0
+    wave_time: float = 1.0
     traffic: float = 1.0
     source: str
     range: str = ""

@@ -1,0 +1,93 @@
+"""Time of an attention core kernel: tiles of queries walking over keys, dynamically spread over the SMs granted.
+
+    t = launch + norm4( max(all tiles / SMs + half a tile, longest tile), FLOP / power rate, bytes / bandwidth )
+
+A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
+tile sees the blocks up to its diagonal. Time follows SMs / (SMs - taken) because tiles are many and small.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from simulator.cost.classes import params_for
+from simulator.cost.cost import Cost, Share
+from simulator.cost.gemm import norm4, tensor_peak
+from simulator.errors import InputError
+from simulator.hardware import Gpu
+from simulator.kernels import AttentionParams, Kernels
+from simulator.ops import Attention
+
+FORMULA = "launch + norm4(max(tiles*tile/sms + tile/2, longest tile), flop/power rate, bytes/bandwidth) * (1 + traffic)"
+
+
+def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
+    """Main-loop rate for head dimensions, linear in d_qk + d_v between the fitted ones, held constant outside."""
+    points = sorted((r.d_qk + r.d_v, r.rate) for r in p.rates)
+    for r in p.rates:
+        if (r.d_qk, r.d_v) == (d_qk, d_v):
+            return r.rate
+    x = d_qk + d_v
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
+
+
+def attention_bytes(work: Attention) -> float:
+    """Queries, keys, values and output (and their gradients in backward) once [B]."""
+    size = 1.0 if work.precision == "fp8" else 2.0
+    q = work.batch * work.seq_q * work.heads
+    kv = work.batch * work.seq_kv * work.kv_heads
+    once = size * (q * (work.d_qk + work.d_v) + kv * (work.d_qk + work.d_v))
+    return once * 2.5 if work.backward else once
+
+
+def _flops_per_pair(work: Attention) -> float:
+    return 2.0 * (3 * work.d_qk + 2 * work.d_v if work.backward else work.d_qk + work.d_v)
+
+
+def _check(work: Attention, sms: int) -> None:
+    sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
+    if min(sizes) < 1:
+        raise InputError(f"attention with batch, seq_q, seq_kv, heads, kv_heads, d_qk, d_v = {sizes}: must be at least 1")
+    if sms < 1:
+        raise InputError(f"attention granted {sms} SMs: must be at least 1")
+
+
+def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of one attention kernel of class `cls` on the SMs of `share` [s]."""
+    _check(work, share.sms)
+    p, calibrated, source = params_for(kernels.attention, cls, kernels.name)
+    peak = tensor_peak(gpu, work.precision)
+    sms = min(share.sms, gpu.sms)
+    rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
+    full = float(ceil(work.seq_kv / p.block_kv))
+    mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
+    block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
+    tile = min(mean, full + p.mask_blocks) * block + p.tile_time
+    longest = full * block + p.tile_time
+    tensor = max(rows * tile / sms + 0.5 * tile, longest)
+    power = work.flops / (p.power_rate * peak)
+    memory = attention_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    return Cost(
+        duration=p.launch + norm4(tensor, power, memory) * slow,
+        bound_by="memory" if memory > tensor else "tensor",
+        formula=FORMULA,
+        terms=(
+            ("tiles", float(rows)),
+            ("key_blocks", mean),
+            ("block_s", block),
+            ("sms", float(sms)),
+            ("tensor_s", tensor),
+            ("power_s", power),
+            ("memory_s", memory),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
+    )

@@ -1,0 +1,77 @@
+"""Which parameters price a kernel class: its own, or those of the nearest class, and then the result says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from simulator.errors import UncalibratedError
+
+NEAREST: dict[str, tuple[str, ...]] = {
+    "gemm.fp8_tensor": ("gemm.fp8_row", "gemm.fp8@cublas", "gemm.fp8"),
+    "gemm.fp8_row": ("gemm.fp8_tensor", "gemm.fp8@cublas", "gemm.fp8"),
+    "gemm.fp8_tensor.wgrad": ("gemm.fp8_tensor", "gemm.fp8_row", "gemm.fp8.wgrad"),
+    "gemm.fp8_row.wgrad": ("gemm.fp8_row", "gemm.fp8_tensor", "gemm.fp8.wgrad"),
+    "gemm.fp8.grouped_wgrad": ("gemm.fp8.wgrad",),
+    "gemm.fp8.masked": ("gemm.fp8.grouped", "gemm.fp8"),
+    "gemm.bf16.masked": ("gemm.bf16.grouped", "gemm.bf16"),
+    "gemm.bf16.grouped_wgrad": ("gemm.bf16.wgrad", "gemm.bf16.grouped", "gemm.bf16"),
+    "gemm.bf16.grouped": ("gemm.bf16",),
+    "attn.fwd.fp8": ("attn.fwd",),
+    "norm.bwd": ("norm.fwd", "elem"),
+    "norm.fwd": ("norm.bwd", "elem"),
+    "softmax": ("loss", "norm.fwd", "elem"),
+    "loss": ("softmax", "elem"),
+    "embedding": ("permute.expand", "elem"),
+    "embedding.bwd": ("embedding", "permute.expand", "elem"),
+    "optimizer": ("elem",),
+    "quant.chan_t": ("quant.token", "elem"),
+    "quant.token": ("quant.chan_t", "elem"),
+    "quant.tensor": ("quant.token", "elem"),
+    "weight_t": ("quant.chan_t", "elem"),
+    "dequant": ("quant.token", "elem"),
+    "swiglu": ("elem",),
+    "rope": ("elem",),
+    "kvcopy": ("elem",),
+    "permute.reduce": ("permute.expand", "elem"),
+    "permute.expand": ("permute.reduce", "elem"),
+    "attn.bwd_aux": ("elem",),
+}
+"""For a class that a profile lacks, the physically nearest ones, best first."""
+
+LAST = ("gemm.bf16", "gemm.fp8", "attn.fwd", "attn.bwd", "elem", "router")
+"""What is left when nothing near exists."""
+
+
+class Sourced(Protocol):
+    """Parameters that know where they come from."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def assumed(self) -> bool: ...
+
+
+P = TypeVar("P", bound=Sourced)
+
+
+def _candidates(cls: str) -> list[str]:
+    base = cls.split("@", 1)[0]
+    names = [base, *NEAREST.get(base, ())]
+    while "." in base:
+        base = base.rsplit(".", 1)[0]
+        names += [base, *NEAREST.get(base, ())]
+    return [*names, *LAST]
+
+
+def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool, str]:
+    """Parameters of kernel class `cls`, whether they are its own and measured, and their source in words."""
+    own = table.get(cls)
+    if own is not None:
+        return own, not own.assumed, own.source
+    for name in _candidates(cls):
+        near = table.get(name)
+        if near is not None:
+            return near, False, f"no class {cls!r} in profile {profile!r}: priced as {name!r} ({near.source})"
+    raise UncalibratedError(f"profile {profile!r} holds no parameters near kernel class {cls!r}; it has: {sorted(table)}")

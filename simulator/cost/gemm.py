@@ -1,0 +1,126 @@
+"""Time of a GEMM kernel: output tiles in waves over the SMs granted, against power and memory.
+
+    t = launch + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
+
+`t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
+those the library has. `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` =
+operands and output once over the attainable memory bandwidth. The 4-norm blends the bounds: alone each is exact, two
+equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, so does t.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from simulator.cost.classes import params_for
+from simulator.cost.cost import Bound, Cost, Share
+from simulator.errors import InputError
+from simulator.hardware import Gpu
+from simulator.kernels import GemmParams, Kernels
+from simulator.ops import Gemm
+
+FORMULA = "launch + norm4(waves*(k_steps*step + tile), flop/power rate, bytes/bandwidth) * (1 + traffic)"
+
+
+def tensor_peak(gpu: Gpu, precision: str) -> float:
+    """Dense tensor peak of the whole GPU for a precision [FLOP/s]; BF16 where the GPU has no FP8."""
+    return gpu.peak.fp8 if precision.startswith("fp8") and gpu.peak.fp8 else gpu.peak.bf16
+
+
+def norm4(a: float, b: float, c: float = 0.0) -> float:
+    """(a^4 + b^4 + c^4)^(1/4), in the unit of its arguments."""
+    top = max(a, b, c)
+    if top <= 0.0:
+        return 0.0
+    return top * float(((a / top) ** 4 + (b / top) ** 4 + (c / top) ** 4) ** 0.25)
+
+
+def _element_bytes(precision: str) -> float:
+    return 1.0 if precision.startswith("fp8") else 2.0
+
+
+def _group_rows(work: Gemm, align: int) -> tuple[int, ...]:
+    """Rows of each group, padded to `align`; one group for what is not grouped."""
+    if work.form == "masked":
+        return (work.m,) * work.groups
+    if work.form != "grouped" or work.groups == 1:
+        return (work.m,)
+    if work.rows:
+        return tuple(ceil(r / align) * align for r in work.rows if r > 0)
+    return ()
+
+
+def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int) -> int:
+    """Row tiles of `block` rows over all groups. Without a list of rows, m is a padded total: at least one a group."""
+    if rows:
+        return sum(-(-r // block) for r in rows)
+    return max(-(-work.m // block), min(work.groups, work.m))
+
+
+def _tensor_time(work: Gemm, p: GemmParams, peak_sm: float, sms: int) -> tuple[float, int, float, tuple[int, int]]:
+    """Fastest tile shape: time of the busiest SM [s], waves, time of one tile [s], the shape."""
+    rows = _group_rows(work, p.row_align)
+    groups = work.groups if work.form == "grouped_wgrad" else 1
+    steps = -(-work.k // (groups * p.k_block)) * groups  # K steps of all groups' tiles at one (row, column) place
+    best = (float("inf"), 0, 0.0, (0, 0))
+    for bm, bn in p.tiles:
+        tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
+        step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
+        tile = steps / groups * step + p.tile_time + bm * bn * work.out_bytes / p.store_rate
+        waves = -(-tiles // sms)
+        if waves * tile < best[0]:
+            best = (waves * tile, waves, tile, (bm, bn))
+    return best
+
+
+def gemm_bytes(work: Gemm) -> float:
+    """Operands read once and the output written once (read and written in a weight gradient) [B]."""
+    size = _element_bytes(work.precision)
+    weight = float(work.n) * work.k
+    if work.form == "masked":
+        return work.groups * (size * (work.m * work.k + weight) + work.out_bytes * work.m * work.n)
+    if work.form == "grouped":
+        busy = sum(1 for r in work.rows if r > 0) if work.rows else min(work.groups, work.m)
+        return size * (work.m * work.k + busy * weight) + work.out_bytes * work.m * work.n
+    groups = work.groups if work.form == "grouped_wgrad" else 1
+    passes = 2.0 if work.form in ("wgrad", "grouped_wgrad") else 1.0
+    return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
+
+
+def _check(work: Gemm, sms: int) -> None:
+    if min(work.m, work.n, work.k, work.groups) < 1:
+        raise InputError(f"gemm {work.m} x {work.n} x {work.k}, groups {work.groups}: each must be at least 1")
+    if sms < 1:
+        raise InputError(f"gemm granted {sms} SMs: must be at least 1")
+
+
+def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of one GEMM kernel of class `cls` on the SMs of `share` [s]."""
+    _check(work, share.sms)
+    p, calibrated, source = params_for(kernels.gemm, cls, kernels.name)
+    peak = tensor_peak(gpu, work.precision)
+    tensor, waves, tile, (bm, bn) = _tensor_time(work, p, peak / gpu.sms, min(share.sms, gpu.sms))
+    power = work.flops / (p.power_rate * peak)
+    memory = gemm_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    duration = p.launch + norm4(tensor, power, memory) * slow
+    bound: Bound = "latency" if p.launch > max(tensor, memory) else "memory" if memory > tensor else "tensor"
+    return Cost(
+        duration=duration,
+        bound_by=bound,
+        formula=FORMULA,
+        terms=(
+            ("tile_m", float(bm)),
+            ("tile_n", float(bn)),
+            ("sms", float(share.sms)),
+            ("waves", float(waves)),
+            ("tile_s", tile),
+            ("tensor_s", tensor),
+            ("power_s", power),
+            ("memory_s", memory),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
+    )

@@ -1,0 +1,77 @@
+"""Time of memory-bound kernels, and of those too small for their bytes to matter.
+
+    t = launch + bytes / min(attainable bandwidth, SMs x rate of one SM) x waves
+
+Bytes that fit in L2 may go faster; a grid that exactly fills the GPU needs another wave when SMs are taken; a
+neighbour's memory traffic takes its part of the bandwidth.
+"""
+
+from __future__ import annotations
+
+from simulator.cost.classes import params_for
+from simulator.cost.cost import Cost, Share
+from simulator.errors import InputError
+from simulator.hardware import Gpu
+from simulator.kernels import Kernels, StreamParams
+from simulator.ops import Fixed, Streaming
+
+FORMULA = "launch + bytes/min(bandwidth, sms*sm_rate) * waves * (1 + traffic)"
+
+
+def waves_factor(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
+    """How many times the first wave's time a kernel takes: 1, or more when its exact grid no longer fits."""
+    resident = work.blocks // gpu.sms
+    if not resident or work.blocks % gpu.sms:
+        return 1.0
+    waves = -(-work.blocks // (resident * sms))
+    return 1.0 + p.wave_time * (waves - 1)
+
+
+def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
+    """Time of the bytes alone [s]: those that fit in L2 go `l2_gain` times faster."""
+    bandwidth = p.bandwidth * gpu.hbm_bandwidth
+    cached = min(work.bytes, gpu.l2_bytes)
+    memory = (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
+    return max(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
+
+
+def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of one memory-bound kernel of class `cls` on the SMs of `share` [s]."""
+    if share.sms < 1 or work.read < 0 or work.written < 0:
+        raise InputError(f"streaming kernel {cls}: {work.bytes} bytes on {share.sms} SMs cannot be priced")
+    p, calibrated, source = params_for(kernels.stream, cls, kernels.name)
+    sms = min(share.sms, gpu.sms)
+    waves = waves_factor(work, p, gpu, sms)
+    body = body_time(work, p, gpu, sms)
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    return Cost(
+        duration=p.launch + body * waves * slow,
+        bound_by="memory" if body > p.launch else "latency",
+        formula=FORMULA,
+        terms=(
+            ("bytes", work.bytes),
+            ("bandwidth", work.bytes / body if body else 0.0),
+            ("sms", float(sms)),
+            ("waves_factor", waves),
+            ("body_s", body),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
+    )
+
+
+def fixed_cost(work: Fixed, cls: str, kernels: Kernels) -> Cost:
+    """Cost of `work.launches` kernels of a class whose time does not depend on their work [s]."""
+    if work.launches < 0:
+        raise InputError(f"fixed kernel {cls}: {work.launches} launches")
+    p, calibrated, source = params_for(kernels.fixed, cls, kernels.name)
+    return Cost(
+        duration=p.time * work.launches,
+        bound_by="fixed",
+        formula="launches * time",
+        terms=(("launches", float(work.launches)), ("time_s", p.time)),
+        source=source,
+        calibrated=calibrated,
+    )
