@@ -1,0 +1,225 @@
+"""Schedules run for real: gradients equal the serial ones, live activations equal the closed forms."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from workloads.reference.config import RefConfig
+from workloads.reference.count import Run
+from workloads.reference.init import Params, init_params
+from workloads.reference.model import add_grads, as_tokens, loss_and_grads
+from workloads.reference.pipeline import DeadlockError, run_schedule
+from workloads.reference.presets import tiny_gqa, tiny_v3
+
+Rows = list[list[str]]
+
+
+def gpipe(p: int, m: int) -> Rows:
+    return [[f"{r}F{i}" for i in range(m)] + [f"{r}B{i}" for i in range(m)] for r in range(p)]
+
+
+def one_f_one_b(p: int, m: int) -> Rows:
+    rows = []
+    for r in range(p):
+        warm = min(p - r - 1, m)
+        row = [f"{r}F{i}" for i in range(warm)]
+        for i in range(m - warm):
+            row += [f"{r}F{warm + i}", f"{r}B{i}"]
+        rows.append(row + [f"{r}B{i}" for i in range(m - warm, m)])
+    return rows
+
+
+def zb1p(p: int, m: int) -> Rows:
+    """1F1B with B split: rank r runs its weight gradients r input gradients late (ZB-H1)."""
+    rows = []
+    for r, row in enumerate(one_f_one_b(p, m)):
+        out, done = [], 0
+        for text in row:
+            if "F" in text:
+                out.append(text)
+                continue
+            out.append(text.replace("B", "I"))
+            done += 1
+            if done > r:
+                out.append(f"{r}W{done - 1 - r}")
+        rows.append(out + [f"{r}W{i}" for i in range(max(m - r, 0), m)])
+    return rows
+
+
+def interleaved(p: int, m: int, v: int = 2) -> Rows:
+    """Megatron's interleaved 1F1B: rank r holds stages r, r + P, ...; microbatches go in groups of P."""
+    forward = [(g * p + i, c) for g in range(m // p) for c in range(v) for i in range(p)]
+    backward = [(g * p + i, v - 1 - c) for g in range(m // p) for c in range(v) for i in range(p)]
+    rows = []
+    for r in range(p):
+        warm = min((p - r - 1) * 2 + (v - 1) * p, len(forward))
+        f = [f"{c * p + r}F{i}" for i, c in forward]
+        b = [f"{c * p + r}B{i}" for i, c in backward]
+        row = f[:warm]
+        for i in range(len(f) - warm):
+            row += [f[warm + i], b[i]]
+        rows.append(row + b[len(f) - warm:])
+    return rows
+
+
+def eight_steps(h: int, q: int, m: int, stages: tuple[int, int], first: tuple[int, int], skip: bool) -> list[str]:
+    """The eight steps DualPipe and DualPipeV share; `first` is where each phase's microbatches start."""
+    done = {"F": [0, 0], "B": [0, 0]}
+    late: deque[str] = deque()
+    row: list[str] = []
+
+    def take(kind: str, phase: int) -> str:
+        count = done["F" if kind == "F" else "B"]
+        count[phase] += 1
+        microbatch = first[phase] + count[phase] - 1
+        if kind == "I":
+            late.append(f"{stages[phase]}W{microbatch}")
+        return f"{stages[phase]}{kind}{microbatch}"
+
+    def pair(x: int, y: int) -> None:
+        row.append(f"({take('F', x)};{take('B', y)})")
+
+    for _ in range(2 * (h - q - 1)):
+        row.append(take("F", 0))
+    for _ in range(q + 1):
+        row.extend([take("F", 0), take("F", 1)])
+    for _ in range(h - q - 1):
+        row.extend([take("I", 1), late.popleft(), take("F", 1)])
+    for i in range(m - 2 * h + q + 1):
+        if i == 0 and skip:
+            row.extend([take("F", 0), take("B", 1)])
+        else:
+            pair(0, 1)
+        pair(1, 0)
+    for _ in range(h - q - 1):
+        row.append(take("B", 1))
+        pair(1, 0)
+    split = False
+    for i in range(q + 1):
+        split = split or (i == (q + 1) // 2 and q % 2 == 1)
+        row.append(take("I" if split else "B", 1))
+        split = split or (i == (q + 1) // 2 and q % 2 == 0)
+        row.append(take("I" if split else "B", 0))
+    for _ in range(h - q - 1):
+        row.extend([late.popleft(), take("I", 0)])
+    for _ in range(q + 1):
+        row.append(late.popleft())
+    assert not late
+    return row
+
+
+def dualpipe(p: int, m: int) -> Rows:
+    """Rank r holds stages r and P - 1 - r; half of the microbatches enter from each end."""
+    half, rows = m // 2, []
+    for r in range(p):
+        q = min(r, p - 1 - r)
+        first = (0, half) if r < p // 2 else (half, 0)
+        rows.append(eight_steps(p // 2, q, half, (q, p - 1 - q), first, skip=q == p // 2 - 1))
+    return rows
+
+
+def dualpipev(p: int, m: int) -> Rows:
+    """P ranks hold 2 P stages in a V: rank r has r and 2 P - 1 - r."""
+    return [eight_steps(p, r, m, (r, 2 * p - 1 - r), (0, 0), skip=r == p - 1) for r in range(p)]
+
+
+def serial(run: Run, params: Params, batches: list[np.ndarray]) -> tuple[float, Params]:
+    total, grads = 0.0, {}
+    for tokens in batches:
+        losses, more = loss_and_grads(run, params, tokens)
+        add_grads(grads, more)
+        total += sum(losses.values())
+    return total, grads
+
+
+def assert_equal_step(cfg: RefConfig, rows: Rows, m: int) -> list[int]:
+    run, params = Run(cfg=cfg), init_params(cfg, seed=1)
+    batches = [as_tokens(cfg, seed=i, batch=1, length=4) for i in range(m)]
+    total, expected = serial(run, params, batches)
+    got = run_schedule(run, params, rows, batches)
+    assert sum(got.losses.values()) == pytest.approx(total, rel=1e-12)
+    assert got.grads.keys() == expected.keys()
+    for unit, weights in expected.items():
+        for name, dw in weights.items():
+            np.testing.assert_allclose(got.grads[unit][name], dw, rtol=1e-9, atol=1e-12 * np.abs(dw).max(),
+                                       err_msg=f"{unit} {name}")
+    return got.peak_live
+
+
+P, M = 4, 8
+CASES: dict[str, tuple[Callable[[int, int], Rows], int, list[int]]] = {
+    "gpipe": (gpipe, P, [M] * P),
+    "1f1b": (one_f_one_b, P, [P - r for r in range(P)]),
+    "zb1p": (zb1p, P, [P] * P),
+    "interleaved": (interleaved, 2 * P, [3 * P - 1 - 2 * r for r in range(P)]),
+    "dualpipe": (dualpipe, P, [P + 1] * P),
+    "dualpipev": (dualpipev, 2 * P, [2 * P + 1] * P),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("base", [tiny_v3(), tiny_gqa()], ids=["v3", "gqa"])
+def test_gradients_equal_serial_and_peaks_equal_closed_form(name: str, base: RefConfig) -> None:
+    generator, stages, peaks = CASES[name]
+    cfg = replace(base, num_hidden_layers=stages)
+    assert assert_equal_step(cfg, generator(P, M), M) == peaks
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 4), (4, 10), (6, 12), (8, 20)])
+def test_dualpipe_at_other_sizes(p: int, m: int) -> None:
+    cfg = replace(tiny_gqa(), num_hidden_layers=p)
+    assert assert_equal_step(cfg, dualpipe(p, m), m) == [p + 1] * p
+
+
+def test_zero_bubble_really_defers() -> None:
+    """Where W comes later than I, the rank still holds the activation in between."""
+    cfg = replace(tiny_gqa(), num_hidden_layers=2)
+    rows = [["0F0", "0F1", "0I0", "0I1", "0W0", "0W1"], ["1F0", "1I0", "1F1", "1I1", "1W0", "1W1"]]
+    assert assert_equal_step(cfg, rows, 2) == [2, 2]
+    eager = [["0F0", "0I0", "0W0", "0F1", "0I1", "0W1"], ["1F0", "1B0", "1F1", "1B1"]]
+    assert assert_equal_step(cfg, eager, 2) == [1, 1]
+
+
+def test_messages_and_bytes_kept() -> None:
+    cfg = replace(tiny_gqa(), num_hidden_layers=4)
+    batches = [as_tokens(cfg, seed=i, batch=1, length=4) for i in range(8)]
+    params = init_params(cfg, seed=1)
+    one = run_schedule(Run(cfg=cfg), params, gpipe(4, 8), batches)
+    two = run_schedule(Run(cfg=cfg), params, one_f_one_b(4, 8), batches)
+    assert one.messages == two.messages == [8, 16, 16, 8]
+    assert two.peak_kept[1] == pytest.approx(one.peak_kept[1] * 3 / 8)  # equal stages in the middle
+    v = run_schedule(Run(cfg=cfg), params, dualpipev(2, 8), batches)
+    assert v.messages == [16, 16]  # the V's turn from stage 1 to 2 stays on rank 1
+
+
+def test_deadlock_names_what_each_rank_waits_for() -> None:
+    cfg = replace(tiny_gqa(), num_hidden_layers=2)
+    rows = [["0F0", "0B0", "0F1", "0B1"], ["1F1", "1B1", "1F0", "1B0"]]
+    batches = [as_tokens(cfg, seed=i, batch=1, length=3) for i in range(2)]
+    with pytest.raises(DeadlockError, match=r"(?s)rank 0, column 1: 0B0 waits for.*rank 1, column 0: 1F1 waits for 0F1"):
+        run_schedule(Run(cfg=cfg), init_params(cfg, seed=0), rows, batches)
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([["0F0"]], "needs either 0B0 or both"),
+    ([["0F0", "0B0", "0W0"]], "needs either 0B0 or both"),
+    ([["0F0", "0B0", "0F0"]], "more than once"),
+    ([["0F0", "0B0"], ["1B0", "1F1", "1B1"]], "0F1 is missing"),
+    ([["0F0"], ["0B0"]], "stands on rank 1, but its forward on rank 0"),
+    ([["0F"]], "is no action"),
+    ([["(0F0;0B0;0F1)"]], "is no action"),
+    ([[]], "empty"),
+])
+def test_bad_schedules_are_named(rows: Rows, message: str) -> None:
+    cfg = replace(tiny_gqa(), num_hidden_layers=2)
+    with pytest.raises(ValueError, match=message):
+        run_schedule(Run(cfg=cfg), init_params(cfg, seed=0), rows, [as_tokens(cfg, 0, 1, 3)])
+
+
+def test_wrong_number_of_microbatches() -> None:
+    cfg = replace(tiny_gqa(), num_hidden_layers=2)
+    with pytest.raises(ValueError, match="1 microbatches given, the schedule runs 2"):
+        run_schedule(Run(cfg=cfg), init_params(cfg, seed=0), gpipe(2, 2), [as_tokens(cfg, 0, 1, 3)])

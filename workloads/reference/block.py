@@ -1,0 +1,73 @@
+"""One transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+from workloads.reference.count import Array, Run, Saved, Weights
+from workloads.reference.ffn import ffn, ffn_forget, ffn_input_grad
+from workloads.reference.gqa import gqa, gqa_input_grad
+from workloads.reference.linear import Deferred
+from workloads.reference.mla import mla, mla_forget, mla_input_grad, mla_restore
+from workloads.reference.moe import moe, moe_forget, moe_input_grad
+from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
+
+
+def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """Output [B, S, hidden], the layer's balance loss, and what backward needs (already told to the counter)."""
+    saved: Saved = {"norm.attn/x": x}
+    attn_in = _normed(run, "norm.attn", p, saved)
+    attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)
+    saved |= (mla_forget(run, kept) if run.cfg.is_mla else kept) | {"norm.ffn/x": x + attn_out}
+    ffn_in = _normed(run, "norm.ffn", p, saved)
+    aux = 0.0
+    if run.cfg.is_moe(run.layer):
+        out, aux, kept = moe(run, p, ffn_in)
+        kept = moe_forget(run, kept)
+    else:
+        out, kept = ffn(run, "dense", p, ffn_in)
+        kept = ffn_forget(run, "dense", kept)
+    saved |= kept
+    if "norm" not in run.recompute:
+        saved |= {f"{_first(run, 'attn')}/x": attn_in, f"{_first(run, 'ffn')}/x": ffn_in}
+    run.keep(saved)
+    return saved["norm.ffn/x"] + out, aux, saved
+
+
+def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
+    """dx and every waiting weight gradient of the layer."""
+    ffn_in = _input_of(run, "ffn", p, saved)
+    if run.cfg.is_moe(run.layer):
+        dffn, deferred = moe_input_grad(run, p, ffn_in, saved, dy)
+    else:
+        dffn, deferred = ffn_input_grad(run, "dense", p, ffn_in, saved, dy)
+    dmiddle, gain = _norm_input_grad(run, "norm.ffn", p, saved, dffn)
+    dmiddle = dmiddle + dy
+    attn_in = _input_of(run, "attn", p, saved)
+    if run.cfg.is_mla:
+        dattn, more = mla_input_grad(run, p, attn_in, mla_restore(run, p, attn_in, saved), dmiddle)
+    else:
+        dattn, more = gqa_input_grad(run, p, attn_in, saved, dmiddle)
+    dx, gain2 = _norm_input_grad(run, "norm.attn", p, saved, dattn)
+    return dx + dmiddle, [*deferred, gain, *more, gain2]
+
+
+def _first(run: Run, half: str) -> str:
+    """The first op that reads a normalised input: it is the one charged with keeping it."""
+    if half == "ffn":
+        return "router.gate" if run.cfg.is_moe(run.layer) else "dense.up_gate"
+    if not run.cfg.is_mla:
+        return "attn.qkv"
+    return "attn.q_a" if run.cfg.q_lora_rank is not None else "attn.q"
+
+
+def _normed(run: Run, op: str, p: Weights, saved: Saved) -> Array:
+    y, saved[f"{op}/rstd"] = rmsnorm(run, op, saved[f"{op}/x"], p[op])
+    return y
+
+
+def _input_of(run: Run, half: str, p: Weights, saved: Saved) -> Array:
+    key = f"{_first(run, half)}/x"
+    return saved[key] if key in saved else _normed(run.at(part="R"), f"norm.{half}", p, dict(saved))
+
+
+def _norm_input_grad(run: Run, op: str, p: Weights, saved: Saved, dy: Array) -> tuple[Array, Deferred]:
+    x, rstd = saved[f"{op}/x"], saved[f"{op}/rstd"]
+    gain = Deferred(kind="gain", op=op, name=op, layer=run.layer, x=x, dy=dy, extra=rstd)
+    return rmsnorm_input_grad(run, op, x, rstd, p[op], dy), gain

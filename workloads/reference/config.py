@@ -1,0 +1,137 @@
+"""The shape of a model, spelled as in Hugging Face's config.json.
+
+One frozen dataclass covers the DeepSeek-V2/V3 family (MLA, experts, MTP) and dense GQA models (Llama, Qwen).
+`kv_lora_rank is None` means grouped-query attention; `n_routed_experts is None` means dense layers only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefConfig:
+    """Everything the reference model needs to know about a model; sizes are elements, not bytes."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    # Multi-head latent attention, DeepSeek-V2 section 2.1
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+    head_dim: int | None = None  # GQA only; hidden_size / heads when absent
+    # DeepSeekMoE, DeepSeek-V3 section 2.1.2
+    n_routed_experts: int | None = None
+    n_shared_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    first_k_dense_replace: int = 0
+    n_group: int = 1
+    topk_group: int = 1
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    aux_loss_alpha: float = 0.0
+    # Multi-token prediction, DeepSeek-V3 section 2.2
+    num_nextn_predict_layers: int = 0
+    mtp_loss_weight: float = 0.3  # lambda of equation 25; not a config.json key
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise ValueError("model config: " + "; ".join(problems))
+
+    @property
+    def is_mla(self) -> bool:
+        return self.kv_lora_rank is not None
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query head [elements]."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
+
+    @property
+    def v_dim(self) -> int:
+        """Width of one value head [elements]."""
+        return self.v_head_dim if self.is_mla else self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope_dim(self) -> int:
+        """How many elements of a query head are rotated."""
+        return self.qk_rope_head_dim if self.is_mla else self.v_dim
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether the feed-forward of this layer is a mixture of experts (MTP layers follow the last one)."""
+        return self.n_routed_experts is not None and layer >= self.first_k_dense_replace
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of a mixture layer."""
+        if self.n_routed_experts is None:
+            raise ValueError("this model is dense: n_routed_experts is None")
+        return self.n_routed_experts
+
+
+def config_from_dict(data: Mapping[str, Any]) -> RefConfig:
+    """A RefConfig from a parsed config.json; keys the model does not use are ignored, missing ones are named."""
+    known = {f.name for f in fields(RefConfig)}
+    values = {key: value for key, value in data.items() if key in known}
+    for key in ("n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "aux_loss_alpha"):
+        if key in values and values[key] is None:
+            values[key] = 0
+    values["n_group"] = values.get("n_group") or 1
+    values["topk_group"] = values.get("topk_group") or 1
+    values.setdefault("num_key_value_heads", data.get("num_attention_heads"))
+    missing = [k for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+               if k not in values]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}: every model has them")
+    return RefConfig(**values)
+
+
+def _problems(c: RefConfig) -> list[str]:
+    """What is wrong with a config, each with what would be right."""
+    out = [f"{name} is {getattr(c, name)}, must be at least 1"
+           for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+           if getattr(c, name) < 1]
+    if c.is_mla:
+        out += [f"{name} is {getattr(c, name)}, MLA needs at least 1"
+                for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if getattr(c, name) < 1]
+    elif c.num_attention_heads % c.num_key_value_heads:
+        out.append(f"num_attention_heads {c.num_attention_heads} must be a multiple of "
+                   f"num_key_value_heads {c.num_key_value_heads}")
+    if c.rope_dim % 2:
+        out.append(f"rotated width {c.rope_dim} must be even: rope turns pairs")
+    if c.n_routed_experts is not None:
+        out += _moe_problems(c, c.n_routed_experts)
+    return out
+
+
+def _moe_problems(c: RefConfig, experts: int) -> list[str]:
+    out = []
+    if c.moe_intermediate_size < 1:
+        out.append(f"moe_intermediate_size is {c.moe_intermediate_size}, must be at least 1")
+    if experts % c.n_group:
+        return [*out, f"n_routed_experts {experts} must be a multiple of n_group {c.n_group}"]
+    if not 1 <= c.topk_group <= c.n_group:
+        out.append(f"topk_group {c.topk_group} must lie in 1..n_group = 1..{c.n_group}")
+    allowed = experts // c.n_group * c.topk_group
+    if not 1 <= c.num_experts_per_tok <= allowed:
+        out.append(f"num_experts_per_tok {c.num_experts_per_tok} must lie in 1..{allowed}, the experts of "
+                   f"{c.topk_group} of {c.n_group} groups")
+    if c.scoring_func not in ("sigmoid", "softmax"):
+        out.append(f"scoring_func {c.scoring_func!r} must be 'sigmoid' or 'softmax'")
+    if c.topk_method not in ("noaux_tc", "group_limited_greedy", "greedy"):
+        out.append(f"topk_method {c.topk_method!r} must be 'noaux_tc', 'group_limited_greedy' or 'greedy'")
+    return out

@@ -1,0 +1,57 @@
+"""SwiGLU feed-forward (arXiv 2002.05202), used by dense layers and by shared experts: op prefix `dense` or `shared`."""
+
+import numpy as np
+
+from workloads.reference.count import Array, Run, Saved, Weights
+from workloads.reference.linear import Deferred, linear, linear_input_grad
+
+
+def swiglu(u: Array) -> Array:
+    """silu(gate) * up [..., f] of both halves u [..., 2 f]."""
+    gate, up = np.split(u, 2, axis=-1)
+    out: Array = gate * _sigmoid(gate) * up
+    return out
+
+
+def swiglu_input_grad(u: Array, da: Array) -> Array:
+    """du [..., 2 f]."""
+    gate, up = np.split(u, 2, axis=-1)
+    s = _sigmoid(gate)
+    return np.concatenate([da * up * s * (1 + gate * (1 - s)), da * gate * s], axis=-1)
+
+
+def ffn(run: Run, kind: str, p: Weights, x: Array) -> tuple[Array, Saved]:
+    """down(swiglu(up_gate(x))) [..., hidden]; the activation counts as a part of reading `down`'s input."""
+    u = linear(run, f"{kind}.up_gate", x, p[f"{kind}.up_gate"])
+    a = activate(run, f"{kind}.down", u)
+    return linear(run, f"{kind}.down", a, p[f"{kind}.down"]), {f"{kind}.down/u": u, f"{kind}.down/x": a}
+
+
+def activate(run: Run, op: str, u: Array, g: Array | None = None) -> Array:
+    """SwiGLU in front of the product `op`; rows are scaled by their gate weight g [rows] where there is one."""
+    a = swiglu(u) if g is None else swiglu(u) * g[:, None]
+    run.count(op, "F", read={"u": u} if g is None else {"u": u, "g": g}, written={"x": a})
+    return a
+
+
+def ffn_forget(run: Run, kind: str, saved: Saved) -> Saved:
+    return {k: v for k, v in saved.items() if not ("swiglu" in run.recompute and k == f"{kind}.down/x")}
+
+
+def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved,
+                   dy: Array) -> tuple[Array, list[Deferred]]:
+    """dx and the waiting weight gradients; recomputes the activation where it was not kept."""
+    up, down = f"{kind}.up_gate", f"{kind}.down"
+    u = saved[f"{down}/u"]
+    a = saved[f"{down}/x"] if f"{down}/x" in saved else activate(run.at(part="R"), down, u)
+    da = linear_input_grad(run, down, dy, p[down])
+    du = swiglu_input_grad(u, da)
+    run.count(down, "I", read={"u": u, "dx": da}, written={"du": du})
+    dx = linear_input_grad(run, up, du, p[up])
+    return dx, [Deferred(kind="linear", op=down, name=down, layer=run.layer, x=a, dy=dy),
+                Deferred(kind="linear", op=up, name=up, layer=run.layer, x=x, dy=du)]
+
+
+def _sigmoid(x: Array) -> Array:
+    out: Array = 1.0 / (1.0 + np.exp(-x))
+    return out

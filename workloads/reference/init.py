@@ -1,0 +1,74 @@
+"""Fresh weights for a config: {unit: {weight: array}}, units being embed, layers.i, head and mtp.k."""
+
+import numpy as np
+
+from workloads.reference.config import RefConfig
+from workloads.reference.count import Weights
+
+Params = dict[str, Weights]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def units(cfg: RefConfig) -> list[str]:
+    """The model's units in the order a token passes them."""
+    return ["embed", *(f"layers.{i}" for i in range(cfg.num_hidden_layers)), "head",
+            *(f"mtp.{k}" for k in range(cfg.num_nextn_predict_layers))]
+
+
+def unit_shapes(cfg: RefConfig, unit: str) -> Shapes:
+    """Shapes [in, out] of a unit's own weights; shared ones (MTP's embedding and head) belong to their owner."""
+    h = cfg.hidden_size
+    if unit == "embed":
+        return {"embed": (cfg.vocab_size, h)}
+    if unit == "head":
+        return {"norm.final": (h,), "head": (h, cfg.vocab_size)}
+    kind, index = unit.split(".")
+    if kind == "mtp":
+        joined: Shapes = {"mtp.norm_h": (h,), "mtp.norm_e": (h,), "mtp.proj": (2 * h, h), "norm.final": (h,)}
+        return joined | _layer_shapes(cfg, cfg.num_hidden_layers + int(index))
+    return _layer_shapes(cfg, int(index))
+
+
+def init_params(cfg: RefConfig, seed: int, dtype: type = np.float64) -> Params:
+    """Matrices from N(0, initializer_range), gains near 1, balancing biases 0."""
+    rng = np.random.default_rng(seed)
+    return {unit: {name: _draw(cfg, rng, name, shape).astype(dtype) for name, shape in unit_shapes(cfg, unit).items()}
+            for unit in units(cfg)}
+
+
+def _draw(cfg: RefConfig, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name == "router.bias":
+        return np.zeros(shape)
+    noise = rng.standard_normal(shape) * cfg.initializer_range
+    return 1.0 + noise if "norm" in name else noise
+
+
+def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
+    h = c.hidden_size
+    shapes: Shapes = {"norm.attn": (h,), "norm.ffn": (h,)} | (_mla_shapes(c) if c.is_mla else _gqa_shapes(c))
+    if not c.is_moe(layer):
+        return shapes | {"dense.up_gate": (h, 2 * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
+    n, f = c.experts, c.moe_intermediate_size
+    shapes |= {"router.gate": (h, n), "moe.up_gate": (n, h, 2 * f), "moe.down": (n, f, h)}
+    if c.topk_method == "noaux_tc":
+        shapes["router.bias"] = (n,)
+    if c.n_shared_experts:
+        shared = f * c.n_shared_experts
+        shapes |= {"shared.up_gate": (h, 2 * shared), "shared.down": (shared, h)}
+    return shapes
+
+
+def _mla_shapes(c: RefConfig) -> Shapes:
+    h, n, rank = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0
+    shapes: Shapes = {
+        "attn.kv_a": (h, rank + c.qk_rope_head_dim), "norm.kv_lora": (rank,),
+        "attn.kv_b": (rank, n * (c.qk_nope_head_dim + c.v_head_dim)), "attn.o": (n * c.v_head_dim, h)}
+    if c.q_lora_rank is None:
+        return shapes | {"attn.q": (h, n * c.qk_head_dim)}
+    return shapes | {"attn.q_a": (h, c.q_lora_rank), "norm.q_lora": (c.q_lora_rank,),
+                     "attn.q_b": (c.q_lora_rank, n * c.qk_head_dim)}
+
+
+def _gqa_shapes(c: RefConfig) -> Shapes:
+    heads = c.num_attention_heads + 2 * c.num_key_value_heads
+    return {"attn.qkv": (c.hidden_size, heads * c.v_dim), "attn.o": (c.num_attention_heads * c.v_dim, c.hidden_size)}

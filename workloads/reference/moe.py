@@ -1,0 +1,122 @@
+"""DeepSeekMoE: shared experts for all tokens, routed experts for the chosen ones (DeepSeek-V3 section 2.1.2).
+
+The gate weight multiplies an expert's activation before its down-projection, which is the same sum as weighing the
+output (the projection is linear), lets `combine` add plainly, and spares keeping the experts' outputs for backward.
+"""
+
+import numpy as np
+
+from workloads.reference.count import Array, Run, Saved, Weights
+from workloads.reference.ffn import activate, ffn, ffn_forget, ffn_input_grad, swiglu, swiglu_input_grad
+from workloads.reference.gate import balance_loss, route, route_input_grad
+from workloads.reference.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
+
+
+def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """Output [B, S, hidden] for normalised input x, and the balance loss."""
+    tokens = x.reshape(-1, x.shape[-1])
+    logits = linear(run, "router.gate", tokens, p["router.gate"])
+    r = route(run.cfg, logits, p.get("router.bias"))
+    aux, _ = balance_loss(run.cfg, r.experts, r.scores, x.shape[0])
+    saved: Saved = {"router.gate/scores": r.scores, "router.gate/ids": r.experts}
+    order, counts = sort_by_expert(r.experts, run.cfg.experts)
+    rows = dispatch(run, tokens, order, r.experts.shape[1])
+    g = r.weights.reshape(-1)[order]
+    y, kept = experts_forward(run, p["moe.up_gate"], p["moe.down"], rows, g, counts)
+    saved |= kept | {"moe.dispatch/order": order}
+    out = combine(run, y, order, r.experts.shape[1])
+    if run.cfg.n_shared_experts:
+        shared, kept = ffn(run, "shared", p, x)
+        out, saved = out.reshape(x.shape) + shared, saved | kept
+    return out.reshape(x.shape), aux, saved
+
+
+def moe_forget(run: Run, saved: Saved) -> Saved:
+    return ffn_forget(run, "moe", ffn_forget(run, "shared", saved))
+
+
+def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
+    """dx and the waiting weight gradients."""
+    experts, scores, order = (saved[k] for k in ("router.gate/ids", "router.gate/scores", "moe.dispatch/order"))
+    counts = np.bincount(experts.reshape(-1), minlength=run.cfg.experts)
+    top_k = experts.shape[1]
+    drows = combine_input_grad(run, dy.reshape(-1, dy.shape[-1]), order, top_k)
+    dx_rows, dg, deferred = experts_input_grad(run, p["moe.up_gate"], p["moe.down"], saved, drows, counts)
+    dx = dispatch_input_grad(run, dx_rows, order, top_k)
+    dweights = np.empty_like(dg)
+    dweights[order] = dg
+    _, daux = balance_loss(run.cfg, experts, scores, x.shape[0])
+    dlogits = route_input_grad(run.cfg, experts, scores, dweights.reshape(experts.shape), daux)
+    dx = dx + linear_input_grad(run, "router.gate", dlogits, p["router.gate"])
+    deferred.append(Deferred(kind="linear", op="router.gate", name="router.gate", layer=run.layer,
+                             x=x.reshape(dx.shape), dy=dlogits))
+    dx = dx.reshape(x.shape)
+    if run.cfg.n_shared_experts:
+        dshared, more = ffn_input_grad(run, "shared", p, x, saved, dy)
+        dx, deferred = dx + dshared, deferred + more
+    return dx, deferred
+
+
+def sort_by_expert(experts: Array, n: int) -> tuple[Array, Array]:
+    """Order of the (token, choice) pairs by expert [T k], and rows per expert [n]; stable, so deterministic."""
+    flat = experts.reshape(-1)
+    return np.argsort(flat, kind="stable"), np.bincount(flat, minlength=n)
+
+
+def dispatch(run: Run, tokens: Array, order: Array, top_k: int) -> Array:
+    """Rows [T k, hidden] in expert order: one copy of a token per chosen expert."""
+    rows: Array = tokens[order // top_k]
+    run.count("moe.dispatch", "F", read={"x": rows, "order": order}, written={"y": rows})
+    return rows
+
+
+def dispatch_input_grad(run: Run, drows: Array, order: Array, top_k: int) -> Array:
+    """The backward of dispatch is a combine: add the copies' gradients [T, hidden]."""
+    dx = _sum_copies(drows, order, top_k)
+    run.count("moe.dispatch", "I", read={"dy": drows, "order": order}, written={"dx": dx})
+    return dx
+
+
+def combine(run: Run, rows: Array, order: Array, top_k: int) -> Array:
+    """Add up each token's expert outputs [T, hidden]."""
+    y = _sum_copies(rows, order, top_k)
+    run.count("moe.combine", "F", read={"x": rows, "order": order}, written={"y": y})
+    return y
+
+
+def combine_input_grad(run: Run, dy: Array, order: Array, top_k: int) -> Array:
+    """The backward of combine is a dispatch."""
+    drows: Array = dy[order // top_k]
+    run.count("moe.combine", "I", read={"dy": drows, "order": order}, written={"dx": drows})
+    return drows
+
+
+def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array,
+                    counts: Array) -> tuple[Array, Saved]:
+    """Each row through its expert, weighted by g [rows]; weights [experts, in, out], rows sorted by expert."""
+    u = grouped(run, "moe.up_gate", rows, w_up, counts)
+    a = activate(run, "moe.down", u, g)
+    y = grouped(run, "moe.down", a, w_down, counts)
+    return y, {"moe.up_gate/x": rows, "moe.down/u": u, "moe.down/x": a, "moe.down/g": g}
+
+
+def experts_input_grad(run: Run, w_up: Array, w_down: Array, saved: Saved, dy: Array,
+                       counts: Array) -> tuple[Array, Array, list[Deferred]]:
+    """Gradients of rows [rows, hidden] and of gate weights [rows], and the waiting weight gradients."""
+    u, g = saved["moe.down/u"], saved["moe.down/g"]
+    a = saved["moe.down/x"] if "moe.down/x" in saved else activate(run.at(part="R"), "moe.down", u, g)
+    da = grouped_input_grad(run, "moe.down", dy, w_down, counts)
+    dg = (da * swiglu(u)).sum(axis=-1)
+    du = swiglu_input_grad(u, da * g[:, None])
+    run.count("moe.down", "I", read={"u": u, "g": g, "dx": da}, written={"du": du, "dg": dg})
+    dx = grouped_input_grad(run, "moe.up_gate", du, w_up, counts)
+    later = [("moe.down", a, dy), ("moe.up_gate", saved["moe.up_gate/x"], du)]
+    return dx, dg, [Deferred(kind="grouped", op=op, name=op, layer=run.layer, x=x, dy=d, extra=counts)
+                    for op, x, d in later]
+
+
+def _sum_copies(rows: Array, order: Array, top_k: int) -> Array:
+    back = np.empty_like(rows)
+    back[order] = rows
+    out: Array = back.reshape(-1, top_k, rows.shape[-1]).sum(axis=1)
+    return out
