@@ -1,0 +1,138 @@
+"""Parameters of communication: what the links alone do not tell.
+
+Bandwidths of links live in `hardware.Link` and are attainable. Nothing here derates them: the parameters below are
+fixed times, the work that SMs do per byte, and how well stages overlap. Every group names its `source`; `assumed`
+is True where nobody measured it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+NetworkKind = Literal[
+    "fat_tree_2", "fat_tree_3", "multi_plane_fat_tree", "rail_optimised", "slim_fly", "dragonfly"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """One wire protocol of a collective library; the cheapest is taken for each message.
+
+    `alpha` [s] is paid once, `step` [s] per hop of the ring or level of the tree, and `payload` (0 to 1) is the part
+    of the wire's bytes that is data (flags and fences take the rest; 1 for the protocol of large messages).
+    """
+
+    alpha: float
+    step: float
+    payload: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """Collectives over one kind of link. `protocols` by name; `all_to_all_alpha` [s] is added per peer of an
+    all-to-all, whose messages are `ranks` times smaller."""
+
+    protocols: dict[str, Protocol]
+    all_to_all_alpha: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class P2p:
+    """Point-to-point messages: `alpha` [s] of launch and handshake."""
+
+    alpha: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpParams:
+    """Throughput kernels for expert dispatch and combine (DeepEP-like): stages that run beside each other.
+
+    `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included. `forward_rate`
+    [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent p of the norm that joins
+    the links' time with the SM stages' (1: one after the other, large: perfectly side by side). `startup` [s].
+    `beside_compute` (>= 1): SM stages last that much longer while compute fills the other SMs. `uncached` (>= 1): SM
+    stages of a dispatch that also exchanges its layout, against one that reuses it.
+    """
+
+    send_rate: float
+    forward_rate: float
+    overlap: float
+    startup: float
+    beside_compute: float
+    uncached: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowLatency:
+    """Kernels for decoding sizes: every (token, expert) copy goes straight to its rank.
+
+    `alpha_dispatch`, `alpha_combine` [s] once, `hop` [s] per doubling of ranks beyond 8, `staging` [B/s] of copies in
+    and out of the send buffers. `nvlink`: peers of the same node are reached over NVLink (else all over the NIC).
+    """
+
+    alpha_dispatch: float
+    alpha_combine: float
+    hop: float
+    staging_dispatch: float
+    staging_combine: float
+    nvlink: bool
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyParams:
+    """Barrier and exchange of counts before an all-to-all: `alpha` [s], `hop` [s] per doubling of ranks.
+
+    `layout_per_token` [s]: counting which token goes where, `layout_alpha` [s] its fixed part.
+    """
+
+    alpha: float
+    hop: float
+    layout_alpha: float
+    layout_per_token: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """The switches between nodes.
+
+    `planes` networks side by side, one per NIC of a node; `ports` of one switch; `oversubscription` (>= 1): downlinks
+    over uplinks of a leaf switch; `pod` [endpoints] that reach each other without crossing an oversubscribed layer
+    (0: all). `base_latency` [s] of NIC and cable of a 64-byte message, `hop_latency` [s] of each switch. `collisions`
+    (0 to 1): part of the bandwidth left by flows that hash onto the same uplink (1: adaptive or static routing).
+    """
+
+    kind: NetworkKind
+    planes: int
+    ports: int
+    oversubscription: float
+    pod: int
+    base_latency: float
+    hop_latency: float
+    collisions: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """All parameters of communication of one cluster. `ep` and `low_latency` by the name of the kernels."""
+
+    nvlink: Tier
+    nic: Tier
+    p2p_nvlink: P2p
+    p2p_nic: P2p
+    ep: dict[str, EpParams]
+    low_latency: dict[str, LowLatency]
+    notify: NotifyParams
+    network: Network
