@@ -1,0 +1,1 @@
+"""Hardware profiles: data files only, read by `simulator.inputs`."""

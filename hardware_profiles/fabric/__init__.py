@@ -1,0 +1,1 @@
+"""Communication parameters by cluster: data files only."""

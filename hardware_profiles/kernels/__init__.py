@@ -1,0 +1,1 @@
+"""Kernel parameters by GPU: data files only."""

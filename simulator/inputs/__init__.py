@@ -1,0 +1,25 @@
+"""Input files: models, hardware profiles, stacks and jobs, by name or path, with `--set path=value` on top.
+
+Every failure is an `InputError` of one line: `file: key: value: what would be right`.
+"""
+
+from simulator.inputs.files import Kind, list_names
+from simulator.inputs.loaders import (
+    load_hardware,
+    load_job,
+    load_model,
+    load_scenario,
+    load_stack,
+    settable_paths,
+)
+
+__all__ = [
+    "Kind",
+    "list_names",
+    "load_hardware",
+    "load_job",
+    "load_model",
+    "load_scenario",
+    "load_stack",
+    "settable_paths",
+]

@@ -1,0 +1,142 @@
+"""Plausible ranges of numbers, with errors that teach the unit.
+
+Only what cannot be meant is refused: what-ifs far from today's hardware pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from simulator.inputs.problems import problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Values from `low` to `high` in `unit`; `habits` are the factors people forget (160 GB/s written as 160)."""
+
+    low: float
+    high: float = float("inf")
+    unit: str = ""
+    habits: tuple[str, ...] = ()
+    or_zero: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies inside."""
+        return self.low <= value <= self.high or (self.or_zero and value == 0)
+
+
+_POSITIVE = Range(low=1)
+_NOT_NEGATIVE = Range(low=0)
+_BANDWIDTH = Range(low=1e8, high=1e15, unit="B/s", habits=("e9", "e12"))
+_RATE = Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"))
+_LATENCY = Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9"))
+
+CLUSTER: Mapping[str, Range] = {
+    "price_per_gpu_hour": Range(low=0, high=1e4, unit="USD"),
+    "gpu.sms": Range(low=1, high=4096),
+    "gpu.boost_clock": Range(low=1e8, high=1e11, unit="Hz", habits=("e9", "e6")),
+    "gpu.peak.bf16": _RATE,
+    "gpu.peak.fp8": Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"), or_zero=True),
+    "gpu.peak.fp32": Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"), or_zero=True),
+    "gpu.hbm_bytes": Range(low=1e8, high=1e14, unit="B", habits=("e9", "e12")),
+    "gpu.hbm_bandwidth": _BANDWIDTH,
+    "gpu.l2_bytes": Range(low=1e5, high=1e11, unit="B", habits=("e6",)),
+    "gpu.tdp": Range(low=10, high=1e5, unit="W", habits=("e3",)),
+    "node.gpus": Range(low=1, high=4096),
+    "node.nvlink.bandwidth": _BANDWIDTH,
+    "node.nvlink.peak": _BANDWIDTH,
+    "node.nvlink.latency": _LATENCY,
+    "node.nic.bandwidth": _BANDWIDTH,
+    "node.nic.peak": _BANDWIDTH,
+    "node.nic.latency": _LATENCY,
+}
+
+STACK: Mapping[str, Range] = {
+    "kernel_gap": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
+    "wgrad_streams": _POSITIVE,
+}
+
+JOB: Mapping[str, Range] = {
+    "layout.zero": Range(low=0, high=3),
+    "layout.stages": _NOT_NEGATIVE,
+    "overlap.comm_sms": _NOT_NEGATIVE,
+    "routing.seed": _NOT_NEGATIVE,
+    "routing.cv": _NOT_NEGATIVE,
+    "run.price_per_gpu_hour": _NOT_NEGATIVE,
+}
+
+MODEL: Mapping[str, Range] = {
+    name: _NOT_NEGATIVE
+    for name in (
+        "max_position_embeddings",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "n_shared_experts",
+        "shared_expert_intermediate_size",
+        "first_k_dense_replace",
+        "mlp_only_layers",
+        "num_nextn_predict_layers",
+        "routed_scaling_factor",
+    )
+}
+
+
+def check_ranges(
+    value: Any, ranges: Mapping[str, Range], source: str, prefix: str = "", skip: tuple[str, ...] = ()
+) -> None:
+    """Raise for the first number of the dataclass `value` that is out of its range.
+
+    Integers without a range must be at least 1. Fields named in `skip` are left out.
+    """
+    for path, number in _numbers(value):
+        if path.partition(".")[0] in skip:
+            continue
+        default = _POSITIVE if isinstance(number, int) else None
+        limit = ranges.get(path, default)
+        if limit is not None and not limit.holds(number):
+            raise problem(source, prefix + path, number, _advice(limit, number))
+
+
+def check_not_negative(value: Any, source: str, prefix: str = "") -> None:
+    """Raise for the first negative number below `value`."""
+    for path, number in _numbers(value):
+        if number < 0:
+            raise problem(source, prefix + path, number, "must be at least 0")
+
+
+def _advice(limit: Range, number: float) -> str:
+    """What to write; numbers in the notation that profiles use."""
+    for habit in limit.habits:
+        if number > 0 and limit.holds(number * float(f"1{habit}")):
+            return f"{_plain(number)} {limit.unit} is implausible: write {_plain(number)}{habit}"
+    unit = f" {limit.unit}" if limit.unit else ""
+    if limit.high == float("inf"):
+        return f"must be at least {_plain(limit.low)}{unit}"
+    return f"must be from {_plain(limit.low)} to {_plain(limit.high)}{unit}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}"
+
+
+def _numbers(value: Any, prefix: str = "") -> list[tuple[str, float]]:
+    """Dotted path and value of every number in a tree of dataclasses, tuples and dicts."""
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, (int, float)):
+        return [(prefix, value)]
+    if isinstance(value, tuple):
+        return [found for item in value for found in _numbers(item, prefix)]
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif is_dataclass(value):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    else:
+        return []
+    return [found for name, part in parts for found in _numbers(part, f"{prefix}.{name}" if prefix else name)]

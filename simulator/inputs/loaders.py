@@ -1,0 +1,175 @@
+"""Loading models, hardware, stacks, jobs and whole scenarios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from simulator.fabric import Fabric
+from simulator.hardware import Cluster, Gpu, Node
+from simulator.inputs.files import Kind, Source, Table, find, named_in, read, read_extended
+from simulator.inputs.hf_config import model_from_config, settable
+from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
+from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
+from simulator.inputs.problems import problem
+from simulator.inputs.typed import build, field_names, hints
+from simulator.kernels import Kernels
+from simulator.layout import Job
+from simulator.model import ModelSpec
+from simulator.scenario import Scenario
+from simulator.stack import Stack
+
+T = TypeVar("T")
+
+_NAMED = ("model", "hardware", "stack")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Profile:
+    """A hardware profile as its file spells it: kernels and fabric by name."""
+
+    name: str
+    kernels: str
+    fabric: str
+    gpu: Gpu
+    node: Node
+    price_per_gpu_hour: float
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """The model of a shipped name, of a config.json, or of a folder that holds one."""
+    return _model(name_or_path, [])
+
+
+def load_hardware(name_or_path: str) -> Cluster:
+    """The cluster of a shipped name or of a TOML profile."""
+    source = find("hardware", name_or_path)
+    table = {"name": source.name} | read_extended("hardware", source)
+    profile = build(_Profile, table, source.label)
+    kernels = _parameters("kernels", Kernels, profile.kernels, source)
+    fabric = _parameters("fabric", Fabric, profile.fabric, source)
+    plain = {f.name: getattr(profile, f.name) for f in fields(profile)}
+    cluster = Cluster(**plain | {"kernels": kernels, "fabric": fabric})
+    _check_cluster(cluster, source.label, "")
+    return cluster
+
+
+def load_stack(name_or_path: str) -> Stack:
+    """The software stack of a shipped name or of a TOML file."""
+    source = find("stack", name_or_path)
+    stack = build(Stack, {"name": source.name} | read_extended("stack", source), source.label)
+    check_ranges(stack, STACK, source.label)
+    return stack
+
+
+def load_job(name_or_path: str) -> Job:
+    """The job of a shipped name or of a TOML file."""
+    return _job(find("job", name_or_path))
+
+
+def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
+    """A job with its model, hardware and stack, after `overrides` such as `layout.pp=8` or `hardware.gpu.sms=108`."""
+    source = find("job", name_or_path)
+    job, changes = _job(source), [parse_override(text) for text in overrides]
+    below = {root: [c for c in changes if c.root == root and c.rest] for root in _NAMED}
+    for change in changes:
+        if change.root not in _NAMED or not change.rest:
+            job = _changed_job(job, change)
+    cluster, stack = load_hardware(job.hardware), load_stack(job.stack)
+    for change in below["hardware"]:
+        cluster = _changed_cluster(cluster, change)
+    for change in below["stack"]:
+        stack = replaced(stack, change, change.rest, paths(stack, "stack"))
+    check_ranges(stack, STACK, OPTION, "stack.")
+    model = _model(job.model, below["model"])
+    return Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
+
+
+def settable_paths(scenario: Scenario) -> list[str]:
+    """Every path that an override of this scenario may name."""
+    return [
+        *paths(scenario.job),
+        *(f"model.{key}" for key in settable(scenario.model.model_type)),
+        *paths(scenario.cluster, "hardware"),
+        *paths(scenario.stack, "stack"),
+    ]
+
+
+def _job(source: Source) -> Job:
+    job = build(Job, _anchored(source), source.label)
+    check_ranges(job, JOB, source.label)
+    if job.run.tokens <= 0:
+        raise problem(source.label, "run.tokens", job.run.tokens, "must be above 0, as in 14.8e12")
+    return job
+
+
+def _anchored(source: Source) -> Table:
+    """The job's table, paths in it starting from the folder of the file."""
+    table = read_extended("job", source)
+    if source.folder is None:
+        return table
+    for key in _NAMED:
+        if key in table:
+            table[key] = _from_folder(table[key], source.folder)
+    layout = table.get("layout")
+    if isinstance(layout, dict) and "schedule" in layout:
+        table["layout"] = layout | {"schedule": _from_folder(layout["schedule"], source.folder)}
+    return table
+
+
+def _from_folder(value: Any, folder: Path) -> Any:
+    is_path = isinstance(value, str) and ("/" in value or value.endswith((".toml", ".json", ".csv", ".txt")))
+    return str(folder / value) if is_path else value
+
+
+def _model(name_or_path: str, changes: Iterable[Override]) -> ModelSpec:
+    source = find("model", name_or_path)
+    table = read(source)
+    label, values = source.label, {}
+    known: dict[str, str] = {}
+    for change in changes:
+        known = known or settable(table["model_type"])
+        if change.rest not in known:
+            raise unknown(change, (f"model.{key}" for key in known))
+        values[change.rest] = typed(hints(ModelSpec)[known[change.rest]], change)
+    if values:
+        model_from_config(table, source.name, label)
+        label = f"{OPTION}: model."
+    return model_from_config(table, source.name, label, values)
+
+
+def _changed_job(job: Job, change: Override) -> Job:
+    changed = replaced(job, change, change.path, paths(job))
+    check_ranges(changed, JOB, OPTION)
+    if changed.run.tokens <= 0:
+        raise problem(OPTION, "run.tokens", changed.run.tokens, "must be above 0, as in 14.8e12")
+    return changed
+
+
+def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
+    changed = replaced(cluster, change, change.rest, paths(cluster, "hardware"))
+    _check_cluster(changed, OPTION, "hardware.")
+    return replace(changed, sources=changed.sources | {change.rest: "set by the user"})
+
+
+def _check_cluster(cluster: Cluster, source: str, prefix: str) -> None:
+    check_ranges(cluster, CLUSTER, source, prefix, skip=("kernels", "fabric"))
+    check_not_negative(cluster.kernels, source, f"{prefix}kernels.")
+    check_not_negative(cluster.fabric, source, f"{prefix}fabric.")
+    for name in ("nvlink", "nic"):
+        link = getattr(cluster.node, name)
+        if link.bandwidth > link.peak and source != OPTION:
+            right = f"is above the peak {link.peak:g}; bandwidth is what can be attained"
+            raise problem(source, f"{prefix}node.{name}.bandwidth", link.bandwidth, right)
+
+
+def _parameters(kind: Kind, cls: type[T], name: str, profile: Source) -> T:
+    """Kernel or communication parameters that a profile names."""
+    source = named_in(profile, kind, name)
+    table = read_extended(kind, source)
+    if "name" in field_names(cls):
+        table = {"name": source.name} | table
+    return build(cls, table, source.label)

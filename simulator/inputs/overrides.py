@@ -1,0 +1,123 @@
+"""`--set path=value`: one value of a frozen dataclass tree replaced, typed by its field."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from simulator.errors import InputError
+from simulator.inputs.problems import nearest, problem
+from simulator.inputs.typed import child, convert, field_names
+
+T = TypeVar("T")
+
+OPTION = "--set"
+_FIXED = ("name", "sources")
+_ROOTS = "layout, batch, precision, overlap, routing, run, model, hardware or stack"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One `path=value` as written."""
+
+    path: str
+    text: str
+
+    @property
+    def root(self) -> str:
+        """First part of the path: `model`, `hardware`, `stack`, or a table or key of the job."""
+        return self.path.partition(".")[0]
+
+    @property
+    def rest(self) -> str:
+        """The path below `root`; empty where the path has one part."""
+        return self.path.partition(".")[2]
+
+
+def parse_override(text: str) -> Override:
+    """`layout.pp=8` -> its path and value."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip() or not value.strip():
+        raise InputError(f"{OPTION}: {text!r}: must be path=value, as in layout.pp=8")
+    return Override(path=path.strip(), text=value.strip())
+
+
+def typed(hint: Any, override: Override) -> Any:
+    """The override's text as a value of type `hint`: TOML if it is some, else a bare string, else `none`."""
+    candidates = [*_as_toml(override.text), override.text]
+    if override.text.lower() in ("none", "null"):
+        candidates.append(None)
+    first: InputError | None = None
+    for candidate in candidates:
+        try:
+            return convert(hint, candidate, OPTION, override.path)
+        except InputError as error:
+            first = first or error
+    raise first or problem(OPTION, override.path, override.text, "cannot be read")
+
+
+def replaced(value: T, override: Override, path: str, known: Iterable[str]) -> T:
+    """A copy of the dataclass `value` with the part at dotted `path` replaced; `known` paths are what to suggest."""
+    result: T = _replace(value, path.split("."), override, list(known))
+    return result
+
+
+def paths(value: Any, prefix: str = "") -> list[str]:
+    """Every path that `replaced` accepts below `value`."""
+    if isinstance(value, dict):
+        parts: list[tuple[str, Any]] = list(value.items())
+    elif is_dataclass(value):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value) if f.name not in _FIXED]
+    else:
+        return [prefix]
+    return [path for name, part in parts for path in paths(part, f"{prefix}.{name}" if prefix else name)]
+
+
+def unknown(override: Override, known: Iterable[str]) -> InputError:
+    """The error for a path that leads nowhere."""
+    advice = nearest(override.path, known)
+    if not advice.startswith("did"):
+        advice = f"choose one below {_ROOTS}, as in layout.pp"
+    return problem(OPTION, override.path, override.text, f"unknown key; {advice}")
+
+
+def _replace(value: Any, parts: list[str], override: Override, known: list[str]) -> Any:
+    if isinstance(value, dict):
+        return _replace_item(value, parts, override, known)
+    hint = child(type(value), parts[0])
+    if hint is None or parts[0] in _FIXED:
+        raise unknown(override, known)
+    current = getattr(value, parts[0])
+    return replace(value, **{parts[0]: _part(current, hint, parts[1:], override, known)})
+
+
+def _replace_item(value: dict[str, Any], parts: list[str], override: Override, known: list[str]) -> Any:
+    """Keys of a table may hold dots themselves (`gemm.fp8`): the longest that fits wins."""
+    for length in range(len(parts), 0, -1):
+        key = ".".join(parts[:length])
+        if key in value:
+            new = _part(value[key], type(value[key]), parts[length:], override, known)
+            return value | {key: new}
+    raise unknown(override, known)
+
+
+def _part(current: Any, hint: Any, rest: list[str], override: Override, known: list[str]) -> Any:
+    is_table = is_dataclass(current) or isinstance(current, dict)
+    if rest and is_table:
+        return _replace(current, rest, override, known)
+    if rest:
+        raise unknown(override, known)
+    if is_table:
+        names = list(current) if isinstance(current, dict) else field_names(type(current))
+        listed = ", ".join(f"{override.path}.{name}" for name in names[:4])
+        raise problem(OPTION, override.path, override.text, f"is a table; set one of its values: {listed}")
+    return typed(hint, override)
+
+
+def _as_toml(text: str) -> list[Any]:
+    try:
+        return [tomllib.loads(f"x = {text}")["x"]]
+    except tomllib.TOMLDecodeError:
+        return []

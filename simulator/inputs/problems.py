@@ -1,0 +1,38 @@
+"""One line for everything that can be wrong with an input: `file: key: value: what would be right`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from simulator.errors import InputError
+
+_SHOWN = 60  # characters of a value that an error repeats
+
+
+def problem(source: str, key: str, value: object, right: str) -> InputError:
+    """The error for `value` at dotted `key` of the file (or option) `source`.
+
+    A source that ends in a dot is the start of the key: `--set: model.`.
+    """
+    place = f"{source}{key}" if source.endswith(".") else f"{source}: {key}"
+    return InputError(f"{place}: {shown(value)}: {right}")
+
+
+def shown(value: object) -> str:
+    """`value` as it would stand in a file, on one line and not too long."""
+    text = json.dumps(value, ensure_ascii=False, default=str).replace("NaN", "nan").replace("Infinity", "inf")
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`did you mean X?`, or the choices where nothing is near."""
+    from difflib import get_close_matches
+
+    known = sorted(choices)
+    lowered = {choice.lower(): choice for choice in known}
+    near = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {lowered[near[0]]}?"
+    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"choose one of {listed}" if known else "nothing can be chosen here"

@@ -1,0 +1,149 @@
+"""Tables to frozen dataclasses: the only place that knows pydantic, strict and closed to unknown keys.
+
+pydantic finds what does not fit; the words come from the field's own type, so that every error reads alike.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from simulator.errors import InputError
+from simulator.inputs.problems import nearest, problem
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
+    """An instance of the dataclass `cls` from `table`, or the first error as one line naming `source` and the key."""
+    for path in _unknown(cls, table):
+        raise _unknown_key(cls, table, path, source, prefix)
+    value: T = _validated(cls, table, source, prefix)
+    return value
+
+
+def convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    """`value` as a field of type `hint`."""
+    return _validated(hint, value, source, key)
+
+
+def expected(hint: Any) -> str:
+    """What a value of this type looks like, in words."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "must be " + _either([json.dumps(choice) for choice in get_args(hint)])
+    if origin in (Union, types.UnionType):
+        parts = [expected(arg).removeprefix("must be ") for arg in get_args(hint) if arg is not type(None)]
+        return "must be " + " or ".join(parts)
+    if origin is tuple:
+        inner = [arg for arg in get_args(hint) if arg is not Ellipsis]
+        return f"must be a list, each {expected(inner[0]).removeprefix('must be ')}"
+    if origin is dict or is_dataclass(hint):
+        return "must be a table"
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+    return "must be " + words.get(hint, str(hint))
+
+
+@cache
+def hints(cls: type) -> dict[str, Any]:
+    """Field name -> type of a dataclass."""
+    known = get_type_hints(cls)
+    return {f.name: known[f.name] for f in fields(cls)}
+
+
+def field_names(hint: Any) -> list[str]:
+    """Names below a table-like type: fields of a dataclass, else none."""
+    return list(hints(hint)) if isinstance(hint, type) and is_dataclass(hint) else []
+
+
+def child(hint: Any, name: str) -> Any:
+    """Type of the part `name` of a dataclass or dict; None where there is none."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hints(hint).get(name)
+    if get_origin(hint) is dict:
+        return get_args(hint)[1]
+    return None
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    # The list lets one strict configuration reach plain dataclasses at every depth.
+    return TypeAdapter(list[hint], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+
+
+def _validated(hint: Any, value: Any, source: str, key: str) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        # JSON is the mode in which strict still takes lists for tuples and tables for dataclasses.
+        return _adapter(hint).validate_json(json.dumps([value], default=str))[0]
+    except ValidationError as error:
+        loc = error.errors(include_url=False)[0]["loc"][1:]
+        raise _mismatch(hint, value, loc, source, key) from None
+
+
+def _mismatch(hint: Any, value: Any, loc: tuple[str | int, ...], source: str, key: str) -> InputError:
+    path = [key] if key else []
+    for part in loc:
+        if isinstance(value, list) and isinstance(part, int):
+            value, path[-1] = value[part], f"{path[-1]}[{part}]"
+            hint = next((arg for arg in _tuple_args(hint)), hint)
+            continue
+        inner = child(hint, str(part))
+        if inner is None or not isinstance(value, dict):
+            break
+        if part not in value:
+            return InputError(f"{source}: {'.'.join([*path, str(part)])}: missing: {expected(inner)}")
+        value, hint = value[part], inner
+        path.append(str(part))
+    return problem(source, ".".join(path) or "the file", value, expected(hint) + _hint(hint, value))
+
+
+def _tuple_args(hint: Any) -> list[Any]:
+    options = [hint, *get_args(hint)]
+    return [arg for option in options if get_origin(option) is tuple for arg in get_args(option)[:1]]
+
+
+def _hint(hint: Any, value: Any) -> str:
+    """What to write instead, where that is plain."""
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if hint in (int, float) and isinstance(value, str):
+        return f"; write {value} without quotes" if _is_number(value) else ""
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _unknown(hint: Any, table: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths in `table` that the type has no field for; told before anything missing, which they often explain."""
+    if not isinstance(table, dict):
+        return []
+    found: list[tuple[str, ...]] = []
+    for key, value in table.items():
+        inner = child(hint, key)
+        found += [(*path, key)] if inner is None else _unknown(inner, value, (*path, key))
+    return found
+
+
+def _unknown_key(cls: type, table: Any, path: tuple[str, ...], source: str, prefix: str) -> InputError:
+    hint: Any = cls
+    for part in path[:-1]:
+        hint, table = child(hint, part), table[part]
+    dotted = ".".join(([prefix] if prefix else []) + list(path))
+    return problem(source, dotted, table[path[-1]], f"unknown key; {nearest(path[-1], field_names(hint))}")

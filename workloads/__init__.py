@@ -1,0 +1,1 @@
+"""Models, jobs and software stacks: data files, read by `simulator.inputs`."""

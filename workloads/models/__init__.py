@@ -1,0 +1,1 @@
+"""Models as Hugging Face config.json files: data only; README.md says where each comes from."""

@@ -1,0 +1,1 @@
+"""Software stacks: TOML files only."""
