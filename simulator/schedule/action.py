@@ -1,9 +1,9 @@
 """A pipeline schedule as data: for every rank, the row of what it computes, in order.
 
 The text form of a step is short enough to read a whole schedule: ``2F0`` is the forward of stage 2 for
-microbatch 0, ``2B0`` its full backward, ``2I0`` and ``2W0`` the backward split into the gradient of the inputs
-and that of the weights (Zero Bubble, Qi et al. 2023, section 2), ``(0F7;7B3)`` a forward and a backward that
-run overlapped (DeepSeek-V3 report, section 3.2.1).
+microbatch 0, ``2B0`` its full backward, ``2I0`` and ``2W0`` the backward split into the gradient of the
+inputs and that of the weights (Zero Bubble, Qi et al. 2023, section 2), ``(0F7;7B3)`` a forward and a
+backward that run overlapped (DeepSeek-V3 report, section 3.2.1).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Kind: TypeAlias = Literal["F", "B", "I", "W"]
 
 
 class Action(NamedTuple):
-    """One part of the work of one stage on one microbatch; unique in a schedule, its rank is where it stands."""
+    """One part of one stage's work on one microbatch; unique in a schedule, its rank is where it stands."""
 
     kind: Kind
     stage: int

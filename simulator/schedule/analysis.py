@@ -64,8 +64,8 @@ def uniform_times(
 ) -> UniformResult:
     """Run the schedule with every step starting as soon as its rank and its inputs are there.
 
-    A full backward takes ``i + w``; a pair takes ``pair`` (by the stage of its forward half, if a sequence), or
-    the sum of its halves if not given. Communication takes no time.
+    A full backward takes ``i + w``; a pair takes ``pair`` (by the stage of its forward half, if a sequence),
+    or the sum of its halves if not given. Communication takes no time.
     """
     forward, inputs, weights = (_per_stage(times, schedule.stages) for times in (f, i, w))
     paired = None if pair is None else _per_stage(pair, schedule.stages)
@@ -125,8 +125,8 @@ def _per_stage(times: Durations, stages: int) -> Sequence[float]:
 def peak_in_flight(schedule: Schedule) -> tuple[int, ...]:
     """Most microbatches of one stage [1] whose activations are alive at once, by rank.
 
-    They live from the start of the forward to the end of what needs them last: B, or W (not I, since the weight
-    part still needs the inputs of the matrix products).
+    They live from the start of the forward to the end of what needs them last: B, or W (not I, since the
+    weight part still needs the inputs of the matrix products).
     """
     return tuple(_peak(row) for row in schedule.rows)
 
@@ -142,14 +142,16 @@ def _peak(row: Sequence[Step]) -> int:
 
 
 def closed_form_bubble(name: str, pp: int, f: float, i: float, w: float, pair: float | None = None) -> float:
-    """Idle time of the worst rank by the published formula, for full pipelines, uniform stages, free communication.
+    """Idle time of the worst rank by the published formula, for uniform stages and free communication.
 
-    Durations are those of one stage (a thin one for interleaved, so that ``vpp`` does not appear). Idle is within
-    the makespan, but for zero-bubble schedules within the rank's span. Sources: Narayanan et al. 2021, section
-    2.2 (1F1B, interleaved); Qi et al. 2023, table 1 (ZB-H1, ZB-H2) and section 6 (ZB-V); DeepSeek-V3 report,
-    table 2 (1F1B, ZB1P, DualPipe). Those of ZB-H1 and ZB-H2 are exact for W <= F and W <= I. DualPipe's is exact
-    for F = W and ``pair`` = F + B; a pair that saves time makes it hold for the middle ranks only, and F unlike W
-    makes it too large. ZB-V has one for F = I = W only.
+    Durations are those of one stage (a thin one for interleaved, so that ``vpp`` does not appear). Idle is
+    within the makespan, but for zero-bubble schedules within the rank's span. Sources: Narayanan et al. 2021,
+    section 2.2 (1F1B, interleaved); Qi et al. 2023, table 1 (ZB-H1, ZB-H2) and section 6 (ZB-V); DeepSeek-V3
+    report, table 2 (1F1B, ZB1P, DualPipe).
+
+    Against the schedules themselves, for W <= F: those of 1F1B and ZB-H1 are exact, that of ZB-H2 is if
+    also W <= I. DualPipe's is exact on the middle ranks, which idle most, if I = F; it is too large if I > F,
+    too small if I < F; all ranks idle alike only if a pair takes F + B. ZB-V has a formula for F = I = W only.
     """
     check_name(name)
     b = i + w

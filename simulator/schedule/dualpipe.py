@@ -1,7 +1,8 @@
 """DualPipe and DualPipeV: forwards and backwards of two directions overlapped in pairs.
 
-The eight steps are those of DeepSeek's published implementation (github.com/deepseek-ai/DualPipe, dualpipe.py,
-``step``); figure 5 of the DeepSeek-V3 report (section 3.2.1) shows them for 8 ranks and 20 microbatches.
+The eight steps are those of DeepSeek's published implementation (github.com/deepseek-ai/DualPipe,
+dualpipe.py, ``step``); figure 5 of the DeepSeek-V3 report (section 3.2.1) shows them for 8 ranks and 20
+microbatches.
 """
 
 from simulator.schedule.action import Row, Schedule
@@ -12,8 +13,8 @@ from simulator.schedule.rules import check
 def dualpipe(ranks: int, microbatches: int) -> Schedule:
     """Two pipelines in opposite directions on the same ranks: stages r and ranks - 1 - r are on rank r.
 
-    The first half of the microbatches enters on rank 0, the second half on the last rank, where it finds stage s
-    on rank ranks - 1 - s.
+    The first half of the microbatches enters on rank 0, the second half on the last rank, where it finds
+    stage s on rank ranks - 1 - s.
     """
     check("dualpipe", ranks, microbatches)
     rows = tuple(_dualpipe_row(rank, ranks, microbatches) for rank in range(ranks))
@@ -21,7 +22,7 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
 
 
 def dualpipev(ranks: int, microbatches: int) -> Schedule:
-    """DualPipe cut in half: 2 x ranks stages in a V, stages r and 2 ranks - 1 - r on rank r, entered on rank 0."""
+    """DualPipe cut in half: twice as many stages as ranks, in a V with r and 2 ranks - 1 - r on rank r."""
     check("dualpipev", ranks, microbatches)
     rows = tuple(
         number(_eight_steps(ranks, rank, microbatches), stages=(rank, 2 * ranks - 1 - rank))
@@ -41,10 +42,11 @@ def _dualpipe_row(rank: int, ranks: int, microbatches: int) -> Row:
 
 
 def _eight_steps(depth: int, rank: int, microbatches: int) -> list[str]:
-    """The program of the ``rank``-th of ``depth`` ranks, counted from the entry, for ``microbatches`` a phase.
+    """The program of one of ``depth`` ranks, counted from the entry, for ``microbatches`` in each phase.
 
     In the middle (the last of ``depth`` ranks) the very first pair runs apart, which shortens the bubble. Of
-    step 6, the first half are whole backwards, and the second half leave their weight parts for steps 7 and 8.
+    step 6, the first half are whole backwards, and the second half leave their weight parts for steps 7 and
+    8.
     """
     inward = depth - rank - 1
     outward = rank + 1

@@ -76,10 +76,10 @@ def grid_text(
 ) -> str:
     """The schedule as plain text of at most ``width`` columns.
 
-    Without ``times``, F, I and W take one slot each, B two and a pair three. With ``times``, ``slot`` is the time
-    a slot stands for, by default that of the shortest step. ``detail`` is "label" (``F12``), "letter" (one column
-    a slot) or "auto" (labels if everything fits). What does not fit right of slot ``start`` is left out, or with
-    ``wrap`` drawn below.
+    Without ``times``, F, I and W take one slot each, B two and a pair three. With ``times``, ``slot`` is the
+    time a slot stands for, by default that of the shortest step. ``detail`` is "label" (``F12``), "letter"
+    (one column a slot) or "auto" (labels if everything fits). What does not fit right of slot ``start`` is
+    left out, or with ``wrap`` drawn below.
     """
     lines = _lines(schedule, times, slot, width, start, detail, wrap)
     return "\n".join("".join(text for text, _ in line).rstrip() for line in lines) + "\n"
@@ -183,11 +183,10 @@ def _ruler(frame: _Frame, first: int, last: int) -> str:
     """Slot numbers above the rows, on round slots."""
     wanted = ceil(8 / frame.cell)
     every = next(step for step in (1, 2, 5, 10) if step >= wanted)
-    ruler = " " * (frame.label + (last - first) * frame.cell)
+    ruler = ""
     for slot in range(-(-first // every) * every, last, every):
-        at = frame.label + (slot - first) * frame.cell
-        ruler = (ruler[:at] + str(slot)).ljust(len(ruler))
-    return ruler.rstrip()
+        ruler = ruler.ljust(frame.label + (slot - first) * frame.cell) + str(slot)
+    return ruler[: frame.label + (last - first) * frame.cell]
 
 
 def _row(frame: _Frame, rank: int, low: int, high: int) -> Iterator[Segment]:

@@ -5,7 +5,7 @@ from simulator.schedule.rules import check
 
 
 def interleaved(ranks: int, microbatches: int, vpp: int) -> Schedule:
-    """Megatron-LM's interleaved schedule (Narayanan et al. 2021, section 2.2); stage v * ranks + r is on rank r.
+    """Megatron-LM's interleaved 1F1B (Narayanan et al. 2021, section 2.2); stage v * ranks + r is on rank r.
 
     Microbatches go through the stages of a rank in rounds of ``ranks``: so many through its first stage, the
     same through its second, and so on. Rank r runs 2 (ranks - r - 1) + (vpp - 1) ranks forwards ahead.

@@ -14,9 +14,10 @@ def gpipe(ranks: int, microbatches: int) -> Schedule:
 
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:
-    """One forward, one backward in turn as soon as the pipeline is full (PipeDream-Flush; Narayanan et al. 2021, 2.2).
+    """Forward and backward in turn once the pipeline is full (PipeDream-Flush; Narayanan et al. 2021, 2.2).
 
-    Rank r starts with ``ranks - r - 1`` forwards, so that at most ``ranks - r`` microbatches are in flight on it.
+    Rank r starts with ``ranks - r - 1`` forwards, so that at most ``ranks - r`` microbatches are in flight on
+    it.
     """
     check("1f1b", ranks, microbatches)
     rows = tuple(number(_words(ranks - rank - 1, microbatches), stages=[rank]) for rank in range(ranks))

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 from simulator.schedule.action import Action, Pair, Schedule, Step
 
 Output: TypeAlias = tuple[str, int, int]
-"""("F", stage, microbatch): activations there; ("I", stage, microbatch): gradient of the stage's inputs there."""
+"""("F", stage, microbatch): its activations; ("I", stage, microbatch): the gradient of its inputs."""
 
 
 class Progress(NamedTuple):

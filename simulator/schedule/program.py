@@ -1,9 +1,10 @@
 """Write a rank's row as a short program that leaves the microbatch numbers out.
 
 A rank's instructions are words: ``F0`` is the next forward of its first stage (phase 0), ``B1`` the next full
-backward of its second one, ``I1`` a backward for the inputs only, which puts its weight part into a queue, ``W``
-the oldest weight part in the queue, ``W0`` the oldest one of phase 0, and ``F0B1`` a forward overlapped with a
-full backward. Microbatches are taken in order in each phase, so that the words are all a schedule has to say.
+backward of its second one, ``I1`` a backward for the inputs only, which puts its weight part into a queue,
+``W`` the oldest weight part in the queue, ``W0`` the oldest one of phase 0, and ``F0B1`` a forward overlapped
+with a full backward. Microbatches are taken in order in each phase, so that the words are all a schedule has
+to say.
 """
 
 from collections.abc import Sequence

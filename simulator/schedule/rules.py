@@ -41,7 +41,7 @@ def check_name(name: str) -> None:
 
 
 def stages_of(name: str, pp: int, vpp: int = 1) -> int:
-    """Number of stages [1] the model is cut into: pp, but more where a rank holds several stages of one pass."""
+    """Number of stages [1] the model is cut into: pp, or more where a microbatch visits a rank repeatedly."""
     check_name(name)
     return {"interleaved": pp * vpp, "dualpipev": 2 * pp, "zbv": 2 * pp}.get(name, pp)
 
@@ -59,7 +59,8 @@ def _whole_rounds(name: str, pp: int, microbatches: int) -> Iterator[str]:
     if microbatches % pp:
         below, above = microbatches // pp * pp, -(-microbatches // pp) * pp
         advice = f"{below} or {above}" if below else f"{above}"
-        yield f"{name} needs a multiple of pp microbatches: pp {pp}, {microbatches} microbatches; {advice} would do"
+        given = f"pp {pp}, {microbatches} microbatches"
+        yield f"{name} needs a multiple of pp microbatches: {given}; {advice} would do"
 
 
 def _even_ranks(name: str, pp: int, microbatches: int) -> Iterator[str]:

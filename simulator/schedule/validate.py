@@ -17,7 +17,7 @@ class Spot(NamedTuple):
 
 
 def validate(schedule: Schedule) -> None:
-    """Raise ScheduleError, with the grid around the error, unless the schedule is complete and runs to its end.
+    """Raise ScheduleError, with the grid around the error, unless the schedule is complete and can run.
 
     Every microbatch passes every stage once, forward and backward (B, or I and W), on one rank; every action
     comes after what it needs; no two ranks wait for each other. Linear in the number of actions.
@@ -78,8 +78,9 @@ def _check_complete(schedule: Schedule, spots: Mapping[Action, Spot]) -> None:
             if whole in spots:
                 for part in (inputs, weights):
                     if part in spots:
-                        what = f"both {whole} and {part}: a backward is either whole (B) or in two parts (I and W)"
-                        _fail(schedule, f"there are {what}", [spots[whole], spots[part]])
+                        what = f"there are both {whole} and {part}"
+                        rule = "a backward is either whole (B) or in two parts (I and W)"
+                        _fail(schedule, f"{what}: {rule}", [spots[whole], spots[part]])
             elif inputs not in spots:
                 _missing(
                     schedule, spots, whole, "every microbatch passes every stage backward once, B or I and W"

@@ -1,7 +1,7 @@
 """Zero-bubble schedules: the backward is split, and the weight part fills the gaps.
 
-Zero Bubble Pipeline Parallelism (Qi et al. 2023): ZB-H1 and ZB-H2 of section 2, here in closed form rather than
-by the search of section 3, and ZB-V of section 6 as its authors handcrafted it for F = I = W.
+Zero Bubble Pipeline Parallelism (Qi et al. 2023): ZB-H1 and ZB-H2 of section 2, here in closed form rather
+than by the search of section 3, and ZB-V of section 6 as its authors handcrafted it for F = I = W.
 """
 
 from simulator.schedule.action import Row, Schedule, actions_of
@@ -10,7 +10,7 @@ from simulator.schedule.rules import check
 
 
 def zb1p(ranks: int, microbatches: int) -> Schedule:
-    """ZB-H1: a third of 1F1B's bubble for F = I = W, in the same memory (``ranks`` microbatches on every rank)."""
+    """ZB-H1: a third of 1F1B's bubble for F = I = W, with ``ranks`` microbatches in memory on every rank."""
     check("zb1p", ranks, microbatches)
     rows = tuple(_handcrafted(rank, ranks, microbatches, 1) for rank in range(ranks))
     return Schedule(name="zb1p", stages=ranks, microbatches=microbatches, rows=rows)
@@ -29,7 +29,8 @@ def zb2p(ranks: int, microbatches: int) -> Schedule:
 def _handcrafted(rank: int, ranks: int, microbatches: int, depth: int) -> Row:
     """Forwards to fill ``depth`` pipelines, then I, W, F in turn, without W for the first depth x rank turns.
 
-    The weight parts held back come last: they fill the drain of the pipeline, which is longest on the last rank.
+    The weight parts held back come last: they fill the drain of the pipeline, which is longest on the last
+    rank.
     """
     ahead = min(depth * (ranks - rank - 1) + 1, microbatches)
     words = ["F0"] * ahead
@@ -44,7 +45,7 @@ def _handcrafted(rank: int, ranks: int, microbatches: int, depth: int) -> Row:
 
 
 def zbv(ranks: int, microbatches: int) -> Schedule:
-    """ZB-V: stages r and 2 ranks - 1 - r on rank r, no bubble in a rank's span for F = I = W, in 1F1B's memory.
+    """ZB-V: stages r and 2 ranks - 1 - r on rank r; no bubble in a rank's span for F = I = W, 1F1B's memory.
 
     With fewer than 2 ranks - 1 microbatches it is the schedule for so many with the surplus left out.
     """
