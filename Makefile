@@ -1,0 +1,68 @@
+# Two commands do everything on a machine with Python >= 3.11 and make: `make demo` and `make test`.
+# Set-up happens once, in .venv, with the versions pinned in constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOURCES := $(wildcard cli.py) simulator workloads reports hardware_profiles
+JOBS   ?= 2
+
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test bench lint format calibrate docs figures clean
+
+help:
+	@echo 'make demo       simulate one training step of DeepSeek-V3 on 2048 H800 and show the report'
+	@echo 'make test       style, types, layers and tests'
+	@echo 'make lint       style, types and layers only'
+	@echo 'make format     put the code into its one format'
+	@echo 'make bench      speed and memory of the engines'
+	@echo 'make calibrate  fit kernel and network parameters to the measured tables again'
+	@echo 'make figures    draw the figures of the documentation'
+	@echo 'make docs       build the documentation'
+	@echo 'make clean      remove the environment and all caches'
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "foretrain needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo 'setting up $(VENV) (once) ...' >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/foretrain simulate deepseek-v3-pretrain
+
+test: lint
+	@$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo 'run "make format"' >&2; exit 1; }
+	@$(BIN)/mypy $(SOURCES)
+	@$(BIN)/lint-imports > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+
+format: $(READY)
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+bench: $(READY)
+	@$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o addopts='' -q --benchmark-columns=min,median,rounds
+
+calibrate: $(READY)
+	@for fit in hardware_profiles/calibration/fit_*.py; do \
+	    $(BIN)/python -m hardware_profiles.calibration.$$(basename $$fit .py) || exit 1; done
+
+figures: $(READY)
+	@$(BIN)/python -m reports.gallery
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

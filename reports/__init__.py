@@ -1,0 +1,1 @@
+"""Reports: what leaves the program, as tables, JSON, traces, figures and pages."""

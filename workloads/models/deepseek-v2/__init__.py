@@ -1,1 +1,0 @@
-"""Data only: config.json."""
