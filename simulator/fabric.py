@@ -19,8 +19,9 @@ NetworkKind = Literal[
 class Protocol:
     """One wire protocol of a collective library; the cheapest is taken for each message.
 
-    `alpha` [s] is paid once, `step` [s] per hop of the ring or level of the tree, and `payload` (0 to 1) is the part
-    of the wire's bytes that is data (flags and fences take the rest; 1 for the protocol of large messages).
+    `alpha` [s] is paid once, `step` [latencies of the link] per hop of the ring or level of the tree, and `payload`
+    (0 to 1) is the part of the wire's bytes that is data: flags take the rest (LL: half; LL128: 8 of 128 bytes), 1 for
+    the protocol of large messages. The protocol named `sharp` reduces in the NVLink switches.
     """
 
     alpha: float
@@ -30,10 +31,11 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """Collectives over one kind of link. `protocols` by name; `all_to_all_alpha` [s] is added per peer of an
-    all-to-all, whose messages are `ranks` times smaller."""
+    """Collectives over one kind of link. `protocols` by name; `local_copy` [B/s] is the rate at which a rank copies its
+    own shard between input and output; `all_to_all_alpha` [s] is added per peer of an all-to-all."""
 
     protocols: dict[str, Protocol]
+    local_copy: float
     all_to_all_alpha: float
     source: str
     assumed: bool = False
