@@ -151,7 +151,7 @@ def closed_form_bubble(name: str, pp: int, f: float, i: float, w: float, pair: f
 
     Against the schedules themselves, for W <= F: those of 1F1B and ZB-H1 are exact, that of ZB-H2 is if
     also W <= I. DualPipe's is exact on the middle ranks, which idle most, if I = F; it is too large if I > F,
-    too small if I < F; all ranks idle alike only if a pair takes F + B. ZB-V has a formula for F = I = W only.
+    too small if I < F; all ranks idle alike only if a pair takes F + B. ZB-V has one for F = I = W only.
     """
     check_name(name)
     b = i + w

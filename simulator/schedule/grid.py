@@ -184,9 +184,11 @@ def _ruler(frame: _Frame, first: int, last: int) -> str:
     wanted = ceil(8 / frame.cell)
     every = next(step for step in (1, 2, 5, 10) if step >= wanted)
     ruler = ""
+    end = frame.label + (last - first) * frame.cell
     for slot in range(-(-first // every) * every, last, every):
-        ruler = ruler.ljust(frame.label + (slot - first) * frame.cell) + str(slot)
-    return ruler[: frame.label + (last - first) * frame.cell]
+        longer = ruler.ljust(frame.label + (slot - first) * frame.cell) + str(slot)
+        ruler = longer if len(longer) <= end else ruler
+    return ruler
 
 
 def _row(frame: _Frame, rank: int, low: int, high: int) -> Iterator[Segment]:
@@ -215,7 +217,8 @@ def _cell(frame: _Frame, rank: int, step: Step, width: int) -> str:
     if frame.cell == 1:
         return _kind(step) * width
     labels = [_label(frame, rank, part) for part in (step if isinstance(step, Pair) else (step,))]
-    return "&".join(labels)[: width - 1].ljust(width - 1, "-") + " "
+    fill = "-" if width > frame.cell else " "
+    return "&".join(labels)[: width - 1].ljust(width - 1, fill) + " "
 
 
 def _label(frame: _Frame, rank: int, action: Action) -> str:

@@ -42,9 +42,8 @@ def parse_schedule(text: str, *, source: str) -> Schedule:
     """
     header: tuple[str, int, int] | None = None
     rows: list[Row] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         where = f"{source}, line {number}"
-        line = line.strip()
         if line.startswith("#") and header is None:
             header = _parse_header(line, where)
         elif line and not line.startswith("#"):

@@ -96,40 +96,35 @@ def mutated(draw: st.DrawFn) -> Schedule:
     schedule = draw(generated(largest=3))
     rows = [list(row) for row in schedule.rows]
     for _ in range(draw(st.integers(1, 2))):
-        rank = draw(st.integers(0, len(rows) - 1))
-        row = rows[rank]
-        if not row:
-            continue
+        row = draw(st.sampled_from([row for row in rows if row]))
         place = draw(st.integers(0, len(row) - 1))
-        step = row[place]
-        match draw(st.sampled_from(["swap", "near", "drop", "double", "move", "split", "join", "change"])):
-            case "swap":
-                other = draw(st.integers(0, len(row) - 1))
-                row[place], row[other] = row[other], row[place]
-            case "near":
-                other = min(place + 1, len(row) - 1)
-                row[place], row[other] = row[other], row[place]
+        target = draw(st.sampled_from(rows)) if draw(st.booleans()) else row
+        other = draw(st.integers(0, len(target) - 1)) if target else 0
+        match draw(st.sampled_from(["swap", "drop", "double", "move", "split", "join", "change"])):
+            case "swap" if target:
+                row[place], target[other] = target[other], row[place]
             case "drop":
                 del row[place]
             case "double":
-                row.insert(draw(st.integers(0, len(row))), step)
+                target.insert(other, row[place])
             case "move":
-                target = rows[draw(st.integers(0, len(rows) - 1))]
-                del row[place]
-                target.insert(draw(st.integers(0, len(target))), step)
+                target.insert(other, row.pop(place))
             case "split":
-                row[place : place + 1] = _halves(step)
-            case "join" if place + 1 < len(row):
-                row[place : place + 2] = _joined(step, row[place + 1])
-            case "change" if isinstance(step, Action):
-                row[place] = step._replace(
-                    kind=draw(st.sampled_from("FBIW")),
-                    stage=draw(st.integers(0, schedule.stages)),
-                    microbatch=draw(st.integers(0, schedule.microbatches)),
-                )
-            case _:
-                pass
+                row[place : place + 1] = _halves(row[place])
+            case "join":
+                row[place : place + 2] = _joined(row[place : place + 2])
+            case "change":
+                row[place] = draw(_changed(schedule, row[place]))
     return replace(schedule, rows=tuple(map(tuple, rows)))
+
+
+@st.composite
+def _changed(draw: st.DrawFn, schedule: Schedule, step: Step) -> Step:
+    """The same with other numbers, if it stands alone."""
+    if isinstance(step, Pair):
+        return step
+    stage, microbatch = draw(st.integers(0, schedule.stages)), draw(st.integers(0, schedule.microbatches))
+    return Action(draw(st.sampled_from("FBIW")), stage, microbatch)
 
 
 def _halves(step: Step) -> list[Step]:
@@ -139,13 +134,11 @@ def _halves(step: Step) -> list[Step]:
     return [step._replace(kind="I"), step._replace(kind="W")] if step.kind == "B" else [step]
 
 
-def _joined(one: Step, two: Step) -> list[Step]:
+def _joined(steps: list[Step]) -> list[Step]:
     """A forward and a backward as a pair, where that can be written."""
-    if isinstance(one, Action) and isinstance(two, Action):
-        for forward, backward in ((one, two), (two, one)):
-            if forward.kind == "F" and backward.kind in ("B", "I"):
-                return [Pair(forward, backward)]
-    return [one, two]
+    alone = {step.kind: step for step in steps if isinstance(step, Action)}
+    backward = alone.get("B") or alone.get("I")
+    return [Pair(alone["F"], backward)] if "F" in alone and backward else steps
 
 
 @given(generated())
