@@ -47,7 +47,7 @@ def select(choice: Array, *, top_k: int, n_group: int = 1, topk_group: int = 1, 
         raise ValueError(f"top-k {top_k} must lie in 1..{allowed}: {topk_group} of {n_group} groups "
                          f"hold {allowed} experts")
     if topk_group < n_group:
-        groups = choice.reshape(tokens, n_group, -1)
+        groups = choice.reshape(tokens, n_group, experts // n_group)
         best = min(best_of_group, groups.shape[-1])
         strength = np.sort(groups, axis=-1)[..., -best:].sum(axis=-1)
         open_groups = np.zeros((tokens, n_group), bool)

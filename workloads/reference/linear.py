@@ -31,7 +31,7 @@ def linear(run: Run, op: str, x: Array, w: Array) -> Array:
     if x.shape[-1] != w.shape[0]:
         raise ValueError(f"{op}: input width {x.shape[-1]} must equal the weight's {w.shape[0]} rows")
     rows = x.size // x.shape[-1]
-    y = run.precision.matmul(x.reshape(rows, -1), w, op=op, part="F").reshape(*x.shape[:-1], w.shape[1])
+    y = run.precision.matmul(x.reshape(rows, x.shape[-1]), w, op=op, part="F").reshape(*x.shape[:-1], w.shape[1])
     run.count(op, "F", flops=2 * rows * w.size, read={"x": x, "w": w}, written={"y": y})
     return y
 
@@ -39,7 +39,7 @@ def linear(run: Run, op: str, x: Array, w: Array) -> Array:
 def linear_input_grad(run: Run, op: str, dy: Array, w: Array) -> Array:
     """dx [..., k] = dy [..., n] w^T."""
     rows = dy.size // dy.shape[-1]
-    dx = run.precision.matmul(dy.reshape(rows, -1), w.T, op=op, part="I").reshape(*dy.shape[:-1], w.shape[0])
+    dx = run.precision.matmul(dy.reshape(rows, dy.shape[-1]), w.T, op=op, part="I").reshape(*dy.shape[:-1], w.shape[0])
     run.count(op, "I", flops=2 * rows * w.size, read={"dy": dy, "w": w}, written={"dx": dx})
     return dx
 
@@ -47,7 +47,7 @@ def linear_input_grad(run: Run, op: str, dy: Array, w: Array) -> Array:
 def linear_weight_grad(run: Run, op: str, x: Array, dy: Array) -> Array:
     """dw [k, n] = x^T [k, rows] dy [rows, n]."""
     rows = x.size // x.shape[-1]
-    dw = run.precision.matmul(x.reshape(rows, -1).T, dy.reshape(rows, -1), op=op, part="W")
+    dw = run.precision.matmul(x.reshape(rows, x.shape[-1]).T, dy.reshape(rows, dy.shape[-1]), op=op, part="W")
     run.count(op, "W", flops=2 * rows * dw.size, read={"x": x, "dy": dy}, written={"dw": dw})
     return dw
 

@@ -118,5 +118,5 @@ def experts_input_grad(run: Run, w_up: Array, w_down: Array, saved: Saved, dy: A
 def _sum_copies(rows: Array, order: Array, top_k: int) -> Array:
     back = np.empty_like(rows)
     back[order] = rows
-    out: Array = back.reshape(-1, top_k, rows.shape[-1]).sum(axis=1)
+    out: Array = back.reshape(len(rows) // top_k, top_k, rows.shape[-1]).sum(axis=1)
     return out

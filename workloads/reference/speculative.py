@@ -55,40 +55,59 @@ def module_share(cfg: RefConfig, *, activated: bool) -> float:
     return (_weights(cfg, "mtp.0", activated) + head) / main
 
 
-def greedy(run: Run, params: Params, prompt: list[int], new: int) -> Decoded:
-    """Plain greedy decoding of `new` tokens, one per pass."""
+Choose = Callable[[Array, int], int]  # logits [vocabulary] and the position to fill -> token
+
+
+def likeliest(logits: Array, position: int) -> int:
+    """Greedy choice."""
+    del position
+    return int(logits.argmax())
+
+
+def sampler(seed: int, temperature: float = 1.0) -> Choose:
+    """Sampling whose randomness belongs to the position, so that two ways of decoding can be compared token by token."""
+
+    def choose(logits: Array, position: int) -> int:
+        noise = np.random.default_rng((seed, position)).gumbel(size=logits.shape)
+        return int((logits / temperature + noise).argmax())
+
+    return choose
+
+
+def decode_plain(run: Run, params: Params, prompt: list[int], new: int, choose: Choose = likeliest) -> Decoded:
+    """`new` tokens, one per pass of the main model."""
     tokens = list(prompt)
     for _ in range(new):
-        _, choices = _main(run, params, tokens)
-        tokens.append(int(choices[-1]))
+        _, logits = _main(run, params, tokens)
+        tokens.append(choose(logits[-1], len(tokens)))
     return Decoded(tokens=tokens, passes=new, drafted=0, accepted=0)
 
 
-def speculative(run: Run, params: Params, prompt: list[int], new: int) -> Decoded:
-    """Greedy decoding with one drafted token per pass; yields exactly what `greedy` yields."""
+def decode_speculative(run: Run, params: Params, prompt: list[int], new: int, choose: Choose = likeliest) -> Decoded:
+    """The same tokens with one draft per pass; a draft is kept when the main model would have chosen it."""
     tokens, draft = list(prompt), None
     passes = drafted = accepted = 0
     while len(tokens) < len(prompt) + new:
         guess = [] if draft is None else [draft]
-        states, choices = _main(run, params, tokens + guess)
+        states, logits = _main(run, params, tokens + guess)
         passes += 1
-        tokens.append(int(choices[len(tokens) - 1]))
+        tokens.append(choose(logits[len(tokens) - 1], len(tokens)))
         if guess:
             drafted += 1
             if tokens[-1] == draft:
                 accepted += 1
-                tokens.append(int(choices[-1]))
+                tokens.append(choose(logits[-1], len(tokens)))
         draft = _draft(run, params, states[:, : len(tokens) - 1], tokens)
     return Decoded(tokens=tokens[: len(prompt) + new], passes=passes, drafted=drafted, accepted=accepted)
 
 
 def _main(run: Run, params: Params, tokens: list[int]) -> tuple[Array, Array]:
-    """States [1, n, hidden] before the final norm, and the likeliest next token after each position [n]."""
+    """States [1, n, hidden] before the final norm, and logits [n, vocabulary]."""
     chain = [u for u in units(run.cfg) if u == "embed" or u.startswith("layers.")]
     padded = np.array([tokens + [0] * (1 + run.cfg.num_nextn_predict_layers)])  # labels, unused here
     states = stage_forward(run, params, chain, None, padded).state
     logits, _ = logits_of(run, params["head"], states)
-    return states, logits[0].argmax(axis=-1)
+    return states, logits[0]
 
 
 def _draft(run: Run, params: Params, states: Array, tokens: list[int]) -> int:

@@ -79,7 +79,7 @@ def traffic(experts: Array, source: Array, layout: Layout) -> Traffic:
     tokens = experts.shape[0]
     ranks = np.zeros((tokens, layout.ranks), bool)
     np.put_along_axis(ranks, layout.rank_of(experts), True, axis=1)
-    nodes = ranks.reshape(tokens, layout.nodes, -1).any(axis=2)
+    nodes = ranks.reshape(tokens, layout.nodes, layout.ranks_per_node).any(axis=2)
     to_node = np.zeros((layout.ranks, layout.nodes), np.int64)
     to_rank = np.zeros((layout.ranks, layout.ranks), np.int64)
     np.add.at(to_node, source, nodes)
