@@ -1,0 +1,1 @@
+"""What runs: the ops of every block of a model, forward and backward, as values without durations."""

@@ -1,0 +1,61 @@
+"""The price of any op: one function per kind of work, and the shares a kernel may be granted."""
+
+from __future__ import annotations
+
+from simulator.cost.all_to_all import all_to_all_cost, notify_cost
+from simulator.cost.attention import attention_cost
+from simulator.cost.collective import collective_cost, p2p_cost
+from simulator.cost.cost import Cost, Share
+from simulator.cost.gemm import gemm_cost
+from simulator.cost.streaming import fixed_cost, streaming_cost
+from simulator.hardware import Cluster
+from simulator.ops import (
+    AllToAll,
+    Attention,
+    Collective,
+    Fixed,
+    Gemm,
+    Notify,
+    Op,
+    PointToPoint,
+    Streaming,
+)
+
+
+def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool, dispatcher: str) -> Cost:
+    """Cost of one launch of `op` on the SMs of `share`; communication kernels hold `comm_sms` SMs.
+
+    `beside`: for an exchange, whether compute runs beside it.
+    """
+    gpu, kernels, work = cluster.gpu, cluster.kernels, op.work
+    match work:
+        case Gemm():
+            return gemm_cost(work, op.cls, gpu, kernels, share)
+        case Attention():
+            return attention_cost(work, op.cls, gpu, kernels, share)
+        case Streaming():
+            return streaming_cost(work, op.cls, gpu, kernels, share)
+        case Fixed():
+            return fixed_cost(work, op.cls, kernels)
+        case AllToAll():
+            return all_to_all_cost(
+                work, op.cls, cluster, sms=comm_sms, beside_compute=beside, dispatcher=dispatcher
+            )
+        case Notify():
+            return notify_cost(work, op.cls, cluster)
+        case PointToPoint():
+            return p2p_cost(work, cluster)
+        case Collective():
+            return collective_cost(work, cluster)
+
+
+def times(cost: Cost, count: int, gap: float) -> float:
+    """Duration of `count` launches with the gap behind each [s]."""
+    return count * (cost.duration + gap)
+
+
+def wait(seconds: float, why: str) -> Cost:
+    """A wait, not work [s]."""
+    return Cost(duration=seconds, bound_by="latency", formula=why, terms=(("wait_s", seconds),), source="routing")
+
+

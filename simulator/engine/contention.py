@@ -1,0 +1,78 @@
+"""Shared capacities: links carry several flows at once and share them max-min fairly.
+
+Max-min fairness (Bertsekas & Gallager, Data Networks, section 6.5.2): raise the rates of all flows together; a flow
+stops rising when it reaches its own cap or when a link it crosses is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow that may run at up to `cap` [B/s] and loads each resource in `uses` with weight x rate."""
+
+    cap: float
+    uses: tuple[tuple[str, float], ...]
+
+
+def max_min(flows: Mapping[K, Flow], capacity: Mapping[str, float]) -> dict[K, float]:
+    """The max-min fair rates [B/s]. Deterministic in the order of `flows`."""
+    rates = dict.fromkeys(flows, 0.0)
+    left = dict(capacity)
+    rising = dict(flows)
+    while rising:
+        weight: dict[str, float] = {}
+        for flow in rising.values():
+            for resource, w in flow.uses:
+                weight[resource] = weight.get(resource, 0.0) + w
+        step = min(flow.cap - rates[key] for key, flow in rising.items())
+        full: set[str] = set()
+        for resource, w in weight.items():
+            room = max(0.0, left[resource]) / w
+            if room < step:
+                step, full = room, {resource}
+            elif room == step:
+                full.add(resource)
+        for resource, w in weight.items():
+            left[resource] -= step * w
+        keep: dict[K, Flow] = {}
+        for key, flow in rising.items():
+            rates[key] += step
+            capped = flow.cap - rates[key] <= 1e-12 * flow.cap
+            if not capped and not any(resource in full for resource, _ in flow.uses):
+                keep[key] = flow
+            elif capped:
+                rates[key] = flow.cap
+        if len(keep) == len(rising):  # rounding left nobody at a limit: stop rather than spin
+            break
+        rising = keep
+    return rates
+
+
+def component(start: K, flows: Mapping[K, Flow], users: Mapping[str, Iterable[K]]) -> list[K]:
+    """The flows that `start` can influence through shared resources, itself included."""
+    found: dict[K, None] = {start: None}
+    queue: list[K] = [start]
+    for key in queue:
+        for resource, _ in flows[key].uses:
+            for other in users[resource]:
+                if other not in found:
+                    found[other] = None
+                    queue.append(other)
+    return queue
+
+
+def oversubscribed(keys: Sequence[K], flows: Mapping[K, Flow], capacity: Mapping[str, float]) -> bool:
+    """Whether the caps of these flows together exceed any link."""
+    load: dict[str, float] = {}
+    for key in keys:
+        flow = flows[key]
+        for resource, weight in flow.uses:
+            load[resource] = load.get(resource, 0.0) + weight * flow.cap
+    return any(value > capacity[resource] * (1 + 1e-12) for resource, value in load.items())

@@ -1,0 +1,271 @@
+"""The discrete-event engine: one SimPy process per stream, SM shares per rank, links as shared capacities.
+
+A compute run goes at the pace its condition allows (alone, beside a barrier, beside an exchange) and is re-timed when
+the condition changes. Exchanges, sends and collectives are flows: each has a pace of its own, and where links fill up
+they share them max-min fairly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+
+import simpy
+
+from simulator.engine.contention import Flow, component, max_min, oversubscribed
+from simulator.engine.runs import ALONE, HELD, TRAFFIC, Run, position_at, time_at
+from simulator.engine.tasks import COMM, COMPUTE, LANES, Tasks, Timeline
+
+Process = Generator[simpy.Event, None, None]
+Progress = Callable[[float], None]
+
+
+class _Running:
+    """A task under way: how far it is, and the timer that will end it."""
+
+    __slots__ = ("condition", "done", "left", "paced", "position", "rate", "run", "since", "task", "version")
+
+    def __init__(self, task: int, run: Run, done: simpy.Event, condition: int, now: float) -> None:
+        self.task, self.run, self.done = task, run, done
+        self.condition = condition
+        self.since = now
+        self.position = 0.0
+        self.paced = run.cumulative[condition][-1]  # duration at its own pace, for flows
+        self.left = 1.0  # part of a flow still to go
+        self.rate = 1.0  # of its own pace
+        self.version = 0
+
+
+class _Engine:
+    """State of one simulation; gone when `simulate` returns."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.env = simpy.Environment()
+        count = len(tasks.lane)
+        self.start = [0.0] * count
+        self.end = [0.0] * count
+        self.ended = bytearray(count)
+        self.waiting: dict[int, simpy.Event] = {}
+        self.computing: list[_Running | None] = [None] * tasks.ranks
+        self.condition = [ALONE] * tasks.ranks
+        self.changes: dict[int, list[tuple[float, int, float]]] = {}
+        self.flows: dict[int, Flow] = {}
+        self.flowing: dict[int, _Running] = {}
+        self.exchange: list[_Running | None] = [None] * tasks.ranks
+        self.users: dict[str, dict[int, None]] = {}
+        self.capacity: dict[str, float] = {}
+        for rank in range(tasks.ranks):
+            for name, bandwidth in ((f"out{rank}", tasks.nic), (f"in{rank}", tasks.nic), (f"nvl{rank}", tasks.nvlink)):
+                self.capacity[name] = bandwidth
+                self.users[name] = {}
+
+    # ---- streams ------------------------------------------------------------------------------------------------
+
+    def stream(self, rank: int, kind: int, mine: list[int]) -> Process:
+        """Run the tasks of one lane in order."""
+        ended, preds = self.ended, self.tasks.preds
+        for task in mine:
+            missing = [pred for pred in preds[task] if not ended[pred]]
+            if missing:
+                self.idle(rank, kind)
+                for pred in missing:
+                    if not ended[pred]:
+                        yield self.event_of(pred)
+            self.start[task] = self.env.now
+            yield self.begin(rank, kind, task)
+            self.finish(task)
+        self.idle(rank, kind)
+
+    def event_of(self, task: int) -> simpy.Event:
+        """The event of a task's end, made when somebody first waits for it."""
+        event = self.waiting.get(task)
+        if event is None:
+            event = self.waiting[task] = self.env.event()
+        return event
+
+    def begin(self, rank: int, kind: int, task: int) -> simpy.Event:
+        """Start a task; the event returned fires at its end."""
+        run = self.tasks.run[task]
+        if kind == COMPUTE:
+            return self.begin_compute(rank, task, run)
+        if kind == COMM:
+            self.set_condition(rank, {"notify": HELD, "exchange": TRAFFIC}.get(run.kind, ALONE))
+        if run.nic or run.nvlink:
+            return self.begin_flow(rank, task, run)
+        return self.env.timeout(run.cumulative[ALONE][-1])
+
+    def finish(self, task: int) -> None:
+        """Record a task's end and wake who waits for it."""
+        self.end[task] = self.env.now
+        self.ended[task] = 1
+        event = self.waiting.pop(task, None)
+        if event is not None:
+            event.succeed()
+        if task in self.flowing:
+            self.end_flow(task)
+
+    def idle(self, rank: int, kind: int) -> None:
+        """A stream has nothing to run now: its neighbours notice. (Between back-to-back tasks they do not.)"""
+        if kind == COMPUTE:
+            self.computing[rank] = None
+            self.repace(rank)
+        elif kind == COMM:
+            self.set_condition(rank, ALONE)
+
+    # ---- compute ------------------------------------------------------------------------------------------------
+
+    def begin_compute(self, rank: int, task: int, run: Run) -> simpy.Event:
+        was_idle = self.computing[rank] is None
+        running = _Running(task, run, self.env.event(), self.condition[rank], self.env.now)
+        if run.sensitive:
+            self.computing[rank] = running
+            self.changes[task] = [(self.env.now, running.condition, 0.0)]
+            self.timer(running, running.paced)
+            done: simpy.Event = running.done
+        else:
+            self.computing[rank] = running
+            done = self.env.timeout(running.paced)
+        if was_idle:
+            self.repace(rank)
+        return done
+
+    def set_condition(self, rank: int, condition: int) -> None:
+        """The exchange stream of a rank does something else now: re-time the compute beside it."""
+        if self.condition[rank] == condition:
+            return
+        self.condition[rank] = condition
+        running = self.computing[rank]
+        if running is None or not running.run.sensitive or self.ended[running.task]:
+            return
+        run, now = running.run, self.env.now
+        elapsed = time_at(run, running.condition, running.position) + (now - running.since)
+        running.position = position_at(run, running.condition, elapsed)
+        running.condition, running.since = condition, now
+        log = self.changes[running.task]
+        if log[-1][0] == now:
+            log.pop()
+        log.append((now, condition, running.position))
+        left = run.cumulative[condition][-1] - time_at(run, condition, running.position)
+        self.timer(running, max(0.0, left))
+
+    # ---- flows --------------------------------------------------------------------------------------------------
+
+    def begin_flow(self, rank: int, task: int, run: Run) -> simpy.Event:
+        beside = TRAFFIC if run.kind == "exchange" and self.computing[rank] is not None else ALONE
+        running = _Running(task, run, self.env.event(), beside, self.env.now)
+        if run.kind == "exchange":
+            self.exchange[rank] = running
+        self.flowing[task] = running
+        self.flows[task] = flow = self.flow_of(rank, task, running)
+        for resource, _ in flow.uses:
+            self.users[resource][task] = None
+        self.timer(running, running.paced)
+        self.share(task)
+        return running.done
+
+    def flow_of(self, rank: int, task: int, running: _Running) -> Flow:
+        """What a flow asks for: its bytes over its own duration, on the links it crosses."""
+        run = running.run
+        unit = max(run.nic, run.nvlink)
+        uses: list[tuple[str, float]] = []
+        if run.nic:
+            peer = self.tasks.peer.get(task, rank)
+            uses += [(f"out{rank}", run.nic / unit), (f"in{peer}", run.nic / unit)]
+        if run.nvlink:
+            uses.append((f"nvl{rank}", run.nvlink / unit))
+        return Flow(unit / running.paced, tuple(uses))
+
+    def repace(self, rank: int) -> None:
+        """Compute on a rank started or stopped: the exchange beside it changes its own pace."""
+        running = self.exchange[rank]
+        if running is None or running.task not in self.flowing:
+            return
+        beside = TRAFFIC if self.computing[rank] is not None else ALONE
+        if beside == running.condition:
+            return
+        paced = running.run.cumulative[beside][-1]
+        running.condition = beside
+        if paced != running.paced:
+            self.advance(running)
+            running.paced = paced
+            self.flows[running.task] = self.flow_of(rank, running.task, running)
+            self.timer(running, running.left * paced / running.rate)
+            self.share(running.task)
+
+    def end_flow(self, task: int) -> None:
+        flow = self.flows[task]
+        others = [key for key in component(task, self.flows, self.users) if key != task]
+        for resource, _ in flow.uses:
+            del self.users[resource][task]
+        del self.flows[task], self.flowing[task]
+        if others:
+            self.set_rates(others)
+
+    def share(self, task: int) -> None:
+        """Share out the links that `task` crosses."""
+        self.set_rates(component(task, self.flows, self.users))
+
+    def set_rates(self, keys: list[int]) -> None:
+        """Re-time the flows of one component."""
+        flows = {key: self.flows[key] for key in sorted(keys)}
+        if oversubscribed(keys, self.flows, self.capacity):
+            rates = max_min(flows, self.capacity)
+        else:
+            rates = {key: flow.cap for key, flow in flows.items()}
+        for key, flow in flows.items():
+            running = self.flowing[key]
+            pace = rates[key] / flow.cap
+            if pace != running.rate:
+                self.advance(running)
+                running.rate = pace
+                self.timer(running, running.left * running.paced / pace)
+
+    def advance(self, running: _Running) -> None:
+        """Book the progress of a flow until now."""
+        now = self.env.now
+        running.left = max(0.0, running.left - (now - running.since) * running.rate / running.paced)
+        running.since = now
+
+    # ---- timers -------------------------------------------------------------------------------------------------
+
+    def timer(self, running: _Running, delay: float) -> None:
+        """End `running` after `delay`, unless it is re-timed before."""
+        running.version += 1
+        timeout = self.env.timeout(delay)
+        assert timeout.callbacks is not None
+        timeout.callbacks.append(partial(_expire, running, running.version))
+
+
+def _expire(running: _Running, version: int, _event: simpy.Event) -> None:
+    if running.version == version:
+        running.done.succeed()
+
+
+def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
+    """Execute the tasks with everything that is shared; `progress` is called now and then with the done part."""
+    engine = _Engine(tasks)
+    lanes: dict[int, list[int]] = {}
+    for task, lane in enumerate(tasks.lane):
+        lanes.setdefault(lane, []).append(task)
+    for lane in sorted(lanes):
+        engine.env.process(engine.stream(lane // LANES, lane % LANES, lanes[lane]))
+    if progress is None:
+        engine.env.run()
+    else:
+        _run_reporting(engine, progress)
+    if not all(engine.ended):
+        stuck = engine.ended.index(0)
+        raise RuntimeError(f"task {stuck} ({tasks.run[stuck].name}) never ended: the tasks wait for each other")
+    return Timeline(tasks=tasks, start=engine.start, end=engine.end, changes=engine.changes)
+
+
+def _run_reporting(engine: _Engine, progress: Progress) -> None:
+    """Step through the events, reporting every few thousand."""
+    total, step = max(1, len(engine.ended)), engine.env.step
+    while engine.env.peek() != float("inf"):
+        for _ in range(20_000):
+            if engine.env.peek() == float("inf"):
+                break
+            step()
+        progress(sum(engine.ended) / total)

@@ -1,0 +1,194 @@
+"""Joins graph, cost and schedule: unrolls a schedule into tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.engine.pricing import pricer
+from simulator.engine.program import Pricer, Program, lone_program, pair_program
+from simulator.engine.runs import ALONE, Run, run_of
+from simulator.engine.sync import append_optimizer
+from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
+from simulator.graph.block import Block
+from simulator.graph.linear import BF16
+from simulator.graph.shapes import Shapes, shapes_of
+from simulator.graph.stage import build_blocks, split
+from simulator.ops import AllToAll, Op, PointToPoint
+from simulator.routing import imbalance
+from simulator.scenario import Scenario
+from simulator.schedule import Action, Pair, Schedule, Step, rank_of
+from simulator.schedule.order import progress, step_needs
+
+PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is built once: blocks, their prices, and which blocks stand on which stage."""
+
+    scenario: Scenario
+    shapes: Shapes
+    blocks: dict[str, Block]
+    price: Pricer
+    slowest: float
+    stages: tuple[tuple[str, ...], ...]
+    block_seconds: dict[str, float]
+
+    def blocks_of(self, stage: int) -> list[Block]:
+        """The blocks of a stage in order."""
+        return [self.blocks[kind] for kind in self.stages[stage]]
+
+
+def plan(scenario: Scenario, stages: int) -> Plan:
+    """Build and price the blocks of a scenario and spread them over `stages`."""
+    shapes = shapes_of(scenario)
+    blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
+    price = pricer(scenario, _exchange(blocks))
+    seconds = {kind: sum(price(op).durations[ALONE] for op in block.ops()) for kind, block in blocks.items()}
+    layout = scenario.job.layout
+    local = shapes.local_experts
+    return Plan(
+        scenario=scenario,
+        shapes=shapes,
+        blocks=blocks,
+        price=price,
+        slowest=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
+        stages=split(scenario.model, stages, layout.stages, seconds),
+        block_seconds=seconds,
+    )
+
+
+def _exchange(blocks: dict[str, Block]) -> Op | None:
+    """The exchange that compute meets most: a combine."""
+    found = [op for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
+    return max(found, key=lambda op: op.cls == "comm.combine", default=None)
+
+
+class _Programs:
+    """Programs by signature: equal actions of equal stages share one."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.made: dict[tuple[object, ...], Program] = {}
+
+    def of(self, step: Step) -> Program:
+        """The program of a step."""
+        plan = self.plan
+        if isinstance(step, Pair):
+            stages = (plan.stages[step.forward.stage], plan.stages[step.backward.stage])
+            key: tuple[object, ...] = ("pair", *stages)
+        else:
+            key = (step.kind, plan.stages[step.stage])
+        if key not in self.made:
+            self.made[key] = self._make(step)
+        return self.made[key]
+
+    def _make(self, step: Step) -> Program:
+        plan = self.plan
+        if isinstance(step, Pair):
+            ahead, back = plan.blocks_of(step.forward.stage), plan.blocks_of(step.backward.stage)
+            return pair_program(ahead, back, plan.price, plan.slowest)
+        return lone_program(step.kind, plan.blocks_of(step.stage), plan.price, plan.slowest)
+
+
+def link_tier(scenario: Scenario, a: int, b: int) -> str:
+    """The link between pipeline ranks `a` and `b`: ranks of one stage are consecutive, stages follow each other."""
+    width = scenario.job.gpus // scenario.job.layout.pp
+    node = scenario.cluster.node.gpus
+    return "nvlink" if a * width // node == b * width // node else "nic"
+
+
+def message(plan: Plan, a: int, b: int) -> Run:
+    """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`."""
+    s = plan.shapes
+    tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
+    tier = link_tier(plan.scenario, a, b)
+    work = PointToPoint(bytes=tokens * s.model.hidden_size * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
+    return run_of("send", "send", [plan.price(op)])
+
+
+class _Lowering:
+    """Appends the tasks of one step after another; local to `lower`."""
+
+    def __init__(self, plan: Plan, schedule: Schedule) -> None:
+        self.plan, self.schedule = plan, schedule
+        node = plan.scenario.cluster.node
+        self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        self.programs = _Programs(plan)
+        self.place = rank_of(schedule)
+        self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}
+        self.tails: list[tuple[int, ...]] = [()] * schedule.ranks
+        self.sends: dict[tuple[int, int], Run] = {}
+        self.last_backward: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def step(self, rank: int, step: Step) -> None:
+        """Tasks of one step and the sends behind it."""
+        tasks, program = self.tasks, self.programs.of(step)
+        entry = set(self.tails[rank])
+        for need in step_needs(step, self.schedule.stages):
+            entry.update(self.arrived.get(need, ()))
+        entry_preds = tuple(sorted(entry))
+        base = len(tasks.lane)
+        seen: set[int] = set()
+        for part in program.steps:
+            preds = tuple(base + at for at in part.waits)
+            if part.stream not in seen:
+                seen.add(part.stream)
+                preds += entry_preds
+            tasks.add(rank * LANES + part.stream, part.run, preds)
+        end = len(tasks.lane)
+        phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
+        tasks.actions.append(ActionOf(rank, step, phase, base, end))
+        self.tails[rank] = tuple(base + at for at in program.tails)
+        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        if ahead.kind == "F":
+            self._send(rank, ahead, tuple(base + at for at in program.forward_out))
+        if back.kind in ("B", "I"):
+            self._send(rank, back, tuple(base + at for at in program.backward_out))
+        if back.kind in ("B", "W"):
+            self.last_backward[rank, back.stage] = self.tails[rank]
+
+    def _send(self, rank: int, action: Action, ready: tuple[int, ...]) -> None:
+        """Hand the output of an action to the rank of the next (or previous) stage."""
+        forward = action.kind == "F"
+        output = ("F" if forward else "I", action.stage, action.microbatch)
+        target = action.stage + (1 if forward else -1)
+        self.arrived[output] = ready
+        if not 0 <= target < self.schedule.stages:
+            return
+        peer = self.place[target, action.microbatch]
+        if peer == rank:
+            return
+        if (rank, peer) not in self.sends:
+            self.sends[rank, peer] = message(self.plan, rank, peer)
+        lane = rank * LANES + (SEND_NEXT if forward else SEND_PREVIOUS)
+        sent = self.tasks.add(lane, self.sends[rank, peer], ready)
+        self.tasks.peer[sent] = peer
+        self.arrived[output] = (sent,)
+
+
+def lower(plan: Plan, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
+    """The tasks of one optimizer step. The schedule must be valid (see `schedule.validate`)."""
+    lowering = _Lowering(plan, schedule)
+    for rank, at in progress(schedule).order:
+        lowering.step(rank, schedule.rows[rank][at])
+    if optimizer:
+        append_optimizer(plan.scenario, plan.stages, plan.price, lowering.tasks, lowering.last_backward, lowering.tails)
+    return lowering.tasks
+
+
+def stage_names(stages: Sequence[Sequence[str]]) -> list[str]:
+    """Each stage's blocks for people: `embed + 3 dense + 1 moe`."""
+    out = []
+    for blocks in stages:
+        parts: list[str] = []
+        for kind in dict.fromkeys(blocks):
+            count = blocks.count(kind)
+            parts.append(kind if count == 1 and kind in ("embed", "head", "mtp") else f"{count} {kind}")
+        out.append(" + ".join(parts))
+    return out
+
+
+__all__ = ["COMPUTE", "Plan", "link_tier", "lower", "message", "plan", "stage_names"]

@@ -1,0 +1,89 @@
+"""Prices every op of a scenario's blocks under the three conditions; equal layers are priced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulator.cost.cost import Share
+from simulator.cost.price import price, times
+from simulator.engine.runs import Priced
+from simulator.ops import AllToAll, Gemm, Op
+from simulator.scenario import Scenario
+
+MEMORY_PASSES = 4.0
+"""Times a byte of an exchange crosses HBM on one GPU: read, staged, received, written out (assumed; range 2 to 6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """The exchange kernel that compute runs beside: SMs it holds and memory traffic it makes [B/s]."""
+
+    sms: int
+    traffic: float
+
+
+def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
+    """What the scenario's exchanges take from the compute beside them."""
+    if exchange is None:
+        return Neighbour(0, 0.0)
+    held = scenario.job.overlap.comm_sms if scenario.stack.dispatcher == "deepep" else 0
+    cost = price(
+        exchange,
+        scenario.cluster,
+        Share(sms=scenario.cluster.gpu.sms),
+        comm_sms=scenario.job.overlap.comm_sms,
+        beside=True,
+        dispatcher=scenario.stack.dispatcher,
+    )
+    moved = MEMORY_PASSES * (cost.nic_bytes + cost.nvlink_bytes)
+    return Neighbour(held, moved / cost.duration if cost.duration else 0.0)
+
+
+def pricer(scenario: Scenario, exchange: Op | None) -> Callable[[Op], Priced]:
+    """A function that prices one op, remembering what it has seen.
+
+    Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
+    communicates: the tax is always paid.
+    """
+    cluster, stack = scenario.cluster, scenario.stack
+    beside = neighbour_of(scenario, exchange)
+    sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
+    gap = stack.kernel_gap
+    memo: dict[tuple[object, str, str], Priced] = {}
+
+    def cost_of(op: Op, share: Share, busy: bool) -> Priced:
+        cost = price(
+            op,
+            cluster,
+            share,
+            comm_sms=scenario.job.overlap.comm_sms,
+            beside=busy,
+            dispatcher=stack.dispatcher,
+        )
+        seconds = times(cost, op.count, gap)
+        return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
+
+    def compute(op: Op) -> Priced:
+        own = left if stack.gemm_sms_reserved and isinstance(op.work, Gemm) else sms
+        alone = cost_of(op, Share(sms=own), False)
+        if not beside.sms and not beside.traffic:
+            return alone
+        held = cost_of(op, Share(sms=left), True)
+        busy = cost_of(op, Share(sms=left, partner_traffic=beside.traffic), True)
+        return Priced(op=op, cost=alone.cost, durations=(alone.durations[0], held.durations[0], busy.durations[0]))
+
+    def priced(op: Op) -> Priced:
+        key = (op.work, op.cls, f"{op.count}{op.stream}")
+        if key not in memo:
+            if isinstance(op.work, AllToAll):
+                lone = cost_of(op, Share(sms=sms), False)
+                busy = cost_of(op, Share(sms=sms), True)
+                one = Priced(op=op, cost=lone.cost, durations=(lone.durations[0], *[busy.durations[0]] * 2))
+            else:
+                one = compute(op) if op.stream == "compute" else cost_of(op, Share(sms=sms), False)
+            memo[key] = one
+        one = memo[key]
+        return one if one.op is op else Priced(op=op, cost=one.cost, durations=one.durations)
+
+    return priced

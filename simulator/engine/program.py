@@ -1,0 +1,218 @@
+"""From blocks to a program: which runs an action consists of, on which stream, and what each waits for.
+
+An action is a lone forward (F), full backward (B), input gradient (I), weight gradient (W) of one stage, or an
+overlapped pair. Equal actions share one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from simulator.cost.price import wait
+from simulator.engine.runs import ALONE, Kind, Priced, Run, run_of
+from simulator.graph.block import Block, Segment
+from simulator.ops import Fixed, Op
+
+Pricer = Callable[[Op], Priced]
+"""Prices one op under the three conditions."""
+
+COMPUTE, COMM = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run of a program: its stream and the earlier steps it waits for beside its predecessor on the stream.
+
+    A step with no `waits` that is first on its stream starts when the action may start.
+    """
+
+    run: Run
+    stream: int
+    waits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Steps in program order.
+
+    `tails` are the steps whose ends are the end of the action; `forward_out`, `backward_out` those after which the
+    activations, or the gradients, can be sent on.
+    """
+
+    steps: tuple[Step, ...]
+    tails: tuple[int, ...]
+    forward_out: tuple[int, ...] = ()
+    backward_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A segment in program order. `fresh`: its first compute run waits for the exchange that ended the block before."""
+
+    segment: Segment
+    fresh: bool
+
+
+def _units(segments: Sequence[Placed]) -> tuple[list[Placed], list[list[Placed]]]:
+    """Leading comm segments, and units: a compute segment with what follows it (comm, weight gradients)."""
+    lead: list[Placed] = []
+    units: list[list[Placed]] = []
+    for placed in segments:
+        starts = placed.segment.stream == "compute" and placed.segment.direction != "W"
+        if starts or (not units and placed.segment.direction == "W"):
+            units.append([placed])
+        elif units:
+            units[-1].append(placed)
+        else:
+            lead.append(placed)
+    return lead, units
+
+
+def _in_issue_order(unit: list[Placed]) -> list[Placed]:
+    """Compute, then its exchange, then deferred weight gradients: the exchange is issued before them."""
+    return [unit[0]] + sorted(unit[1:], key=lambda placed: placed.segment.stream != "comm")
+
+
+def forward_segments(blocks: Sequence[Block]) -> list[Placed]:
+    """All forward segments of a stage in program order."""
+    return [Placed(segment, i == 0 and b > 0) for b, block in enumerate(blocks) for i, segment in enumerate(block.forward)]
+
+
+def backward_segments(blocks: Sequence[Block], *, wgrad: bool, dgrad: bool) -> list[Placed]:
+    """All backward segments of a stage in program order; the last block comes first."""
+    placed = []
+    for block in reversed(blocks):
+        for segment in block.backward:
+            if wgrad if segment.direction == "W" else dgrad:
+                placed.append(Placed(segment, False))
+    return placed
+
+
+def order_alone(segments: Sequence[Placed]) -> list[Placed]:
+    """Program order of a lone action."""
+    lead, units = _units(segments)
+    return lead + [placed for unit in units for placed in _in_issue_order(unit)]
+
+
+def order_pair(forward: Sequence[Placed], backward: Sequence[Placed]) -> list[Placed]:
+    """Program order of an overlapped pair: backward and forward compute segments alternate, forward first.
+
+    For a MoE layer against a MoE layer this is ATTN(F) | MLP(B) MLP(W) MLP(F) ATTN(B) ATTN(W) ATTN(F) | ... on the
+    compute stream and COMBINE(B) | DISPATCH(F) DISPATCH(B) COMBINE(F) COMBINE(B) | ... on the other (DeepSeek-V3
+    report, figure 4, and DeepSeek's public training profile).
+    """
+    lead, back = _units(backward)
+    first, ahead = _units(forward)
+    out = lead + first
+    for index in range(max(len(back), len(ahead))):
+        for units in (ahead, back):
+            if index < len(units):
+                out.extend(_in_issue_order(units[index]))
+    return out
+
+
+def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
+    """Cut a segment where an op waits for another stream, and a comm segment by what its kernels do."""
+    kind_now: Kind | None = None
+    piece: list[Op] = []
+    for op in segment.ops:
+        kind: Kind = "compute"
+        if segment.stream == "comm":
+            kind = "exchange" if op.cls in ("comm.dispatch", "comm.combine") else "work"
+            kind = "notify" if op.cls in ("comm.notify", "comm.layout") else kind
+        if piece and (kind != kind_now or op.after):
+            assert kind_now is not None
+            yield kind_now, piece
+            piece = []
+        kind_now = kind
+        piece.append(op)
+    if piece and kind_now is not None:
+        yield kind_now, piece
+
+
+class _Assembler:
+    """Turns placed segments into steps; local to `assemble`."""
+
+    def __init__(self, price: Pricer, slowest: float) -> None:
+        self.price = price
+        self.slowest = slowest
+        self.experts = 0.0
+        self.steps: list[Step] = []
+        self.owner: dict[str, int] = {}
+        self.last = {COMPUTE: -1, COMM: -1}
+        self.loose: dict[str, int] = {}
+        self.out: dict[str, dict[int, int]] = {"F": {}, "B": {}}
+
+    def add(self, placed: Placed) -> None:
+        """Append the runs of one segment."""
+        half = "F" if placed.segment.direction == "F" else "B"
+        stream = COMM if placed.segment.stream == "comm" else COMPUTE
+        for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
+            waits = {self.owner[half + name] for name in run.ops[0].op.after}
+            if stream == COMM and index == 0 and self.last[COMPUTE] >= 0:
+                waits.add(self.last[COMPUTE])  # an exchange is issued behind the compute before it
+            if stream == COMPUTE and placed.fresh and index == 0 and half in self.loose:
+                waits.add(self.loose[half])
+            self.last[stream] = len(self.steps)
+            for priced in run.ops:
+                self.owner[half + priced.op.name] = len(self.steps)
+            if run.kind == "exchange":
+                self.loose[half] = len(self.steps)
+            if placed.segment.direction != "W":
+                self.out[half][stream] = len(self.steps)
+            self.steps.append(Step(run, stream, tuple(sorted(waits))))
+
+    def _with_waits(self, runs: list[Run]) -> list[Run]:
+        """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier."""
+        out = []
+        for run in runs:
+            self.experts += sum(p.durations[ALONE] for p in run.ops if is_expert_work(p.op))
+            if run.kind == "notify" and self.slowest > 1.0:
+                extra = waiting((self.slowest - 1.0) * self.experts, run.ops[-1].op)
+                self.experts = 0.0
+                out.append(run_of("notify", run.name, [*run.ops, extra]))
+            else:
+                out.append(run)
+        return out
+
+
+def is_expert_work(op: Op) -> bool:
+    """Whether the op's time follows the rows that the gate sends to this rank."""
+    return op.stream == "compute" and op.name.startswith("moe.") and ".weight_t" not in op.name
+
+
+def waiting(seconds: float, barrier: Op) -> Priced:
+    """The wait at a barrier as an op of its own [s]."""
+    op = replace(barrier, name=f"{barrier.name}.wait", cls="wait.slowest", work=Fixed(launches=0), after=())
+    return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 3)
+
+
+def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
+    """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier."""
+    assembler = _Assembler(price, slowest)
+    for placed in order:
+        assembler.add(placed)
+    return Program(
+        steps=tuple(assembler.steps),
+        tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
+        forward_out=tuple(sorted(assembler.out["F"].values())),
+        backward_out=tuple(sorted(assembler.out["B"].values())),
+    )
+
+
+def runs_of(segment: Segment, price: Pricer) -> list[Run]:
+    """The runs of one segment."""
+    return [run_of(kind, segment.name, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
+
+
+def lone_program(kind: str, blocks: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+    """Program of a lone F, B, I or W of a stage."""
+    if kind == "F":
+        return assemble(order_alone(forward_segments(blocks)), price, slowest)
+    return assemble(order_alone(backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")), price, slowest)
+
+
+def pair_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+    """Program of a forward of one stage overlapped with a full backward of another."""
+    return assemble(order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest)

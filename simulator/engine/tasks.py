@@ -1,0 +1,67 @@
+"""Tasks: what both engines execute. Plain lists, one entry a task, in an order that respects every dependency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simulator.engine.runs import Run
+from simulator.schedule import Step
+
+COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
+LANES = 5
+"""Streams of a rank: compute, expert exchanges, sends to the next and to the previous stage, gradient sync."""
+
+Phase = str
+"""forward, backward, weight, overlapped, optimizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionOf:
+    """One step of a rank's row (None for the optimizer step), and the tasks [first, last) it consists of."""
+
+    rank: int
+    step: Step | None
+    phase: Phase
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """All tasks of one optimizer step of one pipeline.
+
+    `lane` = rank x LANES + stream; tasks of a lane run in the order they are listed. `preds` are tasks that must have
+    ended. `peer` is the receiving rank of a send. `capacity` are the attainable link bandwidths per rank [B/s].
+    """
+
+    ranks: int
+    lane: list[int] = field(default_factory=list)
+    run: list[Run] = field(default_factory=list)
+    preds: list[tuple[int, ...]] = field(default_factory=list)
+    peer: dict[int, int] = field(default_factory=dict)
+    actions: list[ActionOf] = field(default_factory=list)
+    nic: float = 0.0
+    nvlink: float = 0.0
+
+    def add(self, lane: int, run: Run, preds: tuple[int, ...]) -> int:
+        """Append one task and return its number."""
+        self.lane.append(lane)
+        self.run.append(run)
+        self.preds.append(preds)
+        return len(self.lane) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When each task ran [s], and for compute runs that met several conditions, the changes (time, condition,
+    position reached)."""
+
+    tasks: Tasks
+    start: list[float]
+    end: list[float]
+    changes: dict[int, list[tuple[float, int, float]]]
+
+    @property
+    def makespan(self) -> float:
+        """End of the last task [s]."""
+        return max(self.end, default=0.0)

@@ -1,0 +1,117 @@
+"""Blocks and segments: ops in launch order, and the checker that keeps them honest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from simulator.ops import Op, Part, Stream, Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Consecutive ops of one stream (`attn.F`, `dispatch.F`, `mlp.B`, `mlp.W` ...).
+
+    `direction` F, B (input gradients, recomputation and the casts beside them) or W (weight gradients that a
+    schedule may defer).
+    """
+
+    name: str
+    stream: Stream
+    ops: tuple[Op, ...]
+
+    @property
+    def direction(self) -> str:
+        """The letter after the last dot of the name."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One unit that layers are spread over stages in: an embedding, a layer, an MTP module, a head.
+
+    `forward` and `backward` are segments in program order; `backward` holds B and W segments, compute and comm.
+    """
+
+    kind: str
+    forward: tuple[Segment, ...]
+    backward: tuple[Segment, ...]
+
+    def ops(self) -> Iterator[Op]:
+        """All ops in program order, forward then backward."""
+        for segment in self.forward + self.backward:
+            yield from segment.ops
+
+    @property
+    def saved_bytes(self) -> float:
+        """Bytes that one microbatch keeps from forward until backward [B]."""
+        return sum(op.saved for op in self.ops())
+
+    def flops(self, *parts: Part) -> float:
+        """FLOP of the ops in `parts` (all if none is named)."""
+        return sum(op.flops for op in self.ops() if not parts or op.part in parts)
+
+
+class Tape:
+    """Collects the ops of one segment in launch order; the only mutable thing here, gone once `done()` is called."""
+
+    def __init__(self, name: str, part: Part, stream: Stream = "compute") -> None:
+        self.name = name
+        self.part: Part = part
+        self.stream: Stream = stream
+        self._ops: list[Op] = []
+
+    def add(
+        self,
+        name: str,
+        cls: str,
+        work: Work,
+        *,
+        part: Part | None = None,
+        count: int = 1,
+        after: tuple[str, ...] = (),
+        saved: float = 0.0,
+        side: bool = False,
+    ) -> None:
+        """Append one op; `part` defaults to the segment's."""
+        self._ops.append(
+            Op(
+                name=name,
+                cls=cls,
+                part=part or self.part,
+                segment=self.name,
+                stream=self.stream,
+                work=work,
+                count=count,
+                after=after,
+                saved=saved,
+                side=side,
+            )
+        )
+
+    def done(self) -> Segment:
+        """The segment."""
+        return Segment(name=self.name, stream=self.stream, ops=tuple(self._ops))
+
+
+def problems(block: Block) -> list[str]:
+    """What is wrong with a block: duplicate names, waits for ops that do not exist, waits within one stream.
+
+    A wait must point to an earlier op of the *other* stream: that keeps the graph acyclic by construction.
+    """
+    found: list[str] = []
+    for half, segments in (("forward", block.forward), ("backward", block.backward)):
+        seen: dict[str, Op] = {}
+        for segment in segments:
+            for op in segment.ops:
+                if op.name in seen:
+                    found.append(f"{block.kind} {half}: {op.name} appears twice")
+                for name in op.after:
+                    if name not in seen:
+                        found.append(f"{block.kind} {half}: {op.name} waits for {name}, which does not come before it")
+                    elif seen[name].stream == op.stream:
+                        found.append(f"{block.kind} {half}: {op.name} waits for {name} of its own stream")
+                if op.stream != segment.stream:
+                    found.append(f"{block.kind} {half}: {op.name} is not on the stream of {segment.name}")
+                seen[op.name] = op
+    return found

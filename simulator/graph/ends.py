@@ -1,0 +1,73 @@
+"""What stands before the first and after the last layer: embedding, final norm, head, loss, and the MTP projection.
+
+Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 report, section 3.3.1).
+"""
+
+from __future__ import annotations
+
+from simulator.graph import linear
+from simulator.graph.block import Block, Segment, Tape
+from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.norm import norm_backward, norm_forward
+from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.shapes import Shapes
+from simulator.ops import Streaming
+
+
+def embedding(s: Shapes) -> Block:
+    """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
+    t, h = s.tokens, s.model.hidden_size
+    ahead, back = Tape("embed.F", "F"), Tape("embed.W", "W")
+    ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * 8.0)
+    scatter(ahead, "embed", s, h)
+    back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
+    return Block(kind="embed", forward=(ahead.done(),), backward=(back.done(),))
+
+
+def _head_forward(s: Shapes, sms: int) -> Segment:
+    """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy on FP32 values of BF16 logits."""
+    t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
+    tape = Tape("head.F", "F")
+    sharded = sharded_tokens(s)
+    norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=2.0 * sharded * h * BF16)
+    gather(tape, "head.x", s, h)
+    linear.forward(tape, "head", t, vocab, h, fp8=False)
+    tape.add("loss.fwd", "loss", cast(t * vocab, BF16, 0.0), saved=t * vocab * BF16)
+    return tape.done()
+
+
+def head(s: Shapes, sms: int) -> Block:
+    """Final norm, output head and loss."""
+    t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
+    back, late = Tape("head.B", "I"), Tape("head.W", "W")
+    back.add("loss.bwd", "loss", cast(t * vocab, BF16, BF16))
+    linear.input_gradient(back, "head", t, vocab, h, fp8=False)
+    scatter(back, "head.dx", s, h)
+    norm_backward(back, "norm.final", sharded_tokens(s), h, sms)
+    linear.weight_gradient(late, "head", t, vocab, h, fp8=False)
+    return Block(kind="head", forward=(_head_forward(s, sms),), backward=(back.done(), late.done()))
+
+
+def mtp_projection(s: Shapes, sms: int) -> Block:
+    """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
+    (DeepSeek-V3 report, section 2.2, equation 21)."""
+    t, h = s.tokens, s.model.hidden_size
+    ahead, back, late = Tape("mtp.F", "F"), Tape("mtp.B", "I"), Tape("mtp.W", "W")
+    keep = t * h * BF16 * (1.0 if s.recompute_norms else 2.0)
+    ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16))
+    norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)
+    norm_forward(ahead, "mtp.norm_e.fwd", t, h, sms, saved=keep)
+    ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
+    linear.forward(ahead, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    if s.recompute_norms:
+        norm_forward(back, "mtp.norm_h.recompute", t, h, sms, part="R")
+        norm_forward(back, "mtp.norm_e.recompute", t, h, sms, part="R")
+    linear.input_gradient(back, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    if s.fp8:
+        linear.cast_for_wgrad(back, "mtp.proj", t, 2 * h, which="x")
+        linear.cast_for_wgrad(back, "mtp.proj", t, h, which="g")
+    norm_backward(back, "mtp.norm_h", t, h, sms)
+    norm_backward(back, "mtp.norm_e", t, h, sms)
+    linear.weight_gradient(late, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    late.add("mtp.embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
+    return Block(kind="mtp", forward=(ahead.done(),), backward=(back.done(), late.done()))

@@ -1,0 +1,187 @@
+"""The feed-forward part: dense layers, shared experts, and the pieces that both are made of.
+
+`name` is `dense` or `shared`. With FP8, the output of up_gate is kept in FP8 and the activation is recomputed in
+backward together with its cast (DeepSeek-V3 report, section 3.3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.dtypes import fp8_bytes
+from simulator.graph import linear
+from simulator.graph.block import Segment, Tape
+from simulator.graph.linear import BF16, FP8, cast, scales
+from simulator.graph.norm import norm_forward
+from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.shapes import Shapes
+from simulator.ops import Streaming
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ffn:
+    """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`."""
+
+    name: str
+    tokens: int
+    hidden: int
+    inner: int
+    gated: bool
+    fp8: bool
+
+    @property
+    def up(self) -> int:
+        """Output width of the first GEMM."""
+        return self.inner * (2 if self.gated else 1)
+
+
+def ffn_of(s: Shapes, name: str) -> Ffn:
+    """The dense feed-forward part or the shared experts of these shapes."""
+    model = s.model
+    inner = model.intermediate_size if name == "dense" else model.shared_width
+    return Ffn(
+        name=name,
+        tokens=s.tokens,
+        hidden=model.hidden_size,
+        inner=inner // s.job.layout.tp,
+        gated=model.gated_mlp,
+        fp8=s.fp8,
+    )
+
+
+def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
+    """Forward of SwiGLU (gated) or GELU: read the up projection in BF16, write `out` bytes a value."""
+    return Streaming(read=rows * inner * BF16 * (2 if gated else 1), written=rows * inner * out)
+
+
+def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool = False) -> Streaming:
+    """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output."""
+    wide = 2 if gated else 1
+    return Streaming(
+        read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0))
+    )
+
+
+def kept_activation(s: Shapes, rows: int, inner: int) -> float:
+    """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
+    if s.recompute_swiglu:
+        return 0.0
+    return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
+
+
+def kept_up(s: Shapes, rows: int, up: int) -> float:
+    """Bytes of the up projection kept for backward [B]."""
+    return fp8_bytes(rows * up) if s.fp8 else rows * up * BF16
+
+
+def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
+    """First GEMM."""
+    linear.forward(
+        tape,
+        f"{f.name}.up_gate",
+        f.tokens,
+        f.up,
+        f.hidden,
+        fp8=f.fp8,
+        cast_input=cast_input,
+        saved=kept_up(s, f.tokens, f.up),
+    )
+
+
+def down(tape: Tape, f: Ffn, s: Shapes) -> None:
+    """Activation (fused with its cast) and second GEMM."""
+    tape.add(
+        f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
+        "swiglu",
+        activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
+        saved=kept_activation(s, f.tokens, f.inner),
+    )
+    linear.forward(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=f.fp8, cast_input=False)
+
+
+def save(tape: Tape, f: Ffn) -> None:
+    """FP8 only: the copy of the up projection that backward reads."""
+    if f.fp8:
+        tape.add(f"{f.name}.up_gate.save_fp8", "quant.token", cast(f.tokens * f.up, BF16, FP8))
+
+
+def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool, after: tuple[str, ...] = ()) -> None:
+    """Input gradient of the second GEMM and of the activation. `gradient_fp8`: dy arrives already cast."""
+    if f.fp8:
+        tape.add(
+            f"{f.name}.up_gate.dequant",
+            "dequant",
+            Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=sms),
+            part="R",
+            after=after,
+        )
+        linear.input_gradient(
+            tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=True, cast_gradient=not gradient_fp8
+        )
+        linear.cast_for_wgrad(
+            tape, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16
+        )
+        tape.add(
+            f"{f.name}.swiglu.recompute_quant_t",
+            "quant.chan_t",
+            activation_work(f.tokens, f.inner, gated=f.gated, out=FP8),
+            part="R",
+        )
+    else:
+        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=False)
+    again = s.recompute_swiglu and not f.fp8
+    work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
+    tape.add(
+        f"{f.name}.swiglu.bwd", "swiglu", Streaming(read=work.read, written=work.written, blocks=sms if f.fp8 else 0)
+    )
+
+
+def up_backward(tape: Tape, f: Ffn) -> None:
+    """Input gradient of the first GEMM and the casts for its weight gradient."""
+    if f.fp8:
+        linear.weight_transpose(tape, f"{f.name}.up_gate", f.up, f.hidden)
+        tape.add(f"{f.name}.up_gate.quant_g", "quant.token", cast(f.tokens * f.up, BF16, FP8))
+        tape.add(f"{f.name}.up_gate.scale_t_g", "scale_t", scales(f.tokens, f.up))
+        tape.add(
+            f"{f.name}.up_gate.dgrad",
+            "gemm.fp8",
+            linear.Gemm(m=f.tokens, n=f.hidden, k=f.up, precision="fp8_block"),
+        )
+        linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.up, which="g")
+        linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
+    else:
+        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, fp8=False)
+
+
+def dense_forward(s: Shapes) -> Segment:
+    """`mlp.F` of a dense layer."""
+    f = ffn_of(s, "dense")
+    tape = Tape("mlp.F", "F")
+    gather(tape, "dense.x", s, f.hidden)
+    up(tape, f, s, cast_input=True)
+    down(tape, f, s)
+    save(tape, f)
+    scatter(tape, "dense", s, f.hidden)
+    return tape.done()
+
+
+def dense_backward(s: Shapes, sms: int) -> Segment:
+    """`mlp.B` of a dense layer."""
+    f = ffn_of(s, "dense")
+    tape = Tape("mlp.B", "I")
+    gather(tape, "dense.g", s, f.hidden)
+    down_backward(tape, f, s, sms, gradient_fp8=False)
+    if s.recompute_norms:
+        norm_forward(tape, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
+    up_backward(tape, f)
+    scatter(tape, "dense.dx", s, f.hidden)
+    return tape.done()
+
+
+def dense_weights(s: Shapes) -> Segment:
+    """`mlp.W` of a dense layer."""
+    f = ffn_of(s, "dense")
+    tape = Tape("mlp.W", "W")
+    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, fp8=f.fp8)
+    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, fp8=f.fp8)
+    return tape.done()

@@ -1,0 +1,96 @@
+"""A linear layer as it runs: the GEMM and, under the FP8 recipe, everything that surrounds it.
+
+FP8 (DeepSeek-V3 report, section 3.3.2): the input is cast per 1x128 tile before each GEMM and its scales transposed;
+the input gradient needs the transposed weight and a cast of the output gradient; the weight gradient needs both
+operands cast per 128x1. In BF16 only the three GEMMs remain.
+"""
+
+from __future__ import annotations
+
+from simulator.dtypes import FP8_TILE, WIDTH
+from simulator.graph.block import Tape
+from simulator.ops import Gemm, GemmPrecision, Streaming
+
+BF16, FP8, FP32 = WIDTH["bf16"], WIDTH["fp8"], WIDTH["fp32"]
+
+
+def cast(elements: float, read: float, written: float) -> Streaming:
+    """A streaming kernel over `elements`, `read` and `written` bytes each."""
+    return Streaming(read=elements * read, written=elements * written)
+
+
+def scales(rows: int, width: int) -> Streaming:
+    """Transposition of the FP32 scales of a (rows, width) matrix, one per 128 values of a row."""
+    return cast(rows * -(-width // FP8_TILE), FP32, FP32)
+
+
+def precision_of(fp8: bool) -> GemmPrecision:
+    """The GEMM precision of the recipe."""
+    return "fp8_block" if fp8 else "bf16"
+
+
+def gemm_class(fp8: bool, suffix: str = "") -> str:
+    """Kernel class of a GEMM: `gemm.fp8`, `gemm.bf16.wgrad` ..."""
+    return ("gemm.fp8" if fp8 else "gemm.bf16") + suffix
+
+
+def forward(
+    tape: Tape,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    fp8: bool,
+    cast_input: bool = True,
+    recompute: bool = False,
+    saved: float = 0.0,
+) -> None:
+    """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote FP8."""
+    tail = "_r" if recompute else ""
+    part = "R" if recompute else None
+    if fp8:
+        if cast_input:
+            tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
+        tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
+    gemm = Gemm(m=m, n=n, k=k, precision=precision_of(fp8))
+    tape.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(fp8), gemm, part=part, saved=saved)
+
+
+def weight_transpose(tape: Tape, name: str, n: int, k: int, *, experts: int = 1) -> None:
+    """FP8 only: the weight laid out for the input gradient."""
+    tape.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8))
+
+
+def input_gradient(
+    tape: Tape,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    fp8: bool,
+    cast_gradient: bool = True,
+    weight_first: bool = True,
+) -> None:
+    """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8."""
+    if fp8:
+        if weight_first:
+            weight_transpose(tape, name, n, k)
+        if cast_gradient:
+            tape.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
+        if not weight_first:
+            weight_transpose(tape, name, n, k)
+        tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
+    tape.add(f"{name}.dgrad", gemm_class(fp8), Gemm(m=m, n=k, k=n, precision=precision_of(fp8)))
+
+
+def cast_for_wgrad(tape: Tape, name: str, rows: int, width: int, *, which: str, read: float = BF16) -> None:
+    """FP8 only: one operand of the weight gradient cast per 128x1 and transposed (`which` is x or g)."""
+    tape.add(f"{name}.quant_{which}_t", "quant.chan_t", cast(rows * width, read, FP8), part="W")
+
+
+def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, fp8: bool) -> None:
+    """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2)."""
+    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(fp8), form="wgrad", out_bytes=FP32)
+    tape.add(f"{name}.wgrad", gemm_class(fp8, ".wgrad"), gemm)

@@ -1,0 +1,250 @@
+"""Multi-head latent attention as DeepSeek trains it (V2 report, arXiv 2405.04434, section 2.1; V3 report, section 2.1.1).
+
+Op names, order and bytes follow DeepSeek's public training profile (`deepseek-ai/profile-data`), tabulated in
+`workloads/facts/h800_layer_ops.csv`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.dtypes import WIDTH
+from simulator.graph import linear
+from simulator.graph.block import Segment, Tape
+from simulator.graph.linear import BF16, FP8, FP32, cast
+from simulator.graph.norm import norm_backward, norm_forward
+from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
+from simulator.graph.shapes import Shapes
+from simulator.ops import Attention, Streaming
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """Widths of one rank's share of the heads."""
+
+    tokens: int
+    sharded: int
+    hidden: int
+    heads: int
+    q_lora: int
+    kv_lora: int
+    nope: int
+    rope: int
+    v: int
+
+    @property
+    def q(self) -> int:
+        """Width of all queries (and of all keys)."""
+        return self.heads * (self.nope + self.rope)
+
+    @property
+    def kv(self) -> int:
+        """Width of the key/value up-projection."""
+        return self.heads * (self.nope + self.v)
+
+    @property
+    def out(self) -> int:
+        """Width of the attention output."""
+        return self.heads * self.v
+
+
+def dims_of(s: Shapes) -> Dims:
+    """The widths of MLA for these shapes."""
+    model = s.model
+    return Dims(
+        tokens=s.tokens,
+        sharded=sharded_tokens(s),
+        hidden=model.hidden_size,
+        heads=heads_per_rank(s),
+        q_lora=model.q_lora_rank or 0,
+        kv_lora=model.kv_lora_rank or 0,
+        nope=model.qk_nope_head_dim or 0,
+        rope=model.qk_rope_head_dim or 0,
+        v=model.v_head_dim or 0,
+    )
+
+
+def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
+    """The attention core of one microbatch."""
+    return Attention(
+        batch=s.batch,
+        seq_q=s.seq,
+        seq_kv=s.seq_kv,
+        heads=d.heads,
+        kv_heads=d.heads,
+        d_qk=d.nope + d.rope,
+        d_v=d.v,
+        causal=True,
+        backward=backward,
+    )
+
+
+def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) -> None:
+    """Latents to queries, keys and values; run once more in backward where they are recomputed."""
+    tail, part = ("_r", "R") if again else ("", None)
+    name = "recompute" if again else "fwd"
+    rope = "recompute" if again else "fwd"
+    keep = 0.0 if s.recompute_mla_up or again else 1.0
+    keep_norm = 0.0 if s.recompute_norms or again else 1.0
+    if not again or s.recompute_norms:
+        if d.q_lora:
+            norm_forward(
+                tape, f"norm.q_lora.{name}", d.tokens, d.q_lora, sms, part=part, saved=keep_norm * d.tokens * d.q_lora * BF16
+            )
+        tape.add(f"attn.kv_slice.copy{tail}", "elem", cast(d.tokens * d.kv_lora, BF16, BF16), part=part)
+        norm_forward(
+            tape, f"norm.kv_lora.{name}", d.tokens, d.kv_lora, sms, part=part, saved=keep_norm * d.tokens * d.kv_lora * BF16
+        )
+        if not again:
+            tape.add("attn.k_pe.copy", "elem", cast(d.tokens * d.rope, BF16, BF16))
+    if again and not s.recompute_mla_up:
+        return
+    if d.q_lora:
+        linear.forward(
+            tape, "attn.q_b", d.tokens, d.q, d.q_lora, fp8=s.fp8, recompute=again, saved=keep * d.tokens * d.q * BF16
+        )
+    linear.forward(
+        tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, fp8=s.fp8, recompute=again, saved=keep * d.tokens * d.out * BF16
+    )
+    tape.add(f"rope.k.{rope}", "rope", cast(d.tokens * d.rope, BF16, BF16), part=part)
+    tape.add(
+        f"attn.k_nope.copy{tail}",
+        "kvcopy",
+        cast(d.tokens * d.heads * d.nope, BF16, BF16),
+        part=part,
+        saved=keep * d.tokens * d.q * BF16,
+    )
+    tape.add(
+        f"attn.k_pe.bcast{tail}",
+        "kvcopy",
+        Streaming(read=d.tokens * d.rope * BF16, written=d.tokens * d.heads * d.rope * BF16 - d.tokens * d.rope * BF16),
+        part=part,
+    )
+    tape.add(f"rope.q.{rope}", "rope", cast(d.tokens * d.heads * d.rope, BF16, BF16), part=part)
+
+
+def forward(s: Shapes, sms: int) -> Tape:
+    """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
+    d = dims_of(s)
+    t, h = d.tokens, d.hidden
+    tape = Tape("attn.F", "F")
+    keep_norm = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
+    norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=d.sharded * h * BF16 + keep_norm)
+    if d.q_lora:
+        linear.forward(tape, "attn.q_a", d.sharded, d.q_lora, h, fp8=s.fp8, saved=d.sharded * d.q_lora * BF16)
+    else:
+        gather(tape, "attn.x", s, h)
+        linear.forward(tape, "attn.q", t, d.q, h, fp8=s.fp8, saved=t * d.q * BF16)
+    linear.forward(
+        tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, h, fp8=s.fp8, saved=d.sharded * (d.kv_lora + d.rope) * BF16
+    )
+    gather(tape, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
+    _up_projections(tape, s, d, sms, again=False)
+    statistics = t * d.heads * FP32
+    kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
+    tape.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
+    if s.fp8:
+        tape.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
+    linear.forward(tape, "attn.o", t, h, d.out, fp8=s.fp8)
+    scatter(tape, "attn.o", s, h)
+    tape.add("attn.out.scale", "elem", cast(d.sharded * h, BF16, BF16))
+    keep = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
+    norm_forward(
+        tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=d.sharded * h * BF16 + keep
+    )
+    return tape
+
+
+def _core_backward(tape: Tape, s: Shapes, d: Dims) -> None:
+    """FlashAttention's backward with the kernels before and after it (D = rowsum(dO * O), dQ from FP32 to BF16)."""
+    t = d.tokens
+    accumulator = t * d.q * FP32
+    tape.add(
+        "attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * t * d.out * BF16, written=accumulator), part="I"
+    )
+    tape.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
+    tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=accumulator, written=t * d.q * BF16))
+    tape.add("rope.q.bwd", "rope", cast(t * d.heads * d.rope, BF16, BF16))
+
+
+def _latent_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
+    """From dq, dk, dv back to the two latents."""
+    t = d.tokens
+    if d.q_lora:
+        linear.input_gradient(tape, "attn.q_b", t, d.q, d.q_lora, fp8=s.fp8)
+    tape.add("attn.k_pe.reduce", "elem", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
+    tape.add("rope.k.bwd", "rope", cast(t * d.rope, BF16, BF16))
+    tape.add("attn.dk_nope.copy", "kvcopy", cast(t * d.heads * d.nope, BF16, BF16))
+    tape.add("attn.dv.copy", "kvcopy", cast(t * d.out, BF16, BF16))
+    linear.input_gradient(tape, "attn.kv_b", t, d.kv, d.kv_lora, fp8=s.fp8)
+    if s.fp8:
+        linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv, which="g")
+        linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv_lora, which="x")
+        if d.q_lora:
+            linear.cast_for_wgrad(tape, "attn.q_b", t, d.q, which="g")
+            linear.cast_for_wgrad(tape, "attn.q_b", t, d.q_lora, which="x")
+    norm_backward(tape, "norm.kv_lora", t, d.kv_lora, sms)
+    if d.q_lora:
+        norm_backward(tape, "norm.q_lora", t, d.q_lora, sms)
+
+
+def _input_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
+    """From the latents' gradients back to the input of the layer."""
+    t, h, kv_a = d.sharded, d.hidden, d.kv_lora + d.rope
+    scatter(tape, "attn.latent_g", s, (d.q_lora or 0) + kv_a)
+    tape.add("attn.dkv_a.fill", "elem", Streaming(read=0.0, written=t * kv_a * BF16), count=2)
+    tape.add("attn.dkv_a.copy_pe", "elem", cast(t * d.rope, BF16, BF16))
+    tape.add("attn.dkv_a.copy_kv", "elem", cast(t * d.kv_lora, BF16, BF16))
+    tape.add("attn.dkv_a.add", "elem", Streaming(read=2 * t * kv_a * BF16, written=t * kv_a * BF16))
+    if s.recompute_norms:
+        norm_forward(tape, "norm.attn.recompute", t, h, sms, part="R")
+    first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
+    for name, width, rows in first:
+        linear.input_gradient(tape, name, rows, width, h, fp8=s.fp8, weight_first=False)
+        if s.fp8:
+            linear.cast_for_wgrad(tape, name, rows, h, which="x")
+            linear.cast_for_wgrad(tape, name, rows, width, which="g")
+    tape.add("attn.dx.add", "elem", Streaming(read=2 * t * h * BF16, written=t * h * BF16))
+    norm_backward(tape, "norm.attn", t, h, sms, residual=True)
+
+
+def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
+    """The rest of `attn.B` after the router's part: from the gradient of the block's output to that of its input."""
+    d = dims_of(s)
+    t, h = d.tokens, d.hidden
+    norm_backward(tape, "norm.ffn", d.sharded, h, sms, residual=True)
+    tape.add("attn.out.scale.bwd", "elem", cast(d.sharded * h, BF16, BF16))
+    gather(tape, "attn.o_g", s, h)
+    if s.fp8:
+        tape.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
+    linear.input_gradient(tape, "attn.o", t, h, d.out, fp8=s.fp8, weight_first=False)
+    if s.fp8:
+        linear.cast_for_wgrad(tape, "attn.o", t, d.out, which="x")
+        linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
+    if s.recompute_norms or s.recompute_mla_up:
+        _up_projections(tape, s, d, sms, again=True)
+    if s.recompute_core:
+        tape.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
+    _core_backward(tape, s, d)
+    _latent_gradients(tape, s, d, sms)
+    _input_gradients(tape, s, d, sms)
+    return tape.done()
+
+
+def weights(s: Shapes) -> Segment:
+    """`attn.W`: the weight gradients."""
+    d = dims_of(s)
+    tape = Tape("attn.W", "W")
+    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, fp8=s.fp8)
+    linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, fp8=s.fp8)
+    if d.q_lora:
+        linear.weight_gradient(tape, "attn.q_b", d.tokens, d.q, d.q_lora, fp8=s.fp8)
+    linear.weight_gradient(tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, d.hidden, fp8=s.fp8)
+    if d.q_lora:
+        linear.weight_gradient(tape, "attn.q_a", d.sharded, d.q_lora, d.hidden, fp8=s.fp8)
+    else:
+        linear.weight_gradient(tape, "attn.q", d.tokens, d.q, d.hidden, fp8=s.fp8)
+    return tape.done()
+
+
+__all__ = ["FP8", "Dims", "backward", "core_work", "dims_of", "forward", "weights"]

@@ -1,0 +1,292 @@
+"""DeepSeekMoE: gate, dispatch, routed and shared experts, combine (V3 report, sections 2.1.2 and 3.2.2).
+
+Order and bytes follow DeepSeek's public training profile. `rows` are the token-expert rows of the local experts
+(padded), `received` the distinct tokens that arrive at this rank.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simulator.dtypes import FP8_TILE, fp8_bytes
+from simulator.graph import ffn, linear
+from simulator.graph.block import Segment, Tape
+from simulator.graph.linear import BF16, FP8, FP32, cast, scales
+from simulator.graph.norm import norm_forward
+from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.shapes import Shapes
+from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
+
+ROUTER_FORWARD_KERNELS = 31
+"""Small kernels of the gate's forward in the profile: sigmoid, masks, gathers, sums, the balance statistics."""
+ROUTER_BACKWARD_KERNELS = 26
+"""The same in backward."""
+GATE_WEIGHT_BYTES = 60.0
+"""Bytes a row moved by the kernel that applies the gate weight to the FP8 scales (from the profile) [B]."""
+
+
+def expert_inner(s: Shapes) -> int:
+    """Width of one routed expert on this rank."""
+    return s.model.moe_intermediate_size // s.job.layout.etp
+
+
+def dispatched_bytes(s: Shapes) -> float:
+    """Bytes of one token on the wire at dispatch: FP8 values with FP32 scales, or BF16 [B]."""
+    return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
+
+
+def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, cached: bool = False) -> AllToAll:
+    """One expert-parallel exchange of this rank's tokens; combine is always BF16 (report, section 3.2.2)."""
+    model = s.model
+    return AllToAll(
+        direction=direction,
+        tokens=sharded_tokens(s),
+        hidden=model.hidden_size,
+        bytes_per_token=dispatched_bytes(s) if direction == "dispatch" else model.hidden_size * BF16,
+        ranks=s.job.layout.ep,
+        experts=model.n_routed_experts,
+        top_k=model.num_experts_per_tok,
+        groups=model.n_group,
+        node_limit=model.topk_group if model.is_node_limited else 0,
+        cached=cached,
+    )
+
+
+def router_forward(tape: Tape, s: Shapes) -> None:
+    """The gate and the cast of the tokens that travel."""
+    t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
+    tape.add(
+        "router.gate.fwd",
+        "gemm.bf16",
+        Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32),
+        saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
+    )
+    tape.add("router.small_ops", "router", Fixed(launches=ROUTER_FORWARD_KERNELS))
+    tape.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
+    tape.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
+    if s.fp8:
+        tape.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
+
+
+def dispatch(s: Shapes) -> Segment:
+    """`dispatch.F`: layout, notify, exchange."""
+    tape = Tape("dispatch.F", "F", "comm")
+    last = "moe.dispatch.fwd.quant" if s.fp8 else "router.topk_2nd"
+    tape.add(
+        "moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,)
+    )
+    tape.add("moe.dispatch.fwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
+    tape.add("moe.dispatch.fwd.a2a", "comm.dispatch", all_to_all(s, "dispatch"))
+    return tape.done()
+
+
+def _exchange(s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str) -> Segment:
+    """Notify and exchange after the op `after`."""
+    tape = Tape(segment, "F" if segment.endswith("F") else "I", "comm")
+    tape.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
+    suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
+    work = all_to_all(s, direction, cached=segment.endswith("B"))
+    tape.add(f"{name}.{suffix}", f"comm.{direction}", work)
+    return tape.done()
+
+
+def combine(s: Shapes) -> Segment:
+    """`combine.F`: the expert outputs travel home in BF16."""
+    return _exchange(s, "combine.F", "moe.combine.fwd", "combine", forward_end(s))
+
+
+def forward_end(s: Shapes) -> str:
+    """The last op of `mlp.F`."""
+    if s.fp8:
+        return "shared.up_gate.save_fp8" if s.model.shared_width else "moe.up_gate.save_fp8"
+    return "shared.down.fwd" if s.model.shared_width else "moe.unpermute.fwd"
+
+
+def combine_backward(s: Shapes) -> Segment:
+    """`combine.B`: the gradient of the combine is a dispatch with the cached layout."""
+    tape = Tape("combine.B", "I", "comm")
+    t, h = sharded_tokens(s), s.model.hidden_size
+    if s.fp8:
+        tape.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
+    tape.add("moe.combine.bwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
+    tape.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", cached=True))
+    return tape.done()
+
+
+def dispatch_backward(s: Shapes) -> Segment:
+    """`dispatch.B`: the gradient of the dispatch is a combine."""
+    last = "shared.up_gate.dgrad" if s.model.shared_width else "moe.unpermute.grad"
+    if s.fp8 and s.model.shared_width:
+        last = "shared.up_gate.quant_x_t"
+    elif s.fp8:
+        last = "moe.up_gate.quant_g_t"
+    return _exchange(s, "dispatch.B", "moe.dispatch.bwd", "combine", last)
+
+
+def _grouped(s: Shapes, n: int, k: int) -> Gemm:
+    """One grouped GEMM over the local experts."""
+    return Gemm(
+        m=s.rows, n=n, k=k, precision=linear.precision_of(s.fp8), form="grouped", groups=s.local_experts
+    )
+
+
+def _permute(s: Shapes, width: int) -> Streaming:
+    """Tokens as received to rows sorted by expert (FP8 with scales, or BF16)."""
+    each = width * (FP8 + FP32 / FP8_TILE) if s.fp8 else width * BF16
+    return Streaming(read=s.received * each, written=s.rows * each)
+
+
+def _unpermute(s: Shapes, width: int) -> Streaming:
+    """Rows back to tokens, summed over the experts of a token."""
+    return Streaming(read=s.rows * width * BF16, written=s.received * width * BF16)
+
+
+def forward(s: Shapes) -> Segment:
+    """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
+    h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
+    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    tape = Tape("mlp.F", "F")
+    if shared:
+        gather(tape, "shared.x", s, h)
+        ffn.up(tape, shared, s, cast_input=False)
+    kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
+    tape.add("moe.map.count", "permute.map", Fixed(), after=("moe.dispatch.fwd.a2a",))
+    tape.add("moe.map.build", "permute.map", Fixed())
+    tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
+    if s.fp8:
+        linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)
+        tape.add("moe.up_gate.scale_t", "scale_t", scales(s.rows, h))
+    tape.add(
+        "moe.up_gate.fwd",
+        linear.gemm_class(s.fp8, ".grouped"),
+        _grouped(s, 2 * inner, h),
+        saved=ffn.kept_up(s, s.rows, 2 * inner),
+    )
+    if s.fp8:
+        tape.add("moe.gate_w.scale", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
+    tape.add(
+        "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
+        "swiglu",
+        ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
+        saved=ffn.kept_activation(s, s.rows, inner),
+    )
+    if s.fp8:
+        linear.weight_transpose(tape, "moe.down", h, inner, experts=experts)
+        tape.add("moe.down.scale_t", "scale_t", scales(s.rows, inner))
+        tape.add("moe.tensormap.fill", "elem", Streaming(read=0.0, written=128.0))
+    tape.add("moe.down.fwd", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, h, inner))
+    tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
+    if shared:
+        ffn.down(tape, shared, s)
+        scatter(tape, "shared", s, h)
+    if s.fp8:
+        tape.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
+    if shared:
+        ffn.save(tape, shared)
+    return tape.done()
+
+
+def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
+    """From the arriving gradient to that of the experts' up projection."""
+    h, inner = s.model.hidden_size, expert_inner(s)
+    wait = ("moe.combine.bwd.a2a_dispatch",)
+    if s.fp8:
+        work = Streaming(read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=sms)
+        tape.add("moe.up_gate.dequant", "dequant", work, part="R")
+    tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
+    if s.fp8:
+        tape.add("moe.down.scale_t_g", "scale_t", scales(s.rows, h))
+    tape.add("moe.down.dgrad", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, inner, h))
+    again = s.recompute_swiglu
+    tape.add(
+        "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
+        "swiglu",
+        ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
+    )
+    tape.add("moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0))
+    if s.fp8:
+        linear_cast = cast(s.rows * inner, BF16, FP8)
+        tape.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
+        tape.add("moe.gate_w.scale_b", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
+
+
+def backward(s: Shapes, sms: int) -> Segment:
+    """`mlp.B`."""
+    h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
+    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    tape = Tape("mlp.B", "I")
+    if shared:
+        gather(tape, "shared.g", s, h)
+        first = ("moe.combine.bwd.quant",) if s.fp8 else ()
+        ffn.down_backward(tape, shared, s, sms, gradient_fp8=s.fp8, after=first)
+    _expert_down_backward(tape, s, sms)
+    if s.recompute_norms:
+        norm_forward(tape, "norm.ffn.recompute", t, h, sms, part="R")
+        if s.fp8 and shared:
+            tape.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
+    if s.fp8:
+        tape.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
+        tape.add("moe.up_gate.scale_t_g", "scale_t", scales(s.rows, 2 * inner))
+    tape.add("moe.up_gate.dgrad", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, h, 2 * inner))
+    tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
+    if s.fp8:
+        tape.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
+        if shared:
+            tape.add("shared.x.dequant", "dequant", _dequant(t * h, sms), part="R")
+    if shared:
+        ffn.up_backward(tape, shared)
+        scatter(tape, "shared.dx", s, h)
+    return tape.done()
+
+
+def _dequant(elements: int, sms: int) -> Streaming:
+    """FP8 back to BF16."""
+    return Streaming(read=elements * FP8, written=elements * BF16, blocks=sms)
+
+
+def _expert_wgrad(tape: Tape, s: Shapes, name: str, m: int, n: int) -> None:
+    """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
+    precision = linear.precision_of(s.fp8)
+    if s.stack.grouped_wgrad:
+        work = Gemm(m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32)
+        tape.add(f"{name}.wgrad", linear.gemm_class(s.fp8, ".grouped_wgrad"), work)
+    else:
+        rows = -(-s.rows // s.local_experts)
+        work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=FP32)
+        tape.add(
+            f"{name}.wgrad",
+            linear.gemm_class(s.fp8, ".wgrad"),
+            work,
+            count=s.local_experts,
+            side=s.stack.wgrad_streams > 1,
+        )
+
+
+def weights(s: Shapes) -> Segment:
+    """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
+    h, inner = s.model.hidden_size, expert_inner(s)
+    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    tape = Tape("mlp.W", "W")
+    if shared:
+        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, fp8=s.fp8)
+    permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
+    if s.fp8:
+        tape.add("moe.down.quant_g_t", "quant.chan_t", permuted)
+    _expert_wgrad(tape, s, "moe.down", inner, h)
+    if s.fp8:
+        tape.add("moe.up_gate.quant_x_t", "quant.chan_t", permuted)
+    _expert_wgrad(tape, s, "moe.up_gate", h, 2 * inner)
+    if shared:
+        linear.weight_gradient(tape, "shared.up_gate", shared.tokens, shared.up, h, fp8=s.fp8)
+    return tape.done()
+
+
+def router_backward(tape: Tape, s: Shapes) -> None:
+    """The gate's gradients, at the head of `attn.B`; they wait for the gate weights' gradient to come home."""
+    t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
+    work = Fixed(launches=ROUTER_BACKWARD_KERNELS)
+    tape.add("router.bwd.small_ops", "router", work, after=("moe.dispatch.bwd.a2a_combine",))
+    tape.add("router.gate.dgrad", "gemm.bf16", Gemm(m=t, n=h, k=experts, precision="bf16"))
+    wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
+    tape.add("router.gate.wgrad", "gemm.bf16", wgrad, part="W")
+    tape.add("router.grad.add", "elem", Streaming(read=2 * t * h * BF16, written=t * h * BF16))

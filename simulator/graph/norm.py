@@ -1,0 +1,45 @@
+"""RMSNorm, forward and backward (one kernel each way, a finalize and an accumulation for the weight gradient)."""
+
+from __future__ import annotations
+
+from simulator.graph.block import Tape
+from simulator.graph.linear import BF16, FP32
+from simulator.ops import Part, Streaming
+
+SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
+
+
+def _ctas(width: int, sms: int, wide: int, narrow: int) -> int:
+    """Grid of a persistent norm kernel: a fixed number of CTAs per SM."""
+    return sms * (wide if width >= SMALL else narrow)
+
+
+def norm_forward(
+    tape: Tape,
+    name: str,
+    tokens: int,
+    width: int,
+    sms: int,
+    *,
+    residual: bool = False,
+    part: Part | None = None,
+    saved: float = 0.0,
+) -> None:
+    """Read x, write the normalised x; with `residual`, also read the branch and write the sum."""
+    per_value = BF16 * (4 if residual else 2)
+    work = Streaming(
+        read=tokens * width * per_value / 2,
+        written=tokens * width * per_value / 2,
+        blocks=_ctas(width, sms, 3, 7),
+    )
+    tape.add(name, "norm.fwd", work, part=part, saved=saved)
+
+
+def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, residual: bool = False) -> None:
+    """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part."""
+    read = tokens * width * BF16 * (3 if residual else 2)
+    ctas = _ctas(width, sms, 1 if residual else 5, 4)
+    tape.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
+    partial = ctas * width * FP32
+    tape.add(f"{name}.bwd_finalize", "elem", Streaming(read=partial, written=width * FP32))
+    tape.add(f"{name}.wgrad_acc", "elem", Streaming(read=2 * width * FP32, written=width * FP32))

@@ -1,0 +1,52 @@
+"""Tensor and sequence parallelism: what each rank holds, and the collectives around a block.
+
+Megatron's scheme (arXiv 2205.05198, section 4.2): with sequence parallelism, norms and residuals work on 1/tp of the
+tokens, an all-gather precedes the column-parallel and a reduce-scatter follows the row-parallel GEMM; without it, one
+all-reduce follows.
+"""
+
+from __future__ import annotations
+
+from simulator.errors import InputError
+from simulator.graph.block import Tape
+from simulator.graph.linear import BF16
+from simulator.graph.shapes import Shapes
+from simulator.ops import Collective, CollectiveKind
+
+
+def heads_per_rank(s: Shapes) -> int:
+    """Query heads of one tensor-parallel rank."""
+    heads, tp = s.model.num_attention_heads, s.job.layout.tp
+    if heads % tp:
+        raise InputError(f"layout.tp: {tp} does not divide the model's {heads} attention heads")
+    return heads // tp
+
+
+def kv_heads_per_rank(s: Shapes) -> int:
+    """Key/value heads of one tensor-parallel rank (at least one: they are replicated beyond that)."""
+    return max(1, s.model.num_key_value_heads // s.job.layout.tp)
+
+
+def sharded_tokens(s: Shapes) -> int:
+    """Tokens that norms and residuals of one rank see."""
+    layout = s.job.layout
+    return -(-s.tokens // layout.tp) if layout.sp else s.tokens
+
+
+def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, width: int) -> None:
+    """One tensor-parallel collective over the activations of a microbatch."""
+    tp = s.job.layout.tp
+    if tp > 1 and width:
+        work = Collective(kind=kind, bytes=s.tokens * width * BF16, ranks=tp, per_node=tp)
+        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work)
+
+
+def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
+    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only)."""
+    if s.job.layout.sp:
+        _collective(tape, name, "all_gather", s, width)
+
+
+def scatter(tape: Tape, name: str, s: Shapes, width: int) -> None:
+    """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce."""
+    _collective(tape, name, "reduce_scatter" if s.job.layout.sp else "all_reduce", s, width)

@@ -1,0 +1,101 @@
+"""The numbers every block is built from: tokens, rows of the experts, widths, and what is recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.layout import Job
+from simulator.model import ModelSpec
+from simulator.routing import PADDING, expected_ranks, load
+from simulator.scenario import Scenario
+from simulator.stack import Stack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """One rank's view of one microbatch.
+
+    `tokens` [tokens] it computes outside attention, `batch` [sequences] x `seq` [tokens of its context share],
+    `seq_kv` [tokens] the keys it attends to. `rows` are the token-expert rows of its local experts, padded to
+    `pad` per expert; `received` the distinct tokens that arrive. `fp8`: the fine-grained FP8 recipe.
+    """
+
+    model: ModelSpec
+    job: Job
+    stack: Stack
+    tokens: int
+    batch: int
+    seq: int
+    seq_kv: int
+    rows: int
+    received: int
+    local_experts: int
+    fp8: bool
+
+    @property
+    def recompute_norms(self) -> bool:
+        """RMSNorm outputs are recomputed in backward (DeepSeek-V3 report, section 3.2.3)."""
+        return self.job.layout.recompute == "deepseek"
+
+    @property
+    def recompute_mla_up(self) -> bool:
+        """MLA up-projections are recomputed in backward (DeepSeek-V3 report, section 3.2.3)."""
+        return self.job.layout.recompute == "deepseek"
+
+    @property
+    def recompute_swiglu(self) -> bool:
+        """SwiGLU outputs are recomputed in backward (DeepSeek-V3 report, section 3.3.3)."""
+        return self.job.layout.recompute == "deepseek"
+
+    @property
+    def recompute_core(self) -> bool:
+        """The attention core is recomputed in backward (Megatron's selective recomputation, arXiv 2205.05198)."""
+        return self.job.layout.recompute == "selective"
+
+    @property
+    def recompute_all(self) -> bool:
+        """Only the input of a layer is kept."""
+        return self.job.layout.recompute == "full"
+
+
+def shapes_of(scenario: Scenario) -> Shapes:
+    """The shapes of a scenario's ranks (the mean rank of its expert-parallel group)."""
+    job, model = scenario.job, scenario.model
+    rows, received = _expert_rows(scenario) if model.is_moe else (0, 0)
+    return Shapes(
+        model=model,
+        job=job,
+        stack=scenario.stack,
+        tokens=job.tokens_per_rank,
+        batch=job.batch.microbatch_size,
+        seq=job.batch.sequence_length // job.layout.cp,
+        seq_kv=job.batch.sequence_length,
+        rows=rows,
+        received=received,
+        local_experts=model.n_routed_experts // job.layout.ep if model.is_moe else 0,
+        fp8=job.precision.recipe == "fp8",
+    )
+
+
+def _expert_rows(scenario: Scenario) -> tuple[int, int]:
+    """Rows of the mean rank's experts, padded, and the distinct tokens it receives."""
+    job, model = scenario.job, scenario.model
+    layout = job.layout
+    tokens = job.tokens_per_rank // layout.tp
+    loads = load(
+        job.routing,
+        ep=layout.ep,
+        tokens=tokens,
+        top_k=model.num_experts_per_tok,
+        experts=model.n_routed_experts,
+        padding=PADDING if job.precision.recipe == "fp8" else 1,
+    )
+    ranks = expected_ranks(
+        layout.ep,
+        min(layout.ep, scenario.cluster.node.gpus),
+        model.n_routed_experts,
+        model.num_experts_per_tok,
+        model.n_group,
+        model.topk_group if model.is_node_limited else 0,
+    )
+    return round(loads.mean_rows), round(tokens * ranks)

@@ -1,0 +1,129 @@
+"""From a model to pipeline stages: the list of blocks, and which stage holds which.
+
+61 layers do not divide by 16: `balanced` cuts the list of blocks so that the slowest stage is as fast as possible,
+`even` gives every stage the same number of layers (the first ones one more), an explicit tuple says it itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from simulator.errors import InputError
+from simulator.graph import ends, layer
+from simulator.graph.block import Block
+from simulator.graph.shapes import Shapes
+from simulator.model import ModelSpec
+
+LAYERS = ("dense", "moe")
+
+
+def block_kinds(model: ModelSpec) -> tuple[str, ...]:
+    """The blocks of a model in order: `embed`, its layers, `head`, then per MTP module `mtp`, a layer and a head.
+
+    The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2).
+    """
+    tail = ("mtp", "moe" if model.is_moe else "dense", "head") * model.num_nextn_predict_layers
+    return ("embed", *model.layer_kinds(), "head", *tail)
+
+
+def build_blocks(s: Shapes, sms: int) -> dict[str, Block]:
+    """Each kind of block once: equal layers are built once."""
+    build = {
+        "embed": lambda: ends.embedding(s),
+        "dense": lambda: layer.dense_layer(s, sms),
+        "moe": lambda: layer.moe_layer(s, sms),
+        "head": lambda: ends.head(s, sms),
+        "mtp": lambda: ends.mtp_projection(s, sms),
+    }
+    return {kind: build[kind]() for kind in dict.fromkeys(block_kinds(s.model))}
+
+
+def split(
+    model: ModelSpec, stages: int, how: str | Sequence[int], weights: Mapping[str, float]
+) -> tuple[tuple[str, ...], ...]:
+    """The kinds of the blocks on each stage.
+
+    Parameters
+    ----------
+    how : "balanced", "even" or the number of main-model layers per stage.
+    weights : time of one block of each kind, forward and backward [s]; only `balanced` reads them.
+
+    Raises
+    ------
+    InputError : more stages than layers, or explicit numbers that do not add up.
+    """
+    kinds = block_kinds(model)
+    layers = model.num_hidden_layers
+    if stages > layers + model.num_nextn_predict_layers:
+        raise InputError(f"layout: {stages} pipeline stages for {layers} layers: each stage needs at least one layer")
+    if how == "balanced":
+        return _balanced(kinds, stages, weights)
+    counts = _even(layers, stages) if how == "even" else tuple(int(n) for n in how)
+    if len(counts) != stages or sum(counts) != layers or min(counts) < 0:
+        raise InputError(
+            f"layout.stages: {list(counts)} puts {sum(counts)} layers on {len(counts)} stages; "
+            f"it must put {layers} layers on {stages} stages"
+        )
+    return _by_counts(kinds, counts)
+
+
+def _even(layers: int, stages: int) -> tuple[int, ...]:
+    return tuple(layers // stages + (1 if i < layers % stages else 0) for i in range(stages))
+
+
+def _by_counts(kinds: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Embedding goes with the first stage, head and MTP with the last."""
+    out, position = [], 1
+    for index, count in enumerate(counts):
+        part = list(kinds[position : position + count])
+        position += count
+        if index == 0:
+            part.insert(0, kinds[0])
+        if index == len(counts) - 1:
+            part.extend(kinds[position:])
+        out.append(tuple(part))
+    return tuple(out)
+
+
+def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
+    """Cut before layers only, minimising the slowest stage; among equals, the smallest sum of squares.
+
+    Exact dynamic programme over the cuts. The tail (head, MTP) stays on one stage: its head is shared.
+    """
+    units = _units(kinds)
+    cost = [sum(weights[kind] for kind in unit) for unit in units]
+    total = [0.0]
+    for value in cost:
+        total.append(total[-1] + value)
+    n = len(units)
+    best: list[tuple[float, float]] = [(0.0, 0.0)] + [(float("inf"), float("inf"))] * n
+    cuts: list[list[int]] = []
+    for stage in range(1, stages + 1):
+        row: list[tuple[float, float]] = [(float("inf"), float("inf"))] * (n + 1)
+        cut = [0] * (n + 1)
+        for end in range(stage, n - (stages - stage) + 1):
+            for start in range(stage - 1, end):
+                load = total[end] - total[start]
+                worst, square = best[start]
+                candidate = (max(worst, load), square + load * load)
+                if candidate < row[end]:
+                    row[end], cut[end] = candidate, start
+        best = row
+        cuts.append(cut)
+    bounds = [n]
+    for cut in reversed(cuts):
+        bounds.append(cut[bounds[-1]])
+    bounds.reverse()
+    return tuple(
+        tuple(kind for unit in units[a:b] for kind in unit) for a, b in zip(bounds, bounds[1:], strict=False)
+    )
+
+
+def _units(kinds: Sequence[str]) -> list[tuple[str, ...]]:
+    """Indivisible groups of blocks: embedding with the first layer, the last layer alone, head and MTP together."""
+    first = next(i for i, kind in enumerate(kinds) if kind in LAYERS)
+    tail = kinds.index("head")
+    units: list[tuple[str, ...]] = [tuple(kinds[: first + 1])]
+    units += [(kind,) for kind in kinds[first + 1 : tail]]
+    units.append(tuple(kinds[tail:]))
+    return units
