@@ -1,9 +1,8 @@
 """Parameters of communication: what the links alone do not tell.
 
-Bandwidths of links live in `hardware.Link` and are attainable. Nothing here derates them: the parameters below are
-fixed times, the work that SMs do per byte, and how well stages overlap. Every group names its `source`; `assumed`
-is True where nobody measured it.
-"""
+Bandwidths of links live in `hardware.Link` and are attainable. Nothing here derates them: the parameters
+below are fixed times, the work that SMs do per byte, and how well stages overlap. Every group names its
+`source`; `assumed` is True where nobody measured it."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ NetworkKind = Literal[
 class Protocol:
     """One wire protocol of a collective library; the cheapest is taken for each message.
 
-    `alpha` [s] is paid once, `step` [latencies of the link] per hop of the ring or level of the tree, and `payload`
-    (0 to 1) is the part of the wire's bytes that is data: flags take the rest (LL: half; LL128: 8 of 128 bytes), 1 for
-    the protocol of large messages. The protocol named `sharp` reduces in the NVLink switches.
-    """
+    `alpha` [s] is paid once, `step` [latencies of the link] per hop of the ring or level of the tree, and
+    `payload` (0 to 1) is the part of the wire's bytes that is data: flags take the rest (LL: half; LL128: 8
+    of 128 bytes), 1 for the protocol of large messages. The protocol named `sharp` reduces in the NVLink
+    switches."""
 
     alpha: float
     step: float
@@ -31,8 +30,9 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """Collectives over one kind of link. `protocols` by name; `local_copy` [B/s] is the rate at which a rank copies its
-    own shard between input and output; `all_to_all_alpha` [s] is added per peer of an all-to-all."""
+    """Collectives over one kind of link. `protocols` by name; `local_copy` [B/s] is the rate at which a rank
+    copies its own shard between input and output; `all_to_all_alpha` [s] is added per peer of an
+    all-to-all."""
 
     protocols: dict[str, Protocol]
     local_copy: float
@@ -54,12 +54,12 @@ class P2p:
 class EpParams:
     """Throughput kernels for expert dispatch and combine (DeepEP-like): stages that run beside each other.
 
-    `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included. `forward_rate`
-    [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent p of the norm that joins
-    the links' time with the SM stages' (1: one after the other, large: perfectly side by side). `startup` [s].
-    `beside_compute` (>= 1): SM stages last that much longer while compute fills the other SMs. `uncached` (>= 1): SM
-    stages of a dispatch that also exchanges its layout, against one that reuses it.
-    """
+    `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included.
+    `forward_rate` [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent
+    p of the norm that joins the links' time with the SM stages' (1: one after the other, large: perfectly
+    side by side). `startup` [s]. `beside_compute` (>= 1): SM stages last that much longer while compute fills
+    the other SMs. `uncached` (>= 1): SM stages of a dispatch that also exchanges its layout, against one that
+    reuses it."""
 
     send_rate: float
     forward_rate: float
@@ -75,9 +75,9 @@ class EpParams:
 class LowLatency:
     """Kernels for decoding sizes: every (token, expert) copy goes straight to its rank.
 
-    `alpha_dispatch`, `alpha_combine` [s] once, `hop` [s] per doubling of ranks beyond 8, `staging` [B/s] of copies in
-    and out of the send buffers. `nvlink`: peers of the same node are reached over NVLink (else all over the NIC).
-    """
+    `alpha_dispatch`, `alpha_combine` [s] once, `hop` [s] per doubling of ranks beyond 8, `staging` [B/s] of
+    copies in and out of the send buffers. `nvlink`: peers of the same node are reached over NVLink (else all
+    over the NIC)."""
 
     alpha_dispatch: float
     alpha_combine: float
@@ -108,11 +108,11 @@ class NotifyParams:
 class Network:
     """The switches between nodes.
 
-    `planes` networks side by side, one per NIC of a node; `ports` of one switch; `oversubscription` (>= 1): downlinks
-    over uplinks of a leaf switch; `pod` [endpoints] that reach each other without crossing an oversubscribed layer
-    (0: all). `base_latency` [s] of NIC and cable of a 64-byte message, `hop_latency` [s] of each switch. `collisions`
-    (0 to 1): part of the bandwidth left by flows that hash onto the same uplink (1: adaptive or static routing).
-    """
+    `planes` networks side by side, one per NIC of a node; `ports` of one switch; `oversubscription` (>= 1):
+    downlinks over uplinks of a leaf switch; `pod` [endpoints] that reach each other without crossing an
+    oversubscribed layer (0: all). `base_latency` [s] of NIC and cable of a 64-byte message, `hop_latency` [s]
+    of each switch. `collisions` (0 to 1): part of the bandwidth left by flows that hash onto the same uplink
+    (1: adaptive or static routing)."""
 
     kind: NetworkKind
     planes: int

@@ -1,10 +1,10 @@
 """How many nodes and ranks a token reaches, and how evenly the gate loads the ranks.
 
-Volumes are expectations over affinities that are independent and uniform on (0, 1), the state of a balanced gate.
-Experts lie on ranks in order, ranks on nodes in order, and the gate's groups are equal runs of experts. The
-node-limited gate of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) keeps the `node_limit` groups with the highest sum of
-their two highest affinities and picks the `top_k` experts among those; DeepSeek-V2 scores a group by its highest.
-"""
+Volumes are expectations over affinities that are independent and uniform on (0, 1), the state of a balanced
+gate. Experts lie on ranks in order, ranks on nodes in order, and the gate's groups are equal runs of experts.
+The node-limited gate of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) keeps the `node_limit` groups with the
+highest sum of their two highest affinities and picks the `top_k` experts among those; DeepSeek-V2 scores a
+group by its highest."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Reach:
 class Traffic:
     """Bytes one rank sends in one dispatch (or receives in one combine) [B].
 
-    `nic` and `nvlink` cross that link. `sent` counts one copy per (token, node) with the own node, as DeepEP reports
-    its RDMA bandwidth; `delivered` one copy per (token, rank) with the own rank, as it reports its NVLink bandwidth.
-    """
+    `nic` and `nvlink` cross that link. `sent` counts one copy per (token, node) with the own node, as DeepEP
+    reports its RDMA bandwidth; `delivered` one copy per (token, rank) with the own rank, as it reports its
+    NVLink bandwidth."""
 
     nic: float
     nvlink: float
@@ -79,7 +79,8 @@ def reach(
     node_limit: int,
     scored: int = 2,
 ) -> Reach:
-    """Expected nodes and ranks per token; `scored` affinities make a group's score (2: V3, 1: V2, DeepEP's tests)."""
+    """Expected nodes and ranks per token; `scored` affinities make a group's score (2: V3, 1: V2, DeepEP's
+    tests)."""
     _check(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
     nodes = max(1, ranks // ranks_per_node)
     if node_limit == 0 or groups <= 1 or node_limit >= groups:
@@ -96,25 +97,32 @@ def _check(
 ) -> None:
     if min(ranks, ranks_per_node, experts, top_k) < 1 or min(groups, node_limit) < 0:
         raise InputError(
-            f"gate: ranks={ranks}, ranks_per_node={ranks_per_node}, experts={experts}, top_k={top_k} must be at "
-            f"least 1 and groups={groups}, node_limit={node_limit} at least 0"
+            f"gate: ranks={ranks}, ranks_per_node={ranks_per_node}, experts={experts}, top_k={top_k} must be "
+            f"at least 1 and groups={groups}, node_limit={node_limit} at least 0"
         )
     if ranks > ranks_per_node and ranks % ranks_per_node:
-        raise InputError(f"ep = {ranks} does not fill nodes of {ranks_per_node} GPUs; take a multiple of {ranks_per_node}")
+        raise InputError(
+            f"ep = {ranks} does not fill nodes of {ranks_per_node} GPUs; take a multiple of {ranks_per_node}"
+        )
     if experts % ranks:
-        raise InputError(f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}")
+        raise InputError(
+            f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}"
+        )
     if scored not in (1, 2):
         raise InputError(f"a group is scored by its 1 or 2 highest affinities, not {scored}")
     if groups > 1 and 0 < node_limit < groups:
         size = experts // groups
         if experts % groups:
-            raise InputError(f"{experts} experts do not split into {groups} groups; take a divisor of {experts}")
+            raise InputError(
+                f"{experts} experts do not split into {groups} groups; take a divisor of {experts}"
+            )
         if size < 2 or node_limit * size < top_k:
             raise InputError(f"{node_limit} groups of {size} experts hold no top {top_k}; raise node_limit")
 
 
 def _distinct(places: float, experts: int, picks: int) -> float:
-    """Expected places hit by `picks` of `experts` drawn without replacement; places hold equal runs of experts."""
+    """Expected places hit by `picks` of `experts` drawn without replacement; places hold equal runs of
+    experts."""
     held = experts / places
     missed = 1.0
     for drawn in range(picks):
@@ -143,7 +151,8 @@ def _reached(gate: _Gate, places: int) -> float:
         return gate.kept * sum(
             p * _distinct(inside, gate.size, min(picks, gate.size)) for picks, p in enumerate(_picks(gate))
         )
-    per_place = gate.groups // places  # a place holds whole groups: missed when none of its kept groups is hit
+    # A place holds whole groups: missed when none of its kept groups is hit.
+    per_place = gate.groups // places
     missed = 0.0
     for held in range(min(per_place, gate.kept) + 1):
         others = gate.groups - per_place
@@ -202,11 +211,11 @@ Levels = list[tuple[float, ...]]
 
 
 def _levels(gate: _Gate) -> list[tuple[float, Levels]]:
-    """For quantiles of the threshold that kept groups pass: (weight, P(n experts of a kept group above level t)).
+    """For quantiles of the threshold that kept groups pass: (weight, P(n experts of a kept group above level
+    t)).
 
-    Levels are distances t from the highest affinity. Row i holds n = 0 .. top_k - 1 at level i. Given the score of the
-    best dropped group, kept groups are independent.
-    """
+    Levels are distances t from the highest affinity. Row i holds n = 0 .. top_k - 1 at level i. Given the
+    score of the best dropped group, kept groups are independent."""
     out = []
     spread = 1.0 - (1e-9) ** (1.0 / gate.size)
     for weight, bound in _thresholds(gate):
@@ -245,14 +254,15 @@ def _passed(gate: _Gate, bound: float) -> float:
 
 
 def _counts(gate: _Gate, t: float, bound: float) -> tuple[float, ...]:
-    """P(n of the group's experts lie within t of the highest affinity | its score lies within `bound`), n < top_k."""
+    """P(n of the group's experts lie within t of the highest affinity | its score lies within `bound`), n <
+    top_k."""
     norm = _passed(gate, bound)
     terms = _counts_max(gate, t, bound) if gate.scored == 1 else _counts_pair(gate, t, bound)
     return tuple(min(1.0, max(0.0, p / norm)) for p in terms)
 
 
 def _counts_max(gate: _Gate, t: float, bound: float) -> list[float]:
-    """Joint probabilities with a best expert within `bound`: binomial, less the cases whose best lies beyond."""
+    """Joint probabilities with a best expert within `bound`: binomial, less where the best lies beyond."""
     m, near = gate.size, min(1.0, bound)
     if t <= near:
         row = [comb(m, n) * t**n * (1 - t) ** (m - n) for n in range(gate.top_k)]
@@ -265,11 +275,11 @@ def _counts_max(gate: _Gate, t: float, bound: float) -> list[float]:
 
 
 def _counts_pair(gate: _Gate, t: float, bound: float) -> list[float]:
-    """Joint probabilities with d1 + d2 <= `bound`, d1 <= d2 the distances of the two best of m uniform experts.
+    """Joint probabilities with d1 + d2 <= `bound`, d1 <= d2 the distances of the two best of m uniform
+    experts.
 
-    Their density is m (m - 1) (1 - d2)^(m - 2); integrating it over d1 > t, over d1 <= t < d2 and over d2 <= t gives
-    the three cases; in the last the other n - 2 are binomial between d2 and t.
-    """
+    Their density is m (m - 1) (1 - d2)^(m - 2); integrating it over d1 > t, over d1 <= t < d2 and over d2 <=
+    t gives the three cases; in the last the other n - 2 are binomial between d2 and t."""
     m, s = gate.size, bound
     rest, half = max(0.0, 1.0 - s), max(0.0, 1.0 - s / 2)
     none = (1 - t) ** m + max(0.0, 1 - s + t) ** m - 2 * half**m if t < s / 2 else 0.0
@@ -308,7 +318,8 @@ def traffic(
     node_limit: int,
     scored: int = 2,
 ) -> Traffic:
-    """Bytes one rank moves: once over the NIC per other node, then over NVLink to each other rank of that node."""
+    """Bytes one rank moves: once over the NIC per other node, then over NVLink to each other rank of that
+    node."""
     hit = reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
     per_node = min(ranks, ranks_per_node)
     nodes = max(1, ranks // ranks_per_node)
@@ -324,7 +335,7 @@ def traffic(
 def direct_traffic(
     *, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int, top_k: int
 ) -> Traffic:
-    """Bytes one rank moves when every (token, expert) copy goes straight to its rank (no sharing of copies)."""
+    """Bytes one rank moves when every (token, expert) copy goes straight to its rank (none are shared)."""
     per_node = min(ranks, ranks_per_node)
     copies = tokens * bytes_per_token * top_k
     return Traffic(
@@ -338,9 +349,8 @@ def direct_traffic(
 def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
     """Rows of the most loaded rank over the mean; for `sampled` the expected maximum over the ranks.
 
-    Expert loads of a Dirichlet gate with coefficient of variation cv are gamma variates; a rank's load, the mean of
-    its experts', is gamma with shape experts_per_rank / cv^2.
-    """
+    Expert loads of a Dirichlet gate with coefficient of variation cv are gamma variates; a rank's load, the
+    mean of its experts', is gamma with shape experts_per_rank / cv^2."""
     _check_routing(routing)
     if routing.kind == "uniform" or ranks <= 1:
         return 1.0
@@ -351,9 +361,13 @@ def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
 
 def _check_routing(routing: Routing) -> None:
     if routing.max_over_mean < 1.0:
-        raise InputError(f"routing.max_over_mean = {routing.max_over_mean} is below 1: the maximum is never below the mean")
+        raise InputError(
+            f"routing.max_over_mean = {routing.max_over_mean} is below 1: the maximum is at least the mean"
+        )
     if routing.cv < 0.0:
-        raise InputError(f"routing.cv = {routing.cv} is negative: write a standard deviation over the mean, e.g. 0.1")
+        raise InputError(
+            f"routing.cv = {routing.cv} is negative: write standard deviation over mean, e.g. 0.1"
+        )
 
 
 def _expected_max(shape: float, n: int) -> float:
@@ -382,13 +396,14 @@ def load(
 ) -> RankLoads:
     """Rows of rank `rank` when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
 
-    `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share the rest.
-    `sampled`: drawn from the Dirichlet gate with the routing's seed. Each expert's rows are padded by half a block on
-    average.
-    """
+    `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share
+    the rest. `sampled`: drawn from the Dirichlet gate with the routing's seed. Each expert's rows are padded
+    by half a block on average."""
     _check_routing(routing)
     if experts % ep:
-        raise InputError(f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}")
+        raise InputError(
+            f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}"
+        )
     if not 0 <= rank < ep:
         raise InputError(f"rank {rank} is not one of 0 .. {ep - 1}")
     local = experts // ep

@@ -1,20 +1,20 @@
-"""Cluster networks: how many endpoints, switches and links a topology has, what it costs, how far a message travels.
+"""Cluster networks: how many endpoints, switches and links a topology has, what it costs, how far a message
+travels.
 
-Sizes are those of a full network of `ports`-port switches (arXiv 2505.09343, Table 3). `links` counts cables between
-switches, as that table does; every endpoint has one more.
-"""
+Sizes are those of a full network of `ports`-port switches (arXiv 2505.09343, Table 3). `links` counts cables
+between switches, as that table does; every endpoint has one more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isqrt
 
 from simulator.errors import InputError
 from simulator.fabric import Network, NetworkKind
 
-# Unit prices [USD]. The switch is assumed (range 20 000 to 60 000); `hardware_profiles/calibration/fit_fabric.py` solves
-# the other two from the rows of arXiv 2505.09343, Table 3. The rows fix sums, not the split between switch and cable.
+# Unit prices [USD]. The switch is assumed (range 20 000 to 60 000);
+# `hardware_profiles/calibration/fit_fabric.py` solves the other two from the rows of arXiv 2505.09343, Table
+# 3. The rows fix sums, not the split between switch and cable.
 SWITCH_PRICE = 40_000.0
 LINK_PRICE = 1_812.0  # between switches: optical, with two transceivers
 ENDPOINT_PRICE = 705.0  # cable from NIC to leaf switch
@@ -42,7 +42,8 @@ class Topology:
 
 
 def build(kind: NetworkKind, *, ports: int = 64, planes: int = 8) -> Topology:
-    """The largest network of `kind` from `ports`-port switches; `planes` matters to the multi-plane kinds only."""
+    """The largest network of `kind` from `ports`-port switches; `planes` matters to the multi-plane kinds
+    only."""
     if ports < 4 or ports % 2:
         raise InputError(f"network.ports = {ports}: a switch needs an even number of ports, at least 4")
     if planes < 1:
@@ -83,8 +84,8 @@ def _planes_of(kind: NetworkKind) -> Callable[[int, int], Topology]:
 def _slim_fly(ports: int, planes: int) -> Topology:
     """McKay-Miller-Siran graph (Besta and Hoefler 2014): 2 q^2 switches of (3q - d)/2 neighbours, q = 4w + d.
 
-    Half as many endpoints as neighbours, rounded up where ports allow; the largest q that fits is taken, prime or not.
-    """
+    Half as many endpoints as neighbours, rounded up where ports allow; the largest q that fits is taken,
+    prime or not."""
     best = 0, 0, 0
     for q in range(3, ports):
         d = {0: 0, 1: 1, 3: -1}.get(q % 4)
@@ -145,11 +146,11 @@ def capacity(network: Network) -> int:
 
 
 def attained(network: Network, bandwidth: float, endpoints: int) -> float:
-    """Bandwidth [B/s] per endpoint of traffic spread evenly over `endpoints`, of links that attain `bandwidth` [B/s].
+    """Bandwidth [B/s] per endpoint of traffic spread evenly over `endpoints`, of links that attain
+    `bandwidth` [B/s].
 
-    What stays in the pod keeps the full rate; what leaves it shares the oversubscribed uplinks and suffers collisions.
-    The slower of the two decides: traffic to all peers ends together.
-    """
+    What stays in the pod keeps the full rate; what leaves it shares the oversubscribed uplinks and suffers
+    collisions. The slower of the two decides: traffic to all peers ends together."""
     _check(network)
     if network.pod == 0 or endpoints <= network.pod:
         return bandwidth * (network.collisions if network.pod == 0 and endpoints > 1 else 1.0)
@@ -168,9 +169,11 @@ def bisection(network: Network, bandwidth: float, endpoints: int) -> float:
 def _check(network: Network) -> None:
     if network.oversubscription < 1.0:
         raise InputError(
-            f"network.oversubscription = {network.oversubscription}: downlinks over uplinks is at least 1 (1: none)"
+            f"network.oversubscription = {network.oversubscription}: downlinks over uplinks are at least 1"
         )
     if not 0.0 < network.collisions <= 1.0:
-        raise InputError(f"network.collisions = {network.collisions} must lie above 0 and up to 1 (1: no collisions)")
+        raise InputError(
+            f"network.collisions = {network.collisions} must lie above 0 and up to 1 (1: no collisions)"
+        )
     if network.pod < 0:
         raise InputError(f"network.pod = {network.pod} must be at least 0 (0: the whole network)")

@@ -1,11 +1,10 @@
 """Expert dispatch and combine, and the notify before them.
 
-A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC carries it, SMs of
-the receiving node forward it over NVLink to each rank that wants it. The links work side by side, so the slower of
-NIC and NVLink decides between them; SM stages overlap with the links less than perfectly, which the norm with exponent
-`overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p). Without SMs (a communication co-processor) only
-the links are left.
-"""
+A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC
+carries it, SMs of the receiving node forward it over NVLink to each rank that wants it. The links work side
+by side, so the slower of NIC and NVLink decides between them; SM stages overlap with the links less than
+perfectly, which the norm with exponent `overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p).
+Without SMs (a communication co-processor) only the links are left."""
 
 from __future__ import annotations
 
@@ -37,13 +36,15 @@ def all_to_all_cost(
 ) -> Cost:
     """Time of one dispatch or combine of one rank.
 
-    `cls` is the kernel class (`comm.dispatch`, `comm.combine`), `sms` the SMs the kernel holds (0: a co-processor moves
-    the data), `beside_compute` whether other kernels fill the other SMs, `dispatcher` the kernels: a name in
-    `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy. `scored`: see `routing.reach`.
-    """
+    `cls` is the kernel class (`comm.dispatch`, `comm.combine`), `sms` the SMs the kernel holds (0: a
+    co-processor moves the data), `beside_compute` whether other kernels fill the other SMs, `dispatcher` the
+    kernels: a name in `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy. `scored`:
+    see `routing.reach`."""
     _check(work, sms)
     if work.ranks == 1:
-        return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
+        return Cost(
+            duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition"
+        )
     if work.low_latency:
         return _low_latency(work, cluster, dispatcher)
     if dispatcher == "nccl":
@@ -71,7 +72,11 @@ def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
     params = cluster.fabric.notify
     layout = cls == LAYOUT
     if layout:
-        terms = (("layout_alpha_s", params.layout_alpha), ("per_token_s", params.layout_per_token), ("tokens", work.tokens))
+        terms: tuple[tuple[str, float], ...] = (
+            ("layout_alpha_s", params.layout_alpha),
+            ("per_token_s", params.layout_per_token),
+            ("tokens", float(work.tokens)),
+        )
         duration = params.layout_alpha + params.layout_per_token * work.tokens
     else:
         doublings = log2(max(1, work.ranks))
@@ -90,15 +95,19 @@ def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
 def _check(work: AllToAll, sms: int) -> None:
     if work.tokens < 0 or work.bytes_per_token < 0:
         raise InputError(
-            f"{work.direction}: tokens = {work.tokens} and bytes_per_token = {work.bytes_per_token:g} must not be negative"
+            f"{work.direction}: tokens = {work.tokens} and bytes_per_token = {work.bytes_per_token:g} "
+            f"must not be negative"
         )
     if sms < 0:
-        raise InputError(f"{work.direction}: sms = {sms} is negative; write 0 for a communication co-processor")
+        raise InputError(
+            f"{work.direction}: sms = {sms} is negative; write 0 for a communication co-processor"
+        )
 
 
 def _named(table: dict[str, T], name: str, where: str) -> T:
     if name not in table:
-        raise InputError(f"no kernels '{name}' in {where}; the hardware profile has {', '.join(sorted(table)) or 'none'}")
+        known = ", ".join(sorted(table)) or "none"
+        raise InputError(f"no kernels '{name}' in {where}; the hardware profile has {known}")
     return table[name]
 
 
@@ -140,7 +149,8 @@ def _link_stages(moved: Traffic, cluster: Cluster, ranks: int) -> Stages:
 
 
 def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, beside_compute: bool) -> Stages:
-    """Seconds the SMs need to stage copies for the NIC and to forward them; none within one node for the former."""
+    """Seconds the SMs need to stage copies for the NIC and to forward them; none within one node for the
+    former."""
     if sms == 0:
         return ()
     slow = params.beside_compute if beside_compute else 1.0
@@ -160,7 +170,7 @@ def _norm(times: tuple[float, ...], p: float) -> float:
 
 
 def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
-    """Kernels for decoding: launch, hops, both links side by side, and the copies through the send buffers."""
+    """Kernels for decoding: launch, hops, both links side by side, and copies through the send buffers."""
     params = _named(cluster.fabric.low_latency, dispatcher, "fabric.low_latency")
     moved = direct_traffic(
         tokens=work.tokens,
@@ -177,7 +187,13 @@ def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
         duration=fixed + max(nic, nvlink) + staging,
         bound_by=_slowest(fixed, nic, nvlink, staging),
         formula="alpha + hops + max(nic, nvlink) + staging",
-        terms=(("alpha_s", alpha), ("hops_s", hops), ("nic_s", nic), ("nvlink_s", nvlink), ("staging_s", staging)),
+        terms=(
+            ("alpha_s", alpha),
+            ("hops_s", hops),
+            ("nic_s", nic),
+            ("nvlink_s", nvlink),
+            ("staging_s", staging),
+        ),
         source=params.source,
         calibrated=not params.assumed,
         nic_bytes=moved.nic,
@@ -186,7 +202,12 @@ def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
 
 
 def _slowest(fixed: float, nic: float, nvlink: float, staging: float) -> Bound:
-    names: tuple[tuple[float, Bound], ...] = ((nic, "ib"), (nvlink, "nvlink"), (staging, "memory"), (fixed, "latency"))
+    names: tuple[tuple[float, Bound], ...] = (
+        (nic, "ib"),
+        (nvlink, "nvlink"),
+        (staging, "memory"),
+        (fixed, "latency"),
+    )
     return max(names)[1]
 
 

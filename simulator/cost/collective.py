@@ -1,10 +1,11 @@
-"""Collectives and point-to-point messages: a fixed time, a time per step, and bytes over an attainable bandwidth.
+"""Collectives and point-to-point messages: a fixed time, a time per step, and bytes over an attainable
+bandwidth.
 
-Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each the ring is
-hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side by side in a pipeline
-(Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather, or a double binary tree, or,
-where NVLink switches reduce, one pass. Of the library's protocols the cheapest is taken for each message.
-"""
+Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each
+the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
+by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
+or a double binary tree, or, where NVLink switches reduce, one pass. Of the library's protocols the cheapest
+is taken for each message."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SHARP = "sharp"  # the protocol in which NVLink switches reduce; all_reduce only
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One way to do a collective on one tier: steps in a row, bytes over the rank's link [B], bytes copied locally."""
+    """One way to do a collective on one tier: steps in a row, bytes over the rank's link [B], bytes copied
+    locally."""
 
     algorithm: str
     steps: int
@@ -37,17 +39,23 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     group = min(work.per_node, work.ranks)
     nodes = work.ranks // group
     if work.ranks == 1:
-        return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
+        return Cost(
+            duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition"
+        )
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
-    inside = _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
+    inside = (
+        _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus)
+        if group > 1
+        else None
+    )
     part = work.bytes / (1 if work.kind == "broadcast" else group)
     across = _best(_plans(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
     return _join(inside, across)
 
 
 def p2p_cost(work: PointToPoint, cluster: Cluster) -> Cost:
-    """Time of one message to a neighbour: launch, link latency, bytes over the link's attainable bandwidth."""
+    """Time of one message to a neighbour: launch, latency, bytes over the link's attainable bandwidth."""
     if work.bytes < 0:
         raise InputError(f"point-to-point bytes = {work.bytes:g} is negative")
     link = cluster.node.nvlink if work.tier == "nvlink" else cluster.node.nic
@@ -72,9 +80,13 @@ def p2p_cost(work: PointToPoint, cluster: Cluster) -> Cost:
 
 def _check(work: Collective) -> None:
     if work.ranks < 1 or work.per_node < 1:
-        raise InputError(f"{work.kind}: ranks = {work.ranks} and per_node = {work.per_node} must be at least 1")
+        raise InputError(
+            f"{work.kind}: ranks = {work.ranks} and per_node = {work.per_node} must be at least 1"
+        )
     if work.ranks > work.per_node and work.ranks % work.per_node:
-        raise InputError(f"{work.kind}: {work.ranks} ranks do not fill nodes of {work.per_node}; take a multiple of it")
+        raise InputError(
+            f"{work.kind}: {work.ranks} ranks do not fill nodes of {work.per_node}; take a multiple of it"
+        )
     if work.bytes < 0:
         raise InputError(f"{work.kind}: bytes = {work.bytes:g} is negative")
 
@@ -86,7 +98,10 @@ def _plans(kind: str, size: float, n: int) -> tuple[Plan, ...]:
     if kind in ("all_gather", "reduce_scatter"):
         return (Plan(algorithm="ring", steps=n - 1, wire=share, local=size / n),)
     if kind == "broadcast":
-        return (Plan(algorithm="chain", steps=n - 1, wire=size), Plan(algorithm="tree", steps=levels, wire=2 * size))
+        return (
+            Plan(algorithm="chain", steps=n - 1, wire=size),
+            Plan(algorithm="tree", steps=levels, wire=2 * size),
+        )
     return (
         Plan(algorithm="ring", steps=2 * (n - 1), wire=2 * share),
         Plan(algorithm="tree", steps=2 * levels, wire=2 * size),
@@ -143,17 +158,23 @@ def _leg(
 
 
 def _join(inside: _Leg | None, across: _Leg | None) -> Cost:
-    """Tiers form a pipeline: fixed times add (the smaller launch is hidden in neither), the slower link decides."""
+    """Tiers form a pipeline: fixed times add (the smaller launch is hidden in neither), the slower link
+    decides."""
     legs = [leg for leg in (inside, across) if leg is not None]
     fixed = sum(leg.fixed for leg in legs)
     slow = max(legs, key=lambda leg: leg.moving)
     terms: list[tuple[str, float]] = []
     for leg in legs:
-        terms += [(f"{leg.tier}_fixed_s", leg.fixed), (f"{leg.tier}_bytes", leg.wire), (f"{leg.tier}_bandwidth", leg.bandwidth)]
+        terms += [
+            (f"{leg.tier}_fixed_s", leg.fixed),
+            (f"{leg.tier}_bytes", leg.wire),
+            (f"{leg.tier}_bandwidth", leg.bandwidth),
+        ]
     return Cost(
         duration=fixed + slow.moving,
         bound_by=_bound("nvlink" if slow.tier == "nvlink" else "ib", fixed, slow.moving),
-        formula="fixed + max over tiers of bytes / bandwidth; " + ", ".join(f"{x.tier}: {x.name}" for x in legs),
+        formula="fixed + max over tiers of bytes / bandwidth; "
+        + ", ".join(f"{x.tier}: {x.name}" for x in legs),
         terms=tuple(terms),
         source="; ".join(dict.fromkeys(leg.source for leg in legs)),
         calibrated=not any(leg.assumed for leg in legs),
