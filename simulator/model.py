@@ -189,7 +189,10 @@ class ModelSpec:
         learned = self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
         mtp = self.num_nextn_predict_layers * self.mtp_parameters().total if self.num_nextn_predict_layers else 0
         tree = Parameters(
-            embedding=embed + learned, norms=_norm(self), head=0 if self.tie_word_embeddings else embed, mtp=mtp
+            embedding=embed + learned,
+            norms=_norm(self),
+            head=0 if self.tie_word_embeddings else embed,
+            mtp=mtp,
         )
         for kind in self.layer_kinds():
             tree += self.layer_parameters(kind)

@@ -27,7 +27,14 @@ _COMMON = (
     "hidden_act",
     "tie_word_embeddings",
 )
-_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "attention_bias")
+_LATENT = (
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "attention_bias",
+)
 _DEEPSEEK_MOE = (
     "n_routed_experts",
     "num_experts_per_tok",
@@ -51,17 +58,18 @@ _QWEN_MOE = (
 )
 
 _HARMLESS = frozenset(
-    "architectures torch_dtype dtype transformers_version use_cache auto_map model_type name "
-    "bos_token_id eos_token_id pad_token_id unk_token_id decoder_start_token_id "
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout initializer_range initializer_factor "
-    "rms_norm_eps layer_norm_epsilon layer_norm_eps rope_theta rope_scaling rope_parameters rope_interleave "
-    "partial_rotary_factor original_max_position_embeddings pretraining_tp quantization_config ep_size "
-    "aux_loss_alpha seq_aux output_router_logits router_aux_loss_coef router_z_loss_coef router_jitter_noise "
-    "max_window_layers output_attentions output_hidden_states return_dict is_encoder_decoder is_decoder "
-    "summary_type summary_use_proj summary_activation summary_first_dropout summary_proj_to_labels "
-    "task_specific_params n_ctx scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn "
-    "gradient_checkpointing attn_implementation num_return_sequences "
-    "chunk_size_feed_forward id2label label2id problem_type".split()
+    """
+    architectures torch_dtype dtype transformers_version use_cache auto_map model_type name bos_token_id
+    eos_token_id pad_token_id unk_token_id decoder_start_token_id attention_dropout hidden_dropout resid_pdrop
+    embd_pdrop attn_pdrop dropout initializer_range initializer_factor rms_norm_eps layer_norm_epsilon
+    layer_norm_eps rope_theta rope_scaling rope_parameters rope_interleave partial_rotary_factor
+    original_max_position_embeddings pretraining_tp quantization_config ep_size aux_loss_alpha seq_aux
+    output_router_logits router_aux_loss_coef router_z_loss_coef router_jitter_noise max_window_layers
+    output_attentions output_hidden_states return_dict is_encoder_decoder is_decoder summary_type summary_use_proj
+    summary_activation summary_first_dropout summary_proj_to_labels task_specific_params n_ctx scale_attn_weights
+    scale_attn_by_inverse_layer_idx reorder_and_upcast_attn gradient_checkpointing attn_implementation
+    num_return_sequences chunk_size_feed_forward id2label label2id problem_type
+    """.split()  # noqa: SIM905 - sixty quoted words are harder to read
 )
 
 
@@ -197,7 +205,13 @@ def model_from_config(table: Table, name: str, source: str, changes: Table | Non
     values = architecture.finish(values) | ours
     values |= {"name": name, "model_type": table["model_type"]}
     spelled = {v: k for k, v in architecture.keys.items()}
-    for required in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+    for required in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    ):
         if values.get(required) is None:
             raise problem(source, spelled[required], None, "missing: must be an integer, at least 1")
     model = build(ModelSpec, values, source)

@@ -67,9 +67,8 @@ JOB: Mapping[str, Range] = {
     "run.price_per_gpu_hour": _NOT_NEGATIVE,
 }
 
-MODEL: Mapping[str, Range] = {
-    name: _NOT_NEGATIVE
-    for name in (
+MODEL: Mapping[str, Range] = dict.fromkeys(
+    (
         "max_position_embeddings",
         "qk_nope_head_dim",
         "qk_rope_head_dim",
@@ -83,8 +82,9 @@ MODEL: Mapping[str, Range] = {
         "mlp_only_layers",
         "num_nextn_predict_layers",
         "routed_scaling_factor",
-    )
-}
+    ),
+    _NOT_NEGATIVE,
+)
 
 
 def check_ranges(
