@@ -14,7 +14,7 @@ from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
-from simulator.errors import InputError, PlanError
+from simulator.errors import InputError
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
@@ -45,11 +45,11 @@ def schedule_of(scenario: Scenario) -> Schedule:
 def prepare(scenario: Scenario) -> tuple[Plan, Schedule]:
     """Check a scenario, then build, price and split its blocks.
 
-    Raises PlanError with every broken rule, one a line.
+    Raises InputError with every broken rule, one a line.
     """
-    problems = check(scenario)
-    if problems:
-        raise PlanError("\n".join(problem.text for problem in problems))
+    broken = [str(problem) for problem in check(scenario) if problem.severity == "error"]
+    if broken:
+        raise InputError("\n".join(broken))
     schedule = schedule_of(scenario)
     return plan(scenario, schedule.stages), schedule
 
@@ -93,7 +93,7 @@ def simulate(
 
 def warnings_of(scenario: Scenario, classes: list[m.ClassTime]) -> list[str]:
     """What a reader must know before believing the numbers."""
-    out = []
+    out = [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
