@@ -22,7 +22,7 @@ class GemmParams:
     SM at boost clock. A tile pays `tile_time` [s] plus its FP32/BF16 write-out at `store_rate` [B/s] on one SM, as
     far as the next tile does not hide it. A kernel pays `launch` [s].
     `power_rate` is the share of the tensor peak of the whole GPU that its power budget sustains, `bandwidth` the
-    attainable share of the displayed memory bandwidth. `traffic`: a neighbour that moves x of the displayed memory
+    attainable share of the displayed memory bandwidth, `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
     bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
     """
 
@@ -35,6 +35,7 @@ class GemmParams:
     launch: float
     power_rate: float
     bandwidth: float
+    fill: float = 0.0
     traffic: float = 0.0
     row_align: int = 1
     source: str
@@ -107,11 +108,16 @@ class FixedParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """All calibrated kernel classes of one GPU. `gap` [s] stands behind every kernel on a stream."""
+    """All calibrated kernel classes of one GPU. `gap` [s] stands behind every kernel on a stream.
+
+    `comm_traffic` [B/s] is the memory traffic that the calibration took for a DeepEP-like kernel running beside: hand
+    the same to `Share.partner_traffic`.
+    """
 
     name: str
     gap: float
     gap_source: str
+    comm_traffic: float = 3e11
     gemm: dict[str, GemmParams] = field(default_factory=dict)
     attention: dict[str, AttentionParams] = field(default_factory=dict)
     stream: dict[str, StreamParams] = field(default_factory=dict)

@@ -4,7 +4,7 @@
 
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
 those the library has. `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` =
-operands and output once over the attainable memory bandwidth. The 4-norm blends the bounds: alone each is exact, two
+a fill time, then operands and output once over the attainable memory bandwidth. The 4-norm blends the bounds: alone each is exact, two
 equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, so does t.
 """
 
@@ -101,7 +101,7 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     peak = tensor_peak(gpu, work.precision)
     tensor, waves, tile, (bm, bn) = _tensor_time(work, p, peak / gpu.sms, min(share.sms, gpu.sms))
     power = work.flops / (p.power_rate * peak)
-    memory = gemm_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
+    memory = p.fill + gemm_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     duration = p.launch + norm4(tensor, power, memory) * slow
     bound: Bound = "latency" if p.launch > max(tensor, memory) else "memory" if memory > tensor else "tensor"

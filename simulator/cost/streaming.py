@@ -1,6 +1,6 @@
 """Time of memory-bound kernels, and of those too small for their bytes to matter.
 
-    t = launch + bytes / min(attainable bandwidth, SMs x rate of one SM) x waves
+    t = launch + norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)) x waves
 
 Bytes that fit in L2 may go faster; a grid that exactly fills the GPU needs another wave when SMs are taken; a
 neighbour's memory traffic takes its part of the bandwidth.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from simulator.cost.classes import params_for
 from simulator.cost.cost import Cost, Share
+from simulator.cost.gemm import norm4
 from simulator.errors import InputError
 from simulator.hardware import Gpu
 from simulator.kernels import Kernels, StreamParams
 from simulator.ops import Fixed, Streaming
 
-FORMULA = "launch + bytes/min(bandwidth, sms*sm_rate) * waves * (1 + traffic)"
+FORMULA = "launch + norm4(bytes/bandwidth, bytes/(sms*sm_rate)) * waves * (1 + traffic)"
 
 
 def waves_factor(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
@@ -32,7 +33,7 @@ def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
     bandwidth = p.bandwidth * gpu.hbm_bandwidth
     cached = min(work.bytes, gpu.l2_bytes)
     memory = (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
-    return max(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
+    return norm4(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
 
 
 def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:

@@ -1,0 +1,1 @@
+"""Tables of kernel measurements and the script that fits the kernel parameters of the profiles to them."""

@@ -1,0 +1,76 @@
+"""Predict a sample with a set of kernel parameters, and sum up the errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hardware_profiles.calibration.samples import Sample
+from simulator.cost.attention import attention_cost
+from simulator.cost.cost import Share
+from simulator.cost.gemm import gemm_cost
+from simulator.cost.streaming import fixed_cost, streaming_cost
+from simulator.hardware import Gpu, Peak
+from simulator.kernels import Kernels
+from simulator.ops import Attention, Gemm, Streaming
+
+
+def _gpu(
+    name: str, architecture: Literal["ampere", "hopper"], sms: int, clock: float, bf16: float, fp8: float, hbm: float
+) -> Gpu:
+    hopper = architecture == "hopper"
+    return Gpu(
+        name=name, architecture=architecture, sms=sms, boost_clock=clock, peak=Peak(bf16=bf16, fp8=fp8, fp32=67e12),
+        hbm_bytes=80e9, hbm_bandwidth=hbm, l2_bytes=50e6 if hopper else 40e6, tdp=700.0 if hopper else 400.0,
+    )  # fmt: skip
+
+
+GPUS = {
+    "h800": _gpu("h800", "hopper", 132, 1.83e9, 989e12, 1979e12, 3.35e12),
+    "h100": _gpu("h100", "hopper", 132, 1.83e9, 989e12, 1979e12, 3.35e12),
+    "h200": _gpu("h200", "hopper", 132, 1.83e9, 989e12, 1979e12, 4.8e12),
+    "a100": _gpu("a100", "ampere", 108, 1.41e9, 312e12, 0.0, 2.039e12),
+}
+"""Datasheet values (NVIDIA H100, H200, A100 80GB SXM): what rates and bandwidths are shares of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """Errors of one class on one GPU over some samples: mean and largest absolute relative error, error of the sum."""
+
+    cls: str
+    hardware: str
+    part: str
+    count: int
+    mape: float
+    worst: float
+    worst_label: str
+    bias: float
+
+
+def predict(sample: Sample, kernels: Kernels) -> float:
+    """Time of a sample by the cost models [s]."""
+    gpu, share = GPUS[sample.hardware], Share(sms=sample.sms, partner_traffic=sample.traffic)
+    total = 0.0
+    for work in sample.work:
+        if isinstance(work, Gemm):
+            total += gemm_cost(work, sample.cls, gpu, kernels, share).duration
+        elif isinstance(work, Attention):
+            cls = sample.cls.replace("fwd", "bwd") if work.backward else sample.cls
+            total += attention_cost(work, cls, gpu, kernels, share).duration
+        elif isinstance(work, Streaming):
+            total += streaming_cost(work, sample.cls, gpu, kernels, share).duration
+        else:
+            total += fixed_cost(work, sample.cls, kernels).duration
+    return total
+
+
+def errors(cls: str, hardware: str, part: str, rows: list[Sample], kernels: Kernels) -> Errors:
+    """Errors of `kernels` over `rows`."""
+    predicted = [predict(s, kernels) for s in rows]
+    off = [p / s.seconds - 1.0 for p, s in zip(predicted, rows, strict=True)]
+    at = max(range(len(rows)), key=lambda i: abs(off[i]))
+    return Errors(
+        cls=cls, hardware=hardware, part=part, count=len(rows), mape=sum(map(abs, off)) / len(off), worst=off[at],
+        worst_label=rows[at].label, bias=sum(predicted) / sum(s.seconds for s in rows) - 1.0,
+    )  # fmt: skip

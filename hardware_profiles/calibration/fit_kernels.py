@@ -1,0 +1,218 @@
+"""Fit the kernel classes of the hardware profiles to the tables of measurements.
+
+    python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run]
+
+Writes `hardware_profiles/kernels/{h800,h100,h200,a100}.toml` and, beside this file, `report.json` and `report.md` with
+the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
+shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter; no end-to-end figure does.
+Needs SciPy, which foretrain itself does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from hardware_profiles.calibration import samples as tables
+from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
+from hardware_profiles.calibration.recipes import ASSUMED, CARRIED, FIXED, RECIPES, Recipe
+from hardware_profiles.calibration.samples import Sample
+from hardware_profiles.calibration.toml_text import kernels_toml
+from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
+
+HERE = Path(__file__).parent
+SEED = 20250601
+LOG_CAP = 0.3
+Params = GemmParams | AttentionParams | StreamParams
+Class = type[GemmParams] | type[AttentionParams] | type[StreamParams]
+KIND: dict[str, tuple[str, Class]] = {
+    "gemm": ("gemm", GemmParams),
+    "attention": ("attention", AttentionParams),
+    "stream": ("stream", StreamParams),
+}
+
+
+def build(recipe: Recipe, values: dict[str, float]) -> Params:
+    """Parameters of a recipe's class from its fixed settings and the free values found."""
+    settings: dict[str, Any] = dict(recipe.fixed)
+    rates = []
+    for name, value in values.items():
+        if name.startswith("rate:"):
+            d_qk, d_v = (int(x) for x in name.split(":")[1:])
+            rates.append(AttentionRate(d_qk=d_qk, d_v=d_v, rate=round(value, 5)))
+        else:
+            settings[name] = float(f"{value:.4g}")
+    if recipe.kind == "attention":
+        settings["rates"] = tuple(rates)
+    return KIND[recipe.kind][1](**settings, source=recipe.source, range=recipe.range)
+
+
+def as_kernels(recipe: Recipe, params: Params) -> Kernels:
+    """A profile that holds one class."""
+    empty = Kernels(name="fit", gap=0.0, gap_source="")
+    return replace(empty, **{KIND[recipe.kind][0]: {cls: params for cls in recipe.samples}})
+
+
+def _weight(sample: Sample) -> float:
+    """Less for what the clock's resolution blurs: one at long times, half where it is 3 % of the time."""
+    blur = sample.resolution / (0.03 * sample.seconds)
+    return sample.weight / math.sqrt(1.0 + blur * blur)
+
+
+def objective(recipe: Recipe, fitted: list[Sample]) -> Callable[[dict[str, float]], float]:
+    """Weighted mean of |log(predicted / measured)|, capped so that no outlier leads."""
+    weights = [_weight(s) for s in fitted]
+    total = sum(weights)
+
+    def value(values: dict[str, float]) -> float:
+        kernels = as_kernels(recipe, build(recipe, values))
+        loss = 0.0
+        for sample, weight in zip(fitted, weights, strict=True):
+            off = abs(math.log(predict(sample, kernels) / sample.seconds))
+            loss += weight * (min(off, LOG_CAP) + off * off)
+        return loss / total
+
+    return value
+
+
+def search(recipe: Recipe, fitted: list[Sample]) -> Params:
+    """The best parameters within the recipe's bounds: differential evolution, then a simplex."""
+    from scipy.optimize import differential_evolution, minimize
+
+    names, bounds = list(recipe.free), list(recipe.free.values())
+    if not names:
+        return build(recipe, {})
+    value = objective(recipe, fitted)
+
+    def at(x: Any) -> float:
+        inside = [min(max(v, lo), hi) for v, (lo, hi) in zip(x, bounds, strict=True)]
+        return value(dict(zip(names, inside, strict=True)))
+
+    rough = differential_evolution(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=10, polish=False, tol=1e-5)
+    fine = minimize(at, rough.x, method="Nelder-Mead", options={"maxiter": 300, "xatol": 1e-5, "fatol": 1e-7})
+    best = fine.x if fine.fun < rough.fun else rough.x
+    inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best, bounds, strict=True)]
+    return build(recipe, dict(zip(names, inside, strict=True)))
+
+
+def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
+    """Samples of the recipe's classes on its GPUs."""
+    return [s for s in everything if s.cls in recipe.samples and s.hardware in recipe.hardware]
+
+
+def fit_all(everything: list[Sample], only: str) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
+    """Parameters by GPU and class, and their errors."""
+    found: dict[str, dict[str, Params]] = {name: {} for name in GPUS}
+    report: list[Errors] = []
+    for recipe in RECIPES:
+        if not fnmatch(recipe.cls, only):
+            continue
+        fitted, held = tables.split(chosen(recipe, everything))
+        params = search(recipe, fitted)
+        found[recipe.home][recipe.cls] = params
+        for hardware in recipe.hardware:
+            for part, rows in (("fit", fitted), ("held out", held)):
+                mine = [s for s in rows if s.hardware == hardware]
+                if mine:
+                    report.append(errors(recipe.cls, hardware, part, mine, as_kernels(recipe, params)))
+        print(recipe.home, recipe.cls, [f"{e.hardware} {e.part} {e.count}: {e.mape:.1%}" for e in report if e.cls == recipe.cls])
+    return found, report
+
+
+def carry(found: dict[str, dict[str, Params]]) -> None:
+    """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
+    for target, origin, why, assumed in (*CARRIED, *ASSUMED):
+        for cls, params in list(found[origin].items()):
+            if cls not in found[target]:
+                found[target][cls] = replace(params, source=f"{params.source}; {why}", assumed=assumed or params.assumed)
+
+
+def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams]) -> Kernels:
+    """All classes of one GPU."""
+
+    def of(kind: type) -> dict[str, Any]:
+        return {cls: p for cls, p in sorted(params.items()) if isinstance(p, kind)}
+
+    return Kernels(
+        name=name,
+        gap=2e-6,
+        gap_source="H800 training trace: 450 of 460 gaps on the compute stream are 1 to 3 us, median 2 us",
+        comm_traffic=tables.COMM_TRAFFIC,
+        gemm=of(GemmParams),
+        attention=of(AttentionParams),
+        stream=of(StreamParams),
+        fixed=fixed,
+        source="written by hardware_profiles/calibration/fit_kernels.py",
+    )
+
+
+def fixed_classes() -> dict[str, FixedParams]:
+    """Mean time of the trace's small kernels, by class."""
+    out = {}
+    for cls, times in sorted(tables.trace_fixed().items()):
+        text = f"H800 training trace: mean of {len(times)} kernels (1 us resolution)"
+        out[FIXED.get(cls, cls)] = FixedParams(time=float(f"{sum(times) / len(times):.3g}"), source=text)
+    return out
+
+
+def markdown(report: list[Errors]) -> str:
+    """The error table."""
+    head = [
+        "# Errors of the fitted kernel classes",
+        "",
+        "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted over",
+        "total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the class was",
+        "not fitted on.",
+        "",
+        "| class | GPU | rows | samples | MAPE | worst | bias |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    body = [
+        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} | {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} |"
+        for e in sorted(report, key=lambda e: (e.cls, e.hardware, e.part))
+    ]
+    return "\n".join([*head, *body, ""])
+
+
+def compared(profiles: dict[str, Kernels]) -> list[Errors]:
+    """Errors on samples that no fit saw: other GPUs, and kernels beside others."""
+    out = []
+    fitted = {(cls, hw) for r in RECIPES for cls in r.samples for hw in r.hardware}
+    extra = [s for s in tables.everything() if (s.cls, s.hardware) not in fitted]
+    for sample_set, tag in ((extra, "compared"), (tables.contention(), "contention"), (tables.beside_traffic(), "beside")):
+        for key in sorted({(s.cls, s.hardware) for s in sample_set}):
+            mine = [s for s in sample_set if (s.cls, s.hardware) == key]
+            for label in sorted({s.label for s in mine}) if tag != "compared" else [""]:
+                rows = [s for s in mine if not label or s.label == label]
+                part = f"compared: {label}" if label else "compared"
+                out.append(errors(key[0], key[1], part, rows, profiles[key[1]]))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="*", help="fit only the classes that match this pattern, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    found, report = fit_all(tables.everything(), args.only)
+    if args.dry_run or args.only != "*":
+        return
+    carry(found)
+    fixed = fixed_classes()
+    profiles = {name: profile(name, params, fixed) for name, params in found.items()}
+    report += compared(profiles)
+    for name, kernels in profiles.items():
+        (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")
+    (HERE / "report.md").write_text(markdown(report), encoding="utf-8")
+    rows = [{f.name: getattr(e, f.name) for f in fields(e)} for e in report]
+    (HERE / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

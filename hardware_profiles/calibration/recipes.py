@@ -1,0 +1,174 @@
+"""Which class is fitted to which samples, with which parameters free and within which bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Bounds = tuple[float, float]
+DEEPSEEK = "DeepSeek profile-data, training trace on H800, first half (2025-02)"
+INFERSIM = "InferSim kernel tables, H800 (alibaba/InferSim)"
+DEEPGEMM = "DeepGEMM README revisions from 2025-03-25, pull requests 74 and 95"
+H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured)"
+FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
+FA2 = "FlashAttention-2 repository figures"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How class `cls` of GPU `home` is fitted: to the samples of classes `samples` on GPUs `hardware`."""
+
+    cls: str
+    kind: str
+    home: str
+    hardware: tuple[str, ...]
+    samples: tuple[str, ...]
+    free: Mapping[str, Bounds]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    source: str
+    range: str = ""
+    effort: int = 40
+
+
+TRACE_TILES = ((128, 128),)
+DEEPGEMM_TILES = ((64, 16), (64, 32), (64, 64), (64, 128), (128, 128), (128, 160))
+CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (128, 256), (256, 128))
+LOOP: Mapping[str, Bounds] = {"rate": (0.5, 1.0), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
+HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
+WHOLE: Mapping[str, Bounds] = {
+    **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "bandwidth": (0.45, 0.92), "fill": (0.0, 5e-6),
+}  # fmt: skip
+
+
+def trace_gemm(cls: str, free: Mapping[str, Bounds], text: str) -> Recipe:
+    """A GEMM class of the training trace: persistent CUTLASS kernel on 112 SMs, tiles of 128 x 128."""
+    return Recipe(
+        cls=cls, kind="gemm", home="h800", hardware=("h800",), samples=(cls,), free=free, source=DEEPSEEK,
+        range=text + ", 112 SMs",
+        fixed={"tiles": TRACE_TILES, "k_block": 128, "store_rate": 1e12, "power_rate": 0.9, "bandwidth": 0.85,
+               "fill": 2e-6, "row_align": 128} | ({} if "launch" in free else {"launch": 2.2e-6}),
+    )  # fmt: skip
+
+
+def library_gemm(
+    cls: str, home: str, tiles: tuple[tuple[int, int], ...], source: str, text: str, *, k_block: int = 128,
+    samples: tuple[str, ...] = (), hardware: tuple[str, ...] = (), drop: tuple[str, ...] = (), **fixed: Any,
+) -> Recipe:  # fmt: skip
+    """A GEMM class of a library that chooses its tiles."""
+    return Recipe(
+        cls=cls, kind="gemm", home=home, hardware=hardware or (home,), samples=samples or (cls,),
+        free={k: v for k, v in WHOLE.items() if k not in fixed and k not in drop}, source=source, range=text,
+        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4} | fixed, effort=60,
+    )  # fmt: skip
+
+
+def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str, **settings: Any) -> Recipe:
+    """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, launch."""
+    free: dict[str, Bounds] = {f"rate:{d}": settings.get("rates", (0.3, 1.0)) for d in dims}
+    free |= {"tile_time": (0.0, 2e-5), "launch": (1e-6, 1.5e-5), "mask_blocks": (0.0, 2.0), "power_rate": (0.6, 1.5)}
+    fixed = {"block_q": 128, "block_kv": 128, "bandwidth": 0.8, "traffic": 0.0} | settings.get("fixed", {})
+    return Recipe(
+        cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
+        samples=settings.get("samples", (cls,)), free={k: v for k, v in free.items() if k not in fixed}, fixed=fixed,
+        source=source, range=text, effort=80,
+    )  # fmt: skip
+
+
+def stream(cls: str, home: str, source: str, *free: str, **fixed: float) -> Recipe:
+    """A memory-bound class; launch and bandwidth are always free."""
+    bounds: dict[str, Bounds] = {
+        "launch": (5e-7, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 3.0),
+        "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0),
+    }  # fmt: skip
+    names = ("launch", "bandwidth", *free)
+    return Recipe(
+        cls=cls, kind="stream", home=home, hardware=(home,), samples=(cls,), source=source,
+        free={n: bounds[n] for n in names}, fixed={k: v for k, v in fixed.items()}, range="1 MB to 1 GB",
+    )  # fmt: skip
+
+
+RECIPES = (
+    trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
+    trace_gemm("gemm.fp8.grouped", {**LOOP, "traffic": (0.0, 1.5)}, "4 groups, 31 to 35 thousand rows"),
+    trace_gemm("gemm.fp8.wgrad", {**LOOP, "traffic": (0.0, 1.0)}, "K 4096 to 8672, FP32 accumulation"),
+    library_gemm("gemm.fp8@library", "h800", DEEPGEMM_TILES, f"{INFERSIM}; {DEEPGEMM}", "M 16 to 32768, all SMs"),
+    library_gemm(
+        "gemm.fp8.grouped@library", "h800", ((128, 128), (128, 160)), f"{INFERSIM}; {DEEPGEMM}",
+        "1 to 256 groups, 128 to 32768 rows a group", row_align=128, fill=2e-6,
+    ),
+    library_gemm(
+        "gemm.fp8.masked", "h800", DEEPGEMM_TILES, f"{INFERSIM}; {DEEPGEMM}", "1 to 256 groups, 2 to 2048 rows a group"
+    ),
+    library_gemm(
+        "gemm.fp8.wgrad@library", "h800", TRACE_TILES, DEEPGEMM, "K 4096 to 8192 a group",
+        samples=("gemm.fp8.wgrad@library", "gemm.fp8.grouped_wgrad@library"), power_rate=0.9, bandwidth=0.85, fill=2e-6,
+        store_rate=1e12, launch=4e-6, block_time=5e-8,
+    ),
+    library_gemm(
+        "gemm.bf16", "h200", CUBLAS_TILES, f"{H200}; {DEEPSEEK}", "M 64 to 32768", k_block=64, hardware=("h200", "h800")
+    ),
+    library_gemm("gemm.bf16.wgrad", "h200", CUBLAS_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64),
+    library_gemm("gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6),
+    library_gemm("gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6),
+    library_gemm("gemm.fp8_tensor", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
+    library_gemm("gemm.fp8_row", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
+    library_gemm("gemm.fp8_row.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", launch=6e-6, fill=2e-6),
+    library_gemm("gemm.fp8@library", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
+    library_gemm("gemm.fp8.wgrad@library", "h200", CUBLAS_TILES, H200, "K 1024 to 16384, FP32 output"),
+    attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
+              "512 to 16384 tokens", hardware=("h800", "h100")),
+    attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
+              hardware=("h800", "h100"), fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
+    attention("attn.fwd.fp8", "h100", ("256:256",), FA3, "4096 to 16384 tokens",
+              fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
+    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
+    attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
+    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
+    attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
+    stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain"),
+    stream("quant.chan_t", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain"),
+    stream("quant.chan_t.permuted", "h800", DEEPSEEK),
+    stream("quant.special", "h800", DEEPSEEK, traffic=1.0),
+    stream("scale_t", "h800", DEEPSEEK, traffic=1.0),
+    stream("scale_t.rows", "h800", DEEPSEEK, traffic=1.0),
+    stream("weight_t", "h800", DEEPSEEK, "traffic", "l2_gain"),
+    stream("dequant", "h800", DEEPSEEK, traffic=1.0),
+    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", "l2_gain"),
+    stream("norm.bwd", "h800", DEEPSEEK, "wave_time", traffic=1.0),
+    stream("rope", "h800", DEEPSEEK, traffic=1.0),
+    stream("kvcopy", "h800", DEEPSEEK, "traffic"),
+    stream("kvcopy.bcast", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("permute.expand", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("permute.reduce", "h800", DEEPSEEK, "traffic", launch=4e-6),
+    stream("swiglu", "h800", DEEPSEEK, "traffic"),
+    stream("elem", "h800", DEEPSEEK, "traffic", "l2_gain"),
+    stream("attn.bwd_aux", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("router.topk", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("elem", "h200", H200, "l2_gain", traffic=1.0),
+    stream("norm.fwd@library", "h200", H200, traffic=1.0),
+    stream("swiglu@library", "h200", H200, traffic=1.0),
+    stream("quant.token@library", "h200", H200, traffic=1.0),
+    stream("quant.tensor", "h200", H200, traffic=1.0),
+    stream("transpose", "h200", H200, traffic=1.0),
+    stream("softmax", "h200", H200, traffic=1.0),
+    stream("loss.fwd", "h200", H200, traffic=1.0),
+    stream("loss.bwd", "h200", H200, traffic=1.0),
+    stream("embedding", "h200", H200, traffic=1.0, launch=4e-6),
+    stream("optimizer", "h200", H200, traffic=1.0),
+)  # fmt: skip
+
+FIXED = {"elem": "elem.small"}
+"""Names of the fixed classes where the trace's own class name also has kernels with bytes."""
+
+SAME_SM = "measured there, carried over: same SM"
+CARRIED = (
+    ("h800", "h200", f"H200: {SAME_SM}", False),
+    ("h100", "h800", f"H800: {SAME_SM}", False),
+    ("h800", "h100", f"H100: {SAME_SM}", False),
+    ("h100", "h200", f"H200: {SAME_SM}", False),
+    ("h200", "h800", f"H800: {SAME_SM}", False),
+    ("h200", "h100", f"H100: {SAME_SM}", False),
+)
+"""(to, from, why, assumed): classes carried between GPUs with the same SM."""
+ASSUMED: tuple[tuple[str, str, str, bool], ...] = ()

@@ -1,0 +1,393 @@
+"""From the tables of measurements to samples: one measured time of one or more kernels, with all the model needs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+from simulator.ops import Attention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
+
+TABLES = Path(__file__).parent / "tables"
+COMM_TRAFFIC = 3e11
+"""Memory traffic of a DeepEP kernel [B/s]: about 1.2 GB (FP8 dispatch of 4096 tokens, staged in buffers of both sides)
+in 4 ms, 2.3 GB (BF16 combine) in 6.3 ms."""
+MOVER_RATE = 3e10
+"""Memory traffic of one SM of the copying neighbour of the contention table [B/s], from its own effect on the norm."""
+HELD_OUT_EVERY = 3
+Work = Gemm | Attention | Streaming | Fixed
+Row = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s]."""
+
+    hardware: str
+    cls: str
+    work: tuple[Work, ...]
+    seconds: float
+    table: str
+    label: str = ""
+    sms: int = 132
+    traffic: float = 0.0
+    resolution: float = 2e-7
+    weight: float = 1.0
+
+
+def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples to fit and samples held out: every third of a class's distinct shapes, in the order of a checksum of the
+    shape alone. All measurements of a shape fall on the same side; a class of fewer than three shapes is fitted whole."""
+    held: set[tuple[str, str]] = set()
+    for cls in {s.cls for s in samples}:
+        shapes = sorted({repr(s.work) for s in samples if s.cls == cls}, key=lambda r: crc32(r.encode()))
+        held |= {(cls, shape) for shape in shapes[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]}
+    return (
+        [s for s in samples if (s.cls, repr(s.work)) not in held],
+        [s for s in samples if (s.cls, repr(s.work)) in held],
+    )
+
+
+def rows(name: str) -> list[Row]:
+    """Rows of a table; lines that start with # are its header of sources."""
+    with open(TABLES / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def _int(row: Row, key: str, default: int = 0) -> int:
+    return int(float(row[key])) if row.get(key) else default
+
+
+def _float(row: Row, key: str) -> float:
+    return float(row[key]) if row.get(key) else 0.0
+
+
+def _gemm(
+    m: int, n: int, k: int, precision: GemmPrecision, form: GemmForm = "dense", groups: int = 1, out: float = 2.0
+) -> Gemm:
+    return Gemm(m=m, n=n, k=k, precision=precision, form=form, groups=groups, out_bytes=out)
+
+
+# --- H800: the training trace ---------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "attn.k_pe.bcast": "kvcopy.bcast",
+    "attn.k_pe.bcast_r": "kvcopy.bcast",
+    "moe.down.quant_g_t": "quant.chan_t.permuted",
+    "moe.up_gate.quant_x_t": "quant.chan_t.permuted",
+    "moe.up_gate.scale_t": "scale_t.rows",
+    "moe.up_gate.scale_t_g": "scale_t.rows",
+    "moe.down.scale_t": "scale_t.rows",
+    "moe.down.scale_t_g": "scale_t.rows",
+    "router.top8_of_256": "router.topk",
+    "router.topk_2nd(aux loss)": "router.topk",
+}
+"""Ops whose kernel is another than that of the rest of their class."""
+
+
+def _trace_share(row: Row, gemm: bool) -> tuple[int, float]:
+    if row["op"] == "moe.combine.bwd.quant" and row["period"] == "1":
+        return 20, 0.0  # on the communication stream, beside a GEMM that holds 112 SMs
+    time = _float(row, "dur_us")
+    moving = _float(row, "ov_dispatch") + _float(row, "ov_combine")
+    resident = moving + _float(row, "ov_notify")
+    sms = 112 if gemm or resident > 0.5 * time else 132
+    return sms, COMM_TRAFFIC * min(1.0, moving / time) if time else 0.0
+
+
+def _trace_work(row: Row) -> Work | None:
+    cls, m, n, k = row["cls"], _int(row, "M"), _int(row, "N"), _int(row, "K")
+    if cls in ("attn.fwd", "attn.bwd"):
+        return Attention(
+            batch=1, seq_q=4096, seq_kv=4096, heads=128, kv_heads=128, d_qk=192, d_v=128, backward=cls == "attn.bwd"
+        )
+    if cls == "gemm.fp8.grouped":
+        return _gemm(m, n, k, "fp8_block", "grouped", 4)
+    if cls == "gemm.fp8.wgrad":
+        return _gemm(m, n, k, "fp8_block", "wgrad", out=4.0)
+    if cls == "gemm.fp8":
+        return _gemm(m, n, k, "fp8_block")
+    if cls == "gemm.bf16":
+        wgrad = row["op"] == "router.gate.wgrad"
+        return _gemm(m, n, k, "bf16", "wgrad" if wgrad else "dense", out=4.0 if wgrad else 2.0)
+    size = _float(row, "bytes")
+    if row["op"].startswith("router.top"):
+        return Streaming(read=4096 * 256 * 4, written=0)
+    return Streaming(read=size / 2, written=size / 2, blocks=_int(row, "blocks")) if size else None
+
+
+def trace() -> list[Sample]:
+    """Kernels of the H800 training trace. A weight gradient that shares the GPU with one on the other stream counts
+    with the mean of its layer's experts."""
+    out: list[Sample] = []
+    merged: dict[tuple[str, str], list[Row]] = {}
+    for row in rows("h800_trace.csv"):
+        work = _trace_work(row)
+        if work is None:
+            continue
+        if row["cls"] == "gemm.fp8.wgrad" and row["op"].startswith("moe."):
+            merged.setdefault((row["op"], row["period"]), []).append(row)
+            continue
+        out.append(_trace_sample(row, work, _float(row, "eff_us")))
+    for experts in merged.values():
+        work = _trace_work(experts[0])
+        assert work is not None
+        out.append(_trace_sample(experts[0], work, sum(_float(r, "eff_us") for r in experts) / len(experts)))
+    return out
+
+
+def _trace_sample(row: Row, work: Work, microseconds: float) -> Sample:
+    sms, traffic = _trace_share(row, row["cls"].startswith("gemm.fp8"))
+    return Sample(
+        hardware="h800", cls=VARIANTS.get(row["op"], row["cls"]), work=(work,), seconds=microseconds * 1e-6,
+        table="h800_trace", label=row["op"], sms=sms, traffic=traffic, resolution=5e-7,
+    )  # fmt: skip
+
+
+def trace_fixed() -> dict[str, list[float]]:
+    """Times of the trace's kernels that have no bytes of note [s], by class."""
+    out: dict[str, list[float]] = {}
+    for row in rows("h800_trace.csv"):
+        if row["op"].startswith("router.top") or row["stream"] == "27":
+            continue
+        if row["cls"] in ("router", "permute.map") or (row["cls"] == "elem" and not _float(row, "bytes")):
+            out.setdefault(row["cls"], []).append(_float(row, "dur_us") * 1e-6)
+    return out
+
+
+# --- H800: InferSim's tables ----------------------------------------------------------------------------------------
+
+
+def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
+    kind = row["kind"]
+    if kind == "gemm_fp8":
+        work = _gemm(_int(row, "m"), _int(row, "n"), _int(row, "k"), "fp8_block")
+        yield "gemm.fp8@library", work, _float(row, "latency_us")
+    elif kind.startswith("grouped_gemm"):
+        prefill = kind.endswith("prefill")
+        groups, tokens = _int(row, "num_local_experts"), _int(row, "tokens_per_expert")
+        hidden, inner = _int(row, "hidden_size"), _int(row, "intermediate_size")
+        form: GemmForm = "grouped" if prefill else "masked"
+        cls = "gemm.fp8.grouped@library" if prefill else "gemm.fp8.masked"
+        m = tokens * groups if prefill else tokens
+        yield cls, _gemm(m, 2 * inner, hidden, "fp8_block", form, groups), _float(row, "up_proj_us")
+        yield cls, _gemm(m, hidden, inner, "fp8_block", form, groups), _float(row, "down_proj_us")
+    elif kind == "mla_prefill":
+        seq = _int(row, "seq_len")
+        mla = Attention(batch=1, seq_q=seq, seq_kv=seq, heads=128, kv_heads=128, d_qk=192, d_v=128)
+        yield "attn.fwd", mla, _float(row, "latency_us")
+
+
+def infersim() -> list[Sample]:
+    """InferSim's H800 tables (DeepGEMM, FlashAttention-3) on all SMs."""
+    return [
+        Sample(hardware="h800", cls=cls, work=(work,), seconds=us * 1e-6, table="h800_kernels", label=row["kind"])
+        for row in rows("h800_kernels.csv")
+        for cls, work, us in _infersim_row(row)
+    ]
+
+
+# --- published figures ----------------------------------------------------------------------------------------------
+
+FORM_CLASS = {"dense": "", "wgrad": ".wgrad", "grouped": ".grouped", "grouped_wgrad": ".grouped_wgrad"}
+
+
+def _published_gemm(row: Row) -> tuple[str, Work]:
+    form: GemmForm = row["form"]  # type: ignore[assignment]
+    precision: GemmPrecision = row["precision"]  # type: ignore[assignment]
+    out = 4.0 if "wgrad" in form else 2.0
+    work = _gemm(_int(row, "m"), _int(row, "n"), _int(row, "k"), precision, form, _int(row, "groups", 1), out)
+    if precision == "fp8_block":
+        return ("gemm.fp8.masked" if form == "masked" else f"gemm.fp8{FORM_CLASS[form]}@library"), work
+    return f"gemm.{precision}", work
+
+
+def _published_attention(row: Row) -> Iterator[tuple[str, Attention]]:
+    suffix = "@fa2" if row["impl"] == "fa2" and row["hardware"] != "a100" else ""
+    for backward in {"0": (False,), "1": (True,), "fwdbwd": (False, True)}[row["backward"]]:
+        fp8 = row["precision"] == "fp8"
+        yield (
+            ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "") + suffix,
+            Attention(
+                batch=_int(row, "batch"), seq_q=_int(row, "seq"), seq_kv=_int(row, "seq"), heads=_int(row, "heads"),
+                kv_heads=_int(row, "kv_heads"), d_qk=_int(row, "d_qk"), d_v=_int(row, "d_v"),
+                causal=row["causal"] == "1", backward=backward, precision="fp8" if fp8 else "bf16",
+            ),
+        )  # fmt: skip
+
+
+def published() -> list[Sample]:
+    """Kernel figures published by others: DeepGEMM, aiconfigurator, FlashAttention-2 and -3.
+
+    DeepGEMM's first revision (2025-02-26) is left out: the figures of later ones supersede it.
+    """
+    out = []
+    for row in rows("published_kernels.csv"):
+        if ".r0226." in row["id"]:
+            continue
+        if row["op"] == "gemm":
+            cls, work = _published_gemm(row)
+            works: tuple[Work, ...] = (work,)
+        else:
+            pairs = list(_published_attention(row))
+            cls, works = pairs[0][0], tuple(a for _, a in pairs)
+        out.append(
+            Sample(
+                hardware=row["hardware"], cls=cls, work=works, seconds=_float(row, "us") * 1e-6,
+                table="published_kernels", label=row["id"], sms=108 if row["hardware"] == "a100" else 132,
+            )
+        )  # fmt: skip
+    return out
+
+
+# --- H200: the older table and our own measurements ------------------------------------------------------------------
+
+STREAM_CLASS = {
+    "copy": "elem", "add": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor", "transpose": "transpose",
+    "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
+    "loss_fwd_eager": "loss.fwd", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
+}  # fmt: skip
+PRECISION_CLASS = {
+    "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
+    "fp8_block_fprop": "gemm.fp8@library", "fp8_block_both": "gemm.fp8.wgrad@library",
+}  # fmt: skip
+
+
+def _h200_precision(text: str) -> GemmPrecision:
+    return "fp8_block" if text.startswith("fp8_block") else text  # type: ignore[return-value]
+
+
+def h200_older() -> list[Sample]:
+    """The H200 table measured before (CUDA events, L2 flushed)."""
+    out = []
+    for row in rows("h200_kernels.csv"):
+        op = row["op"]
+        if op in ("gemm", "grouped_gemm"):
+            grouped = op == "grouped_gemm"
+            groups = int(row["name"][1:]) if grouped else 1
+            m, n, k = _int(row, "M"), _int(row, "N"), _int(row, "K")
+            work: Work = _gemm(m, n, k, _h200_precision(row["prec"]), "grouped" if grouped else "dense", groups)
+            pairs = [(PRECISION_CLASS[row["prec"]] + (".grouped" if grouped else ""), work, _float(row, "us"))]
+        elif op == "attn":
+            pairs = list(_h200_attention(row))
+        elif op == "mem":
+            size = _float(row, "bytes") / 2
+            pairs = [(STREAM_CLASS[row["name"]], Streaming(read=size, written=size), _float(row, "us"))]
+        else:
+            continue
+        out += [
+            Sample(hardware="h200", cls=c, work=(w,), seconds=t * 1e-6, table="h200_kernels", label=row["name"] or op, weight=2.0)
+            for c, w, t in pairs
+        ]
+    return out
+
+
+def _h200_attention(row: Row) -> Iterator[tuple[str, Work, float]]:
+    suffix = "@library" if row["name"].startswith("CUDNN") else "@fa2"
+    for backward, column in ((False, "us_fwd"), (True, "us_bwd")):
+        work = Attention(
+            batch=_int(row, "B"), seq_q=_int(row, "S"), seq_kv=_int(row, "S"), heads=_int(row, "H"),
+            kv_heads=_int(row, "H"), d_qk=_int(row, "dq"), d_v=_int(row, "dv"), causal=True, backward=backward,
+        )  # fmt: skip
+        yield ("attn.bwd" if backward else "attn.fwd") + suffix, work, _float(row, column)
+
+
+def _measured(row: Row) -> tuple[str, Work] | None:
+    op = row["op"]
+    if op == "gemm":
+        form = row["form"]
+        if form == "wgrad_write":  # written, not accumulated: a plain product with an FP32 output
+            cls = {"fp8_block_both": "gemm.fp8.wgrad@library"}.get(row["precision"])
+            if cls is None:
+                return None
+        else:
+            cls = PRECISION_CLASS[row["precision"]] + FORM_CLASS[form]
+        work = _gemm(
+            _int(row, "m"), _int(row, "n"), _int(row, "k"), _h200_precision(row["precision"]),
+            "dense" if form == "wgrad_write" else form,  # type: ignore[arg-type]
+            _int(row, "groups", 1), 4.0 if form in ("wgrad", "wgrad_write") else 2.0,
+        )  # fmt: skip
+        return cls, work
+    if op == "attention":
+        # cuDNN's backward without a mask falls to another, four times slower kernel at 192/128
+        if row["impl"] == "cudnn" and row["d_qk"] == "192" and row["backward"] == "1" and row["causal"] == "0":
+            return None
+        backward = row["backward"] == "1"
+        attention = Attention(
+            batch=_int(row, "batch"), seq_q=_int(row, "seq"), seq_kv=_int(row, "seq"), heads=_int(row, "heads"),
+            kv_heads=_int(row, "kv_heads"), d_qk=_int(row, "d_qk"), d_v=_int(row, "d_v"),
+            causal=row["causal"] == "1", backward=backward,
+        )  # fmt: skip
+        suffix = "@library" if row["impl"] == "cudnn" else "@fa2"
+        return ("attn.bwd" if backward else "attn.fwd") + suffix, attention
+    if op in STREAM_CLASS and row["mode"] == "cold":
+        size = _float(row, "bytes") / 2
+        return STREAM_CLASS[op], Streaming(read=size, written=size)
+    return None
+
+
+def h200_measured() -> list[Sample]:
+    """What `measure_h200.py` measured."""
+    out = []
+    for row in rows("h200_measured.csv"):
+        pair = _measured(row)
+        if pair is not None:
+            label = f"{row['op']} {row['mode']}"
+            out.append(
+                Sample(hardware="h200", cls=pair[0], work=(pair[1],), seconds=_float(row, "us") * 1e-6, table="h200_measured", label=label)
+            )
+    return out
+
+
+CONTENTION_CASES: dict[str, tuple[str, Work]] = {
+    "gemm_bf16_4096x24576x1536": ("gemm.bf16", _gemm(4096, 24576, 1536, "bf16")),
+    "gemm_bf16_4096x1536x7168": ("gemm.bf16", _gemm(4096, 1536, 7168, "bf16")),
+    "gemm_fp8_8192c": ("gemm.fp8_tensor", _gemm(8192, 8192, 8192, "fp8_tensor")),
+    "attn_4096x128h": (
+        "attn.fwd@library",
+        Attention(batch=1, seq_q=4096, seq_kv=4096, heads=128, kv_heads=128, d_qk=128, d_v=128),
+    ),
+    "rmsnorm_4096x7168": ("norm.fwd@library", Streaming(read=4096 * 7168 * 2, written=4096 * 7168 * 2)),
+}
+
+
+def contention() -> list[Sample]:
+    """Kernels on an H200 beside one that holds SMs (and moves memory): compared with, not fitted."""
+    out = []
+    for row in rows("h200_sm_contention.csv"):
+        cls, work = CONTENTION_CASES[row["case"]]
+        held = _int(row, "held_sms")
+        out.append(
+            Sample(
+                hardware="h200", cls=cls, work=(work,), seconds=_float(row, "us") * 1e-6, table="h200_sm_contention",
+                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * _int(row, "move"),
+            )
+        )  # fmt: skip
+    return out
+
+
+BESIDE_CASES = {
+    "beside:gemm_bf16_4096x24576x1536": ("gemm.bf16", _gemm(4096, 24576, 1536, "bf16")),
+    "beside:gemm_fp8_tensor_8192x8192x8192": ("gemm.fp8_tensor", _gemm(8192, 8192, 8192, "fp8_tensor")),
+    "beside:gemm_fp8_block_8192x8192x8192": ("gemm.fp8@library", _gemm(8192, 8192, 8192, "fp8_block")),
+}
+
+
+def beside_traffic() -> list[Sample]:
+    """GEMMs on an H200 beside a copy whose own traffic is known."""
+    return [
+        Sample(
+            hardware="h200", cls=BESIDE_CASES[row["op"]][0], work=(BESIDE_CASES[row["op"]][1],),
+            seconds=_float(row, "us") * 1e-6, table="h200_measured", label=row["op"],
+            sms=132 - _int(row, "held_sms"), traffic=_float(row, "traffic"),
+        )
+        for row in rows("h200_measured.csv")
+        if row["op"] in BESIDE_CASES
+    ]  # fmt: skip
+
+
+def everything() -> list[Sample]:
+    """All samples of all tables that enter a fit or its held-out part."""
+    return [*trace(), *infersim(), *published(), *h200_older(), *h200_measured()]
