@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from workloads.reference.config import RefConfig
 from workloads.reference.count import Counter, Run
 from workloads.reference.init import init_params
 from workloads.reference.mla import mla
@@ -15,8 +16,15 @@ from workloads.reference.norm import rmsnorm
 from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
 from workloads.reference.rope import angles, frequencies, rotate, softmax_scale
 
-V3_ROPE = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
-           "mscale": 1.0, "mscale_all_dim": 1.0}
+V3_ROPE = {
+    "type": "yarn",
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 
 
 def test_rotation_makes_products_depend_on_distance_only() -> None:
@@ -45,7 +53,7 @@ def test_yarn_with_v3_numbers() -> None:
 
 
 @pytest.mark.parametrize("cfg", [tiny_v3(), tiny_gqa()], ids=["mla", "gqa"])
-def test_the_future_does_not_matter(cfg) -> None:
+def test_the_future_does_not_matter(cfg: RefConfig) -> None:
     params, tokens = init_params(cfg, 0), as_tokens(cfg, 0, 1, 8)
     later = tokens.copy()
     later[0, 5] = (later[0, 5] + 1) % cfg.vocab_size
@@ -55,7 +63,7 @@ def test_the_future_does_not_matter(cfg) -> None:
 
 
 @pytest.mark.parametrize("cfg", [tiny_v3(), tiny_v2_lite()], ids=["q_lora", "no_q_lora"])
-def test_absorbed_decoding_equals_plain_equals_training(cfg) -> None:
+def test_absorbed_decoding_equals_plain_equals_training(cfg: RefConfig) -> None:
     rng = np.random.default_rng(1)
     run, p = Run(cfg=cfg), init_params(cfg, 0)["layers.0"]
     x, _ = rmsnorm(run, "norm.attn", rng.standard_normal((2, 9, cfg.hidden_size)), p["norm.attn"])

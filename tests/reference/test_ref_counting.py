@@ -25,8 +25,11 @@ def counted(cfg: RefConfig, recompute: frozenset[str] = frozenset(), widths: Wid
 def matmul_ops(cfg: RefConfig, layer: int) -> dict[str, int]:
     """MACs of one pass through each weight matrix of a layer, from its shape and the rows it sees."""
     shapes = unit_shapes(cfg, f"layers.{layer}")
-    rows = {name: T * cfg.num_experts_per_tok / cfg.experts if name.startswith("moe.") else T
-            for name, shape in shapes.items() if len(shape) >= 2}
+    rows = {
+        name: T * cfg.num_experts_per_tok / cfg.experts if name.startswith("moe.") else T
+        for name, shape in shapes.items()
+        if len(shape) >= 2
+    }
     return {name: round(rows[name] * np.prod(shapes[name])) for name in rows}
 
 
@@ -54,12 +57,36 @@ def test_attention_core_counts_the_full_square(name: str) -> None:
 def test_names_are_the_ones_promised() -> None:
     names = {op for _, op, _ in counted(tiny_v3()).counts}
     assert names == {
-        "embed", "attn.q_a", "attn.kv_a", "attn.q_b", "attn.kv_b", "attn.core", "attn.o", "router.gate",
-        "shared.up_gate", "shared.down", "moe.up_gate", "moe.down", "moe.dispatch", "moe.combine", "dense.up_gate",
-        "dense.down", "norm.attn", "norm.q_lora", "norm.kv_lora", "norm.ffn", "norm.final", "mtp.proj", "mtp.norm_h",
-        "mtp.norm_e", "head", "loss"}
+        "embed",
+        "attn.q_a",
+        "attn.kv_a",
+        "attn.q_b",
+        "attn.kv_b",
+        "attn.core",
+        "attn.o",
+        "router.gate",
+        "shared.up_gate",
+        "shared.down",
+        "moe.up_gate",
+        "moe.down",
+        "moe.dispatch",
+        "moe.combine",
+        "dense.up_gate",
+        "dense.down",
+        "norm.attn",
+        "norm.q_lora",
+        "norm.kv_lora",
+        "norm.ffn",
+        "norm.final",
+        "mtp.proj",
+        "mtp.norm_h",
+        "mtp.norm_e",
+        "head",
+        "loss",
+    }
     lite = {op for _, op, _ in counted(tiny_v2_lite()).counts}
-    assert "attn.q" in lite and not lite & {"attn.q_a", "attn.q_b", "norm.q_lora", "mtp.proj"}
+    assert "attn.q" in lite
+    assert not lite & {"attn.q_a", "attn.q_b", "norm.q_lora", "mtp.proj"}
     gqa = {op for _, op, _ in counted(tiny_gqa()).counts if op.startswith("attn")}
     assert gqa == {"attn.qkv", "attn.core", "attn.o"}
 
@@ -79,8 +106,13 @@ def test_bytes_of_one_product() -> None:
 @pytest.mark.parametrize("recompute", [frozenset(), frozenset({"norm", "mla_up", "swiglu"})], ids=["keep", "drop"])
 def test_kept_bytes_are_the_arrays_held(name: str, recompute: frozenset[str]) -> None:
     cfg, counter = MODELS[name], Counter(Widths(default=1.0, by_tensor={}))
-    out = stage_forward(Run(cfg=cfg, counter=counter, recompute=recompute), init_params(cfg, 0), units(cfg), None,
-                        as_tokens(cfg, 0, B, S))
+    out = stage_forward(
+        Run(cfg=cfg, counter=counter, recompute=recompute),
+        init_params(cfg, 0),
+        units(cfg),
+        None,
+        as_tokens(cfg, 0, B, S),
+    )
     held = sum(array.size for saved in out.saved.values() for array in saved.values())
     assert counter.total(part="F").kept == sum(counter.kept.values()) == held
 
@@ -90,10 +122,22 @@ def test_kept_activations_of_an_mla_layer_in_closed_form() -> None:
     c = tiny_v3()
     kept = {name: size for (layer, name), size in counted(c).kept.items() if layer == 0}
     heads, rank, rows = c.num_attention_heads, c.kv_lora_rank or 0, {}
-    widths = {"norm.attn/x": c.hidden_size, "attn.q_a/x": c.hidden_size, "norm.q_lora/x": 14, "attn.q_b/x": 14,
-              "norm.kv_lora/x": rank, "attn.kv_b/x": rank, "attn.core/q": heads * 10, "attn.core/k": heads * 10,
-              "attn.core/v": heads * 5, "attn.o/x": heads * 5, "norm.ffn/x": c.hidden_size,
-              "dense.up_gate/x": c.hidden_size, "dense.down/u": 80, "dense.down/x": 40}
+    widths = {
+        "norm.attn/x": c.hidden_size,
+        "attn.q_a/x": c.hidden_size,
+        "norm.q_lora/x": 14,
+        "attn.q_b/x": 14,
+        "norm.kv_lora/x": rank,
+        "attn.kv_b/x": rank,
+        "attn.core/q": heads * 10,
+        "attn.core/k": heads * 10,
+        "attn.core/v": heads * 5,
+        "attn.o/x": heads * 5,
+        "norm.ffn/x": c.hidden_size,
+        "dense.up_gate/x": c.hidden_size,
+        "dense.down/u": 80,
+        "dense.down/x": 40,
+    }
     rows = {name: 2.0 * T * width for name, width in widths.items()}
     rows |= {f"{op}/rstd": 4.0 * T for op in ("norm.attn", "norm.q_lora", "norm.kv_lora", "norm.ffn")}
     assert kept == rows | {"attn.core/lse": 4.0 * T * heads}
@@ -104,13 +148,31 @@ def test_recomputation_keeps_less_and_is_counted_apart() -> None:
     plain, again = counted(cfg), counted(cfg, frozenset({"norm", "mla_up", "swiglu"}))
     dropped = {name for _, name in set(plain.kept) - set(again.kept)}
     assert dropped == {
-        "attn.q_a/x", "attn.q_b/x", "attn.kv_b/x", "attn.core/q", "attn.core/k", "attn.core/v", "router.gate/x",
-        "dense.up_gate/x", "dense.down/x", "moe.down/x", "shared.down/x"}
+        "attn.q_a/x",
+        "attn.q_b/x",
+        "attn.kv_b/x",
+        "attn.core/q",
+        "attn.core/k",
+        "attn.core/v",
+        "router.gate/x",
+        "dense.up_gate/x",
+        "dense.down/x",
+        "moe.down/x",
+        "shared.down/x",
+    }
     assert {name for _, name in set(again.kept) - set(plain.kept)} == {"attn.kv_a/k_rope"}
     assert plain.total(part="R") == Count()
     assert {op for _, op, part in again.counts if part == "R"} == {
-        "norm.attn", "norm.ffn", "norm.q_lora", "norm.kv_lora", "attn.q_b", "attn.kv_b", "dense.down", "moe.down",
-        "shared.down"}
+        "norm.attn",
+        "norm.ffn",
+        "norm.q_lora",
+        "norm.kv_lora",
+        "attn.q_b",
+        "attn.kv_b",
+        "dense.down",
+        "moe.down",
+        "shared.down",
+    }
     for op in ("attn.q_b", "attn.kv_b"):
         assert again.total(op=op, part="R").flops == plain.total(op=op, part="F").flops
     for part in "FIW":

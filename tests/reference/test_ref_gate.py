@@ -30,7 +30,8 @@ def test_bias_steers_selection_but_not_weights() -> None:
     logits = np.random.default_rng(0).standard_normal((5, 8))
     bias = np.array([10.0, 0, 0, 0, 0, 0, 0, -10.0])
     r = route(cfg, logits, bias)
-    assert (r.experts == 0).any(axis=1).all() and not (r.experts == 7).any()
+    assert (r.experts == 0).any(axis=1).all()
+    assert not (r.experts == 7).any()
     s = np.take_along_axis(affinities(logits, "sigmoid"), r.experts, axis=1)
     np.testing.assert_allclose(r.weights, 2.5 * s / s.sum(axis=1, keepdims=True))
 
@@ -76,13 +77,15 @@ def test_expert_parallelism_equals_one_process_and_its_traffic_the_count(ranks: 
     if nodes == limit == 1:
         assert t.across_nodes == 0
     elif ranks == 8:
-        assert t.across_nodes > 0 and t.across_nvlink > 0
+        assert t.across_nodes > 0
+        assert t.across_nvlink > 0
 
 
 def test_traffic_by_hand() -> None:
     """4 ranks on 2 nodes, one expert each; a token on rank 0 chooses experts 1 and 3."""
     t = traffic(np.array([[1, 3]]), np.array([0]), Layout(experts=4, ranks=4, nodes=2))
-    assert t.to_node[0].tolist() == [1, 1] and t.to_rank[0].tolist() == [0, 1, 0, 1]
+    assert t.to_node[0].tolist() == [1, 1]
+    assert t.to_rank[0].tolist() == [0, 1, 0, 1]
     assert t.across_nodes == 1  # to node 1, entering at rank 2
     assert t.via_relay.tolist() == [1, 0, 1, 0]  # 0 -> 1 at home, 2 -> 3 away
     assert t.rows.tolist() == [0, 1, 0, 1]
@@ -102,16 +105,20 @@ def test_empty_experts_and_one_token() -> None:
     p = init_params(cfg, 0)["layers.1"]
     p["router.bias"] = np.array([9.0, 9.0, 9.0, 9.0, 0, 0, 0, 0])
     out, _, saved = moe(Run(cfg=cfg, layer=1), p, np.ones((1, 1, cfg.hidden_size)))
-    assert out.shape == (1, 1, cfg.hidden_size) and np.isfinite(out).all()
+    assert out.shape == (1, 1, cfg.hidden_size)
+    assert np.isfinite(out).all()
     assert set(saved["router.gate/ids"].ravel()) <= {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [
-    ({"top_k": 5, "n_group": 4, "topk_group": 2}, r"top-k 5 must lie in 1\.\.4: 2 of 4 groups hold 4 experts"),
-    ({"top_k": 0}, r"top-k 0 must lie in 1\.\.8"),
-    ({"top_k": 1, "n_group": 3}, "8 experts do not divide into 3 groups"),
-    ({"top_k": 1, "n_group": 4, "topk_group": 5}, r"topk_group 5 must lie in 1\.\.4"),
-])
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"top_k": 5, "n_group": 4, "topk_group": 2}, r"top-k 5 must lie in 1\.\.4: 2 of 4 groups hold 4 experts"),
+        ({"top_k": 0}, r"top-k 0 must lie in 1\.\.8"),
+        ({"top_k": 1, "n_group": 3}, "8 experts do not divide into 3 groups"),
+        ({"top_k": 1, "n_group": 4, "topk_group": 5}, r"topk_group 5 must lie in 1\.\.4"),
+    ],
+)
 def test_impossible_selections(kwargs: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select(np.zeros((2, 8)), **kwargs)
@@ -126,4 +133,6 @@ def test_uneven_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="each must be a multiple"):
         Layout(experts=256, ranks=48, nodes=8)
     with pytest.raises(ValueError, match="1 token shards given for 2 ranks"):
-        expert_parallel_routed(Run(cfg=tiny_v3(), layer=1), {}, [np.zeros((1, 24))], Layout(experts=8, ranks=2, nodes=1))
+        expert_parallel_routed(
+            Run(cfg=tiny_v3(), layer=1), {}, [np.zeros((1, 24))], Layout(experts=8, ranks=2, nodes=1)
+        )

@@ -6,38 +6,61 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workloads.reference.config import config_from_dict
+from workloads.reference.config import RefConfig, config_from_dict
 from workloads.reference.count import Run
 from workloads.reference.init import init_params
 from workloads.reference.linear import grouped, linear
 from workloads.reference.model import as_tokens, loss_and_grads, split_stages, stage_forward, stage_input_grad
 from workloads.reference.presets import tiny_gqa, tiny_v3
 
-HF_V3 = {"vocab_size": 129280, "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
-         "num_key_value_heads": 128, "intermediate_size": 18432, "q_lora_rank": 1536, "kv_lora_rank": 512,
-         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 2048,
-         "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
-         "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "torch_dtype": "bfloat16"}
+HF_V3 = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "intermediate_size": 18432,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 3,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "torch_dtype": "bfloat16",
+}
 
 
 def test_hugging_face_keys() -> None:
     cfg = config_from_dict(HF_V3)
     assert (cfg.qk_head_dim, cfg.v_dim, cfg.is_moe(2), cfg.is_moe(3)) == (192, 128, False, True)
-    llama = config_from_dict({k: HF_V3[k] for k in ("vocab_size", "num_hidden_layers", "intermediate_size")}
-                             | {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8})
+    llama = config_from_dict(
+        {k: HF_V3[k] for k in ("vocab_size", "num_hidden_layers", "intermediate_size")}
+        | {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    )
     assert (llama.is_mla, llama.v_dim, llama.is_moe(5)) == (False, 128, False)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"num_experts_per_tok": 129}, r"must lie in 1\.\.128, the experts of 4 of 8 groups"),
-    ({"n_group": 7}, "must be a multiple of n_group 7"),
-    ({"topk_group": 9}, r"must lie in 1\.\.n_group"),
-    ({"qk_rope_head_dim": 63}, "must be even"),
-    ({"v_head_dim": 0}, "v_head_dim is 0"),
-    ({"scoring_func": "tanh"}, "'sigmoid' or 'softmax'"),
-    ({"hidden_size": 0}, "hidden_size is 0, must be at least 1"),
-    ({"topk_method": "best"}, "noaux_tc"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts_per_tok": 129}, r"must lie in 1\.\.128, the experts of 4 of 8 groups"),
+        ({"n_group": 7}, "must be a multiple of n_group 7"),
+        ({"topk_group": 9}, r"must lie in 1\.\.n_group"),
+        ({"qk_rope_head_dim": 63}, "must be even"),
+        ({"v_head_dim": 0}, "v_head_dim is 0"),
+        ({"scoring_func": "tanh"}, "'sigmoid' or 'softmax'"),
+        ({"hidden_size": 0}, "hidden_size is 0, must be at least 1"),
+        ({"topk_method": "best"}, "noaux_tc"),
+    ],
+)
 def test_impossible_configs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_from_dict(HF_V3 | change)
@@ -65,12 +88,12 @@ def test_wrong_inputs() -> None:
         stage_forward(run, params, ["layers.1"], np.zeros((1, 3, 24)), np.zeros((1, 4), int))
     with pytest.raises(ValueError, match="input width 3 must equal the weight's 4 rows"):
         linear(run, "attn.o", np.ones((2, 3)), np.ones((4, 5)))
+    out = stage_forward(run, params, ["embed", "layers.0"], None, np.zeros((1, 4), int))
     with pytest.raises(ValueError, match="backward needs the gradient of its output"):
-        out = stage_forward(run, params, ["embed", "layers.0"], None, np.zeros((1, 4), int))
         stage_input_grad(run, params, ["embed", "layers.0"], out.saved, None)
     with pytest.raises(ValueError, match=r"5 stages for 4 layers: must lie in 1\.\.4"):
         split_stages(cfg, 5)
-    with pytest.raises(ValueError, match="recompute .* unknown"):
+    with pytest.raises(ValueError, match=r"recompute .* unknown"):
         Run(cfg=cfg, recompute=frozenset({"attention"}))
 
 
@@ -85,7 +108,7 @@ def test_nan_weights_are_refused(unit: str) -> None:
 
 
 @pytest.mark.parametrize("cfg", [tiny_v3(), tiny_gqa()], ids=["v3", "gqa"])
-def test_one_token_batch(cfg) -> None:
+def test_one_token_batch(cfg: RefConfig) -> None:
     losses, grads = loss_and_grads(Run(cfg=cfg), init_params(cfg, 0), as_tokens(cfg, 0, 1, 1))
     assert all(np.isfinite(v) for v in losses.values())
     assert all(np.isfinite(g).all() for weights in grads.values() for g in weights.values())

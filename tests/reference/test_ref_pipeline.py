@@ -14,8 +14,10 @@ from workloads.reference.pipeline import DeadlockError, run_schedule
 from workloads.reference.presets import tiny_gqa, tiny_v3
 from workloads.reference.schedules import Rows, dualpipe, dualpipev, gpipe, interleaved, one_f_one_b, zb1p
 
+
 def serial(run: Run, params: Params, batches: list[np.ndarray]) -> tuple[float, Params]:
-    total, grads = 0.0, {}
+    total = 0.0
+    grads: Params = {}
     for tokens in batches:
         losses, more = loss_and_grads(run, params, tokens)
         add_grads(grads, more)
@@ -32,8 +34,9 @@ def assert_equal_step(cfg: RefConfig, rows: Rows, m: int) -> list[int]:
     assert got.grads.keys() == expected.keys()
     for unit, weights in expected.items():
         for name, dw in weights.items():
-            np.testing.assert_allclose(got.grads[unit][name], dw, rtol=1e-9, atol=1e-12 * np.abs(dw).max(),
-                                       err_msg=f"{unit} {name}")
+            np.testing.assert_allclose(
+                got.grads[unit][name], dw, rtol=1e-9, atol=1e-12 * np.abs(dw).max(), err_msg=f"{unit} {name}"
+            )
     return got.peak_live
 
 
@@ -87,20 +90,25 @@ def test_deadlock_names_what_each_rank_waits_for() -> None:
     cfg = replace(tiny_gqa(), num_hidden_layers=2)
     rows = [["0F0", "0B0", "0F1", "0B1"], ["1F1", "1B1", "1F0", "1B0"]]
     batches = [as_tokens(cfg, seed=i, batch=1, length=3) for i in range(2)]
-    with pytest.raises(DeadlockError, match=r"(?s)rank 0, column 1: 0B0 waits for.*rank 1, column 0: 1F1 waits for 0F1"):
+    with pytest.raises(
+        DeadlockError, match=r"(?s)rank 0, column 1: 0B0 waits for.*rank 1, column 0: 1F1 waits for 0F1"
+    ):
         run_schedule(Run(cfg=cfg), init_params(cfg, seed=0), rows, batches)
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([["0F0"]], "needs either 0B0 or both"),
-    ([["0F0", "0B0", "0W0"]], "needs either 0B0 or both"),
-    ([["0F0", "0B0", "0F0"]], "more than once"),
-    ([["0F0", "0B0"], ["1B0", "1F1", "1B1"]], "0F1 is missing"),
-    ([["0F0"], ["0B0"]], "stands on rank 1, but its forward on rank 0"),
-    ([["0F"]], "is no action"),
-    ([["(0F0;0B0;0F1)"]], "is no action"),
-    ([[]], "empty"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["0F0"]], "needs either 0B0 or both"),
+        ([["0F0", "0B0", "0W0"]], "needs either 0B0 or both"),
+        ([["0F0", "0B0", "0F0"]], "more than once"),
+        ([["0F0", "0B0"], ["1B0", "1F1", "1B1"]], "0F1 is missing"),
+        ([["0F0"], ["0B0"]], "stands on rank 1, but its forward on rank 0"),
+        ([["0F"]], "is no action"),
+        ([["(0F0;0B0;0F1)"]], "is no action"),
+        ([[]], "empty"),
+    ],
+)
 def test_bad_schedules_are_named(rows: Rows, message: str) -> None:
     cfg = replace(tiny_gqa(), num_hidden_layers=2)
     with pytest.raises(ValueError, match=message):

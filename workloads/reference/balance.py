@@ -36,7 +36,7 @@ class BalanceTrace:
 
     per_batch: Array  # [steps] max / mean over the batch
     per_sequence: Array  # [steps] the same within a sequence, mean over sequences
-    last_load: Array  # [E] (token, expert) pairs of the last step
+    loads: Array  # [steps, E] (token, expert) pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,31 +52,50 @@ class Skew:
 
 def gate_config(experts: int, top_k: int, n_group: int, topk_group: int) -> RefConfig:
     """A config in which only the gate matters."""
-    return RefConfig(vocab_size=1, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
-                     intermediate_size=1, n_routed_experts=experts, num_experts_per_tok=top_k,
-                     moe_intermediate_size=1, n_group=n_group, topk_group=topk_group)
+    return RefConfig(
+        vocab_size=1,
+        hidden_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        intermediate_size=1,
+        n_routed_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_intermediate_size=1,
+        n_group=n_group,
+        topk_group=topk_group,
+    )
 
 
-def balance_run(cfg: RefConfig, *, steps: int, seed: int, speed: float = 0.0, alpha: float = 0.0,
-                learning_rate: float = 0.0, skew: Skew | None = None) -> BalanceTrace:
+def balance_run(
+    cfg: RefConfig,
+    *,
+    steps: int,
+    seed: int,
+    speed: float = 0.0,
+    alpha: float = 0.0,
+    learning_rate: float = 0.0,
+    skew: Skew | None = None,
+) -> BalanceTrace:
     """Steps of one gate under a bias of some `speed`, or under gradient descent on an auxiliary loss of `alpha`."""
     skew = skew or Skew()
     cfg = replace(cfg, aux_loss_alpha=alpha)
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((skew.width, cfg.experts)) / np.sqrt(skew.width)
     bias = np.zeros(cfg.experts)
-    per_batch, per_sequence, load = [], [], bias
+    per_batch, per_sequence, history = [], [], []
     for x in _batches(skew, rng, steps):
         r = route(cfg, x @ weight, bias)
         loads = _loads(r.experts, skew.sequences, cfg.experts)
         load = loads.sum(axis=0)
+        history.append(load)
         per_batch.append(max_over_mean(load))
         per_sequence.append(max_over_mean(loads).mean())
         bias = update_bias(bias, load, speed)
         _, dscores = balance_loss(cfg, r.experts, r.scores, skew.sequences)
         dlogits = route_input_grad(cfg, r.experts, r.scores, np.zeros(r.weights.shape), dscores)
         weight = weight - learning_rate * (x.T @ dlogits)
-    return BalanceTrace(per_batch=np.array(per_batch), per_sequence=np.array(per_sequence), last_load=load)
+    return BalanceTrace(per_batch=np.array(per_batch), per_sequence=np.array(per_sequence), loads=np.array(history))
 
 
 def _batches(skew: Skew, rng: np.random.Generator, steps: int) -> Iterator[Array]:

@@ -93,8 +93,11 @@ def config_from_dict(data: Mapping[str, Any]) -> RefConfig:
     values["n_group"] = values.get("n_group") or 1
     values["topk_group"] = values.get("topk_group") or 1
     values.setdefault("num_key_value_heads", data.get("num_attention_heads"))
-    missing = [k for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-               if k not in values]
+    missing = [
+        k
+        for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if k not in values
+    ]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}: every model has them")
     return RefConfig(**values)
@@ -102,15 +105,22 @@ def config_from_dict(data: Mapping[str, Any]) -> RefConfig:
 
 def _problems(c: RefConfig) -> list[str]:
     """What is wrong with a config, each with what would be right."""
-    out = [f"{name} is {getattr(c, name)}, must be at least 1"
-           for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-           if getattr(c, name) < 1]
+    out = [
+        f"{name} is {getattr(c, name)}, must be at least 1"
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if getattr(c, name) < 1
+    ]
     if c.is_mla:
-        out += [f"{name} is {getattr(c, name)}, MLA needs at least 1"
-                for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if getattr(c, name) < 1]
+        out += [
+            f"{name} is {getattr(c, name)}, MLA needs at least 1"
+            for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+            if getattr(c, name) < 1
+        ]
     elif c.num_attention_heads % c.num_key_value_heads:
-        out.append(f"num_attention_heads {c.num_attention_heads} must be a multiple of "
-                   f"num_key_value_heads {c.num_key_value_heads}")
+        out.append(
+            f"num_attention_heads {c.num_attention_heads} must be a multiple of "
+            f"num_key_value_heads {c.num_key_value_heads}"
+        )
     if c.rope_dim % 2:
         out.append(f"rotated width {c.rope_dim} must be even: rope turns pairs")
     if c.n_routed_experts is not None:
@@ -128,8 +138,10 @@ def _moe_problems(c: RefConfig, experts: int) -> list[str]:
         out.append(f"topk_group {c.topk_group} must lie in 1..n_group = 1..{c.n_group}")
     allowed = experts // c.n_group * c.topk_group
     if not 1 <= c.num_experts_per_tok <= allowed:
-        out.append(f"num_experts_per_tok {c.num_experts_per_tok} must lie in 1..{allowed}, the experts of "
-                   f"{c.topk_group} of {c.n_group} groups")
+        out.append(
+            f"num_experts_per_tok {c.num_experts_per_tok} must lie in 1..{allowed}, the experts of "
+            f"{c.topk_group} of {c.n_group} groups"
+        )
     if c.scoring_func not in ("sigmoid", "softmax"):
         out.append(f"scoring_func {c.scoring_func!r} must be 'sigmoid' or 'softmax'")
     if c.topk_method not in ("noaux_tc", "group_limited_greedy", "greedy"):

@@ -22,13 +22,19 @@ def attend(run: Run, q: Array, k: Array, v: Array, scale: float) -> tuple[Array,
     top = logits.max(axis=-1, keepdims=True)
     lse: Array = (top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))[..., 0]
     out: Array = (np.exp(logits - lse[..., None]) @ vh).transpose(0, 2, 1, 3)
-    run.count(OP, "F", flops=_square(qh, kh) * (q.shape[-1] + v.shape[-1]),
-              read={"q": q, "k": k, "v": v}, written={"y": out, "lse": lse})
+    run.count(
+        OP,
+        "F",
+        flops=_square(qh, kh) * (q.shape[-1] + v.shape[-1]),
+        read={"q": q, "k": k, "v": v},
+        written={"y": out, "lse": lse},
+    )
     return out, lse
 
 
-def attend_input_grad(run: Run, q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array,
-                      scale: float) -> tuple[Array, Array, Array]:
+def attend_input_grad(
+    run: Run, q: Array, k: Array, v: Array, out: Array, lse: Array, dout: Array, scale: float
+) -> tuple[Array, Array, Array]:
     """dq, dk, dv shaped as q, k, v (FlashAttention's algorithm 4, without tiles)."""
     qh, kh, vh = _heads(q), _heads(k, q.shape[2]), _heads(v, q.shape[2])
     oh, doh = _heads(out), _heads(dout)
@@ -38,9 +44,13 @@ def attend_input_grad(run: Run, q: Array, k: Array, v: Array, out: Array, lse: A
     dlogits = weights * (dweights - (oh * doh).sum(axis=-1, keepdims=True)) * scale
     dq, dk = dlogits @ kh, dlogits.swapaxes(-1, -2) @ qh
     grads = dq.transpose(0, 2, 1, 3), _ungroup(dk, k.shape[2]), _ungroup(dv, v.shape[2])
-    run.count(OP, "I", flops=_square(qh, kh) * (3 * q.shape[-1] + 2 * v.shape[-1]),
-              read={"q": q, "k": k, "v": v, "y": out, "lse": lse, "dy": dout},
-              written={"dq": grads[0], "dk": grads[1], "dv": grads[2]})
+    run.count(
+        OP,
+        "I",
+        flops=_square(qh, kh) * (3 * q.shape[-1] + 2 * v.shape[-1]),
+        read={"q": q, "k": k, "v": v, "y": out, "lse": lse, "dy": dout},
+        written={"dq": grads[0], "dk": grads[1], "dv": grads[2]},
+    )
     return grads
 
 

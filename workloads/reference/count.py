@@ -27,8 +27,18 @@ class Widths:
     """Declared size of an element [B]: `op/tensor` first, then `tensor`, then the default. 0 leaves it out."""
 
     default: float = 2.0
-    by_tensor: Mapping[str, float] = field(default_factory=lambda: {
-        "dw": 4.0, "rstd": 4.0, "lse": 4.0, "scores": 4.0, "g": 4.0, "ids": 8.0, "order": 8.0, "tokens": 8.0})
+    by_tensor: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "dw": 4.0,
+            "rstd": 4.0,
+            "lse": 4.0,
+            "scores": 4.0,
+            "g": 4.0,
+            "ids": 8.0,
+            "order": 8.0,
+            "tokens": 8.0,
+        }
+    )
 
     def of(self, op: str, tensor: str) -> float:
         return self.by_tensor.get(f"{op}/{tensor}", self.by_tensor.get(tensor, self.default))
@@ -44,8 +54,12 @@ class Count:
     kept: float = 0.0
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(flops=self.flops + other.flops, read=self.read + other.read,
-                     written=self.written + other.written, kept=self.kept + other.kept)
+        return Count(
+            flops=self.flops + other.flops,
+            read=self.read + other.read,
+            written=self.written + other.written,
+            kept=self.kept + other.kept,
+        )
 
 
 Key = tuple[int, str, str]  # (layer, op, part)
@@ -68,8 +82,11 @@ class Counter:
 
     def total(self, *, op: str | None = None, part: str | None = None, layer: int | None = None) -> Count:
         """The sum over everything that matches; None matches all."""
-        hits = [c for (at, name, p), c in self.counts.items()
-                if op in (None, name) and part in (None, p) and layer in (None, at)]
+        hits = [
+            c
+            for (at, name, p), c in self.counts.items()
+            if op in (None, name) and part in (None, p) and layer in (None, at)
+        ]
         return sum(hits, Count())
 
 
@@ -92,13 +109,16 @@ class Run:
     def at(self, *, layer: int | None = None, part: str | None = None) -> "Run":
         return replace(self, layer=self.layer if layer is None else layer, part=part or self.part)
 
-    def count(self, op: str, part: str, *, read: Mapping[str, Array], written: Mapping[str, Array],
-              flops: int = 0) -> None:
+    def count(
+        self, op: str, part: str, *, read: Mapping[str, Array], written: Mapping[str, Array], flops: int = 0
+    ) -> None:
         """Tell the counter of one executed operation."""
         if self.counter is not None:
             name = self.part if part == "F" else part  # a forward function run again in backward is part R
-            self.counter.add((self.layer, op, name), Count(
-                flops=flops, read=self.counter.size(op, read), written=self.counter.size(op, written)))
+            self.counter.add(
+                (self.layer, op, name),
+                Count(flops=flops, read=self.counter.size(op, read), written=self.counter.size(op, written)),
+            )
 
     def keep(self, saved: Saved) -> None:
         """Tell the counter what is held for backward: exactly the arrays of `saved`."""

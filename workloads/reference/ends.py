@@ -9,7 +9,7 @@ from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
 
 def embed(run: Run, p: Weights, tokens: Array) -> Array:
     """Rows [B, S, hidden] of the table for tokens [B, S]."""
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < run.cfg.vocab_size):
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= run.cfg.vocab_size):
         raise ValueError(f"tokens span {tokens.min()}..{tokens.max()}, must lie in 0..{run.cfg.vocab_size - 1}")
     x: Array = p["embed"][tokens]
     run.count("embed", "F", read={"tokens": tokens, "w": x}, written={"y": x})
@@ -51,4 +51,5 @@ def head_loss_input_grad(run: Run, p: Weights, saved: Saved, weight: float) -> t
     dx = rmsnorm_input_grad(run, "norm.final", x, rstd, p["norm.final"], dnormed)
     return dx, [
         Deferred(kind="linear", op="head", name="head", layer=run.layer, x=saved["head/x"], dy=dlogits),
-        Deferred(kind="gain", op="norm.final", name="norm.final", layer=run.layer, x=x, dy=dnormed, extra=rstd)]
+        Deferred(kind="gain", op="norm.final", name="norm.final", layer=run.layer, x=x, dy=dnormed, extra=rstd),
+    ]

@@ -49,8 +49,9 @@ class Packet:
         """The tokens with at least one chosen expert where `keep` [n, k] holds; other choices are blanked."""
         experts = np.where(keep, self.experts, -1)
         some = keep.any(axis=1)
-        return Packet(index=np.flatnonzero(some), rows=self.rows[some], experts=experts[some],
-                      weights=self.weights[some])
+        return Packet(
+            index=np.flatnonzero(some), rows=self.rows[some], experts=experts[some], weights=self.weights[some]
+        )
 
 
 def expert_parallel_routed(run: Run, p: Weights, tokens: list[Array], layout: Layout) -> tuple[list[Array], Wires]:
@@ -106,8 +107,14 @@ def _local_experts(run: Run, p: Weights, layout: Layout, rank: int, packet: Pack
     local = packet.experts[token, choice] - rank * n
     order = np.argsort(local, kind="stable")
     token, choice, local = token[order], choice[order], local[order]
-    y, _ = experts_forward(run, p["moe.up_gate"][mine], p["moe.down"][mine], packet.rows[token],
-                           packet.weights[token, choice], np.bincount(local, minlength=n))
+    y, _ = experts_forward(
+        run,
+        p["moe.up_gate"][mine],
+        p["moe.down"][mine],
+        packet.rows[token],
+        packet.weights[token, choice],
+        np.bincount(local, minlength=n),
+    )
     out = np.zeros_like(packet.rows)
     np.add.at(out, token, y)
     return out

@@ -38,8 +38,7 @@ def ffn_forget(run: Run, kind: str, saved: Saved) -> Saved:
     return {k: v for k, v in saved.items() if not ("swiglu" in run.recompute and k == f"{kind}.down/x")}
 
 
-def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved,
-                   dy: Array) -> tuple[Array, list[Deferred]]:
+def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients; recomputes the activation where it was not kept."""
     up, down = f"{kind}.up_gate", f"{kind}.down"
     u = saved[f"{down}/u"]
@@ -48,8 +47,10 @@ def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved,
     du = swiglu_input_grad(u, da)
     run.count(down, "I", read={"u": u, "dx": da}, written={"du": du})
     dx = linear_input_grad(run, up, du, p[up])
-    return dx, [Deferred(kind="linear", op=down, name=down, layer=run.layer, x=a, dy=dy),
-                Deferred(kind="linear", op=up, name=up, layer=run.layer, x=x, dy=du)]
+    return dx, [
+        Deferred(kind="linear", op=down, name=down, layer=run.layer, x=a, dy=dy),
+        Deferred(kind="linear", op=up, name=up, layer=run.layer, x=x, dy=du),
+    ]
 
 
 def _sigmoid(x: Array) -> Array:

@@ -77,7 +77,7 @@ def accumulate(a: Array, b: Array, *, bits: int | None = 14, step: int = 32, pro
     total = np.zeros((a.shape[0], b.shape[1]), np.float32)
     partial = np.zeros(total.shape, np.float64)
     for start in range(0, k, step):
-        products = a[:, None, start:start + step].astype(np.float64) * b.T[None, :, start:start + step]
+        products = a[:, None, start : start + step].astype(np.float64) * b.T[None, :, start : start + step]
         partial = _add_shifted(partial, products, bits)
         if promote is not None and (start + step) % promote == 0:
             total += partial.astype(np.float32)
@@ -91,7 +91,7 @@ def scaled_matmul(a: Quantised, b: Quantised, *, bits: int | None = 14, promote:
     k = a.values.shape[1]
     total = np.zeros((a.values.shape[0], b.values.shape[1]), np.float32)
     for start in range(0, k, promote):
-        piece = accumulate(a.values[:, start:start + promote], b.values[start:start + promote], bits=bits)
+        piece = accumulate(a.values[:, start : start + promote], b.values[start : start + promote], bits=bits)
         sa = a.scales.repeat(a.tile[0], axis=0)[: total.shape[0], start // a.tile[1]]
         sb = b.scales[start // b.tile[0]].repeat(b.tile[1])[: total.shape[1]]
         total += piece * sa[:, None] * sb[None, :]

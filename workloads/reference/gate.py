@@ -31,10 +31,11 @@ def affinities(logits: Array, scoring_func: str) -> Array:
 
 
 def select(choice: Array, *, top_k: int, n_group: int = 1, topk_group: int = 1, best_of_group: int = 2) -> Array:
-    """Experts per token [T, k], best first: only from the `topk_group` groups whose `best_of_group` best add up highest.
+    """Experts per token [T, k], best first: only from the `topk_group` strongest groups.
 
-    A group is a node's experts, so a token reaches at most `topk_group` nodes. `choice` [T, E] holds affinities with
-    any balancing bias already added (equation 16). Ties go to the lower index.
+    A group is as strong as the sum of its `best_of_group` best. It is a node's experts, so a token reaches at most
+    `topk_group` nodes. `choice` [T, E] holds affinities with any balancing bias already added (equation 16). Ties go
+    to the lower index.
     """
     require_finite("affinities for choosing experts", choice)
     tokens, experts = choice.shape
@@ -44,8 +45,9 @@ def select(choice: Array, *, top_k: int, n_group: int = 1, topk_group: int = 1, 
     if not 1 <= topk_group <= n_group:
         raise ValueError(f"topk_group {topk_group} must lie in 1..{n_group}")
     if not 1 <= top_k <= allowed:
-        raise ValueError(f"top-k {top_k} must lie in 1..{allowed}: {topk_group} of {n_group} groups "
-                         f"hold {allowed} experts")
+        raise ValueError(
+            f"top-k {top_k} must lie in 1..{allowed}: {topk_group} of {n_group} groups hold {allowed} experts"
+        )
     if topk_group < n_group:
         groups = choice.reshape(tokens, n_group, experts // n_group)
         best = min(best_of_group, groups.shape[-1])
@@ -61,9 +63,13 @@ def route(cfg: RefConfig, logits: Array, bias: Array | None = None) -> Route:
     scores = affinities(logits, cfg.scoring_func)
     choice = scores if bias is None else scores + bias
     grouped = cfg.topk_method != "greedy"
-    experts = select(choice, top_k=cfg.num_experts_per_tok, n_group=cfg.n_group if grouped else 1,
-                     topk_group=cfg.topk_group if grouped else 1,
-                     best_of_group=1 if cfg.topk_method == "group_limited_greedy" else 2)
+    experts = select(
+        choice,
+        top_k=cfg.num_experts_per_tok,
+        n_group=cfg.n_group if grouped else 1,
+        topk_group=cfg.topk_group if grouped else 1,
+        best_of_group=1 if cfg.topk_method == "group_limited_greedy" else 2,
+    )
     weights = np.take_along_axis(scores, experts, axis=1)
     if cfg.norm_topk_prob:
         weights = weights / weights.sum(axis=1, keepdims=True)

@@ -14,10 +14,15 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     heads = linear(run, "attn.qkv", x, p["attn.qkv"]).reshape(b, s, -1, c.v_dim)
     cos, sin = angles(c, s)
     n, g = c.num_attention_heads, c.num_key_value_heads
-    q, k, v = rotate(heads[:, :, :n], cos, sin), rotate(heads[:, :, n:n + g], cos, sin), heads[:, :, n + g:]
+    q, k, v = rotate(heads[:, :, :n], cos, sin), rotate(heads[:, :, n : n + g], cos, sin), heads[:, :, n + g :]
     out, lse = attend(run, q, k, v, softmax_scale(c))
-    saved = {"attn.core/q": q, "attn.core/k": k, "attn.core/v": v, "attn.core/lse": lse,
-             "attn.o/x": out.reshape(b, s, -1)}
+    saved = {
+        "attn.core/q": q,
+        "attn.core/k": k,
+        "attn.core/v": v,
+        "attn.core/lse": lse,
+        "attn.o/x": out.reshape(b, s, -1),
+    }
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
 
 
@@ -26,11 +31,21 @@ def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     c, (b, s, _) = run.cfg, x.shape
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"]).reshape(b, s, -1, c.v_dim)
-    dq, dk, dv = attend_input_grad(run, saved["attn.core/q"], saved["attn.core/k"], saved["attn.core/v"],
-                                   out.reshape(dout.shape), saved["attn.core/lse"], dout, softmax_scale(c))
+    dq, dk, dv = attend_input_grad(
+        run,
+        saved["attn.core/q"],
+        saved["attn.core/k"],
+        saved["attn.core/v"],
+        out.reshape(dout.shape),
+        saved["attn.core/lse"],
+        dout,
+        softmax_scale(c),
+    )
     cos, sin = angles(c, s)
     dheads = [rotate_input_grad(dq, cos, sin), rotate_input_grad(dk, cos, sin), dv]
     dqkv = np.concatenate(dheads, axis=2).reshape(b, s, -1)
     dx = linear_input_grad(run, "attn.qkv", dqkv, p["attn.qkv"])
-    return dx, [Deferred(kind="linear", op="attn.o", name="attn.o", layer=run.layer, x=out, dy=dy),
-                Deferred(kind="linear", op="attn.qkv", name="attn.qkv", layer=run.layer, x=x, dy=dqkv)]
+    return dx, [
+        Deferred(kind="linear", op="attn.o", name="attn.o", layer=run.layer, x=out, dy=dy),
+        Deferred(kind="linear", op="attn.qkv", name="attn.qkv", layer=run.layer, x=x, dy=dqkv),
+    ]

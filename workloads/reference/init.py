@@ -11,8 +11,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 def units(cfg: RefConfig) -> list[str]:
     """The model's units in the order a token passes them."""
-    return ["embed", *(f"layers.{i}" for i in range(cfg.num_hidden_layers)), "head",
-            *(f"mtp.{k}" for k in range(cfg.num_nextn_predict_layers))]
+    return [
+        "embed",
+        *(f"layers.{i}" for i in range(cfg.num_hidden_layers)),
+        "head",
+        *(f"mtp.{k}" for k in range(cfg.num_nextn_predict_layers)),
+    ]
 
 
 def unit_shapes(cfg: RefConfig, unit: str) -> Shapes:
@@ -32,8 +36,10 @@ def unit_shapes(cfg: RefConfig, unit: str) -> Shapes:
 def init_params(cfg: RefConfig, seed: int, dtype: type = np.float64) -> Params:
     """Matrices from N(0, initializer_range), gains near 1, balancing biases 0."""
     rng = np.random.default_rng(seed)
-    return {unit: {name: _draw(cfg, rng, name, shape).astype(dtype) for name, shape in unit_shapes(cfg, unit).items()}
-            for unit in units(cfg)}
+    return {
+        unit: {name: _draw(cfg, rng, name, shape).astype(dtype) for name, shape in unit_shapes(cfg, unit).items()}
+        for unit in units(cfg)
+    }
 
 
 def _draw(cfg: RefConfig, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -61,12 +67,18 @@ def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
 def _mla_shapes(c: RefConfig) -> Shapes:
     h, n, rank = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0
     shapes: Shapes = {
-        "attn.kv_a": (h, rank + c.qk_rope_head_dim), "norm.kv_lora": (rank,),
-        "attn.kv_b": (rank, n * (c.qk_nope_head_dim + c.v_head_dim)), "attn.o": (n * c.v_head_dim, h)}
+        "attn.kv_a": (h, rank + c.qk_rope_head_dim),
+        "norm.kv_lora": (rank,),
+        "attn.kv_b": (rank, n * (c.qk_nope_head_dim + c.v_head_dim)),
+        "attn.o": (n * c.v_head_dim, h),
+    }
     if c.q_lora_rank is None:
         return shapes | {"attn.q": (h, n * c.qk_head_dim)}
-    return shapes | {"attn.q_a": (h, c.q_lora_rank), "norm.q_lora": (c.q_lora_rank,),
-                     "attn.q_b": (c.q_lora_rank, n * c.qk_head_dim)}
+    return shapes | {
+        "attn.q_a": (h, c.q_lora_rank),
+        "norm.q_lora": (c.q_lora_rank,),
+        "attn.q_b": (c.q_lora_rank, n * c.qk_head_dim),
+    }
 
 
 def _gqa_shapes(c: RefConfig) -> Shapes:

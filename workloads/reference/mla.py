@@ -17,8 +17,13 @@ def mla(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     saved |= _latent_norms(run, p, saved)
     q, k, v = _up(run, p, x, saved)
     out, lse = attend(run, q, k, v, softmax_scale(run.cfg))
-    saved |= {"attn.core/q": q, "attn.core/k": k, "attn.core/v": v, "attn.core/lse": lse,
-              "attn.o/x": out.reshape(*x.shape[:2], -1)}
+    saved |= {
+        "attn.core/q": q,
+        "attn.core/k": k,
+        "attn.core/v": v,
+        "attn.core/lse": lse,
+        "attn.o/x": out.reshape(*x.shape[:2], -1),
+    }
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
 
 
@@ -50,8 +55,9 @@ def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"])
     heads = (*out.shape[:2], run.cfg.num_attention_heads, -1)
-    dq, dk, dv = attend_input_grad(run, q, k, v, out.reshape(heads), saved["attn.core/lse"], dout.reshape(heads),
-                                   softmax_scale(run.cfg))
+    dq, dk, dv = attend_input_grad(
+        run, q, k, v, out.reshape(heads), saved["attn.core/lse"], dout.reshape(heads), softmax_scale(run.cfg)
+    )
     dkv, dk_rope = _split_keys_grad(run, dk, dv)
     deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.kv_b", saved["attn.kv_b/x"], dkv)]
     dlatent = linear_input_grad(run, "attn.kv_b", dkv, p["attn.kv_b"])

@@ -5,6 +5,7 @@ D MTP modules, so that every module works on S full positions.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,13 +35,13 @@ Waiting = dict[str, list[Deferred]]  # unit -> weight gradients not yet computed
 
 def split_stages(cfg: RefConfig, count: int) -> list[list[str]]:
     """Units per stage: layers as evenly as possible (earlier stages take the rest), ends on the outer stages."""
-    layers = units(cfg)[1:1 + cfg.num_hidden_layers]
+    layers = units(cfg)[1 : 1 + cfg.num_hidden_layers]
     if not 1 <= count <= len(layers):
         raise ValueError(f"{count} stages for {len(layers)} layers: must lie in 1..{len(layers)}")
     cuts = [-(-len(layers) * s // count) for s in range(count + 1)]
-    stages = [layers[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    stages = [layers[a:b] for a, b in pairwise(cuts)]
     stages[0] = ["embed", *stages[0]]
-    stages[-1] = [*stages[-1], *units(cfg)[1 + len(layers):]]
+    stages[-1] = [*stages[-1], *units(cfg)[1 + len(layers) :]]
     return stages
 
 
@@ -55,8 +56,9 @@ def stage_forward(run: Run, params: Params, stage: list[str], state: Array | Non
     return StageOutput(state=state, losses=losses, saved=saved)
 
 
-def stage_input_grad(run: Run, params: Params, stage: list[str], saved: dict[str, Saved],
-                     dy: Array | None) -> tuple[Array | None, Waiting]:
+def stage_input_grad(
+    run: Run, params: Params, stage: list[str], saved: dict[str, Saved], dy: Array | None
+) -> tuple[Array | None, Waiting]:
     """Gradient of the stage's input (None for the first stage), with the weight gradients left waiting."""
     waiting: Waiting = {}
     for unit in reversed(stage):
@@ -93,36 +95,42 @@ def positions(cfg: RefConfig, tokens: Array) -> int:
     """S, the trained positions of a microbatch tokens [B, S + 1 + D]."""
     s: int = tokens.shape[-1] - 1 - cfg.num_nextn_predict_layers
     if tokens.ndim != 2 or s < 1:
-        raise ValueError(f"tokens have shape {tokens.shape}, must be [batch, S + 1 + {cfg.num_nextn_predict_layers}] "
-                         "with S at least 1")
+        raise ValueError(
+            f"tokens have shape {tokens.shape}, must be [batch, S + 1 + {cfg.num_nextn_predict_layers}] "
+            "with S at least 1"
+        )
     return s
 
 
-def _unit_forward(run: Run, params: Params, unit: str, state: Array | None,
-                  tokens: Array) -> tuple[Array, Losses, Saved]:
+def _unit_forward(
+    run: Run, params: Params, unit: str, state: Array | None, tokens: Array
+) -> tuple[Array, Losses, Saved]:
     s, p = positions(run.cfg, tokens), _weights(params, unit)
     if unit == "embed":
         saved: Saved = {"embed/tokens": tokens[:, :s]}
         run.at(layer=OUTSIDE).keep(saved)
         return embed(run.at(layer=OUTSIDE), p, tokens[:, :s]), {}, saved
     if state is None or state.shape != (len(tokens), s, run.cfg.hidden_size):
-        raise ValueError(f"{unit}: state has shape {None if state is None else state.shape}, must be "
-                         f"({len(tokens)}, {s}, {run.cfg.hidden_size})")
+        raise ValueError(
+            f"{unit}: state has shape {None if state is None else state.shape}, must be "
+            f"({len(tokens)}, {s}, {run.cfg.hidden_size})"
+        )
     here = run.at(layer=_layer(run.cfg, unit))
     if unit == "head":
-        loss, saved = head_loss(here, p, state, tokens[:, 1:s + 1])
+        loss, saved = head_loss(here, p, state, tokens[:, 1 : s + 1])
         here.keep(saved)
         return state, {unit: loss}, saved
     if unit.startswith("mtp."):
         k = int(unit[4:])
-        y, loss, aux, saved = mtp(here, p, state, tokens[:, k + 1:k + 1 + s], tokens[:, k + 2:k + 2 + s])
+        y, loss, aux, saved = mtp(here, p, state, tokens[:, k + 1 : k + 1 + s], tokens[:, k + 2 : k + 2 + s])
         return y, {unit: loss * _mtp_weight(run.cfg), f"{unit}.balance": aux}, saved
     y, aux, saved = block(here, p, state)
     return y, {f"{unit}.balance": aux} if run.cfg.is_moe(here.layer) else {}, saved
 
 
-def _unit_input_grad(run: Run, params: Params, unit: str, saved: Saved,
-                     dy: Array | None) -> tuple[Array | None, list[Deferred]]:
+def _unit_input_grad(
+    run: Run, params: Params, unit: str, saved: Saved, dy: Array | None
+) -> tuple[Array | None, list[Deferred]]:
     p, here = _weights(params, unit), run.at(layer=_layer(run.cfg, unit))
     if unit == "head":
         dx, deferred = head_loss_input_grad(here, p, saved, 1.0)

@@ -48,8 +48,11 @@ def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     _, daux = balance_loss(run.cfg, experts, scores, x.shape[0])
     dlogits = route_input_grad(run.cfg, experts, scores, dweights.reshape(experts.shape), daux)
     dx = dx + linear_input_grad(run, "router.gate", dlogits, p["router.gate"])
-    deferred.append(Deferred(kind="linear", op="router.gate", name="router.gate", layer=run.layer,
-                             x=x.reshape(dx.shape), dy=dlogits))
+    deferred.append(
+        Deferred(
+            kind="linear", op="router.gate", name="router.gate", layer=run.layer, x=x.reshape(dx.shape), dy=dlogits
+        )
+    )
     dx = dx.reshape(x.shape)
     if run.cfg.n_shared_experts:
         dshared, more = ffn_input_grad(run, "shared", p, x, saved, dy)
@@ -91,8 +94,7 @@ def combine_input_grad(run: Run, dy: Array, order: Array, top_k: int) -> Array:
     return drows
 
 
-def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array,
-                    counts: Array) -> tuple[Array, Saved]:
+def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array, counts: Array) -> tuple[Array, Saved]:
     """Each row through its expert, weighted by g [rows]; weights [experts, in, out], rows sorted by expert."""
     u = grouped(run, "moe.up_gate", rows, w_up, counts)
     a = activate(run, "moe.down", u, g)
@@ -100,8 +102,9 @@ def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array,
     return y, {"moe.up_gate/x": rows, "moe.down/u": u, "moe.down/x": a, "moe.down/g": g}
 
 
-def experts_input_grad(run: Run, w_up: Array, w_down: Array, saved: Saved, dy: Array,
-                       counts: Array) -> tuple[Array, Array, list[Deferred]]:
+def experts_input_grad(
+    run: Run, w_up: Array, w_down: Array, saved: Saved, dy: Array, counts: Array
+) -> tuple[Array, Array, list[Deferred]]:
     """Gradients of rows [rows, hidden] and of gate weights [rows], and the waiting weight gradients."""
     u, g = saved["moe.down/u"], saved["moe.down/g"]
     a = saved["moe.down/x"] if "moe.down/x" in saved else activate(run.at(part="R"), "moe.down", u, g)
@@ -111,8 +114,11 @@ def experts_input_grad(run: Run, w_up: Array, w_down: Array, saved: Saved, dy: A
     run.count("moe.down", "I", read={"u": u, "g": g, "dx": da}, written={"du": du, "dg": dg})
     dx = grouped_input_grad(run, "moe.up_gate", du, w_up, counts)
     later = [("moe.down", a, dy), ("moe.up_gate", saved["moe.up_gate/x"], du)]
-    return dx, dg, [Deferred(kind="grouped", op=op, name=op, layer=run.layer, x=x, dy=d, extra=counts)
-                    for op, x, d in later]
+    return (
+        dx,
+        dg,
+        [Deferred(kind="grouped", op=op, name=op, layer=run.layer, x=x, dy=d, extra=counts) for op, x, d in later],
+    )
 
 
 def _sum_copies(rows: Array, order: Array, top_k: int) -> Array:

@@ -37,13 +37,13 @@ def mtp(run: Run, p: Weights, h: Array, tokens: Array, labels: Array) -> tuple[A
     return y, loss, aux, saved | kept
 
 
-def mtp_input_grad(run: Run, p: Weights, saved: Saved, dy: Array | None,
-                   weight: float) -> tuple[Array, list[Deferred]]:
+def mtp_input_grad(run: Run, p: Weights, saved: Saved, dy: Array | None, weight: float) -> tuple[Array, list[Deferred]]:
     """Gradient of the incoming state; `dy` comes from a further module, None at the last."""
     dstate, deferred = head_loss_input_grad(run, p, saved, weight)
     djoined, more = block_input_grad(run, p, saved, dstate if dy is None else dstate + dy)
-    later = [Deferred(kind="linear", op="mtp.proj", name="mtp.proj", layer=run.layer, x=saved["mtp.proj/x"],
-                      dy=djoined)]
+    later = [
+        Deferred(kind="linear", op="mtp.proj", name="mtp.proj", layer=run.layer, x=saved["mtp.proj/x"], dy=djoined)
+    ]
     dhalves = np.split(linear_input_grad(run, "mtp.proj", djoined, p["mtp.proj"]), 2, axis=-1)
     grads = []
     for op, dhalf in zip(JOIN, dhalves, strict=True):

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from workloads.reference.count import Array, Run, Saved, Widths
 from workloads.reference.init import Params
 from workloads.reference.model import (
-    SHARED, Losses, Waiting, add_grads, split_stages, stage_forward, stage_input_grad, stage_weight_grad)
+    SHARED,
+    Losses,
+    Waiting,
+    add_grads,
+    split_stages,
+    stage_forward,
+    stage_input_grad,
+    stage_weight_grad,
+)
 from workloads.reference.schedule_text import Action, Grid, Step, read_grid
 
 
@@ -98,8 +106,13 @@ class Rank:
 
     def _forward(self, a: Action) -> list[Message]:
         here = (a.stage, a.microbatch)
-        out = stage_forward(self.run, self.params, self.stages[a.stage], self.arrived.pop(("F", *here), None),
-                            self.batches[a.microbatch])
+        out = stage_forward(
+            self.run,
+            self.params,
+            self.stages[a.stage],
+            self.arrived.pop(("F", *here), None),
+            self.batches[a.microbatch],
+        )
         for unit, loss in out.losses.items():
             self.losses[unit] = self.losses.get(unit, 0.0) + loss
         self.saved[here], self.kept[here] = out.saved, _bytes(self.run, out.saved)
@@ -110,13 +123,13 @@ class Rank:
 
     def _input_grad(self, a: Action) -> list[Message]:
         here = (a.stage, a.microbatch)
-        dx, self.waiting[here] = stage_input_grad(self.run, self.params, self.stages[a.stage], self.saved[here],
-                                                  self.arrived.pop(("I", *here), None))
+        dx, self.waiting[here] = stage_input_grad(
+            self.run, self.params, self.stages[a.stage], self.saved[here], self.arrived.pop(("I", *here), None)
+        )
         return [] if dx is None else [Message("I", a.stage - 1, a.microbatch, dx)]
 
 
-def run_schedule(run: Run, params: Params, rows: Sequence[Sequence[str]],
-                 batches: Sequence[Array]) -> PipelineResult:
+def run_schedule(run: Run, params: Params, rows: Sequence[Sequence[str]], batches: Sequence[Array]) -> PipelineResult:
     """Execute the schedule on microbatches, each tokens [B, S + 1 + D]; copies of a stage share their gradient."""
     grid = read_grid(rows)
     if len(batches) != grid.microbatches:
@@ -130,8 +143,13 @@ def run_schedule(run: Run, params: Params, rows: Sequence[Sequence[str]],
         add_grads(grads, rank.grads)
         for unit, loss in rank.losses.items():
             losses[unit] = losses.get(unit, 0.0) + loss
-    return PipelineResult(losses=losses, grads=grads, peak_live=[r.peak_live for r in ranks],
-                          peak_kept=[r.peak_kept for r in ranks], messages=[r.sent for r in ranks])
+    return PipelineResult(
+        losses=losses,
+        grads=grads,
+        peak_live=[r.peak_live for r in ranks],
+        peak_kept=[r.peak_kept for r in ranks],
+        messages=[r.sent for r in ranks],
+    )
 
 
 def _sweep(ranks: list[Rank], grid: Grid) -> None:

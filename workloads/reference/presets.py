@@ -4,39 +4,97 @@ from dataclasses import replace
 
 from workloads.reference.config import RefConfig
 
-YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 2.0, "beta_slow": 0.5,
-        "mscale": 1.0, "mscale_all_dim": 1.0}
+YARN = {
+    "type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 2.0,
+    "beta_slow": 0.5,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 
 
 def tiny_v3() -> RefConfig:
     """DeepSeek-V3 in small: one dense layer, experts in four groups, sigmoid gate, one MTP module, YaRN."""
     return RefConfig(
-        vocab_size=48, hidden_size=24, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=3,
-        q_lora_rank=14, kv_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5,
-        intermediate_size=40, moe_intermediate_size=12, n_routed_experts=8, n_shared_experts=1,
-        num_experts_per_tok=3, n_group=4, topk_group=2, first_k_dense_replace=1, routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1, aux_loss_alpha=0.01, rope_scaling=YARN, initializer_range=0.25)
+        vocab_size=48,
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        q_lora_rank=14,
+        kv_lora_rank=10,
+        qk_nope_head_dim=6,
+        qk_rope_head_dim=4,
+        v_head_dim=5,
+        intermediate_size=40,
+        moe_intermediate_size=12,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+        aux_loss_alpha=0.01,
+        rope_scaling=YARN,
+        initializer_range=0.25,
+    )
 
 
 def tiny_v2_lite() -> RefConfig:
     """DeepSeek-V2-Lite in small: no query compression, softmax gate without normalisation, two shared experts."""
     return replace(
-        tiny_v3(), q_lora_rank=None, scoring_func="softmax", topk_method="greedy", norm_topk_prob=False,
-        n_group=1, topk_group=1, n_shared_experts=2, num_nextn_predict_layers=0, routed_scaling_factor=1.0)
+        tiny_v3(),
+        q_lora_rank=None,
+        scoring_func="softmax",
+        topk_method="greedy",
+        norm_topk_prob=False,
+        n_group=1,
+        topk_group=1,
+        n_shared_experts=2,
+        num_nextn_predict_layers=0,
+        routed_scaling_factor=1.0,
+    )
 
 
 def tiny_gqa() -> RefConfig:
     """A dense Llama-like model in small: grouped-query attention, no experts, plain rope."""
     return RefConfig(
-        vocab_size=48, hidden_size=24, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=36, initializer_range=0.25)
+        vocab_size=48,
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=36,
+        initializer_range=0.25,
+    )
 
 
 def toy_trainee() -> RefConfig:
     """A V3-shaped model large enough to learn and to have 128-wide tiles, small enough to train in a minute."""
     return RefConfig(
-        vocab_size=64, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-        q_lora_rank=64, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
-        intermediate_size=256, moe_intermediate_size=64, n_routed_experts=8, n_shared_experts=1,
-        num_experts_per_tok=2, n_group=4, topk_group=2, first_k_dense_replace=1, routed_scaling_factor=1.0,
-        num_nextn_predict_layers=1, initializer_range=0.05)
+        vocab_size=64,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=64,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=1.0,
+        num_nextn_predict_layers=1,
+        initializer_range=0.05,
+    )

@@ -54,8 +54,9 @@ def read_grid(rows: Sequence[Sequence[str]]) -> Grid:
     for rank, a in placed:
         home = holder[a.stage, a.microbatch]
         if rank != home:
-            raise ValueError(f"{a} stands on rank {rank}, but its forward on rank {home}: "
-                             "backward needs the activations kept there")
+            raise ValueError(
+                f"{a} stands on rank {rank}, but its forward on rank {home}: backward needs the activations kept there"
+            )
     return Grid(rows=steps, stages=stages, microbatches=microbatches, holder=holder)
 
 
@@ -75,5 +76,6 @@ def _check_complete(have: set[str], stages: int, microbatches: int) -> None:
             full = f"{stage}B{m}" in have
             halves = (f"{stage}I{m}" in have, f"{stage}W{m}" in have)
             if full + all(halves) != 1 or (full and any(halves)):
-                raise ValueError(f"stage {stage}, microbatch {m}: needs either {stage}B{m} or both "
-                                 f"{stage}I{m} and {stage}W{m}")
+                raise ValueError(
+                    f"stage {stage}, microbatch {m}: needs either {stage}B{m} or both {stage}I{m} and {stage}W{m}"
+                )

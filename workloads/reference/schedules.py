@@ -53,54 +53,69 @@ def interleaved(p: int, m: int, v: int = 2) -> Rows:
         row = f[:warm]
         for i in range(len(f) - warm):
             row += [f[warm + i], b[i]]
-        rows.append(row + b[len(f) - warm:])
+        rows.append(row + b[len(f) - warm :])
     return rows
 
 
-def eight_steps(h: int, q: int, m: int, stages: tuple[int, int], first: tuple[int, int], skip: bool) -> list[str]:
-    """The eight steps DualPipe and DualPipeV share; `first` is where each phase's microbatches start."""
-    done = {"F": [0, 0], "B": [0, 0]}
-    late: deque[str] = deque()
-    row: list[str] = []
+class _Row:
+    """A rank's row under construction: two phases (directions), each with its own stage and microbatches in order."""
 
-    def take(kind: str, phase: int) -> str:
-        count = done["F" if kind == "F" else "B"]
-        count[phase] += 1
-        microbatch = first[phase] + count[phase] - 1
+    def __init__(self, stages: tuple[int, int], first: tuple[int, int]) -> None:
+        self.stages, self.steps = stages, list[str]()
+        self.next = {"F": list(first), "B": list(first)}
+        self.late: deque[str] = deque()
+
+    def take(self, kind: str, phase: int) -> str:
+        """The phase's next forward (F) or backward (B whole, I with its W left for later)."""
+        count = self.next["F" if kind == "F" else "B"]
+        microbatch, count[phase] = count[phase], count[phase] + 1
         if kind == "I":
-            late.append(f"{stages[phase]}W{microbatch}")
-        return f"{stages[phase]}{kind}{microbatch}"
+            self.late.append(f"{self.stages[phase]}W{microbatch}")
+        return f"{self.stages[phase]}{kind}{microbatch}"
 
-    def pair(x: int, y: int) -> None:
-        row.append(f"({take('F', x)};{take('B', y)})")
+    def add(self, *actions: tuple[str, int]) -> None:
+        self.steps += [self.late.popleft() if kind == "W" else self.take(kind, phase) for kind, phase in actions]
 
-    for _ in range(2 * (h - q - 1)):
-        row.append(take("F", 0))
-    for _ in range(q + 1):
-        row.extend([take("F", 0), take("F", 1)])
-    for _ in range(h - q - 1):
-        row.extend([take("I", 1), late.popleft(), take("F", 1)])
-    for i in range(m - 2 * h + q + 1):
-        if i == 0 and skip:
-            row.extend([take("F", 0), take("B", 1)])
+    def pair(self, x: int, y: int) -> None:
+        self.steps.append(f"({self.take('F', x)};{self.take('B', y)})")
+
+
+def eight_steps(h: int, q: int, m: int, stages: tuple[int, int], first: tuple[int, int], skip: bool) -> list[str]:
+    """The eight steps DualPipe and DualPipeV share; `first` is where each phase's microbatches start.
+
+    `skip` is for the innermost rank, whose very first pair cannot overlap: its backward needs its own forward.
+    """
+    row, outer = _Row(stages, first), h - q - 1
+    row.add(*[("F", 0)] * (2 * outer))  # 1
+    row.add(*[("F", 0), ("F", 1)] * (q + 1))  # 2
+    for _ in range(outer):  # 3
+        row.add(("I", 1))
+        row.add(("W", 1), ("F", 1))
+    _steady(row, m - 2 * h + q + 1, outer, skip)  # 4, 5
+    _drain(row, q)  # 6
+    for _ in range(outer):  # 7
+        row.add(("W", 0), ("I", 0))
+    row.add(*[("W", 0)] * (q + 1))  # 8
+    return row.steps
+
+
+def _steady(row: _Row, pairs: int, outer: int, skip: bool) -> None:
+    for i in range(pairs):
+        if skip and i == 0:
+            row.add(("F", 0), ("B", 1))
         else:
-            pair(0, 1)
-        pair(1, 0)
-    for _ in range(h - q - 1):
-        row.append(take("B", 1))
-        pair(1, 0)
-    split = False
-    for i in range(q + 1):
-        split = split or (i == (q + 1) // 2 and q % 2 == 1)
-        row.append(take("I" if split else "B", 1))
-        split = split or (i == (q + 1) // 2 and q % 2 == 0)
-        row.append(take("I" if split else "B", 0))
-    for _ in range(h - q - 1):
-        row.extend([late.popleft(), take("I", 0)])
-    for _ in range(q + 1):
-        row.append(late.popleft())
-    assert not late
-    return row
+            row.pair(0, 1)
+        row.pair(1, 0)
+    for _ in range(outer):
+        row.add(("B", 1))
+        row.pair(1, 0)
+
+
+def _drain(row: _Row, q: int) -> None:
+    """Backwards of both phases in turn; from the middle on only input gradients, the rest being left for the end."""
+    whole = (q + 1) // 2 * 2 + (0 if q % 2 else 1)
+    for i in range(2 * (q + 1)):
+        row.add(("B" if i < whole else "I", 1 - i % 2))
 
 
 def dualpipe(p: int, m: int) -> Rows:

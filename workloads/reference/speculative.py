@@ -12,7 +12,7 @@ import numpy as np
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run
 from workloads.reference.ends import logits_of
-from workloads.reference.init import Params, units, unit_shapes
+from workloads.reference.init import Params, unit_shapes, units
 from workloads.reference.model import SHARED, stage_forward
 from workloads.reference.mtp import mtp_trunk
 
@@ -65,7 +65,7 @@ def likeliest(logits: Array, position: int) -> int:
 
 
 def sampler(seed: int, temperature: float = 1.0) -> Choose:
-    """Sampling whose randomness belongs to the position, so that two ways of decoding can be compared token by token."""
+    """Sampling whose randomness belongs to the position, so that two ways of decoding can be compared."""
 
     def choose(logits: Array, position: int) -> int:
         noise = np.random.default_rng((seed, position)).gumbel(size=logits.shape)
@@ -85,7 +85,8 @@ def decode_plain(run: Run, params: Params, prompt: list[int], new: int, choose: 
 
 def decode_speculative(run: Run, params: Params, prompt: list[int], new: int, choose: Choose = likeliest) -> Decoded:
     """The same tokens with one draft per pass; a draft is kept when the main model would have chosen it."""
-    tokens, draft = list(prompt), None
+    tokens = list(prompt)
+    draft: int | None = None
     passes = drafted = accepted = 0
     while len(tokens) < len(prompt) + new:
         guess = [] if draft is None else [draft]
@@ -120,6 +121,6 @@ def _draft(run: Run, params: Params, states: Array, tokens: list[int]) -> int:
 
 
 def _weights(cfg: RefConfig, unit: str, activated: bool) -> float:
-    used: Callable[[str], float] = (
-        lambda name: cfg.num_experts_per_tok / cfg.experts if activated and name.startswith("moe.") else 1.0)
-    return sum(used(name) * float(np.prod(shape)) for name, shape in unit_shapes(cfg, unit).items())
+    share = cfg.num_experts_per_tok / cfg.experts if activated and cfg.n_routed_experts else 1.0
+    shapes = unit_shapes(cfg, unit).items()
+    return sum((share if name.startswith("moe.") else 1.0) * float(np.prod(shape)) for name, shape in shapes)

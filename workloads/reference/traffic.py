@@ -18,8 +18,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.experts % self.ranks or self.ranks % self.nodes:
-            raise ValueError(f"{self.experts} experts over {self.ranks} ranks over {self.nodes} nodes: "
-                             "each must be a multiple of the next")
+            raise ValueError(
+                f"{self.experts} experts over {self.ranks} ranks over {self.nodes} nodes: "
+                "each must be a multiple of the next"
+            )
 
     @property
     def experts_per_rank(self) -> int:
@@ -93,8 +95,9 @@ def traffic(experts: Array, source: Array, layout: Layout) -> Traffic:
     return Traffic(layout=layout, to_node=to_node, to_rank=to_rank, via_relay=via_relay, rows=rows, tokens=tokens)
 
 
-def sampled_traffic(layout: Layout, *, tokens: int, top_k: int, topk_group: int, seed: int,
-                    skew: float = 0.0) -> Traffic:
+def sampled_traffic(
+    layout: Layout, *, tokens: int, top_k: int, topk_group: int, seed: int, skew: float = 0.0
+) -> Traffic:
     """Traffic of random tokens through the node-limited gate, groups being nodes.
 
     Affinities are normal; `skew` adds fixed normal offsets of that size per expert, so that some are popular. The mean

@@ -1,0 +1,53 @@
+"""The claims page: what is fast enough to check in every run, and that a page holds every claim and figure."""
+
+from pathlib import Path
+
+import pytest
+
+from workloads.reference.claims.claim import Claim
+from workloads.reference.claims.page import CAPTIONS, page
+from workloads.reference.claims.pipeline import memory
+from workloads.reference.claims.precision import accumulation, granularity
+from workloads.reference.claims.routing import most_experts, node_limit
+
+
+@pytest.mark.parametrize("check", [accumulation, granularity, node_limit, memory])
+def test_quick_claims_agree_and_draw(check: object, tmp_path: Path) -> None:
+    assert callable(check)
+    claims: list[Claim] = check(tmp_path, quick=True)
+    for claim in claims:
+        assert claim.agrees, f"{claim.key}: {claim.ours} against {claim.published}"
+        assert claim.figure in CAPTIONS
+        png = (tmp_path / claim.figure).read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 5_000
+
+
+def test_figures_repeat_byte_for_byte(tmp_path: Path) -> None:
+    names = [memory(tmp_path / which, quick=True)[0].figure for which in "ab"]
+    assert (tmp_path / "a" / str(names[0])).read_bytes() == (tmp_path / "b" / str(names[1])).read_bytes()
+
+
+def test_page_shows_failures_plainly() -> None:
+    def claim(agrees: bool | None, figure: str | None) -> Claim:
+        return Claim(
+            key="k",
+            claim="C",
+            published="2 %",
+            ours="3 %",
+            source="S",
+            remark="R",
+            values=(),
+            agrees=agrees,
+            figure=figure,
+        )
+
+    text = page([claim(True, "mtp.png"), claim(False, "mtp.png"), claim(None, None)])
+    assert "| C | 2 % | 3 % | yes | S | R |" in text
+    assert "| C | 2 % | 3 % | **no** | S | R |" in text
+    assert "| not comparable |" in text
+    assert text.count("](figures/mtp.png)") == 1
+
+
+def test_nvlink_limits_beyond_thirteen_experts() -> None:
+    assert 13 <= most_experts(500) <= 16

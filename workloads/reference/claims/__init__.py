@@ -1,0 +1,5 @@
+"""What the DeepSeek-V3 report claims and numerics can check: ours beside theirs, with figures."""
+
+from workloads.reference.claims.page import Claim, run_claims
+
+__all__ = ["Claim", "run_claims"]

@@ -1,0 +1,18 @@
+"""One checked claim."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A published statement beside what the reference model gives."""
+
+    key: str
+    claim: str
+    published: str
+    ours: str
+    source: str
+    remark: str
+    values: tuple[tuple[str, float], ...]  # the numbers behind `ours`, by name
+    agrees: bool | None  # None where there is no figure to agree with
+    figure: str | None = None  # file name below figures/
