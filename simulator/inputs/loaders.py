@@ -121,8 +121,10 @@ def _anchored(source: Source) -> Table:
 
 
 def _from_folder(value: Any, folder: Path) -> Any:
-    is_path = isinstance(value, str) and ("/" in value or value.endswith((".toml", ".json", ".csv", ".txt")))
-    return str(folder / value) if is_path else value
+    if not isinstance(value, str) or not ("/" in value or value.endswith((".toml", ".json", ".csv", ".txt"))):
+        return value
+    path = folder / value
+    return str(path) if len(path.parts) > 1 else f"./{path}"  # a path stays one
 
 
 def _model(name_or_path: str, changes: Iterable[Override]) -> ModelSpec:

@@ -15,7 +15,8 @@ def problem(source: str, key: str, value: object, right: str) -> InputError:
 
     A source that ends in a dot is the start of the key: `--set: model.`.
     """
-    place = f"{source}{key}" if source.endswith(".") else f"{source}: {key}"
+    named = key if key.isprintable() else repr(key)
+    place = f"{source}{named}" if source.endswith(".") else f"{source}: {named}"
     return InputError(f"{place}: {shown(value)}: {right}")
 
 

@@ -90,7 +90,7 @@ def _validated(hint: Any, value: Any, source: str, key: str) -> Any:
 def _mismatch(hint: Any, value: Any, loc: tuple[str | int, ...], source: str, key: str) -> InputError:
     path = [key] if key else []
     for part in loc:
-        if isinstance(value, list) and isinstance(part, int):
+        if isinstance(value, list) and isinstance(part, int) and part < len(value) and path:
             value, path[-1] = value[part], f"{path[-1]}[{part}]"
             hint = next((arg for arg in _tuple_args(hint)), hint)
             continue
