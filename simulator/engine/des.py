@@ -16,6 +16,9 @@ from simulator.engine.contention import Flow, component, max_min, oversubscribed
 from simulator.engine.runs import ALONE, HELD, TRAFFIC, Run, position_at, time_at
 from simulator.engine.tasks import COMM, COMPUTE, LANES, Tasks, Timeline
 
+OVER = -1
+"""Version of a task whose end is already on its way."""
+
 Process = Generator[simpy.Event, None, None]
 Progress = Callable[[float], None]
 
@@ -136,7 +139,7 @@ class _Engine:
             return
         self.condition[rank] = condition
         running = self.computing[rank]
-        if running is None or not running.run.sensitive or self.ended[running.task]:
+        if running is None or not running.run.sensitive or running.version == OVER:
             return
         run, now = running.run, self.env.now
         elapsed = time_at(run, running.condition, running.position) + (now - running.since)
@@ -230,7 +233,9 @@ class _Engine:
     # ---- timers -------------------------------------------------------------------------------------------------
 
     def timer(self, running: _Running, delay: float) -> None:
-        """End `running` after `delay`, unless it is re-timed before."""
+        """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
+        if running.version == OVER:
+            return
         running.version += 1
         timeout = self.env.timeout(delay)
         assert timeout.callbacks is not None
@@ -239,6 +244,7 @@ class _Engine:
 
 def _expire(running: _Running, version: int, _event: simpy.Event) -> None:
     if running.version == version:
+        running.version = OVER
         running.done.succeed()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.engine.pricing import pricer
-from simulator.engine.program import Pricer, Program, lone_program, pair_program
+from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.runs import ALONE, Run, run_of
 from simulator.engine.sync import append_optimizer
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
@@ -45,7 +45,11 @@ def plan(scenario: Scenario, stages: int) -> Plan:
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
     price = pricer(scenario, _exchange(blocks))
-    seconds = {kind: sum(price(op).durations[ALONE] for op in block.ops()) for kind, block in blocks.items()}
+    hidden = overlaps(scenario)
+    seconds = {
+        kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
+        for kind, block in blocks.items()
+    }
     layout = scenario.job.layout
     local = shapes.local_experts
     return Plan(
@@ -57,6 +61,11 @@ def plan(scenario: Scenario, stages: int) -> Plan:
         stages=split(scenario.model, stages, layout.stages, seconds),
         block_seconds=seconds,
     )
+
+
+def overlaps(scenario: Scenario) -> bool:
+    """Whether exchanges mostly hide behind another microbatch's compute: stages are balanced without them then."""
+    return scenario.stack.overlapped_pair and scenario.job.layout.schedule in ("dualpipe", "dualpipev")
 
 
 def _exchange(blocks: dict[str, Block]) -> Op | None:
@@ -88,6 +97,8 @@ class _Programs:
         plan = self.plan
         if isinstance(step, Pair):
             ahead, back = plan.blocks_of(step.forward.stage), plan.blocks_of(step.backward.stage)
+            if not plan.scenario.stack.overlapped_pair:
+                return sequential_program(ahead, back, plan.price, plan.slowest)
             return pair_program(ahead, back, plan.price, plan.slowest)
         return lone_program(step.kind, plan.blocks_of(step.stage), plan.price, plan.slowest)
 
@@ -144,17 +155,18 @@ class _Lowering:
         self.tails[rank] = tuple(base + at for at in program.tails)
         ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
         if ahead.kind == "F":
-            self._send(rank, ahead, tuple(base + at for at in program.forward_out))
+            self._send(rank, ahead)
         if back.kind in ("B", "I"):
-            self._send(rank, back, tuple(base + at for at in program.backward_out))
+            self._send(rank, back)
         if back.kind in ("B", "W"):
             self.last_backward[rank, back.stage] = self.tails[rank]
 
-    def _send(self, rank: int, action: Action, ready: tuple[int, ...]) -> None:
+    def _send(self, rank: int, action: Action) -> None:
         """Hand the output of an action to the rank of the next (or previous) stage."""
         forward = action.kind == "F"
         output = ("F" if forward else "I", action.stage, action.microbatch)
         target = action.stage + (1 if forward else -1)
+        ready = self.tails[rank]
         self.arrived[output] = ready
         if not 0 <= target < self.schedule.stages:
             return

@@ -36,14 +36,12 @@ class Step:
 class Program:
     """Steps in program order.
 
-    `tails` are the steps whose ends are the end of the action; `forward_out`, `backward_out` those after which the
-    activations, or the gradients, can be sent on.
+    `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
+    published DualPipe, which posts its sends behind the whole chunk.
     """
 
     steps: tuple[Step, ...]
     tails: tuple[int, ...]
-    forward_out: tuple[int, ...] = ()
-    backward_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,6 @@ class _Assembler:
         self.owner: dict[str, int] = {}
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
-        self.out: dict[str, dict[int, int]] = {"F": {}, "B": {}}
 
     def add(self, placed: Placed) -> None:
         """Append the runs of one segment."""
@@ -159,8 +156,6 @@ class _Assembler:
                 self.owner[half + priced.op.name] = len(self.steps)
             if run.kind == "exchange":
                 self.loose[half] = len(self.steps)
-            if placed.segment.direction != "W":
-                self.out[half][stream] = len(self.steps)
             self.steps.append(Step(run, stream, tuple(sorted(waits))))
 
     def _with_waits(self, runs: list[Run]) -> list[Run]:
@@ -193,12 +188,7 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
     assembler = _Assembler(price, slowest)
     for placed in order:
         assembler.add(placed)
-    return Program(
-        steps=tuple(assembler.steps),
-        tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
-        forward_out=tuple(sorted(assembler.out["F"].values())),
-        backward_out=tuple(sorted(assembler.out["B"].values())),
-    )
+    return Program(tuple(assembler.steps), tuple(sorted(at for at in assembler.last.values() if at >= 0)))
 
 
 def runs_of(segment: Segment, price: Pricer) -> list[Run]:
@@ -216,3 +206,10 @@ def lone_program(kind: str, blocks: Sequence[Block], price: Pricer, slowest: flo
 def pair_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
     """Program of a forward of one stage overlapped with a full backward of another."""
     return assemble(order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest)
+
+
+def sequential_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+    """A pair as software without overlap runs it: the forward, then the full backward."""
+    order = order_alone(forward_segments(ahead))
+    order += order_alone(backward_segments(back, wgrad=True, dgrad=True))
+    return assemble(order, price, slowest)

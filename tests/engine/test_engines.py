@@ -1,0 +1,159 @@
+"""The two engines: equal to the last bit where nothing is shared, and the discrete-event one right where it is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.cost.cost import Cost
+from simulator.engine.des import simulate
+from simulator.engine.longest_path import longest_path
+from simulator.engine.runs import ALONE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, Tasks
+from simulator.ops import Fixed, Op
+
+
+def run(
+    *durations: tuple[float, float, float], kind: Kind = "compute", nic: float = 0.0, nvlink: float = 0.0
+) -> Run:
+    """A run of ops with these durations under the three conditions."""
+    ops = []
+    for index, each in enumerate(durations):
+        op = Op(name=f"op{index}", cls="test", part="F", segment="test.F", work=Fixed())
+        cost = Cost(duration=each[0], bound_by="fixed", nic_bytes=nic, nvlink_bytes=nvlink)
+        ops.append(Priced(op=op, cost=cost, durations=each))
+    return run_of(kind, "test", ops)
+
+
+def steady(seconds: float, kind: Kind = "compute", nic: float = 0.0) -> Run:
+    return run((seconds, seconds, seconds), kind=kind, nic=nic)
+
+
+def tasks(ranks: int = 1, *, nic: float = 50.0, nvlink: float = 100.0) -> Tasks:
+    return Tasks(ranks=ranks, nic=nic, nvlink=nvlink)
+
+
+@st.composite
+def unshared(draw: st.DrawFn) -> Tasks:
+    """Random tasks on random streams, with random dependencies on earlier tasks, and nothing shared."""
+    ranks = draw(st.integers(1, 4))
+    out = tasks(ranks)
+    seconds = st.floats(0.0, 1e3, allow_nan=False, allow_subnormal=False)
+    for index in range(draw(st.integers(1, 40))):
+        lane = draw(st.integers(0, ranks * LANES - 1))
+        preds = draw(st.lists(st.integers(0, index - 1), max_size=3, unique=True)) if index else []
+        pieces = [(value, value, value) for value in draw(st.lists(seconds, min_size=1, max_size=4))]
+        out.add(lane, run(*pieces), tuple(preds))
+    return out
+
+
+@given(unshared())
+@settings(max_examples=150, deadline=None)
+def test_the_engines_agree_to_the_last_bit_where_nothing_is_shared(work: Tasks) -> None:
+    quick, events = longest_path(work), simulate(work)
+    assert events.start == quick.start
+    assert events.end == quick.end
+
+
+@given(unshared(), st.floats(1.0, 8.0))
+@settings(max_examples=50, deadline=None)
+def test_doubling_every_duration_doubles_the_step(work: Tasks, factor: float) -> None:
+    scaled = tasks(work.ranks)
+    for lane, each, preds in zip(work.lane, work.run, work.preds, strict=True):
+        pieces = [tuple(value * 2.0 for value in priced.durations) for priced in each.ops]
+        scaled.add(lane, run(*pieces), preds)  # type: ignore[arg-type]
+    assert simulate(scaled).makespan == 2.0 * simulate(work).makespan
+    assert factor >= 1.0
+
+
+def test_compute_slows_down_while_an_exchange_runs_beside_it() -> None:
+    """10 s of compute; from 2 s to 6 s an exchange takes half its pace: 4 s do the work of 2."""
+    work = tasks()
+    work.add(COMPUTE, run((10.0, 10.0, 20.0)), ())
+    start = work.add(COMM, steady(2.0, "work"), ())
+    work.add(COMM, steady(4.0, "exchange"), (start,))
+    line = simulate(work)
+    assert line.end[0] == pytest.approx(12.0)
+    assert [condition for _, condition, _ in line.changes[0]] == [ALONE, TRAFFIC, ALONE]
+
+
+def test_a_barrier_holds_sms_without_memory_traffic() -> None:
+    work = tasks()
+    work.add(COMPUTE, run((10.0, 12.5, 20.0)), ())
+    work.add(COMM, steady(5.0, "notify"), ())
+    line = simulate(work)
+    assert line.end[0] == pytest.approx(5.0 + (1 - 5.0 / 12.5) * 10.0)
+    assert line.changes[0][0][1] == HELD
+
+
+def test_each_kernel_of_a_run_has_its_own_pace() -> None:
+    """The exchange hurts the second kernel only; it begins while the first one runs."""
+    work = tasks()
+    work.add(COMPUTE, run((4.0, 4.0, 4.0), (2.0, 2.0, 8.0)), ())
+    work.add(COMM, steady(1.0, "work"), ())
+    work.add(COMM, steady(7.0, "exchange"), ())
+    line = simulate(work)
+    spans = moments(work.run[0], line.start[0], line.end[0], line.changes[0])
+    assert spans[0] == pytest.approx((0.0, 4.0))
+    assert spans[1] == pytest.approx((4.0, 9.0))  # 4 s do half of it, 1 s the rest
+
+
+def test_an_exchange_is_slower_beside_compute() -> None:
+    """Alone 4 s, beside compute 8 s; compute runs 2 s."""
+    work = tasks(nic=1e9)
+    work.add(COMPUTE, steady(2.0), ())
+    work.add(COMM, run((4.0, 8.0, 8.0), kind="exchange", nic=4.0), ())
+    assert simulate(work).end[1] == pytest.approx(2.0 + (1 - 2 / 8) * 4.0)
+
+
+def test_two_flows_share_a_full_link_fairly() -> None:
+    """Each wants 50 B/s of a 50 B/s NIC: both take twice as long, the rest goes at full speed."""
+    work = tasks(ranks=2, nic=50.0)
+    work.add(COMM, steady(2.0, "exchange", nic=100.0), ())
+    sent = work.add(SEND_NEXT, steady(1.0, "send", nic=50.0), ())
+    work.peer[sent] = 1
+    line = simulate(work)
+    assert line.end[sent] == pytest.approx(2.0)
+    assert line.end[0] == pytest.approx(3.0)
+
+
+def test_flows_that_fit_do_not_touch_each_other() -> None:
+    work = tasks(ranks=2, nic=100.0)
+    work.add(COMM, steady(2.0, "exchange", nic=100.0), ())
+    sent = work.add(SEND_NEXT, steady(1.0, "send", nic=50.0), ())
+    work.peer[sent] = 1
+    assert simulate(work).end == longest_path(work).end
+
+
+def test_a_receiver_shares_its_incoming_link() -> None:
+    """Ranks 0 and 2 send to rank 1 at once."""
+    work = tasks(ranks=3, nic=50.0)
+    for rank in (0, 2):
+        sent = work.add(rank * LANES + SEND_NEXT, steady(1.0, "send", nic=50.0), ())
+        work.peer[sent] = 1
+    assert simulate(work).end == pytest.approx([2.0, 2.0])
+
+
+def test_work_is_conserved_across_changes_of_condition() -> None:
+    """However often the condition changes, the parts done under each add up to the whole run."""
+    work = tasks()
+    work.add(COMPUTE, run((3.0, 4.0, 5.0), (1.0, 1.0, 3.0), (6.0, 7.0, 7.0)), ())
+    for _ in range(6):
+        work.add(COMM, steady(0.7, "notify"), ())
+        work.add(COMM, steady(0.9, "exchange"), ())
+    line = simulate(work)
+    done = 0.0
+    log = [*line.changes[0], (line.end[0], ALONE, 3.0)]
+    for (_, _, position), (_, _, reached) in zip(log, log[1:], strict=False):
+        assert reached >= position
+        done += reached - position
+    assert done == pytest.approx(3.0)
+
+
+def test_a_deadlock_is_an_error_not_silence() -> None:
+    work = tasks()
+    work.add(COMPUTE, steady(1.0), (1,))
+    work.add(COMPUTE, steady(1.0), ())
+    with pytest.raises(RuntimeError, match="never ended"):
+        simulate(work)
