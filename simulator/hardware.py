@@ -70,3 +70,8 @@ class Cluster:
     kernels: Kernels
     fabric: Fabric
     sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """The leaves that nobody measured or published."""
+        return tuple(path for path, source in self.sources.items() if source.startswith("assumed"))
