@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-NetworkKind = Literal[
-    "fat_tree_2", "fat_tree_3", "multi_plane_fat_tree", "rail_optimised", "slim_fly", "dragonfly"
-]
+NetworkKind = Literal["fat_tree_2", "fat_tree_3", "multi_plane_fat_tree", "rail_optimised", "slim_fly", "dragonfly"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +108,9 @@ class Network:
 
     `planes` networks side by side, one per NIC of a node; `ports` of one switch; `oversubscription` (>= 1):
     downlinks over uplinks of a leaf switch; `pod` [endpoints] that reach each other without crossing an
-    oversubscribed layer (0: all). `base_latency` [s] of NIC and cable of a 64-byte message, `hop_latency` [s]
-    of each switch. `collisions` (0 to 1): part of the bandwidth left by flows that hash onto the same uplink
-    (1: adaptive or static routing)."""
+    oversubscribed layer (0: those below one leaf switch of each plane). `base_latency` [s] of NIC and cable
+    of a 64-byte message, `hop_latency` [s] of each switch. `collisions` (0 to 1): part of the bandwidth left
+    by flows that hash onto the same uplink (1: adaptive or static routing)."""
 
     kind: NetworkKind
     planes: int

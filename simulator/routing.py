@@ -55,16 +55,12 @@ class RankLoads:
     max_over_mean: float
 
 
-def expected_nodes(
-    ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int
-) -> float:
+def expected_nodes(ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int) -> float:
     """Nodes a token's experts lie on, own node included when chosen."""
     return reach(ranks, ranks_per_node, experts, top_k, groups, node_limit).nodes
 
 
-def expected_ranks(
-    ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int
-) -> float:
+def expected_ranks(ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int) -> float:
     """Ranks a token's experts lie on."""
     return reach(ranks, ranks_per_node, experts, top_k, groups, node_limit).ranks
 
@@ -105,17 +101,13 @@ def _check(
             f"ep = {ranks} does not fill nodes of {ranks_per_node} GPUs; take a multiple of {ranks_per_node}"
         )
     if experts % ranks:
-        raise InputError(
-            f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}"
-        )
+        raise InputError(f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}")
     if scored not in (1, 2):
         raise InputError(f"a group is scored by its 1 or 2 highest affinities, not {scored}")
     if groups > 1 and 0 < node_limit < groups:
         size = experts // groups
         if experts % groups:
-            raise InputError(
-                f"{experts} experts do not split into {groups} groups; take a divisor of {experts}"
-            )
+            raise InputError(f"{experts} experts do not split into {groups} groups; take a divisor of {experts}")
         if size < 2 or node_limit * size < top_k:
             raise InputError(f"{node_limit} groups of {size} experts hold no top {top_k}; raise node_limit")
 
@@ -332,9 +324,7 @@ def traffic(
     )
 
 
-def direct_traffic(
-    *, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int, top_k: int
-) -> Traffic:
+def direct_traffic(*, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int, top_k: int) -> Traffic:
     """Bytes one rank moves when every (token, expert) copy goes straight to its rank (none are shared)."""
     per_node = min(ranks, ranks_per_node)
     copies = tokens * bytes_per_token * top_k
@@ -356,7 +346,7 @@ def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
         return 1.0
     if routing.kind == "skewed":
         return min(routing.max_over_mean, float(ranks))
-    return _expected_max(experts_per_rank / routing.cv**2, ranks) if routing.cv > 0 else 1.0
+    return _expected_max(routing.cv**2 / experts_per_rank, ranks)
 
 
 def _check_routing(routing: Routing) -> None:
@@ -365,23 +355,21 @@ def _check_routing(routing: Routing) -> None:
             f"routing.max_over_mean = {routing.max_over_mean} is below 1: the maximum is at least the mean"
         )
     if routing.cv < 0.0:
-        raise InputError(
-            f"routing.cv = {routing.cv} is negative: write standard deviation over mean, e.g. 0.1"
-        )
+        raise InputError(f"routing.cv = {routing.cv} is negative: write standard deviation over mean, e.g. 0.1")
 
 
-def _expected_max(shape: float, n: int) -> float:
-    """Expected maximum of `n` gamma variates of mean 1, over their mean, by quadrature over quantiles.
+def _expected_max(variance: float, n: int) -> float:
+    """Expected maximum of `n` gamma variates of mean 1 and this variance, by quadrature over its quantiles.
 
     The quantile of a gamma variate follows Wilson and Hilferty (1931): its cube root is nearly normal.
     """
     normal, points = NormalDist(), 64
-    spread = 1.0 / (9.0 * shape)
+    spread = variance / 9.0
     total = 0.0
     for i in range(points):
         u = ((i + 0.5) / points) ** (1.0 / n)
         total += max(0.0, 1.0 - spread + normal.inv_cdf(u) * spread**0.5) ** 3
-    return total / points
+    return max(1.0, total / points)
 
 
 def load(
@@ -401,9 +389,7 @@ def load(
     by half a block on average."""
     _check_routing(routing)
     if experts % ep:
-        raise InputError(
-            f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}"
-        )
+        raise InputError(f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}")
     if not 0 <= rank < ep:
         raise InputError(f"rank {rank} is not one of 0 .. {ep - 1}")
     local = experts // ep

@@ -53,16 +53,12 @@ def build(kind: NetworkKind, *, ports: int = 64, planes: int = 8) -> Topology:
 
 def _fat_tree_2(ports: int, planes: int) -> Topology:
     """Leaves with half their ports down, spines that reach every leaf."""
-    return Topology(
-        kind="fat_tree_2", endpoints=ports**2 // 2, switches=3 * ports // 2, links=ports**2 // 2, hops=3
-    )
+    return Topology(kind="fat_tree_2", endpoints=ports**2 // 2, switches=3 * ports // 2, links=ports**2 // 2, hops=3)
 
 
 def _fat_tree_3(ports: int, planes: int) -> Topology:
     """The k-ary fat tree (Al-Fares et al. 2008): k^3/4 endpoints, 5/4 k^2 switches."""
-    return Topology(
-        kind="fat_tree_3", endpoints=ports**3 // 4, switches=5 * ports**2 // 4, links=ports**3 // 2, hops=5
-    )
+    return Topology(kind="fat_tree_3", endpoints=ports**3 // 4, switches=5 * ports**2 // 4, links=ports**3 // 2, hops=5)
 
 
 def _planes_of(kind: NetworkKind) -> Callable[[int, int], Topology]:
@@ -97,9 +93,7 @@ def _slim_fly(ports: int, planes: int) -> Topology:
             best = q, degree, down
     q, degree, down = best
     switches = 2 * q * q
-    return Topology(
-        kind="slim_fly", endpoints=switches * down, switches=switches, links=switches * degree // 2, hops=3
-    )
+    return Topology(kind="slim_fly", endpoints=switches * down, switches=switches, links=switches * degree // 2, hops=3)
 
 
 def _dragonfly(ports: int, planes: int) -> Topology:
@@ -113,9 +107,7 @@ def _dragonfly(ports: int, planes: int) -> Topology:
     switches = a * groups
     local = groups * a * (a - 1) // 2
     between = groups * a * p // 2
-    return Topology(
-        kind="dragonfly", endpoints=p * switches, switches=switches, links=local + between, hops=4
-    )
+    return Topology(kind="dragonfly", endpoints=p * switches, switches=switches, links=local + between, hops=4)
 
 
 _BUILD: dict[NetworkKind, Callable[[int, int], Topology]] = {
@@ -145,25 +137,33 @@ def capacity(network: Network) -> int:
     return int(full * 2.0 * down)
 
 
+def pod(network: Network) -> int:
+    """Endpoints that reach each other at full rate [count]: as given, else those below one leaf switch per plane."""
+    if network.pod:
+        return network.pod
+    down = network.ports * network.oversubscription / (1.0 + network.oversubscription)
+    return int(down) * network.planes
+
+
 def attained(network: Network, bandwidth: float, endpoints: int) -> float:
-    """Bandwidth [B/s] per endpoint of traffic spread evenly over `endpoints`, of links that attain
-    `bandwidth` [B/s].
+    """Bandwidth [B/s] per endpoint of traffic spread evenly over `endpoints`, each link attaining `bandwidth`.
 
     What stays in the pod keeps the full rate; what leaves it shares the oversubscribed uplinks and suffers
-    collisions. The slower of the two decides: traffic to all peers ends together."""
+    collisions. The slower of the two decides: traffic to all peers ends together.
+    """
     _check(network)
-    if network.pod == 0 or endpoints <= network.pod:
-        return bandwidth * (network.collisions if network.pod == 0 and endpoints > 1 else 1.0)
-    leaving = 1.0 - network.pod / endpoints
-    uplink = network.collisions / network.oversubscription
-    return bandwidth * min(1.0, uplink / leaving)
+    near = pod(network)
+    if endpoints <= near:
+        return bandwidth
+    leaving = 1.0 - near / endpoints
+    return bandwidth * min(1.0, network.collisions / network.oversubscription / leaving)
 
 
 def bisection(network: Network, bandwidth: float, endpoints: int) -> float:
     """Bandwidth [B/s] between two halves of `endpoints`, each link attaining `bandwidth` [B/s]."""
     _check(network)
-    crosses = network.pod == 0 or endpoints > network.pod
-    return bandwidth * endpoints / 2 * (network.collisions / network.oversubscription if crosses else 1.0)
+    uplink = network.collisions / network.oversubscription if endpoints > pod(network) else 1.0
+    return bandwidth * endpoints / 2 * uplink
 
 
 def _check(network: Network) -> None:
@@ -172,8 +172,6 @@ def _check(network: Network) -> None:
             f"network.oversubscription = {network.oversubscription}: downlinks over uplinks are at least 1"
         )
     if not 0.0 < network.collisions <= 1.0:
-        raise InputError(
-            f"network.collisions = {network.collisions} must lie above 0 and up to 1 (1: no collisions)"
-        )
+        raise InputError(f"network.collisions = {network.collisions} must lie above 0 and up to 1 (1: no collisions)")
     if network.pod < 0:
-        raise InputError(f"network.pod = {network.pod} must be at least 0 (0: the whole network)")
+        raise InputError(f"network.pod = {network.pod} must be at least 0 (0: one leaf switch per plane)")

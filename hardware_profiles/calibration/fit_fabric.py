@@ -25,7 +25,8 @@ from scipy.optimize import least_squares, lsq_linear
 from simulator.cost.all_to_all import all_to_all_cost
 from simulator.cost.collective import collective_cost, p2p_cost
 from simulator.fabric import Fabric
-from simulator.hardware import Cluster, Gpu, Link, Node, Peak
+from simulator.hardware import Cluster, Gpu, Node, Peak
+from simulator.inputs.files import find, read_extended
 from simulator.kernels import Kernels
 from simulator.ops import AllToAll, Collective, PointToPoint
 from simulator.topology import SWITCH_PRICE
@@ -36,11 +37,6 @@ FABRICS = HERE.parent / "fabric"
 Row = dict[str, str]
 Doc = dict[str, Any]
 
-LINKS = {  # attainable NVLink and NIC bandwidth [B/s], peak NVLink, as in the hardware profiles
-    "h800": (160e9, 50e9, 200e9),
-    "h100": (350e9, 50e9, 450e9),
-    "h200": (350e9, 50e9, 450e9),
-}
 # [s] Where one operation at a time was issued from Python: it lasts at least the first, and the second comes
 # on top of the kernel's time (launch, and the skew of two processes). A property of how that table was
 # measured, not of a link.
@@ -66,7 +62,6 @@ FITS = (
         table="fabric_collective",
         kernels=(),
         free=(
-            ("link.nvlink",),
             ("nvlink.protocols.ll.alpha",),
             ("nvlink.protocols.ll.payload",),
             ("nvlink.protocols.ll128.alpha",),
@@ -159,22 +154,18 @@ def rows_of(table: str) -> list[Row]:
 
 
 def document(name: str) -> Doc:
-    """A fabric TOML file, with the link bandwidths the hardware profile holds under `link`."""
-    doc = tomllib.loads((FABRICS / f"{name}.toml").read_text())
-    nvlink, nic, _ = LINKS[name]
-    return doc | {"link": {"nvlink": nvlink, "nic": nic}}
+    """A fabric TOML file."""
+    return tomllib.loads((FABRICS / f"{name}.toml").read_text())
+
+
+def node_of(name: str, *, sharp: bool) -> Node:
+    """The node of a hardware profile: its link bandwidths are attainable and no part of the fit."""
+    table = read_extended("hardware", find("hardware", name))["node"]
+    return TypeAdapter(Node).validate_python(table | {"nvlink_sharp": sharp})
 
 
 def cluster_of(name: str, doc: Doc, *, sharp: bool = False) -> Cluster:
-    """A cluster with the links of `name` and the fabric parameters of `doc`."""
-    fabric = TypeAdapter(Fabric).validate_python({k: v for k, v in doc.items() if k != "link"})
-    link, peak = doc["link"], LINKS[name][2]
-    node = Node(
-        gpus=8,
-        nvlink=Link(bandwidth=link["nvlink"], peak=peak, latency=3.33e-6),
-        nic=Link(bandwidth=link["nic"], peak=50e9, latency=3.7e-6),
-        nvlink_sharp=sharp,
-    )
+    """A cluster with the node of profile `name` and the fabric parameters of `doc`; its GPU plays no part."""
     gpu = Gpu(
         name=name,
         architecture="hopper",
@@ -186,8 +177,14 @@ def cluster_of(name: str, doc: Doc, *, sharp: bool = False) -> Cluster:
         l2_bytes=50e6,
         tdp=700.0,
     )
-    kernels = Kernels(name="none", gap=0.0, gap_source="not used")
-    return Cluster(name=name, gpu=gpu, node=node, price_per_gpu_hour=0.0, kernels=kernels, fabric=fabric)
+    return Cluster(
+        name=name,
+        gpu=gpu,
+        node=node_of(name, sharp=sharp),
+        price_per_gpu_hour=0.0,
+        kernels=Kernels(name="none", gap=0.0, gap_source="not used"),
+        fabric=TypeAdapter(Fabric).validate_python(doc),
+    )
 
 
 def predict(table: str, row: Row, cluster: Cluster) -> float:
@@ -325,9 +322,7 @@ def hops() -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="no fit: errors of the TOML files as they stand")
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--only", default="", help="fits whose name contains this")

@@ -42,9 +42,7 @@ def all_to_all_cost(
     see `routing.reach`."""
     _check(work, sms)
     if work.ranks == 1:
-        return Cost(
-            duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition"
-        )
+        return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
     if work.low_latency:
         return _low_latency(work, cluster, dispatcher)
     if dispatcher == "nccl":
@@ -99,9 +97,7 @@ def _check(work: AllToAll, sms: int) -> None:
             f"must not be negative"
         )
     if sms < 0:
-        raise InputError(
-            f"{work.direction}: sms = {sms} is negative; write 0 for a communication co-processor"
-        )
+        raise InputError(f"{work.direction}: sms = {sms} is negative; write 0 for a communication co-processor")
 
 
 def _named(table: dict[str, T], name: str, where: str) -> T:
@@ -221,6 +217,4 @@ def _library(work: AllToAll, cluster: Cluster) -> Cost:
     """The library's all-to-all: every (token, expert) copy goes straight to its rank, nothing is shared."""
     size = work.tokens * work.bytes_per_token * work.top_k
     per_node = min(work.ranks, cluster.node.gpus)
-    return collective_cost(
-        Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster
-    )
+    return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

@@ -39,16 +39,10 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     group = min(work.per_node, work.ranks)
     nodes = work.ranks // group
     if work.ranks == 1:
-        return Cost(
-            duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition"
-        )
+        return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
-    inside = (
-        _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus)
-        if group > 1
-        else None
-    )
+    inside = _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
     part = work.bytes / (1 if work.kind == "broadcast" else group)
     across = _best(_plans(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
     return _join(inside, across)
@@ -80,13 +74,9 @@ def p2p_cost(work: PointToPoint, cluster: Cluster) -> Cost:
 
 def _check(work: Collective) -> None:
     if work.ranks < 1 or work.per_node < 1:
-        raise InputError(
-            f"{work.kind}: ranks = {work.ranks} and per_node = {work.per_node} must be at least 1"
-        )
+        raise InputError(f"{work.kind}: ranks = {work.ranks} and per_node = {work.per_node} must be at least 1")
     if work.ranks > work.per_node and work.ranks % work.per_node:
-        raise InputError(
-            f"{work.kind}: {work.ranks} ranks do not fill nodes of {work.per_node}; take a multiple of it"
-        )
+        raise InputError(f"{work.kind}: {work.ranks} ranks do not fill nodes of {work.per_node}; take a multiple of it")
     if work.bytes < 0:
         raise InputError(f"{work.kind}: bytes = {work.bytes:g} is negative")
 
@@ -133,17 +123,14 @@ def _best(plans: tuple[Plan, ...], cluster: Cluster, tier: str, endpoints: int) 
         _leg(plan, name, protocol, params, tier, bandwidth, link.latency)
         for plan in plans
         for name, protocol in params.protocols.items()
-        if (plan.algorithm == SHARP) == (name == SHARP)
-        and (name != SHARP or (tier == "nvlink" and node.nvlink_sharp))
+        if (plan.algorithm == SHARP) == (name == SHARP) and (name != SHARP or (tier == "nvlink" and node.nvlink_sharp))
     ]
     if not legs:
         raise InputError(f"fabric.{tier}.protocols names no protocol; write at least one besides '{SHARP}'")
     return min(legs, key=lambda leg: leg.fixed + leg.moving)
 
 
-def _leg(
-    plan: Plan, name: str, protocol: Protocol, params: Tier, tier: str, bandwidth: float, latency: float
-) -> _Leg:
+def _leg(plan: Plan, name: str, protocol: Protocol, params: Tier, tier: str, bandwidth: float, latency: float) -> _Leg:
     moving = plan.wire / (protocol.payload * bandwidth) + plan.local / params.local_copy
     return _Leg(
         tier=tier,
@@ -173,8 +160,7 @@ def _join(inside: _Leg | None, across: _Leg | None) -> Cost:
     return Cost(
         duration=fixed + slow.moving,
         bound_by=_bound("nvlink" if slow.tier == "nvlink" else "ib", fixed, slow.moving),
-        formula="fixed + max over tiers of bytes / bandwidth; "
-        + ", ".join(f"{x.tier}: {x.name}" for x in legs),
+        formula="fixed + max over tiers of bytes / bandwidth; " + ", ".join(f"{x.tier}: {x.name}" for x in legs),
         terms=tuple(terms),
         source="; ".join(dict.fromkeys(leg.source for leg in legs)),
         calibrated=not any(leg.assumed for leg in legs),

@@ -1,0 +1,197 @@
+"""Collectives and point-to-point messages: closed forms, labels of bandwidths, monotony, measured tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardware_profiles.calibration import fit_fabric
+from simulator.cost.collective import collective_cost, p2p_cost
+from simulator.errors import InputError
+from simulator.fabric import Fabric
+from simulator.hardware import Cluster, Link
+from simulator.ops import Collective, CollectiveKind, PointToPoint
+
+H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
+H100 = fit_fabric.cluster_of("h100", fit_fabric.document("h100"), sharp=True)
+KINDS = st.sampled_from(get_args(CollectiveKind))
+HUGE = 1e13  # [B] fixed times vanish beside it
+
+
+def seconds(cluster: Cluster, kind: str, size: float, ranks: int, per_node: int = 8) -> float:
+    work = Collective(kind=kind, bytes=size, ranks=ranks, per_node=per_node)  # type: ignore[arg-type]
+    return collective_cost(work, cluster).duration
+
+
+def with_link(cluster: Cluster, tier: str, factor: float) -> Cluster:
+    node = cluster.node
+    if tier == "nvlink":
+        return replace(cluster, node=replace(node, nvlink=scaled(node.nvlink, factor)))
+    return replace(cluster, node=replace(node, nic=scaled(node.nic, factor)))
+
+
+def scaled(link: Link, factor: float) -> Link:
+    return replace(link, bandwidth=link.bandwidth * factor)
+
+
+# Bandwidths mean what their labels say -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cluster", [H800, H100], ids=["h800", "h100"])
+@pytest.mark.parametrize("tier", ["nvlink", "nic"])
+def test_a_long_message_attains_exactly_the_labelled_bandwidth(cluster: Cluster, tier: str) -> None:
+    cost = p2p_cost(PointToPoint(bytes=HUGE, tier=tier), cluster)  # type: ignore[arg-type]
+    assert HUGE / cost.duration == pytest.approx(getattr(cluster.node, tier).bandwidth, rel=1e-4)
+
+
+def test_a_large_ring_moves_its_bytes_at_the_attainable_bandwidth() -> None:
+    nvlink = seconds(H800, "all_reduce", HUGE, 8)
+    assert 2 * HUGE * 7 / 8 / nvlink == pytest.approx(H800.node.nvlink.bandwidth, rel=1e-4)
+    nic = seconds(H800, "all_reduce", HUGE, 16, per_node=1)
+    assert 2 * HUGE * 15 / 16 / nic == pytest.approx(H800.node.nic.bandwidth, rel=1e-4)
+    direct = seconds(H800, "all_to_all", HUGE, 64)
+    assert HUGE * 56 / 64 / direct == pytest.approx(H800.node.nic.bandwidth, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a100", "h100", "h200", "h800"])
+def test_nothing_in_a_fabric_derates_the_link_of_large_messages(name: str) -> None:
+    import tomllib
+
+    doc = tomllib.loads((fit_fabric.FABRICS / f"{name}.toml").read_text())
+    for tier in ("nvlink", "nic"):
+        assert doc[tier]["protocols"]["simple"]["payload"] == 1.0
+        assert all(0 < p["payload"] <= 1.0 for p in doc[tier]["protocols"].values())
+    keys = {field.name for field in dataclasses.fields(Fabric)}
+    assert not {key for key in keys if "efficiency" in key or "bandwidth" in key}
+
+
+def test_the_peak_is_for_reports_only() -> None:
+    shiny = replace(H800, node=replace(H800.node, nvlink=replace(H800.node.nvlink, peak=9e12)))
+    assert seconds(shiny, "all_reduce", 1e9, 8) == seconds(H800, "all_reduce", 1e9, 8)
+
+
+# Closed forms ------------------------------------------------------------------------------------------------------
+
+
+def test_one_rank_moves_nothing() -> None:
+    assert seconds(H800, "all_reduce", 1e9, 1) == 0.0
+
+
+def test_all_reduce_is_reduce_scatter_and_all_gather_for_large_buffers() -> None:
+    parts = seconds(H800, "reduce_scatter", 1e12, 8) + seconds(H800, "all_gather", 1e12, 8)
+    own_shards = 2 * 1e12 / 8 / H800.fabric.nvlink.local_copy  # an all-reduce in place copies none
+    assert seconds(H800, "all_reduce", 1e12, 8) == pytest.approx(parts - own_shards, rel=1e-3)
+
+
+def test_hierarchy_puts_a_gth_of_the_buffer_on_each_nic() -> None:
+    cost = collective_cost(Collective(kind="all_gather", bytes=64e6, ranks=64, per_node=8), H800)
+    assert cost.nvlink_bytes == pytest.approx(64e6 * 7 / 8)
+    assert cost.nic_bytes == pytest.approx(8e6 * 7 / 8)
+
+
+def test_small_buffers_take_the_protocol_of_low_latency() -> None:
+    small = collective_cost(Collective(kind="all_reduce", bytes=8, ranks=8, per_node=8), H100)
+    large = collective_cost(Collective(kind="all_reduce", bytes=1e9, ranks=8, per_node=8), H100)
+    assert "/ll" in small.formula
+    assert small.bound_by == "latency"
+    assert "sharp/sharp" in large.formula
+    assert large.bound_by == "nvlink"
+
+
+def test_sharp_needs_the_switch() -> None:
+    plain = replace(H100, node=replace(H100.node, nvlink_sharp=False))
+    assert seconds(plain, "all_reduce", 1e9, 8) > 1.2 * seconds(H100, "all_reduce", 1e9, 8)
+    assert seconds(plain, "all_gather", 1e9, 8) == seconds(H100, "all_gather", 1e9, 8)
+
+
+def test_trees_beat_rings_across_many_nodes_when_small() -> None:
+    cost = collective_cost(Collective(kind="all_reduce", bytes=1e4, ranks=256, per_node=1), H800)
+    assert "tree" in cost.formula
+
+
+def test_oversubscription_slows_what_crosses_it() -> None:
+    thin = replace(H800.fabric.network, oversubscription=4.0)
+    cluster = replace(H800, fabric=replace(H800.fabric, network=thin))
+    wide = seconds(cluster, "all_reduce", 1e9, 4096, 1)
+    assert wide > 3 * seconds(H800, "all_reduce", 1e9, 4096, 1)
+    assert seconds(cluster, "all_reduce", 1e9, 8) == seconds(H800, "all_reduce", 1e9, 8)
+
+
+# Monotony ----------------------------------------------------------------------------------------------------------
+
+
+@given(kind=KINDS, size=st.floats(0, 1e11), more=st.floats(0, 1e11), nodes=st.integers(1, 16))
+def test_more_bytes_are_never_faster(kind: str, size: float, more: float, nodes: int) -> None:
+    small, large = (seconds(H100, kind, b, 8 * nodes) for b in (size, size + more))
+    assert large >= small * (1 - 1e-12)
+
+
+@given(kind=KINDS, size=st.floats(0, 1e11), per_node=st.sampled_from([1, 8]))
+def test_more_ranks_on_the_same_tier_are_never_faster(kind: str, size: float, per_node: int) -> None:
+    counts = range(2, 9) if per_node == 8 else (2, 3, 4, 8, 16, 64, 256)
+    times = [seconds(H100, kind, size, ranks, per_node) for ranks in counts]
+    assert all(a <= b * (1 + 1e-12) for a, b in pairwise(times))
+
+
+@given(
+    kind=KINDS,
+    size=st.floats(0, 1e11),
+    factor=st.floats(0.05, 1.0),
+    tier=st.sampled_from(["nvlink", "nic"]),
+    nodes=st.integers(1, 8),
+)
+def test_less_bandwidth_is_never_faster(kind: str, size: float, factor: float, tier: str, nodes: int) -> None:
+    slow = with_link(H100, tier, factor)
+    assert seconds(slow, kind, size, 8 * nodes) >= seconds(H100, kind, size, 8 * nodes) * (1 - 1e-12)
+
+
+@given(size=st.floats(0, 1e12), more=st.floats(0, 1e12), tier=st.sampled_from(["nvlink", "nic"]))
+def test_longer_messages_are_never_faster(size: float, more: float, tier: str) -> None:
+    short, long = (p2p_cost(PointToPoint(bytes=b, tier=tier), H800) for b in (size, size + more))  # type: ignore[arg-type]
+    assert long.duration >= short.duration
+
+
+# Measurements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fitted", "held_out"),
+    [("NVLink collectives, 8 H100", 4.0, 5.0), ("NVLink collectives, 2 H200", 8.0, 10.0)],
+)
+def test_measured_collectives(name: str, fitted: float, held_out: float) -> None:
+    fit = next(fit for fit in fit_fabric.FITS if fit.name == name)
+    rows = fit_fabric.chosen(fit)
+    logs = fit_fabric.errors(fit, fit_fabric.document(fit.hardware), rows)
+    for use, limit in (("fit", fitted), ("held out", held_out)):
+        part = [x for x, row in zip(logs, rows, strict=True) if row["use"] == use]
+        assert fit_fabric.mape(part) <= limit
+
+
+def test_pipeline_message_of_deepseek_v3() -> None:
+    cost = p2p_cost(PointToPoint(bytes=4096 * 7168 * 2, tier="nic"), H800)
+    assert cost.duration == pytest.approx(58.72e6 / 50e9, rel=0.03)
+    assert (cost.nic_bytes, cost.nvlink_bytes) == (58720256, 0.0)
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_node", "size", "says"),
+    [(12, 8, 1.0, "do not fill nodes of 8"), (0, 8, 1.0, "at least 1"), (8, 8, -1.0, "negative")],
+)
+def test_bad_input_is_one_line(ranks: int, per_node: int, size: float, says: str) -> None:
+    with pytest.raises(InputError, match=says) as error:
+        seconds(H800, "all_reduce", size, ranks, per_node)
+    assert "\n" not in str(error.value)
+
+
+def test_what_nobody_measured_says_so() -> None:
+    assert not p2p_cost(PointToPoint(bytes=1.0, tier="nic"), H800).calibrated
+    assert collective_cost(Collective(kind="all_gather", bytes=1.0, ranks=8, per_node=8), H100).calibrated
