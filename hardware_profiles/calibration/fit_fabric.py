@@ -5,7 +5,14 @@
 
 Rows marked `fit` decide the parameters, rows marked `held out` only judge them. Only kernels and links are in
 these tables, never a training step. To refit for another cluster, add rows with its name and copy a TOML
-file. Needs scipy."""
+file. Needs scipy.
+
+Columns. `fabric_ep`, `fabric_low_latency`: an all-to-all of `tokens` tokens of `bytes_per_token` [B] over `ep`
+ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `scored` describe the gate of that
+measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); a published
+bandwidth was turned into `time_us` with the bytes it counts (`note`). `fabric_collective`: `bytes` as in
+`simulator.ops.Collective`. `fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
+"""
 
 from __future__ import annotations
 
