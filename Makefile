@@ -29,7 +29,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "foretrain needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@echo 'setting up $(VENV) (once) ...' >&2
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo 'Python came without its venv module; on Debian: apt install python3-venv' >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
