@@ -1,0 +1,145 @@
+"""The command line: which verbs there are, and what becomes of errors. Each verb lives in `reports.verbs`.
+
+A verb is loaded only when it runs, so that `--help` answers at once. To add one, write `reports/verbs/<verb>.py`
+with a click command in it and add a line to `VERBS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+VERBS: Mapping[str, tuple[str, str]] = {
+    "simulate": ("reports.verbs.simulate:simulate", "Simulate a training step: how long, and where the time goes."),
+    "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
+    "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
+    "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
+}
+"""Verb -> (where its command is, its line in the help), in the order of the help."""
+
+USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+class Verbs(click.Group):
+    """A group that loads a verb when it is asked for, and turns errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order of the help."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or name the nearest one."""
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"there is no command {args[0]!r}: {_nearest(args[0])}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        """Run and exit: 0 fine, 1 a crash, 2 usage or a bad file, 3 the answer is no, 130 interrupted."""
+        extra["standalone_mode"] = False
+        sys.exit(_guarded(lambda: super(Verbs, self).main(args, *rest, **extra)))
+
+
+def _guarded(run: Any) -> int:
+    """The exit code of `run`; an error that the user can mend becomes its lines on stderr."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        _complain(_usage(error))
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = None  # who read it is gone: no complaint at exit either
+        return BROKEN_PIPE
+    except Exception as error:
+        from simulator.errors import ForetrainError
+
+        if not isinstance(error, ForetrainError):
+            raise
+        _complain(str(error))
+        return error.exit_code
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines():
+        click.echo(f"foretrain: {line}", err=True)
+
+
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    where = f" (see {context.command_path} --help)" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{where}"
+
+
+def _nearest(verb: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(verb.lower(), VERBS, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
+
+
+def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("foretrain")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    click.echo(f"foretrain {number}")
+    ctx.exit()
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Start with: foretrain simulate deepseek-v3-pretrain",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version and exit."
+)
+def foretrain() -> None:
+    """Forecast a training step of DeepSeek-V3-class models on GPU clusters.
+
+    Says how long a step takes, where the time goes, how large the bubbles are, and what the whole run costs. A JOB
+    is the name of a shipped job (foretrain show job lists them) or the path of a TOML file. Any value of a job, its
+    model, hardware or software stack can be changed with --set path=value.
+
+    Exit codes: 0 fine; 1 a crash; 2 wrong usage or a bad file; 3 the answer is no; 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")  # a terminal without a glyph shows "?", not a traceback
+    foretrain(prog_name="foretrain")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`foretrain simulate JOB`."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from reports.verbs.options import (
+    Input,
+    engine_option,
+    job_argument,
+    json_option,
+    output_file,
+    print_json,
+    print_report,
+    progress,
+    say,
+    set_option,
+    verbosity,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simulator.result import Result
+
+__all__ = ["Input", "simulate"]
+
+
+@click.command(
+    epilog="Example: foretrain simulate deepseek-v3-pretrain --set layout.schedule=zb1p --trace step.json.gz"
+)
+@job_argument
+@set_option
+@engine_option
+@json_option
+@click.option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev or chrome://tracing (.json.gz).")
+@click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
+@click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
+@verbosity
+def simulate(
+    job: str,
+    overrides: tuple[str, ...],
+    engine: Literal["events", "longest-path"],
+    as_json: bool,
+    trace: str | None,
+    ranks: str | None,
+    window: str | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Simulate one training step of JOB and report where the time goes."""
+    file = output_file(trace, "--trace") if trace is not None else None
+    if file is None and (ranks or window):
+        raise click.UsageError("--ranks and --window belong to --trace", click.get_current_context())
+    from simulator.inputs import load_scenario
+    from simulator.run import simulate as run
+
+    scenario = load_scenario(job, overrides)
+    began = perf_counter()
+    with progress("simulating", quiet=quiet) as done:
+        result = run(scenario, engine=engine, progress=done)
+    took = perf_counter() - began
+    if file is not None:
+        _write_trace(result, file, ranks, window, quiet)
+    if as_json:
+        warn(result.warnings, quiet=quiet)
+        print_json(result.as_dict())
+    else:
+        from reports.table import report
+
+        print_report(*report(result, verbose=verbose))
+    say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
+
+
+def _write_trace(result: Result, file: Path, ranks: str | None, window: str | None, quiet: bool) -> None:
+    from reports.trace import Selection, write_trace
+
+    chosen = Selection.parse(ranks, window, result.timeline)
+    with progress(f"writing {file.name}", quiet=quiet) as done:
+        events = write_trace(result, file, chosen, progress=done)
+    say(f"wrote {events:,} events to {file}", quiet=quiet)
