@@ -271,11 +271,11 @@ def _nodes(s: Scenario) -> Iterator[Problem]:
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
-    if job.precision.recipe == "fp8" and gpu.peak.fp8 <= 0:
+    if job.precision.recipe != "bf16" and gpu.peak.fp8 <= 0:
         yield Problem(
             rule="precision",
             key="precision.recipe",
-            value="fp8",
+            value=job.precision.recipe,
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
