@@ -18,6 +18,8 @@ from workloads.reference.schedules import Rows, dualpipe, dualpipev, gpipe, one_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SOURCES = {"GPipe": "arXiv 1811.06965", "DualPipeV": "deepseek-ai/DualPipe, README"}
+
 
 def executed_peak(rows: Rows, stages: int, microbatches: int) -> tuple[list[int], int]:
     """Peak live stage-microbatches per rank and most stages on a rank, from really running the schedule."""
@@ -54,14 +56,14 @@ def memory(out: Path, *, quick: bool) -> list[Claim]:
             key=f"memory.{name.lower()}",
             claim=f"{name}: peak activations, parameters (P = {p} stages)",
             published=f"{expected} activations, {parameters}x parameters",
-            source="DeepSeek-V3, 3.2.1, table 2",
+            source=SOURCES.get(name, "DeepSeek-V3, 3.2.1, table 2"),
             ours=f"{max(runs[name][0])} activations, {runs[name][1]}x parameters",
             figure=figure,
             values=(("peak", max(runs[name][0])), ("stages_held", runs[name][1])),
             agrees=max(runs[name][0]) == expected and runs[name][1] == parameters,
             remark={
                 "GPipe": "Not in the table; all M microbatches, by definition.",
-                "DualPipeV": "From the DualPipe repository, at the same number of stages on half the ranks.",
+                "DualPipeV": "At the same number of stages on half the ranks.",
             }.get(name, f"{'P + 1' if 'Dual' in name else 'P'} in the table, counted while running."),
         )
         for name, (_, expected, parameters) in cases.items()

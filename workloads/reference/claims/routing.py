@@ -63,7 +63,7 @@ def node_limit(out: Path, *, quick: bool) -> list[Claim]:
             agrees=13 <= most <= 16,
             figure=figure,
             values=(("most_experts", float(most)),),
-            remark="Counted traffic at 160 and 50 GB/s. The report takes 4 nodes times the links' ratio 3.2; a few more "
+            remark="Counted traffic at 160 and 50 GB/s. The report multiplies 4 nodes by the ratio 3.2; a few more "
             "fit, because some of a token's experts share a rank and their copy travels once.",
         ),
     ]
