@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
-Recipe = Literal["fp8", "bf16"]
+Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
 
 
@@ -45,7 +45,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """`recipe` fp8: DeepSeek's fine-grained FP8 GEMMs (arXiv 2412.19437, section 3.3); bf16: everything in BF16."""
+    """`recipe` fp8: DeepSeek's fine-grained FP8 GEMMs (arXiv 2412.19437, section 3.3); bf16: everything in BF16;
+    fp8_tensor: one scale per tensor (Transformer Engine's per-tensor recipes)."""
 
     recipe: Recipe = "bf16"
 

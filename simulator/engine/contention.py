@@ -27,32 +27,39 @@ def max_min(flows: Mapping[K, Flow], capacity: Mapping[str, float]) -> dict[K, f
     left = dict(capacity)
     rising = dict(flows)
     while rising:
-        weight: dict[str, float] = {}
-        for flow in rising.values():
-            for resource, w in flow.uses:
-                weight[resource] = weight.get(resource, 0.0) + w
+        weight = _demand(rising)
         step = min(flow.cap - rates[key] for key, flow in rising.items())
-        full: set[str] = set()
-        for resource, w in weight.items():
-            room = max(0.0, left[resource]) / w
-            if room < step:
-                step, full = room, {resource}
-            elif room == step:
-                full.add(resource)
+        room = {resource: max(0.0, left[resource]) / w for resource, w in weight.items()}
+        step = min(step, *room.values()) if room else step
+        full = {resource for resource, r in room.items() if r == step}
         for resource, w in weight.items():
             left[resource] -= step * w
-        keep: dict[K, Flow] = {}
-        for key, flow in rising.items():
+        for key in rising:
             rates[key] += step
-            capped = flow.cap - rates[key] <= 1e-12 * flow.cap
-            if not capped and not any(resource in full for resource, _ in flow.uses):
-                keep[key] = flow
-            elif capped:
-                rates[key] = flow.cap
+        keep = {key: flow for key, flow in rising.items() if not _stopped(flow, rates[key], full)}
         if len(keep) == len(rising):  # rounding left nobody at a limit: stop rather than spin
             break
         rising = keep
-    return rates
+    return {key: flows[key].cap if _capped(flows[key], rate) else rate for key, rate in rates.items()}
+
+
+def _demand(flows: Mapping[K, Flow]) -> dict[str, float]:
+    """Summed weights of the flows on each resource."""
+    weight: dict[str, float] = {}
+    for flow in flows.values():
+        for resource, w in flow.uses:
+            weight[resource] = weight.get(resource, 0.0) + w
+    return weight
+
+
+def _capped(flow: Flow, rate: float) -> bool:
+    """Whether a flow runs as fast as it can; rounding must not slow it."""
+    return flow.cap - rate <= 1e-12 * flow.cap
+
+
+def _stopped(flow: Flow, rate: float, full: set[str]) -> bool:
+    """Whether a flow can rise no further."""
+    return _capped(flow, rate) or any(resource in full for resource, _ in flow.uses)
 
 
 def component(start: K, flows: Mapping[K, Flow], users: Mapping[str, Iterable[K]]) -> list[K]:

@@ -179,6 +179,8 @@ class _Lowering:
         sent = self.tasks.add(lane, self.sends[rank, peer], ready)
         self.tasks.peer[sent] = peer
         self.arrived[output] = (sent,)
+        if not self.plan.scenario.stack.p2p_overlap:
+            self.tails[rank] = (*self.tails[rank], sent)
 
 
 def lower(plan: Plan, schedule: Schedule, *, optimizer: bool = True) -> Tasks:

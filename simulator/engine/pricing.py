@@ -79,7 +79,8 @@ def pricer(scenario: Scenario, exchange: Op | None) -> Callable[[Op], Priced]:
             if isinstance(op.work, AllToAll):
                 lone = cost_of(op, Share(sms=sms), False)
                 busy = cost_of(op, Share(sms=sms), True)
-                one = Priced(op=op, cost=lone.cost, durations=(lone.durations[0], *[busy.durations[0]] * 2))
+                beside_compute = busy.durations[0]
+                one = Priced(op=op, cost=lone.cost, durations=(lone.durations[0], beside_compute, beside_compute))
             else:
                 one = compute(op) if op.stream == "compute" else cost_of(op, Share(sms=sms), False)
             memo[key] = one

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from simulator.cost.price import wait
 from simulator.engine.runs import ALONE, Kind, Priced, Run, run_of
 from simulator.graph.block import Block, Segment
-from simulator.ops import Fixed, Op
+from simulator.ops import Attention, Collective, Fixed, Gemm, Op
 
 Pricer = Callable[[Op], Priced]
 """Prices one op under the three conditions."""
@@ -69,12 +69,14 @@ def _units(segments: Sequence[Placed]) -> tuple[list[Placed], list[list[Placed]]
 
 def _in_issue_order(unit: list[Placed]) -> list[Placed]:
     """Compute, then its exchange, then deferred weight gradients: the exchange is issued before them."""
-    return [unit[0]] + sorted(unit[1:], key=lambda placed: placed.segment.stream != "comm")
+    return [unit[0], *sorted(unit[1:], key=lambda placed: placed.segment.stream != "comm")]
 
 
 def forward_segments(blocks: Sequence[Block]) -> list[Placed]:
     """All forward segments of a stage in program order."""
-    return [Placed(segment, i == 0 and b > 0) for b, block in enumerate(blocks) for i, segment in enumerate(block.forward)]
+    return [
+        Placed(segment, i == 0 and b > 0) for b, block in enumerate(blocks) for i, segment in enumerate(block.forward)
+    ]
 
 
 def backward_segments(blocks: Sequence[Block], *, wgrad: bool, dgrad: bool) -> list[Placed]:
@@ -115,7 +117,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     kind_now: Kind | None = None
     piece: list[Op] = []
     for op in segment.ops:
-        kind: Kind = "compute"
+        kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
         if segment.stream == "comm":
             kind = "exchange" if op.cls in ("comm.dispatch", "comm.combine") else "work"
             kind = "notify" if op.cls in ("comm.notify", "comm.layout") else kind
@@ -140,14 +142,19 @@ class _Assembler:
         self.owner: dict[str, int] = {}
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
+        self.blocking: int | None = None
 
     def add(self, placed: Placed) -> None:
         """Append the runs of one segment."""
         half = "F" if placed.segment.direction == "F" else "B"
-        stream = COMM if placed.segment.stream == "comm" else COMPUTE
+        home = COMM if placed.segment.stream == "comm" else COMPUTE
         for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
+            stream = COMM if run.kind == "collective" else home
             waits = {self.owner[half + name] for name in run.ops[0].op.after}
-            if stream == COMM and index == 0 and self.last[COMPUTE] >= 0:
+            if self.blocking is not None and stream == COMPUTE:
+                waits.add(self.blocking)
+                self.blocking = None
+            if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an exchange is issued behind the compute before it
             if stream == COMPUTE and placed.fresh and index == 0 and half in self.loose:
                 waits.add(self.loose[half])
@@ -156,6 +163,8 @@ class _Assembler:
                 self.owner[half + priced.op.name] = len(self.steps)
             if run.kind == "exchange":
                 self.loose[half] = len(self.steps)
+            if run.kind == "collective":
+                self.blocking = len(self.steps)  # the compute behind a collective needs what it brings
             self.steps.append(Step(run, stream, tuple(sorted(waits))))
 
     def _with_waits(self, runs: list[Run]) -> list[Run]:
@@ -193,7 +202,32 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
 
 def runs_of(segment: Segment, price: Pricer) -> list[Run]:
     """The runs of one segment."""
-    return [run_of(kind, segment.name, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
+    pieces = [(kind, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
+    runs = []
+    for at, (kind, ops) in enumerate(pieces):
+        if kind == "collective" and ops[0].op.side:
+            before = pieces[at - 1][1] if at else []
+            after = pieces[at + 1][1] if at + 1 < len(pieces) else []
+            runs.append(run_of(kind, segment.name, [exposed(each, before, after) for each in ops]))
+        else:
+            runs.append(run_of(kind, segment.name, ops))
+    return runs
+
+
+def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced]) -> Priced:
+    """A collective cut into one chunk per rank and pipelined with the kernel it feeds (or drains).
+
+    Of comm time C beside kernel time G in n chunks, max(C, G) + min(C, G)/n pass; what exceeds G shows. (NVIDIA
+    Transformer Engine's comm-GEMM overlap; Ring Attention, arXiv 2310.01889.)
+    """
+    work = collective.op.work
+    assert isinstance(work, Collective)
+    feeds = work.kind == "all_gather"
+    side = after if feeds else list(reversed(before))
+    kernel = next((p.durations[ALONE] for p in side if isinstance(p.op.work, (Gemm, Attention))), 0.0)
+    time = collective.durations[ALONE]
+    rest = max(time, kernel) + min(time, kernel) / work.ranks - kernel
+    return replace(collective, durations=(rest, rest, rest))
 
 
 def lone_program(kind: str, blocks: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
@@ -205,7 +239,9 @@ def lone_program(kind: str, blocks: Sequence[Block], price: Pricer, slowest: flo
 
 def pair_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
     """Program of a forward of one stage overlapped with a full backward of another."""
-    return assemble(order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest)
+    return assemble(
+        order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest
+    )
 
 
 def sequential_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:

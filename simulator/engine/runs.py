@@ -14,6 +14,7 @@ from typing import Literal
 
 from simulator.cost.cost import Cost
 from simulator.ops import Op
+import itertools
 
 ALONE, HELD, TRAFFIC = 0, 1, 2
 """Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory."""
@@ -109,7 +110,7 @@ def moments(
         return [(start, end)]
     borders = [start]
     pieces = [*changes, (end, ALONE, float(len(run.ops)))] if changes else [(start, ALONE, 0.0)]
-    for (begun, condition, position), (_, _, reached) in zip(pieces, pieces[1:], strict=False):
+    for (begun, condition, position), (_, _, reached) in itertools.pairwise(pieces):
         origin = begun - time_at(run, condition, position)
         index = int(position) + 1
         while index <= reached and index < len(run.ops):
@@ -118,4 +119,4 @@ def moments(
     if not changes:
         borders = [start + t for t in run.cumulative[ALONE][:-1]]
     borders.append(end)
-    return list(zip(borders, borders[1:], strict=False))
+    return list(itertools.pairwise(borders))

@@ -6,9 +6,9 @@ from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.norm import norm_backward, norm_forward
-from simulator.graph.parallel import gather, heads_per_rank, kv_heads_per_rank, scatter, sharded_tokens
+from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, kv_heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Attention, Streaming
+from simulator.ops import Attention, Gemm, Part, Streaming
 
 
 def widths(s: Shapes) -> tuple[int, int]:
@@ -33,24 +33,65 @@ def core_work(s: Shapes, *, backward: bool) -> Attention:
     )
 
 
+def _scores(s: Shapes) -> int:
+    """Scores of one rank's heads, the whole square: unfused kernels mask them, they do not skip them."""
+    return s.batch * heads_per_rank(s) * s.seq * s.seq_kv
+
+
+def _batched(s: Shapes, n: int, k: int) -> Gemm:
+    """One product per head."""
+    return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
+
+
+def core_forward(tape: Tape, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0) -> None:
+    """The attention core: one fused kernel, or products, masked softmax and dropout on scores in memory
+    (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
+    if s.stack.attention_fused:
+        tape.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
+        return
+    scores, d = _scores(s), s.model.qk_head_dim
+    kept = 0.0 if s.recompute_core or part else scores * (2 * BF16 + 1.0)
+    tape.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
+    tape.add(f"{name}.softmax", "softmax", cast(scores, BF16, BF16), part=part)
+    tape.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
+    tape.add(f"{name}.pv", "gemm.bf16", _batched(s, d, s.seq_kv), part=part)
+
+
+def core_backward(tape: Tape, s: Shapes) -> None:
+    """Backward of the core: fused with its kernels before and after, or product by product."""
+    q, _ = widths(s)
+    if s.stack.attention_fused:
+        accumulator = s.tokens * q * FP32
+        tape.add("attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * s.tokens * q * BF16, written=accumulator))
+        tape.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
+        tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=accumulator, written=s.tokens * q * BF16))
+        return
+    scores, d = _scores(s), s.model.qk_head_dim
+    tape.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d))
+    tape.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d, s.seq_kv))
+    tape.add("attn.core.bwd.dropout", "elem", cast(scores, BF16 + 1.0, BF16))
+    tape.add("attn.core.bwd.softmax", "softmax", cast(scores, 2 * BF16, BF16))
+    tape.add("attn.core.bwd.dq", "gemm.bf16", _batched(s, d, s.seq_kv))
+    tape.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
+
+
 def forward(s: Shapes, sms: int) -> Tape:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    tape = Tape("attn.F", "F")
+    tape = Tape("attn.F", "F", s.stack)
     keep_norm = 0.0 if s.recompute_norms else float(sharded * h * BF16)
     norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=sharded * h * BF16 + keep_norm)
     gather(tape, "attn.x", s, h)
-    linear.forward(tape, "attn.qkv", t, q + kv, h, fp8=s.fp8, saved=t * (q + kv) * BF16)
+    linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, saved=t * (q + kv) * BF16)
     if s.model.positions == "rope":
         tape.add("rope.qk.fwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
     kept = t * q * BF16 + t * heads_per_rank(s) * FP32
-    tape.add("attn.core.fwd", "attn.fwd", core_work(s, backward=False), saved=kept)
-    linear.forward(tape, "attn.o", t, h, q, fp8=s.fp8)
+    exchange_keys(tape, "attn.kv.exchange", s, kv, passes=1)
+    core_forward(tape, s, "attn.core.fwd", saved=kept)
+    linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
-    norm_forward(
-        tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=sharded * h * BF16 + keep_norm
-    )
+    norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=sharded * h * BF16 + keep_norm)
     return tape
 
 
@@ -60,21 +101,19 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     q, kv = widths(s)
     norm_backward(tape, "norm.ffn", sharded, h, sms, residual=True)
     gather(tape, "attn.o_g", s, h)
-    linear.input_gradient(tape, "attn.o", t, h, q, fp8=s.fp8)
+    linear.input_gradient(tape, "attn.o", t, h, q, recipe=s.recipe)
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
     if s.recompute_core:
-        tape.add("attn.core.recompute", "attn.fwd", core_work(s, backward=False), part="R")
-    accumulator = t * q * FP32
-    tape.add("attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * t * q * BF16, written=accumulator))
-    tape.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
-    tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=accumulator, written=t * q * BF16))
+        core_forward(tape, s, "attn.core.recompute", part="R")
+    exchange_keys(tape, "attn.dkv.exchange", s, kv, passes=2)
+    core_backward(tape, s)
     if s.model.positions == "rope":
         tape.add("rope.qk.bwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
     if s.recompute_norms:
         norm_forward(tape, "norm.attn.recompute", sharded, h, sms, part="R")
-    linear.input_gradient(tape, "attn.qkv", t, q + kv, h, fp8=s.fp8)
+    linear.input_gradient(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe)
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(tape, "attn.qkv", t, q + kv, which="g")
@@ -87,7 +126,7 @@ def weights(s: Shapes) -> Segment:
     """`attn.W`."""
     q, kv = widths(s)
     h = s.model.hidden_size
-    tape = Tape("attn.W", "W")
-    linear.weight_gradient(tape, "attn.o", s.tokens, h, q, fp8=s.fp8)
-    linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, fp8=s.fp8)
+    tape = Tape("attn.W", "W", s.stack)
+    linear.weight_gradient(tape, "attn.o", s.tokens, h, q, recipe=s.recipe)
+    linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe)
     return tape.done()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.ops import Op, Part, Stream, Work
+from simulator.stack import Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,22 @@ class Block:
 class Tape:
     """Collects the ops of one segment in launch order; the only mutable thing here, gone once `done()` is called."""
 
-    def __init__(self, name: str, part: Part, stream: Stream = "compute") -> None:
+    def __init__(self, name: str, part: Part, stack: Stack, stream: Stream = "compute") -> None:
         self.name = name
+        self.stack = stack
         self.part: Part = part
         self.stream: Stream = stream
         self._ops: list[Op] = []
+
+    @property
+    def fused_quant(self) -> bool:
+        """Whether casts to FP8 ride on the kernel before."""
+        return self.stack.fused_quant
+
+    @property
+    def fused_accumulation(self) -> bool:
+        """Whether weight-gradient GEMMs add into the main gradient."""
+        return self.stack.wgrad_accumulation_fused
 
     def add(
         self,

@@ -17,7 +17,7 @@ from simulator.ops import Streaming
 def embedding(s: Shapes) -> Block:
     """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back = Tape("embed.F", "F"), Tape("embed.W", "W")
+    ahead, back = Tape("embed.F", "F", s.stack), Tape("embed.W", "W", s.stack)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * 8.0)
     scatter(ahead, "embed", s, h)
     back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
@@ -27,11 +27,11 @@ def embedding(s: Shapes) -> Block:
 def _head_forward(s: Shapes, sms: int) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy on FP32 values of BF16 logits."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    tape = Tape("head.F", "F")
+    tape = Tape("head.F", "F", s.stack)
     sharded = sharded_tokens(s)
     norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=2.0 * sharded * h * BF16)
     gather(tape, "head.x", s, h)
-    linear.forward(tape, "head", t, vocab, h, fp8=False)
+    linear.forward(tape, "head", t, vocab, h, recipe="bf16")
     tape.add("loss.fwd", "loss", cast(t * vocab, BF16, 0.0), saved=t * vocab * BF16)
     return tape.done()
 
@@ -39,12 +39,12 @@ def _head_forward(s: Shapes, sms: int) -> Segment:
 def head(s: Shapes, sms: int) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    back, late = Tape("head.B", "I"), Tape("head.W", "W")
+    back, late = Tape("head.B", "I", s.stack), Tape("head.W", "W", s.stack)
     back.add("loss.bwd", "loss", cast(t * vocab, BF16, BF16))
-    linear.input_gradient(back, "head", t, vocab, h, fp8=False)
+    linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
     scatter(back, "head.dx", s, h)
     norm_backward(back, "norm.final", sharded_tokens(s), h, sms)
-    linear.weight_gradient(late, "head", t, vocab, h, fp8=False)
+    linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
     return Block(kind="head", forward=(_head_forward(s, sms),), backward=(back.done(), late.done()))
 
 
@@ -52,22 +52,22 @@ def mtp_projection(s: Shapes, sms: int) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back, late = Tape("mtp.F", "F"), Tape("mtp.B", "I"), Tape("mtp.W", "W")
+    ahead, back, late = Tape("mtp.F", "F", s.stack), Tape("mtp.B", "I", s.stack), Tape("mtp.W", "W", s.stack)
     keep = t * h * BF16 * (1.0 if s.recompute_norms else 2.0)
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16))
     norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)
     norm_forward(ahead, "mtp.norm_e.fwd", t, h, sms, saved=keep)
     ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
-    linear.forward(ahead, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    linear.forward(ahead, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
     if s.recompute_norms:
         norm_forward(back, "mtp.norm_h.recompute", t, h, sms, part="R")
         norm_forward(back, "mtp.norm_e.recompute", t, h, sms, part="R")
-    linear.input_gradient(back, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    linear.input_gradient(back, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
     if s.fp8:
         linear.cast_for_wgrad(back, "mtp.proj", t, 2 * h, which="x")
         linear.cast_for_wgrad(back, "mtp.proj", t, h, which="g")
     norm_backward(back, "mtp.norm_h", t, h, sms)
     norm_backward(back, "mtp.norm_e", t, h, sms)
-    linear.weight_gradient(late, "mtp.proj", t, h, 2 * h, fp8=s.fp8)
+    linear.weight_gradient(late, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
     late.add("mtp.embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
     return Block(kind="mtp", forward=(ahead.done(),), backward=(back.done(), late.done()))

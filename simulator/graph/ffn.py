@@ -15,7 +15,8 @@ from simulator.graph.linear import BF16, FP8, cast, scales
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Streaming
+from simulator.layout import Recipe
+from simulator.ops import Gemm, Streaming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,12 @@ class Ffn:
     hidden: int
     inner: int
     gated: bool
-    fp8: bool
+    recipe: Recipe
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the fine-grained FP8 recipe runs."""
+        return self.recipe == "fp8"
 
     @property
     def up(self) -> int:
@@ -45,8 +51,16 @@ def ffn_of(s: Shapes, name: str) -> Ffn:
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
-        fp8=s.fp8,
+        recipe=s.recipe,
     )
+
+
+def eager_activation(tape: Tape, name: str, rows: int, inner: int, *, gated: bool, backward: bool) -> None:
+    """The kernels that software without a fused SwiGLU runs beside the product: SiLU forward, or its gradient."""
+    if gated and not tape.stack.swiglu_fused:
+        reads = 2 if backward else 1
+        work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
+        tape.add(f"{name}.silu.{'bwd' if backward else 'fwd'}", "elem", work)
 
 
 def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
@@ -57,9 +71,7 @@ def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Stream
 def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool = False) -> Streaming:
     """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output."""
     wide = 2 if gated else 1
-    return Streaming(
-        read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0))
-    )
+    return Streaming(read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0)))
 
 
 def kept_activation(s: Shapes, rows: int, inner: int) -> float:
@@ -82,7 +94,7 @@ def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         f.tokens,
         f.up,
         f.hidden,
-        fp8=f.fp8,
+        recipe=f.recipe,
         cast_input=cast_input,
         saved=kept_up(s, f.tokens, f.up),
     )
@@ -90,13 +102,14 @@ def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
 
 def down(tape: Tape, f: Ffn, s: Shapes) -> None:
     """Activation (fused with its cast) and second GEMM."""
+    eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
     tape.add(
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
         "swiglu",
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
         saved=kept_activation(s, f.tokens, f.inner),
     )
-    linear.forward(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=f.fp8, cast_input=False)
+    linear.forward(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, cast_input=False)
 
 
 def save(tape: Tape, f: Ffn) -> None:
@@ -116,11 +129,9 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
             after=after,
         )
         linear.input_gradient(
-            tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=True, cast_gradient=not gradient_fp8
+            tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="fp8", cast_gradient=not gradient_fp8
         )
-        linear.cast_for_wgrad(
-            tape, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16
-        )
+        linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16)
         tape.add(
             f"{f.name}.swiglu.recompute_quant_t",
             "quant.chan_t",
@@ -128,7 +139,8 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
             part="R",
         )
     else:
-        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, fp8=False)
+        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="bf16")
+    eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.recompute_swiglu and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
     tape.add(
@@ -145,18 +157,18 @@ def up_backward(tape: Tape, f: Ffn) -> None:
         tape.add(
             f"{f.name}.up_gate.dgrad",
             "gemm.fp8",
-            linear.Gemm(m=f.tokens, n=f.hidden, k=f.up, precision="fp8_block"),
+            Gemm(m=f.tokens, n=f.hidden, k=f.up, precision="fp8_block"),
         )
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.up, which="g")
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, fp8=False)
+        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe="bf16")
 
 
 def dense_forward(s: Shapes) -> Segment:
     """`mlp.F` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.F", "F")
+    tape = Tape("mlp.F", "F", s.stack)
     gather(tape, "dense.x", s, f.hidden)
     up(tape, f, s, cast_input=True)
     down(tape, f, s)
@@ -168,7 +180,7 @@ def dense_forward(s: Shapes) -> Segment:
 def dense_backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.B", "I")
+    tape = Tape("mlp.B", "I", s.stack)
     gather(tape, "dense.g", s, f.hidden)
     down_backward(tape, f, s, sms, gradient_fp8=False)
     if s.recompute_norms:
@@ -181,7 +193,7 @@ def dense_backward(s: Shapes, sms: int) -> Segment:
 def dense_weights(s: Shapes) -> Segment:
     """`mlp.W` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.W", "W")
-    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, fp8=f.fp8)
-    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, fp8=f.fp8)
+    tape = Tape("mlp.W", "W", s.stack)
+    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe)
+    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe)
     return tape.done()

@@ -28,7 +28,7 @@ def dense_layer(s: Shapes, sms: int) -> Block:
     back = (
         ffn.dense_backward(s, sms),
         ffn.dense_weights(s),
-        _attention_backward(Tape("attn.B", "I"), s, sms),
+        _attention_backward(Tape("attn.B", "I", s.stack), s, sms),
         _attention_weights(s),
     )
     return _recomputed(Block(kind="dense", forward=ahead, backward=back), s)
@@ -38,10 +38,11 @@ def moe_layer(s: Shapes, sms: int) -> Block:
     """Attention and the experts with their two exchanges each way."""
     first = _attention(s, sms)
     moe.router_forward(first, s)
-    ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s))
-    gate = Tape("attn.B", "I")
+    ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s), *moe.local_sum(s))
+    gate = Tape("attn.B", "I", s.stack)
     moe.router_backward(gate, s)
     back = (
+        *moe.local_copies_backward(s),
         moe.combine_backward(s),
         moe.backward(s, sms),
         moe.dispatch_backward(s),
@@ -73,7 +74,7 @@ def _recomputed(block: Block, s: Shapes) -> Block:
         )
         ahead.append(replace(segment, ops=bare))
         # The last exchange carries the layer's output away: backward does not need it again.
-        if segment.name != "combine.F":
+        if segment.name not in ("combine.F", "out.F"):
             ops = tuple(_again(op, names) for op in segment.ops)
             again.append(replace(segment, name=segment.name.replace(".F", "_again.B"), ops=ops))
     return replace(block, forward=tuple(ahead), backward=tuple(again) + block.backward)

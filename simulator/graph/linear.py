@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from simulator.dtypes import FP8_TILE, WIDTH
 from simulator.graph.block import Tape
-from simulator.ops import Gemm, GemmPrecision, Streaming
+from simulator.layout import Recipe
+from simulator.ops import Gemm, GemmPrecision, Part, Streaming
 
 BF16, FP8, FP32 = WIDTH["bf16"], WIDTH["fp8"], WIDTH["fp32"]
 
@@ -24,14 +25,24 @@ def scales(rows: int, width: int) -> Streaming:
     return cast(rows * -(-width // FP8_TILE), FP32, FP32)
 
 
-def precision_of(fp8: bool) -> GemmPrecision:
+PRECISION: dict[Recipe, GemmPrecision] = {"fp8": "fp8_block", "fp8_tensor": "fp8_tensor", "bf16": "bf16"}
+CLASS: dict[Recipe, str] = {"fp8": "gemm.fp8", "fp8_tensor": "gemm.fp8_tensor", "bf16": "gemm.bf16"}
+
+
+def precision_of(recipe: Recipe) -> GemmPrecision:
     """The GEMM precision of the recipe."""
-    return "fp8_block" if fp8 else "bf16"
+    return PRECISION[recipe]
 
 
-def gemm_class(fp8: bool, suffix: str = "") -> str:
+def gemm_class(recipe: Recipe, suffix: str = "") -> str:
     """Kernel class of a GEMM: `gemm.fp8`, `gemm.bf16.wgrad` ..."""
-    return ("gemm.fp8" if fp8 else "gemm.bf16") + suffix
+    return CLASS[recipe] + suffix
+
+
+def cast_tensor(tape: Tape, name: str, elements: float) -> None:
+    """Per-tensor FP8: one kernel writes the cast and its transpose, which the other GEMMs of the layer read."""
+    if not tape.fused_quant:
+        tape.add(name, "quant.tensor", cast(elements, BF16, 2 * FP8))
 
 
 def forward(
@@ -41,24 +52,26 @@ def forward(
     n: int,
     k: int,
     *,
-    fp8: bool,
+    recipe: Recipe,
     cast_input: bool = True,
     recompute: bool = False,
     saved: float = 0.0,
 ) -> None:
     """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote FP8."""
     tail = "_r" if recompute else ""
-    part = "R" if recompute else None
-    if fp8:
+    part: Part | None = "R" if recompute else None
+    if recipe == "fp8":
         if cast_input:
             tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
         tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
-    gemm = Gemm(m=m, n=n, k=k, precision=precision_of(fp8))
-    tape.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(fp8), gemm, part=part, saved=saved)
+    elif recipe == "fp8_tensor" and cast_input and not recompute:
+        cast_tensor(tape, f"{name}.quant_x", m * k)
+    gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
+    tape.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(recipe), gemm, part=part, saved=saved)
 
 
 def weight_transpose(tape: Tape, name: str, n: int, k: int, *, experts: int = 1) -> None:
-    """FP8 only: the weight laid out for the input gradient."""
+    """Fine-grained FP8 only: the weight laid out for the input gradient."""
     tape.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8))
 
 
@@ -69,12 +82,12 @@ def input_gradient(
     n: int,
     k: int,
     *,
-    fp8: bool,
+    recipe: Recipe,
     cast_gradient: bool = True,
     weight_first: bool = True,
 ) -> None:
     """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8."""
-    if fp8:
+    if recipe == "fp8":
         if weight_first:
             weight_transpose(tape, name, n, k)
         if cast_gradient:
@@ -82,15 +95,23 @@ def input_gradient(
         if not weight_first:
             weight_transpose(tape, name, n, k)
         tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
-    tape.add(f"{name}.dgrad", gemm_class(fp8), Gemm(m=m, n=k, k=n, precision=precision_of(fp8)))
+    elif recipe == "fp8_tensor" and cast_gradient:
+        cast_tensor(tape, f"{name}.quant_g", m * n)
+    tape.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))
 
 
 def cast_for_wgrad(tape: Tape, name: str, rows: int, width: int, *, which: str, read: float = BF16) -> None:
-    """FP8 only: one operand of the weight gradient cast per 128x1 and transposed (`which` is x or g)."""
+    """Fine-grained FP8 only: one operand of the weight gradient cast per 128x1 and transposed (`which` is x or g)."""
     tape.add(f"{name}.quant_{which}_t", "quant.chan_t", cast(rows * width, read, FP8), part="W")
 
 
-def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, fp8: bool) -> None:
-    """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2)."""
-    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(fp8), form="wgrad", out_bytes=FP32)
-    tape.add(f"{name}.wgrad", gemm_class(fp8, ".wgrad"), gemm)
+def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, recipe: Recipe) -> None:
+    """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2).
+
+    Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own.
+    """
+    fused = tape.fused_accumulation
+    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=FP32 if fused else BF16)
+    tape.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
+    if not fused:
+        tape.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + FP32), written=n * k * FP32))

@@ -1,4 +1,4 @@
-"""Multi-head latent attention as DeepSeek trains it (V2 report, arXiv 2405.04434, section 2.1; V3 report, section 2.1.1).
+"""Multi-head latent attention as DeepSeek trains it (arXiv 2405.04434, section 2.1; 2412.19437, section 2.1.1).
 
 Op names, order and bytes follow DeepSeek's public training profile (`deepseek-ai/profile-data`), tabulated in
 `workloads/facts/h800_layer_ops.csv`.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from simulator.dtypes import WIDTH
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
-from simulator.graph.linear import BF16, FP8, FP32, cast
+from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.norm import norm_backward, norm_forward
-from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
+from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Attention, Streaming
+from simulator.ops import Attention, Part, Streaming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,8 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
 
 def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) -> None:
     """Latents to queries, keys and values; run once more in backward where they are recomputed."""
-    tail, part = ("_r", "R") if again else ("", None)
+    tail = "_r" if again else ""
+    part: Part | None = "R" if again else None
     name = "recompute" if again else "fwd"
     rope = "recompute" if again else "fwd"
     keep = 0.0 if s.recompute_mla_up or again else 1.0
@@ -89,11 +90,23 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
     if not again or s.recompute_norms:
         if d.q_lora:
             norm_forward(
-                tape, f"norm.q_lora.{name}", d.tokens, d.q_lora, sms, part=part, saved=keep_norm * d.tokens * d.q_lora * BF16
+                tape,
+                f"norm.q_lora.{name}",
+                d.tokens,
+                d.q_lora,
+                sms,
+                part=part,
+                saved=keep_norm * d.tokens * d.q_lora * BF16,
             )
         tape.add(f"attn.kv_slice.copy{tail}", "elem", cast(d.tokens * d.kv_lora, BF16, BF16), part=part)
         norm_forward(
-            tape, f"norm.kv_lora.{name}", d.tokens, d.kv_lora, sms, part=part, saved=keep_norm * d.tokens * d.kv_lora * BF16
+            tape,
+            f"norm.kv_lora.{name}",
+            d.tokens,
+            d.kv_lora,
+            sms,
+            part=part,
+            saved=keep_norm * d.tokens * d.kv_lora * BF16,
         )
         if not again:
             tape.add("attn.k_pe.copy", "elem", cast(d.tokens * d.rope, BF16, BF16))
@@ -101,10 +114,24 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
         return
     if d.q_lora:
         linear.forward(
-            tape, "attn.q_b", d.tokens, d.q, d.q_lora, fp8=s.fp8, recompute=again, saved=keep * d.tokens * d.q * BF16
+            tape,
+            "attn.q_b",
+            d.tokens,
+            d.q,
+            d.q_lora,
+            recipe=s.recipe,
+            recompute=again,
+            saved=keep * d.tokens * d.q * BF16,
         )
     linear.forward(
-        tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, fp8=s.fp8, recompute=again, saved=keep * d.tokens * d.out * BF16
+        tape,
+        "attn.kv_b",
+        d.tokens,
+        d.kv,
+        d.kv_lora,
+        recipe=s.recipe,
+        recompute=again,
+        saved=keep * d.tokens * d.out * BF16,
     )
     tape.add(f"rope.k.{rope}", "rope", cast(d.tokens * d.rope, BF16, BF16), part=part)
     tape.add(
@@ -127,31 +154,36 @@ def forward(s: Shapes, sms: int) -> Tape:
     """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
-    tape = Tape("attn.F", "F")
+    tape = Tape("attn.F", "F", s.stack)
     keep_norm = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
     norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=d.sharded * h * BF16 + keep_norm)
     if d.q_lora:
-        linear.forward(tape, "attn.q_a", d.sharded, d.q_lora, h, fp8=s.fp8, saved=d.sharded * d.q_lora * BF16)
+        linear.forward(tape, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
     else:
         gather(tape, "attn.x", s, h)
-        linear.forward(tape, "attn.q", t, d.q, h, fp8=s.fp8, saved=t * d.q * BF16)
+        linear.forward(tape, "attn.q", t, d.q, h, recipe=s.recipe, saved=t * d.q * BF16)
     linear.forward(
-        tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, h, fp8=s.fp8, saved=d.sharded * (d.kv_lora + d.rope) * BF16
+        tape,
+        "attn.kv_a",
+        d.sharded,
+        d.kv_lora + d.rope,
+        h,
+        recipe=s.recipe,
+        saved=d.sharded * (d.kv_lora + d.rope) * BF16,
     )
     gather(tape, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
     _up_projections(tape, s, d, sms, again=False)
     statistics = t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
+    exchange_keys(tape, "attn.kv.exchange", s, d.q + d.out, passes=1)
     tape.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
         tape.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
-    linear.forward(tape, "attn.o", t, h, d.out, fp8=s.fp8)
+    linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
     tape.add("attn.out.scale", "elem", cast(d.sharded * h, BF16, BF16))
     keep = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
-    norm_forward(
-        tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=d.sharded * h * BF16 + keep
-    )
+    norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=d.sharded * h * BF16 + keep)
     return tape
 
 
@@ -159,9 +191,8 @@ def _core_backward(tape: Tape, s: Shapes, d: Dims) -> None:
     """FlashAttention's backward with the kernels before and after it (D = rowsum(dO * O), dQ from FP32 to BF16)."""
     t = d.tokens
     accumulator = t * d.q * FP32
-    tape.add(
-        "attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * t * d.out * BF16, written=accumulator), part="I"
-    )
+    tape.add("attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * t * d.out * BF16, written=accumulator), part="I")
+    exchange_keys(tape, "attn.dkv.exchange", s, d.q + d.out, passes=2)
     tape.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
     tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=accumulator, written=t * d.q * BF16))
     tape.add("rope.q.bwd", "rope", cast(t * d.heads * d.rope, BF16, BF16))
@@ -171,12 +202,12 @@ def _latent_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
     """From dq, dk, dv back to the two latents."""
     t = d.tokens
     if d.q_lora:
-        linear.input_gradient(tape, "attn.q_b", t, d.q, d.q_lora, fp8=s.fp8)
+        linear.input_gradient(tape, "attn.q_b", t, d.q, d.q_lora, recipe=s.recipe)
     tape.add("attn.k_pe.reduce", "elem", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
     tape.add("rope.k.bwd", "rope", cast(t * d.rope, BF16, BF16))
     tape.add("attn.dk_nope.copy", "kvcopy", cast(t * d.heads * d.nope, BF16, BF16))
     tape.add("attn.dv.copy", "kvcopy", cast(t * d.out, BF16, BF16))
-    linear.input_gradient(tape, "attn.kv_b", t, d.kv, d.kv_lora, fp8=s.fp8)
+    linear.input_gradient(tape, "attn.kv_b", t, d.kv, d.kv_lora, recipe=s.recipe)
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv, which="g")
         linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv_lora, which="x")
@@ -200,7 +231,7 @@ def _input_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
         norm_forward(tape, "norm.attn.recompute", t, h, sms, part="R")
     first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
     for name, width, rows in first:
-        linear.input_gradient(tape, name, rows, width, h, fp8=s.fp8, weight_first=False)
+        linear.input_gradient(tape, name, rows, width, h, recipe=s.recipe, weight_first=False)
         if s.fp8:
             linear.cast_for_wgrad(tape, name, rows, h, which="x")
             linear.cast_for_wgrad(tape, name, rows, width, which="g")
@@ -217,7 +248,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     gather(tape, "attn.o_g", s, h)
     if s.fp8:
         tape.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
-    linear.input_gradient(tape, "attn.o", t, h, d.out, fp8=s.fp8, weight_first=False)
+    linear.input_gradient(tape, "attn.o", t, h, d.out, recipe=s.recipe, weight_first=False)
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.o", t, d.out, which="x")
         linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
@@ -234,17 +265,14 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
 def weights(s: Shapes) -> Segment:
     """`attn.W`: the weight gradients."""
     d = dims_of(s)
-    tape = Tape("attn.W", "W")
-    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, fp8=s.fp8)
-    linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, fp8=s.fp8)
+    tape = Tape("attn.W", "W", s.stack)
+    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe)
+    linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:
-        linear.weight_gradient(tape, "attn.q_b", d.tokens, d.q, d.q_lora, fp8=s.fp8)
-    linear.weight_gradient(tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, d.hidden, fp8=s.fp8)
+        linear.weight_gradient(tape, "attn.q_b", d.tokens, d.q, d.q_lora, recipe=s.recipe)
+    linear.weight_gradient(tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, d.hidden, recipe=s.recipe)
     if d.q_lora:
-        linear.weight_gradient(tape, "attn.q_a", d.sharded, d.q_lora, d.hidden, fp8=s.fp8)
+        linear.weight_gradient(tape, "attn.q_a", d.sharded, d.q_lora, d.hidden, recipe=s.recipe)
     else:
-        linear.weight_gradient(tape, "attn.q", d.tokens, d.q, d.hidden, fp8=s.fp8)
+        linear.weight_gradient(tape, "attn.q", d.tokens, d.q, d.hidden, recipe=s.recipe)
     return tape.done()
-
-
-__all__ = ["FP8", "Dims", "backward", "core_work", "dims_of", "forward", "weights"]

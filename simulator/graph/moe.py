@@ -66,15 +66,49 @@ def router_forward(tape: Tape, s: Shapes) -> None:
     tape.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
     if s.fp8:
         tape.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
+    if s.stack.dispatcher == "nccl":
+        tape.add("moe.permute_local.fwd", "permute.expand", _local_copies(s))
+
+
+def _local_copies(s: Shapes) -> Streaming:
+    """A plain all-to-all carries every (token, expert) copy: tokens are copied once per expert before it."""
+    each = dispatched_bytes(s)
+    copies = sharded_tokens(s) * s.model.num_experts_per_tok
+    return Streaming(read=sharded_tokens(s) * each, written=copies * each)
+
+
+def _local_sum(s: Shapes) -> Streaming:
+    """The inverse: the copies of a token summed into one."""
+    t, width = sharded_tokens(s), s.model.hidden_size * BF16
+    return Streaming(read=t * s.model.num_experts_per_tok * width, written=t * width)
+
+
+def local_sum(s: Shapes) -> tuple[Segment, ...]:
+    """`out.F`: after a plain all-to-all the copies of each token are summed at home."""
+    if s.stack.dispatcher != "nccl":
+        return ()
+    tape = Tape("out.F", "F", s.stack)
+    last = "moe.combine.fwd.a2a"
+    tape.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=(last,))
+    return (tape.done(),)
+
+
+def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
+    """`out.B`: the gradient of that sum, before the experts' backward."""
+    if s.stack.dispatcher != "nccl":
+        return ()
+    tape = Tape("out.B", "I", s.stack)
+    tape.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s))
+    return (tape.done(),)
 
 
 def dispatch(s: Shapes) -> Segment:
     """`dispatch.F`: layout, notify, exchange."""
-    tape = Tape("dispatch.F", "F", "comm")
+    tape = Tape("dispatch.F", "F", s.stack, "comm")
     last = "moe.dispatch.fwd.quant" if s.fp8 else "router.topk_2nd"
-    tape.add(
-        "moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,)
-    )
+    if s.stack.dispatcher == "nccl":
+        last = "moe.permute_local.fwd"
+    tape.add("moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,))
     tape.add("moe.dispatch.fwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
     tape.add("moe.dispatch.fwd.a2a", "comm.dispatch", all_to_all(s, "dispatch"))
     return tape.done()
@@ -82,7 +116,7 @@ def dispatch(s: Shapes) -> Segment:
 
 def _exchange(s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str) -> Segment:
     """Notify and exchange after the op `after`."""
-    tape = Tape(segment, "F" if segment.endswith("F") else "I", "comm")
+    tape = Tape(segment, "F" if segment.endswith("F") else "I", s.stack, "comm")
     tape.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
     work = all_to_all(s, direction, cached=segment.endswith("B"))
@@ -104,7 +138,7 @@ def forward_end(s: Shapes) -> str:
 
 def combine_backward(s: Shapes) -> Segment:
     """`combine.B`: the gradient of the combine is a dispatch with the cached layout."""
-    tape = Tape("combine.B", "I", "comm")
+    tape = Tape("combine.B", "I", s.stack, "comm")
     t, h = sharded_tokens(s), s.model.hidden_size
     if s.fp8:
         tape.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
@@ -125,9 +159,7 @@ def dispatch_backward(s: Shapes) -> Segment:
 
 def _grouped(s: Shapes, n: int, k: int) -> Gemm:
     """One grouped GEMM over the local experts."""
-    return Gemm(
-        m=s.rows, n=n, k=k, precision=linear.precision_of(s.fp8), form="grouped", groups=s.local_experts
-    )
+    return Gemm(m=s.rows, n=n, k=k, precision=linear.precision_of(s.recipe), form="grouped", groups=s.local_experts)
 
 
 def _permute(s: Shapes, width: int) -> Streaming:
@@ -145,7 +177,7 @@ def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.F", "F")
+    tape = Tape("mlp.F", "F", s.stack)
     if shared:
         gather(tape, "shared.x", s, h)
         ffn.up(tape, shared, s, cast_input=False)
@@ -158,12 +190,13 @@ def forward(s: Shapes) -> Segment:
         tape.add("moe.up_gate.scale_t", "scale_t", scales(s.rows, h))
     tape.add(
         "moe.up_gate.fwd",
-        linear.gemm_class(s.fp8, ".grouped"),
+        linear.gemm_class(s.recipe, ".grouped"),
         _grouped(s, 2 * inner, h),
         saved=ffn.kept_up(s, s.rows, 2 * inner),
     )
     if s.fp8:
         tape.add("moe.gate_w.scale", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
+    ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=False)
     tape.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
         "swiglu",
@@ -174,7 +207,7 @@ def forward(s: Shapes) -> Segment:
         linear.weight_transpose(tape, "moe.down", h, inner, experts=experts)
         tape.add("moe.down.scale_t", "scale_t", scales(s.rows, inner))
         tape.add("moe.tensormap.fill", "elem", Streaming(read=0.0, written=128.0))
-    tape.add("moe.down.fwd", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, h, inner))
+    tape.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
     tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
     if shared:
         ffn.down(tape, shared, s)
@@ -196,7 +229,8 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
     if s.fp8:
         tape.add("moe.down.scale_t_g", "scale_t", scales(s.rows, h))
-    tape.add("moe.down.dgrad", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, inner, h))
+    tape.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
+    ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=True)
     again = s.recompute_swiglu
     tape.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
@@ -214,7 +248,7 @@ def backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B`."""
     h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.B", "I")
+    tape = Tape("mlp.B", "I", s.stack)
     if shared:
         gather(tape, "shared.g", s, h)
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
@@ -227,7 +261,7 @@ def backward(s: Shapes, sms: int) -> Segment:
     if s.fp8:
         tape.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
         tape.add("moe.up_gate.scale_t_g", "scale_t", scales(s.rows, 2 * inner))
-    tape.add("moe.up_gate.dgrad", linear.gemm_class(s.fp8, ".grouped"), _grouped(s, h, 2 * inner))
+    tape.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
     tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
     if s.fp8:
         tape.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
@@ -246,16 +280,18 @@ def _dequant(elements: int, sms: int) -> Streaming:
 
 def _expert_wgrad(tape: Tape, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
-    precision = linear.precision_of(s.fp8)
+    precision = linear.precision_of(s.recipe)
     if s.stack.grouped_wgrad:
-        work = Gemm(m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32)
-        tape.add(f"{name}.wgrad", linear.gemm_class(s.fp8, ".grouped_wgrad"), work)
+        work = Gemm(
+            m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32
+        )
+        tape.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work)
     else:
         rows = -(-s.rows // s.local_experts)
         work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=FP32)
         tape.add(
             f"{name}.wgrad",
-            linear.gemm_class(s.fp8, ".wgrad"),
+            linear.gemm_class(s.recipe, ".wgrad"),
             work,
             count=s.local_experts,
             side=s.stack.wgrad_streams > 1,
@@ -266,9 +302,9 @@ def weights(s: Shapes) -> Segment:
     """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
     h, inner = s.model.hidden_size, expert_inner(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.W", "W")
+    tape = Tape("mlp.W", "W", s.stack)
     if shared:
-        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, fp8=s.fp8)
+        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe)
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
         tape.add("moe.down.quant_g_t", "quant.chan_t", permuted)
@@ -277,7 +313,7 @@ def weights(s: Shapes) -> Segment:
         tape.add("moe.up_gate.quant_x_t", "quant.chan_t", permuted)
     _expert_wgrad(tape, s, "moe.up_gate", h, 2 * inner)
     if shared:
-        linear.weight_gradient(tape, "shared.up_gate", shared.tokens, shared.up, h, fp8=s.fp8)
+        linear.weight_gradient(tape, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
     return tape.done()
 
 
@@ -285,7 +321,11 @@ def router_backward(tape: Tape, s: Shapes) -> None:
     """The gate's gradients, at the head of `attn.B`; they wait for the gate weights' gradient to come home."""
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
     work = Fixed(launches=ROUTER_BACKWARD_KERNELS)
-    tape.add("router.bwd.small_ops", "router", work, after=("moe.dispatch.bwd.a2a_combine",))
+    home: tuple[str, ...] = ("moe.dispatch.bwd.a2a_combine",)
+    if s.stack.dispatcher == "nccl":
+        tape.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
+        home = ()
+    tape.add("router.bwd.small_ops", "router", work, after=home)
     tape.add("router.gate.dgrad", "gemm.bf16", Gemm(m=t, n=h, k=experts, precision="bf16"))
     wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
     tape.add("router.gate.wgrad", "gemm.bf16", wgrad, part="W")

@@ -25,7 +25,17 @@ def norm_forward(
     part: Part | None = None,
     saved: float = 0.0,
 ) -> None:
-    """Read x, write the normalised x; with `residual`, also read the branch and write the sum."""
+    """Read x, write the normalised x; with `residual`, also read the branch and write the sum.
+
+    Software without a fused norm adds the residual and converts to FP32 and back with kernels of their own.
+    """
+    if not tape.stack.norm_fused:
+        if residual:
+            tape.add(f"{name}.add", "elem", Streaming(read=2 * tokens * width * BF16, written=tokens * width * BF16))
+            residual = False
+        tape.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
+        tape.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
+        tape.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
     work = Streaming(
         read=tokens * width * per_value / 2,

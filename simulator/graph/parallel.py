@@ -33,20 +33,42 @@ def sharded_tokens(s: Shapes) -> int:
     return -(-s.tokens // layout.tp) if layout.sp else s.tokens
 
 
-def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, width: int) -> None:
+def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, width: int, *, pipelined: bool) -> None:
     """One tensor-parallel collective over the activations of a microbatch."""
     tp = s.job.layout.tp
     if tp > 1 and width:
         work = Collective(kind=kind, bytes=s.tokens * width * BF16, ranks=tp, per_node=tp)
-        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work)
+        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work, side=pipelined)
 
 
 def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
     """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only)."""
     if s.job.layout.sp:
-        _collective(tape, name, "all_gather", s, width)
+        _collective(tape, name, "all_gather", s, width, pipelined=s.stack.tp_overlap)
 
 
 def scatter(tape: Tape, name: str, s: Shapes, width: int) -> None:
     """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce."""
-    _collective(tape, name, "reduce_scatter" if s.job.layout.sp else "all_reduce", s, width)
+    if s.job.layout.sp:
+        _collective(tape, name, "reduce_scatter", s, width, pipelined=s.stack.tp_overlap)
+    else:
+        _collective(tape, name, "all_reduce", s, width, pipelined=False)
+
+
+def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) -> None:
+    """Context parallelism: every rank sees all keys and values, `passes` times `width` values a token.
+
+    A ring passes them on while the core works on the part that is there (Ring Attention, arXiv 2310.01889); an
+    all-gather comes before it (Llama 3, arXiv 2407.21783, section 3.3.2).
+    """
+    layout = s.job.layout
+    if layout.cp > 1:
+        size = passes * s.batch * s.seq_kv * width * BF16
+        work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
+        tape.add(name, f"comm.cp.{layout.cp_kind}", work, side=layout.cp_kind == "ring")
+
+
+def ranks_per_node(s: Shapes) -> int:
+    """Context-parallel ranks that share a node: tensor parallelism takes its place first."""
+    room = max(1, s.node_gpus // s.job.layout.tp)
+    return max(d for d in range(1, min(room, s.job.layout.cp) + 1) if s.job.layout.cp % d == 0)

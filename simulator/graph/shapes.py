@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.layout import Job
+from simulator.layout import Job, Recipe
 from simulator.model import ModelSpec
 from simulator.routing import PADDING, expected_ranks, load
 from simulator.scenario import Scenario
@@ -17,7 +17,7 @@ class Shapes:
 
     `tokens` [tokens] it computes outside attention, `batch` [sequences] x `seq` [tokens of its context share],
     `seq_kv` [tokens] the keys it attends to. `rows` are the token-expert rows of its local experts, padded to
-    `pad` per expert; `received` the distinct tokens that arrive. `fp8`: the fine-grained FP8 recipe.
+    `PADDING` per expert under FP8; `received` the distinct tokens that arrive.
     """
 
     model: ModelSpec
@@ -30,7 +30,13 @@ class Shapes:
     rows: int
     received: int
     local_experts: int
-    fp8: bool
+    recipe: Recipe
+    node_gpus: int = 8
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the fine-grained FP8 recipe runs, with all its casts."""
+        return self.recipe == "fp8"
 
     @property
     def recompute_norms(self) -> bool:
@@ -73,7 +79,8 @@ def shapes_of(scenario: Scenario) -> Shapes:
         rows=rows,
         received=received,
         local_experts=model.n_routed_experts // job.layout.ep if model.is_moe else 0,
-        fp8=job.precision.recipe == "fp8",
+        recipe=job.precision.recipe,
+        node_gpus=scenario.cluster.node.gpus,
     )
 
 
@@ -98,4 +105,6 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
         model.n_group,
         model.topk_group if model.is_node_limited else 0,
     )
+    if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
+        return round(loads.mean_rows), tokens * model.num_experts_per_tok
     return round(loads.mean_rows), round(tokens * ranks)

@@ -13,6 +13,7 @@ from simulator.graph import ends, layer
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.model import ModelSpec
+import itertools
 
 LAYERS = ("dense", "moe")
 
@@ -114,9 +115,7 @@ def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -
     for cut in reversed(cuts):
         bounds.append(cut[bounds[-1]])
     bounds.reverse()
-    return tuple(
-        tuple(kind for unit in units[a:b] for kind in unit) for a, b in zip(bounds, bounds[1:], strict=False)
-    )
+    return tuple(tuple(kind for unit in units[a:b] for kind in unit) for a, b in itertools.pairwise(bounds))
 
 
 def _units(kinds: Sequence[str]) -> list[tuple[str, ...]]:

@@ -34,7 +34,7 @@ def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
     tp, layout = job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
-    if kind in ("dense", "moe"):
+    if kind == "dense" or kind == "moe":
         p = model.layer_parameters(kind)
         split = (p.attention + p.shared_expert + p.dense_ffn) // tp
         return Held(dense=split + p.norms + p.router, experts=p.routed_expert // (layout.ep * layout.etp))
@@ -50,5 +50,6 @@ def held_by_stage(blocks: Sequence[str], model: ModelSpec, job: Job) -> Held:
     total, heads = Held(), 0
     for kind in blocks:
         heads += kind == "head"
-        total = total + (Held(dense=model.hidden_size) if kind == "head" and heads > 1 else held_by_block(kind, model, job))
+        again = kind == "head" and heads > 1
+        total = total + (Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
     return total
