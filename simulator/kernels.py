@@ -82,7 +82,8 @@ class StreamParams:
     `bandwidth` is the attainable share of the displayed memory bandwidth, `sm_rate` [B/s] what one SM can move (0: no
     limit), `l2_gain` how many times faster bytes go that fit in L2 (1: no gain). `wave_time`: a kernel whose grid
     exactly fills the GPU runs in another wave when SMs are taken; that wave lasts this share of the first.
-    `traffic`: see `GemmParams`.
+    `traffic`: see `GemmParams`; `beside` [s] is what the start of the kernel takes longer beside a communication kernel
+    (one that moves `Kernels.comm_traffic`; less in proportion).
     """
 
     launch: float
@@ -91,6 +92,7 @@ class StreamParams:
     l2_gain: float = 1.0
     wave_time: float = 1.0
     traffic: float = 1.0
+    beside: float = 0.0
     source: str
     range: str = ""
     assumed: bool = False

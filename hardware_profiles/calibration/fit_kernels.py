@@ -94,7 +94,7 @@ def search(recipe: Recipe, fitted: list[Sample]) -> Params:
         inside = [min(max(v, lo), hi) for v, (lo, hi) in zip(x, bounds, strict=True)]
         return value(dict(zip(names, inside, strict=True)))
 
-    rough = differential_evolution(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=10, polish=False, tol=1e-5)
+    rough = differential_evolution(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=12, polish=False, tol=1e-5)
     fine = minimize(at, rough.x, method="Nelder-Mead", options={"maxiter": 300, "xatol": 1e-5, "fatol": 1e-7})
     best = fine.x if fine.fun < rough.fun else rough.x
     inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best, bounds, strict=True)]
@@ -115,13 +115,14 @@ def fit_all(everything: list[Sample], only: str) -> tuple[dict[str, dict[str, Pa
             continue
         fitted, held = tables.split(chosen(recipe, everything))
         params = search(recipe, fitted)
-        found[recipe.home][recipe.cls] = params
+        found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), params)
+        before = len(report)
         for hardware in recipe.hardware:
-            for part, rows in (("fit", fitted), ("held out", held)):
+            for part, rows in (("fitted", fitted), ("held out", held)):
                 mine = [s for s in rows if s.hardware == hardware]
                 if mine:
                     report.append(errors(recipe.cls, hardware, part, mine, as_kernels(recipe, params)))
-        print(recipe.home, recipe.cls, [f"{e.hardware} {e.part} {e.count}: {e.mape:.1%}" for e in report if e.cls == recipe.cls])
+        print(recipe.home, recipe.cls, [f"{e.hardware} {e.part} {e.count}: {e.mape:.1%}" for e in report[before:]])
     return found, report
 
 
@@ -129,7 +130,8 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
     for target, origin, why, assumed in (*CARRIED, *ASSUMED):
         for cls, params in list(found[origin].items()):
-            if cls not in found[target]:
+            missing = "fp8" in cls and not GPUS[target].peak.fp8
+            if cls not in found[target] and not missing:
                 found[target][cls] = replace(params, source=f"{params.source}; {why}", assumed=assumed or params.assumed)
 
 

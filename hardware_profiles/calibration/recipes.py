@@ -17,7 +17,7 @@ FA2 = "FlashAttention-2 repository figures"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How class `cls` of GPU `home` is fitted: to the samples of classes `samples` on GPUs `hardware`."""
+    """How class `cls` of GPU `home` (and `also` others) is fitted: to samples of classes `samples` on GPUs `hardware`."""
 
     cls: str
     kind: str
@@ -29,12 +29,13 @@ class Recipe:
     source: str
     range: str = ""
     effort: int = 40
+    also: tuple[str, ...] = ()
 
 
 TRACE_TILES = ((128, 128),)
 DEEPGEMM_TILES = ((64, 16), (64, 32), (64, 64), (64, 128), (128, 128), (128, 160))
 CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (128, 256), (256, 128))
-LOOP: Mapping[str, Bounds] = {"rate": (0.5, 1.0), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
+LOOP: Mapping[str, Bounds] = {"rate": (0.5, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
 HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
 WHOLE: Mapping[str, Bounds] = {
     **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "bandwidth": (0.45, 0.92), "fill": (0.0, 5e-6),
@@ -59,7 +60,7 @@ def library_gemm(
     return Recipe(
         cls=cls, kind="gemm", home=home, hardware=hardware or (home,), samples=samples or (cls,),
         free={k: v for k, v in WHOLE.items() if k not in fixed and k not in drop}, source=source, range=text,
-        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4} | fixed, effort=60,
+        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4} | fixed, effort=25,
     )  # fmt: skip
 
 
@@ -71,17 +72,17 @@ def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str
     return Recipe(
         cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
         samples=settings.get("samples", (cls,)), free={k: v for k, v in free.items() if k not in fixed}, fixed=fixed,
-        source=source, range=text, effort=80,
+        source=source, range=text, effort=30, also=settings.get("also", ()),
     )  # fmt: skip
 
 
 def stream(cls: str, home: str, source: str, *free: str, **fixed: float) -> Recipe:
     """A memory-bound class; launch and bandwidth are always free."""
     bounds: dict[str, Bounds] = {
-        "launch": (5e-7, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 3.0),
-        "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0),
+        "launch": (2e-6, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 2.0),
+        "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "beside": (0.0, 8e-6),
     }  # fmt: skip
-    names = ("launch", "bandwidth", *free)
+    names = tuple(n for n in ("launch", "bandwidth", *free) if n not in fixed)
     return Recipe(
         cls=cls, kind="stream", home=home, hardware=(home,), samples=(cls,), source=source,
         free={n: bounds[n] for n in names}, fixed={k: v for k, v in fixed.items()}, range="1 MB to 1 GB",
@@ -126,25 +127,28 @@ RECIPES = (
     attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
     attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
     attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
-    stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain"),
-    stream("quant.chan_t", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain"),
-    stream("quant.chan_t.permuted", "h800", DEEPSEEK),
-    stream("quant.special", "h800", DEEPSEEK, traffic=1.0),
-    stream("scale_t", "h800", DEEPSEEK, traffic=1.0),
+    attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
+              "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
+    stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "beside"),
+    stream("quant.chan_t", "h800", DEEPSEEK, "traffic", "l2_gain", beside=3e-6),
+    stream("quant.chan_t.permuted", "h800", DEEPSEEK, launch=4e-6),
+    stream("quant.special", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("scale_t", "h800", DEEPSEEK, "beside", traffic=0.0),
     stream("scale_t.rows", "h800", DEEPSEEK, traffic=1.0),
     stream("weight_t", "h800", DEEPSEEK, "traffic", "l2_gain"),
     stream("dequant", "h800", DEEPSEEK, traffic=1.0),
-    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", "l2_gain"),
+    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", "beside"),
+    stream("norm.fwd.residual", "h800", DEEPSEEK, traffic=1.0, launch=3e-6, wave_time=0.6),
     stream("norm.bwd", "h800", DEEPSEEK, "wave_time", traffic=1.0),
-    stream("rope", "h800", DEEPSEEK, traffic=1.0),
+    stream("rope", "h800", DEEPSEEK, "beside", traffic=1.0),
     stream("kvcopy", "h800", DEEPSEEK, "traffic"),
     stream("kvcopy.bcast", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
     stream("permute.expand", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
     stream("permute.reduce", "h800", DEEPSEEK, "traffic", launch=4e-6),
     stream("swiglu", "h800", DEEPSEEK, "traffic"),
-    stream("elem", "h800", DEEPSEEK, "traffic", "l2_gain"),
+    stream("elem", "h800", DEEPSEEK, "traffic", "l2_gain", "beside"),
     stream("attn.bwd_aux", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
-    stream("router.topk", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
+    stream("router.topk", "h800", DEEPSEEK, traffic=0.0, launch=4e-6),
     stream("elem", "h200", H200, "l2_gain", traffic=1.0),
     stream("norm.fwd@library", "h200", H200, traffic=1.0),
     stream("swiglu@library", "h200", H200, traffic=1.0),
@@ -171,4 +175,5 @@ CARRIED = (
     ("h200", "h100", f"H100: {SAME_SM}", False),
 )
 """(to, from, why, assumed): classes carried between GPUs with the same SM."""
-ASSUMED: tuple[tuple[str, str, str, bool], ...] = ()
+NOT_MEASURED = "A100: not measured, the same shares of peak and bandwidth assumed"
+ASSUMED = (("a100", "h200", NOT_MEASURED, True), ("a100", "h800", NOT_MEASURED, True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp, log
 from pathlib import Path
 from zlib import crc32
 
@@ -17,13 +18,15 @@ in 4 ms, 2.3 GB (BF16 combine) in 6.3 ms."""
 MOVER_RATE = 3e10
 """Memory traffic of one SM of the copying neighbour of the contention table [B/s], from its own effect on the norm."""
 HELD_OUT_EVERY = 3
+FEW_SHAPES = 6
 Work = Gemm | Attention | Streaming | Fixed
 Row = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s]."""
+    """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s];
+    `repeat` counts measurements of the same shape in a table."""
 
     hardware: str
     cls: str
@@ -35,19 +38,37 @@ class Sample:
     traffic: float = 0.0
     resolution: float = 2e-7
     weight: float = 1.0
+    repeat: int = 0
 
 
 def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Samples to fit and samples held out: every third of a class's distinct shapes, in the order of a checksum of the
-    shape alone. All measurements of a shape fall on the same side; a class of fewer than three shapes is fitted whole."""
-    held: set[tuple[str, str]] = set()
-    for cls in {s.cls for s in samples}:
-        shapes = sorted({repr(s.work) for s in samples if s.cls == cls}, key=lambda r: crc32(r.encode()))
-        held |= {(cls, shape) for shape in shapes[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]}
-    return (
-        [s for s in samples if (s.cls, repr(s.work)) not in held],
-        [s for s in samples if (s.cls, repr(s.work)) in held],
-    )
+    """Samples to fit and samples held out.
+
+    Of a class's distinct shapes in a table, every third in the order of a checksum of the shape alone is held out, with
+    all measurements of it. With fewer than `FEW_SHAPES` shapes, those of the trace's second layer pair are held out; other
+    tables' are fitted whole.
+    """
+    held: set[int] = set()
+    for key in {(s.cls, s.table) for s in samples}:
+        mine = [s for s in samples if (s.cls, s.table) == key]
+        shapes = sorted({repr(s.work) for s in mine}, key=lambda r: crc32(r.encode()))
+        kept = set(shapes[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+        few = len(shapes) < FEW_SHAPES
+        held |= {id(s) for s in mine if (s.repeat > 0 if few else repr(s.work) in kept)}
+    return [s for s in samples if id(s) not in held], [s for s in samples if id(s) in held]
+
+
+def merged(samples: list[Sample]) -> list[Sample]:
+    """One sample a shape where several runs of it were measured: their weighted geometric mean."""
+    groups: dict[tuple[object, ...], list[Sample]] = {}
+    for s in samples:
+        groups.setdefault((s.hardware, s.cls, s.work, s.sms, s.traffic), []).append(s)
+    out = []
+    for same in groups.values():
+        weight = sum(s.weight for s in same)
+        mean = exp(sum(s.weight * log(s.seconds) for s in same) / weight)
+        out.append(replace(same[0], seconds=mean, weight=1.0, label=same[0].label))
+    return out
 
 
 def rows(name: str) -> list[Row]:
@@ -81,6 +102,7 @@ VARIANTS = {
     "moe.up_gate.scale_t_g": "scale_t.rows",
     "moe.down.scale_t": "scale_t.rows",
     "moe.down.scale_t_g": "scale_t.rows",
+    "norm.ffn.fwd_residual": "norm.fwd.residual",
     "router.top8_of_256": "router.topk",
     "router.topk_2nd(aux loss)": "router.topk",
 }
@@ -143,6 +165,7 @@ def _trace_sample(row: Row, work: Work, microseconds: float) -> Sample:
     return Sample(
         hardware="h800", cls=VARIANTS.get(row["op"], row["cls"]), work=(work,), seconds=microseconds * 1e-6,
         table="h800_trace", label=row["op"], sms=sms, traffic=traffic, resolution=5e-7,
+        repeat=_int(row, "period"),
     )  # fmt: skip
 
 
@@ -390,4 +413,4 @@ def beside_traffic() -> list[Sample]:
 
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
-    return [*trace(), *infersim(), *published(), *h200_older(), *h200_measured()]
+    return [*trace(), *infersim(), *published(), *merged([*h200_older(), *h200_measured()])]

@@ -45,9 +45,10 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
     waves = waves_factor(work, p, gpu, sms)
     body = body_time(work, p, gpu, sms)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    launch = p.launch + p.beside * min(1.0, share.partner_traffic / kernels.comm_traffic)
     return Cost(
-        duration=p.launch + body * waves * slow,
-        bound_by="memory" if body > p.launch else "latency",
+        duration=launch + body * waves * slow,
+        bound_by="memory" if body > launch else "latency",
         formula=FORMULA,
         terms=(
             ("bytes", work.bytes),
@@ -55,7 +56,7 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("sms", float(sms)),
             ("waves_factor", waves),
             ("body_s", body),
-            ("launch_s", p.launch),
+            ("launch_s", launch),
             ("traffic_factor", slow),
         ),
         source=source,
