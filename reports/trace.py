@@ -1,0 +1,316 @@
+"""A simulated step as a Chrome trace, for ui.perfetto.dev or chrome://tracing: a process per rank, a thread per stream.
+
+The format is that of "Trace Event Format" (Google, 2016): complete events `X`, flow arrows `s` and `f`, metadata `M`.
+A full step has over a million ops, so nothing is kept: every run has a template of its events, into which its times
+are filled at once, and the text goes through gzip as it comes. Times are whole nanoseconds, so that events touch and
+nest without rounding gaps.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from reports.files import replacing
+from reports.words import ranges
+from simulator.engine.runs import Priced, Run, moments
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf, Timeline
+from simulator.errors import InputError
+from simulator.ops import Streaming
+from simulator.result import Result
+from simulator.schedule import Action, Pair, Step, stages_on
+
+THREADS = {
+    COMPUTE: (0, "compute"),
+    COMM: (1, "exchanges"),
+    SEND_NEXT: (4, "sends to the next stage"),
+    SEND_PREVIOUS: (5, "sends to the previous stage"),
+    SYNC: (6, "gradient sync"),
+}
+"""Stream -> thread of a rank, and its name."""
+LINKS = {"nic": (2, "IB: expert exchange"), "nvlink": (3, "NVLink: expert exchange")}
+"""Links that an exchange crosses, each a thread of its own."""
+
+_LEVEL = 5  # of gzip: half the size of level 1 for twice its time
+_HERE = "\x01"  # where an event's process, thread and step are filled in
+_COLOURS = {
+    "forward": "rail_response",
+    "backward": "thread_state_iowait",
+    "weight": "good",
+    "recompute": "olive",
+    "overlapped": "rail_animation",
+    "communication": "rail_load",
+    "optimizer": "grey",
+}
+_PARTS = {"F": "forward", "I": "backward", "W": "weight", "R": "recompute"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What of a step goes into a trace: pipeline ranks, and a window of time [s]."""
+
+    ranks: tuple[int, ...]
+    start: float = 0.0
+    end: float = float("inf")
+
+    @classmethod
+    def parse(cls, ranks: str | None, window: str | None, timeline: Timeline) -> Selection:
+        """The selection that `--ranks` and `--window` describe."""
+        last = timeline.tasks.ranks - 1
+        chosen = _numbers(ranks, last) if ranks else tuple(range(last + 1))
+        start, end = _window(window, timeline.makespan) if window else (0.0, float("inf"))
+        return cls(ranks=chosen, start=start, end=end)
+
+    def meets(self, start: float, end: float) -> bool:
+        """Whether any of a span lies in the window."""
+        return end >= self.start and start <= self.end
+
+
+def _numbers(text: str, last: int) -> tuple[int, ...]:
+    """`0,2-4` -> (0, 2, 3, 4)."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise InputError(f"--ranks: {text!r}: must be numbers and ranges, as in 0,1,12-15")
+        chosen.update(range(int(low), int(high or low) + 1) if int(high or low) <= last else [last + 1])
+    if not chosen or max(chosen) > last:
+        raise InputError(f"--ranks: {text!r}: the pipeline has ranks 0 to {last}")
+    return tuple(sorted(chosen))
+
+
+def _window(text: str, makespan: float) -> tuple[float, float]:
+    """`2.5:3` -> (2.5, 3.0); either side may be left out."""
+    low, colon, high = text.partition(":")
+    try:
+        start, end = float(low or 0.0), float(high or makespan)
+    except ValueError:
+        colon, start, end = "", 0.0, 0.0
+    if not colon or not 0 <= start < end:
+        raise InputError(f"--window: {text!r}: must be START:END in seconds, as in 2.5:3")
+    if start > makespan:
+        raise InputError(f"--window: {text!r}: the step ends after {makespan:.3f} s")
+    return start, end
+
+
+def write_trace(
+    result: Result, path: Path, selection: Selection | None = None, *, progress: Callable[[float], None] | None = None
+) -> int:
+    """Write the trace of a result, compressed unless the name ends in `.json`; returns the number of op events."""
+    chosen = selection or Selection(ranks=tuple(range(result.timeline.tasks.ranks)))
+    with replacing(path) as raw:
+        if path.name.endswith(".json"):
+            return _Trace(result, chosen, raw).write(progress)
+        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=_LEVEL, mtime=0) as packed:
+            return _Trace(result, chosen, packed).write(progress)
+
+
+class Sink(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class _Trace:
+    """Writes one trace; gone when `write_trace` returns."""
+
+    def __init__(self, result: Result, selection: Selection, file: Sink) -> None:
+        self.result, self.selection, self.file = result, selection, file
+        self.timeline = result.timeline
+        self.templates: dict[int, str] = {}
+        self.events = 0
+
+    def write(self, progress: Callable[[float], None] | None) -> int:
+        """The whole file."""
+        ranks = self.selection.ranks
+        lanes, actions = self._tasks_by_lane(), self._actions_by_rank()
+        arrows = self._arrows()
+        self.put(self._head())
+        for at, rank in enumerate(ranks):
+            self.put("".join(self._names(rank)))
+            for stream in (COMPUTE, COMM):
+                for action in actions[rank]:
+                    self.put(self._action(action, stream))
+            for stream in (SEND_NEXT, SEND_PREVIOUS, SYNC):
+                self.put("".join(self._task(task, rank, stream, "") for task in lanes[rank * LANES + stream]))
+            for link in LINKS:
+                self.put("".join(self._crossings(rank, link, lanes[rank * LANES + COMM])))
+            self.put("".join(arrows[rank]))
+            if progress is not None:
+                progress((at + 1) / len(ranks))
+        self.put("\n]}\n")
+        return self.events
+
+    def put(self, text: str) -> None:
+        """Append text to the file."""
+        if text:
+            self.file.write(text.encode())
+
+    # ---- what there is ------------------------------------------------------------------------------------------
+
+    def _tasks_by_lane(self) -> dict[int, list[int]]:
+        lanes: dict[int, list[int]] = defaultdict(list)
+        for task, lane in enumerate(self.timeline.tasks.lane):
+            lanes[lane].append(task)
+        return lanes
+
+    def _actions_by_rank(self) -> dict[int, list[ActionOf]]:
+        found: dict[int, list[ActionOf]] = defaultdict(list)
+        for action in self.timeline.tasks.actions:
+            found[action.rank].append(action)
+        return found
+
+    def _head(self) -> str:
+        """Everything before the events; the first event names the file's step."""
+        result = self.result
+        about = {
+            "job": result.scenario.name,
+            "step_time_s": result.metrics["step_time_s"],
+            "program": "foretrain",
+            "engine": result.provenance["engine"],
+        }
+        first = {"ph": "M", "name": "trace_title", "pid": 0, "args": {"name": result.scenario.name}}
+        return f'{{"displayTimeUnit":"ms","otherData":{_json(about)},"traceEvents":[\n{_json(first)}'
+
+    def _names(self, rank: int) -> Iterator[str]:
+        """Names and order of a rank's process and threads."""
+        held = ranges(stages_on(self.result.schedule)[rank])
+        stages = f"stage{'s' if len(held.split(',')) > 1 or '-' in held else ''} {held}"
+        yield _meta("process_name", rank, 0, name=f"rank {rank} ({stages})")
+        yield _meta("process_sort_index", rank, 0, sort_index=rank)
+        for thread, name in (*THREADS.values(), *LINKS.values()):
+            yield _meta("thread_name", rank, thread, name=name)
+            yield _meta("thread_sort_index", rank, thread, sort_index=thread)
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _action(self, action: ActionOf, stream: int) -> str:
+        """The tasks of an action on one stream, inside a slice that bears the action's name."""
+        tasks, timeline = self.timeline.tasks, self.timeline
+        lane = action.rank * LANES + stream
+        mine = [task for task in range(action.first, action.last) if tasks.lane[task] == lane]
+        if not mine or not self.selection.meets(timeline.start[mine[0]], timeline.end[mine[-1]]):
+            return ""
+        begun, ended = timeline.start[mine[0]], timeline.end[mine[-1]]
+        name = "optimizer" if action.step is None else str(action.step)
+        about = f'"name":"{name}","cat":"action,{action.phase}","cname":"{_COLOURS[action.phase]}"'
+        place = f'"pid":{action.rank},"tid":{THREADS[stream][0]}'
+        whole = f',\n{{"ph":"X",{about},{place},{_span(begun, ended)}}}'
+        ahead, back = (_about(half) for half in _halves(action.step))
+        parts = [whole]
+        for task in mine:
+            forward = tasks.run[task].ops[0].op.part == "F"
+            parts.append(self._task(task, action.rank, stream, ahead if forward else back))
+        return "".join(parts)
+
+    def _task(self, task: int, rank: int, stream: int, about: str) -> str:
+        """One event per op of a task; at the edges of the window, of those inside."""
+        timeline, run = self.timeline, self.timeline.tasks.run[task]
+        start, end = timeline.start[task], timeline.end[task]
+        if not self.selection.meets(start, end):
+            return ""
+        template = self.templates.get(id(run))
+        if template is None:
+            template = self.templates[id(run)] = "".join(map(_template, run.ops))
+        spans = moments(run, start, end, timeline.changes.get(task, ()))
+        if start < self.selection.start or end > self.selection.end:
+            inside = [at for at, span in enumerate(spans) if self.selection.meets(*span)]
+            template = "".join(_template(run.ops[at]) for at in inside)
+            spans = [spans[at] for at in inside]
+        self.events += len(spans)
+        times: list[float] = []
+        for begun, ended in spans:
+            nanos = round(begun * 1e9)
+            times += (nanos / 1e3, (round(ended * 1e9) - nanos) / 1e3)
+        return template.replace(_HERE, f'"pid":{rank},"tid":{THREADS[stream][0]},"args":{{{about}') % tuple(times)
+
+    def _crossings(self, rank: int, link: str, mine: Sequence[int]) -> Iterator[str]:
+        """Exchanges as the link that they cross sees them."""
+        timeline = self.timeline
+        for task in mine:
+            run, start, end = timeline.tasks.run[task], timeline.start[task], timeline.end[task]
+            moved = run.nic if link == "nic" else run.nvlink
+            if moved and self.selection.meets(start, end):
+                rate = moved / (end - start) if end > start else 0.0
+                yield (
+                    f',\n{{"ph":"X","name":"{_name(run)}","cat":"link","pid":{rank},"tid":{LINKS[link][0]},'
+                    f'{_span(start, end)},"args":{{"bytes":{moved:.0f},"bytes_per_s":{rate:.4g}}}}}'
+                )
+
+    def _arrows(self) -> dict[int, list[str]]:
+        """Flow arrows by the rank that they start on: from every send to the first task that waits for it."""
+        timeline, tasks, chosen = self.timeline, self.timeline.tasks, set(self.selection.ranks)
+        waiting: dict[int, int] = {}
+        for task, preds in enumerate(tasks.preds):
+            for pred in preds:
+                if pred in tasks.peer and pred not in waiting:
+                    waiting[pred] = task
+        found: dict[int, list[str]] = defaultdict(list)
+        for send, receiver in waiting.items():
+            source, stream = divmod(tasks.lane[send], LANES)
+            target, other = divmod(tasks.lane[receiver], LANES)
+            spans = ((timeline.start[task], timeline.end[task]) for task in (send, receiver))
+            if {source, target} <= chosen and all(self.selection.meets(*span) for span in spans):
+                found[source] += [
+                    _arrow("s", send, source, stream, timeline.start[send]),
+                    _arrow("f", send, target, other, timeline.start[receiver]),
+                ]
+        return found
+
+
+def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
+    """The actions that forward and backward ops of a step belong to."""
+    return (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+
+
+def _about(action: Action | None) -> str:
+    return "" if action is None else f'"microbatch":{action.microbatch},"stage":{action.stage},'
+
+
+def _template(priced: Priced) -> str:
+    """The event of an op, with gaps for place and times."""
+    op, cost = priced.op, priced.cost
+    comm = op.stream == "comm"
+    phase = "optimizer" if op.segment == "optimizer" else "communication" if comm else _PARTS[op.part]
+    moved = cost.nic_bytes + cost.nvlink_bytes if comm else 0.0
+    moved = op.work.bytes * op.count if isinstance(op.work, Streaming) else moved
+    args = {
+        "class": op.cls,
+        "bound_by": cost.bound_by,
+        **({"bytes": round(moved)} if moved else {}),
+        **({"flop": round(op.flops)} if op.flops else {}),
+        **({"kernels": op.count} if op.count > 1 else {}),
+    }
+    fixed = f'"name":{_json(op.name)},"cat":"{phase}","cname":"{_COLOURS[phase]}"'.replace("%", "%%")
+    rest = _json(args)[1:].replace("%", "%%")
+    return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f,"dur":%.3f}}'
+
+
+def _name(run: Run) -> str:
+    return run.ops[0].op.name
+
+
+def _span(start: float, end: float) -> str:
+    nanos = round(start * 1e9)
+    return f'"ts":{nanos / 1e3:.3f},"dur":{(round(end * 1e9) - nanos) / 1e3:.3f}'
+
+
+def _arrow(ph: str, number: int, rank: int, stream: int, at: float) -> str:
+    binding = ',"bp":"e"' if ph == "f" else ""
+    return (
+        f',\n{{"ph":"{ph}","name":"send","cat":"send","id":{number},"pid":{rank},"tid":{THREADS[stream][0]},'
+        f'"ts":{round(at * 1e9) / 1e3:.3f}{binding}}}'
+    )
+
+
+def _meta(kind: str, rank: int, thread: int, /, **args: Any) -> str:
+    return f",\n{_json({'ph': 'M', 'name': kind, 'pid': rank, 'tid': thread, 'args': args})}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,60 @@
+"""The actions of a timeline, named and placed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.engine.tasks import ActionOf, Timeline
+from simulator.metrics import action_spans
+from simulator.schedule import Pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionSpan:
+    """One action of one rank: when it ran [s], its text (`(2F7;13B3)`), and its tasks [first, last)."""
+
+    rank: int
+    text: str
+    phase: str
+    start: float
+    end: float
+    first: int
+    last: int
+    microbatches: tuple[int, ...]
+    stages: tuple[int, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return self.end - self.start
+
+
+def action_list(timeline: Timeline) -> list[ActionSpan]:
+    """All actions in the order of the tasks; the optimizer step of a rank is one of them."""
+    spans = action_spans(timeline)
+    return [_span(action, *span) for action, span in zip(timeline.tasks.actions, spans, strict=True)]
+
+
+def _span(action: ActionOf, start: float, end: float) -> ActionSpan:
+    step = action.step
+    parts = () if step is None else (step.forward, step.backward) if isinstance(step, Pair) else (step,)
+    return ActionSpan(
+        rank=action.rank,
+        text="optimizer" if step is None else str(step),
+        phase=action.phase,
+        start=start,
+        end=end,
+        first=action.first,
+        last=action.last,
+        microbatches=tuple(part.microbatch for part in parts),
+        stages=tuple(part.stage for part in parts),
+    )
+
+
+def representative(actions: list[ActionSpan]) -> ActionSpan:
+    """The action to look into: an overlapped pair of median length, or the longest kind of action there is."""
+    for phase in ("overlapped", "backward", "forward", "weight"):
+        found = sorted((a for a in actions if a.phase == phase), key=lambda a: (a.seconds, a.rank, a.start))
+        if found:
+            return found[len(found) // 2]
+    raise ValueError("a timeline without actions has nothing to look into")

@@ -1,0 +1,99 @@
+"""The ops of one action, each with its own start and end: what an overlapped pair looks like inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports.views.actions import ActionSpan
+from simulator.cost.attention import attention_bytes
+from simulator.cost.gemm import gemm_bytes
+from simulator.engine.runs import Priced, Run, moments
+from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.ops import Attention, Gemm, Op, Streaming
+
+SYNCHRONISING = ("comm.notify", "comm.layout", "wait.slowest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpSpan:
+    """One op of an action. Times [s] count from the action's start; `direction` is F, B, W, or N for barriers."""
+
+    name: str
+    cls: str
+    segment: str
+    stream: str
+    direction: str
+    start: float
+    end: float
+    kernels: int
+    bound_by: str
+    calibrated: bool
+    alone: float
+    flops: float
+    bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration [s]."""
+        return self.end - self.start
+
+
+def ops_of(timeline: Timeline, action: ActionSpan) -> list[OpSpan]:
+    """All ops of an action in the order of their start."""
+    tasks = timeline.tasks
+    found = []
+    for task in range(action.first, action.last):
+        run = tasks.run[task]
+        stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
+        spans = moments(run, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
+        if len(spans) != len(run.ops):  # a run of one piece holds several ops: spread them as when alone
+            spans = _spread(run, timeline.start[task], timeline.end[task])
+        for priced, (start, end) in zip(run.ops, spans, strict=True):
+            found.append(_op_span(priced, run, stream, start - action.start, end - action.start))
+    return sorted(found, key=lambda op: (op.start, op.stream, op.end))
+
+
+def _spread(run: Run, start: float, end: float) -> list[tuple[float, float]]:
+    scale = (end - start) / run.alone if run.alone else 0.0
+    at = [start + t * scale for t in run.cumulative[0]]
+    return list(zip(at, at[1:], strict=False))
+
+
+def _op_span(priced: Priced, run: Run, stream: str, start: float, end: float) -> OpSpan:
+    op = priced.op
+    return OpSpan(
+        name=op.name,
+        cls=op.cls,
+        segment=run.name,
+        stream=stream,
+        direction=direction_of(op, run.name),
+        start=start,
+        end=end,
+        kernels=op.count,
+        bound_by=priced.cost.bound_by,
+        calibrated=priced.cost.calibrated,
+        alone=priced.durations[0],
+        flops=op.flops,
+        bytes=bytes_of(op) or priced.cost.nic_bytes + priced.cost.nvlink_bytes,
+    )
+
+
+def direction_of(op: Op, segment: str) -> str:
+    """F, B or W by the segment the op stands in; N for barriers and waits."""
+    if op.cls in SYNCHRONISING:
+        return "N"
+    last = segment.rpartition(".")[2]
+    return last if last in ("F", "B", "W") else "B"
+
+
+def bytes_of(op: Op) -> float:
+    """Bytes that all kernels of an op move through memory [B]; 0 where that is not what they do."""
+    match op.work:
+        case Gemm():
+            return gemm_bytes(op.work) * op.count
+        case Attention():
+            return attention_bytes(op.work) * op.count
+        case Streaming():
+            return op.work.bytes * op.count
+        case _:
+            return 0.0
