@@ -74,7 +74,7 @@ def _exchange(blocks: dict[str, Block]) -> Op | None:
     return max(found, key=lambda op: op.cls == "comm.combine", default=None)
 
 
-class _Programs:
+class Programs:
     """Programs by signature: equal actions of equal stages share one."""
 
     def __init__(self, plan: Plan) -> None:
@@ -127,7 +127,7 @@ class _Lowering:
         self.plan, self.schedule = plan, schedule
         node = plan.scenario.cluster.node
         self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
-        self.programs = _Programs(plan)
+        self.programs = Programs(plan)
         self.place = rank_of(schedule)
         self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self.tails: list[tuple[int, ...]] = [()] * schedule.ranks

@@ -1,0 +1,20 @@
+"""Memory of every rank over a step: what is held always, what microbatches keep, what ops need for a moment."""
+
+from simulator.memory.account import curve_of, memory_of, memory_of_rows
+from simulator.memory.assumptions import Assumptions
+from simulator.memory.measures import Measure, measures
+from simulator.memory.report import GROUPS, Curve, Item, MemoryReport, RankMemory
+
+__all__ = [
+    "GROUPS",
+    "Assumptions",
+    "Curve",
+    "Item",
+    "Measure",
+    "MemoryReport",
+    "RankMemory",
+    "curve_of",
+    "measures",
+    "memory_of",
+    "memory_of_rows",
+]

@@ -1,0 +1,197 @@
+"""Adds up the memory of every rank over a step, from a timeline or from the schedule's rows alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import Plan
+from simulator.engine.program import Program
+from simulator.engine.tasks import ActionOf, Tasks, Timeline
+from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.buffers import buffer_items
+from simulator.memory.changes import FOR_WEIGHTS, Usage, Usages
+from simulator.memory.report import GROUPS, Curve, Item, MemoryReport, RankMemory
+from simulator.memory.state import shards_of, state_items
+from simulator.schedule import Schedule, Step, stages_on
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """Kept bytes change by `delta` under `label` at `time`; `temporary` [B] is in use from then on."""
+
+    time: float
+    place: int
+    label: str
+    delta: float
+    temporary: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """The fullest moment of a rank: kept bytes by label, temporary bytes, and when."""
+
+    kept: dict[str, float]
+    temporary: float
+    time: float
+    place: int
+
+
+def _in_order(time: float, usage: Usage, starts: Sequence[float], ends: Sequence[float], place: int) -> list[_Event]:
+    """Events of one action: what is given back at a time comes before what is taken then."""
+    out = [_Event(time, place, "", 0.0, usage.temporary)]
+    for change in usage.changes:
+        when = starts[change.at] if change.starts else ends[change.at]
+        out.append(_Event(when, place, change.label, change.delta, usage.temporary))
+    return sorted(out, key=lambda event: (event.time, event.delta))
+
+
+def _fullest(events: Iterable[_Event]) -> _Moment:
+    kept: dict[str, float] = defaultdict(float)
+    best, level = _Moment({}, 0.0, 0.0, 0), 0.0
+    top = -1.0
+    for event in events:
+        if event.label:
+            kept[event.label] += event.delta
+            level += event.delta
+        if level + event.temporary > top * (1 + 1e-12):
+            top = level + event.temporary
+            best = _Moment(dict(kept), event.temporary, event.time, event.place)
+    return best
+
+
+def _events_of_rank(timeline: Timeline, actions: Sequence[ActionOf], usages: Usages) -> list[_Event]:
+    """Events of the rank's actions in a timeline."""
+    out: list[_Event] = []
+    for place, action in enumerate(actions):
+        if action.step is None:
+            continue
+        starts, ends = timeline.start[action.first : action.last], timeline.end[action.first : action.last]
+        out += _in_order(min(starts), usages.of(action.step), starts, ends, place)
+    return out
+
+
+def alone(program: Program) -> Tasks:
+    """A program as the only tasks of one rank."""
+    tasks = Tasks(ranks=1)
+    for step in program.steps:
+        tasks.add(step.stream, step.run, step.waits)
+    return tasks
+
+
+class _Lone:
+    """Events within one action when nothing runs beside it, by the longest path through its program."""
+
+    def __init__(self, usages: Usages) -> None:
+        self.usages = usages
+        self.made: dict[int, list[_Event]] = {}
+
+    def events(self, step: Step, place: int) -> list[_Event]:
+        """Events of a step, with times from its own start."""
+        usage = self.usages.of(step)
+        if id(usage) not in self.made:
+            timeline = longest_path(alone(usage.program))
+            self.made[id(usage)] = _in_order(0.0, usage, timeline.start, timeline.end, 0)
+        return [_Event(e.time, place, e.label, e.delta, e.temporary) for e in self.made[id(usage)]]
+
+
+class _Accounts:
+    """What is common to all ranks of a plan."""
+
+    def __init__(self, plan: Plan, schedule: Schedule, assumed: Assumptions | None) -> None:
+        self.plan = plan
+        self.assumed = assumed or assumptions_for(plan.scenario.job)
+        self.usages = Usages(plan)
+        self.on = stages_on(schedule)
+        copies = sum(len(stages) for stages in self.on) // schedule.stages
+        self.shards = shards_of(plan.scenario, copies)
+
+    def always(self, rank: int) -> list[Item]:
+        """What the rank holds for the whole step."""
+        plan, stages = self.plan, [self.plan.stages[stage] for stage in self.on[rank]]
+        return [
+            *state_items(stages, plan.scenario, self.shards, self.assumed),
+            *buffer_items(plan.scenario, plan.shapes, len(stages), self.assumed),
+            Item(group="context", name="CUDA context and libraries", bytes=self.assumed.context),
+        ]
+
+    def rank(self, rank: int, moment: _Moment, steps: Sequence[Step], timed: bool) -> RankMemory:
+        """The peak of one rank with its items."""
+        kept = [(label, size) for label, size in moment.kept.items() if size > 1.0]
+        moving = [Item(group="activations", name=self._count(label, size), bytes=size) for label, size in sorted(kept)]
+        moving.append(Item(group="temporary", name="largest op", bytes=moment.temporary))
+        slack = self.assumed.slack * sum(item.bytes for item in moving)
+        order = {name: place for place, name in enumerate(GROUPS)}
+        items = [*self.always(rank), *moving, Item(group="slack", name="allocator", bytes=slack)]
+        return RankMemory(
+            rank=rank,
+            stages=self.on[rank],
+            at=moment.time if timed else None,
+            during=str(steps[moment.place]) if steps else "",
+            items=tuple(sorted(items, key=lambda item: order[item.group])),
+        )
+
+    def _count(self, label: str, size: float) -> str:
+        """`27.0 x moe`: how many blocks' worth a label holds."""
+        kind = label.partition(",")[0]
+        one = self.usages.prints[kind]
+        unit = one.for_weights if label.endswith(FOR_WEIGHTS) else one.saved
+        return f"{size / unit:.0f} x {label}" if unit else label
+
+
+def memory_of(plan: Plan, schedule: Schedule, timeline: Timeline, assumed: Assumptions | None = None) -> MemoryReport:
+    """Peak memory of every rank over a timeline of either engine, with what makes it up."""
+    accounts = _Accounts(plan, schedule, assumed)
+    ranks = []
+    for rank, actions in enumerate(_actions_by_rank(timeline)):
+        moment = _fullest(_events_of_rank(timeline, actions, accounts.usages))
+        ranks.append(accounts.rank(rank, moment, schedule.rows[rank], True))
+    return MemoryReport(ranks=tuple(ranks), capacity=plan.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+
+
+def memory_of_rows(plan: Plan, schedule: Schedule, assumed: Assumptions | None = None) -> MemoryReport:
+    """The same from the rows alone: a rank's steps follow each other, so its peak does not depend on when they run."""
+    accounts = _Accounts(plan, schedule, assumed)
+    lone = _Lone(accounts.usages)
+    ranks = []
+    for rank, row in enumerate(schedule.rows):
+        moment = _fullest(event for place, step in enumerate(row) for event in lone.events(step, place))
+        ranks.append(accounts.rank(rank, moment, row, False))
+    return MemoryReport(ranks=tuple(ranks), capacity=plan.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+
+
+def curve_of(
+    plan: Plan, schedule: Schedule, timeline: Timeline, rank: int, assumed: Assumptions | None = None
+) -> Curve:
+    """Memory of one rank over time, by group."""
+    accounts = _Accounts(plan, schedule, assumed)
+    always: dict[str, float] = dict.fromkeys(GROUPS, 0.0)
+    for item in accounts.always(rank):
+        always[item.group] += item.bytes
+    times, groups = [0.0], {name: [value] for name, value in always.items()}
+    level = 0.0
+    for event in _events_of_rank(timeline, _actions_by_rank(timeline)[rank], accounts.usages):
+        level += event.delta
+        now = always | {"activations": max(0.0, level), "temporary": event.temporary}
+        now["slack"] = accounts.assumed.slack * (now["activations"] + now["temporary"])
+        times.append(event.time)
+        for name, value in now.items():
+            groups[name].append(value)
+    times.append(timeline.makespan)
+    for name, value in always.items():
+        groups[name].append(value)
+    return Curve(rank=rank, times=times, groups=dict(groups))
+
+
+def _actions_by_rank(timeline: Timeline) -> list[list[ActionOf]]:
+    """Each rank's actions in the order of its row, the optimizer left out."""
+    out: list[list[ActionOf]] = [[] for _ in range(timeline.tasks.ranks)]
+    for action in timeline.tasks.actions:
+        if action.step is not None:
+            out[action.rank].append(action)
+    return out
+
+
+__all__ = ["alone", "curve_of", "memory_of", "memory_of_rows"]

@@ -1,0 +1,46 @@
+"""What a memory forecast must assume because no input file says it; every report prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from simulator.layout import Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """Named assumptions, each with what it stands on.
+
+    `context` [B]: CUDA context, handles and workspaces of libraries, NCCL channels (assumed; 0.6 to 2 GB seen).
+    `slack` (share of activations and temporaries): fragmentation of the caching allocator with expandable segments
+    (assumed; 0 to 0.1 seen).
+    `master`, `moment` [B per parameter]: FP32 master weights; two moments, each BF16 under the FP8 recipe
+    (arXiv 2412.19437, section 3.3.3), else FP32.
+    `fp8_weights`: under the FP8 recipe the rank keeps the matrices in FP8 only; the high-precision copy is the sharded
+    master (arXiv 2412.19437, section 3.3.2: "efficient sharding across multiple DP ranks").
+    `ema_on_gpu`: an FP32 average of the weights, sharded as the master; DeepSeek keeps it on the CPU (section 3.2.3).
+    `share_mtp`: MTP modules use the main model's embedding and head where these stand on the same rank (section 3.2.3).
+    `nvl_tokens`, `rdma_tokens`: receive queues of DeepEP's kernels per channel and peer [tokens], its shipped defaults
+    for 64 ranks (github.com/deepseek-ai/DeepEP, deep_ep/buffer.py).
+    `receive_buffers`: pipeline messages posted ahead per direction and stage (assumed).
+    """
+
+    context: float = 1.0e9
+    slack: float = 0.03
+    master: float = 4.0
+    moment: float = 4.0
+    fp8_weights: bool = True
+    ema_on_gpu: bool = False
+    share_mtp: bool = True
+    nvl_tokens: int = 288
+    rdma_tokens: int = 128
+    receive_buffers: int = 1
+
+    def lines(self) -> list[str]:
+        """`name = value`, one a line."""
+        return [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)]
+
+
+def assumptions_for(job: Job) -> Assumptions:
+    """The assumptions that follow from a job's recipe."""
+    return Assumptions(moment=2.0 if job.precision.recipe == "fp8" else 4.0)

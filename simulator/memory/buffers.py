@@ -1,0 +1,43 @@
+"""Memory that communication sets aside for the whole step."""
+
+from __future__ import annotations
+
+from simulator.dtypes import WIDTH
+from simulator.graph.shapes import Shapes
+from simulator.memory.assumptions import Assumptions
+from simulator.memory.report import Item
+from simulator.scenario import Scenario
+
+_BESIDE = 128 * (8 + 4 + 4)
+"""Bytes that a token's queue entry has room for beside its values: 128 expert ids, weights and scales [B]."""
+_META = 8  # bytes of a token's source
+_PEERS = 8  # ranks of one node that DeepEP's kernels address over NVLink
+
+
+def queue_bytes(hidden_bytes: float, ranks: int, sms: int, nvl_tokens: int, rdma_tokens: int) -> tuple[float, float]:
+    """NVLink and RDMA queues of DeepEP's kernels for tokens of `hidden_bytes` over `ranks` ranks [B].
+
+    A channel is two SMs. NVLink: a queue per channel and rank of the node. RDMA: a send and a receive queue per channel
+    and node (github.com/deepseek-ai/DeepEP, csrc/config.hpp, buffer size hints; counters of a few bytes left out).
+    """
+    channels, entry = sms // 2, hidden_bytes + _BESIDE + _META
+    nvlink = channels * min(ranks, _PEERS) * nvl_tokens * entry
+    rdma = 2.0 * channels * (ranks // _PEERS) * rdma_tokens * entry if ranks > _PEERS else 0.0
+    return nvlink, rdma
+
+
+def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assumptions) -> list[Item]:
+    """Queues of the expert exchanges and messages that the pipeline receives into, of a rank that holds `stages`."""
+    job, hidden = scenario.job, scenario.model.hidden_size
+    items = []
+    if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher == "deepep":
+        nvlink, rdma = queue_bytes(
+            hidden * WIDTH["bf16"], job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
+        )
+        items.append(Item(group="buffers", name="expert exchange, NVLink queues", bytes=nvlink))
+        items.append(Item(group="buffers", name="expert exchange, RDMA queues", bytes=rdma))
+    if job.layout.pp > 1:
+        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * hidden * WIDTH["bf16"]
+        size = 2 * assumed.receive_buffers * stages * message
+        items.append(Item(group="buffers", name="pipeline receive buffers", bytes=size))
+    return items

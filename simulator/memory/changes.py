@@ -1,0 +1,130 @@
+"""When an action takes and gives back memory: with the first run of a block and the last, not all at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.engine.lower import Plan, Programs
+from simulator.engine.program import Program, runs_of
+from simulator.memory.temporary import Footprint, footprints, temporary
+from simulator.schedule import Pair, Step
+
+FOR_WEIGHTS = "for weight gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`delta` [B] under `label`, at the start of the program's step `at` or at its end."""
+
+    at: int
+    starts: bool
+    label: str
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Program and changes of one action, and its `temporary` bytes [B]."""
+
+    program: Program
+    changes: tuple[Change, ...]
+    temporary: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One half of an action: the kind of action and its blocks in the order that they run."""
+
+    action: str
+    kinds: tuple[str, ...]
+
+
+class Usages:
+    """Usage of every step of a plan's schedule; equal steps share one."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.programs = Programs(plan)
+        self.prints: dict[str, Footprint] = footprints(plan.shapes, plan.blocks, plan.scenario.cluster.gpu.sms)
+        self.heads: dict[tuple[str, bool], tuple[str, ...]] = {}
+        self.made: dict[int, Usage] = {}
+
+    def of(self, step: Step) -> Usage:
+        """The usage of a step."""
+        program = self.programs.of(step)
+        if id(program) not in self.made:
+            self.made[id(program)] = self._make(step, program)
+        return self.made[id(program)]
+
+    def _make(self, step: Step, program: Program) -> Usage:
+        stages = self.plan.stages
+        if isinstance(step, Pair):
+            halves = [
+                _Half("F", stages[step.forward.stage]),
+                _Half("B", tuple(reversed(stages[step.backward.stage]))),
+            ]
+        elif step.kind == "F":
+            halves = [_Half("F", stages[step.stage])]
+        else:
+            halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
+        needs = [temporary(half.action, [self.prints[kind] for kind in half.kinds]) for half in halves]
+        beside = self.plan.scenario.stack.overlapped_pair
+        changes = [change for half in halves for change in self._changes(program, half)]
+        return Usage(program, tuple(changes), sum(needs) if beside else max(needs))
+
+    def _changes(self, program: Program, half: _Half) -> list[Change]:
+        """Changes of all blocks of one half."""
+        found = spans(program, half.action == "F", [self._heads(kind, half.action == "F") for kind in half.kinds])
+        out: list[Change] = []
+        for kind, span in zip(half.kinds, found, strict=True):
+            if span is not None:
+                out += self._of_block(kind, half.action, *span)
+        return out
+
+    def _heads(self, kind: str, forward: bool) -> tuple[str, ...]:
+        """The ops that runs of a block begin with."""
+        if (kind, forward) not in self.heads:
+            block = self.plan.blocks[kind]
+            segments = block.forward if forward else block.backward
+            runs = [run for segment in segments for run in runs_of(segment, self.plan.price)]
+            self.heads[kind, forward] = tuple(run.ops[0].op.name for run in runs)
+        return self.heads[kind, forward]
+
+    def _of_block(self, kind: str, action: str, begun: int, ended: int) -> list[Change]:
+        """A forward takes when it begins; what comes last of a microbatch gives back when it ends."""
+        one = self.prints[kind]
+        late = Change(ended, False, f"{kind}, {FOR_WEIGHTS}", one.for_weights)
+        if action == "F":
+            return [Change(begun, True, kind, one.saved)]
+        if action == "B":
+            return [Change(ended, False, kind, -one.saved)]
+        if action == "I":
+            return [Change(ended, False, kind, -one.saved), late]
+        if not any(segment.direction == "B" for segment in self.plan.blocks[kind].backward):
+            return [Change(ended, False, kind, -one.saved)]  # no input gradient: kept from F until W
+        return [Change(ended, False, late.label, -one.for_weights)]
+
+
+def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> list[tuple[int, int] | None]:
+    """First and last step of each block in one half of a program; None for a block that has none.
+
+    `heads` are the first ops of the runs of each block, in the order the blocks run. Op names are unique in a block,
+    so the n-th run that begins with an op is that of the n-th block with such a run.
+    """
+    holders: dict[str, list[int]] = defaultdict(list)
+    for place, names in enumerate(heads):
+        for name in names:
+            holders[name].append(place)
+    found: list[tuple[int, int] | None] = [None] * len(heads)
+    seen: dict[str, int] = defaultdict(int)
+    for at, step in enumerate(program.steps):
+        if step.run.name.endswith(".F") is not forward:
+            continue
+        name = step.run.ops[0].op.name
+        place = holders[name][seen[name]]
+        seen[name] += 1
+        first = found[place]
+        found[place] = (at if first is None else first[0], at)
+    return found

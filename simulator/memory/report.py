@@ -1,0 +1,103 @@
+"""The result of a memory forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.memory.assumptions import Assumptions
+
+SCHEMA = "foretrain.memory/1"
+
+GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buffers", "context", "slack")
+"""Groups of items, in the order they are stacked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One thing that takes memory: its group, name and size [B]."""
+
+    group: str
+    name: str
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """Peak of one rank.
+
+    `at` [s] is when (None where no timeline was asked), `during` the step of the rank's row, `items` what is there at
+    that moment: they add up to `peak` [B].
+    """
+
+    rank: int
+    stages: tuple[int, ...]
+    at: float | None
+    during: str
+    items: tuple[Item, ...]
+
+    @property
+    def peak(self) -> float:
+        """Sum of the items [B]."""
+        return sum(item.bytes for item in self.items)
+
+    def group(self, name: str) -> float:
+        """Bytes of one group [B]."""
+        return sum(item.bytes for item in self.items if item.group == name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """Peaks of all ranks of one pipeline; other pipelines are equal to it. `capacity` [B] of one GPU."""
+
+    ranks: tuple[RankMemory, ...]
+    capacity: float
+    assumptions: Assumptions
+
+    @property
+    def worst(self) -> RankMemory:
+        """The rank with the highest peak."""
+        return max(self.ranks, key=lambda rank: rank.peak)
+
+    @property
+    def peak(self) -> float:
+        """Highest peak of any rank [B]."""
+        return self.worst.peak
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank stays within its GPU's memory."""
+        return self.peak <= self.capacity
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {
+            "schema": SCHEMA,
+            "capacity_bytes": self.capacity,
+            "peak_bytes": self.peak,
+            "worst_rank": self.worst.rank,
+            "fits": self.fits,
+            "ranks": [
+                {
+                    "rank": rank.rank,
+                    "stages": list(rank.stages),
+                    "peak_bytes": rank.peak,
+                    "at_s": rank.at,
+                    "during": rank.during,
+                    "groups_bytes": {name: rank.group(name) for name in GROUPS},
+                    "items": [{"group": i.group, "name": i.name, "bytes": i.bytes} for i in rank.items],
+                }
+                for rank in self.ranks
+            ],
+            "assumptions": self.assumptions.lines(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Memory of one rank over time: from `times[i]` [s] on, `groups[name][i]` [B] are in use."""
+
+    rank: int
+    times: Sequence[float]
+    groups: dict[str, Sequence[float]]

@@ -1,0 +1,107 @@
+"""What ops need for a moment, and what weight gradients that run later still need.
+
+A block's temporary memory is that of its largest op: operands and results beside what is kept anyway. Ops run one
+after the other, and a caching allocator hands the memory of one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from simulator.graph.block import Block
+from simulator.graph.shapes import Shapes
+from simulator.graph.stage import build_blocks
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, Streaming
+
+_READS_HELD = ("loss", "weight_t")
+"""Classes that read what is counted already: kept logits, weights."""
+_INTO_HELD = ("embedding.bwd", "optimizer")
+"""Classes that write into gradients, which are counted already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes of one block [B]: `saved` by a microbatch from F on, `for_weights` from I until W, and `temporary` while an
+    F, B, I or W of it runs."""
+
+    saved: float
+    for_weights: float
+    temporary: dict[str, float]
+
+
+def operands(op: Op, received: int) -> tuple[float, float]:
+    """Bytes of activations that an op reads and writes [B]; weights and their gradients are held already."""
+    work = op.work
+    if isinstance(work, Gemm):
+        return _gemm(work, op.count)
+    if isinstance(work, Attention):
+        return _attention(work)
+    if isinstance(work, Streaming):
+        return (0.0, 0.0) if op.cls in _INTO_HELD else (work.read, work.written)
+    if isinstance(work, AllToAll):
+        here, there = work.tokens * work.bytes_per_token, received * work.bytes_per_token
+        return (here, there) if work.direction == "dispatch" else (there, here)
+    return (work.bytes, work.bytes) if isinstance(work, Collective) else (0.0, 0.0)
+
+
+def _gemm(work: Gemm, count: int) -> tuple[float, float]:
+    size = 1.0 if work.precision.startswith("fp8") else 2.0
+    if work.form in ("wgrad", "grouped_wgrad"):
+        return count * size * (work.m + work.n) * float(work.k), 0.0
+    rows = work.m * (work.groups if work.form == "masked" else 1)
+    return size * rows * work.k, work.out_bytes * rows * work.n
+
+
+def _attention(work: Attention) -> tuple[float, float]:
+    """Queries, keys, values and output in BF16; backward accumulates the gradient of the queries in FP32."""
+    rows, keys = work.batch * work.seq_q * work.heads, work.batch * work.seq_kv * work.kv_heads
+    q, k, v, out = 2.0 * rows * work.d_qk, 2.0 * keys * work.d_qk, 2.0 * keys * work.d_v, 2.0 * rows * work.d_v
+    return (q + k + v + 2 * out, 2 * q + k + v) if work.backward else (q + k + v, out)
+
+
+def _largest(ops: list[Op], received: int) -> float:
+    """Operands and results of the largest op, less what is kept of its result."""
+    worst = 0.0
+    for op, following in zip(ops, [*ops[1:], None], strict=False):
+        read, written = operands(op, received)
+        kept = op.saved + (following.saved if following is not None and following.cls == "loss" else 0.0)
+        worst = max(worst, (0.0 if op.cls in _READS_HELD else read) + max(0.0, written - kept))
+    return worst
+
+
+def _ops(block: Block, *directions: str) -> list[Op]:
+    segments = block.forward + block.backward
+    return [op for segment in segments if segment.direction in directions for op in segment.ops]
+
+
+def footprint(block: Block, received: int, revived: float = 0.0) -> Footprint:
+    """The footprint of a block; `revived` [B] comes back to life when its whole forward is recomputed."""
+    late = [op for op in _ops(block, "W") if isinstance(op.work, Gemm)]
+    has_inputs = any(segment.direction == "B" for segment in block.backward)
+    kept = sum(operands(op, received)[0] for op in late) if has_inputs else block.saved_bytes
+    return Footprint(
+        saved=block.saved_bytes,
+        for_weights=kept,
+        temporary={
+            "F": _largest(_ops(block, "F"), received),
+            "B": _largest(_ops(block, "B", "W"), received) + revived,
+            "I": _largest(_ops(block, "B"), received) + revived,
+            "W": _largest(_ops(block, "W"), received),
+        },
+    )
+
+
+def footprints(shapes: Shapes, blocks: dict[str, Block], sms: int) -> dict[str, Footprint]:
+    """Footprints by kind of block."""
+    revived: dict[str, float] = {}
+    if shapes.recompute_all:
+        job = replace(shapes.job, layout=replace(shapes.job.layout, recompute="none"))
+        whole = build_blocks(replace(shapes, job=job), sms)
+        revived = {kind: whole[kind].saved_bytes - block.saved_bytes for kind, block in blocks.items()}
+    return {kind: footprint(block, shapes.received, revived.get(kind, 0.0)) for kind, block in blocks.items()}
+
+
+def temporary(kind: str, blocks: Iterable[Footprint]) -> float:
+    """Temporary bytes of an action over these blocks [B]."""
+    return max((block.temporary[kind] for block in blocks), default=0.0)

@@ -1,0 +1,142 @@
+"""Memory over a step: adds up, returns to zero, agrees between timelines, and moves the right way."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+
+from simulator.inputs import load_scenario
+from simulator.memory import GROUPS, curve_of, measures, memory_of, memory_of_rows
+from simulator.memory.changes import Usages
+from simulator.run import prepare, timeline_of
+from simulator.schedule import peak_in_flight
+
+TINY = ("dualpipe", "1f1b", "zb1p", "gpipe", "zb2p")
+
+
+@cache
+def prepared(job, *overrides):
+    return prepare(load_scenario(job, overrides))
+
+
+@cache
+def rows(job, *overrides):
+    return memory_of_rows(*prepared(job, *overrides))
+
+
+def tiny(schedule):
+    return ("tiny-dualpipe", f"layout.schedule={schedule}")
+
+
+@pytest.mark.parametrize("schedule", TINY)
+def test_what_a_step_takes_it_gives_back(schedule):
+    plan, made = prepared(*tiny(schedule))
+    usages = Usages(plan)
+    for row in made.rows:
+        by_label: dict[str, float] = {}
+        for step in row:
+            for change in usages.of(step).changes:
+                by_label[change.label] = by_label.get(change.label, 0.0) + change.delta
+        assert by_label
+        assert all(abs(left) < 1.0 for left in by_label.values()), by_label
+
+
+@pytest.mark.parametrize("schedule", TINY)
+def test_rows_alone_give_the_peak_of_the_timeline(schedule):
+    plan, made = prepared(*tiny(schedule))
+    timed = memory_of(plan, made, timeline_of(plan, made, "longest-path"))
+    alone = rows(*tiny(schedule))
+    assert [r.peak for r in timed.ranks] == pytest.approx([r.peak for r in alone.ranks], rel=1e-9)
+
+
+def test_the_event_engine_gives_nearly_the_same_peak():
+    plan, made = prepared(*tiny("dualpipe"))
+    timed = memory_of(plan, made, timeline_of(plan, made, "events"))
+    assert timed.peak == pytest.approx(rows(*tiny("dualpipe")).peak, rel=0.05)
+
+
+def test_items_add_up_and_name_their_group():
+    for rank in rows("deepseek-v3-pretrain").ranks:
+        assert rank.peak == sum(item.bytes for item in rank.items)
+        assert {item.group for item in rank.items} <= set(GROUPS)
+        assert sum(rank.group(name) for name in GROUPS) == pytest.approx(rank.peak)
+        assert min(item.bytes for item in rank.items) >= 0.0
+
+
+def test_the_curve_peaks_where_the_report_says_and_ends_empty():
+    plan, made = prepared(*tiny("dualpipe"))
+    timeline = timeline_of(plan, made, "longest-path")
+    report = memory_of(plan, made, timeline)
+    curve = curve_of(plan, made, timeline, report.worst.rank)
+    totals = [sum(curve.groups[name][i] for name in GROUPS) for i in range(len(curve.times))]
+    assert max(totals) == pytest.approx(report.peak, rel=1e-9)
+    assert list(curve.times) == sorted(curve.times)
+    assert curve.groups["activations"][-1] == 0.0
+    assert curve.groups["temporary"][-1] == 0.0
+    assert report.worst.at in curve.times
+
+
+def test_1f1b_holds_as_many_microbatches_as_its_rule_says():
+    plan, made = prepared(*tiny("1f1b"))
+    saved = [sum(plan.blocks[kind].saved_bytes for kind in stage) for stage in plan.stages]
+    for rank, flying in zip(rows(*tiny("1f1b")).ranks, peak_in_flight(made), strict=True):
+        assert rank.group("activations") <= flying * saved[rank.rank] * (1 + 1e-9)
+        assert rank.group("activations") >= (flying - 1) * saved[rank.rank]
+
+
+def test_split_backward_keeps_operands_of_weight_gradients():
+    names = [item.name for rank in rows(*tiny("zb1p")).ranks for item in rank.items]
+    assert any("for weight gradients" in name for name in names)
+    names = [item.name for rank in rows(*tiny("1f1b")).ranks for item in rank.items]
+    assert not any("for weight gradients" in name for name in names)
+
+
+def test_more_recomputation_less_memory():
+    kept = [
+        rows("tiny-dualpipe", f"layout.recompute={how}").worst.group("activations")
+        for how in ("none", "deepseek", "full")
+    ]
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_full_recomputation_brings_a_layer_back_for_a_moment():
+    full = rows("tiny-dualpipe", "layout.recompute=full").worst.group("temporary")
+    none = rows("tiny-dualpipe", "layout.recompute=none").worst.group("temporary")
+    assert full > none
+
+
+@pytest.mark.parametrize("more", ["batch.microbatch_size=2", "batch.sequence_length=2048", "precision.recipe=bf16"])
+def test_more_of_these_takes_more_memory(more):
+    assert rows("tiny-1f1b", more).peak > rows("tiny-1f1b").peak
+
+
+def test_v3_fits_with_its_published_measures_and_not_without():
+    plan, made = prepared("deepseek-v3-pretrain")
+    report = rows("deepseek-v3-pretrain")
+    assert report.capacity == 80e9
+    assert report.fits
+    found = measures(plan, made)
+    assert all(measure.saves > 0 for measure in found)
+    assert found[-1].name == "all of these"
+    assert found[-1].peak_without > report.capacity
+    assert found[-1].saves > max(measure.saves for measure in found[:-1])
+
+
+def test_equal_ranks_of_dualpipe_mirror_each_other():
+    peaks = [rank.peak for rank in rows("deepseek-v3-pretrain").ranks]
+    assert peaks == pytest.approx(peaks[::-1])
+
+
+def test_a_dense_model_and_virtual_stages():
+    assert rows("llama-3-8b").peak > 0
+    assert rows("tiny-interleaved").peak > 0
+    assert rows("tiny-dualpipev").peak > 0
+
+
+def test_report_as_json_is_whole():
+    told = json.loads(json.dumps(rows(*tiny("dualpipe")).as_dict()))
+    assert told["schema"] == "foretrain.memory/1"
+    assert told["peak_bytes"] == max(rank["peak_bytes"] for rank in told["ranks"])
+    assert sum(item["bytes"] for item in told["ranks"][0]["items"]) == pytest.approx(told["ranks"][0]["peak_bytes"])

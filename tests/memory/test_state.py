@@ -1,0 +1,103 @@
+"""Weights, gradients and optimizer states against arithmetic done by hand for DeepSeek-V3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from simulator.inputs import load_scenario
+from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.buffers import queue_bytes
+from simulator.memory.state import copied_ends, held_by_rank, matrices, shards_of, state_items
+
+HIDDEN, VOCAB = 7168, 129280
+ATTENTION = 7168 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168
+LATENT_NORMS = 1536 + 512
+SHARED = EXPERT = 3 * 7168 * 2048
+GATE = 256 * 7168 + 256
+MOE = ATTENTION + LATENT_NORMS + 2 * HIDDEN + SHARED + GATE
+TWO_STAGES = (("moe",) * 4, ("moe",) * 4)  # a middle rank of DualPipe holds two stages
+
+
+def sizes(scenario, stages=TWO_STAGES, **assumed):
+    """Bytes of every item by name."""
+    given = replace(assumptions_for(scenario.job), **assumed)
+    return {item.name: item.bytes for item in state_items(stages, scenario, shards_of(scenario, 2), given)}
+
+
+def test_a_middle_rank_of_v3_by_hand():
+    found = sizes(load_scenario("deepseek-v3-pretrain"))
+    dense, experts = 8 * MOE, 8 * 4 * EXPERT  # 256 experts over 64 ranks: 4 each
+    narrow = 8 * (ATTENTION + SHARED) + experts
+    assert found["gradients, FP32"] == 4 * (dense + experts)
+    assert found["weights, FP8 with scales"] == narrow * (1 + 4 / 128**2)
+    assert found["weights, BF16"] == 2 * (dense + experts - narrow)
+    # 2048 / 16 = 128 data-parallel ranks and two copies of each stage; 2048 / (16 x 64) = 2 hold the same experts
+    shard = dense / 256 + experts / 4
+    assert found["master weights"] == pytest.approx(4 * shard)
+    assert found["two moments"] == pytest.approx(2 * 2 * shard)
+
+
+def test_the_ends_of_v3_by_hand():
+    s = load_scenario("deepseek-v3-pretrain")
+    ends = (("embed", "dense"), ("moe", "head", "mtp", "moe", "head"))
+    dense_layer = ATTENTION + LATENT_NORMS + 2 * HIDDEN + 3 * HIDDEN * 18432
+    head = HIDDEN + VOCAB * HIDDEN
+    mtp = 2 * HIDDEN**2 + 2 * HIDDEN
+    held = held_by_rank(ends, s, share_mtp=True)
+    assert held.dense == VOCAB * HIDDEN + dense_layer + 2 * MOE + head + mtp + HIDDEN
+    assert held.experts == 2 * 4 * EXPERT
+
+
+def test_sharing_the_embedding_needs_both_ends_on_one_rank():
+    s = load_scenario("deepseek-v3-pretrain")
+    table = VOCAB * HIDDEN
+    assert copied_ends(("embed", "moe", "head", "mtp", "moe", "head"), s.model, s.job, True).dense == 0
+    assert copied_ends(("moe", "head", "mtp", "moe", "head"), s.model, s.job, True).dense == table
+    assert copied_ends(("embed", "moe", "head", "mtp", "moe", "head"), s.model, s.job, False).dense == 2 * table
+
+
+@pytest.mark.parametrize("kind", ["embed", "head"])
+def test_embedding_and_head_are_never_in_fp8(kind):
+    s = load_scenario("deepseek-v3-pretrain")
+    assert matrices(kind, s.model, s.job) == 0
+
+
+def test_more_zero_never_takes_more_of_what_it_shards():
+    totals = []
+    for zero in range(4):
+        found = sizes(load_scenario("deepseek-v3-pretrain", [f"layout.zero={zero}"]))
+        totals.append((found["master weights"], found["gradients, FP32"], found["weights, FP8 with scales"]))
+    assert totals[1][0] < totals[0][0]
+    assert totals[2][1] < totals[1][1]
+    assert totals[3][2] < totals[2][2]
+    assert totals[0][1] == totals[1][1]
+    assert totals[1][0] == totals[3][0]
+
+
+def test_a_bf16_run_keeps_no_fp8_weights():
+    found = sizes(load_scenario("deepseek-v3-bf16"))
+    assert "weights, FP8 with scales" not in found
+    assert found["weights, BF16"] * 2 == found["gradients, FP32"]
+
+
+def test_average_of_weights_on_the_gpu_takes_a_shard_in_fp32():
+    s = load_scenario("deepseek-v3-pretrain")
+    found = sizes(s, ema_on_gpu=True)
+    assert found["moving average of the weights"] == found["master weights"]
+
+
+def test_exchange_queues_by_hand():
+    nvlink, rdma = queue_bytes(14336, 64, 20, 288, 128)
+    entry = 14336 + 128 * 16 + 8
+    assert nvlink == 10 * 8 * 288 * entry
+    assert rdma == 2 * 10 * 8 * 128 * entry
+    assert queue_bytes(14336, 8, 20, 288, 128)[1] == 0.0  # one node: nothing crosses the NIC
+    assert queue_bytes(14336, 64, 0, 288, 128) == (0.0, 0.0)
+
+
+def test_every_assumption_is_printed():
+    lines = Assumptions().lines()
+    assert "slack = 0.03" in lines
+    assert len(lines) == len(Assumptions.__dataclass_fields__)
