@@ -21,15 +21,15 @@ from simulator.schedule import Pair, Schedule, Step
 from simulator.schedule.order import Output, progress, step_needs, step_outputs
 
 CAUSES = {
-    "ramp": "ramp: the schedule's own bubble, with equal stages and free messages",
-    "imbalance": "imbalance: stages do not take equally long",
-    "messages": "messages between stages, and waiting at the end of the step",
-    "slowest": "waiting for the rank with the most loaded experts",
-    "exchange": "expert exchanges and collectives that no compute hides",
-    "sync": "gradient sync that no compute hides",
-    "other": "neither compute nor communication inside an action",
+    "ramp": ("ramp of the pipeline", "the schedule's own bubble: what is left with equal stages and free messages"),
+    "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
+    "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
+    "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
+    "exchange": ("exposed exchanges", "expert exchanges and other collectives inside actions that no compute hides"),
+    "sync": ("exposed gradient sync", "gradient and parameter collectives that no compute hides"),
+    "other": ("other", "neither compute nor communication runs inside an action"),
 }
-"""Cause -> what it says."""
+"""Cause -> its name, and what it says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from reports.views.actions import ActionSpan
 from simulator.cost.attention import attention_bytes
@@ -56,7 +57,7 @@ def ops_of(timeline: Timeline, action: ActionSpan) -> list[OpSpan]:
 def _spread(run: Run, start: float, end: float) -> list[tuple[float, float]]:
     scale = (end - start) / run.alone if run.alone else 0.0
     at = [start + t * scale for t in run.cumulative[0]]
-    return list(zip(at, at[1:], strict=False))
+    return list(pairwise(at))
 
 
 def _op_span(priced: Priced, run: Run, stream: str, start: float, end: float) -> OpSpan:
