@@ -50,9 +50,9 @@ def matrices(kind: str, model: ModelSpec, job: Job) -> int:
     (arXiv 2412.19437, section 3.3.1)."""
     if kind == "mtp":
         return 2 * model.hidden_size**2
-    if not (kind == "dense" or kind == "moe"):
+    if kind not in ("dense", "moe"):
         return 0
-    p, layout = model.layer_parameters(kind), job.layout
+    p, layout = model.layer_parameters("dense" if kind == "dense" else "moe"), job.layout
     attention = sum(k * n for k, n in model.attention_matrices().values())
     split = (attention + p.shared_expert + p.dense_ffn) // layout.tp
     return split + p.routed_expert // (layout.ep * layout.etp)

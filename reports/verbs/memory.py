@@ -1,0 +1,66 @@
+"""`foretrain memory JOB`."""
+
+from __future__ import annotations
+
+import click
+
+from reports.verbs.options import (
+    job_argument,
+    json_option,
+    output_file,
+    print_json,
+    print_report,
+    say,
+    set_option,
+)
+
+
+@click.command(epilog="Example: foretrain memory deepseek-v3-pretrain --measures --figure memory.png")
+@job_argument
+@set_option
+@json_option
+@click.option("--measures", "with_measures", is_flag=True, help="Say what each of DeepSeek-V3's measures saves.")
+@click.option("--figure", metavar="FILE", help="Draw memory over the step, stacked (.png, .svg, .pdf).")
+@click.option("--rank", type=int, metavar="N", help="Pipeline rank to draw. [default: the fullest]")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+def memory(
+    job: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    with_measures: bool,
+    figure: str | None,
+    rank: int | None,
+    quiet: bool,
+) -> int:
+    """Forecast the memory of every rank over one training step of JOB.
+
+    Exit code 3 if it does not fit.
+    """
+    file = output_file(figure, "--figure") if figure is not None else None
+    from reports import memory as words
+    from simulator.inputs import load_scenario
+    from simulator.memory import curve_of, measures, memory_of
+    from simulator.run import prepare, timeline_of
+
+    scenario = load_scenario(job, overrides)
+    plan, schedule = prepare(scenario)
+    if rank is not None and not 0 <= rank < schedule.ranks:
+        raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")
+    timeline = timeline_of(plan, schedule, "longest-path")
+    found = memory_of(plan, schedule, timeline)
+    saved = measures(plan, schedule) if with_measures else []
+    if file is not None:
+        curve = curve_of(plan, schedule, timeline, found.worst.rank if rank is None else rank)
+        words.write_figure(file, scenario.name, curve, found.capacity)
+        say(f"wrote {file}", quiet=quiet)
+    if as_json:
+        told = found.as_dict()
+        if with_measures:
+            told["measures"] = [
+                {"name": m.name, "source": m.source, "saves_bytes": m.saves, "peak_without_bytes": m.peak_without}
+                for m in saved
+            ]
+        print_json(told)
+    else:
+        print_report(*words.report(scenario.name, found, saved))
+    return 0 if found.fits else 3
