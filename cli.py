@@ -16,8 +16,10 @@ import click
 VERBS: Mapping[str, tuple[str, str]] = {
     "simulate": ("reports.verbs.simulate:simulate", "Simulate a training step: how long, and where the time goes."),
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
+    "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
+    "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 

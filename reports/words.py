@@ -116,6 +116,14 @@ def large(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def compact(value: float) -> str:
+    """A count with a one-letter factor, for narrow columns: `4.79M`."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:#.3g}".rstrip(".") + letter
+    return f"{value:#.3g}".rstrip(".")
+
+
 def dollars(value: float) -> str:
     """An amount of money."""
     return f"${large(value)}" if abs(value) >= 1e6 else f"${value:,.2f}" if abs(value) < 1e3 else f"${value:,.0f}"

@@ -31,6 +31,14 @@ class Input(click.ParamType[str]):
         return [*names, CompletionItem(incomplete, type="file")]
 
 
+class Ordered(click.Group):
+    """A group that lists its commands in the order they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in order."""
+        return list(self.commands)
+
+
 job_argument = click.argument("job", type=Input("job"), metavar="JOB")
 """One job, by name or path."""
 

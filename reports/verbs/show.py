@@ -1,0 +1,235 @@
+"""`foretrain show model|hardware|schedule|job|stack NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reports.verbs.options import Input, Ordered, json_option, print_json, print_report, set_option, verbosity
+
+if TYPE_CHECKING:
+    from simulator.inputs import Kind
+    from simulator.scenario import Scenario
+    from simulator.schedule import Schedule
+
+_HOST = "deepseek-v3-pretrain"
+"""The job whose model, hardware or stack is swapped for the one shown, so that `--set` can change it."""
+
+
+@click.group(cls=Ordered, epilog="Example: foretrain show model deepseek-v3")
+def show() -> None:
+    """Print a model, a hardware profile, a schedule, a job or a software stack.
+
+    Without a NAME, list those that are shipped.
+    """
+
+
+def _listed(kind: Kind) -> None:
+    from simulator.inputs import list_names
+
+    for name in list_names(kind):
+        click.echo(name)
+
+
+def _changed(kind: str, name: str, overrides: Sequence[str]) -> Scenario:
+    """A scenario with the named model, hardware or stack, changed by the overrides."""
+    from simulator.inputs import load_scenario
+
+    return load_scenario(_HOST, [f"{kind}={name}", *overrides])
+
+
+def _as_dict(kind: str, value: Any) -> dict[str, Any]:
+    from simulator.result import plain
+
+    return {"schema": f"foretrain.{kind}/1", **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+
+
+def _named(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.argument("name", type=Input(kind), metavar="[NAME]", required=False)
+
+
+@show.command(
+    short_help="Shape, parameters and FLOP per token of a model.",
+    epilog="Example: foretrain show model deepseek-v3 --set model.n_routed_experts=128",
+)
+@_named("model")
+@set_option
+@click.option(
+    "--sequence-length",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="TOKENS",
+    help="Sequence length that FLOP per token are counted at.",
+)
+@json_option
+def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, as_json: bool) -> None:
+    """Shape, parameters by component and FLOP per token of a model (config.json)."""
+    if name is None:
+        return _listed("model")
+    from reports import show as shown
+    from simulator.inputs import load_model
+
+    spec = _changed("model", name, overrides).model if overrides else load_model(name)
+    if as_json:
+        return print_json(_as_dict("model", spec))
+    return print_report(*shown.model(spec, sequence_length))
+
+
+@show.command(
+    short_help="Every number of a hardware profile, with its source.",
+    epilog="Example: foretrain show hardware h800 --verbose",
+)
+@_named("hardware")
+@set_option
+@json_option
+@verbosity
+def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Every number of a hardware profile, with its source."""
+    if name is None:
+        return _listed("hardware")
+    from reports import show as shown
+    from simulator.inputs import load_hardware
+
+    cluster = _changed("hardware", name, overrides).cluster if overrides else load_hardware(name)
+    if as_json:
+        return print_json(_as_dict("hardware", cluster))
+    return print_report(*shown.hardware(cluster, verbose))
+
+
+@show.command(
+    short_help="A pipeline schedule as a grid, in colour.",
+    epilog="Example: foretrain show schedule dualpipe --pp 8 --microbatches 20",
+)
+@click.argument("name", metavar="[NAME]", required=False)
+@set_option
+@click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline ranks. [default: 4]")
+@click.option("--microbatches", type=click.IntRange(min=1), metavar="N", help="Microbatches. [default: 2 x pp]")
+@click.option(
+    "--vpp", type=click.IntRange(min=1), metavar="N", help="Virtual stages on each rank. [default: 1, interleaved 2]"
+)
+@click.option("--start", type=click.IntRange(min=0), default=0, metavar="SLOT", help="First slot shown. [default: 0]")
+@click.option("--wrap", is_flag=True, help="Go on below where the terminal ends.")
+@click.option("--text", is_flag=True, help="The text form, which --set layout.schedule=FILE reads.")
+@json_option
+def schedule(
+    name: str | None,
+    overrides: tuple[str, ...],
+    pp: int | None,
+    microbatches: int | None,
+    vpp: int | None,
+    start: int,
+    wrap: bool,
+    text: bool,
+    as_json: bool,
+) -> None:
+    """A pipeline schedule as a grid: a line a rank, time from left to right.
+
+    NAME is a schedule, a schedule file, or a job, whose schedule is shown.
+    """
+    from reports import show as shown
+    from simulator.schedule import SCHEDULES, format_schedule
+
+    if name is None:
+        for known in SCHEDULES:
+            click.echo(known)
+        return None
+    found = _schedule(name, overrides, pp, microbatches, vpp)
+    if as_json:
+        return print_json(shown.schedule_dict(found))
+    if text:
+        return click.echo(format_schedule(found), nl=False)
+    from reports.console import width
+
+    return print_report(*shown.schedule(found, width(), start=start, wrap=wrap))
+
+
+@show.command(
+    short_help="A job with all its values, as a TOML file.",
+    epilog="Example: foretrain show job deepseek-v3-pretrain --set layout.pp=8 > mine.toml",
+)
+@_named("job")
+@set_option
+@json_option
+def job(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """A job with all its values, as a TOML file that can be edited and run."""
+    if name is None:
+        return _listed("job")
+    from reports.show import job_toml
+    from simulator.inputs import load_scenario
+
+    found = load_scenario(name, overrides).job
+    return print_json(_as_dict("job", found)) if as_json else click.echo(job_toml(found), nl=False)
+
+
+@show.command(
+    short_help="What a software stack does differently, with sources.",
+    epilog="Example: foretrain show stack megatron-core",
+)
+@_named("stack")
+@set_option
+@json_option
+def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """What a software stack does differently, with sources."""
+    if name is None:
+        return _listed("stack")
+    from reports import show as shown
+    from simulator.inputs import load_stack
+
+    habits = _changed("stack", name, overrides).stack if overrides else load_stack(name)
+    return print_json(_as_dict("stack", habits)) if as_json else print_report(*shown.stack(habits))
+
+
+def _schedule(
+    name: str, overrides: Sequence[str], pp: int | None, microbatches: int | None, vpp: int | None
+) -> Schedule:
+    """The schedule of that name, in that file, or of that job."""
+    from simulator.schedule import SCHEDULES, build
+
+    if name in SCHEDULES:
+        if overrides:
+            raise click.UsageError(
+                "--set changes jobs; a schedule has --pp, --microbatches and --vpp", click.get_current_context()
+            )
+        ranks = pp or 4
+        return build(
+            name, pp=ranks, microbatches=microbatches or 2 * ranks, vpp=vpp or (2 if name == "interleaved" else 1)
+        )
+    if pp or microbatches or vpp:
+        raise click.UsageError(
+            f"--pp, --microbatches and --vpp belong to a schedule's name, and {name!r} is none: {', '.join(SCHEDULES)}",
+            click.get_current_context(),
+        )
+    return _of_file_or_job(name, overrides)
+
+
+def _of_file_or_job(name: str, overrides: Sequence[str]) -> Schedule:
+    from simulator.errors import InputError
+    from simulator.inputs import list_names, load_scenario
+    from simulator.run import schedule_of
+    from simulator.schedule import SCHEDULES, parse_schedule, validate
+
+    path = Path(name)
+    if path.is_file() and path.suffix != ".toml":
+        found = parse_schedule(_text(path), source=name)
+        validate(found)
+        return found
+    if not path.suffix and "/" not in name and name.lower() not in map(str.lower, list_names("job")):
+        from simulator.inputs.problems import nearest
+
+        advice = nearest(name, [*SCHEDULES, *list_names("job")])
+        raise InputError(f"{name!r} is neither a schedule, nor a job, nor a file: {advice}")
+    return schedule_of(load_scenario(name, overrides))
+
+
+def _text(path: Path) -> str:
+    from simulator.errors import InputError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
