@@ -44,8 +44,8 @@ def load_model(name_or_path: str) -> ModelSpec:
     return _model(name_or_path, [])
 
 
-def load_hardware(name_or_path: str) -> Cluster:
-    """The cluster of a shipped name or of a TOML profile."""
+def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:
+    """The cluster of a shipped name or of a TOML profile, after `overrides` such as `hardware.gpu.sms=108`."""
     source = find("hardware", name_or_path)
     table = {"name": source.name} | read_extended("hardware", source)
     profile = build(_Profile, table, source.label)
@@ -54,6 +54,10 @@ def load_hardware(name_or_path: str) -> Cluster:
     plain = {f.name: getattr(profile, f.name) for f in fields(profile)}
     cluster = Cluster(**plain | {"kernels": kernels, "fabric": fabric})
     _check_cluster(cluster, source.label, "")
+    for change in map(parse_override, overrides):
+        if change.root != "hardware" or not change.rest:
+            raise unknown(change, paths(cluster, "hardware"))
+        cluster = _changed_cluster(cluster, change)
     return cluster
 
 

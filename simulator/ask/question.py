@@ -1,0 +1,218 @@
+"""A question about one operation: named columns with a type each, all but `op` optional.
+
+The names are those of the command line's options and of the columns of a table. A column that is missing or empty
+takes its default; what an operation does not need is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any
+
+from simulator.errors import InputError
+
+DEFAULT_HARDWARE = "h800"
+
+OPS: Mapping[str, str] = {
+    "gemm": "gemm",
+    "matmul": "gemm",
+    "linear": "gemm",
+    "grouped_gemm": "grouped_gemm",
+    "group_gemm": "grouped_gemm",
+    "moe_gemm": "grouped_gemm",
+    "m_grouped_gemm": "grouped_gemm",
+    "attention": "attention",
+    "attn": "attention",
+    "flash_attention": "attention",
+    "mla": "attention",
+    "mha": "attention",
+    "gqa": "attention",
+    "stream": "stream",
+    "streaming": "stream",
+    "elementwise": "stream",
+    "memory": "stream",
+    "mem": "stream",
+    "copy": "stream",
+    "all_to_all": "all_to_all",
+    "alltoall": "all_to_all",
+    "a2a": "all_to_all",
+    "dispatch": "dispatch",
+    "combine": "combine",
+    "p2p": "p2p",
+    "send_recv": "p2p",
+    "sendrecv": "p2p",
+    "send": "p2p",
+    "point_to_point": "p2p",
+    "all_reduce": "all_reduce",
+    "allreduce": "all_reduce",
+    "all_gather": "all_gather",
+    "allgather": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+    "reducescatter": "reduce_scatter",
+    "broadcast": "broadcast",
+}
+"""Spelling (lower case, `_` between words) -> operation."""
+
+PRECISIONS: Mapping[str, str] = {
+    "fp8": "fp8_block",
+    "fp8_block": "fp8_block",
+    "float8": "fp8_block",
+    "e4m3": "fp8_block",
+    "fp8_tensor": "fp8_tensor",
+    "fp8_per_tensor": "fp8_tensor",
+    "fp8_row": "fp8_row",
+    "fp8_rowwise": "fp8_row",
+    "fp8_per_row": "fp8_row",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+}
+"""Spelling -> precision. FP16 runs at the speed of BF16 on every GPU here."""
+
+FORMS = ("dense", "wgrad", "grouped", "masked", "grouped_wgrad", "low_latency")
+TRUE, FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
+
+
+class BadColumn(InputError):
+    """A column whose value cannot be used."""
+
+    def __init__(self, column: str, value: str, right: str) -> None:
+        self.column = column
+        shown = f": {value!r}" if value else ""
+        super().__init__(f"{column}{shown}: {right}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked. None: not said.
+
+    `m`, `n`, `k` of a GEMM (grouped: m is the total over `groups`; masked: the rows of each group; weight gradient:
+    the output is m x n, k the tokens). `seq`, `heads`, ... of an attention core. `bytes` [B] read and written of a
+    streaming kernel, sent of a message, or the full buffer of a collective (all shards together). `tokens` per rank,
+    `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a kernel, or held by an
+    exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one.
+    """
+
+    op: str
+    hardware: str = DEFAULT_HARDWARE
+    precision: str | None = None
+    m: int | None = None
+    n: int | None = None
+    k: int | None = None
+    groups: int | None = None
+    form: str | None = None
+    sms: int | None = None
+    seq: int | None = None
+    seq_kv: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    batch: int | None = None
+    d_qk: int | None = None
+    d_v: int | None = None
+    causal: bool | None = None
+    backward: bool | None = None
+    bytes: float | None = None
+    ranks: int | None = None
+    nodes: int | None = None
+    tokens: int | None = None
+    hidden: int | None = None
+    top_k: int | None = None
+    node_limit: int | None = None
+    ep: int | None = None
+    experts: int | None = None
+    direction: str | None = None
+    dispatcher: str | None = None
+    low_latency: bool | None = None
+    beside: bool | None = None
+    cls: str | None = None
+
+
+COLUMNS = tuple(f.name for f in fields(Question))
+_INTEGERS = frozenset(f.name for f in fields(Question) if "int" in str(f.type))
+_BOOLEANS = frozenset(f.name for f in fields(Question) if "bool" in str(f.type))
+_MAY_BE_ZERO = frozenset(("node_limit", "sms"))
+
+
+def question_from_text(texts: Mapping[str, str], hardware: str = DEFAULT_HARDWARE) -> Question:
+    """The question of one row of a table: column -> text. Empty texts are as good as none.
+
+    Raises BadColumn for the first column that cannot be read.
+    """
+    said = {name: text.strip() for name, text in texts.items() if name in COLUMNS and text and text.strip()}
+    if "op" not in said:
+        raise BadColumn("op", "", f"missing: choose one of {', '.join(known_ops())}")
+    values = {name: _typed(name, text) for name, text in said.items()}
+    return Question(**({"hardware": hardware} | values))
+
+
+def known_ops() -> list[str]:
+    """The operations, each in its plainest spelling."""
+    return list(dict.fromkeys(name.replace("_", "-") for name in OPS.values()))
+
+
+def number(column: str, text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text.replace("_", ""))
+    except ValueError:
+        raise BadColumn(column, text, "must be a number") from None
+    if not isfinite(value):
+        raise BadColumn(column, text, "must be a finite number")
+    return value
+
+
+def _typed(name: str, text: str) -> Any:
+    if name in _INTEGERS:
+        return _integer(name, text)
+    if name in _BOOLEANS:
+        return _boolean(name, text)
+    if name == "bytes":
+        value = number(name, text)
+        if value < 0:
+            raise BadColumn(name, text, "must not be negative")
+        return value
+    word = text.lower().replace("-", "_").replace(" ", "_")
+    if name == "op":
+        return _chosen(name, text, OPS.get(word), known_ops())
+    if name == "precision":
+        return _chosen(name, text, PRECISIONS.get(word), ["fp8", "bf16", "fp8_tensor", "fp8_row"])
+    if name == "form":
+        return _chosen(name, text, word if word in FORMS else None, FORMS)
+    if name == "direction":
+        return _chosen(name, text, word if word in ("dispatch", "combine") else None, ("dispatch", "combine"))
+    return text
+
+
+def _chosen(name: str, text: str, value: str | None, known: Any) -> str:
+    if value is None:
+        raise BadColumn(name, text, f"choose one of {', '.join(known)}")
+    return value
+
+
+def _integer(name: str, text: str) -> int:
+    value = number(name, text)
+    least = 0 if name in _MAY_BE_ZERO else 1
+    if value != int(value) or value < least:
+        raise BadColumn(name, text, f"must be an integer, at least {least}")
+    return int(value)
+
+
+def _boolean(name: str, text: str) -> bool:
+    word = text.lower()
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    try:
+        return bool(_boolean_number(word))
+    except ValueError:
+        raise BadColumn(name, text, "must be true or false") from None
+
+
+def _boolean_number(word: str) -> float:
+    value = float(word)
+    if value not in (0.0, 1.0):
+        raise ValueError(word)
+    return value

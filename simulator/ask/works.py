@@ -1,0 +1,255 @@
+"""From a question to the op that the cost models price: one small function an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from simulator.ask.question import BadColumn, Question
+from simulator.dtypes import WIDTH, fp8_bytes
+from simulator.hardware import Cluster
+from simulator.ops import (
+    AllToAll,
+    Attention,
+    Collective,
+    CollectiveKind,
+    Gemm,
+    GemmForm,
+    GemmPrecision,
+    Op,
+    PointToPoint,
+    Streaming,
+    Work,
+)
+
+LOW_LATENCY_TOKENS = 128
+"""Up to this many tokens a rank, an exchange is taken to use low-latency kernels (DeepEP publishes them for 128) unless
+the question names SMs or a node limit, which only the throughput kernels know."""
+EXPERTS, TOP_K, HIDDEN = 256, 8, 7168
+"""Gate and width of an exchange that does not say them: DeepSeek-V3's, as in DeepEP's tests."""
+EXCHANGE_SMS = 24
+"""SMs of an exchange that does not say them: DeepEP's own tests (README, 2025-02-24)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The op, the SMs it gets (an exchange: holds), and a line about what was assumed."""
+
+    op: Op
+    sms: int
+    note: str = ""
+
+
+def asked(question: Question, cluster: Cluster) -> Asked:
+    """The op of a question on a cluster. Raises BadColumn for what is missing or cannot be."""
+    return _BUILD[question.op](question, cluster)
+
+
+def _need(question: Question, column: str) -> int:
+    value = getattr(question, column)
+    if value is None:
+        raise BadColumn(column, "", f"missing: {question.op.replace('_', '-')} needs it")
+    return int(value)
+
+
+def _bytes(question: Question) -> float:
+    if question.bytes is None:
+        raise BadColumn("bytes", "", f"missing: {question.op.replace('_', '-')} needs it")
+    return question.bytes
+
+
+def _granted(question: Question, cluster: Cluster) -> int:
+    sms = cluster.gpu.sms if question.sms is None else question.sms
+    if not 1 <= sms <= cluster.gpu.sms:
+        raise BadColumn("sms", str(sms), f"must be from 1 to the {cluster.gpu.sms} SMs of {cluster.gpu.name}")
+    return sms
+
+
+def _op(question: Question, cls: str, work: Work, stream: str = "compute") -> Op:
+    return Op(
+        name=question.op,
+        cls=question.cls or cls,
+        part="F",
+        segment="asked",
+        work=work,
+        stream="comm" if stream == "comm" else "compute",
+    )
+
+
+_SUFFIX: Mapping[str, str] = {
+    "dense": "",
+    "wgrad": ".wgrad",
+    "grouped": ".grouped",
+    "masked": ".masked",
+    "grouped_wgrad": ".grouped_wgrad",
+}
+
+
+def _gemm(question: Question, cluster: Cluster) -> Asked:
+    precision = question.precision or "bf16"
+    groups = question.groups or 1
+    form = _form(question, groups)
+    if form in ("dense", "wgrad") and groups > 1:
+        raise BadColumn("form", form, f"has one group, not {groups}; write grouped, masked or grouped_wgrad")
+    work = Gemm(
+        m=_need(question, "m"),
+        n=_need(question, "n"),
+        k=_need(question, "k"),
+        precision=_gemm_precision(precision),
+        form=form,
+        groups=groups,
+        out_bytes=WIDTH["fp32"] if "wgrad" in form else WIDTH["bf16"],
+    )
+    family = "gemm.fp8" if precision == "fp8_block" else f"gemm.{precision}"
+    return Asked(op=_op(question, family + _SUFFIX[form], work), sms=_granted(question, cluster))
+
+
+def _gemm_precision(precision: str) -> GemmPrecision:
+    known: dict[str, GemmPrecision] = {
+        "fp8_block": "fp8_block",
+        "fp8_tensor": "fp8_tensor",
+        "fp8_row": "fp8_row",
+        "bf16": "bf16",
+    }
+    return known[precision]
+
+
+def _form(question: Question, groups: int) -> GemmForm:
+    grouped = question.op == "grouped_gemm" or groups > 1
+    forms: dict[str, GemmForm] = {
+        "dense": "grouped" if grouped else "dense",
+        "grouped": "grouped",
+        "masked": "masked",
+        "wgrad": "grouped_wgrad" if grouped else "wgrad",
+        "grouped_wgrad": "grouped_wgrad",
+    }
+    said = question.form or "dense"
+    if said not in forms:
+        raise BadColumn("form", said, f"choose one of {', '.join(forms)}")
+    return forms[said]
+
+
+def _attention(question: Question, cluster: Cluster) -> Asked:
+    if question.precision not in (None, "bf16", "fp8_block"):
+        raise BadColumn("precision", str(question.precision), "an attention core runs in bf16 or fp8")
+    fp8 = question.precision == "fp8_block"
+    heads, seq = _need(question, "heads"), _need(question, "seq")
+    d_qk = question.d_qk or question.d_v or 128
+    backward = bool(question.backward)
+    work = Attention(
+        batch=question.batch or 1,
+        seq_q=seq,
+        seq_kv=question.seq_kv or seq,
+        heads=heads,
+        kv_heads=question.kv_heads or heads,
+        d_qk=d_qk,
+        d_v=question.d_v or d_qk,
+        causal=question.causal is not False,
+        backward=backward,
+        precision="fp8" if fp8 else "bf16",
+    )
+    cls = ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "")
+    return Asked(op=_op(question, cls, work), sms=_granted(question, cluster))
+
+
+def _stream(question: Question, cluster: Cluster) -> Asked:
+    half = _bytes(question) / 2
+    op = _op(question, "elem", Streaming(read=half, written=half))
+    return Asked(op=op, sms=_granted(question, cluster))
+
+
+def _p2p(question: Question, cluster: Cluster) -> Asked:
+    across = (question.nodes or 1) > 1
+    work = PointToPoint(bytes=_bytes(question), tier="nic" if across else "nvlink")
+    note = "between nodes, over the NIC" if across else "within a node, over NVLink (nodes 2: over the NIC)"
+    return Asked(op=_op(question, "comm.p2p", work, "comm"), sms=0, note=note)
+
+
+def _collective(question: Question, cluster: Cluster) -> Asked:
+    kinds: dict[str, CollectiveKind] = {
+        "all_reduce": "all_reduce",
+        "all_gather": "all_gather",
+        "reduce_scatter": "reduce_scatter",
+        "broadcast": "broadcast",
+        "all_to_all": "all_to_all",
+    }
+    ranks = question.ranks or question.ep
+    if ranks is None:
+        raise BadColumn("ranks", "", f"missing: {question.op.replace('_', '-')} needs it")
+    nodes = question.nodes or -(-ranks // cluster.node.gpus)
+    if ranks % nodes:
+        raise BadColumn("ranks", str(ranks), f"do not fill {nodes} nodes evenly")
+    if ranks // nodes > cluster.node.gpus:
+        raise BadColumn("nodes", str(nodes), f"{ranks // nodes} ranks a node, but a node has {cluster.node.gpus} GPUs")
+    work = Collective(kind=kinds[question.op], bytes=_bytes(question), ranks=ranks, per_node=ranks // nodes)
+    note = f"{ranks} ranks on {nodes} node{'s' if nodes > 1 else ''}; bytes are the whole buffer"
+    return Asked(op=_op(question, f"comm.{question.op}", work, "comm"), sms=0, note=note)
+
+
+def _exchange(question: Question, cluster: Cluster) -> Asked:
+    """Dispatch or combine of experts; a plain all-to-all where bytes but no tokens are given."""
+    if question.op == "all_to_all" and question.tokens is None and question.bytes is not None:
+        return _collective(question, cluster)
+    direction = question.op if question.op in ("dispatch", "combine") else question.direction or "dispatch"
+    ranks = question.ep or question.ranks
+    if ranks is None:
+        raise BadColumn("ep", "", "missing: an expert exchange needs the number of ranks")
+    tokens, hidden = _need(question, "tokens"), question.hidden or HIDDEN
+    low_latency = _is_low_latency(question, tokens)
+    limit, groups = _gate(question, ranks, cluster)
+    work = AllToAll(
+        direction="dispatch" if direction == "dispatch" else "combine",
+        tokens=tokens,
+        hidden=hidden,
+        bytes_per_token=_token_bytes(question, direction, hidden),
+        ranks=ranks,
+        experts=question.experts or max(EXPERTS, ranks),
+        top_k=question.top_k or TOP_K,
+        groups=groups,
+        node_limit=limit,
+        cached=True,
+        low_latency=low_latency,
+    )
+    note = "low-latency kernels" if low_latency else "throughput kernels"
+    note += f", {work.bytes_per_token:.0f} B a token"
+    sms = EXCHANGE_SMS if question.sms is None else question.sms
+    return Asked(op=_op(question, f"comm.{direction}", work, "comm"), sms=sms, note=note)
+
+
+def _is_low_latency(question: Question, tokens: int) -> bool:
+    if question.low_latency is not None:
+        return question.low_latency
+    if question.form == "low_latency":
+        return True
+    named = question.sms is not None or question.node_limit is not None or question.dispatcher == "nccl"
+    return tokens <= LOW_LATENCY_TOKENS and not named
+
+
+def _gate(question: Question, ranks: int, cluster: Cluster) -> tuple[int, int]:
+    """(node limit, groups): the gate's groups are the nodes unless said otherwise."""
+    nodes = max(1, ranks // cluster.node.gpus)
+    groups = question.groups or nodes
+    limit = min(question.node_limit or 0, groups)
+    return (limit, groups) if 0 < limit < groups else (0, groups)
+
+
+def _token_bytes(question: Question, direction: str, hidden: int) -> float:
+    """FP8 with a scale per 128 values at dispatch, BF16 at combine, unless the precision is said."""
+    said = question.precision or ("fp8_block" if direction == "dispatch" else "bf16")
+    return hidden * WIDTH["bf16"] if said == "bf16" else fp8_bytes(hidden)
+
+
+_BUILD: Mapping[str, Callable[[Question, Cluster], Asked]] = {
+    "gemm": _gemm,
+    "grouped_gemm": _gemm,
+    "attention": _attention,
+    "stream": _stream,
+    "all_to_all": _exchange,
+    "dispatch": _exchange,
+    "combine": _exchange,
+    "p2p": _p2p,
+    "all_reduce": _collective,
+    "all_gather": _collective,
+    "reduce_scatter": _collective,
+    "broadcast": _collective,
+}
