@@ -39,4 +39,6 @@ class Stack:
     norm_fused: bool
     attention_fused: bool
     wgrad_accumulation_fused: bool
+    dropout: bool = False
+    moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.runs import ALONE, Run, run_of
-from simulator.engine.sync import append_optimizer
+from simulator.engine.sync import append_optimizer, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.graph.block import Block
 from simulator.graph.linear import BF16
@@ -133,6 +133,7 @@ class _Lowering:
         self.tails: list[tuple[int, ...]] = [()] * schedule.ranks
         self.sends: dict[tuple[int, int], Run] = {}
         self.last_backward: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
 
     def step(self, rank: int, step: Step) -> None:
         """Tasks of one step and the sends behind it."""
@@ -143,8 +144,13 @@ class _Lowering:
         entry_preds = tuple(sorted(entry))
         base = len(tasks.lane)
         seen: set[int] = set()
-        for part in program.steps:
+        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        parameters = self.gathered.pop((rank, ahead.stage), ()) if ahead.kind == "F" else ()
+        needed = {at: task for at, task in zip(program.begins, parameters, strict=False) if task is not None}
+        for number, part in enumerate(program.steps):
             preds = tuple(base + at for at in part.waits)
+            if number in needed:
+                preds += (needed[number],)
             if part.stream not in seen:
                 seen.add(part.stream)
                 preds += entry_preds
@@ -153,13 +159,12 @@ class _Lowering:
         phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
         self.tails[rank] = tuple(base + at for at in program.tails)
-        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
         if ahead.kind == "F":
             self._send(rank, ahead)
         if back.kind in ("B", "I"):
             self._send(rank, back)
         if back.kind in ("B", "W"):
-            self.last_backward[rank, back.stage] = self.tails[rank]
+            self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
 
     def _send(self, rank: int, action: Action) -> None:
         """Hand the output of an action to the rank of the next (or previous) stage."""
@@ -186,6 +191,8 @@ class _Lowering:
 def lower(plan: Plan, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
     """The tasks of one optimizer step. The schedule must be valid (see `schedule.validate`)."""
     lowering = _Lowering(plan, schedule)
+    if optimizer:
+        lowering.gathered = gather_parameters(plan.scenario, plan.stages, plan.price, lowering.tasks, schedule)
     for rank, at in progress(schedule).order:
         lowering.step(rank, schedule.rows[rank][at])
     if optimizer:

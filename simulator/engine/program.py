@@ -37,19 +37,26 @@ class Program:
     """Steps in program order.
 
     `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
-    published DualPipe, which posts its sends behind the whole chunk.
+    published DualPipe, which posts its sends behind the whole chunk. `begins` is the first step of each block's
+    forward, `graded` the last step of each block's weight gradients.
     """
 
     steps: tuple[Step, ...]
     tails: tuple[int, ...]
+    begins: tuple[int, ...] = ()
+    graded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A segment in program order. `fresh`: its first compute run waits for the exchange that ended the block before."""
+    """A segment in program order. `fresh`: its first compute run waits for the exchange that ended the block before.
+
+    `block` is the number of its block on the stage.
+    """
 
     segment: Segment
     fresh: bool
+    block: int
 
 
 def _units(segments: Sequence[Placed]) -> tuple[list[Placed], list[list[Placed]]]:
@@ -75,17 +82,19 @@ def _in_issue_order(unit: list[Placed]) -> list[Placed]:
 def forward_segments(blocks: Sequence[Block]) -> list[Placed]:
     """All forward segments of a stage in program order."""
     return [
-        Placed(segment, i == 0 and b > 0) for b, block in enumerate(blocks) for i, segment in enumerate(block.forward)
+        Placed(segment, i == 0 and b > 0, b)
+        for b, block in enumerate(blocks)
+        for i, segment in enumerate(block.forward)
     ]
 
 
 def backward_segments(blocks: Sequence[Block], *, wgrad: bool, dgrad: bool) -> list[Placed]:
     """All backward segments of a stage in program order; the last block comes first."""
     placed = []
-    for block in reversed(blocks):
+    for number, block in reversed(list(enumerate(blocks))):
         for segment in block.backward:
             if wgrad if segment.direction == "W" else dgrad:
-                placed.append(Placed(segment, False))
+                placed.append(Placed(segment, False, number))
     return placed
 
 
@@ -143,10 +152,14 @@ class _Assembler:
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
+        self.begins: dict[int, int] = {}
+        self.graded: dict[int, int] = {}
 
     def add(self, placed: Placed) -> None:
         """Append the runs of one segment."""
         half = "F" if placed.segment.direction == "F" else "B"
+        if half == "F":
+            self.begins.setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
         for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
             stream = COMM if run.kind == "collective" else home
@@ -166,6 +179,8 @@ class _Assembler:
             if run.kind == "collective":
                 self.blocking = len(self.steps)  # the compute behind a collective needs what it brings
             self.steps.append(Step(run, stream, tuple(sorted(waits))))
+        if half == "B":
+            self.graded[placed.block] = len(self.steps) - 1
 
     def _with_waits(self, runs: list[Run]) -> list[Run]:
         """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier."""
@@ -197,7 +212,12 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
     assembler = _Assembler(price, slowest)
     for placed in order:
         assembler.add(placed)
-    return Program(tuple(assembler.steps), tuple(sorted(at for at in assembler.last.values() if at >= 0)))
+    return Program(
+        steps=tuple(assembler.steps),
+        tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
+        begins=tuple(assembler.begins[block] for block in sorted(assembler.begins)),
+        graded=tuple(assembler.graded[block] for block in sorted(assembler.graded)),
+    )
 
 
 def runs_of(segment: Segment, price: Pricer) -> list[Run]:

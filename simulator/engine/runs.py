@@ -7,6 +7,7 @@ that an engine can move it forward as one thing and still say when each kernel s
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Literal
 
 from simulator.cost.cost import Cost
 from simulator.ops import Op
-import itertools
 
 ALONE, HELD, TRAFFIC = 0, 1, 2
 """Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory."""

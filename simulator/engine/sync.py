@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from simulator.engine.program import Pricer
 from simulator.engine.runs import Run, run_of
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_stage
+from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
 from simulator.scenario import Scenario
+from simulator.schedule import Schedule, stages_on
 
-MASTER, MOMENT = 4.0, 2.0
-"""FP32 master weights, BF16 moments (DeepSeek-V3 report, section 3.3.3) [B]."""
+MASTER = 4.0
+"""Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 
 
 def _op(name: str, cls: str, work: Work, stream: str = "compute") -> Op:
@@ -48,21 +49,74 @@ def _divisor(ranks: int, at_most: int) -> int:
     return max(d for d in range(1, at_most + 1) if ranks % d == 0)
 
 
-def update_ops(held: Held, shards: tuple[int, int], zero: int, fp8: bool) -> list[Op]:
+def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[Op]:
     """Kernels of the update on one rank: gradient norm, Adam, the FP8 copy of the weights, clearing the gradients."""
+    zero, moment = scenario.job.layout.zero, scenario.stack.moment_bytes
     dense, experts = (held.dense / shards[0], held.experts / shards[1]) if zero else (held.dense, held.experts)
     mine = dense + experts
-    read, written = GRADIENT_BYTES + MASTER + 2 * MOMENT, MASTER + 2 * MOMENT + WEIGHT_BYTES
+    read, written = GRADIENT_BYTES + MASTER + 2 * moment, MASTER + 2 * moment + WEIGHT_BYTES
     ops = [
         _op("optimizer.grad_norm", "elem", Streaming(read=mine * GRADIENT_BYTES, written=0.0)),
         _op("optimizer.adam", "optimizer", Streaming(read=mine * read, written=mine * written)),
         _op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=held.total * GRADIENT_BYTES)),
     ]
-    if fp8:
-        ops.append(
-            _op("optimizer.quant_w", "quant.token", Streaming(read=held.total * WEIGHT_BYTES, written=held.total * 1.0))
-        )
+    if scenario.job.precision.recipe != "bf16":
+        cast = Streaming(read=held.total * WEIGHT_BYTES, written=held.total * 1.0)
+        ops.append(_op("optimizer.quant_w", "quant.token", cast))
     return ops
+
+
+class _Sync:
+    """Collectives of one scenario's parameters; local to this module."""
+
+    def __init__(self, scenario: Scenario, price: Pricer, copies: int) -> None:
+        self.scenario, self.price = scenario, price
+        (self.dense, self.dense_node), (self.experts, self.experts_node) = groups(scenario, copies)
+
+    def runs(self, name: str, kind: CollectiveKind, held: Held, width: float) -> list[Run]:
+        """The collectives over the dense and the expert parameters of `held`, `width` bytes each."""
+        sizes = (
+            (f"{name}.dense", held.dense, self.dense, self.dense_node),
+            (f"{name}.experts", held.experts, self.experts, self.experts_node),
+        )
+        made = (_collective(self.price, title, kind, count * width, n, near) for title, count, n, near in sizes)
+        return [run for run in made if run is not None]
+
+
+def _held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
+    """What one rank holds of each block of a stage; a shared head is held once."""
+    held, seen = [], set[str]()
+    for kind in blocks:
+        again = kind == "head" and kind in seen
+        seen.add(kind)
+        shared = Held(dense=scenario.model.hidden_size)
+        held.append(shared if again else held_by_block(kind, scenario.model, scenario.job))
+    return held
+
+
+def gather_parameters(
+    scenario: Scenario, stages: Sequence[Sequence[str]], price: Pricer, tasks: Tasks, schedule: Schedule
+) -> dict[tuple[int, int], tuple[int | None, ...]]:
+    """With `param_gather_overlap`, the updated parameters arrive block by block beside the first forward.
+
+    In a steady run the gather that ends one step is the one that begins the next, so it stands at the beginning.
+    Returns, for each (rank, stage), the last gather of each block.
+    """
+    if not (scenario.job.layout.zero and scenario.stack.param_gather_overlap):
+        return {}
+    held_on = stages_on(schedule)
+    copies = sum(len(held) for held in held_on) // schedule.stages
+    sync = _Sync(scenario, price, copies)
+    arrived: dict[tuple[int, int], tuple[int | None, ...]] = {}
+    for rank, mine in enumerate(held_on):
+        for stage in mine:
+            last: list[int | None] = []
+            for held in _held_by_blocks(scenario, stages[stage]):
+                runs = sync.runs("param", "all_gather", held, WEIGHT_BYTES)
+                made = [tasks.add(rank * LANES + SYNC, run, ()) for run in runs]
+                last.append(made[-1] if made else None)
+            arrived[rank, stage] = tuple(last)
+    return arrived
 
 
 def append_optimizer(
@@ -70,47 +124,61 @@ def append_optimizer(
     stages: Sequence[Sequence[str]],
     price: Pricer,
     tasks: Tasks,
-    last_backward: dict[tuple[int, int], tuple[int, ...]],
+    graded: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
 ) -> None:
     """Append the tasks of gradient sync and update on every rank.
 
-    With `grad_sync_overlap` the gradients of a stage leave as soon as its last weight gradient is done on all copies;
-    else when all compute of the rank is over.
+    `graded` holds, for each (rank, stage), the task after which each block's gradients are complete. With
+    `grad_sync_overlap` a block's gradients leave then, on all copies of the stage; else when all compute is over.
     """
     holders: dict[int, list[int]] = {}
-    for rank, stage in last_backward:
+    for rank, stage in graded:
         holders.setdefault(stage, []).append(rank)
-    copies = max(len(ranks) for ranks in holders.values())
-    (dense, dense_node), (expert, expert_node) = groups(scenario, copies)
-    zero, fp8 = scenario.job.layout.zero, scenario.job.precision.recipe == "fp8"
-    kind: CollectiveKind = "reduce_scatter" if zero else "all_reduce"
+    sync = _Sync(scenario, price, max(len(ranks) for ranks in holders.values()))
     for rank in range(tasks.ranks):
-        mine = [stage for (holder, stage) in last_backward if holder == rank]
+        mine = sorted(stage for holder, stage in graded if holder == rank)
         first = len(tasks.lane)
-        reduced: list[int] = []
+        reduced = [
+            task
+            for stage in mine
+            for task in _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, graded, tails)
+        ]
         total = Held()
-        for stage in sorted(mine):
-            held = held_by_stage(stages[stage], scenario.model, scenario.job)
-            total = total + held
-            ready = {task for holder in holders[stage] for task in last_backward[holder, stage]}
-            if not scenario.stack.grad_sync_overlap:
-                ready |= {task for holder in holders[stage] for task in tails[holder]}
-            for name, count, ranks, per_node in (
-                (f"grad.dense.s{stage}", held.dense, dense, dense_node),
-                (f"grad.experts.s{stage}", held.experts, expert, expert_node),
-            ):
-                run = _collective(price, name, kind, count * GRADIENT_BYTES, ranks, per_node)
-                if run is not None:
-                    reduced.append(tasks.add(rank * LANES + SYNC, run, tuple(sorted(ready))))
-        update = run_of("compute", "optimizer", [price(op) for op in update_ops(total, (dense, expert), zero, fp8)])
+        for stage in mine:
+            total = total + held_by_stage(stages[stage], scenario.model, scenario.job)
+        ops = update_ops(total, (sync.dense, sync.experts), scenario)
+        update = run_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
-        if zero:
-            for name, count, ranks, per_node in (
-                ("param.dense", total.dense, dense, dense_node),
-                ("param.experts", total.experts, expert, expert_node),
-            ):
-                run = _collective(price, name, "all_gather", count * WEIGHT_BYTES, ranks, per_node)
-                if run is not None:
-                    tasks.add(rank * LANES + SYNC, run, (done,))
+        if scenario.job.layout.zero and not scenario.stack.param_gather_overlap:
+            for run in sync.runs("param", "all_gather", total, WEIGHT_BYTES):
+                tasks.add(rank * LANES + SYNC, run, (done,))
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
+
+
+def _reduce(
+    scenario: Scenario,
+    sync: _Sync,
+    stage: int,
+    blocks: Sequence[str],
+    tasks: Tasks,
+    rank: int,
+    holders: dict[int, list[int]],
+    graded: dict[tuple[int, int], tuple[int, ...]],
+    tails: list[tuple[int, ...]],
+) -> list[int]:
+    """Append the reductions of one stage's gradients on one rank, the block that is ready first leading."""
+    kind: CollectiveKind = "reduce_scatter" if scenario.job.layout.zero else "all_reduce"
+    name = f"grad.s{stage}"
+    if not scenario.stack.grad_sync_overlap:
+        ready = {task for holder in holders[stage] for task in tails[holder]}
+        held = held_by_stage(blocks, scenario.model, scenario.job)
+        return [
+            tasks.add(rank * LANES + SYNC, run, tuple(sorted(ready)))
+            for run in sync.runs(name, kind, held, GRADIENT_BYTES)
+        ]
+    out = []
+    for number, held in reversed(list(enumerate(_held_by_blocks(scenario, blocks)))):
+        done = tuple(sorted(graded[holder, stage][number] for holder in holders[stage]))
+        out += [tasks.add(rank * LANES + SYNC, run, done) for run in sync.runs(name, kind, held, GRADIENT_BYTES)]
+    return out

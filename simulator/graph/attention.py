@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
-from simulator.graph.norm import norm_backward, norm_forward
+from simulator.graph.norm import add_dropout, drop_backward, norm_backward, norm_forward
 from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, kv_heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
@@ -91,6 +91,7 @@ def forward(s: Shapes, sms: int) -> Tape:
     core_forward(tape, s, "attn.core.fwd", saved=kept)
     linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
+    add_dropout(tape, "attn", s, h)
     norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=sharded * h * BF16 + keep_norm)
     return tape
 
@@ -100,6 +101,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
     norm_backward(tape, "norm.ffn", sharded, h, sms, residual=True)
+    drop_backward(tape, "attn", s, h)
     gather(tape, "attn.o_g", s, h)
     linear.input_gradient(tape, "attn.o", t, h, q, recipe=s.recipe)
     if s.fp8:

@@ -12,7 +12,7 @@ from simulator.dtypes import fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP8, cast, scales
-from simulator.graph.norm import norm_forward
+from simulator.graph.norm import add_dropout, drop_backward, norm_forward
 from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.layout import Recipe
@@ -174,6 +174,7 @@ def dense_forward(s: Shapes) -> Segment:
     down(tape, f, s)
     save(tape, f)
     scatter(tape, "dense", s, f.hidden)
+    add_dropout(tape, "dense", s, f.hidden)
     return tape.done()
 
 
@@ -181,6 +182,7 @@ def dense_backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
     tape = Tape("mlp.B", "I", s.stack)
+    drop_backward(tape, "dense", s, f.hidden)
     gather(tape, "dense.g", s, f.hidden)
     down_backward(tape, f, s, sms, gradient_fp8=False)
     if s.recompute_norms:

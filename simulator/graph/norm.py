@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from simulator.graph.block import Tape
 from simulator.graph.linear import BF16, FP32
+from simulator.graph.parallel import sharded_tokens
+from simulator.graph.shapes import Shapes
 from simulator.ops import Part, Streaming
 
 SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
@@ -53,3 +55,23 @@ def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, r
     partial = ctas * width * FP32
     tape.add(f"{name}.bwd_finalize", "elem", Streaming(read=partial, written=width * FP32))
     tape.add(f"{name}.wgrad_acc", "elem", Streaming(read=2 * width * FP32, written=width * FP32))
+
+
+MASK = 1.0
+"""Bytes of a dropout mask per value [B]."""
+
+
+def add_dropout(tape: Tape, name: str, s: Shapes, width: int) -> None:
+    """Bias, dropout and residual add in one kernel (Megatron-LM, arXiv 2104.04473, section 4.2)."""
+    if s.stack.dropout:
+        values = sharded_tokens(s) * width
+        work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
+        tape.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK)
+
+
+def drop_backward(tape: Tape, name: str, s: Shapes, width: int) -> None:
+    """The gradient through that mask."""
+    if s.stack.dropout:
+        values = sharded_tokens(s) * width
+        work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
+        tape.add(f"{name}.dropout_add.bwd", "elem", work)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from simulator.errors import InputError
@@ -13,7 +14,6 @@ from simulator.graph import ends, layer
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.model import ModelSpec
-import itertools
 
 LAYERS = ("dense", "moe")
 

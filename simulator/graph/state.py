@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.layout import Job
-from simulator.model import ModelSpec
+from simulator.model import LayerKind, ModelSpec
 
 GRADIENT_BYTES = 4.0
 """Gradients are accumulated in FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 WEIGHT_BYTES = 2.0
 """Weights of the forward pass are kept and gathered in BF16 [B]."""
+
+LAYER: dict[str, LayerKind] = {"dense": "dense", "moe": "moe"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,9 @@ def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
     tp, layout = job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
-    if kind == "dense" or kind == "moe":
-        p = model.layer_parameters(kind)
+    layer = LAYER.get(kind)
+    if layer:
+        p = model.layer_parameters(layer)
         split = (p.attention + p.shared_expert + p.dense_ffn) // tp
         return Held(dense=split + p.norms + p.router, experts=p.routed_expert // (layout.ep * layout.etp))
     if kind == "embed":
