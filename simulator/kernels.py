@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 class GemmParams:
     """A tiled GEMM kernel: which tiles it may pick and what they cost.
 
-    `tiles` are the (rows, columns) of output tiles the library chooses among; `k_block` is the depth of one step of
+    `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one for
+    large problems, which it keeps when others hold SMs. `stranded` SMs then stay idle, because clusters of CTAs no longer
+    fit. `k_block` is the depth of one step of
     the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`, a share of the tensor peak of one
     SM at boost clock. A tile pays `tile_time` [s] plus its FP32/BF16 write-out at `store_rate` [B/s] on one SM, as
     far as the next tile does not hide it. A kernel pays `launch` [s].
     `power_rate` is the share of the tensor peak of the whole GPU that its power budget sustains, `bandwidth` the
-    attainable share of the displayed memory bandwidth, `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
+    attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
+    limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
     bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
     """
 
@@ -35,9 +38,11 @@ class GemmParams:
     launch: float
     power_rate: float
     bandwidth: float
+    load_rate: float = 0.0
     fill: float = 0.0
     traffic: float = 0.0
     row_align: int = 1
+    stranded: int = 0
     source: str
     range: str = ""
     assumed: bool = False

@@ -34,9 +34,14 @@ GPUS = {
 """Datasheet values (NVIDIA H100, H200, A100 80GB SXM): what rates and bandwidths are shares of."""
 
 
+LONG = 5e-5
+"""Kernels from here on [s] make up most of a training step; shorter ones are blurred by clocks and launches."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """Errors of one class on one GPU over some samples: mean and largest absolute relative error, error of the sum."""
+    """Errors of one class on one GPU over some samples: mean and largest absolute relative error, error of the sum, and
+    the mean over the samples of at least `LONG` seconds."""
 
     cls: str
     hardware: str
@@ -46,6 +51,8 @@ class Errors:
     worst: float
     worst_label: str
     bias: float
+    long_count: int
+    long_mape: float
 
 
 def predict(sample: Sample, kernels: Kernels) -> float:
@@ -69,8 +76,10 @@ def errors(cls: str, hardware: str, part: str, rows: list[Sample], kernels: Kern
     """Errors of `kernels` over `rows`."""
     predicted = [predict(s, kernels) for s in rows]
     off = [p / s.seconds - 1.0 for p, s in zip(predicted, rows, strict=True)]
+    long = [abs(o) for o, r in zip(off, rows, strict=True) if r.seconds >= LONG]
     at = max(range(len(rows)), key=lambda i: abs(off[i]))
     return Errors(
         cls=cls, hardware=hardware, part=part, count=len(rows), mape=sum(map(abs, off)) / len(off), worst=off[at],
         worst_label=rows[at].label, bias=sum(predicted) / sum(s.seconds for s in rows) - 1.0,
+        long_count=len(long), long_mape=sum(long) / len(long) if long else 0.0,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Fit the kernel classes of the hardware profiles to the tables of measurements.
 
-    python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run]
+    python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
 
 Writes `hardware_profiles/kernels/{h800,h100,h200,a100}.toml` and, beside this file, `report.json` and `report.md` with
 the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
@@ -21,7 +21,7 @@ from typing import Any
 
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
-from hardware_profiles.calibration.recipes import ASSUMED, CARRIED, FIXED, RECIPES, Recipe
+from hardware_profiles.calibration.recipes import ASSUMED, CARRIED, RECIPES, Recipe
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
@@ -56,7 +56,7 @@ def build(recipe: Recipe, values: dict[str, float]) -> Params:
 def as_kernels(recipe: Recipe, params: Params) -> Kernels:
     """A profile that holds one class."""
     empty = Kernels(name="fit", gap=0.0, gap_source="")
-    return replace(empty, **{KIND[recipe.kind][0]: {cls: params for cls in recipe.samples}})
+    return replace(empty, **{KIND[recipe.kind][0]: dict.fromkeys(recipe.samples, params)})
 
 
 def _weight(sample: Sample) -> float:
@@ -132,7 +132,9 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
         for cls, params in list(found[origin].items()):
             missing = "fp8" in cls and not GPUS[target].peak.fp8
             if cls not in found[target] and not missing:
-                found[target][cls] = replace(params, source=f"{params.source}; {why}", assumed=assumed or params.assumed)
+                found[target][cls] = replace(
+                    params, source=f"{params.source}; {why}", assumed=assumed or params.assumed
+                )
 
 
 def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams]) -> Kernels:
@@ -159,8 +161,13 @@ def fixed_classes() -> dict[str, FixedParams]:
     out = {}
     for cls, times in sorted(tables.trace_fixed().items()):
         text = f"H800 training trace: mean of {len(times)} kernels (1 us resolution)"
-        out[FIXED.get(cls, cls)] = FixedParams(time=float(f"{sum(times) / len(times):.3g}"), source=text)
+        out[cls] = FixedParams(time=float(f"{sum(times) / len(times):.3g}"), source=text)
     return out
+
+
+def long_text(e: Errors) -> str:
+    """MAPE and number of the long samples."""
+    return f"{e.long_mape:.1%} of {e.long_count}" if e.long_count else ""
 
 
 def markdown(report: list[Errors]) -> str:
@@ -170,13 +177,13 @@ def markdown(report: list[Errors]) -> str:
         "",
         "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted over",
         "total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the class was",
-        "not fitted on.",
+        "not fitted on. The last column is the MAPE over the samples of at least 50 us.",
         "",
-        "| class | GPU | rows | samples | MAPE | worst | bias |",
-        "|---|---|---|---|---|---|---|",
+        "| class | GPU | rows | samples | MAPE | worst | bias | MAPE of long ones |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} | {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} |"
+        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} | {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} | {long_text(e)} |"
         for e in sorted(report, key=lambda e: (e.cls, e.hardware, e.part))
     ]
     return "\n".join([*head, *body, ""])
@@ -187,7 +194,11 @@ def compared(profiles: dict[str, Kernels]) -> list[Errors]:
     out = []
     fitted = {(cls, hw) for r in RECIPES for cls in r.samples for hw in r.hardware}
     extra = [s for s in tables.everything() if (s.cls, s.hardware) not in fitted]
-    for sample_set, tag in ((extra, "compared"), (tables.contention(), "contention"), (tables.beside_traffic(), "beside")):
+    for sample_set, tag in (
+        (extra, "compared"),
+        (tables.contention(), "contention"),
+        (tables.beside_traffic(), "beside"),
+    ):
         for key in sorted({(s.cls, s.hardware) for s in sample_set}):
             mine = [s for s in sample_set if (s.cls, s.hardware) == key]
             for label in sorted({s.label for s in mine}) if tag != "compared" else [""]:
@@ -201,8 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="fit only the classes that match this pattern, write nothing")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    parser.add_argument("--table", type=Path, help="add your own measurements, in the columns of measure_h200.py")
+    parser.add_argument("--hardware", choices=sorted(GPUS), default="h200", help="the GPU of your measurements")
     args = parser.parse_args()
-    found, report = fit_all(tables.everything(), args.only)
+    own = tables.own_table(args.table, args.hardware) if args.table else []
+    found, report = fit_all([*tables.everything(), *own], args.only)
     if args.dry_run or args.only != "*":
         return
     carry(found)

@@ -20,10 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-COLUMNS = (
-    "op,precision,form,impl,mode,m,n,k,groups,batch,seq,heads,kv_heads,d_qk,d_v,causal,backward,"
-    "bytes,held_sms,traffic,us,us_min"
-).split(",")
+COLUMNS = ["op", "precision", "form", "impl", "mode", "m", "n", "k", "groups", "batch", "seq", "heads", "kv_heads", "d_qk", "d_v", "causal", "backward", "bytes", "held_sms", "traffic", "us", "us_min"]
 V3 = [
     (4096, 1536, 7168), (4096, 576, 7168), (4096, 24576, 1536), (4096, 32768, 512), (4096, 7168, 16384),
     (4096, 4096, 7168), (4096, 7168, 2048), (4096, 7168, 576), (4096, 1536, 24576), (4096, 512, 32768),
@@ -89,7 +86,9 @@ class Recorder:
 
     def write(self) -> None:
         with open(self.path, "w", newline="") as file:
-            file.write(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, measure_h200.py\n")
+            file.write(
+                f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, measure_h200.py\n"
+            )
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -272,7 +271,10 @@ def fused(rec: Recorder) -> None:
         a, b = x.chunk(2, -1)
         return F.silu(a) * b
 
-    fns = {name: torch.compile(fn, dynamic=False) for name, fn in (("rmsnorm", norm), ("quant_token", quant), ("swiglu", swiglu))}
+    fns = {
+        name: torch.compile(fn, dynamic=False)
+        for name, fn in (("rmsnorm", norm), ("quant_token", quant), ("swiglu", swiglu))
+    }
     for rows, cols in ((4096, 1536), (4096, 7168), (4096, 16384), (32768, 2048), (16384, 5120)):
         x, w, elems = bf16(rows, cols), bf16(cols), rows * cols
         rec.add(lambda: fns["rmsnorm"](x, w), op="rmsnorm", m=rows, n=cols, bytes=4 * elems)
@@ -287,7 +289,13 @@ def ends(rec: Recorder) -> None:
     for rows, vocab in ((4096, 129280), (2048, 32000), (8192, 32000)):
         logits = bf16(rows, vocab).requires_grad_()
         target = torch.randint(0, vocab, (rows,), device=DEVICE)
-        rec.add(lambda: F.cross_entropy(logits, target).detach(), op="loss_fwd_eager", m=rows, n=vocab, bytes=2 * rows * vocab)
+        rec.add(
+            lambda: F.cross_entropy(logits, target).detach(),
+            op="loss_fwd_eager",
+            m=rows,
+            n=vocab,
+            bytes=2 * rows * vocab,
+        )
         out = F.cross_entropy(logits, target)
         rec.add(
             lambda: torch.autograd.grad(out, logits, retain_graph=True),
@@ -357,7 +365,13 @@ def beside_traffic(rec: Recorder) -> None:
                 fn()
             e.record()
             torch.cuda.synchronize()
-            row = {"op": f"beside:{name}", "mode": "hot", "held_sms": held, "traffic": round(alone), "us": round(s.elapsed_time(e) * 100, 3)}
+            row = {
+                "op": f"beside:{name}",
+                "mode": "hot",
+                "held_sms": held,
+                "traffic": round(alone),
+                "us": round(s.elapsed_time(e) * 100, 3),
+            }
             rec.rows.append(row)
             print(row, flush=True)
 

@@ -34,11 +34,12 @@ class Recipe:
 
 TRACE_TILES = ((128, 128),)
 DEEPGEMM_TILES = ((64, 16), (64, 32), (64, 64), (64, 128), (128, 128), (128, 160))
-CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (128, 256), (256, 128))
-LOOP: Mapping[str, Bounds] = {"rate": (0.5, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
+CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (256, 128), (128, 256))
+CUBLAS_BF16_TILES = (*CUBLAS_TILES, (256, 192))
+LOOP: Mapping[str, Bounds] = {"rate": (0.4, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
 HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
 WHOLE: Mapping[str, Bounds] = {
-    **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "bandwidth": (0.45, 0.92), "fill": (0.0, 5e-6),
+    **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "load_rate": (1.2e10, 6e10), "fill": (0.0, 5e-6),
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def library_gemm(
     return Recipe(
         cls=cls, kind="gemm", home=home, hardware=hardware or (home,), samples=samples or (cls,),
         free={k: v for k, v in WHOLE.items() if k not in fixed and k not in drop}, source=source, range=text,
-        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4} | fixed, effort=25,
+        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4, "bandwidth": 0.9, "stranded": 2} | fixed, effort=120,
     )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str
     return Recipe(
         cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
         samples=settings.get("samples", (cls,)), free={k: v for k, v in free.items() if k not in fixed}, fixed=fixed,
-        source=source, range=text, effort=30, also=settings.get("also", ()),
+        source=source, range=text, effort=60, also=settings.get("also", ()),
     )  # fmt: skip
 
 
@@ -93,6 +94,10 @@ RECIPES = (
     trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
     trace_gemm("gemm.fp8.grouped", {**LOOP, "traffic": (0.0, 1.5)}, "4 groups, 31 to 35 thousand rows"),
     trace_gemm("gemm.fp8.wgrad", {**LOOP, "traffic": (0.0, 1.0)}, "K 4096 to 8672, FP32 accumulation"),
+    library_gemm(
+        "gemm.bf16.router", "h800", TRACE_TILES, DEEPSEEK, "router products, 256 experts, K 256 to 7168", k_block=64,
+        block_time=0.0, store_rate=1e12, fill=0.0, power_rate=1.0, stranded=0, launch=2.5e-6, traffic=0.0,
+    ),
     library_gemm("gemm.fp8@library", "h800", DEEPGEMM_TILES, f"{INFERSIM}; {DEEPGEMM}", "M 16 to 32768, all SMs"),
     library_gemm(
         "gemm.fp8.grouped@library", "h800", ((128, 128), (128, 160)), f"{INFERSIM}; {DEEPGEMM}",
@@ -103,15 +108,15 @@ RECIPES = (
     ),
     library_gemm(
         "gemm.fp8.wgrad@library", "h800", TRACE_TILES, DEEPGEMM, "K 4096 to 8192 a group",
-        samples=("gemm.fp8.wgrad@library", "gemm.fp8.grouped_wgrad@library"), power_rate=0.9, bandwidth=0.85, fill=2e-6,
+        samples=("gemm.fp8.wgrad@library", "gemm.fp8.grouped_wgrad@library"), power_rate=0.9, load_rate=3e10, fill=2e-6,
         store_rate=1e12, launch=4e-6, block_time=5e-8,
     ),
     library_gemm(
-        "gemm.bf16", "h200", CUBLAS_TILES, f"{H200}; {DEEPSEEK}", "M 64 to 32768", k_block=64, hardware=("h200", "h800")
+        "gemm.bf16", "h200", CUBLAS_BF16_TILES, f"{H200}; aiconfigurator, H100", "M 64 to 32768", k_block=64, hardware=("h200", "h100")
     ),
-    library_gemm("gemm.bf16.wgrad", "h200", CUBLAS_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64),
-    library_gemm("gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6),
-    library_gemm("gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6),
+    library_gemm("gemm.bf16.wgrad", "h200", CUBLAS_BF16_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64, load_rate=3e10, power_rate=0.77),
+    library_gemm("gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6, power_rate=0.77),
+    library_gemm("gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6, power_rate=0.77),
     library_gemm("gemm.fp8_tensor", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
     library_gemm("gemm.fp8_row", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
     library_gemm("gemm.fp8_row.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", launch=6e-6, fill=2e-6),
@@ -134,6 +139,7 @@ RECIPES = (
     stream("quant.chan_t.permuted", "h800", DEEPSEEK, launch=4e-6),
     stream("quant.special", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
     stream("scale_t", "h800", DEEPSEEK, "beside", traffic=0.0),
+    stream("scale_t.narrow", "h800", DEEPSEEK, "beside", traffic=0.0),
     stream("scale_t.rows", "h800", DEEPSEEK, traffic=1.0),
     stream("weight_t", "h800", DEEPSEEK, "traffic", "l2_gain"),
     stream("dequant", "h800", DEEPSEEK, traffic=1.0),
@@ -161,9 +167,6 @@ RECIPES = (
     stream("embedding", "h200", H200, traffic=1.0, launch=4e-6),
     stream("optimizer", "h200", H200, traffic=1.0),
 )  # fmt: skip
-
-FIXED = {"elem": "elem.small"}
-"""Names of the fixed classes where the trace's own class name also has kernels with bytes."""
 
 SAME_SM = "measured there, carried over: same SM"
 CARRIED = (

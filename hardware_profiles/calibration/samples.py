@@ -19,6 +19,7 @@ MOVER_RATE = 3e10
 """Memory traffic of one SM of the copying neighbour of the contention table [B/s], from its own effect on the norm."""
 HELD_OUT_EVERY = 3
 FEW_SHAPES = 6
+FEW_SAMPLES = 4
 Work = Gemm | Attention | Streaming | Fixed
 Row = dict[str, str]
 
@@ -45,16 +46,18 @@ def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Samples to fit and samples held out.
 
     Of a class's distinct shapes in a table, every third in the order of a checksum of the shape alone is held out, with
-    all measurements of it. With fewer than `FEW_SHAPES` shapes, those of the trace's second layer pair are held out; other
-    tables' are fitted whole.
+    all measurements of it. With fewer than `FEW_SHAPES` shapes, those of the trace's second layer pair are held out
+    where that leaves two to fit; the rest are fitted whole.
     """
     held: set[int] = set()
     for key in {(s.cls, s.table) for s in samples}:
         mine = [s for s in samples if (s.cls, s.table) == key]
         shapes = sorted({repr(s.work) for s in mine}, key=lambda r: crc32(r.encode()))
         kept = set(shapes[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
-        few = len(shapes) < FEW_SHAPES
-        held |= {id(s) for s in mine if (s.repeat > 0 if few else repr(s.work) in kept)}
+        if len(shapes) >= FEW_SHAPES:
+            held |= {id(s) for s in mine if repr(s.work) in kept}
+        elif len(mine) >= FEW_SAMPLES:
+            held |= {id(s) for s in mine if s.repeat > 0}
     return [s for s in samples if id(s) not in held], [s for s in samples if id(s) in held]
 
 
@@ -71,9 +74,9 @@ def merged(samples: list[Sample]) -> list[Sample]:
     return out
 
 
-def rows(name: str) -> list[Row]:
-    """Rows of a table; lines that start with # are its header of sources."""
-    with open(TABLES / name, newline="", encoding="utf-8") as file:
+def rows(table: str | Path) -> list[Row]:
+    """Rows of a table, by name or path; lines that start with # are its header of sources."""
+    with open(TABLES / table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
@@ -103,10 +106,17 @@ VARIANTS = {
     "moe.down.scale_t": "scale_t.rows",
     "moe.down.scale_t_g": "scale_t.rows",
     "norm.ffn.fwd_residual": "norm.fwd.residual",
+    "router.gate.fwd": "gemm.bf16.router",
+    "router.gate.dgrad": "gemm.bf16.router",
+    "router.gate.wgrad": "gemm.bf16.router",
     "router.top8_of_256": "router.topk",
     "router.topk_2nd(aux loss)": "router.topk",
 }
 """Ops whose kernel is another than that of the rest of their class."""
+
+
+NARROW_SCALES = 4096 * 32 * 8
+"""Bytes of a transposition of scales up to 32 columns wide; wider ones take another path, three times slower."""
 
 
 def _trace_share(row: Row, gemm: bool) -> tuple[int, float]:
@@ -162,8 +172,11 @@ def trace() -> list[Sample]:
 
 def _trace_sample(row: Row, work: Work, microseconds: float) -> Sample:
     sms, traffic = _trace_share(row, row["cls"].startswith("gemm.fp8"))
+    cls = VARIANTS.get(row["op"], row["cls"])
+    if cls == "scale_t" and _float(row, "bytes") <= NARROW_SCALES:
+        cls = "scale_t.narrow"
     return Sample(
-        hardware="h800", cls=VARIANTS.get(row["op"], row["cls"]), work=(work,), seconds=microseconds * 1e-6,
+        hardware="h800", cls=cls, work=(work,), seconds=microseconds * 1e-6,
         table="h800_trace", label=row["op"], sms=sms, traffic=traffic, resolution=5e-7,
         repeat=_int(row, "period"),
     )  # fmt: skip
@@ -301,7 +314,15 @@ def h200_older() -> list[Sample]:
         else:
             continue
         out += [
-            Sample(hardware="h200", cls=c, work=(w,), seconds=t * 1e-6, table="h200_kernels", label=row["name"] or op, weight=2.0)
+            Sample(
+                hardware="h200",
+                cls=c,
+                work=(w,),
+                seconds=t * 1e-6,
+                table="h200_kernels",
+                label=row["name"] or op,
+                weight=2.0,
+            )
             for c, w, t in pairs
         ]
     return out
@@ -345,23 +366,33 @@ def _measured(row: Row) -> tuple[str, Work] | None:
         )  # fmt: skip
         suffix = "@library" if row["impl"] == "cudnn" else "@fa2"
         return ("attn.bwd" if backward else "attn.fwd") + suffix, attention
+    if op == "rmsnorm":
+        return None  # compiled here, eager in the older table: two kernels; the contention table has the eager one
     if op in STREAM_CLASS and row["mode"] == "cold":
         size = _float(row, "bytes") / 2
         return STREAM_CLASS[op], Streaming(read=size, written=size)
     return None
 
 
-def h200_measured() -> list[Sample]:
-    """What `measure_h200.py` measured."""
+def own_table(path: Path, hardware: str) -> list[Sample]:
+    """Rows of a table as `measure_h200.py` writes it, measured on `hardware`."""
     out = []
-    for row in rows("h200_measured.csv"):
+    for row in rows(path):
         pair = _measured(row)
         if pair is not None:
             label = f"{row['op']} {row['mode']}"
             out.append(
-                Sample(hardware="h200", cls=pair[0], work=(pair[1],), seconds=_float(row, "us") * 1e-6, table="h200_measured", label=label)
-            )
+                Sample(
+                    hardware=hardware, cls=pair[0], work=(pair[1],), seconds=_float(row, "us") * 1e-6, table=path.stem,
+                    label=label,
+                )
+            )  # fmt: skip
     return out
+
+
+def h200_measured() -> list[Sample]:
+    """What `measure_h200.py` measured."""
+    return own_table(TABLES / "h200_measured.csv", "h200")
 
 
 CONTENTION_CASES: dict[str, tuple[str, Work]] = {

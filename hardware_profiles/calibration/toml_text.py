@@ -35,7 +35,9 @@ def _table(params: Any) -> list[str]:
 def kernels_toml(kernels: Kernels) -> str:
     """`kernels` as the text of a profile's kernel file."""
     lines = [HEADER]
-    lines += [f"{key} = {_value(getattr(kernels, key))}" for key in ("name", "gap", "gap_source", "comm_traffic", "source")]
+    lines += [
+        f"{key} = {_value(getattr(kernels, key))}" for key in ("name", "gap", "gap_source", "comm_traffic", "source")
+    ]
     for kind in ("gemm", "attention", "stream", "fixed"):
         for cls, params in getattr(kernels, kind).items():
             lines += ["", f'[{kind}."{cls}"]', *_table(params)]

@@ -1,6 +1,6 @@
 """Time of an attention core kernel: tiles of queries walking over keys, dynamically spread over the SMs granted.
 
-    t = launch + norm4( max(all tiles / SMs + half a tile, longest tile), FLOP / power rate, bytes / bandwidth )
+    t = launch + norm4( max(all tiles / SMs + half a tile (1 - 1/SMs), longest tile), FLOP / power rate, bytes / bandwidth )
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal. Time follows SMs / (SMs - taken) because tiles are many and small.
@@ -52,7 +52,9 @@ def _flops_per_pair(work: Attention) -> float:
 def _check(work: Attention, sms: int) -> None:
     sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
     if min(sizes) < 1:
-        raise InputError(f"attention with batch, seq_q, seq_kv, heads, kv_heads, d_qk, d_v = {sizes}: must be at least 1")
+        raise InputError(
+            f"attention with batch, seq_q, seq_kv, heads, kv_heads, d_qk, d_v = {sizes}: must be at least 1"
+        )
     if sms < 1:
         raise InputError(f"attention granted {sms} SMs: must be at least 1")
 
@@ -69,7 +71,7 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
     tile = min(mean, full + p.mask_blocks) * block + p.tile_time
     longest = full * block + p.tile_time
-    tensor = max(rows * tile / sms + 0.5 * tile, longest)
+    tensor = max(rows * tile / sms + 0.5 * tile * (1.0 - 1.0 / sms), longest)
     power = work.flops / (p.power_rate * peak)
     memory = attention_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth

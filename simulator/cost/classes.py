@@ -74,4 +74,15 @@ def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool,
         near = table.get(name)
         if near is not None:
             return near, False, f"no class {cls!r} in profile {profile!r}: priced as {name!r} ({near.source})"
-    raise UncalibratedError(f"profile {profile!r} holds no parameters near kernel class {cls!r}; it has: {sorted(table)}")
+    raise UncalibratedError(
+        f"profile {profile!r} holds no parameters near kernel class {cls!r}; it has: {sorted(table)}"
+    )
+
+
+def library_class(table: Mapping[str, Sourced], cls: str) -> str:
+    """The class of the stand-alone library kernel for `cls`, where a profile tells it from the training kernel.
+
+    On an H800 `gemm.fp8` is what DeepSeek's training ran (CUTLASS, 112 SMs) and `gemm.fp8@library` DeepGEMM on all SMs.
+    """
+    name = f"{cls}@library"
+    return name if name in table else cls

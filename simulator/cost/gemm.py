@@ -4,13 +4,14 @@
 
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
 those the library has. `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` =
-a fill time, then operands and output once over the attainable memory bandwidth. The 4-norm blends the bounds: alone each is exact, two
+a fill time, then operands and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the bounds: alone each is exact, two
 equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, so does t.
 """
 
 from __future__ import annotations
 
 from math import ceil
+from typing import NamedTuple
 
 from simulator.cost.classes import params_for
 from simulator.cost.cost import Bound, Cost, Share
@@ -20,6 +21,16 @@ from simulator.kernels import GemmParams, Kernels
 from simulator.ops import Gemm
 
 FORMULA = "launch + norm4(waves*(k_steps*step + tile), flop/power rate, bytes/bandwidth) * (1 + traffic)"
+
+
+class Tiling(NamedTuple):
+    """Output tiles in waves: time of the busiest SM [s], waves, time of one tile [s], the tile's rows and columns."""
+
+    time: float
+    waves: int
+    tile: float
+    bm: int
+    bn: int
 
 
 def tensor_peak(gpu: Gpu, precision: str) -> float:
@@ -57,19 +68,31 @@ def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int) -> int:
     return max(-(-work.m // block), min(work.groups, work.m))
 
 
-def _tensor_time(work: Gemm, p: GemmParams, peak_sm: float, sms: int) -> tuple[float, int, float, tuple[int, int]]:
-    """Fastest tile shape: time of the busiest SM [s], waves, time of one tile [s], the shape."""
+def _tile_time(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int) -> float:
+    """Time of one output tile on one SM [s]."""
+    groups = work.groups if work.form == "grouped_wgrad" else 1
+    steps = -(-work.k // (groups * p.k_block))
+    step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
+    return steps * step + p.tile_time + bm * bn * work.out_bytes / p.store_rate
+
+
+def _tensor_time(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
+    """The tiling that runs: the fastest, or the last when it has more tiles than a shared GPU has SMs to give.
+
+    The last tile's time is never below the fastest's, so time grows when a problem outgrows the SMs or SMs are taken.
+    """
+    sms = min(granted, gpu.sms)
+    usable = sms if sms == gpu.sms else max(1, sms - p.stranded)
     rows = _group_rows(work, p.row_align)
     groups = work.groups if work.form == "grouped_wgrad" else 1
-    steps = -(-work.k // (groups * p.k_block)) * groups  # K steps of all groups' tiles at one (row, column) place
-    best = (float("inf"), 0, 0.0, (0, 0))
+    peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
+    best = Tiling(float("inf"), 0, 0.0, 0, 0)
     for bm, bn in p.tiles:
         tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
-        step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
-        tile = steps / groups * step + p.tile_time + bm * bn * work.out_bytes / p.store_rate
-        waves = -(-tiles // sms)
-        if waves * tile < best[0]:
-            best = (waves * tile, waves, tile, (bm, bn))
+        tile, waves = _tile_time(work, p, peak_sm, bm, bn), -(-tiles // usable)
+        large = sms < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
+        if waves * tile < best.time or large:
+            best = Tiling(waves * tile, waves, tile, bm, bn)
     return best
 
 
@@ -87,6 +110,13 @@ def gemm_bytes(work: Gemm) -> float:
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
 
 
+def _memory_time(work: Gemm, p: GemmParams, gpu: Gpu, sms: int) -> float:
+    """Time to move the bytes: through memory, and into the SMs granted [s]."""
+    size = gemm_bytes(work)
+    load = size / (p.load_rate * min(sms, gpu.sms)) if p.load_rate else 0.0
+    return p.fill + norm4(size / (p.bandwidth * gpu.hbm_bandwidth), load)
+
+
 def _check(work: Gemm, sms: int) -> None:
     if min(work.m, work.n, work.k, work.groups) < 1:
         raise InputError(f"gemm {work.m} x {work.n} x {work.k}, groups {work.groups}: each must be at least 1")
@@ -98,10 +128,9 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     """Cost of one GEMM kernel of class `cls` on the SMs of `share` [s]."""
     _check(work, share.sms)
     p, calibrated, source = params_for(kernels.gemm, cls, kernels.name)
-    peak = tensor_peak(gpu, work.precision)
-    tensor, waves, tile, (bm, bn) = _tensor_time(work, p, peak / gpu.sms, min(share.sms, gpu.sms))
-    power = work.flops / (p.power_rate * peak)
-    memory = p.fill + gemm_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
+    tensor, waves, tile, bm, bn = _tensor_time(work, p, gpu, share.sms)
+    power = work.flops / (p.power_rate * tensor_peak(gpu, work.precision))
+    memory = _memory_time(work, p, gpu, share.sms)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     duration = p.launch + norm4(tensor, power, memory) * slow
     bound: Bound = "latency" if p.launch > max(tensor, memory) else "memory" if memory > tensor else "tensor"

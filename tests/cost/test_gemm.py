@@ -1,0 +1,177 @@
+"""GEMM cost: closed forms, monotone where physics is, and errors that teach."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware_profiles.calibration.evaluate import GPUS
+from simulator.cost.cost import Share
+from simulator.cost.gemm import gemm_bytes, gemm_cost, norm4
+from simulator.errors import InputError, UncalibratedError
+from simulator.kernels import GemmParams, Kernels
+from simulator.ops import Gemm
+from tests.cost.profiles import kernels_of
+
+H800 = GPUS["h800"]
+PLAIN = GemmParams(
+    tiles=((128, 128),), k_block=128, rate=1.0, block_time=0.0, tile_time=0.0, store_rate=1e30, launch=0.0,
+    power_rate=1e9, bandwidth=1e9, source="test",
+)  # fmt: skip
+
+
+def one_class(params: GemmParams, cls: str = "gemm.fp8") -> Kernels:
+    return Kernels(name="test", gap=0.0, gap_source="", gemm={cls: params})
+
+
+def fp8(m: int, n: int, k: int) -> Gemm:
+    return Gemm(m=m, n=n, k=k, precision="fp8_block")
+
+
+def seconds(work: Gemm, sms: int = 132, cls: str = "gemm.fp8", name: str = "h800") -> float:
+    return gemm_cost(work, cls, GPUS[name], kernels_of(name), Share(sms=sms)).duration
+
+
+def test_one_full_wave_runs_at_the_peak() -> None:
+    work = fp8(128, 128 * 132, 4096)
+    cost = gemm_cost(work, "gemm.fp8", H800, one_class(PLAIN), Share(sms=132))
+    assert cost.duration == pytest.approx(work.flops / H800.peak.fp8)
+
+
+@pytest.mark.parametrize("tiles", [1, 112, 113, 224, 225, 1000])
+def test_time_is_waves_times_tile(tiles: int) -> None:
+    cost = gemm_cost(fp8(128, 128 * tiles, 1024), "gemm.fp8", H800, one_class(PLAIN), Share(sms=112))
+    tile = 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
+    assert cost.duration == pytest.approx(ceil(tiles / 112) * tile)
+    assert dict(cost.terms)["waves"] == ceil(tiles / 112)
+
+
+def test_ragged_edges_cost_whole_tiles() -> None:
+    kernels, share = one_class(PLAIN), Share(sms=132)
+    ragged = gemm_cost(fp8(4000, 576, 500), "gemm.fp8", H800, kernels, share)
+    whole = gemm_cost(fp8(4096, 640, 512), "gemm.fp8", H800, kernels, share)
+    assert ragged.duration == pytest.approx(whole.duration)
+
+
+def test_groups_are_padded_each() -> None:
+    rows = (1, 129, 0, 256)
+    work = Gemm(m=386, n=128 * 132, k=512, precision="fp8_block", form="grouped", groups=4, rows=rows)
+    cost = gemm_cost(work, "gemm.fp8", H800, one_class(PLAIN), Share(sms=132))
+    assert dict(cost.terms)["waves"] == 1 + 2 + 0 + 2
+
+
+def test_a_group_without_rows_needs_no_weights() -> None:
+    work = Gemm(m=256, n=512, k=512, precision="fp8_block", form="grouped", groups=4, rows=(256, 0, 0, 0))
+    assert gemm_bytes(work) == 256 * 512 + 512 * 512 + 2 * 256 * 512
+
+
+def test_masked_counts_valid_rows_of_every_group() -> None:
+    work = Gemm(m=100, n=128, k=128, precision="fp8_block", form="masked", groups=8)
+    assert gemm_bytes(work) == 8 * (100 * 128 + 128 * 128 + 2 * 100 * 128)
+    assert work.flops == 8 * 2 * 100 * 128 * 128
+
+
+def test_a_weight_gradient_reads_and_writes_its_output() -> None:
+    work = Gemm(m=128, n=128, k=128, precision="bf16", form="wgrad", out_bytes=4)
+    assert gemm_bytes(work) == 2 * 2 * 128 * 128 + 2 * 4 * 128 * 128
+
+
+def test_small_m_is_bound_by_memory() -> None:
+    cost = gemm_cost(fp8(16, 36864, 7168), "gemm.fp8@library", H800, kernels_of("h800"), Share(sms=132))
+    assert cost.bound_by == "memory"
+    assert cost.duration > 36864 * 7168 / H800.hbm_bandwidth
+
+
+def test_large_is_bound_by_the_tensor_cores() -> None:
+    cost = gemm_cost(fp8(4096, 7168, 16384), "gemm.fp8", H800, kernels_of("h800"), Share(sms=112))
+    assert cost.bound_by == "tensor"
+    assert cost.calibrated
+    assert "profile-data" in cost.source
+
+
+def test_a_neighbours_traffic_slows() -> None:
+    work, kernels = fp8(4096, 7168, 4096), kernels_of("h800")
+    alone = gemm_cost(work, "gemm.fp8.grouped", H800, kernels, Share(sms=112))
+    beside = gemm_cost(work, "gemm.fp8.grouped", H800, kernels, Share(sms=112, partner_traffic=3e11))
+    assert alone.duration < beside.duration < 1.3 * alone.duration
+
+
+def test_a_single_wave_jumps_when_it_no_longer_fits() -> None:
+    work = Gemm(m=4096, n=1536, k=7168, precision="bf16")
+    assert seconds(work, 120, "gemm.bf16", "h200") > 1.4 * seconds(work, 132, "gemm.bf16", "h200")
+
+
+def test_norm4() -> None:
+    assert norm4(0.0, 0.0) == 0.0
+    assert norm4(3.0, 0.0) == pytest.approx(3.0)
+    assert norm4(1.0, 1.0) == pytest.approx(2**0.25)
+
+
+def test_an_unknown_class_says_so() -> None:
+    cost = gemm_cost(fp8(128, 128, 128), "gemm.int4", H800, kernels_of("h800"), Share(sms=132))
+    assert not cost.calibrated
+    assert "no class 'gemm.int4'" in cost.source
+
+
+def test_an_empty_profile_is_an_error() -> None:
+    with pytest.raises(UncalibratedError, match=r"gemm\.fp8"):
+        gemm_cost(fp8(1, 1, 1), "gemm.fp8", H800, Kernels(name="x", gap=0.0, gap_source=""), Share(sms=1))
+
+
+@pytest.mark.parametrize("m, n, k, sms", [(0, 1, 1, 1), (1, -1, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)])
+def test_bad_input(m: int, n: int, k: int, sms: int) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        gemm_cost(fp8(m, n, k), "gemm.fp8", H800, kernels_of("h800"), Share(sms=sms))
+
+
+SIZES = st.integers(1, 40000)
+CLASSES = st.sampled_from(sorted(kernels_of("h200").gemm))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    m=SIZES,
+    n=SIZES,
+    k=SIZES,
+    more=st.integers(0, 5000),
+    axis=st.sampled_from("mnk"),
+    cls=CLASSES,
+    sms=st.integers(8, 132),
+)
+def test_more_work_is_never_faster(m: int, n: int, k: int, more: int, axis: str, cls: str, sms: int) -> None:
+    small = {"m": m, "n": n, "k": k}
+    large = small | {axis: small[axis] + more}
+    times = [seconds(Gemm(**size, precision="fp8_block"), sms, cls, "h200") for size in (small, large)]
+    assert times[0] <= times[1] * (1 + 1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(m=SIZES, n=SIZES, k=SIZES, sms=st.integers(2, 132), fewer=st.integers(1, 131), cls=CLASSES)
+def test_fewer_sms_are_never_faster(m: int, n: int, k: int, sms: int, fewer: int, cls: str) -> None:
+    work = Gemm(m=m, n=n, k=k, precision="bf16")
+    assert seconds(work, max(1, sms - fewer), cls, "h200") >= seconds(work, sms, cls, "h200") * (1 - 1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(m=SIZES, n=SIZES, k=SIZES, traffic=st.floats(0, 3e12), more=st.floats(0, 1e12), cls=CLASSES)
+def test_more_traffic_beside_is_never_faster(m: int, n: int, k: int, traffic: float, more: float, cls: str) -> None:
+    work, gpu, kernels = fp8(m, n, k), GPUS["h200"], kernels_of("h200")
+    some = gemm_cost(work, cls, gpu, kernels, Share(sms=112, partner_traffic=traffic))
+    most = gemm_cost(work, cls, gpu, kernels, Share(sms=112, partner_traffic=traffic + more))
+    assert some.duration <= most.duration
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(st.integers(0, 3000), min_size=1, max_size=16), at=st.integers(0, 15), more=st.integers(0, 500))
+def test_more_rows_in_a_group_are_never_faster(rows: list[int], at: int, more: int) -> None:
+    rows[0] += 1
+    larger = list(rows)
+    larger[at % len(rows)] += more
+
+    def grouped(r: list[int]) -> Gemm:
+        return Gemm(m=sum(r), n=4096, k=7168, precision="fp8_block", form="grouped", groups=len(r), rows=tuple(r))
+
+    assert seconds(grouped(rows), 112, "gemm.fp8.grouped") <= seconds(grouped(larger), 112, "gemm.fp8.grouped")

@@ -1,0 +1,92 @@
+"""Streaming cost: closed forms, exact grids, neighbours, monotone where physics is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware_profiles.calibration.evaluate import GPUS
+from simulator.cost.cost import Share
+from simulator.cost.streaming import fixed_cost, streaming_cost
+from simulator.errors import InputError
+from simulator.kernels import Kernels, StreamParams
+from simulator.ops import Fixed, Streaming
+from tests.cost.profiles import kernels_of
+
+H800 = GPUS["h800"]
+
+
+def priced(work: Streaming, sms: int = 132, traffic: float = 0.0, **params: float) -> float:
+    stream = StreamParams(**{"launch": 0.0, "bandwidth": 1.0, **params}, source="test")
+    kernels = Kernels(name="t", gap=0.0, gap_source="", stream={"elem": stream})
+    return streaming_cost(work, "elem", H800, kernels, Share(sms=sms, partner_traffic=traffic)).duration
+
+
+def moved(size: float, blocks: int = 0) -> Streaming:
+    return Streaming(read=size / 2, written=size / 2, blocks=blocks)
+
+
+def test_bytes_over_bandwidth_and_launch() -> None:
+    assert priced(moved(3.35e9), launch=2e-6) == pytest.approx(1e-3 + 2e-6)
+
+
+def test_few_sms_cannot_use_the_memory() -> None:
+    assert priced(moved(3.35e9), sms=20, sm_rate=1e10) == pytest.approx(3.35e9 / 2e11, rel=1e-3)
+
+
+def test_what_fits_in_l2_is_cheaper() -> None:
+    assert priced(moved(5e7), l2_gain=2.0) == pytest.approx(5e7 / 3.35e12 / 2)
+    assert priced(moved(1e10), l2_gain=2.0) == pytest.approx(1e10 / 3.35e12, rel=0.01)
+
+
+@pytest.mark.parametrize("blocks, waves", [(0, 1.0), (396, 1.6), (132, 1.6), (400, 1.0), (112, 1.0), (4096, 1.0)])
+def test_an_exact_grid_needs_another_wave(blocks: int, waves: float) -> None:
+    alone, shared = (priced(moved(3.35e9, blocks), sms=sms, wave_time=0.6) for sms in (132, 112))
+    assert alone == pytest.approx(1e-3)
+    assert shared == pytest.approx(waves * 1e-3)
+
+
+def test_a_neighbour_takes_its_part() -> None:
+    assert priced(moved(3.35e9), traffic=3.35e11) == pytest.approx(1.1e-3)
+    assert priced(moved(0.0), traffic=3e11, beside=3e-6) == pytest.approx(3e-6)
+
+
+def test_fixed_kernels() -> None:
+    kernels = kernels_of("h800")
+    cost = fixed_cost(Fixed(launches=10), "router", kernels)
+    assert cost.duration == pytest.approx(10 * kernels.fixed["router"].time)
+    assert cost.bound_by == "fixed"
+
+
+def test_bad_input() -> None:
+    with pytest.raises(InputError, match="cannot be priced"):
+        priced(moved(-1.0))
+    with pytest.raises(InputError, match="cannot be priced"):
+        priced(moved(1.0), sms=0)
+    with pytest.raises(InputError, match="launches"):
+        fixed_cost(Fixed(launches=-1), "router", kernels_of("h800"))
+
+
+def test_an_unknown_class_says_so() -> None:
+    cost = streaming_cost(moved(1e8), "quant.int3", H800, kernels_of("h800"), Share(sms=132))
+    assert not cost.calibrated
+    assert "quant.int3" in cost.source
+
+
+CLASSES = st.sampled_from(sorted(kernels_of("h800").stream))
+BYTES = st.floats(0, 1e10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(size=BYTES, more=BYTES, cls=CLASSES, sms=st.integers(1, 132), fewer=st.integers(0, 131), traffic=st.floats(0, 3e12),
+       blocks=st.sampled_from([0, 112, 132, 396, 924, 4096]))  # fmt: skip
+def test_monotone(size: float, more: float, cls: str, sms: int, fewer: int, traffic: float, blocks: int) -> None:
+    def time(amount: float, on: int, beside: float) -> float:
+        share = Share(sms=on, partner_traffic=beside)
+        return streaming_cost(moved(amount, blocks), cls, H800, kernels_of("h800"), share).duration
+
+    base = time(size, sms, traffic)
+    assert base <= time(size + more, sms, traffic) * (1 + 1e-12)
+    assert base <= time(size, max(1, sms - fewer), traffic) * (1 + 1e-12)
+    assert time(size, sms, 0.0) <= base
