@@ -99,7 +99,7 @@ def _nearest(verb: str) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(verb.lower(), VERBS, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
+    return f"did you mean {near[0]}?" if near else "the help lists them"
 
 
 def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:

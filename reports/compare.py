@@ -110,11 +110,20 @@ def run(variant: Variant, engine: Engine) -> Outcome:
     from simulator.inputs import load_scenario
     from simulator.run import simulate
 
+    name = ""
     try:
-        result = simulate(load_scenario(variant.job, variant.overrides), engine=engine)
+        scenario = load_scenario(variant.job, variant.overrides)
+        name = scenario.name
+        result = simulate(scenario, engine=engine)
     except ForetrainError as error:
-        return Outcome(variant=variant, error=str(error))
+        return Outcome(variant=variant, error=_reason(str(error), name))
     return Outcome(variant=variant, result=result.as_dict())
+
+
+def _reason(error: str, job: str) -> str:
+    """An error without the job's name before each line: it stands beside the variant."""
+    lines = (line.removeprefix(f"{job}: ").replace("--set:", "--vary:", 1) for line in error.splitlines())
+    return "\n".join(lines)
 
 
 def run_all(

@@ -88,7 +88,7 @@ def _window(text: str, makespan: float) -> tuple[float, float]:
     """`2.5:3` -> (2.5, 3.0); either side may be left out."""
     low, colon, high = text.partition(":")
     try:
-        start, end = float(low or 0.0), float(high or makespan)
+        start, end = float(low or 0.0), float(high or "inf")
     except ValueError:
         colon, start, end = "", 0.0, 0.0
     if not colon or not 0 <= start < end:

@@ -47,7 +47,7 @@ def prepare(scenario: Scenario) -> tuple[Plan, Schedule]:
 
     Raises InputError with every broken rule, one a line.
     """
-    broken = [str(problem) for problem in check(scenario) if problem.severity == "error"]
+    broken = [f"{scenario.name}: {problem}" for problem in check(scenario) if problem.severity == "error"]
     if broken:
         raise InputError("\n".join(broken))
     schedule = schedule_of(scenario)

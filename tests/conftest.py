@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,3 +28,17 @@ def v3() -> Scenario:
 def tiny() -> Scenario:
     """The same structure in small."""
     return load_scenario("tiny-dualpipe")
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compare a text with the recorded one below tests/golden; REWRITE_GOLDEN=1 records it anew."""
+
+    def compare(name: str, text: str) -> None:
+        file = Path(__file__).parent / "golden" / name
+        if os.environ.get("REWRITE_GOLDEN"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert text == file.read_text(encoding="utf-8"), f"{name} differs: REWRITE_GOLDEN=1 records what is wanted"
+
+    return compare

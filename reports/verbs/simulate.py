@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from reports.verbs.options import (
-    Input,
     engine_option,
     job_argument,
     json_option,
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from simulator.result import Result
-
-__all__ = ["Input", "simulate"]
 
 
 @click.command(
