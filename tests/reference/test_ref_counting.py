@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workloads.reference.config import RefConfig
-from workloads.reference.count import OUTSIDE, Count, Counter, Run, Widths
+from workloads.reference.count import OUTSIDE, RECOMPUTABLE, Count, Counter, Run, Widths
 from workloads.reference.init import init_params, unit_shapes, units
 from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
 from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
@@ -103,7 +103,7 @@ def test_bytes_of_one_product() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recompute", [frozenset(), frozenset({"norm", "mla_up", "swiglu"})], ids=["keep", "drop"])
+@pytest.mark.parametrize("recompute", [frozenset(), frozenset(RECOMPUTABLE)], ids=["keep", "drop"])
 def test_kept_bytes_are_the_arrays_held(name: str, recompute: frozenset[str]) -> None:
     cfg, counter = MODELS[name], Counter(Widths(default=1.0, by_tensor={}))
     out = stage_forward(
@@ -145,10 +145,16 @@ def test_kept_activations_of_an_mla_layer_in_closed_form() -> None:
 
 def test_recomputation_keeps_less_and_is_counted_apart() -> None:
     cfg = tiny_v3()
-    plain, again = counted(cfg), counted(cfg, frozenset({"norm", "mla_up", "swiglu"}))
+    plain, again = counted(cfg), counted(cfg, frozenset(RECOMPUTABLE))
     dropped = {name for _, name in set(plain.kept) - set(again.kept)}
-    assert dropped == {
+    norms = {"attn", "ffn", "q_lora", "kv_lora", "final"}
+    assert dropped == {f"norm.{which}/rstd" for which in norms} | {
         "attn.q_a/x",
+        "head/x",
+        "mtp.norm_h/rstd",
+        "mtp.norm_e/rstd",
+        "mtp.proj/x",
+        "moe.up_gate/x",
         "attn.q_b/x",
         "attn.kv_b/x",
         "attn.core/q",
@@ -160,16 +166,20 @@ def test_recomputation_keeps_less_and_is_counted_apart() -> None:
         "moe.down/x",
         "shared.down/x",
     }
-    assert {name for _, name in set(again.kept) - set(plain.kept)} == {"attn.kv_a/k_rope"}
+    assert {name for _, name in set(again.kept) - set(plain.kept)} == {"attn.kv_a/k_rope", "moe.dispatch/x"}
     assert plain.total(part="R") == Count()
     assert {op for _, op, part in again.counts if part == "R"} == {
         "norm.attn",
         "norm.ffn",
         "norm.q_lora",
         "norm.kv_lora",
+        "norm.final",
+        "mtp.norm_h",
+        "mtp.norm_e",
         "attn.q_b",
         "attn.kv_b",
         "dense.down",
+        "moe.dispatch",
         "moe.down",
         "shared.down",
     }

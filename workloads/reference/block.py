@@ -6,7 +6,7 @@ from workloads.reference.gqa import gqa, gqa_input_grad
 from workloads.reference.linear import Deferred
 from workloads.reference.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.moe import moe, moe_forget, moe_input_grad
-from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
+from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
@@ -23,15 +23,16 @@ def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     else:
         out, kept = ffn(run, "dense", p, ffn_in)
         kept = ffn_forget(run, "dense", kept)
-    saved |= kept
-    if "norm" not in run.recompute:
-        saved |= {f"{_first(run, 'attn')}/x": attn_in, f"{_first(run, 'ffn')}/x": ffn_in}
+    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
+    saved |= kept | {first["attn"]: attn_in, first["ffn"]: ffn_in}
+    saved = forget(run, saved, {f"norm.{half}": key for half, key in first.items()})
     run.keep(saved)
     return saved["norm.ffn/x"] + out, aux, saved
 
 
 def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and every waiting weight gradient of the layer."""
+    saved = dict(saved)  # recomputed statistics join it, but are not kept
     ffn_in = _input_of(run, "ffn", p, saved)
     if run.cfg.is_moe(run.layer):
         dffn, deferred = moe_input_grad(run, p, ffn_in, saved, dy)
@@ -64,7 +65,7 @@ def _normed(run: Run, op: str, p: Weights, saved: Saved) -> Array:
 
 def _input_of(run: Run, half: str, p: Weights, saved: Saved) -> Array:
     key = f"{_first(run, half)}/x"
-    return saved[key] if key in saved else _normed(run.at(part="R"), f"norm.{half}", p, dict(saved))
+    return saved[key] if key in saved else _normed(run.at(part="R"), f"norm.{half}", p, saved)
 
 
 def _norm_input_grad(run: Run, op: str, p: Weights, saved: Saved, dy: Array) -> tuple[Array, Deferred]:

@@ -19,6 +19,13 @@ from workloads.reference.precision import EXACT, Precision
 Array = NDArray[Any]
 Weights = dict[str, Array]
 Saved = dict[str, Array]  # "op/tensor" -> what backward needs
+RECOMPUTABLE = {
+    "norm": "outputs and statistics of every RMSNorm (DeepSeek-V3 section 3.2.3)",
+    "mla_up": "queries, keys and values of MLA (the same)",
+    "swiglu": "outputs of SwiGLU (section 3.3.3)",
+    "permute": "the copies of a token for its experts: the token as it arrived is kept, as DeepSeek's FP8 profile shows",
+}
+"""What backward may compute again instead of keeping it."""
 OUTSIDE = -1  # the layer of what belongs to no layer: embedding, final norm, head, loss
 
 
@@ -35,7 +42,7 @@ class Widths:
             "scores": 4.0,
             "g": 4.0,
             "ids": 8.0,
-            "order": 8.0,
+            "order": 4.0,
             "tokens": 8.0,
         }
     )
@@ -97,14 +104,14 @@ class Run:
     cfg: RefConfig
     precision: Precision = EXACT
     counter: Counter | None = None
-    recompute: frozenset[str] = frozenset()  # of "norm", "mla_up", "swiglu"
+    recompute: frozenset[str] = frozenset()  # of RECOMPUTABLE
     layer: int = OUTSIDE
     part: str = "F"
 
     def __post_init__(self) -> None:
-        wrong = self.recompute - {"norm", "mla_up", "swiglu"}
+        wrong = self.recompute - set(RECOMPUTABLE)
         if wrong:
-            raise ValueError(f"recompute {sorted(wrong)} unknown: use 'norm', 'mla_up' or 'swiglu'")
+            raise ValueError(f"recompute {sorted(wrong)} unknown: use {', '.join(RECOMPUTABLE)}")
 
     def at(self, *, layer: int | None = None, part: str | None = None) -> "Run":
         return replace(self, layer=self.layer if layer is None else layer, part=part or self.part)

@@ -4,7 +4,7 @@ import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights, require_finite
 from workloads.reference.linear import Deferred, linear, linear_input_grad
-from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
+from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 def embed(run: Run, p: Weights, tokens: Array) -> Array:
@@ -35,7 +35,8 @@ def head_loss(run: Run, p: Weights, x: Array, labels: Array) -> tuple[float, Sav
     lse = (top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))[..., 0]
     picked = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     run.count("loss", "F", read={"x": logits, "tokens": labels}, written={"lse": lse})
-    return float((lse - picked).mean()), saved | {"loss/x": logits, "loss/lse": lse, "loss/tokens": labels}
+    kept = forget(run, saved, {"norm.final": "head/x"})
+    return float((lse - picked).mean()), kept | {"loss/x": logits, "loss/lse": lse, "loss/tokens": labels}
 
 
 def head_loss_input_grad(run: Run, p: Weights, saved: Saved, weight: float) -> tuple[Array, list[Deferred]]:
@@ -47,9 +48,13 @@ def head_loss_input_grad(run: Run, p: Weights, saved: Saved, weight: float) -> t
     dlogits *= np.asarray(weight / labels.size, dlogits.dtype)
     run.count("loss", "I", read={"x": logits, "lse": saved["loss/lse"], "tokens": labels}, written={"dx": dlogits})
     dnormed = linear_input_grad(run, "head", dlogits, p["head"])
-    x, rstd = saved["norm.final/x"], saved["norm.final/rstd"]
+    x = saved["norm.final/x"]
+    if "head/x" in saved:
+        y, rstd = saved["head/x"], saved["norm.final/rstd"]
+    else:
+        y, rstd = rmsnorm(run.at(part="R"), "norm.final", x, p["norm.final"])
     dx = rmsnorm_input_grad(run, "norm.final", x, rstd, p["norm.final"], dnormed)
     return dx, [
-        Deferred(kind="linear", op="head", name="head", layer=run.layer, x=saved["head/x"], dy=dlogits),
+        Deferred(kind="linear", op="head", name="head", layer=run.layer, x=y, dy=dlogits),
         Deferred(kind="gain", op="norm.final", name="norm.final", layer=run.layer, x=x, dy=dnormed, extra=rstd),
     ]

@@ -5,7 +5,7 @@ import numpy as np
 from workloads.reference.core import attend, attend_input_grad
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.linear import Deferred, linear, linear_input_grad
-from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
+from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.rope import angles, rotate, rotate_input_grad, softmax_scale
 
 MLA_UP = ("attn.core/q", "attn.core/k", "attn.core/v")
@@ -34,9 +34,8 @@ def mla_forget(run: Run, saved: Saved) -> Saved:
         drop |= set(MLA_UP)
     else:
         drop.add("attn.kv_a/k_rope")  # only the recomputation reads it
-    if "norm" in run.recompute:
-        drop |= {"attn.q_b/x", "attn.kv_b/x"}
-    return {key: array for key, array in saved.items() if key not in drop}
+    kept = {key: array for key, array in saved.items() if key not in drop}
+    return forget(run, kept, {"norm.q_lora": "attn.q_b/x", "norm.kv_lora": "attn.kv_b/x"})
 
 
 def mla_restore(run: Run, p: Weights, x: Array, saved: Saved) -> Saved:

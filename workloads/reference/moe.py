@@ -11,6 +11,9 @@ from workloads.reference.ffn import activate, ffn, ffn_forget, ffn_input_grad, s
 from workloads.reference.gate import balance_loss, route, route_input_grad
 from workloads.reference.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
 
+ROWS = "moe.up_gate/x"  # a copy of its token for every (token, expert) pair
+ARRIVED = "moe.dispatch/x"  # the tokens that the copies are made of
+
 
 def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """Output [B, S, hidden] for normalised input x, and the balance loss."""
@@ -23,7 +26,7 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     rows = dispatch(run, tokens, order, r.experts.shape[1])
     g = r.weights.reshape(-1)[order]
     y, kept = experts_forward(run, p["moe.up_gate"], p["moe.down"], rows, g, counts)
-    saved |= kept | {"moe.dispatch/order": order}
+    saved |= kept | {"moe.dispatch/order": order, ARRIVED: tokens}
     out = combine(run, y, order, r.experts.shape[1])
     if run.cfg.n_shared_experts:
         shared, kept = ffn(run, "shared", p, x)
@@ -32,7 +35,10 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
 
 
 def moe_forget(run: Run, saved: Saved) -> Saved:
-    return ffn_forget(run, "moe", ffn_forget(run, "shared", saved))
+    """What is left to keep: never both the tokens that arrived and their copies."""
+    drop = ROWS if "permute" in run.recompute else ARRIVED
+    kept = {key: array for key, array in saved.items() if key != drop}
+    return ffn_forget(run, "moe", ffn_forget(run, "shared", kept))
 
 
 def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
@@ -40,6 +46,8 @@ def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     experts, scores, order = (saved[k] for k in ("router.gate/ids", "router.gate/scores", "moe.dispatch/order"))
     counts = np.bincount(experts.reshape(-1), minlength=run.cfg.experts)
     top_k = experts.shape[1]
+    if ROWS not in saved:
+        saved = saved | {ROWS: dispatch(run.at(part="R"), saved[ARRIVED], order, top_k)}
     drows = combine_input_grad(run, dy.reshape(-1, dy.shape[-1]), order, top_k)
     dx_rows, dg, deferred = experts_input_grad(run, p["moe.up_gate"], p["moe.down"], saved, drows, counts)
     dx = dispatch_input_grad(run, dx_rows, order, top_k)
@@ -99,7 +107,7 @@ def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array,
     u = grouped(run, "moe.up_gate", rows, w_up, counts)
     a = activate(run, "moe.down", u, g)
     y = grouped(run, "moe.down", a, w_down, counts)
-    return y, {"moe.up_gate/x": rows, "moe.down/u": u, "moe.down/x": a, "moe.down/g": g}
+    return y, {ROWS: rows, "moe.down/u": u, "moe.down/x": a, "moe.down/g": g}
 
 
 def experts_input_grad(
@@ -113,7 +121,7 @@ def experts_input_grad(
     du = swiglu_input_grad(u, da * g[:, None])
     run.count("moe.down", "I", read={"u": u, "g": g, "dx": da}, written={"du": du, "dg": dg})
     dx = grouped_input_grad(run, "moe.up_gate", du, w_up, counts)
-    later = [("moe.down", a, dy), ("moe.up_gate", saved["moe.up_gate/x"], du)]
+    later = [("moe.down", a, dy), ("moe.up_gate", saved[ROWS], du)]
     return (
         dx,
         dg,

@@ -11,7 +11,7 @@ from workloads.reference.block import block, block_input_grad
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.ends import embed, embed_deferred, head_loss, head_loss_input_grad
 from workloads.reference.linear import Deferred, linear, linear_input_grad
-from workloads.reference.norm import rmsnorm, rmsnorm_input_grad
+from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
 
 JOIN = ("mtp.norm_h", "mtp.norm_e")
 
@@ -19,14 +19,22 @@ JOIN = ("mtp.norm_h", "mtp.norm_e")
 def mtp_trunk(run: Run, p: Weights, h: Array, tokens: Array) -> tuple[Array, float, Saved]:
     """Hidden state [B, S, hidden] of the module for the next tokens [B, S]; weights include the shared `embed`."""
     saved: Saved = {"mtp.norm_h/x": h, "mtp.norm_e/x": embed(run, p, tokens), "embed/tokens": tokens}
+    saved |= _joined(run, p, saved)
+    y = linear(run, "mtp.proj", saved["mtp.proj/x"], p["mtp.proj"])
+    saved = forget(run, saved, dict.fromkeys(JOIN, "mtp.proj/x"))
+    run.keep(saved)
+    y, aux, kept = block(run, p, y)
+    return y, aux, saved | kept
+
+
+def _joined(run: Run, p: Weights, saved: Saved) -> Saved:
+    """Both norms' outputs side by side, and their statistics."""
+    out: Saved = {}
     halves = []
     for op in JOIN:
-        y, saved[f"{op}/rstd"] = rmsnorm(run, op, saved[f"{op}/x"], p[op])
+        y, out[f"{op}/rstd"] = rmsnorm(run, op, saved[f"{op}/x"], p[op])
         halves.append(y)
-    saved["mtp.proj/x"] = np.concatenate(halves, axis=-1)
-    run.keep(saved)
-    y, aux, kept = block(run, p, linear(run, "mtp.proj", saved["mtp.proj/x"], p["mtp.proj"]))
-    return y, aux, saved | kept
+    return out | {"mtp.proj/x": np.concatenate(halves, axis=-1)}
 
 
 def mtp(run: Run, p: Weights, h: Array, tokens: Array, labels: Array) -> tuple[Array, float, float, Saved]:
@@ -41,6 +49,8 @@ def mtp_input_grad(run: Run, p: Weights, saved: Saved, dy: Array | None, weight:
     """Gradient of the incoming state; `dy` comes from a further module, None at the last."""
     dstate, deferred = head_loss_input_grad(run, p, saved, weight)
     djoined, more = block_input_grad(run, p, saved, dstate if dy is None else dstate + dy)
+    if "mtp.proj/x" not in saved:
+        saved = saved | _joined(run.at(part="R"), p, saved)
     later = [
         Deferred(kind="linear", op="mtp.proj", name="mtp.proj", layer=run.layer, x=saved["mtp.proj/x"], dy=djoined)
     ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workloads.reference.count import Array, Run
+from workloads.reference.count import Array, Run, Saved
 
 
 def rmsnorm(run: Run, op: str, x: Array, gain: Array) -> tuple[Array, Array]:
@@ -20,3 +20,11 @@ def rmsnorm_input_grad(run: Run, op: str, x: Array, rstd: Array, gain: Array, dy
     dx: Array = r * gdy - x * r**3 * (x * gdy).mean(axis=-1, keepdims=True)
     run.count(op, "I", read={"x": x, "rstd": rstd, "w": gain, "dy": dy}, written={"dx": dx})
     return dx
+
+
+def forget(run: Run, saved: Saved, outputs: dict[str, str]) -> Saved:
+    """What is left to keep when norms are recomputed: neither 1/rms nor the output; `outputs` maps a norm to its own."""
+    if "norm" not in run.recompute:
+        return saved
+    drop = {f"{op}/rstd" for op in outputs} | set(outputs.values())
+    return {key: array for key, array in saved.items() if key not in drop}
