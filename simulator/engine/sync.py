@@ -66,8 +66,8 @@ def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[
     return ops
 
 
-class _Sync:
-    """Collectives of one scenario's parameters; local to this module."""
+class Sync:
+    """Collectives of one scenario's parameters."""
 
     def __init__(self, scenario: Scenario, price: Pricer, copies: int) -> None:
         self.scenario, self.price = scenario, price
@@ -83,7 +83,7 @@ class _Sync:
         return [run for run in made if run is not None]
 
 
-def _held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
+def held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
     """What one rank holds of each block of a stage; a shared head is held once."""
     held, seen = [], set[str]()
     for kind in blocks:
@@ -106,12 +106,12 @@ def gather_parameters(
         return {}
     held_on = stages_on(schedule)
     copies = sum(len(held) for held in held_on) // schedule.stages
-    sync = _Sync(scenario, price, copies)
+    sync = Sync(scenario, price, copies)
     arrived: dict[tuple[int, int], tuple[int | None, ...]] = {}
     for rank, mine in enumerate(held_on):
         for stage in mine:
             last: list[int | None] = []
-            for held in _held_by_blocks(scenario, stages[stage]):
+            for held in held_by_blocks(scenario, stages[stage]):
                 runs = sync.runs("param", "all_gather", held, WEIGHT_BYTES)
                 made = [tasks.add(rank * LANES + SYNC, run, ()) for run in runs]
                 last.append(made[-1] if made else None)
@@ -135,7 +135,7 @@ def append_optimizer(
     holders: dict[int, list[int]] = {}
     for rank, stage in graded:
         holders.setdefault(stage, []).append(rank)
-    sync = _Sync(scenario, price, max(len(ranks) for ranks in holders.values()))
+    sync = Sync(scenario, price, max(len(ranks) for ranks in holders.values()))
     for rank in range(tasks.ranks):
         mine = sorted(stage for holder, stage in graded if holder == rank)
         first = len(tasks.lane)
@@ -158,7 +158,7 @@ def append_optimizer(
 
 def _reduce(
     scenario: Scenario,
-    sync: _Sync,
+    sync: Sync,
     stage: int,
     blocks: Sequence[str],
     tasks: Tasks,
@@ -178,7 +178,7 @@ def _reduce(
             for run in sync.runs(name, kind, held, GRADIENT_BYTES)
         ]
     out = []
-    for number, held in reversed(list(enumerate(_held_by_blocks(scenario, blocks)))):
+    for number, held in reversed(list(enumerate(held_by_blocks(scenario, blocks)))):
         done = tuple(sorted(graded[holder, stage][number] for holder in holders[stage]))
         out += [tasks.add(rank * LANES + SYNC, run, done) for run in sync.runs(name, kind, held, GRADIENT_BYTES)]
     return out

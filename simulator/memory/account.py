@@ -102,7 +102,7 @@ class _Accounts:
 
     def __init__(self, plan: Plan, schedule: Schedule, assumed: Assumptions | None) -> None:
         self.plan = plan
-        self.assumed = assumed or assumptions_for(plan.scenario.job)
+        self.assumed = assumed or assumptions_for(plan.scenario)
         self.usages = Usages(plan)
         self.on = stages_on(schedule)
         copies = sum(len(stages) for stages in self.on) // schedule.stages

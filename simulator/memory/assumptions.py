@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from simulator.layout import Job
+from simulator.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +14,7 @@ class Assumptions:
     `context` [B]: CUDA context, handles and workspaces of libraries, NCCL channels (assumed; 0.6 to 2 GB seen).
     `slack` (share of activations and temporaries): fragmentation of the caching allocator with expandable segments
     (assumed; 0 to 0.1 seen).
-    `master`, `moment` [B per parameter]: FP32 master weights; two moments, each BF16 under the FP8 recipe
-    (arXiv 2412.19437, section 3.3.3), else FP32.
+    `master`, `moment` [B per parameter]: FP32 master weights; two moments, each as wide as the software stack says.
     `fp8_weights`: under the FP8 recipe the rank keeps the matrices in FP8 only; the high-precision copy is the sharded
     master (arXiv 2412.19437, section 3.3.2: "efficient sharding across multiple DP ranks").
     `ema_on_gpu`: an FP32 average of the weights, sharded as the master; DeepSeek keeps it on the CPU (section 3.2.3).
@@ -41,6 +40,6 @@ class Assumptions:
         return [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)]
 
 
-def assumptions_for(job: Job) -> Assumptions:
-    """The assumptions that follow from a job's recipe."""
-    return Assumptions(moment=2.0 if job.precision.recipe == "fp8" else 4.0)
+def assumptions_for(scenario: Scenario) -> Assumptions:
+    """The assumptions that follow from a scenario's software."""
+    return Assumptions(moment=scenario.stack.moment_bytes)

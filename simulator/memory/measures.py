@@ -96,7 +96,7 @@ MEASURES: tuple[tuple[str, str, Change], ...] = (
 
 def measures(plan: Plan, schedule: Schedule, assumed: Assumptions | None = None) -> list[Measure]:
     """What each measure saves on the worst rank; meaningful for a plan that takes them."""
-    with_all = assumed or assumptions_for(plan.scenario.job)
+    with_all = assumed or assumptions_for(plan.scenario)
     peak = memory_of_rows(plan, schedule, with_all).peak
     out = []
     for name, source, change in MEASURES:

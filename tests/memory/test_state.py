@@ -22,7 +22,7 @@ TWO_STAGES = (("moe",) * 4, ("moe",) * 4)  # a middle rank of DualPipe holds two
 
 def sizes(scenario, stages=TWO_STAGES, **assumed):
     """Bytes of every item by name."""
-    given = replace(assumptions_for(scenario.job), **assumed)
+    given = replace(assumptions_for(scenario), **assumed)
     return {item.name: item.bytes for item in state_items(stages, scenario, shards_of(scenario, 2), given)}
 
 
