@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
-from simulator.graph.norm import add_dropout, drop_backward, norm_backward, norm_forward
+from simulator.graph.norm import add_dropout, drop_backward, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, kv_heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
@@ -80,19 +80,19 @@ def forward(s: Shapes, sms: int) -> Tape:
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
     tape = Tape("attn.F", "F", s.stack)
-    keep_norm = 0.0 if s.recompute_norms else float(sharded * h * BF16)
-    norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=sharded * h * BF16 + keep_norm)
+    kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
+    norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
     gather(tape, "attn.x", s, h)
     linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, saved=t * (q + kv) * BF16)
     if s.model.positions == "rope":
         tape.add("rope.qk.fwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
-    kept = t * q * BF16 + t * heads_per_rank(s) * FP32
+    kept = t * q * BF16 + (0.0 if s.recompute_core else t * heads_per_rank(s) * FP32)
     exchange_keys(tape, "attn.kv.exchange", s, kv, passes=1)
     core_forward(tape, s, "attn.core.fwd", saved=kept)
     linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
     add_dropout(tape, "attn", s, h)
-    norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=sharded * h * BF16 + keep_norm)
+    norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=kept_norm)
     return tape
 
 

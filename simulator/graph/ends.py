@@ -8,17 +8,21 @@ from __future__ import annotations
 from simulator.graph import linear
 from simulator.graph.block import Block, Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
-from simulator.graph.norm import norm_backward, norm_forward
+from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Streaming
+
+
+TOKEN_ID = 8.0
+"""Bytes of a token or label, an int64 [B]."""
 
 
 def embedding(s: Shapes) -> Block:
     """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
     t, h = s.tokens, s.model.hidden_size
     ahead, back = Tape("embed.F", "F", s.stack), Tape("embed.W", "W", s.stack)
-    ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * 8.0)
+    ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     scatter(ahead, "embed", s, h)
     back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
     return Block(kind="embed", forward=(ahead.done(),), backward=(back.done(),))
@@ -29,10 +33,10 @@ def _head_forward(s: Shapes, sms: int) -> Segment:
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     tape = Tape("head.F", "F", s.stack)
     sharded = sharded_tokens(s)
-    norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=2.0 * sharded * h * BF16)
+    norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
     gather(tape, "head.x", s, h)
     linear.forward(tape, "head", t, vocab, h, recipe="bf16")
-    tape.add("loss.fwd", "loss", cast(t * vocab, BF16, 0.0), saved=t * vocab * BF16)
+    tape.add("loss.fwd", "loss", cast(t * vocab, BF16, 0.0), saved=t * (vocab * BF16 + FP32 + TOKEN_ID))
     return tape.done()
 
 
@@ -43,6 +47,8 @@ def head(s: Shapes, sms: int) -> Block:
     back.add("loss.bwd", "loss", cast(t * vocab, BF16, BF16))
     linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
     scatter(back, "head.dx", s, h)
+    if s.recompute_norms:
+        norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, sms, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h, sms)
     linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
     return Block(kind="head", forward=(_head_forward(s, sms),), backward=(back.done(), late.done()))
@@ -53,8 +59,8 @@ def mtp_projection(s: Shapes, sms: int) -> Block:
     (DeepSeek-V3 report, section 2.2, equation 21)."""
     t, h = s.tokens, s.model.hidden_size
     ahead, back, late = Tape("mtp.F", "F", s.stack), Tape("mtp.B", "I", s.stack), Tape("mtp.W", "W", s.stack)
-    keep = t * h * BF16 * (1.0 if s.recompute_norms else 2.0)
-    ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16))
+    keep = t * h * BF16 + norm_output(s, t, h)
+    ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)
     norm_forward(ahead, "mtp.norm_e.fwd", t, h, sms, saved=keep)
     ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))

@@ -132,12 +132,15 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
             tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="fp8", cast_gradient=not gradient_fp8
         )
         linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16)
-        tape.add(
-            f"{f.name}.swiglu.recompute_quant_t",
-            "quant.chan_t",
-            activation_work(f.tokens, f.inner, gated=f.gated, out=FP8),
-            part="R",
-        )
+        if s.recompute_swiglu:
+            tape.add(
+                f"{f.name}.swiglu.recompute_quant_t",
+                "quant.chan_t",
+                activation_work(f.tokens, f.inner, gated=f.gated, out=FP8),
+                part="R",
+            )
+        else:
+            linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
         linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="bf16")
     eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=True)

@@ -12,7 +12,7 @@ from simulator.dtypes import WIDTH
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
-from simulator.graph.norm import norm_backward, norm_forward
+from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
@@ -86,7 +86,6 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
     name = "recompute" if again else "fwd"
     rope = "recompute" if again else "fwd"
     keep = 0.0 if s.recompute_mla_up or again else 1.0
-    keep_norm = 0.0 if s.recompute_norms or again else 1.0
     if not again or s.recompute_norms:
         if d.q_lora:
             norm_forward(
@@ -96,7 +95,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
                 d.q_lora,
                 sms,
                 part=part,
-                saved=keep_norm * d.tokens * d.q_lora * BF16,
+                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora),
             )
         tape.add(f"attn.kv_slice.copy{tail}", "elem", cast(d.tokens * d.kv_lora, BF16, BF16), part=part)
         norm_forward(
@@ -106,7 +105,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
             d.kv_lora,
             sms,
             part=part,
-            saved=keep_norm * d.tokens * d.kv_lora * BF16,
+            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora),
         )
         if not again:
             tape.add("attn.k_pe.copy", "elem", cast(d.tokens * d.rope, BF16, BF16))
@@ -147,7 +146,8 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
         Streaming(read=d.tokens * d.rope * BF16, written=d.tokens * d.heads * d.rope * BF16 - d.tokens * d.rope * BF16),
         part=part,
     )
-    tape.add(f"rope.q.{rope}", "rope", cast(d.tokens * d.heads * d.rope, BF16, BF16), part=part)
+    if d.q_lora or not again:  # queries that no latent stands behind are kept as they are
+        tape.add(f"rope.q.{rope}", "rope", cast(d.tokens * d.heads * d.rope, BF16, BF16), part=part)
 
 
 def forward(s: Shapes, sms: int) -> Tape:
@@ -155,8 +155,8 @@ def forward(s: Shapes, sms: int) -> Tape:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     tape = Tape("attn.F", "F", s.stack)
-    keep_norm = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
-    norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=d.sharded * h * BF16 + keep_norm)
+    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
+    norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=kept_norm)
     if d.q_lora:
         linear.forward(tape, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
     else:
@@ -169,11 +169,11 @@ def forward(s: Shapes, sms: int) -> Tape:
         d.kv_lora + d.rope,
         h,
         recipe=s.recipe,
-        saved=d.sharded * (d.kv_lora + d.rope) * BF16,
+        saved=d.sharded * (d.kv_lora + (d.rope if s.recompute_mla_up else 0)) * BF16,
     )
     gather(tape, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
     _up_projections(tape, s, d, sms, again=False)
-    statistics = t * d.heads * FP32
+    statistics = 0.0 if s.recompute_core else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
     exchange_keys(tape, "attn.kv.exchange", s, d.q + d.out, passes=1)
     tape.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
@@ -182,8 +182,7 @@ def forward(s: Shapes, sms: int) -> Tape:
     linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
     tape.add("attn.out.scale", "elem", cast(d.sharded * h, BF16, BF16))
-    keep = 0.0 if s.recompute_norms else float(d.sharded * h * BF16)
-    norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=d.sharded * h * BF16 + keep)
+    norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
     return tape
 
 

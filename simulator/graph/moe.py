@@ -25,6 +25,10 @@ GATE_WEIGHT_BYTES = 60.0
 """Bytes a row moved by the kernel that applies the gate weight to the FP8 scales (from the profile) [B]."""
 
 
+ROW_BYTES = 4.0
+"""Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
+
+
 def expert_inner(s: Shapes) -> int:
     """Width of one routed expert on this rank."""
     return s.model.moe_intermediate_size // s.job.layout.etp
@@ -183,7 +187,7 @@ def forward(s: Shapes) -> Segment:
         ffn.up(tape, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
     tape.add("moe.map.count", "permute.map", Fixed(), after=("moe.dispatch.fwd.a2a",))
-    tape.add("moe.map.build", "permute.map", Fixed())
+    tape.add("moe.map.build", "permute.map", Fixed(), saved=s.rows * ROW_BYTES)
     tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
         linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)
@@ -239,7 +243,7 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     )
     tape.add("moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0))
     if s.fp8:
-        linear_cast = cast(s.rows * inner, BF16, FP8)
+        linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         tape.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
         tape.add("moe.gate_w.scale_b", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
 

@@ -16,6 +16,15 @@ def _ctas(width: int, sms: int, wide: int, narrow: int) -> int:
     return sms * (wide if width >= SMALL else narrow)
 
 
+def norm_output(s: Shapes, tokens: int, width: int) -> float:
+    """Bytes kept of what a norm makes: its output, and per token 1/rms (of LayerNorm also the mean) in FP32 [B].
+
+    Nothing where norms are recomputed.
+    """
+    statistics = FP32 * (2 if s.model.norm == "layer" else 1)
+    return 0.0 if s.recompute_norms else tokens * (width * BF16 + statistics)
+
+
 def norm_forward(
     tape: Tape,
     name: str,

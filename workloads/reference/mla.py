@@ -8,14 +8,14 @@ from workloads.reference.linear import Deferred, linear, linear_input_grad
 from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.rope import angles, rotate, rotate_input_grad, softmax_scale
 
-MLA_UP = ("attn.core/q", "attn.core/k", "attn.core/v")
+QUERIES, KEYS_VALUES = "attn.core/q", ("attn.core/k", "attn.core/v")
 
 
 def mla(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     """Attention output [B, S, hidden] of normalised input x [B, S, hidden]."""
     saved: Saved = _down(run, p, x)
     saved |= _latent_norms(run, p, saved)
-    q, k, v = _up(run, p, x, saved)
+    q, (k, v) = _queries(run, p, x, saved), _keys_values(run, p, saved)
     out, lse = attend(run, q, k, v, softmax_scale(run.cfg))
     saved |= {
         "attn.core/q": q,
@@ -28,12 +28,13 @@ def mla(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
 
 
 def mla_forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep when up-projections or norms are recomputed (DeepSeek-V3 section 3.2.3)."""
-    drop: set[str] = set()
+    """What is left to keep when up-projections or norms are recomputed (DeepSeek-V3 section 3.2.3).
+
+    Queries made from the hidden state itself (no q_lora_rank) are not projected up, and are kept.
+    """
+    drop = {"attn.kv_a/k_rope"}  # only the recomputation reads it
     if "mla_up" in run.recompute:
-        drop |= set(MLA_UP)
-    else:
-        drop.add("attn.kv_a/k_rope")  # only the recomputation reads it
+        drop = {*KEYS_VALUES, *([QUERIES] if run.cfg.q_lora_rank is not None else [])}
     kept = {key: array for key, array in saved.items() if key not in drop}
     return forget(run, kept, {"norm.q_lora": "attn.q_b/x", "norm.kv_lora": "attn.kv_b/x"})
 
@@ -43,14 +44,16 @@ def mla_restore(run: Run, p: Weights, x: Array, saved: Saved) -> Saved:
     again = run.at(part="R")
     if "norm" in run.recompute:
         saved = saved | _latent_norms(again, p, saved)
-    if "mla_up" in run.recompute:
-        saved = saved | dict(zip(MLA_UP, _up(again, p, x, saved), strict=True))
+    if QUERIES not in saved:
+        saved = saved | {QUERIES: _queries(again, p, x, saved)}
+    if KEYS_VALUES[0] not in saved:
+        saved = saved | dict(zip(KEYS_VALUES, _keys_values(again, p, saved), strict=True))
     return saved
 
 
 def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients."""
-    q, k, v = (saved[key] for key in MLA_UP)
+    q, k, v = (saved[key] for key in (QUERIES, *KEYS_VALUES))
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"])
     heads = (*out.shape[:2], run.cfg.num_attention_heads, -1)
@@ -86,21 +89,29 @@ def _latent_norms(run: Run, p: Weights, saved: Saved) -> Saved:
     return out
 
 
-def _up(run: Run, p: Weights, x: Array, saved: Saved) -> tuple[Array, Array, Array]:
-    """q, k [B, S, H, nope + rope] and v [B, S, H, dv] (equations 2 to 5 and 7 to 9)."""
+def _queries(run: Run, p: Weights, x: Array, saved: Saved) -> Array:
+    """q [B, S, H, nope + rope] (equations 7 to 9)."""
     c, (b, s, _) = run.cfg, x.shape
     if c.q_lora_rank is None:
         q = linear(run, "attn.q", x, p["attn.q"])
     else:
         q = linear(run, "attn.q_b", saved["attn.q_b/x"], p["attn.q_b"])
     q = q.reshape(b, s, c.num_attention_heads, c.qk_head_dim)
-    kv = linear(run, "attn.kv_b", saved["attn.kv_b/x"], p["attn.kv_b"]).reshape(b, s, c.num_attention_heads, -1)
+    cos, sin = angles(c, s)
+    nope = c.qk_nope_head_dim
+    return np.concatenate([q[..., :nope], rotate(q[..., nope:], cos, sin)], axis=-1)
+
+
+def _keys_values(run: Run, p: Weights, saved: Saved) -> tuple[Array, Array]:
+    """k [B, S, H, nope + rope] and v [B, S, H, dv] (equations 2 to 5)."""
+    c, latent = run.cfg, saved["attn.kv_b/x"]
+    b, s, _ = latent.shape
+    kv = linear(run, "attn.kv_b", latent, p["attn.kv_b"]).reshape(b, s, c.num_attention_heads, -1)
     cos, sin = angles(c, s)
     nope = c.qk_nope_head_dim
     k_rope = rotate(saved["attn.kv_a/k_rope"][:, :, None, :], cos, sin)
     k = np.concatenate([kv[..., :nope], np.broadcast_to(k_rope, (*kv.shape[:3], c.qk_rope_head_dim))], axis=-1)
-    q = np.concatenate([q[..., :nope], rotate(q[..., nope:], cos, sin)], axis=-1)
-    return q, k, kv[..., nope:]
+    return k, kv[..., nope:]
 
 
 def _split_keys_grad(run: Run, dk: Array, dv: Array) -> tuple[Array, Array]:
