@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 class GemmParams:
     """A tiled GEMM kernel: which tiles it may pick and what they cost.
 
-    `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one for
-    large problems, which it keeps when others hold SMs. `stranded` SMs then stay idle, because clusters of CTAs no longer
-    fit. `k_block` is the depth of one step of
-    the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`, a share of the tensor peak of one
-    SM at boost clock. A tile pays `tile_time` [s] plus its FP32/BF16 write-out at `store_rate` [B/s] on one SM, as
-    far as the next tile does not hide it. A kernel pays `launch` [s].
+    `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one
+    for large problems, which it keeps when others hold SMs. `stranded` SMs then stay idle, because clusters of CTAs no
+    longer fit. `k_block` is the depth of one step of the main loop. A step takes `block_time` [s] plus its
+    multiply-adds at `rate`, a share of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its
+    write-out at `store_rate` [B/s] on one SM, as far as the next tile does not hide it. A kernel pays `launch` [s].
     `power_rate` is the share of the tensor peak of the whole GPU that its power budget sustains, `bandwidth` the
     attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
     limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory

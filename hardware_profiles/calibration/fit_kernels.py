@@ -56,7 +56,8 @@ def build(recipe: Recipe, values: dict[str, float]) -> Params:
 def as_kernels(recipe: Recipe, params: Params) -> Kernels:
     """A profile that holds one class."""
     empty = Kernels(name="fit", gap=0.0, gap_source="")
-    return replace(empty, **{KIND[recipe.kind][0]: dict.fromkeys(recipe.samples, params)})
+    table: Any = {KIND[recipe.kind][0]: dict.fromkeys(recipe.samples, params)}
+    return replace(empty, **table)
 
 
 def _weight(sample: Sample) -> float:
@@ -94,7 +95,8 @@ def search(recipe: Recipe, fitted: list[Sample]) -> Params:
         inside = [min(max(v, lo), hi) for v, (lo, hi) in zip(x, bounds, strict=True)]
         return value(dict(zip(names, inside, strict=True)))
 
-    rough = differential_evolution(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=12, polish=False, tol=1e-5)
+    evolve: Any = differential_evolution  # its stubs want NumPy types
+    rough = evolve(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=12, polish=False, tol=1e-5)
     fine = minimize(at, rough.x, method="Nelder-Mead", options={"maxiter": 300, "xatol": 1e-5, "fatol": 1e-7})
     best = fine.x if fine.fun < rough.fun else rough.x
     inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best, bounds, strict=True)]
@@ -175,15 +177,16 @@ def markdown(report: list[Errors]) -> str:
     head = [
         "# Errors of the fitted kernel classes",
         "",
-        "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted over",
-        "total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the class was",
-        "not fitted on. The last column is the MAPE over the samples of at least 50 us.",
+        "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted",
+        "over total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the",
+        "class was not fitted on. The last column is the MAPE over the samples of at least 50 us.",
         "",
         "| class | GPU | rows | samples | MAPE | worst | bias | MAPE of long ones |",
         "|---|---|---|---|---|---|---|---|",
     ]
     body = [
-        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} | {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} | {long_text(e)} |"
+        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} "
+        f"| {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} | {long_text(e)} |"
         for e in sorted(report, key=lambda e: (e.cls, e.hardware, e.part))
     ]
     return "\n".join([*head, *body, ""])

@@ -2,9 +2,9 @@
 
     python hardware_profiles/calibration/measure_h200.py OUT.csv [seconds]
 
-Needs only PyTorch with CUDA (and Triton for the kernels beside memory traffic). Every measurement stands alone: one that
-fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel, L2 flushed before
-each (`mode` = cold), or the mean of a back-to-back run (`mode` = hot); the row `empty` is the cost of the events
+Needs only PyTorch with CUDA (and Triton for the kernels beside memory traffic). Every measurement stands alone: one
+that fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel, L2 flushed
+before each (`mode` = cold), or the mean of a back-to-back run (`mode` = hot); the row `empty` is the cost of the events
 themselves. Columns: see `tables/README.md`.
 """
 
@@ -20,7 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-COLUMNS = ["op", "precision", "form", "impl", "mode", "m", "n", "k", "groups", "batch", "seq", "heads", "kv_heads", "d_qk", "d_v", "causal", "backward", "bytes", "held_sms", "traffic", "us", "us_min"]
+COLUMNS = [
+    *("op", "precision", "form", "impl", "mode", "m", "n", "k", "groups", "batch", "seq", "heads", "kv_heads"),
+    *("d_qk", "d_v", "causal", "backward", "bytes", "held_sms", "traffic", "us", "us_min"),
+]
 V3 = [
     (4096, 1536, 7168), (4096, 576, 7168), (4096, 24576, 1536), (4096, 32768, 512), (4096, 7168, 16384),
     (4096, 4096, 7168), (4096, 7168, 2048), (4096, 7168, 576), (4096, 1536, 24576), (4096, 512, 32768),
@@ -44,7 +47,7 @@ class Recorder:
     """Times callables and collects rows."""
 
     def __init__(self, path: str, budget: float) -> None:
-        self.path, self.rows, self.end = path, [], time.time() + budget
+        self.path, self.end = path, time.time() + budget
         self.rows: list[Row] = []
         self.flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
 
@@ -87,7 +90,8 @@ class Recorder:
     def write(self) -> None:
         with open(self.path, "w", newline="") as file:
             file.write(
-                f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, measure_h200.py\n"
+                f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+                "measure_h200.py\n"
             )
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -120,8 +124,8 @@ def ones(*shape: int) -> torch.Tensor:
 
 def events(rec: Recorder) -> None:
     x = torch.zeros(1, device=DEVICE)
-    rec.add(lambda: x.zero_(), op="empty")
-    rec.add(lambda: x.zero_(), "hot", op="empty")
+    rec.add(x.zero_, op="empty")
+    rec.add(x.zero_, "hot", op="empty")
 
 
 def gemm_bf16(rec: Recorder) -> None:
@@ -133,7 +137,7 @@ def gemm_bf16(rec: Recorder) -> None:
         del a, b
     for m, n, k in WGRAD:
         a, b, c = bf16(k, m), bf16(k, n), ones(m, n)
-        label = dict(op="gemm", precision="bf16", m=m, n=n, k=k)
+        label: Row = {"op": "gemm", "precision": "bf16", "m": m, "n": n, "k": k}
         rec.add(lambda: a.t() @ b, **label, form="dense", impl="cublas_tn")
         rec.add(lambda: torch.addmm(c, a.t(), b, out_dtype=torch.float32, out=c), **label, form="wgrad", impl="cublas")
         rec.add(lambda: torch.mm(a.t(), b, out_dtype=torch.float32), **label, form="wgrad_write", impl="cublas")
@@ -166,7 +170,7 @@ def gemm_fp8(rec: Recorder) -> None:
         for kind in ("fp8_tensor", "fp8_row", "fp8_block"):
             if n % 128 and kind == "fp8_block":
                 continue
-            label = dict(op="gemm", precision=kind, form="dense", impl="torch", m=m, n=n, k=k)
+            label: Row = {"op": "gemm", "precision": kind, "form": "dense", "impl": "torch", "m": m, "n": n, "k": k}
             try:
                 call = fp8_call(a, b, kind)
             except Exception as error:
@@ -188,10 +192,10 @@ def grouped(rec: Recorder) -> None:
               (4, 8192, 4096, 7168), (8, 65536, 2816, 2048), (64, 32768, 2816, 2048)]  # fmt: skip
     for g, m, n, k in shapes:
         offs = torch.arange(1, g + 1, device=DEVICE, dtype=torch.int32) * (m // g)
-        label = dict(op="gemm", m=m, n=n, k=k, groups=g, impl="torch")
+        label: Row = {"op": "gemm", "m": m, "n": n, "k": k, "groups": g, "impl": "torch"}
         a, b = bf16(m, k), bf16(g, n, k)
         rec.add(lambda: torch._grouped_mm(a, b.transpose(-2, -1), offs=offs), **label, precision="bf16", form="grouped")
-        label_w = dict(label, m=n, n=k, k=m)
+        label_w: Row = dict(label, m=n, n=k, k=m)
         gy = bf16(m, n)
         rec.add(lambda: torch._grouped_mm(gy.t(), a, offs=offs), **label_w, precision="bf16", form="grouped_wgrad")
         del a, b, gy
@@ -225,8 +229,9 @@ def attention(rec: Recorder) -> None:
             for backend, name in ((SDPBackend.CUDNN_ATTENTION, "cudnn"), (SDPBackend.FLASH_ATTENTION, "flash2")):
                 if name == "flash2" and (d_qk != d_v or d_qk == 256 or not causal):
                     continue
-                label = dict(op="attention", precision="bf16", impl=name, batch=batch, seq=seq, heads=heads,
-                             kv_heads=kv, d_qk=d_qk, d_v=d_v, causal=int(causal))  # fmt: skip
+                label: Row = {"op": "attention", "precision": "bf16", "impl": name, "batch": batch, "seq": seq,
+                              "heads": heads, "kv_heads": kv, "d_qk": d_qk, "d_v": d_v, "causal": int(causal),
+                }  # fmt: skip
 
                 def run() -> torch.Tensor:
                     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=kv != heads)
@@ -317,8 +322,8 @@ def beside_traffic(rec: Recorder) -> None:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def mover(src, dst, per_cta, rounds, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+    def mover(src: Any, dst: Any, per_cta: Any, rounds: Any, BLOCK: tl.constexpr) -> None:
         base = tl.program_id(0).to(tl.int64) * per_cta
         for _ in range(rounds):
             for i in range(0, per_cta, BLOCK):

@@ -17,7 +17,7 @@ FA2 = "FlashAttention-2 repository figures"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How class `cls` of GPU `home` (and `also` others) is fitted: to samples of classes `samples` on GPUs `hardware`."""
+    """How class `cls` of GPU `home` (and `also` others) is fitted: to classes `samples` on GPUs `hardware`."""
 
     cls: str
     kind: str
@@ -39,7 +39,8 @@ CUBLAS_BF16_TILES = (*CUBLAS_TILES, (256, 192))
 LOOP: Mapping[str, Bounds] = {"rate": (0.4, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
 HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
 WHOLE: Mapping[str, Bounds] = {
-    **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "load_rate": (1.2e10, 6e10), "fill": (0.0, 5e-6),
+    **LOOP, **HEAD, "store_rate": (2e10, 5e11), "power_rate": (0.6, 1.2), "load_rate": (1.2e10, 6e10),
+    "fill": (0.0, 5e-6),
 }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def stream(cls: str, home: str, source: str, *free: str, **fixed: float) -> Reci
     names = tuple(n for n in ("launch", "bandwidth", *free) if n not in fixed)
     return Recipe(
         cls=cls, kind="stream", home=home, hardware=(home,), samples=(cls,), source=source,
-        free={n: bounds[n] for n in names}, fixed={k: v for k, v in fixed.items()}, range="1 MB to 1 GB",
+        free={n: bounds[n] for n in names}, fixed=dict(fixed.items()), range="1 MB to 1 GB",
     )  # fmt: skip
 
 
@@ -112,11 +113,21 @@ RECIPES = (
         store_rate=1e12, launch=4e-6, block_time=5e-8,
     ),
     library_gemm(
-        "gemm.bf16", "h200", CUBLAS_BF16_TILES, f"{H200}; aiconfigurator, H100", "M 64 to 32768", k_block=64, hardware=("h200", "h100")
+        "gemm.bf16", "h200", CUBLAS_BF16_TILES, f"{H200}; aiconfigurator, H100", "M 64 to 32768", k_block=64,
+        hardware=("h200", "h100"),
     ),
-    library_gemm("gemm.bf16.wgrad", "h200", CUBLAS_BF16_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64, load_rate=3e10, power_rate=0.77),
-    library_gemm("gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6, power_rate=0.77),
-    library_gemm("gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6, power_rate=0.77),
+    library_gemm(
+        "gemm.bf16.wgrad", "h200", CUBLAS_BF16_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64,
+        load_rate=3e10, power_rate=0.77,
+    ),
+    library_gemm(
+        "gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6,
+        power_rate=0.77,
+    ),
+    library_gemm(
+        "gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6,
+        power_rate=0.77,
+    ),
     library_gemm("gemm.fp8_tensor", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
     library_gemm("gemm.fp8_row", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
     library_gemm("gemm.fp8_row.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", launch=6e-6, fill=2e-6),
@@ -125,7 +136,8 @@ RECIPES = (
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
               "512 to 16384 tokens", hardware=("h800", "h100")),
     attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
-              hardware=("h800", "h100"), fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
+              hardware=("h800", "h100"),
+              fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
     attention("attn.fwd.fp8", "h100", ("256:256",), FA3, "4096 to 16384 tokens",
               fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
     attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),

@@ -1,6 +1,7 @@
 """Time of an attention core kernel: tiles of queries walking over keys, dynamically spread over the SMs granted.
 
-    t = launch + norm4( max(all tiles / SMs + half a tile (1 - 1/SMs), longest tile), FLOP / power rate, bytes / bandwidth )
+    t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth )
+    t_tensor = max( all tiles / SMs + half a tile (1 - 1/SMs), longest tile )
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal. Time follows SMs / (SMs - taken) because tiles are many and small.
@@ -8,6 +9,7 @@ tile sees the blocks up to its diagonal. Time follows SMs / (SMs - taken) becaus
 
 from __future__ import annotations
 
+import itertools
 from math import ceil
 
 from simulator.cost.classes import params_for
@@ -30,7 +32,7 @@ def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
     x = d_qk + d_v
     if x <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return points[-1][1]

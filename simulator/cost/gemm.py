@@ -4,8 +4,9 @@
 
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
 those the library has. `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` =
-a fill time, then operands and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the bounds: alone each is exact, two
-equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, so does t.
+a fill time, then operands and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the
+bounds: alone each is exact, two equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs
+and bandwidth, and so does t.
 """
 
 from __future__ import annotations

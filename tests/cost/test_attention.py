@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -82,7 +83,7 @@ def test_fp8_attention_of_a_profile_without_it_says_so() -> None:
 
 
 @pytest.mark.parametrize("change", [{"heads": 0}, {"seq_q": 0}, {"d_v": -1}])
-def test_bad_input(change: dict[str, int]) -> None:
+def test_bad_input(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="at least 1"):
         cost(replace(MLA, **change))
 

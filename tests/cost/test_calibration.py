@@ -42,7 +42,7 @@ def held_out(hardware: str, cls: str) -> list[Sample]:
     return [s for s in tables.split(mine)[1] if s.hardware == hardware]
 
 
-@pytest.mark.parametrize("hardware, cls", FITTED_LIMITS)
+@pytest.mark.parametrize(("hardware", "cls"), FITTED_LIMITS)
 def test_held_out_shapes(hardware: str, cls: str) -> None:
     rows = held_out(hardware, cls) or [s for s in tables.everything() if (s.hardware, s.cls) == (hardware, cls)]
     assert rows
@@ -77,7 +77,7 @@ def test_long_streaming_kernels_of_the_trace_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "case, limit",
+    ("case", "limit"),
     [
         ("gemm_bf16_4096x24576x1536", 0.08),
         ("gemm_bf16_4096x1536x7168", 0.12),
@@ -118,7 +118,8 @@ def test_the_split_is_fixed_and_has_no_shape_on_both_sides() -> None:
     rows = [s for s in tables.everything() if s.cls == "gemm.fp8"]
     fitted, held = tables.split(rows)
     assert [s.label for s in tables.split(rows)[1]] == [s.label for s in held]
-    assert held and not {s.work for s in fitted} & {s.work for s in held}
+    assert held
+    assert not {s.work for s in fitted} & {s.work for s in held}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -121,7 +122,7 @@ def test_an_empty_profile_is_an_error() -> None:
         gemm_cost(fp8(1, 1, 1), "gemm.fp8", H800, Kernels(name="x", gap=0.0, gap_source=""), Share(sms=1))
 
 
-@pytest.mark.parametrize("m, n, k, sms", [(0, 1, 1, 1), (1, -1, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)])
+@pytest.mark.parametrize(("m", "n", "k", "sms"), [(0, 1, 1, 1), (1, -1, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)])
 def test_bad_input(m: int, n: int, k: int, sms: int) -> None:
     with pytest.raises(InputError, match="at least 1"):
         gemm_cost(fp8(m, n, k), "gemm.fp8", H800, kernels_of("h800"), Share(sms=sms))
@@ -142,7 +143,7 @@ CLASSES = st.sampled_from(sorted(kernels_of("h200").gemm))
     sms=st.integers(8, 132),
 )
 def test_more_work_is_never_faster(m: int, n: int, k: int, more: int, axis: str, cls: str, sms: int) -> None:
-    small = {"m": m, "n": n, "k": k}
+    small: dict[str, Any] = {"m": m, "n": n, "k": k}
     large = small | {axis: small[axis] + more}
     times = [seconds(Gemm(**size, precision="fp8_block"), sms, cls, "h200") for size in (small, large)]
     assert times[0] <= times[1] * (1 + 1e-12)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,10 +18,11 @@ from simulator.ops import Fixed, Streaming
 from tests.cost.profiles import kernels_of
 
 H800 = GPUS["h800"]
+PLAIN = StreamParams(launch=0.0, bandwidth=1.0, source="test")
 
 
-def priced(work: Streaming, sms: int = 132, traffic: float = 0.0, **params: float) -> float:
-    stream = StreamParams(**{"launch": 0.0, "bandwidth": 1.0, **params}, source="test")
+def priced(work: Streaming, sms: int = 132, traffic: float = 0.0, **params: Any) -> float:
+    stream = replace(PLAIN, **params)
     kernels = Kernels(name="t", gap=0.0, gap_source="", stream={"elem": stream})
     return streaming_cost(work, "elem", H800, kernels, Share(sms=sms, partner_traffic=traffic)).duration
 
@@ -40,7 +44,7 @@ def test_what_fits_in_l2_is_cheaper() -> None:
     assert priced(moved(1e10), l2_gain=2.0) == pytest.approx(1e10 / 3.35e12, rel=0.01)
 
 
-@pytest.mark.parametrize("blocks, waves", [(0, 1.0), (396, 1.6), (132, 1.6), (400, 1.0), (112, 1.0), (4096, 1.0)])
+@pytest.mark.parametrize(("blocks", "waves"), [(0, 1.0), (396, 1.6), (132, 1.6), (400, 1.0), (112, 1.0), (4096, 1.0)])
 def test_an_exact_grid_needs_another_wave(blocks: int, waves: float) -> None:
     alone, shared = (priced(moved(3.35e9, blocks), sms=sms, wave_time=0.6) for sms in (132, 112))
     assert alone == pytest.approx(1e-3)
@@ -79,8 +83,8 @@ BYTES = st.floats(0, 1e10)
 
 
 @settings(max_examples=200, deadline=None)
-@given(size=BYTES, more=BYTES, cls=CLASSES, sms=st.integers(1, 132), fewer=st.integers(0, 131), traffic=st.floats(0, 3e12),
-       blocks=st.sampled_from([0, 112, 132, 396, 924, 4096]))  # fmt: skip
+@given(size=BYTES, more=BYTES, cls=CLASSES, sms=st.integers(1, 132), fewer=st.integers(0, 131),
+       traffic=st.floats(0, 3e12), blocks=st.sampled_from([0, 112, 132, 396, 924, 4096]))  # fmt: skip
 def test_monotone(size: float, more: float, cls: str, sms: int, fewer: int, traffic: float, blocks: int) -> None:
     def time(amount: float, on: int, beside: float) -> float:
         share = Share(sms=on, partner_traffic=beside)
