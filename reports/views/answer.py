@@ -1,0 +1,88 @@
+"""The answer of a simulation in one sentence, and what it rests on."""
+
+from __future__ import annotations
+
+from reports import words
+from reports.views.trust import Doubt
+from simulator.result import Result
+from simulator.scenario import Scenario
+
+
+def answer_of(result: Result) -> str:
+    """What came out, for someone who did not run it."""
+    m, scenario = result.metrics, result.scenario
+    model, gpu = scenario.model, scenario.cluster.gpu
+    return (
+        f"One training step of {model.name} ({words.large(model.parameters())} parameters, "
+        f"{scenario.job.precision.recipe.upper()}) on {scenario.job.gpus} {gpu.name} is forecast to take "
+        f"{words.seconds(m['step_time_s'])}: {words.large(m['tokens_per_day'])} tokens a day at "
+        f"{words.percent(m['mfu_causal'])} of the BF16 peak; the run of {words.large(scenario.job.run.tokens)} tokens "
+        f"would take {_days(m['run_days'])} and cost {words.dollars(m['run_cost_usd'])}."
+    )
+
+
+def _days(days: float) -> str:
+    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.2g} hours"
+
+
+def doubt_in_words(doubt: Doubt, hardware: str) -> str:
+    """How sure that is, from what is known of the costs; nothing is said where nothing is known."""
+    said = []
+    if doubt.error is None:
+        said.append(f"No kernel class has a known error on {hardware}.")
+    else:
+        said.append(
+            f"Uncertainty: kernels whose errors are known ({words.percent(doubt.covered)} of kernel time) were off by "
+            f"{words.percent(doubt.error)} on average on measurements kept out of their calibration."
+        )
+    if doubt.uncalibrated > 0:
+        said.append(
+            f"{words.percent(doubt.uncalibrated)} of kernel time is priced by classes not calibrated on {hardware}."
+        )
+    rest = 1.0 - doubt.covered - doubt.uncalibrated
+    if rest > 0.001:
+        said.append(f"For the other {words.percent(rest)}, calibrated without samples to spare, no error can be given.")
+    said.append("Routing, network congestion and software habits are assumptions, with no error bar.")
+    return " ".join(said)
+
+
+def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
+    """What the forecast takes for granted: (what, how)."""
+    job, layout, stack = scenario.job, scenario.job.layout, scenario.stack
+    degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
+    shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
+    return [
+        (
+            "what is simulated",
+            f"one pipeline of {layout.pp} ranks; all {job.dp} data-parallel ones are taken to be alike",
+        ),
+        ("parallelism", f"{shown}; ZeRO stage {layout.zero}"),
+        ("schedule", f"{layout.schedule}, {job.microbatches} microbatches of {job.batch.microbatch_size} sequences"),
+        ("batch", f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens"),
+        ("precision", job.precision.recipe.upper()),
+        ("recomputation", layout.recompute),
+        ("routing", _routing(scenario)),
+        ("communication SMs", f"{job.overlap.comm_sms} of {scenario.cluster.gpu.sms}"),
+        (
+            "software",
+            f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel, exchanges by {stack.dispatcher}",
+        ),
+        ("price", f"{words.dollars(_price(scenario))} per GPU-hour"),
+        ("not included", "failures, restarts, checkpoints, evaluation and data loading"),
+    ]
+
+
+def _price(scenario: Scenario) -> float:
+    own = scenario.job.run.price_per_gpu_hour
+    return scenario.cluster.price_per_gpu_hour if own is None else own
+
+
+def _routing(scenario: Scenario) -> str:
+    routing = scenario.job.routing
+    if not scenario.model.n_routed_experts:
+        return "no routed experts"
+    if routing.kind == "uniform":
+        return "every expert-parallel rank gets the same number of tokens"
+    if routing.kind == "skewed":
+        return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    return f"expert loads sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

@@ -1,0 +1,103 @@
+"""How far the numbers can be trusted: where every kernel class comes from and how large its errors were.
+
+Errors are those of the last calibration: mean absolute relative error on measurements that took no part in the fit
+(on the fitted ones where none were held out).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from simulator.engine.runs import Run
+from simulator.metrics import ClassTime
+from simulator.result import Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTrust:
+    """One kernel class: its time on a mean rank [s], whether it is calibrated on this GPU, the mean absolute relative
+    error found (None: none known), over how many samples, of which kind, and its source in words."""
+
+    cls: str
+    seconds: float
+    calibrated: bool
+    error: float | None
+    samples: int
+    kind: str
+    source: str
+
+
+def trust_of(result: Result) -> list[ClassTrust]:
+    """All kernel classes used, by time."""
+    sources = _sources(result.timeline.tasks.run)
+    measured = _errors(result.scenario.cluster.kernels.name)
+    found: dict[str, ClassTrust] = {}
+    for item in result.classes:
+        before = found.get(item.cls)
+        found[item.cls] = _trust(item, measured, sources, before.seconds if before else 0.0)
+    return sorted(found.values(), key=lambda item: (-item.seconds, item.cls))
+
+
+def _trust(
+    item: ClassTime, measured: dict[str, tuple[float, int, str]], sources: dict[str, str], more: float
+) -> ClassTrust:
+    error, samples, kind = measured.get(item.cls, (None, 0, "")) if item.calibrated else (None, 0, "")
+    return ClassTrust(
+        cls=item.cls,
+        seconds=item.seconds + more,
+        calibrated=item.calibrated,
+        error=error,
+        samples=samples,
+        kind=kind,
+        source=sources.get(item.cls, ""),
+    )
+
+
+def _sources(runs: Sequence[Run]) -> dict[str, str]:
+    """Kernel class -> where its parameters come from."""
+    out: dict[str, str] = {}
+    for run in {id(run): run for run in runs}.values():
+        for priced in run.ops:
+            out.setdefault(priced.op.cls, priced.cost.source)
+    return out
+
+
+def _errors(hardware: str) -> dict[str, tuple[float, int, str]]:
+    """Kernel class -> (error, samples, `held out` or `fitted`) from the calibration's own report."""
+    report = files("hardware_profiles").joinpath("calibration", "report.json")
+    if not report.is_file():
+        return {}
+    rows: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
+    out: dict[str, tuple[float, int, str]] = {}
+    for part in ("fitted", "held out"):  # the latter wins
+        for row in rows:
+            if row["hardware"] == hardware and row["part"] == part:
+                out[row["cls"]] = (float(row["mape"]), int(row["count"]), part)
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """What is known of the error of kernel times: the time-weighted mean error of the classes that have one, the share
+    of kernel time they cover, and the share that nobody calibrated on this GPU."""
+
+    error: float | None
+    covered: float
+    uncalibrated: float
+
+
+def doubt_of(trust: Sequence[ClassTrust]) -> Doubt:
+    """Sum up the classes."""
+    total = sum(item.seconds for item in trust) or 1.0
+    known = [item for item in trust if item.error is not None]
+    covered = sum(item.seconds for item in known)
+    weighted = sum(item.seconds * (item.error or 0.0) for item in known)
+    return Doubt(
+        error=weighted / covered if covered else None,
+        covered=covered / total,
+        uncalibrated=sum(item.seconds for item in trust if not item.calibrated) / total,
+    )
