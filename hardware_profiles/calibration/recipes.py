@@ -174,8 +174,7 @@ RECIPES = (
     stream("quant.tensor", "h200", H200, traffic=1.0),
     stream("transpose", "h200", H200, traffic=1.0),
     stream("softmax", "h200", H200, traffic=1.0),
-    stream("loss.fwd", "h200", H200, traffic=1.0),
-    stream("loss.bwd", "h200", H200, traffic=1.0),
+    stream("loss", "h200", H200, traffic=1.0),
     stream("embedding", "h200", H200, traffic=1.0, launch=4e-6),
     stream("optimizer", "h200", H200, traffic=1.0),
 )  # fmt: skip

@@ -283,7 +283,7 @@ def published() -> list[Sample]:
 STREAM_CLASS = {
     "copy": "elem", "add": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor", "transpose": "transpose",
     "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
-    "loss_fwd_eager": "loss.fwd", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
+    "loss_fwd_eager": "loss", "loss_bwd_eager": "loss", "embedding": "embedding", "adam": "optimizer",
 }  # fmt: skip
 PRECISION_CLASS = {
     "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
