@@ -75,6 +75,25 @@ def core_backward(tape: Tape, s: Shapes) -> None:
     tape.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
 
 
+def _normed_heads(s: Shapes) -> tuple[tuple[str, int], ...]:
+    """Norms of heads before their rotation, and how many heads each has (Qwen3, arXiv 2505.09388, section 2)."""
+    return (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
+
+
+def _place_heads(tape: Tape, s: Shapes, sms: int, *, again: bool = False) -> None:
+    """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
+    name = "recompute" if again else "fwd"
+    part: Part | None = "R" if again else None
+    q, kv = widths(s)
+    width = s.model.qk_head_dim
+    for norm, heads in _normed_heads(s):
+        rows = s.tokens * heads
+        kept = 0.0 if again else norm_output(s, rows, width)
+        norm_forward(tape, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
+    if s.model.positions == "rope":
+        tape.add(f"rope.qk.{name}", "rope", cast(s.tokens * (q + kv // 2), BF16, BF16), part=part)
+
+
 def forward(s: Shapes, sms: int) -> Tape:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
@@ -84,8 +103,7 @@ def forward(s: Shapes, sms: int) -> Tape:
     norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
     gather(tape, "attn.x", s, h)
     linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, saved=t * (q + kv) * BF16)
-    if s.model.positions == "rope":
-        tape.add("rope.qk.fwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
+    _place_heads(tape, s, sms)
     kept = t * q * BF16 + (0.0 if s.recompute_core else t * heads_per_rank(s) * FP32)
     exchange_keys(tape, "attn.kv.exchange", s, kv, passes=1)
     core_forward(tape, s, "attn.core.fwd", saved=kept)
@@ -107,12 +125,16 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
+    if s.model.qk_norm and s.recompute_norms:
+        _place_heads(tape, s, sms, again=True)
     if s.recompute_core:
         core_forward(tape, s, "attn.core.recompute", part="R")
     exchange_keys(tape, "attn.dkv.exchange", s, kv, passes=2)
     core_backward(tape, s)
     if s.model.positions == "rope":
         tape.add("rope.qk.bwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
+    for name, heads in _normed_heads(s):
+        norm_backward(tape, name, t * heads, s.model.qk_head_dim, sms)
     if s.recompute_norms:
         norm_forward(tape, "norm.attn.recompute", sharded, h, sms, part="R")
     linear.input_gradient(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe)

@@ -13,7 +13,6 @@ from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Streaming
 
-
 TOKEN_ID = 8.0
 """Bytes of a token or label, an int64 [B]."""
 

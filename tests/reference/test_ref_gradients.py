@@ -9,7 +9,7 @@ from workloads.reference.config import RefConfig
 from workloads.reference.count import RECOMPUTABLE, Run
 from workloads.reference.init import Params, init_params, units
 from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
-from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
+from workloads.reference.presets import tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3
 
 MODELS = {
     "v3": tiny_v3(),
@@ -17,6 +17,8 @@ MODELS = {
     "v3-no-shared": replace(tiny_v3(), n_shared_experts=0, num_hidden_layers=2),
     "v2-lite": tiny_v2_lite(),
     "gqa": tiny_gqa(),
+    "qwen2": replace(tiny_gqa(), attention_bias=True, num_hidden_layers=2),
+    "qwen3-moe": tiny_qwen3_moe(),
 }
 
 

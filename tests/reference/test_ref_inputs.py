@@ -1,18 +1,22 @@
 """Configs and inputs that make no sense, each with its message; and small ones that do."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from workloads.reference.config import RefConfig, config_from_dict
+from workloads.reference.config import RefConfig
 from workloads.reference.count import Run
+from workloads.reference.hf_config import config_from_dict
 from workloads.reference.init import init_params
 from workloads.reference.linear import grouped, linear
 from workloads.reference.model import as_tokens, loss_and_grads, split_stages, stage_forward, stage_input_grad
 from workloads.reference.presets import tiny_gqa, tiny_v3
 
+MODELS = Path(__file__).parents[2] / "workloads" / "models"
 HF_V3 = {
     "vocab_size": 129280,
     "hidden_size": 7168,
@@ -64,6 +68,37 @@ def test_hugging_face_keys() -> None:
 def test_impossible_configs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_from_dict(HF_V3 | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_groups": 8}, "unknown key 'n_groups'; did you mean 'n_group'"),
+        ({"altup_inputs": 4}, "unknown key 'altup_inputs'; it may change"),
+        ({"attention_bias": True}, "attention_bias is for grouped-query attention only"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True is not implemented: only False is"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
+        ({"sliding_window": 4096}, "sliding_window 4096 is not implemented"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2 is not implemented"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not implemented"),
+    ],
+)
+def test_nothing_is_ignored_that_could_change_the_computation(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(HF_V3 | change)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in MODELS.glob("*/config.json")))
+def test_shipped_models_are_read_or_refused(name: str) -> None:
+    data = json.loads((MODELS / name / "config.json").read_text(encoding="utf-8"))
+    if data["model_type"] == "gpt2":
+        with pytest.raises(ValueError, match="model_type 'gpt2' is not implemented"):
+            config_from_dict(data)
+        return
+    cfg = config_from_dict(data)
+    assert cfg.attention_bias == (data["model_type"] == "qwen2")
+    assert cfg.qk_norm == data["model_type"].startswith("qwen3")
+    assert (cfg.n_routed_experts is not None) == ("num_experts_per_tok" in data)
 
 
 def test_missing_keys_are_named() -> None:

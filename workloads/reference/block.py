@@ -2,7 +2,7 @@
 
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.ffn import ffn, ffn_forget, ffn_input_grad
-from workloads.reference.gqa import gqa, gqa_input_grad
+from workloads.reference.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.linear import Deferred
 from workloads.reference.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.moe import moe, moe_forget, moe_input_grad
@@ -14,7 +14,7 @@ def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     saved: Saved = {"norm.attn/x": x}
     attn_in = _normed(run, "norm.attn", p, saved)
     attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)
-    saved |= (mla_forget(run, kept) if run.cfg.is_mla else kept) | {"norm.ffn/x": x + attn_out}
+    saved |= (mla_forget if run.cfg.is_mla else gqa_forget)(run, kept) | {"norm.ffn/x": x + attn_out}
     ffn_in = _normed(run, "norm.ffn", p, saved)
     aux = 0.0
     if run.cfg.is_moe(run.layer):
@@ -44,7 +44,7 @@ def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
     if run.cfg.is_mla:
         dattn, more = mla_input_grad(run, p, attn_in, mla_restore(run, p, attn_in, saved), dmiddle)
     else:
-        dattn, more = gqa_input_grad(run, p, attn_in, saved, dmiddle)
+        dattn, more = gqa_input_grad(run, p, attn_in, gqa_restore(run, p, saved), dmiddle)
     dx, gain2 = _norm_input_grad(run, "norm.attn", p, saved, dattn)
     return dx + dmiddle, [*deferred, gain, *more, gain2]
 

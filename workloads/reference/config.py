@@ -5,7 +5,7 @@ One frozen dataclass covers the DeepSeek-V2/V3 family (MLA, experts, MTP) and de
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -26,6 +26,8 @@ class RefConfig:
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
     head_dim: int | None = None  # GQA only; hidden_size / heads when absent
+    attention_bias: bool = False  # on queries, keys and values, as Qwen2 has it (GQA only)
+    qk_norm: bool = False  # RMSNorm of each query and key head, as Qwen3 has it (GQA only)
     # DeepSeekMoE, DeepSeek-V3 section 2.1.2
     n_routed_experts: int | None = None
     n_shared_experts: int = 0
@@ -83,26 +85,6 @@ class RefConfig:
         return self.n_routed_experts
 
 
-def config_from_dict(data: Mapping[str, Any]) -> RefConfig:
-    """A RefConfig from a parsed config.json; keys the model does not use are ignored, missing ones are named."""
-    known = {f.name for f in fields(RefConfig)}
-    values = {key: value for key, value in data.items() if key in known}
-    for key in ("n_shared_experts", "num_experts_per_tok", "moe_intermediate_size", "aux_loss_alpha"):
-        if key in values and values[key] is None:
-            values[key] = 0
-    values["n_group"] = values.get("n_group") or 1
-    values["topk_group"] = values.get("topk_group") or 1
-    values.setdefault("num_key_value_heads", data.get("num_attention_heads"))
-    missing = [
-        k
-        for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        if k not in values
-    ]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}: every model has them")
-    return RefConfig(**values)
-
-
 def _problems(c: RefConfig) -> list[str]:
     """What is wrong with a config, each with what would be right."""
     out = [
@@ -115,6 +97,9 @@ def _problems(c: RefConfig) -> list[str]:
             f"{name} is {getattr(c, name)}, MLA needs at least 1"
             for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
             if getattr(c, name) < 1
+        ]
+        out += [
+            f"{name} is for grouped-query attention only" for name in ("attention_bias", "qk_norm") if getattr(c, name)
         ]
     elif c.num_attention_heads % c.num_key_value_heads:
         out.append(

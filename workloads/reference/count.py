@@ -23,7 +23,7 @@ RECOMPUTABLE = {
     "norm": "outputs and statistics of every RMSNorm (DeepSeek-V3 section 3.2.3)",
     "mla_up": "queries, keys and values of MLA (the same)",
     "swiglu": "outputs of SwiGLU (section 3.3.3)",
-    "permute": "the copies of a token for its experts: the token as it arrived is kept, as DeepSeek's FP8 profile shows",
+    "permute": "the copies of a token for its experts: the token as it arrived is kept (DeepSeek's profile)",
 }
 """What backward may compute again instead of keeping it."""
 OUTSIDE = -1  # the layer of what belongs to no layer: embedding, final norm, head, loss

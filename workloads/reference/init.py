@@ -82,5 +82,10 @@ def _mla_shapes(c: RefConfig) -> Shapes:
 
 
 def _gqa_shapes(c: RefConfig) -> Shapes:
-    heads = c.num_attention_heads + 2 * c.num_key_value_heads
-    return {"attn.qkv": (c.hidden_size, heads * c.v_dim), "attn.o": (c.num_attention_heads * c.v_dim, c.hidden_size)}
+    width = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.v_dim
+    shapes: Shapes = {"attn.qkv": (c.hidden_size, width), "attn.o": (c.num_attention_heads * c.v_dim, c.hidden_size)}
+    if c.attention_bias:
+        shapes["attn.qkv_bias"] = (width,)
+    if c.qk_norm:
+        shapes |= {"norm.q": (c.v_dim,), "norm.k": (c.v_dim,)}
+    return shapes

@@ -16,7 +16,7 @@ from workloads.reference.count import Array, Run, Weights
 class Deferred:
     """A weight gradient not yet computed: which weight, and the two arrays it is made of."""
 
-    kind: Literal["linear", "grouped", "gain", "rows"]
+    kind: Literal["linear", "grouped", "gain", "bias", "rows"]
     op: str
     name: str  # key of the weight in its unit
     layer: int
@@ -96,6 +96,8 @@ def _weight_grad(run: Run, d: Deferred) -> Array:
         return linear_weight_grad(run, d.op, d.x, d.dy)
     if d.kind == "rows":
         return _rows_weight_grad(run, d)
+    if d.kind == "bias":
+        return _bias_weight_grad(run, d)
     assert d.extra is not None
     if d.kind == "grouped":
         return grouped_weight_grad(run, d.op, d.x, d.dy, d.extra)
@@ -106,6 +108,13 @@ def _gain_weight_grad(run: Run, op: str, x: Array, dy: Array, rstd: Array) -> Ar
     """Gradient of RMSNorm's gain [width]: the sum over tokens of dy times the normalised input."""
     dw: Array = (dy * x * rstd[..., None]).reshape(-1, x.shape[-1]).sum(axis=0)
     run.count(op, "W", read={"x": x, "dy": dy, "rstd": rstd}, written={"dw": dw})
+    return dw
+
+
+def _bias_weight_grad(run: Run, d: Deferred) -> Array:
+    """Gradient of a bias [width]: the sum over tokens."""
+    dw: Array = d.dy.reshape(-1, d.dy.shape[-1]).sum(axis=0)
+    run.count(d.op, "W", read={"dy": d.dy}, written={"dw": dw})
     return dw
 
 

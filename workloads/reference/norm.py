@@ -23,7 +23,7 @@ def rmsnorm_input_grad(run: Run, op: str, x: Array, rstd: Array, gain: Array, dy
 
 
 def forget(run: Run, saved: Saved, outputs: dict[str, str]) -> Saved:
-    """What is left to keep when norms are recomputed: neither 1/rms nor the output; `outputs` maps a norm to its own."""
+    """What is left to keep when norms are recomputed: neither 1/rms nor the output, which `outputs` names by norm."""
     if "norm" not in run.recompute:
         return saved
     drop = {f"{op}/rstd" for op in outputs} | set(outputs.values())

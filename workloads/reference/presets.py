@@ -73,6 +73,21 @@ def tiny_gqa() -> RefConfig:
     )
 
 
+def tiny_qwen3_moe() -> RefConfig:
+    """Qwen3's mixture in small: grouped-query attention with normed heads, softmax gate, no shared expert."""
+    return replace(
+        tiny_gqa(),
+        num_hidden_layers=2,
+        head_dim=8,
+        qk_norm=True,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=12,
+        scoring_func="softmax",
+        topk_method="greedy",
+    )
+
+
 def toy_trainee() -> RefConfig:
     """A V3-shaped model large enough to learn and to have 128-wide tiles, small enough to train in a minute."""
     return RefConfig(

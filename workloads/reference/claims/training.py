@@ -8,8 +8,9 @@ import numpy as np
 
 from workloads.reference.claims.claim import Claim
 from workloads.reference.claims.plot import COLOURS, draw, labels, line
-from workloads.reference.config import RefConfig, config_from_dict
+from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run
+from workloads.reference.hf_config import config_from_dict
 from workloads.reference.precision import EXACT, Bf16, Fp8
 from workloads.reference.presets import toy_trainee
 from workloads.reference.speculative import decode_plain, decode_speculative, module_share, sampler, speedup
