@@ -21,7 +21,8 @@ from typing import Any
 
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
-from hardware_profiles.calibration.recipes import ASSUMED, CARRIED, RECIPES, Recipe
+from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
+from hardware_profiles.calibration.recipes import CARRIED, Recipe
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
@@ -130,8 +131,9 @@ def fit_all(everything: list[Sample], only: str) -> tuple[dict[str, dict[str, Pa
 
 def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
+    measured = {name: dict(classes) for name, classes in found.items()}
     for target, origin, why, assumed in (*CARRIED, *ASSUMED):
-        for cls, params in list(found[origin].items()):
+        for cls, params in measured[origin].items():
             missing = "fp8" in cls and not GPUS[target].peak.fp8
             if cls not in found[target] and not missing:
                 found[target][cls] = replace(
