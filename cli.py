@@ -6,8 +6,10 @@ with a click command in it and add a line to `VERBS`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -20,10 +22,15 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
     "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
+    "trace": ("reports.verbs.trace_compare:trace", "Hold a PyTorch profile against the simulation of its job."),
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 
-USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+class ReaderGone(Exception):
+    """Whoever read stdout has left, as `| head` does."""
 
 
 class Verbs(click.Group):
@@ -54,6 +61,15 @@ class Verbs(click.Group):
             raise click.UsageError(f"there is no command {args[0]!r}: {_nearest(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; click's own way with interrupts and broken pipes is not ours."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+        except BrokenPipeError:
+            raise ReaderGone from None
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Run and exit: 0 fine, 1 a crash, 2 usage or a bad file, 3 the answer is no, 130 interrupted."""
         extra["standalone_mode"] = False
@@ -72,8 +88,8 @@ def _guarded(run: Any) -> int:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # who read it is gone: no complaint at exit either
+    except (ReaderGone, BrokenPipeError):
+        _drop_stdout()
         return BROKEN_PIPE
     except Exception as error:
         from simulator.errors import ForetrainError
@@ -82,6 +98,12 @@ def _guarded(run: Any) -> int:
             raise
         _complain(str(error))
         return error.exit_code
+
+
+def _drop_stdout() -> None:
+    """Let what is still to be written go nowhere, so that nothing complains at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:

@@ -139,7 +139,7 @@ def test_every_mistake_gets_the_recorded_lines(folder: Path, run: Any, golden: C
         result = run(*shlex.split(case))
         assert result.exit_code == 2, case
         assert result.stdout == "", case
-        told.append(f"$ foretrain {case}\n{LISTED.sub(r'\1 ...', result.stderr)}")
+        told.append(f"$ foretrain {case}\n" + LISTED.sub(r"\1 ...", result.stderr))
     golden("cli/errors.txt", "\n".join(told))
 
 

@@ -1,0 +1,213 @@
+"""A trace read back: what it holds is the timeline, in a form that Perfetto can nest and order."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.trace import LINKS, THREADS, Selection, write_trace
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC
+from simulator.errors import InputError
+from simulator.inputs import load_scenario
+from simulator.result import Result
+from simulator.run import simulate
+from simulator.schedule import stages_on
+
+Event = dict[str, Any]
+NS = 1e-3  # of a microsecond
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    """A small step in which kernels meet exchanges and change their pace."""
+    return simulate(load_scenario("tiny-dualpipe", ["batch.global_batch_size=160"]))
+
+
+def read(path: Path) -> list[Event]:
+    """The events of a trace file."""
+    data = path.read_bytes()
+    events: list[Event] = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)["traceEvents"]
+    return events
+
+
+@pytest.fixture(scope="module")
+def events(result: Result, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """The whole trace of the step."""
+    path = tmp_path_factory.mktemp("trace") / "step.json.gz"
+    write_trace(result, path)
+    return read(path)
+
+
+def by_thread(events: list[Event]) -> dict[tuple[int, int], list[Event]]:
+    """Slices of each thread, in the order of the file."""
+    threads: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            threads[event["pid"], event["tid"]].append(event)
+    return threads
+
+
+def is_action(event: Event) -> bool:
+    return str(event["cat"]).startswith("action")
+
+
+def test_every_rank_is_a_process_with_named_and_ordered_threads(result: Result, events: list[Event]) -> None:
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    held = stages_on(result.schedule)
+    assert sorted(names) == [0, 1, 2, 3]
+    assert names[0] == f"rank 0 (stages {held[0][0]}, {held[0][1]})"
+    threads = {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "thread_name"}
+    assert len(threads) == 4 * (len(THREADS) + len(LINKS))
+    assert {e["pid"]: e["args"]["sort_index"] for e in events if e["name"] == "process_sort_index"} == {
+        rank: rank for rank in range(4)
+    }
+
+
+def test_slices_come_in_order_and_nest(events: list[Event]) -> None:
+    """On each thread times never go back, ops lie inside their action, and neighbours do not overlap."""
+    for mine in by_thread(events).values():
+        starts = [event["ts"] for event in mine]
+        assert starts == sorted(starts)
+        outer: Event | None = None
+        last = 0.0
+        for event in mine:
+            begin, end = event["ts"], event["ts"] + event["dur"]
+            assert event["dur"] >= 0
+            if is_action(event):
+                assert outer is None or begin >= outer["ts"] + outer["dur"] - NS / 2
+                outer = event
+                continue
+            assert begin >= last - NS / 2
+            last = end
+            if outer is not None and event["tid"] in (THREADS[COMPUTE][0], THREADS[COMM][0]):
+                assert outer["ts"] - NS / 2 <= begin
+                assert end <= outer["ts"] + outer["dur"] + NS / 2
+
+
+@pytest.mark.parametrize("stream", sorted(THREADS))
+def test_times_add_up_to_those_of_the_timeline(stream: int, result: Result, events: list[Event]) -> None:
+    timeline = result.timeline
+    for rank in range(timeline.tasks.ranks):
+        tasks = [task for task, lane in enumerate(timeline.tasks.lane) if lane == rank * LANES + stream]
+        mine = [e for e in by_thread(events)[rank, THREADS[stream][0]] if not is_action(e)]
+        expected = sum(timeline.end[task] - timeline.start[task] for task in tasks)
+        assert sum(e["dur"] for e in mine) * 1e-6 == pytest.approx(expected, rel=1e-9, abs=1e-9 * len(mine))
+        assert len(mine) == sum(len(timeline.tasks.run[task].ops) for task in tasks)
+
+
+def test_last_event_ends_with_the_step(result: Result, events: list[Event]) -> None:
+    end = max(event["ts"] + event["dur"] for event in events if event["ph"] == "X")
+    assert end * 1e-6 == pytest.approx(result.metrics["step_time_s"], abs=1e-9)
+
+
+def test_every_action_of_the_schedule_has_its_slice(result: Result, events: list[Event]) -> None:
+    for rank, row in enumerate(result.schedule.rows):
+        mine = [e["name"] for e in by_thread(events)[rank, THREADS[COMPUTE][0]] if is_action(e)]
+        assert mine == [*(str(step) for step in row), "optimizer"]
+
+
+def test_ops_say_whose_work_they_do(result: Result, events: list[Event]) -> None:
+    """In a pair, forward ops carry the forward's microbatch and backward ops the backward's."""
+    for mine in by_thread(events).values():
+        inside = ""
+        for event in mine:
+            if is_action(event):
+                inside = event["name"]
+            elif inside and inside != "optimizer" and event["tid"] == THREADS[COMPUTE][0]:
+                args = event["args"]
+                halves = inside.strip("()").split(";")
+                half = halves[0] if event["cat"] == "forward" else halves[-1]
+                assert half.startswith(str(args["stage"]))
+                assert half.endswith(str(args["microbatch"]))
+                assert args["bound_by"]
+
+
+def test_arrows_lead_from_sends_to_those_who_wait(result: Result, events: list[Event]) -> None:
+    leave = {event["id"]: event for event in events if event["ph"] == "s"}
+    arrive = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert leave
+    assert set(leave) == set(arrive) == set(result.timeline.tasks.peer)
+    starts = {(e["pid"], e["tid"], e["ts"]) for e in events if e["ph"] == "X"}
+    for send, event in leave.items():
+        assert arrive[send]["pid"] == result.timeline.tasks.peer[send] != event["pid"]
+        assert arrive[send]["ts"] > event["ts"]
+        assert (event["pid"], event["tid"], event["ts"]) in starts
+        assert (arrive[send]["pid"], arrive[send]["tid"], arrive[send]["ts"]) in starts
+
+
+def test_links_carry_the_bytes_of_the_exchanges(result: Result, events: list[Event]) -> None:
+    tasks = result.timeline.tasks
+    for rank in range(tasks.ranks):
+        mine = [run for lane, run in zip(tasks.lane, tasks.run, strict=True) if lane == rank * LANES + COMM]
+        for link, (thread, _) in LINKS.items():
+            moved = sum(e["args"]["bytes"] for e in by_thread(events).get((rank, thread), []))
+            assert moved == pytest.approx(sum(getattr(run, link) for run in mine), abs=len(mine))
+
+
+def test_gradient_sync_is_there(events: list[Event]) -> None:
+    names = {e["name"] for e in events if e["ph"] == "X" and e["tid"] == THREADS[SYNC][0]}
+    assert any(name.startswith("grad.") for name in names)
+
+
+def test_same_result_gives_the_same_bytes(result: Result, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.json.gz", tmp_path / "b.json.gz"
+    assert write_trace(result, first) == write_trace(result, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_name_that_ends_in_json_is_not_compressed(result: Result, events: list[Event], tmp_path: Path) -> None:
+    write_trace(result, tmp_path / "step.json")
+    assert read(tmp_path / "step.json") == events
+
+
+def test_selection_of_ranks_and_window(result: Result, events: list[Event], tmp_path: Path) -> None:
+    step = result.metrics["step_time_s"]
+    chosen = Selection(ranks=(1, 2), start=0.4 * step, end=0.5 * step)
+    count = write_trace(result, tmp_path / "part.json", chosen)
+    part = [e for e in read(tmp_path / "part.json") if e["ph"] == "X"]
+    ops = [e for e in part if not is_action(e) and e["cat"] != "link"]
+    expected = [
+        e
+        for e in events
+        if e["ph"] == "X" and e["pid"] in (1, 2) and not is_action(e) and e["cat"] != "link"
+        if (e["ts"] + e["dur"]) * 1e-6 >= chosen.start and e["ts"] * 1e-6 <= chosen.end
+    ]
+    assert len(ops) == count
+    assert ops == expected
+    assert 0 < len(ops) < len(events)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "window", "meant"),
+    [
+        (None, None, ((0, 1, 2, 3), 0.0, float("inf"))),
+        ("0,2-3", None, ((0, 2, 3), 0.0, float("inf"))),
+        ("3, 1", "0.001:0.002", ((1, 3), 0.001, 0.002)),
+        (None, ":0.01", ((0, 1, 2, 3), 0.0, 0.01)),
+        (None, "0.01:", ((0, 1, 2, 3), 0.01, float("inf"))),
+    ],
+)
+def test_selection_is_parsed(ranks: str | None, window: str | None, meant: object, result: Result) -> None:
+    found = Selection.parse(ranks, window, result.timeline)
+    assert (found.ranks, found.start, found.end) == meant
+
+
+@pytest.mark.parametrize(
+    ("ranks", "window"), [("4", None), ("a", None), ("1-", None), (None, "1"), (None, "nan:1"), (None, "9:")]
+)
+def test_selection_that_means_nothing_is_refused(ranks: str | None, window: str | None, result: Result) -> None:
+    with pytest.raises(InputError, match="--"):
+        Selection.parse(ranks, window, result.timeline)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(result: Result, tmp_path: Path) -> None:
+    target = tmp_path / "taken"
+    target.mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_trace(result, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
