@@ -140,7 +140,9 @@ class _Lowering:
         tasks, program = self.tasks, self.programs.of(step)
         entry = set(self.tails[rank])
         for need in step_needs(step, self.schedule.stages):
-            entry.update(self.arrived.get(need, ()))
+            _, stage, microbatch = need
+            if self.place[stage, microbatch] != rank:  # what the rank made itself need not be sent first
+                entry.update(self.arrived.get(need, ()))
         entry_preds = tuple(sorted(entry))
         base = len(tasks.lane)
         seen: set[int] = set()
