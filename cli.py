@@ -18,6 +18,7 @@ import click
 VERBS: Mapping[str, tuple[str, str]] = {
     "simulate": ("reports.verbs.simulate:simulate", "Simulate a training step: how long, and where the time goes."),
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
+    "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.errors import ForetrainError, InputError
+
+if TYPE_CHECKING:
+    from reports.views.actions import ActionSpan
 
 SCHEMA = "foretrain.compare/1"
 Engine = Literal["events", "longest-path"]
@@ -40,11 +43,13 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A variant with its result (the object of `simulate --json`), or the reason why there is none."""
+    """A variant with its result (the object of `simulate --json`), or the reason why there is none; its actions where
+    they were asked for."""
 
     variant: Variant
     result: dict[str, Any] | None = None
     error: str | None = None
+    actions: tuple[ActionSpan, ...] = ()
 
 
 def parse_vary(text: str) -> tuple[str, list[str]]:
@@ -105,8 +110,8 @@ def _require(job: str, overrides: Sequence[str]) -> None:
         raise InputError(str(error).replace("--set:", "--vary:", 1)) from None
 
 
-def run(variant: Variant, engine: Engine) -> Outcome:
-    """Simulate one variant; an error that the user can mend becomes part of the outcome."""
+def run(variant: Variant, engine: Engine, draw: bool = False) -> Outcome:
+    """Simulate one variant; an error that the user can mend becomes part of the outcome. `draw`: keep its actions."""
     from simulator.inputs import load_scenario
     from simulator.run import simulate
 
@@ -117,7 +122,11 @@ def run(variant: Variant, engine: Engine) -> Outcome:
         result = simulate(scenario, engine=engine)
     except ForetrainError as error:
         return Outcome(variant=variant, error=_reason(str(error), name))
-    return Outcome(variant=variant, result=result.as_dict())
+    if not draw:
+        return Outcome(variant=variant, result=result.as_dict())
+    from reports.views.actions import action_list
+
+    return Outcome(variant=variant, result=result.as_dict(), actions=tuple(action_list(result.timeline)))
 
 
 def _reason(error: str, job: str) -> str:
@@ -127,9 +136,13 @@ def _reason(error: str, job: str) -> str:
 
 
 def run_all(
-    chosen: Sequence[Variant], engine: Engine = "events", progress: Callable[[float], None] | None = None
+    chosen: Sequence[Variant],
+    engine: Engine = "events",
+    progress: Callable[[float], None] | None = None,
+    *,
+    draw: bool = False,
 ) -> list[Outcome]:
-    """Simulate all variants, in their order.
+    """Simulate all variants, in their order. `draw`: keep their actions.
 
     The first that runs tells how long one takes: quick ones follow in this process, others on all cores.
     """
@@ -137,14 +150,14 @@ def run_all(
     took = 0.0
     while len(outcomes) < len(chosen) and took < _WORTH_A_PROCESS:
         began = monotonic()
-        outcomes.append(run(chosen[len(outcomes)], engine))
+        outcomes.append(run(chosen[len(outcomes)], engine, draw))
         took = monotonic() - began
         _tell(progress, len(outcomes), len(chosen))
     rest = chosen[len(outcomes) :]
     if len(rest) <= 1:
-        return [*outcomes, *(run(variant, engine) for variant in rest)]
+        return [*outcomes, *(run(variant, engine, draw) for variant in rest)]
     with _pool(len(rest)) as pool:
-        for outcome in pool.map(run, rest, [engine] * len(rest)):
+        for outcome in pool.map(run, rest, [engine] * len(rest), [draw] * len(rest)):
             outcomes.append(outcome)
             _tell(progress, len(outcomes), len(chosen))
     return outcomes

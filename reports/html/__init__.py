@@ -1,5 +1,6 @@
 """Self-contained pages: one file, no network, for someone who did not run the forecast."""
 
-from reports.html.simulation import write_simulation
+from reports.html.comparison import Shown, write_comparison
+from reports.html.simulation import Sensitivity, write_simulation
 
-__all__ = ["write_simulation"]
+__all__ = ["Sensitivity", "Shown", "write_comparison", "write_simulation"]

@@ -120,3 +120,15 @@ def output_file(path: str, option: str) -> Path:
     if not file.parent.is_dir():
         raise InputError(f"{option}: {path}: there is no directory {file.parent}")
     return file
+
+
+def output_folder(path: str, option: str) -> Path:
+    """The directory that an option writes into, made when needed, or an error before anything is computed."""
+    from simulator.errors import InputError
+
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option}: {path}: is a file; give a directory")
+    if not folder.parent.is_dir():
+        raise InputError(f"{option}: {path}: there is no directory {folder.parent}")
+    return folder

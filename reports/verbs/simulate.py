@@ -12,6 +12,7 @@ from reports.verbs.options import (
     job_argument,
     json_option,
     output_file,
+    output_folder,
     print_json,
     print_report,
     progress,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 @click.option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev or chrome://tracing (.json.gz).")
 @click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
+@click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
+@click.option("--figures", metavar="DIR", help="Draw figures into DIR, each as SVG and PNG.")
+@click.option("--export", metavar="DIR", help="Write tables for pandas into DIR: CSV, and Parquet with pyarrow.")
 @verbosity
 def simulate(
     job: str,
@@ -46,11 +50,17 @@ def simulate(
     trace: str | None,
     ranks: str | None,
     window: str | None,
+    html: str | None,
+    figures: str | None,
+    export: str | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Simulate one training step of JOB and report where the time goes."""
     file = output_file(trace, "--trace") if trace is not None else None
+    page = output_file(html, "--html") if html is not None else None
+    folder = output_folder(figures, "--figures") if figures is not None else None
+    tables = output_folder(export, "--export") if export is not None else None
     if file is None and (ranks or window):
         raise click.UsageError("--ranks and --window belong to --trace", click.get_current_context())
     from simulator.inputs import load_scenario
@@ -63,6 +73,7 @@ def simulate(
     took = perf_counter() - began
     if file is not None:
         _write_trace(result, file, ranks, window, quiet)
+    _write_looks(result, page, folder, tables, quiet)
     if as_json:
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict())
@@ -80,3 +91,20 @@ def _write_trace(result: Result, file: Path, ranks: str | None, window: str | No
     with progress(f"writing {file.name}", quiet=quiet) as done:
         events = write_trace(result, file, chosen, progress=done)
     say(f"wrote {events:,} events to {file}", quiet=quiet)
+
+
+def _write_looks(result: Result, page: Path | None, figures: Path | None, tables: Path | None, quiet: bool) -> None:
+    """The page, the figures and the tables that were asked for."""
+    if page is not None:
+        from reports.html import write_simulation
+
+        write_simulation(result, page)
+        say(f"wrote {page}", quiet=quiet)
+    if figures is not None:
+        from reports.figures import write_figures
+
+        say(f"drew {len(write_figures(result, figures))} files into {figures}", quiet=quiet)
+    if tables is not None:
+        from reports.tables_export import write_tables
+
+        say(f"wrote {len(write_tables(result, tables))} tables into {tables}", quiet=quiet)
