@@ -1,0 +1,172 @@
+"""The same model twice: as the reference counts it while it runs, and as the simulator's graph says it would."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from simulator.dtypes import FP8_TILE
+from simulator.graph.block import Block
+from simulator.graph.shapes import Shapes, shapes_of
+from simulator.graph.stage import build_blocks
+from simulator.inputs import load_scenario
+from simulator.layout import Recipe
+from simulator.ops import Attention
+from simulator.scenario import Scenario
+from workloads.reference.config import RefConfig
+from workloads.reference.count import OUTSIDE, Counter, Run, Widths
+from workloads.reference.init import init_params
+from workloads.reference.model import as_tokens, loss_and_grads
+from workloads.reference.presets import tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3
+
+BATCH, LENGTH, SMS = 2, 8, 132
+FP8 = 1.0 + 4.0 / FP8_TILE  # a value with its share of an FP32 scale [B]
+E5M6 = 1.5  # DeepSeek-V3 section 3.3.3 [B]
+
+MODELS: dict[str, tuple[RefConfig, str]] = {
+    "v3": (tiny_v3(), "deepseek_v3"),
+    "v3-no-shared": (replace(tiny_v3(), n_shared_experts=0), "deepseek_v3"),
+    "v3-wide": (replace(tiny_v3(), num_experts_per_tok=4, moe_intermediate_size=20, v_head_dim=6), "deepseek_v3"),
+    "v2-lite": (tiny_v2_lite(), "deepseek_v2"),
+    "llama": (tiny_gqa(), "llama"),
+    "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
+    "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
+}
+
+_ANY = """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size rope_theta
+    rope_scaling rms_norm_eps initializer_range"""
+_EXPERTS = "n_routed_experts num_experts_per_tok moe_intermediate_size norm_topk_prob"
+_DEEPSEEK = f"""{_ANY} {_EXPERTS} q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_shared_experts
+    first_k_dense_replace n_group topk_group scoring_func topk_method routed_scaling_factor aux_loss_alpha
+    num_nextn_predict_layers"""
+KEYS = {
+    "deepseek_v3": _DEEPSEEK.split(),
+    "deepseek_v2": _DEEPSEEK.split(),
+    "llama": f"{_ANY} head_dim attention_bias".split(),
+    "qwen2": _ANY.split(),
+    "qwen3_moe": f"{_ANY} {_EXPERTS} head_dim attention_bias".split(),
+}
+"""What the config.json of a family says."""
+
+HEAD = ("norm.final", "head", "loss")
+MTP = ("mtp.", "embed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A block of the graph and the reference's layer that it stands for; `only` what an end block shares with it."""
+
+    kind: str
+    layer: int
+    only: tuple[str, ...] = ()
+
+    def holds(self, name: str) -> bool:
+        """Whether this reference op or tensor belongs to the block."""
+        return name.startswith(self.only) if self.only else not name.startswith(HEAD + MTP)
+
+
+def parts(cfg: RefConfig) -> list[Part]:
+    """Every kind of block that the model has, MTP module included."""
+    found = [Part(kind="embed", layer=OUTSIDE, only=("embed",)), Part(kind="head", layer=OUTSIDE, only=HEAD)]
+    found += [Part(kind="moe" if cfg.is_moe(layer) else "dense", layer=layer) for layer in range(cfg.num_hidden_layers)]
+    for module in range(cfg.num_nextn_predict_layers):
+        layer = cfg.num_hidden_layers + module
+        found += [Part(kind="mtp", layer=layer, only=MTP), Part(kind="moe", layer=layer)]
+        found += [Part(kind="head", layer=layer, only=HEAD)]
+    return found
+
+
+def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
+    """`cfg` in the keys of the family's config.json."""
+    values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
+    if family == "qwen3_moe":
+        values["num_experts"] = values.pop("n_routed_experts")
+    return values | {"model_type": family, "tie_word_embeddings": False}
+
+
+def scenario_of(name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16", recompute: str = "none") -> Scenario:
+    """One GPU with one microbatch of the model: the simulator's side of a reference run."""
+    cfg, family = MODELS[name]
+    return load_scenario(
+        "tiny-bf16",
+        [
+            f"model={write_config(cfg, family, folder)}",
+            *("gpus=1", "layout.pp=1", "layout.ep=1", "layout.schedule=1f1b"),
+            f"layout.recompute={recompute}",
+            f"precision.recipe={recipe}",
+            f"batch.sequence_length={LENGTH}",
+            f"batch.microbatch_size={BATCH}",
+            f"batch.global_batch_size={BATCH}",
+            *overrides,
+        ],
+    )
+
+
+def write_config(cfg: RefConfig, family: str, folder: Path) -> Path:
+    """The model as a file that the simulator reads."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(config_json(cfg, family)), encoding="utf-8")
+    return path
+
+
+def unpadded(scenario: Scenario) -> Shapes:
+    """Shapes without the padding of FP8 rows, which the reference does not have."""
+    found = shapes_of(scenario)
+    return replace(found, rows=found.tokens * scenario.model.num_experts_per_tok if found.rows else 0)
+
+
+def blocks_of(scenario: Scenario) -> dict[str, Block]:
+    """The graph of one microbatch, by kind of block."""
+    return build_blocks(unpadded(scenario), SMS)
+
+
+def graph_flops(block: Block) -> dict[tuple[str, str], float]:
+    """FLOP of a block by (reference op, part); attention over the full square, as the reference computes it."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for op in block.ops():
+        flops = op.work.flops_full * op.count if isinstance(op.work, Attention) else op.flops
+        if flops:
+            found[op.name.rpartition(".")[0], op.part] += flops
+    return dict(found)
+
+
+def reference_flops(counter: Counter, part: Part) -> dict[tuple[str, str], float]:
+    """FLOP of a block by (op, part), counted while it ran."""
+    return {
+        (op, what): float(count.flops)
+        for (layer, op, what), count in counter.counts.items()
+        if layer == part.layer and count.flops and part.holds(op)
+    }
+
+
+def reference_kept(counter: Counter, part: Part) -> dict[str, float]:
+    """Bytes that a block keeps until backward, by tensor."""
+    return {
+        tensor: size for (layer, tensor), size in counter.kept.items() if layer == part.layer and part.holds(tensor)
+    }
+
+
+def widths(cfg: RefConfig, recipe: str) -> Widths:
+    """Sizes of elements under a recipe: DeepSeek-V3 section 3.3.3 for FP8, BF16 and FP32 statistics else."""
+    if recipe == "bf16":
+        return Widths()
+    narrow = {"u": FP8, "moe.dispatch/x": FP8} | {f"{kind}.down/x": FP8 for kind in ("dense", "shared", "moe")}
+    out = {"attn.o/x": E5M6} if cfg.is_mla else {}
+    return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
+
+
+def recomputed(recipe: str, policy: str) -> frozenset[str]:
+    """The reference's word for a recomputation policy. FP8 always keeps tokens as they arrived, in FP8."""
+    policies = {"none": frozenset[str](), "deepseek": frozenset({"norm", "mla_up", "swiglu"})}
+    return policies[policy] | ({"permute"} if recipe == "fp8" else set())
+
+
+def counted(name: str, *, recipe: str = "bf16", recompute: str = "none") -> Counter:
+    """The counter after one forward and backward of the reference."""
+    cfg, _ = MODELS[name]
+    counter = Counter(widths(cfg, recipe))
+    run = Run(cfg=cfg, counter=counter, recompute=recomputed(recipe, recompute))
+    loss_and_grads(run, init_params(cfg, 0), as_tokens(cfg, 0, BATCH, LENGTH))
+    return counter
