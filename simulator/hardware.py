@@ -19,8 +19,27 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """What a GPU draws at full clock, and what happens at its limit.
+
+    `cap` [W] is what it holds; `idle`, `memory` (streaming kernels), `tensor` (GEMMs) and `attention` [W] what it would
+    draw at full clock; tensor kernels last (demand / cap)^`exponent` times as long once the mean demand exceeds the cap.
+    """
+
+    cap: float
+    idle: float
+    memory: float
+    tensor: float
+    attention: float
+    exponent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU. `boost_clock` [Hz] is the clock the peaks are quoted at; `hbm_bandwidth` [B/s] the displayed peak."""
+    """One GPU. `boost_clock` [Hz] is the clock the peaks are quoted at; `hbm_bandwidth` [B/s] the displayed peak.
+
+    `power` is None where the kernel parameters were measured inside training, under the load they describe.
+    """
 
     name: str
     architecture: Literal["ampere", "hopper", "blackwell"]
@@ -31,6 +50,7 @@ class Gpu:
     hbm_bandwidth: float
     l2_bytes: float
     tdp: float
+    power: Power | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
+from simulator.power import demand, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
@@ -43,7 +44,7 @@ def schedule_of(scenario: Scenario) -> Schedule:
 
 
 def prepare(scenario: Scenario) -> tuple[Plan, Schedule]:
-    """Check a scenario, then build, price and split its blocks.
+    """Check a scenario, then build, price and split its blocks, at the clock its power limit allows.
 
     Raises InputError with every broken rule, one a line.
     """
@@ -51,7 +52,22 @@ def prepare(scenario: Scenario) -> tuple[Plan, Schedule]:
     if broken:
         raise InputError("\n".join(broken))
     schedule = schedule_of(scenario)
-    return plan(scenario, schedule.stages), schedule
+    return powered_plan(scenario, schedule)[0], schedule
+
+
+def powered_plan(scenario: Scenario, schedule: Schedule) -> tuple[Plan, float, float | None]:
+    """(plan, slowdown of tensor kernels, mean power demanded at full clock [W] or None without a power model).
+
+    One quick pass at full clock tells what the step would draw.
+    """
+    built, power = plan(scenario, schedule.stages), scenario.cluster.gpu.power
+    if power is None:
+        return built, 1.0, None
+    watts = demand(longest_path(lower(built, schedule)), power)
+    factor = slowdown(watts, power)
+    if factor > 1.0:
+        built = plan(scenario, schedule.stages, tensor_slowdown=factor)
+    return built, factor, watts
 
 
 def timeline_of(

@@ -40,11 +40,11 @@ class Plan:
         return [self.blocks[kind] for kind in self.stages[stage]]
 
 
-def plan(scenario: Scenario, stages: int) -> Plan:
+def plan(scenario: Scenario, stages: int, *, tensor_slowdown: float = 1.0) -> Plan:
     """Build and price the blocks of a scenario and spread them over `stages`."""
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
-    price = pricer(scenario, _exchange(blocks))
+    price = pricer(scenario, _exchange(blocks), tensor_slowdown)
     hidden = overlaps(scenario)
     seconds = {
         kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from simulator.cost.cost import Share
+from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.runs import Priced
-from simulator.ops import AllToAll, Gemm, Op
+from simulator.ops import AllToAll, Attention, Gemm, Op
 from simulator.scenario import Scenario
-
-MEMORY_PASSES = 4.0
-"""Times a byte of an exchange crosses HBM on one GPU: read, staged, received, written out (assumed; range 2 to 6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +21,27 @@ class Neighbour:
 
 
 def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
-    """What the scenario's exchanges take from the compute beside them."""
-    if exchange is None:
+    """What the scenario's exchanges take from the compute beside them: their SMs and memory bandwidth."""
+    comm_sms = scenario.job.overlap.comm_sms
+    if exchange is None or scenario.stack.dispatcher != "deepep":
         return Neighbour(0, 0.0)
-    held = scenario.job.overlap.comm_sms if scenario.stack.dispatcher == "deepep" else 0
-    cost = price(
-        exchange,
-        scenario.cluster,
-        Share(sms=scenario.cluster.gpu.sms),
-        comm_sms=scenario.job.overlap.comm_sms,
-        beside=True,
-        dispatcher=scenario.stack.dispatcher,
+    return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
+
+
+def slowed(cost: Cost, factor: float) -> Cost:
+    """A tensor kernel at the power limit."""
+    return replace(
+        cost,
+        duration=cost.duration * factor,
+        formula=f"({cost.formula}) x power slowdown",
+        terms=(*cost.terms, ("power_slowdown", factor)),
     )
-    moved = MEMORY_PASSES * (cost.nic_bytes + cost.nvlink_bytes)
-    return Neighbour(held, moved / cost.duration if cost.duration else 0.0)
 
 
-def pricer(scenario: Scenario, exchange: Op | None) -> Callable[[Op], Priced]:
+def pricer(scenario: Scenario, exchange: Op | None, tensor_slowdown: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
+
+    `tensor_slowdown` (>= 1): how much longer tensor kernels last at the power limit (see `simulator.power`).
 
     Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
     communicates: the tax is always paid.
@@ -61,6 +61,8 @@ def pricer(scenario: Scenario, exchange: Op | None) -> Callable[[Op], Priced]:
             beside=busy,
             dispatcher=stack.dispatcher,
         )
+        if tensor_slowdown > 1.0 and isinstance(op.work, (Gemm, Attention)):
+            cost = slowed(cost, tensor_slowdown)
         seconds = times(cost, op.count, gap)
         return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait
 from simulator.engine.runs import ALONE, Kind, Priced, Run, run_of
@@ -184,10 +185,12 @@ class _Assembler:
 
     def _with_waits(self, runs: list[Run]) -> list[Run]:
         """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier."""
+        if self.slowest <= 1.0:
+            return runs
         out = []
         for run in runs:
             self.experts += sum(p.durations[ALONE] for p in run.ops if is_expert_work(p.op))
-            if run.kind == "notify" and self.slowest > 1.0:
+            if run.kind == "notify":
                 extra = waiting((self.slowest - 1.0) * self.experts, run.ops[-1].op)
                 self.experts = 0.0
                 out.append(run_of("notify", run.name, [*run.ops, extra]))
@@ -220,8 +223,19 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
     )
 
 
+_RUNS: WeakKeyDictionary[Pricer, dict[int, tuple[Segment, list[Run]]]] = WeakKeyDictionary()
+"""Runs by pricer and segment (held, so that its id stays its own): equal layers are priced and joined once."""
+
+
 def runs_of(segment: Segment, price: Pricer) -> list[Run]:
-    """The runs of one segment."""
+    """The runs of one segment; asked again, the same ones."""
+    known = _RUNS.setdefault(price, {})
+    if id(segment) not in known:
+        known[id(segment)] = segment, _runs(segment, price)
+    return known[id(segment)][1]
+
+
+def _runs(segment: Segment, price: Pricer) -> list[Run]:
     pieces = [(kind, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
     runs = []
     for at, (kind, ops) in enumerate(pieces):

@@ -74,6 +74,11 @@ def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool 
     return Streaming(read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0)))
 
 
+def persistent(s: Shapes, sms: int) -> int:
+    """Grid of a persistent kernel: all SMs, or those that a stack never gives to the exchanges."""
+    return sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else sms
+
+
 def kept_activation(s: Shapes, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
     if s.recompute_swiglu:
@@ -124,7 +129,7 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
         tape.add(
             f"{f.name}.up_gate.dequant",
             "dequant",
-            Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=sms),
+            Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=persistent(s, sms)),
             part="R",
             after=after,
         )
@@ -142,12 +147,14 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
         else:
             linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="bf16")
+        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe)
     eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.recompute_swiglu and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
     tape.add(
-        f"{f.name}.swiglu.bwd", "swiglu", Streaming(read=work.read, written=work.written, blocks=sms if f.fp8 else 0)
+        f"{f.name}.swiglu.bwd",
+        "swiglu",
+        Streaming(read=work.read, written=work.written, blocks=persistent(s, sms) if f.fp8 else 0),
     )
 
 
@@ -156,7 +163,7 @@ def up_backward(tape: Tape, f: Ffn) -> None:
     if f.fp8:
         linear.weight_transpose(tape, f"{f.name}.up_gate", f.up, f.hidden)
         tape.add(f"{f.name}.up_gate.quant_g", "quant.token", cast(f.tokens * f.up, BF16, FP8))
-        tape.add(f"{f.name}.up_gate.scale_t_g", "scale_t", scales(f.tokens, f.up))
+        tape.add(f"{f.name}.up_gate.scale_t_g", linear.scale_class(f.up), scales(f.tokens, f.up))
         tape.add(
             f"{f.name}.up_gate.dgrad",
             "gemm.fp8",
@@ -165,7 +172,7 @@ def up_backward(tape: Tape, f: Ffn) -> None:
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.up, which="g")
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe="bf16")
+        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe)
 
 
 def dense_forward(s: Shapes) -> Segment:

@@ -25,6 +25,15 @@ def scales(rows: int, width: int) -> Streaming:
     return cast(rows * -(-width // FP8_TILE), FP32, FP32)
 
 
+NARROW = 32
+"""Columns of scales up to which their transposition is a kernel class of its own."""
+
+
+def scale_class(width: int) -> str:
+    """Kernel class of a scale transposition by the width of the matrix the scales belong to."""
+    return "scale_t.narrow" if -(-width // FP8_TILE) <= NARROW else "scale_t"
+
+
 PRECISION: dict[Recipe, GemmPrecision] = {"fp8": "fp8_block", "fp8_tensor": "fp8_tensor", "bf16": "bf16"}
 CLASS: dict[Recipe, str] = {"fp8": "gemm.fp8", "fp8_tensor": "gemm.fp8_tensor", "bf16": "gemm.bf16"}
 
@@ -63,7 +72,7 @@ def forward(
     if recipe == "fp8":
         if cast_input:
             tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
-        tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
+        tape.add(f"{name}.scale_t{tail}", scale_class(k), scales(m, k), part=part)
     elif recipe == "fp8_tensor" and cast_input and not recompute:
         cast_tensor(tape, f"{name}.quant_x", m * k)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
@@ -94,7 +103,7 @@ def input_gradient(
             tape.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
         if not weight_first:
             weight_transpose(tape, name, n, k)
-        tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
+        tape.add(f"{name}.scale_t_g", scale_class(n), scales(m, n))
     elif recipe == "fp8_tensor" and cast_gradient:
         cast_tensor(tape, f"{name}.quant_g", m * n)
     tape.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))

@@ -142,7 +142,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
     )
     tape.add(
         f"attn.k_pe.bcast{tail}",
-        "kvcopy",
+        "kvcopy.bcast",
         Streaming(read=d.tokens * d.rope * BF16, written=d.tokens * d.heads * d.rope * BF16 - d.tokens * d.rope * BF16),
         part=part,
     )

@@ -61,7 +61,7 @@ def router_forward(tape: Tape, s: Shapes) -> None:
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
     tape.add(
         "router.gate.fwd",
-        "gemm.bf16",
+        "gemm.bf16.router",
         Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32),
         saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
     )
@@ -191,7 +191,7 @@ def forward(s: Shapes) -> Segment:
     tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
         linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)
-        tape.add("moe.up_gate.scale_t", "scale_t", scales(s.rows, h))
+        tape.add("moe.up_gate.scale_t", "scale_t.rows", scales(s.rows, h))
     tape.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
@@ -209,7 +209,7 @@ def forward(s: Shapes) -> Segment:
     )
     if s.fp8:
         linear.weight_transpose(tape, "moe.down", h, inner, experts=experts)
-        tape.add("moe.down.scale_t", "scale_t", scales(s.rows, inner))
+        tape.add("moe.down.scale_t", "scale_t.rows", scales(s.rows, inner))
         tape.add("moe.tensormap.fill", "elem", Streaming(read=0.0, written=128.0))
     tape.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
     tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
@@ -228,11 +228,13 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     h, inner = s.model.hidden_size, expert_inner(s)
     wait = ("moe.combine.bwd.a2a_dispatch",)
     if s.fp8:
-        work = Streaming(read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=sms)
+        work = Streaming(
+            read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s, sms)
+        )
         tape.add("moe.up_gate.dequant", "dequant", work, part="R")
     tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
     if s.fp8:
-        tape.add("moe.down.scale_t_g", "scale_t", scales(s.rows, h))
+        tape.add("moe.down.scale_t_g", "scale_t.rows", scales(s.rows, h))
     tape.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
     ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=True)
     again = s.recompute_swiglu
@@ -264,22 +266,22 @@ def backward(s: Shapes, sms: int) -> Segment:
             tape.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
     if s.fp8:
         tape.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
-        tape.add("moe.up_gate.scale_t_g", "scale_t", scales(s.rows, 2 * inner))
+        tape.add("moe.up_gate.scale_t_g", "scale_t.rows", scales(s.rows, 2 * inner))
     tape.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
     tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
     if s.fp8:
         tape.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
         if shared:
-            tape.add("shared.x.dequant", "dequant", _dequant(t * h, sms), part="R")
+            tape.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s, sms)), part="R")
     if shared:
         ffn.up_backward(tape, shared)
         scatter(tape, "shared.dx", s, h)
     return tape.done()
 
 
-def _dequant(elements: int, sms: int) -> Streaming:
+def _dequant(elements: int, blocks: int) -> Streaming:
     """FP8 back to BF16."""
-    return Streaming(read=elements * FP8, written=elements * BF16, blocks=sms)
+    return Streaming(read=elements * FP8, written=elements * BF16, blocks=blocks)
 
 
 def _expert_wgrad(tape: Tape, s: Shapes, name: str, m: int, n: int) -> None:
@@ -311,10 +313,10 @@ def weights(s: Shapes) -> Segment:
         linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe)
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
-        tape.add("moe.down.quant_g_t", "quant.chan_t", permuted)
+        tape.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted)
     _expert_wgrad(tape, s, "moe.down", inner, h)
     if s.fp8:
-        tape.add("moe.up_gate.quant_x_t", "quant.chan_t", permuted)
+        tape.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted)
     _expert_wgrad(tape, s, "moe.up_gate", h, 2 * inner)
     if shared:
         linear.weight_gradient(tape, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
@@ -330,7 +332,7 @@ def router_backward(tape: Tape, s: Shapes) -> None:
         tape.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
         home = ()
     tape.add("router.bwd.small_ops", "router", work, after=home)
-    tape.add("router.gate.dgrad", "gemm.bf16", Gemm(m=t, n=h, k=experts, precision="bf16"))
+    tape.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
     wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
-    tape.add("router.gate.wgrad", "gemm.bf16", wgrad, part="W")
+    tape.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
     tape.add("router.grad.add", "elem", Streaming(read=2 * t * h * BF16, written=t * h * BF16))

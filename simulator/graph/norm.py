@@ -53,7 +53,7 @@ def norm_forward(
         written=tokens * width * per_value / 2,
         blocks=_ctas(width, sms, 3, 7),
     )
-    tape.add(name, "norm.fwd", work, part=part, saved=saved)
+    tape.add(name, "norm.fwd.residual" if residual else "norm.fwd", work, part=part, saved=saved)
 
 
 def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, residual: bool = False) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from simulator.errors import InputError
 from simulator.graph.block import Tape
-from simulator.graph.linear import BF16
+from simulator.graph.linear import BF16, FP8
 from simulator.graph.shapes import Shapes
 from simulator.ops import Collective, CollectiveKind
 
@@ -33,26 +33,30 @@ def sharded_tokens(s: Shapes) -> int:
     return -(-s.tokens // layout.tp) if layout.sp else s.tokens
 
 
-def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, width: int, *, pipelined: bool) -> None:
-    """One tensor-parallel collective over the activations of a microbatch."""
+def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, row: float, *, pipelined: bool) -> None:
+    """One tensor-parallel collective over the activations of a microbatch, `row` bytes a token."""
     tp = s.job.layout.tp
-    if tp > 1 and width:
-        work = Collective(kind=kind, bytes=s.tokens * width * BF16, ranks=tp, per_node=tp)
+    if tp > 1 and row:
+        work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp)
         tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work, side=pipelined)
 
 
 def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
-    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only)."""
+    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
+
+    Under per-tensor FP8 the cast comes first and FP8 travels (Transformer Engine).
+    """
     if s.job.layout.sp:
-        _collective(tape, name, "all_gather", s, width, pipelined=s.stack.tp_overlap)
+        each = FP8 if s.recipe == "fp8_tensor" else BF16
+        _collective(tape, name, "all_gather", s, width * each, pipelined=s.stack.tp_overlap)
 
 
 def scatter(tape: Tape, name: str, s: Shapes, width: int) -> None:
     """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce."""
     if s.job.layout.sp:
-        _collective(tape, name, "reduce_scatter", s, width, pipelined=s.stack.tp_overlap)
+        _collective(tape, name, "reduce_scatter", s, width * BF16, pipelined=s.stack.tp_overlap)
     else:
-        _collective(tape, name, "all_reduce", s, width, pipelined=False)
+        _collective(tape, name, "all_reduce", s, width * BF16, pipelined=False)
 
 
 def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from simulator.errors import InputError
@@ -97,13 +98,14 @@ def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -
     for value in cost:
         total.append(total[-1] + value)
     n = len(units)
+    limit = _reachable(cost, stages)
     best: list[tuple[float, float]] = [(0.0, 0.0)] + [(float("inf"), float("inf"))] * n
     cuts: list[list[int]] = []
     for stage in range(1, stages + 1):
         row: list[tuple[float, float]] = [(float("inf"), float("inf"))] * (n + 1)
         cut = [0] * (n + 1)
         for end in range(stage, n - (stages - stage) + 1):
-            for start in range(stage - 1, end):
+            for start in range(max(stage - 1, bisect_left(total, total[end] - limit)), end):
                 load = total[end] - total[start]
                 worst, square = best[start]
                 candidate = (max(worst, load), square + load * load)
@@ -116,6 +118,20 @@ def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -
         bounds.append(cut[bounds[-1]])
     bounds.reverse()
     return tuple(tuple(kind for unit in units[a:b] for kind in unit) for a, b in itertools.pairwise(bounds))
+
+
+def _reachable(cost: Sequence[float], stages: int) -> float:
+    """A load that no stage of the best cut exceeds: the least, by bisection, that filling stages greedily reaches."""
+    low, high = max(cost), sum(cost)
+    for _ in range(40):
+        middle = (low + high) / 2
+        used, load = 1, 0.0
+        for value in cost:
+            load += value
+            if load > middle:
+                used, load = used + 1, value
+        low, high = (low, middle) if used <= stages else (middle, high)
+    return high * (1 + 1e-9)
 
 
 def _units(kinds: Sequence[str]) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ import json
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
+from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from simulator.errors import InputError
@@ -60,7 +61,9 @@ def field_names(hint: Any) -> list[str]:
 
 
 def child(hint: Any, name: str) -> Any:
-    """Type of the part `name` of a dataclass or dict; None where there is none."""
+    """Type of the part `name` of a dataclass (also an optional one) or dict; None where there is none."""
+    if get_origin(hint) is UnionType:
+        hint = next((option for option in get_args(hint) if is_dataclass(option)), hint)
     if isinstance(hint, type) and is_dataclass(hint):
         return hints(hint).get(name)
     if get_origin(hint) is dict:

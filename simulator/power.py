@@ -1,0 +1,47 @@
+"""Power: what a step draws, and how far the power limit slows tensor kernels.
+
+A benchmark of a few launches runs at full clock; a step that keeps the tensor cores busy for hours does not. Measured
+on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM alone demands 1.4 times the cap and
+lasts 1.2 times as long as rested; beside enough memory-bound work it runs at full clock. Mean power at full clock is
+the time-weighted mean over the kinds of work; beyond the cap, tensor kernels last (demand / cap)^exponent times as
+long, memory-bound kernels as long as ever.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from simulator.engine.runs import ALONE
+from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.hardware import Power
+from simulator.ops import Attention, Gemm, Op
+
+
+def draw(op: Op, power: Power) -> float:
+    """Power of one kind of work at full clock [W]."""
+    if isinstance(op.work, Gemm):
+        return power.tensor
+    return power.attention if isinstance(op.work, Attention) else power.memory
+
+
+def demand(timeline: Timeline, power: Power) -> float:
+    """Mean power that a step would draw at full clock, over all ranks and its whole length [W]."""
+    tasks = timeline.tasks
+    runs = {id(run): run for run in tasks.run}
+    count: dict[int, int] = defaultdict(int)
+    for lane, run in zip(tasks.lane, tasks.run, strict=True):
+        if lane % LANES == COMPUTE:
+            count[id(run)] += 1
+    energy = busy = 0.0
+    for key, times in count.items():
+        for priced in runs[key].ops:
+            seconds = times * priced.durations[ALONE]
+            energy += seconds * draw(priced.op, power)
+            busy += seconds
+    total = timeline.makespan * tasks.ranks
+    return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
+
+
+def slowdown(watts: float, power: Power) -> float:
+    """How much longer tensor kernels last when the step demands `watts` at full clock (>= 1)."""
+    return float(max(1.0, watts / power.cap) ** power.exponent)
