@@ -1,0 +1,181 @@
+"""What a profile holds of one GPU: kernels with their streams, and the phases that the program announced."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from simulator.errors import InputError
+from simulator.metrics import Interval, length, merged
+from simulator.profile.events import Progress, trace_events
+from simulator.profile.names import kernel_class
+
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCHING = ("cuda_runtime", "cuda_driver")
+US = 1e-6
+PHASE = re.compile(r"^\s*(attn|mlp|dispatch|combine)\s*\(\s*([FBW])\s*\)\s*$", re.IGNORECASE)
+"""Names of the ranges that DeepSeek's profile marks: `attn(F)`, `mlp(W)`, `combine(B)` ..."""
+
+
+@dataclass(slots=True)
+class Kernel:
+    """One kernel: its class, stream, start and duration [s] from the first of all, grid, and launch order."""
+
+    name: str
+    cls: str
+    stream: int
+    start: float
+    seconds: float
+    grid: tuple[int, ...]
+    launched: float
+    phase: str = ""
+    period: int = -1
+
+    @property
+    def end(self) -> float:
+        """End [s]."""
+        return self.start + self.seconds
+
+    @property
+    def comm(self) -> bool:
+        """Whether it communicates."""
+        return self.cls.startswith("comm.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A range that the program announced on the CPU: `phase` from `start` to `end` [s]."""
+
+    phase: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """The kernels of one device in order of their starts, and the marks in order of theirs."""
+
+    path: str
+    device: str
+    kernels: list[Kernel]
+    marks: list[Mark]
+
+    @property
+    def span(self) -> float:
+        """From the start of the first kernel to the end of the last [s]."""
+        return max(k.end for k in self.kernels) - min(k.start for k in self.kernels)
+
+    def streams(self) -> dict[int, list[Kernel]]:
+        """Kernels of each stream, the busiest stream first."""
+        by: dict[int, list[Kernel]] = defaultdict(list)
+        for kernel in self.kernels:
+            by[kernel.stream].append(kernel)
+        return dict(sorted(by.items(), key=lambda item: -busy(item[1])))
+
+
+def intervals(kernels: Sequence[Kernel]) -> list[Interval]:
+    """The times in which any of them runs."""
+    return merged((k.start, k.end) for k in kernels)
+
+
+def busy(kernels: Sequence[Kernel]) -> float:
+    """Time in which any of them runs [s]."""
+    return length(intervals(kernels))
+
+
+@dataclass(slots=True)
+class _Collected:
+    """What is kept of the events while they pass by. Times in µs as in the file."""
+
+    kernels: dict[str, list[tuple[str, int, float, float, tuple[int, ...], Any]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    launches: dict[Any, float] = field(default_factory=dict)
+    marks: list[tuple[str, float, float]] = field(default_factory=list)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Keep a kernel, a launch or a mark; forget everything else."""
+        if event.get("ph") != "X":
+            return
+        category = str(event.get("cat", "")).lower()
+        if category in ON_GPU:
+            args = event.get("args") or {}
+            grid = tuple(int(n) for n in args.get("grid") or ())
+            device = str(args.get("device", event.get("pid", 0)))
+            stream = int(args.get("stream", event.get("tid", 0)))
+            start, took = float(event["ts"]), float(event.get("dur", 0.0))
+            self.kernels[device].append(
+                (intern(str(event.get("name", ""))), stream, start, took, grid, args.get("correlation"))
+            )
+        elif category in LAUNCHING:
+            correlation = (event.get("args") or {}).get("correlation")
+            if correlation is not None:
+                self.launches[correlation] = float(event["ts"])
+        elif category == "user_annotation":
+            found = PHASE.match(str(event.get("name", "")))
+            if found:
+                phase = f"{found[1].lower()}({found[2].upper()})"
+                self.marks.append((phase, float(event["ts"]), float(event["ts"]) + float(event.get("dur", 0.0))))
+
+
+def read_recording(path: Path, progress: Progress | None = None, device: str | None = None) -> Recording:
+    """Read the profile at `path`; of several devices the one with the most kernels, unless `device` is named."""
+    kept = _Collected()
+    for event in trace_events(path, progress):
+        try:
+            kept.add(event)
+        except (KeyError, TypeError, ValueError):
+            name = str(event.get("name", ""))[:60]
+            raise InputError(f"{path}: not a trace of the PyTorch profiler: event {name!r} cannot be read") from None
+    if not kept.kernels:
+        raise InputError(f"{path}: no GPU kernels in it; record with ProfilerActivity.CUDA")
+    chosen = device if device is not None else max(kept.kernels, key=lambda d: len(kept.kernels[d]))
+    if chosen not in kept.kernels:
+        raise InputError(f"{path}: no kernels of device {chosen}; it has {', '.join(sorted(kept.kernels))}")
+    return _recording(path, chosen, kept)
+
+
+def _recording(path: Path, device: str, kept: _Collected) -> Recording:
+    raw = sorted(kept.kernels[device], key=lambda k: (k[2], k[1]))
+    zero = raw[0][2]
+    kernels = [
+        Kernel(
+            name=name,
+            cls=kernel_class(name),
+            stream=stream,
+            start=(start - zero) * US,
+            seconds=took * US,
+            grid=grid,
+            launched=(kept.launches.get(correlation, start) - zero) * US,
+        )
+        for name, stream, start, took, grid, correlation in raw
+    ]
+    marks = [
+        Mark(phase=phase, start=(start - zero) * US, end=(end - zero) * US)
+        for phase, start, end in sorted(kept.marks, key=lambda mark: mark[1])
+    ]
+    recording = Recording(path=str(path), device=device, kernels=kernels, marks=marks)
+    _give_phases(recording, launched=bool(kept.launches))
+    return recording
+
+
+def _give_phases(recording: Recording, *, launched: bool) -> None:
+    """Each kernel gets the phase under whose mark it was launched, and which occurrence of that phase it is."""
+    if not launched or not recording.marks:
+        return
+    counts: dict[str, int] = defaultdict(int)
+    numbered = []
+    for mark in recording.marks:
+        numbered.append((mark, counts[mark.phase]))
+        counts[mark.phase] += 1
+    at = 0
+    for kernel in sorted(recording.kernels, key=lambda k: k.launched):
+        while at < len(numbered) and numbered[at][0].end < kernel.launched:
+            at += 1
+        if at < len(numbered) and numbered[at][0].start <= kernel.launched:
+            kernel.phase, kernel.period = numbered[at][0].phase, numbered[at][1]
