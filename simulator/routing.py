@@ -85,6 +85,8 @@ def reach(
             ranks=_distinct(ranks, experts, top_k),
         )
     gate = _Gate(experts=experts, top_k=top_k, groups=groups, kept=node_limit, scored=scored)
+    if top_k == node_limit * gate.size:  # every expert of the kept groups: nothing is left to chance but the groups
+        return Reach(nodes=_covered(gate, nodes), ranks=_covered(gate, ranks))
     return Reach(nodes=min(top_k, _reached(gate, nodes)), ranks=min(top_k, _reached(gate, ranks)))
 
 
@@ -134,6 +136,13 @@ class _Gate:
     def size(self) -> int:
         """Experts of one group."""
         return self.experts // self.groups
+
+
+def _covered(gate: _Gate, places: int) -> float:
+    """Expected places hit when all experts of the kept groups are chosen."""
+    if places >= gate.groups:
+        return gate.kept * places / gate.groups
+    return _distinct(places, gate.groups, gate.kept)
 
 
 def _reached(gate: _Gate, places: int) -> float:

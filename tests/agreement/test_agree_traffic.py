@@ -1,0 +1,156 @@
+"""Bytes that crossed borders while tokens really travelled, against the traffic model of the same gate.
+
+What is counted: `nic` and `nvlink` are copies that crossed such a link, the token's own node (or the forwarding rank)
+left out; `sent` and `delivered` count every (token, node) and (token, rank), own ones included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from simulator.routing import direct_traffic, reach
+from simulator.routing import traffic as forecast
+from workloads.reference.balance import gate_config
+from workloads.reference.config import RefConfig
+from workloads.reference.count import Array, Run, Weights
+from workloads.reference.expert_parallel import Wires, expert_parallel_routed
+from workloads.reference.gate import route
+from workloads.reference.traffic import Layout, traffic
+
+SMALL = Layout(experts=32, ranks=16, nodes=8)
+V3 = Layout(experts=256, ranks=64, nodes=8)
+ROW_BYTES = 7168 * 1.03125  # a token of V3 in FP8 with its scales
+
+
+def gate(layout: Layout, top_k: int, limit: int) -> RefConfig:
+    """A model whose tokens are their own affinities: hidden size = experts, so that the gate's matrix is one."""
+    cfg = gate_config(layout.experts, top_k, layout.nodes, limit)
+    return replace(cfg, hidden_size=layout.experts, n_shared_experts=0)
+
+
+def weights(cfg: RefConfig) -> Weights:
+    n, h, f = cfg.experts, cfg.hidden_size, cfg.moe_intermediate_size
+    return {"router.gate": np.eye(h), "moe.up_gate": np.ones((n, h, 2 * f)), "moe.down": np.ones((n, f, h))}
+
+
+def executed(cfg: RefConfig, layout: Layout, affinities: Array) -> Wires:
+    """Tokens [ranks, T, experts] with these affinities in (0, 1), sent through gate, dispatch, experts and combine."""
+    logits = np.log(affinities) - np.log1p(-affinities)
+    _, wires = expert_parallel_routed(Run(cfg=cfg), weights(cfg), list(logits), layout)
+    return wires
+
+
+def uniform(layout: Layout, tokens: int, seed: int) -> Array:
+    return np.random.default_rng(seed).random((layout.ranks, tokens, layout.experts))
+
+
+def model(cfg: RefConfig, layout: Layout, tokens: int, scored: int = 2) -> dict[str, float]:
+    moved = forecast(
+        tokens=tokens,
+        bytes_per_token=ROW_BYTES,
+        ranks=layout.ranks,
+        ranks_per_node=layout.ranks_per_node,
+        experts=layout.experts,
+        top_k=cfg.num_experts_per_tok,
+        groups=cfg.n_group,
+        node_limit=cfg.topk_group if cfg.topk_group < cfg.n_group else 0,
+        scored=scored,
+    )
+    return {"ib": moved.nic, "nvlink": moved.nvlink, "sent": moved.sent, "delivered": moved.delivered}
+
+
+def assert_bytes(wires: Wires, expected: dict[str, float], layout: Layout, rel: float) -> None:
+    """Both directions of both links, per rank on average."""
+    for what in ("dispatch", "combine"):
+        for link in ("ib", "nvlink"):
+            moved = wires.bytes(what, link, ROW_BYTES) / layout.ranks
+            assert moved == pytest.approx(expected[link], rel=rel), (what, link)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "limit"), [(k, limit) for k in (1, 2, 4, 8) for limit in range(1, 9) if k <= 4 * limit]
+)
+def test_random_tokens_move_what_is_expected(top_k: int, limit: int) -> None:
+    """16 384 tokens: their mean has a standard error of at most 0.8 % (one copy, on NVLink or not); 3 % are allowed."""
+    cfg = gate(SMALL, top_k, limit)
+    wires = executed(cfg, SMALL, uniform(SMALL, 1024, seed=10 * limit + top_k))
+    assert_bytes(wires, model(cfg, SMALL, 1024), SMALL, rel=0.03)
+
+
+def test_deepseek_v3_on_eight_nodes() -> None:
+    cfg = gate(V3, 8, 4)
+    wires = executed(cfg, V3, uniform(V3, 24, seed=1))
+    expected = model(cfg, V3, 24)
+    assert_bytes(wires, expected, V3, rel=0.015)
+    copies = {link: expected[link] / (24 * ROW_BYTES) for link in expected}
+    assert copies["sent"] == pytest.approx(3.97, abs=0.03)
+    assert copies["delivered"] == pytest.approx(7.49, abs=0.01)
+    assert copies["ib"] == pytest.approx(3.46, abs=0.01)
+    assert copies["nvlink"] == pytest.approx(6.55, abs=0.01)
+
+
+@pytest.mark.parametrize("limit", [2, 4, 7])
+def test_groups_chosen_by_their_single_best(limit: int) -> None:
+    """DeepSeek-V2's gate (arXiv 2405.04434, section 2.2.2)."""
+    cfg = replace(gate(SMALL, 4, limit), topk_method="group_limited_greedy")
+    wires = executed(cfg, SMALL, uniform(SMALL, 1024, seed=limit))
+    assert_bytes(wires, model(cfg, SMALL, 1024, scored=1), SMALL, rel=0.03)
+
+
+def rotating(layout: Layout, limit: int, tokens: int) -> Array:
+    """Affinities with which token t prefers all experts of the nodes t, t + 1 ... t + limit - 1, round the cluster."""
+    node = np.arange(layout.experts) * layout.nodes // layout.experts
+    place = (node[None, :] - np.arange(tokens)[:, None]) % layout.nodes
+    one = np.where(place < limit, 0.9, 0.1) - np.arange(layout.experts) * 1e-4
+    return np.broadcast_to(one, (layout.ranks, *one.shape))
+
+
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_exact_where_nothing_is_left_to_chance(limit: int) -> None:
+    """All experts of `limit` nodes that take turns: the same bytes, to rounding."""
+    cfg = gate(SMALL, 4 * limit, limit)
+    wires = executed(cfg, SMALL, rotating(SMALL, limit, 16))
+    assert_bytes(wires, model(cfg, SMALL, 16), SMALL, rel=1e-9)
+
+
+def test_exact_for_one_expert_that_takes_turns() -> None:
+    cfg = gate(SMALL, 1, 1)
+    turns = np.where(np.arange(32)[:, None] == np.arange(32)[None, :], 0.9, 0.1)
+    wires = executed(cfg, SMALL, np.broadcast_to(turns, (SMALL.ranks, 32, 32)))
+    expected = model(cfg, SMALL, 32)
+    assert expected["sent"] == expected["delivered"] == pytest.approx(32 * ROW_BYTES)
+    assert_bytes(wires, expected, SMALL, rel=1e-9)
+
+
+@pytest.mark.parametrize(("top_k", "limit"), [(2, 4), (4, 2), (8, 8)])
+def test_counts_with_the_own_node_and_rank(top_k: int, limit: int) -> None:
+    """`sent` and `delivered`, as DeepEP reports its bandwidths, and copies that are not shared on the way."""
+    cfg, tokens = gate(SMALL, top_k, limit), 256
+    u = uniform(SMALL, tokens, seed=3).reshape(-1, SMALL.experts)
+    source = np.repeat(np.arange(SMALL.ranks), tokens)
+    experts = route(cfg, np.log(u) - np.log1p(-u)).experts
+    counted, expected = traffic(experts, source, SMALL), model(cfg, SMALL, tokens)
+    per_rank = ROW_BYTES / SMALL.ranks
+    assert counted.to_node.sum() * per_rank == pytest.approx(expected["sent"], rel=0.02)
+    assert counted.to_rank.sum() * per_rank == pytest.approx(expected["delivered"], rel=0.02)
+    plain = direct_traffic(tokens=tokens, bytes_per_token=ROW_BYTES, ranks=16, ranks_per_node=2, top_k=top_k)
+    target = SMALL.rank_of(experts)
+    away = SMALL.node_of(target) != SMALL.node_of(source)[:, None]
+    beside = (target != source[:, None]) & ~away
+    assert away.sum() * per_rank == pytest.approx(plain.nic, rel=0.02)
+    assert beside.sum() * per_rank == pytest.approx(plain.nvlink, rel=0.1)  # one copy in sixteen: few
+
+
+def test_the_executed_gate_reaches_what_the_model_says_over_all_limits() -> None:
+    """More nodes allowed, more reached; the model stays within 1 % of 20 000 tokens each."""
+    u = np.random.default_rng(5).random((20_000, V3.experts))
+    source = np.arange(len(u)) % V3.ranks
+    for limit in range(1, 9):
+        cfg = gate(V3, 8, limit)
+        counted = traffic(route(cfg, np.log(u) - np.log1p(-u)).experts, source, V3)
+        hit = reach(64, 8, 256, 8, 8, limit if limit < 8 else 0)
+        assert counted.nodes_per_token == pytest.approx(hit.nodes, rel=0.01)
+        assert counted.ranks_per_token == pytest.approx(hit.ranks, rel=0.01)
