@@ -15,13 +15,17 @@ from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm, Streaming
 
 
+Architecture = Literal["ampere", "hopper", "blackwell"]
+
+
 def _gpu(
-    name: str, architecture: Literal["ampere", "hopper"], sms: int, clock: float, bf16: float, fp8: float, hbm: float
+    name: str, architecture: Architecture, sms: int, clock: float, bf16: float, fp8: float, hbm: float
 ) -> Gpu:
-    hopper = architecture == "hopper"
+    l2 = {"ampere": 40e6, "hopper": 50e6, "blackwell": 126e6}[architecture]
+    tdp = {"ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0}[architecture]
     return Gpu(
         name=name, architecture=architecture, sms=sms, boost_clock=clock, peak=Peak(bf16=bf16, fp8=fp8, fp32=67e12),
-        hbm_bytes=80e9, hbm_bandwidth=hbm, l2_bytes=50e6 if hopper else 40e6, tdp=700.0 if hopper else 400.0,
+        hbm_bytes=80e9, hbm_bandwidth=hbm, l2_bytes=l2, tdp=tdp,
     )  # fmt: skip
 
 
@@ -30,8 +34,9 @@ GPUS = {
     "h100": _gpu("h100", "hopper", 132, 1.83e9, 989e12, 1979e12, 3.35e12),
     "h200": _gpu("h200", "hopper", 132, 1.83e9, 989e12, 1979e12, 4.8e12),
     "a100": _gpu("a100", "ampere", 108, 1.41e9, 312e12, 0.0, 2.039e12),
+    "b200": _gpu("b200", "blackwell", 148, 1.86e9, 2250e12, 4500e12, 8e12),
 }
-"""Datasheet values (NVIDIA H100, H200, A100 80GB SXM): what rates and bandwidths are shares of."""
+"""Datasheet values (NVIDIA H100, H200, A100 80GB SXM, B200): what rates and bandwidths are shares of."""
 
 
 LONG = 5e-5

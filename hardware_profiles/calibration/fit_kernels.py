@@ -2,7 +2,7 @@
 
     python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
 
-Writes `hardware_profiles/kernels/{h800,h100,h200,a100}.toml` and, beside this file, `report.json` and `report.md` with
+Writes `hardware_profiles/kernels/{h800,h100,h200,a100,b200}.toml` and, beside this file, `report.json` and `report.md` with
 the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
 shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter; no end-to-end figure does.
 Needs SciPy, which foretrain itself does not.
@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
-from hardware_profiles.calibration.recipes import CARRIED, Recipe
+from hardware_profiles.calibration.recipes import CARRIED, SAME_SM, Recipe
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
@@ -109,12 +112,14 @@ def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
     return [s for s in everything if s.cls in recipe.samples and s.hardware in recipe.hardware]
 
 
-def fit_all(everything: list[Sample], only: str) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
-    """Parameters by GPU and class, and their errors."""
+def fit_all(
+    everything: list[Sample], only: str, homes: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
+    """Parameters by GPU and class, for the GPUs `homes`, and their errors."""
     found: dict[str, dict[str, Params]] = {name: {} for name in GPUS}
     report: list[Errors] = []
     for recipe in RECIPES:
-        if not fnmatch(recipe.cls, only):
+        if not fnmatch(recipe.cls, only) or recipe.home not in homes:
             continue
         fitted, held = tables.split(chosen(recipe, everything))
         params = search(recipe, fitted)
@@ -129,13 +134,19 @@ def fit_all(everything: list[Sample], only: str) -> tuple[dict[str, dict[str, Pa
     return found, report
 
 
+def nearer(cls: str, own: dict[str, Params]) -> bool:
+    """Whether a GPU measured a GEMM of this precision itself, which then prices the class (`simulator.cost.classes`)."""
+    precision = cls.split("@", 1)[0].split(".")[:2]
+    return precision[0] == "gemm" and ".".join(precision) in own
+
+
 def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
     measured = {name: dict(classes) for name, classes in found.items()}
     for target, origin, why, assumed in (*CARRIED, *ASSUMED):
         for cls, params in measured[origin].items():
             missing = "fp8" in cls and not GPUS[target].peak.fp8
-            if cls not in found[target] and not missing:
+            if cls not in found[target] and not missing and not (assumed and nearer(cls, measured[target])):
                 found[target][cls] = replace(
                     params, source=f"{params.source}; {why}", assumed=assumed or params.assumed
                 )
@@ -158,6 +169,20 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         fixed=fixed,
         source="written by hardware_profiles/calibration/fit_kernels.py",
     )
+
+
+def measured_before(name: str) -> dict[str, Params]:
+    """Classes that the kernel file of a GPU holds from measurements of its own."""
+    text = (HERE.parent / "kernels" / f"{name}.toml").read_text(encoding="utf-8")
+    kernels = TypeAdapter(Kernels).validate_python(tomllib.loads(text))
+    classes: dict[str, Params] = {**kernels.gemm, **kernels.attention, **kernels.stream}
+    return {cls: p for cls, p in classes.items() if not p.assumed and SAME_SM not in p.source}
+
+
+def reported_before() -> list[Errors]:
+    """Errors as the report stands."""
+    rows = json.loads((HERE / "report.json").read_text(encoding="utf-8"))
+    return [Errors(**row) for row in rows]
 
 
 def fixed_classes() -> dict[str, FixedParams]:
@@ -198,7 +223,7 @@ def compared(profiles: dict[str, Kernels]) -> list[Errors]:
     """Errors on samples that no fit saw: other GPUs, and kernels beside others."""
     out = []
     fitted = {(cls, hw) for r in RECIPES for cls in r.samples for hw in r.hardware}
-    extra = [s for s in tables.everything() if (s.cls, s.hardware) not in fitted]
+    extra = [s for s in everything() if (s.cls, s.hardware) not in fitted]
     for sample_set, tag in (
         (extra, "compared"),
         (tables.contention(), "contention"),
@@ -219,16 +244,24 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--table", type=Path, help="add your own measurements, in the columns of measure_h200.py")
     parser.add_argument("--hardware", choices=sorted(GPUS), default="h200", help="the GPU of your measurements")
+    parser.add_argument("--home", choices=sorted(GPUS), action="append", help="refit this GPU only (repeatable)")
     args = parser.parse_args()
+    homes = tuple(args.home or GPUS)
     own = tables.own_table(args.table, args.hardware) if args.table else []
-    found, report = fit_all([*tables.everything(), *own], args.only)
+    found, report = fit_all([*everything(), *own], args.only, homes)
     if args.dry_run or args.only != "*":
         return
+    for name in found:
+        if name not in homes:
+            found[name] = measured_before(name)
     carry(found)
     fixed = fixed_classes()
     profiles = {name: profile(name, params, fixed) for name, params in found.items()}
     report += compared(profiles)
+    report = [e for e in report if e.hardware in homes] + [e for e in reported_before() if e.hardware not in homes]
     for name, kernels in profiles.items():
+        if name not in homes:
+            continue
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")
     (HERE / "report.md").write_text(markdown(report), encoding="utf-8")
     rows = [{f.name: getattr(e, f.name) for f in fields(e)} for e in report]

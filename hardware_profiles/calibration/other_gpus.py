@@ -1,0 +1,198 @@
+"""Samples and recipes of the GPUs that only others measured: B200 and A100, and more GEMMs of H100.
+
+The tables `b200_*.csv`, `a100_*.csv` and `h100_gemm.csv` hold kernel times of SimuMax and aiconfigurator. They differ in
+how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit to settle, aiconfigurator
+launches it a few times. A training step lasts longer than either, so on B200, whose tensor cores outrun its power most,
+BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones are compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hardware_profiles.calibration import recipes, samples
+from hardware_profiles.calibration.recipes import CUBLAS_BF16_TILES, CUBLAS_TILES, Recipe, attention, library_gemm
+from hardware_profiles.calibration.samples import Row, Sample
+from simulator.ops import Attention, Gemm
+
+SETTLED = 2e-3
+"""From this kernel time on [s] a handful of launches shows the power limit."""
+SETTLED_WEIGHT = 3.0
+SHORTEST = 4e-5
+"""Below this time [s] the loops on B200 waited for the host."""
+QUANT_LAUNCH, QUANT_BANDWIDTH = 3e-6, 0.7 * 8e12
+"""The quantisation inside B200's FP8 rows: launch [s], and 2 bytes read, 1 written per element at this rate [B/s]."""
+SMS = {"b200": 148, "a100": 108, "h100": 132}
+SIMUMAX = "SimuMax (MooreThreads/SimuMax, Apache-2.0)"
+AICONF = "aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)"
+PCIE = "A100 PCIe 80GB (same SMs, 300 W)"
+BLACKWELL_TILES = ((64, 64), (128, 64), (128, 128), (128, 192), (128, 256), (256, 256))
+"""Per SM; a pair of SMs works on tiles twice as tall."""
+
+
+def _weight(hardware: str, seconds: float) -> float:
+    """More for what ran long enough to settle at B200's power limit."""
+    return SETTLED_WEIGHT if hardware == "b200" and seconds >= SETTLED else 1.0
+
+
+def _gemm_class(hardware: str, row: Row, seconds: float) -> str | None:
+    form, precision = row["form"], row["precision"]
+    if precision == "fp8_block":
+        return "gemm.fp8@library"
+    if precision == "fp8_tensor":
+        return "gemm.fp8_tensor"
+    if hardware == "b200" and row["source"] == "simumax" and seconds < SHORTEST:
+        return None
+    if form != "dense":
+        return f"gemm.bf16.{form}"
+    if hardware == "h100":
+        return "gemm.bf16@aiconfigurator"
+    burst = hardware == "b200" and row["source"].startswith("aic") and seconds < SETTLED
+    return "gemm.bf16@burst" if burst else "gemm.bf16"
+
+
+def _gemm(hardware: str, row: Row, seconds: float) -> Sample | None:
+    cls = _gemm_class(hardware, row, seconds)
+    if cls is None:
+        return None
+    m, n, k, groups = (int(row[key]) for key in ("m", "n", "k", "groups"))
+    work = Gemm(
+        m=m, n=n, k=k, precision=row["precision"], form=row["form"], groups=groups, out_bytes=float(row["out_bytes"])  # type: ignore[arg-type]
+    )  # fmt: skip
+    if row["precision"] != "bf16":
+        seconds -= QUANT_LAUNCH + 3.0 * m * k / QUANT_BANDWIDTH
+    return Sample(
+        hardware=hardware, cls=cls, work=(work,), seconds=seconds, table=f"{hardware}_gemm", label=row["source"],
+        sms=SMS[hardware], resolution=1e-6, weight=_weight(hardware, seconds),
+    )  # fmt: skip
+
+
+def _attention(hardware: str, row: Row, seconds: float) -> Sample:
+    backward = row["backward"] == "1"
+    work = Attention(
+        batch=int(row["batch"]), seq_q=int(row["seq"]), seq_kv=int(row["seq"]), heads=int(row["heads"]),
+        kv_heads=int(row["kv_heads"]), d_qk=int(row["d_qk"]), d_v=int(row["d_v"]), causal=row["causal"] == "1",
+        backward=backward,
+    )  # fmt: skip
+    return Sample(
+        hardware=hardware, cls="attn.bwd" if backward else "attn.fwd", work=(work,), seconds=seconds,
+        table=f"{hardware}_attention", label=row["source"], sms=SMS[hardware], resolution=1e-6,
+        weight=_weight(hardware, seconds),
+    )  # fmt: skip
+
+
+def others() -> list[Sample]:
+    """Samples of the tables that name a GPU of others; runs of one shape by several collectors count once."""
+    out: list[Sample] = []
+    for hardware in SMS:
+        for row in samples.rows(f"{hardware}_gemm.csv"):
+            sample = _gemm(hardware, row, float(row["us"]) * 1e-6)
+            if sample is not None:
+                out.append(sample)
+    for hardware in ("b200", "a100"):
+        out += [
+            _attention(hardware, row, float(row["us"]) * 1e-6) for row in samples.rows(f"{hardware}_attention.csv")
+        ]
+    merged = samples.merged(out)
+    return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in merged]
+
+
+def everything() -> list[Sample]:
+    """All samples. FlashAttention-2's figures of a forward and backward pass together only compare on A100."""
+    both = [
+        replace(s, cls=f"{s.cls}@both") if s.hardware == "a100" and len(s.work) > 1 else s for s in samples.everything()
+    ]
+    return [*both, *others()]
+
+
+def _wide(recipe: Recipe, effort: int = 60, **bounds: tuple[float, float]) -> Recipe:
+    """A recipe with other bounds for its free values, or with more of them free."""
+    free = dict(recipe.free) | bounds
+    fixed = {k: v for k, v in recipe.fixed.items() if k not in bounds}
+    return replace(recipe, free=free, fixed=fixed, effort=effort)
+
+
+BLACKWELL = {
+    "rate": (0.3, 1.08), "power_rate": (0.3, 1.2), "store_rate": (2e10, 2e12), "load_rate": (1.2e10, 1.5e11),
+}  # fmt: skip
+MEMORY = {"bandwidth": (0.3, 0.95)}
+
+B200 = (
+    _wide(
+        library_gemm("gemm.bf16", "b200", BLACKWELL_TILES, f"{SIMUMAX}, long loops of cuBLAS; {AICONF}, long kernels",
+                     "M 2048 to 65536, 40 us and longer", k_block=64),
+        **BLACKWELL,
+    ),
+    _wide(
+        library_gemm("gemm.bf16.wgrad", "b200", BLACKWELL_TILES, f"{SIMUMAX}, long loops of cuBLAS",
+                     "K 2048 to 65536, FP32 accumulation", k_block=64, fill=2e-6),
+        **BLACKWELL, **MEMORY,
+    ),
+    _wide(
+        library_gemm("gemm.bf16.grouped", "b200", BLACKWELL_TILES, f"{SIMUMAX}, Transformer Engine's grouped linear",
+                     "20 to 256 groups of 128 to 9832 rows", k_block=64, fill=2e-6, launch=6e-6),
+        **BLACKWELL, **MEMORY,
+    ),
+    _wide(
+        library_gemm("gemm.bf16.grouped_wgrad", "b200", BLACKWELL_TILES,
+                     f"{SIMUMAX}, Transformer Engine's grouped linear", "20 to 256 groups of 128 to 9832 rows",
+                     k_block=64, fill=2e-6, launch=6e-6),
+        **BLACKWELL, **MEMORY,
+    ),
+    replace(
+        _wide(
+            library_gemm("gemm.fp8@library", "b200", BLACKWELL_TILES,
+                         f"{AICONF}, DeepGEMM, less a modelled quantisation; short runs", "M 1024 to 32768"),
+            **BLACKWELL,
+        ),
+        also=("gemm.fp8",),
+    ),
+    replace(
+        _wide(
+            library_gemm("gemm.fp8_tensor", "b200", BLACKWELL_TILES,
+                         f"{AICONF}, TensorRT-LLM, less a modelled quantisation; short runs", "M 1024 to 32768"),
+            **BLACKWELL,
+        ),
+        also=("gemm.fp8_row",),
+    ),
+    _wide(
+        attention("attn.fwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
+                  "4096 to 131072 tokens, causal", also=("attn.fwd@library",), fixed={"block_q": 256}),
+        launch=(1e-6, 4e-5),
+    ),
+    _wide(
+        attention("attn.bwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
+                  "4096 to 131072 tokens, causal", also=("attn.bwd@library",)),
+        launch=(1e-6, 4e-5),
+    ),
+)  # fmt: skip
+
+A100 = (
+    _wide(
+        library_gemm("gemm.bf16", "a100", CUBLAS_BF16_TILES, f"{AICONF}, cuBLAS on A100 SXM", "M 1024 to 32768",
+                     k_block=32)
+    ),
+    _wide(
+        library_gemm("gemm.bf16.wgrad", "a100", CUBLAS_BF16_TILES, f"{SIMUMAX}, cuBLAS on {PCIE}",
+                     "K 4096 to 33024, FP32 accumulation", k_block=32, fill=2e-6)
+    ),
+    _wide(
+        library_gemm("gemm.bf16.grouped", "a100", CUBLAS_TILES, f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}",
+                     "20 and 40 groups of 616 and 1232 rows", k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10,
+                     store_rate=1e11, power_rate=0.75)
+    ),
+    _wide(
+        library_gemm("gemm.bf16.grouped_wgrad", "a100", CUBLAS_TILES,
+                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
+                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75)
+    ),
+    attention("attn.fwd", "a100", ("128:128", "192:128"),
+              f"FlashAttention-2: {AICONF}, A100 SXM; {SIMUMAX}, {PCIE}", "1024 to 16384 tokens, causal",
+              also=("attn.fwd@library", "attn.fwd@fa2")),
+    attention("attn.bwd", "a100", ("128:128", "192:128"), f"FlashAttention-2: {SIMUMAX}, {PCIE}",
+              "4096 tokens, causal", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
+)  # fmt: skip
+
+RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100)
+NOT_MEASURED = "B200: not measured, the same shares of peak and bandwidth assumed"
+ASSUMED = (*recipes.ASSUMED, ("b200", "h200", NOT_MEASURED, True), ("b200", "h800", NOT_MEASURED, True))
