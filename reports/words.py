@@ -44,6 +44,7 @@ _CLASSES = {
     "comm.reduce_scatter": "reduce-scatter",
     "comm.all_to_all": "all-to-all",
     "comm.broadcast": "broadcast",
+    "dropout": "dropout",
     "dequant": "casts from FP8",
     "elem": "elementwise",
     "embedding": "embedding, forward",
@@ -78,9 +79,16 @@ _FORMS = {
 
 
 def of_class(cls: str) -> str:
-    """A kernel class in words: `gemm.fp8.grouped` -> `FP8 matmul, routed experts`."""
-    if cls in _CLASSES:
-        return _CLASSES[cls]
+    """A kernel class in words: `gemm.fp8.grouped` -> `FP8 matmul, routed experts`.
+
+    Of a class with a more special name, what is known of it, and the rest in brackets: `norms, forward (residual)`.
+    """
+    known = cls
+    while known and known not in _CLASSES:
+        known = known.rpartition(".")[0]
+    if known:
+        special = cls[len(known) + 1 :].replace(".", ", ")
+        return _CLASSES[known] + (f" ({special})" if special else "")
     first, _, rest = cls.partition(".")
     if first != "gemm":
         return cls

@@ -149,6 +149,7 @@ def test_comparison_moves_long_labels_out_of_the_table() -> None:
         ("gemm.bf16.wgrad", "BF16 matmul, weight gradients"),
         ("gemm.fp8_tensor.grouped", "FP8 matmul, routed experts"),
         ("comm.dispatch", "expert dispatch (all-to-all)"),
+        ("norm.fwd.residual", "norms, forward (residual)"),
         ("made.up", "made.up"),
     ],
 )
