@@ -13,12 +13,12 @@ PHASES = {
     "overlapped": "#cc79a7",
     "optimizer": "#56b4e9",
     "bubble": "#d9dce1",
-    "other": "#8a8f98",
+    "other": "#454b54",
 }
 """Where a rank's step goes; the keys are `simulator.metrics.PHASES`."""
 
 COMMUNICATION = "#d55e00"
-WAIT = "#8a8f98"
+WAIT = "#454b54"
 
 DIRECTIONS = {"F": PHASES["forward"], "B": PHASES["backward"], "W": PHASES["weight"], "N": WAIT}
 """Ops of an overlapped pair: forward, input gradients, weight gradients, barriers and waits."""
@@ -29,7 +29,7 @@ BOUNDS = {
     "sm": "#cc79a7",
     "nvlink": "#e69f00",
     "ib": "#d55e00",
-    "latency": "#8a8f98",
+    "latency": "#454b54",
     "fixed": "#56b4e9",
 }
 """What limits a kernel."""

@@ -24,7 +24,7 @@ _COLOURS = {
     "forward": "#0072b2",
     "backward": "#e69f00",
     "weight": "#009e73",
-    "overlapped": "#8f4a9e",
+    "overlapped": "#cc79a7",
     "bubble": "dim",
     "optimizer": "#56b4e9",
     "other": "dim",
@@ -267,4 +267,6 @@ def _routing(scenario: Scenario) -> str:
         return "every expert-parallel rank gets the same number of tokens"
     if routing.kind == "skewed":
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "given":
+        return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
     return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

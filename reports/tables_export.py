@@ -77,7 +77,7 @@ def timeline_table(result: Result) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "rank": lane // LANES,
-            "stream": pd.Categorical.from_codes(lane % LANES, list(STREAMS)),
+            "stream": pd.Categorical(np.asarray(STREAMS)[lane % LANES], categories=STREAMS),
             "run": names,
             "kind": pd.Categorical([run.kind for run in tasks.run]),
             "action": action,
