@@ -52,6 +52,9 @@ def _bytes(text: str, *, required: bool = True) -> Callable[[Any], Any]:
 
 
 _CLS = click.option("--cls", help="Kernel class of the profile, instead of the usual one.")
+_IMPL = click.option(
+    "--impl", help="Whose kernel: library, training, fa2. [default of a GEMM: library on all SMs, training on fewer]"
+)
 _SMS = _integer("sms", "SMs granted. [default: all]")
 _BESIDE = click.option("--beside", is_flag=True, default=None, help="Beside other work: compute beside an exchange.")
 _PRECISION = click.option(
@@ -118,6 +121,7 @@ def _gemm_options(grouped: bool) -> tuple[Callable[[Any], Any], ...]:
         _SMS,
         _BESIDE,
         _CLS,
+        _IMPL,
     )
 
 
@@ -168,6 +172,7 @@ for _command in (
         _SMS,
         _BESIDE,
         _CLS,
+        _IMPL,
     ),
     _asks(
         "stream",
@@ -195,7 +200,7 @@ for _command in (
     "table",
     epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, form,"
     " sms, seq, heads, kv_heads, batch, d_qk, d_v, causal, backward, bytes, ranks, nodes, tokens, hidden, top_k,"
-    " node_limit, ep, experts, direction, cls; time_us where measured. Any may be missing or empty but op.",
+    " node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be missing or empty but op.",
 )
 @click.argument("file", metavar="IN.csv")
 @click.option("--hardware", type=Input("hardware"), default="h800", show_default=True, help="Of rows that name none.")

@@ -94,7 +94,8 @@ class Question:
     the output is m x n, k the tokens). `seq`, `heads`, ... of an attention core. `bytes` [B] read and written of a
     streaming kernel, sent of a message, or the full buffer of a collective (all shards together). `tokens` per rank,
     `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a kernel, or held by an
-    exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one.
+    exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one. `impl`: whose kernel:
+    `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its training profile), `fa2`.
     """
 
     op: str
@@ -129,6 +130,7 @@ class Question:
     low_latency: bool | None = None
     beside: bool | None = None
     cls: str | None = None
+    impl: str | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(Question))

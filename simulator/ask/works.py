@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.ask.question import BadColumn, Question
 from simulator.dtypes import WIDTH, fp8_bytes
@@ -101,7 +101,22 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
         out_bytes=WIDTH["fp32"] if "wgrad" in form else WIDTH["bf16"],
     )
     family = "gemm.fp8" if precision == "fp8_block" else f"gemm.{precision}"
-    return Asked(op=_op(question, family + _SUFFIX[form], work), sms=_granted(question, cluster))
+    sms = _granted(question, cluster)
+    impl = question.impl or ("library" if sms == cluster.gpu.sms else "training")
+    cls = _of_impl(family + _SUFFIX[form], impl, cluster.kernels.gemm)
+    return Asked(op=_op(question, cls, work), sms=sms, note=_whose(cls, cluster.kernels.gemm))
+
+
+def _of_impl(cls: str, impl: str, known: Mapping[str, object]) -> str:
+    """The class of somebody's kernel, where the profile tells them apart."""
+    named = f"{cls}@{impl}"
+    return named if named in known else cls
+
+
+def _whose(cls: str, known: Mapping[str, object]) -> str:
+    if cls.endswith("@library"):
+        return "a public library's kernel on all SMs (DeepSeek's own of its training profile: impl training)"
+    return "DeepSeek's kernel of its training profile (impl library: public ones)" if f"{cls}@library" in known else ""
 
 
 def _gemm_precision(precision: str) -> GemmPrecision:
@@ -149,12 +164,14 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
         precision="fp8" if fp8 else "bf16",
     )
     cls = ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "")
+    cls = _of_impl(cls, question.impl or "", cluster.kernels.attention)
     return Asked(op=_op(question, cls, work), sms=_granted(question, cluster))
 
 
 def _stream(question: Question, cluster: Cluster) -> Asked:
     half = _bytes(question) / 2
-    op = _op(question, "elem", Streaming(read=half, written=half))
+    cls = _of_impl(question.cls or "elem", question.impl or "", cluster.kernels.stream)
+    op = _op(replace(question, cls=cls), cls, Streaming(read=half, written=half))
     return Asked(op=op, sms=_granted(question, cluster))
 
 

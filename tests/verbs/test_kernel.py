@@ -29,7 +29,7 @@ GEMM = ("gemm", "--precision", "fp8", "--m", "4096", "--n", "7168", "--k", "2048
 
 def test_a_gemm_names_its_reason() -> None:
     one = asked(*GEMM)
-    assert one["class"] == "gemm.fp8"
+    assert one["class"] == "gemm.fp8@library"
     assert one["bound_by"] in ("tensor", "memory")
     assert one["formula"]
     assert one["source"]
@@ -42,6 +42,13 @@ def test_fewer_sms_take_longer() -> None:
     assert times == sorted(times)
 
 
+def test_whose_kernel_can_be_said() -> None:
+    assert asked(*GEMM, "--sms", "112")["class"] == "gemm.fp8"
+    assert asked(*GEMM, "--sms", "112", "--impl", "library")["class"] == "gemm.fp8@library"
+    assert asked(*GEMM, "--impl", "training")["class"] == "gemm.fp8"
+    assert asked(*GEMM, "--cls", "gemm.bf16")["class"] == "gemm.bf16"
+
+
 def test_a_changed_gpu_changes_the_answer() -> None:
     assert asked(*GEMM, "--set", "hardware.gpu.peak.fp8=4e15")["time_us"] < asked(*GEMM)["time_us"]
 
@@ -49,7 +56,7 @@ def test_a_changed_gpu_changes_the_answer() -> None:
 @pytest.mark.parametrize(
     ("args", "cls", "kind"),
     [
-        ((*GEMM, "--form", "wgrad"), "gemm.fp8.wgrad", "Gemm"),
+        ((*GEMM, "--form", "wgrad"), "gemm.fp8.wgrad@library", "Gemm"),
         (("grouped-gemm", "--groups", "4", "--m", "32768", "--n", "4096", "--k", "7168"), "gemm.bf16.grouped", "Gemm"),
         (("attention", "--seq", "4096", "--heads", "128", "--d-qk", "192", "--d-v", "128"), "attn.fwd", "Attention"),
         (("attention", "--seq", "512", "--heads", "16", "--backward", "--full"), "attn.bwd", "Attention"),
