@@ -45,11 +45,7 @@ def plan(scenario: Scenario, stages: int, *, tensor_slowdown: float = 1.0) -> Pl
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
     price = pricer(scenario, _exchange(blocks), tensor_slowdown)
-    hidden = overlaps(scenario)
-    seconds = {
-        kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
-        for kind, block in blocks.items()
-    }
+    seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
     local = shapes.local_experts
     return Plan(
@@ -61,6 +57,14 @@ def plan(scenario: Scenario, stages: int, *, tensor_slowdown: float = 1.0) -> Pl
         stages=split(scenario.model, stages, layout.stages, seconds),
         block_seconds=seconds,
     )
+
+
+def seconds_by_kind(blocks: dict[str, Block], price: Pricer, hidden: bool) -> dict[str, float]:
+    """Time of each kind of block, forward and backward [s]; without its exchanges where they are `hidden`."""
+    return {
+        kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
+        for kind, block in blocks.items()
+    }
 
 
 def overlaps(scenario: Scenario) -> bool:

@@ -14,7 +14,7 @@ from simulator.memory.assumptions import Assumptions, assumptions_for
 from simulator.memory.buffers import buffer_items
 from simulator.memory.changes import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.report import GROUPS, Curve, Item, MemoryReport, RankMemory
-from simulator.memory.state import shards_of, state_items
+from simulator.memory.state import Shards, shards_of, state_items
 from simulator.schedule import Schedule, Step, stages_on
 
 
@@ -97,6 +97,24 @@ class _Lone:
         return [_Event(e.time, place, e.label, e.delta, e.temporary) for e in self.made[id(usage)]]
 
 
+def swing(usage: Usage, timeline: Timeline) -> tuple[float, float]:
+    """Of an action that ran alone: change of the bytes kept, and how far they rise with temporaries above the start."""
+    level = top = 0.0
+    for event in _in_order(0.0, usage, timeline.start, timeline.end, 0):
+        level += event.delta
+        top = max(top, level + event.temporary)
+    return level, top
+
+
+def always(stages: Sequence[Sequence[str]], plan: Plan, shards: Shards, assumed: Assumptions) -> list[Item]:
+    """What a rank with these stages holds for the whole step."""
+    return [
+        *state_items(stages, plan.scenario, shards, assumed),
+        *buffer_items(plan.scenario, plan.shapes, len(stages), assumed),
+        Item(group="context", name="CUDA context and libraries", bytes=assumed.context),
+    ]
+
+
 class _Accounts:
     """What is common to all ranks of a plan."""
 
@@ -110,12 +128,8 @@ class _Accounts:
 
     def always(self, rank: int) -> list[Item]:
         """What the rank holds for the whole step."""
-        plan, stages = self.plan, [self.plan.stages[stage] for stage in self.on[rank]]
-        return [
-            *state_items(stages, plan.scenario, self.shards, self.assumed),
-            *buffer_items(plan.scenario, plan.shapes, len(stages), self.assumed),
-            Item(group="context", name="CUDA context and libraries", bytes=self.assumed.context),
-        ]
+        stages = [self.plan.stages[stage] for stage in self.on[rank]]
+        return always(stages, self.plan, self.shards, self.assumed)
 
     def rank(self, rank: int, moment: _Moment, steps: Sequence[Step], timed: bool) -> RankMemory:
         """The peak of one rank with its items."""
@@ -194,4 +208,4 @@ def _actions_by_rank(timeline: Timeline) -> list[list[ActionOf]]:
     return out
 
 
-__all__ = ["alone", "curve_of", "memory_of", "memory_of_rows"]
+__all__ = ["alone", "always", "curve_of", "memory_of", "memory_of_rows", "swing"]

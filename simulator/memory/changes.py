@@ -44,10 +44,11 @@ class _Half:
 class Usages:
     """Usage of every step of a plan's schedule; equal steps share one."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, prints: dict[str, Footprint] | None = None) -> None:
         self.plan = plan
         self.programs = Programs(plan)
-        self.prints: dict[str, Footprint] = footprints(plan.shapes, plan.blocks, plan.scenario.cluster.gpu.sms)
+        sms = plan.scenario.cluster.gpu.sms
+        self.prints = footprints(plan.shapes, plan.blocks, sms) if prints is None else prints
         self.heads: dict[tuple[str, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 

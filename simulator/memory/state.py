@@ -88,13 +88,19 @@ def state_items(
     zero = scenario.job.layout.zero
     shard = shards.of(held)
     shard_of_state = shard if zero >= 1 else float(held.total)
+    # Gradients of several microbatches add up whole, since they are reduced once, behind the last one.
+    reduced_at_once = zero >= 2 and scenario.job.microbatches == 1
     items = [
         *_weights(stages, scenario, shards, assumed, held),
-        Item(group="gradients", name="gradients, FP32", bytes=GRADIENT_BYTES * (shard if zero >= 2 else held.total)),
+        Item(
+            group="gradients",
+            name="gradients, FP32",
+            bytes=GRADIENT_BYTES * (shard if reduced_at_once else held.total),
+        ),
         Item(group="optimizer", name="master weights", bytes=assumed.master * shard_of_state),
         Item(group="optimizer", name="two moments", bytes=2 * assumed.moment * shard_of_state),
     ]
-    if zero >= 2:
+    if reduced_at_once:
         whole = _largest(stages, scenario) * GRADIENT_BYTES
         items.append(Item(group="buffers", name="gradients before they are sharded", bytes=whole))
     if assumed.ema_on_gpu:

@@ -64,16 +64,17 @@ def test_embedding_and_head_are_never_in_fp8(kind):
     assert matrices(kind, s.model, s.job) == 0
 
 
-def test_more_zero_never_takes_more_of_what_it_shards():
-    totals = []
-    for zero in range(4):
-        found = sizes(load_scenario("deepseek-v3-pretrain", [f"layout.zero={zero}"]))
-        totals.append((found["master weights"], found["gradients, FP32"], found["weights, FP8 with scales"]))
-    assert totals[1][0] < totals[0][0]
-    assert totals[2][1] < totals[1][1]
-    assert totals[3][2] < totals[2][2]
-    assert totals[0][1] == totals[1][1]
-    assert totals[1][0] == totals[3][0]
+@pytest.mark.parametrize("sequences", [128, 15360])
+def test_more_zero_never_takes_more_of_what_it_shards(sequences):
+    change = [f"batch.global_batch_size={sequences}", "layout.schedule=1f1b"]
+    found = [sizes(load_scenario("deepseek-v3-pretrain", [*change, f"layout.zero={zero}"])) for zero in range(4)]
+    master, gradients, weights = ("master weights", "gradients, FP32", "weights, FP8 with scales")
+    assert found[1][master] < found[0][master]
+    assert found[1][master] == found[3][master]
+    assert found[0][gradients] == found[1][gradients]
+    # several microbatches add up their gradients whole: they are reduced once
+    assert (found[2][gradients] < found[1][gradients]) is (sequences == 128)
+    assert found[3][weights] < found[2][weights]
 
 
 def test_a_bf16_run_keeps_no_fp8_weights():

@@ -1,0 +1,108 @@
+"""The fast path: one layout's step time and memory at the granularity of actions.
+
+Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
+tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.engine.lower import Plan, message
+from simulator.memory.account import always
+from simulator.memory.state import Shards, shards_of
+from simulator.power import slowdown
+from simulator.run import schedule_of
+from simulator.scenario import Scenario
+from simulator.schedule import SCHEDULES
+from simulator.search.compiled import Compiled, compiled, compiled_of, times
+from simulator.search.kit import Clock, Cost, Kit, Stages
+from simulator.search.tail import Tail
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Step time [s] (None where it was not asked for) and peak memory of the fullest rank [B]."""
+
+    step: float | None
+    memory: float
+
+
+def compiled_for(scenario: Scenario) -> Compiled:
+    """The compiled schedule of a scenario."""
+    layout = scenario.job.layout
+    if layout.schedule in SCHEDULES:
+        return compiled(layout.schedule, layout.pp, scenario.job.microbatches, layout.vpp)
+    return compiled_of(schedule_of(scenario))
+
+
+def estimate(scenario: Scenario, kit: Kit, *, within: float = float("inf")) -> Estimate:
+    """Memory and, where that stays `within` [B], step time of a valid scenario."""
+    c = compiled_for(scenario)
+    stages = kit.stages(scenario, c.schedule.stages, 1.0)
+    factor = _slowdown(c, scenario, kit, stages)
+    if factor > 1.0:
+        stages = kit.stages(scenario, c.schedule.stages, factor)
+    costs = [kit.cost(scenario, stages, step, factor) for step in c.examples]
+    plan = kit.clock(0).plan(scenario, stages)
+    memory = _peak(c, plan, kit, costs)
+    if memory > within:
+        return Estimate(None, memory)
+    return Estimate(_step(c, plan, costs, _tail(c, plan, kit)), memory)
+
+
+def _slowdown(c: Compiled, scenario: Scenario, kit: Kit, stages: Stages) -> float:
+    """How much longer tensor kernels last at the power limit, by a pass at full clock (as `run.powered_plan`)."""
+    power = scenario.cluster.gpu.power
+    if power is None:
+        return 1.0
+    clock: Clock = kit.clock(0, "longest-path")
+    plan = clock.plan(scenario, stages)
+    costs = [clock.cost(stages, step, scenario) for step in c.examples]
+    tail = _tail(c, plan, kit)
+    step = _step(c, plan, costs, tail)
+    energy = sum(costs[kind].energy for row in c.rows for kind in row)
+    energy += sum(tail.update(held) for held in c.on) * (power.memory - power.idle)
+    return slowdown(power.idle + energy / (step * len(c.rows)), power)
+
+
+def _tail(c: Compiled, plan: Plan, kit: Kit) -> Tail:
+    return Tail(plan, c.on, _copies(c), kit)
+
+
+def _copies(c: Compiled) -> int:
+    """Ranks of a pipeline that hold each stage."""
+    return sum(map(len, c.on)) // c.schedule.stages
+
+
+def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], tail: Tail) -> float:
+    """Step time [s]."""
+    gates, gathered = tail.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
+    sends = [message(plan, a, b).alone for a, b in c.links]
+    blocks = not plan.scenario.stack.p2p_overlap
+    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks)
+    last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}
+    return tail.end(ran, last, gathered)
+
+
+def _peak(c: Compiled, plan: Plan, kit: Kit, costs: Sequence[Cost]) -> float:
+    """Peak memory of the fullest rank [B]."""
+    scenario = plan.scenario
+    shards, layout = shards_of(scenario, _copies(c)), scenario.job.layout
+    net, peak = np.array([cost.net for cost in costs]), np.array([cost.peak for cost in costs])
+    worst = 0.0
+    for row, on in zip(c.arrays, c.on, strict=True):
+        held = tuple(plan.stages[stage] for stage in on)
+        key = ("always", held, layout.zero, shards, layout.pp > 1, scenario.job.microbatches == 1)
+        fixed = kit.kept(key, lambda held=held: _fixed(held, plan, kit, shards))  # type: ignore[misc]
+        before = np.cumsum(net[row]) - net[row]  # what the steps before each step have left
+        worst = max(worst, fixed + (1 + kit.assumed.slack) * float((before + peak[row]).max()))
+    return worst
+
+
+def _fixed(held: Stages, plan: Plan, kit: Kit, shards: Shards) -> float:
+    """What a rank with these stages holds for the whole step [B]."""
+    return sum(item.bytes for item in always(held, plan, shards, kit.assumed))

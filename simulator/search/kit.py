@@ -1,0 +1,189 @@
+"""What many layouts have in common: blocks, prices, and the time and memory of each distinct action.
+
+Layouts that differ only in schedule, stages, ZeRO or number of GPUs share a kit. An action is simulated once, alone on
+one rank, by the discrete-event engine: compute and exchange of one rank share SMs and memory there; only what ranks
+do to each other on the network is left out. Where a power limit slows tensor kernels, by a factor that differs from
+layout to layout, actions are simulated at a grid of factors and their times interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, cast
+
+from simulator.engine.des import simulate as run_events
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import Plan, overlaps, plan, seconds_by_kind
+from simulator.engine.runs import ALONE
+from simulator.engine.sync import held_by_blocks
+from simulator.engine.tasks import COMPUTE
+from simulator.graph.stage import split
+from simulator.graph.state import Held
+from simulator.layout import Batch, Job, Run
+from simulator.memory import Assumptions
+from simulator.memory.account import alone, swing
+from simulator.memory.assumptions import assumptions_for
+from simulator.memory.changes import Usages
+from simulator.power import draw
+from simulator.scenario import Scenario
+from simulator.schedule import Pair, Step
+
+Timing = Literal["events", "longest-path"]
+Stages = tuple[tuple[str, ...], ...]
+T = TypeVar("T")
+
+GRID = 0.02
+"""Distance of the slowdowns at which actions are simulated; times are nearly linear in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One action: its `duration` [s], when each block's forward `begins` and its weight gradients are `graded` [s],
+    by how many bytes the memory kept changes (`net`), how far it rises in between with temporaries (`peak`), and the
+    `energy` it takes above that of an idle GPU [J]."""
+
+    duration: float
+    begins: tuple[float, ...]
+    graded: tuple[float, ...]
+    net: float
+    peak: float
+    energy: float = 0.0
+
+
+def between(one: Cost, other: Cost, part: float) -> Cost:
+    """The cost `part` of the way from `one` to `other`."""
+    if part == 0.0:
+        return one
+
+    def mix(a: float, b: float) -> float:
+        return a + (b - a) * part
+
+    return Cost(
+        duration=mix(one.duration, other.duration),
+        begins=tuple(map(mix, one.begins, other.begins)),
+        graded=tuple(map(mix, one.graded, other.graded)),
+        net=one.net,
+        peak=max(one.peak, other.peak),
+        energy=mix(one.energy, other.energy),
+    )
+
+
+class Clock:
+    """Prices and actions at one slowdown of tensor kernels."""
+
+    def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
+        self.scenario, self.timing = scenario, timing
+        self.base = plan(scenario, 1, tensor_slowdown=slowdown)
+        self.usages = Usages(self.base)
+        self.costs: dict[Hashable, Cost] = {}
+        self.seconds = {hidden: seconds_by_kind(self.base.blocks, self.base.price, hidden) for hidden in (False, True)}
+
+    def plan(self, scenario: Scenario, stages: Stages) -> Plan:
+        """The plan of one layout."""
+        return replace(self.base, scenario=scenario, stages=stages)
+
+    def cost(self, stages: Stages, step: Step, scenario: Scenario) -> Cost:
+        """Cost of a step's action."""
+        if isinstance(step, Pair):
+            key: Hashable = ("P", stages[step.forward.stage], stages[step.backward.stage])
+        else:
+            key = (step.kind, stages[step.stage])
+        if key not in self.costs:
+            usages = Usages(self.plan(scenario, stages), self.usages.prints)
+            self.costs[key] = self._simulated(usages, step)
+        return self.costs[key]
+
+    def _simulated(self, usages: Usages, step: Step) -> Cost:
+        """Run an action alone on one rank."""
+        usage, node = usages.of(step), self.scenario.cluster.node
+        program, power = usage.program, self.scenario.cluster.gpu.power
+        tasks = replace(alone(program), nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
+        net, peak = swing(usage, timeline)
+        work = [op for part in program.steps if part.stream == COMPUTE for op in part.run.ops] if power else []
+        return Cost(
+            duration=max((timeline.end[at] for at in program.tails), default=0.0),
+            begins=tuple(timeline.start[at] for at in program.begins),
+            graded=tuple(timeline.end[at] for at in program.graded),
+            net=net,
+            peak=peak,
+            energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
+        )
+
+
+def shared_job(job: Job) -> Job:
+    """A job with everything taken out that neither blocks nor prices depend on."""
+    layout = replace(job.layout, pp=1, vpp=1, zero=0, schedule="", stages="even")
+    size = job.batch.microbatch_size
+    batch = Batch(sequence_length=job.batch.sequence_length, microbatch_size=size, global_batch_size=size)
+    return replace(job, gpus=0, layout=layout, batch=batch, run=Run())
+
+
+class Kit:
+    """Blocks and prices of one shape, and what was computed from them."""
+
+    def __init__(self, scenario: Scenario, timing: Timing) -> None:
+        self.scenario, self.timing = scenario, timing
+        self.assumed: Assumptions = assumptions_for(scenario)
+        self.clocks: dict[tuple[int, Timing], Clock] = {}
+        self.memo: dict[Hashable, object] = {}
+
+    def clock(self, at: int, timing: Timing | None = None) -> Clock:
+        """Prices at a slowdown of 1 + `at` x GRID."""
+        key = (at, timing or self.timing)
+        if key not in self.clocks:
+            self.clocks[key] = Clock(self.scenario, 1.0 + at * GRID, key[1])
+        return self.clocks[key]
+
+    def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
+        """Which blocks stand on which of `count` stages."""
+        how, hidden = scenario.job.layout.stages, overlaps(scenario)
+        at, part = grid(slowdown)
+        low, high = self.clock(at).seconds[hidden], self.clock(at + (part > 0)).seconds[hidden]
+
+        def made() -> Stages:
+            weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
+            return split(scenario.model, count, how, weights)
+
+        return self.kept(("stages", count, how, hidden, slowdown), made) if slowdown == 1.0 else made()
+
+    def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> Cost:
+        """Cost of a step's action when tensor kernels last `slowdown` times as long."""
+        at, part = grid(slowdown)
+        low = self.clock(at).cost(stages, step, scenario)
+        return between(low, self.clock(at + 1).cost(stages, step, scenario), part) if part else low
+
+    def held(self, blocks: tuple[str, ...]) -> list[Held]:
+        """Parameters of each block of a stage on one rank."""
+        return self.kept(("held", blocks), lambda: held_by_blocks(self.scenario, blocks))
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for a key."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return cast(T, self.memo[key])
+
+
+def grid(slowdown: float) -> tuple[int, float]:
+    """The point of the grid at or below a slowdown, and how far it is to the next (0 to 1)."""
+    at = int((slowdown - 1.0) / GRID)
+    return at, (slowdown - 1.0) / GRID - at
+
+
+class Kits:
+    """The last few kits; a kit is known by its objects and the shared part of its job."""
+
+    def __init__(self, timing: Timing = "events", keep: int = 4) -> None:
+        self.timing: Timing = timing
+        self.keep = keep
+        self.made: dict[Hashable, Kit] = {}
+
+    def of(self, scenario: Scenario) -> Kit:
+        """The kit of a scenario."""
+        key = (id(scenario.model), id(scenario.cluster), id(scenario.stack), shared_job(scenario.job))
+        kit = self.made.pop(key, None) or Kit(scenario, self.timing)
+        self.made[key] = kit
+        while len(self.made) > self.keep:
+            del self.made[next(iter(self.made))]
+        return kit

@@ -1,0 +1,132 @@
+"""Parameters and gradients around the pipeline: gathers before the first forwards, reductions and the update after.
+
+The same collectives as `engine.sync` prices, on one stream a rank; here by arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from simulator.engine.lower import Plan
+from simulator.engine.runs import ALONE
+from simulator.engine.sync import Sync, update_ops
+from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held
+from simulator.ops import CollectiveKind
+from simulator.search.compiled import Times
+from simulator.search.kit import Cost, Kit
+
+Place = tuple[int, int]
+"""(rank, stage)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Collectives of one stage [s]: `gather` and `reduce` block by block, `reduce_all` in one."""
+
+    gather: tuple[float, ...]
+    reduce: tuple[float, ...]
+    reduce_all: float
+
+
+class Tail:
+    """Collectives of one layout."""
+
+    def __init__(self, plan: Plan, on: Sequence[tuple[int, ...]], copies: int, kit: Kit) -> None:
+        self.plan, self.on, self.kit = plan, on, kit
+        self.zero = bool(plan.scenario.job.layout.zero)
+        self.sync = Sync(plan.scenario, plan.price, copies)
+        self.seconds: dict[tuple[CollectiveKind, Held, float], float] = {}
+        self.stages: dict[tuple[str, ...], Stage] = {}
+        self.updates: dict[Held, float] = {}
+
+    def collective(self, kind: CollectiveKind, held: Held, width: float) -> float:
+        """Time of the collectives over `held` [s]."""
+        key = (kind, held, width)
+        if key not in self.seconds:
+            self.seconds[key] = sum(run.alone for run in self.sync.runs("", kind, held, width))
+        return self.seconds[key]
+
+    @property
+    def reduction(self) -> CollectiveKind:
+        """How gradients are summed."""
+        return "reduce_scatter" if self.zero else "all_reduce"
+
+    def stage(self, number: int) -> Stage:
+        """The collectives of a stage."""
+        blocks = self.plan.stages[number]
+        if blocks not in self.stages:
+            held = self.kit.held(blocks)
+            self.stages[blocks] = Stage(
+                gather=tuple(self.collective("all_gather", one, WEIGHT_BYTES) for one in held),
+                reduce=tuple(self.collective(self.reduction, one, GRADIENT_BYTES) for one in held),
+                reduce_all=self.collective(self.reduction, self.total((number,)), GRADIENT_BYTES),
+            )
+        return self.stages[blocks]
+
+    def total(self, stages: Sequence[int]) -> Held:
+        """What a rank holds of these stages."""
+        return sum((one for stage in stages for one in self.kit.held(self.plan.stages[stage])), Held())
+
+    def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[dict[int, float], list[float]]:
+        """When each first forward can start so as not to wait for parameters, and when each rank's gathers end [s]."""
+        gates: dict[int, float] = {}
+        ends = [0.0] * len(self.on)
+        if not (self.zero and self.plan.scenario.stack.param_gather_overlap):
+            return gates, ends
+        for rank, stages in enumerate(self.on):
+            now = 0.0
+            for stage in stages:
+                latest = 0.0
+                gathers = self.stage(stage).gather
+                for seconds, begins in zip(gathers, first[rank, stage].begins, strict=False):
+                    now += seconds
+                    if seconds:
+                        latest = max(latest, now - begins)
+                gates[slots[rank, stage]] = latest
+            ends[rank] = now
+        return gates, ends
+
+    def end(self, times: Times, last: Mapping[Place, tuple[float, Cost]], gathered: Sequence[float]) -> float:
+        """End of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it."""
+        graded = {place: [end - cost.duration + t for t in cost.graded] for place, (end, cost) in last.items()}
+        holders: dict[int, list[int]] = {}
+        for rank, stage in last:
+            holders.setdefault(stage, []).append(rank)
+        step = times.sent
+        for rank, stages in enumerate(self.on):
+            done = max(times.free[rank], self.reduced(stages, times, graded, holders, gathered[rank]))
+            done += self.update(stages)
+            if self.zero and not self.plan.scenario.stack.param_gather_overlap:
+                done = max(done, gathered[rank]) + self.collective("all_gather", self.total(stages), WEIGHT_BYTES)
+            step = max(step, done)
+        return step
+
+    def reduced(
+        self,
+        stages: Sequence[int],
+        times: Times,
+        graded: Mapping[Place, list[float]],
+        holders: Mapping[int, list[int]],
+        free: float,
+    ) -> float:
+        """When the last reduction of a rank ends [s]."""
+        now = free
+        for stage in sorted(stages):
+            mine = self.stage(stage)
+            if not self.plan.scenario.stack.grad_sync_overlap:
+                if mine.reduce_all:
+                    now = max(now, *(times.free[rank] for rank in holders[stage])) + mine.reduce_all
+                continue
+            for block in reversed(range(len(mine.reduce))):
+                if mine.reduce[block]:
+                    now = max(now, *(graded[rank, stage][block] for rank in holders[stage])) + mine.reduce[block]
+        return now
+
+    def update(self, stages: Sequence[int]) -> float:
+        """The optimizer's kernels on one rank [s]."""
+        held = self.total(stages)
+        if held not in self.updates:
+            ops = update_ops(held, (self.sync.dense, self.sync.experts), self.plan.scenario)
+            self.updates[held] = sum(self.plan.price(op).durations[ALONE] for op in ops)
+        return self.updates[held]

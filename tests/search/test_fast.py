@@ -1,0 +1,82 @@
+"""The fast path against the engines that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.inputs import load_scenario
+from simulator.memory import memory_of_rows
+from simulator.run import prepare, timeline_of
+from simulator.search.fast import estimate
+from simulator.search.kit import Kit, Kits, shared_job
+
+CASES = [
+    ("tiny-dualpipe",),
+    ("tiny-1f1b",),
+    ("tiny-zb1p",),
+    ("tiny-gpipe",),
+    ("tiny-interleaved",),
+    ("tiny-dualpipev",),
+    ("tiny-dualpipe", "layout.zero=0"),
+    ("tiny-dualpipe", "stack.param_gather_overlap=false", "stack.grad_sync_overlap=false"),
+    ("tiny-1f1b", "stack.p2p_overlap=false"),
+    ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2"),
+    ("tiny-1f1b", "routing.kind=skewed", "routing.max_over_mean=1.5"),
+    ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
+    ("llama-3-8b",),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_timed_by_the_longest_path_it_is_the_longest_path(case):
+    job, *overrides = case
+    scenario = load_scenario(job, overrides)
+    plan, schedule = prepare(scenario)
+    found = estimate(scenario, Kit(scenario, "longest-path"))
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
+    assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES[:6], ids=" ".join)
+def test_timed_by_events_it_is_close_to_the_event_engine(case):
+    job, *overrides = case
+    scenario = load_scenario(job, overrides)
+    plan, schedule = prepare(scenario)
+    found = estimate(scenario, Kit(scenario, "events"))
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "events").makespan, rel=0.03)
+
+
+def test_a_kit_that_served_another_layout_gives_the_same():
+    first, second = load_scenario("tiny-1f1b"), load_scenario("tiny-1f1b", ["layout.schedule=zb1p", "layout.zero=0"])
+    kit = Kit(first, "events")
+    estimate(first, kit)
+    assert estimate(second, kit) == estimate(second, Kit(second, "events"))
+
+
+def test_a_kit_balances_stages_as_its_layout_does():
+    """Where pairs hide the exchanges, stages are balanced without them: a kit must not carry that over."""
+    paired, alone = load_scenario("deepseek-v3-pretrain"), load_scenario("deepseek-v3-1f1b")
+    for first, second in ((paired, alone), (alone, paired)):
+        kit = Kit(first, "longest-path")
+        assert kit.stages(second, 16, 1.0) == prepare(second)[0].stages
+
+
+def test_kits_are_shared_where_only_the_order_changes():
+    base = load_scenario("tiny-1f1b")
+    kits = Kits("longest-path")
+    same = load_scenario("tiny-1f1b", ["layout.schedule=gpipe", "layout.zero=0", "batch.global_batch_size=320"])
+    assert shared_job(base.job) == shared_job(same.job)
+    assert shared_job(base.job) != shared_job(load_scenario("tiny-1f1b", ["layout.ep=8"]).job)
+    assert kits.of(base) is kits.of(base)
+
+
+def test_few_kits_are_kept():
+    kits = Kits("longest-path", keep=2)
+    for ep in (2, 4, 8, 16):
+        kits.of(load_scenario("tiny-1f1b", [f"layout.ep={ep}"]))
+    assert len(kits.made) == 2
+
+
+def test_what_does_not_fit_is_not_timed():
+    scenario = load_scenario("tiny-1f1b")
+    assert estimate(scenario, Kit(scenario, "events"), within=1.0).step is None
