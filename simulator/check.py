@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from simulator.errors import InputError, ScheduleError
+from simulator.routing import loads_problem
 from simulator.scenario import Scenario
 
 Severity = Literal["error", "warning"]
@@ -167,6 +168,11 @@ def _experts(s: Scenario) -> Iterator[Problem]:
             message=f"x etp {layout.etp} = {layout.ep * layout.etp} does not divide the tp {layout.tp} x cp {layout.cp}"
             f" x dp {s.job.dp} = {stage} ranks of a stage",
             suggestion=f"use {_divisors(stage // layout.etp or 1, layout.ep)}",
+        )
+    wrong = loads_problem(s.job.routing, layout.ep)
+    if wrong:
+        yield Problem(
+            rule="loads of ranks", key="routing.loads", value=f"[{len(s.job.routing.loads)} loads]", message=wrong
         )
     if s.model.moe_intermediate_size % layout.etp:
         yield _width_problem("layout.etp", layout.etp, "moe_intermediate_size", s.model.moe_intermediate_size)

@@ -63,13 +63,15 @@ class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
     `uniform`: all ranks equal. `skewed`: the most loaded rank has `max_over_mean` times the mean. `sampled`: loads
-    drawn from a Dirichlet gate with coefficient of variation `cv` per expert and `seed`.
+    drawn from a Dirichlet gate with coefficient of variation `cv` per expert and `seed`. `given`: `loads` over their
+    mean, one for each rank, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled"] = "uniform"
+    kind: Literal["uniform", "skewed", "sampled", "given"] = "uniform"
     max_over_mean: float = 1.0
     cv: float = 0.0
     seed: int = 0
+    loads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from simulator.layout import Routing
 
 QUANTILES = 10  # of the group threshold; the counts below change by less than 1e-3 beyond it
 LEVELS = 64  # of affinity; likewise
+MEAN_OFF = 5e-3  # of given loads from 1: four written digits of 64 ranks stay well within
 PADDING = 128  # rows; block of the grouped GEMM and of FP8 scales (arXiv 2412.19437, section 3.3.2)
 
 
@@ -350,15 +351,35 @@ def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
 
     Expert loads of a Dirichlet gate with coefficient of variation cv are gamma variates; a rank's load, the
     mean of its experts', is gamma with shape experts_per_rank / cv^2."""
-    _check_routing(routing)
+    _check_routing(routing, ranks)
     if routing.kind == "uniform" or ranks <= 1:
         return 1.0
+    if routing.kind == "given":
+        return max(_given(routing, ranks, experts_per_rank))
     if routing.kind == "skewed":
         return min(routing.max_over_mean, float(ranks))
     return _expected_max(routing.cv**2 / experts_per_rank, ranks)
 
 
-def _check_routing(routing: Routing) -> None:
+def loads_problem(routing: Routing, ranks: int) -> str:
+    """What is wrong with the given loads of `ranks` expert-parallel ranks; empty if nothing."""
+    count = len(routing.loads)
+    if routing.kind != "given":
+        return f'there are {count} of them; loads go with kind = "given" only' if count else ""
+    if count != ranks:
+        return f"there are {count} of them; each of the {ranks} expert-parallel ranks needs one"
+    mean = sum(routing.loads) / count
+    if min(routing.loads) < 0.0 or mean == 0.0:
+        return "a load is a share of the tokens: none may be negative, not all may be 0"
+    if abs(mean - 1.0) > MEAN_OFF:
+        return f"their mean is {mean:.4g}; loads are relative to their mean: divide each by {mean:.4g}"
+    return ""
+
+
+def _check_routing(routing: Routing, ranks: int) -> None:
+    wrong = loads_problem(routing, ranks)
+    if wrong:
+        raise InputError(f"routing.loads: {wrong}")
     if routing.max_over_mean < 1.0:
         raise InputError(
             f"routing.max_over_mean = {routing.max_over_mean} is below 1: the maximum is at least the mean"
@@ -394,9 +415,9 @@ def load(
     """Rows of rank `rank` when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
 
     `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share
-    the rest. `sampled`: drawn from the Dirichlet gate with the routing's seed. Each expert's rows are padded
-    by half a block on average."""
-    _check_routing(routing)
+    the rest. `sampled`: drawn from the Dirichlet gate with the routing's seed. `given`: as it says. Each
+    expert's rows are padded by half a block on average."""
+    _check_routing(routing, ep)
     if experts % ep:
         raise InputError(f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}")
     if not 0 <= rank < ep:
@@ -435,8 +456,14 @@ def _sampled(routing: Routing, ranks: int, local: int) -> list[float]:
     return [x / mean for x in loads]
 
 
+def _given(routing: Routing, ranks: int, local: int) -> list[float]:
+    mean = sum(routing.loads) / ranks
+    return [load / mean for load in routing.loads]
+
+
 _SHARES: dict[str, Callable[[Routing, int, int], list[float]]] = {
     "uniform": _uniform,
     "skewed": _skewed,
     "sampled": _sampled,
+    "given": _given,
 }

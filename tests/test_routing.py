@@ -193,3 +193,29 @@ def test_bad_input_is_one_line(call: object, says: str) -> None:
     with pytest.raises(InputError, match=says) as error:
         call()  # type: ignore[operator]
     assert "\n" not in str(error.value)
+
+
+def test_given_loads_are_taken_as_they_are() -> None:
+    routing = Routing(kind="given", loads=(0.5, 1.0, 1.7, 0.8))
+    rows = [load(routing, ep=4, tokens=1000, top_k=8, experts=256, rank=rank, padding=1) for rank in range(4)]
+    assert [r.rows for r in rows] == [4000.0, 8000.0, 13600.0, 6400.0]
+    assert rows[0].max_rows == 13600.0
+    assert imbalance(routing, 4, 64) == rows[0].max_over_mean == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(
+    ("routing", "says"),
+    [
+        (Routing(kind="given", loads=(1.0, 1.0)), "there are 2 of them; each of the 4 expert-parallel ranks needs one"),
+        (Routing(kind="given"), "there are 0 of them"),
+        (Routing(kind="given", loads=(2.0, 2.0, 3.0, 1.0)), "their mean is 2; .* divide each by 2"),
+        (Routing(kind="given", loads=(2.0, 2.0, 1.0, -1.0)), "none may be negative"),
+        (Routing(kind="given", loads=(0.0, 0.0, 0.0, 0.0)), "not all may be 0"),
+        (Routing(loads=(1.0, 1.0, 1.0, 1.0)), 'loads go with kind = "given" only'),
+    ],
+)
+def test_bad_loads_are_refused(routing: Routing, says: str) -> None:
+    with pytest.raises(InputError, match=rf"^routing\.loads: .*{says}"):
+        imbalance(routing, 4, 8)
+    with pytest.raises(InputError, match=says):
+        load(routing, ep=4, tokens=1, top_k=1, experts=32)

@@ -85,4 +85,6 @@ def _routing(scenario: Scenario) -> str:
         return "every expert-parallel rank gets the same number of tokens"
     if routing.kind == "skewed":
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "given":
+        return f"loads of {len(routing.loads)} expert-parallel ranks given, at most {max(routing.loads):g}"
     return f"expert loads sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

@@ -64,6 +64,7 @@ JOB: Mapping[str, Range] = {
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.seed": _NOT_NEGATIVE,
     "routing.cv": _NOT_NEGATIVE,
+    "routing.loads": _NOT_NEGATIVE,
     "run.price_per_gpu_hour": _NOT_NEGATIVE,
 }
 
