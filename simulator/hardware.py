@@ -23,7 +23,8 @@ class Power:
     """What a GPU draws at full clock, and what happens at its limit.
 
     `cap` [W] is what it holds; `idle`, `memory` (streaming kernels), `tensor` (GEMMs) and `attention` [W] what it would
-    draw at full clock; tensor kernels last (demand / cap)^`exponent` times as long once the mean demand exceeds the cap.
+    draw at full clock; tensor kernels last (demand / cap)^`exponent` times as long once the mean demand exceeds the
+    cap.
     """
 
     cap: float

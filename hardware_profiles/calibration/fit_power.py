@@ -2,8 +2,8 @@
 
     python -m hardware_profiles.calibration.fit_power
 
-Rows of `tables/h200_sustained.csv` with op `duty`: a GEMM that alternates with copies or idling. At full clock (rows that
-the power cap does not slow) the mean power is the time-weighted mean of the kinds of work: least squares gives the
+Rows of `tables/h200_sustained.csv` with op `duty`: a GEMM that alternates with copies or idling. At full clock (rows
+that the power cap does not slow) the mean power is the time-weighted mean of the kinds of work: least squares gives the
 power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown = (demand / cap)^exponent.
 """
 

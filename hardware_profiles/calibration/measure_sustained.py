@@ -3,8 +3,8 @@
     python hardware_profiles/calibration/measure_sustained.py OUT.csv [seconds_per_row]
 
 A training step keeps the GPU at its power limit for hours; a benchmark of twelve launches does not. Each row runs one
-kernel back to back for some seconds on fresh random data and times the last half; `clock_mhz` and `power_w` are read from
-the driver meanwhile. `mix` rows run the GEMMs of a transformer layer and attention in turn, forward and backward, as
+kernel back to back for some seconds on fresh random data and times the last half; `clock_mhz` and `power_w` are read
+from the driver meanwhile. `mix` rows run the GEMMs of a transformer layer and attention in turn, forward and backward, as
 training does; their `us` is the time of one round, `flops` its work. Needs only PyTorch with CUDA.
 """
 
@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ SHAPES = [
     (4096, 4096, 4096), (8192, 8192, 8192), (4096, 13312, 16384), (4096, 16384, 6656), (4096, 2304, 16384),
     (4096, 24576, 1536), (4096, 7168, 16384), (4096, 7168, 2048), (8192, 5120, 5120), (16384, 4096, 4096),
 ]  # fmt: skip
+Row = dict[str, Any]
 
 
 class Sensors:
@@ -40,7 +43,8 @@ class Sensors:
         query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits"]
         while not self.stop.is_set():
             try:
-                clock, power = subprocess.run(query, capture_output=True, text=True, timeout=5).stdout.split(",")
+                shown = subprocess.run(query, capture_output=True, text=True, timeout=5, check=False).stdout
+                clock, power = shown.split(",")
                 self.rows.append((float(clock), float(power)))
             except (ValueError, subprocess.SubprocessError):
                 pass
@@ -88,7 +92,7 @@ def sustained(fn: Callable[[], object], seconds: float) -> tuple[float, float, f
     return burst, sum(late) / len(late), *sensors.means()
 
 
-def row(out: list[dict[str, object]], fn: Callable[[], object], flops: float, seconds: float, **what: object) -> None:
+def row(out: list[Row], fn: Callable[[], object], flops: float, seconds: float, **what: Any) -> None:
     """Measure one kernel and keep it."""
     try:
         burst, us, clock, power = sustained(fn, seconds)
@@ -106,22 +110,20 @@ def randn(*size: int) -> torch.Tensor:
     return torch.randn(*size, device="cuda", dtype=torch.bfloat16)
 
 
-def gemms(out: list[dict[str, object]], seconds: float) -> None:
+def gemms(out: list[Row], seconds: float) -> None:
     """BF16 and FP8 (row-wise scales) GEMMs."""
     for m, n, k in SHAPES:
         a, w = randn(m, k), randn(n, k)
         flops = 2.0 * m * n * k
-        row(out, lambda a=a, w=w: F.linear(a, w), flops, seconds, op="gemm", precision="bf16", form="dense", m=m, n=n, k=k)
+        shape = {"op": "gemm", "form": "dense", "m": m, "n": n, "k": k}
+        row(out, partial(F.linear, a, w), flops, seconds, precision="bf16", **shape)
         a8, w8 = a.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn).t()
         one = torch.ones((), device="cuda")
-        row(
-            out,
-            lambda a8=a8, w8=w8, one=one: torch._scaled_mm(a8, w8, one, one, out_dtype=torch.bfloat16, use_fast_accum=True),
-            flops, seconds, op="gemm", precision="fp8_tensor", form="dense", m=m, n=n, k=k,
-        )  # fmt: skip
+        scaled = partial(torch._scaled_mm, a8, w8, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+        row(out, scaled, flops, seconds, precision="fp8_tensor", **shape)
 
 
-def attention(out: list[dict[str, object]], seconds: float) -> None:
+def attention(out: list[Row], seconds: float) -> None:
     """cuDNN attention, forward and forward plus backward."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -130,7 +132,8 @@ def attention(out: list[dict[str, object]], seconds: float) -> None:
         grads = [x.requires_grad_() for x in (q, k, v)]
         g = randn(batch, heads, seq, d_v)
         flops = 2.0 * batch * heads * seq * seq * 0.5 * (d_qk + d_v)
-        what = {"op": "attention", "precision": "bf16", "batch": batch, "seq": seq, "heads": heads, "d_qk": d_qk, "d_v": d_v}
+        what = {"op": "attention", "precision": "bf16", "batch": batch, "seq": seq, "heads": heads}
+        what |= {"d_qk": d_qk, "d_v": d_v}
 
         def ahead(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> torch.Tensor:
             with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -144,7 +147,7 @@ def attention(out: list[dict[str, object]], seconds: float) -> None:
         row(out, both, flops * 3.5, seconds, causal=1, backward=1, **what)
 
 
-def mix(out: list[dict[str, object]], seconds: float) -> None:
+def mix(out: list[Row], seconds: float) -> None:
     """One transformer layer's products, forward and backward, with memory-bound work between them."""
     t, h, inner = 4096, 8192, 28672 // 4
     x, wide = randn(t, h), randn(t, 2 * inner)
@@ -152,8 +155,7 @@ def mix(out: list[dict[str, object]], seconds: float) -> None:
 
     def layer() -> None:
         for w in weights:
-            n, k = w.shape
-            a = x[:, :k].contiguous()
+            a = x[:, : w.shape[1]].contiguous()
             y = F.linear(a, w)
             torch.mm(y, w)
             torch.mm(y.t(), a)
@@ -163,7 +165,7 @@ def mix(out: list[dict[str, object]], seconds: float) -> None:
     row(out, layer, flops, seconds * 2, op="mix", precision="bf16", form="layer", m=t, k=h)
 
 
-def duty(out: list[dict[str, object]], seconds: float) -> None:
+def duty(out: list[Row], seconds: float) -> None:
     """A GEMM that alternates with copies, or with idling: clock and power by the part of the time the GEMM takes.
 
     `m, n, k` are the GEMM's, `batch` the copies per GEMM; `us` is the GEMM's own time within the round, `us_burst`
@@ -195,18 +197,20 @@ def duty(out: list[dict[str, object]], seconds: float) -> None:
             burst, us, clock, power = sustained(rounds, seconds)
             torch.cuda.synchronize()
             copy_us = timed(beside, 20) if count else 0.0
-            what: dict[str, object] = {"op": "duty", "precision": "bf16", "form": form, "m": 4096, "n": 8192, "k": 8192}
+            what: Row = {"op": "duty", "precision": "bf16", "form": form, "m": 4096, "n": 8192, "k": 8192}
             what |= {"batch": count, "flops": flops, "us": round(us, 2), "us_burst": round(burst, 2)}
             what |= {"seq": round(copy_us, 2), "clock_mhz": round(clock), "power_w": round(power)}
             print(what, flush=True)
             out.append(what)
     us = sustained(lambda: target.copy_(source), seconds)
-    what = {"op": "duty", "form": "copy only", "us": round(us[1], 2), "clock_mhz": round(us[2]), "power_w": round(us[3])}
+    what = {"op": "duty", "form": "copy only", "us": round(us[1], 2), "clock_mhz": round(us[2])}
+    what |= {"power_w": round(us[3])}
     print(what, flush=True)
     out.append(what)
     norm = randn(8192, 8192)
     us = sustained(lambda: F.rms_norm(norm, (8192,)), seconds)
-    what = {"op": "duty", "form": "norm only", "us": round(us[1], 2), "clock_mhz": round(us[2]), "power_w": round(us[3])}
+    what = {"op": "duty", "form": "norm only", "us": round(us[1], 2), "clock_mhz": round(us[2])}
+    what |= {"power_w": round(us[3])}
     print(what, flush=True)
     out.append(what)
 
@@ -214,7 +218,7 @@ def duty(out: list[dict[str, object]], seconds: float) -> None:
 def main() -> None:
     """Run all groups and write the table."""
     path, seconds = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
-    out: list[dict[str, object]] = []
+    out: list[Row] = []
     groups = (gemms, attention, mix, duty) if len(sys.argv) < 4 else (duty,)
     for group in groups:
         group(out, seconds)

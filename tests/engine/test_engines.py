@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,7 @@ from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, Tasks
 from simulator.ops import Fixed, Op
 
 
-def run(
-    *durations: tuple[float, float, float], kind: Kind = "compute", nic: float = 0.0, nvlink: float = 0.0
-) -> Run:
+def run(*durations: tuple[float, float, float], kind: Kind = "compute", nic: float = 0.0, nvlink: float = 0.0) -> Run:
     """A run of ops with these durations under the three conditions."""
     ops = []
     for index, each in enumerate(durations):
@@ -145,7 +145,7 @@ def test_work_is_conserved_across_changes_of_condition() -> None:
     line = simulate(work)
     done = 0.0
     log = [*line.changes[0], (line.end[0], ALONE, 3.0)]
-    for (_, _, position), (_, _, reached) in zip(log, log[1:], strict=False):
+    for (_, _, position), (_, _, reached) in itertools.pairwise(log):
         assert reached >= position
         done += reached - position
     assert done == pytest.approx(3.0)
