@@ -4,8 +4,8 @@
 
 A training step keeps the GPU at its power limit for hours; a benchmark of twelve launches does not. Each row runs one
 kernel back to back for some seconds on fresh random data and times the last half; `clock_mhz` and `power_w` are read
-from the driver meanwhile. `mix` rows run the GEMMs of a transformer layer and attention in turn, forward and backward, as
-training does; their `us` is the time of one round, `flops` its work. Needs only PyTorch with CUDA.
+from the driver meanwhile. `mix` rows run the GEMMs of a transformer layer in turn, forward and backward, as training
+does; their `us` is the time of one round, `flops` its work. Needs only PyTorch with CUDA.
 """
 
 from __future__ import annotations
@@ -202,17 +202,15 @@ def duty(out: list[Row], seconds: float) -> None:
             what |= {"seq": round(copy_us, 2), "clock_mhz": round(clock), "power_w": round(power)}
             print(what, flush=True)
             out.append(what)
-    us = sustained(lambda: target.copy_(source), seconds)
-    what = {"op": "duty", "form": "copy only", "us": round(us[1], 2), "clock_mhz": round(us[2])}
-    what |= {"power_w": round(us[3])}
-    print(what, flush=True)
-    out.append(what)
     norm = randn(8192, 8192)
-    us = sustained(lambda: F.rms_norm(norm, (8192,)), seconds)
-    what = {"op": "duty", "form": "norm only", "us": round(us[1], 2), "clock_mhz": round(us[2])}
-    what |= {"power_w": round(us[3])}
-    print(what, flush=True)
-    out.append(what)
+    for form, kernel in (
+        ("copy only", partial(target.copy_, source)),
+        ("norm only", partial(F.rms_norm, norm, (8192,))),
+    ):
+        _, us, clock, power = sustained(kernel, seconds)
+        what = {"op": "duty", "form": form, "us": round(us, 2), "clock_mhz": round(clock), "power_w": round(power)}
+        print(what, flush=True)
+        out.append(what)
 
 
 def main() -> None:
