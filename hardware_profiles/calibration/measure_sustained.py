@@ -72,7 +72,7 @@ def timed(fn: Callable[[], object], repeats: int) -> float:
         fn()
     b.record()
     b.synchronize()
-    return a.elapsed_time(b) / repeats * 1e3
+    return float(a.elapsed_time(b)) / repeats * 1e3
 
 
 def sustained(fn: Callable[[], object], seconds: float) -> tuple[float, float, float, float]:
