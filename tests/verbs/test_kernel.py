@@ -140,7 +140,7 @@ def test_a_table_keeps_rows_and_columns_and_adds_two(tmp_path: Path) -> None:
     for row in rows:
         if row["time_us"]:
             measured = float(row["time_us"])
-            assert float(row["error"]) == pytest.approx((float(row["predicted_us"]) - measured) / measured, rel=1e-3)
+            assert float(row["error"]) == pytest.approx((float(row["predicted_us"]) - measured) / measured, abs=1e-4)
         else:
             assert row["error"] == ""
     assert "gemm: 1 measured row" in result.stderr
