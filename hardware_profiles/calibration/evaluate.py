@@ -14,13 +14,10 @@ from simulator.hardware import Gpu, Peak
 from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm, Streaming
 
-
 Architecture = Literal["ampere", "hopper", "blackwell"]
 
 
-def _gpu(
-    name: str, architecture: Architecture, sms: int, clock: float, bf16: float, fp8: float, hbm: float
-) -> Gpu:
+def _gpu(name: str, architecture: Architecture, sms: int, clock: float, bf16: float, fp8: float, hbm: float) -> Gpu:
     l2 = {"ampere": 40e6, "hopper": 50e6, "blackwell": 126e6}[architecture]
     tdp = {"ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0}[architecture]
     return Gpu(

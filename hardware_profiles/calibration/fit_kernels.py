@@ -2,8 +2,8 @@
 
     python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
 
-Writes `hardware_profiles/kernels/{h800,h100,h200,a100,b200}.toml` and, beside this file, `report.json` and `report.md` with
-the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
+Writes `hardware_profiles/kernels/{h800,h100,h200,a100,b200}.toml` and, beside this file, `report.json` and `report.md`
+with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
 shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter; no end-to-end figure does.
 Needs SciPy, which foretrain itself does not.
 """
@@ -135,7 +135,7 @@ def fit_all(
 
 
 def nearer(cls: str, own: dict[str, Params]) -> bool:
-    """Whether a GPU measured a GEMM of this precision itself, which then prices the class (`simulator.cost.classes`)."""
+    """Whether a GPU measured a GEMM of this precision, which then prices the class (`simulator.cost.classes`)."""
     precision = cls.split("@", 1)[0].split(".")[:2]
     return precision[0] == "gemm" and ".".join(precision) in own
 

@@ -1,9 +1,9 @@
 """Samples and recipes of the GPUs that only others measured: B200 and A100, and more GEMMs of H100.
 
-The tables `b200_*.csv`, `a100_*.csv` and `h100_gemm.csv` hold kernel times of SimuMax and aiconfigurator. They differ in
-how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit to settle, aiconfigurator
-launches it a few times. A training step lasts longer than either, so on B200, whose tensor cores outrun its power most,
-BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones are compared with.
+The tables `b200_*.csv`, `a100_*.csv` and `h100_gemm.csv` hold kernel times of SimuMax and aiconfigurator. They differ
+in how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit to settle, aiconfigurator
+launches it a few times. A training step lasts longer than either, so on B200, whose tensor cores outrun its power
+most, BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones are compared with.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hardware_profiles.calibration import recipes, samples
-from hardware_profiles.calibration.recipes import CUBLAS_BF16_TILES, CUBLAS_TILES, Recipe, attention, library_gemm
+from hardware_profiles.calibration.recipes import CUBLAS_BF16_TILES, CUBLAS_TILES, FA2, Recipe, attention, library_gemm
 from hardware_profiles.calibration.samples import Row, Sample
 from simulator.ops import Attention, Gemm
 
@@ -20,6 +20,9 @@ SETTLED = 2e-3
 SETTLED_WEIGHT = 3.0
 SHORTEST = 4e-5
 """Below this time [s] the loops on B200 waited for the host."""
+BACKWARD_SHARE = 0.747
+"""Of a forward and a backward pass of FlashAttention-2 on A100: 2.5 times the FLOP at 1/1.18 of the rate, as SimuMax's
+rows of 64 heads have it."""
 QUANT_LAUNCH, QUANT_BANDWIDTH = 3e-6, 0.7 * 8e12
 """The quantisation inside B200's FP8 rows: launch [s], and 2 bytes read, 1 written per element at this rate [B/s]."""
 SMS = {"b200": 148, "a100": 108, "h100": 132}
@@ -68,14 +71,15 @@ def _gemm(hardware: str, row: Row, seconds: float) -> Sample | None:
 
 
 def _attention(hardware: str, row: Row, seconds: float) -> Sample:
-    backward = row["backward"] == "1"
+    backward, paged = row["backward"] == "1", row["source"] == "aic_vllm"  # its keys lie in pages
     work = Attention(
         batch=int(row["batch"]), seq_q=int(row["seq"]), seq_kv=int(row["seq"]), heads=int(row["heads"]),
         kv_heads=int(row["kv_heads"]), d_qk=int(row["d_qk"]), d_v=int(row["d_v"]), causal=row["causal"] == "1",
         backward=backward,
     )  # fmt: skip
     return Sample(
-        hardware=hardware, cls="attn.bwd" if backward else "attn.fwd", work=(work,), seconds=seconds,
+        hardware=hardware, cls="attn.bwd" if backward else "attn.fwd@paged" if paged else "attn.fwd", work=(work,),
+        seconds=seconds,
         table=f"{hardware}_attention", label=row["source"], sms=SMS[hardware], resolution=1e-6,
         weight=_weight(hardware, seconds),
     )  # fmt: skip
@@ -90,26 +94,36 @@ def others() -> list[Sample]:
             if sample is not None:
                 out.append(sample)
     for hardware in ("b200", "a100"):
-        out += [
-            _attention(hardware, row, float(row["us"]) * 1e-6) for row in samples.rows(f"{hardware}_attention.csv")
-        ]
+        out += [_attention(hardware, row, float(row["us"]) * 1e-6) for row in samples.rows(f"{hardware}_attention.csv")]
     merged = samples.merged(out)
     return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in merged]
 
 
+def halves(both: Sample) -> list[Sample]:
+    """A forward and backward pass timed together, as two samples."""
+    return [
+        replace(
+            both, cls="attn.bwd" if work.backward else "attn.fwd", work=(work,),
+            seconds=both.seconds * (BACKWARD_SHARE if work.backward else 1.0 - BACKWARD_SHARE),
+        )
+        for work in both.work
+        if isinstance(work, Attention)
+    ]  # fmt: skip
+
+
 def everything() -> list[Sample]:
-    """All samples. FlashAttention-2's figures of a forward and backward pass together only compare on A100."""
-    both = [
-        replace(s, cls=f"{s.cls}@both") if s.hardware == "a100" and len(s.work) > 1 else s for s in samples.everything()
-    ]
-    return [*both, *others()]
+    """All samples; FlashAttention-2's figures of a forward and backward pass on A100 are taken apart."""
+    out: list[Sample] = []
+    for s in samples.everything():
+        out += halves(s) if s.hardware == "a100" and len(s.work) > 1 else [s]
+    return [*out, *others()]
 
 
-def _wide(recipe: Recipe, effort: int = 60, **bounds: tuple[float, float]) -> Recipe:
+def _wide(recipe: Recipe, **bounds: tuple[float, float]) -> Recipe:
     """A recipe with other bounds for its free values, or with more of them free."""
     free = dict(recipe.free) | bounds
     fixed = {k: v for k, v in recipe.fixed.items() if k not in bounds}
-    return replace(recipe, free=free, fixed=fixed, effort=effort)
+    return replace(recipe, free=free, fixed=fixed, effort=60)
 
 
 BLACKWELL = {
@@ -177,20 +191,20 @@ A100 = (
                      "K 4096 to 33024, FP32 accumulation", k_block=32, fill=2e-6)
     ),
     _wide(
-        library_gemm("gemm.bf16.grouped", "a100", CUBLAS_TILES, f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}",
-                     "20 and 40 groups of 616 and 1232 rows", k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10,
-                     store_rate=1e11, power_rate=0.75)
+        library_gemm("gemm.bf16.grouped", "a100", CUBLAS_TILES,
+                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
+                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75)
     ),
     _wide(
         library_gemm("gemm.bf16.grouped_wgrad", "a100", CUBLAS_TILES,
                      f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
                      k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75)
     ),
-    attention("attn.fwd", "a100", ("128:128", "192:128"),
-              f"FlashAttention-2: {AICONF}, A100 SXM; {SIMUMAX}, {PCIE}", "1024 to 16384 tokens, causal",
+    attention("attn.fwd", "a100", ("64:64", "128:128", "192:128"),
+              f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}", "512 to 16384 tokens",
               also=("attn.fwd@library", "attn.fwd@fa2")),
-    attention("attn.bwd", "a100", ("128:128", "192:128"), f"FlashAttention-2: {SIMUMAX}, {PCIE}",
-              "4096 tokens, causal", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
+    attention("attn.bwd", "a100", ("64:64", "128:128", "192:128"), f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}",
+              "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
 )  # fmt: skip
 
 RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100)
