@@ -44,11 +44,10 @@ class _Half:
 class Usages:
     """Usage of every step of a plan's schedule; equal steps share one."""
 
-    def __init__(self, plan: Plan, prints: dict[str, Footprint] | None = None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.programs = Programs(plan)
-        sms = plan.scenario.cluster.gpu.sms
-        self.prints = footprints(plan.shapes, plan.blocks, sms) if prints is None else prints
+        self.prints: dict[str, Footprint] = footprints(plan.shapes, plan.blocks, plan.scenario.cluster.gpu.sms)
         self.heads: dict[tuple[str, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 
@@ -56,11 +55,11 @@ class Usages:
         """The usage of a step."""
         program = self.programs.of(step)
         if id(program) not in self.made:
-            self.made[id(program)] = self._make(step, program)
+            self.made[id(program)] = self.made_of(step, program, self.plan.stages)
         return self.made[id(program)]
 
-    def _make(self, step: Step, program: Program) -> Usage:
-        stages = self.plan.stages
+    def made_of(self, step: Step, program: Program, stages: Sequence[tuple[str, ...]]) -> Usage:
+        """The usage of a step whose program is known, for these stages."""
         if isinstance(step, Pair):
             halves = [
                 _Half("F", stages[step.forward.stage]),

@@ -19,7 +19,7 @@ from simulator.run import schedule_of
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES
 from simulator.search.compiled import Compiled, compiled, compiled_of, times
-from simulator.search.kit import Clock, Cost, Kit, Stages
+from simulator.search.kit import Clock, Cost, Kit, Stages, Swing
 from simulator.search.tail import Tail
 
 
@@ -46,11 +46,12 @@ def estimate(scenario: Scenario, kit: Kit, *, within: float = float("inf")) -> E
     factor = _slowdown(c, scenario, kit, stages)
     if factor > 1.0:
         stages = kit.stages(scenario, c.schedule.stages, factor)
-    costs = [kit.cost(scenario, stages, step, factor) for step in c.examples]
-    plan = kit.clock(0).plan(scenario, stages)
-    memory = _peak(c, plan, kit, costs)
+    clock = kit.clock(0)
+    plan = clock.plan(scenario, stages)
+    memory = _peak(c, plan, kit, [clock.swing(stages, step, scenario) for step in c.examples])
     if memory > within:
         return Estimate(None, memory)
+    costs = [kit.cost(scenario, stages, step, factor) for step in c.examples]
     return Estimate(_step(c, plan, costs, _tail(c, plan, kit)), memory)
 
 
@@ -88,11 +89,11 @@ def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], tail: Tail) -> float:
     return tail.end(ran, last, gathered)
 
 
-def _peak(c: Compiled, plan: Plan, kit: Kit, costs: Sequence[Cost]) -> float:
+def _peak(c: Compiled, plan: Plan, kit: Kit, swings: Sequence[Swing]) -> float:
     """Peak memory of the fullest rank [B]."""
     scenario = plan.scenario
     shards, layout = shards_of(scenario, _copies(c)), scenario.job.layout
-    net, peak = np.array([cost.net for cost in costs]), np.array([cost.peak for cost in costs])
+    net, peak = np.array(swings).T
     worst = 0.0
     for row, on in zip(c.arrays, c.on, strict=True):
         held = tuple(plan.stages[stage] for stage in on)

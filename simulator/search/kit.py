@@ -14,7 +14,8 @@ from typing import Literal, TypeVar, cast
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, overlaps, plan, seconds_by_kind
+from simulator.engine.lower import Plan, Programs, overlaps, plan, seconds_by_kind
+from simulator.engine.program import Program
 from simulator.engine.runs import ALONE
 from simulator.engine.sync import held_by_blocks
 from simulator.engine.tasks import COMPUTE
@@ -39,16 +40,17 @@ GRID = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One action: its `duration` [s], when each block's forward `begins` and its weight gradients are `graded` [s],
-    by how many bytes the memory kept changes (`net`), how far it rises in between with temporaries (`peak`), and the
-    `energy` it takes above that of an idle GPU [J]."""
+    """One action: its `duration` [s], when each block's forward `begins` and its weight gradients are `graded` [s], and
+    the `energy` it takes above that of an idle GPU [J]."""
 
     duration: float
     begins: tuple[float, ...]
     graded: tuple[float, ...]
-    net: float
-    peak: float
     energy: float = 0.0
+
+
+Swing = tuple[float, float]
+"""By how many bytes an action changes what is kept, and how far memory rises meanwhile above its start."""
 
 
 def between(one: Cost, other: Cost, part: float) -> Cost:
@@ -63,10 +65,15 @@ def between(one: Cost, other: Cost, part: float) -> Cost:
         duration=mix(one.duration, other.duration),
         begins=tuple(map(mix, one.begins, other.begins)),
         graded=tuple(map(mix, one.graded, other.graded)),
-        net=one.net,
-        peak=max(one.peak, other.peak),
         energy=mix(one.energy, other.energy),
     )
+
+
+def signature(stages: Stages, step: Step) -> Hashable:
+    """All that a step's program depends on."""
+    if isinstance(step, Pair):
+        return "P", stages[step.forward.stage], stages[step.backward.stage]
+    return step.kind, stages[step.stage]
 
 
 class Clock:
@@ -77,6 +84,8 @@ class Clock:
         self.base = plan(scenario, 1, tensor_slowdown=slowdown)
         self.usages = Usages(self.base)
         self.costs: dict[Hashable, Cost] = {}
+        self.programs: dict[Hashable, Program] = {}
+        self.swings: dict[Hashable, Swing] = {}
         self.seconds = {hidden: seconds_by_kind(self.base.blocks, self.base.price, hidden) for hidden in (False, True)}
 
     def plan(self, scenario: Scenario, stages: Stages) -> Plan:
@@ -85,29 +94,36 @@ class Clock:
 
     def cost(self, stages: Stages, step: Step, scenario: Scenario) -> Cost:
         """Cost of a step's action."""
-        if isinstance(step, Pair):
-            key: Hashable = ("P", stages[step.forward.stage], stages[step.backward.stage])
-        else:
-            key = (step.kind, stages[step.stage])
+        key = signature(stages, step)
         if key not in self.costs:
-            usages = Usages(self.plan(scenario, stages), self.usages.prints)
-            self.costs[key] = self._simulated(usages, step)
+            self.costs[key] = self._simulated(self.program(stages, step, scenario))
         return self.costs[key]
 
-    def _simulated(self, usages: Usages, step: Step) -> Cost:
+    def program(self, stages: Stages, step: Step, scenario: Scenario) -> Program:
+        """The program of a step's action."""
+        key = signature(stages, step)
+        if key not in self.programs:
+            self.programs[key] = Programs(self.plan(scenario, stages)).of(step)
+        return self.programs[key]
+
+    def swing(self, stages: Stages, step: Step, scenario: Scenario) -> Swing:
+        """What a step's action does to memory."""
+        key = signature(stages, step)
+        if key not in self.swings:
+            usage = self.usages.made_of(step, self.program(stages, step, scenario), stages)
+            self.swings[key] = swing(usage, longest_path(alone(usage.program)))
+        return self.swings[key]
+
+    def _simulated(self, program: Program) -> Cost:
         """Run an action alone on one rank."""
-        usage, node = usages.of(step), self.scenario.cluster.node
-        program, power = usage.program, self.scenario.cluster.gpu.power
+        node, power = self.scenario.cluster.node, self.scenario.cluster.gpu.power
         tasks = replace(alone(program), nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
         timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
-        net, peak = swing(usage, timeline)
         work = [op for part in program.steps if part.stream == COMPUTE for op in part.run.ops] if power else []
         return Cost(
             duration=max((timeline.end[at] for at in program.tails), default=0.0),
             begins=tuple(timeline.start[at] for at in program.begins),
             graded=tuple(timeline.end[at] for at in program.graded),
-            net=net,
-            peak=peak,
             energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
         )
 
