@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from reports.figures.breakdown import breakdown_figure, classes_figure, cost_figure, idle_figure
+from reports.figures.curves import PANELS, Swept, runs_figure, scaling_figure
+from reports.figures.memory import memory_figure
 from reports.figures.pair import pair_figure
 from reports.figures.roofline import roofline_figure
 from reports.figures.style import save, styled
@@ -15,6 +18,7 @@ from reports.figures.timeline import timeline_figure
 from reports.views.actions import action_list, representative
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import ops_of
+from simulator.memory import curve_of, memory_of
 from simulator.result import Result
 
 
@@ -40,4 +44,34 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "idle", idle_figure(idle_by_cause(result, actions).causes, CAUSES, step)
     yield "classes", classes_figure(result.classes, step)
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
+    memory = memory_of(result.plan, result.schedule, result.timeline)
+    curve = curve_of(result.plan, result.schedule, result.timeline, memory.worst.rank)
+    yield "memory", memory_figure(curve, memory.capacity)
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
+
+
+def write_comparison_figures(
+    titles: Sequence[str], results: Sequence[Mapping[str, Any]], varied: Mapping[str, Sequence[str]], folder: Path
+) -> list[Path]:
+    """Draw runs beside each other, and curves over the input that varies if that is one number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with styled():
+        written = save(runs_figure(titles, results), folder, "runs")
+        line = _line(results, varied)
+        if line is not None:
+            (path,) = varied
+            written += save(scaling_figure(path, [line]), folder, "scaling")
+    return written
+
+
+def _line(results: Sequence[Mapping[str, Any]], varied: Mapping[str, Sequence[str]]) -> Swept | None:
+    if len(varied) != 1 or len(results) < 2:
+        return None
+    try:
+        values = [float(value) for value in next(iter(varied.values()))]
+    except ValueError:
+        return None
+    ordered = sorted(zip(values, results, strict=True), key=lambda pair: pair[0])
+    keys = [key for key, _, _ in PANELS]
+    metrics = [{key: result["metrics"][key] for key in keys} for _, result in ordered]
+    return Swept(name="", values=[value for value, _ in ordered], metrics=metrics)

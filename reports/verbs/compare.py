@@ -12,6 +12,7 @@ from reports.verbs.options import (
     engine_option,
     json_option,
     output_file,
+    output_folder,
     print_json,
     print_report,
     progress,
@@ -44,6 +45,7 @@ NONE_POSSIBLE = 2
 @engine_option
 @json_option
 @click.option("--html", metavar="FILE", help="Write a page with all variants side by side, on one time axis.")
+@click.option("--figures", metavar="DIR", help="Draw the variants, and curves over a varied number, into DIR.")
 @verbosity
 @click.pass_context
 def compare(
@@ -54,6 +56,7 @@ def compare(
     engine: Literal["events", "longest-path"],
     as_json: bool,
     html: str | None,
+    figures: str | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -62,6 +65,7 @@ def compare(
     A combination that breaks a rule stays in the table, with the reason.
     """
     page = output_file(html, "--html") if html is not None else None
+    folder = output_folder(figures, "--figures") if figures is not None else None
     from reports import compare as runs
 
     varied = [runs.parse_vary(text) for text in vary]
@@ -70,8 +74,7 @@ def compare(
     began = perf_counter()
     with progress(f"simulating {len(chosen)} variants", quiet=quiet) as done:
         outcomes = runs.run_all(chosen, engine, done, draw=page is not None)
-    if page is not None:
-        _write_page(outcomes, page, quiet)
+    _write_looks(outcomes, page, folder, quiet)
     if as_json:
         print_json(runs.as_dict(outcomes))
         warn((outcome.error for outcome in outcomes if outcome.error), quiet=quiet)
@@ -85,13 +88,24 @@ def compare(
         ctx.exit(NONE_POSSIBLE)
 
 
-def _write_page(outcomes: list[Outcome], page: Path, quiet: bool) -> None:
+def _write_looks(outcomes: list[Outcome], page: Path | None, folder: Path | None, quiet: bool) -> None:
+    """The page and the figures that were asked for."""
     from reports.compare import differences
-    from reports.html import Shown, write_comparison
 
-    columns = list(differences(outcomes).values())
-    titles = [", ".join(column[at] for column in columns) or outcomes[at].variant.job for at in range(len(outcomes))]
-    named = list(zip(titles, outcomes, strict=True))
-    shown = [Shown(title=title, result=o.result, actions=o.actions) for title, o in named if o.result]
-    write_comparison(shown, page, [(title, o.error) for title, o in named if o.error])
-    say(f"wrote {page}", quiet=quiet)
+    columns = differences(outcomes)
+    titles = [", ".join(c[at] for c in columns.values()) or o.variant.job for at, o in enumerate(outcomes)]
+    ran = [(title, o.result, at) for at, (title, o) in enumerate(zip(titles, outcomes, strict=True)) if o.result]
+    if page is not None:
+        from reports.html import Shown, write_comparison
+
+        shown = [Shown(title=title, result=result, actions=outcomes[at].actions) for title, result, at in ran]
+        write_comparison(shown, page, [(title, o.error) for title, o in zip(titles, outcomes, strict=True) if o.error])
+        say(f"wrote {page}", quiet=quiet)
+    if folder is not None and ran:
+        from reports.figures import write_comparison_figures
+
+        varied = {path: [values[at] for _, _, at in ran] for path, values in columns.items()}
+        files = write_comparison_figures(
+            [title for title, _, _ in ran], [result for _, result, _ in ran], varied, folder
+        )
+        say(f"drew {len(files)} files into {folder}", quiet=quiet)

@@ -1,0 +1,123 @@
+"""Pages made from the program while the documentation is built: the command line, validation, models' equations.
+
+A mkdocs hook. `<!-- module simulator.cost.gemm -->` in a page is replaced by that module's own docstring, so that
+equations stand in one place only.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import click
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+_MARK = re.compile(r"^<!-- module ([\w.]+) -->$", re.MULTILINE)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages."""
+    sys.path.insert(0, str(ROOT))
+    for name, text in (("reference/cli.md", command_line()), ("reference/validation.md", validation())):
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put docstrings where a page asks for them."""
+    return _MARK.sub(lambda found: equations(found[1]), markdown)
+
+
+# ---- equations --------------------------------------------------------------------------------------------------
+
+
+def equations(module: str) -> str:
+    """The docstring of a module as Markdown, and where it lives."""
+    file = ROOT / (module.replace(".", "/") + ".py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return f"{_escaped(text)}\n\n*From `{file.relative_to(ROOT)}`.*"
+
+
+def _escaped(text: str) -> str:
+    """Underscores and stars outside code would be taken for emphasis."""
+    lines = []
+    for line in text.splitlines():
+        parts = re.split(r"(`[^`]*`)", line)
+        plain = [part if part.startswith("`") else re.sub(r"([*_<])", r"\\\1", part) for part in parts]
+        lines.append(line if line.startswith("    ") else "".join(plain))
+    return "\n".join(lines)
+
+
+# ---- command line -----------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """Every command with its help, as the program prints it."""
+    from cli import foretrain
+
+    parts = [
+        "# Command line",
+        "Made from the program itself. `foretrain COMMAND --help` prints the same.",
+        *_command(foretrain, ["foretrain"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(command: click.Command, names: list[str]) -> Iterator[str]:
+    context = click.Context(command, info_name=" ".join(names), max_content_width=88, terminal_width=88)
+    yield f"{'#' * min(4, len(names) + 1)} {' '.join(names)}"
+    yield f"```text\n{command.get_help(context).strip()}\n```"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            if found is not None:
+                yield from _command(found, [*names, name])
+
+
+# ---- validation -------------------------------------------------------------------------------------------------
+
+
+def validation() -> str:
+    """What `foretrain validate --markdown` prints, and the errors of the last calibration."""
+    return dedent(
+        """\
+        # Validation
+
+        Kernel- and link-level measurements calibrate the models; published end-to-end figures are only ever compared
+        with. No constant is chosen because it brings one of them closer.
+
+        {published}
+
+        {calibration}
+        """
+    ).format(published=_published(), calibration=_calibration())
+
+
+def _published() -> str:
+    from cli import VERBS
+
+    if "validate" not in VERBS:
+        return "`foretrain validate` compares forecasts with published figures; this build does not have it."
+    run = subprocess.run(
+        [sys.executable, "-m", "cli", "validate", "--markdown"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if run.returncode not in (0, 3):
+        raise RuntimeError(f"foretrain validate --markdown: {run.stderr}")
+    return _below(run.stdout)
+
+
+def _calibration() -> str:
+    report = ROOT / "hardware_profiles" / "calibration" / "report.md"
+    return _below(report.read_text(encoding="utf-8")) if report.is_file() else ""
+
+
+def _below(text: str) -> str:
+    """The same with every heading one level down; there is one title a page."""
+    return re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE)

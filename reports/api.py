@@ -1,0 +1,85 @@
+"""The Python interface: the few names that scripts and notebooks need.
+
+from reports.api import load_scenario, simulate
+print(simulate(load_scenario("deepseek-v3-pretrain")).metrics["step_time_s"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.inputs import load_hardware, load_model, load_scenario
+from simulator.result import Result
+from simulator.run import simulate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.search import Found
+
+__all__ = [
+    "compare",
+    "load_hardware",
+    "load_model",
+    "load_scenario",
+    "search",
+    "simulate",
+    "tables",
+    "write_figures",
+    "write_page",
+]
+
+
+def compare(job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """Simulate every combination of varied values: a row each, its metrics in columns, the reason where it cannot run.
+
+    Parameters
+    ----------
+    job : name of a shipped job, or the path of one.
+    vary : input -> values, as in {"layout.schedule": ["1f1b", "dualpipe"]}.
+    overrides : `path=value` for all of them.
+    """
+    import pandas as pd
+
+    from reports.compare import run_all, variants
+
+    varied = [(path, [str(value) for value in values]) for path, values in vary.items()]
+    rows = []
+    for outcome in run_all(variants([job], varied, overrides)):
+        metrics = outcome.result["metrics"] if outcome.result else {}
+        rows.append({**dict(outcome.variant.varied), **metrics, "error": outcome.error or ""})
+    return pd.DataFrame(rows)
+
+
+def search(job: str, over: Sequence[str], overrides: Sequence[str] = (), **options: Any) -> Found:
+    """The best of all combinations, by the quick engine; `over` as in ["layout.pp=4,8,16", "layout.ep=32,64"].
+
+    `options` are those of `simulator.search.search`.
+    """
+    from simulator.search import question
+    from simulator.search import search as find
+
+    return find(question(job, overrides, over), **options)
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """The tables of a result by name; see `reports.tables_export`."""
+    from reports.tables_export import tables as made
+
+    return made(result)
+
+
+def write_page(result: Result, file: str | Path) -> None:
+    """Write the page of a result."""
+    from reports.html import write_simulation
+
+    write_simulation(result, Path(file))
+
+
+def write_figures(result: Result, folder: str | Path) -> list[Path]:
+    """Draw all figures of a result as SVG and PNG."""
+    from reports.figures import write_figures as draw
+
+    return draw(result, Path(folder))
