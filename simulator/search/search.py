@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,8 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The answer: the best by `rank`, the Pareto front of time, cost and memory, and how many were judged."""
+    """The answer: the best by `rank`, the Pareto front of time, cost and memory, how many there are of each status, and
+    how many this run `judged` itself."""
 
     asked: Question
     rank: Rank
@@ -44,6 +45,7 @@ class Found:
     front: list[Candidate]
     counts: dict[str, int]
     complete: bool
+    judged: int = field(default=0, compare=False)
 
 
 def search(
@@ -56,10 +58,12 @@ def search(
     executor: Executor = "local",
     address: str = "",
     progress: Progress | None = None,
+    every: Callable[[Iterable[Candidate]], object] | None = None,
 ) -> Found:
     """Judge all combinations of a question that `file` does not hold yet.
 
-    Ctrl-C keeps what is done: the answer then says that it is not `complete`.
+    Ctrl-C keeps what is done: the answer then says that it is not `complete`. `every` is handed all candidates, by
+    number, at the end.
     """
     with Store(asked, file) as store:
         done = store.done()
@@ -73,6 +77,8 @@ def search(
                         progress(ready, asked.size)
         except KeyboardInterrupt:
             complete = False
+        if every is not None:
+            every(store)
         return Found(
             asked=asked,
             rank=rank,
@@ -80,6 +86,7 @@ def search(
             front=pareto(store),
             counts=store.counts(),
             complete=complete,
+            judged=ready - len(done),
         )
 
 

@@ -1,0 +1,123 @@
+"""What a search found, for the terminal and as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports import words
+from reports.table import columns, note, section
+from simulator.search import Candidate, Confirmed, Found, Question
+from simulator.units import GB
+
+SCHEMA = "foretrain.search/1"
+_BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
+_NOTE = (
+    "time: step by the fast path. events: step by the full discrete-event engine, and the place there."
+    " off: the fast path against it."
+)
+
+
+def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list[RenderableType]:
+    """Everything `search` prints."""
+    asked = found.asked
+    head = Text(f"Search from {asked.job}: {asked.size:,} combinations", style="bold")
+    parts: list[RenderableType] = [head, Text(summary(found, seconds))]
+    if not found.best:
+        return [*parts, Text("Nothing that was judged can run.")]
+    title = f"Best by {_BY[found.rank]}"
+    parts += section(
+        title, ranking(asked, found.best, confirmed), note(_NOTE if confirmed else "time: by the fast path.")
+    )
+    if len(found.front) > 1:
+        parts += section("Pareto front of time, cost and memory", ranking(asked, found.front, ()))
+    return parts
+
+
+def summary(found: Found, seconds: float) -> str:
+    """How many there were of what, and how fast."""
+    c = found.counts
+    text = f"{c['ok']:,} can run, {c['too big']:,} do not fit into memory, {c['invalid']:,} are invalid"
+    if found.judged:
+        text += f"; {found.judged:,} judged in {seconds:.1f} s"
+    left = found.asked.size - sum(c.values())
+    return text + (f"; interrupted, {left:,} left" if left else "") + "."
+
+
+def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> Table:
+    """A line per candidate: its values and what it costs."""
+    sure = {one.candidate.number: one for one in confirmed}
+    headers = [">", *(axis.path.rpartition(".")[2] for axis in asked.axes), ">time", ">MFU", ">memory", ">cost"]
+    headers += [">events", ">place", ">off"] if sure else []
+    table = columns(*headers, gap=1)
+    for place, one in enumerate(candidates, 1):
+        if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
+            continue
+        row = [str(place), *asked.values(one.number), words.seconds(one.step), words.percent(one.mfu)]
+        row += [f"{one.memory / GB:.1f} GB", words.dollars(one.cost)]
+        if one.number in sure:
+            engine = sure[one.number]
+            row += [words.seconds(engine.step), str(engine.place), f"{100 * engine.difference:+.2f}%"]
+        table.add_row(*row)
+    return table
+
+
+def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
+
+    def told(one: Candidate) -> dict[str, Any]:
+        line = {**record(asked, one)}
+        if one.number in sure:
+            engine = sure[one.number]
+            line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
+        return line
+
+    return {
+        "schema": SCHEMA,
+        "job": asked.job,
+        "overrides": list(asked.overrides),
+        "axes": {axis.path: list(axis.values) for axis in asked.axes},
+        "rank": found.rank,
+        "complete": found.complete,
+        "counts": found.counts,
+        "best": [told(one) for one in found.best],
+        "pareto": [told(one) for one in found.front],
+    }
+
+
+def record(asked: Question, one: Candidate) -> dict[str, Any]:
+    """One candidate as a flat record."""
+    values = {axis.path: value for axis, value in zip(asked.axes, asked.values(one.number), strict=True)}
+    return {
+        "number": one.number,
+        **values,
+        "status": one.status,
+        "step_time_s": one.step,
+        "time_per_token_s": one.per_token,
+        "mfu_causal": one.mfu,
+        "memory_bytes": one.memory,
+        "run_cost_usd": one.cost,
+        "why": one.why,
+    }
+
+
+def write_csv(file: Path, asked: Question, candidates: Iterable[Candidate]) -> int:
+    """Every candidate as a line; returns their number."""
+    count = 0
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer: csv.DictWriter[str] | None = None
+        for one in candidates:
+            line = record(asked, one)
+            if writer is None:
+                writer = csv.DictWriter(stream, list(line))
+                writer.writeheader()
+            writer.writerow(line)
+            count += 1
+    return count

@@ -1,0 +1,112 @@
+"""`foretrain search JOB --over ...`."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from reports.verbs.options import (
+    job_argument,
+    json_option,
+    output_file,
+    print_json,
+    print_report,
+    progress,
+    say,
+    set_option,
+)
+
+if TYPE_CHECKING:
+    from simulator.search import Rank
+    from simulator.search.search import Executor
+
+INTERRUPTED = 130
+
+
+@click.command(
+    epilog="Example: foretrain search deepseek-v3-pretrain --over layout.pp=4,8,16 --over layout.ep=32,64,128"
+    " --over layout.schedule=1f1b,zb1p,dualpipe --top 5"
+)
+@job_argument
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="PATH=VALUES",
+    help="Try each of these values, as in layout.pp=4,8,16 or hardware.node.nvlink.bandwidth=160e9,450e9. Repeatable.",
+)
+@set_option
+@click.option("--rank", type=click.Choice(["time", "cost", "memory"]), default="time", show_default=True)
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show.")
+@click.option(
+    "--confirm",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Run the best N through the full discrete-event engine. [default: all shown]",
+)
+@json_option
+@click.option("--csv", metavar="FILE", help="Write every combination that was judged.")
+@click.option("--resume", metavar="FILE", help="Keep what is found in FILE (SQLite) and go on from what it holds.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes. [default: all cores]")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@click.pass_context
+def search(
+    ctx: click.Context,
+    job: str,
+    over: tuple[str, ...],
+    overrides: tuple[str, ...],
+    rank: Rank,
+    top: int,
+    confirm: int | None,
+    as_json: bool,
+    csv: str | None,
+    resume: str | None,
+    jobs: int | None,
+    executor: Executor,
+    address: str,
+    quiet: bool,
+) -> None:
+    """Try every combination of layouts, schedules or hardware, and rank those that are valid and fit.
+
+    Ctrl-C keeps what is done and shows it; with --resume FILE the same command goes on later.
+    """
+    table = output_file(csv, "--csv") if csv else None
+    kept = output_file(resume, "--resume") if resume else None
+    if executor == "dask" and not address:
+        raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
+    from reports import search as words
+    from simulator import search as engine
+
+    asked = engine.question(job, overrides, over)
+    began = perf_counter()
+    with progress("searching", quiet=quiet) as show:
+        found = engine.search(
+            asked,
+            rank=rank,
+            top=top,
+            file=kept,
+            jobs=jobs,
+            executor=executor,
+            address=address,
+            progress=(lambda done, size: show(done / size)) if show else None,
+            every=(lambda candidates: words.write_csv(table, asked, candidates)) if table else None,
+        )
+    took = perf_counter() - began
+    sure = []
+    if found.complete and found.best and confirm != 0:
+        with progress("confirming the best by the full engine", quiet=quiet) as done:
+            sure = engine.confirm(asked, found.best[: top if confirm is None else confirm], done)
+    if as_json:
+        print_json(words.as_dict(found, sure))
+    else:
+        print_report(*words.report(found, sure, took))
+    if table is not None:
+        say(f"wrote {table}", quiet=quiet)
+    if not found.complete:
+        say("interrupted" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
+        ctx.exit(INTERRUPTED)
+    if not found.best:
+        ctx.exit(3)

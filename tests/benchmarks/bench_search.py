@@ -1,0 +1,40 @@
+"""Layouts a second of a search over DeepSeek-V3, and whether memory stays flat.
+
+Run with `make bench`. Nothing here asserts a time.
+"""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from simulator.search import question, search
+from simulator.search.workers import cores
+
+OVER = (
+    "layout.pp=4,8,16,32",
+    "layout.ep=16,32,64,128",
+    "layout.schedule=1f1b,zb1p,dualpipe,dualpipev,gpipe,zb2p",
+    "layout.recompute=deepseek,full",
+    "layout.zero=0,1",
+    "batch.microbatch_size=1,2",
+)
+
+
+@pytest.mark.parametrize("comm_sms", ["20", "12,16,20,24,28,32"], ids=["768", "4608"])
+def test_search(benchmark: BenchmarkFixture, comm_sms: str) -> None:
+    asked = question("deepseek-v3-pretrain", (), (*OVER, f"overlap.comm_sms={comm_sms}"))
+    found = benchmark.pedantic(lambda: search(asked), rounds=1)
+    valid = found.counts["ok"] + found.counts["too big"]
+    seconds = benchmark.stats.stats.mean
+    benchmark.extra_info.update(
+        combinations=asked.size,
+        cores=cores(),
+        valid_per_s=round(valid / seconds),
+        timed_per_s=round(found.counts["ok"] / seconds),
+        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        worker_peak_mb=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3),
+    )
+    print(benchmark.extra_info)

@@ -1,0 +1,83 @@
+"""`foretrain search`: the ranking, files, interruption, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from reports.verbs.search import search
+
+OVER = ["--over", "layout.schedule=1f1b,zb1p,gpipe", "--over", "layout.zero=0,1"]
+
+
+def ask(*arguments):
+    return CliRunner().invoke(search, ["tiny-1f1b", *OVER, "--jobs", "1", *arguments], standalone_mode=False)
+
+
+def test_the_best_come_first_and_are_confirmed():
+    done = ask("--top", "2", "-q")
+    assert done.exit_code == 0
+    assert "Best by time per token" in done.stdout
+    assert "events" in done.stdout
+    assert "6 combinations" in done.stdout
+
+
+def test_json_and_csv_hold_the_same(tmp_path):
+    file = tmp_path / "all.csv"
+    done = ask("--json", "--top", "6", "--confirm", "0", "--csv", str(file), "-q")
+    told = json.loads(done.stdout)
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    assert told["schema"] == "foretrain.search/1"
+    assert told["complete"]
+    assert len(rows) == sum(told["counts"].values()) == 6
+    steps = {row["number"]: float(row["step_time_s"]) for row in rows}
+    assert {str(one["number"]): one["step_time_s"] for one in told["best"]} == steps
+
+
+def test_resume_gives_the_same_bytes(tmp_path):
+    file = str(tmp_path / "found.sqlite")
+    first, second = (ask("--json", "--confirm", "0", "--resume", file, "-q").stdout for _ in range(2))
+    assert first == second
+
+
+def test_nothing_that_can_run_ends_with_three():
+    done = ask("--set", "hardware.gpu.hbm_bytes=1e9", "-q")
+    assert done.return_value == 3
+    assert "Nothing" in done.stdout
+
+
+def test_dask_needs_an_address():
+    assert "--address" in str(ask("--executor", "dask").exception)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_keeps_what_is_done(tmp_path):
+    file = tmp_path / "found.sqlite"
+    over = [
+        "--over",
+        "layout.ep=8,16,32,64",
+        "--over",
+        "layout.pp=8,16",
+        "--over",
+        "overlap.comm_sms=" + ",".join(map(str, range(10, 60))),
+    ]
+    command = [sys.executable, "-m", "cli", "search", "deepseek-v3-1f1b", *over, "--confirm", "0", "--jobs", "2"]
+    running = subprocess.Popen(
+        [*command, "--resume", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while running.poll() is None and not (file.exists() and file.stat().st_size > 20_000):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "interrupted" in out
+    assert "Traceback" not in err
+    assert f"--resume {file}" in err
