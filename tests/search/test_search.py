@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from itertools import product
 
@@ -175,6 +177,23 @@ def test_dask_gives_the_same_where_it_is_there(asked, whole):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         assert search(asked, executor="dask", address=cluster.scheduler_address) == whole
+
+
+def test_dask_survives_the_death_of_a_worker(asked, whole):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        killed = []
+
+        def kill(done, size):
+            if not killed:
+                with distributed.Client(cluster.scheduler_address) as client:
+                    pids = client.run(os.getpid)
+                    killed.append(next(iter(pids.values())))
+                    os.kill(killed[0], signal.SIGKILL)
+
+        found = search(asked, executor="dask", address=cluster.scheduler_address, progress=kill)
+    assert killed
+    assert found == whole
 
 
 def test_without_dask_the_error_says_what_to_install(asked, monkeypatch):
