@@ -20,10 +20,13 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
     "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
+    "search": ("reports.verbs.search:search", "Try layouts, schedules or hardware, and rank what fits."),
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
     "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
+    "numerics": ("reports.verbs.numerics:numerics", "Check the claims of DeepSeek-V3's report by numbers."),
     "trace": ("reports.verbs.trace_compare:trace", "Hold a PyTorch profile against the simulation of its job."),
+    "validate": ("reports.verbs.validate:validate", "Compute published figures; show predicted beside published."),
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 

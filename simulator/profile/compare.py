@@ -289,8 +289,7 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
         comm = phase in COMM_PHASES
         keep = _exchanges if comm else _computes
         own = [k for k in kernels if k.phase == phase and keep(k.cls)]
-        ran = [s for s in spans if s.phase == phase and keep(s.priced.op.cls)]
-        if not own or not ran:
+        if not own or not phase_spans(spans, phase):
             continue
         numbers = sorted({k.period for k in own})
         out.append(
@@ -298,7 +297,7 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
                 phase=phase,
                 periods=len(numbers),
                 span=sum(_span([(k.start, k.end) for k in own if k.period == n]) for n in numbers),
-                predicted_span=sum(_span([(s.start, s.end) for s in ran if s.period == n]) for n in numbers),
+                predicted_span=sum(phase_spans(spans, phase)),
                 busy=sum(length(intervals([k for k in own if k.period == n])) for n in numbers),
                 predicted_busy=sum(
                     m.predicted for m in matched if m.span.phase == phase and m.complete and keep(m.span.priced.op.cls)
@@ -306,6 +305,13 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
             )
         )
     return out
+
+
+def phase_spans(spans: Sequence[OpSpan], phase: str) -> list[float]:
+    """Simulated span of a phase in each period [s]; of an exchange's phase without the barrier before it."""
+    keep = _exchanges if phase in COMM_PHASES else _computes
+    ran = [s for s in spans if s.phase == phase and keep(s.priced.op.cls)]
+    return [_span([(s.start, s.end) for s in ran if s.period == n]) for n in sorted({s.period for s in ran})]
 
 
 def _exchanges(cls: str) -> bool:

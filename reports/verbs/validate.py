@@ -1,0 +1,44 @@
+"""`foretrain validate`: published figures beside predictions."""
+
+from __future__ import annotations
+
+import click
+
+from reports.verbs.options import json_option, output_file, print_json, print_report, progress, say, verbosity
+
+
+@click.command(epilog="Example: foretrain validate --only 'E.zerobubble.*' --only B.train.mpft")
+@click.option(
+    "--only", "only", multiple=True, metavar="GLOB", help="Figures by name, as in E.zerobubble.* or C. Repeatable."
+)
+@click.option("--markdown", metavar="FILE", help="Write a page with every figure and its source.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that simulate steps.")
+@json_option
+@verbosity
+def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Compute every published figure that can be computed, and show predicted beside published.
+
+    Each figure is marked: used for calibration, given to the program, or only compared with. End-to-end figures, such
+    as step times and GPU-hours, are always only compared with.
+    """
+    file = output_file(markdown, "--markdown") if markdown is not None else None
+    from reports import validation
+    from simulator.errors import InputError
+    from simulator.validation import validate as compute
+
+    with progress("computing", quiet=quiet) as done:
+        outcomes = compute(only, processes=jobs, progress=done)
+    if not outcomes:
+        raise InputError(
+            f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep or E"
+        )
+    if file is not None:
+        from reports.files import replacing
+
+        with replacing(file) as out:
+            out.write(validation.markdown(outcomes).encode())
+        say(f"wrote {file}", quiet=quiet)
+    if as_json:
+        print_json(validation.as_dict(outcomes))
+    elif file is None or not quiet:
+        print_report(*validation.report(outcomes, verbose=verbose))

@@ -1,0 +1,7 @@
+"""Published figures beside what the simulator computes for the same configuration."""
+
+from simulator.validation.figures import Figure, load_figures
+from simulator.validation.outcome import Group, Outcome, grouped
+from simulator.validation.run import validate
+
+__all__ = ["Figure", "Group", "Outcome", "grouped", "load_figures", "validate"]

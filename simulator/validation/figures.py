@@ -1,0 +1,102 @@
+"""Published figures (`workloads/facts/*.toml`), and which of them a calibration has used."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+Row = dict[str, str]
+
+FILES = ("published.toml", "trace_phases.toml")
+END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "T.")
+"""Beginnings of the names of end-to-end figures: compared with, never fitted to."""
+TABLES = (
+    "published_kernels",
+    "fabric_ep",
+    "fabric_low_latency",
+    "fabric_collective",
+    "fabric_topology",
+    "fabric_latency",
+)
+"""Tables of the calibration that name figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One published figure: `value` in `unit` of `quantity`, measured in `config`.
+
+    `config_complete` says whether the source tells the whole configuration (full, partial, none).
+    """
+
+    id: str
+    section: str
+    system: str
+    quantity: str
+    value: float | int | str
+    unit: str
+    source: str
+    config: dict[str, Any] = field(default_factory=dict)
+    config_complete: str = "full"
+    recalled: bool = False
+    note: str = ""
+    also: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def number(self) -> float | None:
+        """The value, if it is a number."""
+        return float(self.value) if isinstance(self.value, (int, float)) else None
+
+    @property
+    def group(self) -> str:
+        """The family of the figure: the first two parts of its name."""
+        return ".".join(self.id.split(".")[:2])
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether it describes whole steps or runs."""
+        return self.id.startswith(END_TO_END)
+
+
+def load_figures() -> list[Figure]:
+    """All figures in the order of the files."""
+    out: list[Figure] = []
+    for name in FILES:
+        text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
+        out += [Figure(**table) for table in tomllib.loads(text)["figure"]]
+    return out
+
+
+@cache
+def calibration_rows() -> Mapping[str, Row]:
+    """Figure -> its row in a table of the calibration: the operation in full, and `use` (fit or held out)."""
+    folder = resources.files("hardware_profiles").joinpath("calibration", "tables")
+    found: dict[str, Row] = {}
+    for name in TABLES:
+        text = folder.joinpath(f"{name}.csv").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        for row in csv.DictReader(lines):
+            found[row["id"]] = {**row, "table": name}
+    return found
+
+
+def row_of(figure: Figure) -> Row | None:
+    """The figure's row in a calibration table; of the topologies, the row that all figures of one share."""
+    rows = calibration_rows()
+    return rows.get(figure.id) or rows.get(figure.id.rpartition(".")[0])
+
+
+def used_by_calibration(figure: Figure) -> bool:
+    """Whether a calibration script fits a parameter to the figure (held-out rows only judge the fit)."""
+    row = row_of(figure)
+    if row is None or figure.end_to_end:
+        return False
+    if row["table"] == "published_kernels":
+        return ".r0226." not in figure.id  # superseded figures are left out of the fit
+    if row["table"] == "fabric_topology":
+        return "cost" in figure.quantity  # unit prices are solved from the costs; sizes are formulas
+    return row.get("use", "fit") == "fit"

@@ -1,0 +1,97 @@
+"""Which figure is computed how: rules in order, the first whose pattern fits decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from simulator.validation import operations, profile, shapes, training
+from simulator.validation.cannot import CannotCompute
+from simulator.validation.figures import Figure
+
+Compute = Callable[[Figure], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Figures whose name fits `pattern` are computed by `compute`, in their own unit.
+
+    `given`: the program takes this number from the source, so agreeing is no feat. `heavy`: whole steps are
+    simulated; figures with the same `run` of name parts share one simulation.
+    """
+
+    pattern: str
+    compute: Compute
+    given: bool = False
+    heavy: bool = False
+
+
+def _never(reason: str) -> Compute:
+    def compute(figure: Figure) -> float:
+        raise CannotCompute(reason)
+
+    return compute
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(pattern="A.model.params_*", compute=shapes.parameters),
+    Rule(pattern="A.model.*", compute=shapes.model_field, given=True),
+    Rule(pattern="A.cost.pretrain_kh", compute=training.v3_pretraining_hours, heavy=True),
+    Rule(pattern="A.cost.per_trillion_*", compute=training.v3_per_trillion, heavy=True),
+    Rule(pattern="A.cost.ctx_ext_kh", compute=_never("the layout of the context extension is not published")),
+    Rule(pattern="A.cost.*", compute=_never("contains phases whose layout is not published")),
+    Rule(pattern="A.train.*", compute=shapes.v3_layout, given=True),
+    Rule(pattern="A.overlap.compute_comm_ratio", compute=training.v3_compute_to_comm),
+    Rule(pattern="A.net.*", compute=shapes.v3_network, given=True),
+    Rule(pattern="A.route.experts_per_node_avg", compute=shapes.experts_per_node),
+    Rule(pattern="A.route.max_experts_same_comm", compute=operations.experts_at_same_cost),
+    Rule(pattern="A.comm.sms", compute=shapes.v3_comm_sms, given=True),
+    Rule(pattern="?.mtp.speedup", compute=shapes.mtp_speedup),
+    Rule(pattern="?.mtp.accept_*", compute=_never("a property of trained models, not of time")),
+    Rule(pattern="A.v2.per_trillion_kh", compute=training.v2_per_trillion, heavy=True),
+    Rule(pattern="A.v2.flops_per_token_crosscheck", compute=shapes.flop_per_token),
+    Rule(pattern="A.v2.dense67b*", compute=_never("neither layout nor batch are published")),
+    Rule(pattern="B.kv_per_token.*", compute=shapes.cache_per_token),
+    Rule(pattern="B.train_gflop_per_token.*", compute=shapes.flop_per_token),
+    Rule(pattern="B.topology.*", compute=shapes.topology),
+    Rule(pattern="B.hw.mpft_max_gpus", compute=shapes.topology),
+    Rule(pattern="B.latency64B.*", compute=operations.latency),
+    Rule(pattern="B.train.*", compute=training.v3_step, heavy=True),
+    Rule(pattern="B.decode_bound.*", compute=shapes.decode_bound),
+    Rule(pattern="B.hw.*_bits", compute=_never("numerics: see the reference model")),
+    Rule(pattern="B.hw.*", compute=shapes.v3_network, given=True),
+    Rule(pattern="C.deepgemm.peak*", compute=_never("the shape is not published")),
+    Rule(pattern="C.deepgemm.megamoe.*", compute=_never("one kernel that fuses exchange and experts is not modelled")),
+    Rule(pattern="C.deepgemm.*", compute=operations.deepgemm),
+    Rule(pattern="C.aiconf.*.gemm.*", compute=operations.gemm_time),
+    Rule(pattern="C.aiconf.*.mla_decode.*", compute=_never("attention of decoding is not modelled")),
+    Rule(pattern="C.fa3.ablation", compute=operations.attention_ablation),
+    Rule(pattern="C.fa?.*", compute=operations.attention_rate),
+    Rule(pattern="C.nccl.*", compute=operations.collective),
+    Rule(pattern="C.aiconf.*.nccl.*", compute=operations.collective),
+    Rule(pattern="C.deepep.v2.*", compute=_never("a choice of the kernels' authors, not a time")),
+    Rule(pattern="C.*", compute=operations.exchange),
+    Rule(pattern="B.deepep_mpft.*", compute=operations.exchange),
+    Rule(pattern="T.pair.*", compute=profile.trace_pair),
+    Rule(pattern="E.zerobubble.*", compute=training.zero_bubble, heavy=True),
+    Rule(pattern="E.narayanan.*", compute=training.narayanan, heavy=True),
+    Rule(pattern="E.megatron_readme.strong*", compute=_never("the layout is not published")),
+    Rule(pattern="E.megatron_readme.*", compute=training.megatron_readme, heavy=True),
+    Rule(pattern="E.dgxc.*", compute=training.dgxc, heavy=True),
+    Rule(pattern="E.simumax.*", compute=training.simumax, heavy=True),
+    Rule(pattern="F.power.*", compute=_never("power is measured, not computed")),
+    Rule(pattern="F.price.*", compute=_never("prices are inputs")),
+    Rule(pattern="F.*", compute=shapes.hardware, given=True),
+    Rule(pattern="D.*", compute=_never("serving is not simulated")),
+    Rule(pattern="A.infer.*", compute=_never("serving is not simulated")),
+    Rule(pattern="A.v2.*", compute=_never("serving is not simulated")),
+    Rule(pattern="?.fp8.*", compute=_never("numerics: see the reference model")),
+    Rule(pattern="B.logfmt.*", compute=_never("a format that no job here uses")),
+    Rule(pattern="*", compute=_never("no computation for this quantity")),
+)
+
+
+def rule_for(figure: Figure) -> Rule:
+    """The rule that computes a figure."""
+    return next(rule for rule in RULES if fnmatchcase(figure.id, rule.pattern))
