@@ -24,7 +24,8 @@ class Power:
 
     `cap` [W] is what it holds; `idle`, `memory` (streaming kernels), `tensor` (GEMMs) and `attention` [W] what it would
     draw at full clock; tensor kernels last (demand / cap)^`exponent` times as long once the mean demand exceeds the
-    cap.
+    cap. `tables` (>= 1): how much longer GEMMs last in the calibration tables than rested ones: loops of a benchmark
+    already lower the clock. `spread`: standard deviation of the demand between GPUs of one type, over its mean.
     """
 
     cap: float
@@ -33,6 +34,8 @@ class Power:
     tensor: float
     attention: float
     exponent: float
+    tables: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ long, memory-bound kernels as long as ever.
 from __future__ import annotations
 
 from collections import defaultdict
+from statistics import NormalDist
+from typing import NamedTuple
 
 from simulator.engine.runs import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
@@ -42,6 +44,27 @@ def demand(timeline: Timeline, power: Power) -> float:
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
 
 
-def slowdown(watts: float, power: Power) -> float:
-    """How much longer tensor kernels last when the step demands `watts` at full clock (>= 1)."""
-    return float(max(1.0, watts / power.cap) ** power.exponent)
+class Pace(NamedTuple):
+    """Factors on the times of the cost models' GEMMs and attention kernels in a step; below 1: faster than there."""
+
+    gemm: float = 1.0
+    attention: float = 1.0
+
+
+def pace_at(slowdown: float, power: Power | None) -> Pace:
+    """Pace at a slowdown (1: full clock). The calibration tables' GEMMs are already slowed by `power.tables`."""
+    return Pace(gemm=slowdown / power.tables, attention=slowdown) if power else Pace()
+
+
+def hungriest(gpus: int) -> float:
+    """Standard deviations by which the hungriest of `gpus` GPUs is expected to exceed the mean (Blom, 1958)."""
+    return NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0
+
+
+def slowdown(watts: float, power: Power, gpus: int) -> float:
+    """How much longer tensor kernels last when a mean GPU demands `watts` at full clock (>= 1).
+
+    All GPUs of a job wait for the slowest: the one that needs most power for the same work.
+    """
+    worst = watts * (1.0 + power.spread * hungriest(gpus))
+    return float(max(1.0, worst / power.cap) ** power.exponent)

@@ -15,7 +15,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
-from simulator.power import demand, slowdown
+from simulator.power import demand, pace_at, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
@@ -60,14 +60,13 @@ def powered_plan(scenario: Scenario, schedule: Schedule) -> tuple[Plan, float, f
 
     One quick pass at full clock tells what the step would draw.
     """
-    built, power = plan(scenario, schedule.stages), scenario.cluster.gpu.power
+    power = scenario.cluster.gpu.power
+    fresh = plan(scenario, schedule.stages, pace=pace_at(1.0, power))
     if power is None:
-        return built, 1.0, None
-    watts = demand(longest_path(lower(built, schedule)), power)
-    factor = slowdown(watts, power)
-    if factor > 1.0:
-        built = plan(scenario, schedule.stages, tensor_slowdown=factor)
-    return built, factor, watts
+        return fresh, 1.0, None
+    watts = demand(longest_path(lower(fresh, schedule)), power)
+    factor = slowdown(watts, power, scenario.job.gpus)
+    return plan(scenario, schedule.stages, pace=pace_at(factor, power)), factor, watts
 
 
 def timeline_of(

@@ -15,6 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from simulator.cost.cost import Share
+from simulator.cost.gemm import gemm_cost
+from simulator.inputs import load_hardware
+from simulator.ops import Gemm, GemmPrecision
+
 TABLE = Path(__file__).parent / "tables" / "h200_sustained.csv"
 SLOWED = 1.01
 """A GEMM slower than this against its burst is held back by power."""
@@ -24,6 +29,20 @@ def rows() -> list[dict[str, str]]:
     """The table."""
     with TABLE.open(encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def tables_pace(table: list[dict[str, str]]) -> float:
+    """How much longer the fitted GEMM classes last than rested kernels of the same shapes."""
+    cluster = load_hardware("h200")
+    ratios = []
+    for r in table:
+        if r["op"] != "gemm":
+            continue
+        precision: GemmPrecision = "bf16" if r["precision"] == "bf16" else "fp8_tensor"
+        work = Gemm(m=int(r["m"]), n=int(r["n"]), k=int(r["k"]), precision=precision)
+        cost = gemm_cost(work, f"gemm.{precision}", cluster.gpu, cluster.kernels, Share(sms=cluster.gpu.sms))
+        ratios.append(cost.duration * 1e6 / float(r["us_burst"]))
+    return float(np.mean(ratios))
 
 
 def fit() -> dict[str, float]:
@@ -60,6 +79,7 @@ def fit() -> dict[str, float]:
         "tensor": float(gemm),
         "attention": cap * float(np.mean(attention)) ** (1 / exponent),
         "exponent": exponent,
+        "tables": tables_pace(table),
     }
 
 

@@ -40,11 +40,11 @@ class Plan:
         return [self.blocks[kind] for kind in self.stages[stage]]
 
 
-def plan(scenario: Scenario, stages: int, *, tensor_slowdown: float = 1.0) -> Plan:
+def plan(scenario: Scenario, stages: int, *, pace: tuple[float, float] = (1.0, 1.0)) -> Plan:
     """Build and price the blocks of a scenario and spread them over `stages`."""
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
-    price = pricer(scenario, _exchange(blocks), tensor_slowdown)
+    price = pricer(scenario, _exchange(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
     local = shapes.local_experts

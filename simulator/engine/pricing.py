@@ -28,20 +28,22 @@ def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 
 
-def slowed(cost: Cost, factor: float) -> Cost:
-    """A tensor kernel at the power limit."""
+def paced(cost: Cost, factor: float) -> Cost:
+    """A tensor kernel at the clock that the power limit allows."""
+    if factor == 1.0:
+        return cost
     return replace(
         cost,
         duration=cost.duration * factor,
-        formula=f"({cost.formula}) x power slowdown",
-        terms=(*cost.terms, ("power_slowdown", factor)),
+        formula=f"({cost.formula}) x clock",
+        terms=(*cost.terms, ("clock_factor", factor)),
     )
 
 
-def pricer(scenario: Scenario, exchange: Op | None, tensor_slowdown: float = 1.0) -> Callable[[Op], Priced]:
+def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = (1.0, 1.0)) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
-    `tensor_slowdown` (>= 1): how much longer tensor kernels last at the power limit (see `simulator.power`).
+    `pace` are factors on the times of GEMMs and of attention at the clock of the step (see `simulator.power`).
 
     Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
     communicates: the tax is always paid.
@@ -61,8 +63,8 @@ def pricer(scenario: Scenario, exchange: Op | None, tensor_slowdown: float = 1.0
             beside=busy,
             dispatcher=stack.dispatcher,
         )
-        if tensor_slowdown > 1.0 and isinstance(op.work, (Gemm, Attention)):
-            cost = slowed(cost, tensor_slowdown)
+        if isinstance(op.work, (Gemm, Attention)):
+            cost = paced(cost, pace[0] if isinstance(op.work, Gemm) else pace[1])
         seconds = times(cost, op.count, gap)
         return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
 

@@ -26,7 +26,7 @@ from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
 from simulator.memory.assumptions import assumptions_for
 from simulator.memory.changes import Usages
-from simulator.power import draw
+from simulator.power import draw, pace_at
 from simulator.scenario import Scenario
 from simulator.schedule import Pair, Step
 
@@ -81,7 +81,7 @@ class Clock:
 
     def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
         self.scenario, self.timing = scenario, timing
-        self.base = plan(scenario, 1, tensor_slowdown=slowdown)
+        self.base = plan(scenario, 1, pace=pace_at(slowdown, scenario.cluster.gpu.power))
         self.usages = Usages(self.base)
         self.costs: dict[Hashable, Cost] = {}
         self.programs: dict[Hashable, Program] = {}
