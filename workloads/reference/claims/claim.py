@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 
 
+def percent(share: float, digits: int) -> str:
+    """0.0234 as "2.3 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """A published statement beside what the reference model gives."""

@@ -47,7 +47,9 @@ def memory(out: Path, *, quick: bool) -> list[Claim]:
         width = 0.8 / len(runs)
         for i, (name, (live, _)) in enumerate(runs.items()):
             ax.bar(np.arange(len(live)) + i * width, live, width, label=name, color=COLOURS[i])
-        ax.set_xticks(np.arange(p) + 0.4, [str(r) for r in range(p)])
+        ax.set_xticks(np.arange(p) + (len(runs) - 1) / 2 * width, [str(r) for r in range(p)])
+        top = max(max(live) for live, _ in runs.values())
+        ax.set_yticks(range(0, top + 1, 2))
         labels(ax, f"Executed: {p} stages, {m} microbatches", "rank", "most stage-activations alive")
 
     figure = draw(out / "memory_in_flight.png", [panel])

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workloads.reference.claims.claim import Claim
-from workloads.reference.claims.plot import draw, labels, line
+from workloads.reference.claims.claim import Claim, percent
+from workloads.reference.claims.plot import draw, labels, line, logarithmic
 from workloads.reference.count import Array
 from workloads.reference.fp8 import E4M3, E5M2, Format, accumulate, quantise
 
@@ -44,7 +44,8 @@ def accumulation(out: Path, *, quick: bool) -> list[Claim]:
         ax.axhline(2.0, color="black", linewidth=0.8)
         ax.annotate("published: nearly 2 % at K = 4096", (ks[0], 2.1), fontsize=8)
         ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
+        ax.set_xticks(ks, [str(k) for k in ks])
+        logarithmic(ax)
         labels(ax, "Sums of FP8 products in a 14-bit accumulator", "K [elements]", "largest error / RMS of result [%]")
 
     figure = draw(out / "fp8_accumulation.png", [panel])
@@ -54,13 +55,13 @@ def accumulation(out: Path, *, quick: bool) -> list[Claim]:
             key="fp8.accumulation",
             claim="FP8 GEMM, K = 4096, limited accumulation: maximum relative error",
             published="nearly 2 %",
-            ours=f"{plain:.1%}",
+            ours=f"{percent(plain, 1)}",
             source="DeepSeek-V3, 3.3.2",
             figure=figure,
             remark="Largest error over the RMS of the result, normal entries. By element the maximum has no "
             "bound, because some results nearly cancel; with all entries positive nothing cancels, every "
-            f"truncation has the same sign, and the error is {biased:.1%}. The report does not say which it used; "
-            "of those tried, this is the definition that comes near its figure.",
+            f"truncation has the same sign, and the error is {percent(biased, 1)}. The report does not say which it "
+            "used; of those tried, this is the definition that comes near its figure.",
             values=(("max_over_rms", plain), ("positive_max_over_rms", biased)),
             agrees=0.015 <= plain <= 0.03,
         ),
@@ -68,7 +69,7 @@ def accumulation(out: Path, *, quick: bool) -> list[Claim]:
             key="fp8.promotion",
             claim="The same with promotion to FP32 every 128 elements",
             published="gone, no loss of accuracy",
-            ours=f"{promoted:.2%}",
+            ours=f"{percent(promoted, 2)}",
             source="DeepSeek-V3, 3.3.2",
             figure=figure,
             remark=f"{plain / promoted:.0f} times smaller and no longer growing with K; what is left is the truncation "
@@ -106,7 +107,7 @@ def granularity(out: Path, *, quick: bool) -> list[Claim]:
         for i, (name, values) in enumerate(errors.items()):
             line(ax, i, sizes, [100 * v for v in values], name)
         ax.set_xscale("log")
-        ax.set_yscale("log")
+        logarithmic(ax)
         labels(
             ax,
             "One scale for more elements suffers more from outliers",
@@ -121,7 +122,7 @@ def granularity(out: Path, *, quick: bool) -> list[Claim]:
             key="fp8.granularity",
             claim="Per-tensor scales are sensitive to outliers, 1x128 tiles are not",
             published="stated, no figure",
-            ours=f"{tensor:.0%} against {tile:.1%}",
+            ours=f"{percent(tensor, 0)} against {percent(tile, 1)}",
             source="DeepSeek-V3, 3.3.2",
             figure=figure,
             values=(("per_tensor", tensor), ("per_tile", tile)),

@@ -27,12 +27,12 @@ def node_limit(out: Path, *, quick: bool) -> list[Claim]:
     def nodes(ax: "Axes") -> None:
         for i, k in enumerate(ks):
             line(ax, i, limits, [r.nodes_per_token for r in reach[k]], f"top-{k}")
-        labels(ax, "256 experts on 8 nodes, 64 ranks", "node limit", "nodes a token reaches")
+        labels(ax, "Nodes: 256 experts on 64 ranks of 8 nodes", "node limit", "nodes a token reaches")
 
     def ranks(ax: "Axes") -> None:
         for i, k in enumerate(ks):
             line(ax, i, limits, [r.ranks_per_token for r in reach[k]], f"top-{k}")
-        labels(ax, "the same", "node limit", "ranks a token reaches")
+        labels(ax, "Ranks", "node limit", "ranks a token reaches")
 
     figure = draw(out / "node_limit.png", [nodes, ranks])
     most = most_experts(tokens // 4)
@@ -95,7 +95,7 @@ def balancing(out: Path, *, quick: bool) -> list[Claim]:
     def panel(which: str, title: str) -> "Callable[[Axes], None]":
         def drawn(ax: "Axes") -> None:
             for i, (name, run) in enumerate(runs.items()):
-                line(ax, i, np.arange(steps), getattr(run, which), name, marker=False)
+                line(ax, i, np.arange(steps), getattr(run, which), name, marker=False, width=1.1)
             ax.set_ylim(bottom=1.0)
             labels(ax, title, "step", "busiest expert / mean")
 

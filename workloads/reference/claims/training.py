@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workloads.reference.claims.claim import Claim
-from workloads.reference.claims.plot import COLOURS, draw, labels, line
+from workloads.reference.claims.claim import Claim, percent
+from workloads.reference.claims.plot import COLOURS, draw, labels, line, logarithmic
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run
 from workloads.reference.hf_config import config_from_dict
@@ -41,9 +41,10 @@ def _fp8_claim(out: Path, cfg: RefConfig, settings: TrainSettings, runs: dict[st
 
     def losses(ax: "Axes") -> None:
         for i, (name, run) in enumerate(runs.items()):
-            line(ax, i, np.arange(settings.steps), run.losses, name, marker=False)
-        ax.set_yscale("log")
-        labels(ax, "A toy DeepSeek-V3 learning synthetic text", "step", "loss [nats]")
+            smooth = _smooth(run.losses)
+            line(ax, i, np.arange(len(smooth)) + 19, smooth, name, marker=False)
+        logarithmic(ax, steps=(1, 2, 3, 4, 5, 6, 8))
+        labels(ax, "A toy DeepSeek-V3 learning synthetic text", "step", "loss, mean of 20 steps [nats]")
 
     def gaps(ax: "Axes") -> None:
         for i, name in enumerate(("FP8", "float32"), start=1):
@@ -55,23 +56,22 @@ def _fp8_claim(out: Path, cfg: RefConfig, settings: TrainSettings, runs: dict[st
                 f"{name} / BF16 - 1",
                 marker=False,
             )
-        for side in (-0.25, 0.25):
-            ax.axhline(side, color="black", linewidth=0.8)
-        labels(ax, "Relative difference, mean of 20 steps", "step", "difference [%] (published: within 0.25)")
+        ax.axhspan(-0.25, 0.25, color=COLOURS[5], alpha=0.3, label="published: within 0.25 %")
+        labels(ax, "Relative difference of means of 20 steps", "step", "difference [%]")
 
     return Claim(
         key="fp8.training",
         claim="FP8 training: relative loss difference to BF16",
         published="below 0.25 %",
-        ours=f"{abs(gap):.2%} (held-out text: {abs(held[1] / held[0] - 1):.2%})",
+        ours=f"{percent(abs(gap), 2)} (held-out text: {percent(abs(held[1] / held[0] - 1), 2)})",
         source="DeepSeek-V3, 3.3",
         values=(("relative_gap", gap), ("noise", noise), ("held_out_gap", held[1] / held[0] - 1)),
         agrees=abs(gap) < 0.0025,
         figure=draw(out / "fp8_training.png", [losses, gaps]),
         remark=f"Mean of the last {tail} of {settings.steps} steps, same data, same start. Plain float32 differs from "
-        f"BF16 by {abs(noise):.2%}: at this size that is the noise. While the loss still falls, means of 20 steps "
-        f"differ by up to {worst['FP8']:.1%} ({worst['float32']:.1%} for float32). The published runs are 16B and 230B "
-        "models on a trillion tokens, so a toy can only show that nothing breaks.",
+        f"BF16 by {percent(abs(noise), 2)}: at this size that is the noise. While the loss still falls, means of 20 "
+        f"steps differ by up to {percent(worst['FP8'], 1)} ({percent(worst['float32'], 1)} for float32). The published "
+        "runs are 16B and 230B models on a trillion tokens, so a toy can only show that nothing breaks.",
     )
 
 
@@ -89,7 +89,7 @@ def _mtp_claims(out: Path, cfg: RefConfig, settings: TrainSettings, trained: Tra
             1,
             ps,
             [speedup(x, module_cost=compute) for x in ps],
-            f"module costs {compute:.1%} of a pass",
+            f"module costs {percent(compute, 1)} of a pass",
             marker=False,
         )
         line(
@@ -100,9 +100,10 @@ def _mtp_claims(out: Path, cfg: RefConfig, settings: TrainSettings, trained: Tra
             "and judging a token costs half a pass",
             marker=False,
         )
-        ax.axvspan(0.85, 0.90, color=COLOURS[5], alpha=0.3)
+        ax.axvspan(0.85, 0.90, color=COLOURS[5], alpha=0.3, label="published: acceptance 85 to 90 %")
         ax.plot([p], [1 + p], marker="*", markersize=12, linestyle="none", color="black", label="toy: tokens per pass")
         ax.axhline(1.8, color="black", linewidth=0.8)
+        ax.annotate("published: 1.8 times", (0.0, 1.82), fontsize=8)
         labels(ax, "Speculative decoding with one MTP module", "acceptance of the second token", "speed-up")
 
     figure = draw(out / "mtp.png", [panel])
@@ -111,7 +112,7 @@ def _mtp_claims(out: Path, cfg: RefConfig, settings: TrainSettings, trained: Tra
             key="mtp.acceptance",
             claim="Acceptance of the second token predicted by MTP",
             published="85 to 90 %",
-            ours=f"{p:.0%} on the toy",
+            ours=f"{percent(p, 0)} on the toy",
             source="DeepSeek-V3, 5.4.3",
             figure=figure,
             agrees=None,
@@ -128,9 +129,9 @@ def _mtp_claims(out: Path, cfg: RefConfig, settings: TrainSettings, trained: Tra
             figure=figure,
             agrees=low - 0.05 <= 1.8 <= high + 0.05,
             values=(("low", low), ("high", high), ("share_compute", compute), ("share_bytes", read)),
-            remark=f"(1 + p) / (1 + c) at the published acceptance; c = {compute:.1%} is V3's module and head over "
-            f"the main model by activated weights ({read:.1%} by all weights). It holds while judging one more "
-            "token is free, that is, while decoding waits for memory.",
+            remark=f"(1 + p) / (1 + c) at the published acceptance; c = {percent(compute, 1)} is V3's module and head "
+            f"over the main model by activated weights ({percent(read, 1)} by all weights). It holds while judging one "
+            "more token is free, that is, while decoding waits for memory.",
         ),
     ]
 

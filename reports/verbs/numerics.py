@@ -1,0 +1,116 @@
+"""`foretrain numerics`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+from reports.verbs.options import Input, json_option, output_file, print_json, print_report, say
+
+if TYPE_CHECKING:
+    from workloads.reference.claims import Claim
+
+DISAGREES = 3
+METHODS = ("none", "bias", "auxiliary-loss")
+
+
+@click.command(epilog="Example: foretrain numerics --quick --out page")
+@click.option("--quick", is_flag=True, help="Fewer steps and samples: half a minute instead of two.")
+@click.option("--out", metavar="DIR", help="Write the page and its figures there: claims.md, figures/*.png.")
+@json_option
+@click.option("--loads-out", metavar="FILE", help="Instead, write a job whose experts are loaded as a gate loads them.")
+@click.option(
+    "--job",
+    type=Input("job"),
+    default="deepseek-v3-pretrain",
+    metavar="JOB",
+    show_default=True,
+    help="For --loads-out: the job whose gate it is.",
+)
+@click.option(
+    "--balancing",
+    type=click.Choice(METHODS),
+    default="bias",
+    show_default=True,
+    help="For --loads-out: how the gate is balanced.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    help="For --loads-out: steps of balancing; the last quarter counts.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+def numerics(
+    quick: bool,
+    out: str | None,
+    as_json: bool,
+    loads_out: str | None,
+    job: str,
+    balancing: str,
+    steps: int,
+    quiet: bool,
+) -> int:
+    """Check the claims of DeepSeek-V3's report that numbers can check.
+
+    A small DeepSeek-V3 in NumPy, run on the spot: FP8 products and training, routing and balancing, multi-token
+    prediction, activations held by pipeline schedules. Exit code 3 if a claim disagrees.
+    """
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the order of sums, and with it the last digits
+    if loads_out is not None:
+        return _write_loads(output_file(loads_out, "--loads-out"), job, balancing, steps, quiet)
+    claims = _run(out, quick, quiet)
+    if as_json:
+        from reports.numerics import as_dict
+
+        print_json(as_dict(claims, quick=quick))
+    else:
+        from reports.numerics import report
+
+        print_report(*report(claims))
+    return DISAGREES if any(claim.agrees is False for claim in claims) else 0
+
+
+def _run(out: str | None, quick: bool, quiet: bool) -> list[Claim]:
+    """The claims, with page and figures where they are wanted."""
+    from simulator.errors import InputError
+    from workloads.reference.claims import run_claims
+
+    def tell(what: str) -> None:
+        say(f"running: {what}", quiet=quiet)
+
+    if out is None:
+        with TemporaryDirectory(prefix="foretrain-") as folder:
+            return run_claims(Path(folder), quick=quick, tell=tell)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"--out: {out}: is a file; give the path of a directory")
+    claims = run_claims(Path(out), quick=quick, tell=tell)
+    say(f"wrote {Path(out) / 'claims.md'} and its figures", quiet=quiet)
+    return claims
+
+
+def _write_loads(file: Path, job: str, balancing: str, steps: int, quiet: bool) -> int:
+    """A job file with the loads that the job's gate ends up with."""
+    from typing import cast
+
+    from reports.numerics import gate_of
+    from simulator.errors import InputError
+    from simulator.inputs import load_scenario
+    from workloads.reference.claims.loads import Method, as_toml, loads_of_ranks
+
+    scenario = load_scenario(job)
+    if not scenario.model.n_routed_experts:
+        raise InputError(f"--job: {job}: {scenario.model.name} has no experts to load")
+    ranks = scenario.job.layout.ep
+    found = loads_of_ranks(gate_of(scenario.model), ranks, cast(Method, balancing), steps=steps)
+    base = str(Path(job).resolve()) if Path(job).is_file() else job
+    file.write_text(as_toml(found, model=scenario.model.name, extends=base), encoding="utf-8")
+    say(f"wrote {file}: the busiest of {ranks} ranks gets {found.max_over_mean:.2f} times the mean", quiet=quiet)
+    return 0

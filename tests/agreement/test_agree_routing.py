@@ -1,0 +1,78 @@
+"""Imbalance becomes step time: loads of a gate that really chose, written as a job, simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reports.numerics import gate_of
+from simulator.check import check
+from simulator.inputs import load_scenario
+from simulator.run import simulate
+from workloads.reference.claims.loads import Method, RankLoads, as_toml, loads_of_ranks
+
+JOB, STEPS = "tiny-1f1b", 500
+
+
+@pytest.fixture(scope="module")
+def loads() -> dict[Method, RankLoads]:
+    scenario = load_scenario(JOB)
+    gate, ranks = gate_of(scenario.model), scenario.job.layout.ep
+    methods: tuple[Method, ...] = ("none", "auxiliary-loss", "bias")
+    return {method: loads_of_ranks(gate, ranks, method, steps=STEPS) for method in methods}
+
+
+def step_time(job: str, *overrides: str) -> float:
+    return simulate(load_scenario(job, overrides), engine="longest-path").metrics["step_time_s"]
+
+
+def test_balanced_gates_give_shorter_steps(loads: dict[Method, RankLoads], tmp_path: Path) -> None:
+    """Nothing at all, an auxiliary loss, the bias, perfect balance: ever less imbalance, ever less time."""
+    times = {"perfect": step_time(JOB)}
+    for method, found in loads.items():
+        job = tmp_path / f"{method}.toml"
+        job.write_text(as_toml(found, model="a tiny gate", extends=JOB), encoding="utf-8")
+        times[method] = step_time(str(job))
+    assert times["perfect"] < times["bias"] < times["none"]
+    assert times["auxiliary-loss"] < times["none"]
+    assert loads["none"].max_over_mean > 2.0
+    assert loads["bias"].max_over_mean < 1.1
+
+
+def test_what_is_written_is_what_is_simulated(loads: dict[Method, RankLoads], tmp_path: Path) -> None:
+    job = tmp_path / "loads.toml"
+    job.write_text(as_toml(loads["none"], model="a tiny gate", extends=JOB), encoding="utf-8")
+    scenario = load_scenario(str(job))
+    assert check(scenario) == check(load_scenario(JOB))
+    assert scenario.job.routing.kind == "given"
+    np.testing.assert_allclose(scenario.job.routing.loads, loads["none"].loads, atol=5e-5)
+    assert step_time(str(job)) == pytest.approx(
+        step_time(JOB, "routing.kind=skewed", f"routing.max_over_mean={loads['none'].max_over_mean}"), rel=1e-3
+    )
+
+
+def test_step_time_grows_with_the_most_loaded_rank_only(loads: dict[Method, RankLoads]) -> None:
+    times = []
+    for top in (1.0, 1.2, 1.6, 2.4, 4.0):
+        given = [top] + [(16 - top) / 15] * 15
+        times.append(step_time(JOB, "routing.kind=given", f"routing.loads={given}"))
+    assert times == sorted(times)
+    assert len(set(times)) == len(times)
+    flat = step_time(JOB, "routing.kind=given", f"routing.loads={[1.0] * 16}")
+    assert flat == pytest.approx(step_time(JOB), rel=1e-12)
+
+
+def test_loads_for_another_number_of_ranks_break_a_rule() -> None:
+    scenario = load_scenario(JOB, ["routing.kind=given", "routing.loads=[1.0, 1.0]"])
+    told = [str(problem) for problem in check(scenario)]
+    assert any("each of the 16 expert-parallel ranks needs one" in line for line in told)
+
+
+def test_loads_repeat_and_keep_their_mean() -> None:
+    gate = gate_of(load_scenario(JOB).model)
+    one, two = (loads_of_ranks(gate, 8, "bias", steps=20, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(one.loads, two.loads)
+    assert one.loads.mean() == pytest.approx(1.0)
+    assert (one.loads != loads_of_ranks(gate, 8, "bias", steps=20, seed=4).loads).any()
