@@ -37,7 +37,13 @@ INTERRUPTED = 130
     help="Try each of these values, as in layout.pp=4,8,16 or hardware.node.nvlink.bandwidth=160e9,450e9. Repeatable.",
 )
 @set_option
-@click.option("--rank", type=click.Choice(["time", "cost", "memory"]), default="time", show_default=True)
+@click.option(
+    "--rank",
+    type=click.Choice(["time", "cost", "memory"]),
+    default="time",
+    show_default=True,
+    help="What the best have least of: time per token, price of the run, or memory.",
+)
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show.")
 @click.option(
     "--confirm",
@@ -49,7 +55,13 @@ INTERRUPTED = 130
 @click.option("--csv", metavar="FILE", help="Write every combination that was judged.")
 @click.option("--resume", metavar="FILE", help="Keep what is found in FILE (SQLite) and go on from what it holds.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes. [default: all cores]")
-@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="local: this machine. dask: a cluster, with --address.",
+)
 @click.option("--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.pass_context
