@@ -1,0 +1,87 @@
+"""The README's recorded output is what the program prints today; REWRITE_GOLDEN=1 records it anew."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import foretrain
+from simulator.inputs import load_scenario
+from simulator.result import Result
+from simulator.run import simulate
+
+README = Path(__file__).parent.parent / "README.md"
+JOB = "deepseek-v3-pretrain"
+
+
+def demo() -> str:
+    """What `make demo` prints."""
+    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(foretrain, ["simulate", JOB, "-q"])
+    assert shown.exit_code == 0
+    return "\n".join(f"    {line}".rstrip() for line in shown.stdout.rstrip().splitlines())
+
+
+def _published() -> dict[str, float]:
+    """Phases of the published step [s] by our names."""
+    text = (files("workloads.facts") / "published.toml").read_text(encoding="utf-8")
+    figures = {figure["id"]: figure["value"] for figure in tomllib.loads(text)["figure"]}
+    names = {"time_per_step": "step", "phase_1F": "forward", "phase_1B": "backward", "phase_1W": "weight"}
+    names |= {"phase_1F1B": "overlapped", "phase_bubble": "bubble", "phase_opt": "optimizer"}
+    return {ours: float(figures[f"B.train.mpft.{theirs}"]) for theirs, ours in names.items()}
+
+
+def published() -> str:
+    """Published phases beside ours: mean over ranks, and the end rank."""
+    result: Result = simulate(load_scenario(JOB))
+    step = result.metrics["step_time_s"]
+    mean = {"step": step, **result.breakdown_s}
+    end = {"step": step, **result.ranks[0].phases}
+    rows = ["| phase [s] | published | foretrain, mean rank | rank 0 | error of the mean |", "|---|---|---|---|---|"]
+    for name, value in _published().items():
+        label = {"weight": "weight gradients", "optimizer": "sync and optimizer"}.get(name, name)
+        rows.append(f"| {label} | {value:.2f} | {mean[name]:.2f} | {end[name]:.2f} | {mean[name] / value - 1:+.1%} |")
+    return "\n".join(rows)
+
+
+def steps() -> str:
+    """Our own measured steps beside the simulation."""
+    text = (files("workloads.facts") / "h200_steps.csv").read_text(encoding="utf-8")
+    rows = ["| Llama-shaped model on one H200 | measured [ms] | foretrain [ms] | error |", "|---|---|---|---|"]
+    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+        stack = "torch" if row["mode"] == "eager" else "megatron-core"
+        sizes = {"hidden_size": "hidden", "intermediate_size": "inner", "num_hidden_layers": "layers"}
+        sizes |= {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "vocab_size": "vocab"}
+        changes = [f"model.{ours}={row[theirs]}" for ours, theirs in sizes.items()]
+        changes += ["hardware=h200", f"stack={stack}", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0"]
+        changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
+        changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
+        changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16"]
+        ours = simulate(load_scenario("llama-3-8b", changes)).metrics["step_time_s"] * 1e3
+        measured = float(row["step_ms"])
+        what = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens, {row['mode']}"
+        rows.append(f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("block", [demo, published, steps], ids=lambda block: block.__name__)
+def test_recorded_output_is_todays(block: Callable[[], str]) -> None:
+    text = README.read_text(encoding="utf-8")
+    pattern = rf"(<!-- begin {block.__name__} -->\n).*?(<!-- end {block.__name__} -->)"
+    fresh = re.sub(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.S)
+    if os.environ.get("REWRITE_GOLDEN"):
+        README.write_text(fresh, encoding="utf-8")
+    assert README.read_text(encoding="utf-8") == fresh, "record anew: REWRITE_GOLDEN=1 pytest tests/test_readme.py"
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    for verb in set(re.findall(r"^    foretrain (\w+)", text, flags=re.M)):
+        assert CliRunner().invoke(foretrain, [verb, "--help"]).exit_code == 0, verb
