@@ -191,7 +191,7 @@ class Comparison:
 
 def compare(recording: Recording, scenario: Scenario) -> Comparison:
     """Hold a profile against the job. Raises InputError where the profile shows no layer pair of it."""
-    plan, _ = prepare(scenario)
+    plan = prepare(scenario)[0]
     gap = scenario.stack.kernel_gap
     label(recording, plan)
     count = 1 + max((k.period for k in recording.kernels if k.phase in COMPUTE_PHASES), default=-1)

@@ -16,7 +16,7 @@ from simulator.validation.training import V3
 
 @lru_cache(maxsize=2)
 def _pair(periods: tuple[Layers, ...]) -> list[OpSpan]:
-    plan, _ = prepare(load_scenario(V3))
+    plan = prepare(load_scenario(V3))[0]
     return simulated(plan, periods)
 
 

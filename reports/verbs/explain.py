@@ -1,0 +1,69 @@
+"""`foretrain explain JOB`: why each op takes its time, and which numbers the step depends on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from reports.verbs.options import job_argument, json_option, print_json, print_report, progress, set_option, verbosity
+
+
+@click.command(epilog="Example: foretrain explain deepseek-v3-pretrain --op 'attn.core.*' --no-sensitivity")
+@job_argument
+@set_option
+@click.option("--op", "pattern", default="*", metavar="GLOB", help="Ops by name, kernel class or segment, as in mlp.W.")
+@click.option("--sensitivity/--no-sensitivity", default=True, help="Move each number and simulate again. [default: on]")
+@click.option(
+    "--engine",
+    type=click.Choice(["longest-path", "events"]),
+    default="longest-path",
+    show_default=True,
+    help="What simulates the step while numbers are moved; events sees contention and takes longer.",
+)
+@json_option
+@verbosity
+def explain(
+    job: str,
+    overrides: tuple[str, ...],
+    pattern: str,
+    sensitivity: bool,
+    engine: Literal["longest-path", "events"],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Explain the time of every op of JOB: work, formula with its numbers, limit, source.
+
+    Then the blocks summed up, and how far the step moves with each hardware number and each assumed constant.
+    """
+    from simulator.errors import InputError
+    from simulator.explain import explain as explained
+    from simulator.inputs import load_scenario
+    from simulator.sensitivity import tornado
+
+    found = explained(load_scenario(job, overrides), pattern)
+    if not found.ops:
+        raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; try attn.* or gemm.*")
+    swings = None
+    if sensitivity:
+        with progress("moving numbers", quiet=quiet) as done:
+            swings = tornado(job, overrides, engine=engine, progress=done)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(
+            {
+                "schema": "foretrain.explain/1",
+                "job": found.scenario.name,
+                "hardware": found.scenario.cluster.name,
+                "ops": [one.as_dict() for one in found.ops],
+                "blocks": [{**asdict(block), "total": block.total} for block in found.blocks],
+                "uncalibrated": list(found.uncalibrated),
+                "sensitivity": None if swings is None else swings.as_dict(),
+            }
+        )
+        return
+    from reports.explain import report
+
+    print_report(*report(found, swings, verbose=verbose))
