@@ -115,7 +115,7 @@ def _stages(s: Scenario) -> Iterator[Problem]:
         return  # told by the rule above
     if isinstance(layout.stages, tuple):
         yield from _explicit_stages(layout.stages, stages, layers)
-    elif stages > layers:
+    elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone
         yield Problem(
             rule="layers on stages",
             key="layout.pp",

@@ -16,8 +16,6 @@ from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.model import ModelSpec
 
-LAYERS = ("dense", "moe")
-
 
 def block_kinds(model: ModelSpec) -> tuple[str, ...]:
     """The blocks of a model in order: `embed`, its layers, `head`, then per MTP module `mtp`, a layer and a head.
@@ -56,9 +54,12 @@ def split(
     """
     kinds = block_kinds(model)
     layers = model.num_hidden_layers
-    if stages > layers + model.num_nextn_predict_layers:
-        raise InputError(f"layout: {stages} pipeline stages for {layers} layers: each stage needs at least one layer")
     if how == "balanced":
+        if stages > layers + 2:
+            raise InputError(
+                f"layout: {stages} pipeline stages for {layers} layers: there is nothing for a stage beyond the layers, "
+                "the embedding and the head"
+            )
         return _balanced(kinds, stages, weights)
     counts = _even(layers, stages) if how == "even" else tuple(int(n) for n in how)
     if len(counts) != stages or sum(counts) != layers or min(counts) < 0:
@@ -135,10 +136,6 @@ def _reachable(cost: Sequence[float], stages: int) -> float:
 
 
 def _units(kinds: Sequence[str]) -> list[tuple[str, ...]]:
-    """Indivisible groups of blocks: embedding with the first layer, the last layer alone, head and MTP together."""
-    first = next(i for i, kind in enumerate(kinds) if kind in LAYERS)
+    """Indivisible groups of blocks: the embedding, each layer, head and MTP together (they share the head)."""
     tail = kinds.index("head")
-    units: list[tuple[str, ...]] = [tuple(kinds[: first + 1])]
-    units += [(kind,) for kind in kinds[first + 1 : tail]]
-    units.append(tuple(kinds[tail:]))
-    return units
+    return [*((kind,) for kind in kinds[:tail]), tuple(kinds[tail:])]
