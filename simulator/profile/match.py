@@ -77,8 +77,10 @@ def _match_phase(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) 
 
 
 def _measure(kernels: Sequence[Kernel], ops: Sequence[Matched]) -> None:
-    """Effective times; compute kernels share the GPU among themselves, communication counts as it lasts."""
-    effective = effective_seconds([k for k in kernels if not k.comm])
+    """Effective times: kernels of the compute streams share the GPU among themselves, those beside exchanges count as
+    they last."""
+    beside = ("dispatch", "combine")
+    effective = effective_seconds([k for k in kernels if not k.comm and not k.phase.startswith(beside)])
     for one in ops:
         one.measured = sum(effective.get(id(k), k.seconds) for k in one.kernels)
 
