@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 from simulator.errors import InputError
 from simulator.fabric import EpParams
+from simulator.graph.stage import LAYERS
 from simulator.kernels import GemmParams
+from simulator.run import prepare
 from simulator.scenario import Scenario
 
 UNLIMITED = 1e15
@@ -105,9 +107,23 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
 
 
 def apply(scenario: Scenario, name: str) -> Scenario:
-    """The scenario with the what-if of that name; its own name says so."""
+    """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
     if name not in WHAT_IFS:
         from simulator.inputs.problems import nearest
 
         raise InputError(f"there is no what-if {name!r}: {nearest(name, WHAT_IFS)}")
-    return replace(WHAT_IFS[name].change(scenario), name=f"{scenario.name} + {name}")
+    return replace(WHAT_IFS[name].change(pinned(scenario)), name=f"{scenario.name} + {name}")
+
+
+def pinned(scenario: Scenario) -> Scenario:
+    """The scenario with its layers listed by stage: balanced anew, the cut could move and hide what a change does."""
+    layout = scenario.job.layout
+    if isinstance(layout.stages, tuple):
+        return scenario
+    counts = tuple(sum(kind in LAYERS for kind in _main(blocks)) for blocks in prepare(scenario)[0].stages)
+    return replace(scenario, job=replace(scenario.job, layout=replace(layout, stages=counts)))
+
+
+def _main(blocks: tuple[str, ...]) -> tuple[str, ...]:
+    """The blocks before the output head: behind it stand those of MTP modules, which always follow it."""
+    return blocks[: blocks.index("head")] if "head" in blocks else blocks

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from simulator.errors import InputError
-from simulator.run import simulate
+from simulator.run import prepare, simulate
 from simulator.whatif import WHAT_IFS, apply
 
 
@@ -27,6 +27,11 @@ def test_each_changes_something_and_only_once(v3, name):
     assert changed.name == f"deepseek-v3-pretrain + {name}"
     assert replace(apply(changed, name), name="") == replace(changed, name="")
     assert changed.model == v3.model
+
+
+@pytest.mark.parametrize("name", WHAT_IFS)
+def test_layers_stay_on_their_stages(v3, name):
+    assert prepare(apply(v3, name))[0].stages == prepare(v3)[0].stages
 
 
 def test_a_coprocessor_frees_every_sm(v3):

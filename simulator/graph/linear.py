@@ -70,7 +70,7 @@ def forward(
     tail = "_r" if recompute else ""
     part: Part | None = "R" if recompute else None
     if recipe == "fp8":
-        if cast_input:
+        if cast_input and not tape.fused_quant:
             tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
         tape.add(f"{name}.scale_t{tail}", scale_class(k), scales(m, k), part=part)
     elif recipe == "fp8_tensor" and cast_input and not recompute:
@@ -99,7 +99,7 @@ def input_gradient(
     if recipe == "fp8":
         if weight_first:
             weight_transpose(tape, name, n, k)
-        if cast_gradient:
+        if cast_gradient and not tape.fused_quant:
             tape.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
         if not weight_first:
             weight_transpose(tape, name, n, k)
