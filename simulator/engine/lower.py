@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.runs import ALONE, Run, run_of
-from simulator.engine.sync import append_optimizer, gather_parameters
+from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.graph.block import Block
 from simulator.graph.linear import BF16
@@ -138,6 +138,8 @@ class _Lowering:
         self.sends: dict[tuple[int, int], Run] = {}
         self.last_backward: dict[tuple[int, int], tuple[int, ...]] = {}
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
+        self.sharding = Sharding(plan.scenario, plan.stages, plan.price, copies_of(schedule))
+        self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def step(self, rank: int, step: Step) -> None:
         """Tasks of one step and the sends behind it."""
@@ -148,11 +150,10 @@ class _Lowering:
             if self.place[stage, microbatch] != rank:  # what the rank made itself need not be sent first
                 entry.update(self.arrived.get(need, ()))
         entry_preds = tuple(sorted(entry))
-        base = len(tasks.lane)
         seen: set[int] = set()
         ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
-        parameters = self.gathered.pop((rank, ahead.stage), ()) if ahead.kind == "F" else ()
-        needed = {at: task for at, task in zip(program.begins, parameters, strict=False) if task is not None}
+        needed = self._parameters(rank, ahead, back, program, entry_preds)
+        base = len(tasks.lane)
         for number, part in enumerate(program.steps):
             preds = tuple(base + at for at in part.waits)
             if number in needed:
@@ -170,7 +171,23 @@ class _Lowering:
         if back.kind in ("B", "I"):
             self._send(rank, back)
         if back.kind in ("B", "W"):
-            self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
+            graded = tuple(base + at for at in program.graded)
+            self.last_backward[rank, back.stage] = graded
+            if self.sharding.zero >= 2:
+                self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, back.stage, graded)
+
+    def _parameters(
+        self, rank: int, ahead: Action, back: Action, program: Program, entry: tuple[int, ...]
+    ) -> dict[int, int]:
+        """Steps of a program that wait for parameters -> the gather that brings them."""
+        needed: dict[int, int] = {}
+        if ahead.kind == "F":
+            first = self.gathered.pop((rank, ahead.stage), ())
+            needed |= {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
+            needed |= self.sharding.gather(self.tasks, rank, ahead.stage, program.begins, entry, False)
+        if back.kind in ("B", "I"):
+            needed |= self.sharding.gather(self.tasks, rank, back.stage, program.turns, entry, True)
+        return needed
 
     def _send(self, rank: int, action: Action) -> None:
         """Hand the output of an action to the rank of the next (or previous) stage."""
@@ -202,7 +219,15 @@ def lower(plan: Plan, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
     for rank, at in progress(schedule).order:
         lowering.step(rank, schedule.rows[rank][at])
     if optimizer:
-        append_optimizer(plan.scenario, plan.stages, plan.price, lowering.tasks, lowering.last_backward, lowering.tails)
+        append_optimizer(
+            plan.scenario,
+            plan.stages,
+            plan.price,
+            lowering.tasks,
+            lowering.last_backward,
+            lowering.tails,
+            lowering.scattered,
+        )
     return lowering.tasks
 
 

@@ -38,13 +38,14 @@ class Program:
     """Steps in program order.
 
     `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
-    published DualPipe, which posts its sends behind the whole chunk. `begins` is the first step of each block's
-    forward, `graded` the last step of each block's weight gradients.
+    published DualPipe, which posts its sends behind the whole chunk. `begins` and `turns` are the first steps of each
+    block's forward and backward, `graded` the last step of each block's weight gradients.
     """
 
     steps: tuple[Step, ...]
     tails: tuple[int, ...]
     begins: tuple[int, ...] = ()
+    turns: tuple[int, ...] = ()
     graded: tuple[int, ...] = ()
 
 
@@ -154,13 +155,13 @@ class _Assembler:
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
         self.begins: dict[int, int] = {}
+        self.turns: dict[int, int] = {}
         self.graded: dict[int, int] = {}
 
     def add(self, placed: Placed) -> None:
         """Append the runs of one segment."""
         half = "F" if placed.segment.direction == "F" else "B"
-        if half == "F":
-            self.begins.setdefault(placed.block, len(self.steps))
+        (self.begins if half == "F" else self.turns).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
         for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
             stream = COMM if run.kind == "collective" else home
@@ -219,6 +220,7 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
         steps=tuple(assembler.steps),
         tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
         begins=tuple(assembler.begins[block] for block in sorted(assembler.begins)),
+        turns=tuple(assembler.turns[block] for block in sorted(assembler.turns)),
         graded=tuple(assembler.graded[block] for block in sorted(assembler.graded)),
     )
 

@@ -94,6 +94,45 @@ def held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
     return held
 
 
+def copies_of(schedule: Schedule) -> int:
+    """Ranks of a pipeline that hold each stage: two where microbatches enter from both ends."""
+    return sum(len(held) for held in stages_on(schedule)) // schedule.stages
+
+
+class Sharding:
+    """ZeRO-2 and -3 inside the step (arXiv 1910.02054, section 5): gradients are reduce-scattered after the backward of
+    every microbatch; with ZeRO-3 the parameters of each block are gathered before its forward and its backward, while
+    the blocks before it compute (PyTorch FSDP's prefetch)."""
+
+    def __init__(self, scenario: Scenario, stages: Sequence[Sequence[str]], price: Pricer, copies: int) -> None:
+        self.zero = scenario.job.layout.zero
+        sync = Sync(scenario, price, copies)
+        kinds = {blocks: held_by_blocks(scenario, blocks) for blocks in map(tuple, stages)}
+        self.gathers = {k: [sync.runs("param", "all_gather", h, WEIGHT_BYTES) for h in v] for k, v in kinds.items()}
+        self.reduces = {
+            k: [sync.runs("grad", "reduce_scatter", h, GRADIENT_BYTES) for h in v] for k, v in kinds.items()
+        }
+        self.stages = [tuple(blocks) for blocks in stages]
+
+    def gather(
+        self, tasks: Tasks, rank: int, stage: int, at: Sequence[int], entry: tuple[int, ...], backward: bool
+    ) -> dict[int, int]:
+        """ZeRO-3: gathers of a stage's blocks in the order they are needed; step of the program -> gather it needs."""
+        if self.zero < 3:
+            return {}
+        needed: dict[int, int] = {}
+        blocks = list(enumerate(self.gathers[self.stages[stage]]))
+        for number, runs in reversed(blocks) if backward else blocks:
+            for run in runs:
+                needed[at[number]] = tasks.add(rank * LANES + SYNC, run, entry)
+        return needed
+
+    def reduce(self, tasks: Tasks, rank: int, stage: int, graded: Sequence[int]) -> tuple[int, ...]:
+        """Reduce-scatter of each block's gradients once they are there."""
+        blocks = reversed(list(enumerate(self.reduces[self.stages[stage]])))
+        return tuple(tasks.add(rank * LANES + SYNC, run, (graded[number],)) for number, runs in blocks for run in runs)
+
+
 def gather_parameters(
     scenario: Scenario, stages: Sequence[Sequence[str]], price: Pricer, tasks: Tasks, schedule: Schedule
 ) -> dict[tuple[int, int], tuple[int | None, ...]]:
@@ -102,11 +141,10 @@ def gather_parameters(
     In a steady run the gather that ends one step is the one that begins the next, so it stands at the beginning.
     Returns, for each (rank, stage), the last gather of each block.
     """
-    if not (scenario.job.layout.zero and scenario.stack.param_gather_overlap):
+    if scenario.job.layout.zero not in (1, 2) or not scenario.stack.param_gather_overlap:
         return {}
     held_on = stages_on(schedule)
-    copies = sum(len(held) for held in held_on) // schedule.stages
-    sync = Sync(scenario, price, copies)
+    sync = Sync(scenario, price, copies_of(schedule))
     arrived: dict[tuple[int, int], tuple[int | None, ...]] = {}
     for rank, mine in enumerate(held_on):
         for stage in mine:
@@ -126,11 +164,13 @@ def append_optimizer(
     tasks: Tasks,
     graded: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
+    scattered: dict[tuple[int, int], tuple[int, ...]],
 ) -> None:
     """Append the tasks of gradient sync and update on every rank.
 
     `graded` holds, for each (rank, stage), the task after which each block's gradients are complete. With
     `grad_sync_overlap` a block's gradients leave then, on all copies of the stage; else when all compute is over.
+    `scattered` holds the reductions that ZeRO-2 and -3 have already made.
     """
     holders: dict[int, list[int]] = {}
     for rank, stage in graded:
@@ -142,7 +182,8 @@ def append_optimizer(
         reduced = [
             task
             for stage in mine
-            for task in _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, graded, tails)
+            for task in scattered.get((rank, stage))
+            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, graded, tails)
         ]
         total = Held()
         for stage in mine:
@@ -150,7 +191,7 @@ def append_optimizer(
         ops = update_ops(total, (sync.dense, sync.experts), scenario)
         update = run_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
-        if scenario.job.layout.zero and not scenario.stack.param_gather_overlap:
+        if scenario.job.layout.zero in (1, 2) and not scenario.stack.param_gather_overlap:
             for run in sync.runs("param", "all_gather", total, WEIGHT_BYTES):
                 tasks.add(rank * LANES + SYNC, run, (done,))
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))

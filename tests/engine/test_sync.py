@@ -1,0 +1,125 @@
+"""Gradient sync, sharding, collectives pipelined with kernels, and the power limit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from simulator.cost.cost import Cost
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import lower, plan
+from simulator.engine.program import exposed
+from simulator.engine.runs import Priced
+from simulator.engine.tasks import LANES, SYNC, Tasks
+from simulator.graph.state import held_by_stage
+from simulator.hardware import Power
+from simulator.inputs import load_scenario
+from simulator.ops import Collective, Gemm, Op, Work
+from simulator.power import demand, hungriest, pace_at, slowdown
+from simulator.run import schedule_of, simulate
+
+SMALL = ["gpus=64", "layout.tp=1", "layout.pp=1", "batch.global_batch_size=256", "hardware=h100"]
+
+
+def tasks_of(*overrides: str) -> Tasks:
+    scenario = load_scenario("llama-3-8b", [*SMALL, *overrides])
+    schedule = schedule_of(scenario)
+    return lower(plan(scenario, schedule.stages), schedule)
+
+
+def collectives(tasks: Tasks, kind: str) -> list[float]:
+    """Buffers of the collectives on the sync stream [B]."""
+    works = [priced.op.work for lane, run in zip(tasks.lane, tasks.run, strict=True) if lane % LANES == SYNC
+             for priced in run.ops]  # fmt: skip
+    return [work.bytes for work in works if isinstance(work, Collective) and work.kind == kind]
+
+
+def parameters() -> int:
+    scenario = load_scenario("llama-3-8b", SMALL)
+    blocks = ("embed", *scenario.model.layer_kinds(), "head")
+    assert held_by_stage(blocks, scenario.model, scenario.job).total == scenario.model.parameters()
+    return scenario.model.parameters()
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_zero_1_reduces_gradients_once_and_gathers_parameters_once(overlap: str) -> None:
+    tasks = tasks_of("layout.zero=1", f"stack.grad_sync_overlap={overlap}", f"stack.param_gather_overlap={overlap}")
+    assert sum(collectives(tasks, "reduce_scatter")) == 4.0 * parameters()
+    assert sum(collectives(tasks, "all_gather")) == 2.0 * parameters()
+
+
+def test_zero_0_reduces_all_to_all_ranks() -> None:
+    tasks = tasks_of("layout.zero=0")
+    assert sum(collectives(tasks, "all_reduce")) == 4.0 * parameters()
+    assert collectives(tasks, "all_gather") == []
+
+
+def test_zero_2_reduces_every_microbatch() -> None:
+    assert sum(collectives(tasks_of("layout.zero=2"), "reduce_scatter")) == 4 * 4.0 * parameters()
+
+
+def test_zero_3_gathers_before_every_forward_and_backward() -> None:
+    tasks = tasks_of("layout.zero=3")
+    assert sum(collectives(tasks, "all_gather")) == 2 * 4 * 2.0 * parameters()
+    assert sum(collectives(tasks, "reduce_scatter")) == 4 * 4.0 * parameters()
+
+
+def test_overlapped_sync_is_never_slower() -> None:
+    times = {}
+    for overlap in ("true", "false"):
+        flags = (f"stack.grad_sync_overlap={overlap}", f"stack.param_gather_overlap={overlap}")
+        times[overlap] = longest_path(tasks_of("layout.zero=1", *flags)).makespan
+    assert times["true"] < times["false"]
+
+
+def priced(work: Work, seconds: float) -> Priced:
+    op = Op(name="x", cls="x", part="F", segment="x.F", work=work, side=True)
+    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("comm", "gemm", "shown"),
+    [
+        (4.0, 8.0, 8 + 4 / 4 - 8),  # hidden but for its first chunk
+        (8.0, 4.0, 8 + 4 / 4 - 4),  # too long to hide
+        (4.0, 0.0, 4.0),  # nothing to hide behind
+    ],
+)
+def test_a_pipelined_collective_shows_only_what_the_kernel_does_not_hide(
+    comm: float, gemm: float, shown: float
+) -> None:
+    gather = priced(Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4), comm)
+    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), gemm)] if gemm else []
+    assert exposed(gather, [], kernel).durations[0] == pytest.approx(shown)
+
+
+POWER = Power(cap=700.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5, tables=1.1)
+
+
+def test_below_the_cap_nothing_is_slowed() -> None:
+    assert slowdown(650.0, POWER, 1) == 1.0
+    assert pace_at(1.0, POWER) == (1 / 1.1, 1.0)
+    assert pace_at(1.3, None) == (1.0, 1.0)
+
+
+def test_beyond_the_cap_the_slowdown_is_a_power_of_the_demand() -> None:
+    assert slowdown(4 * 700.0, POWER, 1) == pytest.approx(2.0)
+
+
+def test_more_gpus_hold_a_hungrier_one() -> None:
+    spread = replace(POWER, spread=0.03)
+    assert hungriest(1) == 0.0
+    assert slowdown(800.0, spread, 1) < slowdown(800.0, spread, 8) < slowdown(800.0, spread, 2048)
+
+
+def test_demand_lies_between_idle_and_the_hungriest_kernel() -> None:
+    watts = demand(longest_path(tasks_of()), POWER)
+    assert POWER.memory < watts < POWER.tensor
+
+
+def test_a_power_limit_slows_a_dense_step() -> None:
+    """H100 with and without a lower cap: the same step, longer."""
+    fast = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.power.cap=2000"]), engine="longest-path")
+    slow = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.power.cap=500"]), engine="longest-path")
+    assert slow.metrics["step_time_s"] > 1.1 * fast.metrics["step_time_s"]
