@@ -19,8 +19,10 @@ from both import (
     reference_flops,
     reference_kept,
     scenario_of,
+    unpadded,
 )
 
+from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import block_kinds
 from simulator.layout import Recipe
 from workloads.reference.hf_config import config_from_dict
@@ -50,6 +52,7 @@ def test_flops_of_every_op_and_kept_bytes_of_every_block(
 def test_both_read_the_same_blocks_out_of_one_file(name: str, tmp_path: Path) -> None:
     cfg, family = MODELS[name]
     scenario = scenario_of(name, tmp_path)
+    assert unpadded(scenario) == shapes_of(scenario)  # in BF16 nothing is padded: the graph is taken as it is
     assert sorted(part.kind for part in parts(cfg)) == sorted(block_kinds(scenario.model))
     read = config_from_dict(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
     assert replace(read, aux_loss_alpha=0.0) == replace(cfg, aux_loss_alpha=0.0), family

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from workloads.reference.claims.claim import Claim
-from workloads.reference.claims.page import CAPTIONS, page
+from workloads.reference.claims.page import CAPTIONS, HEADER, VERDICT, page
 from workloads.reference.claims.pipeline import memory
 from workloads.reference.claims.precision import accumulation, granularity
 from workloads.reference.claims.routing import most_experts, node_limit
@@ -51,3 +51,14 @@ def test_page_shows_failures_plainly() -> None:
 
 def test_nvlink_limits_beyond_thirteen_experts() -> None:
     assert 13 <= most_experts(500) <= 16
+
+
+def test_the_page_in_docs_is_of_this_version() -> None:
+    """Same head, every figure in its place, and nothing that disagrees."""
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "claims.md").read_text(encoding="utf-8")
+    assert text.startswith(HEADER)
+    assert VERDICT[False] not in text
+    for name, caption in CAPTIONS.items():
+        assert f"## {caption}\n\n![{caption}](figures/{name})" in text
+        assert (docs / "figures" / name).is_file()
