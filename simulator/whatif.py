@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 from simulator.errors import InputError
 from simulator.fabric import EpParams
-from simulator.graph.stage import LAYERS
 from simulator.kernels import GemmParams
 from simulator.run import prepare
 from simulator.scenario import Scenario
@@ -120,7 +119,7 @@ def pinned(scenario: Scenario) -> Scenario:
     layout = scenario.job.layout
     if isinstance(layout.stages, tuple):
         return scenario
-    counts = tuple(sum(kind in LAYERS for kind in _main(blocks)) for blocks in prepare(scenario)[0].stages)
+    counts = tuple(sum(kind in ("dense", "moe") for kind in _main(blocks)) for blocks in prepare(scenario)[0].stages)
     return replace(scenario, job=replace(scenario.job, layout=replace(layout, stages=counts)))
 
 
