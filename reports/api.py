@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.inputs import load_hardware, load_model, load_scenario
 from simulator.result import Result
-from simulator.run import simulate
+from simulator.run import Engine, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 
-def compare(job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str] = ()) -> pd.DataFrame:
+def compare(
+    job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str] = (), *, engine: Engine = "events"
+) -> pd.DataFrame:
     """Simulate every combination of varied values: a row each, its metrics in columns, the reason where it cannot run.
 
     Parameters
@@ -40,14 +42,18 @@ def compare(job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str
     job : name of a shipped job, or the path of one.
     vary : input -> values, as in {"layout.schedule": ["1f1b", "dualpipe"]}.
     overrides : `path=value` for all of them.
+    engine : see `simulate`.
+
+    All in this process, one after the other, so that it works in any script and notebook.
     """
     import pandas as pd
 
-    from reports.compare import run_all, variants
+    from reports.compare import run, variants
 
     varied = [(path, [str(value) for value in values]) for path, values in vary.items()]
     rows = []
-    for outcome in run_all(variants([job], varied, overrides)):
+    for variant in variants([job], varied, overrides):
+        outcome = run(variant, engine)
         metrics = outcome.result["metrics"] if outcome.result else {}
         rows.append({**dict(outcome.variant.varied), **metrics, "error": outcome.error or ""})
     return pd.DataFrame(rows)
@@ -56,12 +62,13 @@ def compare(job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str
 def search(job: str, over: Sequence[str], overrides: Sequence[str] = (), **options: Any) -> Found:
     """The best of all combinations, by the quick engine; `over` as in ["layout.pp=4,8,16", "layout.ep=32,64"].
 
-    `options` are those of `simulator.search.search`.
+    `options` are those of `simulator.search.search`. More than one of `jobs` (processes) needs a script that guards its
+    entry with `if __name__ == "__main__"`.
     """
     from simulator.search import question
     from simulator.search import search as find
 
-    return find(question(job, overrides, over), **options)
+    return find(question(job, overrides, over), **{"jobs": 1, **options})
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

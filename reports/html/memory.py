@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from reports.html.charts import ticks
-from simulator.memory import GROUPS, Curve, MemoryReport
+from reports.html.page import write
+from reports.html.payload import embedded
+from simulator.memory import GROUPS, Curve, Measure, MemoryReport
 from simulator.units import GB
 
 COLOURS = {
@@ -26,7 +29,26 @@ _COLUMNS = 600
 
 def memory_context(report: MemoryReport, curve: Curve) -> dict[str, Any]:
     """What the template shows of a memory forecast."""
-    return {"report": report, "chart": chart(curve, report.capacity), "colours": COLOURS, "groups": GROUPS, "GB": GB}
+    return {
+        "report": report,
+        "chart": chart(curve, report.capacity),
+        "colours": COLOURS,
+        "groups": GROUPS,
+        "GB": GB,
+        "drawn": curve.rank,
+    }
+
+
+def write_memory(name: str, report: MemoryReport, curve: Curve, file: Path, measures: Sequence[Measure] = ()) -> None:
+    """Write the page of a memory forecast of the job `name`."""
+    context = {
+        "title": f"foretrain: memory of {name}",
+        "name": name,
+        "memory": memory_context(report, curve),
+        "measures": measures,
+        "data": embedded({"steps": [], "pair": None}),
+    }
+    write("memory.html", context, file)
 
 
 def chart(curve: Curve, capacity: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from reports.verbs.options import (
 @json_option
 @click.option("--measures", "with_measures", is_flag=True, help="Say what each of DeepSeek-V3's measures saves.")
 @click.option("--figure", metavar="FILE", help="Draw memory over the step, stacked (.png, .svg, .pdf).")
+@click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--rank", type=int, metavar="N", help="Pipeline rank to draw. [default: the fullest]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 def memory(
@@ -29,6 +30,7 @@ def memory(
     as_json: bool,
     with_measures: bool,
     figure: str | None,
+    html: str | None,
     rank: int | None,
     quiet: bool,
 ) -> int:
@@ -37,6 +39,7 @@ def memory(
     Exit code 3 if it does not fit.
     """
     file = output_file(figure, "--figure") if figure is not None else None
+    page = output_file(html, "--html") if html is not None else None
     from reports import memory as words
     from simulator.inputs import load_scenario
     from simulator.memory import curve_of, measures, memory_of
@@ -49,10 +52,16 @@ def memory(
     timeline = timeline_of(plan, schedule, "longest-path")
     found = memory_of(plan, schedule, timeline)
     saved = measures(plan, schedule) if with_measures else []
-    if file is not None:
+    if file is not None or page is not None:
         curve = curve_of(plan, schedule, timeline, found.worst.rank if rank is None else rank)
-        words.write_figure(file, scenario.name, curve, found.capacity)
-        say(f"wrote {file}", quiet=quiet)
+        if file is not None:
+            words.write_figure(file, scenario.name, curve, found.capacity)
+            say(f"wrote {file}", quiet=quiet)
+        if page is not None:
+            from reports.html.memory import write_memory
+
+            write_memory(scenario.name, found, curve, page, saved)
+            say(f"wrote {page}", quiet=quiet)
     if as_json:
         told = found.as_dict()
         if with_measures:

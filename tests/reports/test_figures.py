@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cli import foretrain
 from reports.figures import figures_of, write_figures
+from reports.figures.curves import Point, front
 from reports.figures.pair import layer_window, stretches
 from reports.figures.style import styled
 from reports.palette import BOUNDS, DIRECTIONS, PHASES, ink_on, luminance
@@ -134,3 +137,19 @@ def test_the_breakdown_ends_where_the_step_ends(paired: Result) -> None:
         figure = next(figure for name, figure in figures_of(paired) if name == "breakdown")
         bars = figure.axes[0].patches
         assert max(bar.get_x() + bar.get_width() for bar in bars) == pytest.approx(paired.metrics["step_time_s"])
+
+
+def test_the_front_keeps_what_nothing_betters() -> None:
+    points = [Point(x=x, y=y) for x, y in ((1, 9), (2, 5), (2, 7), (3, 6), (4, 1), (5, 1), (9, 0))]
+    assert [(p.x, p.y) for p in front(points)] == [(1, 9), (2, 5), (4, 1), (9, 0)]
+
+
+def test_varied_numbers_become_a_curve_and_names_do_not(tmp_path: Path) -> None:
+    command = ["compare", "tiny-dualpipe", "-q", "--figures", str(tmp_path / "curve")]
+    assert CliRunner().invoke(foretrain, [*command, "--vary", "overlap.comm_sms=4,8,20"]).exit_code == 0
+    assert {file.name for file in (tmp_path / "curve").iterdir()} == {
+        "runs.svg", "runs.png", "scaling.svg", "scaling.png",
+    }  # fmt: skip
+    command[-1] = str(tmp_path / "names")
+    assert CliRunner().invoke(foretrain, [*command, "--vary", "layout.schedule=1f1b,zb1p"]).exit_code == 0
+    assert {file.name for file in (tmp_path / "names").iterdir()} == {"runs.svg", "runs.png"}

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import foretrain
-from reports.html import Sensitivity, Shown, write_comparison, write_simulation
+from reports.html import Sensitivity, Shown, write_comparison, write_search, write_simulation
 from reports.html.charts import ticks
 from reports.html.memory import thinned
 from reports.html.payload import embedded
@@ -26,6 +26,7 @@ from simulator.memory import GROUPS, Curve
 from simulator.result import Result
 from simulator.run import simulate
 from simulator.scenario import Scenario
+from simulator.search import confirm, question, search
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 
@@ -330,3 +331,20 @@ def test_runs_side_by_side_share_one_axis(browser: Any, tmp_path: Path) -> None:
     assert one.view("steps-0") == one.view("steps-1")
     assert one.colours("steps-0") > 4
     one.page.close()
+
+
+def test_pages_of_memory_and_search(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "m.html"
+    assert CliRunner().invoke(foretrain, ["memory", "tiny-1f1b", "--html", str(page)]).exit_code == 0
+    asked = question("tiny-dualpipe", [], ["layout.pp=2,4", "layout.schedule=1f1b,dualpipe"])
+    found = search(asked, jobs=1)
+    write_search(found, confirm(asked, found.best[:1]), tmp_path / "s.html")
+    for file, heading in (
+        (page, "Memory of one step of tiny-1f1b"),
+        (tmp_path / "s.html", "Search from tiny-dualpipe"),
+    ):
+        one = Opened(browser, file)
+        assert one.said == []
+        assert one.page.locator("h1").inner_text() == heading
+        assert one.page.locator("svg.chart").count() == 1
+        one.page.close()
