@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from simulator.errors import ForetrainError
 from simulator.explain import explain
-from simulator.graph.stage import LAYERS
 from simulator.inputs import load_scenario
 from simulator.run import Engine, prepare, simulate
 from simulator.scenario import Scenario
@@ -213,7 +212,7 @@ def _held(scenario: Scenario) -> list[int]:
     out = []
     for stage in prepare(scenario)[0].stages:
         main = stage[: stage.index("head")] if "head" in stage else stage
-        out.append(sum(kind in LAYERS for kind in main))
+        out.append(sum(kind in ("dense", "moe") for kind in main))
     return out
 
 
