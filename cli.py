@@ -21,6 +21,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
     "search": ("reports.verbs.search:search", "Try layouts, schedules or hardware, and rank what fits."),
+    "plan": ("reports.verbs.plan:plan", "Forecast a whole run: phases, failures, price, energy."),
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
     "explain": ("reports.verbs.explain:explain", "Explain every op, and what the step depends on."),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -70,47 +70,29 @@ def command_line() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _command(command: click.Command, names: list[str]) -> Iterator[str]:
-    context = click.Context(command, info_name=" ".join(names), max_content_width=88, terminal_width=88)
+def _command(command: click.Command, names: list[str], above: click.Context | None = None) -> Iterator[str]:
+    context = click.Context(command, parent=above, info_name=names[-1], terminal_width=80, **command.context_settings)
     yield f"{'#' * min(4, len(names) + 1)} {' '.join(names)}"
     yield f"```text\n{command.get_help(context).strip()}\n```"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             if found is not None:
-                yield from _command(found, [*names, name])
+                yield from _command(found, [*names, name], context)
 
 
 # ---- validation -------------------------------------------------------------------------------------------------
 
 
 def validation() -> str:
-    """What `foretrain validate --markdown` prints, and the errors of the last calibration."""
-    return dedent(
-        """\
-        # Validation
-
-        Kernel- and link-level measurements calibrate the models; published end-to-end figures are only ever compared
-        with. No constant is chosen because it brings one of them closer.
-
-        {published}
-
-        {calibration}
-        """
-    ).format(published=_published(), calibration=_calibration())
-
-
-def _published() -> str:
-    from cli import VERBS
-
-    if "validate" not in VERBS:
-        return "`foretrain validate` compares forecasts with published figures; this build does not have it."
-    run = subprocess.run(
-        [sys.executable, "-m", "cli", "validate", "--markdown"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if run.returncode not in (0, 3):
-        raise RuntimeError(f"foretrain validate --markdown: {run.stderr}")
-    return _below(run.stdout)
+    """What `foretrain validate --markdown` writes, and the errors of the last calibration."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "validation.md"
+        command = [sys.executable, "-m", "cli", "validate", "--quiet", "--markdown", str(file)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if run.returncode not in (0, 3):
+            raise RuntimeError(f"foretrain validate --markdown: {run.stderr}")
+        return f"{file.read_text(encoding='utf-8').strip()}\n\n{_calibration()}\n"
 
 
 def _calibration() -> str:

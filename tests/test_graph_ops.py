@@ -158,9 +158,7 @@ def test_attention_work_equals_the_profile(layer: Block) -> None:
 @pytest.mark.parametrize("recipe", ["fp8", "bf16"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full", "deepseek"])
 def test_blocks_pass_the_checker(recipe: str, recompute: str) -> None:
-    scenario = load_scenario(
-        "deepseek-v3-pretrain", [f"precision.recipe={recipe}", f"layout.recompute={recompute}"]
-    )
+    scenario = load_scenario("deepseek-v3-pretrain", [f"precision.recipe={recipe}", f"layout.recompute={recompute}"])
     shapes = shapes_of(scenario)
     assert problems(moe_layer(shapes, 132)) == []
     assert problems(dense_layer(shapes, 132)) == []

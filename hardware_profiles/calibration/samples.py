@@ -189,7 +189,8 @@ def trace_fixed() -> dict[str, list[float]]:
         if row["op"].startswith("router.top") or row["stream"] == "27":
             continue
         if row["cls"] in ("router", "permute.map") or (row["cls"] == "elem" and not _float(row, "bytes")):
-            out.setdefault(row["cls"], []).append(_float(row, "dur_us") * 1e-6)
+            cls = row["op"].replace("moe.map", "permute.map") if row["cls"] == "permute.map" else row["cls"]
+            out.setdefault(cls, []).append(_float(row, "dur_us") * 1e-6)
     return out
 
 

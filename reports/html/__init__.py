@@ -3,6 +3,6 @@
 from reports.html.comparison import Shown, write_comparison
 from reports.html.memory import write_memory
 from reports.html.search import write_search
-from reports.html.simulation import Sensitivity, write_simulation
+from reports.html.simulation import write_simulation
 
-__all__ = ["Sensitivity", "Shown", "write_comparison", "write_memory", "write_search", "write_simulation"]
+__all__ = ["Shown", "write_comparison", "write_memory", "write_search", "write_simulation"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,15 @@ from reports.views.ops import OpSpan, ops_of
 from reports.views.trust import doubt_of, trust_of
 from simulator.memory import curve_of, memory_of
 from simulator.result import Result, plain
+from simulator.sensitivity import Tornado
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
-    """What a change of one input does to the step time: relative change of the input, and of the step."""
-
-    path: str
-    change: float
-    effect: float
+def write_simulation(result: Result, file: Path, tornado: Tornado | None = None) -> None:
+    """Write the page of `result`; with a section of what the step depends on if `tornado` says so."""
+    write("simulation.html", simulation_context(result, tornado), file)
 
 
-def write_simulation(result: Result, file: Path, sensitivity: Sequence[Sensitivity] = ()) -> None:
-    """Write the page of `result`."""
-    write("simulation.html", simulation_context(result, sensitivity), file)
-
-
-def simulation_context(result: Result, sensitivity: Sequence[Sensitivity] = ()) -> dict[str, Any]:
+def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[str, Any]:
     """Everything the template shows."""
     timeline, scenario = result.timeline, result.scenario
     actions = action_list(timeline)
@@ -70,7 +61,7 @@ def simulation_context(result: Result, sensitivity: Sequence[Sensitivity] = ()) 
         "ops": op_rows(ops),
         "memory": memory_context(memory, curve_of(result.plan, result.schedule, timeline, memory.worst.rank)),
         "costs": _costs(result),
-        "sensitivity": sorted(sensitivity, key=lambda item: -abs(item.effect)),
+        "sensitivity": _swings(tornado),
         "trust": trust,
         "sources": sorted(scenario.cluster.sources.items()),
         "resolved": json.dumps(plain(scenario.job), indent=2),
@@ -78,6 +69,7 @@ def simulation_context(result: Result, sensitivity: Sequence[Sensitivity] = ()) 
     }
 
 
+MOST_SWINGS = 25
 _PAIR_LEGEND = [
     ("forward", DIRECTIONS["F"]),
     ("backward for input", DIRECTIONS["B"]),
@@ -112,6 +104,26 @@ def _costs(result: Result) -> list[dict[str, Any]]:
         }
         for phase, seconds in result.breakdown_s.items()
         if seconds > 1e-9 * step
+    ]
+
+
+def _swings(tornado: Tornado | None) -> list[dict[str, Any]]:
+    """Numbers by how far they move the step, each with both ends of its range."""
+    if tornado is None or not tornado.swings:
+        return []
+    widest = max(max(abs(s.at_low - tornado.base), abs(s.at_high - tornado.base)) for s in tornado.swings)
+    return [
+        {
+            "path": s.knob.path,
+            "kind": s.knob.kind,
+            "low": s.knob.low,
+            "high": s.knob.high,
+            "at_low": s.at_low / tornado.base - 1,
+            "at_high": s.at_high / tornado.base - 1,
+            "faster": max(0.0, tornado.base - min(s.at_low, s.at_high)) / widest,
+            "slower": max(0.0, max(s.at_low, s.at_high) - tornado.base) / widest,
+        }
+        for s in tornado.swings[:MOST_SWINGS]
     ]
 
 

@@ -52,6 +52,7 @@ INTERRUPTED = 130
     help="Run the best N through the full discrete-event engine. [default: all shown]",
 )
 @json_option
+@click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--csv", metavar="FILE", help="Write every combination that was judged.")
 @click.option("--resume", metavar="FILE", help="Keep what is found in FILE (SQLite) and go on from what it holds.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes. [default: all cores]")
@@ -74,6 +75,7 @@ def search(
     top: int,
     confirm: int | None,
     as_json: bool,
+    html: str | None,
     csv: str | None,
     resume: str | None,
     jobs: int | None,
@@ -86,6 +88,7 @@ def search(
     Ctrl-C keeps what is done and shows it; with --resume FILE the same command goes on later.
     """
     table = output_file(csv, "--csv") if csv else None
+    page = output_file(html, "--html") if html else None
     kept = output_file(resume, "--resume") if resume else None
     if executor == "dask" and not address:
         raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
@@ -111,6 +114,11 @@ def search(
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
             sure = engine.confirm(asked, found.best[: top if confirm is None else confirm], done)
+    if page is not None:
+        from reports.html import write_search
+
+        write_search(found, sure, page)
+        say(f"wrote {page}", quiet=quiet)
     if as_json:
         print_json(words.as_dict(found, sure))
     else:

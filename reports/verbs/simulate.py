@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
+@click.option("--sensitivity", is_flag=True, help="On the page: what the step depends on. Takes a minute.")
 @click.option("--figures", metavar="DIR", help="Draw figures into DIR, each as SVG and PNG.")
 @click.option("--export", metavar="DIR", help="Write tables for pandas into DIR: CSV, and Parquet with pyarrow.")
 @verbosity
@@ -51,6 +52,7 @@ def simulate(
     ranks: str | None,
     window: str | None,
     html: str | None,
+    sensitivity: bool,
     figures: str | None,
     export: str | None,
     quiet: bool,
@@ -61,6 +63,8 @@ def simulate(
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
     tables = output_folder(export, "--export") if export is not None else None
+    if page is None and sensitivity:
+        raise click.UsageError("--sensitivity belongs to --html", click.get_current_context())
     if file is None and (ranks or window):
         raise click.UsageError("--ranks and --window belong to --trace", click.get_current_context())
     from simulator.inputs import load_scenario
@@ -73,7 +77,9 @@ def simulate(
     took = perf_counter() - began
     if file is not None:
         _write_trace(result, file, ranks, window, quiet)
-    _write_looks(result, page, folder, tables, quiet)
+    if page is not None:
+        _write_page(result, page, (job, overrides) if sensitivity else None, quiet)
+    _write_looks(result, folder, tables, quiet)
     if as_json:
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict())
@@ -93,13 +99,22 @@ def _write_trace(result: Result, file: Path, ranks: str | None, window: str | No
     say(f"wrote {events:,} events to {file}", quiet=quiet)
 
 
-def _write_looks(result: Result, page: Path | None, figures: Path | None, tables: Path | None, quiet: bool) -> None:
-    """The page, the figures and the tables that were asked for."""
-    if page is not None:
-        from reports.html import write_simulation
+def _write_page(result: Result, page: Path, moved: tuple[str, tuple[str, ...]] | None, quiet: bool) -> None:
+    """The page; with what the step depends on if a job is given whose numbers are to be moved."""
+    from reports.html import write_simulation
 
-        write_simulation(result, page)
-        say(f"wrote {page}", quiet=quiet)
+    swings = None
+    if moved is not None:
+        from simulator.sensitivity import tornado
+
+        with progress("moving numbers", quiet=quiet) as done:
+            swings = tornado(*moved, progress=done)
+    write_simulation(result, page, swings)
+    say(f"wrote {page}", quiet=quiet)
+
+
+def _write_looks(result: Result, figures: Path | None, tables: Path | None, quiet: bool) -> None:
+    """The figures and the tables that were asked for."""
     if figures is not None:
         from reports.figures import write_figures
 

@@ -49,9 +49,10 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool
             return collective_cost(work, cluster)
 
 
-def times(cost: Cost, count: int, gap: float) -> float:
-    """Duration of `count` launches with the gap behind each [s]."""
-    return count * (cost.duration + gap)
+def times(cost: Cost, op: Op, gap: float) -> float:
+    """Duration of all launches of an op with the gap behind each [s]."""
+    launches = op.work.launches if isinstance(op.work, Fixed) else 1
+    return op.count * (cost.duration + launches * gap)
 
 
 def wait(seconds: float, why: str) -> Cost:

@@ -65,7 +65,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = 
         )
         if isinstance(op.work, (Gemm, Attention)):
             cost = paced(cost, pace[0] if isinstance(op.work, Gemm) else pace[1])
-        seconds = times(cost, op.count, gap)
+        seconds = times(cost, op, gap)
         return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
 
     def compute(op: Op) -> Priced:

@@ -17,7 +17,7 @@ from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
 
-ROUTER_FORWARD_KERNELS = 31
+ROUTER_FORWARD_KERNELS = 34
 """Small kernels of the gate's forward in the profile: sigmoid, masks, gathers, sums, the balance statistics."""
 ROUTER_BACKWARD_KERNELS = 26
 """The same in backward."""
@@ -186,8 +186,8 @@ def forward(s: Shapes) -> Segment:
         gather(tape, "shared.x", s, h)
         ffn.up(tape, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
-    tape.add("moe.map.count", "permute.map", Fixed(), after=("moe.dispatch.fwd.a2a",))
-    tape.add("moe.map.build", "permute.map", Fixed(), saved=s.rows * ROW_BYTES)
+    tape.add("moe.map.count", "permute.map.count", Fixed(), after=("moe.dispatch.fwd.a2a",))
+    tape.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES)
     tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
         linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from simulator.errors import InputError
 from simulator.inputs.problems import nearest, problem
 
-Kind = Literal["model", "hardware", "job", "stack", "kernels", "fabric"]
+Kind = Literal["model", "hardware", "job", "stack", "campaign", "kernels", "fabric"]
 Table = dict[str, Any]
 
 _FOLDERS: Mapping[Kind, tuple[str, str]] = {
@@ -25,6 +25,7 @@ _FOLDERS: Mapping[Kind, tuple[str, str]] = {
     "hardware": ("hardware_profiles", ""),
     "job": ("workloads", "jobs"),
     "stack": ("workloads", "stacks"),
+    "campaign": ("workloads", "campaigns"),
     "kernels": ("hardware_profiles", "kernels"),
     "fabric": ("hardware_profiles", "fabric"),
 }

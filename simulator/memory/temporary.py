@@ -30,19 +30,31 @@ class Footprint:
     temporary: dict[str, float]
 
 
-def operands(op: Op, received: int) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What an op does not know of its rank: `received` distinct tokens of an exchange, and whether keys and values of
+    other ranks pass by in a `ring` instead of lying there whole."""
+
+    received: int
+    ring: bool
+
+
+def operands(op: Op, here: Here) -> tuple[float, float]:
     """Bytes of activations that an op reads and writes [B]; weights and their gradients are held already."""
     work = op.work
     if isinstance(work, Gemm):
         return _gemm(work, op.count)
     if isinstance(work, Attention):
-        return _attention(work)
+        return _attention(work, here.ring)
     if isinstance(work, Streaming):
         return (0.0, 0.0) if op.cls in _INTO_HELD else (work.read, work.written)
     if isinstance(work, AllToAll):
-        here, there = work.tokens * work.bytes_per_token, received * work.bytes_per_token
-        return (here, there) if work.direction == "dispatch" else (there, here)
-    return (work.bytes, work.bytes) if isinstance(work, Collective) else (0.0, 0.0)
+        own, others = work.tokens * work.bytes_per_token, here.received * work.bytes_per_token
+        return (own, others) if work.direction == "dispatch" else (others, own)
+    if isinstance(work, Collective):
+        size = work.bytes / work.ranks if here.ring and op.cls.startswith("comm.cp.") else work.bytes
+        return size, size
+    return 0.0, 0.0
 
 
 def _gemm(work: Gemm, count: int) -> tuple[float, float]:
@@ -53,18 +65,22 @@ def _gemm(work: Gemm, count: int) -> tuple[float, float]:
     return size * rows * work.k, work.out_bytes * rows * work.n
 
 
-def _attention(work: Attention) -> tuple[float, float]:
-    """Queries, keys, values and output in BF16; backward accumulates the gradient of the queries in FP32."""
-    rows, keys = work.batch * work.seq_q * work.heads, work.batch * work.seq_kv * work.kv_heads
+def _attention(work: Attention, ring: bool) -> tuple[float, float]:
+    """Queries, keys, values and output in BF16; backward accumulates the gradient of the queries in FP32.
+
+    Of a ring, the keys and values that are worked on and the next ones are there (arXiv 2310.01889, section 3).
+    """
+    length = min(work.seq_kv, 2 * work.seq_q) if ring else work.seq_kv
+    rows, keys = work.batch * work.seq_q * work.heads, work.batch * length * work.kv_heads
     q, k, v, out = 2.0 * rows * work.d_qk, 2.0 * keys * work.d_qk, 2.0 * keys * work.d_v, 2.0 * rows * work.d_v
     return (q + k + v + 2 * out, 2 * q + k + v) if work.backward else (q + k + v, out)
 
 
-def _largest(ops: list[Op], received: int) -> float:
+def _largest(ops: list[Op], here: Here) -> float:
     """Operands and results of the largest op, less what is kept of its result."""
     worst = 0.0
     for op, following in zip(ops, [*ops[1:], None], strict=False):
-        read, written = operands(op, received)
+        read, written = operands(op, here)
         kept = op.saved + (following.saved if following is not None and following.cls == "loss" else 0.0)
         worst = max(worst, (0.0 if op.cls in _READS_HELD else read) + max(0.0, written - kept))
     return worst
@@ -75,19 +91,19 @@ def _ops(block: Block, *directions: str) -> list[Op]:
     return [op for segment in segments if segment.direction in directions for op in segment.ops]
 
 
-def footprint(block: Block, received: int, revived: float = 0.0) -> Footprint:
+def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
     """The footprint of a block; `revived` [B] comes back to life when its whole forward is recomputed."""
     late = [op for op in _ops(block, "W") if isinstance(op.work, Gemm)]
     has_inputs = any(segment.direction == "B" for segment in block.backward)
-    kept = sum(operands(op, received)[0] for op in late) if has_inputs else block.saved_bytes
+    kept = sum(operands(op, here)[0] for op in late) if has_inputs else block.saved_bytes
     return Footprint(
         saved=block.saved_bytes,
         for_weights=kept,
         temporary={
-            "F": _largest(_ops(block, "F"), received),
-            "B": _largest(_ops(block, "B", "W"), received) + revived,
-            "I": _largest(_ops(block, "B"), received) + revived,
-            "W": _largest(_ops(block, "W"), received),
+            "F": _largest(_ops(block, "F"), here),
+            "B": _largest(_ops(block, "B", "W"), here) + revived,
+            "I": _largest(_ops(block, "B"), here) + revived,
+            "W": _largest(_ops(block, "W"), here),
         },
     )
 
@@ -99,7 +115,8 @@ def footprints(shapes: Shapes, blocks: dict[str, Block], sms: int) -> dict[str, 
         job = replace(shapes.job, layout=replace(shapes.job.layout, recompute="none"))
         whole = build_blocks(replace(shapes, job=job), sms)
         revived = {kind: whole[kind].saved_bytes - block.saved_bytes for kind, block in blocks.items()}
-    return {kind: footprint(block, shapes.received, revived.get(kind, 0.0)) for kind, block in blocks.items()}
+    here = Here(received=shapes.received, ring=shapes.job.layout.cp_kind == "ring")
+    return {kind: footprint(block, here, revived.get(kind, 0.0)) for kind, block in blocks.items()}
 
 
 def temporary(kind: str, blocks: Iterable[Footprint]) -> float:

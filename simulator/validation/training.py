@@ -238,7 +238,7 @@ def megatron_readme(figure: Figure) -> float:
 def dgxc(figure: Figure) -> float:
     """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 [s].
 
-    Their FP8 scales whole tensors; here the fine-grained recipe is priced.
+    Their FP8 scales whole tensors.
     """
     c = figure.config
     pp, vpp = int(c["pp"]), int(c.get("vp", 1))
@@ -250,7 +250,7 @@ def dgxc(figure: Figure) -> float:
             hardware="h100",
             stack="megatron-core",
             gpus=int(c["gpus"]),
-            precision__recipe=str(c["precision"]).lower(),
+            precision__recipe="fp8_tensor" if c["precision"] == "FP8" else "bf16",
             layout__tp=int(c["tp"]),
             layout__cp=int(c["cp"]),
             layout__pp=pp,

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import foretrain
-from reports.html import Sensitivity, Shown, write_comparison, write_search, write_simulation
+from reports.html import Shown, write_comparison, write_search, write_simulation
 from reports.html.charts import ticks
 from reports.html.memory import thinned
 from reports.html.payload import embedded
@@ -27,6 +27,7 @@ from simulator.result import Result
 from simulator.run import simulate
 from simulator.scenario import Scenario
 from simulator.search import confirm, question, search
+from simulator.sensitivity import Knob, Swing, Tornado
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 
@@ -205,7 +206,10 @@ class Opened:
 @pytest.fixture(scope="module")
 def opened(browser: Any, big: Result, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     file = tmp_path_factory.mktemp("page") / "v3.html"
-    write_simulation(big, file, [Sensitivity(path="hardware.node.nic.bandwidth", change=0.1, effect=-0.01)])
+    base = big.metrics["step_time_s"]
+    knob = Knob(path="hardware.node.nic.bandwidth", kind="hardware", value=5e10, low=4.5e10, high=5.5e10, source="test")
+    swing = Swing(knob=knob, at_low=1.02 * base, at_high=0.99 * base)
+    write_simulation(big, file, Tornado(base=base, engine="longest-path", swings=(swing,)))
     return Opened(browser, file)
 
 
@@ -290,6 +294,13 @@ def test_tables_sort_and_filter(opened: Opened) -> None:
     opened.page.locator("input[type=search]").fill("dispatch")
     shown = "Array.from(document.querySelectorAll('#op-table tbody tr')).filter(r => !r.hidden).length"
     assert 0 < opened.page.evaluate(shown) < len(down)
+
+
+def test_sensitivity_shows_both_ends(opened: Opened) -> None:
+    text = opened.page.locator("#swings tbody").inner_text()
+    assert "hardware.node.nic.bandwidth" in text
+    assert "+2.00 %" in text
+    assert "-1.00 %" in text
 
 
 def test_dark_and_print(opened: Opened) -> None:
