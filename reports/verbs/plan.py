@@ -1,0 +1,83 @@
+"""`foretrain plan CAMPAIGN`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from reports.verbs.options import (
+    Input,
+    engine_option,
+    json_option,
+    print_json,
+    print_report,
+    progress,
+    set_option,
+)
+
+if TYPE_CHECKING:
+    from simulator.campaign import Campaign
+
+
+@click.command(epilog="Example: foretrain plan deepseek-v3")
+@click.argument("campaign", type=Input("campaign"), metavar="CAMPAIGN")
+@set_option
+@engine_option
+@json_option
+@click.option("--mtbf", type=float, metavar="HOURS", help="GPU-hours between two failures, in place of the campaign's.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the sampled failures.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    campaign: str,
+    overrides: tuple[str, ...],
+    engine: Literal["events", "longest-path"],
+    as_json: bool,
+    mtbf: float | None,
+    seed: int | None,
+    quiet: bool,
+) -> None:
+    """Forecast a whole run: every phase of CAMPAIGN, failures, GPU-hours, price and energy.
+
+    CAMPAIGN is the name of a shipped campaign, the path of a TOML file, or a job, which is then one phase. Exit code 3
+    if a phase does not fit into memory.
+    """
+    from reports import campaign as words
+    from simulator.campaign import forecast
+
+    asked = _with_failures(_campaign(campaign, overrides), mtbf, seed)
+    with progress("simulating phases", quiet=quiet) as done:
+        found = forecast(asked, overrides, engine=engine, progress=done)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_report(*words.report(found))
+    if any("does not fit" in remark for phase in found.phases for remark in phase.remarks):
+        ctx.exit(3)
+
+
+def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
+    """The campaign of that name, or the job of that name as a campaign of one phase."""
+    from simulator.campaign import campaign_of_job, load_campaign
+    from simulator.inputs import list_names, load_scenario
+
+    if name.lower() in {known.lower() for known in list_names("job")} - set(list_names("campaign")):
+        return campaign_of_job(load_scenario(name, overrides), name)
+    return load_campaign(name)
+
+
+def _with_failures(asked: Campaign, mtbf: float | None, seed: int | None) -> Campaign:
+    from dataclasses import replace
+
+    from simulator.campaign import Failures
+
+    failures = asked.failures
+    if mtbf is not None:
+        if mtbf <= 0:
+            raise click.UsageError(f"--mtbf: {mtbf:g}: must be above 0")
+        failures = replace(failures or Failures(mtbf_gpu_hours=mtbf), mtbf_gpu_hours=mtbf)
+    if seed is not None and failures is not None:
+        failures = replace(failures, seed=seed)
+    return replace(asked, failures=failures)

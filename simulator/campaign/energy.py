@@ -1,0 +1,30 @@
+"""Energy by an explicit model: GPU, the rest of its node and network, and the data centre around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.campaign.spec import Supply
+from simulator.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """`gpu_watts` while training, `watts` per GPU with everything around it, `kwh` of the run, and `how` in words."""
+
+    gpu_watts: float
+    watts: float
+    kwh: float
+    how: str
+
+
+def energy_of(scenario: Scenario, demand: float | None, gpu_hours: float, supply: Supply) -> Energy:
+    """Energy of `gpu_hours`. `demand` [W] of a GPU at full clock, from the power model of the hardware (None: none)."""
+    gpu, power = scenario.cluster.gpu, scenario.cluster.gpu.power
+    if power is not None and demand is not None:
+        watts, how = min(demand, power.cap), "power model of the hardware profile, at most the cap"
+    else:
+        watts, how = supply.gpu_share * gpu.tdp, f"{supply.gpu_share:.0%} of the TDP of {gpu.tdp:.0f} W (assumed)"
+    around = (watts + supply.rest_watts) * supply.pue
+    how += f"; {supply.rest_watts:.0f} W for the rest of the node and the network, PUE {supply.pue:g} (assumed)"
+    return Energy(gpu_watts=watts, watts=around, kwh=gpu_hours * around / 1e3, how=how)

@@ -1,0 +1,1 @@
+"""Whole runs: phases of training, as TOML."""
