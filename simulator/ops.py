@@ -95,7 +95,7 @@ class AllToAll:
     """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values in `dtype_bytes` each.
 
     `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
-    them in `simulator.routing`.
+    them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2).
     """
 
     direction: Literal["dispatch", "combine"]
@@ -109,6 +109,7 @@ class AllToAll:
     node_limit: int
     cached: bool = False
     low_latency: bool = False
+    scored: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

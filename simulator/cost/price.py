@@ -39,7 +39,13 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool
             return fixed_cost(work, op.cls, kernels)
         case AllToAll():
             return all_to_all_cost(
-                work, op.cls, cluster, sms=comm_sms, beside_compute=beside, dispatcher=dispatcher
+                work,
+                op.cls,
+                cluster,
+                sms=comm_sms,
+                beside_compute=beside,
+                dispatcher=dispatcher,
+                scored=work.scored,
             )
         case Notify():
             return notify_cost(work, op.cls, cluster)
@@ -49,14 +55,16 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool
             return collective_cost(work, cluster)
 
 
+def launches_of(op: Op) -> int:
+    """Kernels that an op is: `count` equal ones, or those of a group too small for their work to matter."""
+    return op.count * (op.work.launches if isinstance(op.work, Fixed) else 1)
+
+
 def times(cost: Cost, op: Op, gap: float) -> float:
     """Duration of all launches of an op with the gap behind each [s]."""
-    launches = op.work.launches if isinstance(op.work, Fixed) else 1
-    return op.count * (cost.duration + launches * gap)
+    return op.count * cost.duration + launches_of(op) * gap
 
 
 def wait(seconds: float, why: str) -> Cost:
     """A wait, not work [s]."""
     return Cost(duration=seconds, bound_by="latency", formula=why, terms=(("wait_s", seconds),), source="routing")
-
-

@@ -53,6 +53,7 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, cached: 
         groups=model.n_group,
         node_limit=model.topk_group if model.is_node_limited else 0,
         cached=cached,
+        scored=1 if model.topk_method == "group_limited_greedy" else 2,
     )
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from simulator.cost.price import launches_of
 from simulator.engine.runs import ALONE, HELD, TRAFFIC, Priced
 from simulator.metrics import Interval
 from simulator.ops import AllToAll, Fixed
@@ -33,21 +34,15 @@ class Matched:
         return len(self.kernels) >= (needed / 2 if isinstance(self.span.priced.op.work, Fixed) else needed)
 
 
-def launches(priced: Priced) -> int:
-    """Kernels that one op consists of."""
-    work = priced.op.work
-    return priced.op.count * (work.launches if isinstance(work, Fixed) else 1)
-
-
 def alone(priced: Priced, gap: float) -> float:
     """Time of one launch alone [s]."""
-    count = max(1, launches(priced))
-    return max(0.0, priced.durations[ALONE] - priced.op.count * gap) / count
+    count = max(1, launches_of(priced.op))
+    return max(0.0, priced.durations[ALONE] - launches_of(priced.op) * gap) / count
 
 
 def item(span: OpSpan, gap: float) -> Item:
     """One launch of an op, as it is aligned."""
-    count = max(1, launches(span.priced))
+    count = max(1, launches_of(span.priced.op))
     return Item(span.priced.op.cls, alone(span.priced, gap), span.phase, count)
 
 
@@ -69,7 +64,7 @@ def match(kernels: Sequence[Kernel], spans: Sequence[OpSpan], gap: float) -> lis
 
 
 def _match_phase(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) -> None:
-    expanded = [one for one in ops for _ in range(launches(one.span.priced))]
+    expanded = [one for one in ops for _ in range(launches_of(one.span.priced.op))]
     items = [item(one.span, gap) for one in expanded]
     for kernel, at in zip(kernels, align([Item(k.cls, k.seconds) for k in kernels], items), strict=True):
         if at >= 0:
@@ -92,7 +87,7 @@ def _predict(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) -> N
     computing = intervals([k for k in kernels if not k.comm])
     for one in ops:
         priced = one.span.priced
-        taken = priced.op.count * gap
+        taken = launches_of(priced.op) * gap
         if isinstance(priced.op.work, AllToAll):
             beside = _mean(one.kernels, lambda k: covered(k, computing))
             shares = {ALONE: 1.0 - beside, TRAFFIC: beside}
