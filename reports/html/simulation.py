@@ -69,7 +69,7 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
     }
 
 
-MOST_SWINGS = 25
+MOST_SWINGS = 15
 _PAIR_LEGEND = [
     ("forward", DIRECTIONS["F"]),
     ("backward for input", DIRECTIONS["B"]),

@@ -57,8 +57,8 @@ def split(
     if how == "balanced":
         if stages > layers + 2:
             raise InputError(
-                f"layout: {stages} pipeline stages for {layers} layers: there is nothing for a stage beyond the layers, "
-                "the embedding and the head"
+                f"layout: {stages} pipeline stages for {layers} layers: nothing is left for a stage beyond "
+                "the layers, the embedding and the head"
             )
         return _balanced(kinds, stages, weights)
     counts = _even(layers, stages) if how == "even" else tuple(int(n) for n in how)

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from simulator.cost.price import launches_of
 from simulator.engine.lower import Plan
 from simulator.profile.align import Item, align
-from simulator.profile.match import item, launches
+from simulator.profile.match import item
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
 from simulator.profile.recording import Kernel, Recording, busy
 
@@ -55,7 +56,7 @@ def by_kind(recording: Recording) -> tuple[list[Kernel], list[Kernel]]:
 def _align(kernels: Sequence[Kernel], spans: Sequence[OpSpan], gap: float) -> None:
     """Phase and period of each kernel that is an op."""
     ordered = sorted(spans, key=lambda span: (span.start, span.end))
-    expanded = [span for span in ordered for _ in range(launches(span.priced))]
+    expanded = [span for span in ordered for _ in range(launches_of(span.priced.op))]
     ops = [item(span, gap) for span in expanded]
     found = align([Item(k.cls, k.seconds, k.phase) for k in kernels], ops)
     for kernel, at in zip(kernels, found, strict=True):

@@ -30,7 +30,7 @@ class Matched:
     @property
     def complete(self) -> bool:
         """Whether all of its launches were found (of many tiny ones: half)."""
-        needed = launches(self.span.priced)
+        needed = launches_of(self.span.priced.op)
         return len(self.kernels) >= (needed / 2 if isinstance(self.span.priced.op.work, Fixed) else needed)
 
 

@@ -34,8 +34,7 @@ class UniformResult:
     def spans(self) -> tuple[float, ...]:
         """Time of each rank from its first start to its last end."""
         return tuple(
-            ends[-1] - starts[0] if starts else 0.0
-            for starts, ends in zip(self.starts, self.ends, strict=True)
+            ends[-1] - starts[0] if starts else 0.0 for starts, ends in zip(self.starts, self.ends, strict=True)
         )
 
     @property
@@ -83,9 +82,7 @@ def uniform_times(
 
     def duration(step: Step) -> float:
         if isinstance(step, Pair):
-            return (
-                alone(step.forward) + alone(step.backward) if paired is None else paired[step.forward.stage]
-            )
+            return alone(step.forward) + alone(step.backward) if paired is None else paired[step.forward.stage]
         return alone(step)
 
     ran = progress(schedule)
@@ -116,9 +113,7 @@ def _per_stage(times: Durations, stages: int) -> Sequence[float]:
     if not isinstance(times, Sequence):
         return [times] * stages
     if len(times) != stages:
-        raise ScheduleError(
-            f"there are {len(times)} durations for {stages} stages: give one number, or {stages}"
-        )
+        raise ScheduleError(f"there are {len(times)} durations for {stages} stages: give one number, or {stages}")
     return times
 
 

@@ -25,8 +25,7 @@ def dualpipev(ranks: int, microbatches: int) -> Schedule:
     """DualPipe cut in half: twice as many stages as ranks, in a V with r and 2 ranks - 1 - r on rank r."""
     check("dualpipev", ranks, microbatches)
     rows = tuple(
-        number(_eight_steps(ranks, rank, microbatches), stages=(rank, 2 * ranks - 1 - rank))
-        for rank in range(ranks)
+        number(_eight_steps(ranks, rank, microbatches), stages=(rank, 2 * ranks - 1 - rank)) for rank in range(ranks)
     )
     return Schedule(name="dualpipev", stages=2 * ranks, microbatches=microbatches, rows=rows)
 

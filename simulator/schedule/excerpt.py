@@ -34,9 +34,7 @@ def _rows_to_show(ranks: int, marked: list[int]) -> list[int]:
     return sorted(rank for rank in wanted if 0 <= rank < ranks)
 
 
-def _line(
-    schedule: Schedule, rank: int, places: Collection[int], default: int
-) -> tuple[str, list[str], list[str]]:
+def _line(schedule: Schedule, rank: int, places: Collection[int], default: int) -> tuple[str, list[str], list[str]]:
     """Label, cells left of the centre and cells from it on."""
     row = schedule.rows[rank]
     centre = min(min(places, default=default), len(row))

@@ -133,9 +133,7 @@ def _lines(
         yield [(f"slots {start} to {last - 1} of {frame.slots}", "")]
 
 
-def _frame(
-    schedule: Schedule, times: UniformResult | None, slot: float | None, width: int, detail: Detail
-) -> _Frame:
+def _frame(schedule: Schedule, times: UniformResult | None, slot: float | None, width: int, detail: Detail) -> _Frame:
     if width < _MIN_WIDTH:
         raise ScheduleError(f"width {width}: a schedule needs at least {_MIN_WIDTH} columns")
     if slot is not None and not slot > 0:
@@ -151,9 +149,7 @@ def _frame(
 
 def _shortest(times: UniformResult) -> float:
     lengths = (
-        e - s
-        for starts, ends in zip(times.starts, times.ends, strict=True)
-        for s, e in zip(starts, ends, strict=True)
+        e - s for starts, ends in zip(times.starts, times.ends, strict=True) for s, e in zip(starts, ends, strict=True)
     )
     return min((length for length in lengths if length > 0), default=1.0)
 
@@ -161,9 +157,7 @@ def _shortest(times: UniformResult) -> float:
 def _chunk_letters(schedule: Schedule) -> tuple[Mapping[int, str], ...] | None:
     if schedule.stages <= schedule.ranks:
         return None
-    return tuple(
-        {stage: chr(ord("a") + n % 26) for n, stage in enumerate(held)} for held in stages_on(schedule)
-    )
+    return tuple({stage: chr(ord("a") + n % 26) for n, stage in enumerate(held)} for held in stages_on(schedule))
 
 
 def _title(frame: _Frame) -> str:

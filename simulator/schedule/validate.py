@@ -82,9 +82,7 @@ def _check_complete(schedule: Schedule, spots: Mapping[Action, Spot]) -> None:
                         rule = "a backward is either whole (B) or in two parts (I and W)"
                         _fail(schedule, f"{what}: {rule}", [spots[whole], spots[part]])
             elif inputs not in spots:
-                _missing(
-                    schedule, spots, whole, "every microbatch passes every stage backward once, B or I and W"
-                )
+                _missing(schedule, spots, whole, "every microbatch passes every stage backward once, B or I and W")
             elif weights not in spots:
                 _missing(schedule, spots, weights, f"it completes {inputs}")
 
