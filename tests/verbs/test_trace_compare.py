@@ -16,7 +16,7 @@ from simulator.inputs import load_scenario
 from simulator.profile import compare, read_recording
 from simulator.profile.align import Item, align
 from simulator.profile.events import trace_events
-from simulator.profile.match import alone, launches
+from simulator.profile.match import alone
 from simulator.profile.names import kernel_class
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
 from simulator.run import prepare
@@ -74,7 +74,7 @@ def events_of(spans: list[OpSpan], gap: float) -> list[dict[str, Any]]:
     """A profile whose kernels last as the simulation says."""
     events: list[dict[str, Any]] = []
     for span in spans:
-        count = max(1, launches(span.priced))
+        count = max(1, launches_of(span.priced.op))
         step = (span.end - span.start) / count
         for n in range(count):
             start = span.start + n * step
