@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import foretrain
+from simulator.cost.price import launches_of
 from simulator.inputs import load_scenario
 from simulator.profile import compare, read_recording
 from simulator.profile.align import Item, align
