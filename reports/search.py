@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from reports import words
@@ -18,10 +17,10 @@ from simulator.units import GB
 
 SCHEMA = "foretrain.search/1"
 _BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
-_NOTE = (
-    "time: step by the fast path. events: step by the full discrete-event engine, and the place there."
-    " off: the fast path against it."
-)
+_FAST = "step: by the fast path. M$: price of the whole run."
+_NOTE = f"{_FAST} events: step by the full discrete-event engine, and the place there. off: the fast path against it."
+FRONT = 20
+"""Members of the front that are printed; JSON holds all."""
 
 
 def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list[RenderableType]:
@@ -32,11 +31,11 @@ def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list
     if not found.best:
         return [*parts, Text("Nothing that was judged can run.")]
     title = f"Best by {_BY[found.rank]}"
-    parts += section(
-        title, ranking(asked, found.best, confirmed), note(_NOTE if confirmed else "time: by the fast path.")
-    )
+    parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST))
     if len(found.front) > 1:
-        parts += section("Pareto front of time, cost and memory", ranking(asked, found.front, ()))
+        shown = found.front[:FRONT]
+        title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
+        parts += section(title, *ranking(asked, shown, ()))
     return parts
 
 
@@ -50,22 +49,36 @@ def summary(found: Found, seconds: float) -> str:
     return text + (f"; interrupted, {left:,} left" if left else "") + "."
 
 
-def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> Table:
-    """A line per candidate: its values and what it costs."""
+def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[RenderableType]:
+    """A line per candidate: the values in which they differ, and what it costs. What all share stands below."""
     sure = {one.candidate.number: one for one in confirmed}
-    headers = [">", *(axis.path.rpartition(".")[2] for axis in asked.axes), ">time", ">MFU", ">memory", ">cost"]
-    headers += [">events", ">place", ">off"] if sure else []
-    table = columns(*headers, gap=1)
+    values = {one.number: asked.values(one.number) for one in candidates}
+    differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
+    names = _short([axis.path for axis in asked.axes])
+    headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
+    table = columns(*headers, *([">events [s]", ">place", ">off"] if sure else []), gap=1)
     for place, one in enumerate(candidates, 1):
         if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
             continue
-        row = [str(place), *asked.values(one.number), words.seconds(one.step), words.percent(one.mfu)]
-        row += [f"{one.memory / GB:.1f} GB", words.dollars(one.cost)]
+        row = [str(place), *(values[one.number][at] for at in differ), f"{one.step:.4g}", words.percent(one.mfu)]
+        row += [f"{one.memory / GB:.1f}", f"{one.cost / 1e6:.3f}"]
         if one.number in sure:
             engine = sure[one.number]
-            row += [words.seconds(engine.step), str(engine.place), f"{100 * engine.difference:+.2f}%"]
+            row += [f"{engine.step:.4g}", str(engine.place), f"{100 * engine.difference:+.2f}%"]
         table.add_row(*row)
-    return table
+    first = values[candidates[0].number] if candidates else ()
+    same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
+    return [table, note(f"All: {', '.join(same)}.")] if same else [table]
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, or as many as tell them apart."""
+    parts = [path.split(".") for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = [".".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
 
 
 def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
