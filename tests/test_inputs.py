@@ -269,7 +269,8 @@ def test_files_that_are_none(folder: Path) -> None:
     assert message(load_job, "") == f"job: an empty name; choose one of {shipped}"
     assert message(load_hardware, "h801") == "hardware 'h801' is not known: did you mean h800?"
     assert message(load_model, "deepseekv3") == "model 'deepseekv3' is not known: did you mean deepseek-v3?"
-    assert message(load_stack, "zzz") == "stack 'zzz' is not known: choose one of deepseek, megatron-core, megatron-lm, torch"
+    stacks = "deepseek, megatron-core, megatron-lm, torch"
+    assert message(load_stack, "zzz") == f"stack 'zzz' is not known: choose one of {stacks}"
 
 
 def test_a_byte_order_mark_is_no_error(folder: Path) -> None:

@@ -35,12 +35,8 @@ def test_whole_backward_schedules_idle_for_one_pipeline_fill(
     assert closed_form_bubble(name, pp, f, i, w) == (pp - 1) * (f + i + w)
 
 
-@given(
-    pp=st.integers(1, 6), rounds=st.integers(1, 3), vpp=st.integers(2, 4), f=duration, i=duration, w=duration
-)
-def test_interleaving_divides_the_bubble_by_vpp(
-    pp: int, rounds: int, vpp: int, f: int, i: int, w: int
-) -> None:
+@given(pp=st.integers(1, 6), rounds=st.integers(1, 3), vpp=st.integers(2, 4), f=duration, i=duration, w=duration)
+def test_interleaving_divides_the_bubble_by_vpp(pp: int, rounds: int, vpp: int, f: int, i: int, w: int) -> None:
     microbatches = rounds * pp
     whole = uniform_times(build("1f1b", pp=pp, microbatches=microbatches), f=f * vpp, i=i * vpp, w=w * vpp)
     thin = uniform_times(interleaved(pp, microbatches, vpp), f=f, i=i, w=w)
@@ -51,9 +47,7 @@ def test_interleaving_divides_the_bubble_by_vpp(
 
 @given(pp=st.integers(1, 8), extra=st.integers(0, 9), f=duration, i=duration, w=duration)
 @pytest.mark.parametrize(("name", "fill"), [("zb1p", 1), ("zb2p", 2)])
-def test_handcrafted_zero_bubble_spans(
-    name: str, fill: int, pp: int, extra: int, f: int, i: int, w: int
-) -> None:
+def test_handcrafted_zero_bubble_spans(name: str, fill: int, pp: int, extra: int, f: int, i: int, w: int) -> None:
     w = min(f, i, w)
     times = uniform_times(build(name, pp=pp, microbatches=fill * pp + extra), f=f, i=i, w=w)
     assert max(times.idle_in_span) == closed_form_bubble(name, pp, f, i, w)
@@ -151,9 +145,7 @@ def test_dualpipe_idle_rises_towards_the_middle_and_is_symmetric() -> None:
 
 @given(half=st.integers(2, 6), extra=st.integers(0, 6), f=duration, i=duration, w=duration, saved=duration)
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
-def test_where_the_dualpipe_formula_holds(
-    name: str, half: int, extra: int, f: int, i: int, w: int, saved: int
-) -> None:
+def test_where_the_dualpipe_formula_holds(name: str, half: int, extra: int, f: int, i: int, w: int, saved: int) -> None:
     """For W <= F: exact in the middle, where ranks idle most, if I = F; large if I > F, small if I < F."""
     pp, middle = (2 * half, half) if name == "dualpipe" else (half, half - 1)
     w = min(w, f)
@@ -166,9 +158,7 @@ def test_where_the_dualpipe_formula_holds(
 
 @given(half=st.integers(1, 6), extra=st.integers(0, 6), f=duration, w=duration)
 @pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
-def test_dualpipe_ranks_idle_alike_where_pairs_save_nothing(
-    name: str, half: int, extra: int, f: int, w: int
-) -> None:
+def test_dualpipe_ranks_idle_alike_where_pairs_save_nothing(name: str, half: int, extra: int, f: int, w: int) -> None:
     pp, w = (2 * half if name == "dualpipe" else half), min(f, w)
     times = uniform_times(build(name, pp=pp, microbatches=2 * pp + 2 * extra), f=f, i=f, w=w)
     assert set(times.idle) == {closed_form_bubble(name, pp, f, f, w)}

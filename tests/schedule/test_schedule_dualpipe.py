@@ -85,9 +85,7 @@ def test_the_two_directions_mirror_each_other(half: int, extra: int) -> None:
 
     def mirrored(step: Step) -> Step:
         if isinstance(step, Pair):
-            return Pair(
-                *(part._replace(microbatch=(part.microbatch + middle) % (2 * middle)) for part in step)
-            )
+            return Pair(*(part._replace(microbatch=(part.microbatch + middle) % (2 * middle)) for part in step))
         return step._replace(microbatch=(step.microbatch + middle) % (2 * middle))
 
     for rank, row in enumerate(schedule.rows):

@@ -31,9 +31,7 @@ def built(case: str) -> Schedule:
 
 def golden_text(schedule: Schedule) -> str:
     grid = grid_text(schedule, width=400, detail="label")
-    return (
-        format_schedule(schedule) + "\n" + "".join(f"# {line}".rstrip() + "\n" for line in grid.splitlines())
-    )
+    return format_schedule(schedule) + "\n" + "".join(f"# {line}".rstrip() + "\n" for line in grid.splitlines())
 
 
 @pytest.mark.parametrize("case", CASES)

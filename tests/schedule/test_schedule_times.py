@@ -26,9 +26,7 @@ def small(name: str, microbatches: int = 8) -> Schedule:
 
 @given(f=seconds, i=seconds, w=seconds)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_step_starts_when_the_last_thing_it_waits_for_ends(
-    name: str, f: float, i: float, w: float
-) -> None:
+def test_every_step_starts_when_the_last_thing_it_waits_for_ends(name: str, f: float, i: float, w: float) -> None:
     """Earliest start times, found without the package's own notion of what needs what."""
     schedule = small(name)
     times = uniform_times(schedule, f=f, i=i, w=w)
@@ -101,9 +99,7 @@ def test_pairs_by_stage_take_the_time_of_their_forward_stage() -> None:
 
 
 def test_pairs_take_the_sum_of_their_halves_if_not_said_otherwise() -> None:
-    assert uniform_times(dualpipe(4, 8), f=1, i=2, w=3) == uniform_times(
-        dualpipe(4, 8), f=1, i=2, w=3, pair=6
-    )
+    assert uniform_times(dualpipe(4, 8), f=1, i=2, w=3) == uniform_times(dualpipe(4, 8), f=1, i=2, w=3, pair=6)
 
 
 def test_wrong_number_of_durations() -> None:

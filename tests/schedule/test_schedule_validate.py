@@ -240,9 +240,7 @@ def test_a_circle_of_ranks_is_told_in_full() -> None:
 
 
 def test_a_pair_that_waits_for_its_own_half() -> None:
-    with pytest.raises(
-        ScheduleError, match=r"rank 0 waits in \(0F1;0B1\) for 0F1, which is in the same pair"
-    ):
+    with pytest.raises(ScheduleError, match=r"rank 0 waits in \(0F1;0B1\) for 0F1, which is in the same pair"):
         uniform_times(schedule_of("0F0 (0F1;0B1) 0B0", stages=1), f=1, i=1, w=1)
 
 
