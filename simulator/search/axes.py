@@ -25,6 +25,8 @@ _QUICK = (
     "gpus",
     "batch.global_batch_size",
 )
+_COUNTING = ("batch.microbatch_size", "layout.tp", "layout.cp")
+"""Axes that also change the number of microbatches, so that schedules must be made anew."""
 _HEAVY = ("model", "hardware", "stack")
 
 
@@ -71,7 +73,7 @@ def in_order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
         raise InputError(f"--over: {twice}: is given twice; list all its values in one option")
-    return tuple(sorted(axes, key=lambda axis: (not axis.heavy, axis.path in _QUICK, axis.path)))
+    return tuple(sorted(axes, key=lambda a: (not a.heavy, a.path in _QUICK, a.path not in _COUNTING, a.path)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ Out = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """One schedule.
+    """One schedule of a model cut into `stages`.
 
     `order` holds per step its rank, kind number, the slots it waits for and its outputs. `gates` are slots that the
     first forward of each (rank, stage) waits for, `first` its kind. `last` is the place in `order` and the kind of the
@@ -32,7 +32,7 @@ class Compiled:
     (rank, peer) by link.
     """
 
-    schedule: Schedule
+    stages: int
     order: tuple[tuple[int, int, tuple[int, ...], tuple[Out, ...]], ...]
     kinds: tuple[Kind, ...]
     examples: tuple[Step, ...]
@@ -115,7 +115,7 @@ def compiled_of(schedule: Schedule) -> Compiled:
         c.step(at, rank, schedule.rows[rank][place]) for at, (rank, place) in enumerate(progress(schedule).order)
     )
     return Compiled(
-        schedule=schedule,
+        stages=schedule.stages,
         order=order,
         kinds=tuple(c.kinds),
         examples=tuple(c.examples),

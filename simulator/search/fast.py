@@ -42,10 +42,10 @@ def compiled_for(scenario: Scenario) -> Compiled:
 def estimate(scenario: Scenario, kit: Kit, *, within: float = float("inf")) -> Estimate:
     """Memory and, where that stays `within` [B], step time of a valid scenario."""
     c = compiled_for(scenario)
-    stages = kit.stages(scenario, c.schedule.stages, 1.0)
+    stages = kit.stages(scenario, c.stages, 1.0)
     factor = _slowdown(c, scenario, kit, stages)
     if factor > 1.0:
-        stages = kit.stages(scenario, c.schedule.stages, factor)
+        stages = kit.stages(scenario, c.stages, factor)
     clock = kit.clock(0)
     plan = clock.plan(scenario, stages)
     memory = _peak(c, plan, kit, [clock.swing(stages, step, scenario) for step in c.examples])
@@ -76,7 +76,7 @@ def _tail(c: Compiled, plan: Plan, kit: Kit) -> Tail:
 
 def _copies(c: Compiled) -> int:
     """Ranks of a pipeline that hold each stage."""
-    return sum(map(len, c.on)) // c.schedule.stages
+    return sum(map(len, c.on)) // c.stages
 
 
 def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], tail: Tail) -> float:
