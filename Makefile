@@ -62,7 +62,7 @@ figures: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .import_linter_cache
