@@ -202,3 +202,17 @@ def test_activated_and_total_parameters() -> None:
     assert model.parameters() == 671_026_419_200
     assert model.activated_parameters() == pytest.approx(37e9, rel=0.02)
     assert model.flops_per_token(4096) == pytest.approx(250e9, rel=0.005)
+
+
+def test_expert_tensor_parallelism_splits_the_work_and_adds_its_collectives() -> None:
+    """Twice the ranks per expert: half the width, twice the rows; the FLOP of all ranks together stay the same."""
+    base = ["precision.recipe=bf16", "layout.tp=2", "layout.pp=8", "gpus=1024"]
+    flops = {}
+    for etp, ep in ((1, 64), (2, 32)):
+        scenario = load_scenario("deepseek-v3-pretrain", [*base, f"layout.etp={etp}", f"layout.ep={ep}"])
+        block = moe_layer(shapes_of(scenario), 132)
+        assert problems(block) == []
+        ops = [op for op in block.ops() if op.name.startswith("moe.")]
+        assert any(op.cls.startswith("comm.etp") for op in ops) == (etp > 1)
+        flops[etp] = sum(op.flops for op in ops)
+    assert flops[2] == flops[1]

@@ -15,7 +15,7 @@ from simulator.graph.linear import BF16, FP8, FP32, cast, scales
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
+from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
 
 ROUTER_FORWARD_KERNELS = 34
 """Small kernels of the gate's forward in the profile: sigmoid, masks, gathers, sums, the balance statistics."""
@@ -167,6 +167,20 @@ def _grouped(s: Shapes, n: int, k: int) -> Gemm:
     return Gemm(m=s.rows, n=n, k=k, precision=linear.precision_of(s.recipe), form="grouped", groups=s.local_experts)
 
 
+def _over_experts_parts(
+    tape: Tape, s: Shapes, name: str, kind: CollectiveKind, after: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Expert tensor parallelism: the ranks that share an expert gather the tokens of all of them, and scatter the sums
+    (Megatron-Core's expert-tensor-parallel groups). Returns what is still to wait for."""
+    etp = s.job.layout.etp
+    if etp == 1:
+        return after
+    each = dispatched_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
+    work = Collective(kind=kind, bytes=s.received * each, ranks=etp, per_node=min(etp, s.node_gpus))
+    tape.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after)
+    return ()
+
+
 def _permute(s: Shapes, width: int) -> Streaming:
     """Tokens as received to rows sorted by expert (FP8 with scales, or BF16)."""
     each = width * (FP8 + FP32 / FP8_TILE) if s.fp8 else width * BF16
@@ -187,7 +201,8 @@ def forward(s: Shapes) -> Segment:
         gather(tape, "shared.x", s, h)
         ffn.up(tape, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
-    tape.add("moe.map.count", "permute.map.count", Fixed(), after=("moe.dispatch.fwd.a2a",))
+    gathered = _over_experts_parts(tape, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
+    tape.add("moe.map.count", "permute.map.count", Fixed(), after=gathered)
     tape.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES)
     tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
@@ -214,6 +229,7 @@ def forward(s: Shapes) -> Segment:
         tape.add("moe.tensormap.fill", "elem", Streaming(read=0.0, written=128.0))
     tape.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
     tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
+    _over_experts_parts(tape, s, "moe.y", "reduce_scatter")
     if shared:
         ffn.down(tape, shared, s)
         scatter(tape, "shared", s, h)
@@ -227,12 +243,13 @@ def forward(s: Shapes) -> Segment:
 def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     """From the arriving gradient to that of the experts' up projection."""
     h, inner = s.model.hidden_size, expert_inner(s)
-    wait = ("moe.combine.bwd.a2a_dispatch",)
+    wait: tuple[str, ...] = ("moe.combine.bwd.a2a_dispatch",)
     if s.fp8:
         work = Streaming(
             read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s, sms)
         )
         tape.add("moe.up_gate.dequant", "dequant", work, part="R")
+    wait = _over_experts_parts(tape, s, "moe.dy", "all_gather", after=wait)
     tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
     if s.fp8:
         tape.add("moe.down.scale_t_g", "scale_t.rows", scales(s.rows, h))
@@ -270,6 +287,7 @@ def backward(s: Shapes, sms: int) -> Segment:
         tape.add("moe.up_gate.scale_t_g", "scale_t.rows", scales(s.rows, 2 * inner))
     tape.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
     tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
+    _over_experts_parts(tape, s, "moe.dx", "reduce_scatter")
     if s.fp8:
         tape.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
         if shared:

@@ -85,14 +85,17 @@ def shapes_of(scenario: Scenario) -> Shapes:
 
 
 def _expert_rows(scenario: Scenario) -> tuple[int, int]:
-    """Rows of the mean rank's experts, padded, and the distinct tokens it receives."""
+    """Rows of the mean rank's experts, padded, and the distinct tokens it receives.
+
+    Ranks that share an expert (expert tensor parallelism) each work on the tokens of all of them.
+    """
     job, model = scenario.job, scenario.model
     layout = job.layout
     tokens = job.tokens_per_rank // layout.tp
     loads = load(
         job.routing,
         ep=layout.ep,
-        tokens=tokens,
+        tokens=tokens * layout.etp,
         top_k=model.num_experts_per_tok,
         experts=model.n_routed_experts,
         padding=PADDING if job.precision.recipe == "fp8" else 1,
@@ -106,5 +109,5 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
         model.topk_group if model.is_node_limited else 0,
     )
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
-        return round(loads.mean_rows), tokens * model.num_experts_per_tok
-    return round(loads.mean_rows), round(tokens * ranks)
+        return round(loads.mean_rows), tokens * model.num_experts_per_tok * layout.etp
+    return round(loads.mean_rows), round(tokens * ranks * layout.etp)
