@@ -21,7 +21,9 @@ LEFT_OUT = {
 """Kernels of the profile that the graph has no place for, with the reason."""
 
 SAME = {
-    r"router\.small_op_\d+|router\.sigmoid|router\.group_top4|router\.aux_fi": "router.small_ops",
+    r"router\.small_op_(3\d|4[0-2])|router\.sigmoid|router\.group_top4": "router.scores",
+    r"router\.small_op_(4[4-9]|5\d)": "router.weights",
+    r"router\.small_op_6\d|router\.aux_fi": "router.balance",
     r"router\.bwd\.small_op_\d+": "router.bwd.small_ops",
     r"router\.topk_2nd\(aux loss\)": "router.topk_2nd",
 }

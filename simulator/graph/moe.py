@@ -17,8 +17,9 @@ from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
 
-ROUTER_FORWARD_KERNELS = 34
-"""Small kernels of the gate's forward in the profile: sigmoid, masks, gathers, sums, the balance statistics."""
+ROUTER_FORWARD_KERNELS = (11, 16, 7)
+"""Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and
+the balance statistics between it and a second one; sums after that."""
 ROUTER_BACKWARD_KERNELS = 26
 """The same in backward."""
 GATE_WEIGHT_BYTES = 60.0
@@ -66,9 +67,12 @@ def router_forward(tape: Tape, s: Shapes) -> None:
         Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32),
         saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
     )
-    tape.add("router.small_ops", "router", Fixed(launches=ROUTER_FORWARD_KERNELS))
+    scores, weights, balance = ROUTER_FORWARD_KERNELS
+    tape.add("router.scores", "router", Fixed(launches=scores))
     tape.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
+    tape.add("router.weights", "router", Fixed(launches=weights))
     tape.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
+    tape.add("router.balance", "router", Fixed(launches=balance))
     if s.fp8:
         tape.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
     if s.stack.dispatcher == "nccl":
@@ -110,7 +114,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
 def dispatch(s: Shapes) -> Segment:
     """`dispatch.F`: layout, notify, exchange."""
     tape = Tape("dispatch.F", "F", s.stack, "comm")
-    last = "moe.dispatch.fwd.quant" if s.fp8 else "router.topk_2nd"
+    last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
     if s.stack.dispatcher == "nccl":
         last = "moe.permute_local.fwd"
     tape.add("moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,))
