@@ -42,7 +42,6 @@ def problems(scenario: Scenario) -> list[Problem]:
     more = [
         *_memory(scenario, memory),
         *_balance(scenario, plan.stages, plan.block_seconds, schedule),
-        *_zero(scenario),
     ]
     return sorted([*found, *more], key=lambda problem: problem.severity)
 
@@ -89,7 +88,7 @@ def _changes(scenario: Scenario) -> Iterator[tuple[str, Job]]:
     policies: tuple[Recompute, ...] = ("deepseek", "full")
     tried: list[tuple[str, Layout]] = [
         *((f"layout.recompute={how}", replace(layout, recompute=how)) for how in policies if how != layout.recompute),
-        *((f"layout.zero={zero}", replace(layout, zero=zero)) for zero in range(layout.zero + 1, 2)),
+        *((f"layout.zero={zero}", replace(layout, zero=zero)) for zero in range(layout.zero + 1, 4)),
         *((f"layout.ep={n * layout.ep}", replace(layout, ep=n * layout.ep)) for n in (2, 4)),
         *((f"layout.pp={n * layout.pp}", replace(layout, pp=n * layout.pp)) for n in (2, 4)),
         *((f"layout.tp={n * layout.tp}", replace(layout, tp=n * layout.tp)) for n in (2, 4, 8)),
@@ -120,21 +119,6 @@ def _balance(
         message=f"rank {worst} (stages {', '.join(map(str, on[worst]))}) works {excess:.0%} longer than the mean rank,"
         " and the others wait for it",
         suggestion="use layout.stages=balanced" if how != "balanced" else "use fewer stages: layers cannot be cut",
-        severity="warning",
-    )
-
-
-def _zero(scenario: Scenario) -> Iterator[Problem]:
-    """What the forecast leaves out of ZeRO-2 and 3."""
-    zero, count = scenario.job.layout.zero, scenario.job.microbatches
-    if zero < 3 or count == 1:
-        return
-    yield Problem(
-        rule="ZeRO",
-        key="layout.zero",
-        value=zero,
-        message=f"weights are gathered again for each of {count} microbatches; the forecast of time counts one gather",
-        suggestion="use layout.zero=1 beside pipeline parallelism",
         severity="warning",
     )
 

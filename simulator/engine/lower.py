@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.pricing import pricer
@@ -124,6 +124,21 @@ def message(plan: Plan, a: int, b: int) -> Run:
     return run_of("send", "send", [plan.price(op)])
 
 
+def append(tasks: Tasks, rank: int, program: Program, entry: tuple[int, ...], needed: Mapping[int, int]) -> int:
+    """Append a program behind `entry`; steps in `needed` wait for that task too. Returns the number of its first."""
+    seen: set[int] = set()
+    base = len(tasks.lane)
+    for number, part in enumerate(program.steps):
+        preds = tuple(base + at for at in part.waits)
+        if number in needed:
+            preds += (needed[number],)
+        if part.stream not in seen:
+            seen.add(part.stream)
+            preds += entry
+        tasks.add(rank * LANES + part.stream, part.run, preds)
+    return base
+
+
 class _Lowering:
     """Appends the tasks of one step after another; local to `lower`."""
 
@@ -150,18 +165,10 @@ class _Lowering:
             if self.place[stage, microbatch] != rank:  # what the rank made itself need not be sent first
                 entry.update(self.arrived.get(need, ()))
         entry_preds = tuple(sorted(entry))
-        seen: set[int] = set()
         ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
-        needed = self._parameters(rank, ahead, back, program, entry_preds)
-        base = len(tasks.lane)
-        for number, part in enumerate(program.steps):
-            preds = tuple(base + at for at in part.waits)
-            if number in needed:
-                preds += (needed[number],)
-            if part.stream not in seen:
-                seen.add(part.stream)
-                preds += entry_preds
-            tasks.add(rank * LANES + part.stream, part.run, preds)
+        needed = self._first_parameters(rank, ahead, program)
+        needed |= self.sharding.gather(tasks, rank, step, program, entry_preds)
+        base = append(tasks, rank, program, entry_preds, needed)
         end = len(tasks.lane)
         phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
@@ -171,23 +178,15 @@ class _Lowering:
         if back.kind in ("B", "I"):
             self._send(rank, back)
         if back.kind in ("B", "W"):
-            graded = tuple(base + at for at in program.graded)
-            self.last_backward[rank, back.stage] = graded
-            if self.sharding.zero >= 2:
-                self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, back.stage, graded)
+            self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
+            self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, step, program, base)
 
-    def _parameters(
-        self, rank: int, ahead: Action, back: Action, program: Program, entry: tuple[int, ...]
-    ) -> dict[int, int]:
-        """Steps of a program that wait for parameters -> the gather that brings them."""
-        needed: dict[int, int] = {}
-        if ahead.kind == "F":
-            first = self.gathered.pop((rank, ahead.stage), ())
-            needed |= {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
-            needed |= self.sharding.gather(self.tasks, rank, ahead.stage, program.begins, entry, False)
-        if back.kind in ("B", "I"):
-            needed |= self.sharding.gather(self.tasks, rank, back.stage, program.turns, entry, True)
-        return needed
+    def _first_parameters(self, rank: int, ahead: Action, program: Program) -> dict[int, int]:
+        """Steps of a stage's first forward that wait for parameters gathered once a step -> the gather."""
+        if ahead.kind != "F":
+            return {}
+        first = self.gathered.pop((rank, ahead.stage), ())
+        return {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
 
     def _send(self, rank: int, action: Action) -> None:
         """Hand the output of an action to the rank of the next (or previous) stage."""

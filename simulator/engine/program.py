@@ -39,7 +39,8 @@ class Program:
 
     `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
     published DualPipe, which posts its sends behind the whole chunk. `begins` and `turns` are the first steps of each
-    block's forward and backward, `graded` the last step of each block's weight gradients.
+    block's forward and backward (-1: it has none, as an embedding whose weight gradients run later), `graded` the last
+    step of each block's weight gradients.
     """
 
     steps: tuple[Step, ...]
@@ -220,7 +221,7 @@ def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
         steps=tuple(assembler.steps),
         tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
         begins=tuple(assembler.begins[block] for block in sorted(assembler.begins)),
-        turns=tuple(assembler.turns[block] for block in sorted(assembler.turns)),
+        turns=tuple(assembler.turns.get(block, -1) for block in range(max(assembler.turns, default=-1) + 1)),
         graded=tuple(assembler.graded[block] for block in sorted(assembler.graded)),
     )
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulator.engine.program import Pricer
+from simulator.engine.program import Pricer, Program
 from simulator.engine.runs import Run, run_of
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
 from simulator.scenario import Scenario
-from simulator.schedule import Schedule, stages_on
+from simulator.schedule import Pair, Schedule, Step, stages_on
 
 MASTER = 4.0
 """Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
@@ -50,18 +50,24 @@ def _divisor(ranks: int, at_most: int) -> int:
 
 
 def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[Op]:
-    """Kernels of the update on one rank: gradient norm, Adam, the FP8 copy of the weights, clearing the gradients."""
-    zero, moment = scenario.job.layout.zero, scenario.stack.moment_bytes
-    dense, experts = (held.dense / shards[0], held.experts / shards[1]) if zero else (held.dense, held.experts)
-    mine = dense + experts
+    """Kernels of the update on one rank: gradient norm, Adam, the FP8 copy of the weights, clearing the gradients.
+
+    Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
+    BF16 beside FP8 gather BF16 and cast all that the rank holds.
+    """
+    zero, moment, recipe = scenario.job.layout.zero, scenario.stack.moment_bytes, scenario.job.precision.recipe
+    parts = (shards[0], shards[1]) if zero else (1, 1)
+    mine = held.dense / parts[0] + held.experts / parts[1]
+    summed = mine if zero >= 2 else held.total
     read, written = GRADIENT_BYTES + MASTER + 2 * moment, MASTER + 2 * moment + WEIGHT_BYTES
     ops = [
         _op("optimizer.grad_norm", "elem", Streaming(read=mine * GRADIENT_BYTES, written=0.0)),
         _op("optimizer.adam", "optimizer", Streaming(read=mine * read, written=mine * written)),
-        _op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=held.total * GRADIENT_BYTES)),
+        _op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=summed * GRADIENT_BYTES)),
     ]
-    if scenario.job.precision.recipe != "bf16":
-        cast = Streaming(read=held.total * WEIGHT_BYTES, written=held.total * 1.0)
+    if recipe != "bf16":
+        narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
+        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * 1.0)
         ops.append(_op("optimizer.quant_w", "quant.token", cast))
     return ops
 
@@ -73,14 +79,19 @@ class Sync:
         self.scenario, self.price = scenario, price
         (self.dense, self.dense_node), (self.experts, self.experts_node) = groups(scenario, copies)
 
-    def runs(self, name: str, kind: CollectiveKind, held: Held, width: float) -> list[Run]:
-        """The collectives over the dense and the expert parameters of `held`, `width` bytes each."""
-        sizes = (
-            (f"{name}.dense", held.dense, self.dense, self.dense_node),
-            (f"{name}.experts", held.experts, self.experts, self.experts_node),
-        )
-        made = (_collective(self.price, title, kind, count * width, n, near) for title, count, n, near in sizes)
-        return [run for run in made if run is not None]
+    def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[Run]:
+        """The collectives that sum the gradients of `held`."""
+        return self._runs(name, kind, (held.dense * GRADIENT_BYTES, held.experts * GRADIENT_BYTES))
+
+    def gather(self, held: Held) -> list[Run]:
+        """The collectives that bring the weights of `held` to all its ranks."""
+        return self._runs("param", "all_gather", held.weight_bytes(self.scenario.job.precision.recipe))
+
+    def _runs(self, name: str, kind: CollectiveKind, sizes: tuple[float, float]) -> list[Run]:
+        """The collectives over the dense parameters and over the experts, of these sizes [B]."""
+        dense = _collective(self.price, f"{name}.dense", kind, sizes[0], self.dense, self.dense_node)
+        experts = _collective(self.price, f"{name}.experts", kind, sizes[1], self.experts, self.experts_node)
+        return [run for run in (dense, experts) if run is not None]
 
 
 def held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
@@ -108,29 +119,31 @@ class Sharding:
         self.zero = scenario.job.layout.zero
         sync = Sync(scenario, price, copies)
         kinds = {blocks: held_by_blocks(scenario, blocks) for blocks in map(tuple, stages)}
-        self.gathers = {k: [sync.runs("param", "all_gather", h, WEIGHT_BYTES) for h in v] for k, v in kinds.items()}
-        self.reduces = {
-            k: [sync.runs("grad", "reduce_scatter", h, GRADIENT_BYTES) for h in v] for k, v in kinds.items()
-        }
+        self.gathers = {k: [sync.gather(h) for h in v] for k, v in kinds.items()}
+        self.reduces = {k: [sync.reduce("grad", "reduce_scatter", h) for h in v] for k, v in kinds.items()}
         self.stages = [tuple(blocks) for blocks in stages]
 
-    def gather(
-        self, tasks: Tasks, rank: int, stage: int, at: Sequence[int], entry: tuple[int, ...], backward: bool
-    ) -> dict[int, int]:
-        """ZeRO-3: gathers of a stage's blocks in the order they are needed; step of the program -> gather it needs."""
-        if self.zero < 3:
-            return {}
-        needed: dict[int, int] = {}
-        blocks = list(enumerate(self.gathers[self.stages[stage]]))
-        for number, runs in reversed(blocks) if backward else blocks:
-            for run in runs:
-                needed[at[number]] = tasks.add(rank * LANES + SYNC, run, entry)
-        return needed
+    def gather(self, tasks: Tasks, rank: int, step: Step, program: Program, entry: tuple[int, ...]) -> dict[int, int]:
+        """ZeRO-3: gathers of the blocks of a step in the order they are needed; step of the program -> its gather."""
+        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        needed: list[tuple[int, Run]] = []
+        if self.zero >= 3 and ahead.kind == "F":
+            needed += self._at(program.begins, self.gathers[self.stages[ahead.stage]])
+        if self.zero >= 3 and back.kind in ("B", "I"):
+            needed += reversed(self._at(program.turns, [each[::-1] for each in self.gathers[self.stages[back.stage]]]))
+        return {at: tasks.add(rank * LANES + SYNC, run, entry) for at, run in needed}
 
-    def reduce(self, tasks: Tasks, rank: int, stage: int, graded: Sequence[int]) -> tuple[int, ...]:
-        """Reduce-scatter of each block's gradients once they are there."""
-        blocks = reversed(list(enumerate(self.reduces[self.stages[stage]])))
-        return tuple(tasks.add(rank * LANES + SYNC, run, (graded[number],)) for number, runs in blocks for run in runs)
+    @staticmethod
+    def _at(places: Sequence[int], runs: Sequence[Sequence[Run]]) -> list[tuple[int, Run]]:
+        return [(at, run) for at, each in zip(places, runs, strict=False) for run in each if at >= 0]
+
+    def reduce(self, tasks: Tasks, rank: int, step: Step, program: Program, base: int) -> tuple[int, ...]:
+        """Reduce-scatter of each block's gradients once they are there; the program's tasks begin at `base`."""
+        back = step.backward if isinstance(step, Pair) else step
+        if self.zero < 2 or back.kind not in ("B", "W"):
+            return ()
+        blocks = reversed(list(zip(program.graded, self.reduces[self.stages[back.stage]], strict=True)))
+        return tuple(tasks.add(rank * LANES + SYNC, run, (base + at,)) for at, runs in blocks for run in runs)
 
 
 def gather_parameters(
@@ -150,8 +163,7 @@ def gather_parameters(
         for stage in mine:
             last: list[int | None] = []
             for held in held_by_blocks(scenario, stages[stage]):
-                runs = sync.runs("param", "all_gather", held, WEIGHT_BYTES)
-                made = [tasks.add(rank * LANES + SYNC, run, ()) for run in runs]
+                made = [tasks.add(rank * LANES + SYNC, run, ()) for run in sync.gather(held)]
                 last.append(made[-1] if made else None)
             arrived[rank, stage] = tuple(last)
     return arrived
@@ -192,7 +204,7 @@ def append_optimizer(
         update = run_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
         if scenario.job.layout.zero in (1, 2) and not scenario.stack.param_gather_overlap:
-            for run in sync.runs("param", "all_gather", total, WEIGHT_BYTES):
+            for run in sync.gather(total):
                 tasks.add(rank * LANES + SYNC, run, (done,))
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
 
@@ -214,12 +226,9 @@ def _reduce(
     if not scenario.stack.grad_sync_overlap:
         ready = {task for holder in holders[stage] for task in tails[holder]}
         held = held_by_stage(blocks, scenario.model, scenario.job)
-        return [
-            tasks.add(rank * LANES + SYNC, run, tuple(sorted(ready)))
-            for run in sync.runs(name, kind, held, GRADIENT_BYTES)
-        ]
+        return [tasks.add(rank * LANES + SYNC, run, tuple(sorted(ready))) for run in sync.reduce(name, kind, held)]
     out = []
     for number, held in reversed(list(enumerate(held_by_blocks(scenario, blocks)))):
         done = tuple(sorted(graded[holder, stage][number] for holder in holders[stage]))
-        out += [tasks.add(rank * LANES + SYNC, run, done) for run in sync.runs(name, kind, held, GRADIENT_BYTES)]
+        out += [tasks.add(rank * LANES + SYNC, run, done) for run in sync.reduce(name, kind, held)]
     return out

@@ -91,11 +91,13 @@ def _by_counts(kinds: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, 
 def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
     """Cut before layers only, minimising the slowest stage; among equals, the smallest sum of squares.
 
-    Exact dynamic programme over the cuts. The tail (head, MTP) stays on one stage: its head is shared.
+    Exact dynamic programme over the cuts. The tail (head, MTP) stays on one stage: its head is shared. Loads are whole
+    numbers, so that cuts which only swap equal stages tie exactly, whatever the last bits of the weights are.
     """
     units = _units(kinds)
-    cost = [sum(weights[kind] for kind in unit) for unit in units]
-    total = [0.0]
+    unit_load = max(weights.values()) * 1e-9 or 1.0
+    cost = [sum(round(weights[kind] / unit_load) for kind in unit) for unit in units]
+    total = [0]
     for value in cost:
         total.append(total[-1] + value)
     n = len(units)

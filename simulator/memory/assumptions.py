@@ -15,8 +15,9 @@ class Assumptions:
     `slack` (share of activations and temporaries): fragmentation of the caching allocator with expandable segments
     (assumed; 0 to 0.1 seen).
     `master`, `moment` [B per parameter]: FP32 master weights; two moments, each as wide as the software stack says.
-    `fp8_weights`: under the FP8 recipe the rank keeps the matrices in FP8 only; the high-precision copy is the sharded
-    master (arXiv 2412.19437, section 3.3.2: "efficient sharding across multiple DP ranks").
+    `fp8_weights`: under the FP8 recipe the rank keeps the matrices in FP8 only, and gathers them so; the high-precision
+    copy is the sharded master (arXiv 2412.19437, section 3.3.1 and figure 6; DeepSeek's public profile casts no weights
+    within the step).
     `ema_on_gpu`: an FP32 average of the weights, sharded as the master; DeepSeek keeps it on the CPU (section 3.2.3).
     `share_mtp`: MTP modules use the main model's embedding and head where these stand on the same rank (section 3.2.3).
     `nvl_tokens`, `rdma_tokens`: receive queues of DeepEP's kernels per channel and peer [tokens], its shipped defaults

@@ -145,8 +145,52 @@ class Times:
     sent: float
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """One kind of step whose parameters are sharded: its `duration`, and the collectives beside it in their order, each
+    with the time from the step's start at which its block needs what it `gathers`, or has what it `reduces` [s]."""
+
+    duration: float
+    gathers: tuple[tuple[float, float], ...]
+    reduces: tuple[tuple[float, float], ...]
+
+
+class Collectives:
+    """The collectives of ZeRO-2 and -3, one after the other on a stream of each rank that is `free` at a time [s].
+
+    A block that waits for its parameters holds up all that follows it in the step.
+    """
+
+    def __init__(self, free: Sequence[float], traffic: Sequence[Traffic]) -> None:
+        self.free = list(free)
+        self.traffic = traffic
+
+    def step(self, rank: int, kind: int, start: float) -> float:
+        """The end of a step that may start at `start`."""
+        one = self.traffic[kind]
+        stream = self.free[rank]
+        if one.gathers:
+            stream = max(stream, start)
+        waits: list[tuple[float, float]] = []  # (time in the step, how late it is from there on)
+        for needed, seconds in one.gathers:
+            stream += seconds
+            waits.append((needed, stream - start - needed if seconds else 0.0))
+        for graded, seconds in one.reduces:
+            if seconds:
+                late = max((by for at, by in waits if at <= graded and by > 0.0), default=0.0)
+                stream = max(stream, start + graded + late) + seconds
+        self.free[rank] = stream
+        return start + one.duration + max((by for _, by in waits if by > 0.0), default=0.0)
+
+
 def times(
-    c: Compiled, durations: Sequence[float], sends: Sequence[float], gates: dict[int, float], *, sends_block: bool
+    c: Compiled,
+    durations: Sequence[float],
+    sends: Sequence[float],
+    gates: dict[int, float],
+    *,
+    sends_block: bool,
+    beside: Collectives | None = None,
 ) -> Times:
     """One pass of the longest path over a schedule's steps.
 
@@ -156,6 +200,7 @@ def times(
     sends : of each link [s].
     gates : moment from which a first forward could run through without waiting for parameters [s], by slot.
     sends_block : a rank computes on only when its send is done.
+    beside : collectives of every step, which may hold it up.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
@@ -168,7 +213,7 @@ def times(
         for need in needs:
             if there[need] > now:
                 now = there[need]
-        now += durations[kind]
+        now = now + durations[kind] if beside is None else beside.step(rank, kind, now)
         ends.append(now)
         free[rank] = now
         for slot, lane, link in outs:

@@ -1,7 +1,8 @@
 """The fast path: one layout's step time and memory at the granularity of actions.
 
 Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
-tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network.
+tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network,
+and what collectives of ZeRO-2 and -3 that outlast their own action do to the next.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.engine.lower import Plan, message
+from simulator.engine.lower import Plan, message, overlaps
+from simulator.engine.sync import Sharding
 from simulator.memory.account import always
 from simulator.memory.state import Shards, shards_of
 from simulator.power import slowdown
 from simulator.run import schedule_of
 from simulator.scenario import Scenario
-from simulator.schedule import SCHEDULES
-from simulator.search.compiled import Compiled, compiled, compiled_of, times
-from simulator.search.kit import Clock, Cost, Kit, Stages, Swing
+from simulator.schedule import SCHEDULES, Step
+from simulator.search.compiled import Collectives, Compiled, compiled, compiled_of, times
+from simulator.search.kit import Clock, Cost, Kit, Stages, Swing, signature
 from simulator.search.tail import Tail
 
 
@@ -52,7 +54,9 @@ def estimate(scenario: Scenario, kit: Kit, *, within: float = float("inf")) -> E
     if memory > within:
         return Estimate(None, memory)
     costs = [kit.cost(scenario, stages, step, factor) for step in c.examples]
-    return Estimate(_step(c, plan, costs, _tail(c, plan, kit)), memory)
+    tail = _tail(c, plan, kit)
+    slowed = [_sharing(step, plan, kit, tail) for step in c.examples]
+    return Estimate(_step(c, plan, costs, slowed, tail), memory)
 
 
 def _slowdown(c: Compiled, scenario: Scenario, kit: Kit, stages: Stages) -> float:
@@ -64,7 +68,7 @@ def _slowdown(c: Compiled, scenario: Scenario, kit: Kit, stages: Stages) -> floa
     plan = clock.plan(scenario, stages)
     costs = [clock.cost(stages, step, scenario) for step in c.examples]
     tail = _tail(c, plan, kit)
-    step = _step(c, plan, costs, tail)
+    step = _step(c, plan, costs, [0.0] * len(costs), tail)
     energy = sum(costs[kind].energy for row in c.rows for kind in row)
     energy += sum(tail.update(held) for held in c.on) * (power.memory - power.idle)
     return slowdown(power.idle + energy / (step * len(c.rows)), power, scenario.job.gpus)
@@ -79,14 +83,36 @@ def _copies(c: Compiled) -> int:
     return sum(map(len, c.on)) // c.stages
 
 
-def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], tail: Tail) -> float:
-    """Step time [s]."""
+def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float], tail: Tail) -> float:
+    """Step time [s]. `slowed`: by how much collectives beside each action lengthen it [s]."""
     gates, gathered = tail.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
     sends = [message(plan, a, b).alone for a, b in c.links]
     blocks = not plan.scenario.stack.p2p_overlap
-    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks)
+    beside = None
+    if tail.zero >= 2:
+        beside = Collectives(gathered, [tail.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)])
+    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, beside=beside)
+    if beside is not None:
+        gathered = beside.free
     last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}
     return tail.end(ran, last, gathered)
+
+
+def _sharing(step: Step, plan: Plan, kit: Kit, tail: Tail) -> float:
+    """By how much an action and its collectives slow each other where they share links [s], at full clock."""
+    if kit.timing == "longest-path" or tail.zero < 2:
+        return 0.0
+    stages, clock = plan.stages, kit.clock(0)
+
+    def made() -> float:
+        program = clock.program(stages, step, plan.scenario)
+        sharding = Sharding(plan.scenario, stages, plan.price, tail.copies)
+        free = Collectives([0.0], [tail.traffic(step, clock.cost(stages, step, plan.scenario))]).step(0, 0, 0.0)
+        return max(0.0, clock.beside(program, step, sharding) - free)
+
+    sync = tail.sync
+    groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
+    return kit.kept(("sharing", signature(stages, step), tail.zero, groups), made)
 
 
 def _peak(c: Compiled, plan: Plan, kit: Kit, swings: Sequence[Swing]) -> float:
@@ -97,7 +123,7 @@ def _peak(c: Compiled, plan: Plan, kit: Kit, swings: Sequence[Swing]) -> float:
     worst = 0.0
     for row, on in zip(c.arrays, c.on, strict=True):
         held = tuple(plan.stages[stage] for stage in on)
-        key = ("always", held, layout.zero, shards, layout.pp > 1, scenario.job.microbatches == 1)
+        key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario))
         fixed = kit.kept(key, lambda held=held: _fixed(held, plan, kit, shards))  # type: ignore[misc]
         before = np.cumsum(net[row]) - net[row]  # what the steps before each step have left
         worst = max(worst, fixed + (1 + kit.assumed.slack) * float((before + peak[row]).max()))

@@ -14,11 +14,11 @@ from typing import Literal, TypeVar, cast
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, Programs, overlaps, plan, seconds_by_kind
+from simulator.engine.lower import Plan, Programs, append, overlaps, plan, seconds_by_kind
 from simulator.engine.program import Program
 from simulator.engine.runs import ALONE
-from simulator.engine.sync import held_by_blocks
-from simulator.engine.tasks import COMPUTE
+from simulator.engine.sync import Sharding, held_by_blocks
+from simulator.engine.tasks import COMPUTE, Tasks
 from simulator.graph.stage import split
 from simulator.graph.state import Held
 from simulator.layout import Batch, Job, Run
@@ -40,11 +40,12 @@ GRID = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One action: its `duration` [s], when each block's forward `begins` and its weight gradients are `graded` [s], and
-    the `energy` it takes above that of an idle GPU [J]."""
+    """One action: its `duration` [s], when each block's forward `begins`, its backward `turns` (-1: it has none) and
+    its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J]."""
 
     duration: float
     begins: tuple[float, ...]
+    turns: tuple[float, ...]
     graded: tuple[float, ...]
     energy: float = 0.0
 
@@ -64,6 +65,7 @@ def between(one: Cost, other: Cost, part: float) -> Cost:
     return Cost(
         duration=mix(one.duration, other.duration),
         begins=tuple(map(mix, one.begins, other.begins)),
+        turns=tuple(map(mix, one.turns, other.turns)),
         graded=tuple(map(mix, one.graded, other.graded)),
         energy=mix(one.energy, other.energy),
     )
@@ -114,6 +116,15 @@ class Clock:
             self.swings[key] = swing(usage, longest_path(alone(usage.program)))
         return self.swings[key]
 
+    def beside(self, program: Program, step: Step, sharding: Sharding) -> float:
+        """Duration of an action with the collectives of its sharded parameters, nothing else on the rank [s]."""
+        node = self.scenario.cluster.node
+        tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        base = append(tasks, 0, program, (), sharding.gather(tasks, 0, step, program, ()))
+        sharding.reduce(tasks, 0, step, program, base)
+        timeline = run_events(tasks)
+        return max((timeline.end[base + at] for at in program.tails), default=0.0)
+
     def _simulated(self, program: Program) -> Cost:
         """Run an action alone on one rank."""
         node, power = self.scenario.cluster.node, self.scenario.cluster.gpu.power
@@ -123,6 +134,7 @@ class Clock:
         return Cost(
             duration=max((timeline.end[at] for at in program.tails), default=0.0),
             begins=tuple(timeline.start[at] for at in program.begins),
+            turns=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.turns),
             graded=tuple(timeline.end[at] for at in program.graded),
             energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
         )

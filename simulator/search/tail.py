@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from simulator.engine.lower import Plan
 from simulator.engine.runs import ALONE
 from simulator.engine.sync import Sync, update_ops
-from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held
+from simulator.graph.state import Held
 from simulator.ops import CollectiveKind
-from simulator.search.compiled import Times
+from simulator.schedule import Pair, Step
+from simulator.search.compiled import Times, Traffic
 from simulator.search.kit import Cost, Kit
 
 Place = tuple[int, int]
@@ -33,19 +34,24 @@ class Tail:
     """Collectives of one layout."""
 
     def __init__(self, plan: Plan, on: Sequence[tuple[int, ...]], copies: int, kit: Kit) -> None:
-        self.plan, self.on, self.kit = plan, on, kit
-        self.zero = bool(plan.scenario.job.layout.zero)
+        self.plan, self.on, self.kit, self.copies = plan, on, kit, copies
+        self.zero = plan.scenario.job.layout.zero
         self.sync = Sync(plan.scenario, plan.price, copies)
-        self.seconds: dict[tuple[CollectiveKind, Held, float], float] = {}
+        self.seconds: dict[tuple[CollectiveKind, Held], float] = {}
         self.stages: dict[tuple[str, ...], Stage] = {}
         self.updates: dict[Held, float] = {}
 
-    def collective(self, kind: CollectiveKind, held: Held, width: float) -> float:
+    @property
+    def gathers_once(self) -> bool:
+        """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
+        return self.zero in (1, 2)
+
+    def collective(self, kind: CollectiveKind, held: Held) -> float:
         """Time of the collectives over `held` [s]."""
-        key = (kind, held, width)
-        if key not in self.seconds:
-            self.seconds[key] = sum(run.alone for run in self.sync.runs("", kind, held, width))
-        return self.seconds[key]
+        if (kind, held) not in self.seconds:
+            runs = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
+            self.seconds[kind, held] = sum(run.alone for run in runs)
+        return self.seconds[kind, held]
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -58,9 +64,9 @@ class Tail:
         if blocks not in self.stages:
             held = self.kit.held(blocks)
             self.stages[blocks] = Stage(
-                gather=tuple(self.collective("all_gather", one, WEIGHT_BYTES) for one in held),
-                reduce=tuple(self.collective(self.reduction, one, GRADIENT_BYTES) for one in held),
-                reduce_all=self.collective(self.reduction, self.total((number,)), GRADIENT_BYTES),
+                gather=tuple(self.collective("all_gather", one) for one in held),
+                reduce=tuple(self.collective(self.reduction, one) for one in held),
+                reduce_all=self.collective(self.reduction, self.total((number,))),
             )
         return self.stages[blocks]
 
@@ -72,7 +78,7 @@ class Tail:
         """When each first forward can start so as not to wait for parameters, and when each rank's gathers end [s]."""
         gates: dict[int, float] = {}
         ends = [0.0] * len(self.on)
-        if not (self.zero and self.plan.scenario.stack.param_gather_overlap):
+        if not (self.gathers_once and self.plan.scenario.stack.param_gather_overlap):
             return gates, ends
         for rank, stages in enumerate(self.on):
             now = 0.0
@@ -95,10 +101,13 @@ class Tail:
             holders.setdefault(stage, []).append(rank)
         step = times.sent
         for rank, stages in enumerate(self.on):
-            done = max(times.free[rank], self.reduced(stages, times, graded, holders, gathered[rank]))
+            synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
+            if self.zero < 2:
+                synced = self.reduced(stages, times, graded, holders, gathered[rank])
+            done = max(times.free[rank], synced)
             done += self.update(stages)
-            if self.zero and not self.plan.scenario.stack.param_gather_overlap:
-                done = max(done, gathered[rank]) + self.collective("all_gather", self.total(stages), WEIGHT_BYTES)
+            if self.gathers_once and not self.plan.scenario.stack.param_gather_overlap:
+                done = max(done, gathered[rank]) + self.collective("all_gather", self.total(stages))
             step = max(step, done)
         return step
 
@@ -122,6 +131,20 @@ class Tail:
                 if mine.reduce[block]:
                     now = max(now, *(graded[rank, stage][block] for rank in holders[stage])) + mine.reduce[block]
         return now
+
+    def traffic(self, step: Step, cost: Cost, sharing: float = 0.0) -> Traffic:
+        """The collectives of one action under ZeRO-2 and -3, which lasts longer by `sharing` [s]."""
+        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        gathers: list[tuple[float, float]] = []
+        reduces: list[tuple[float, float]] = []
+        if self.zero >= 3 and ahead.kind == "F":
+            gathers += zip(cost.begins, self.stage(ahead.stage).gather, strict=False)
+        if self.zero >= 3 and back.kind in ("B", "I"):
+            turns = zip(cost.turns, self.stage(back.stage).gather, strict=False)
+            gathers += [(turn, seconds) for turn, seconds in reversed(list(turns)) if turn >= 0.0]
+        if back.kind in ("B", "W"):
+            reduces += reversed(list(zip(cost.graded, self.stage(back.stage).reduce, strict=True)))
+        return Traffic(cost.duration + sharing, tuple(gathers), tuple(reduces))
 
     def update(self, stages: Sequence[int]) -> float:
         """The optimizer's kernels on one rank [s]."""

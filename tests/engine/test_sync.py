@@ -11,6 +11,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, plan
 from simulator.engine.program import exposed
 from simulator.engine.runs import Priced
+from simulator.engine.sync import update_ops
 from simulator.engine.tasks import LANES, SYNC, Tasks
 from simulator.graph.state import held_by_stage
 from simulator.hardware import Power
@@ -63,6 +64,30 @@ def test_zero_3_gathers_before_every_forward_and_backward() -> None:
     tasks = tasks_of("layout.zero=3")
     assert sum(collectives(tasks, "all_gather")) == 2 * 4 * 2.0 * parameters()
     assert sum(collectives(tasks, "reduce_scatter")) == 4 * 4.0 * parameters()
+
+
+@pytest.mark.parametrize("schedule", ["zb1p", "zb2p"])
+def test_zero_3_with_split_backward_gathers_no_embedding_for_input_gradients(schedule: str) -> None:
+    scenario = load_scenario("llama-3-8b", ["layout.pp=4", f"layout.schedule={schedule}", "layout.zero=3"])
+    made = schedule_of(scenario)
+    tasks = lower(plan(scenario, made.stages), made)
+    layout, model, count = scenario.job.layout, scenario.model, scenario.job.microbatches
+    table, head = model.vocab_size * model.hidden_size // layout.tp, "head"
+    layers = sum(held_by_stage((kind,), model, scenario.job).total for kind in (*model.layer_kinds(), head))
+    assert sum(collectives(tasks, "all_gather")) == count * 2.0 * (2 * layers + table)
+
+
+def test_weights_kept_in_fp8_are_gathered_in_fp8_and_cast_where_they_are_updated() -> None:
+    """A MoE layer of V3: matrices with a scale per 128 x 128, gate and norms in BF16."""
+    narrow, wide = (load_scenario(f"deepseek-v3-{name}") for name in ("pretrain", "bf16"))
+    held = held_by_stage(("moe",), narrow.model, narrow.job)
+    gathered = sum(held.weight_bytes("fp8"))
+    matrices = held.matrices + held.experts
+    assert gathered == matrices * (1 + 4 / 128**2) + 2 * (held.total - matrices)
+    assert sum(held.weight_bytes("bf16")) == sum(held.weight_bytes("fp8_tensor")) == 2 * held.total
+    casts = [op for op in update_ops(held, (256, 4), narrow) if op.name == "optimizer.quant_w"]
+    assert [op.work.written for op in casts] == [held.matrices / 256 + held.experts / 4]  # type: ignore[union-attr]
+    assert not [op for op in update_ops(held, (256, 4), wide) if op.name == "optimizer.quant_w"]
 
 
 def test_overlapped_sync_is_never_slower() -> None:

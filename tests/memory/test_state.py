@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from simulator.graph.state import held_by_block
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions, assumptions_for
 from simulator.memory.buffers import queue_bytes
-from simulator.memory.state import copied_ends, held_by_rank, matrices, shards_of, state_items
+from simulator.memory.state import copied_ends, held_by_rank, shards_of, state_items
 
 HIDDEN, VOCAB = 7168, 129280
 ATTENTION = 7168 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168
@@ -61,7 +62,7 @@ def test_sharing_the_embedding_needs_both_ends_on_one_rank():
 @pytest.mark.parametrize("kind", ["embed", "head"])
 def test_embedding_and_head_are_never_in_fp8(kind):
     s = load_scenario("deepseek-v3-pretrain")
-    assert matrices(kind, s.model, s.job) == 0
+    assert held_by_block(kind, s.model, s.job).matrices == 0
 
 
 @pytest.mark.parametrize("sequences", [128, 15360])
@@ -72,9 +73,38 @@ def test_more_zero_never_takes_more_of_what_it_shards(sequences):
     assert found[1][master] < found[0][master]
     assert found[1][master] == found[3][master]
     assert found[0][gradients] == found[1][gradients]
-    # several microbatches add up their gradients whole: they are reduced once
-    assert (found[2][gradients] < found[1][gradients]) is (sequences == 128)
+    assert found[2][gradients] < found[1][gradients]
     assert found[3][weights] < found[2][weights]
+
+
+def test_zero_2_and_3_by_hand():
+    """A shard of everything that is sharded, and two whole blocks: the one that computes and its neighbour."""
+    s = load_scenario("deepseek-v3-pretrain", ["layout.zero=3", "layout.schedule=1f1b"])
+    found = sizes(s)
+    experts, matrices = 4 * EXPERT, ATTENTION + SHARED
+    shard = 8 * (MOE / 256 + experts / 4)
+    assert found["gradients, FP32"] == pytest.approx(4 * shard)
+    assert found["gradients before they are sharded"] == 2 * 4 * (MOE + experts)
+    narrow = 8 * (matrices / 256 + experts / 4)
+    assert found["weights, FP8 with scales"] == pytest.approx(narrow * (1 + 4 / 128**2))
+    assert found["weights, BF16"] == pytest.approx(2 * (shard - narrow))
+    whole = 2 * (MOE - matrices) + (matrices + experts) * (1 + 4 / 128**2)
+    assert found["gathered weights"] == pytest.approx(2 * whole)
+    paired = sizes(load_scenario("deepseek-v3-pretrain", ["layout.zero=3"]))  # a forward and a backward at once
+    assert paired["gathered weights"] == pytest.approx(4 * whole)
+
+
+def test_a_stage_of_one_block_has_one_in_flight():
+    s = load_scenario("deepseek-v3-pretrain", ["layout.zero=2", "layout.schedule=1f1b"])
+    assert sizes(s, (("moe",),))["gradients before they are sharded"] == 4 * (MOE + 4 * EXPERT)
+
+
+def test_per_tensor_fp8_under_zero_3_casts_what_it_has_gathered():
+    s = load_scenario("deepseek-v3-1f1b", ["layout.zero=3", "precision.recipe=fp8_tensor"])
+    found = sizes(s, (("moe",),))
+    assert "weights, FP8 in both layouts" not in found
+    matrices = ATTENTION + SHARED + 4 * EXPERT
+    assert found["gathered weights"] == pytest.approx(2 * (MOE + 4 * EXPERT) + 2 * matrices)
 
 
 def test_a_bf16_run_keeps_no_fp8_weights():

@@ -7,6 +7,8 @@ import pytest
 from simulator.inputs import load_scenario
 from simulator.memory import memory_of_rows
 from simulator.run import prepare, timeline_of
+from simulator.search import confirm, question, search
+from simulator.search.axes import Scenarios
 from simulator.search.fast import estimate
 from simulator.search.kit import Kit, Kits, shared_job
 
@@ -25,9 +27,27 @@ CASES = [
     ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
     ("llama-3-8b",),
 ]
+SHARDED = [
+    (job, f"layout.zero={zero}", *more)
+    for zero in (2, 3)
+    for job, *more in (
+        ("tiny-dualpipe",),
+        ("tiny-1f1b",),
+        ("tiny-zb1p",),
+        ("tiny-gpipe",),
+        ("tiny-interleaved",),
+        ("tiny-1f1b", "stack=megatron-core", "layout.pp=1", "batch.global_batch_size=256"),
+        ("tiny-1f1b", "stack.param_gather_overlap=true"),
+        ("llama-3-8b",),
+        ("llama-3-8b", "layout.pp=1", "layout.tp=1", "stack=torch"),
+        ("llama-3-8b", "layout.pp=4", "layout.tp=1"),
+    )
+]
+STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
+"""Collectives that nothing hides. The event engine lets them share the NIC with exchanges, the fast path does not."""
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", CASES + SHARDED + STARVED, ids=" ".join)
 def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     job, *overrides = case
     scenario = load_scenario(job, overrides)
@@ -37,7 +57,7 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
 
 
-@pytest.mark.parametrize("case", CASES[:6], ids=" ".join)
+@pytest.mark.parametrize("case", CASES[:6] + SHARDED, ids=" ".join)
 def test_timed_by_events_it_is_close_to_the_event_engine(case):
     job, *overrides = case
     scenario = load_scenario(job, overrides)
@@ -80,3 +100,15 @@ def test_few_kits_are_kept():
 def test_what_does_not_fit_is_not_timed():
     scenario = load_scenario("tiny-1f1b")
     assert estimate(scenario, Kit(scenario, "events"), within=1.0).step is None
+
+
+def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():
+    """The best in order, all others but those that the engine itself sets apart by less than 1 %."""
+    asked = question("llama-3-8b", (), ["layout.pp=1,2,4", "layout.zero=0,1,2,3", "layout.tp=1,2"])
+    found = search(asked, jobs=1, top=24)
+    scenarios = Scenarios(asked)
+    assert {scenarios.of(one.number).job.layout.zero for one in found.best} == {0, 1, 2, 3}
+    sure = confirm(asked, found.best)
+    assert [one.place for one in sure[:4]] == [1, 2, 3, 4]
+    assert all(abs(one.difference) < 0.01 for one in sure)
+    assert not [(one, other) for at, one in enumerate(sure) for other in sure[at:] if one.step > 1.01 * other.step]
