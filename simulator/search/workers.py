@@ -49,9 +49,9 @@ def serial(asked: Question, left: Iterable[Sequence[int]]) -> Generator[list[Can
 
 def pool(asked: Question, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
     """Chunks over `jobs` processes, in any order."""
-    from multiprocessing import get_context
+    from simulator.search.spawn import Spawning
 
-    with get_context("spawn").Pool(jobs, _begin, (asked,)) as workers:  # leaving it ends the workers
+    with Spawning().Pool(jobs, _begin, (asked,)) as workers:  # leaving it ends the workers
         yield from workers.imap_unordered(_work, left)
 
 

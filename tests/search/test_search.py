@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +203,22 @@ def test_without_dask_the_error_says_what_to_install(asked, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     with pytest.raises(InputError, match="pip install"):
         search(asked, executor="dask", address="tcp://localhost:1")
+
+
+UNGUARDED = """
+import sys
+sys.path.insert(0, {root!r})
+from simulator.search import question, search
+print(search(question("tiny-1f1b", (), ["layout.pp=2,4", "layout.ep=8,16"]), jobs=2).counts["ok"])
+"""
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_script_without_a_main_guard_may_search_with_several_processes(tmp_path, stdin):
+    """Workers neither run the script again nor look for a file called <stdin>."""
+    code = UNGUARDED.format(root=str(Path(__file__).parents[2]))
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, "-" if stdin else str(script)]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("4\n", "")
