@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hardware_profiles.calibration.samples import Sample
 from simulator.cost.attention import attention_cost
@@ -76,12 +77,24 @@ def predict(sample: Sample, kernels: Kernels) -> float:
 
 def errors(cls: str, hardware: str, part: str, rows: list[Sample], kernels: Kernels) -> Errors:
     """Errors of `kernels` over `rows`."""
-    predicted = [predict(s, kernels) for s in rows]
-    off = [p / s.seconds - 1.0 for p, s in zip(predicted, rows, strict=True)]
-    long = [abs(o) for o, r in zip(off, rows, strict=True) if r.seconds >= LONG]
+    return summed(cls, hardware, part, [Judged(s.label, predict(s, kernels), s.seconds) for s in rows])
+
+
+class Judged(NamedTuple):
+    """One measurement: its label, and the predicted and measured time [s]."""
+
+    label: str
+    predicted: float
+    measured: float
+
+
+def summed(cls: str, hardware: str, part: str, rows: Sequence[Judged]) -> Errors:
+    """Errors of a class over some measurements."""
+    off = [row.predicted / row.measured - 1.0 for row in rows]
+    long = [abs(o) for o, row in zip(off, rows, strict=True) if row.measured >= LONG]
     at = max(range(len(rows)), key=lambda i: abs(off[i]))
     return Errors(
         cls=cls, hardware=hardware, part=part, count=len(rows), mape=sum(map(abs, off)) / len(off), worst=off[at],
-        worst_label=rows[at].label, bias=sum(predicted) / sum(s.seconds for s in rows) - 1.0,
+        worst_label=rows[at].label, bias=sum(r.predicted for r in rows) / sum(r.measured for r in rows) - 1.0,
         long_count=len(long), long_mape=sum(long) / len(long) if long else 0.0,
     )  # fmt: skip

@@ -3,9 +3,10 @@
     python -m hardware_profiles.calibration.fit_fabric            # fit, print parameters and errors
     python -m hardware_profiles.calibration.fit_fabric --check    # errors of the parameters as they stand
 
-Rows marked `fit` decide the parameters, rows marked `held out` only judge them. Only kernels and links are in
-these tables, never a training step. To refit for another cluster, add rows with its name and copy a TOML
-file. Needs scipy.
+Either way the errors of the parameters as they stand go to `report_fabric.json` and `report_fabric.md`, beside
+those of the kernels. Rows marked `fit` decide the parameters, rows marked `held out` only judge them. Only kernels
+and links are in these tables, never a training step. To refit for another cluster, add rows with its name and copy
+a TOML file. Needs scipy.
 
 Columns. `fabric_ep`, `fabric_low_latency`: an all-to-all of `tokens` tokens of `bytes_per_token` [B] over `ep`
 ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `scored` describe the gate of that
@@ -29,6 +30,8 @@ import numpy as np
 from pydantic import TypeAdapter
 from scipy.optimize import least_squares, lsq_linear
 
+from hardware_profiles.calibration.evaluate import Errors, Judged, summed
+from hardware_profiles.calibration.report import write
 from simulator.cost.all_to_all import all_to_all_cost
 from simulator.cost.collective import collective_cost, p2p_cost
 from simulator.fabric import Fabric
@@ -354,6 +357,34 @@ def report(fit: Fit, doc: Doc, *, rows_too: bool) -> None:
             print(f"    {row['id']:56} {row['use']:9} {float(row['time_us']):10.1f} us {error:+6.1f} %")
 
 
+def class_of(fit: Fit, row: Row) -> str:
+    """The kernel class a row measures; of exchanges with the kernels that did it: `comm.dispatch@deepep`."""
+    if fit.table == "fabric_collective":
+        return "comm.p2p" if row["op"] == "send_recv" else f"comm.{row['op']}"
+    return f"comm.{row['direction']}@{row['kernels']}" + (".low_latency" if fit.table == "fabric_low_latency" else "")
+
+
+def judged() -> list[Errors]:
+    """Errors of the parameters as they stand, by class, GPU and part."""
+    found: dict[tuple[str, str, str], list[Judged]] = {}
+    for fit in FITS:
+        rows = chosen(fit)
+        for row, off in zip(rows, errors(fit, document(fit.hardware), rows), strict=True):
+            part = "fitted" if row["use"] == "fit" else "held out"
+            seconds = 1e-6 * float(row["time_us"])
+            one = Judged(row["id"], exp(off) * seconds, seconds)
+            found.setdefault((class_of(fit, row), fit.hardware, part), []).append(one)
+    return [summed(*key, rows) for key, rows in sorted(found.items())]
+
+
+HEAD = (
+    "# Errors of communication",
+    "",
+    "Written by `fit_fabric.py`, columns as for kernels. An exchange is named with the kernels that do it",
+    "(`fabric.ep`, `fabric.low_latency` of a hardware profile).",
+)
+
+
 def prices() -> tuple[float, float]:
     """Price of a link and of an endpoint [USD] from the published cost table, given the price of a switch."""
     rows = rows_of("fabric_topology")
@@ -384,6 +415,7 @@ def main() -> None:
     for fit in FITS:
         if options.only in fit.name:
             report(fit, document(fit.hardware) if options.check else solve(fit), rows_too=options.rows)
+    write("report_fabric", HEAD, judged())
     print(f"\nnetwork prices [USD]: switch {SWITCH_PRICE:.0f} (assumed), link, endpoint = {prices()}")
     print(f"network latency (base, per switch) [s]: {hops()}")
 

@@ -11,17 +11,17 @@ Needs SciPy, which foretrain itself does not.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
@@ -179,12 +179,6 @@ def measured_before(name: str) -> dict[str, Params]:
     return {cls: p for cls, p in classes.items() if not p.assumed and SAME_SM not in p.source}
 
 
-def reported_before() -> list[Errors]:
-    """Errors as the report stands."""
-    rows = json.loads((HERE / "report.json").read_text(encoding="utf-8"))
-    return [Errors(**row) for row in rows]
-
-
 def fixed_classes() -> dict[str, FixedParams]:
     """Mean time of the trace's small kernels, by class."""
     out = {}
@@ -194,29 +188,13 @@ def fixed_classes() -> dict[str, FixedParams]:
     return out
 
 
-def long_text(e: Errors) -> str:
-    """MAPE and number of the long samples."""
-    return f"{e.long_mape:.1%} of {e.long_count}" if e.long_count else ""
-
-
-def markdown(report: list[Errors]) -> str:
-    """The error table."""
-    head = [
-        "# Errors of the fitted kernel classes",
-        "",
-        "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted",
-        "over total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the",
-        "class was not fitted on. The last column is the MAPE over the samples of at least 50 us.",
-        "",
-        "| class | GPU | rows | samples | MAPE | worst | bias | MAPE of long ones |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    body = [
-        f"| {e.cls} | {e.hardware} | {e.part} | {e.count} | {e.mape:.1%} "
-        f"| {e.worst:.0%} {e.worst_label} | {e.bias:+.1%} | {long_text(e)} |"
-        for e in sorted(report, key=lambda e: (e.cls, e.hardware, e.part))
-    ]
-    return "\n".join([*head, *body, ""])
+HEAD = (
+    "# Errors of the fitted kernel classes",
+    "",
+    "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted",
+    "over total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the",
+    "class was not fitted on. The last column is the MAPE over the samples of at least 50 us.",
+)
 
 
 def compared(profiles: dict[str, Kernels]) -> list[Errors]:
@@ -258,14 +236,14 @@ def main() -> None:
     fixed = fixed_classes()
     profiles = {name: profile(name, params, fixed) for name, params in found.items()}
     report += compared(profiles)
-    report = [e for e in report if e.hardware in homes] + [e for e in reported_before() if e.hardware not in homes]
+    report = [e for e in report if e.hardware in homes] + [
+        e for e in errors_report.read("report") if e.hardware not in homes
+    ]
     for name, kernels in profiles.items():
         if name not in homes:
             continue
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")
-    (HERE / "report.md").write_text(markdown(report), encoding="utf-8")
-    rows = [{f.name: getattr(e, f.name) for f in fields(e)} for e in report]
-    (HERE / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    errors_report.write("report", HEAD, report)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ RECIPES = (
     stream("scale_t.rows", "h800", DEEPSEEK, traffic=1.0),
     stream("weight_t", "h800", DEEPSEEK, "traffic", "l2_gain"),
     stream("dequant", "h800", DEEPSEEK, traffic=1.0),
-    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", "beside"),
+    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", "l2_gain", "beside"),
     stream("norm.fwd.residual", "h800", DEEPSEEK, traffic=1.0, launch=3e-6, wave_time=0.6),
     stream("norm.bwd", "h800", DEEPSEEK, "wave_time", traffic=1.0),
     stream("rope", "h800", DEEPSEEK, "beside", traffic=1.0),

@@ -33,7 +33,8 @@ def doubt_in_words(doubt: Doubt, hardware: str) -> str:
     else:
         said.append(
             f"Uncertainty: kernels whose errors are known ({words.percent(doubt.covered)} of kernel time) were off by "
-            f"{words.percent(doubt.error)} on average on measurements kept out of their calibration."
+            f"{words.percent(doubt.error)} on average on measurements kept out of their calibration (on fitted ones "
+            "where none were)."
         )
     if doubt.uncalibrated > 0:
         said.append(

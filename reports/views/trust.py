@@ -16,6 +16,10 @@ from simulator.engine.runs import Run
 from simulator.metrics import ClassTime
 from simulator.result import Result
 
+REPORTS = ("report.json", "report_fabric.json")
+Known = tuple[float, int, str]
+"""Error, samples, `held out` or `fitted`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTrust:
@@ -35,17 +39,24 @@ def trust_of(result: Result) -> list[ClassTrust]:
     """All kernel classes used, by time."""
     sources = _sources(result.timeline.tasks.run)
     measured = _errors(result.scenario.cluster.kernels.name)
+    dispatcher = result.scenario.stack.dispatcher
     found: dict[str, ClassTrust] = {}
     for item in result.classes:
         before = found.get(item.cls)
-        found[item.cls] = _trust(item, measured, sources, before.seconds if before else 0.0)
+        known = measured.get(measured_as(item.cls, dispatcher))
+        found[item.cls] = _trust(item, known, sources, before.seconds if before else 0.0)
     return sorted(found.values(), key=lambda item: (-item.seconds, item.cls))
 
 
-def _trust(
-    item: ClassTime, measured: dict[str, tuple[float, int, str]], sources: dict[str, str], more: float
-) -> ClassTrust:
-    error, samples, kind = measured.get(item.cls, (None, 0, "")) if item.calibrated else (None, 0, "")
+def measured_as(cls: str, dispatcher: str) -> str:
+    """The class as the calibration measured it: an exchange by the kernels that do it, a collective whatever for."""
+    if cls in ("comm.dispatch", "comm.combine"):
+        return "comm.all_to_all" if dispatcher == "nccl" else f"{cls}@{dispatcher}"
+    return f"comm.{cls.rpartition('.')[2]}" if cls.startswith("comm.") else cls
+
+
+def _trust(item: ClassTime, known: Known | None, sources: dict[str, str], more: float) -> ClassTrust:
+    error, samples, kind = known if known and item.calibrated else (None, 0, "")
     return ClassTrust(
         cls=item.cls,
         seconds=item.seconds + more,
@@ -66,18 +77,21 @@ def _sources(runs: Sequence[Run]) -> dict[str, str]:
     return out
 
 
-def _errors(hardware: str) -> dict[str, tuple[float, int, str]]:
-    """Kernel class -> (error, samples, `held out` or `fitted`) from the calibration's own report."""
-    report = files("hardware_profiles").joinpath("calibration", "report.json")
-    if not report.is_file():
-        return {}
-    rows: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
-    out: dict[str, tuple[float, int, str]] = {}
+def _errors(hardware: str) -> dict[str, Known]:
+    """Kernel class -> (error, samples, `held out` or `fitted`) from the calibration's own reports."""
+    out: dict[str, Known] = {}
+    rows = [row for name in REPORTS for row in _report(name) if row["hardware"] == hardware]
     for part in ("fitted", "held out"):  # the latter wins
         for row in rows:
-            if row["hardware"] == hardware and row["part"] == part:
+            if row["part"] == part:
                 out[row["cls"]] = (float(row["mape"]), int(row["count"]), part)
     return out
+
+
+def _report(name: str) -> list[dict[str, Any]]:
+    file = files("hardware_profiles").joinpath("calibration", name)
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,179 @@
+"""Prices of whole layers: ordered by condition, equal ops priced once, what nobody calibrated said in the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from simulator.cost.cost import Cost
+from simulator.engine import pricing
+from simulator.engine.lower import plan
+from simulator.engine.pricing import pricer
+from simulator.engine.runs import Priced
+from simulator.graph.shapes import shapes_of
+from simulator.graph.stage import build_blocks
+from simulator.inputs import load_scenario
+from simulator.ops import AllToAll, Op
+from simulator.run import simulate
+from simulator.scenario import Scenario
+
+SLACK = 1 + 1e-12
+JOB = "deepseek-v3-pretrain"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "published": (),
+    "bf16": ("precision.recipe=bf16",),
+    "h200": ("hardware=h200",),
+    "b200": ("hardware=b200",),
+    "gemms take all SMs": ("stack.gemm_sms_reserved=false",),
+    "co-processor": ("overlap.comm_sms=0",),
+    "no node limit": ("model.topk_group=8",),
+}
+
+
+def ops_of(scenario: Scenario) -> dict[str, Op]:
+    blocks = build_blocks(shapes_of(scenario), scenario.cluster.gpu.sms)
+    return {f"{kind} {op.segment} {op.name} {op.part}": op for kind, block in blocks.items() for op in block.ops()}
+
+
+def priced(scenario: Scenario, pace: tuple[float, float] = (1.0, 1.0)) -> dict[str, Priced]:
+    ops = ops_of(scenario)
+    exchange = next(op for op in ops.values() if isinstance(op.work, AllToAll))
+    price = pricer(scenario, exchange, pace)
+    return {key: price(op) for key, op in ops.items()}
+
+
+@pytest.mark.parametrize("pace", [(1.0, 1.0), (0.88, 1.0), (1.3, 1.2)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: tuple[float, float]) -> None:
+    found = priced(load_scenario(JOB, VARIANTS[name]), pace)
+    assert len(found) > 200
+    wrong = {
+        key: one.durations
+        for key, one in found.items()
+        if not one.durations[0] <= one.durations[1] * SLACK <= one.durations[2] * SLACK**2
+    }
+    assert wrong == {}
+
+
+def test_every_condition_matters_to_some_kernel() -> None:
+    """The order above is not one of equals."""
+    compute = [one for one in priced(load_scenario(JOB)).values() if one.op.stream == "compute"]
+    assert sum(one.durations[0] < one.durations[1] for one in compute) > 3
+    assert sum(one.durations[1] < one.durations[2] for one in compute) > 30
+
+
+@pytest.mark.parametrize("name", ["published", "bf16", "h200"])
+def test_more_sms_for_exchanges_slow_compute_and_speed_exchanges_up(name: str) -> None:
+    counts = (4, 8, 12, 16, 20, 24, 32, 48, 64)
+    steps = [priced(load_scenario(JOB, (*VARIANTS[name], f"overlap.comm_sms={n}"))) for n in counts]
+    for fewer, more in pairwise(steps):
+        for key, one in fewer.items():
+            low, high = (more[key], one) if one.op.stream == "comm" else (one, more[key])
+            assert all(a <= b * SLACK for a, b in zip(low.durations, high.durations, strict=True)), key
+
+
+def test_a_slower_pace_slows_tensor_kernels_only() -> None:
+    scenario = load_scenario(JOB)
+    usual, slow = priced(scenario), priced(scenario, (1.25, 1.1))
+    for key, one in usual.items():
+        kind = type(one.op.work).__name__
+        factor = {"Gemm": 1.25, "Attention": 1.1}.get(kind, 1.0)
+        gap = scenario.stack.kernel_gap * one.op.count
+        for before, after in zip(one.durations, slow[key].durations, strict=True):
+            if factor == 1.0:
+                assert after == before
+            else:
+                assert after - gap == pytest.approx(factor * (before - gap))
+
+
+def test_a_network_with_more_bandwidth_slows_no_op() -> None:
+    scenario = load_scenario(JOB)
+    usual = priced(scenario)
+    for tier in ("nvlink", "nic"):
+        link = getattr(scenario.cluster.node, tier)
+        faster = replace(link, bandwidth=1.5 * link.bandwidth, peak=1.5 * link.peak)
+        cluster = replace(scenario.cluster, node=replace(scenario.cluster.node, **{tier: faster}))
+        for key, one in priced(replace(scenario, cluster=cluster)).items():
+            assert all(a <= b * SLACK for a, b in zip(one.durations, usual[key].durations, strict=True)), key
+
+
+# Equal layers are priced once ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[object, ...]]:
+    """How often each work was priced, by what it was granted."""
+    count: Counter[tuple[object, ...]] = Counter()
+    real = pricing.price
+
+    def counting(op: Op, cluster: object, share: object, **rest: object) -> Cost:
+        count[op.work, op.cls, op.count, op.stream, share, rest["beside"]] += 1
+        return real(op, cluster, share, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pricing, "price", counting)
+    return count
+
+
+def test_equal_ops_are_priced_once(asked: Counter[tuple[object, ...]]) -> None:
+    plan(load_scenario(JOB), 16)
+    assert max(asked.values()) == 1
+
+
+def test_more_layers_cost_no_more_prices(asked: Counter[tuple[object, ...]]) -> None:
+    """61 layers or 244: the same few hundred calls of a cost function, so a whole graph takes milliseconds."""
+    totals = []
+    for layers in (61, 244):
+        asked.clear()
+        plan(load_scenario(JOB, [f"model.num_hidden_layers={layers}"]), 16)
+        totals.append(sum(asked.values()))
+    assert totals[0] == totals[1]
+    assert totals[0] < 1000
+
+
+def test_unrolling_a_step_prices_nothing_twice(asked: Counter[tuple[object, ...]]) -> None:
+    """120 microbatches on 16 ranks: what the schedule repeats is looked up."""
+    simulate(load_scenario(JOB), engine="longest-path")
+    assert sum(asked.values()) < 1500
+
+
+# What nobody calibrated ---------------------------------------------------------------------------------------------
+
+
+def without(scenario: Scenario, kind: str, cls: str) -> Scenario:
+    """A scenario whose profile has lost one kernel class."""
+    kernels = scenario.cluster.kernels
+    table = {name: params for name, params in getattr(kernels, kind).items() if name.partition("@")[0] != cls}
+    return replace(scenario, cluster=replace(scenario.cluster, kernels=replace(kernels, **{kind: table})))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("gemm", "gemm.fp8.wgrad"),
+        ("gemm", "gemm.fp8.grouped"),
+        ("stream", "quant.token"),
+        ("attention", "attn.bwd"),
+        ("fixed", "router"),
+    ],
+)
+def test_an_op_without_a_calibrated_class_says_so_in_the_result(tiny: Scenario, kind: str, cls: str) -> None:
+    whole = simulate(tiny, engine="longest-path")
+    poor = simulate(without(tiny, kind, cls), engine="longest-path")
+    assert all(one.calibrated for one in whole.classes if one.cls == cls)
+    mine = [one for one in poor.classes if one.cls == cls]
+    assert mine
+    assert not any(one.calibrated for one in mine)
+    assert any(cls in warning and "not calibrated" in warning for warning in poor.warnings)
+    assert not any(f" {cls}," in f"{warning}," for warning in whole.warnings if "not calibrated" in warning)
+
+
+def test_assumed_links_say_so_too(tiny: Scenario) -> None:
+    fabric = tiny.cluster.fabric
+    loose = {name: replace(params, assumed=True) for name, params in fabric.ep.items()}
+    scenario = replace(tiny, cluster=replace(tiny.cluster, fabric=replace(fabric, ep=loose)))
+    result = simulate(scenario, engine="longest-path")
+    assert not any(one.calibrated for one in result.classes if one.cls in ("comm.dispatch", "comm.combine"))
+    assert any("comm.combine" in warning for warning in result.warnings)
