@@ -22,12 +22,12 @@ def report(found: Forecast) -> list[RenderableType]:
         for name, batch, remark in remarks:
             table.add_row("-", name, f"at {batch} sequences: {remark}")
         parts += section("What had to differ, or does not fit", table)
-    parts += section(
-        "Parts", totals(found), note("Published figures are only shown beside; nothing is fitted to them.")
-    )
+    beside = [note("Published figures are only shown beside; nothing is fitted to them.")]
+    parts += section("Parts", totals(found), *(beside if found.campaign.published else []))
     if found.goodput is not None:
         parts += section("Failures", failures(found))
-    return [*parts, *section("Energy", energy(found))]
+    parts += section("Energy", energy(found))
+    return [*parts, *section("Assumptions", assumptions(found))]
 
 
 def phases(found: Forecast) -> Table:
@@ -74,9 +74,9 @@ def failures(found: Forecast) -> Table:
     table = columns("", ">", "")
     table.add_row("failures", f"{good.failures:.0f}", f"one in {spec.mtbf_gpu_hours:,.0f} GPU-hours")
     table.add_row("checkpoints", f"every {good.interval / 60:.0f} min", f"{spec.checkpoint_s:g} s each")
-    table.add_row("goodput, expected", words.percent(good.expected), "share of the time that ends up as training")
-    span = f"5th to 95th percentile {words.percent(good.low)} to {words.percent(good.high)}, {spec.runs} runs"
-    table.add_row("goodput, sampled", words.percent(good.mean), f"{span}, seed {spec.seed}")
+    table.add_row("goodput, expected", words.percent(good.expected), "share of the time that trains")
+    span = f"90% of {spec.runs} runs: {100 * good.low:.1f} to {100 * good.high:.1f}%; seed {spec.seed}"
+    table.add_row("goodput, sampled", words.percent(good.mean), span)
     table.add_row(
         "GPU-hours with failures", f"{hours / good.expected:,.0f}", f"{found.seconds / good.expected / DAY:.1f} days"
     )
@@ -84,9 +84,15 @@ def failures(found: Forecast) -> Table:
 
 
 def energy(found: Forecast) -> Text:
-    """Energy and what it assumes."""
+    """Energy of all phases, and the highest power of one."""
     kwh = sum(phase.energy.kwh for phase in found.phases)
-    watts = max(phase.energy.watts for phase in found.phases)
-    return Text(
-        f"{kwh / 1e6:.2f} GWh, {watts:,.0f} W a GPU with everything around it.\n" + "\n".join(found.assumptions)
-    )
+    most = max((phase.energy for phase in found.phases), key=lambda one: one.watts)
+    return Text(f"{kwh / 1e6:.2f} GWh: {most.gpu_watts:,.0f} W a GPU, {most.watts:,.0f} W with everything around it.")
+
+
+def assumptions(found: Forecast) -> Table:
+    """What the forecast takes for granted, a line each."""
+    table = columns("", "")
+    for line in found.assumptions:
+        table.add_row("-", line)
+    return table

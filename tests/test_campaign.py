@@ -169,3 +169,13 @@ def test_the_verb_prints_parts_beside_what_was_published():
     assert done.exit_code == 0
     for word in ("pre-training", "context extension", "2,664,000", "goodput", "GWh", "1f1b instead of dualpipe"):
         assert word in done.stdout
+    text = " ".join(done.stdout.split())
+    for word in ("Reinforcement learning is left out", "$2.00: the price of the job", "assumed: no power model"):
+        assert word in text
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_power_is_that_of_the_profile_where_it_has_a_model():
+    done = CliRunner().invoke(plan, ["tiny-1f1b", "--set", "hardware=h200", "-q"], standalone_mode=False)
+    assert "what the power model of H200" in " ".join(done.stdout.split())
+    assert "Published" not in done.stdout

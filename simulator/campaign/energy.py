@@ -22,9 +22,13 @@ def energy_of(scenario: Scenario, demand: float | None, gpu_hours: float, supply
     """Energy of `gpu_hours`. `demand` [W] of a GPU at full clock, from the power model of the hardware (None: none)."""
     gpu, power = scenario.cluster.gpu, scenario.cluster.gpu.power
     if power is not None and demand is not None:
-        watts, how = min(demand, power.cap), "power model of the hardware profile, at most the cap"
+        watts, how = (
+            min(demand, power.cap),
+            f"what the power model of {gpu.name} says of the step, at most {power.cap:.0f} W",
+        )
     else:
-        watts, how = supply.gpu_share * gpu.tdp, f"{supply.gpu_share:.0%} of the TDP of {gpu.tdp:.0f} W (assumed)"
+        watts, how = supply.gpu_share * gpu.tdp, f"{supply.gpu_share:.0%} of {gpu.tdp:.0f} W (assumed: no power model)"
     around = (watts + supply.rest_watts) * supply.pue
-    how += f"; {supply.rest_watts:.0f} W for the rest of the node and the network, PUE {supply.pue:g} (assumed)"
+    rest = f"{supply.rest_watts:.0f} W a GPU for the rest of its node and the network, PUE {supply.pue:g} (assumed)"
+    how = f"Power of a GPU: {how}; {rest}."
     return Energy(gpu_watts=watts, watts=around, kwh=gpu_hours * around / 1e3, how=how)

@@ -122,8 +122,20 @@ def forecast(
         gpus=whole.job.gpus,
         phases=tuple(done),
         goodput=sampled(failures, whole.job.gpus, seconds) if failures is not None else None,
-        assumptions=tuple(dict.fromkeys(phase.energy.how for phase in done)),
+        assumptions=tuple(
+            dict.fromkeys([*campaign.assumptions, *_common(whole), *(phase.energy.how for phase in done)])
+        ),
     )
+
+
+def _common(scenario: Scenario) -> list[str]:
+    """What every forecast of a whole run assumes."""
+    run, price = scenario.job.run.price_per_gpu_hour, scenario.cluster.price_per_gpu_hour
+    where = f"of the hardware profile {scenario.cluster.name}" if run is None else "of the job"
+    return [
+        "Every step of a phase lasts as long as the one simulated; evaluation and data loading take no time.",
+        f"A GPU-hour costs ${price if run is None else run:.2f}: the price {where}.",
+    ]
 
 
 def plateaus(phase: Phase, scenario: Scenario) -> list[tuple[Scenario, float]]:

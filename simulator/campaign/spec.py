@@ -61,7 +61,8 @@ class Supply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
     """A campaign file. `published`: GPU-hours by part, only ever shown beside the forecast. `fallback_schedules` are
-    tried in order where a batch of a ramp is too small for the job's schedule."""
+    tried in order where a batch of a ramp is too small for the job's schedule. `assumptions` are shown with the answer.
+    """
 
     name: str
     job: str
@@ -70,6 +71,7 @@ class Campaign:
     published: dict[str, float] = field(default_factory=dict)
     failures: Failures | None = None
     power: Supply = field(default_factory=Supply)
+    assumptions: tuple[str, ...] = ()
 
 
 def load_campaign(name_or_path: str) -> Campaign:
