@@ -31,8 +31,15 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put docstrings where a page asks for them."""
-    return _MARK.sub(lambda found: equations(found[1]), markdown)
+    """Put docstrings and the table of what-ifs where a page asks for them."""
+    return _MARK.sub(lambda found: equations(found[1]), markdown.replace("<!-- what-ifs -->", what_ifs()))
+
+
+def what_ifs() -> str:
+    """A row per what-if."""
+    from simulator.whatif import WHAT_IFS
+
+    return "\n".join(f"| `{name}` | {one.asks} | {one.assumes} ({one.source}) |" for name, one in WHAT_IFS.items())
 
 
 # ---- equations --------------------------------------------------------------------------------------------------
@@ -96,8 +103,9 @@ def validation() -> str:
 
 
 def _calibration() -> str:
-    report = ROOT / "hardware_profiles" / "calibration" / "report.md"
-    return _below(report.read_text(encoding="utf-8")) if report.is_file() else ""
+    folder = ROOT / "hardware_profiles" / "calibration"
+    reports = (folder / "report.md", folder / "report_fabric.md")
+    return "\n\n".join(_below(report.read_text(encoding="utf-8")) for report in reports if report.is_file())
 
 
 def _below(text: str) -> str:

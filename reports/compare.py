@@ -23,17 +23,22 @@ if TYPE_CHECKING:
 SCHEMA = "foretrain.compare/1"
 Engine = Literal["events", "longest-path"]
 
+AS_IS = "as it is"
+"""Of a variant without what-if."""
+
 _WORTH_A_PROCESS = 0.5
 """Runs that take longer are spread over processes, each of which takes about as long to start [s]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A job, what is `varied` from one variant to the next, and the `fixed` overrides under it."""
+    """A job, what is `varied` from one variant to the next, the `fixed` overrides under it, and the name of a
+    `what_if` on top."""
 
     job: str
     varied: tuple[tuple[str, str], ...] = ()
     fixed: tuple[str, ...] = ()
+    what_if: str | None = None
 
     @property
     def overrides(self) -> list[str]:
@@ -75,17 +80,24 @@ def _split(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def variants(jobs: Sequence[str], varied: Iterable[tuple[str, list[str]]], fixed: Sequence[str]) -> list[Variant]:
-    """Every job with every combination of the varied values; the last path varies fastest."""
+def variants(
+    jobs: Sequence[str],
+    varied: Iterable[tuple[str, list[str]]],
+    fixed: Sequence[str],
+    what_ifs: Sequence[str] = (),
+) -> list[Variant]:
+    """Every job with every combination of the varied values; the last path varies fastest. Behind each stands what
+    every what-if alone makes of it."""
     choices = list(varied)
     paths = [path for path, _ in choices]
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(f"--vary: {path}: is varied twice; list all its values once")
     return [
-        Variant(job=job, varied=tuple(zip(paths, values, strict=True)), fixed=tuple(fixed))
+        Variant(job=job, varied=tuple(zip(paths, values, strict=True)), fixed=tuple(fixed), what_if=what_if)
         for job in jobs
         for values in product(*(values for _, values in choices))
+        for what_if in (None, *dict.fromkeys(what_ifs))
     ]
 
 
@@ -113,13 +125,13 @@ def _require(job: str, overrides: Sequence[str]) -> None:
 def run(variant: Variant, engine: Engine, draw: bool = False) -> Outcome:
     """Simulate one variant; an error that the user can mend becomes part of the outcome. `draw`: keep its actions."""
     from simulator.inputs import load_scenario
-    from simulator.run import simulate
+    from simulator.whatif import simulate
 
     name = ""
     try:
         scenario = load_scenario(variant.job, variant.overrides)
         name = scenario.name
-        result = simulate(scenario, engine=engine)
+        result = simulate(scenario, [variant.what_if] if variant.what_if else [], engine=engine)
     except ForetrainError as error:
         return Outcome(variant=variant, error=_reason(str(error), name))
     if not draw:
@@ -181,7 +193,13 @@ def _tell(progress: Callable[[float], None] | None, done: int, of: int) -> None:
 def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The object that `compare --json` prints."""
     runs = [
-        {"job": o.variant.job, "set": dict(_settings(o.variant)), "result": o.result, "error": o.error}
+        {
+            "job": o.variant.job,
+            "set": dict(_settings(o.variant)),
+            "what_if": o.variant.what_if,
+            "result": o.result,
+            "error": o.error,
+        }
         for o in outcomes
     ]
     return {"schema": SCHEMA, "runs": runs}
@@ -195,13 +213,16 @@ def _settings(variant: Variant) -> Iterator[tuple[str, str]]:
 
 
 def differences(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """What tells the variants apart, by column: varied paths, and with several jobs, job and differing job values."""
+    """What tells the variants apart, by column: varied paths, what-ifs, and with several jobs, job and differing job
+    values."""
     found: dict[str, list[str]] = {}
     jobs = [outcome.variant.job for outcome in outcomes]
     if len(set(jobs)) > 1:
         found["job"] = jobs
     for at, (path, _) in enumerate(outcomes[0].variant.varied):
         found[path] = [outcome.variant.varied[at][1] for outcome in outcomes]
+    if any(outcome.variant.what_if for outcome in outcomes):
+        found["what-if"] = [outcome.variant.what_if or AS_IS for outcome in outcomes]
     if len(set(jobs)) > 1:
         found |= {path: values for path, values in _job_values(outcomes).items() if path not in found}
     return found

@@ -24,6 +24,7 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
         parts += [_legend(labels), Text("")]
     parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
     parts.append(note(_NOTE))
+    parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
     failed = [(at, outcome) for at, outcome in enumerate(outcomes) if outcome.error]
@@ -89,11 +90,24 @@ def _legend(labels: Mapping[str, list[str]]) -> RenderableType:
     return table
 
 
+def _asked(outcomes: Sequence[Outcome]) -> list[RenderableType]:
+    """What the what-ifs ask and assume."""
+    names = list(dict.fromkeys(o.variant.what_if for o in outcomes if o.variant.what_if))
+    if not names:
+        return []
+    from simulator.whatif import WHAT_IFS
+
+    table = columns("", "", "")
+    for name in names:
+        table.add_row(name, WHAT_IFS[name].asks, Text(WHAT_IFS[name].assumes, style="dim"))
+    return list(section("What if, and what is assumed", table))
+
+
 def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
     """Every warning once."""
     table = columns("", "")
     for text in dict.fromkeys(text for o in outcomes if o.result for text in o.result["warnings"]):
-        table.add_row("-", text)
+        table.add_row("-", words.of_warning(text))
     return table
 
 

@@ -13,8 +13,10 @@ from reports import words
 from reports.table import columns, note, section
 from simulator.hardware import Cluster
 from simulator.layout import Job
+from simulator.metrics import action_spans
 from simulator.model import ModelSpec
-from simulator.schedule import Schedule, grid_rich, peak_in_flight, uniform_times
+from simulator.result import Result
+from simulator.schedule import Schedule, UniformResult, grid_rich, peak_in_flight, uniform_times
 from simulator.stack import Stack
 from simulator.units import si
 
@@ -210,12 +212,43 @@ def schedule(shown: Schedule, width: int, *, start: int = 0, wrap: bool = False)
     return [grid_rich(shown, width=width, start=start, wrap=wrap), note(text)]
 
 
-def schedule_dict(shown: Schedule) -> dict[str, Any]:
-    """A schedule as JSON: its rows in the text form of steps."""
+def timed_schedule(result: Result, width: int, *, start: int = 0, wrap: bool = False) -> list[RenderableType]:
+    """The grid of a simulated step, with the times that its actions took."""
+    times = times_of(result)
+    rows = zip(times.starts, times.ends, strict=True)
+    shortest = min(end - start for starts, ends in rows for start, end in zip(starts, ends, strict=True))
+    text = (
+        f"Simulated: {result.scenario.name}, without gradient sync and optimizer. A slot is {words.seconds(shortest)},"
+        f" as long as the shortest step; the actions take {words.seconds(times.makespan)}. The worst rank is idle for"
+        f" {words.percent(times.bubble_ratio_worst)} of that."
+    )
+    drawn = grid_rich(result.schedule, times=times, slot=shortest, width=width, start=start, wrap=wrap)
+    return [drawn, note(text)]
+
+
+def times_of(result: Result) -> UniformResult:
+    """When the actions of each rank's row ran [s], the first at 0."""
+    spans: list[list[tuple[float, float]]] = [[] for _ in result.schedule.rows]
+    for action, span in zip(result.timeline.tasks.actions, action_spans(result.timeline), strict=True):
+        if action.step is not None:
+            spans[action.rank].append(span)
+    first = min(start for row in spans for start, _ in row)
+    return UniformResult(
+        starts=tuple(tuple(start - first for start, _ in row) for row in spans),
+        ends=tuple(tuple(end - first for _, end in row) for row in spans),
+        makespan=max(end for row in spans for _, end in row) - first,
+        busy=tuple(sum(end - start for start, end in row) for row in spans),
+    )
+
+
+def schedule_dict(shown: Schedule, times: UniformResult | None = None) -> dict[str, Any]:
+    """A schedule as JSON: its rows in the text form of steps; when they ran, where that is known."""
+    timed = {} if times is None else {"starts_s": times.starts, "ends_s": times.ends, "makespan_s": times.makespan}
     return {
         "schema": "foretrain.schedule/1",
         "name": shown.name,
         "stages": shown.stages,
         "microbatches": shown.microbatches,
         "rows": [[str(step) for step in row] for row in shown.rows],
+        **timed,
     }

@@ -253,7 +253,7 @@ def remarks(result: Result) -> Table:
     said = [
         f"One pipeline of {scenario.job.layout.pp} ranks is simulated; all {scenario.job.dp} are taken to be alike.",
         *([f"Routing: {_routing(scenario)}."] if scenario.model.n_routed_experts else []),
-        *result.warnings,
+        *map(words.of_warning, result.warnings),
     ]
     table = columns("", "")
     for text in said:

@@ -2,8 +2,14 @@
 
 The format is that of "Trace Event Format" (Google, 2016): complete events `X`, flow arrows `s` and `f`, metadata `M`.
 A full step has over a million ops, so nothing is kept: every run has a template of its events, into which its times
-are filled at once, and the text goes through gzip as it comes. Times are whole nanoseconds, so that events touch and
-nest without rounding gaps.
+are filled at once, and the text goes through gzip as it comes.
+
+What Perfetto makes of such a file decides some details (its JSON importer, 2025). It multiplies times, written in
+microseconds, by 1000 and drops the fraction: behind each whole nanosecond stands a digit 1, so that none is lost and
+events touch and nest without gaps. It takes process and thread 0 for the idle ones of Linux and threads of one number
+for the same: numbers begin at 100 and are used once. An arrow binds to the slice that is open when it is read: arrows
+stand behind the slices of their rank. Its colours follow names without their digits: actions of a kind look alike there
+too, `cname` is for chrome://tracing.
 """
 
 from __future__ import annotations
@@ -11,15 +17,17 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from reports import trace_counters as counters
 from reports.files import replacing
+from reports.trace_counters import nanoseconds
 from reports.words import ranges
 from simulator.engine.runs import Priced, Run, moments
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf, Timeline
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf
 from simulator.errors import InputError
 from simulator.ops import Streaming
 from simulator.result import Result
@@ -32,10 +40,11 @@ THREADS = {
     SEND_PREVIOUS: (5, "sends to the previous stage"),
     SYNC: (6, "gradient sync"),
 }
-"""Stream -> thread of a rank, and its name."""
+"""Stream -> thread of a rank (in the order shown), and its name."""
 LINKS = {"nic": (2, "IB: expert exchange"), "nvlink": (3, "NVLink: expert exchange")}
 """Links that an exchange crosses, each a thread of its own."""
 
+_FIRST, _APART = 100, 100  # number of the first rank's process, and how far the next one is away
 _LEVEL = 5  # of gzip: half the size of level 1 for twice its time
 _HERE = "\x01"  # where an event's process, thread and step are filled in
 _COLOURS = {
@@ -59,11 +68,10 @@ class Selection:
     end: float = float("inf")
 
     @classmethod
-    def parse(cls, ranks: str | None, window: str | None, timeline: Timeline) -> Selection:
-        """The selection that `--ranks` and `--window` describe."""
-        last = timeline.tasks.ranks - 1
-        chosen = _numbers(ranks, last) if ranks else tuple(range(last + 1))
-        start, end = _window(window, timeline.makespan) if window else (0.0, float("inf"))
+    def parse(cls, ranks: str | None, window: str | None, count: int) -> Selection:
+        """The selection that `--ranks` and `--window` describe, of a pipeline of `count` ranks."""
+        chosen = _numbers(ranks, count - 1) if ranks is not None else tuple(range(count))
+        start, end = _window(window) if window is not None else (0.0, float("inf"))
         return cls(ranks=chosen, start=start, end=end)
 
     def meets(self, start: float, end: float) -> bool:
@@ -84,7 +92,7 @@ def _numbers(text: str, last: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _window(text: str, makespan: float) -> tuple[float, float]:
+def _window(text: str) -> tuple[float, float]:
     """`2.5:3` -> (2.5, 3.0); either side may be left out."""
     low, colon, high = text.partition(":")
     try:
@@ -93,9 +101,17 @@ def _window(text: str, makespan: float) -> tuple[float, float]:
         colon, start, end = "", 0.0, 0.0
     if not colon or not 0 <= start < end:
         raise InputError(f"--window: {text!r}: must be START:END in seconds, as in 2.5:3")
-    if start > makespan:
-        raise InputError(f"--window: {text!r}: the step ends after {makespan:.3f} s")
     return start, end
+
+
+def process(rank: int) -> int:
+    """The process number of a rank."""
+    return _FIRST + _APART * rank
+
+
+def thread(rank: int, place: int) -> int:
+    """The thread number of the track at a place (of `THREADS` or `LINKS`) of a rank; the first is the main thread."""
+    return process(rank) + place
 
 
 def write_trace(
@@ -103,6 +119,8 @@ def write_trace(
 ) -> int:
     """Write the trace of a result, compressed unless the name ends in `.json`; returns the number of op events."""
     chosen = selection or Selection(ranks=tuple(range(result.timeline.tasks.ranks)))
+    if chosen.start > result.timeline.makespan:
+        raise InputError(f"--window: {chosen.start:g} s: the step ends after {result.timeline.makespan:.3f} s")
     with replacing(path) as raw:
         if path.name.endswith(".json"):
             return _Trace(result, chosen, raw).write(progress)
@@ -141,6 +159,7 @@ class _Trace:
             for link in LINKS:
                 self.put("".join(self._crossings(rank, link, lanes[rank * LANES + COMM])))
             self.put("".join(arrows[rank]))
+            self.put("".join(self._counters(rank, lanes)))
             if progress is not None:
                 progress((at + 1) / len(ranks))
         self.put("\n]}\n")
@@ -174,7 +193,12 @@ class _Trace:
             "program": "foretrain",
             "engine": result.provenance["engine"],
         }
-        first = {"ph": "M", "name": "trace_title", "pid": 0, "args": {"name": result.scenario.name}}
+        first = {
+            "ph": "M",
+            "name": "trace_title",
+            "pid": process(self.selection.ranks[0]),
+            "args": {"name": result.scenario.name},
+        }
         return f'{{"displayTimeUnit":"ms","otherData":{_json(about)},"traceEvents":[\n{_json(first)}'
 
     def _names(self, rank: int) -> Iterator[str]:
@@ -182,10 +206,10 @@ class _Trace:
         held = ranges(stages_on(self.result.schedule)[rank])
         stages = f"stage{'s' if len(held.split(',')) > 1 or '-' in held else ''} {held}"
         yield _meta("process_name", rank, 0, name=f"rank {rank} ({stages})")
-        yield _meta("process_sort_index", rank, 0, sort_index=rank)
-        for thread, name in (*THREADS.values(), *LINKS.values()):
-            yield _meta("thread_name", rank, thread, name=name)
-            yield _meta("thread_sort_index", rank, thread, sort_index=thread)
+        yield _meta("process_sort_index", rank, 0, sort_index=rank + 1)
+        for place, name in sorted((*THREADS.values(), *LINKS.values())):
+            yield _meta("thread_name", rank, place, name=name)
+            yield _meta("thread_sort_index", rank, place, sort_index=place + 1)
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -199,8 +223,7 @@ class _Trace:
         begun, ended = timeline.start[mine[0]], timeline.end[mine[-1]]
         name = "optimizer" if action.step is None else str(action.step)
         about = f'"name":"{name}","cat":"action,{action.phase}","cname":"{_COLOURS[action.phase]}"'
-        place = f'"pid":{action.rank},"tid":{THREADS[stream][0]}'
-        whole = f',\n{{"ph":"X",{about},{place},{_span(begun, ended)}}}'
+        whole = f',\n{{"ph":"X",{about},{_place(action.rank, THREADS[stream][0])},{_span(begun, ended)}}}'
         ahead, back = (_about(half) for half in _halves(action.step))
         parts = [whole]
         for task in mine:
@@ -227,7 +250,7 @@ class _Trace:
         for begun, ended in spans:
             nanos = round(begun * 1e9)
             times += (nanos / 1e3, (round(ended * 1e9) - nanos) / 1e3)
-        return template.replace(_HERE, f'"pid":{rank},"tid":{THREADS[stream][0]},"args":{{{about}') % tuple(times)
+        return template.replace(_HERE, f'{_place(rank, THREADS[stream][0])},"args":{{{about}') % tuple(times)
 
     def _crossings(self, rank: int, link: str, mine: Sequence[int]) -> Iterator[str]:
         """Exchanges as the link that they cross sees them."""
@@ -238,12 +261,12 @@ class _Trace:
             if moved and self.selection.meets(start, end):
                 rate = moved / (end - start) if end > start else 0.0
                 yield (
-                    f',\n{{"ph":"X","name":"{_name(run)}","cat":"link","pid":{rank},"tid":{LINKS[link][0]},'
+                    f',\n{{"ph":"X","name":"{_name(run)}","cat":"link",{_place(rank, LINKS[link][0])},'
                     f'{_span(start, end)},"args":{{"bytes":{moved:.0f},"bytes_per_s":{rate:.4g}}}}}'
                 )
 
     def _arrows(self) -> dict[int, list[str]]:
-        """Flow arrows by the rank that they start on: from every send to the first task that waits for it."""
+        """Both ends of flow arrows by rank: they lead from every send to the first task that waits for it."""
         timeline, tasks, chosen = self.timeline, self.timeline.tasks, set(self.selection.ranks)
         waiting: dict[int, int] = {}
         for task, preds in enumerate(tasks.preds):
@@ -256,11 +279,20 @@ class _Trace:
             target, other = divmod(tasks.lane[receiver], LANES)
             spans = ((timeline.start[task], timeline.end[task]) for task in (send, receiver))
             if {source, target} <= chosen and all(self.selection.meets(*span) for span in spans):
-                found[source] += [
-                    _arrow("s", send, source, stream, timeline.start[send]),
-                    _arrow("f", send, target, other, timeline.start[receiver]),
-                ]
+                found[source].append(_arrow("s", send, source, stream, timeline.start[send]))
+                found[target].append(_arrow("f", send, target, other, timeline.start[receiver]))
         return found
+
+    def _counters(self, rank: int, lanes: Mapping[int, Sequence[int]]) -> Iterator[str]:
+        """SMs and memory in use on a rank, a sample wherever they change."""
+        begin, end = nanoseconds(self.selection.start), 1e9 * self.selection.end
+        sms = counters.sm_samples(self.result, lanes[rank * LANES + COMPUTE], lanes[rank * LANES + COMM])
+        for samples, (name, series) in zip(
+            (sms, counters.memory_samples(self.result, rank)), counters.NAMES.items(), strict=True
+        ):
+            for at, values in counters.clipped(samples, begin, end):
+                told = ",".join(f'"{one}":{value}' for one, value in zip(series, values, strict=True))
+                yield f',\n{{"ph":"C","name":"{name}",{_place(rank, 0)},{_at(at)},"args":{{{told}}}}}'
 
 
 def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
@@ -288,28 +320,35 @@ def _template(priced: Priced) -> str:
     }
     fixed = f'"name":{_json(op.name)},"cat":"{phase}","cname":"{_COLOURS[phase]}"'.replace("%", "%%")
     rest = _json(args)[1:].replace("%", "%%")
-    return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f,"dur":%.3f}}'
+    return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f1,"dur":%.3f1}}'
 
 
 def _name(run: Run) -> str:
     return run.ops[0].op.name
 
 
+def _place(rank: int, place: int) -> str:
+    return f'"pid":{process(rank)},"tid":{thread(rank, place)}'
+
+
+def _at(nanos: int) -> str:
+    """A moment; see above for the last digit."""
+    return f'"ts":{nanos / 1e3:.3f}1'
+
+
 def _span(start: float, end: float) -> str:
-    nanos = round(start * 1e9)
-    return f'"ts":{nanos / 1e3:.3f},"dur":{(round(end * 1e9) - nanos) / 1e3:.3f}'
+    begin = nanoseconds(start)
+    return f'{_at(begin)},"dur":{(nanoseconds(end) - begin) / 1e3:.3f}1'
 
 
 def _arrow(ph: str, number: int, rank: int, stream: int, at: float) -> str:
     binding = ',"bp":"e"' if ph == "f" else ""
-    return (
-        f',\n{{"ph":"{ph}","name":"send","cat":"send","id":{number},"pid":{rank},"tid":{THREADS[stream][0]},'
-        f'"ts":{round(at * 1e9) / 1e3:.3f}{binding}}}'
-    )
+    place = _place(rank, THREADS[stream][0])
+    return f',\n{{"ph":"{ph}","name":"send","cat":"send","id":{number},{place},{_at(nanoseconds(at))}{binding}}}'
 
 
-def _meta(kind: str, rank: int, thread: int, /, **args: Any) -> str:
-    return f",\n{_json({'ph': 'M', 'name': kind, 'pid': rank, 'tid': thread, 'args': args})}"
+def _meta(kind: str, rank: int, place: int, /, **args: Any) -> str:
+    return f",\n{_json({'ph': 'M', 'name': kind, 'pid': process(rank), 'tid': thread(rank, place), 'args': args})}"
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -96,6 +97,15 @@ def of_class(cls: str) -> str:
     precision, _, form = rest.partition(".")
     kind = "BF16" if precision.startswith("bf16") else "FP8"
     return f"{kind} matmul" + (f", {_FORMS.get(form, form)}" if form else "")
+
+
+_LISTED = re.compile(r"^(.* not calibrated on .*: )([a-z][\w.]*(?:, [a-z][\w.]*)*)$")
+
+
+def of_warning(warning: str) -> str:
+    """A warning of a result with its kernel classes in words."""
+    found = _LISTED.match(warning)
+    return found[1] + "; ".join(map(of_class, found[2].split(", "))) if found else warning
 
 
 def of_bound(bound: str) -> str:

@@ -5,14 +5,15 @@ A what-if is a named change of a scenario. Its assumptions are in its descriptio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from simulator import run
 from simulator.errors import InputError
 from simulator.fabric import EpParams
 from simulator.kernels import GemmParams
-from simulator.run import prepare
+from simulator.result import Result
 from simulator.scenario import Scenario
 
 UNLIMITED = 1e15
@@ -105,13 +106,36 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
 )
 
 
-def apply(scenario: Scenario, name: str) -> Scenario:
-    """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
+def named(name: str) -> WhatIf:
+    """The what-if of that name."""
     if name not in WHAT_IFS:
         from simulator.inputs.problems import nearest
 
         raise InputError(f"there is no what-if {name!r}: {nearest(name, WHAT_IFS)}")
-    return replace(WHAT_IFS[name].change(pinned(scenario)), name=f"{scenario.name} + {name}")
+    return WHAT_IFS[name]
+
+
+def apply(scenario: Scenario, name: str) -> Scenario:
+    """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
+    return replace(named(name).change(pinned(scenario)), name=f"{scenario.name} + {name}")
+
+
+def simulate(
+    scenario: Scenario,
+    names: Sequence[str],
+    *,
+    engine: run.Engine = "events",
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """One step with the what-ifs of these names, one after the other; warnings say what they assume."""
+    for name in names:
+        scenario = apply(scenario, name)
+    result = run.simulate(scenario, engine=engine, progress=progress)
+    if not names:
+        return result
+    said = [f"What if: {one.asks}. Assumed: {one.assumes}." for one in map(named, names)]
+    told = {**result.provenance, "what_if": list(names)}
+    return replace(result, warnings=[*said, *result.warnings], provenance=told)
 
 
 def pinned(scenario: Scenario) -> Scenario:
@@ -119,7 +143,9 @@ def pinned(scenario: Scenario) -> Scenario:
     layout = scenario.job.layout
     if isinstance(layout.stages, tuple):
         return scenario
-    counts = tuple(sum(kind in ("dense", "moe") for kind in _main(blocks)) for blocks in prepare(scenario)[0].stages)
+    counts = tuple(
+        sum(kind in ("dense", "moe") for kind in _main(blocks)) for blocks in run.prepare(scenario)[0].stages
+    )
     return replace(scenario, job=replace(scenario.job, layout=replace(layout, stages=counts)))
 
 

@@ -20,6 +20,7 @@ from reports.verbs.options import (
     set_option,
     verbosity,
     warn,
+    what_if_option,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ NONE_POSSIBLE = 2
     metavar="PATH=V1,V2,...",
     help="Values to try, as in model.topk_group=1,2,4,8. Repeatable: every combination is simulated.",
 )
+@what_if_option("each is compared with the job as it is")
 @set_option
 @engine_option
 @json_option
@@ -52,6 +54,7 @@ def compare(
     ctx: click.Context,
     jobs: tuple[str, ...],
     vary: tuple[str, ...],
+    what_ifs: tuple[str, ...],
     overrides: tuple[str, ...],
     engine: Literal["events", "longest-path"],
     as_json: bool,
@@ -69,7 +72,7 @@ def compare(
     from reports import compare as runs
 
     varied = [runs.parse_vary(text) for text in vary]
-    chosen = runs.variants(jobs, varied, overrides)
+    chosen = runs.variants(jobs, varied, overrides, what_ifs)
     runs.check_inputs(jobs, varied, overrides)
     began = perf_counter()
     with progress(f"simulating {len(chosen)} variants", quiet=quiet) as done:

@@ -31,6 +31,28 @@ class Input(click.ParamType[str]):
         return [*names, CompletionItem(incomplete, type="file")]
 
 
+WHAT_IFS = ("coprocessor", "unified-network", "fp8-accumulation", "fused-casts", "nvlink-900")
+"""Names of `simulator.whatif` (a test holds them equal): here, so that help needs no simulator."""
+
+
+class WhatIfName(click.ParamType[str]):
+    """The name of a what-if; completes in the shell."""
+
+    name = "what-if"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, or an error with the nearest one."""
+        if value not in WHAT_IFS:
+            from simulator.inputs.problems import nearest
+
+            raise click.UsageError(f"--what-if: there is no {value!r}: {nearest(value, WHAT_IFS)}", ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names that begin so."""
+        return [CompletionItem(name) for name in WHAT_IFS if name.startswith(incomplete)]
+
+
 class Ordered(click.Group):
     """A group that lists its commands in the order they were added."""
 
@@ -49,6 +71,19 @@ set_option = click.option(
     metavar="PATH=VALUE",
     help="Change a value, as in layout.pp=8, model.topk_group=2 or hardware.node.nic.bandwidth=100e9. Repeatable.",
 )
+
+
+def what_if_option(then: str) -> Callable[[Command], Command]:
+    """`--what-if NAME`; `then` says what several do."""
+    return click.option(
+        "--what-if",
+        "what_ifs",
+        multiple=True,
+        type=WhatIfName(),
+        metavar="NAME",
+        help=f"Ask what hardware of another kind would bring: {', '.join(WHAT_IFS)}. Repeatable: {then}.",
+    )
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a report.")
 
@@ -79,8 +114,10 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def warn(warnings: Iterable[str], *, quiet: bool = False) -> None:
     """Warnings on stderr, for when the result itself is read by a program."""
+    from reports.words import of_warning
+
     for warning in warnings:
-        say(f"foretrain: warning: {warning}", quiet=quiet)
+        say(f"foretrain: warning: {of_warning(warning)}", quiet=quiet)
 
 
 def print_json(value: Any) -> None:

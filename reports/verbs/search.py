@@ -11,6 +11,7 @@ from reports.verbs.options import (
     job_argument,
     json_option,
     output_file,
+    output_folder,
     print_json,
     print_report,
     progress,
@@ -19,7 +20,10 @@ from reports.verbs.options import (
 )
 
 if TYPE_CHECKING:
-    from simulator.search import Rank
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from simulator.search import Candidate, Question, Rank
     from simulator.search.search import Executor
 
 INTERRUPTED = 130
@@ -54,6 +58,7 @@ INTERRUPTED = 130
 @json_option
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--csv", metavar="FILE", help="Write every combination that was judged.")
+@click.option("--figures", metavar="DIR", help="Draw what can run into DIR: time, memory and price against each other.")
 @click.option("--resume", metavar="FILE", help="Keep what is found in FILE (SQLite) and go on from what it holds.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes. [default: all cores]")
 @click.option(
@@ -77,6 +82,7 @@ def search(
     as_json: bool,
     html: str | None,
     csv: str | None,
+    figures: str | None,
     resume: str | None,
     jobs: int | None,
     executor: Executor,
@@ -89,6 +95,7 @@ def search(
     """
     table = output_file(csv, "--csv") if csv else None
     page = output_file(html, "--html") if html else None
+    folder = output_folder(figures, "--figures") if figures else None
     kept = output_file(resume, "--resume") if resume else None
     if executor == "dask" and not address:
         raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
@@ -107,7 +114,7 @@ def search(
             executor=executor,
             address=address,
             progress=(lambda done, size: show(done / size)) if show else None,
-            every=(lambda candidates: words.write_csv(table, asked, candidates)) if table else None,
+            every=_kept(asked, table, folder),
         )
     took = perf_counter() - began
     sure = []
@@ -123,10 +130,28 @@ def search(
         print_json(words.as_dict(found, sure))
     else:
         print_report(*words.report(found, sure, took))
-    if table is not None:
-        say(f"wrote {table}", quiet=quiet)
+    for path in filter(None, (table, folder)):
+        say(f"wrote {path}", quiet=quiet)
     if not found.complete:
         say("interrupted" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
         ctx.exit(INTERRUPTED)
     if not found.best:
         ctx.exit(3)
+
+
+def _kept(asked: Question, table: Path | None, folder: Path | None) -> Callable[[Iterable[Candidate]], None] | None:
+    """What becomes of all candidates: the table and the figures that were asked for."""
+    if table is None and folder is None:
+        return None
+
+    def every(candidates: Iterable[Candidate]) -> None:
+        if table is not None:
+            from reports.search import write_csv
+
+            write_csv(table, asked, candidates)
+        if folder is not None:
+            from reports.figures.search import write_search_figures
+
+            write_search_figures(asked, candidates, folder)
+
+    return every

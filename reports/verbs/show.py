@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.verbs.options import Input, Ordered, json_option, print_json, print_report, set_option, verbosity
+from reports.verbs.options import (
+    Input,
+    Ordered,
+    json_option,
+    print_json,
+    print_report,
+    progress,
+    set_option,
+    verbosity,
+)
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
+    from simulator.result import Result
     from simulator.scenario import Scenario
     from simulator.schedule import Schedule
 
@@ -114,6 +124,7 @@ def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet:
 )
 @click.option("--start", type=click.IntRange(min=0), default=0, metavar="SLOT", help="First slot shown. [default: 0]")
 @click.option("--wrap", is_flag=True, help="Go on below where the terminal ends.")
+@click.option("--times", is_flag=True, help="Of a job: simulate it, and draw each step as long as it took.")
 @click.option("--text", is_flag=True, help="The text form, which --set layout.schedule=FILE reads.")
 @json_option
 def schedule(
@@ -124,6 +135,7 @@ def schedule(
     vpp: int | None,
     start: int,
     wrap: bool,
+    times: bool,
     text: bool,
     as_json: bool,
 ) -> None:
@@ -139,6 +151,8 @@ def schedule(
             click.echo(known)
         return None
     found = _schedule(name, overrides, pp, microbatches, vpp)
+    if times:
+        return _timed(_simulated(name, overrides), start, wrap, as_json)
     if as_json:
         return print_json(shown.schedule_dict(found))
     if text:
@@ -182,6 +196,30 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
 
     habits = _changed("stack", name, overrides).stack if overrides else load_stack(name)
     return print_json(_as_dict("stack", habits)) if as_json else print_report(*shown.stack(habits))
+
+
+def _simulated(name: str, overrides: Sequence[str]) -> Result:
+    """One step of the job of that name."""
+    from simulator.inputs import load_scenario
+    from simulator.run import simulate
+    from simulator.schedule import SCHEDULES
+
+    if name in SCHEDULES or (Path(name).is_file() and Path(name).suffix != ".toml"):
+        raise click.UsageError(
+            f"--times needs a job to simulate, and {name!r} is a schedule", click.get_current_context()
+        )
+    scenario = load_scenario(name, overrides)
+    with progress("simulating") as done:
+        return simulate(scenario, progress=done)
+
+
+def _timed(result: Result, start: int, wrap: bool, as_json: bool) -> None:
+    from reports import show as shown
+    from reports.console import width
+
+    if as_json:
+        return print_json(shown.schedule_dict(result.schedule, shown.times_of(result)))
+    return print_report(*shown.timed_schedule(result, width(), start=start, wrap=wrap))
 
 
 def _schedule(

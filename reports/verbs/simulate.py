@@ -20,11 +20,13 @@ from reports.verbs.options import (
     set_option,
     verbosity,
     warn,
+    what_if_option,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from reports.trace import Selection
     from simulator.result import Result
 
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 )
 @job_argument
 @set_option
+@what_if_option("all at once")
 @engine_option
 @json_option
 @click.option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev or chrome://tracing (.json.gz).")
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 def simulate(
     job: str,
     overrides: tuple[str, ...],
+    what_ifs: tuple[str, ...],
     engine: Literal["events", "longest-path"],
     as_json: bool,
     trace: str | None,
@@ -63,20 +67,20 @@ def simulate(
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
     tables = output_folder(export, "--export") if export is not None else None
-    if page is None and sensitivity:
-        raise click.UsageError("--sensitivity belongs to --html", click.get_current_context())
-    if file is None and (ranks or window):
-        raise click.UsageError("--ranks and --window belong to --trace", click.get_current_context())
+    _check_usage(page is None and sensitivity, "--sensitivity belongs to --html")
+    _check_usage(sensitivity and bool(what_ifs), "--sensitivity moves numbers of the job itself: not with --what-if")
+    _check_usage(file is None and not (ranks is None and window is None), "--ranks and --window belong to --trace")
     from simulator.inputs import load_scenario
-    from simulator.run import simulate as run
+    from simulator.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
+    chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
-        result = run(scenario, engine=engine, progress=done)
+        result = run(scenario, what_ifs, engine=engine, progress=done)
     took = perf_counter() - began
     if file is not None:
-        _write_trace(result, file, ranks, window, quiet)
+        _write_trace(result, file, chosen, quiet)
     if page is not None:
         _write_page(result, page, (job, overrides) if sensitivity else None, quiet)
     _write_looks(result, folder, tables, quiet)
@@ -90,10 +94,21 @@ def simulate(
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
 
 
-def _write_trace(result: Result, file: Path, ranks: str | None, window: str | None, quiet: bool) -> None:
-    from reports.trace import Selection, write_trace
+def _check_usage(wrong: bool, text: str) -> None:
+    if wrong:
+        raise click.UsageError(text, click.get_current_context())
 
-    chosen = Selection.parse(ranks, window, result.timeline)
+
+def _selection(ranks: str | None, window: str | None, count: int) -> Selection:
+    """What goes into the trace, checked before anything is computed."""
+    from reports.trace import Selection
+
+    return Selection.parse(ranks, window, count)
+
+
+def _write_trace(result: Result, file: Path, chosen: Selection | None, quiet: bool) -> None:
+    from reports.trace import write_trace
+
     with progress(f"writing {file.name}", quiet=quiet) as done:
         events = write_trace(result, file, chosen, progress=done)
     say(f"wrote {events:,} events to {file}", quiet=quiet)

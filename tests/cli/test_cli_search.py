@@ -42,6 +42,24 @@ def test_json_and_csv_hold_the_same(tmp_path):
     assert {str(one["number"]): one["step_time_s"] for one in told["best"]} == steps
 
 
+def test_figures_show_what_can_run(tmp_path):
+    folder = tmp_path / "figures"
+    assert ask("--confirm", "0", "--figures", str(folder), "-q").exit_code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["pareto.png", "pareto.svg"]
+
+
+def test_figures_with_gpus_as_an_axis_show_the_price_too(tmp_path):
+    folder = tmp_path / "figures"
+    assert ask("--confirm", "0", "--over", "gpus=64,128", "--figures", str(folder), "-q").exit_code == 0
+    assert "pareto-price.svg" in {path.name for path in folder.iterdir()}
+
+
+def test_where_nothing_runs_there_is_nothing_to_draw(tmp_path):
+    done = ask("--set", "hardware.gpu.hbm_bytes=1e9", "--figures", str(tmp_path / "none"), "-q")
+    assert done.return_value == 3
+    assert list((tmp_path / "none").iterdir()) == []
+
+
 def test_resume_gives_the_same_bytes(tmp_path):
     file = str(tmp_path / "found.sqlite")
     first, second = (ask("--json", "--confirm", "0", "--resume", file, "-q").stdout for _ in range(2))

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from reports.trace import process
+from reports.verbs.options import WHAT_IFS as NAMES
+from simulator.whatif import WHAT_IFS
+
 
 def layers(run: Any) -> str:
     """An even split of the tiny model over four stages."""
@@ -106,8 +110,81 @@ def test_trace_is_written_whole_and_selected(run: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert f"events to {file}" in result.stderr
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    assert {event["pid"] for event in events if event["ph"] == "X"} == {1, 2}
+    assert {event["pid"] for event in events if event["ph"] in "XC"} == {process(1), process(2)}
     assert [path.name for path in tmp_path.iterdir()] == ["step.json.gz"]
+
+
+def test_a_wrong_selection_is_told_before_anything_is_simulated(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.run.simulate", None)
+    for option, value in (("--ranks", "4"), ("--window", "2:1"), ("--ranks", "")):
+        result = run("simulate", "tiny-1f1b", "--trace", str(tmp_path / "t.json"), option, value)
+        assert result.exit_code == 2
+        assert option in result.stderr
+
+
+# ---- what-ifs ---------------------------------------------------------------------------------------------------
+
+
+def test_names_in_the_help_are_those_there_are() -> None:
+    assert tuple(WHAT_IFS) == NAMES
+
+
+def test_what_ifs_add_up_and_say_what_they_assume(run: Any) -> None:
+    result = numbers(run, "simulate", "tiny-dualpipe", "--what-if", "coprocessor", "--what-if", "fused-casts")
+    assert result["provenance"]["what_if"] == ["coprocessor", "fused-casts"]
+    assert result["scenario"]["job"]["overlap"]["comm_sms"] == 0
+    assert result["scenario"]["stack"]["fused_quant"]
+    assert [text.partition(":")[0] for text in result["warnings"][:2]] == ["What if", "What if"]
+    assert "what_if" not in numbers(run, "simulate", "tiny-dualpipe")["provenance"]
+
+
+@pytest.mark.parametrize("verb", ["simulate", "compare"])
+def test_a_wrong_what_if_names_the_nearest(verb: str, run: Any) -> None:
+    result = run(verb, "tiny-dualpipe", "--what-if", "nvlink900")
+    assert result.exit_code == 2
+    assert "did you mean nvlink-900?" in result.stderr
+
+
+def test_compare_puts_what_ifs_beside_the_job_as_it_is(run: Any) -> None:
+    args = ("compare", "tiny-dualpipe", "--what-if", "coprocessor", "--what-if", "fused-casts")
+    runs = numbers(run, *args, "--vary", "batch.microbatch_size=1,2")["runs"]
+    assert [one["what_if"] for one in runs] == [None, "coprocessor", "fused-casts"] * 2
+    alone = numbers(run, "simulate", "tiny-dualpipe", "--what-if", "coprocessor")["metrics"]["step_time_s"]
+    assert runs[1]["result"]["metrics"]["step_time_s"] == alone
+    printed = run(*args).stdout
+    assert "as it is" in printed
+    assert "What if, and what is assumed" in printed
+    assert "What if" not in run("compare", "tiny-dualpipe").stdout
+
+
+def test_sensitivity_is_of_the_job_itself(run: Any, tmp_path: Path) -> None:
+    result = run(
+        "simulate", "tiny-1f1b", "--html", str(tmp_path / "p.html"), "--sensitivity", "--what-if", "nvlink-900"
+    )
+    assert result.exit_code == 2
+    assert "--what-if" in result.stderr
+
+
+def test_warnings_name_kernel_classes_in_words(run: Any) -> None:
+    warnings = numbers(run, "simulate", "tiny-dualpipe")["warnings"]
+    assert any("comm.notify" in text for text in warnings)
+    for result in (run("simulate", "tiny-dualpipe"), run("simulate", "tiny-dualpipe", "--json")):
+        said = result.stderr + (result.stdout if not result.stdout.startswith("{") else "")
+        assert "comm.notify" not in said
+        assert "exchange of token counts; sends between stages" in " ".join(said.split())
+
+
+def test_schedule_of_a_job_with_simulated_times(run: Any) -> None:
+    printed = run("show", "schedule", "tiny-dualpipe", "--times").stdout
+    assert "Simulated: tiny-dualpipe" in printed
+    told = numbers(run, "show", "schedule", "tiny-dualpipe", "--times")
+    assert [len(row) for row in told["starts_s"]] == [len(row) for row in told["rows"]]
+    assert min(row[0] for row in told["starts_s"]) == 0
+    step = numbers(run, "simulate", "tiny-dualpipe")["metrics"]["step_time_s"]
+    assert 0 < told["makespan_s"] < step
+    assert run("show", "schedule", "dualpipe", "--times").exit_code == 2
 
 
 def test_an_interrupt_is_told_and_exits_with_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
