@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,6 +15,8 @@ Row = dict[str, str]
 FILES = ("published.toml", "trace_phases.toml")
 END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "T.")
 """Beginnings of the names of end-to-end figures: compared with, never fitted to."""
+MEMORY = {"peak_memory_GB": "GB", "alloc_GiB": "GiB"}
+"""Peaks of memory that figures of steps tell beside, with their units."""
 TABLES = (
     "published_kernels",
     "fabric_ep",
@@ -63,12 +65,27 @@ class Figure:
 
 
 def load_figures() -> list[Figure]:
-    """All figures in the order of the files."""
+    """All figures in the order of the files, then the peaks of memory that some of them tell beside."""
     out: list[Figure] = []
     for name in FILES:
         text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
         out += [Figure(**table) for table in tomllib.loads(text)["figure"]]
-    return out
+    return out + memory_figures(out)
+
+
+def memory_figures(figures: Sequence[Figure]) -> list[Figure]:
+    """Peaks of memory as figures of their own: runs that differ only in their number of microbatches, of which memory
+    does not depend, have one."""
+    found: dict[str, Figure] = {}
+    for figure in figures:
+        for key, unit in MEMORY.items():
+            if key in figure.also:
+                run = {name: value for name, value in figure.config.items() if name != "microbatches"}
+                section, family, rest = figure.id.split(".", 2)
+                name = f"{section}.{family}_mem.{rest}"
+                peak = replace(figure, id=name, quantity="peak_memory", value=figure.also[key], unit=unit, also={})
+                found.setdefault(f"{figure.group}{run}", peak)
+    return list(found.values())
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from simulator.validation import operations, profile, shapes, training
+from simulator.validation import memory, operations, profile, shapes, training
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
 
@@ -75,6 +75,8 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="B.deepep_mpft.*", compute=operations.exchange),
     Rule(pattern="T.pair.*", compute=profile.trace_pair),
     Rule(pattern="E.zerobubble.*", compute=training.zero_bubble, heavy=True),
+    Rule(pattern="E.zerobubble_mem.*", compute=memory.zero_bubble, heavy=True),
+    Rule(pattern="E.simumax_mem.*", compute=memory.simumax, heavy=True),
     Rule(pattern="E.narayanan.*", compute=training.narayanan, heavy=True),
     Rule(pattern="E.megatron_readme.strong*", compute=_never("the layout is not published")),
     Rule(pattern="E.megatron_readme.*", compute=training.megatron_readme, heavy=True),

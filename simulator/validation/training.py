@@ -131,7 +131,13 @@ def gpt(*, layers: int, heads: int, hidden: int, vocab: int, seq: int) -> Overri
 
 
 def zero_bubble(figure: Figure) -> float:
-    """Samples per GPU and second of the zero-bubble paper (arXiv 2401.10241, table 4): GPT on A100, 8 GPUs a node.
+    """Samples per GPU and second of the zero-bubble paper (arXiv 2401.10241, table 4)."""
+    one = step(DENSE, zero_bubble_run(figure), "longest-path")
+    return one.job.batch.global_batch_size / one.seconds / one.job.gpus
+
+
+def zero_bubble_run(figure: Figure) -> Overrides:
+    """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
 
     Its first and last stages hold one layer fewer, in exchange for the embedding and the head. The vocabulary is not
     given: 50 257 padded to 51 200, as in Megatron-LM.
@@ -144,28 +150,22 @@ def zero_bubble(figure: Figure) -> float:
     virtual = pp * vpp
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]
-    batch = micro * int(c["microbatches"])
-    one = step(
-        DENSE,
-        gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=51200, seq=int(c["seq"]))
-        + _overrides(
-            hardware="a100",
-            stack="megatron-lm",
-            gpus=int(c["gpus"]),
-            layout__tp=1,
-            layout__pp=pp,
-            layout__vpp=vpp,
-            layout__zero=0,
-            layout__schedule=name,
-            layout__recompute="none",
-            layout__stages=stages,
-            batch__sequence_length=int(c["seq"]),
-            batch__microbatch_size=micro,
-            batch__global_batch_size=batch,
-        ),
-        "longest-path",
+    sizes = gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=51200, seq=int(c["seq"]))
+    return sizes + _overrides(
+        hardware="a100",
+        stack="megatron-lm",
+        gpus=int(c["gpus"]),
+        layout__tp=1,
+        layout__pp=pp,
+        layout__vpp=vpp,
+        layout__zero=0,
+        layout__schedule=name,
+        layout__recompute="none",
+        layout__stages=stages,
+        batch__sequence_length=int(c["seq"]),
+        batch__microbatch_size=micro,
+        batch__global_batch_size=micro * int(c["microbatches"]),
     )
-    return batch / one.seconds / int(c["gpus"])
 
 
 def narayanan(figure: Figure) -> float:
@@ -276,7 +276,12 @@ _SIMUMAX_MODELS = {
 
 
 def simumax(figure: Figure) -> float:
-    """Step time of SimuMax's measurements on 8 B200, a few layers of each model, nothing overlapped [ms]."""
+    """Step time of SimuMax's measurements [ms]."""
+    return step(DENSE, simumax_run(figure), "longest-path").seconds * 1e3
+
+
+def simumax_run(figure: Figure) -> Overrides:
+    """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped."""
     c = figure.config
     overlap = bool(c["overlap"])
     values: dict[str, Any] = {
@@ -303,4 +308,4 @@ def simumax(figure: Figure) -> float:
     if str(c["model"]).startswith("deepseek"):
         values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
         values["model__num_nextn_predict_layers"] = 0
-    return step(DENSE, _overrides(**values), "longest-path").seconds * 1e3
+    return _overrides(**values)

@@ -103,6 +103,17 @@ def test_a_step_of_v3_and_others_come_out_plausible() -> None:
     assert sum(phases) == pytest.approx(step, rel=0.01)
 
 
+def test_measured_peaks_of_memory_are_met() -> None:
+    """One of each family here; `foretrain validate` computes all 35."""
+    peaks = [f for f in FIGURES if f.quantity == "peak_memory"]
+    assert Counter(f.group for f in peaks) == {"E.zerobubble_mem": 16, "E.simumax_mem": 19}
+    assert len({f.id for f in FIGURES}) == len(FIGURES)
+    asked = ("E.zerobubble_mem.t4.zb2p.6*", "E.zerobubble_mem.t4.1f1b.1*", "E.simumax_mem.b200.deepseekv3_l4*")
+    outcomes = validate(asked, processes=1)
+    assert len(outcomes) == 5
+    assert all(one.use == "comparison" and abs(one.error or 1.0) < 0.12 for one in outcomes)
+
+
 def test_groups_sum_up_errors() -> None:
     outcomes = validate(("B.kv_per_token", "B.train_gflop_per_token", "D"))
     groups = grouped(outcomes)
