@@ -55,7 +55,7 @@ def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
     yield Problem(
         rule="memory",
         key="hardware.gpu.hbm_bytes",
-        value=memory.capacity,
+        value=f"{memory.capacity / GB:g}e9",
         message=f"rank {worst.rank} needs {worst.peak / GB:.1f} of {memory.capacity / GB:.1f} GB; largest: {largest}",
         suggestion=told(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
     )

@@ -70,9 +70,12 @@ def test_uneven_stages_are_told(v3):
     assert "stage balance" not in rules_of(problems(v3))
 
 
-def test_zero_3_beside_many_microbatches_is_told():
-    assert "ZeRO" in rules_of(problems(load_scenario("tiny-1f1b", ["layout.zero=3"])))
-    assert "ZeRO" not in rules_of(problems(load_scenario("tiny-1f1b", ["layout.zero=1"])))
+def test_more_sharding_is_among_the_fixes():
+    """ZeRO-1 to -3 fit ever better, and last ever longer."""
+    told = next(p for p in problems(load_scenario("deepseek-v3-pretrain", ["layout.zero=0"])) if p.rule == "memory")
+    assert told.value == "80e9"
+    places = [told.suggestion.index(f"layout.zero={zero} fits") for zero in (1, 2, 3)]
+    assert places == sorted(places)
 
 
 def test_v3s_ramp_leaves_dualpipe_too_few_microbatches(v3):
