@@ -14,7 +14,28 @@ from simulator.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it becomes `path` if all goes well, and vanishes otherwise."""
+    """A binary file to write; it becomes `path` if all goes well, and vanishes otherwise.
+
+    A link stays one: the file behind it is replaced. Pipes and devices are written to as they are.
+    """
+    with _beside(path) if path.is_file() or not path.exists() else _in_place(path) as file:
+        yield file
+
+
+@contextmanager
+def _in_place(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("wb") as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[BinaryIO]:
+    path = path.resolve() if path.is_symlink() else path
     try:
         handle, name = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
