@@ -32,7 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
 class ReaderGone(Exception):
@@ -89,7 +89,10 @@ def _guarded(run: Any) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        _complain(_usage(error))
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+            click.echo(error.format_message(), err=True)
+        else:
+            _complain(_usage(error))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
@@ -100,10 +103,18 @@ def _guarded(run: Any) -> int:
     except Exception as error:
         from simulator.errors import ForetrainError
 
+        if isinstance(error, OSError) and error.strerror:
+            _complain(_of_system(error))
+            return USAGE
         if not isinstance(error, ForetrainError):
             raise
         _complain(str(error))
         return error.exit_code
+
+
+def _of_system(error: OSError) -> str:
+    """What the system said of a file: a name too long, a disk that is full."""
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
 def _drop_stdout() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import lcm
 from typing import Literal, TypeAlias
 
 from simulator.errors import InputError, ScheduleError
@@ -36,6 +37,8 @@ class Problem:
         return f"{self.key}: {self.value}: {self.message}{advice}"
 
 
+_MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
+
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
 
 
@@ -56,21 +59,22 @@ def require(scenario: Scenario) -> None:
 def _world(s: Scenario) -> Iterator[Problem]:
     layout, gpus = s.job.layout, s.job.gpus
     replica = layout.tp * layout.cp * layout.pp
+    whole = lcm(replica, s.cluster.node.gpus) if gpus > s.cluster.node.gpus else replica
     if gpus % replica:
         yield Problem(
             rule="world size",
             key="gpus",
             value=gpus,
             message=f"not a multiple of tp {layout.tp} x cp {layout.cp} x pp {layout.pp} = {replica}",
-            suggestion=f"use {_multiples(gpus, replica)} GPUs",
+            suggestion=f"use {_multiples(gpus, whole)} GPUs",
         )
-    if gpus > s.cluster.node.gpus and gpus % s.cluster.node.gpus:
+    elif gpus > s.cluster.node.gpus and gpus % s.cluster.node.gpus:
         yield Problem(
             rule="whole nodes",
             key="gpus",
             value=gpus,
             message=f"not a whole number of nodes of {s.cluster.node.gpus} GPUs",
-            suggestion=f"use {_multiples(gpus, s.cluster.node.gpus)} GPUs",
+            suggestion=f"use {_multiples(gpus, whole)} GPUs",
         )
 
 
@@ -85,6 +89,23 @@ def _batch(s: Scenario) -> Iterator[Problem]:
             message=f"not a multiple of dp {dp} x microbatch_size {batch.microbatch_size} = {share} sequences",
             suggestion=f"use {_multiples(batch.global_batch_size, share)}",
         )
+    elif share and _is_endless(s):
+        yield Problem(
+            rule="length of the step",
+            key="batch.global_batch_size",
+            value=batch.global_batch_size,
+            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated",
+            suggestion=f"use at most {_most_microbatches(s) * share}",
+        )
+
+
+def _most_microbatches(s: Scenario) -> int:
+    return max(1, _MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
+
+
+def _is_endless(s: Scenario) -> bool:
+    """Whether the step has more microbatches than minutes and gigabytes would do for."""
+    return bool(s.job.dp) and s.job.microbatches > _most_microbatches(s)
 
 
 def _schedule(s: Scenario) -> Iterator[Problem]:
@@ -93,7 +114,7 @@ def _schedule(s: Scenario) -> Iterator[Problem]:
     layout, job = s.job.layout, s.job
     if _is_file(layout.schedule):
         return
-    if not job.dp or job.microbatches < 1:
+    if not job.dp or job.microbatches < 1 or _is_endless(s):
         return  # told by the rules above
     try:
         broken = rules(layout.schedule, layout.pp, job.microbatches, layout.vpp)
@@ -176,6 +197,24 @@ def _experts(s: Scenario) -> Iterator[Problem]:
         )
     if s.model.moe_intermediate_size % layout.etp:
         yield _width_problem("layout.etp", layout.etp, "moe_intermediate_size", s.model.moe_intermediate_size)
+
+
+def _routing(s: Scenario) -> Iterator[Problem]:
+    """Numbers of a kind of routing that is not the job's."""
+    routing = s.job.routing
+    for key, value, kind in (
+        ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
+        ("cv", routing.cv, "sampled"),
+    ):
+        if value and routing.kind != kind:
+            yield Problem(
+                rule="routing",
+                key=f"routing.{key}",
+                value=value,
+                message=f"does nothing with {routing.kind} routing",
+                suggestion=f"set routing.kind={kind}",
+                severity="warning",
+            )
 
 
 def _dense_problem(key: str, value: int, model: str) -> Problem:
@@ -309,6 +348,7 @@ _RULES: tuple[Rule, ...] = (
     _schedule,
     _stages,
     _experts,
+    _routing,
     _tensor,
     _sequence,
     _nodes,

@@ -109,6 +109,23 @@ def test_shipped_jobs_are_valid(name: str) -> None:
             "overlap.comm_sms: 132: leaves nothing of the 132 SMs to compute; use fewer than 132",
         ),
         (
+            ["layout.pp=4", "layout.tp=3"],
+            "gpus: 2048: not a multiple of tp 3 x cp 1 x pp 4 = 12; use 2040 or 2064 GPUs",
+        ),
+        (
+            ["batch.global_batch_size=1000000000000"],
+            "batch.global_batch_size: 1000000000000: makes 7812500000 microbatches in each pipeline, more than can be"
+            " simulated; use at most 800000",
+        ),
+        (
+            ["routing.max_over_mean=1.3"],
+            "routing.max_over_mean: 1.3: does nothing with uniform routing; set routing.kind=skewed",
+        ),
+        (
+            ["routing.kind=skewed", "routing.cv=0.1"],
+            "routing.cv: 0.1: does nothing with skewed routing; set routing.kind=sampled",
+        ),
+        (
             ["layout.etp=3"],
             "layout.etp: 3: does not divide moe_intermediate_size 2048; use 2 or 4",
         ),

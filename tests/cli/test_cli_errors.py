@@ -154,3 +154,17 @@ def test_a_mistake_is_told_in_lines_that_name_the_program(case: str, folder: Pat
 def test_nothing_is_left_behind_by_a_trace_that_fails(folder: Path, run: Any) -> None:
     run("simulate", "good.toml", "--trace", "step.json.gz", "--ranks", "4")
     assert {path.name for path in folder.iterdir()} == {*FILES, "folder"}
+
+
+@pytest.mark.parametrize("option", ["--trace", "--html"])
+def test_what_the_system_says_of_a_file_is_one_line(option: str, folder: Path, run: Any) -> None:
+    result = run("simulate", "good.toml", option, "a" * 300)
+    assert result.exit_code == 2
+    assert result.stderr == f"foretrain: {'a' * 300}: File name too long\n"
+
+
+@pytest.mark.parametrize("verb", ["show", "kernel", "report", "trace"])
+def test_a_verb_of_verbs_alone_shows_its_help(verb: str, run: Any) -> None:
+    result = run(verb)
+    assert result.exit_code == 2
+    assert (result.stderr or result.stdout).startswith(f"Usage: foretrain {verb}")
