@@ -33,7 +33,11 @@ def schedule_of(scenario: Scenario) -> Schedule:
         raise InputError(
             f"layout.schedule: {layout.schedule!r} is neither a schedule ({', '.join(SCHEDULES)}) nor a readable file"
         )
-    schedule = parse_schedule(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: not UTF-8; save the file as UTF-8 text") from None
+    schedule = parse_schedule(text, source=str(path))
     validate(schedule)
     if schedule.ranks != layout.pp or schedule.microbatches != scenario.job.microbatches:
         raise InputError(

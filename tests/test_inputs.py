@@ -180,6 +180,11 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         (" \n\n", "job.toml: the file is empty"),
         ("extends = 3\n", "job.toml: extends: 3: must be the name or path of a job"),
         ('extends = "tiny"\n', "job.toml: extends: job 'tiny' is not known: did you mean tiny-zb1p?"),
+        (JOB + f"[run]\ntokens = {'1' * 5000}\n", "job.toml: invalid TOML: a number has thousands of digits"),
+        (JOB.replace("gpus = 64", f"gpus = {10**30}"), f"job.toml: gpus: {10**30}: must be from 1 to 1e+15"),
+        (JOB + "[run]\ntokens = 1e300\n", "job.toml: run.tokens: 1e+300: must be from 0 to 1e+20"),
+        (JOB + "[routing]\nmax_over_mean = 0.5\n", "job.toml: routing.max_over_mean: 0.5: must be at least 1"),
+        (JOB + "[routing]\ncv = 1e9\n", "job.toml: routing.cv: 1000000000.0: must be from 0 to 4"),
         ('extends = "./job.toml"\n', 'job.toml: extends: "./job.toml": the files extend each other in a circle'),
     ],
 )
@@ -205,7 +210,8 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
         ({"hidden_size": "512"}, 'hidden_size: "512": must be an integer; write 512 without quotes'),
         ({"hidden_size": 512.0}, "hidden_size: 512.0: must be an integer; write 512"),
         ({"hidden_size": 0}, "hidden_size: 0: must be at least 1"),
-        ({"num_hidden_layers": -3}, "num_hidden_layers: -3: must be at least 1"),
+        ({"num_hidden_layers": -3}, "num_hidden_layers: -3: must be from 1 to 1024"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers: 1000000000000: must be from 1 to 1024"),
         ({"routed_scaling_factor": math.nan}, "routed_scaling_factor: nan: must be a finite number"),
         ({"hidden_act": "relu"}, 'hidden_act: "relu": must be "silu" or "gelu"'),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: 17: must be from 1 to the 16 routed experts"),
@@ -223,6 +229,32 @@ def test_bad_models(folder: Path, changes: dict[str, Any], error: str) -> None:
     config = json.loads(Path(__file__).parents[1].joinpath("workloads/models/deepseek-v3-tiny/config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     assert message(load_model, "./config.json").startswith(f"config.json: {error}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"mlp_only_layers": 5}, "mlp_only_layers: 5: must be a list, each an integer"),
+        ({"mlp_only_layers": ["a"]}, 'mlp_only_layers[0]: "a": must be an integer'),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers: 1000000000000: must be from 1 to 1024"),
+    ],
+)
+def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, Any], error: str) -> None:
+    shipped = Path(__file__).parents[1] / "workloads/models/qwen3-235b-a22b/config.json"
+    table = json.loads(shipped.read_text()) | {"decoder_sparse_step": 2} | changes
+    (folder / "config.json").write_text(json.dumps(table))
+    assert message(load_model, "config.json") == f"config.json: {error}"
+
+
+def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    told = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
+    assert told.startswith('config.json: model_type: "mamba": not a known architecture')
+
+
+def test_a_number_of_thousands_of_digits(folder: Path) -> None:
+    (folder / "config.json").write_text('{"hidden_size": ' + "1" * 5000 + "}")
+    assert message(load_model, "config.json") == "config.json: invalid JSON: a number has thousands of digits"
 
 
 def test_broken_json(folder: Path) -> None:
@@ -333,6 +365,8 @@ def test_models_take_their_own_spelling_and_ours() -> None:
 @pytest.mark.parametrize(
     ("override", "error"),
     [
+        ("pp=8", '--set: pp: "8": unknown key; did you mean layout.pp?'),
+        ("stack.moment_bytes=-1", "--set: stack.moment_bytes: -1.0: must be from 0 to 8 B"),
         ("layout.ppp=8", '--set: layout.ppp: "8": unknown key; did you mean layout.pp?'),
         ("layot.pp=8", '--set: layot.pp: "8": unknown key; did you mean layout.pp?'),
         (

@@ -30,6 +30,7 @@ _FOLDERS: Mapping[Kind, tuple[str, str]] = {
     "fabric": ("hardware_profiles", "fabric"),
 }
 _DEEPEST_EXTENDS = 16
+_TOO_LONG = "a number has thousands of digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +165,8 @@ def _json(label: str, text: str) -> Any:
         raise InputError(f"{label}: line {error.lineno}, column {error.colno}: invalid JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{label}: invalid JSON: nested too deeply") from None
+    except ValueError:
+        raise InputError(f"{label}: invalid JSON: {_TOO_LONG}") from None
 
 
 def _without_doubles(label: str, pairs: list[tuple[str, Any]]) -> Table:
@@ -185,6 +188,8 @@ def _toml(label: str, text: str) -> Any:
         return _bad_toml(label, where, what or message)
     except RecursionError:
         raise InputError(f"{label}: invalid TOML: nested too deeply") from None
+    except ValueError:
+        raise InputError(f"{label}: invalid TOML: {_TOO_LONG}") from None
 
 
 def _bad_toml(label: str, where: str, what: str) -> None:

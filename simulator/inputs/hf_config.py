@@ -107,11 +107,17 @@ def _no_window(table: Table) -> Table:
 def _sparse_step(table: Table) -> Table:
     """Qwen counts layers from 1: layer i is MoE where (i + 1) % step == 0."""
     step = table.pop("decoder_sparse_step", 1)
-    layers = table.get("num_hidden_layers", 0)
+    layers, named = table.get("num_hidden_layers", 0), table.get("mlp_only_layers", [])
     if not (isinstance(step, int) and isinstance(layers, int) and step > 1):
         return table
+    if not MODEL["num_hidden_layers"].holds(layers) or not _are_integers(named):
+        return table  # told when the values are checked
     dense = {i for i in range(layers) if (i + 1) % step}
-    return table | {"mlp_only_layers": sorted(dense | set(table.get("mlp_only_layers", ())))}
+    return table | {"mlp_only_layers": sorted(dense | set(named))}
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _qwen_moe(table: Table) -> Table:

@@ -27,14 +27,15 @@ class Range:
         return self.low <= value <= self.high or (self.or_zero and value == 0)
 
 
-_POSITIVE = Range(low=1)
-_NOT_NEGATIVE = Range(low=0)
+_POSITIVE = Range(low=1, high=1e15)
+_NOT_NEGATIVE = Range(low=0, high=1e15)
+_PRICE = Range(low=0, high=1e4, unit="USD")
 _BANDWIDTH = Range(low=1e8, high=1e15, unit="B/s", habits=("e9", "e12"))
 _RATE = Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"))
 _LATENCY = Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9"))
 
 CLUSTER: Mapping[str, Range] = {
-    "price_per_gpu_hour": Range(low=0, high=1e4, unit="USD"),
+    "price_per_gpu_hour": _PRICE,
     "gpu.sms": Range(low=1, high=4096),
     "gpu.boost_clock": Range(low=1e8, high=1e11, unit="Hz", habits=("e9", "e6")),
     "gpu.peak.bf16": _RATE,
@@ -56,6 +57,7 @@ CLUSTER: Mapping[str, Range] = {
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "wgrad_streams": _POSITIVE,
+    "moment_bytes": Range(low=0, high=8, unit="B"),
 }
 
 JOB: Mapping[str, Range] = {
@@ -63,9 +65,11 @@ JOB: Mapping[str, Range] = {
     "layout.stages": _NOT_NEGATIVE,
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.seed": _NOT_NEGATIVE,
-    "routing.cv": _NOT_NEGATIVE,
+    "routing.max_over_mean": _POSITIVE,
+    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good
     "routing.loads": _NOT_NEGATIVE,
-    "run.price_per_gpu_hour": _NOT_NEGATIVE,
+    "run.tokens": Range(low=0, high=1e20),
+    "run.price_per_gpu_hour": _PRICE,
 }
 
 MODEL: Mapping[str, Range] = dict.fromkeys(
@@ -81,11 +85,10 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "shared_expert_intermediate_size",
         "first_k_dense_replace",
         "mlp_only_layers",
-        "num_nextn_predict_layers",
         "routed_scaling_factor",
     ),
     _NOT_NEGATIVE,
-)
+) | {"num_hidden_layers": Range(low=1, high=1024), "num_nextn_predict_layers": Range(low=0, high=256)}
 
 
 def check_ranges(
@@ -117,7 +120,7 @@ def _advice(limit: Range, number: float) -> str:
         if number > 0 and limit.holds(number * float(f"1{habit}")):
             return f"{_plain(number)} {limit.unit} is implausible: write {_plain(number)}{habit}"
     unit = f" {limit.unit}" if limit.unit else ""
-    if limit.high == float("inf"):
+    if number < limit.low and limit.high >= _POSITIVE.high and not limit.unit:
         return f"must be at least {_plain(limit.low)}{unit}"
     return f"must be from {_plain(limit.low)} to {_plain(limit.high)}{unit}"
 

@@ -104,9 +104,7 @@ def settable_paths(scenario: Scenario) -> list[str]:
 
 def _job(source: Source) -> Job:
     job = build(Job, _anchored(source), source.label)
-    check_ranges(job, JOB, source.label)
-    if job.run.tokens <= 0:
-        raise problem(source.label, "run.tokens", job.run.tokens, "must be above 0, as in 14.8e12")
+    _check_job(job, source.label)
     return job
 
 
@@ -137,22 +135,25 @@ def _model(name_or_path: str, changes: Iterable[Override]) -> ModelSpec:
     label, values = source.label, {}
     known: dict[str, str] = {}
     for change in changes:
-        known = known or settable(table["model_type"])
+        known = known or settable(model_from_config(table, source.name, label).model_type)
         if change.rest not in known:
             raise unknown(change, (f"model.{key}" for key in known))
         values[change.rest] = typed(hints(ModelSpec)[known[change.rest]], change)
     if values:
-        model_from_config(table, source.name, label)
         label = f"{OPTION}: model."
     return model_from_config(table, source.name, label, values)
 
 
 def _changed_job(job: Job, change: Override) -> Job:
     changed = replaced(job, change, change.path, paths(job))
-    check_ranges(changed, JOB, OPTION)
-    if changed.run.tokens <= 0:
-        raise problem(OPTION, "run.tokens", changed.run.tokens, "must be above 0, as in 14.8e12")
+    _check_job(changed, OPTION)
     return changed
+
+
+def _check_job(job: Job, source: str) -> None:
+    if job.run.tokens <= 0:
+        raise problem(source, "run.tokens", job.run.tokens, "must be above 0, as in 14.8e12")
+    check_ranges(job, JOB, source)
 
 
 def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:

@@ -77,7 +77,9 @@ def paths(value: Any, prefix: str = "") -> list[str]:
 
 def unknown(override: Override, known: Iterable[str]) -> InputError:
     """The error for a path that leads nowhere."""
-    advice = nearest(override.path, known)
+    choices = list(known)
+    named = [path for path in choices if path.rpartition(".")[2] == override.path]
+    advice = f"did you mean {' or '.join(named)}?" if named else nearest(override.path, choices)
     if not advice.startswith("did"):
         advice = f"choose one below {_ROOTS}, as in layout.pp"
     return problem(OPTION, override.path, override.text, f"unknown key; {advice}")
