@@ -29,6 +29,7 @@ V3 = AllToAll(
     node_limit=4,
     cached=True,
 )
+DECODING = replace(V3, tokens=128, low_latency=True, groups=0, node_limit=0)
 COMBINE = replace(V3, direction="combine", bytes_per_token=14336)
 
 
@@ -127,9 +128,9 @@ def test_one_rank_moves_nothing() -> None:
 
 
 def test_decoding_takes_the_low_latency_kernels() -> None:
-    work = replace(V3, tokens=128, low_latency=True, groups=0, node_limit=0)
-    assert price(work).duration < price(replace(work, low_latency=False), sms=4).duration * 2
-    assert price(work, kernels="deepep_ibrc").duration == pytest.approx(186e-6, rel=0.02)
+    throughput = price(replace(DECODING, low_latency=False), sms=4).duration
+    assert price(DECODING).duration < throughput * 2
+    assert price(DECODING, kernels="deepep_ibrc").duration == pytest.approx(186e-6, rel=0.02)
 
 
 def test_notify_stays_below_half_a_millisecond() -> None:
@@ -180,6 +181,30 @@ def test_more_bytes_per_token_are_never_faster(work: AllToAll, low_latency: bool
     work = replace(work, low_latency=low_latency)
     wider = replace(work, bytes_per_token=work.bytes_per_token + more)
     assert price(wider).duration >= price(work).duration * (1 - 1e-12)
+
+
+@given(
+    kernels=st.sampled_from(["deepep", "deepep_ibrc"]),
+    direction=st.sampled_from(["dispatch", "combine"]),
+    tokens=st.integers(0, 512),
+    more=st.integers(0, 512),
+    nodes=st.sampled_from([1, 2, 4, 8]),
+    nic=st.floats(0.05, 1.0),
+)
+def test_low_latency_kernels_never_gain_from_more_work_or_slower_links(
+    kernels: str, direction: str, tokens: int, more: int, nodes: int, nic: float
+) -> None:
+    base = DECODING if direction == "dispatch" else replace(DECODING, direction="combine", bytes_per_token=14336)
+    work = replace(base, tokens=tokens, ranks=8 * nodes)
+    usual = price(work, kernels=kernels).duration
+    assert usual <= price(replace(work, tokens=tokens + more), kernels=kernels).duration
+    assert usual <= price(replace(work, top_k=9), kernels=kernels).duration
+    assert usual <= price(replace(work, ranks=16 * nodes), kernels=kernels).duration * (1 + 1e-12)
+    assert usual <= price(work, faster(H800, nvlink=nic, nic=nic), kernels=kernels).duration
+
+
+def test_low_latency_kernels_do_not_ask_for_sms() -> None:
+    assert price(DECODING, sms=4) == price(DECODING, sms=64)
 
 
 @given(work=WORKS)
