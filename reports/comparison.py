@@ -28,8 +28,12 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
     failed = [(at, outcome) for at, outcome in enumerate(outcomes) if outcome.error]
+    tight = [(at, text) for at, outcome in enumerate(outcomes) for text in _overfull(outcome)]
+    if tight:
+        parts += section("Do not fit", _told(outcomes, tight, labels))
     if failed:
-        parts += section("Not possible", _reasons(failed, labels))
+        reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
+        parts += section("Not possible", _told(outcomes, reasons, labels))
     return parts
 
 
@@ -111,11 +115,22 @@ def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
     return table
 
 
-def _reasons(failed: Sequence[tuple[int, Outcome]], labels: Mapping[str, list[str]]) -> RenderableType:
+def _overfull(outcome: Outcome) -> list[str]:
+    """The warning that a variant needs more memory than its GPUs have, without what the heading says."""
+    from simulator.run import DOES_NOT_FIT
+
+    said = outcome.result["warnings"] if outcome.result else []
+    return [text.removeprefix(f"{DOES_NOT_FIT}: ") for text in said if text.startswith(DOES_NOT_FIT)]
+
+
+def _told(
+    outcomes: Sequence[Outcome], lines: Sequence[tuple[int, str]], labels: Mapping[str, list[str]]
+) -> RenderableType:
+    """Lines about variants, each variant named once."""
     table = columns("", "")
-    for at, outcome in failed:
-        name = ", ".join(values[at] for values in labels.values() if values[at]) or outcome.variant.job
-        for line in (outcome.error or "").splitlines():
-            table.add_row(name, line)
-            name = ""
+    named = -1
+    for at, line in lines:
+        name = ", ".join(values[at] for values in labels.values() if values[at]) or outcomes[at].variant.job
+        table.add_row("" if at == named else name, line)
+        named = at
     return table

@@ -15,12 +15,16 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
+from simulator.memory import memory_of_rows
 from simulator.power import demand, pace_at, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
 
 Engine = Literal["events", "longest-path"]
+
+DOES_NOT_FIT = "does not fit"
+"""How the warning begins that a step needs more memory than its GPUs have."""
 
 
 def schedule_of(scenario: Scenario) -> Schedule:
@@ -102,12 +106,23 @@ def simulate(
         ranks=ranks,
         classes=classes,
         stages=stage_names(built.stages),
-        warnings=warnings_of(scenario, classes),
+        warnings=[*memory_warning(built, schedule), *warnings_of(scenario, classes)],
         provenance=provenance(scenario, engine),
         timeline=timeline,
         plan=built,
         schedule=schedule,
     )
+
+
+def memory_warning(plan: Plan, schedule: Schedule) -> list[str]:
+    """One line when the fullest rank needs more memory than a GPU has: nobody can run that step."""
+    memory = memory_of_rows(plan, schedule)
+    if memory.fits:
+        return []
+    return [
+        f"{DOES_NOT_FIT}: the fullest rank needs {memory.peak / 1e9:.1f} GB, a GPU has {memory.capacity / 1e9:.1f} GB "
+        "(foretrain memory shows what fills it)"
+    ]
 
 
 def warnings_of(scenario: Scenario, classes: list[m.ClassTime]) -> list[str]:

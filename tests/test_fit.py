@@ -9,7 +9,7 @@ import pytest
 from simulator.fit import fixes, problems, ramp, ramp_sizes, substitutes
 from simulator.inputs import load_scenario
 from simulator.memory import memory_of_rows
-from simulator.run import prepare
+from simulator.run import prepare, simulate
 
 
 def rules_of(found):
@@ -30,6 +30,14 @@ def tight():
 
 def test_a_job_that_fits_has_no_problem():
     assert "memory" not in rules_of(problems(load_scenario("tiny-1f1b")))
+
+
+def test_a_step_that_nobody_can_run_says_so(tight):
+    said = simulate(tight, engine="longest-path").warnings[0]
+    assert said.startswith("does not fit")
+    assert f"{peak(tight) / 1e9:.1f} GB" in said
+    roomy = simulate(load_scenario("tiny-1f1b"), engine="longest-path")
+    assert not any("does not fit" in line for line in roomy.warnings)
 
 
 def test_broken_rules_come_alone():
