@@ -10,6 +10,7 @@ from rich.text import Text
 from reports import words
 from reports.compare import Outcome, differences
 from reports.table import columns, note, section
+from simulator.memory import needed
 
 _METRICS_WIDTH = 55
 """Columns that the metrics take."""
@@ -28,9 +29,10 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
     failed = [(at, outcome) for at, outcome in enumerate(outcomes) if outcome.error]
-    tight = [(at, text) for at, outcome in enumerate(outcomes) for text in _overfull(outcome)]
+    memory = [(at, outcome.result.get("memory")) for at, outcome in enumerate(outcomes) if outcome.result]
+    tight = [(at, needed(found)) for at, found in memory if found and not found["fits"]]
     if tight:
-        parts += section("Do not fit", _told(outcomes, tight, labels))
+        parts += section("Do not fit (foretrain memory shows why)", _told(outcomes, tight, labels))
     if failed:
         reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
         parts += section("Not possible", _told(outcomes, reasons, labels))
@@ -113,14 +115,6 @@ def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
     for text in dict.fromkeys(text for o in outcomes if o.result for text in o.result["warnings"]):
         table.add_row("-", words.of_warning(text))
     return table
-
-
-def _overfull(outcome: Outcome) -> list[str]:
-    """The warning that a variant needs more memory than its GPUs have, without what the heading says."""
-    from simulator.run import DOES_NOT_FIT
-
-    said = outcome.result["warnings"] if outcome.result else []
-    return [text.removeprefix(f"{DOES_NOT_FIT}: ") for text in said if text.startswith(DOES_NOT_FIT)]
 
 
 def _told(

@@ -1,32 +1,16 @@
-"""Memory of a step for the terminal, and its stacked plot over time."""
+"""Memory of a step for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from reports.table import columns, note, section
-from simulator.memory import GROUPS, Curve, Measure, MemoryReport, RankMemory
+from simulator.memory import GROUPS, Measure, MemoryReport, RankMemory
 from simulator.units import GB
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_COLOURS = {
-    "weights": "#0072b2",
-    "gradients": "#56b4e9",
-    "optimizer": "#009e73",
-    "activations": "#e69f00",
-    "temporary": "#d55e00",
-    "buffers": "#cc79a7",
-    "context": "#999999",
-    "slack": "#dddddd",
-}
 
 
 def report(title: str, memory: MemoryReport, measures: Sequence[Measure] = ()) -> list[RenderableType]:
@@ -101,27 +85,3 @@ def saved(measures: Sequence[Measure]) -> Table:
             measure.name, gigabytes(measure.saves), gigabytes(measure.peak_without), measure.source.rpartition(", ")[2]
         )
     return table
-
-
-def figure(title: str, curve: Curve, capacity: float) -> Figure:
-    """Memory of one rank over the step, stacked by group."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = drawn.add_subplot()
-    bottom = [0.0] * len(curve.times)
-    for name in GROUPS:
-        top = [low + value / GB for low, value in zip(bottom, curve.groups[name], strict=True)]
-        axes.fill_between(curve.times, bottom, top, step="post", color=_COLOURS[name], linewidth=0, label=name)
-        bottom = top
-    axes.axhline(capacity / GB, color="black", linewidth=1, linestyle="--", label="capacity")
-    axes.set(xlabel="time [s]", ylabel="memory [GB]", title=f"{title}, rank {curve.rank}")
-    axes.set_xlim(0, curve.times[-1])
-    axes.set_ylim(0, None)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, frameon=False)
-    return drawn
-
-
-def write_figure(file: Path, title: str, curve: Curve, capacity: float) -> None:
-    """The plot as a file of the kind that its name ends in."""
-    figure(title, curve, capacity).savefig(file, dpi=150)

@@ -34,6 +34,18 @@ BOUNDS = {
 }
 """What limits a kernel."""
 
+MEMORY = {
+    "weights": "#0072b2",
+    "gradients": "#56b4e9",
+    "optimizer": "#009e73",
+    "activations": "#e69f00",
+    "temporary": "#d55e00",
+    "buffers": "#cc79a7",
+    "context": "#8a8f98",
+    "slack": "#c9ced6",
+}
+"""What fills memory; the keys are `simulator.memory.GROUPS`."""
+
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 """Runs or lines beside each other, in this order."""
 

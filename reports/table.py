@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import words
+from reports.palette import PHASES as COLOURS
 from simulator.metrics import PHASES, RankTimes
 from simulator.result import Result
 from simulator.scenario import Scenario
@@ -20,15 +21,7 @@ TOP = 5
 _BAR = 20
 """Columns of a full bar."""
 _MANY_RANKS = 32
-_COLOURS = {
-    "forward": "#0072b2",
-    "backward": "#e69f00",
-    "weight": "#009e73",
-    "overlapped": "#cc79a7",
-    "bubble": "dim",
-    "optimizer": "#56b4e9",
-    "other": "dim",
-}
+_COLOURS = {**COLOURS, "bubble": "dim", "other": "dim"}
 
 
 def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
@@ -252,21 +245,10 @@ def remarks(result: Result) -> Table:
     scenario = result.scenario
     said = [
         f"One pipeline of {scenario.job.layout.pp} ranks is simulated; all {scenario.job.dp} are taken to be alike.",
-        *([f"Routing: {_routing(scenario)}."] if scenario.model.n_routed_experts else []),
+        *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
     table = columns("", "")
     for text in said:
         table.add_row("-", text)
     return table
-
-
-def _routing(scenario: Scenario) -> str:
-    routing = scenario.job.routing
-    if routing.kind == "uniform":
-        return "every expert-parallel rank gets the same number of tokens"
-    if routing.kind == "skewed":
-        return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
-    if routing.kind == "given":
-        return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
-    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

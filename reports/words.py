@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from simulator.layout import Routing
 
 PHASES = {
     "forward": "forward",
@@ -187,3 +190,14 @@ def ranges(numbers: Sequence[int]) -> str:
             parts.append(str(start) if start == number else f"{start}-{number}")
             first = at + 1
     return ", ".join(parts)
+
+
+def of_routing(routing: Routing) -> str:
+    """How evenly tokens are taken to reach the experts."""
+    if routing.kind == "uniform":
+        return "every expert-parallel rank gets the same number of tokens"
+    if routing.kind == "skewed":
+        return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "given":
+        return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
+    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from simulator.check import Problem, check
 from simulator.layout import Job, Layout, Recompute
-from simulator.memory import MemoryReport, memory_of_rows
+from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.run import prepare
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, stages_on
@@ -56,7 +56,7 @@ def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
         rule="memory",
         key="hardware.gpu.hbm_bytes",
         value=f"{memory.capacity / GB:g}e9",
-        message=f"rank {worst.rank} needs {worst.peak / GB:.1f} of {memory.capacity / GB:.1f} GB; largest: {largest}",
+        message=f"{needed(memory.verdict())}; largest: {largest}",
         suggestion=told(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
     )
 

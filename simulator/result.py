@@ -10,6 +10,7 @@ from typing import Any
 
 from simulator.engine.lower import Plan
 from simulator.engine.tasks import Timeline
+from simulator.memory import MemoryReport
 from simulator.metrics import ClassTime, RankTimes
 from simulator.scenario import Scenario
 from simulator.schedule import Schedule
@@ -22,8 +23,8 @@ class Result:
     """One simulated step.
 
     `metrics`, `breakdown_s` (means over ranks, adding up to the step time), `ranks`, `classes` (kernel classes by
-    time), `stages` (the blocks on each stage), `warnings`; and what reports look into: `timeline`, `plan`,
-    `schedule`.
+    time), `stages` (the blocks on each stage), `memory` (peaks by rank), `warnings`; and what reports look into:
+    `timeline`, `plan`, `schedule`.
     """
 
     scenario: Scenario
@@ -32,6 +33,7 @@ class Result:
     ranks: list[RankTimes]
     classes: list[ClassTime]
     stages: list[str]
+    memory: MemoryReport
     warnings: list[str]
     provenance: dict[str, Any]
     timeline: Timeline
@@ -58,6 +60,7 @@ class Result:
             ],
             "classes": [plain(c) for c in self.classes],
             "stages": self.stages,
+            "memory": self.memory.verdict(),
             "warnings": self.warnings,
             "provenance": self.provenance,
         }

@@ -15,16 +15,13 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
-from simulator.memory import memory_of_rows
+from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.power import demand, pace_at, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
 
 Engine = Literal["events", "longest-path"]
-
-DOES_NOT_FIT = "does not fit"
-"""How the warning begins that a step needs more memory than its GPUs have."""
 
 
 def schedule_of(scenario: Scenario) -> Schedule:
@@ -99,6 +96,7 @@ def simulate(
     timeline = timeline_of(built, schedule, engine, progress)
     ranks = m.rank_times(timeline)
     classes = m.class_times(timeline)
+    memory = memory_of_rows(built, schedule)
     return Result(
         scenario=scenario,
         metrics=m.metrics(timeline, scenario, ranks),
@@ -106,7 +104,8 @@ def simulate(
         ranks=ranks,
         classes=classes,
         stages=stage_names(built.stages),
-        warnings=[*memory_warning(built, schedule), *warnings_of(scenario, classes)],
+        memory=memory,
+        warnings=warnings_of(scenario, classes, memory),
         provenance=provenance(scenario, engine),
         timeline=timeline,
         plan=built,
@@ -114,20 +113,10 @@ def simulate(
     )
 
 
-def memory_warning(plan: Plan, schedule: Schedule) -> list[str]:
-    """One line when the fullest rank needs more memory than a GPU has: nobody can run that step."""
-    memory = memory_of_rows(plan, schedule)
-    if memory.fits:
-        return []
-    return [
-        f"{DOES_NOT_FIT}: the fullest rank needs {memory.peak / 1e9:.1f} GB, a GPU has {memory.capacity / 1e9:.1f} GB "
-        "(foretrain memory shows what fills it)"
-    ]
-
-
-def warnings_of(scenario: Scenario, classes: list[m.ClassTime]) -> list[str]:
+def warnings_of(scenario: Scenario, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
     """What a reader must know before believing the numbers."""
-    out = [str(problem) for problem in check(scenario) if problem.severity == "warning"]
+    out = [] if memory.fits else [f"does not fit: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
+    out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)

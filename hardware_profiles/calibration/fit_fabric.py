@@ -32,14 +32,14 @@ from scipy.optimize import least_squares, lsq_linear
 
 from hardware_profiles.calibration.evaluate import Errors, Judged, summed
 from hardware_profiles.calibration.report import write
-from simulator.cost.all_to_all import all_to_all_cost
-from simulator.cost.collective import collective_cost, p2p_cost
+from simulator.cost.collective import p2p_cost
 from simulator.fabric import Fabric
 from simulator.hardware import Cluster, Gpu, Node, Peak
 from simulator.inputs.files import find, read_extended
 from simulator.kernels import Kernels
-from simulator.ops import AllToAll, Collective, PointToPoint
+from simulator.ops import PointToPoint
 from simulator.topology import SWITCH_PRICE
+from simulator.validation.rows import collective_time, exchange_time
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
@@ -249,41 +249,13 @@ def predict(table: str, row: Row, cluster: Cluster) -> float:
     if table == "fabric_collective":
         least, added = HOST.get(row["hardware"], (0.0, 0.0))
         return max(least, added + _collective(row, cluster))
-    low_latency = table == "fabric_low_latency"
-    work = AllToAll(
-        direction="dispatch" if row["direction"] == "dispatch" else "combine",
-        tokens=int(row["tokens"]),
-        hidden=7168,
-        bytes_per_token=float(row["bytes_per_token"]),
-        ranks=int(row["ep"]),
-        experts=int(row["experts"]),
-        top_k=int(row["top_k"]),
-        groups=int(row.get("groups", 0)),
-        node_limit=int(row.get("node_limit", 0)),
-        cached=row.get("cached") == "1",
-        low_latency=low_latency,
-    )
-    return all_to_all_cost(
-        work,
-        f"comm.{row['direction']}",
-        cluster,
-        sms=int(row.get("sms", 0)),
-        beside_compute=row.get("beside_compute") == "1",
-        dispatcher=row["kernels"],
-        scored=int(row.get("scored", 2)),
-    ).duration
+    return exchange_time(row, cluster, low_latency=table == "fabric_low_latency")
 
 
 def _collective(row: Row, cluster: Cluster) -> float:
     if row["op"] == "send_recv":
         return p2p_cost(PointToPoint(bytes=float(row["bytes"]), tier="nvlink"), cluster).duration
-    work = Collective(
-        kind=row["op"],  # type: ignore[arg-type]  # the table's words are the kinds
-        bytes=float(row["bytes"]),
-        ranks=int(row["ranks"]),
-        per_node=int(row["per_node"]),
-    )
-    return collective_cost(work, cluster).duration
+    return collective_time(row, cluster)
 
 
 def chosen(fit: Fit) -> list[Row]:

@@ -18,7 +18,7 @@ from reports.figures.timeline import timeline_figure
 from reports.views.actions import action_list, representative
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import ops_of
-from simulator.memory import curve_of, memory_of
+from simulator.memory import curve_of
 from simulator.result import Result
 
 
@@ -44,9 +44,8 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "idle", idle_figure(idle_by_cause(result, actions).causes, CAUSES, step)
     yield "classes", classes_figure(result.classes, step)
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
-    memory = memory_of(result.plan, result.schedule, result.timeline)
-    curve = curve_of(result.plan, result.schedule, result.timeline, memory.worst.rank)
-    yield "memory", memory_figure(curve, memory.capacity)
+    curve = curve_of(result.plan, result.schedule, result.timeline, result.memory.worst.rank)
+    yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank}, the fullest")
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
 
 

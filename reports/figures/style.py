@@ -13,8 +13,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from reports.files import replacing
+
 WIDTH = 7.2
 """Inches across: two columns of a paper."""
+
+DPI = 200
+"""Dots per inch of PNG files."""
+
+METADATA: Mapping[str, dict[str, Any]] = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""What is left out of files of each kind, so that they do not change from day to day."""
 
 RC: Any = {
     "font.family": "DejaVu Sans",
@@ -66,9 +78,15 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.svg and NAME.png; the same figure gives the same bytes."""
     files = [folder / f"{name}.svg", folder / f"{name}.png"]
-    figure.savefig(files[0], metadata={"Date": None, "Creator": None})
-    figure.savefig(files[1], dpi=200, metadata={"Software": None})
+    for file in files:
+        write(figure, file)
     return files
+
+
+def write(figure: Figure, file: Path) -> None:
+    """Write a figure in the form its name ends in, a key of `METADATA`; the same figure gives the same bytes."""
+    with replacing(file) as target:
+        figure.savefig(target, format=file.suffix[1:], dpi=DPI, metadata=METADATA[file.suffix])
 
 
 def colour_legend(target: Axes | Figure, colours: Mapping[str, str], **where: Any) -> None:

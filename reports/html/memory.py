@@ -10,19 +10,10 @@ from typing import Any
 from reports.html.charts import ticks
 from reports.html.page import write
 from reports.html.payload import embedded
+from reports.palette import MEMORY
 from simulator.memory import GROUPS, Curve, Measure, MemoryReport
 from simulator.units import GB
 
-COLOURS = {
-    "weights": "#0072b2",
-    "gradients": "#56b4e9",
-    "optimizer": "#009e73",
-    "activations": "#e69f00",
-    "temporary": "#d55e00",
-    "buffers": "#cc79a7",
-    "context": "#8a8f98",
-    "slack": "#c9ced6",
-}
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 1000.0, 260.0, 42.0, 24.0, 14.0
 _COLUMNS = 600
 
@@ -32,7 +23,7 @@ def memory_context(report: MemoryReport, curve: Curve) -> dict[str, Any]:
     return {
         "report": report,
         "chart": chart(curve, report.capacity),
-        "colours": COLOURS,
+        "colours": MEMORY,
         "groups": GROUPS,
         "GB": GB,
         "drawn": curve.rank,
@@ -68,7 +59,7 @@ def chart(curve: Curve, capacity: float) -> dict[str, Any]:
         low = [sum(column[:at]) for column in columns]
         high = [sum(column[: at + 1]) for column in columns]
         if any(b > a for a, b in zip(low, high, strict=True)):
-            areas.append({"name": name, "colour": COLOURS[name], "path": _area(times, low, high, x, y)})
+            areas.append({"name": name, "colour": MEMORY[name], "path": _area(times, low, high, x, y)})
     return {
         "width": _WIDTH,
         "height": _HEIGHT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from reports.verbs.options import (
@@ -10,9 +12,16 @@ from reports.verbs.options import (
     output_file,
     print_json,
     print_report,
+    quiet_option,
     say,
     set_option,
 )
+
+
+def _figure_file(path: str) -> Path:
+    from reports.figures.style import METADATA
+
+    return output_file(path, "--figure", METADATA)
 
 
 @click.command(epilog="Example: foretrain memory deepseek-v3-pretrain --measures --figure memory.png")
@@ -23,7 +32,7 @@ from reports.verbs.options import (
 @click.option("--figure", metavar="FILE", help="Draw memory over the step, stacked (.png, .svg, .pdf).")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--rank", type=int, metavar="N", help="Pipeline rank to draw. [default: the fullest]")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@quiet_option
 def memory(
     job: str,
     overrides: tuple[str, ...],
@@ -38,7 +47,7 @@ def memory(
 
     Exit code 3 if it does not fit.
     """
-    file = output_file(figure, "--figure") if figure is not None else None
+    file = _figure_file(figure) if figure is not None else None
     page = output_file(html, "--html") if html is not None else None
     from reports import memory as words
     from simulator.inputs import load_scenario
@@ -55,7 +64,11 @@ def memory(
     if file is not None or page is not None:
         curve = curve_of(plan, schedule, timeline, found.worst.rank if rank is None else rank)
         if file is not None:
-            words.write_figure(file, scenario.name, curve, found.capacity)
+            from reports.figures.memory import memory_figure
+            from reports.figures.style import styled, write
+
+            with styled():
+                write(memory_figure(curve, found.capacity, f"Memory of rank {curve.rank}: {scenario.name}"), file)
             say(f"wrote {file}", quiet=quiet)
         if page is not None:
             from reports.html.memory import write_memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.verbs.options import Input, json_option, output_file, print_json, print_report, say
+from reports.verbs.options import Input, json_option, output_file, print_json, print_report, quiet_option, say
 
 if TYPE_CHECKING:
     from workloads.reference.claims import Claim
@@ -46,7 +46,7 @@ METHODS = ("none", "bias", "auxiliary-loss")
     show_default=True,
     help="For --loads-out: steps of balancing; the last quarter counts.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@quiet_option
 def numerics(
     quick: bool,
     out: str | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,14 +96,16 @@ engine_option = click.option(
 )
 
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+
+_verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Show more: every rank, every kernel class, every source."
+)
+
+
 def verbosity(command: Command) -> Command:
     """`-q` and `-v`."""
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Show more: every rank, every kernel class, every source."),
-        click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
-    ):
-        command = option(command)
-    return command
+    return quiet_option(_verbose_option(command))
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -147,13 +149,18 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[float], N
         bar.close()
 
 
-def output_file(path: str, option: str) -> Path:
-    """The path that an option writes to, or an error before anything is computed."""
+def output_file(path: str, option: str, endings: Collection[str] = ()) -> Path:
+    """The path that an option writes to, or an error before anything is computed.
+
+    `endings`: the kinds of files that can be written, any if empty.
+    """
     from simulator.errors import InputError
 
     file = Path(path)
     if file.is_dir():
         raise InputError(f"{option}: {path}: is a directory; give the path of a file")
+    if endings and file.suffix not in endings:
+        raise InputError(f"{option}: {path}: the name must end in {', '.join(endings)}")
     if not file.parent.is_dir():
         raise InputError(f"{option}: {path}: there is no directory {file.parent}")
     return file

@@ -13,6 +13,7 @@ from reports.verbs.options import (
     print_json,
     print_report,
     progress,
+    quiet_option,
     set_option,
 )
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @json_option
 @click.option("--mtbf", type=float, metavar="HOURS", help="GPU-hours between two failures, in place of the campaign's.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the sampled failures.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@quiet_option
 @click.pass_context
 def plan(
     ctx: click.Context,

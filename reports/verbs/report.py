@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.verbs.options import json_option, output_file, print_json, print_report, say
+from reports.verbs.options import json_option, output_file, print_json, print_report, quiet_option, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +26,7 @@ def report() -> None:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--html", metavar="FILE", help="Write a page with all runs side by side.")
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@quiet_option
 def compare(files: tuple[str, ...], html: str | None, as_json: bool, quiet: bool) -> None:
     """Put saved results side by side; changes are against the first.
 

@@ -15,6 +15,7 @@ from reports.verbs.options import (
     print_json,
     print_report,
     progress,
+    quiet_option,
     say,
     set_option,
 )
@@ -69,7 +70,7 @@ INTERRUPTED = 130
     help="local: this machine. dask: a cluster, with --address.",
 )
 @click.option("--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@quiet_option
 @click.pass_context
 def search(
     ctx: click.Context,

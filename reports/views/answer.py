@@ -62,7 +62,10 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ("batch", f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens"),
         ("precision", job.precision.recipe.upper()),
         ("recomputation", layout.recompute),
-        ("routing", _routing(scenario)),
+        (
+            "routing",
+            words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",
+        ),
         ("communication SMs", f"{job.overlap.comm_sms} of {scenario.cluster.gpu.sms}"),
         (
             "software",
@@ -76,16 +79,3 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
 def _price(scenario: Scenario) -> float:
     own = scenario.job.run.price_per_gpu_hour
     return scenario.cluster.price_per_gpu_hour if own is None else own
-
-
-def _routing(scenario: Scenario) -> str:
-    routing = scenario.job.routing
-    if not scenario.model.n_routed_experts:
-        return "no routed experts"
-    if routing.kind == "uniform":
-        return "every expert-parallel rank gets the same number of tokens"
-    if routing.kind == "skewed":
-        return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
-    if routing.kind == "given":
-        return f"loads of {len(routing.loads)} expert-parallel ranks given, at most {max(routing.loads):g}"
-    return f"expert loads sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

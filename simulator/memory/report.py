@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from simulator.memory.assumptions import Assumptions
+from simulator.units import GB
 
 SCHEMA = "foretrain.memory/1"
 
@@ -70,14 +71,20 @@ class MemoryReport:
         """Whether every rank stays within its GPU's memory."""
         return self.peak <= self.capacity
 
-    def as_dict(self) -> dict[str, Any]:
-        """The object that `--json` prints."""
+    def verdict(self) -> dict[str, Any]:
+        """What a result says of memory."""
         return {
-            "schema": SCHEMA,
             "capacity_bytes": self.capacity,
             "peak_bytes": self.peak,
             "worst_rank": self.worst.rank,
             "fits": self.fits,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {
+            "schema": SCHEMA,
+            **self.verdict(),
             "ranks": [
                 {
                     "rank": rank.rank,
@@ -92,6 +99,12 @@ class MemoryReport:
             ],
             "assumptions": self.assumptions.lines(),
         }
+
+
+def needed(verdict: Mapping[str, Any]) -> str:
+    """A `verdict` in words: "rank 0 needs 102.7 of 80.0 GB"."""
+    peak, capacity = verdict["peak_bytes"] / GB, verdict["capacity_bytes"] / GB
+    return f"rank {verdict['worst_rank']} needs {peak:.1f} of {capacity:.1f} GB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from simulator.ask import Question, answer
-from simulator.cost.all_to_all import all_to_all_cost
-from simulator.cost.collective import collective_cost
-from simulator.ops import AllToAll, Collective
 from simulator.routing import traffic
 from simulator.topology import latency as network_latency
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure, Row, row_of
+from simulator.validation.rows import collective_time, exchange_time
 from simulator.validation.shapes import cluster
 
 TOLERANCE = 0.02
@@ -117,13 +115,7 @@ def _described(figure: Figure) -> Row:
 def collective(figure: Figure) -> float:
     """Time of an NCCL collective."""
     row = _described(figure)
-    work = Collective(
-        kind=row["op"],  # type: ignore[arg-type]
-        bytes=float(row["bytes"]),
-        ranks=int(row["ranks"]),
-        per_node=int(row["per_node"]),
-    )
-    return _scaled(figure, row, collective_cost(work, cluster(row["hardware"])).duration)
+    return _scaled(figure, row, collective_time(row, cluster(row["hardware"])))
 
 
 def exchange(figure: Figure) -> float:
@@ -136,29 +128,7 @@ def exchange(figure: Figure) -> float:
     known = hardware.fabric.ep if throughput else hardware.fabric.low_latency
     if row["kernels"] not in known:
         raise CannotCompute(f"no parameters of these kernels ({row['kernels']}) on {row['hardware']}")
-    work = AllToAll(
-        direction="dispatch" if row["direction"] == "dispatch" else "combine",
-        tokens=int(row["tokens"]),
-        hidden=7168,
-        bytes_per_token=float(row["bytes_per_token"]),
-        ranks=int(row["ep"]),
-        experts=int(row["experts"]),
-        top_k=int(row["top_k"]),
-        groups=int(row.get("groups") or 0),
-        node_limit=int(row.get("node_limit") or 0),
-        cached=row.get("cached") == "1",
-        low_latency=not throughput,
-    )
-    cost = all_to_all_cost(
-        work,
-        f"comm.{work.direction}",
-        hardware,
-        sms=int(row.get("sms") or 0),
-        beside_compute=row.get("beside_compute") == "1",
-        dispatcher=row["kernels"],
-        scored=int(row.get("scored") or 2),
-    )
-    return _scaled(figure, row, cost.duration)
+    return _scaled(figure, row, exchange_time(row, hardware, low_latency=not throughput))
 
 
 def latency(figure: Figure) -> float:

@@ -43,6 +43,14 @@ def test_the_figure_is_written(tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["memory.xyz", "memory"])
+def test_an_ending_that_no_figure_has_is_said_before_anything_is_computed(tmp_path, name):
+    said = str(ask("--figure", str(tmp_path / name)).exception)
+    assert said.startswith("--figure: ")
+    assert "must end in .svg, .png, .pdf" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("rank", ["-1", "4"])
 def test_a_rank_that_is_not_there_is_named(rank):
     assert "ranks 0 to 3" in str(ask("--rank", rank).exception)
