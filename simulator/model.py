@@ -5,6 +5,7 @@ Only shapes live here; `simulator.inputs.hf_config` reads config.json files of m
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -220,7 +221,8 @@ class ModelSpec:
         square of scores, else all of it. `mtp` adds the multi-token-prediction modules, each with its own pass
         through the head.
         """
-        macs = sum(self.layer_macs_per_token(kind, seq, causal) for kind in self.layer_kinds())
+        kinds = Counter(self.layer_kinds())
+        macs = sum(many * self.layer_macs_per_token(kind, seq, causal) for kind, many in kinds.items())
         macs += self.vocab_size * self.hidden_size
         if mtp:
             macs += self.num_nextn_predict_layers * self.mtp_macs_per_token(seq, causal)

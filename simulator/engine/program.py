@@ -151,7 +151,7 @@ class _Assembler:
         self.slowest = slowest
         self.experts = 0.0
         self.steps: list[Step] = []
-        self.owner: dict[str, int] = {}
+        self.owners: dict[str, dict[str, int]] = {"F": {}, "B": {}}
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
@@ -164,9 +164,10 @@ class _Assembler:
         half = "F" if placed.segment.direction == "F" else "B"
         (self.begins if half == "F" else self.turns).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
+        owner = self.owners[half]
         for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
             stream = COMM if run.kind == "collective" else home
-            waits = {self.owner[half + name] for name in run.ops[0].op.after}
+            waits = {owner[name] for name in run.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
                 waits.add(self.blocking)
                 self.blocking = None
@@ -175,8 +176,7 @@ class _Assembler:
             if stream == COMPUTE and placed.fresh and index == 0 and half in self.loose:
                 waits.add(self.loose[half])
             self.last[stream] = len(self.steps)
-            for priced in run.ops:
-                self.owner[half + priced.op.name] = len(self.steps)
+            owner.update(dict.fromkeys([priced.op.name for priced in run.ops], len(self.steps)))
             if run.kind == "exchange":
                 self.loose[half] = len(self.steps)
             if run.kind == "collective":

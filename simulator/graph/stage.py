@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 from simulator.errors import InputError
@@ -102,19 +102,25 @@ def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -
         total.append(total[-1] + value)
     n = len(units)
     limit = _reachable(cost, stages)
-    best: list[tuple[float, float]] = [(0.0, 0.0)] + [(float("inf"), float("inf"))] * n
+    never = float("inf")
+    worst, square = [0.0] + [never] * n, [0.0] + [never] * n  # of the best cut before each unit
     cuts: list[list[int]] = []
     for stage in range(1, stages + 1):
-        row: list[tuple[float, float]] = [(float("inf"), float("inf"))] * (n + 1)
-        cut = [0] * (n + 1)
-        for end in range(stage, n - (stages - stage) + 1):
+        slowest, squares, cut = [never] * (n + 1), [never] * (n + 1), [0] * (n + 1)
+        first = max(stage, bisect_left(total, total[n] - (stages - stage) * limit))
+        last = min(n - (stages - stage), bisect_right(total, stage * limit) - 1)
+        for end in range(first, last + 1):
+            high = never
             for start in range(max(stage - 1, bisect_left(total, total[end] - limit)), end):
                 load = total[end] - total[start]
-                worst, square = best[start]
-                candidate = (max(worst, load), square + load * load)
-                if candidate < row[end]:
-                    row[end], cut[end] = candidate, start
-        best = row
+                most = worst[start] if worst[start] > load else load
+                if most > high:
+                    continue
+                squared = square[start] + load * load
+                if most < high or squared < squares[end]:
+                    high, squares[end], cut[end] = most, squared, start
+            slowest[end] = high
+        worst, square = slowest, squares
         cuts.append(cut)
     bounds = [n]
     for cut in reversed(cuts):

@@ -10,6 +10,7 @@ from simulator.inputs.loaders import (
     load_model,
     load_scenario,
     load_stack,
+    override_job,
     settable_paths,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "load_model",
     "load_scenario",
     "load_stack",
+    "override_job",
     "settable_paths",
 ]

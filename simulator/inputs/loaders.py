@@ -92,6 +92,11 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     return Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
 
 
+def override_job(job: Job, text: str) -> Job:
+    """A job after an override of something of its own, such as `layout.pp=8`."""
+    return _changed_job(job, parse_override(text))
+
+
 def settable_paths(scenario: Scenario) -> list[str]:
     """Every path that an override of this scenario may name."""
     return [

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from simulator.errors import InputError
-from simulator.inputs import load_scenario
+from simulator.inputs import load_scenario, override_job
 from simulator.scenario import Scenario
 
 _QUICK = (
@@ -119,9 +119,11 @@ class Scenarios:
         self.typed: dict[tuple[str, str], Any] = {}
         for axis in asked.axes:
             for value in axis.values:
-                one = load_scenario(asked.job, (*asked.overrides, f"{axis.path}={value}"))
-                if not axis.heavy:
-                    self.typed[axis.path, value] = _get(one.job, axis.path)
+                text = f"{axis.path}={value}"
+                if axis.heavy:
+                    load_scenario(asked.job, (*asked.overrides, text))  # a mistake shows now, not in the middle
+                else:
+                    self.typed[axis.path, value] = _get(override_job(self.base.job, text), axis.path)
         self.heavy: dict[tuple[str, ...], Scenario] = {}
 
     def of(self, number: int) -> Scenario:

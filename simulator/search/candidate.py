@@ -10,7 +10,7 @@ from simulator.check import check
 from simulator.errors import ForetrainError
 from simulator.metrics import price_of_run, throughput
 from simulator.scenario import Scenario
-from simulator.search.axes import Question, Scenarios
+from simulator.search.axes import Scenarios
 from simulator.search.fast import estimate
 from simulator.search.kit import Kits
 
@@ -67,8 +67,8 @@ def judge(number: int, scenario: Scenario, kits: Kits) -> Candidate:
 class Judge:
     """Judges ranges of a question's combinations; one lives in each worker."""
 
-    def __init__(self, asked: Question) -> None:
-        self.scenarios = Scenarios(asked)
+    def __init__(self, scenarios: Scenarios) -> None:
+        self.scenarios = scenarios
         self.kits = Kits()
 
     def __call__(self, numbers: Iterable[int]) -> list[Candidate]:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.schedule import Action, Pair, Schedule, Step, build, rank_of, stages_on
-from simulator.schedule.order import Output, progress, step_needs
+from simulator.schedule import Action, Pair, Schedule, Step, build, stages_on
+from simulator.schedule.action import actions_of, iter_actions
 
 Kind = tuple[str, int, int]
 """What a step is: kind (F, B, I, W or P for a pair), stage, and the backward's stage of a pair (else -1)."""
 
-NO_LINK = -1
-
+NOBODY = -1
+"""In place of the rank of a microbatch that a stage never computes."""
 
 Out = tuple[int, int, int]
-"""An output: its slot, and the lane and link of the send behind it (`NO_LINK`: it stays on the rank)."""
+"""An output that leaves the rank: its slot, and the lane and link of its send."""
+
+Entry = tuple[int, int, tuple[int, ...], tuple[Out, ...]]
+"""A step: its rank, its kind, the slots it waits for and its outputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """One schedule of a model cut into `stages`.
 
-    `order` holds per step its rank, kind number, the slots it waits for and its outputs. `gates` are slots that the
+    `order` holds the steps, each after all it waits for. `gates` are slots that the
     first forward of each (rank, stage) waits for, `first` its kind. `last` is the place in `order` and the kind of the
     last backward of each (rank, stage). `rows` and `arrays` are kind numbers by rank, `on` the stages by rank, `links`
     (rank, peer) by link.
     """
 
     stages: int
-    order: tuple[tuple[int, int, tuple[int, ...], tuple[Out, ...]], ...]
+    order: tuple[Entry, ...]
     kinds: tuple[Kind, ...]
     examples: tuple[Step, ...]
     rows: tuple[tuple[int, ...], ...]
@@ -54,18 +57,31 @@ def kind_of(step: Step) -> Kind:
 
 
 class _Compiler:
-    """Numbers kinds, slots and links; local to `compiled`."""
+    """Numbers kinds, slots and links; local to `compiled_of`.
+
+    Slots are those of all activations by stage and microbatch, then those of all gradients, then the gates.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        self.place = rank_of(schedule)
+        self.stages, self.microbatches = schedule.stages, schedule.microbatches
+        self.place = [NOBODY] * (self.stages * self.microbatches)
+        for rank, _, action in iter_actions(schedule):
+            self.place[action.stage * self.microbatches + action.microbatch] = rank
         self.kinds: dict[Kind, int] = {}
         self.examples: list[Step] = []
-        self.slots: dict[Output, int] = {}
         self.links: dict[tuple[int, int], int] = {}
         self.gates: dict[tuple[int, int], int] = {}
         self.first: dict[tuple[int, int], int] = {}
-        self.last: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def entry(self, rank: int, step: Step) -> Entry:
+        """A step; of what it waits for and makes only what crosses ranks: the rest stands in order in its row."""
+        kind = self.kind(step)
+        needs: list[int] = []
+        outs: list[Out] = []
+        for action in actions_of(step):
+            if action.kind != "W":
+                self.ends(rank, kind, action, needs, outs)
+        return rank, kind, tuple(needs), tuple(outs)
 
     def kind(self, step: Step) -> int:
         """The number of a step's kind."""
@@ -75,45 +91,62 @@ class _Compiler:
             self.examples.append(step)
         return self.kinds[kind]
 
-    def slot(self, output: Output) -> int:
-        """The slot of an output."""
-        return self.slots.setdefault(output, len(self.slots))
+    def ends(self, rank: int, kind: int, action: Action, needs: list[int], outs: list[Out]) -> None:
+        """Add what an action waits for and where its output goes."""
+        name, stage, microbatch = action
+        many, place = self.microbatches, self.place
+        own = stage * many + microbatch
+        if name == "F":
+            before, behind, shift = own - many, own + many, 0
+            first, last = stage == 0, stage == self.stages - 1
+            if (rank, stage) not in self.gates:
+                self.gates[rank, stage] = 2 * len(place) + len(self.gates)
+                self.first[rank, stage] = kind
+                needs.append(self.gates[rank, stage])
+        else:
+            before, behind, shift = own + many, own - many, len(place)
+            first, last = stage == self.stages - 1, stage == 0
+        if not first and place[before] != rank:
+            needs.append(before + shift)
+        if not last and place[behind] != rank:
+            link = self.links.setdefault((rank, place[behind]), len(self.links))
+            outs.append((own + shift, 2 * rank + (name == "F"), link))
 
-    def step(self, at: int, rank: int, step: Step) -> tuple[int, int, tuple[int, ...], tuple[Out, ...]]:
-        """One entry of the order."""
-        kind = self.kind(step)
-        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
-        # what the rank made itself need not be sent first
-        needs = [self.slot(n) for n in step_needs(step, self.schedule.stages) if self.place[n[1], n[2]] != rank]
-        if ahead.kind == "F" and (rank, ahead.stage) not in self.gates:
-            self.gates[rank, ahead.stage] = self.slot(("gate", rank, ahead.stage))
-            self.first[rank, ahead.stage] = kind
-            needs.append(self.gates[rank, ahead.stage])
-        outs = [self.out(rank, ahead)] if ahead.kind == "F" else []
-        if back.kind in ("B", "I"):
-            outs.append(self.out(rank, back))
-        if back.kind in ("B", "W"):
-            self.last[rank, back.stage] = (at, kind)
-        return rank, kind, tuple(needs), tuple(outs)
 
-    def out(self, rank: int, action: Action) -> Out:
-        """Where an action's output goes."""
-        forward = action.kind == "F"
-        slot = self.slot(("F" if forward else "I", action.stage, action.microbatch))
-        target = action.stage + (1 if forward else -1)
-        peer = self.place[target, action.microbatch] if 0 <= target < self.schedule.stages else rank
-        if peer == rank:
-            return slot, 0, NO_LINK
-        return slot, 2 * rank + forward, self.links.setdefault((rank, peer), len(self.links))
+def _in_order(rows: Sequence[Sequence[Entry]], gates: range) -> Iterator[Entry]:
+    """All steps, each after what it waits for (as `schedule.order.progress`, by slot); the `gates` are open."""
+    done = bytearray(gates.stop)
+    done[gates.start :] = bytes([1]) * len(gates)
+    sleepers: dict[int, int] = {}
+    left = [iter(row) for row in rows]
+    held = [next(row, None) for row in left]
+    ready = list(range(len(rows)))
+    while ready:
+        rank = ready.pop()
+        entry = held[rank]
+        while entry is not None:
+            missing = next((slot for slot in entry[2] if not done[slot]), None)
+            if missing is not None:
+                sleepers[missing] = rank
+                break
+            yield entry
+            for slot, _, _ in entry[3]:
+                done[slot] = 1
+                if slot in sleepers:
+                    ready.append(sleepers.pop(slot))
+            entry = next(left[rank], None)
+        held[rank] = entry
 
 
 def compiled_of(schedule: Schedule) -> Compiled:
-    """Compile a schedule."""
+    """Compile a valid schedule."""
     c = _Compiler(schedule)
-    rows = tuple(tuple(c.kind(step) for step in row) for row in schedule.rows)
-    order = tuple(
-        c.step(at, rank, schedule.rows[rank][place]) for at, (rank, place) in enumerate(progress(schedule).order)
-    )
+    entries = [[c.entry(rank, step) for step in row] for rank, row in enumerate(schedule.rows)]
+    first_gate = 2 * len(c.place)
+    slots = first_gate + len(c.gates)
+    order = tuple(_in_order(entries, range(first_gate, slots)))
+    rows = tuple(tuple(entry[1] for entry in row) for row in entries)
+    graded = [back.stage if back.kind in ("B", "W") else None for back in map(_backward, c.examples)]
     return Compiled(
         stages=schedule.stages,
         order=order,
@@ -123,11 +156,20 @@ def compiled_of(schedule: Schedule) -> Compiled:
         arrays=tuple(np.array(row, dtype=np.intp) for row in rows),
         on=stages_on(schedule),
         links=tuple(c.links),
-        slots=len(c.slots),
+        slots=slots,
         gates=c.gates,
         first=c.first,
-        last=c.last,
+        last={
+            (rank, stage): (at, kind)
+            for at, (rank, kind, _, _) in enumerate(order)
+            if (stage := graded[kind]) is not None
+        },
     )
+
+
+def _backward(step: Step) -> Action:
+    """The backward of a pair, or the step itself."""
+    return step.backward if isinstance(step, Pair) else step
 
 
 @lru_cache(maxsize=48)
@@ -217,8 +259,6 @@ def times(
         ends.append(now)
         free[rank] = now
         for slot, lane, link in outs:
-            if link == NO_LINK:
-                continue
             sent = lanes[lane]
             sent = (sent if sent > now else now) + sends[link]
             lanes[lane] = there[slot] = sent

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.engine.lower import Plan, message, overlaps
+from simulator.engine.lower import Plan, link_tier, message, overlaps
 from simulator.engine.sync import Sharding
 from simulator.memory.account import always
 from simulator.memory.state import Shards, shards_of
@@ -86,7 +86,7 @@ def _copies(c: Compiled) -> int:
 def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float], tail: Tail) -> float:
     """Step time [s]. `slowed`: by how much collectives beside each action lengthen it [s]."""
     gates, gathered = tail.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
-    sends = [message(plan, a, b).alone for a, b in c.links]
+    sends = [_send(plan, a, b, tail.kit) for a, b in c.links]
     blocks = not plan.scenario.stack.p2p_overlap
     beside = None
     if tail.zero >= 2:
@@ -96,6 +96,11 @@ def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float
         gathered = beside.free
     last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}
     return tail.end(ran, last, gathered)
+
+
+def _send(plan: Plan, a: int, b: int, kit: Kit) -> float:
+    """Time of a message between two pipeline ranks [s]."""
+    return kit.kept(("send", link_tier(plan.scenario, a, b)), lambda: message(plan, a, b).alone)
 
 
 def _sharing(step: Step, plan: Plan, kit: Kit, tail: Tail) -> float:
@@ -110,9 +115,7 @@ def _sharing(step: Step, plan: Plan, kit: Kit, tail: Tail) -> float:
         free = Collectives([0.0], [tail.traffic(step, clock.cost(stages, step, plan.scenario))]).step(0, 0, 0.0)
         return max(0.0, clock.beside(program, step, sharding) - free)
 
-    sync = tail.sync
-    groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
-    return kit.kept(("sharing", signature(stages, step), tail.zero, groups), made)
+    return kit.kept(("sharing", signature(stages, step), tail.zero, tail.groups), made)
 
 
 def _peak(c: Compiled, plan: Plan, kit: Kit, swings: Sequence[Swing]) -> float:

@@ -88,7 +88,13 @@ class Clock:
         self.costs: dict[Hashable, Cost] = {}
         self.programs: dict[Hashable, Program] = {}
         self.swings: dict[Hashable, Swing] = {}
-        self.seconds = {hidden: seconds_by_kind(self.base.blocks, self.base.price, hidden) for hidden in (False, True)}
+        self.weights: dict[bool, dict[str, float]] = {}
+
+    def seconds(self, hidden: bool) -> dict[str, float]:
+        """Time of each kind of block, by which stages are balanced, exchanges `hidden` or not [s]."""
+        if hidden not in self.weights:
+            self.weights[hidden] = seconds_by_kind(self.base.blocks, self.base.price, hidden)
+        return self.weights[hidden]
 
     def plan(self, scenario: Scenario, stages: Stages) -> Plan:
         """The plan of one layout."""
@@ -168,9 +174,9 @@ class Kit:
         """Which blocks stand on which of `count` stages."""
         how, hidden = scenario.job.layout.stages, overlaps(scenario)
         at, part = grid(slowdown)
-        low, high = self.clock(at).seconds[hidden], self.clock(at + (part > 0)).seconds[hidden]
 
         def made() -> Stages:
+            low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
             return split(scenario.model, count, how, weights)
 

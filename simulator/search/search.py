@@ -66,10 +66,10 @@ def search(
     number, at the end.
     """
     with Store(asked, file) as store:
-        done = store.done()
+        done, scenarios = store.done(), Scenarios(asked)
         ready, complete = len(done), True
         try:
-            with closing(_work(asked, done, jobs, executor, address)) as work:
+            with closing(_work(scenarios, done, jobs, executor, address)) as work:
                 for found in work:
                     store.add(found)
                     ready += len(found)
@@ -91,13 +91,13 @@ def search(
 
 
 def _work(
-    asked: Question, done: set[int], jobs: int | None, executor: Executor, address: str
+    scenarios: Scenarios, done: set[int], jobs: int | None, executor: Executor, address: str
 ) -> Generator[list[Candidate], None, None]:
-    left = list(chunks(asked, done))
+    left = list(chunks(scenarios.asked, done))
     if executor == "dask":
-        return dask(asked, left, address)
+        return dask(scenarios, left, address)
     many = min(jobs or cores(), len(left))
-    return pool(asked, left, many) if many > 1 else serial(asked, left)
+    return pool(scenarios, left, many) if many > 1 else serial(scenarios, left)
 
 
 def confirm(

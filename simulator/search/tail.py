@@ -37,9 +37,8 @@ class Tail:
         self.plan, self.on, self.kit, self.copies = plan, on, kit, copies
         self.zero = plan.scenario.job.layout.zero
         self.sync = Sync(plan.scenario, plan.price, copies)
-        self.seconds: dict[tuple[CollectiveKind, Held], float] = {}
-        self.stages: dict[tuple[str, ...], Stage] = {}
-        self.updates: dict[Held, float] = {}
+        sync = self.sync
+        self.groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
 
     @property
     def gathers_once(self) -> bool:
@@ -48,10 +47,8 @@ class Tail:
 
     def collective(self, kind: CollectiveKind, held: Held) -> float:
         """Time of the collectives over `held` [s]."""
-        if (kind, held) not in self.seconds:
-            runs = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
-            self.seconds[kind, held] = sum(run.alone for run in runs)
-        return self.seconds[kind, held]
+        runs = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
+        return sum(run.alone for run in runs)
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -61,18 +58,34 @@ class Tail:
     def stage(self, number: int) -> Stage:
         """The collectives of a stage."""
         blocks = self.plan.stages[number]
-        if blocks not in self.stages:
-            held = self.kit.held(blocks)
-            self.stages[blocks] = Stage(
-                gather=tuple(self.collective("all_gather", one) for one in held),
-                reduce=tuple(self.collective(self.reduction, one) for one in held),
+
+        def made() -> Stage:
+            seconds = {held: self.collectives(held) for held in dict.fromkeys(self.kit.held(blocks))}
+            each = [seconds[held] for held in self.kit.held(blocks)]
+            return Stage(
+                gather=tuple(gather for gather, _ in each),
+                reduce=tuple(reduce for _, reduce in each),
                 reduce_all=self.collective(self.reduction, self.total((number,))),
             )
-        return self.stages[blocks]
+
+        return self.kit.kept(("stage", blocks, self.reduction, self.groups), made)
+
+    def collectives(self, held: Held) -> tuple[float, float]:
+        """Times of gathering and of reducing `held` [s]."""
+
+        def made() -> tuple[float, float]:
+            return self.collective("all_gather", held), self.collective(self.reduction, held)
+
+        return self.kit.kept(("collectives", held, self.reduction, self.groups), made)
 
     def total(self, stages: Sequence[int]) -> Held:
         """What a rank holds of these stages."""
-        return sum((one for stage in stages for one in self.kit.held(self.plan.stages[stage])), Held())
+        blocks = tuple(self.plan.stages[stage] for stage in stages)
+
+        def made() -> Held:
+            return sum((one for each in blocks for one in self.kit.held(each)), Held())
+
+        return self.kit.kept(("total", blocks), made)
 
     def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[dict[int, float], list[float]]:
         """When each first forward can start so as not to wait for parameters, and when each rank's gathers end [s]."""
@@ -107,7 +120,7 @@ class Tail:
             done = max(times.free[rank], synced)
             done += self.update(stages)
             if self.gathers_once and not self.plan.scenario.stack.param_gather_overlap:
-                done = max(done, gathered[rank]) + self.collective("all_gather", self.total(stages))
+                done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0]
             step = max(step, done)
         return step
 
@@ -149,7 +162,9 @@ class Tail:
     def update(self, stages: Sequence[int]) -> float:
         """The optimizer's kernels on one rank [s]."""
         held = self.total(stages)
-        if held not in self.updates:
+
+        def made() -> float:
             ops = update_ops(held, (self.sync.dense, self.sync.experts), self.plan.scenario)
-            self.updates[held] = sum(self.plan.price(op).durations[ALONE] for op in ops)
-        return self.updates[held]
+            return sum(self.plan.price(op).durations[ALONE] for op in ops)
+
+        return self.kit.kept(("update", held, self.zero, self.groups), made)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from simulator.errors import InputError
-from simulator.search.axes import Question
+from simulator.search.axes import Question, Scenarios
 from simulator.search.candidate import Candidate, Judge
 
 CHUNK = 256
@@ -27,12 +27,12 @@ def chunks(asked: Question, done: set[int]) -> Iterator[tuple[int, ...]]:
             yield left
 
 
-def _begin(asked: Question) -> None:
+def _begin(scenarios: Scenarios) -> None:
     """A worker's start: it leaves Ctrl-C to its parent."""
     global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _judge = Judge(asked)
+    _judge = Judge(scenarios)
 
 
 def _work(numbers: Sequence[int]) -> list[Candidate]:
@@ -40,18 +40,18 @@ def _work(numbers: Sequence[int]) -> list[Candidate]:
     return _judge(numbers)
 
 
-def serial(asked: Question, left: Iterable[Sequence[int]]) -> Generator[list[Candidate], None, None]:
+def serial(scenarios: Scenarios, left: Iterable[Sequence[int]]) -> Generator[list[Candidate], None, None]:
     """One chunk after the other in this process."""
-    judge = Judge(asked)
+    judge = Judge(scenarios)
     for numbers in left:
         yield judge(numbers)
 
 
-def pool(asked: Question, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
+def pool(scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
     """Chunks over `jobs` processes, in any order."""
     from simulator.search.spawn import Spawning
 
-    with Spawning().Pool(jobs, _begin, (asked,)) as workers:  # leaving it ends the workers
+    with Spawning().Pool(jobs, _begin, (scenarios,)) as workers:  # leaving it ends the workers
         yield from workers.imap_unordered(_work, left)
 
 
@@ -67,11 +67,11 @@ def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
     """A chunk on a Dask worker, which keeps the judge of one question."""
     if asked not in _judges:
         _judges.clear()
-        _judges[asked] = Judge(asked)
+        _judges[asked] = Judge(Scenarios(asked))
     return _judges[asked](numbers)
 
 
-def dask(asked: Question, left: Iterable[Sequence[int]], address: str) -> Generator[list[Candidate], None, None]:
+def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> Generator[list[Candidate], None, None]:
     """Chunks over a Dask cluster; those of workers that die are done again by others."""
     try:
         import distributed  # type: ignore[import-not-found,unused-ignore]
@@ -79,7 +79,7 @@ def dask(asked: Question, left: Iterable[Sequence[int]], address: str) -> Genera
         raise InputError("--executor dask: dask.distributed is missing; pip install 'foretrain[dask]'") from None
     client: Any
     with distributed.Client(address) as client:
-        futures = [client.submit(_work_anywhere, asked, numbers, pure=False, retries=3) for numbers in left]
+        futures = [client.submit(_work_anywhere, scenarios.asked, numbers, pure=False, retries=3) for numbers in left]
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()

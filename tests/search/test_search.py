@@ -139,7 +139,7 @@ def test_a_torn_write_leaves_whole_candidates(asked, tmp_path):
 
 
 def test_the_front_holds_what_nothing_dominates(asked):
-    every = Judge(asked)(range(asked.size))
+    every = Judge(Scenarios(asked))(range(asked.size))
     front = pareto(every)
     able = [one for one in every if one.status == "ok"]
     assert front
@@ -171,7 +171,7 @@ def test_what_is_too_big_is_said_with_its_memory():
 
 
 def test_invalid_says_why(asked):
-    judged = Judge(asked)(range(asked.size))
+    judged = Judge(Scenarios(asked))(range(asked.size))
     why = {one.why for one in judged if one.status == "invalid"}
     assert any("layout.ep" in text for text in why)
 
