@@ -4,12 +4,12 @@ The format is that of "Trace Event Format" (Google, 2016): complete events `X`, 
 A full step has over a million ops, so nothing is kept: every run has a template of its events, into which its times
 are filled at once, and the text goes through gzip as it comes.
 
-What Perfetto makes of such a file decides some details (its JSON importer, 2025). It multiplies times, written in
-microseconds, by 1000 and drops the fraction: behind each whole nanosecond stands a digit 1, so that none is lost and
-events touch and nest without gaps. It takes process and thread 0 for the idle ones of Linux and threads of one number
-for the same: numbers begin at 100 and are used once. An arrow binds to the slice that is open when it is read: arrows
-stand behind the slices of their rank. Its colours follow names without their digits: actions of a kind look alike there
-too, `cname` is for chrome://tracing.
+What Perfetto makes of such a file decides some details (v52; the tests ask its importer). It rounds times, written in
+microseconds, to whole nanoseconds: ours are such, so that events touch and nest without gaps. A thread 0 takes its
+process's number there: numbers begin at 100 and are used once. An arrow binds to the slice that is open when it is
+read: arrows stand behind the slices of their rank. Ranks follow their sort index from v53 on; before, those with more
+slices came first. Its colours follow names without their digits: actions of a kind look alike there too, `cname` is for
+chrome://tracing.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def _template(priced: Priced) -> str:
     }
     fixed = f'"name":{_json(op.name)},"cat":"{phase}","cname":"{_COLOURS[phase]}"'.replace("%", "%%")
     rest = _json(args)[1:].replace("%", "%%")
-    return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f1,"dur":%.3f1}}'
+    return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f,"dur":%.3f}}'
 
 
 def _name(run: Run) -> str:
@@ -332,13 +332,13 @@ def _place(rank: int, place: int) -> str:
 
 
 def _at(nanos: int) -> str:
-    """A moment; see above for the last digit."""
-    return f'"ts":{nanos / 1e3:.3f}1'
+    """A moment, in microseconds."""
+    return f'"ts":{nanos / 1e3:.3f}'
 
 
 def _span(start: float, end: float) -> str:
     begin = nanoseconds(start)
-    return f'{_at(begin)},"dur":{(nanoseconds(end) - begin) / 1e3:.3f}1'
+    return f'{_at(begin)},"dur":{(nanoseconds(end) - begin) / 1e3:.3f}'
 
 
 def _arrow(ph: str, number: int, rank: int, stream: int, at: float) -> str:
