@@ -22,13 +22,14 @@ class Peak:
 class Power:
     """What a GPU draws at full clock, and what happens at its limit.
 
-    `cap` [W] is what it holds; `idle`, `memory` (streaming kernels), `tensor` (GEMMs) and `attention` [W] what it would
-    draw at full clock; tensor kernels last (demand / cap)^`exponent` times as long once the mean demand exceeds the
-    cap. `tables` (>= 1): how much longer GEMMs last in the calibration tables than rested ones: loops of a benchmark
-    already lower the clock. `spread`: standard deviation of the demand between GPUs of one type, over its mean.
+    `cap_of_tdp` is the power it holds, as a share of the GPU's `tdp`; `idle`, `memory` (streaming kernels), `tensor`
+    (GEMMs) and `attention` [W] what it would draw at full clock; tensor kernels last (demand / cap)^`exponent` times as
+    long once the mean demand exceeds the cap. `tables` (>= 1): how much longer GEMMs last in the calibration tables
+    than rested ones: loops of a benchmark already lower the clock. `spread`: standard deviation of the demand between
+    GPUs of one type, over its mean.
     """
 
-    cap: float
+    cap_of_tdp: float
     idle: float
     memory: float
     tensor: float
@@ -55,6 +56,11 @@ class Gpu:
     l2_bytes: float
     tdp: float
     power: Power | None = None
+
+    @property
+    def power_cap(self) -> float:
+        """The power that the GPU holds under load [W]."""
+        return self.tdp * (self.power.cap_of_tdp if self.power else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from simulator.engine.runs import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.hardware import Power
+from simulator.hardware import Gpu, Power
 from simulator.ops import Attention, Gemm, Op
 
 
@@ -61,10 +61,12 @@ def hungriest(gpus: int) -> float:
     return NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0
 
 
-def slowdown(watts: float, power: Power, gpus: int) -> float:
+def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
     """How much longer tensor kernels last when a mean GPU demands `watts` at full clock (>= 1).
 
     All GPUs of a job wait for the slowest: the one that needs most power for the same work.
     """
-    worst = watts * (1.0 + power.spread * hungriest(gpus))
-    return float(max(1.0, worst / power.cap) ** power.exponent)
+    if gpu.power is None:
+        return 1.0
+    worst = watts * (1.0 + gpu.power.spread * hungriest(gpus))
+    return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)

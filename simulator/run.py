@@ -70,7 +70,7 @@ def powered_plan(scenario: Scenario, schedule: Schedule) -> tuple[Plan, float, f
     if power is None:
         return fresh, 1.0, None
     watts = demand(longest_path(lower(fresh, schedule)), power)
-    factor = slowdown(watts, power, scenario.job.gpus)
+    factor = slowdown(watts, scenario.cluster.gpu, scenario.job.gpus)
     return plan(scenario, schedule.stages, pace=pace_at(factor, power)), factor, watts
 
 

@@ -30,7 +30,7 @@ HARDWARE = (
     "gpu.sms",
     "gpu.hbm_bandwidth",
     "gpu.l2_bytes",
-    "gpu.power.cap",
+    "gpu.tdp",
     "node.nvlink.bandwidth",
     "node.nvlink.latency",
     "node.nic.bandwidth",

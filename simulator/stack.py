@@ -18,7 +18,11 @@ class Stack:
     the GEMM they feed. `p2p_overlap`: pipeline sends leave compute free. `dispatcher`: expert all-to-all kernels.
     `shared_expert_overlap`: shared experts run while the all-to-all does.
     `grouped_wgrad`: expert weight gradients in one kernel. `swiglu_fused`, `rope_fused`, `norm_fused`,
-    `attention_fused`: fused kernels. `wgrad_accumulation_fused`: weight-gradient GEMM adds into the main gradient.
+    `attention_fused`: fused kernels. `attention`: whose attention kernels run, where the hardware profile tells them
+    apart (fa3: FlashAttention-3, with kernels of their own before and after its backward; fa2: FlashAttention-2;
+    cudnn). `selective`: what `recompute = "selective"` means (core: the attention core is recomputed; products: it and
+    every second matrix product are kept, all else is recomputed). `wgrad_accumulation_fused`: weight-gradient GEMM adds
+    into the main gradient.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Stack:
     rope_fused: bool
     norm_fused: bool
     attention_fused: bool
+    attention: Literal["fa3", "fa2", "cudnn"]
+    selective: Literal["core", "products"]
     wgrad_accumulation_fused: bool
     dropout: bool = False
     moment_bytes: float = 4.0

@@ -149,7 +149,7 @@ def test_energy_by_hand():
     assert energy_of(replace(h800, cluster=without), None, 10.0, supply).kwh == pytest.approx(
         10 * (350 + 100) * 2 / 1e3
     )
-    cap = h200.cluster.gpu.power.cap
+    cap = h200.cluster.gpu.power_cap
     assert energy_of(h200, 1e4, 1.0, supply).gpu_watts == cap
     assert energy_of(h200, 300.0, 1.0, supply).gpu_watts == 300.0
 

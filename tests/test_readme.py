@@ -6,7 +6,7 @@ import csv
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -51,12 +51,43 @@ def published() -> str:
     return "\n".join(rows)
 
 
+STACKS = {"eager": "torch", "compile": "torch-compile"}
+HEAD = "measured [ms] | foretrain [ms] | error |\n|---|---|---|---|"
+
+
+def _measured(name: str) -> Iterator[dict[str, str]]:
+    """Rows of a table of own measurements."""
+    text = (files("workloads.facts") / name).read_text(encoding="utf-8")
+    yield from csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _beside(what: str, row: dict[str, str], changes: list[str]) -> str:
+    """A row of a table: what was measured, and what the simulation says."""
+    ours = simulate(load_scenario("llama-3-8b", changes)).metrics["step_time_s"] * 1e3
+    measured = float(row["step_ms"])
+    return f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |"
+
+
+def sharded() -> str:
+    """Our own measured steps under FSDP2 beside the simulation."""
+    rows = [f"| Llama 3 8B, FSDP2 on two H200, sequences of 8192 | {HEAD}"]
+    for row in _measured("h200_fsdp.csv"):
+        kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
+        recompute = {"op": "selective"}.get(row["recompute"], row["recompute"])
+        changes = ["hardware=h200", "hardware.node.gpus=2", "gpus=2", "layout.tp=1", "layout.pp=1", "layout.zero=3"]
+        changes += [f"stack={STACKS[row['mode']]}", f"stack.attention={kernels}", f"layout.recompute={recompute}"]
+        changes += [f"model.num_hidden_layers={row['layers']}", f"batch.sequence_length={row['seq']}"]
+        changes += [f"batch.microbatch_size={row['mbs']}", f"batch.global_batch_size={2 * int(row['mbs'])}"]
+        what = f"{row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}, {row['mode']}"
+        rows.append(_beside(what, row, changes))
+    return "\n".join(rows)
+
+
 def steps() -> str:
-    """Our own measured steps beside the simulation."""
-    text = (files("workloads.facts") / "h200_steps.csv").read_text(encoding="utf-8")
-    rows = ["| Llama-shaped model on one H200 | measured [ms] | foretrain [ms] | error |", "|---|---|---|---|"]
-    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
-        stack = "torch" if row["mode"] == "eager" else "megatron-core"
+    """Our own measured steps on one GPU beside the simulation."""
+    rows = [f"| Llama-shaped model on one H200 | {HEAD}"]
+    for row in _measured("h200_steps.csv"):
+        stack = STACKS[row["mode"]]
         sizes = {"hidden_size": "hidden", "intermediate_size": "inner", "num_hidden_layers": "layers"}
         sizes |= {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "vocab_size": "vocab"}
         changes = [f"model.{ours}={row[theirs]}" for ours, theirs in sizes.items()]
@@ -64,14 +95,12 @@ def steps() -> str:
         changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
         changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
         changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16"]
-        ours = simulate(load_scenario("llama-3-8b", changes)).metrics["step_time_s"] * 1e3
-        measured = float(row["step_ms"])
         what = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens, {row['mode']}"
-        rows.append(f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |")
+        rows.append(_beside(what, row, changes))
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("block", [demo, published, steps], ids=lambda block: block.__name__)
+@pytest.mark.parametrize("block", [demo, published, steps, sharded], ids=lambda block: block.__name__)
 def test_recorded_output_is_todays(block: Callable[[], str]) -> None:
     text = README.read_text(encoding="utf-8")
     pattern = rf"(<!-- begin {block.__name__} -->\n).*?(<!-- end {block.__name__} -->)"

@@ -46,7 +46,7 @@ def tables_pace(table: list[dict[str, str]]) -> float:
 
 
 def fit() -> dict[str, float]:
-    """Power of GEMM, copy, norm, attention and idle at full clock [W], the cap [W], and the exponent."""
+    """Power of GEMM, copy, norm, attention and idle at full clock [W], the cap over the TDP, and the exponent."""
     table = rows()
     duty = [r for r in table if r["op"] == "duty" and r["k"]]
     alone = float(duty[0]["us_burst"])
@@ -73,7 +73,7 @@ def fit() -> dict[str, float]:
     exponent = float(np.mean(exponents))
     attention = [float(r["us"]) / float(r["us_burst"]) for r in table if r["op"] == "attention"]
     return {
-        "cap": cap,
+        "cap_of_tdp": cap / load_hardware("h200").gpu.tdp,
         "idle": float(idle),
         "memory": (float(copy) + only["norm only"]) / 2,
         "tensor": float(gemm),

@@ -20,11 +20,11 @@ class Energy:
 
 def energy_of(scenario: Scenario, demand: float | None, gpu_hours: float, supply: Supply) -> Energy:
     """Energy of `gpu_hours`. `demand` [W] of a GPU at full clock, from the power model of the hardware (None: none)."""
-    gpu, power = scenario.cluster.gpu, scenario.cluster.gpu.power
-    if power is not None and demand is not None:
+    gpu = scenario.cluster.gpu
+    if gpu.power is not None and demand is not None:
         watts, how = (
-            min(demand, power.cap),
-            f"what the power model of {gpu.name} says of the step, at most {power.cap:.0f} W",
+            min(demand, gpu.power_cap),
+            f"what the power model of {gpu.name} says of the step, at most {gpu.power_cap:.0f} W",
         )
     else:
         watts, how = supply.gpu_share * gpu.tdp, f"{supply.gpu_share:.0%} of {gpu.tdp:.0f} W (assumed: no power model)"

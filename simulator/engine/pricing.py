@@ -40,6 +40,16 @@ def paced(cost: Cost, factor: float) -> Cost:
     )
 
 
+KERNELS = {"fa3": "", "fa2": "@fa2", "cudnn": "@library"}
+"""Ends of the classes of the attention kernels that a stack may run."""
+
+
+def attention_class(op: Op, scenario: Scenario) -> str:
+    """The class of the stack's attention kernels, where the hardware profile tells them apart."""
+    cls = op.cls + KERNELS[scenario.stack.attention]
+    return cls if cls in scenario.cluster.kernels.attention else op.cls
+
+
 def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = (1.0, 1.0)) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
@@ -56,7 +66,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = 
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            op,
+            replace(op, cls=attention_class(op, scenario)) if isinstance(op.work, Attention) else op,
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,

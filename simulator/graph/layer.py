@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, Tape
+from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
-from simulator.ops import Op
 
 
 def _attention(s: Shapes, sms: int) -> Tape:
@@ -31,7 +29,7 @@ def dense_layer(s: Shapes, sms: int) -> Block:
         _attention_backward(Tape("attn.B", "I", s.stack), s, sms),
         _attention_weights(s),
     )
-    return _recomputed(Block(kind="dense", forward=ahead, backward=back), s)
+    return recomputed(Block(kind="dense", forward=ahead, backward=back), s)
 
 
 def moe_layer(s: Shapes, sms: int) -> Block:
@@ -50,31 +48,4 @@ def moe_layer(s: Shapes, sms: int) -> Block:
         _attention_backward(gate, s, sms),
         _attention_weights(s),
     )
-    return _recomputed(Block(kind="moe", forward=ahead, backward=back), s)
-
-
-def _again(op: Op, ops: dict[str, str]) -> Op:
-    """The op as it runs a second time, at the start of backward."""
-    after = tuple(ops[name] for name in op.after)
-    segment = op.segment.replace(".F", "_again.B")
-    return replace(op, name=f"{op.name}.again", part="R", segment=segment, after=after, saved=0.0)
-
-
-def _recomputed(block: Block, s: Shapes) -> Block:
-    """With full recomputation the whole forward runs again before backward and only the layer's input is kept."""
-    if not s.recompute_all:
-        return block
-    kept = s.tokens * s.model.hidden_size * 2.0
-    names = {op.name: f"{op.name}.again" for segment in block.forward for op in segment.ops}
-    ahead: list[Segment] = []
-    again: list[Segment] = []
-    for index, segment in enumerate(block.forward):
-        bare = tuple(
-            replace(op, saved=kept if index == 0 and place == 0 else 0.0) for place, op in enumerate(segment.ops)
-        )
-        ahead.append(replace(segment, ops=bare))
-        # The last exchange carries the layer's output away: backward does not need it again.
-        if segment.name not in ("combine.F", "out.F"):
-            ops = tuple(_again(op, names) for op in segment.ops)
-            again.append(replace(segment, name=segment.name.replace(".F", "_again.B"), ops=ops))
-    return replace(block, forward=tuple(ahead), backward=tuple(again) + block.backward)
+    return recomputed(Block(kind="moe", forward=ahead, backward=back), s)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from simulator.dtypes import WIDTH
 from simulator.graph import linear
+from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
@@ -187,13 +188,12 @@ def forward(s: Shapes, sms: int) -> Tape:
 
 
 def _core_backward(tape: Tape, s: Shapes, d: Dims) -> None:
-    """FlashAttention's backward with the kernels before and after it (D = rowsum(dO * O), dQ from FP32 to BF16)."""
+    """Backward of the core with the kernels before and after it."""
     t = d.tokens
-    accumulator = t * d.q * FP32
-    tape.add("attn.core.bwd_pre", "attn.bwd_aux", Streaming(read=2 * t * d.out * BF16, written=accumulator), part="I")
+    prepare_backward(tape, s, t * d.q, t * d.out, part="I")
     exchange_keys(tape, "attn.dkv.exchange", s, d.q + d.out, passes=2)
     tape.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
-    tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=accumulator, written=t * d.q * BF16))
+    finish_backward(tape, s, t * d.q)
     tape.add("rope.q.bwd", "rope", cast(t * d.heads * d.rope, BF16, BF16))
 
 

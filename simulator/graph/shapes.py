@@ -56,7 +56,12 @@ class Shapes:
     @property
     def recompute_core(self) -> bool:
         """The attention core is recomputed in backward (Megatron's selective recomputation, arXiv 2205.05198)."""
-        return self.job.layout.recompute == "selective"
+        return self.job.layout.recompute == "selective" and self.stack.selective == "core"
+
+    @property
+    def recompute_products(self) -> bool:
+        """Of a layer the attention core and every second matrix product are kept (see `simulator.graph.recompute`)."""
+        return self.job.layout.recompute == "selective" and self.stack.selective == "products"
 
     @property
     def recompute_all(self) -> bool:

@@ -92,7 +92,7 @@ def _ops(block: Block, *directions: str) -> list[Op]:
 
 
 def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
-    """The footprint of a block; `revived` [B] comes back to life when its whole forward is recomputed."""
+    """The footprint of a block; `revived` [B] comes back to life when its forward is recomputed."""
     late = [op for op in _ops(block, "W") if isinstance(op.work, Gemm)]
     has_inputs = any(segment.direction == "B" for segment in block.backward)
     kept = sum(operands(op, here)[0] for op in late) if has_inputs else block.saved_bytes
@@ -111,7 +111,7 @@ def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
 def footprints(shapes: Shapes, blocks: dict[str, Block], sms: int) -> dict[str, Footprint]:
     """Footprints by kind of block."""
     revived: dict[str, float] = {}
-    if shapes.recompute_all:
+    if shapes.recompute_all or shapes.recompute_products:
         job = replace(shapes.job, layout=replace(shapes.job.layout, recompute="none"))
         whole = build_blocks(replace(shapes, job=job), sms)
         revived = {kind: whole[kind].saved_bytes - block.saved_bytes for kind, block in blocks.items()}

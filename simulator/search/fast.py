@@ -71,7 +71,7 @@ def _slowdown(c: Compiled, scenario: Scenario, kit: Kit, stages: Stages) -> floa
     step = _step(c, plan, costs, [0.0] * len(costs), tail)
     energy = sum(costs[kind].energy for row in c.rows for kind in row)
     energy += sum(tail.update(held) for held in c.on) * (power.memory - power.idle)
-    return slowdown(power.idle + energy / (step * len(c.rows)), power, scenario.job.gpus)
+    return slowdown(power.idle + energy / (step * len(c.rows)), scenario.cluster.gpu, scenario.job.gpus)
 
 
 def _tail(c: Compiled, plan: Plan, kit: Kit) -> Tail:

@@ -14,8 +14,8 @@ from simulator.engine.runs import Priced
 from simulator.engine.sync import update_ops
 from simulator.engine.tasks import LANES, SYNC, Tasks
 from simulator.graph.state import held_by_stage
-from simulator.hardware import Power
-from simulator.inputs import load_scenario
+from simulator.hardware import Gpu, Power
+from simulator.inputs import load_hardware, load_scenario
 from simulator.ops import Collective, Gemm, Op, Work
 from simulator.power import demand, hungriest, pace_at, slowdown
 from simulator.run import schedule_of, simulate
@@ -119,21 +119,25 @@ def test_a_pipelined_collective_shows_only_what_the_kernel_does_not_hide(
     assert exposed(gather, [], kernel).durations[0] == pytest.approx(shown)
 
 
-POWER = Power(cap=700.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5, tables=1.1)
+POWER = Power(cap_of_tdp=1.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5, tables=1.1)
+
+
+def gpu_of(power: Power) -> Gpu:
+    return replace(load_hardware("h100").gpu, tdp=700.0, power=power)
 
 
 def test_below_the_cap_nothing_is_slowed() -> None:
-    assert slowdown(650.0, POWER, 1) == 1.0
+    assert slowdown(650.0, gpu_of(POWER), 1) == 1.0
     assert pace_at(1.0, POWER) == (1 / 1.1, 1.0)
     assert pace_at(1.3, None) == (1.0, 1.0)
 
 
 def test_beyond_the_cap_the_slowdown_is_a_power_of_the_demand() -> None:
-    assert slowdown(4 * 700.0, POWER, 1) == pytest.approx(2.0)
+    assert slowdown(4 * 700.0, gpu_of(POWER), 1) == pytest.approx(2.0)
 
 
 def test_more_gpus_hold_a_hungrier_one() -> None:
-    spread = replace(POWER, spread=0.03)
+    spread = gpu_of(replace(POWER, spread=0.03))
     assert hungriest(1) == 0.0
     assert slowdown(800.0, spread, 1) < slowdown(800.0, spread, 8) < slowdown(800.0, spread, 2048)
 
@@ -145,6 +149,6 @@ def test_demand_lies_between_idle_and_the_hungriest_kernel() -> None:
 
 def test_a_power_limit_slows_a_dense_step() -> None:
     """H100 with and without a lower cap: the same step, longer."""
-    fast = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.power.cap=2000"]), engine="longest-path")
-    slow = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.power.cap=500"]), engine="longest-path")
+    fast = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.tdp=2000"]), engine="longest-path")
+    slow = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.tdp=500"]), engine="longest-path")
     assert slow.metrics["step_time_s"] > 1.1 * fast.metrics["step_time_s"]
