@@ -126,7 +126,7 @@ def built(layers: int, recompute: str, backend: str, mode: str) -> nn.Module:
         model = Model(layers, recompute, backend)
     if mode == "compile":
         for name, layer in model.layers.named_children():
-            model.layers.register_module(name, torch.compile(layer, fullgraph=True))  # type: ignore[arg-type]
+            model.layers.register_module(name, torch.compile(layer, fullgraph=True))
     shard = functools.partial(
         fully_shard, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     )
