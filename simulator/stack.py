@@ -22,7 +22,8 @@ class Stack:
     apart (fa3: FlashAttention-3, with kernels of their own before and after its backward; fa2: FlashAttention-2;
     cudnn). `selective`: what `recompute = "selective"` means (core: the attention core is recomputed; products: it and
     every second matrix product are kept, all else is recomputed). `wgrad_accumulation_fused`: weight-gradient GEMM adds
-    into the main gradient.
+    into the main gradient. `shard_copies`: parameters sharded by ZeRO-3 are copied out of the buffer they are gathered
+    into, and gradients into the one they are reduced from.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stack:
     attention: Literal["fa3", "fa2", "cudnn"]
     selective: Literal["core", "products"]
     wgrad_accumulation_fused: bool
+    shard_copies: bool
     dropout: bool = False
     moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)

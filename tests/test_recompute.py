@@ -7,6 +7,7 @@ import pytest
 from simulator.graph.block import Block, problems
 from simulator.graph.layer import dense_layer, moe_layer
 from simulator.graph.shapes import shapes_of
+from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.ops import Gemm
 from simulator.run import simulate
@@ -89,3 +90,19 @@ def test_a_card_of_less_power_takes_longer() -> None:
     slow = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware=h100-hbm2e"])).metrics["step_time_s"]
     fast = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware=h100"])).metrics["step_time_s"]
     assert slow > 1.1 * fast
+
+
+def test_fsdp_copies_what_it_gathers_and_reduces() -> None:
+    values = 2 * H + 2 * H * H + 2 * H * KV + 3 * H * INNER
+
+    def copies(stack: str, zero: int) -> dict[str, float]:
+        changes = [*SMALL, "gpus=2", "batch.global_batch_size=2", f"stack={stack}", f"layout.zero={zero}"]
+        scenario = load_scenario("llama-3-8b", changes)
+        block = build_blocks(shapes_of(scenario), 132)["dense"]
+        assert problems(block) == []
+        return {op.name: op.work.bytes for op in block.ops() if op.name.startswith("shard.")}  # type: ignore[union-attr]
+
+    twice, reduced = values * (2 + 2), values * (2 + 4)
+    expected = {"shard.copy_out.fwd": twice, "shard.copy_out.bwd": twice, "shard.copy_in": reduced}
+    assert copies("torch", 3) == expected
+    assert copies("torch", 1) == copies("megatron-core", 3) == {}

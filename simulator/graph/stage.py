@@ -14,6 +14,7 @@ from simulator.errors import InputError
 from simulator.graph import ends, layer
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
+from simulator.graph.shard import with_copies
 from simulator.model import ModelSpec
 
 
@@ -35,7 +36,7 @@ def build_blocks(s: Shapes, sms: int) -> dict[str, Block]:
         "head": lambda: ends.head(s, sms),
         "mtp": lambda: ends.mtp_projection(s, sms),
     }
-    return {kind: build[kind]() for kind in dict.fromkeys(block_kinds(s.model))}
+    return {kind: with_copies(build[kind](), s) for kind in dict.fromkeys(block_kinds(s.model))}
 
 
 def split(
