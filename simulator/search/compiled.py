@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,40 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.schedule import Action, Pair, Schedule, Step, build, stages_on
-from simulator.schedule.action import actions_of, iter_actions
+from simulator.schedule.action import iter_actions
 
 Kind = tuple[str, int, int]
 """What a step is: kind (F, B, I, W or P for a pair), stage, and the backward's stage of a pair (else -1)."""
 
-NOBODY = -1
-"""In place of the rank of a microbatch that a stage never computes."""
+NONE = -1
+"""No rank, no gate, no note."""
 
 Out = tuple[int, int, int]
-"""An output that leaves the rank: its slot, and the lane and link of its send."""
+"""An output that leaves the rank: its queue, and the lane and link of its send."""
 
-Entry = tuple[int, int, tuple[int, ...], tuple[Out, ...]]
-"""A step: its rank, its kind, the slots it waits for and its outputs."""
+Move = tuple[int, int, int, tuple[int, ...], tuple[Out, ...], int]
+"""What steps of one rank and kind do: rank, kind, gate, the queues they take from, their outputs, and the place that
+the end is noted under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """One schedule of a model cut into `stages`.
 
-    `order` holds the steps, each after all it waits for. `gates` are slots that the
-    first forward of each (rank, stage) waits for, `first` its kind. `last` is the place in `order` and the kind of the
-    last backward of each (rank, stage). `rows` and `arrays` are kind numbers by rank, `on` the stages by rank, `links`
-    (rank, peer) by link.
+    `order` holds the steps, each after all it waits for; equal steps are one object, so that thousands of them stay in
+    a processor's cache. What goes from rank to rank does so in `queues`, first in, first out. `gates` are numbered by
+    the (rank, stage) whose first forward waits for them, `first` is the kind of that forward. `last` is the place of
+    the note and the kind of the last backward of each (rank, stage). `rows` are kinds by rank, `table` the same as an
+    array, filled up with one kind more; `on` are the stages by rank, `links` (rank, peer) by link.
     """
 
     stages: int
-    order: tuple[Entry, ...]
+    order: tuple[Move, ...]
     kinds: tuple[Kind, ...]
     examples: tuple[Step, ...]
     rows: tuple[tuple[int, ...], ...]
-    arrays: tuple[NDArray[np.intp], ...]
+    table: NDArray[np.intp]
     on: tuple[tuple[int, ...], ...]
     links: tuple[tuple[int, int], ...]
-    slots: int
+    queues: int
     gates: dict[tuple[int, int], int]
     first: dict[tuple[int, int], int]
     last: dict[tuple[int, int], tuple[int, int]]
@@ -57,31 +60,63 @@ def kind_of(step: Step) -> Kind:
 
 
 class _Compiler:
-    """Numbers kinds, slots and links; local to `compiled_of`.
+    """Numbers kinds, links and moves; local to `compiled_of`.
 
-    Slots are those of all activations by stage and microbatch, then those of all gradients, then the gates.
+    A queue is a number made of a stage's activations or gradients, the rank that sends and the one that takes them. Of
+    a queue whose first is not taken first, `mixed`, each microbatch gets one of its own.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.stages, self.microbatches = schedule.stages, schedule.microbatches
-        self.place = [NOBODY] * (self.stages * self.microbatches)
+    def __init__(self, schedule: Schedule, mixed: Collection[int]) -> None:
+        self.stages, self.ranks, self.many = schedule.stages, schedule.ranks, schedule.microbatches
+        self.mixed = mixed
+        self.place = [NONE] * (self.stages * self.many)
         for rank, _, action in iter_actions(schedule):
-            self.place[action.stage * self.microbatches + action.microbatch] = rank
+            self.place[action.stage * self.many + action.microbatch] = rank
         self.kinds: dict[Kind, int] = {}
         self.examples: list[Step] = []
         self.links: dict[tuple[int, int], int] = {}
         self.gates: dict[tuple[int, int], int] = {}
         self.first: dict[tuple[int, int], int] = {}
+        self.moves: dict[Move, int] = {}
+        self.sent: dict[int, list[int]] = defaultdict(list)
+        self.taken: dict[int, list[int]] = defaultdict(list)
+        self.rows = [[self.move(rank, step) for step in row] for rank, row in enumerate(schedule.rows)]
 
-    def entry(self, rank: int, step: Step) -> Entry:
-        """A step; of what it waits for and makes only what crosses ranks: the rest stands in order in its row."""
+    def move(self, rank: int, step: Step) -> int:
+        """The number of a step's move: only what crosses ranks; the rest stands in order in its row."""
         kind = self.kind(step)
-        needs: list[int] = []
+        gate = NONE
+        takes: list[int] = []
         outs: list[Out] = []
-        for action in actions_of(step):
-            if action.kind != "W":
-                self.ends(rank, kind, action, needs, outs)
-        return rank, kind, tuple(needs), tuple(outs)
+        for action in (step.forward, step.backward) if isinstance(step, Pair) else (step,):
+            name, stage, microbatch = action
+            if name == "W":
+                continue
+            ahead = name == "F"
+            if ahead and (rank, stage) not in self.gates:
+                gate = self.gates[rank, stage] = len(self.gates)
+                self.first[rank, stage] = kind
+            before, behind = (stage - 1, stage + 1) if ahead else (stage + 1, stage - 1)
+            peer = self.rank_of(before, microbatch, rank)
+            if peer != rank:
+                queue = self.queue(2 * before + ahead, peer, rank, microbatch)
+                self.taken[queue].append(microbatch)
+                takes.append(queue)
+            peer = self.rank_of(behind, microbatch, rank)
+            if peer != rank:
+                queue = self.queue(2 * stage + ahead, rank, peer, microbatch)
+                self.sent[queue].append(microbatch)
+                outs.append((queue, 2 * rank + ahead, self.links.setdefault((rank, peer), len(self.links))))
+        return self.moves.setdefault((rank, kind, gate, tuple(takes), tuple(outs), NONE), len(self.moves))
+
+    def rank_of(self, stage: int, microbatch: int, own: int) -> int:
+        """Where a microbatch is on a stage; on its `own` rank where there is no such stage."""
+        return self.place[stage * self.many + microbatch] if 0 <= stage < self.stages else own
+
+    def queue(self, what: int, sender: int, taker: int, microbatch: int) -> int:
+        """The queue of `what` a stage makes of a microbatch."""
+        queue = (what * self.ranks + sender) * self.ranks + taker
+        return queue if queue not in self.mixed else queue + (microbatch + 1) * 2 * self.stages * self.ranks**2
 
     def kind(self, step: Step) -> int:
         """The number of a step's kind."""
@@ -91,80 +126,86 @@ class _Compiler:
             self.examples.append(step)
         return self.kinds[kind]
 
-    def ends(self, rank: int, kind: int, action: Action, needs: list[int], outs: list[Out]) -> None:
-        """Add what an action waits for and where its output goes."""
-        name, stage, microbatch = action
-        many, place = self.microbatches, self.place
-        own = stage * many + microbatch
-        if name == "F":
-            before, behind, shift = own - many, own + many, 0
-            first, last = stage == 0, stage == self.stages - 1
-            if (rank, stage) not in self.gates:
-                self.gates[rank, stage] = 2 * len(place) + len(self.gates)
-                self.first[rank, stage] = kind
-                needs.append(self.gates[rank, stage])
-        else:
-            before, behind, shift = own + many, own - many, len(place)
-            first, last = stage == self.stages - 1, stage == 0
-        if not first and place[before] != rank:
-            needs.append(before + shift)
-        if not last and place[behind] != rank:
-            link = self.links.setdefault((rank, place[behind]), len(self.links))
-            outs.append((own + shift, 2 * rank + (name == "F"), link))
+    def in_order(self) -> Iterator[int]:
+        """All moves, each after what it takes was sent (as `schedule.order.progress`, by queue)."""
+        moves = list(self.moves)
+        there = dict.fromkeys(self.taken, 0)
+        sleepers: dict[int, int] = {}
+        left = [iter(row) for row in self.rows]
+        held = [next(row, None) for row in left]
+        ready = list(range(self.ranks))
+        while ready:
+            rank = ready.pop()
+            number = held[rank]
+            while number is not None:
+                _, _, _, takes, outs, _ = moves[number]
+                missing = next((queue for queue in takes if not there[queue]), None)
+                if missing is not None:
+                    sleepers[missing] = rank
+                    break
+                yield number
+                for queue in takes:
+                    there[queue] -= 1
+                for queue, _, _ in outs:
+                    there[queue] += 1
+                    if queue in sleepers:
+                        ready.append(sleepers.pop(queue))
+                number = next(left[rank], None)
+            held[rank] = number
 
 
-def _in_order(rows: Sequence[Sequence[Entry]], gates: range) -> Iterator[Entry]:
-    """All steps, each after what it waits for (as `schedule.order.progress`, by slot); the `gates` are open."""
-    done = bytearray(gates.stop)
-    done[gates.start :] = bytes([1]) * len(gates)
-    sleepers: dict[int, int] = {}
-    left = [iter(row) for row in rows]
-    held = [next(row, None) for row in left]
-    ready = list(range(len(rows)))
-    while ready:
-        rank = ready.pop()
-        entry = held[rank]
-        while entry is not None:
-            missing = next((slot for slot in entry[2] if not done[slot]), None)
-            if missing is not None:
-                sleepers[missing] = rank
-                break
-            yield entry
-            for slot, _, _ in entry[3]:
-                done[slot] = 1
-                if slot in sleepers:
-                    ready.append(sleepers.pop(slot))
-            entry = next(left[rank], None)
-        held[rank] = entry
+def _dense(moves: Iterable[Move]) -> tuple[list[Move], int]:
+    """Moves with queues numbered from 0, and how many there are."""
+    numbers: dict[int, int] = {}
+
+    def number(queue: int) -> int:
+        return numbers.setdefault(queue, len(numbers))
+
+    out = [
+        (rank, kind, gate, tuple(map(number, takes)), tuple((number(q), *rest) for q, *rest in outs), note)
+        for rank, kind, gate, takes, outs, note in moves
+    ]
+    return out, len(numbers)  # type: ignore[return-value]  # the rest of an output is a lane and a link
 
 
 def compiled_of(schedule: Schedule) -> Compiled:
     """Compile a valid schedule."""
-    c = _Compiler(schedule)
-    entries = [[c.entry(rank, step) for step in row] for rank, row in enumerate(schedule.rows)]
-    first_gate = 2 * len(c.place)
-    slots = first_gate + len(c.gates)
-    order = tuple(_in_order(entries, range(first_gate, slots)))
-    rows = tuple(tuple(entry[1] for entry in row) for row in entries)
-    graded = [back.stage if back.kind in ("B", "W") else None for back in map(_backward, c.examples)]
+    c = _Compiler(schedule, ())
+    mixed = {queue for queue in c.taken if c.taken[queue] != c.sent[queue]}
+    if mixed:
+        c = _Compiler(schedule, mixed)
+    moves, queues = _dense(c.moves)
+    kinds = [move[1] for move in moves]
+    order = [moves[number] for number in c.in_order()]
+    last = _last(order, c.examples)
+    for note, (at, _) in enumerate(last.values()):
+        order[at] = (*order[at][:-1], note)
+    rows = tuple(tuple([kinds[number] for number in row]) for row in c.rows)
+    longest = max(map(len, rows))
     return Compiled(
         stages=schedule.stages,
-        order=order,
+        order=tuple(order),
         kinds=tuple(c.kinds),
         examples=tuple(c.examples),
         rows=rows,
-        arrays=tuple(np.array(row, dtype=np.intp) for row in rows),
+        table=np.array([[*row, *[len(c.kinds)] * (longest - len(row))] for row in rows], dtype=np.intp),
         on=stages_on(schedule),
         links=tuple(c.links),
-        slots=slots,
+        queues=queues,
         gates=c.gates,
         first=c.first,
-        last={
-            (rank, stage): (at, kind)
-            for at, (rank, kind, _, _) in enumerate(order)
-            if (stage := graded[kind]) is not None
-        },
+        last={place: (note, kind) for note, (place, (_, kind)) in enumerate(last.items())},
     )
+
+
+def _last(order: Sequence[Move], examples: Sequence[Step]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Place in the order, and kind, of the last backward of each (rank, stage)."""
+    graded = [back.stage if back.kind in ("B", "W") else None for back in map(_backward, examples)]
+    return {
+        (rank, stage): (at, kind)
+        for at, (rank, kind, _, _, _, _) in enumerate(order)
+        if (stage := graded[kind]) is not None
+    }
 
 
 def _backward(step: Step) -> Action:
@@ -180,7 +221,7 @@ def compiled(name: str, pp: int, microbatches: int, vpp: int) -> Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Ends of the steps in the compiled order, when each rank is free, and the end of the last send [s]."""
+    """Ends of the last backwards by note, when each rank is free, and the end of the last send [s]."""
 
     ends: list[float]
     free: list[float]
@@ -240,28 +281,32 @@ def times(
     ----------
     durations : of each kind of step [s].
     sends : of each link [s].
-    gates : moment from which a first forward could run through without waiting for parameters [s], by slot.
+    gates : moment from which a first forward could run through without waiting for parameters [s], by gate.
     sends_block : a rank computes on only when its send is done.
     beside : collectives of every step, which may hold it up.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
-    there = [0.0] * c.slots
-    for slot, time in gates.items():
-        there[slot] = time
-    ends: list[float] = []
-    for rank, kind, needs, outs in c.order:
+    opens = [gates.get(gate, 0.0) for gate in range(len(c.gates))]
+    waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
+    ends = [0.0] * len(c.last)
+    for rank, kind, gate, queues, outs, note in c.order:
         now = free[rank]
-        for need in needs:
-            if there[need] > now:
-                now = there[need]
+        if gate >= 0 and opens[gate] > now:
+            now = opens[gate]
+        for queue in queues:
+            came = waiting[queue].popleft()
+            if came > now:
+                now = came
         now = now + durations[kind] if beside is None else beside.step(rank, kind, now)
-        ends.append(now)
         free[rank] = now
-        for slot, lane, link in outs:
+        if note >= 0:
+            ends[note] = now
+        for queue, lane, link in outs:
             sent = lanes[lane]
             sent = (sent if sent > now else now) + sends[link]
-            lanes[lane] = there[slot] = sent
+            lanes[lane] = sent
+            waiting[queue].append(sent)
             if sends_block and sent > free[rank]:
                 free[rank] = sent
     return Times(ends, free, max(lanes))

@@ -122,14 +122,16 @@ def _peak(c: Compiled, plan: Plan, kit: Kit, swings: Sequence[Swing]) -> float:
     """Peak memory of the fullest rank [B]."""
     scenario = plan.scenario
     shards, layout = shards_of(scenario, _copies(c)), scenario.job.layout
-    net, peak = np.array(swings).T
+    net, peak = np.array([*swings, (0.0, -np.inf)]).T  # the last one fills rows up
+    changes = net[c.table]
+    before = np.cumsum(changes, axis=1) - changes  # what the steps before each step have left
+    tops = (before + peak[c.table]).max(axis=1)
     worst = 0.0
-    for row, on in zip(c.arrays, c.on, strict=True):
+    for top, on in zip(tops.tolist(), c.on, strict=True):
         held = tuple(plan.stages[stage] for stage in on)
         key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario))
         fixed = kit.kept(key, lambda held=held: _fixed(held, plan, kit, shards))  # type: ignore[misc]
-        before = np.cumsum(net[row]) - net[row]  # what the steps before each step have left
-        worst = max(worst, fixed + (1 + kit.assumed.slack) * float((before + peak[row]).max()))
+        worst = max(worst, fixed + (1 + kit.assumed.slack) * top)
     return worst
 
 

@@ -157,8 +157,9 @@ def shared_job(job: Job) -> Job:
 class Kit:
     """Blocks and prices of one shape, and what was computed from them."""
 
-    def __init__(self, scenario: Scenario, timing: Timing) -> None:
+    def __init__(self, scenario: Scenario, timing: Timing, common: dict[Hashable, object] | None = None) -> None:
         self.scenario, self.timing = scenario, timing
+        self.common = {} if common is None else common
         self.assumed: Assumptions = assumptions_for(scenario)
         self.clocks: dict[tuple[int, Timing], Clock] = {}
         self.memo: dict[Hashable, object] = {}
@@ -190,19 +191,33 @@ class Kit:
 
     def held(self, blocks: tuple[str, ...]) -> list[Held]:
         """Parameters of each block of a stage on one rank."""
-        return self.kept(("held", blocks), lambda: held_by_blocks(self.scenario, blocks))
+        return self.shared(("held", blocks), lambda: held_by_blocks(self.scenario, blocks))
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made once for a key."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return cast(T, self.memo[key])
+        return _once(self.memo, key, make)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for a key and all kits of the same parameters."""
+        return _once(self.common, key, make)
+
+
+def _once(memo: dict[Hashable, object], key: Hashable, make: Callable[[], T]) -> T:
+    if key not in memo:
+        memo[key] = make()
+    return cast(T, memo[key])
 
 
 def grid(slowdown: float) -> tuple[int, float]:
     """The point of the grid at or below a slowdown, and how far it is to the next (0 to 1)."""
     at = int((slowdown - 1.0) / GRID)
     return at, (slowdown - 1.0) / GRID - at
+
+
+def parameters_of(job: Job) -> Hashable:
+    """All of a job that its parameters, their collectives and their update depend on, but how they are sharded."""
+    layout = job.layout
+    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision
 
 
 class Kits:
@@ -212,12 +227,27 @@ class Kits:
         self.timing: Timing = timing
         self.keep = keep
         self.made: dict[Hashable, Kit] = {}
+        self.common: dict[Hashable, dict[Hashable, object]] = {}
 
     def of(self, scenario: Scenario) -> Kit:
         """The kit of a scenario."""
-        key = (id(scenario.model), id(scenario.cluster), id(scenario.stack), shared_job(scenario.job))
-        kit = self.made.pop(key, None) or Kit(scenario, self.timing)
-        self.made[key] = kit
-        while len(self.made) > self.keep:
-            del self.made[next(iter(self.made))]
-        return kit
+        things = (id(scenario.model), id(scenario.cluster), id(scenario.stack))
+        key = (*things, shared_job(scenario.job))
+
+        def alive() -> dict[Hashable, object]:
+            return {"of": scenario}  # while its objects are kept, no others can have their ids
+
+        def made() -> Kit:
+            common = _recent(self.common, (*things, parameters_of(scenario.job)), alive, self.keep)
+            return Kit(scenario, self.timing, common)
+
+        return _recent(self.made, key, made, self.keep)
+
+
+def _recent(memo: dict[Hashable, T], key: Hashable, make: Callable[[], T], keep: int) -> T:
+    """What a key stands for, now the latest; only the `keep` latest stay."""
+    value = memo.pop(key) if key in memo else make()
+    memo[key] = value
+    while len(memo) > keep:
+        del memo[next(iter(memo))]
+    return value

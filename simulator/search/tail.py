@@ -68,7 +68,7 @@ class Tail:
                 reduce_all=self.collective(self.reduction, self.total((number,))),
             )
 
-        return self.kit.kept(("stage", blocks, self.reduction, self.groups), made)
+        return self.kit.shared(("stage", blocks, self.reduction, self.groups), made)
 
     def collectives(self, held: Held) -> tuple[float, float]:
         """Times of gathering and of reducing `held` [s]."""
@@ -76,7 +76,7 @@ class Tail:
         def made() -> tuple[float, float]:
             return self.collective("all_gather", held), self.collective(self.reduction, held)
 
-        return self.kit.kept(("collectives", held, self.reduction, self.groups), made)
+        return self.kit.shared(("collectives", held, self.reduction, self.groups), made)
 
     def total(self, stages: Sequence[int]) -> Held:
         """What a rank holds of these stages."""
@@ -85,7 +85,7 @@ class Tail:
         def made() -> Held:
             return sum((one for each in blocks for one in self.kit.held(each)), Held())
 
-        return self.kit.kept(("total", blocks), made)
+        return self.kit.shared(("total", blocks), made)
 
     def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[dict[int, float], list[float]]:
         """When each first forward can start so as not to wait for parameters, and when each rank's gathers end [s]."""
@@ -167,4 +167,4 @@ class Tail:
             ops = update_ops(held, (self.sync.dense, self.sync.experts), self.plan.scenario)
             return sum(self.plan.price(op).durations[ALONE] for op in ops)
 
-        return self.kit.kept(("update", held, self.zero, self.groups), made)
+        return self.kit.shared(("update", held, self.zero, self.groups), made)

@@ -9,6 +9,7 @@ from simulator.memory import memory_of_rows
 from simulator.run import prepare, timeline_of
 from simulator.search import confirm, question, search
 from simulator.search.axes import Scenarios
+from simulator.search.compiled import compiled, compiled_of
 from simulator.search.fast import estimate
 from simulator.search.kit import Kit, Kits, shared_job
 
@@ -55,6 +56,25 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     found = estimate(scenario, Kit(scenario, "longest-path"))
     assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
     assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
+
+
+OUT_OF_TURN = """\
+# name=swapped stages=2 microbatches=4
+0: 0F0 0F1 0F2 0F3 0B1 0B0 0B3 0B2
+1: 1F1 1B1 1F0 1B0 1F2 1F3 1B3 1B2
+"""
+"""The second rank does not take the microbatches in the order in which they come."""
+
+
+def test_a_schedule_that_takes_microbatches_out_of_turn(tmp_path):
+    file = tmp_path / "swapped.txt"
+    file.write_text(OUT_OF_TURN)
+    changes = [f"layout.schedule={file}", "layout.pp=2", "gpus=32", "batch.global_batch_size=64"]
+    scenario = load_scenario("tiny-1f1b", changes)
+    plan, schedule = prepare(scenario)
+    assert compiled_of(schedule).queues > compiled("1f1b", 2, 4, 1).queues
+    found = estimate(scenario, Kit(scenario, "longest-path"))
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES[:6] + SHARDED, ids=" ".join)
