@@ -1,13 +1,15 @@
 """Pages made from the program while the documentation is built: the command line, validation, models' equations.
 
 A mkdocs hook. `<!-- module simulator.cost.gemm -->` in a page is replaced by that module's own docstring, so that
-equations stand in one place only.
+equations stand in one place only; `<!-- run foretrain ... -->` by that command and what it prints today.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 _MARK = re.compile(r"^<!-- module ([\w.]+) -->$", re.MULTILINE)
+_RUN = re.compile(r"^<!-- run foretrain (.+) -->$", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,8 +34,24 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put docstrings and the table of what-ifs where a page asks for them."""
-    return _MARK.sub(lambda found: equations(found[1]), markdown.replace("<!-- what-ifs -->", what_ifs()))
+    """Put docstrings, the table of what-ifs and what commands print where a page asks for them."""
+    text = _MARK.sub(lambda found: equations(found[1]), markdown.replace("<!-- what-ifs -->", what_ifs()))
+    return _RUN.sub(lambda found: printed(found[1]), text)
+
+
+def printed(arguments: str) -> str:
+    """A command and what it prints, as a console shows them."""
+    run = subprocess.run(
+        [sys.executable, "-m", "cli", *shlex.split(arguments)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "96", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode != 0:
+        raise RuntimeError(f"foretrain {arguments}: {run.stderr}")
+    return f"```console\n$ foretrain {arguments}\n{run.stdout.strip()}\n```"
 
 
 def what_ifs() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import lcm
+from math import gcd, lcm
 from typing import Literal, TypeAlias
 
 from simulator.errors import InputError, ScheduleError
@@ -173,13 +173,14 @@ def _experts(s: Scenario) -> Iterator[Problem]:
             if value > 1:
                 yield _dense_problem(key, value, s.model.name)
         return
+    both = gcd(experts, stage // layout.etp) or 1
     if experts % layout.ep:
         yield Problem(
             rule="experts on ranks",
             key="layout.ep",
             value=layout.ep,
             message=f"does not divide the {experts} routed experts",
-            suggestion=f"use {_divisors(experts, layout.ep)}",
+            suggestion=f"use {_divisors(both, layout.ep)}",
         )
     if stage % (layout.ep * layout.etp):
         yield Problem(
@@ -188,7 +189,7 @@ def _experts(s: Scenario) -> Iterator[Problem]:
             value=layout.ep,
             message=f"x etp {layout.etp} = {layout.ep * layout.etp} does not divide the tp {layout.tp} x cp {layout.cp}"
             f" x dp {s.job.dp} = {stage} ranks of a stage",
-            suggestion=f"use {_divisors(stage // layout.etp or 1, layout.ep)}",
+            suggestion=f"use {_divisors(both, layout.ep)}",
         )
     wrong = loads_problem(s.job.routing, layout.ep)
     if wrong:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from simulator.check import Problem, check, require
@@ -61,7 +63,7 @@ def test_shipped_jobs_are_valid(name: str) -> None:
         ),
         (
             ["layout.ep=128", "model.n_routed_experts=320"],
-            "layout.ep: 128: does not divide the 320 routed experts; use 80 or 160",
+            "layout.ep: 128: does not divide the 320 routed experts; use 64",
         ),
         (
             ["layout.ep=256"],
@@ -178,3 +180,14 @@ def test_schedule_files_are_left_to_their_reader() -> None:
 
 def test_a_problem_without_advice_ends_after_its_message() -> None:
     assert str(Problem(rule="r", key="k", value=1, message="m")) == "k: 1: m"
+
+
+@pytest.mark.parametrize("ep", [3, 12, 24, 48, 96, 100])
+def test_a_suggested_expert_parallelism_breaks_neither_rule(ep):
+    job = ["gpus=768", "layout.pp=8", "layout.schedule=1f1b", "batch.global_batch_size=7680"]  # 96 ranks a stage
+    found = check(load_scenario("deepseek-v3-pretrain", [*job, f"layout.ep={ep}"]))
+    told = {problem.suggestion for problem in found if problem.rule == "experts on ranks"}
+    assert len(told) == 1
+    for number in re.findall(r"\d+", told.pop()):
+        again = check(load_scenario("deepseek-v3-pretrain", [*job, f"layout.ep={number}"]))
+        assert not [problem for problem in again if problem.rule == "experts on ranks"]

@@ -120,10 +120,13 @@ class Scenarios:
         for axis in asked.axes:
             for value in axis.values:
                 text = f"{axis.path}={value}"
-                if axis.heavy:
-                    load_scenario(asked.job, (*asked.overrides, text))  # a mistake shows now, not in the middle
-                else:
-                    self.typed[axis.path, value] = _get(override_job(self.base.job, text), axis.path)
+                try:
+                    if axis.heavy:
+                        load_scenario(asked.job, (*asked.overrides, text))  # a mistake shows now, not in the middle
+                    else:
+                        self.typed[axis.path, value] = _get(override_job(self.base.job, text), axis.path)
+                except InputError as error:
+                    raise InputError(f"--over: {str(error).removeprefix('--set: ')}") from None
         self.heavy: dict[tuple[str, ...], Scenario] = {}
 
     def of(self, number: int) -> Scenario:

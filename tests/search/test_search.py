@@ -74,8 +74,8 @@ def test_bad_axes_are_errors(text):
         question("tiny-1f1b", (), [text])
 
 
-def test_a_typo_in_an_axis_names_the_key():
-    with pytest.raises(InputError, match=r"did you mean layout\.pp"):
+def test_a_typo_in_an_axis_names_the_option_and_the_key():
+    with pytest.raises(InputError, match=r"^--over: layout\.ppp: .*did you mean layout\.pp"):
         Scenarios(question("tiny-1f1b", (), ["layout.ppp=2,4"]))
 
 
