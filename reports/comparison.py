@@ -43,7 +43,7 @@ def heading(outcomes: Sequence[Outcome]) -> Text:
     """Of which jobs these are variants, and what all of them have in common."""
     jobs = ", ".join(dict.fromkeys(outcome.variant.job for outcome in outcomes))
     common = outcomes[0].variant.fixed
-    text = Text(f"{len(outcomes)} variants of {jobs}", style="bold")
+    text = Text(f"{words.counted(len(outcomes), 'variant')} of {jobs}", style="bold")
     return text.append(f"\nall with {', '.join(common)}", style="not bold") if common else text
 
 

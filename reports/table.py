@@ -71,7 +71,7 @@ def heading(scenario: Scenario) -> Text:
         f" on {job.gpus} x {scenario.cluster.gpu.name}",
         f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
         f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens,"
-        f" {job.microbatches} microbatches of {job.batch.microbatch_size} in each pipeline",
+        f" {words.counted(job.microbatches, 'microbatch')} of {job.batch.microbatch_size} in each pipeline",
     )
     text = Text(f"One training step of {scenario.name}", style="bold")
     return text.append("\n" + "\n".join(lines), style="not bold")

@@ -102,7 +102,7 @@ def of_class(cls: str) -> str:
     return f"{kind} matmul" + (f", {_FORMS.get(form, form)}" if form else "")
 
 
-_LISTED = re.compile(r"^(.* not calibrated on .*: )([a-z][\w.]*(?:, [a-z][\w.]*)*)$")
+_LISTED = re.compile(r"^(.*not calibrated on .*: )([a-z][\w.]*(?:, [a-z][\w.]*)*)$")
 
 
 def of_warning(warning: str) -> str:
@@ -190,6 +190,12 @@ def ranges(numbers: Sequence[int]) -> str:
             parts.append(str(start) if start == number else f"{start}-{number}")
             first = at + 1
     return ", ".join(parts)
+
+
+def counted(number: int, one: str) -> str:
+    """A number of things: "1 variant", "2 variants", "3 microbatches"."""
+    ending = "" if number == 1 else "es" if one.endswith("ch") else "s"
+    return f"{number} {one}{ending}"
 
 
 def of_routing(routing: Routing) -> str:

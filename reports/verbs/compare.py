@@ -70,12 +70,13 @@ def compare(
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
     from reports import compare as runs
+    from reports import words
 
     varied = [runs.parse_vary(text) for text in vary]
     chosen = runs.variants(jobs, varied, overrides, what_ifs)
     runs.check_inputs(jobs, varied, overrides)
     began = perf_counter()
-    with progress(f"simulating {len(chosen)} variants", quiet=quiet) as done:
+    with progress(f"simulating {words.counted(len(chosen), 'variant')}", quiet=quiet) as done:
         outcomes = runs.run_all(chosen, engine, done, draw=page is not None)
     _write_looks(outcomes, page, folder, quiet)
     if as_json:
@@ -86,7 +87,7 @@ def compare(
         from reports.console import width
 
         print_report(*comparison(outcomes, width(), verbose=verbose))
-    say(f"simulated {len(chosen)} variants by {engine} in {perf_counter() - began:.1f} s", quiet=quiet)
+    say(f"simulated {words.counted(len(chosen), 'variant')} by {engine} in {perf_counter() - began:.1f} s", quiet=quiet)
     if all(outcome.error for outcome in outcomes):
         ctx.exit(NONE_POSSIBLE)
 

@@ -51,6 +51,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     """What the forecast takes for granted: (what, how)."""
     job, layout, stack = scenario.job, scenario.job.layout, scenario.stack
     degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
+    each = words.counted(job.batch.microbatch_size, "sequence")
     shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
     return [
         (
@@ -58,7 +59,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
             f"one pipeline of {layout.pp} ranks; all {job.dp} data-parallel ones are taken to be alike",
         ),
         ("parallelism", f"{shown}; ZeRO stage {layout.zero}"),
-        ("schedule", f"{layout.schedule}, {job.microbatches} microbatches of {job.batch.microbatch_size} sequences"),
+        ("schedule", f"{layout.schedule}, {words.counted(job.microbatches, 'microbatch')} of {each}"),
         ("batch", f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens"),
         ("precision", job.precision.recipe.upper()),
         ("recomputation", layout.recompute),

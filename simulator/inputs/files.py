@@ -60,6 +60,8 @@ def find(kind: Kind, name_or_path: str, folder: Path | None = None) -> Source:
         return _by_path(kind, Path(folder or "", name_or_path))
     known = {name.lower(): name for name in list_names(kind)}
     name = known.get(name_or_path.lower())
+    if name is None and Path(folder or "", name_or_path).is_file():
+        raise InputError(f"{name_or_path}: the name of a file with a {kind} ends in {suffix}")
     if name is None:
         raise InputError(f"{kind} {name_or_path!r} is not known: {nearest(name_or_path, known.values())}")
     inside = f"{name}/config.json" if kind == "model" else f"{name}.toml"
