@@ -61,9 +61,11 @@ def _measured(name: str) -> Iterator[dict[str, str]]:
     yield from csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
 
 
-def _beside(what: str, row: dict[str, str], changes: list[str]) -> str:
-    """A row of a table: what was measured, and what the simulation says."""
-    ours = simulate(load_scenario("llama-3-8b", changes)).metrics["step_time_s"] * 1e3
+def _beside(what: str, row: dict[str, str], changes: list[str], *, optimizer: bool = True) -> str:
+    """A row of a table: what was measured, and what the simulation says, of the step or all before its optimizer."""
+    result = simulate(load_scenario("llama-3-8b", changes))
+    after = 0.0 if optimizer else result.breakdown_s["optimizer"]
+    ours = (result.metrics["step_time_s"] - after) * 1e3
     measured = float(row["step_ms"])
     return f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |"
 
@@ -80,6 +82,20 @@ def sharded() -> str:
         changes += [f"batch.microbatch_size={row['mbs']}", f"batch.global_batch_size={2 * int(row['mbs'])}"]
         what = f"{row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}, {row['mode']}"
         rows.append(_beside(what, row, changes))
+    return "\n".join(rows)
+
+
+def tensor() -> str:
+    """Our own measured forwards and backwards under tensor parallelism beside the simulation."""
+    rows = [f"| Llama-shaped layers on two H200, tensor parallelism 2 | {HEAD}"]
+    for row in _measured("h200_tp.csv"):
+        changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
+        changes += ["hardware=h200", f"hardware.node.gpus={row['tp']}", f"gpus={row['tp']}", f"layout.tp={row['tp']}"]
+        changes += ["stack=torch-compile", "layout.pp=1", "layout.zero=0", "layout.recompute=none"]
+        changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
+        changes += [f"batch.global_batch_size={row['mbs']}"]
+        what = f"{row['layers']} layers as of {row['model'].upper()}, {row['mbs']} x {row['seq']} tokens"
+        rows.append(_beside(what, row, changes, optimizer=False))
     return "\n".join(rows)
 
 
@@ -100,7 +116,7 @@ def steps() -> str:
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("block", [demo, published, steps, sharded], ids=lambda block: block.__name__)
+@pytest.mark.parametrize("block", [demo, published, steps, sharded, tensor], ids=lambda block: block.__name__)
 def test_recorded_output_is_todays(block: Callable[[], str]) -> None:
     text = README.read_text(encoding="utf-8")
     pattern = rf"(<!-- begin {block.__name__} -->\n).*?(<!-- end {block.__name__} -->)"
