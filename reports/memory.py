@@ -24,7 +24,7 @@ def report(title: str, memory: MemoryReport, measures: Sequence[Measure] = ()) -
     ]
     if measures:
         parts += section("What each measure saves on the worst rank [GB]", saved(measures))
-    return [*parts, *section("Assumed", Text(", ".join(memory.assumptions.lines())))]
+    return [*parts, *section("Assumed", Text("; ".join(memory.assumptions.lines()) + "."))]
 
 
 def gigabytes(value: float) -> str:

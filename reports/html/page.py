@@ -35,6 +35,7 @@ def _environment() -> Environment:
     made.filters["dollars"] = words.dollars
     made.filters["kernel_class"] = words.of_class
     made.filters["bound"] = words.of_bound
+    made.filters["warning"] = words.of_warning
     made.filters["si"] = si
     made.globals["PHASES"] = words.PHASES
     made.globals["COLOURS"] = palette.PHASES

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from simulator.scenario import Scenario
+from simulator.units import si
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,18 @@ class Assumptions:
     receive_buffers: int = 1
 
     def lines(self) -> list[str]:
-        """`name = value`, one a line."""
-        return [f"{f.name} = {getattr(self, f.name)}" for f in fields(self)]
+        """Each in words."""
+        matrices = "in FP8 only" if self.fp8_weights else "in BF16 beside FP8"
+        return [
+            f"context and libraries {si(self.context, 'B')}",
+            f"slack of the allocator {self.slack:.0%} of activations and temporaries",
+            f"master weights {self.master:g} B and each moment {self.moment:g} B a parameter",
+            f"matrices under FP8 kept {matrices}",
+            f"moving average of the weights on the {'GPU' if self.ema_on_gpu else 'CPU'}",
+            f"MTP modules {'share embedding and head where these stand' if self.share_mtp else 'hold their own ends'}",
+            f"DeepEP queues of {self.nvl_tokens} tokens over NVLink and {self.rdma_tokens} over RDMA",
+            f"pipeline messages posted ahead per direction and stage {self.receive_buffers}",
+        ]
 
 
 def assumptions_for(scenario: Scenario) -> Assumptions:

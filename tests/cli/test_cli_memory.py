@@ -19,7 +19,7 @@ def test_the_report_says_whether_it_fits():
     assert done.return_value == 0
     assert "fits" in done.stdout
     assert "recompute RMSNorm" in done.stdout
-    assert "slack = 0.03" in done.stdout
+    assert "slack of the allocator 3% of activations" in " ".join(done.stdout.split())
 
 
 def test_json_is_one_object_and_repeats():
