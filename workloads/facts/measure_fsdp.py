@@ -11,11 +11,8 @@ says of the first GPU meanwhile.
 
 from __future__ import annotations
 
-import csv
 import functools
-import os
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from measuring import record, rounds  # type: ignore[import-not-found]  # a script beside it
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -169,17 +167,12 @@ def measure(layers: int, mbs: int, recompute: str, backend: str, mode: str) -> d
 
     for _ in range(4):
         step()
-    torch.cuda.synchronize()
-    a = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    counts = torch.tensor([max(4, int(SECONDS / (time.perf_counter() - a)))], device="cuda")
-    dist.broadcast(counts, 0)
+    many = rounds(step, SECONDS)
     times, told = [], ("", "")
-    for at in range(int(counts)):
+    for at in range(many):
         a = time.perf_counter()
         step()
-        if at == int(counts) - 2 and dist.get_rank() == 0:
+        if at == many - 2 and dist.get_rank() == 0:
             told = driver()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - a)
@@ -196,36 +189,16 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def main() -> None:
-    """All configurations."""
-    dist.init_process_group("nccl")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    plan = [
-        (32, 2, "op", "flash2", "compile"),
-        (32, 2, "op", "default", "compile"),
-        (32, 2, "full", "default", "compile"),
-        (32, 1, "op", "flash2", "compile"),
-        (16, 1, "none", "cudnn", "compile"),
-        (32, 2, "op", "flash2", "eager"),
-        (32, 2, "full", "default", "eager"),
-        (16, 1, "none", "cudnn", "eager"),
-    ]
-    rows = []
-    for one in plan:
-        try:
-            rows.append(measure(*one))
-        except Exception as error:
-            print("failed", one, str(error)[:600], flush=True)
-            continue
-        if dist.get_rank() == 0:
-            print(rows[-1], flush=True)
-            with open(sys.argv[1], "w", newline="", encoding="utf-8") as file:
-                file.write(f"# torch {torch.__version__}, measure_fsdp.py\n")
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    dist.destroy_process_group()
-
+PLAN = (
+    (32, 2, "op", "flash2", "compile"),
+    (32, 2, "op", "default", "compile"),
+    (32, 2, "full", "default", "compile"),
+    (32, 1, "op", "flash2", "compile"),
+    (16, 1, "none", "cudnn", "compile"),
+    (32, 2, "op", "flash2", "eager"),
+    (32, 2, "full", "default", "eager"),
+    (16, 1, "none", "cudnn", "eager"),
+)
 
 if __name__ == "__main__":
-    main()
+    record(PLAN, measure)

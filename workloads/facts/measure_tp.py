@@ -11,19 +11,16 @@ the other rank included, `gpu_ms` that of all kernels of the compute stream.
 
 from __future__ import annotations
 
-import csv
-import os
-import sys
 import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from measuring import record, rounds  # type: ignore[import-not-found]  # a script beside it
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-VOCAB = 1024
 MODELS = {
     "8b": {"hidden": 4096, "inner": 14336, "heads": 32, "kv": 8, "layers": 16},
     "70b": {"hidden": 8192, "inner": 28672, "heads": 64, "kv": 8, "layers": 8},
@@ -139,57 +136,25 @@ def measure(name: str, seq: int, mbs: int) -> dict[str, Any]:
 
     for _ in range(4):
         step()
+    many = rounds(step, SECONDS)
     torch.cuda.synchronize()
     a = time.perf_counter()
-    step()
-    torch.cuda.synchronize()
-    counts = torch.tensor([max(4, int(SECONDS / (time.perf_counter() - a)))], device="cuda")
-    dist.broadcast(counts, 0)
-    torch.cuda.synchronize()
-    a = time.perf_counter()
-    for _ in range(int(counts)):
+    for _ in range(many):
         step()
     torch.cuda.synchronize()
-    mean = (time.perf_counter() - a) / int(counts)
+    mean = (time.perf_counter() - a) / many
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         step()
         torch.cuda.synchronize()
     kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     nccl = sum(e.device_time_total for e in kernels if "ncclDevKernel" in e.name) / 1e3
     other = sum(e.device_time_total for e in kernels if "nccl" not in e.name.lower()) / 1e3
-    if dist.get_rank() == 0:
-        print(
-            [
-                (e.key[:60], e.count, round(e.self_device_time_total / 1e3, 2))
-                for e in sorted(seen.key_averages(), key=lambda e: -e.self_device_time_total)[:16]
-            ],
-            flush=True,
-        )
     out: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "tp": ranks, "model": name, "layers": c["layers"]}
     out |= {"seq": seq, "mbs": mbs, "step_ms": round(mean * 1e3, 2), "nccl_ms": round(nccl, 2)}
     return out | {"gpu_ms": round(nccl + other, 2)}
 
 
-def main() -> None:
-    """All configurations."""
-    dist.init_process_group("nccl")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    rows = []
-    for one in [("8b", 4096, 1), ("8b", 8192, 1), ("8b", 8192, 2), ("70b", 4096, 1), ("70b", 8192, 1)]:
-        try:
-            rows.append(measure(*one))
-        except Exception as error:
-            print("failed", one, str(error)[:600], flush=True)
-            continue
-        if dist.get_rank() == 0:
-            print(rows[-1], flush=True)
-            with open(sys.argv[1], "w", newline="", encoding="utf-8") as file:
-                file.write(f"# torch {torch.__version__}, measure_tp.py\n")
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    dist.destroy_process_group()
-
+PLAN = (("8b", 4096, 1), ("8b", 8192, 1), ("8b", 8192, 2), ("70b", 4096, 1), ("70b", 8192, 1))
 
 if __name__ == "__main__":
-    main()
+    record(PLAN, measure)
