@@ -1,6 +1,6 @@
 """Measure training steps of Llama 3 8B under FSDP2 on the GPUs of one node: figures of our own to compare with.
 
-    python -m torch.distributed.run --nproc-per-node 2 workloads/facts/measure_fsdp.py OUT.csv
+    python -m torch.distributed.run --nproc-per-node N workloads/facts/measure_fsdp.py OUT.csv
 
 Nothing is calibrated with these. What TorchTitan does, in small (arXiv 2410.06511): one `fully_shard` per layer, FP32
 parameters gathered in BF16, gradients reduced in FP32, fused AdamW, SDPA; without recomputation, with all of a layer

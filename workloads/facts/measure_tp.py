@@ -1,6 +1,6 @@
 """Measure forward and backward of Llama-shaped layers under tensor parallelism: figures of our own to compare with.
 
-    python -m torch.distributed.run --nproc-per-node 2 workloads/facts/measure_tp.py OUT.csv
+    python -m torch.distributed.run --nproc-per-node N workloads/facts/measure_tp.py OUT.csv
 
 Nothing is calibrated with these. Tensor parallelism with sequence parallelism as in Megatron (arXiv 2205.05198): the
 sequence is gathered before each column-parallel product and reduce-scattered after each row-parallel one, on the
