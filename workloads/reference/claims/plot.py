@@ -50,7 +50,12 @@ def draw(path: Path, panels: list[Callable[["Axes"], None]]) -> str:
         ax.spines[["top", "right"]].set_visible(False)
     _legends(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    part = path.with_name(f".{path.name}.part")  # renamed once it is whole
+    try:
+        figure.savefig(part, format=path.suffix[1:], dpi=110, metadata={"Software": None})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path.name
 
 
