@@ -31,7 +31,7 @@ from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOU
 from simulator.errors import InputError
 from simulator.ops import Streaming
 from simulator.result import Result
-from simulator.schedule import Action, Pair, Step, stages_on
+from simulator.schedule import Action, Step, halves, stages_on
 
 THREADS = {
     COMPUTE: (0, "compute"),
@@ -297,7 +297,7 @@ class _Trace:
 
 def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
     """The actions that forward and backward ops of a step belong to."""
-    return (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+    return (None, None) if step is None else halves(step)
 
 
 def _about(action: Action | None) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def _beside(what: str, row: dict[str, str], changes: list[str], *, optimizer: bo
     return f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |"
 
 
+@cache
 def sharded() -> str:
     """Our own measured steps under FSDP2 beside the simulation."""
     rows = [f"| Llama 3 8B, FSDP2 on H200, sequences of 8192 | {HEAD}"]
@@ -90,6 +92,7 @@ def sharded() -> str:
     return "\n".join(rows)
 
 
+@cache
 def tensor() -> str:
     """Our own measured forwards and backwards under tensor parallelism beside the simulation."""
     rows = [f"| Llama-shaped layers on H200, tensor parallelism | {HEAD}"]
@@ -106,6 +109,7 @@ def tensor() -> str:
     return "\n".join(rows)
 
 
+@cache
 def steps() -> str:
     """Our own measured steps on one GPU beside the simulation."""
     rows = [f"| Llama-shaped model on one H200 | {HEAD}"]

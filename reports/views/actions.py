@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simulator.engine.tasks import ActionOf, Timeline
 from simulator.metrics import action_spans
-from simulator.schedule import Pair
+from simulator.schedule import actions_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def action_list(timeline: Timeline) -> list[ActionSpan]:
 
 def _span(action: ActionOf, start: float, end: float) -> ActionSpan:
     step = action.step
-    parts = () if step is None else (step.forward, step.backward) if isinstance(step, Pair) else (step,)
+    parts = () if step is None else actions_of(step)
     return ActionSpan(
         rank=action.rank,
         text="optimizer" if step is None else str(step),

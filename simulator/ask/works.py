@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from simulator.ask.question import BadColumn, Question
+from simulator.cost.classes import class_of
 from simulator.dtypes import WIDTH, fp8_bytes
 from simulator.hardware import Cluster
 from simulator.ops import (
@@ -103,14 +104,8 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
     family = "gemm.fp8" if precision == "fp8_block" else f"gemm.{precision}"
     sms = _granted(question, cluster)
     impl = question.impl or ("library" if sms == cluster.gpu.sms else "training")
-    cls = _of_impl(family + _SUFFIX[form], impl, cluster.kernels.gemm)
+    cls = class_of(family + _SUFFIX[form], impl, cluster.kernels.gemm)
     return Asked(op=_op(question, cls, work), sms=sms, note=_whose(cls, cluster.kernels.gemm))
-
-
-def _of_impl(cls: str, impl: str, known: Mapping[str, object]) -> str:
-    """The class of somebody's kernel, where the profile tells them apart."""
-    named = f"{cls}@{impl}"
-    return named if named in known else cls
 
 
 def _whose(cls: str, known: Mapping[str, object]) -> str:
@@ -164,13 +159,13 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
         precision="fp8" if fp8 else "bf16",
     )
     cls = ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "")
-    cls = _of_impl(cls, question.impl or "", cluster.kernels.attention)
+    cls = class_of(cls, question.impl or "", cluster.kernels.attention)
     return Asked(op=_op(question, cls, work), sms=_granted(question, cluster))
 
 
 def _stream(question: Question, cluster: Cluster) -> Asked:
     half = _bytes(question) / 2
-    cls = _of_impl(question.cls or "elem", question.impl or "", cluster.kernels.stream)
+    cls = class_of(question.cls or "elem", question.impl or "", cluster.kernels.stream)
     op = _op(replace(question, cls=cls), cls, Streaming(read=half, written=half))
     return Asked(op=op, sms=_granted(question, cluster))
 

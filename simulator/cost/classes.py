@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Protocol, TypeVar
 
 from simulator.errors import UncalibratedError
@@ -79,10 +79,10 @@ def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool,
     )
 
 
-def library_class(table: Mapping[str, Sourced], cls: str) -> str:
-    """The class of the stand-alone library kernel for `cls`, where a profile tells it from the training kernel.
+def class_of(cls: str, impl: str, table: Container[str]) -> str:
+    """The class of somebody's kernel, where a profile tells it from others.
 
     On an H800 `gemm.fp8` is what DeepSeek's training ran (CUTLASS, 112 SMs) and `gemm.fp8@library` DeepGEMM on all SMs.
     """
-    name = f"{cls}@library"
-    return name if name in table else cls
+    named = f"{cls}@{impl}"
+    return named if named in table else cls

@@ -17,7 +17,7 @@ from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.routing import imbalance
 from simulator.scenario import Scenario
-from simulator.schedule import Action, Pair, Schedule, Step, rank_of
+from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of
 from simulator.schedule.order import progress, step_needs
 
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
@@ -165,7 +165,7 @@ class _Lowering:
             if self.place[stage, microbatch] != rank:  # what the rank made itself need not be sent first
                 entry.update(self.arrived.get(need, ()))
         entry_preds = tuple(sorted(entry))
-        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        ahead, back = halves(step)
         needed = self._first_parameters(rank, ahead, program)
         needed |= self.sharding.gather(tasks, rank, step, program, entry_preds)
         base = append(tasks, rank, program, entry_preds, needed)

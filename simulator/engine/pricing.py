@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.runs import Priced
@@ -40,14 +41,8 @@ def paced(cost: Cost, factor: float) -> Cost:
     )
 
 
-KERNELS = {"fa3": "", "fa2": "@fa2", "cudnn": "@library"}
-"""Ends of the classes of the attention kernels that a stack may run."""
-
-
-def attention_class(op: Op, scenario: Scenario) -> str:
-    """The class of the stack's attention kernels, where the hardware profile tells them apart."""
-    cls = op.cls + KERNELS[scenario.stack.attention]
-    return cls if cls in scenario.cluster.kernels.attention else op.cls
+ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
+"""How kernel classes call the attention kernels that a stack may run."""
 
 
 def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = (1.0, 1.0)) -> Callable[[Op], Priced]:
@@ -61,12 +56,12 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = 
     cluster, stack = scenario.cluster, scenario.stack
     beside = neighbour_of(scenario, exchange)
     sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
-    gap = stack.kernel_gap
+    gap, whose, kernels = stack.kernel_gap, ATTENTION[stack.attention], cluster.kernels.attention
     memo: dict[tuple[object, str, str], Priced] = {}
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            replace(op, cls=attention_class(op, scenario)) if isinstance(op.work, Attention) else op,
+            replace(op, cls=class_of(op.cls, whose, kernels)) if isinstance(op.work, Attention) else op,
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,

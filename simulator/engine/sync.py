@@ -14,7 +14,7 @@ from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
 from simulator.scenario import Scenario
-from simulator.schedule import Pair, Schedule, Step, stages_on
+from simulator.schedule import Schedule, Step, halves, stages_on
 
 MASTER = 4.0
 """Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
@@ -125,7 +125,7 @@ class Sharding:
 
     def gather(self, tasks: Tasks, rank: int, step: Step, program: Program, entry: tuple[int, ...]) -> dict[int, int]:
         """ZeRO-3: gathers of the blocks of a step in the order they are needed; step of the program -> its gather."""
-        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        ahead, back = halves(step)
         needed: list[tuple[int, Run]] = []
         if self.zero >= 3 and ahead.kind == "F":
             needed += self._at(program.begins, self.gathers[self.stages[ahead.stage]])
@@ -139,7 +139,7 @@ class Sharding:
 
     def reduce(self, tasks: Tasks, rank: int, step: Step, program: Program, base: int) -> tuple[int, ...]:
         """Reduce-scatter of each block's gradients once they are there; the program's tasks begin at `base`."""
-        back = step.backward if isinstance(step, Pair) else step
+        _, back = halves(step)
         if self.zero < 2 or back.kind not in ("B", "W"):
             return ()
         blocks = reversed(list(zip(program.graded, self.reduces[self.stages[back.stage]], strict=True)))

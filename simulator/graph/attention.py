@@ -111,7 +111,7 @@ def forward(s: Shapes, sms: int) -> Tape:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    tape = Tape("attn.F", "F", s.stack)
+    tape = Tape("attn.F", "F", s)
     kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
     norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
     gather(tape, "attn.x", s, h)
@@ -163,7 +163,7 @@ def weights(s: Shapes) -> Segment:
     """`attn.W`."""
     q, kv = widths(s)
     h = s.model.hidden_size
-    tape = Tape("attn.W", "W", s.stack)
+    tape = Tape("attn.W", "W", s)
     linear.weight_gradient(tape, "attn.o", s.tokens, h, q, recipe=s.recipe)
     linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe)
     return tape.done()

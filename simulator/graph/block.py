@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from simulator.graph.shapes import Shapes
 from simulator.ops import Op, Part, Stream, Work
 from simulator.stack import Stack
 
@@ -56,12 +57,17 @@ class Block:
 class Tape:
     """Collects the ops of one segment in launch order; the only mutable thing here, gone once `done()` is called."""
 
-    def __init__(self, name: str, part: Part, stack: Stack, stream: Stream = "compute") -> None:
+    def __init__(self, name: str, part: Part, shapes: Shapes, stream: Stream = "compute") -> None:
         self.name = name
-        self.stack = stack
+        self.shapes = shapes
         self.part: Part = part
         self.stream: Stream = stream
         self._ops: list[Op] = []
+
+    @property
+    def stack(self) -> Stack:
+        """The software that launches the ops."""
+        return self.shapes.stack
 
     @property
     def fused_quant(self) -> bool:

@@ -20,7 +20,7 @@ TOKEN_ID = 8.0
 def embedding(s: Shapes) -> Block:
     """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back = Tape("embed.F", "F", s.stack), Tape("embed.W", "W", s.stack)
+    ahead, back = Tape("embed.F", "F", s), Tape("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     scatter(ahead, "embed", s, h)
     back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
@@ -30,7 +30,7 @@ def embedding(s: Shapes) -> Block:
 def _head_forward(s: Shapes, sms: int) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy on FP32 values of BF16 logits."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    tape = Tape("head.F", "F", s.stack)
+    tape = Tape("head.F", "F", s)
     sharded = sharded_tokens(s)
     norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
     gather(tape, "head.x", s, h)
@@ -42,7 +42,7 @@ def _head_forward(s: Shapes, sms: int) -> Segment:
 def head(s: Shapes, sms: int) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    back, late = Tape("head.B", "I", s.stack), Tape("head.W", "W", s.stack)
+    back, late = Tape("head.B", "I", s), Tape("head.W", "W", s)
     back.add("loss.bwd", "loss", cast(t * vocab, BF16, BF16))
     linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
     scatter(back, "head.dx", s, h)
@@ -57,7 +57,7 @@ def mtp_projection(s: Shapes, sms: int) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back, late = Tape("mtp.F", "F", s.stack), Tape("mtp.B", "I", s.stack), Tape("mtp.W", "W", s.stack)
+    ahead, back, late = Tape("mtp.F", "F", s), Tape("mtp.B", "I", s), Tape("mtp.W", "W", s)
     keep = t * h * BF16 + norm_output(s, t, h)
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)

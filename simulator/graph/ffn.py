@@ -178,7 +178,7 @@ def up_backward(tape: Tape, f: Ffn) -> None:
 def dense_forward(s: Shapes) -> Segment:
     """`mlp.F` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.F", "F", s.stack)
+    tape = Tape("mlp.F", "F", s)
     gather(tape, "dense.x", s, f.hidden)
     up(tape, f, s, cast_input=True)
     down(tape, f, s)
@@ -191,7 +191,7 @@ def dense_forward(s: Shapes) -> Segment:
 def dense_backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.B", "I", s.stack)
+    tape = Tape("mlp.B", "I", s)
     drop_backward(tape, "dense", s, f.hidden)
     gather(tape, "dense.g", s, f.hidden)
     down_backward(tape, f, s, sms, gradient_fp8=False)
@@ -205,7 +205,7 @@ def dense_backward(s: Shapes, sms: int) -> Segment:
 def dense_weights(s: Shapes) -> Segment:
     """`mlp.W` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.W", "W", s.stack)
+    tape = Tape("mlp.W", "W", s)
     linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe)
     linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe)
     return tape.done()

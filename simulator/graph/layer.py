@@ -26,7 +26,7 @@ def dense_layer(s: Shapes, sms: int) -> Block:
     back = (
         ffn.dense_backward(s, sms),
         ffn.dense_weights(s),
-        _attention_backward(Tape("attn.B", "I", s.stack), s, sms),
+        _attention_backward(Tape("attn.B", "I", s), s, sms),
         _attention_weights(s),
     )
     return recomputed(Block(kind="dense", forward=ahead, backward=back), s)
@@ -37,7 +37,7 @@ def moe_layer(s: Shapes, sms: int) -> Block:
     first = _attention(s, sms)
     moe.router_forward(first, s)
     ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s), *moe.local_sum(s))
-    gate = Tape("attn.B", "I", s.stack)
+    gate = Tape("attn.B", "I", s)
     moe.router_backward(gate, s)
     back = (
         *moe.local_copies_backward(s),

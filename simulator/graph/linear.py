@@ -117,10 +117,11 @@ def cast_for_wgrad(tape: Tape, name: str, rows: int, width: int, *, which: str, 
 def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, recipe: Recipe) -> None:
     """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2).
 
-    Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own.
+    Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own, or, where it copies
+    gradients into the buffer that is reduced, adds what was reduced shard by shard.
     """
     fused = tape.fused_accumulation
     gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=FP32 if fused else BF16)
     tape.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
-    if not fused:
+    if not fused and not tape.shapes.copies_shards:
         tape.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + FP32), written=n * k * FP32))

@@ -155,7 +155,7 @@ def forward(s: Shapes, sms: int) -> Tape:
     """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
-    tape = Tape("attn.F", "F", s.stack)
+    tape = Tape("attn.F", "F", s)
     kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
     norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=kept_norm)
     if d.q_lora:
@@ -264,7 +264,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
 def weights(s: Shapes) -> Segment:
     """`attn.W`: the weight gradients."""
     d = dims_of(s)
-    tape = Tape("attn.W", "W", s.stack)
+    tape = Tape("attn.W", "W", s)
     linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe)
     linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:

@@ -96,7 +96,7 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     """`out.F`: after a plain all-to-all the copies of each token are summed at home."""
     if s.stack.dispatcher != "nccl":
         return ()
-    tape = Tape("out.F", "F", s.stack)
+    tape = Tape("out.F", "F", s)
     last = "moe.combine.fwd.a2a"
     tape.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=(last,))
     return (tape.done(),)
@@ -106,14 +106,14 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, before the experts' backward."""
     if s.stack.dispatcher != "nccl":
         return ()
-    tape = Tape("out.B", "I", s.stack)
+    tape = Tape("out.B", "I", s)
     tape.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s))
     return (tape.done(),)
 
 
 def dispatch(s: Shapes) -> Segment:
     """`dispatch.F`: layout, notify, exchange."""
-    tape = Tape("dispatch.F", "F", s.stack, "comm")
+    tape = Tape("dispatch.F", "F", s, "comm")
     last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
     if s.stack.dispatcher == "nccl":
         last = "moe.permute_local.fwd"
@@ -125,7 +125,7 @@ def dispatch(s: Shapes) -> Segment:
 
 def _exchange(s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str) -> Segment:
     """Notify and exchange after the op `after`."""
-    tape = Tape(segment, "F" if segment.endswith("F") else "I", s.stack, "comm")
+    tape = Tape(segment, "F" if segment.endswith("F") else "I", s, "comm")
     tape.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
     work = all_to_all(s, direction, cached=segment.endswith("B"))
@@ -147,7 +147,7 @@ def forward_end(s: Shapes) -> str:
 
 def combine_backward(s: Shapes) -> Segment:
     """`combine.B`: the gradient of the combine is a dispatch with the cached layout."""
-    tape = Tape("combine.B", "I", s.stack, "comm")
+    tape = Tape("combine.B", "I", s, "comm")
     t, h = sharded_tokens(s), s.model.hidden_size
     if s.fp8:
         tape.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
@@ -200,7 +200,7 @@ def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.F", "F", s.stack)
+    tape = Tape("mlp.F", "F", s)
     if shared:
         gather(tape, "shared.x", s, h)
         ffn.up(tape, shared, s, cast_input=False)
@@ -276,7 +276,7 @@ def backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B`."""
     h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.B", "I", s.stack)
+    tape = Tape("mlp.B", "I", s)
     if shared:
         gather(tape, "shared.g", s, h)
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
@@ -331,7 +331,7 @@ def weights(s: Shapes) -> Segment:
     """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
     h, inner = s.model.hidden_size, expert_inner(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.W", "W", s.stack)
+    tape = Tape("mlp.W", "W", s)
     if shared:
         linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe)
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)

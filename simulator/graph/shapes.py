@@ -64,6 +64,11 @@ class Shapes:
         return self.job.layout.recompute == "selective" and self.stack.selective == "products"
 
     @property
+    def copies_shards(self) -> bool:
+        """Sharded parameters and their gradients are copied around their collectives (see `simulator.graph.shard`)."""
+        return self.stack.shard_copies and self.job.layout.zero >= 3
+
+    @property
     def recompute_all(self) -> bool:
         """Only the input of a layer is kept."""
         return self.job.layout.recompute == "full"

@@ -19,23 +19,16 @@ from simulator.ops import Op, Part, Streaming
 
 
 def with_copies(block: Block, s: Shapes) -> Block:
-    """The block with its copies, where the software makes them and the parameters are sharded.
-
-    The copy of the gradients takes the place of their addition: what was reduced is added shard by shard.
-    """
-    if not s.stack.shard_copies or s.job.layout.zero < 3:
+    """The block with its copies, where the software makes them and the parameters are sharded."""
+    if not s.copies_shards:
         return block
     values = held_by_block(block.kind, s.model, s.job).total
     if not values:
         return block
     out, back = cast(values, BF16, BF16), cast(values, BF16, FP32)
     forward = _first(block.forward, "shard.copy_out.fwd", out, "F")
-    backward = _first(tuple(map(_without_sums, block.backward)), "shard.copy_out.bwd", out, "I")
+    backward = _first(block.backward, "shard.copy_out.bwd", out, "I")
     return replace(block, forward=forward, backward=_last(backward, "shard.copy_in", back))
-
-
-def _without_sums(segment: Segment) -> Segment:
-    return replace(segment, ops=tuple(op for op in segment.ops if not op.name.endswith(".wgrad_add")))
 
 
 def _op(segment: Segment, name: str, work: Streaming, part: Part) -> Op:

@@ -61,6 +61,11 @@ def actions_of(step: Step) -> tuple[Action, ...]:
     return (step.forward, step.backward) if isinstance(step, Pair) else (step,)
 
 
+def halves(step: Step) -> tuple[Action, Action]:
+    """Where the forward and the backward of a step are: both parts of a pair, or twice a lone step."""
+    return (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+
+
 def iter_actions(schedule: Schedule) -> Iterator[tuple[int, int, Action]]:
     """Every action with its rank and its place in that rank's row."""
     for rank, row in enumerate(schedule.rows):

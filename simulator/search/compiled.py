@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.schedule import Action, Pair, Schedule, Step, build, stages_on
+from simulator.schedule import Pair, Schedule, Step, actions_of, build, halves, stages_on
 from simulator.schedule.action import iter_actions
 
 Kind = tuple[str, int, int]
@@ -88,7 +88,7 @@ class _Compiler:
         gate = NONE
         takes: list[int] = []
         outs: list[Out] = []
-        for action in (step.forward, step.backward) if isinstance(step, Pair) else (step,):
+        for action in actions_of(step):
             name, stage, microbatch = action
             if name == "W":
                 continue
@@ -162,10 +162,10 @@ def _dense(moves: Iterable[Move]) -> tuple[list[Move], int]:
         return numbers.setdefault(queue, len(numbers))
 
     out = [
-        (rank, kind, gate, tuple(map(number, takes)), tuple((number(q), *rest) for q, *rest in outs), note)
+        (rank, kind, gate, tuple(map(number, takes)), tuple((number(q), lane, link) for q, lane, link in outs), note)
         for rank, kind, gate, takes, outs, note in moves
     ]
-    return out, len(numbers)  # type: ignore[return-value]  # the rest of an output is a lane and a link
+    return out, len(numbers)
 
 
 def compiled_of(schedule: Schedule) -> Compiled:
@@ -200,17 +200,12 @@ def compiled_of(schedule: Schedule) -> Compiled:
 
 def _last(order: Sequence[Move], examples: Sequence[Step]) -> dict[tuple[int, int], tuple[int, int]]:
     """Place in the order, and kind, of the last backward of each (rank, stage)."""
-    graded = [back.stage if back.kind in ("B", "W") else None for back in map(_backward, examples)]
+    graded = [back.stage if back.kind in ("B", "W") else None for _, back in map(halves, examples)]
     return {
         (rank, stage): (at, kind)
         for at, (rank, kind, _, _, _, _) in enumerate(order)
         if (stage := graded[kind]) is not None
     }
-
-
-def _backward(step: Step) -> Action:
-    """The backward of a pair, or the step itself."""
-    return step.backward if isinstance(step, Pair) else step
 
 
 @lru_cache(maxsize=48)

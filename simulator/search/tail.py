@@ -13,7 +13,7 @@ from simulator.engine.runs import ALONE
 from simulator.engine.sync import Sync, update_ops
 from simulator.graph.state import Held
 from simulator.ops import CollectiveKind
-from simulator.schedule import Pair, Step
+from simulator.schedule import Step, halves
 from simulator.search.compiled import Times, Traffic
 from simulator.search.kit import Cost, Kit
 
@@ -147,7 +147,7 @@ class Tail:
 
     def traffic(self, step: Step, cost: Cost, sharing: float = 0.0) -> Traffic:
         """The collectives of one action under ZeRO-2 and -3, which lasts longer by `sharing` [s]."""
-        ahead, back = (step.forward, step.backward) if isinstance(step, Pair) else (step, step)
+        ahead, back = halves(step)
         gathers: list[tuple[float, float]] = []
         reduces: list[tuple[float, float]] = []
         if self.zero >= 3 and ahead.kind == "F":
