@@ -245,6 +245,7 @@ def remarks(result: Result) -> Table:
     scenario = result.scenario
     said = [
         f"One pipeline of {scenario.job.layout.pp} ranks is simulated; all {scenario.job.dp} are taken to be alike.",
+        f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]

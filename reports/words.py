@@ -198,6 +198,20 @@ def counted(number: int, one: str) -> str:
     return f"{number} {one}{ending}"
 
 
+def of_recompute(recompute: str, selective: str) -> str:
+    """What backward computes again, where `selective` is what the software means by that word."""
+    if recompute == "selective":
+        return {
+            "core": "the attention core",
+            "products": "all of a layer but the attention core and every second matrix product",
+        }[selective]
+    return {
+        "none": "nothing",
+        "full": "whole layers",
+        "deepseek": "RMSNorm, up-projections of latent attention, SwiGLU",
+    }[recompute]
+
+
 def of_routing(routing: Routing) -> str:
     """How evenly tokens are taken to reach the experts."""
     if routing.kind == "uniform":

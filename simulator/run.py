@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan, stage_names
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
+from simulator.hardware import Cluster
+from simulator.inputs import measured_gpu
 from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.power import demand, pace_at, slowdown
 from simulator.result import Result
@@ -22,6 +25,9 @@ from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
 
 Engine = Literal["events", "longest-path"]
+
+CARRIED = ("sms", "peak", "hbm_bandwidth", "l2_bytes", "tdp")
+"""What a GPU may not share with the one its kernels were measured on."""
 
 
 def schedule_of(scenario: Scenario) -> Schedule:
@@ -105,7 +111,7 @@ def simulate(
         classes=classes,
         stages=stage_names(built.stages),
         memory=memory,
-        warnings=warnings_of(scenario, classes, memory),
+        warnings=warnings_of(built, classes, memory),
         provenance=provenance(scenario, engine),
         timeline=timeline,
         plan=built,
@@ -113,15 +119,34 @@ def simulate(
     )
 
 
-def warnings_of(scenario: Scenario, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
+def warnings_of(plan: Plan, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
     """What a reader must know before believing the numbers."""
+    scenario = plan.scenario
     out = [] if memory.fits else [f"does not fit: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    return out
+    return [*out, *_carried(scenario.cluster), *_held_back(plan)]
+
+
+def _carried(cluster: Cluster) -> Iterator[str]:
+    """Kernels that were measured on another GPU than the one they run on here."""
+    home = measured_gpu(cluster.kernels.name)
+    if home is None:
+        return
+    here, there = asdict(cluster.gpu), asdict(home)
+    other = [name for name in CARRIED if here[name] != there[name]]
+    if other:
+        yield f"kernels were measured on {home.name}; what differs here, and is scaled by: {', '.join(other)}"
+
+
+def _held_back(plan: Plan) -> Iterator[str]:
+    """Tensor kernels slowed by the power limit."""
+    gpu, (_, factor) = plan.scenario.cluster.gpu, plan.pace
+    if factor > 1.0:
+        yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock"
 
 
 def provenance(scenario: Scenario, engine: Engine) -> dict[str, Any]:

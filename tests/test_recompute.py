@@ -107,3 +107,16 @@ def test_fsdp_copies_what_it_gathers_and_reduces() -> None:
     expected = {"shard.copy_out.fwd": twice, "shard.copy_out.bwd": twice, "shard.copy_in": reduced}
     assert copies("torch", 3) == expected
     assert copies("torch", 1) == copies("megatron-core", 3) == {}
+
+
+def test_a_result_says_where_its_kernels_come_from_and_what_power_costs() -> None:
+    def told(*changes: str) -> str:
+        return "\n".join(simulate(load_scenario("llama-3-8b", [*SMALL, *changes]), engine="longest-path").warnings)
+
+    carried = told("hardware=h100-hbm2e")
+    assert "kernels were measured on H100 SXM 80GB; what differs here, and is scaled by: hbm_bandwidth, tdp" in carried
+    assert "at 493 W tensor kernels last 1." in carried
+    assert "were measured on" not in told("hardware=h100")
+    unlimited = told("hardware=h100", "hardware.gpu.tdp=2000")
+    assert "scaled by: tdp" in unlimited
+    assert "tensor kernels last" not in unlimited

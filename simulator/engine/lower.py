@@ -25,7 +25,10 @@ PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that is built once: blocks, their prices, and which blocks stand on which stage."""
+    """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
+
+    `pace` are the factors on the times of GEMMs and of attention at the clock of the step.
+    """
 
     scenario: Scenario
     shapes: Shapes
@@ -34,6 +37,7 @@ class Plan:
     slowest: float
     stages: tuple[tuple[str, ...], ...]
     block_seconds: dict[str, float]
+    pace: tuple[float, float] = (1.0, 1.0)
 
     def blocks_of(self, stage: int) -> list[Block]:
         """The blocks of a stage in order."""
@@ -56,6 +60,7 @@ def plan(scenario: Scenario, stages: int, *, pace: tuple[float, float] = (1.0, 1
         slowest=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
         stages=split(scenario.model, stages, layout.stages, seconds),
         block_seconds=seconds,
+        pace=pace,
     )
 
 

@@ -10,6 +10,7 @@ from simulator.inputs.loaders import (
     load_model,
     load_scenario,
     load_stack,
+    measured_gpu,
     override_job,
     settable_paths,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "load_model",
     "load_scenario",
     "load_stack",
+    "measured_gpu",
     "override_job",
     "settable_paths",
 ]

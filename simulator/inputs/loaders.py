@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from simulator.fabric import Fabric
 from simulator.hardware import Cluster, Gpu, Node
-from simulator.inputs.files import Kind, Source, Table, find, named_in, read, read_extended
+from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import model_from_config, settable
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
@@ -59,6 +60,12 @@ def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:
             raise unknown(change, paths(cluster, "hardware"))
         cluster = _changed_cluster(cluster, change)
     return cluster
+
+
+@lru_cache(maxsize=8)
+def measured_gpu(kernels: str) -> Gpu | None:
+    """The GPU that shipped kernel parameters were measured on; None for parameters of the user's own."""
+    return load_hardware(kernels).gpu if kernels in list_names("hardware") else None
 
 
 def load_stack(name_or_path: str) -> Stack:
