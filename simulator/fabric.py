@@ -55,16 +55,20 @@ class EpParams:
     `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included.
     `forward_rate` [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent
     p of the norm that joins the links' time with the SM stages' (1: one after the other, large: perfectly
-    side by side). `startup` [s]. `beside_compute` (>= 1): SM stages last that much longer while compute fills
-    the other SMs. `uncached` (>= 1): SM stages of a dispatch that also exchanges its layout, against one that
-    reuses it."""
+    side by side). `startup` [s]. `beside_dispatch`, `beside_combine` (>= 1): SM stages last that much longer while
+    compute fills the other SMs; the two are different kernels, one copies and one sums. Metadata is per-token work of
+    every stage: `uncached` (>= 1) are the SM stages of a dispatch that also carries its layout, gate indices and
+    weights, against one that reuses them; `weighted` (>= 1) those of a combine that also sums the gate weights'
+    gradients."""
 
     send_rate: float
     forward_rate: float
     overlap: float
     startup: float
-    beside_compute: float
+    beside_dispatch: float
+    beside_combine: float
     uncached: float
+    weighted: float
     source: str
     assumed: bool = False
 

@@ -38,7 +38,7 @@ def _coprocessor(s: Scenario) -> Scenario:
 
 def _unified(s: Scenario) -> Scenario:
     def free(kernels: EpParams) -> EpParams:
-        return replace(kernels, send_rate=UNLIMITED, forward_rate=UNLIMITED, beside_compute=1.0, uncached=1.0)
+        return replace(kernels, send_rate=UNLIMITED, forward_rate=UNLIMITED)
 
     fabric = s.cluster.fabric
     ep = {name: free(kernels) for name, kernels in fabric.ep.items()}

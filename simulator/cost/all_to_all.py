@@ -149,9 +149,13 @@ def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, besid
     former."""
     if sms == 0:
         return ()
-    slow = params.beside_compute if beside_compute else 1.0
-    if work.direction == "dispatch" and not work.cached:
+    dispatch = work.direction == "dispatch"
+    beside = params.beside_dispatch if dispatch else params.beside_combine
+    slow = beside if beside_compute else 1.0
+    if dispatch and not work.cached:
         slow *= params.uncached
+    if work.weighted and not dispatch:
+        slow *= params.weighted
     send = moved.sent if moved.nic > 0 else 0.0
     return (
         ("send", slow * send / (sms * params.send_rate)),

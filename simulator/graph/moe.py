@@ -40,8 +40,12 @@ def dispatched_bytes(s: Shapes) -> float:
     return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
 
 
-def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, cached: bool = False) -> AllToAll:
-    """One expert-parallel exchange of this rank's tokens; combine is always BF16 (report, section 3.2.2)."""
+def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward: bool = False) -> AllToAll:
+    """One expert-parallel exchange of this rank's tokens; combine is always BF16 (report, section 3.2.2).
+
+    In backward the layout of the forward's is reused, and a combine brings the gate weights' gradients home (DeepEP's
+    README, `dispatch_backward`).
+    """
     model = s.model
     return AllToAll(
         direction=direction,
@@ -53,7 +57,8 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, cached: 
         top_k=model.num_experts_per_tok,
         groups=model.n_group,
         node_limit=model.topk_group if model.is_node_limited else 0,
-        cached=cached,
+        cached=backward,
+        weighted=backward and direction == "combine",
         scored=1 if model.topk_method == "group_limited_greedy" else 2,
     )
 
@@ -128,7 +133,7 @@ def _exchange(s: Shapes, segment: str, name: str, direction: Literal["dispatch",
     tape = Tape(segment, "F" if segment.endswith("F") else "I", s, "comm")
     tape.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
-    work = all_to_all(s, direction, cached=segment.endswith("B"))
+    work = all_to_all(s, direction, backward=segment.endswith("B"))
     tape.add(f"{name}.{suffix}", f"comm.{direction}", work)
     return tape.done()
 
@@ -152,7 +157,7 @@ def combine_backward(s: Shapes) -> Segment:
     if s.fp8:
         tape.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
     tape.add("moe.combine.bwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
-    tape.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", cached=True))
+    tape.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", backward=True))
     return tape.done()
 
 

@@ -40,6 +40,7 @@ def exchange_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bool
         groups=int(row.get("groups") or 0),
         node_limit=int(row.get("node_limit") or 0),
         cached=row.get("cached") == "1",
+        weighted=row.get("weighted") == "1",
         low_latency=low_latency,
     )
     return all_to_all_cost(
