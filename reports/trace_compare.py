@@ -43,7 +43,9 @@ _PAIR_NOTE = (
 )
 _PHASES_NOTE = (
     "Kernels: time in which kernels of the phase run, predicted for what ran beside them in the profile (of an"
-    " exchange: without the barrier before it). Span: from first start to last end, waits included."
+    " exchange: without the barrier before it). Span: from first start to last end, waits included. Late: the part of"
+    " it in which the CPU had not launched the next kernel yet, as at the start of a profile; it is taken out of the"
+    " error."
 )
 
 
@@ -59,8 +61,9 @@ def _ms(seconds: float) -> str:
 def _pair(found: Comparison) -> Table:
     pair = found.pair
     table = columns("", ">measured [ms]", ">predicted [ms]", ">error")
+    spans = f"span of {len(pair.periods)} layer pairs" + (f", less {_ms(pair.late)} late" if pair.late else "")
     for name, measured, predicted in (
-        (f"span of {len(pair.periods)} layer pairs", pair.measured, pair.predicted),
+        (spans, pair.measured - pair.late, pair.predicted),
         ("compute streams busy", pair.compute_busy, pair.predicted_compute_busy),
         ("communication busy, waits included", pair.comm_busy, pair.predicted_comm_busy),
     ):
@@ -72,7 +75,7 @@ def _pair(found: Comparison) -> Table:
 
 
 def _phases(found: Comparison) -> Table:
-    table = columns("", ">n", ">kernels", ">predicted", ">error", ">span", ">predicted", ">error")
+    table = columns("", ">n", ">kernels", ">predicted", ">error", ">span", ">late", ">predicted", ">error")
     for p in found.phases:
         table.add_row(
             p.phase,
@@ -81,6 +84,7 @@ def _phases(found: Comparison) -> Table:
             _ms(p.predicted_busy),
             signed(p.error),
             _ms(p.span),
+            _ms(p.late),
             _ms(p.predicted_span),
             signed(p.span_error),
         )

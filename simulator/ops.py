@@ -95,8 +95,8 @@ class AllToAll:
     """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values in `dtype_bytes` each.
 
     `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
-    them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2). `weighted`: a combine that
-    also sums the gradients of the gate weights, as the backward of a dispatch.
+    them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2). `weighted`: a combine
+    that also sums the gradients of the gate weights, as the backward of a dispatch does.
     """
 
     direction: Literal["dispatch", "combine"]

@@ -150,6 +150,11 @@ def test_skew_cannot_exceed_the_number_of_ranks() -> None:
     assert imbalance(Routing(kind="skewed", max_over_mean=99.0), 4, 8) == 4.0
 
 
+def test_a_spread_of_ranks_is_one_of_experts() -> None:
+    """5 % over ranks of 4 experts: the fullest of 64 normals is 2.37 standard deviations up (Blom), skew adds a bit."""
+    assert imbalance(Routing(kind="sampled", cv=0.05 * 4**0.5), 64, 4) == pytest.approx(1.0 + 0.05 * 2.37, abs=0.004)
+
+
 def test_sampled_loads_keep_the_total_and_repeat() -> None:
     routing = Routing(kind="sampled", cv=0.5, seed=3)
     rows = [load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=r, padding=1).rows for r in range(16)]

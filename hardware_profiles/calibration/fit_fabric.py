@@ -10,9 +10,9 @@ a TOML file. Needs scipy.
 
 Columns. `fabric_ep`, `fabric_low_latency`: an all-to-all of `tokens` tokens of `bytes_per_token` [B] over `ep`
 ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `scored` describe the gate of that
-measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); `weighted`: a combine that also sums the
-gradients of the gate weights; a published
-bandwidth was turned into `time_us` with the bytes it counts (`note`). `fabric_collective`: `bytes` as in
+measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); `weighted`: a
+combine that also sums the gradients of the gate weights; a published bandwidth was turned into `time_us` with the
+bytes it counts (`note`). `fabric_collective`: `bytes` as in
 `simulator.ops.Collective`. `fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
 """
 

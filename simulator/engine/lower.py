@@ -27,7 +27,8 @@ PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 class Plan:
     """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
 
-    `pace` are the factors on the times of GEMMs and of attention at the clock of the step.
+    `pace` are the factors on the times of GEMMs and of attention at the clock of the step. `slowest` is the load of the
+    fullest expert-parallel rank over the mean; `drawn`: another rank is the fullest in every layer and microbatch.
     """
 
     scenario: Scenario
@@ -38,6 +39,7 @@ class Plan:
     stages: tuple[tuple[str, ...], ...]
     block_seconds: dict[str, float]
     pace: tuple[float, float] = (1.0, 1.0)
+    drawn: bool = False
 
     def blocks_of(self, stage: int) -> list[Block]:
         """The blocks of a stage in order."""
@@ -58,6 +60,7 @@ def plan(scenario: Scenario, stages: int, *, pace: tuple[float, float] = (1.0, 1
         blocks=blocks,
         price=price,
         slowest=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
+        drawn=scenario.job.routing.kind == "sampled",
         stages=split(scenario.model, stages, layout.stages, seconds),
         block_seconds=seconds,
         pace=pace,
@@ -107,9 +110,9 @@ class Programs:
         if isinstance(step, Pair):
             ahead, back = plan.blocks_of(step.forward.stage), plan.blocks_of(step.backward.stage)
             if not plan.scenario.stack.overlapped_pair:
-                return sequential_program(ahead, back, plan.price, plan.slowest)
-            return pair_program(ahead, back, plan.price, plan.slowest)
-        return lone_program(step.kind, plan.blocks_of(step.stage), plan.price, plan.slowest)
+                return sequential_program(ahead, back, plan.price, plan.slowest, plan.drawn)
+            return pair_program(ahead, back, plan.price, plan.slowest, plan.drawn)
+        return lone_program(step.kind, plan.blocks_of(step.stage), plan.price, plan.slowest, plan.drawn)
 
 
 def link_tier(scenario: Scenario, a: int, b: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import hypot
 from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait
@@ -146,10 +147,11 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
 class _Assembler:
     """Turns placed segments into steps; local to `assemble`."""
 
-    def __init__(self, price: Pricer, slowest: float) -> None:
+    def __init__(self, price: Pricer, slowest: float, drawn: bool) -> None:
         self.price = price
         self.slowest = slowest
-        self.experts = 0.0
+        self.drawn = drawn
+        self.experts = {"F": 0.0, "B": 0.0}
         self.steps: list[Step] = []
         self.owners: dict[str, dict[str, int]] = {"F": {}, "B": {}}
         self.last = {COMPUTE: -1, COMM: -1}
@@ -165,7 +167,7 @@ class _Assembler:
         (self.begins if half == "F" else self.turns).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
         owner = self.owners[half]
-        for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price))):
+        for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price), half)):
             stream = COMM if run.kind == "collective" else home
             waits = {owner[name] for name in run.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
@@ -185,16 +187,22 @@ class _Assembler:
         if half == "B":
             self.graded[placed.block] = len(self.steps) - 1
 
-    def _with_waits(self, runs: list[Run]) -> list[Run]:
-        """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier."""
+    def _with_waits(self, runs: list[Run], half: str) -> list[Run]:
+        """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier.
+
+        A pair works on two layers between barriers. A rank that is always full is full in both, and its extra times
+        add up; where every layer draws its own loads, the two spreads add up as independent ones do.
+        """
         if self.slowest <= 1.0:
             return runs
         out = []
         for run in runs:
-            self.experts += sum(p.durations[ALONE] for p in run.ops if is_expert_work(p.op))
+            self.experts[half] += sum(p.durations[ALONE] for p in run.ops if is_expert_work(p.op))
             if run.kind == "notify":
-                extra = waiting((self.slowest - 1.0) * self.experts, run.ops[-1].op)
-                self.experts = 0.0
+                times = self.experts.values()
+                both = hypot(*times) if self.drawn else sum(times)
+                extra = waiting((self.slowest - 1.0) * both, run.ops[-1].op)
+                self.experts = {"F": 0.0, "B": 0.0}
                 out.append(run_of("notify", run.name, [*run.ops, extra]))
             else:
                 out.append(run)
@@ -212,9 +220,12 @@ def waiting(seconds: float, barrier: Op) -> Priced:
     return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 3)
 
 
-def assemble(order: Sequence[Placed], price: Pricer, slowest: float) -> Program:
-    """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier."""
-    assembler = _Assembler(price, slowest)
+def assemble(order: Sequence[Placed], price: Pricer, slowest: float, drawn: bool) -> Program:
+    """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
+
+    `slowest`: load of the fullest rank over the mean; `drawn`: which rank that is changes from layer to layer.
+    """
+    assembler = _Assembler(price, slowest, drawn)
     for placed in order:
         assembler.add(placed)
     return Program(
@@ -267,22 +278,29 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     return replace(collective, durations=(rest, rest, rest))
 
 
-def lone_program(kind: str, blocks: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+def lone_program(
+    kind: str, blocks: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+) -> Program:
     """Program of a lone F, B, I or W of a stage."""
     if kind == "F":
-        return assemble(order_alone(forward_segments(blocks)), price, slowest)
-    return assemble(order_alone(backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")), price, slowest)
+        return assemble(order_alone(forward_segments(blocks)), price, slowest, drawn)
+    back = backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")
+    return assemble(order_alone(back), price, slowest, drawn)
 
 
-def pair_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+def pair_program(
+    ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+) -> Program:
     """Program of a forward of one stage overlapped with a full backward of another."""
     return assemble(
-        order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest
+        order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest, drawn
     )
 
 
-def sequential_program(ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0) -> Program:
+def sequential_program(
+    ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+) -> Program:
     """A pair as software without overlap runs it: the forward, then the full backward."""
     order = order_alone(forward_segments(ahead))
     order += order_alone(backward_segments(back, wgrad=True, dgrad=True))
-    return assemble(order, price, slowest)
+    return assemble(order, price, slowest, drawn)

@@ -12,7 +12,7 @@ from simulator.metrics import length, merged
 from simulator.profile.label import by_kind, label
 from simulator.profile.match import Matched, match
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
-from simulator.profile.recording import Kernel, Recording, busy, intervals
+from simulator.profile.recording import Kernel, Recording, busy, intervals, late
 from simulator.run import prepare
 from simulator.scenario import Scenario
 
@@ -49,11 +49,13 @@ class ClassError:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseError:
     """A phase over all complete periods [s]: `span` from its first kernel's start to its last one's end, `busy` the
-    kernels themselves. Of an exchange's phase only the exchange counts, not the barrier before it."""
+    kernels themselves. Of an exchange's phase only the exchange counts, not the barrier before it. `late` is the part
+    of the span in which the next kernel was not launched yet: no simulated kernel waits for the CPU."""
 
     phase: str
     periods: int
     span: float
+    late: float
     predicted_span: float
     busy: float
     predicted_busy: float
@@ -65,17 +67,18 @@ class PhaseError:
 
     @property
     def span_error(self) -> float:
-        """Of the span."""
-        return self.predicted_span / self.span - 1.0 if self.span else 0.0
+        """Of the span without its late launches."""
+        return self.predicted_span / (self.span - self.late) - 1.0 if self.span > self.late else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairError:
     """The overlapped pair, from the start of its first compute kernel to the end of its last [s]; and how long
-    kernels of either kind of stream run meanwhile."""
+    kernels of either kind of stream run meanwhile. `late`: see `PhaseError`."""
 
     periods: tuple[Layers, ...]
     measured: float
+    late: float
     predicted: float
     compute_busy: float
     predicted_compute_busy: float
@@ -84,8 +87,8 @@ class PairError:
 
     @property
     def error(self) -> float:
-        """Of the span."""
-        return self.predicted / self.measured - 1.0
+        """Of the span without its late launches."""
+        return self.predicted / (self.measured - self.late) - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +131,7 @@ class Comparison:
             ],
             "pair": {
                 "measured_s": pair.measured,
+                "late_s": pair.late,
                 "predicted_s": pair.predicted,
                 "error": pair.error,
                 "compute_busy_s": pair.compute_busy,
@@ -152,6 +156,7 @@ class Comparison:
                     "predicted_s": p.predicted_busy,
                     "error": p.error,
                     "span_s": p.span,
+                    "late_s": p.late,
                     "predicted_span_s": p.predicted_span,
                     "span_error": p.span_error,
                 }
@@ -275,6 +280,7 @@ def _pair(kernels: Sequence[Kernel], spans: Sequence[OpSpan], periods: tuple[Lay
     return PairError(
         periods=periods,
         measured=_span([(k.start, k.end) for k in compute]),
+        late=late(compute),
         predicted=_span([(s.start, s.end) for s in spans if s.priced.op.stream == "compute"]),
         compute_busy=busy(compute),
         predicted_compute_busy=simulated_busy("compute"),
@@ -297,6 +303,7 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
                 phase=phase,
                 periods=len(numbers),
                 span=sum(_span([(k.start, k.end) for k in own if k.period == n]) for n in numbers),
+                late=sum(late([k for k in own if k.period == n]) for n in numbers),
                 predicted_span=sum(phase_spans(spans, phase)),
                 busy=sum(length(intervals([k for k in own if k.period == n])) for n in numbers),
                 predicted_busy=sum(

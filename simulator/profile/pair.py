@@ -65,7 +65,7 @@ def program_of(plan: Plan, periods: Sequence[Layers]) -> Program:
     ahead = [block_of(plan, period.forward) for period in periods]
     back = [block_of(plan, period.backward) for period in reversed(periods)]
     make = pair_program if plan.scenario.stack.overlapped_pair else sequential_program
-    return make(ahead, back, plan.price, plan.slowest)
+    return make(ahead, back, plan.price, plan.slowest, plan.drawn)
 
 
 def simulated(plan: Plan, periods: Sequence[Layers]) -> list[OpSpan]:

@@ -88,6 +88,20 @@ def busy(kernels: Sequence[Kernel]) -> float:
     return length(intervals(kernels))
 
 
+def late(kernels: Sequence[Kernel]) -> float:
+    """Time between the kernels in which the next one had not been launched yet [s]: they waited for the CPU.
+
+    At the start of a profile the queues are empty and tiny kernels outrun the CPU; later it is ahead by milliseconds.
+    Kernels whose launch is not in the profile count as launched in time.
+    """
+    waited, end = 0.0, None
+    for kernel in sorted(kernels, key=lambda k: k.start):
+        if end is not None and kernel.launched < kernel.start:
+            waited += max(0.0, kernel.launched - end)
+        end = max(kernel.end, end if end is not None else kernel.end)
+    return waited
+
+
 @dataclass(slots=True)
 class _Collected:
     """What is kept of the events while they pass by. Times in µs as in the file."""

@@ -102,6 +102,8 @@ def test_compute_beside_it_slows_the_sm_stages_only() -> None:
 def test_exchanging_the_layout_costs_more_than_reusing_it() -> None:
     assert price(replace(V3, cached=False)).duration > price(V3).duration
     assert price(replace(COMBINE, cached=False)).duration == price(COMBINE).duration
+    assert price(replace(COMBINE, weighted=True)).duration > price(COMBINE).duration
+    assert price(replace(V3, weighted=True)).duration == price(V3).duration
 
 
 def test_combine_moves_twice_the_bytes_of_an_fp8_dispatch() -> None:
