@@ -24,9 +24,8 @@ class Power:
 
     `cap_of_tdp` is the power it holds, as a share of the GPU's `tdp`; `idle`, `memory` (streaming kernels), `tensor`
     (GEMMs) and `attention` [W] what it would draw at full clock; tensor kernels last (demand / cap)^`exponent` times as
-    long once the mean demand exceeds the cap. `tables` (>= 1): how much longer GEMMs last in the calibration tables
-    than rested ones: loops of a benchmark already lower the clock. `spread`: standard deviation of the demand between
-    GPUs of one type, over its mean.
+    long once the mean demand exceeds the cap. `spread`: standard deviation of the demand between GPUs of one type, over
+    its mean.
     """
 
     cap_of_tdp: float
@@ -35,7 +34,6 @@ class Power:
     tensor: float
     attention: float
     exponent: float
-    tables: float
     spread: float = 0.0
 
 

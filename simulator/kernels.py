@@ -10,7 +10,7 @@ A class name may end in `@implementation` (`gemm.fp8@deepgemm`): another kernel 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +19,19 @@ class GemmParams:
 
     `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one
     for large problems, which it keeps when others hold SMs. `stranded` SMs then stay idle, because clusters of CTAs no
-    longer fit. `k_block` is the depth of one step of the main loop. A step takes `block_time` [s] plus its
-    multiply-adds at `rate`, a share of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its
-    write-out at `store_rate` [B/s] on one SM, as far as the next tile does not hide it. A kernel pays `launch` [s].
-    `power_rate` is the share of the tensor peak of the whole GPU that its power budget sustains, `bandwidth` the
-    attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
-    limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
-    bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
+    longer fit, and a CTA that finds no SM keeps the `walk` tiles it was given beforehand for another round. `k_block`
+    is the depth of one step of the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`, a share
+    of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its write-out at `store_rate` [B/s] on
+    one SM, as far as the next tile does not hide it. A kernel pays `launch` [s], and with more than two waves of tiles
+    `reset` [s]: a kernel before it clears the counter that hands the tiles out. A few tiles with a long loop may be cut
+    along K into up to `split` parts, which a second kernel (`reset` again) adds up.
+
+    `power_rate` is the share of the tensor peak that the whole GPU reaches whatever its SMs could: what its power and
+    L2 sustain for the length of a kernel. `loop_rate` (0: the same): for that of a benchmark's loop; inside a step of a
+    GPU with a power model that model takes its place (`rested`). `bandwidth` is the attainable share of the displayed
+    memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no limit), `fill` [s] what passes before
+    memory streams. `traffic`: a neighbour that moves x of the displayed memory bandwidth slows the kernel by
+    traffic * x. `row_align`: rows of a group are padded to this many.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -37,11 +43,15 @@ class GemmParams:
     launch: float
     power_rate: float
     bandwidth: float
+    loop_rate: float = 0.0
+    reset: float = 0.0
+    split: int = 1
     load_rate: float = 0.0
     fill: float = 0.0
     traffic: float = 0.0
     row_align: int = 1
     stranded: int = 0
+    walk: int = 1
     source: str
     range: str = ""
     assumed: bool = False
@@ -62,7 +72,9 @@ class AttentionParams:
 
     A tile pays `tile_time` [s] once and the main loop at the rate of its head dimensions (`rates`; other dimensions
     are interpolated by d_qk + d_v). `mask_blocks` is the number of extra key blocks' worth of time that a causal tile
-    spends on its diagonal. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
+    spends on its diagonal; `tail` the share of the longest tile's time by which the last SM of a causal kernel trails
+    the mean (small where long tiles start first). `passes`: how often a backward's kernels before and after the main
+    one read or write all tensors. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
     """
 
     block_q: int
@@ -73,6 +85,8 @@ class AttentionParams:
     power_rate: float
     bandwidth: float
     mask_blocks: float = 0.0
+    tail: float = 0.25
+    passes: float = 0.0
     traffic: float = 0.0
     source: str
     range: str = ""
@@ -129,3 +143,8 @@ class Kernels:
     stream: dict[str, StreamParams] = field(default_factory=dict)
     fixed: dict[str, FixedParams] = field(default_factory=dict)
     source: str = ""
+
+
+def rested(kernels: Kernels) -> Kernels:
+    """The same kernels with each GEMM as the first after a rest, at the boost clock."""
+    return replace(kernels, gemm={cls: replace(p, loop_rate=0.0) for cls, p in kernels.gemm.items()})

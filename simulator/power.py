@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import NormalDist
-from typing import NamedTuple
 
 from simulator.engine.runs import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
@@ -42,18 +41,6 @@ def demand(timeline: Timeline, power: Power) -> float:
             busy += seconds
     total = timeline.makespan * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
-
-
-class Pace(NamedTuple):
-    """Factors on the times of the cost models' GEMMs and attention kernels in a step; below 1: faster than there."""
-
-    gemm: float = 1.0
-    attention: float = 1.0
-
-
-def pace_at(slowdown: float, power: Power | None) -> Pace:
-    """Pace at a slowdown (1: full clock). The calibration tables' GEMMs are already slowed by `power.tables`."""
-    return Pace(gemm=slowdown / power.tables, attention=slowdown) if power else Pace()
 
 
 def hungriest(gpus: int) -> float:

@@ -19,7 +19,7 @@ from simulator.errors import InputError
 from simulator.hardware import Cluster
 from simulator.inputs import measured_gpu
 from simulator.memory import MemoryReport, memory_of_rows, needed
-from simulator.power import demand, pace_at, slowdown
+from simulator.power import demand, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
@@ -72,12 +72,12 @@ def powered_plan(scenario: Scenario, schedule: Schedule) -> tuple[Plan, float, f
     One quick pass at full clock tells what the step would draw.
     """
     power = scenario.cluster.gpu.power
-    fresh = plan(scenario, schedule.stages, pace=pace_at(1.0, power))
+    fresh = plan(scenario, schedule.stages)
     if power is None:
         return fresh, 1.0, None
     watts = demand(longest_path(lower(fresh, schedule)), power)
     factor = slowdown(watts, scenario.cluster.gpu, scenario.job.gpus)
-    return plan(scenario, schedule.stages, pace=pace_at(factor, power)), factor, watts
+    return plan(scenario, schedule.stages, pace=factor), factor, watts
 
 
 def timeline_of(
@@ -144,7 +144,7 @@ def _carried(cluster: Cluster) -> Iterator[str]:
 
 def _held_back(plan: Plan) -> Iterator[str]:
     """Tensor kernels slowed by the power limit."""
-    gpu, (_, factor) = plan.scenario.cluster.gpu, plan.pace
+    gpu, factor = plan.scenario.cluster.gpu, plan.pace
     if factor > 1.0:
         yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock"
 

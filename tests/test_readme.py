@@ -112,24 +112,28 @@ def tensor() -> str:
 @cache
 def steps() -> str:
     """Our own measured steps on one GPU beside the simulation."""
-    rows = [f"| Llama-shaped model on one H200 | {HEAD}"]
-    for row in _measured("h200_steps.csv"):
+    rows = [f"| Llama-shaped model on one GPU | {HEAD}"]
+    for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_steps.csv")):
         stack = STACKS[row["mode"]]
         sizes = {"hidden_size": "hidden", "intermediate_size": "inner", "num_hidden_layers": "layers"}
         sizes |= {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "vocab_size": "vocab"}
         changes = [f"model.{ours}={row[theirs]}" for ours, theirs in sizes.items()]
-        changes += ["hardware=h200", f"stack={stack}", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0"]
+        changes += [f"hardware={gpu}", f"stack={stack}", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0"]
         changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
         changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
         changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16"]
-        what = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens, {row['mode']}"
+        size = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens"
+        what = f"{gpu.upper()}, {size}, {row['mode']}"
         rows.append(_beside(what, row, changes))
     return "\n".join(rows)
 
 
 def own() -> str:
     """How far off the three kinds of own steps are, by what they ran through."""
-    rows = ["| own steps on H200 | configurations | mean error, sign dropped | from | to |", "|---|---|---|---|---|"]
+    rows = [
+        "| own steps on H200 and H100 | configurations | mean error, sign dropped | from | to |",
+        "|---|---|---|---|---|",
+    ]
     tables = {"one GPU": steps(), "FSDP2, 2 and 4 GPUs": sharded(), "tensor parallelism 2 and 4": tensor()}
     for label, table in tables.items():
         for mode in ("eager", "compile"):

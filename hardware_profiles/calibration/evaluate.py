@@ -12,7 +12,7 @@ from simulator.cost.cost import Share
 from simulator.cost.gemm import gemm_cost
 from simulator.cost.streaming import fixed_cost, streaming_cost
 from simulator.hardware import Gpu, Peak
-from simulator.kernels import Kernels
+from simulator.kernels import Kernels, rested
 from simulator.ops import Attention, Gemm, Streaming
 
 Architecture = Literal["ampere", "hopper", "blackwell"]
@@ -59,7 +59,8 @@ class Errors:
 
 
 def predict(sample: Sample, kernels: Kernels) -> float:
-    """Time of a sample by the cost models [s]."""
+    """Time of a sample by the cost models [s], without what the power limit does where the GPU was rested."""
+    kernels = rested(kernels) if sample.rested else kernels
     gpu, share = GPUS[sample.hardware], Share(sms=sample.sms, partner_traffic=sample.traffic)
     total = 0.0
     for work in sample.work:

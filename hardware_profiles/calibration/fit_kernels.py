@@ -14,7 +14,7 @@ import argparse
 import math
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ KIND: dict[str, tuple[str, Class]] = {
 }
 
 
-def build(recipe: Recipe, values: dict[str, float]) -> Params:
-    """Parameters of a recipe's class from its fixed settings and the free values found."""
-    settings: dict[str, Any] = dict(recipe.fixed)
+def build(recipe: Recipe, values: dict[str, float], like: Params | None = None) -> Params:
+    """Parameters of a recipe's class from those of another GPU, its fixed settings and the free values found."""
+    settings: dict[str, Any] = {f.name: getattr(like, f.name) for f in fields(like)} if like else {}
+    settings |= recipe.fixed
     rates = []
     for name, value in values.items():
         if name.startswith("rate:"):
@@ -54,7 +55,8 @@ def build(recipe: Recipe, values: dict[str, float]) -> Params:
             settings[name] = float(f"{value:.4g}")
     if recipe.kind == "attention":
         settings["rates"] = tuple(rates)
-    return KIND[recipe.kind][1](**settings, source=recipe.source, range=recipe.range)
+    settings |= {"source": f"{recipe.source}; the rest as on {recipe.like}" if like else recipe.source}
+    return KIND[recipe.kind][1](**settings | {"range": recipe.range})
 
 
 def as_kernels(recipe: Recipe, params: Params) -> Kernels:
@@ -70,13 +72,13 @@ def _weight(sample: Sample) -> float:
     return sample.weight / math.sqrt(1.0 + blur * blur)
 
 
-def objective(recipe: Recipe, fitted: list[Sample]) -> Callable[[dict[str, float]], float]:
+def objective(recipe: Recipe, fitted: list[Sample], like: Params | None) -> Callable[[dict[str, float]], float]:
     """Weighted mean of |log(predicted / measured)|, capped so that no outlier leads."""
     weights = [_weight(s) for s in fitted]
     total = sum(weights)
 
     def value(values: dict[str, float]) -> float:
-        kernels = as_kernels(recipe, build(recipe, values))
+        kernels = as_kernels(recipe, build(recipe, values, like))
         loss = 0.0
         for sample, weight in zip(fitted, weights, strict=True):
             off = abs(math.log(predict(sample, kernels) / sample.seconds))
@@ -86,14 +88,14 @@ def objective(recipe: Recipe, fitted: list[Sample]) -> Callable[[dict[str, float
     return value
 
 
-def search(recipe: Recipe, fitted: list[Sample]) -> Params:
+def search(recipe: Recipe, fitted: list[Sample], like: Params | None = None) -> Params:
     """The best parameters within the recipe's bounds: differential evolution, then a simplex."""
     from scipy.optimize import differential_evolution, minimize
 
     names, bounds = list(recipe.free), list(recipe.free.values())
     if not names:
-        return build(recipe, {})
-    value = objective(recipe, fitted)
+        return build(recipe, {}, like)
+    value = objective(recipe, fitted, like)
 
     def at(x: Any) -> float:
         inside = [min(max(v, lo), hi) for v, (lo, hi) in zip(x, bounds, strict=True)]
@@ -104,12 +106,13 @@ def search(recipe: Recipe, fitted: list[Sample]) -> Params:
     fine = minimize(at, rough.x, method="Nelder-Mead", options={"maxiter": 300, "xatol": 1e-5, "fatol": 1e-7})
     best = fine.x if fine.fun < rough.fun else rough.x
     inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best, bounds, strict=True)]
-    return build(recipe, dict(zip(names, inside, strict=True)))
+    return build(recipe, dict(zip(names, inside, strict=True)), like)
 
 
 def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
     """Samples of the recipe's classes on its GPUs."""
-    return [s for s in everything if s.cls in recipe.samples and s.hardware in recipe.hardware]
+    mine = [s for s in everything if s.cls in recipe.samples and s.hardware in recipe.hardware]
+    return [s for s in mine if not recipe.tables or s.table in recipe.tables]
 
 
 def fit_all(
@@ -122,7 +125,8 @@ def fit_all(
         if not fnmatch(recipe.cls, only) or recipe.home not in homes:
             continue
         fitted, held = tables.split(chosen(recipe, everything))
-        params = search(recipe, fitted)
+        like = found[recipe.like].get(recipe.cls) or measured_before(recipe.like)[recipe.cls] if recipe.like else None
+        params = search(recipe, fitted, like)
         found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), params)
         before = len(report)
         for hardware in recipe.hardware:
@@ -200,8 +204,9 @@ HEAD = (
 def compared(profiles: dict[str, Kernels]) -> list[Errors]:
     """Errors on samples that no fit saw: other GPUs, and kernels beside others."""
     out = []
-    fitted = {(cls, hw) for r in RECIPES for cls in r.samples for hw in r.hardware}
-    extra = [s for s in everything() if (s.cls, s.hardware) not in fitted]
+    known = everything()
+    fitted = {s for r in RECIPES for s in chosen(r, known)}
+    extra = [s for s in known if s not in fitted]
     for sample_set, tag in (
         (extra, "compared"),
         (tables.contention(), "contention"),

@@ -10,6 +10,7 @@ Bounds = tuple[float, float]
 DEEPSEEK = "DeepSeek profile-data, training trace on H800, first half (2025-02)"
 INFERSIM = "InferSim kernel tables, H800 (alibaba/InferSim)"
 DEEPGEMM = "DeepGEMM README revisions from 2025-03-25, pull requests 74 and 95"
+H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (table h100_measured)"
 H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured)"
 FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
 FA2 = "FlashAttention-2 repository figures"
@@ -17,7 +18,11 @@ FA2 = "FlashAttention-2 repository figures"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How class `cls` of GPU `home` (and `also` others) is fitted: to classes `samples` on GPUs `hardware`."""
+    """How class `cls` of GPU `home` (and `also` others) is fitted: to classes `samples` on GPUs `hardware`.
+
+    `tables`: only to samples of these; none: of all. `like`: what is neither free nor fixed here is as found for the
+    same class on that GPU.
+    """
 
     cls: str
     kind: str
@@ -30,12 +35,25 @@ class Recipe:
     range: str = ""
     effort: int = 40
     also: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    like: str = ""
 
 
 TRACE_TILES = ((128, 128),)
 DEEPGEMM_TILES = ((64, 16), (64, 32), (64, 64), (64, 128), (128, 128), (128, 160))
 CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (256, 128), (128, 256))
 CUBLAS_BF16_TILES = (*CUBLAS_TILES, (256, 192))
+NVJET_TILES = (
+    (64, 32), (64, 64), (64, 96), (64, 128), (128, 64), (128, 96), (128, 112), (128, 128), (128, 144), (128, 168),
+    (192, 192), (256, 128), (128, 256), (128, 320), (128, 192),
+)  # fmt: skip
+"""Of cuBLAS on Hopper, as the names of its kernels tell them (`nvjet_..._192x128_...`)."""
+NVJET_FP8_TILES = (*(tile for tile in NVJET_TILES if tile != (256, 128)), (256, 128))
+"""The same, and the last one is what its FP8 kernels keep for large problems."""
+SQUARE = ((128, 128),)
+"""The only tile of cuBLAS's kernels with scales per row and per block."""
+CUTLASS_TILES = ((64, 128), (128, 128), (256, 128), (128, 256))
+"""Of PyTorch's grouped products."""
 LOOP: Mapping[str, Bounds] = {"rate": (0.4, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
 HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
 WHOLE: Mapping[str, Bounds] = {
@@ -66,15 +84,58 @@ def library_gemm(
     )  # fmt: skip
 
 
+RESTED: Mapping[str, Bounds] = {
+    "rate": (0.4, 1.1), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 8e-6), "store_rate": (2e10, 1e12),
+    "launch": (1e-6, 2e-5), "fill": (0.0, 5e-6), "bandwidth": (0.4, 0.95), "reset": (0.0, 8e-6),
+    "power_rate": (0.7, 1.2),
+}  # fmt: skip
+TAIL: dict[str, Bounds] = {"tail": (0.0, 1.0)}
+PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
+LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
+SHARED: dict[str, Any] = {"stranded": 2, "walk": 2, "traffic": 0.17}
+"""Beside others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a copy's
+traffic slows by 0.08 to 0.31 of its share of the bandwidth (rows `beside` of h200_measured, mean of nine)."""
+NO_LIMIT = 2.0
+"""A share of the tensor peak that no kernel reaches: a rested GPU is not held back by its power limit."""
+
+
+def rested_gemm(cls: str, tiles: tuple[tuple[int, int], ...], text: str, *, k_block: int = 128, **fixed: Any) -> Recipe:
+    """A GEMM class of PyTorch's libraries on a rested H100."""
+    return Recipe(
+        cls=cls, kind="gemm", home="h100", hardware=("h100",), samples=(cls,), tables=("h100_measured",), source=H100,
+        free={k: v for k, v in RESTED.items() if k not in fixed}, range=text, effort=100,
+        fixed={"tiles": tiles, "k_block": k_block} | SHARED | fixed,
+    )  # fmt: skip
+
+
+EVENTS: Bounds = (4.0e-6, 1e-5)
+"""Launch as CUDA events see it: the kernel's own 2 us and 2.3 us of the two events (row `empty` of h200_measured)."""
+
+
+def loaded_gemm(cls: str, text: str) -> Recipe:
+    """The same class on an H200, whose tables were taken in loops that reach the power limit: the H100's kernel.
+
+    What few rows cost is free only where rows of few M take part in the fit: of the dense BF16 ones all are held out.
+    """
+    free: dict[str, Bounds] = {"launch": EVENTS, "loop_rate": (0.4, 1.2)}
+    if cls != "gemm.bf16":
+        free |= {"bandwidth": (0.4, 0.95), "fill": (0.0, 8e-6)}
+    return Recipe(
+        cls=cls, kind="gemm", home="h200", hardware=("h200",), samples=(cls,), free=free, source=H200, range=text,
+        like="h100",
+    )  # fmt: skip
+
+
 def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str, **settings: Any) -> Recipe:
     """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, launch."""
     free: dict[str, Bounds] = {f"rate:{d}": settings.get("rates", (0.3, 1.0)) for d in dims}
-    free |= {"tile_time": (0.0, 2e-5), "launch": (1e-6, 1.5e-5), "mask_blocks": (0.0, 2.0), "power_rate": (0.6, 1.5)}
+    free |= {"tile_time": (0.0, 2e-5), "launch": (1e-6, 3e-5), "mask_blocks": (0.0, 2.0), "power_rate": (0.6, 1.5)}
+    free |= settings.get("free", {})
     fixed = {"block_q": 128, "block_kv": 128, "bandwidth": 0.8, "traffic": 0.0} | settings.get("fixed", {})
     return Recipe(
         cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
         samples=settings.get("samples", (cls,)), free={k: v for k, v in free.items() if k not in fixed}, fixed=fixed,
-        source=source, range=text, effort=60, also=settings.get("also", ()),
+        source=source, range=text, effort=60, also=settings.get("also", ()), tables=settings.get("tables", ()),
     )  # fmt: skip
 
 
@@ -112,27 +173,24 @@ RECIPES = (
         samples=("gemm.fp8.wgrad@library", "gemm.fp8.grouped_wgrad@library"), power_rate=0.9, load_rate=3e10, fill=2e-6,
         store_rate=1e12, launch=4e-6, block_time=5e-8,
     ),
-    library_gemm(
-        "gemm.bf16", "h200", CUBLAS_BF16_TILES, f"{H200}; aiconfigurator, H100", "M 64 to 32768", k_block=64,
-        hardware=("h200", "h100"),
-    ),
-    library_gemm(
-        "gemm.bf16.wgrad", "h200", CUBLAS_BF16_TILES, H200, "K 1024 to 16384, FP32 accumulation", k_block=64,
-        load_rate=3e10, power_rate=0.77,
-    ),
-    library_gemm(
-        "gemm.bf16.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6,
-        power_rate=0.77,
-    ),
-    library_gemm(
-        "gemm.bf16.grouped_wgrad", "h200", CUBLAS_TILES, H200, "4 to 64 groups", k_block=64, launch=6e-6, fill=2e-6,
-        power_rate=0.77,
-    ),
-    library_gemm("gemm.fp8_tensor", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
-    library_gemm("gemm.fp8_row", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
-    library_gemm("gemm.fp8_row.grouped", "h200", CUBLAS_TILES, H200, "4 to 64 groups", launch=6e-6, fill=2e-6),
-    library_gemm("gemm.fp8@library", "h200", CUBLAS_TILES, H200, "M 64 to 32768"),
-    library_gemm("gemm.fp8.wgrad@library", "h200", CUBLAS_TILES, H200, "K 1024 to 16384, FP32 output"),
+    rested_gemm("gemm.bf16", NVJET_TILES, "M 64 to 16384", k_block=64, split=8),
+    rested_gemm("gemm.bf16.wgrad", NVJET_TILES, "K 512 to 16384, FP32 accumulation", k_block=64),
+    rested_gemm("gemm.bf16.grouped", CUTLASS_TILES, "1 to 128 groups of 16 to 12144 rows", k_block=64),
+    rested_gemm("gemm.bf16.grouped_wgrad", CUTLASS_TILES, "1 to 128 groups of 256 to 8192 rows", k_block=64),
+    rested_gemm("gemm.fp8_tensor", NVJET_FP8_TILES, "M 64 to 16384", split=8),
+    rested_gemm("gemm.fp8_row", SQUARE, "M 64 to 16384"),
+    rested_gemm("gemm.fp8_row.grouped", CUTLASS_TILES, "1 to 128 groups of 16 to 12144 rows"),
+    rested_gemm("gemm.fp8@library", SQUARE, "M 64 to 16384, cuBLAS", split=8),
+    rested_gemm("gemm.fp8.wgrad@library", ((64, 32), (64, 64), *SQUARE), "K 512 to 16384, FP32 output, cuBLAS"),
+    loaded_gemm("gemm.bf16", "M 64 to 129280"),
+    loaded_gemm("gemm.bf16.wgrad", "K 1024 to 16384, FP32 accumulation"),
+    loaded_gemm("gemm.bf16.grouped", "4 to 64 groups"),
+    loaded_gemm("gemm.bf16.grouped_wgrad", "4 to 64 groups"),
+    loaded_gemm("gemm.fp8_tensor", "M 64 to 129280"),
+    loaded_gemm("gemm.fp8_row", "M 64 to 16384"),
+    loaded_gemm("gemm.fp8_row.grouped", "4 to 64 groups"),
+    loaded_gemm("gemm.fp8@library", "M 64 to 16384"),
+    loaded_gemm("gemm.fp8.wgrad@library", "K 1024 to 16384, FP32 output"),
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
               "512 to 16384 tokens", hardware=("h800", "h100")),
     attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
@@ -140,10 +198,21 @@ RECIPES = (
               fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
     attention("attn.fwd.fp8", "h100", ("256:256",), FA3, "4096 to 16384 tokens",
               fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
-    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
-    attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
-    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
-    attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
+    *(
+        attention(cls, "h100", dims, H100, "512 to 32768 tokens", rates=(0.15, 1.0), tables=("h100_measured",),
+                  fixed={"power_rate": NO_LIMIT}, free=more)
+        for cls, dims, more in (
+            ("attn.fwd@library", LIBRARY_DIMS, TAIL), ("attn.bwd@library", LIBRARY_DIMS, TAIL | PASSES),
+            ("attn.fwd@fa2", ("64:64", "128:128"), TAIL), ("attn.bwd@fa2", ("64:64", "128:128"), TAIL | PASSES),
+        )
+    ),
+    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
+              free=TAIL),
+    attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
+              free=TAIL | PASSES),
+    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9), free=TAIL),
+    attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9),
+              free=TAIL | PASSES),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
     stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "beside"),
@@ -167,6 +236,13 @@ RECIPES = (
     stream("elem", "h800", DEEPSEEK, "traffic", "l2_gain", "beside"),
     stream("attn.bwd_aux", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
     stream("router.topk", "h800", DEEPSEEK, traffic=0.0, launch=4e-6),
+    *(
+        stream(cls, "h100", H100, "l2_gain", traffic=1.0)
+        for cls in (
+            "elem", "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose",
+            "embedding", "optimizer",
+        )
+    ),
     stream("elem", "h200", H200, "l2_gain", traffic=1.0),
     stream("norm.fwd@library", "h200", H200, traffic=1.0),
     stream("swiglu@library", "h200", H200, traffic=1.0),

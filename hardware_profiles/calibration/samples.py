@@ -27,7 +27,7 @@ Row = dict[str, str]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s];
-    `repeat` counts measurements of the same shape in a table."""
+    `repeat` counts measurements of the same shape in a table; `rested`: each launch found it at boost clock."""
 
     hardware: str
     cls: str
@@ -40,6 +40,7 @@ class Sample:
     resolution: float = 2e-7
     weight: float = 1.0
     repeat: int = 0
+    rested: bool = False
 
 
 def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -282,14 +283,21 @@ def published() -> list[Sample]:
 # --- H200: the older table and our own measurements ------------------------------------------------------------------
 
 STREAM_CLASS = {
-    "copy": "elem", "add": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor", "transpose": "transpose",
+    "copy": "elem", "add": "elem", "gelu": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor",
+    "transpose": "transpose",
     "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
     "loss_fwd_eager": "loss", "loss_bwd_eager": "loss", "embedding": "embedding", "adam": "optimizer",
 }  # fmt: skip
+COMPILED = ("swiglu", "quant_token")
 PRECISION_CLASS = {
     "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
     "fp8_block_fprop": "gemm.fp8@library", "fp8_block_both": "gemm.fp8.wgrad@library",
 }  # fmt: skip
+
+
+OUT_BYTES = {"wgrad": 4.0, "wgrad_write": 4.0, "grouped_wgrad": 1.0}
+"""Bytes of an output of PyTorch's products: its grouped weight gradients are BF16 written once, which counts like FP8
+read and written."""
 
 
 def _h200_precision(text: str) -> GemmPrecision:
@@ -339,37 +347,51 @@ def _h200_attention(row: Row) -> Iterator[tuple[str, Work, float]]:
         yield ("attn.bwd" if backward else "attn.fwd") + suffix, work, _float(row, column)
 
 
-def _measured(row: Row) -> tuple[str, Work] | None:
-    op = row["op"]
-    if op == "gemm":
-        form = row["form"]
-        if form == "wgrad_write":  # written, not accumulated: a plain product with an FP32 output
-            cls = {"fp8_block_both": "gemm.fp8.wgrad@library"}.get(row["precision"])
-            if cls is None:
-                return None
-        else:
-            cls = PRECISION_CLASS[row["precision"]] + FORM_CLASS[form]
-        work = _gemm(
-            _int(row, "m"), _int(row, "n"), _int(row, "k"), _h200_precision(row["precision"]),
-            "dense" if form == "wgrad_write" else form,  # type: ignore[arg-type]
-            _int(row, "groups", 1), 4.0 if form in ("wgrad", "wgrad_write") else 2.0,
-        )  # fmt: skip
-        return cls, work
-    if op == "attention":
-        # cuDNN's backward without a mask falls to another, four times slower kernel at 192/128
-        if row["impl"] == "cudnn" and row["d_qk"] == "192" and row["backward"] == "1" and row["causal"] == "0":
+def _measured_gemm(row: Row) -> tuple[str, Work] | None:
+    form = row["form"]
+    if form == "wgrad_write":  # written, not accumulated: a plain product with an FP32 output
+        cls = {"fp8_block_both": "gemm.fp8.wgrad@library"}.get(row["precision"])
+        if cls is None:
             return None
-        backward = row["backward"] == "1"
-        attention = Attention(
-            batch=_int(row, "batch"), seq_q=_int(row, "seq"), seq_kv=_int(row, "seq"), heads=_int(row, "heads"),
-            kv_heads=_int(row, "kv_heads"), d_qk=_int(row, "d_qk"), d_v=_int(row, "d_v"),
-            causal=row["causal"] == "1", backward=backward,
-        )  # fmt: skip
-        suffix = "@library" if row["impl"] == "cudnn" else "@fa2"
-        return ("attn.bwd" if backward else "attn.fwd") + suffix, attention
-    if op == "rmsnorm":
-        return None  # compiled here, eager in the older table: two kernels; the contention table has the eager one
-    if op in STREAM_CLASS and row["mode"] == "cold":
+    else:
+        cls = PRECISION_CLASS[row["precision"]] + FORM_CLASS[form]
+    work = _gemm(
+        _int(row, "m"), _int(row, "n"), _int(row, "k"), _h200_precision(row["precision"]),
+        "dense" if form == "wgrad_write" else form,  # type: ignore[arg-type]
+        _int(row, "groups", 1), OUT_BYTES.get(form, 2.0),
+    )  # fmt: skip
+    if not row.get("rows"):
+        return cls, work
+    if form != "grouped":
+        return None  # a group's share of k is not modelled
+    return cls, replace(work, rows=tuple(map(int, row["rows"].split())))
+
+
+def _measured_attention(row: Row) -> tuple[str, Work] | None:
+    # cuDNN's backward without a mask falls to another, four times slower kernel at 192/128
+    if row["impl"] == "cudnn" and row["d_qk"] == "192" and row["backward"] == "1" and row["causal"] == "0":
+        return None
+    backward = row["backward"] == "1"
+    attention = Attention(
+        batch=_int(row, "batch"), seq_q=_int(row, "seq"), seq_kv=_int(row, "seq"), heads=_int(row, "heads"),
+        kv_heads=_int(row, "kv_heads"), d_qk=_int(row, "d_qk"), d_v=_int(row, "d_v"),
+        causal=row["causal"] == "1", backward=backward,
+    )  # fmt: skip
+    suffix = "@library" if row["impl"] == "cudnn" else "@fa2"
+    return ("attn.bwd" if backward else "attn.fwd") + suffix, attention
+
+
+def _measured(row: Row) -> tuple[str, Work] | None:
+    op, kernel = row["op"], row.get("kernel", "")
+    if op == "gemm":
+        return _measured_gemm(row)
+    if op == "attention":
+        return _measured_attention(row)
+    if op == "rmsnorm" and "mode" in row:
+        return None  # compiled in `h200_measured`, eager in the older table: two kernels
+    if kernel.startswith("Memcpy") or (op in COMPILED and kernel and not kernel.startswith("triton")):
+        return None  # the driver's own copy, or the compiler gave the shape up
+    if op in STREAM_CLASS and row.get("mode", "cold") == "cold":
         size = _float(row, "bytes") / 2
         return STREAM_CLASS[op], Streaming(read=size, written=size)
     return None
@@ -381,7 +403,7 @@ def own_table(path: Path, hardware: str) -> list[Sample]:
     for row in rows(path):
         pair = _measured(row)
         if pair is not None:
-            label = f"{row['op']} {row['mode']}"
+            label = f"{row['op']} {row.get('mode', 'rested')}"
             out.append(
                 Sample(
                     hardware=hardware, cls=pair[0], work=(pair[1],), seconds=_float(row, "us") * 1e-6, table=path.stem,
@@ -394,6 +416,11 @@ def own_table(path: Path, hardware: str) -> list[Sample]:
 def h200_measured() -> list[Sample]:
     """What `measure_h200.py` measured."""
     return own_table(TABLES / "h200_measured.csv", "h200")
+
+
+def h100_measured() -> list[Sample]:
+    """What `measure_rested.py` measured on an H100; layouts of operands count as runs of one shape."""
+    return merged(own_table(TABLES / "h100_measured.csv", "h100"))
 
 
 CONTENTION_CASES: dict[str, tuple[str, Work]] = {
@@ -417,7 +444,7 @@ def contention() -> list[Sample]:
         out.append(
             Sample(
                 hardware="h200", cls=cls, work=(work,), seconds=_float(row, "us") * 1e-6, table="h200_sm_contention",
-                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * _int(row, "move"),
+                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * _int(row, "move"), rested=True,
             )
         )  # fmt: skip
     return out
@@ -436,7 +463,7 @@ def beside_traffic() -> list[Sample]:
         Sample(
             hardware="h200", cls=BESIDE_CASES[row["op"]][0], work=(BESIDE_CASES[row["op"]][1],),
             seconds=_float(row, "us") * 1e-6, table="h200_measured", label=row["op"],
-            sms=132 - _int(row, "held_sms"), traffic=_float(row, "traffic"),
+            sms=132 - _int(row, "held_sms"), traffic=_float(row, "traffic"), rested=True,
         )
         for row in rows("h200_measured.csv")
         if row["op"] in BESIDE_CASES
@@ -445,4 +472,4 @@ def beside_traffic() -> list[Sample]:
 
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
-    return [*trace(), *infersim(), *published(), *merged([*h200_older(), *h200_measured()])]
+    return [*trace(), *infersim(), *published(), *merged([*h200_older(), *h200_measured()]), *h100_measured()]

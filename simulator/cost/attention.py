@@ -1,10 +1,11 @@
 """Time of an attention core kernel: tiles of queries walking over keys, dynamically spread over the SMs granted.
 
-    t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth )
-    t_tensor = max( all tiles / SMs + half a tile (1 - 1/SMs), longest tile )
+    t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth ) + passes x bytes / bandwidth
+    t_tensor = waves x tile, and of a causal kernel at most mean tiles on an SM + tail x longest tile
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
-tile sees the blocks up to its diagonal. Time follows SMs / (SMs - taken) because tiles are many and small.
+tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
+follows SMs / (SMs - taken) where tiles are many.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from simulator.hardware import Gpu
 from simulator.kernels import AttentionParams, Kernels
 from simulator.ops import Attention
 
-FORMULA = "launch + norm4(max(tiles*tile/sms + tile/2, longest tile), flop/power rate, bytes/bandwidth) * (1 + traffic)"
+FORMULA = "launch + norm4(waves*tile or tiles*tile/sms + tail, flop/power rate, memory) * (1 + traffic) + passes*memory"
 
 
 def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
@@ -51,6 +52,12 @@ def _flops_per_pair(work: Attention) -> float:
     return 2.0 * (3 * work.d_qk + 2 * work.d_v if work.backward else work.d_qk + work.d_v)
 
 
+def _tensor_time(tiles: int, tile: float, longest: float, sms: int, tail: float) -> float:
+    """When the last of `tiles` tiles of mean time `tile` is over [s]: whole waves of the longest at the most."""
+    waves = -(-tiles // sms) * longest
+    return min(waves, max(tiles * tile / sms + tail * longest * (1.0 - 1.0 / sms), longest))
+
+
 def _check(work: Attention, sms: int) -> None:
     sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
     if min(sizes) < 1:
@@ -73,12 +80,13 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
     tile = min(mean, full + p.mask_blocks) * block + p.tile_time
     longest = full * block + p.tile_time
-    tensor = max(rows * tile / sms + 0.5 * tile * (1.0 - 1.0 / sms), longest)
+    tensor = _tensor_time(rows, tile, longest, sms, p.tail if work.causal else 1.0)
     power = work.flops / (p.power_rate * peak)
     memory = attention_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    passes = p.passes * memory if work.backward else 0.0
     return Cost(
-        duration=p.launch + norm4(tensor, power, memory) * slow,
+        duration=p.launch + norm4(tensor, power, memory) * slow + passes,
         bound_by="memory" if memory > tensor else "tensor",
         formula=FORMULA,
         terms=(
@@ -89,6 +97,7 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("tensor_s", tensor),
             ("power_s", power),
             ("memory_s", memory),
+            ("passes_s", passes),
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),

@@ -3,10 +3,11 @@
     t = launch + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
 
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
-those the library has. `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` =
-a fill time, then operands and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the
-bounds: alone each is exact, two equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs
-and bandwidth, and so does t.
+those the library has; from the third wave on a counter hands tiles out, which a small kernel before clears.
+`t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` = a fill time, then operands
+and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the bounds: alone each is
+exact, two equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, and so
+does t.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from simulator.hardware import Gpu
 from simulator.kernels import GemmParams, Kernels
 from simulator.ops import Gemm
 
-FORMULA = "launch + norm4(waves*(k_steps*step + tile), flop/power rate, bytes/bandwidth) * (1 + traffic)"
+FORMULA = "launch + norm4(waves*(k_steps*step + tile) + reset, flop/power rate, bytes/bandwidth) * (1 + traffic)"
+
+
+UNCOUNTED = 2
+"""Waves up to which cuBLAS runs a kernel alone (kernels of `calibration/tables/h100_measured.csv`)."""
 
 
 class Tiling(NamedTuple):
@@ -69,10 +74,10 @@ def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int) -> int:
     return max(-(-work.m // block), min(work.groups, work.m))
 
 
-def _tile_time(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int) -> float:
-    """Time of one output tile on one SM [s]."""
+def _tile_time(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> float:
+    """Time of one of `parts` of an output tile on one SM [s]."""
     groups = work.groups if work.form == "grouped_wgrad" else 1
-    steps = -(-work.k // (groups * p.k_block))
+    steps = -(-work.k // (groups * parts * p.k_block))
     step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
     return steps * step + p.tile_time + bm * bn * work.out_bytes / p.store_rate
 
@@ -90,10 +95,18 @@ def _tensor_time(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     best = Tiling(float("inf"), 0, 0.0, 0, 0)
     for bm, bn in p.tiles:
         tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
-        tile, waves = _tile_time(work, p, peak_sm, bm, bn), -(-tiles // usable)
+        tile, waves = _tile_time(work, p, peak_sm, bm, bn, 1), -(-tiles // usable)
+        time = waves * tile + (p.reset if waves > UNCOUNTED else 0.0)
         large = sms < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
-        if waves * tile < best.time or large:
-            best = Tiling(waves * tile, waves, tile, bm, bn)
+        if large:
+            waves = p.walk * -(-tiles // (p.walk * usable))
+            time = waves * tile + (p.reset if waves > UNCOUNTED else 0.0)
+        if time < best.time or large:
+            best = Tiling(time, waves, tile, bm, bn)
+        parts = min(p.split, usable // tiles)
+        if parts > 1:
+            tile = _tile_time(work, p, peak_sm, bm, bn, parts)
+            best = min(best, Tiling(tile + p.reset, 1, tile, bm, bn))
     return best
 
 
@@ -130,7 +143,7 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     _check(work, share.sms)
     p, calibrated, source = params_for(kernels.gemm, cls, kernels.name)
     tensor, waves, tile, bm, bn = _tensor_time(work, p, gpu, share.sms)
-    power = work.flops / (p.power_rate * tensor_peak(gpu, work.precision))
+    power = work.flops / ((p.loop_rate or p.power_rate) * tensor_peak(gpu, work.precision))
     memory = _memory_time(work, p, gpu, share.sms)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     duration = p.launch + norm4(tensor, power, memory) * slow

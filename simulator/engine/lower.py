@@ -20,6 +20,8 @@ from simulator.scenario import Scenario
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of
 from simulator.schedule.order import progress, step_needs
 
+MIRRORED = ("dualpipe", "dualpipev")
+"""Schedules under which a rank holds two stages at the same distance from both ends."""
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 
 
@@ -27,8 +29,8 @@ PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 class Plan:
     """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
 
-    `pace` are the factors on the times of GEMMs and of attention at the clock of the step. `slowest` is the load of the
-    fullest expert-parallel rank over the mean; `drawn`: another rank is the fullest in every layer and microbatch.
+    `pace` is how much longer tensor kernels last at the clock of the step. `slowest` is the load of the fullest
+    expert-parallel rank over the mean; `drawn`: another rank is the fullest in every layer and microbatch.
     """
 
     scenario: Scenario
@@ -38,7 +40,7 @@ class Plan:
     slowest: float
     stages: tuple[tuple[str, ...], ...]
     block_seconds: dict[str, float]
-    pace: tuple[float, float] = (1.0, 1.0)
+    pace: float = 1.0
     drawn: bool = False
 
     def blocks_of(self, stage: int) -> list[Block]:
@@ -46,7 +48,7 @@ class Plan:
         return [self.blocks[kind] for kind in self.stages[stage]]
 
 
-def plan(scenario: Scenario, stages: int, *, pace: tuple[float, float] = (1.0, 1.0)) -> Plan:
+def plan(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Plan:
     """Build and price the blocks of a scenario and spread them over `stages`."""
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
@@ -61,7 +63,7 @@ def plan(scenario: Scenario, stages: int, *, pace: tuple[float, float] = (1.0, 1
         price=price,
         slowest=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
         drawn=scenario.job.routing.kind == "sampled",
-        stages=split(scenario.model, stages, layout.stages, seconds),
+        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=layout.schedule in MIRRORED),
         block_seconds=seconds,
         pace=pace,
     )
@@ -77,7 +79,7 @@ def seconds_by_kind(blocks: dict[str, Block], price: Pricer, hidden: bool) -> di
 
 def overlaps(scenario: Scenario) -> bool:
     """Whether exchanges mostly hide behind another microbatch's compute: stages are balanced without them then."""
-    return scenario.stack.overlapped_pair and scenario.job.layout.schedule in ("dualpipe", "dualpipev")
+    return scenario.stack.overlapped_pair and scenario.job.layout.schedule in MIRRORED
 
 
 def _exchange(blocks: dict[str, Block]) -> Op | None:

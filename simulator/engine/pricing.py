@@ -9,6 +9,7 @@ from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.runs import Priced
+from simulator.kernels import rested
 from simulator.ops import AllToAll, Attention, Gemm, Op
 from simulator.scenario import Scenario
 
@@ -45,15 +46,17 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 """How kernel classes call the attention kernels that a stack may run."""
 
 
-def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = (1.0, 1.0)) -> Callable[[Op], Priced]:
+def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
-    `pace` are factors on the times of GEMMs and of attention at the clock of the step (see `simulator.power`).
+    `pace`: how much longer tensor kernels last at the clock of the step than at the boost clock (`simulator.power`).
 
     Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
     communicates: the tax is always paid.
     """
     cluster, stack = scenario.cluster, scenario.stack
+    if cluster.gpu.power is not None:
+        cluster = replace(cluster, kernels=rested(cluster.kernels))
     beside = neighbour_of(scenario, exchange)
     sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
     gap, whose, kernels = stack.kernel_gap, ATTENTION[stack.attention], cluster.kernels.attention
@@ -69,7 +72,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: tuple[float, float] = 
             dispatcher=stack.dispatcher,
         )
         if isinstance(op.work, (Gemm, Attention)):
-            cost = paced(cost, pace[0] if isinstance(op.work, Gemm) else pace[1])
+            cost = paced(cost, pace)
         seconds = times(cost, op, gap)
         return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, cast
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, Programs, append, overlaps, plan, seconds_by_kind
+from simulator.engine.lower import MIRRORED, Plan, Programs, append, overlaps, plan, seconds_by_kind
 from simulator.engine.program import Program
 from simulator.engine.runs import ALONE
 from simulator.engine.sync import Sharding, held_by_blocks
@@ -26,7 +26,7 @@ from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
 from simulator.memory.assumptions import assumptions_for
 from simulator.memory.changes import Usages
-from simulator.power import draw, pace_at
+from simulator.power import draw
 from simulator.scenario import Scenario
 from simulator.schedule import Pair, Step
 
@@ -83,7 +83,7 @@ class Clock:
 
     def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
         self.scenario, self.timing = scenario, timing
-        self.base = plan(scenario, 1, pace=pace_at(slowdown, scenario.cluster.gpu.power))
+        self.base = plan(scenario, 1, pace=slowdown)
         self.usages = Usages(self.base)
         self.costs: dict[Hashable, Cost] = {}
         self.programs: dict[Hashable, Program] = {}
@@ -174,14 +174,15 @@ class Kit:
     def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
         """Which blocks stand on which of `count` stages."""
         how, hidden = scenario.job.layout.stages, overlaps(scenario)
+        mirrored = scenario.job.layout.schedule in MIRRORED
         at, part = grid(slowdown)
 
         def made() -> Stages:
             low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
-            return split(scenario.model, count, how, weights)
+            return split(scenario.model, count, how, weights, mirrored=mirrored)
 
-        return self.kept(("stages", count, how, hidden, slowdown), made) if slowdown == 1.0 else made()
+        return self.kept(("stages", count, how, hidden, mirrored, slowdown), made) if slowdown == 1.0 else made()
 
     def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> Cost:
         """Cost of a step's action when tensor kernels last `slowdown` times as long."""

@@ -57,6 +57,29 @@ def test_time_follows_the_sms_left(held: int) -> None:
     assert ratio == pytest.approx(132 / (132 - held), rel=0.08)
 
 
+def test_equal_tiles_run_in_waves_and_unequal_ones_leave_a_tail() -> None:
+    """133 tiles on 132 SMs: a second wave; a causal kernel whose last SM trails by its longest tile takes no longer."""
+    kernels = Kernels(name="t", gap=0.0, gap_source="", attention={"attn.fwd": replace(PLAIN, tail=1.0)})
+
+    def seconds(heads: int, causal: bool) -> float:
+        work = Attention(batch=1, seq_q=128, seq_kv=1280, heads=heads, kv_heads=heads, d_qk=128, d_v=128, causal=causal)
+        return attention_cost(work, "attn.fwd", H800, kernels, Share(sms=132)).duration
+
+    tile = seconds(1, False)
+    assert [seconds(n, False) for n in (132, 133, 264, 265)] == pytest.approx([tile, 2 * tile, 2 * tile, 3 * tile])
+    assert tile < seconds(133, True) <= 2 * tile
+
+
+def test_passes_before_and_after_a_backward_move_all_its_bytes() -> None:
+    work = replace(MLA, backward=True)
+    times = []
+    for passes in (0.0, 2.0):
+        params = replace(PLAIN, bandwidth=0.5, passes=passes)
+        kernels = Kernels(name="t", gap=0.0, gap_source="", attention={"attn.bwd": params})
+        times.append(attention_cost(work, "attn.bwd", H800, kernels, Share(sms=132)).duration)
+    assert times[1] - times[0] == pytest.approx(2.0 * attention_bytes(work) / (0.5 * H800.hbm_bandwidth))
+
+
 def test_one_tile_cannot_be_spread() -> None:
     work = Attention(batch=1, seq_q=128, seq_kv=65536, heads=1, kv_heads=1, d_qk=128, d_v=128, causal=False)
     assert cost(work, 132).duration == cost(work, 1).duration

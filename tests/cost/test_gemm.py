@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -13,7 +14,7 @@ from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.cost import Share
 from simulator.cost.gemm import gemm_bytes, gemm_cost, norm4
 from simulator.errors import InputError, UncalibratedError
-from simulator.kernels import GemmParams, Kernels
+from simulator.kernels import GemmParams, Kernels, rested
 from simulator.ops import Gemm
 from tests.cost.profiles import kernels_of
 
@@ -103,6 +104,43 @@ def test_a_neighbours_traffic_slows() -> None:
 def test_a_single_wave_jumps_when_it_no_longer_fits() -> None:
     work = Gemm(m=4096, n=1536, k=7168, precision="bf16")
     assert seconds(work, 120, "gemm.bf16", "h200") > 1.4 * seconds(work, 132, "gemm.bf16", "h200")
+
+
+def test_two_waves_run_alone_and_three_behind_a_counters_reset() -> None:
+    kernels, tile = one_class(replace(PLAIN, reset=5e-6)), 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
+    times = [
+        gemm_cost(fp8(128, 128 * 132 * waves, 1024), "gemm.fp8", H800, kernels, Share(sms=132)).duration
+        for waves in (2, 3)
+    ]
+    assert times == pytest.approx([2 * tile, 3 * tile + 5e-6])
+
+
+def test_a_few_tiles_are_cut_along_k() -> None:
+    """16 tiles and 32 steps of K on 132 SMs: up to 8 parts each, which a second kernel adds up."""
+    work, step = fp8(512, 512, 4096), 2 * 128 * 128 * 128 / (H800.peak.fp8 / 132)
+    for split, steps in ((1, 32), (2, 16), (8, 4), (64, 4)):
+        kernels = one_class(replace(PLAIN, split=split, reset=1e-7))
+        cost = gemm_cost(work, "gemm.fp8", H800, kernels, Share(sms=132))
+        assert cost.duration == pytest.approx(steps * step + (1e-7 if split > 1 else 0.0))
+
+
+def test_a_cta_without_an_sm_keeps_its_tiles_for_another_round() -> None:
+    """264 tiles, two to each of 132 CTAs: with 131 SMs left the last CTA's two come after the others'."""
+    kernels, tile = one_class(replace(PLAIN, walk=2)), 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
+    times = [
+        gemm_cost(fp8(128, 128 * 264, 1024), "gemm.fp8", H800, kernels, Share(sms=sms)).duration for sms in (132, 131)
+    ]
+    assert times == pytest.approx([2 * tile, 4 * tile])
+
+
+def test_rested_kernels_know_no_limit_of_a_loop() -> None:
+    limited = one_class(replace(PLAIN, loop_rate=0.5))
+    work = fp8(128, 128 * 132, 4096)
+    slow, quick = (
+        gemm_cost(work, "gemm.fp8", H800, kernels, Share(sms=132)).duration for kernels in (limited, rested(limited))
+    )
+    assert quick == pytest.approx(work.flops / H800.peak.fp8)
+    assert slow > 2 * quick
 
 
 def test_norm4() -> None:

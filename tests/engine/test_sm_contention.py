@@ -23,10 +23,10 @@ from simulator.ops import AllToAll, Fixed, Op
 
 SMS = 132
 LIMITS = {  # mean and worst error of a case
-    "gemm_bf16_4096x24576x1536": (0.08, 0.14),
-    "gemm_bf16_4096x1536x7168": (0.12, 0.27),
-    "gemm_fp8_8192c": (0.10, 0.14),
-    "attn_4096x128h": (0.05, 0.06),
+    "gemm_bf16_4096x24576x1536": (0.04, 0.08),
+    "gemm_bf16_4096x1536x7168": (0.06, 0.18),
+    "gemm_fp8_8192c": (0.06, 0.12),
+    "attn_4096x128h": (0.03, 0.04),
     "rmsnorm_4096x7168": (0.06, 0.09),
 }
 
@@ -86,9 +86,9 @@ def test_the_table_is_reproduced(case: str) -> None:
 def test_attention_follows_the_sms_left() -> None:
     mine = rows("attn_4096x128h", moves=False)
     for held, row in mine.items():
-        law = SMS / (SMS - held)
-        assert in_engine(row) / in_engine(mine[0]) == pytest.approx(law, rel=0.03)
-        assert row.seconds / mine[0].seconds == pytest.approx(law, rel=0.06)  # so does what was measured
+        growth, measured = in_engine(row) / in_engine(mine[0]), row.seconds / mine[0].seconds
+        assert growth == pytest.approx(measured, rel=0.03)
+        assert growth == pytest.approx(SMS / (SMS - held), rel=0.06)  # both a little less: the last tile's tail stays
 
 
 def test_an_exactly_filled_grid_jumps_at_the_first_sm_taken() -> None:

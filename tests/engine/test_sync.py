@@ -17,7 +17,7 @@ from simulator.graph.state import held_by_stage
 from simulator.hardware import Gpu, Power
 from simulator.inputs import load_hardware, load_scenario
 from simulator.ops import Collective, Gemm, Op, Work
-from simulator.power import demand, hungriest, pace_at, slowdown
+from simulator.power import demand, hungriest, slowdown
 from simulator.run import schedule_of, simulate
 
 SMALL = ["gpus=64", "layout.tp=1", "layout.pp=1", "batch.global_batch_size=256", "hardware=h100"]
@@ -119,7 +119,7 @@ def test_a_pipelined_collective_shows_only_what_the_kernel_does_not_hide(
     assert exposed(gather, [], kernel).durations[0] == pytest.approx(shown)
 
 
-POWER = Power(cap_of_tdp=1.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5, tables=1.1)
+POWER = Power(cap_of_tdp=1.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5)
 
 
 def gpu_of(power: Power) -> Gpu:
@@ -128,8 +128,6 @@ def gpu_of(power: Power) -> Gpu:
 
 def test_below_the_cap_nothing_is_slowed() -> None:
     assert slowdown(650.0, gpu_of(POWER), 1) == 1.0
-    assert pace_at(1.0, POWER) == (1 / 1.1, 1.0)
-    assert pace_at(1.3, None) == (1.0, 1.0)
 
 
 def test_beyond_the_cap_the_slowdown_is_a_power_of_the_demand() -> None:
