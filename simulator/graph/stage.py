@@ -1,7 +1,8 @@
 """From a model to pipeline stages: the list of blocks, and which stage holds which.
 
-61 layers do not divide by 16: `balanced` cuts the list of blocks so that the slowest stage is as fast as possible,
-`even` gives every stage the same number of layers (the first ones one more), an explicit tuple says it itself.
+61 layers do not divide by 16: `balanced` cuts the list of blocks so that the slowest stage is as fast as possible (and
+among cuts equally fast, so that no stage holds more blocks than it must), `even` gives every stage the same number of
+layers (the first ones one more), an explicit tuple says it itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
 from simulator.model import ModelSpec
+
+TIE = 0.005
+"""Share of the slowest stage's time below which cuts count as equally fast: far less than the times are known to."""
+
+
+MIRRORED_SLACKS = (0.0, 0.01, 0.02, 0.04, 0.08)
+"""By what share a stage may exceed the least possible slowest one where the rank's other stage makes good for it."""
 
 
 def block_kinds(model: ModelSpec) -> tuple[str, ...]:
@@ -40,7 +48,7 @@ def build_blocks(s: Shapes, sms: int) -> dict[str, Block]:
 
 
 def split(
-    model: ModelSpec, stages: int, how: str | Sequence[int], weights: Mapping[str, float]
+    model: ModelSpec, stages: int, how: str | Sequence[int], weights: Mapping[str, float], *, mirrored: bool = False
 ) -> tuple[tuple[str, ...], ...]:
     """The kinds of the blocks on each stage.
 
@@ -48,6 +56,7 @@ def split(
     ----------
     how : "balanced", "even" or the number of main-model layers per stage.
     weights : time of one block of each kind, forward and backward [s]; only `balanced` reads them.
+    mirrored : whether a rank holds the first stage and the last, the second and the last but one, and so on (DualPipe).
 
     Raises
     ------
@@ -61,7 +70,7 @@ def split(
                 f"layout: {stages} pipeline stages for {layers} layers: nothing is left for a stage beyond "
                 "the layers, the embedding and the head"
             )
-        return _balanced(kinds, stages, weights)
+        return _balanced(kinds, stages, weights, MIRRORED_SLACKS if mirrored else (0.0,))
     counts = _even(layers, stages) if how == "even" else tuple(int(n) for n in how)
     if len(counts) != stages or sum(counts) != layers or min(counts) < 0:
         raise InputError(
@@ -89,45 +98,67 @@ def _by_counts(kinds: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, 
     return tuple(out)
 
 
-def _balanced(kinds: Sequence[str], stages: int, weights: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
-    """Cut before layers only, minimising the slowest stage; among equals, the smallest sum of squares.
+def _balanced(
+    kinds: Sequence[str], stages: int, weights: Mapping[str, float], slacks: Sequence[float]
+) -> tuple[tuple[str, ...], ...]:
+    """Cut before layers only, so that the slowest stage is as fast as possible.
 
-    Exact dynamic programme over the cuts. The tail (head, MTP) stays on one stage: its head is shared. Loads are whole
-    numbers, so that cuts which only swap equal stages tie exactly, whatever the last bits of the weights are.
+    Stages that share a rank may make good for each other: with several `slacks` one stage may be slower by them, and
+    the cut with the fastest slowest rank wins. Of cuts within `TIE` of each other the one wins whose fullest stage
+    holds the fewest blocks (it sets the memory), then the smallest sum of squares. The tail (head, MTP) stays on one
+    stage: its head is shared. Loads are whole numbers, so that cuts which only swap equal stages tie exactly, whatever
+    the last bits of the weights are.
     """
     units = _units(kinds)
     unit_load = max(weights.values()) * 1e-9 or 1.0
     cost = [sum(round(weights[kind] / unit_load) for kind in unit) for unit in units]
-    total = [0]
-    for value in cost:
-        total.append(total[-1] + value)
-    n = len(units)
-    limit = _reachable(cost, stages)
+    total = [0, *itertools.accumulate(cost)]
+    least = _reachable(cost, stages)
+    cuts = [_cut(total, stages, least * (1 + TIE + slack)) for slack in slacks]
+    if len(cuts) > 1:
+        slowest = {cut: _slowest_pair(total, cut) for cut in cuts}
+        good = min(slowest.values()) * (1 + TIE)
+        cuts = [cut for cut in cuts if slowest[cut] <= good]
+    best = min(cuts, key=lambda cut: max(b - a for a, b in itertools.pairwise(cut)))
+    return tuple(tuple(kind for unit in units[a:b] for kind in unit) for a, b in itertools.pairwise(best))
+
+
+def _slowest_pair(total: Sequence[int], cut: Sequence[int]) -> int:
+    """The largest load of two stages at the same distance from both ends."""
+    loads = [total[b] - total[a] for a, b in itertools.pairwise(cut)]
+    return max(one + other for one, other in zip(loads, reversed(loads), strict=True))
+
+
+def _cut(total: Sequence[int], stages: int, limit: float) -> tuple[int, ...]:
+    """Bounds of stages that each stay below `limit`, with the fewest units on the fullest, then the least squares.
+
+    Exact dynamic programme over the cuts; `total` are the loads of all units before each one.
+    """
+    n = len(total) - 1
     never = float("inf")
-    worst, square = [0.0] + [never] * n, [0.0] + [never] * n  # of the best cut before each unit
+    fullest, square = [0.0] + [never] * n, [0.0] + [never] * n  # of the best cut before each unit
     cuts: list[list[int]] = []
     for stage in range(1, stages + 1):
-        slowest, squares, cut = [never] * (n + 1), [never] * (n + 1), [0] * (n + 1)
+        counts, squares, cut = [never] * (n + 1), [never] * (n + 1), [0] * (n + 1)
         first = max(stage, bisect_left(total, total[n] - (stages - stage) * limit))
         last = min(n - (stages - stage), bisect_right(total, stage * limit) - 1)
         for end in range(first, last + 1):
             high = never
             for start in range(max(stage - 1, bisect_left(total, total[end] - limit)), end):
                 load = total[end] - total[start]
-                most = worst[start] if worst[start] > load else load
+                most = fullest[start] if fullest[start] > end - start else end - start
                 if most > high:
                     continue
                 squared = square[start] + load * load
                 if most < high or squared < squares[end]:
                     high, squares[end], cut[end] = most, squared, start
-            slowest[end] = high
-        worst, square = slowest, squares
+            counts[end] = high
+        fullest, square = counts, squares
         cuts.append(cut)
     bounds = [n]
     for cut in reversed(cuts):
         bounds.append(cut[bounds[-1]])
-    bounds.reverse()
-    return tuple(tuple(kind for unit in units[a:b] for kind in unit) for a, b in itertools.pairwise(bounds))
+    return tuple(reversed(bounds))
 
 
 def _reachable(cost: Sequence[float], stages: int) -> float:
