@@ -73,6 +73,7 @@ _CLASSES = {
     "softmax": "softmax",
     "swiglu": "SwiGLU",
     "wait.slowest": "wait for the most loaded rank",
+    "tensormap": "descriptors of grouped matmuls",
     "weight_t": "transposed FP8 weights",
 }
 _FORMS = {

@@ -95,13 +95,17 @@ class AttentionParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParams:
-    """A memory-bound kernel: `launch` [s] plus its bytes at a bandwidth.
+    """A memory-bound kernel: `launch` [s] plus its bytes at a bandwidth, or the chain of accesses of its CTAs.
 
     `bandwidth` is the attainable share of the displayed memory bandwidth, `sm_rate` [B/s] what one SM can move (0: no
-    limit), `l2_gain` how many times faster bytes go that fit in L2 (1: no gain). `wave_time`: a kernel whose grid
+    limit), `l2_gain` how many times faster bytes go that are still in L2 (1: no gain). `wave_time`: a kernel whose grid
     exactly fills the GPU runs in another wave when SMs are taken; that wave lasts this share of the first.
     `traffic`: see `GemmParams`; `beside` [s] is what the start of the kernel takes longer beside a communication kernel
     (one that moves `Kernels.comm_traffic`; less in proportion).
+
+    A CTA waits for its own loads: it lasts `cta_time` [s] and its part of the bytes at `cta_rate` [B/s] (0: no limit),
+    together at most `cta_most` [s] (0: no such limit). `resident` CTAs fit on an SM (threads, registers, shared
+    memory); 0: a persistent grid, whose CTAs all run at once.
     """
 
     launch: float
@@ -111,6 +115,10 @@ class StreamParams:
     wave_time: float = 1.0
     traffic: float = 1.0
     beside: float = 0.0
+    cta_time: float = 0.0
+    cta_rate: float = 0.0
+    cta_most: float = 0.0
+    resident: int = 0
     source: str
     range: str = ""
     assumed: bool = False

@@ -24,7 +24,8 @@ SAME = {
     r"router\.small_op_(3\d|4[0-2])|router\.sigmoid|router\.group_top4": "router.scores",
     r"router\.small_op_(4[4-9]|5\d)": "router.weights",
     r"router\.small_op_6\d|router\.aux_fi": "router.balance",
-    r"router\.bwd\.small_op_\d+": "router.bwd.small_ops",
+    r"router\.bwd\.small_op_(0\d|1[0-4])": "router.bwd.weights",
+    r"router\.bwd\.small_op_(1[5-9]|2\d)": "router.bwd.scores",
     r"router\.topk_2nd\(aux loss\)": "router.topk_2nd",
 }
 """Kernels that the graph prices together."""

@@ -227,7 +227,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--table", type=Path, help="add your own measurements, in the columns of measure_h200.py")
     parser.add_argument("--hardware", choices=sorted(GPUS), default="h200", help="the GPU of your measurements")
-    parser.add_argument("--home", choices=sorted(GPUS), action="append", help="refit this GPU only (repeatable)")
+    parser.add_argument(
+        "--home", choices=sorted(GPUS), action="append", help="refit this GPU only (repeatable); others carry it over"
+    )
     args = parser.parse_args()
     homes = tuple(args.home or GPUS)
     own = tables.own_table(args.table, args.hardware) if args.table else []
@@ -244,9 +246,7 @@ def main() -> None:
     report = [e for e in report if e.hardware in homes] + [
         e for e in errors_report.read("report") if e.hardware not in homes
     ]
-    for name, kernels in profiles.items():
-        if name not in homes:
-            continue
+    for name, kernels in profiles.items():  # those of other homes too: they carry classes from these
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")
     errors_report.write("report", HEAD, report)
 

@@ -98,8 +98,14 @@ def _gemm(
 # --- H800: the training trace ---------------------------------------------------------------------------------------
 
 VARIANTS = {
-    "attn.k_pe.bcast": "kvcopy.bcast",
-    "attn.k_pe.bcast_r": "kvcopy.bcast",
+    "attn.k_pe.bcast": "elem.strided",
+    "attn.k_pe.bcast_r": "elem.strided",
+    "attn.k_pe.copy": "elem.strided",
+    "attn.k_pe.reduce": "elem.reduce",
+    "attn.kv_slice.copy": "elem.strided",
+    "attn.kv_slice.copy_r": "elem.strided",
+    "attn.dkv_a.copy_kv": "elem.strided",
+    "attn.dkv_a.copy_pe": "elem.strided",
     "moe.down.quant_g_t": "quant.chan_t.permuted",
     "moe.up_gate.quant_x_t": "quant.chan_t.permuted",
     "moe.up_gate.scale_t": "scale_t.rows",
@@ -107,6 +113,10 @@ VARIANTS = {
     "moe.down.scale_t": "scale_t.rows",
     "moe.down.scale_t_g": "scale_t.rows",
     "norm.ffn.fwd_residual": "norm.fwd.residual",
+    "norm.kv_lora.fwd": "norm.fwd.narrow",
+    "norm.kv_lora.recompute": "norm.fwd.narrow",
+    "norm.q_lora.fwd": "norm.fwd.narrow",
+    "norm.q_lora.recompute": "norm.fwd.narrow",
     "router.gate.fwd": "gemm.bf16.router",
     "router.gate.dgrad": "gemm.bf16.router",
     "router.gate.wgrad": "gemm.bf16.router",
@@ -115,9 +125,16 @@ VARIANTS = {
 }
 """Ops whose kernel is another than that of the rest of their class."""
 
-
-NARROW_SCALES = 4096 * 32 * 8
-"""Bytes of a transposition of scales up to 32 columns wide; wider ones take another path, three times slower."""
+VARIANTS |= {
+    f"norm.{norm}.{kernel}": "elem.norm_weight"
+    for norm in ("attn", "ffn", "q_lora", "kv_lora")
+    for kernel in ("bwd_finalize", "wgrad_acc")
+}
+NORM_COLUMNS = 32
+"""Columns of the weight's gradient that a CTA of the finalize kernel sums up."""
+CHOSEN, BALANCE, ALL_AGAIN = 43, 60, 15
+"""Numbers of the gate's `small_op`s from which on they work, forward, on the chosen experts' weights and on the sums
+for the balance; backward, on all scores again."""
 
 
 def _trace_share(row: Row, gemm: bool) -> tuple[int, float]:
@@ -128,6 +145,45 @@ def _trace_share(row: Row, gemm: bool) -> tuple[int, float]:
     resident = moving + _float(row, "ov_notify")
     sms = 112 if gemm or resident > 0.5 * time else 132
     return sms, COMM_TRAFFIC * min(1.0, moving / time) if time else 0.0
+
+
+def _norm_weight_bytes(row: Row) -> float:
+    """Bytes of the two kernels that finish the weight's gradient of a norm [B]: partial sums of every CTA of its
+    backward; the FP32 gradient added to the main one."""
+    norm, _, kernel = row["op"].rpartition(".")
+    if VARIANTS.get(row["op"]) != "elem.norm_weight":
+        return 0.0
+    trace = {r["op"]: _int(r, "blocks") for r in rows("h800_trace.csv") if r["op"].startswith(norm)}
+    width = NORM_COLUMNS * trace[f"{norm}.bwd_finalize"]
+    return 4.0 * width * (trace[f"{norm}.bwd"] + 1 if kernel == "bwd_finalize" else 3)
+
+
+def _router_part(row: Row) -> str:
+    """Class of a small kernel of the gate; none for those of the profile alone."""
+    op = row["op"]
+    if op in ("router.sigmoid", "router.group_top4"):
+        return "router.scores"
+    if op == "router.aux_fi":
+        return "router.balance"
+    if "small_op_" not in op:
+        return ""
+    number = int(op.rpartition("_")[2])
+    if op.startswith("router.bwd."):
+        return "router.weights" if number < ALL_AGAIN else "router.scores"
+    return "router.scores" if number < CHOSEN else "router.weights" if number < BALANCE else "router.balance"
+
+
+def _router_scores() -> Iterator[Sample]:
+    """The gate's kernels over all scores, FP32 in and out: the mean of those of a phase."""
+    mine = [row for row in rows("h800_trace.csv") if _router_part(row) == "router.scores"]
+    scores = Streaming(read=4096 * 256 * 4, written=4096 * 256 * 4)
+    for phase, period in sorted({(row["phase"], row["period"]) for row in mine}):
+        times = [_float(row, "dur_us") for row in mine if (row["phase"], row["period"]) == (phase, period)]
+        yield Sample(
+            hardware="h800", cls="router.scores", work=(scores,), seconds=1e-6 * sum(times) / len(times),
+            table="h800_trace", label=f"router.scores {phase}", resolution=5e-7 / len(times) ** 0.5,
+            repeat=int(period),
+        )  # fmt: skip
 
 
 def _trace_work(row: Row) -> Work | None:
@@ -145,7 +201,7 @@ def _trace_work(row: Row) -> Work | None:
     if cls == "gemm.bf16":
         wgrad = row["op"] == "router.gate.wgrad"
         return _gemm(m, n, k, "bf16", "wgrad" if wgrad else "dense", out=4.0 if wgrad else 2.0)
-    size = _float(row, "bytes")
+    size = _float(row, "bytes") or _norm_weight_bytes(row)
     if row["op"].startswith("router.top"):
         return Streaming(read=4096 * 256 * 4, written=0)
     return Streaming(read=size / 2, written=size / 2, blocks=_int(row, "blocks")) if size else None
@@ -168,14 +224,12 @@ def trace() -> list[Sample]:
         work = _trace_work(experts[0])
         assert work is not None
         out.append(_trace_sample(experts[0], work, sum(_float(r, "eff_us") for r in experts) / len(experts)))
-    return out
+    return [*out, *_router_scores()]
 
 
 def _trace_sample(row: Row, work: Work, microseconds: float) -> Sample:
     sms, traffic = _trace_share(row, row["cls"].startswith("gemm.fp8"))
     cls = VARIANTS.get(row["op"], row["cls"])
-    if cls == "scale_t" and _float(row, "bytes") <= NARROW_SCALES:
-        cls = "scale_t.narrow"
     return Sample(
         hardware="h800", cls=cls, work=(work,), seconds=microseconds * 1e-6,
         table="h800_trace", label=row["op"], sms=sms, traffic=traffic, resolution=5e-7,
@@ -187,10 +241,12 @@ def trace_fixed() -> dict[str, list[float]]:
     """Times of the trace's kernels that have no bytes of note [s], by class."""
     out: dict[str, list[float]] = {}
     for row in rows("h800_trace.csv"):
-        if row["op"].startswith("router.top") or row["stream"] == "27":
-            continue
-        if row["cls"] in ("router", "permute.map") or (row["cls"] == "elem" and not _float(row, "bytes")):
-            cls = row["op"].replace("moe.map", "permute.map") if row["cls"] == "permute.map" else row["cls"]
+        cls = _router_part(row) if row["cls"] == "router" else ""
+        if row["cls"] == "permute.map":
+            cls = row["op"].replace("moe.map", "permute.map")
+        if row["op"] == "moe.tensormap.fill":
+            cls = "tensormap"
+        if cls and cls != "router.scores":
             out.setdefault(cls, []).append(_float(row, "dur_us") * 1e-6)
     return out
 

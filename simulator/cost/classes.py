@@ -36,10 +36,12 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "permute.reduce": ("permute.expand", "elem"),
     "permute.expand": ("permute.reduce", "elem"),
     "attn.bwd_aux": ("elem",),
+    "router.weights": ("router.balance",),
+    "router.balance": ("router.weights",),
 }
 """For a class that a profile lacks, the physically nearest ones, best first."""
 
-LAST = ("gemm.bf16", "gemm.fp8", "attn.fwd", "attn.bwd", "elem", "router")
+LAST = ("gemm.bf16", "gemm.fp8", "attn.fwd", "attn.bwd", "elem", "router.weights")
 """What is left when nothing near exists."""
 
 

@@ -1,9 +1,14 @@
 """Time of memory-bound kernels, and of those too small for their bytes to matter.
 
-    t = launch + norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)) x waves
+    t = launch + max(norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)), chain of the CTAs) x waves
 
-Bytes that fit in L2 may go faster; a grid that exactly fills the GPU needs another wave when SMs are taken; a
-neighbour's memory traffic takes its part of the bandwidth.
+A CTA waits for its own loads, so it lasts a time of its own (or moves its bytes at a rate of its own) however idle
+memory is. A small grid cannot be faster than one CTA; a large one runs `resident` CTAs an SM at a time, and small CTAs
+then keep too little in flight to fill the memory (V3's rotary kernel: 1 KB each, 1.1 of 3.35 TB/s). Norms walk over
+their rows with a fixed grid: what each CTA moves decides.
+
+Tensors much smaller than L2 are still in it, and may go faster; a grid that exactly fills the GPU needs another wave
+when SMs are taken; a neighbour's memory traffic takes its part of the bandwidth, and a start beside it takes longer.
 """
 
 from __future__ import annotations
@@ -16,24 +21,37 @@ from simulator.hardware import Gpu
 from simulator.kernels import Kernels, StreamParams
 from simulator.ops import Fixed, Streaming
 
-FORMULA = "launch + norm4(bytes/bandwidth, bytes/(sms*sm_rate)) * waves * (1 + traffic)"
+FORMULA = "launch + max(norm4(bytes/bandwidth, bytes/(sms*sm_rate)), chain) * waves * (1 + traffic)"
 
 
 def waves_factor(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
     """How many times the first wave's time a kernel takes: 1, or more when its exact grid no longer fits."""
     resident = work.blocks // gpu.sms
-    if not resident or work.blocks % gpu.sms:
+    if p.resident or not resident or work.blocks % gpu.sms:
         return 1.0
     waves = -(-work.blocks // (resident * sms))
     return 1.0 + p.wave_time * (waves - 1)
 
 
+def chain_time(work: Streaming, p: StreamParams, sms: int) -> float:
+    """Time of the CTAs one after the other on `sms` SMs [s]: one lasts as long as its own accesses take."""
+    if not work.blocks:
+        return p.cta_time
+    own = p.cta_time + (work.bytes / work.blocks / p.cta_rate if p.cta_rate else 0.0)
+    lasts = min(own, p.cta_most) if p.cta_most else own
+    return lasts * max(1.0, work.blocks / (p.resident * sms)) if p.resident else lasts
+
+
 def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
-    """Time of the bytes alone [s]: those that fit in L2 go `l2_gain` times faster."""
+    """Time of the work itself [s], the bytes' or the CTAs'.
+
+    Of a kernel that moves a share x of what L2 holds, 1 - x is taken to be there, and goes `l2_gain` times faster.
+    """
     bandwidth = p.bandwidth * gpu.hbm_bandwidth
-    cached = min(work.bytes, gpu.l2_bytes)
+    cached = work.bytes * max(0.0, 1.0 - work.bytes / gpu.l2_bytes)
     memory = (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
-    return norm4(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
+    moved = norm4(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
+    return max(moved, chain_time(work, p, sms))
 
 
 def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:

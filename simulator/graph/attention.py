@@ -104,7 +104,7 @@ def _place_heads(tape: Tape, s: Shapes, sms: int, *, again: bool = False) -> Non
         kept = 0.0 if again else norm_output(s, rows, width)
         norm_forward(tape, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
     if s.model.positions == "rope":
-        tape.add(f"rope.qk.{name}", "rope", cast(s.tokens * (q + kv // 2), BF16, BF16), part=part)
+        tape.add(f"rope.qk.{name}", "rope", linear.rotation(s.tokens * (q + kv // 2)), part=part)
 
 
 def forward(s: Shapes, sms: int) -> Tape:
@@ -145,7 +145,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     exchange_keys(tape, "attn.dkv.exchange", s, kv, passes=2)
     core_backward(tape, s)
     if s.model.positions == "rope":
-        tape.add("rope.qk.bwd", "rope", cast(t * (q + kv // 2), BF16, BF16))
+        tape.add("rope.qk.bwd", "rope", linear.rotation(t * (q + kv // 2)))
     for name, heads in _normed_heads(s):
         norm_backward(tape, name, t * heads, s.model.qk_head_dim, sms)
     if s.recompute_norms:

@@ -163,7 +163,7 @@ def up_backward(tape: Tape, f: Ffn) -> None:
     if f.fp8:
         linear.weight_transpose(tape, f"{f.name}.up_gate", f.up, f.hidden)
         tape.add(f"{f.name}.up_gate.quant_g", "quant.token", cast(f.tokens * f.up, BF16, FP8))
-        tape.add(f"{f.name}.up_gate.scale_t_g", linear.scale_class(f.up), scales(f.tokens, f.up))
+        tape.add(f"{f.name}.up_gate.scale_t_g", "scale_t", scales(f.tokens, f.up))
         tape.add(
             f"{f.name}.up_gate.dgrad",
             "gemm.fp8",

@@ -7,6 +7,8 @@ operands cast per 128x1. In BF16 only the three GEMMs remain.
 
 from __future__ import annotations
 
+from math import ceil
+
 from simulator.dtypes import FP8_TILE, WIDTH
 from simulator.graph.block import Tape
 from simulator.layout import Recipe
@@ -20,18 +22,35 @@ def cast(elements: float, read: float, written: float) -> Streaming:
     return Streaming(read=elements * read, written=elements * written)
 
 
+def elementwise(elements: float, read: float, written: float, *, per_cta: int = 512) -> Streaming:
+    """The same by PyTorch's elementwise kernels: 128 threads of 4 elements (2 in some copies) make a CTA."""
+    work = cast(elements, read, written)
+    return Streaming(read=work.read, written=work.written, blocks=ceil(elements / per_cta))
+
+
+ROTATED = 256
+"""Elements that a CTA of the rotary kernel takes: 4 tokens of a head, 64 wide (its grid in the profile)."""
+
+
+def rotation(elements: int) -> Streaming:
+    """Rotary embedding of so many elements of queries or keys."""
+    return elementwise(elements, BF16, BF16, per_cta=ROTATED)
+
+
+SCALE_TILE = 128
+"""Rows and columns of scales that a CTA of the transposition takes (from its grid and shared memory in the profile)."""
+
+
 def scales(rows: int, width: int) -> Streaming:
     """Transposition of the FP32 scales of a (rows, width) matrix, one per 128 values of a row."""
-    return cast(rows * -(-width // FP8_TILE), FP32, FP32)
+    columns = -(-width // FP8_TILE)
+    work = cast(rows * columns, FP32, FP32)
+    return Streaming(read=work.read, written=work.written, blocks=-(-rows // SCALE_TILE) * -(-columns // SCALE_TILE))
 
 
-NARROW = 32
-"""Columns of scales up to which their transposition is a kernel class of its own."""
-
-
-def scale_class(width: int) -> str:
-    """Kernel class of a scale transposition by the width of the matrix the scales belong to."""
-    return "scale_t.narrow" if -(-width // FP8_TILE) <= NARROW else "scale_t"
+def row_scales(rows: int, width: int) -> Streaming:
+    """The same for the rows of the experts, by PyTorch's strided copy."""
+    return elementwise(rows * -(-width // FP8_TILE), FP32, FP32, per_cta=256)
 
 
 PRECISION: dict[Recipe, GemmPrecision] = {"fp8": "fp8_block", "fp8_tensor": "fp8_tensor", "bf16": "bf16"}
@@ -72,7 +91,7 @@ def forward(
     if recipe == "fp8":
         if cast_input and not tape.fused_quant:
             tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
-        tape.add(f"{name}.scale_t{tail}", scale_class(k), scales(m, k), part=part)
+        tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
     elif recipe == "fp8_tensor" and cast_input and not recompute:
         cast_tensor(tape, f"{name}.quant_x", m * k)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
@@ -103,7 +122,7 @@ def input_gradient(
             tape.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
         if not weight_first:
             weight_transpose(tape, name, n, k)
-        tape.add(f"{name}.scale_t_g", scale_class(n), scales(m, n))
+        tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
     elif recipe == "fp8_tensor" and cast_gradient:
         cast_tensor(tape, f"{name}.quant_g", m * n)
     tape.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))

@@ -12,7 +12,7 @@ from simulator.dtypes import WIDTH
 from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, Tape
-from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.linear import BF16, FP32, cast, elementwise
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -98,7 +98,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
                 part=part,
                 saved=0.0 if again else norm_output(s, d.tokens, d.q_lora),
             )
-        tape.add(f"attn.kv_slice.copy{tail}", "elem", cast(d.tokens * d.kv_lora, BF16, BF16), part=part)
+        tape.add(f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part)
         norm_forward(
             tape,
             f"norm.kv_lora.{name}",
@@ -109,7 +109,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
             saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora),
         )
         if not again:
-            tape.add("attn.k_pe.copy", "elem", cast(d.tokens * d.rope, BF16, BF16))
+            tape.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
     if again and not s.recompute_mla_up:
         return
     if d.q_lora:
@@ -133,7 +133,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
         recompute=again,
         saved=keep * d.tokens * d.out * BF16,
     )
-    tape.add(f"rope.k.{rope}", "rope", cast(d.tokens * d.rope, BF16, BF16), part=part)
+    tape.add(f"rope.k.{rope}", "rope", linear.rotation(d.tokens * d.rope), part=part)
     tape.add(
         f"attn.k_nope.copy{tail}",
         "kvcopy",
@@ -143,12 +143,12 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
     )
     tape.add(
         f"attn.k_pe.bcast{tail}",
-        "kvcopy.bcast",
-        Streaming(read=d.tokens * d.rope * BF16, written=d.tokens * d.heads * d.rope * BF16 - d.tokens * d.rope * BF16),
+        "elem.strided",
+        elementwise(d.tokens * d.heads * d.rope, 0.0, BF16),  # one head's keys are read, then found in L2
         part=part,
     )
     if d.q_lora or not again:  # queries that no latent stands behind are kept as they are
-        tape.add(f"rope.q.{rope}", "rope", cast(d.tokens * d.heads * d.rope, BF16, BF16), part=part)
+        tape.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
 
 
 def forward(s: Shapes, sms: int) -> Tape:
@@ -182,7 +182,7 @@ def forward(s: Shapes, sms: int) -> Tape:
         tape.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
     linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe)
     scatter(tape, "attn.o", s, h)
-    tape.add("attn.out.scale", "elem", cast(d.sharded * h, BF16, BF16))
+    tape.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
     norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
     return tape
 
@@ -194,7 +194,7 @@ def _core_backward(tape: Tape, s: Shapes, d: Dims) -> None:
     exchange_keys(tape, "attn.dkv.exchange", s, d.q + d.out, passes=2)
     tape.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
     finish_backward(tape, s, t * d.q)
-    tape.add("rope.q.bwd", "rope", cast(t * d.heads * d.rope, BF16, BF16))
+    tape.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
 
 def _latent_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
@@ -202,8 +202,8 @@ def _latent_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
     t = d.tokens
     if d.q_lora:
         linear.input_gradient(tape, "attn.q_b", t, d.q, d.q_lora, recipe=s.recipe)
-    tape.add("attn.k_pe.reduce", "elem", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
-    tape.add("rope.k.bwd", "rope", cast(t * d.rope, BF16, BF16))
+    tape.add("attn.k_pe.reduce", "elem.reduce", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
+    tape.add("rope.k.bwd", "rope", linear.rotation(d.tokens * d.rope))
     tape.add("attn.dk_nope.copy", "kvcopy", cast(t * d.heads * d.nope, BF16, BF16))
     tape.add("attn.dv.copy", "kvcopy", cast(t * d.out, BF16, BF16))
     linear.input_gradient(tape, "attn.kv_b", t, d.kv, d.kv_lora, recipe=s.recipe)
@@ -222,10 +222,10 @@ def _input_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
     """From the latents' gradients back to the input of the layer."""
     t, h, kv_a = d.sharded, d.hidden, d.kv_lora + d.rope
     scatter(tape, "attn.latent_g", s, (d.q_lora or 0) + kv_a)
-    tape.add("attn.dkv_a.fill", "elem", Streaming(read=0.0, written=t * kv_a * BF16), count=2)
-    tape.add("attn.dkv_a.copy_pe", "elem", cast(t * d.rope, BF16, BF16))
-    tape.add("attn.dkv_a.copy_kv", "elem", cast(t * d.kv_lora, BF16, BF16))
-    tape.add("attn.dkv_a.add", "elem", Streaming(read=2 * t * kv_a * BF16, written=t * kv_a * BF16))
+    tape.add("attn.dkv_a.fill", "elem", elementwise(t * kv_a, 0.0, BF16), count=2)
+    tape.add("attn.dkv_a.copy_pe", "elem.strided", elementwise(t * d.rope, BF16, BF16))
+    tape.add("attn.dkv_a.copy_kv", "elem.strided", elementwise(t * d.kv_lora, BF16, BF16))
+    tape.add("attn.dkv_a.add", "elem", elementwise(t * kv_a, 2 * BF16, BF16))
     if s.recompute_norms:
         norm_forward(tape, "norm.attn.recompute", t, h, sms, part="R")
     first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
@@ -234,7 +234,7 @@ def _input_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
         if s.fp8:
             linear.cast_for_wgrad(tape, name, rows, h, which="x")
             linear.cast_for_wgrad(tape, name, rows, width, which="g")
-    tape.add("attn.dx.add", "elem", Streaming(read=2 * t * h * BF16, written=t * h * BF16))
+    tape.add("attn.dx.add", "elem", elementwise(t * h, 2 * BF16, BF16))
     norm_backward(tape, "norm.attn", t, h, sms, residual=True)
 
 
@@ -243,7 +243,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     norm_backward(tape, "norm.ffn", d.sharded, h, sms, residual=True)
-    tape.add("attn.out.scale.bwd", "elem", cast(d.sharded * h, BF16, BF16))
+    tape.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
     gather(tape, "attn.o_g", s, h)
     if s.fp8:
         tape.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")

@@ -11,7 +11,7 @@ from typing import Literal
 from simulator.dtypes import FP8_TILE, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, Tape
-from simulator.graph.linear import BF16, FP8, FP32, cast, scales
+from simulator.graph.linear import BF16, FP8, FP32, cast, elementwise, row_scales
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import gather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -20,11 +20,8 @@ from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Not
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
 """Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and
 the balance statistics between it and a second one; sums after that."""
-ROUTER_BACKWARD_KERNELS = 26
-"""The same in backward."""
-GATE_WEIGHT_BYTES = 60.0
-"""Bytes a row moved by the kernel that applies the gate weight to the FP8 scales (from the profile) [B]."""
-
+ROUTER_BACKWARD_KERNELS = (15, 11)
+"""The same in backward: of the chosen experts' weights, then of all scores."""
 
 ROW_BYTES = 4.0
 """Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
@@ -73,15 +70,20 @@ def router_forward(tape: Tape, s: Shapes) -> None:
         saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
     )
     scores, weights, balance = ROUTER_FORWARD_KERNELS
-    tape.add("router.scores", "router", Fixed(launches=scores))
+    tape.add("router.scores", "router.scores", _scores(s), count=scores)
     tape.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
-    tape.add("router.weights", "router", Fixed(launches=weights))
+    tape.add("router.weights", "router.weights", Fixed(launches=weights))
     tape.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
-    tape.add("router.balance", "router", Fixed(launches=balance))
+    tape.add("router.balance", "router.balance", Fixed(launches=balance))
     if s.fp8:
         tape.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
     if s.stack.dispatcher == "nccl":
         tape.add("moe.permute_local.fwd", "permute.expand", _local_copies(s))
+
+
+def _scores(s: Shapes) -> Streaming:
+    """A kernel of the gate over the scores of all tokens and experts, FP32."""
+    return cast(sharded_tokens(s) * s.model.n_routed_experts, FP32, FP32)
 
 
 def _local_copies(s: Shapes) -> Streaming:
@@ -196,6 +198,11 @@ def _permute(s: Shapes, width: int) -> Streaming:
     return Streaming(read=s.received * each, written=s.rows * each)
 
 
+def _gate_weights(s: Shapes) -> Streaming:
+    """The FP32 gate weights of the tokens received, scaled: one for each of a token's experts, here or elsewhere."""
+    return elementwise(s.received * s.model.num_experts_per_tok, FP32, FP32)
+
+
 def _unpermute(s: Shapes, width: int) -> Streaming:
     """Rows back to tokens, summed over the experts of a token."""
     return Streaming(read=s.rows * width * BF16, written=s.received * width * BF16)
@@ -216,7 +223,7 @@ def forward(s: Shapes) -> Segment:
     tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
         linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)
-        tape.add("moe.up_gate.scale_t", "scale_t.rows", scales(s.rows, h))
+        tape.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h))
     tape.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
@@ -224,7 +231,7 @@ def forward(s: Shapes) -> Segment:
         saved=ffn.kept_up(s, s.rows, 2 * inner),
     )
     if s.fp8:
-        tape.add("moe.gate_w.scale", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
+        tape.add("moe.gate_w.scale", "elem", _gate_weights(s))
     ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=False)
     tape.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
@@ -234,8 +241,8 @@ def forward(s: Shapes) -> Segment:
     )
     if s.fp8:
         linear.weight_transpose(tape, "moe.down", h, inner, experts=experts)
-        tape.add("moe.down.scale_t", "scale_t.rows", scales(s.rows, inner))
-        tape.add("moe.tensormap.fill", "elem", Streaming(read=0.0, written=128.0))
+        tape.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner))
+        tape.add("moe.tensormap.fill", "tensormap", Fixed())
     tape.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
     tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
     _over_experts_parts(tape, s, "moe.y", "reduce_scatter")
@@ -261,7 +268,7 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     wait = _over_experts_parts(tape, s, "moe.dy", "all_gather", after=wait)
     tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
     if s.fp8:
-        tape.add("moe.down.scale_t_g", "scale_t.rows", scales(s.rows, h))
+        tape.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h))
     tape.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
     ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=True)
     again = s.recompute_swiglu
@@ -274,7 +281,7 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         tape.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
-        tape.add("moe.gate_w.scale_b", "elem", cast(s.rows, GATE_WEIGHT_BYTES / 2, GATE_WEIGHT_BYTES / 2))
+        tape.add("moe.gate_w.scale_b", "elem", _gate_weights(s))
 
 
 def backward(s: Shapes, sms: int) -> Segment:
@@ -293,7 +300,7 @@ def backward(s: Shapes, sms: int) -> Segment:
             tape.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
     if s.fp8:
         tape.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
-        tape.add("moe.up_gate.scale_t_g", "scale_t.rows", scales(s.rows, 2 * inner))
+        tape.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner))
     tape.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
     tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
     _over_experts_parts(tape, s, "moe.dx", "reduce_scatter")
@@ -354,13 +361,14 @@ def weights(s: Shapes) -> Segment:
 def router_backward(tape: Tape, s: Shapes) -> None:
     """The gate's gradients, at the head of `attn.B`; they wait for the gate weights' gradient to come home."""
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
-    work = Fixed(launches=ROUTER_BACKWARD_KERNELS)
+    weights, scores = ROUTER_BACKWARD_KERNELS
     home: tuple[str, ...] = ("moe.dispatch.bwd.a2a_combine",)
     if s.stack.dispatcher == "nccl":
         tape.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
         home = ()
-    tape.add("router.bwd.small_ops", "router", work, after=home)
+    tape.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
+    tape.add("router.bwd.scores", "router.scores", _scores(s), count=scores)
     tape.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
     wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
     tape.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
-    tape.add("router.grad.add", "elem", Streaming(read=2 * t * h * BF16, written=t * h * BF16))
+    tape.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

@@ -10,6 +10,10 @@ from simulator.ops import Part, Streaming
 
 SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
 
+ONE_WARP = 2304
+"""Up to this width a warp normalises a row by itself, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
+profile, whose narrow kernels use no shared memory."""
+
 
 def _ctas(width: int, sms: int, wide: int, narrow: int) -> int:
     """Grid of a persistent norm kernel: a fixed number of CTAs per SM."""
@@ -53,7 +57,8 @@ def norm_forward(
         written=tokens * width * per_value / 2,
         blocks=_ctas(width, sms, 3, 7),
     )
-    tape.add(name, "norm.fwd.residual" if residual else "norm.fwd", work, part=part, saved=saved)
+    cls = "norm.fwd.residual" if residual else "norm.fwd.narrow" if width <= ONE_WARP else "norm.fwd"
+    tape.add(name, cls, work, part=part, saved=saved)
 
 
 def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, residual: bool = False) -> None:
@@ -62,8 +67,8 @@ def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, r
     ctas = _ctas(width, sms, 1 if residual else 5, 4)
     tape.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
     partial = ctas * width * FP32
-    tape.add(f"{name}.bwd_finalize", "elem", Streaming(read=partial, written=width * FP32))
-    tape.add(f"{name}.wgrad_acc", "elem", Streaming(read=2 * width * FP32, written=width * FP32))
+    tape.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
+    tape.add(f"{name}.wgrad_acc", "elem.norm_weight", Streaming(read=2 * width * FP32, written=width * FP32))
 
 
 MASK = 1.0

@@ -38,6 +38,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"reduce_fused|unpermute", "permute.reduce"),
     (r"clean_and_count_expert", "permute.map.count"),
     (r"get_fused_mapping", "permute.map.build"),
+    (r"fill_tensormaps", "tensormap"),
     (r"FlashAttnBwdPreprocess|FlashAttnBwdPostprocess|bwd_dot_do_o|bwd_convert_dq", "attn.bwd_aux"),
     (r"FlashAttnBwd|flash_bwd|fmha\w*bwd|fmha\w*backward|sdpa\w*bprop", "attn.bwd"),
     (r"compute_attn_ws|FlashAttnFwd|flash_fwd|fmha|sdpa\w*fprop|flash_attention", "attn.fwd"),

@@ -82,9 +82,24 @@ def test_streaming_classes_of_the_trace_within_12_percent_of_their_time() -> Non
             base = ".".join(s.cls.split(".")[:2])
             measured[base] += s.seconds
             predicted[base] += predict(s, kernels)
-    off = {cls: predicted[cls] / measured[cls] - 1 for cls in measured if cls != "scale_t.narrow"}
+    off = {cls: predicted[cls] / measured[cls] - 1 for cls in measured}
     assert not {cls: e for cls, e in off.items() if abs(e) > 0.12}
     assert abs(sum(predicted.values()) / sum(measured.values()) - 1) < 0.03
+
+
+LATE = {"elem": 0.17, "rope": 0.18}
+"""Classes that have a kernel of 2 or 3 us beside the end of a combine, which holds it up less than one in full swing
+does; the model knows no such end."""
+
+
+def test_streaming_classes_of_the_trace_within_12_percent_kernel_by_kernel() -> None:
+    kernels = kernels_of("h800")
+    samples = [s for s in tables.trace() if s.cls.split(".")[0] not in ("gemm", "attn") and s.sms > 20]
+    off = {
+        cls: errors(cls, "h800", "trace", [s for s in samples if s.cls == cls], kernels).mape
+        for cls in {s.cls for s in samples}
+    }
+    assert {cls: e for cls, e in off.items() if e > LATE.get(cls, 0.121)} == {}
 
 
 def test_long_streaming_kernels_of_the_trace_one_by_one() -> None:

@@ -13,6 +13,7 @@ from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.cost import Share
 from simulator.cost.streaming import fixed_cost, streaming_cost
 from simulator.errors import InputError
+from simulator.graph import linear
 from simulator.kernels import Kernels, StreamParams
 from simulator.ops import Fixed, Streaming
 from tests.cost.profiles import kernels_of
@@ -40,8 +41,33 @@ def test_few_sms_cannot_use_the_memory() -> None:
 
 
 def test_what_fits_in_l2_is_cheaper() -> None:
-    assert priced(moved(5e7), l2_gain=2.0) == pytest.approx(5e7 / 3.35e12 / 2)
-    assert priced(moved(1e10), l2_gain=2.0) == pytest.approx(1e10 / 3.35e12, rel=0.01)
+    """A tenth of the 50 MB of L2: nine tenths of the bytes are there and go twice as fast."""
+    assert priced(moved(5e6), l2_gain=2.0) == pytest.approx((0.1 + 0.9 / 2) * 5e6 / 3.35e12)
+    assert priced(moved(5e7), l2_gain=2.0) == pytest.approx(5e7 / 3.35e12)
+    assert priced(moved(1e10), l2_gain=2.0) == pytest.approx(1e10 / 3.35e12)
+
+
+def test_a_small_grid_takes_as_long_as_one_of_its_ctas() -> None:
+    """32 CTAs of 1 MB each, at 1 GB/s a CTA; as long with 100 of them, and never longer than a full tile."""
+    assert priced(moved(32e6, 32), cta_rate=1e9) == pytest.approx(1e-3)
+    assert priced(moved(1e8, 100), cta_rate=1e9) == pytest.approx(1e-3)
+    assert priced(moved(32e6, 32), cta_rate=1e9, cta_time=1e-4) == pytest.approx(1.1e-3)
+    assert priced(moved(32e6, 32), cta_rate=1e9, cta_most=4e-4) == pytest.approx(4e-4)
+
+
+def test_a_large_grid_runs_as_many_ctas_at_a_time_as_fit() -> None:
+    """2112 CTAs fit on 132 SMs, 1792 on 112; the memory is idle meanwhile."""
+    chain = {"cta_time": 2e-6, "resident": 16}
+    assert priced(moved(1e6, 500), **chain) == pytest.approx(2e-6)
+    assert priced(moved(1e6, 21120), **chain) == pytest.approx(2e-5)
+    assert priced(moved(1e6, 21120), sms=112, **chain) == pytest.approx(2e-5 * 132 / 112)
+    assert priced(moved(3.35e9, 21120), **chain) == pytest.approx(1e-3)
+    assert priced(moved(1e3), **chain) == pytest.approx(2e-6)
+
+
+def test_ctas_of_one_wave_are_not_another_wave() -> None:
+    """396 small CTAs all fit on 112 SMs, where a persistent grid of 396 needs a second wave."""
+    assert priced(moved(3.35e9, 396), sms=112, resident=16) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(("blocks", "waves"), [(0, 1.0), (396, 1.6), (132, 1.6), (400, 1.0), (112, 1.0), (4096, 1.0)])
@@ -58,8 +84,8 @@ def test_a_neighbour_takes_its_part() -> None:
 
 def test_fixed_kernels() -> None:
     kernels = kernels_of("h800")
-    cost = fixed_cost(Fixed(launches=10), "router", kernels)
-    assert cost.duration == pytest.approx(10 * kernels.fixed["router"].time)
+    cost = fixed_cost(Fixed(launches=10), "router.weights", kernels)
+    assert cost.duration == pytest.approx(10 * kernels.fixed["router.weights"].time)
     assert cost.bound_by == "fixed"
 
 
@@ -80,6 +106,34 @@ def test_an_unknown_class_says_so() -> None:
 
 CLASSES = st.sampled_from(sorted(kernels_of("h800").stream))
 BYTES = st.floats(0, 1e10)
+WIDTHS = st.integers(1, 256).map(lambda tiles: 128 * tiles)
+
+
+def of_shape(cls: str, tokens: int, width: int) -> float:
+    work = {
+        "scale_t": linear.scales(tokens, width),
+        "scale_t.rows": linear.row_scales(tokens, width),
+        "rope": linear.rotation(tokens * width),
+        "elem": linear.elementwise(tokens * width, 4.0, 2.0),
+        "elem.strided": linear.elementwise(tokens * width, 2.0, 2.0),
+    }[cls]
+    return streaming_cost(work, cls, H800, kernels_of("h800"), Share(sms=132)).duration
+
+
+@settings(max_examples=200, deadline=None)
+@given(cls=st.sampled_from(["scale_t", "scale_t.rows", "rope", "elem", "elem.strided"]),
+       tokens=st.integers(1, 1 << 17), more=st.integers(0, 1 << 17), width=WIDTHS, wider=WIDTHS)  # fmt: skip
+def test_larger_shapes_never_take_less(cls: str, tokens: int, more: int, width: int, wider: int) -> None:
+    base = of_shape(cls, tokens, width)
+    assert base <= of_shape(cls, tokens + more, width) * (1 + 1e-12)
+    assert base <= of_shape(cls, tokens, width + wider) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("cls", ["scale_t", "scale_t.rows", "rope", "elem", "elem.strided"])
+def test_large_shapes_go_at_a_rate(cls: str) -> None:
+    """Sixteen times the bytes of something large take sixteen times as long, below the memory's peak."""
+    small, large = of_shape(cls, 1 << 16, 7168), of_shape(cls, 1 << 20, 7168)
+    assert large / small == pytest.approx(16, rel=0.1)
 
 
 @settings(max_examples=200, deadline=None)

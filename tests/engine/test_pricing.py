@@ -166,7 +166,7 @@ def without(scenario: Scenario, kind: str, cls: str) -> Scenario:
         ("gemm", "gemm.fp8.grouped"),
         ("stream", "quant.token"),
         ("attention", "attn.bwd"),
-        ("fixed", "router"),
+        ("fixed", "router.weights"),
     ],
 )
 def test_an_op_without_a_calibrated_class_says_so_in_the_result(tiny: Scenario, kind: str, cls: str) -> None:
