@@ -133,16 +133,11 @@ def exchange(figure: Figure) -> float:
 
 def latency(figure: Figure) -> float:
     """Time of a 64-byte message [µs]."""
-    node, network = cluster("h800").node, cluster("h800").fabric.network
-    values = {
-        "ib_same_leaf": network_latency(network, same_leaf=True),
-        "ib_cross_leaf": network_latency(network),
-        "nvlink": node.nvlink.latency,
-    }
     name = figure.id.rpartition(".")[2]
-    if name not in values:
-        raise CannotCompute("no profile with RoCE")
-    return values[name] * 1e6
+    if name == "nvlink":
+        return cluster("h800").node.nvlink.latency * 1e6
+    network = cluster("h800-roce" if name.startswith("roce") else "h800").fabric.network
+    return network_latency(network, same_leaf=name.endswith("same_leaf")) * 1e6
 
 
 def experts_at_same_cost(figure: Figure) -> float:
