@@ -200,6 +200,24 @@ _READ: dict[str, Callable[[Cluster], float]] = {
 }
 
 
+_PRICES = {
+    "h800.deepseek": "h800",
+    "h100.lambda": "h100",
+    "h200.lambda": "h200",
+    "a100.lambda": "a100",
+    "b200.blended_2026": "b200",
+}
+"""Offers that a profile takes its price from."""
+
+
+def price(figure: Figure) -> float:
+    """Rental price of a profile [USD/GPU-h]."""
+    offer = figure.id.removeprefix("F.price.")
+    if offer not in _PRICES:
+        raise CannotCompute("an offer that no profile takes its price from")
+    return cluster(_PRICES[offer]).price_per_gpu_hour
+
+
 _UNREAD = {
     "fp4": "no FP4 recipe: profiles hold BF16, FP8 and FP32 peaks",
     "throttled_peak": "the clock under one kernel; the H800's kernels were measured in training, at its own",
