@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.ask import Question, answer
+from simulator.cost.decode import latent_decode_cost
 from simulator.routing import traffic
 from simulator.topology import latency as network_latency
 from simulator.validation.cannot import CannotCompute
@@ -88,6 +89,16 @@ def attention_rate(figure: Figure) -> float:
         )
         flops, seconds = flops + one.flops, seconds + one.cost.duration
     return _rate(flops, seconds)
+
+
+def latent_decode(figure: Figure) -> float:
+    """Time of latent attention of one decoded token a sequence [ms]."""
+    c = figure.config
+    if c["kv_dtype"] != "bf16":
+        raise CannotCompute("the kernel that widens an FP8 cache is in no table")
+    h100 = cluster("h100")
+    cost = latent_decode_cost(int(c["batch"]), int(c["kv_len"]), h100.gpu, h100.kernels, heads=int(c["heads"]))
+    return cost.duration * 1e3
 
 
 def attention_ablation(figure: Figure) -> float:
