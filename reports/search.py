@@ -29,7 +29,8 @@ def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list
     head = Text(f"Search from {asked.job}: {asked.size:,} combinations", style="bold")
     parts: list[RenderableType] = [head, Text(summary(found, seconds))]
     if not found.best:
-        return [*parts, Text("Nothing that was judged can run.")]
+        why = f" Most often: {found.obstacle}" if found.obstacle else ""
+        return [*parts, Text(f"Nothing that was judged can run.{why}")]
     title = f"Best by {_BY[found.rank]}"
     parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST))
     if len(found.front) > 1:

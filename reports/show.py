@@ -12,6 +12,7 @@ from rich.text import Text
 from reports import words
 from reports.table import columns, note, section
 from simulator.hardware import Cluster
+from simulator.kernels import Kernels
 from simulator.layout import Job
 from simulator.metrics import action_spans
 from simulator.model import ModelSpec
@@ -125,11 +126,20 @@ def hardware(cluster: Cluster, verbose: bool = False) -> list[RenderableType]:
         Text.assemble((cluster.name, "bold"), f": nodes of {cluster.node.gpus} x {cluster.gpu.name}")
     ]
     parts += section("Values, per GPU and direction", sourced(leaves, cluster.sources))
+    parts += section("Kernel classes", note(_measured(cluster.kernels)))
     if verbose:
         parts += section("Kernels and communication", _pairs([(path, _value(path, v)) for path, v in deeper.items()]))
     else:
         parts += section("Kernels and communication", note(f"{len(deeper)} parameters more: --verbose shows them"))
     return parts
+
+
+def _measured(kernels: Kernels) -> str:
+    """How many of the kernel classes somebody measured."""
+    gemm, attention, stream = kernels.gemm.values(), kernels.attention.values(), kernels.stream.values()
+    assumed = [p.assumed for p in gemm] + [p.assumed for p in attention] + [p.assumed for p in stream]
+    known = assumed.count(False)
+    return f"{kernels.name}: {known} of {len(assumed)} measured there or on the same SM, the others assumed"
 
 
 def stack(habits: Stack) -> list[RenderableType]:
@@ -141,8 +151,14 @@ def sourced(values: Mapping[str, Any], sources: Mapping[str, str]) -> Renderable
     """Values by path, each with where it comes from."""
     table = columns("", ">", "source")
     for path, value in values.items():
-        table.add_row(path, Text(_value(path, value), style="bold"), Text(sources.get(path, ""), style="dim"))
+        source = sources.get(path, _unsourced(value))
+        table.add_row(path, Text(_value(path, value), style="bold"), Text(source, style="dim"))
     return table
+
+
+def _unsourced(value: Any) -> str:
+    """What stands where a number of a profile has no source."""
+    return "no source" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd, lcm
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.routing import loads_problem
 from simulator.scenario import Scenario
+from simulator.stack import Dispatcher
 
 Severity = Literal["error", "warning"]
 
@@ -37,6 +38,8 @@ class Problem:
         return f"{self.key}: {self.value}: {self.message}{advice}"
 
 
+LEAST_USED = 0.85
+"""Of a node; a job that would leave more of its GPUs idle is not advised to."""
 _MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
 
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
@@ -74,8 +77,17 @@ def _world(s: Scenario) -> Iterator[Problem]:
             key="gpus",
             value=gpus,
             message=f"not a whole number of nodes of {s.cluster.node.gpus} GPUs",
-            suggestion=f"use {_multiples(gpus, whole)} GPUs",
+            suggestion=f"use {_multiples(gpus, whole)} GPUs{_part_of_a_node(s, gpus)}",
         )
+
+
+def _part_of_a_node(s: Scenario, ranks: int) -> str:
+    """Advice to leave some GPUs of large nodes (NVL72: 8 of 72) out of the job, where `ranks` fill the rest."""
+    gpus = s.cluster.node.gpus
+    used = next((n for n in range(gpus, 0, -1) if ranks % n == 0), gpus)
+    if not LEAST_USED <= used / gpus < 1.0:
+        return ""
+    return f", or set hardware.node.gpus={used} to use {used} of each node's {gpus}"
 
 
 def _batch(s: Scenario) -> Iterator[Problem]:
@@ -298,7 +310,7 @@ def _nodes(s: Scenario) -> Iterator[Problem]:
             key="layout.ep",
             value=s.job.layout.ep,
             message=f"x etp {s.job.layout.etp} = {width} neither fills nodes of {gpus} GPUs nor divides one",
-            suggestion=f"use a multiple or a divisor of {gpus}",
+            suggestion=f"use a multiple or a divisor of {gpus}{_part_of_a_node(s, width)}",
         )
         return
     nodes = width // gpus
@@ -332,6 +344,16 @@ def _features(s: Scenario) -> Iterator[Problem]:
             value="deepseek",
             message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
             suggestion="use none, selective or full",
+        )
+    kernels = s.stack.dispatcher
+    if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
+        yield Problem(
+            rule="exchange kernels",
+            key="stack.dispatcher",
+            value=kernels,
+            message=f"{s.cluster.name} has no parameters of these kernels",
+            suggestion="use "
+            + " or ".join(name for name in get_args(Dispatcher) if name in s.cluster.fabric.ep or name == "nccl"),
         )
     if job.overlap.comm_sms >= gpu.sms:
         yield Problem(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
@@ -15,8 +17,9 @@ class Stack:
     against each other (DualPipe). `wgrad_streams`: streams that expert weight gradients spread over.
     `fused_quant`: casts to FP8 fused with the op before. `grad_sync_overlap`, `param_gather_overlap`: gradient
     reduce-scatter / parameter all-gather run beside compute. `tp_overlap`: tensor-parallel collectives hidden behind
-    the GEMM they feed. `p2p_overlap`: pipeline sends leave compute free. `dispatcher`: expert all-to-all kernels.
-    `shared_expert_overlap`: shared experts run while the all-to-all does.
+    the GEMM they feed. `p2p_overlap`: pipeline sends leave compute free. `dispatcher`: expert all-to-all kernels
+    (DeepEP's, those of its Hybrid-EP branch, or a plain all-to-all). `shared_expert_overlap`: shared experts run while
+    the all-to-all does.
     `grouped_wgrad`: expert weight gradients in one kernel. `swiglu_fused`, `rope_fused`, `norm_fused`,
     `attention_fused`: fused kernels. `attention`: whose attention kernels run, where the hardware profile tells them
     apart (fa3: FlashAttention-3, with kernels of their own before and after its backward; fa2: FlashAttention-2;
@@ -36,7 +39,7 @@ class Stack:
     param_gather_overlap: bool
     tp_overlap: bool
     p2p_overlap: bool
-    dispatcher: Literal["deepep", "nccl"]
+    dispatcher: Dispatcher
     shared_expert_overlap: bool
     grouped_wgrad: bool
     swiglu_fused: bool

@@ -399,7 +399,7 @@ def test_models_take_their_own_spelling_and_ours() -> None:
         ),
         ("hardware.kernels.gap=-1", "--set: hardware.kernels.gap: -1.0: must be at least 0"),
         ("stack.kernel_gap=2", "--set: stack.kernel_gap: 2.0: 2 s is implausible: write 2e-6"),
-        ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep" or "nccl"'),
+        ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep" or "nccl"'),
         ("hardware=h801", "hardware 'h801' is not known: did you mean h800?"),
         ("hardware.sources.gpu=x", '--set: hardware.sources.gpu: "x": unknown key; did you mean hardware.node.gpus?'),
     ],

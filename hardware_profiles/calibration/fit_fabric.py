@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log
@@ -44,7 +43,6 @@ from simulator.validation.rows import collective_time, exchange_time
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
-FABRICS = HERE.parent / "fabric"
 Row = dict[str, str]
 Doc = dict[str, Any]
 
@@ -56,8 +54,8 @@ HOST = {"h200": (70e-6, 40e-6)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """One least-squares problem: `free` names sets of TOML keys that share a value, `use` picks rows by
-    hardware."""
+    """One least-squares problem over the rows of `table` of `hardware` (and `kernels`): `free` names sets of TOML keys
+    that share a value. None free: another GPU's parameters are only compared."""
 
     name: str
     hardware: str
@@ -158,6 +156,37 @@ FITS = (
         ),
     ),
     Fit(
+        name="NVLink collectives, GB200",
+        hardware="gb200",
+        table="fabric_collective",
+        kernels=(),
+        free=(),
+    ),
+    Fit(
+        name="expert kernels in one tray, GB200",
+        hardware="gb200",
+        table="fabric_ep",
+        kernels=("deepep",),
+        free=(("ep.deepep.forward_rate",),),
+    ),
+    Fit(
+        name="Hybrid-EP in one rack, GB200",
+        hardware="gb200",
+        table="fabric_ep",
+        kernels=("hybrid_ep",),
+        free=(("ep.hybrid_ep.forward_rate",), ("ep.hybrid_ep.startup",)),
+    ),
+    Fit(
+        name="low latency in one tray, GB200",
+        hardware="gb200",
+        table="fabric_low_latency",
+        kernels=("deepep",),
+        free=(
+            ("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),
+            ("low_latency.deepep.staging_dispatch", "low_latency.deepep.staging_combine"),
+        ),
+    ),
+    Fit(
         name="Hybrid-EP, H100",
         hardware="h100",
         table="fabric_ep",
@@ -214,8 +243,8 @@ def rows_of(table: str) -> list[Row]:
 
 
 def document(name: str) -> Doc:
-    """A fabric TOML file."""
-    return tomllib.loads((FABRICS / f"{name}.toml").read_text())
+    """A fabric TOML file, laid over the one it extends."""
+    return read_extended("fabric", find("fabric", name))
 
 
 def node_of(name: str, *, sharp: bool) -> Node:
@@ -295,6 +324,8 @@ def put(doc: Doc, path: str, value: float) -> None:
 def solve(fit: Fit) -> Doc:
     """Least squares of the log errors over the rows marked `fit`, each parameter varied by its logarithm."""
     doc = document(fit.hardware)
+    if not fit.free:
+        return doc
     rows = [row for row in chosen(fit) if row["use"] == "fit"]
     start = [log(get(doc, paths[0])) for paths in fit.free]
 

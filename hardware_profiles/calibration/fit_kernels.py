@@ -1,11 +1,13 @@
 """Fit the kernel classes of the hardware profiles to the tables of measurements.
 
     python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
+    python -m hardware_profiles.calibration.fit_kernels --home h20     # this GPU only
+    python -m hardware_profiles.calibration.fit_kernels --carry        # no fit: hand measured classes on again
 
-Writes `hardware_profiles/kernels/{h800,h100,h200,a100,b200}.toml` and, beside this file, `report.json` and `report.md`
-with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed split of the
-shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter; no end-to-end figure does.
-Needs SciPy, which foretrain itself does not.
+Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, beside this file, `report.json` and
+`report.md` with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed
+split of the shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter, no
+end-to-end figure. Needs SciPy, which foretrain itself does not.
 """
 
 from __future__ import annotations
@@ -139,20 +141,48 @@ def fit_all(
 
 
 def nearer(cls: str, own: dict[str, Params]) -> bool:
-    """Whether a GPU measured a GEMM of this precision, which then prices the class (`simulator.cost.classes`)."""
+    """Whether a GPU has a GEMM of this precision from nearer by: it prices the class (`simulator.cost.classes`)."""
     precision = cls.split("@", 1)[0].split(".")[:2]
     return precision[0] == "gemm" and ".".join(precision) in own
+
+
+def budget(target: str, origin: str) -> float:
+    """Watts per FLOP/s of tensor peak, of one GPU over another's of the same architecture; else 1.
+
+    The same tensor cores take the same energy for a FLOP, so the share of the peak that a GPU's power sustains goes
+    with its power over its peak. Energy across architectures is not known.
+    """
+    here, there = GPUS[target], GPUS[origin]
+    if here.architecture != there.architecture:
+        return 1.0
+    return (here.tdp / here.peak.bf16) / (there.tdp / there.peak.bf16)
+
+
+def moved(params: Params, target: str, origin: str) -> Params:
+    """Parameters of a class as they hold on another GPU: rates stay shares of a peak, power is its own.
+
+    A rate above 1 tells how far a GPU's clock exceeds the one that its peak is quoted at; that of another is unknown.
+    """
+    scale = budget(target, origin)
+    if isinstance(params, StreamParams) or scale == 1.0:
+        return params
+    params = replace(params, power_rate=float(f"{params.power_rate * scale:.4g}"))
+    if isinstance(params, AttentionParams):
+        return params
+    return replace(params, rate=min(params.rate, 1.0), loop_rate=float(f"{params.loop_rate * scale:.4g}"))
 
 
 def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
     measured = {name: dict(classes) for name, classes in found.items()}
     for target, origin, why, assumed in (*CARRIED, *ASSUMED):
+        alike = GPUS[target].architecture == GPUS[origin].architecture
+        own = measured[target] if alike else dict(found[target])
         for cls, params in measured[origin].items():
             missing = "fp8" in cls and not GPUS[target].peak.fp8
-            if cls not in found[target] and not missing and not (assumed and nearer(cls, measured[target])):
+            if cls not in found[target] and not missing and not (assumed and nearer(cls, own)):
                 found[target][cls] = replace(
-                    params, source=f"{params.source}; {why}", assumed=assumed or params.assumed
+                    moved(params, target, origin), source=f"{params.source}; {why}", assumed=assumed or params.assumed
                 )
 
 
@@ -177,7 +207,10 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
 
 def measured_before(name: str) -> dict[str, Params]:
     """Classes that the kernel file of a GPU holds from measurements of its own."""
-    text = (HERE.parent / "kernels" / f"{name}.toml").read_text(encoding="utf-8")
+    file = HERE.parent / "kernels" / f"{name}.toml"
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
     kernels = TypeAdapter(Kernels).validate_python(tomllib.loads(text))
     classes: dict[str, Params] = {**kernels.gemm, **kernels.attention, **kernels.stream}
     return {cls: p for cls, p in classes.items() if not p.assumed and SAME_SM not in p.source}
@@ -230,8 +263,9 @@ def main() -> None:
     parser.add_argument(
         "--home", choices=sorted(GPUS), action="append", help="refit this GPU only (repeatable); others carry it over"
     )
+    parser.add_argument("--carry", action="store_true", help="no fit: carry what was measured to the other GPUs again")
     args = parser.parse_args()
-    homes = tuple(args.home or GPUS)
+    homes = () if args.carry else tuple(args.home or GPUS)
     own = tables.own_table(args.table, args.hardware) if args.table else []
     found, report = fit_all([*everything(), *own], args.only, homes)
     if args.dry_run or args.only != "*":
@@ -243,8 +277,12 @@ def main() -> None:
     fixed = fixed_classes()
     profiles = {name: profile(name, params, fixed) for name, params in found.items()}
     report += compared(profiles)
-    report = [e for e in report if e.hardware in homes] + [
-        e for e in errors_report.read("report") if e.hardware not in homes
+    written = homes or tuple(GPUS)
+    report = [e for e in report if e.hardware in written]
+    report += [
+        e
+        for e in errors_report.read("report")
+        if e.hardware not in written or (args.carry and not e.part.startswith("compared"))
     ]
     for name, kernels in profiles.items():  # those of other homes too: they carry classes from these
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Samples and recipes of the GPUs that only others measured: B200 and A100, and more GEMMs of H100.
+"""Samples and recipes of the GPUs that only others measured: B200, A100 and H20, and more GEMMs of H100, GB200, GB300.
 
-The tables `b200_*.csv`, `a100_*.csv` and `h100_gemm.csv` hold kernel times of SimuMax and aiconfigurator. They differ
-in how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit to settle, aiconfigurator
-launches it a few times. A training step lasts longer than either, so on B200, whose tensor cores outrun its power
-most, BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones are compared with.
+The tables `b200_*.csv`, `a100_*.csv` and `{h100,gb200,gb300}_gemm.csv` hold kernel times of SimuMax and
+aiconfigurator. They differ in how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit
+to settle, aiconfigurator launches it a few times. A training step lasts longer than either, so on B200, whose tensor
+cores outrun its power most, BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones
+are compared with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hardware_profiles.calibration import recipes, samples
-from hardware_profiles.calibration.recipes import CUBLAS_BF16_TILES, CUBLAS_TILES, FA2, Recipe, attention, library_gemm
+from hardware_profiles.calibration.recipes import (
+    CUBLAS_BF16_TILES,
+    CUBLAS_TILES,
+    DEEPGEMM_TILES,
+    FA2,
+    Recipe,
+    attention,
+    library_gemm,
+)
 from hardware_profiles.calibration.samples import Row, Sample
 from simulator.ops import Attention, Gemm
 
@@ -24,8 +33,9 @@ BACKWARD_SHARE = 0.747
 """Of a forward and a backward pass of FlashAttention-2 on A100: 2.5 times the FLOP at 1/1.18 of the rate, as SimuMax's
 rows of 64 heads have it."""
 QUANT_LAUNCH, QUANT_BANDWIDTH = 3e-6, 0.7 * 8e12
-"""The quantisation inside B200's FP8 rows: launch [s], and 2 bytes read, 1 written per element at this rate [B/s]."""
-SMS = {"b200": 148, "a100": 108, "h100": 132}
+"""The quantisation inside Blackwells' FP8 rows: launch [s]; 2 bytes read, 1 written per element at this rate [B/s]."""
+SMS = {"b200": 148, "a100": 108, "h100": 132, "gb200": 152, "gb300": 152}
+BLACKWELLS = ("b200", "gb200", "gb300")
 SIMUMAX = "SimuMax (MooreThreads/SimuMax, Apache-2.0)"
 AICONF = "aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)"
 PCIE = "A100 PCIe 80GB (same SMs, 300 W)"
@@ -34,8 +44,8 @@ BLACKWELL_TILES = ((64, 64), (128, 64), (128, 128), (128, 192), (128, 256), (256
 
 
 def _weight(hardware: str, seconds: float) -> float:
-    """More for what ran long enough to settle at B200's power limit."""
-    return SETTLED_WEIGHT if hardware == "b200" and seconds >= SETTLED else 1.0
+    """More for what ran long enough to settle at a Blackwell's power limit."""
+    return SETTLED_WEIGHT if hardware in BLACKWELLS and seconds >= SETTLED else 1.0
 
 
 def _gemm_class(hardware: str, row: Row, seconds: float) -> str | None:
@@ -50,7 +60,7 @@ def _gemm_class(hardware: str, row: Row, seconds: float) -> str | None:
         return f"gemm.bf16.{form}"
     if hardware == "h100":
         return "gemm.bf16@aiconfigurator"
-    burst = hardware == "b200" and row["source"].startswith("aic") and seconds < SETTLED
+    burst = hardware in BLACKWELLS and row["source"].startswith("aic") and seconds < SETTLED
     return "gemm.bf16@burst" if burst else "gemm.bf16"
 
 
@@ -207,6 +217,38 @@ A100 = (
               "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
 )  # fmt: skip
 
-RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100)
-NOT_MEASURED = "B200: not measured, the same shares of peak and bandwidth assumed"
-ASSUMED = (*recipes.ASSUMED, ("b200", "h200", NOT_MEASURED, True), ("b200", "h800", NOT_MEASURED, True))
+INFERSIM_H20 = "InferSim kernel tables, H20 (alibaba/InferSim)"
+H20 = (
+    replace(
+        library_gemm("gemm.fp8@library", "h20", DEEPGEMM_TILES, f"{INFERSIM_H20}, DeepGEMM", "M 16 to 32768, all SMs"),
+        also=("gemm.fp8",),
+    ),
+    replace(
+        library_gemm("gemm.fp8.grouped@library", "h20", ((128, 128), (128, 160)), f"{INFERSIM_H20}, DeepGEMM",
+                     "4 to 128 groups, 256 to 9830 rows a group", row_align=128, fill=2e-6),
+        also=("gemm.fp8.grouped",),
+    ),
+    library_gemm("gemm.fp8.masked", "h20", DEEPGEMM_TILES, f"{INFERSIM_H20}, DeepGEMM",
+                 "4 to 128 groups, 4 to 1024 rows a group"),
+    attention("attn.fwd", "h20", ("256:256",), f"{INFERSIM_H20}, FlashAttention-3", "1024 to 32768 tokens, 16 heads",
+              also=("attn.fwd@library",)),
+)  # fmt: skip
+
+RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100, *H20)
+NOT_MEASURED = "{}: not measured, the same shares of peak and bandwidth assumed"
+ENERGY = "{}: not {}, the same shares of peak and bandwidth and the same energy per FLOP assumed"
+ASSUMED = (
+    *recipes.ASSUMED,
+    *(("b200", origin, NOT_MEASURED.format("B200"), True) for origin in ("h200", "h800")),
+    *(("h20", origin, ENERGY.format("H20", "measured"), True) for origin in ("h200", "h800")),
+    *(
+        ("gb200", "b200", ENERGY.format("GB200", "fitted"), True),
+        ("gb300", "b200", ENERGY.format("GB300", "fitted"), True),
+    ),
+    *(
+        (name, origin, NOT_MEASURED.format(name.upper()), True)
+        for name in ("gb200", "gb300")
+        for origin in ("h200", "h800")
+    ),
+)
+"""As `recipes.CARRIED`; what a GPU of the same architecture gives comes first."""

@@ -251,7 +251,7 @@ def trace_fixed() -> dict[str, list[float]]:
     return out
 
 
-# --- H800: InferSim's tables ----------------------------------------------------------------------------------------
+# --- InferSim's tables ----------------------------------------------------------------------------------------
 
 
 def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
@@ -272,15 +272,23 @@ def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
         seq = _int(row, "seq_len")
         mla = Attention(batch=1, seq_q=seq, seq_kv=seq, heads=128, kv_heads=128, d_qk=192, d_v=128)
         yield "attn.fwd", mla, _float(row, "latency_us")
+    elif kind == "mha_prefill":
+        seq, heads, dim = _int(row, "seq_len"), _int(row, "heads"), _int(row, "head_dim")
+        mha = Attention(batch=1, seq_q=seq, seq_kv=seq, heads=heads, kv_heads=_int(row, "kv_heads"), d_qk=dim, d_v=dim)
+        yield "attn.fwd", mha, _float(row, "latency_us")
 
 
 def infersim() -> list[Sample]:
-    """InferSim's H800 tables (DeepGEMM, FlashAttention-3) on all SMs."""
+    """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20."""
     return [
-        Sample(hardware="h800", cls=cls, work=(work,), seconds=us * 1e-6, table="h800_kernels", label=row["kind"])
-        for row in rows("h800_kernels.csv")
+        Sample(
+            hardware=hardware, cls=cls, work=(work,), seconds=us * 1e-6, table=f"{hardware}_kernels",
+            label=row["kind"], sms=sms,
+        )
+        for hardware, sms in (("h800", 132), ("h20", 78))
+        for row in rows(f"{hardware}_kernels.csv")
         for cls, work, us in _infersim_row(row)
-    ]
+    ]  # fmt: skip
 
 
 # --- published figures ----------------------------------------------------------------------------------------------

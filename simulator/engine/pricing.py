@@ -25,7 +25,7 @@ class Neighbour:
 def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
     """What the scenario's exchanges take from the compute beside them: their SMs and memory bandwidth."""
     comm_sms = scenario.job.overlap.comm_sms
-    if exchange is None or scenario.stack.dispatcher != "deepep":
+    if exchange is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 

@@ -30,6 +30,8 @@ _FOLDERS: Mapping[Kind, tuple[str, str]] = {
     "fabric": ("hardware_profiles", "fabric"),
 }
 _DEEPEST_EXTENDS = 16
+LEFT_OUT = "none"
+"""Written in place of a table of the file that is extended."""
 _TOO_LONG = "a number has thousands of digits"
 
 
@@ -105,15 +107,17 @@ def read_extended(kind: Kind, source: Source, depth: int = 0) -> Table:
 
 
 def merged(base: Table, over: Table) -> Table:
-    """`base` with every leaf of `over` in its place.
+    """`base` with every leaf of `over` in its place; a table of `base` that `over` calls "none" is left out.
 
-    A source that `base` gives for a number is dropped where `over` changes the number.
+    A source that `base` gives for a number is dropped where `over` changes the number, or leaves it out.
     """
     changed = set(leaves(over)) - {"name"}
     result = _merge(base, over)
     if isinstance(result.get("sources"), dict):
-        stated = over.get("sources", {})
-        result["sources"] = {k: v for k, v in result["sources"].items() if k in stated or k not in changed}
+        stated, left = over.get("sources", {}), leaves(result)
+        result["sources"] = {
+            k: v for k, v in result["sources"].items() if k in stated or (k not in changed and k in left)
+        }
     return result
 
 
@@ -130,7 +134,10 @@ def _merge(base: Table, over: Table) -> Table:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and value == LEFT_OUT:
+            del result[key]
+        else:
+            result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 

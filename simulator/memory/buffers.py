@@ -30,7 +30,7 @@ def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assum
     """Queues of the expert exchanges and messages that the pipeline receives into, of a rank that holds `stages`."""
     job, hidden = scenario.job, scenario.model.hidden_size
     items = []
-    if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher == "deepep":
+    if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher != "nccl":
         nvlink, rdma = queue_bytes(
             hidden * WIDTH["bf16"], job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
         )

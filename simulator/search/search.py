@@ -36,8 +36,8 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The answer: the best by `rank`, the Pareto front of time, cost and memory, how many there are of each status, and
-    how many this run `judged` itself."""
+    """The answer: the best by `rank`, the Pareto front of time, cost and memory, how many there are of each status, the
+    `obstacle` that makes most invalid, and how many this run `judged` itself."""
 
     asked: Question
     rank: Rank
@@ -45,6 +45,7 @@ class Found:
     front: list[Candidate]
     counts: dict[str, int]
     complete: bool
+    obstacle: str = ""
     judged: int = field(default=0, compare=False)
 
 
@@ -86,6 +87,7 @@ def search(
             front=pareto(store),
             counts=store.counts(),
             complete=complete,
+            obstacle=store.obstacle(),
             judged=ready - len(done),
         )
 

@@ -85,6 +85,11 @@ class Store:
         )
         return [Candidate(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
+    def obstacle(self) -> str:
+        """What makes most of the invalid ones so."""
+        query = "SELECT why FROM candidate WHERE status = 'invalid' GROUP BY why ORDER BY COUNT(*) DESC, why LIMIT 1"
+        return next((why for (why,) in self.base.execute(query)), "")
+
     def counts(self) -> dict[str, int]:
         """How many are of each status."""
         found = dict(self.base.execute("SELECT status, COUNT(*) FROM candidate GROUP BY status"))

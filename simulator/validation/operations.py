@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.ask import Question, answer
+from simulator.cost.decode import latent_decode_cost
 from simulator.routing import traffic
 from simulator.topology import latency as network_latency
 from simulator.validation.cannot import CannotCompute
@@ -90,6 +91,16 @@ def attention_rate(figure: Figure) -> float:
     return _rate(flops, seconds)
 
 
+def latent_decode(figure: Figure) -> float:
+    """Time of latent attention of one decoded token a sequence [ms]."""
+    c = figure.config
+    if c["kv_dtype"] != "bf16":
+        raise CannotCompute("the kernel that widens an FP8 cache is in no table")
+    h100 = cluster("h100")
+    cost = latent_decode_cost(int(c["batch"]), int(c["kv_len"]), h100.gpu, h100.kernels, heads=int(c["heads"]))
+    return cost.duration * 1e3
+
+
 def attention_ablation(figure: Figure) -> float:
     """FlashAttention-3's ablation: batch 4, 8448 tokens, 16 heads of 128, no mask [TFLOP/s]."""
     question = Question(op="attention", hardware="h100", seq=8448, batch=4, heads=16, d_qk=128, causal=False)
@@ -133,16 +144,11 @@ def exchange(figure: Figure) -> float:
 
 def latency(figure: Figure) -> float:
     """Time of a 64-byte message [µs]."""
-    node, network = cluster("h800").node, cluster("h800").fabric.network
-    values = {
-        "ib_same_leaf": network_latency(network, same_leaf=True),
-        "ib_cross_leaf": network_latency(network),
-        "nvlink": node.nvlink.latency,
-    }
     name = figure.id.rpartition(".")[2]
-    if name not in values:
-        raise CannotCompute("no profile with RoCE")
-    return values[name] * 1e6
+    if name == "nvlink":
+        return cluster("h800").node.nvlink.latency * 1e6
+    network = cluster("h800-roce" if name.startswith("roce") else "h800").fabric.network
+    return network_latency(network, same_leaf=name.endswith("same_leaf")) * 1e6
 
 
 def experts_at_same_cost(figure: Figure) -> float:

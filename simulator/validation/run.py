@@ -69,10 +69,11 @@ def outcome_of(figure: Figure) -> Outcome:
     """The figure's prediction, or why there is none."""
     rule = rule_for(figure)
     use = use_of(figure, rule)
-    if figure.number is None:
-        return Outcome(figure=figure, use=use, reason="the figure is text")
     try:
-        return Outcome(figure=figure, use=use, predicted=rule.compute(figure))
+        predicted = rule.compute(figure)
+        if figure.number is None:
+            return Outcome(figure=figure, use=use, reason="the figure is text")
+        return Outcome(figure=figure, use=use, predicted=predicted)
     except ForetrainError as error:
         return Outcome(figure=figure, use=use, reason=str(error).splitlines()[0])
 

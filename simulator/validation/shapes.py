@@ -174,12 +174,23 @@ def decode_bound(figure: Figure) -> float:
     return float(values[_last(figure).split("_")[0]])
 
 
-_PROFILES = {"a100_sxm_80g": "a100", "h100_sxm": "h100", "h800_sxm": "h800", "h200_sxm": "h200", "b200_sxm": "b200"}
+_PROFILES = {
+    "a100_sxm_80g": "a100",
+    "h100_sxm": "h100",
+    "h100_96g_hbm2e": "h100-hbm2e",
+    "h800_sxm": "h800",
+    "h20": "h20",
+    "h200_sxm": "h200",
+    "b200_sxm": "b200",
+    "gb200_nvl72": "gb200",
+    "gb300": "gb300",
+}
 _READ: dict[str, Callable[[Cluster], float]] = {
     "bf16": lambda c: c.gpu.peak.bf16 / 1e12,
     "fp8": lambda c: c.gpu.peak.fp8 / 1e12,
     "hbm": lambda c: c.gpu.hbm_bytes / 1e9,
     "bw": lambda c: c.gpu.hbm_bandwidth / 1e9,
+    "torchtitan": lambda c: c.gpu.hbm_bandwidth / 1e9,
     "nvl": lambda c: c.node.nvlink.peak / 1e9,
     "nvlink_achieved": lambda c: c.node.nvlink.bandwidth / 1e9,
     "nic": lambda c: c.node.nic.peak / 1e9,
@@ -189,11 +200,37 @@ _READ: dict[str, Callable[[Cluster], float]] = {
 }
 
 
+_PRICES = {
+    "h800.deepseek": "h800",
+    "h100.lambda": "h100",
+    "h200.lambda": "h200",
+    "a100.lambda": "a100",
+    "b200.blended_2026": "b200",
+}
+"""Offers that a profile takes its price from."""
+
+
+def price(figure: Figure) -> float:
+    """Rental price of a profile [USD/GPU-h]."""
+    offer = figure.id.removeprefix("F.price.")
+    if offer not in _PRICES:
+        raise CannotCompute("an offer that no profile takes its price from")
+    return cluster(_PRICES[offer]).price_per_gpu_hour
+
+
+_UNREAD = {
+    "fp4": "no FP4 recipe: profiles hold BF16, FP8 and FP32 peaks",
+    "throttled_peak": "the clock under one kernel; the H800's kernels were measured in training, at its own",
+}
+
+
 def hardware(figure: Figure) -> float:
     """A number of a hardware profile."""
     name, what = figure.id.split(".")[1:3]
     if name not in _PROFILES:
         raise CannotCompute(f"no profile of this hardware ({name})")
+    if what.endswith("_alt"):
+        raise CannotCompute("contradicts the source that the profile takes this number from")
     if what not in _READ:
-        raise CannotCompute("a number that profiles do not hold")
+        raise CannotCompute(_UNREAD.get(what, "a number that profiles do not hold"))
     return _READ[what](cluster(_PROFILES[name]))

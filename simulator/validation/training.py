@@ -236,18 +236,20 @@ def megatron_readme(figure: Figure) -> float:
 
 
 def dgxc(figure: Figure) -> float:
-    """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 [s].
+    """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 and GB200 [s].
 
-    Their FP8 scales whole tensors.
+    Their FP8 scales whole tensors. Where chunks outnumber pairs of layers, embedding and loss count as a layer each.
     """
     c = figure.config
-    pp, vpp = int(c["pp"]), int(c.get("vp", 1))
+    pp, vpp, layers = int(c["pp"]), int(c.get("vp", 1)), int(c["layers"])
+    each, left = divmod(layers + 2, pp * vpp)
+    stages = [each - 1, *[each] * (pp * vpp - 2), each - 1] if layers % (pp * vpp) and not left else "even"
     one = step(
         DENSE,
         _overrides(
             model="llama-3.1-405b",
-            model__num_hidden_layers=int(c["layers"]),
-            hardware="h100",
+            model__num_hidden_layers=layers,
+            **_RACKS.get(str(c["gpu"]), {"hardware": str(c["gpu"]).lower()}),
             stack="megatron-core",
             gpus=int(c["gpus"]),
             precision__recipe="fp8_tensor" if c["precision"] == "FP8" else "bf16",
@@ -257,7 +259,7 @@ def dgxc(figure: Figure) -> float:
             layout__vpp=vpp,
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
             layout__recompute=c.get("recompute", "none"),
-            layout__stages="even",
+            layout__stages=stages,
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
@@ -266,6 +268,47 @@ def dgxc(figure: Figure) -> float:
     )
     return one.seconds
 
+
+def megatron_gb200(figure: Figure) -> float:
+    """Model TFLOP/s per GPU of DeepSeek-V3 on 256 GB200 with Megatron-Core, causal attention counted as half.
+
+    Assumed: MXFP8 GEMMs as fast as those of scales per 128, which also travel in dispatch here (theirs is BF16), 24 SMs
+    for DeepEP and 16 for Hybrid-EP, nothing recomputed (the source recomputes SwiGLU), and kernels that never wait for
+    the host: the source's CUDA graphs leave a part of that wait.
+    """
+    c = figure.config
+    name = figure.id.rpartition(".")[2]
+    virtual = int(c["pp"]) * int(c["vp"])
+    one = step(
+        DENSE,
+        _overrides(
+            model="deepseek-v3",
+            model__num_nextn_predict_layers=0,
+            **_RACKS["GB200"],
+            stack="megatron-core",
+            stack__dispatcher=name,
+            stack__moment_bytes=2.0,
+            gpus=int(c["gpus"]),
+            precision__recipe="fp8",
+            overlap__comm_sms=24 if name == "deepep" else 16,
+            layout__tp=int(c["tp"]),
+            layout__zero=1,
+            layout__pp=int(c["pp"]),
+            layout__vpp=int(c["vp"]),
+            layout__ep=int(c["ep"]),
+            layout__schedule="interleaved",
+            layout__recompute="none",
+            layout__stages=[1, *[2] * (virtual - 2), 0],
+            batch__sequence_length=int(c["seq"]),
+            batch__microbatch_size=int(c["mbs"]),
+            batch__global_batch_size=int(c["gbs"]),
+        ),
+    )
+    return one.metrics["tflops_per_gpu_causal"]
+
+
+_RACKS: dict[str, dict[str, Any]] = {"GB200": {"hardware": "gb200", "hardware__node__gpus": 64}}
+"""Jobs of powers of two use 64 of a rack's 72 GPUs."""
 
 _SIMUMAX_MODELS = {
     "llama3_70b": "llama-3-70b",

@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -19,6 +20,7 @@ from hardware_profiles.calibration.evaluate import GPUS, errors, predict
 from hardware_profiles.calibration.other_gpus import RECIPES
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
+from simulator.inputs import load_hardware
 from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm
 from tests.cost.profiles import kernels_of
@@ -51,6 +53,9 @@ FITTED_LIMITS = {
     ("h200", "gemm.fp8_tensor"): 0.085,
     ("h200", "gemm.fp8_row"): 0.1,
     ("a100", "attn.fwd"): 0.05,
+    ("h20", "gemm.fp8@library"): 0.05,
+    ("h20", "gemm.fp8.grouped@library"): 0.05,
+    ("h20", "attn.fwd"): 0.1,
 }
 """Limits on the MAPE over held-out shapes. The H200's own GEMM runs differ by 5 % between repeats of one shape."""
 
@@ -137,9 +142,51 @@ def test_another_hopper_gpu_within_10_percent() -> None:
     assert errors("gemm.fp8@library", "h100", "compared", rows, kernels_of("h100")).mape <= 0.1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_are_of_the_profile_s_own_peaks(name: str) -> None:
+    """The numbers that parameters are fitted with are those that a simulation has."""
+    here, profile = GPUS[name], load_hardware(name).gpu
+    keys = ("architecture", "sms", "hbm_bandwidth", "tdp")
+    assert {k: getattr(here, k) for k in keys} == {k: getattr(profile, k) for k in keys}
+    assert (here.peak.bf16, here.peak.fp8) == (profile.peak.bf16, profile.peak.fp8)
+
+
+def test_the_kernel_files_are_of_one_fit() -> None:
+    """What is carried to a GPU is what the file of the GPU it comes from says (else: `fit_kernels --carry`)."""
+    found = {name: fit_kernels.measured_before(name) for name in NAMES}
+    fit_kernels.carry(found)
+    for name, params in found.items():
+        own = kernels_of(name)
+        assert params == {**own.gemm, **own.attention, **own.stream}
+
+
+def test_power_follows_a_gpu_s_watts_per_flop_within_its_architecture() -> None:
+    """A tensor core takes the same energy for a FLOP: 400 W hold 3.8 times the share of H20's peak that 700 W hold of
+    H200's; nothing is known from Hopper about Ampere."""
+    assert fit_kernels.budget("h20", "h200") == pytest.approx((400 / 148) / (700 / 989))
+    assert fit_kernels.budget("a100", "h200") == 1.0
+    bf16 = kernels_of("h20").gemm["gemm.bf16"]
+    assert bf16.power_rate == pytest.approx(3.8187 * kernels_of("h200").gemm["gemm.bf16"].power_rate, rel=1e-3)
+    assert bf16.rate <= 1.0
+    assert bf16.assumed
+
+
+@pytest.mark.parametrize("name", ["gb200", "gb300"])
+@pytest.mark.parametrize("cls", ["gemm.bf16", "gemm.bf16@burst", "gemm.fp8_tensor"])
+def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls: str) -> None:
+    """No fit saw GB200 or GB300: how much faster than a B200 they are on the same long GEMMs, forecast and measured."""
+    everything = [s for s in fit_kernels.everything() if s.hardware in ("b200", name) and s.seconds > 2e-4]
+    there = {s.work: s for s in everything if s.hardware == "b200" and s.cls.startswith(cls.split("@", maxsplit=1)[0])}
+    here = [s for s in everything if s.hardware == name and s.cls == cls and s.work in there]
+    assert len(here) >= 8
+    forecast = [predict(s, kernels_of(name)) / predict(there[s.work], kernels_of("b200")) for s in here]
+    measured = [s.seconds / there[s.work].seconds for s in here]
+    assert median(forecast) == pytest.approx(median(measured), rel=0.12)
+
+
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
-    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured",
+    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from simulator.cost.collective import collective_cost, p2p_cost
 from simulator.errors import InputError
 from simulator.fabric import Fabric
 from simulator.hardware import Cluster, Link
+from simulator.inputs import list_names
 from simulator.ops import Collective, CollectiveKind, PointToPoint
 
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
@@ -59,11 +60,9 @@ def test_a_large_ring_moves_its_bytes_at_the_attainable_bandwidth() -> None:
     assert HUGE * 56 / 64 / direct == pytest.approx(H800.node.nic.bandwidth, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["a100", "h100", "h200", "h800"])
+@pytest.mark.parametrize("name", list_names("fabric"))
 def test_nothing_in_a_fabric_derates_the_link_of_large_messages(name: str) -> None:
-    import tomllib
-
-    doc = tomllib.loads((fit_fabric.FABRICS / f"{name}.toml").read_text())
+    doc = fit_fabric.document(name)
     for tier in ("nvlink", "nic"):
         assert doc[tier]["protocols"]["simple"]["payload"] == 1.0
         assert all(0 < p["payload"] <= 1.0 for p in doc[tier]["protocols"].values())

@@ -28,7 +28,7 @@ from simulator.ops import (
 )
 
 SLACK = 1 + 1e-12
-HARDWARE = st.sampled_from(["a100", "h100", "h200", "h800", "b200"])
+HARDWARE = st.sampled_from(["a100", "h100", "h200", "h800", "b200", "h20", "gb200"])
 SIZE = st.integers(1, 20_000)
 GROWTH = st.integers(0, 5_000)
 
@@ -198,6 +198,9 @@ DISPLAYED = {  # [GB/s] per GPU and direction: NVLink and NIC of the datasheets
     "h200": (450, 50),
     "h800": (200, 50),
     "b200": (900, 50),
+    "h20": (450, 50),
+    "gb200": (900, 50),
+    "gb300": (900, 100),
 }
 
 

@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "bf16": ("precision.recipe=bf16",),
     "h200": ("hardware=h200",),
     "b200": ("hardware=b200",),
+    "nvl72": ("hardware=gb200", "hardware.node.gpus=64"),
     "gemms take all SMs": ("stack.gemm_sms_reserved=false",),
     "co-processor": ("overlap.comm_sms=0",),
     "no node limit": ("model.topk_group=8",),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from reports.console import rendered
+from reports.search import report
 from simulator.errors import InputError
 from simulator.inputs import load_scenario
 from simulator.search import Store, confirm, pareto, question, search
@@ -168,6 +170,15 @@ def test_what_is_too_big_is_said_with_its_memory():
     found = search(asked, jobs=1)
     assert found.counts["too big"] == 2
     assert found.best == []
+
+
+def test_where_nothing_can_run_the_commonest_obstacle_is_said():
+    asked = question("deepseek-v3-pretrain", ["hardware=gb200"], ["layout.ep=8,64"])
+    found = search(asked, jobs=1)
+    assert found.best == []
+    assert found.obstacle.startswith("gpus: 2048: not a whole number of nodes of 72 GPUs")
+    page = rendered(*report(found, (), 1.0), columns=300, colour=False)
+    assert f"Nothing that was judged can run. Most often: {found.obstacle}" in page
 
 
 def test_invalid_says_why(asked):
