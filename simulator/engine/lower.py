@@ -119,6 +119,12 @@ def link_tier(scenario: Scenario, a: int, b: int) -> str:
     return "nvlink" if a * width // node == b * width // node else "nic"
 
 
+def sends_block(scenario: Scenario) -> bool:
+    """Whether a rank computes on only when its send is done."""
+    how = scenario.stack.p2p_overlap
+    return how == "never" or (how == "chunks" and scenario.job.layout.vpp == 1)
+
+
 def message(plan: Plan, a: int, b: int) -> Run:
     """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`."""
     s = plan.shapes
@@ -178,10 +184,11 @@ class _Lowering:
         phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
         self.tails[rank] = tuple(base + at for at in program.tails)
+        ready = self.tails[rank]
         if ahead.kind == "F":
-            self._send(rank, ahead)
+            self._send(rank, ahead, ready)
         if back.kind in ("B", "I"):
-            self._send(rank, back)
+            self._send(rank, back, ready)
         if back.kind in ("B", "W"):
             self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
             self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, step, program, base)
@@ -193,12 +200,11 @@ class _Lowering:
         first = self.gathered.pop((rank, ahead.stage), ())
         return {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
 
-    def _send(self, rank: int, action: Action) -> None:
-        """Hand the output of an action to the rank of the next (or previous) stage."""
+    def _send(self, rank: int, action: Action, ready: tuple[int, ...]) -> None:
+        """Hand the output of an action, `ready` after these tasks, to the rank of the next (or previous) stage."""
         forward = action.kind == "F"
         output = ("F" if forward else "I", action.stage, action.microbatch)
         target = action.stage + (1 if forward else -1)
-        ready = self.tails[rank]
         self.arrived[output] = ready
         if not 0 <= target < self.schedule.stages:
             return
@@ -211,7 +217,7 @@ class _Lowering:
         sent = self.tasks.add(lane, self.sends[rank, peer], ready)
         self.tasks.peer[sent] = peer
         self.arrived[output] = (sent,)
-        if not self.plan.scenario.stack.p2p_overlap:
+        if sends_block(self.plan.scenario):
             self.tails[rank] = (*self.tails[rank], sent)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.engine.lower import Plan, link_tier, message, overlaps
+from simulator.engine.lower import Plan, link_tier, message, overlaps, sends_block
 from simulator.engine.sync import Sharding
 from simulator.memory.account import always
 from simulator.memory.state import Shards, shards_of
@@ -87,7 +87,7 @@ def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float
     """Step time [s]. `slowed`: by how much collectives beside each action lengthen it [s]."""
     gates, gathered = tail.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
     sends = [_send(plan, a, b, tail.kit) for a, b in c.links]
-    blocks = not plan.scenario.stack.p2p_overlap
+    blocks = sends_block(plan.scenario)
     beside = None
     if tail.zero >= 2:
         beside = Collectives(gathered, [tail.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)])
