@@ -27,7 +27,9 @@ class Stack:
     `wgrad_accumulation_fused`: weight-gradient GEMM adds into the main gradient. `shard_copies`: parameters sharded by
     ZeRO-3 are copied out of the buffer they are gathered into, and gradients into the one they are reduced from.
     `tp_regather`: of a gathered input only this rank's part is kept; in backward it is gathered again beside the input
-    gradient, whose reduce-scatter runs beside the weight gradient.
+    gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_product`, `host_collective`:
+    time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
+    (`simulator.engine.host`).
     """
 
     name: str
@@ -56,5 +58,8 @@ class Stack:
     wgrad_accumulation_fused: bool
     shard_copies: bool
     dropout: bool = False
+    host_kernel: float = 0.0
+    host_product: float = 0.0
+    host_collective: float = 0.0
     moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)

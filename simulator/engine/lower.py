@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from simulator.engine.host import issuing, releases
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.runs import ALONE, Run, run_of
@@ -166,6 +167,8 @@ class _Lowering:
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
         self.sharding = Sharding(plan.scenario, plan.stages, plan.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.issue = issuing(plan.scenario.stack)
+        self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:
         """Tasks of one step and the sends behind it."""
@@ -180,6 +183,7 @@ class _Lowering:
         needed = self._first_parameters(rank, ahead, program)
         needed |= self.sharding.gather(tasks, rank, step, program, entry_preds)
         base = append(tasks, rank, program, entry_preds, needed)
+        self._hosted(rank, program, base)
         end = len(tasks.lane)
         phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
@@ -192,6 +196,13 @@ class _Lowering:
         if back.kind in ("B", "W"):
             self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
             self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, step, program, base)
+
+    def _hosted(self, rank: int, program: Program, base: int) -> None:
+        """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
+        if self.issue is not None:
+            moments, total = releases(program, self.issue)
+            self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(moments))
+            self.issued[rank] += total
 
     def _first_parameters(self, rank: int, ahead: Action, program: Program) -> dict[int, int]:
         """Steps of a stage's first forward that wait for parameters gathered once a step -> the gather."""

@@ -2,7 +2,8 @@
 
 Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
 tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network,
-and what collectives of ZeRO-2 and -3 that outlast their own action do to the next.
+what collectives of ZeRO-2 and -3 that outlast their own action do to the next, and at which of its kernels an action
+waits for the host.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float
     beside = None
     if tail.zero >= 2:
         beside = Collectives(gathered, [tail.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)])
-    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, beside=beside)
+    hosts = [(cost.lead, cost.host) for cost in costs] if any(cost.host for cost in costs) else ()
+    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, beside=beside, hosts=hosts)
     if beside is not None:
         gathered = beside.free
     last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}
