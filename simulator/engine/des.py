@@ -67,7 +67,7 @@ class _Engine:
 
     def stream(self, rank: int, kind: int, mine: list[int]) -> Process:
         """Run the tasks of one lane in order."""
-        ended, preds = self.ended, self.tasks.preds
+        ended, preds, release = self.ended, self.tasks.preds, self.tasks.release
         for task in mine:
             missing = [pred for pred in preds[task] if not ended[pred]]
             if missing:
@@ -75,6 +75,9 @@ class _Engine:
                 for pred in missing:
                     if not ended[pred]:
                         yield self.event_of(pred)
+            if release.get(task, 0.0) > self.env.now:
+                self.idle(rank, kind)
+                yield self.env.timeout(release[task] - self.env.now)
             self.start[task] = self.env.now
             yield self.begin(rank, kind, task)
             self.finish(task)

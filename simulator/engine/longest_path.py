@@ -14,8 +14,11 @@ def longest_path(tasks: Tasks) -> Timeline:
     free = [0.0] * (tasks.ranks * LANES)
     start: list[float] = []
     end: list[float] = []
+    release = tasks.release
     for lane, run, preds in zip(tasks.lane, tasks.run, tasks.preds, strict=True):
         begun = free[lane]
+        if release:
+            begun = max(begun, release.get(len(start), 0.0))
         for pred in preds:
             ended = end[pred]
             if ended > begun:  # faster than max() here, and this is the inner loop

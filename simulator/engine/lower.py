@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from simulator.engine.host import issuing, releases
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.runs import ALONE, Run, run_of
@@ -124,6 +125,12 @@ def link_tier(scenario: Scenario, a: int, b: int) -> str:
     return "nvlink" if a * width // node == b * width // node else "nic"
 
 
+def sends_block(scenario: Scenario) -> bool:
+    """Whether a rank computes on only when its send is done."""
+    how = scenario.stack.p2p_overlap
+    return how == "never" or (how == "chunks" and scenario.job.layout.vpp == 1)
+
+
 def message(plan: Plan, a: int, b: int) -> Run:
     """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`."""
     s = plan.shapes
@@ -165,6 +172,8 @@ class _Lowering:
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
         self.sharding = Sharding(plan.scenario, plan.stages, plan.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.issue = issuing(plan.scenario.stack)
+        self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:
         """Tasks of one step and the sends behind it."""
@@ -179,17 +188,26 @@ class _Lowering:
         needed = self._first_parameters(rank, ahead, program)
         needed |= self.sharding.gather(tasks, rank, step, program, entry_preds)
         base = append(tasks, rank, program, entry_preds, needed)
+        self._hosted(rank, program, base)
         end = len(tasks.lane)
         phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
         self.tails[rank] = tuple(base + at for at in program.tails)
+        ready = self.tails[rank]
         if ahead.kind == "F":
-            self._send(rank, ahead)
+            self._send(rank, ahead, ready)
         if back.kind in ("B", "I"):
-            self._send(rank, back)
+            self._send(rank, back, ready)
         if back.kind in ("B", "W"):
             self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
             self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, step, program, base)
+
+    def _hosted(self, rank: int, program: Program, base: int) -> None:
+        """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
+        if self.issue is not None:
+            moments, total = releases(program, self.issue)
+            self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(moments))
+            self.issued[rank] += total
 
     def _first_parameters(self, rank: int, ahead: Action, program: Program) -> dict[int, int]:
         """Steps of a stage's first forward that wait for parameters gathered once a step -> the gather."""
@@ -198,12 +216,11 @@ class _Lowering:
         first = self.gathered.pop((rank, ahead.stage), ())
         return {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
 
-    def _send(self, rank: int, action: Action) -> None:
-        """Hand the output of an action to the rank of the next (or previous) stage."""
+    def _send(self, rank: int, action: Action, ready: tuple[int, ...]) -> None:
+        """Hand the output of an action, `ready` after these tasks, to the rank of the next (or previous) stage."""
         forward = action.kind == "F"
         output = ("F" if forward else "I", action.stage, action.microbatch)
         target = action.stage + (1 if forward else -1)
-        ready = self.tails[rank]
         self.arrived[output] = ready
         if not 0 <= target < self.schedule.stages:
             return
@@ -216,7 +233,7 @@ class _Lowering:
         sent = self.tasks.add(lane, self.sends[rank, peer], ready)
         self.tasks.peer[sent] = peer
         self.arrived[output] = (sent,)
-        if not self.plan.scenario.stack.p2p_overlap:
+        if sends_block(self.plan.scenario):
             self.tails[rank] = (*self.tails[rank], sent)
 
 

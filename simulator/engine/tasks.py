@@ -31,7 +31,8 @@ class Tasks:
     """All tasks of one optimizer step of one pipeline.
 
     `lane` = rank x LANES + stream; tasks of a lane run in the order they are listed. `preds` are tasks that must have
-    ended. `peer` is the receiving rank of a send. `capacity` are the attainable link bandwidths per rank [B/s].
+    ended. `peer` is the receiving rank of a send, `release` the moment before which a task cannot start because the
+    host has not issued it [s]. `nic`, `nvlink` are the attainable link bandwidths per rank [B/s].
     """
 
     ranks: int
@@ -39,6 +40,7 @@ class Tasks:
     run: list[Run] = field(default_factory=list)
     preds: list[tuple[int, ...]] = field(default_factory=list)
     peer: dict[int, int] = field(default_factory=dict)
+    release: dict[int, float] = field(default_factory=dict)
     actions: list[ActionOf] = field(default_factory=list)
     nic: float = 0.0
     nvlink: float = 0.0

@@ -5,8 +5,16 @@ from __future__ import annotations
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
-from simulator.graph.norm import add_dropout, drop_backward, norm_backward, norm_forward, norm_output
-from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, kv_heads_per_rank, scatter, sharded_tokens
+from simulator.graph.norm import add_residual, drop_backward, norm_backward, norm_forward, norm_output, sum_of_two
+from simulator.graph.parallel import (
+    exchange_keys,
+    gather,
+    heads_per_rank,
+    kv_heads_per_rank,
+    regather,
+    scatter,
+    sharded_tokens,
+)
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
 
@@ -97,14 +105,33 @@ def _place_heads(tape: Tape, s: Shapes, sms: int, *, again: bool = False) -> Non
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
-    q, kv = widths(s)
     width = s.model.qk_head_dim
     for norm, heads in _normed_heads(s):
         rows = s.tokens * heads
         kept = 0.0 if again else norm_output(s, rows, width)
         norm_forward(tape, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
     if s.model.positions == "rope":
+        _rotate(tape, s, name, part=part)
+
+
+def _rotate(tape: Tape, s: Shapes, name: str, *, part: Part | None = None) -> None:
+    """Rotary embedding of queries and keys: one kernel, or written in eager modules on the halves (a, b) of each head,
+    (a cos - b sin, b cos + a sin).
+
+    Eager forward: four products, two sums, and the concatenation. Backward: four products and a sign, two sums of
+    gradients, and the concatenation of the halves' gradients.
+    """
+    q, kv = widths(s)
+    if s.stack.rope_fused:
         tape.add(f"rope.qk.{name}", "rope", linear.rotation(s.tokens * (q + kv // 2)), part=part)
+        return
+    for which, width in (("q", q), ("k", kv // 2)):
+        values = s.tokens * width
+        tape.add(f"rope.{which}.products.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
+        if name == "bwd":
+            tape.add(f"rope.{which}.sign.{name}", "elem", cast(values / 2, BF16, BF16), part=part)
+        tape.add(f"rope.{which}.sums.{name}", "elem", sum_of_two(values / 2), part=part, count=2)
+        tape.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
 
 
 def forward(s: Shapes, sms: int) -> Tape:
@@ -115,14 +142,16 @@ def forward(s: Shapes, sms: int) -> Tape:
     kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
     norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
     gather(tape, "attn.x", s, h)
-    linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, saved=t * (q + kv) * BF16)
+    linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column", saved=t * (q + kv) * BF16)
     _place_heads(tape, s, sms)
     kept = t * q * BF16 + (0.0 if s.recompute_core else t * heads_per_rank(s) * FP32)
     exchange_keys(tape, "attn.kv.exchange", s, kv, passes=1)
     core_forward(tape, s, "attn.core.fwd", saved=kept)
-    linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe)
+    if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
+        tape.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
+    linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe, place="row")
     scatter(tape, "attn.o", s, h)
-    add_dropout(tape, "attn", s, h)
+    add_residual(tape, "attn", s, h)
     norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=kept_norm)
     return tape
 
@@ -134,7 +163,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     norm_backward(tape, "norm.ffn", sharded, h, sms, residual=True)
     drop_backward(tape, "attn", s, h)
     gather(tape, "attn.o_g", s, h)
-    linear.input_gradient(tape, "attn.o", t, h, q, recipe=s.recipe)
+    linear.input_gradient(tape, "attn.o", t, h, q, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
@@ -145,16 +174,19 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     exchange_keys(tape, "attn.dkv.exchange", s, kv, passes=2)
     core_backward(tape, s)
     if s.model.positions == "rope":
-        tape.add("rope.qk.bwd", "rope", linear.rotation(t * (q + kv // 2)))
+        _rotate(tape, s, "bwd")
     for name, heads in _normed_heads(s):
         norm_backward(tape, name, t * heads, s.model.qk_head_dim, sms)
+    if s.stack.split_copies:
+        tape.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
     if s.recompute_norms:
         norm_forward(tape, "norm.attn.recompute", sharded, h, sms, part="R")
-    linear.input_gradient(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe)
+    regather(tape, "attn.x", s, h)
+    linear.input_gradient(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(tape, "attn.qkv", t, q + kv, which="g")
-    scatter(tape, "attn.dx", s, h)
+    scatter(tape, "attn.dx", s, h, gradient=True)
     norm_backward(tape, "norm.attn", sharded, h, sms, residual=True)
     return tape.done()
 
@@ -164,6 +196,6 @@ def weights(s: Shapes) -> Segment:
     q, kv = widths(s)
     h = s.model.hidden_size
     tape = Tape("attn.W", "W", s)
-    linear.weight_gradient(tape, "attn.o", s.tokens, h, q, recipe=s.recipe)
-    linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe)
+    linear.weight_gradient(tape, "attn.o", s.tokens, h, q, recipe=s.recipe, place="row")
+    linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe, place="column")
     return tape.done()

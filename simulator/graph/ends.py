@@ -5,16 +5,14 @@ Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 re
 
 from __future__ import annotations
 
-from simulator.graph import linear
+from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.loss import TOKEN_ID
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
-from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Streaming
-
-TOKEN_ID = 8.0
-"""Bytes of a token or label, an int64 [B]."""
 
 
 def embedding(s: Shapes) -> Block:
@@ -28,14 +26,14 @@ def embedding(s: Shapes) -> Block:
 
 
 def _head_forward(s: Shapes, sms: int) -> Segment:
-    """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy on FP32 values of BF16 logits."""
+    """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     tape = Tape("head.F", "F", s)
     sharded = sharded_tokens(s)
     norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
     gather(tape, "head.x", s, h)
     linear.forward(tape, "head", t, vocab, h, recipe="bf16")
-    tape.add("loss.fwd", "loss", cast(t * vocab, BF16, 0.0), saved=t * (vocab * BF16 + FP32 + TOKEN_ID))
+    loss.forward(tape, s, t, vocab)
     return tape.done()
 
 
@@ -43,9 +41,10 @@ def head(s: Shapes, sms: int) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     back, late = Tape("head.B", "I", s), Tape("head.W", "W", s)
-    back.add("loss.bwd", "loss", cast(t * vocab, BF16, BF16))
+    loss.backward(back, s, t, vocab)
+    regather(back, "head.x", s, h)
     linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
-    scatter(back, "head.dx", s, h)
+    scatter(back, "head.dx", s, h, gradient=True)
     if s.recompute_norms:
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, sms, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h, sms)

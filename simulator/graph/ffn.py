@@ -12,8 +12,8 @@ from simulator.dtypes import fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP8, cast, scales
-from simulator.graph.norm import add_dropout, drop_backward, norm_forward
-from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.norm import add_residual, drop_backward, norm_forward
+from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.layout import Recipe
 from simulator.ops import Gemm, Streaming
@@ -36,6 +36,11 @@ class Ffn:
         return self.recipe == "fp8"
 
     @property
+    def first(self) -> linear.Place:
+        """Where its first GEMM stands: shared experts read what the gate reads, not a norm of their own."""
+        return "column" if self.name == "dense" else "alone"
+
+    @property
     def up(self) -> int:
         """Output width of the first GEMM."""
         return self.inner * (2 if self.gated else 1)
@@ -56,11 +61,14 @@ def ffn_of(s: Shapes, name: str) -> Ffn:
 
 
 def eager_activation(tape: Tape, name: str, rows: int, inner: int, *, gated: bool, backward: bool) -> None:
-    """The kernels that software without a fused SwiGLU runs beside the product: SiLU forward, or its gradient."""
+    """The kernels that software without a fused SwiGLU runs beside it: SiLU forward; backward SiLU's gradient, and the
+    gradients of the two halves concatenated."""
     if gated and not tape.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
         tape.add(f"{name}.silu.{'bwd' if backward else 'fwd'}", "elem", work)
+        if backward:
+            tape.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * rows * inner, BF16, BF16))
 
 
 def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
@@ -100,7 +108,8 @@ def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         f.up,
         f.hidden,
         recipe=f.recipe,
-        cast_input=cast_input,
+        place=f.first,
+        cast_input=cast_input or f.recipe == "fp8_tensor",
         saved=kept_up(s, f.tokens, f.up),
     )
 
@@ -114,7 +123,10 @@ def down(tape: Tape, f: Ffn, s: Shapes) -> None:
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
         saved=kept_activation(s, f.tokens, f.inner),
     )
-    linear.forward(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, cast_input=False)
+    fused = f.recipe != "fp8_tensor"
+    linear.forward(
+        tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row", cast_input=not fused
+    )
 
 
 def save(tape: Tape, f: Ffn) -> None:
@@ -147,7 +159,7 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
         else:
             linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe)
+        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
     eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.recompute_swiglu and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
@@ -172,7 +184,7 @@ def up_backward(tape: Tape, f: Ffn) -> None:
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.up, which="g")
         linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe)
+        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
 
 
 def dense_forward(s: Shapes) -> Segment:
@@ -184,7 +196,7 @@ def dense_forward(s: Shapes) -> Segment:
     down(tape, f, s)
     save(tape, f)
     scatter(tape, "dense", s, f.hidden)
-    add_dropout(tape, "dense", s, f.hidden)
+    add_residual(tape, "dense", s, f.hidden, leaves=True)
     return tape.done()
 
 
@@ -197,8 +209,9 @@ def dense_backward(s: Shapes, sms: int) -> Segment:
     down_backward(tape, f, s, sms, gradient_fp8=False)
     if s.recompute_norms:
         norm_forward(tape, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
+    regather(tape, "dense.x", s, f.hidden)
     up_backward(tape, f)
-    scatter(tape, "dense.dx", s, f.hidden)
+    scatter(tape, "dense.dx", s, f.hidden, gradient=True)
     return tape.done()
 
 
@@ -206,6 +219,6 @@ def dense_weights(s: Shapes) -> Segment:
     """`mlp.W` of a dense layer."""
     f = ffn_of(s, "dense")
     tape = Tape("mlp.W", "W", s)
-    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe)
-    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe)
+    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
     return tape.done()

@@ -3,11 +3,17 @@
 FP8 (DeepSeek-V3 report, section 3.3.2): the input is cast per 1x128 tile before each GEMM and its scales transposed;
 the input gradient needs the transposed weight and a cast of the output gradient; the weight gradient needs both
 operands cast per 128x1. In BF16 only the three GEMMs remain.
+
+FP8 with one scale a tensor (Transformer Engine, delayed scaling): Hopper's FP8 products want both operands laid out
+along the sum, so that each of a layer's two activations is cast and transposed, by one kernel (cast_transpose). Where a
+norm comes before, it writes FP8 itself; what is gathered over tensor-parallel ranks travels in FP8, cast before. Both
+are transposed when the weight gradient needs them (transformer_engine/pytorch/module/linear.py, layernorm_linear.py).
 """
 
 from __future__ import annotations
 
 from math import ceil
+from typing import Literal
 
 from simulator.dtypes import FP8_TILE, WIDTH
 from simulator.graph.block import Tape
@@ -67,10 +73,29 @@ def gemm_class(recipe: Recipe, suffix: str = "") -> str:
     return CLASS[recipe] + suffix
 
 
-def cast_tensor(tape: Tape, name: str, elements: float) -> None:
-    """Per-tensor FP8: one kernel writes the cast and its transpose, which the other GEMMs of the layer read."""
-    if not tape.fused_quant:
+def cast_tensor(tape: Tape, name: str, elements: float, *, shards: int = 1) -> None:
+    """Per-tensor FP8: one kernel writes the cast and its transpose; of what is gathered from `shards` ranks each casts
+    its own."""
+    if shards == 1:
         tape.add(name, "quant.tensor", cast(elements, BF16, 2 * FP8))
+    else:
+        tape.add(name, "quant.tensor", cast(elements / shards, BF16, FP8))
+
+
+Place = Literal["column", "row", "alone"]
+"""Where a linear layer stands: `column` behind a norm, its input gathered from tensor-parallel ranks; `row` before a
+reduce-scatter, whose gradient is gathered; `alone` neither."""
+
+
+def gathered_from(tape: Tape) -> int:
+    """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
+    layout = tape.shapes.job.layout
+    return layout.tp if layout.sp else 1
+
+
+def transpose_tensor(tape: Tape, name: str, elements: float) -> None:
+    """Per-tensor FP8: the transpose for the weight gradient of what was cast without one."""
+    tape.add(name, "weight_t", cast(elements, FP8, FP8), part="W")
 
 
 def forward(
@@ -81,6 +106,7 @@ def forward(
     k: int,
     *,
     recipe: Recipe,
+    place: Place = "alone",
     cast_input: bool = True,
     recompute: bool = False,
     saved: float = 0.0,
@@ -92,8 +118,8 @@ def forward(
         if cast_input and not tape.fused_quant:
             tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
         tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
-    elif recipe == "fp8_tensor" and cast_input and not recompute:
-        cast_tensor(tape, f"{name}.quant_x", m * k)
+    elif recipe == "fp8_tensor" and cast_input and not recompute and not (place == "column" and tape.fused_quant):
+        cast_tensor(tape, f"{name}.quant_x", m * k, shards=gathered_from(tape) if place == "column" else 1)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
     tape.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(recipe), gemm, part=part, saved=saved)
 
@@ -111,6 +137,7 @@ def input_gradient(
     k: int,
     *,
     recipe: Recipe,
+    place: Place = "alone",
     cast_gradient: bool = True,
     weight_first: bool = True,
 ) -> None:
@@ -124,7 +151,7 @@ def input_gradient(
             weight_transpose(tape, name, n, k)
         tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
     elif recipe == "fp8_tensor" and cast_gradient:
-        cast_tensor(tape, f"{name}.quant_g", m * n)
+        cast_tensor(tape, f"{name}.quant_g", m * n, shards=gathered_from(tape) if place == "row" else 1)
     tape.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))
 
 
@@ -133,13 +160,17 @@ def cast_for_wgrad(tape: Tape, name: str, rows: int, width: int, *, which: str, 
     tape.add(f"{name}.quant_{which}_t", "quant.chan_t", cast(rows * width, read, FP8), part="W")
 
 
-def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, recipe: Recipe) -> None:
+def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, recipe: Recipe, place: Place = "alone") -> None:
     """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2).
 
     Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own, or, where it copies
     gradients into the buffer that is reduced, adds what was reduced shard by shard.
     """
-    fused = tape.fused_accumulation
+    fused, shards = tape.fused_accumulation, gathered_from(tape)
+    if recipe == "fp8_tensor" and place == "column" and (tape.fused_quant or shards > 1):
+        transpose_tensor(tape, f"{name}.x_t", m * k)
+    if recipe == "fp8_tensor" and place == "row" and shards > 1:
+        transpose_tensor(tape, f"{name}.g_t", m * n)
     gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=FP32 if fused else BF16)
     tape.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
     if not fused and not tape.shapes.copies_shards:

@@ -13,7 +13,7 @@ from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP32, cast, elementwise
-from simulator.graph.norm import norm_backward, norm_forward, norm_output
+from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
@@ -180,9 +180,10 @@ def forward(s: Shapes, sms: int) -> Tape:
     tape.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
         tape.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
-    linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe)
+    linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
     scatter(tape, "attn.o", s, h)
     tape.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
+    add_residual(tape, "attn", s, h)
     norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
     return tape
 
@@ -247,7 +248,7 @@ def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
     gather(tape, "attn.o_g", s, h)
     if s.fp8:
         tape.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
-    linear.input_gradient(tape, "attn.o", t, h, d.out, recipe=s.recipe, weight_first=False)
+    linear.input_gradient(tape, "attn.o", t, h, d.out, recipe=s.recipe, place="row", weight_first=False)
     if s.fp8:
         linear.cast_for_wgrad(tape, "attn.o", t, d.out, which="x")
         linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
@@ -265,7 +266,7 @@ def weights(s: Shapes) -> Segment:
     """`attn.W`: the weight gradients."""
     d = dims_of(s)
     tape = Tape("attn.W", "W", s)
-    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe)
+    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe, place="row")
     linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:
         linear.weight_gradient(tape, "attn.q_b", d.tokens, d.q, d.q_lora, recipe=s.recipe)

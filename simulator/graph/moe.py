@@ -12,8 +12,8 @@ from simulator.dtypes import FP8_TILE, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, Tape
 from simulator.graph.linear import BF16, FP8, FP32, cast, elementwise, row_scales
-from simulator.graph.norm import norm_forward
-from simulator.graph.parallel import gather, scatter, sharded_tokens
+from simulator.graph.norm import add_residual, norm_forward, sum_of_two
+from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
 
@@ -100,13 +100,20 @@ def _local_sum(s: Shapes) -> Streaming:
 
 
 def local_sum(s: Shapes) -> tuple[Segment, ...]:
-    """`out.F`: after a plain all-to-all the copies of each token are summed at home."""
-    if s.stack.dispatcher != "nccl":
-        return ()
+    """`out.F`: after a plain all-to-all the copies of each token are summed at home; shared experts and residual are
+    added, where nothing fuses that."""
     tape = Tape("out.F", "F", s)
-    last = "moe.combine.fwd.a2a"
-    tape.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=(last,))
-    return (tape.done(),)
+    home: tuple[str, ...] = ("moe.combine.fwd.a2a",)
+    if s.stack.dispatcher == "nccl":
+        tape.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home)
+        home = ()
+    if s.model.shared_width and not s.stack.residual_fused:
+        work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
+        tape.add("moe.shared.sum", "elem", work, after=home)
+        home = ()
+    add_residual(tape, "moe", s, s.model.hidden_size, after=home)
+    done = tape.done()
+    return (done,) if done.ops else ()
 
 
 def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
@@ -309,8 +316,9 @@ def backward(s: Shapes, sms: int) -> Segment:
         if shared:
             tape.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s, sms)), part="R")
     if shared:
+        regather(tape, "shared.x", s, h)
         ffn.up_backward(tape, shared)
-        scatter(tape, "shared.dx", s, h)
+        scatter(tape, "shared.dx", s, h, gradient=True)
     return tape.done()
 
 
@@ -345,7 +353,7 @@ def weights(s: Shapes) -> Segment:
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
     tape = Tape("mlp.W", "W", s)
     if shared:
-        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe)
+        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
         tape.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted)

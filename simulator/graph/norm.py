@@ -40,14 +40,13 @@ def norm_forward(
     part: Part | None = None,
     saved: float = 0.0,
 ) -> None:
-    """Read x, write the normalised x; with `residual`, also read the branch and write the sum.
+    """Read x, write the normalised x; with `residual`, also read the branch and write the sum, where the software fuses
+    that (else see `add_residual`).
 
-    Software without a fused norm adds the residual and converts to FP32 and back with kernels of their own.
+    Software without a fused norm converts to FP32 and back with kernels of their own.
     """
+    residual = residual and tape.stack.residual_fused
     if not tape.stack.norm_fused:
-        if residual:
-            tape.add(f"{name}.add", "elem", Streaming(read=2 * tokens * width * BF16, written=tokens * width * BF16))
-            residual = False
         tape.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
         tape.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
         tape.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
@@ -62,25 +61,43 @@ def norm_forward(
 
 
 def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, residual: bool = False) -> None:
-    """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part."""
-    read = tokens * width * BF16 * (3 if residual else 2)
+    """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part.
+
+    Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
+    """
+    fused = residual and tape.stack.residual_fused
+    read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, sms, 1 if residual else 5, 4)
     tape.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
     partial = ctas * width * FP32
     tape.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     tape.add(f"{name}.wgrad_acc", "elem.norm_weight", Streaming(read=2 * width * FP32, written=width * FP32))
+    if residual and not fused:
+        tape.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
 
 
 MASK = 1.0
 """Bytes of a dropout mask per value [B]."""
 
 
-def add_dropout(tape: Tape, name: str, s: Shapes, width: int) -> None:
-    """Bias, dropout and residual add in one kernel (Megatron-LM, arXiv 2104.04473, section 4.2)."""
+def sum_of_two(values: float) -> Streaming:
+    """c = a + b in BF16."""
+    return Streaming(read=2 * values * BF16, written=values * BF16)
+
+
+def add_residual(
+    tape: Tape, name: str, s: Shapes, width: int, *, leaves: bool = False, after: tuple[str, ...] = ()
+) -> None:
+    """The residual added by a kernel of its own, where no norm does it or the sum `leaves` the layer.
+
+    Bias and dropout ride on it (Megatron-LM, arXiv 2104.04473, section 4.2; Megatron-Core, fused_bias_dropout.py).
+    """
+    values = sharded_tokens(s) * width
     if s.stack.dropout:
-        values = sharded_tokens(s) * width
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
-        tape.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK)
+        tape.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK, after=after)
+    elif leaves or not s.stack.residual_fused:
+        tape.add(f"{name}.residual.fwd", "elem", sum_of_two(values), after=after)
 
 
 def drop_backward(tape: Tape, name: str, s: Shapes, width: int) -> None:

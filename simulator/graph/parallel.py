@@ -7,11 +7,17 @@ all-reduce follows.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from simulator.errors import InputError
 from simulator.graph.block import Tape
 from simulator.graph.linear import BF16, FP8
 from simulator.graph.shapes import Shapes
 from simulator.ops import Collective, CollectiveKind
+
+Beside = Literal["nothing", "chunks", "whole"]
+"""What a collective runs beside: nothing; the GEMM that it feeds or drains, chunk by chunk; as a whole, one that does
+not need it."""
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -33,12 +39,13 @@ def sharded_tokens(s: Shapes) -> int:
     return -(-s.tokens // layout.tp) if layout.sp else s.tokens
 
 
-def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, row: float, *, pipelined: bool) -> None:
+def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, row: float, *, beside: Beside) -> None:
     """One tensor-parallel collective over the activations of a microbatch, `row` bytes a token."""
     tp = s.job.layout.tp
     if tp > 1 and row:
         work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp)
-        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work, side=pipelined)
+        cls = f"comm.tp.whole.{kind}" if beside == "whole" else f"comm.tp.{kind}"
+        tape.add(f"{name}.{kind}", cls, work, side=beside != "nothing")
 
 
 def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
@@ -48,15 +55,27 @@ def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
     """
     if s.job.layout.sp:
         each = FP8 if s.recipe == "fp8_tensor" else BF16
-        _collective(tape, name, "all_gather", s, width * each, pipelined=s.stack.tp_overlap)
+        _collective(tape, name, "all_gather", s, width * each, beside="chunks" if s.stack.tp_overlap else "nothing")
 
 
-def scatter(tape: Tape, name: str, s: Shapes, width: int) -> None:
-    """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce."""
-    if s.job.layout.sp:
-        _collective(tape, name, "reduce_scatter", s, width * BF16, pipelined=s.stack.tp_overlap)
-    else:
-        _collective(tape, name, "all_reduce", s, width * BF16, pipelined=False)
+def regather(tape: Tape, name: str, s: Shapes, width: int) -> None:
+    """The same once more in backward, for the weight gradient: beside the input gradient that comes next."""
+    if s.job.layout.sp and s.stack.tp_regather:
+        each = FP8 if s.recipe == "fp8_tensor" else BF16
+        _collective(tape, f"{name}.again", "all_gather", s, width * each, beside="whole")
+
+
+def scatter(tape: Tape, name: str, s: Shapes, width: int, *, gradient: bool = False) -> None:
+    """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce.
+
+    After the input `gradient` of a column-parallel one, Megatron runs it beside the weight gradient; that is as long as
+    the input gradient, which stands for it here.
+    """
+    beside: Beside = "chunks" if s.stack.tp_overlap and s.job.layout.sp else "nothing"
+    if gradient and s.stack.tp_regather:
+        beside = "whole"
+    kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
+    _collective(tape, name, kind, s, width * BF16, beside=beside)
 
 
 def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) -> None:

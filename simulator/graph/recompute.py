@@ -17,7 +17,7 @@ from simulator.ops import AllToAll, Attention, Collective, Gemm, Op
 
 CARRY_AWAY = ("combine.F", "out.F")
 """The last exchange carries a layer's output away: backward does not need it again."""
-UNREAD = (".down.fwd", "moe.unpermute.fwd", "dense.dropout_add.fwd", "shared.dropout_add.fwd")
+UNREAD = (".down.fwd", "moe.unpermute.fwd", "dense.dropout_add.fwd", "dense.residual.fwd")
 """Ends of the names of ops whose output no backward of a layer reads."""
 
 

@@ -14,8 +14,8 @@ from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, Streaming
 
-_READS_HELD = ("loss", "weight_t")
-"""Classes that read what is counted already: kept logits, weights."""
+_READS_HELD = ("loss.fwd", "loss.bwd", ".weight_t")
+"""Ends of the names of ops that read what is counted already: kept logits, weights."""
 _INTO_HELD = ("embedding.bwd", "optimizer")
 """Classes that write into gradients, which are counted already."""
 
@@ -81,8 +81,8 @@ def _largest(ops: list[Op], here: Here) -> float:
     worst = 0.0
     for op, following in zip(ops, [*ops[1:], None], strict=False):
         read, written = operands(op, here)
-        kept = op.saved + (following.saved if following is not None and following.cls == "loss" else 0.0)
-        worst = max(worst, (0.0 if op.cls in _READS_HELD else read) + max(0.0, written - kept))
+        kept = op.saved + (following.saved if following is not None and following.name == "loss.fwd" else 0.0)
+        worst = max(worst, (0.0 if op.name.endswith(_READS_HELD) else read) + max(0.0, written - kept))
     return worst
 
 

@@ -269,6 +269,7 @@ def times(
     *,
     sends_block: bool,
     beside: Collectives | None = None,
+    hosts: Sequence[tuple[float, float]] = (),
 ) -> Times:
     """One pass of the longest path over a schedule's steps.
 
@@ -279,12 +280,14 @@ def times(
     gates : moment from which a first forward could run through without waiting for parameters [s], by gate.
     sends_block : a rank computes on only when its send is done.
     beside : collectives of every step, which may hold it up.
+    hosts : of each kind of step, `Cost.lead` and `Cost.host` [s]; none where issuing takes no time.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
     opens = [gates.get(gate, 0.0) for gate in range(len(c.gates))]
     waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
     ends = [0.0] * len(c.last)
+    issued = [0.0] * len(c.rows)
     for rank, kind, gate, queues, outs, note in c.order:
         now = free[rank]
         if gate >= 0 and opens[gate] > now:
@@ -293,6 +296,10 @@ def times(
             came = waiting[queue].popleft()
             if came > now:
                 now = came
+        if hosts:
+            lead, host = hosts[kind]
+            now = max(now, issued[rank] + lead)
+            issued[rank] += host
         now = now + durations[kind] if beside is None else beside.step(rank, kind, now)
         free[rank] = now
         if note >= 0:

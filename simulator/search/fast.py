@@ -2,7 +2,8 @@
 
 Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
 tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network,
-and what collectives of ZeRO-2 and -3 that outlast their own action do to the next.
+what collectives of ZeRO-2 and -3 that outlast their own action do to the next, and at which of its kernels an action
+waits for the host.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.engine.lower import Plan, link_tier, message, overlaps
+from simulator.engine.lower import Plan, link_tier, message, overlaps, sends_block
 from simulator.engine.sync import Sharding
 from simulator.memory.account import always
 from simulator.memory.state import Shards, shards_of
@@ -87,11 +88,12 @@ def _step(c: Compiled, plan: Plan, costs: Sequence[Cost], slowed: Sequence[float
     """Step time [s]. `slowed`: by how much collectives beside each action lengthen it [s]."""
     gates, gathered = tail.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
     sends = [_send(plan, a, b, tail.kit) for a, b in c.links]
-    blocks = not plan.scenario.stack.p2p_overlap
+    blocks = sends_block(plan.scenario)
     beside = None
     if tail.zero >= 2:
         beside = Collectives(gathered, [tail.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)])
-    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, beside=beside)
+    hosts = [(cost.lead, cost.host) for cost in costs] if any(cost.host for cost in costs) else ()
+    ran = times(c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, beside=beside, hosts=hosts)
     if beside is not None:
         gathered = beside.free
     last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}

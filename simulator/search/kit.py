@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, cast
 
 from simulator.engine.des import simulate as run_events
+from simulator.engine.host import issuing, releases
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import MIRRORED, Plan, Programs, append, overlaps, plan, seconds_by_kind
 from simulator.engine.program import Program
@@ -41,13 +42,18 @@ GRID = 0.02
 @dataclass(frozen=True, slots=True)
 class Cost:
     """One action: its `duration` [s], when each block's forward `begins`, its backward `turns` (-1: it has none) and
-    its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J]."""
+    its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J].
+
+    The host is busy with it for `host` [s]; it can go through without waiting for the host `lead` [s] after that began.
+    """
 
     duration: float
     begins: tuple[float, ...]
     turns: tuple[float, ...]
     graded: tuple[float, ...]
     energy: float = 0.0
+    lead: float = 0.0
+    host: float = 0.0
 
 
 Swing = tuple[float, float]
@@ -68,6 +74,8 @@ def between(one: Cost, other: Cost, part: float) -> Cost:
         turns=tuple(map(mix, one.turns, other.turns)),
         graded=tuple(map(mix, one.graded, other.graded)),
         energy=mix(one.energy, other.energy),
+        lead=mix(one.lead, other.lead),
+        host=one.host,
     )
 
 
@@ -136,14 +144,27 @@ class Clock:
         node, power = self.scenario.cluster.node, self.scenario.cluster.gpu.power
         tasks = replace(alone(program), nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
         timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
+        duration = max((timeline.end[at] for at in program.tails), default=0.0)
+        lead, host = self._hosted(program, tasks, duration)
         work = [op for part in program.steps if part.stream == COMPUTE for op in part.run.ops] if power else []
         return Cost(
-            duration=max((timeline.end[at] for at in program.tails), default=0.0),
+            duration=duration,
             begins=tuple(timeline.start[at] for at in program.begins),
             turns=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.turns),
             graded=tuple(timeline.end[at] for at in program.graded),
             energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
+            lead=lead,
+            host=host,
         )
+
+    def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:
+        """How much later than the host an action can start to last its `duration`, and how long the host issues it."""
+        issue = issuing(self.scenario.stack)
+        if issue is None:
+            return 0.0, 0.0
+        moments, total = releases(program, issue)
+        timeline = longest_path(replace(tasks, release=dict(enumerate(moments))))
+        return max((timeline.end[at] for at in program.tails), default=0.0) - duration, total
 
 
 def shared_job(job: Job) -> Job:

@@ -206,7 +206,8 @@ def narayanan(figure: Figure) -> float:
 def megatron_readme(figure: Figure) -> float:
     """Model TFLOP/s per GPU of Megatron-Core's README: GPT in BF16 on H100, attention counted in full.
 
-    Assumed, where it is silent: microbatches of one sequence and one chunk of layers per rank.
+    Assumed, where it is silent: microbatches of one sequence, one chunk of layers per rank, and no option that it does
+    not name (so its cross-entropy is not fused).
     """
     c = figure.config
     one = step(
@@ -221,6 +222,7 @@ def megatron_readme(figure: Figure) -> float:
         + _overrides(
             hardware="h100",
             stack="megatron-core",
+            stack__loss="parallel",
             gpus=int(c["gpus"]),
             layout__tp=int(c["tp"]),
             layout__pp=int(c["pp"]),
@@ -324,7 +326,8 @@ def simumax(figure: Figure) -> float:
 
 
 def simumax_run(figure: Figure) -> Overrides:
-    """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped."""
+    """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped, Transformer Engine's cross-entropy
+    (its docs/b200/b200_real_repro_guide.md)."""
     c = figure.config
     overlap = bool(c["overlap"])
     values: dict[str, Any] = {
@@ -335,6 +338,8 @@ def simumax_run(figure: Figure) -> Overrides:
         "stack__grad_sync_overlap": overlap,
         "stack__param_gather_overlap": overlap,
         "stack__tp_overlap": overlap,
+        "stack__p2p_overlap": "chunks" if overlap else "never",
+        "stack__loss": "te",
         "gpus": int(c["gpus"]),
         "layout__tp": int(c["tp"]),
         "layout__cp": int(c.get("cp", 1)),

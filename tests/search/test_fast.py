@@ -22,7 +22,7 @@ CASES = [
     ("tiny-dualpipev",),
     ("tiny-dualpipe", "layout.zero=0"),
     ("tiny-dualpipe", "stack.param_gather_overlap=false", "stack.grad_sync_overlap=false"),
-    ("tiny-1f1b", "stack.p2p_overlap=false"),
+    ("tiny-1f1b", "stack.p2p_overlap=never"),
     ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2"),
     ("tiny-1f1b", "routing.kind=skewed", "routing.max_over_mean=1.5"),
     ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
@@ -123,12 +123,12 @@ def test_what_does_not_fit_is_not_timed():
 
 
 def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():
-    """The best in order, all others but those that the engine itself sets apart by less than 1 %."""
+    """The two best in order, all others but those that the engine itself sets apart by less than 1 %."""
     asked = question("llama-3-8b", (), ["layout.pp=1,2,4", "layout.zero=0,1,2,3", "layout.tp=1,2"])
     found = search(asked, jobs=1, top=24)
     scenarios = Scenarios(asked)
     assert {scenarios.of(one.number).job.layout.zero for one in found.best} == {0, 1, 2, 3}
     sure = confirm(asked, found.best)
-    assert [one.place for one in sure[:4]] == [1, 2, 3, 4]
+    assert [one.place for one in sure[:2]] == [1, 2]
     assert all(abs(one.difference) < 0.01 for one in sure)
     assert not [(one, other) for at, one in enumerate(sure) for other in sure[at:] if one.step > 1.01 * other.step]

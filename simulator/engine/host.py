@@ -1,0 +1,70 @@
+"""The host: no kernel starts before the process that drives its GPU has issued it.
+
+A rank's host issues all kernels of a step in program order, on whatever stream, each for `stack.host_kernel`,
+`host_product` (matrix products and attention: a module's call) or `host_collective` seconds. It never waits for the
+GPU; software that reads something back, as the token counts of dropless experts, is slower than this. Where kernels are
+shorter than their issue the GPU runs dry. In a run of kernels with durations d_1 .. d_n, issued at H + h_1 <= .. <=
+H + h_n, the last one ends at
+
+    max(S + d_1 + .. + d_n, max over i of (H + h_i + d_i + .. + d_n))
+
+if the run could start at S. Both engines start the run at max(S, H + lead), lead = max over i of (h_i - (d_1 + .. +
+d_{i-1})), which ends it at that time exactly, where nothing runs beside it, and puts all its idle time before it. Host
+times do not depend on the GPU, so that H + lead is known when the step is unrolled: a moment of release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.cost.price import launches_of
+from simulator.engine.program import Program
+from simulator.engine.runs import ALONE, Run
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op
+from simulator.stack import Stack
+
+Issue = Callable[[Run], tuple[float, float]]
+"""Of a run: how long after the host turned to it the run can go through, and until all of it is issued [s]."""
+
+
+def seconds(op: Op, stack: Stack) -> float:
+    """Host time of one launch of an op [s]."""
+    if isinstance(op.work, (Gemm, Attention)):
+        return stack.host_product
+    return stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
+
+
+def issuing(stack: Stack) -> Issue | None:
+    """How a stack issues runs, or None where that takes no time."""
+    if not (stack.host_kernel or stack.host_product or stack.host_collective):
+        return None
+    memo: dict[int, tuple[Run, tuple[float, float]]] = {}
+
+    def of(run: Run) -> tuple[float, float]:
+        if id(run) not in memo:
+            memo[id(run)] = run, _of(run, stack)
+        return memo[id(run)][1]
+
+    return of
+
+
+def _of(run: Run, stack: Stack) -> tuple[float, float]:
+    issued = lead = 0.0
+    for priced, before in zip(run.ops, run.cumulative[ALONE], strict=False):
+        if priced.op.cls == "wait.slowest":  # no kernel
+            continue
+        each, many = seconds(priced.op, stack), launches_of(priced.op)
+        lead = max(lead, issued + each - before)
+        issued += each * many
+        lead = max(lead, issued - before - priced.durations[ALONE] * (many - 1) / many)
+    return lead, issued
+
+
+def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
+    """Moments before which the steps of a program cannot start, and when all is issued; the host begins at 0 [s]."""
+    now, out = 0.0, []
+    for step in program.steps:
+        lead, total = issue(step.run)
+        out.append(now + lead)
+        now += total
+    return out, now

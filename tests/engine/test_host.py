@@ -1,0 +1,127 @@
+"""Kernels do not start before their host has issued them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from simulator.cost.cost import Cost
+from simulator.engine.host import issuing, releases
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import lower, plan
+from simulator.engine.program import Program, Step
+from simulator.engine.runs import Priced, Run, run_of
+from simulator.engine.tasks import COMPUTE, Tasks
+from simulator.inputs import load_scenario, load_stack
+from simulator.ops import Gemm, Op, Streaming
+from simulator.run import prepare, timeline_of
+from simulator.search.fast import estimate
+from simulator.search.kit import Kit
+from simulator.stack import Stack
+
+US = 1e-6
+
+
+def stack(kernel: float, product: float) -> Stack:
+    return replace(load_stack("torch"), host_kernel=kernel, host_product=product)
+
+
+def kernel(seconds: float, *, product: bool = False, count: int = 1) -> Priced:
+    work = Gemm(m=1, n=1, k=1, precision="bf16") if product else Streaming(read=1.0, written=1.0)
+    op = Op(name="x", cls="x", part="F", segment="x.F", work=work, count=count)
+    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
+
+
+def one_by_one(kernels: list[Priced], host: Stack, start: float) -> float:
+    """End of the last kernel, each started when it is issued and the one before is over [s]."""
+    issued, now = 0.0, start
+    for priced in kernels:
+        each = host.host_product if isinstance(priced.op.work, Gemm) else host.host_kernel
+        for _ in range(priced.op.count):
+            issued += each
+            now = max(now, issued) + priced.durations[0] / priced.op.count
+    return now
+
+
+def ends(run: Run, host: Stack, start: float) -> float:
+    """End of a run that could start at `start` when its host turns to it at 0 [s]."""
+    issue = issuing(host)
+    assert issue is not None
+    return max(start, issue(run)[0]) + run.alone
+
+
+@pytest.mark.parametrize(
+    ("durations", "end"),
+    [
+        ((10, 1, 1), 16),  # issued at 4, 8, 12: the first lasts until 14, the others follow it
+        ((1, 1, 1), 13),  # each is shorter than its issue: the last starts at 12
+        ((1, 20, 1), 29),  # the second starts at 8
+    ],
+)
+def test_a_run_ends_when_the_slower_of_host_and_gpu_is_through(durations: tuple[int, ...], end: int) -> None:
+    run = run_of("compute", "x", [kernel(d * US) for d in durations])
+    assert ends(run, stack(4 * US, 9 * US), 0.0) == pytest.approx(end * US)
+
+
+def test_it_is_what_starting_kernel_by_kernel_gives() -> None:
+    chance = random.Random(1)
+    for _ in range(200):
+        many = [
+            kernel(chance.expovariate(1 / (5 * US)), product=chance.random() < 0.4, count=chance.choice((1, 1, 3)))
+            for _ in range(chance.randint(1, 12))
+        ]
+        host, start = stack(chance.uniform(1, 8) * US, chance.uniform(1, 40) * US), chance.choice((0.0, 60 * US))
+        run = run_of("compute", "x", many)
+        assert ends(run, host, start) == pytest.approx(one_by_one(many, host, start), rel=1e-9)
+
+
+def test_a_program_is_issued_in_its_order() -> None:
+    run = run_of("compute", "x", [kernel(1 * US), kernel(1 * US)])
+    issue = issuing(stack(4 * US, 9 * US))
+    assert issue is not None
+    steps = (Step(run, COMPUTE, ()), Step(run, COMPUTE, (0,)))
+    moments, total = releases(Program(steps=steps, tails=(1,)), issue)
+    assert (*moments, total) == pytest.approx((7 * US, 15 * US, 16 * US))
+
+
+def tasks_of(*overrides: str) -> Tasks:
+    scenario = load_scenario("tiny-1f1b", overrides)
+    built, schedule = prepare(scenario)
+    return lower(built, schedule)
+
+
+HOSTED = ("stack.host_kernel=2e-4", "stack.host_product=4e-4", "stack.host_collective=3e-4")
+
+
+def test_without_host_times_nothing_is_held_back() -> None:
+    assert not tasks_of().release
+
+
+def test_a_slow_host_makes_the_step_as_long_as_it_needs() -> None:
+    """All kernels of the fullest rank, issued one after the other."""
+    tasks = tasks_of(*HOSTED)
+    last = max(tasks.release.values())
+    span = longest_path(tasks).makespan
+    assert last < span < 1.2 * last
+    assert span > 2 * longest_path(tasks_of()).makespan
+
+
+def test_a_fast_host_only_delays_the_beginning() -> None:
+    fast = ("stack.host_kernel=1e-9", "stack.host_product=1e-9", "stack.host_collective=1e-9")
+    assert longest_path(tasks_of(*fast)).makespan == pytest.approx(longest_path(tasks_of()).makespan, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "host", [HOSTED, ("stack.host_kernel=4e-6", "stack.host_product=1.3e-5")], ids=["slow", "fast"]
+)
+def test_engines_and_the_fast_path_agree(host: tuple[str, ...]) -> None:
+    """Gradients are reduced when all is over, so that it does not matter where inside an action its host is late."""
+    overlaps = ("stack.grad_sync_overlap=false", "stack.param_gather_overlap=false", "layout.zero=0")
+    scenario = load_scenario("llama-3-8b", (*host, *overlaps, "hardware.node.nvlink.bandwidth=1e13"))
+    built, schedule = prepare(scenario)
+    assert plan(scenario, schedule.stages).stages == built.stages
+    quick = timeline_of(built, schedule, "longest-path").makespan
+    assert timeline_of(built, schedule, "events").makespan == pytest.approx(quick, rel=1e-6)
+    assert estimate(scenario, Kit(scenario, "longest-path")).step == pytest.approx(quick, rel=1e-3)
