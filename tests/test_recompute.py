@@ -115,7 +115,7 @@ def test_a_result_says_where_its_kernels_come_from_and_what_power_costs() -> Non
 
     carried = told("hardware=h100-hbm2e")
     assert "kernels were measured on H100 SXM 80GB; what differs here, and is scaled by: hbm_bandwidth, tdp" in carried
-    assert "at 493 W tensor kernels last 1." in carried
+    assert "at 494 W tensor kernels last 1." in carried
     assert "were measured on" not in told("hardware=h100")
     unlimited = told("hardware=h100", "hardware.gpu.tdp=2000")
     assert "scaled by: tdp" in unlimited
