@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -54,29 +55,30 @@ def schedule_of(scenario: Scenario) -> Schedule:
     return schedule
 
 
-def prepare(scenario: Scenario) -> tuple[Plan, Schedule]:
+def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[Plan, Schedule]:
     """Check a scenario, then build, price and split its blocks, at the clock its power limit allows.
 
+    That of the slowest GPU, for which the others wait, or with `typical` that of a mean one, as a profile shows it.
     Raises InputError with every broken rule, one a line.
     """
     broken = [f"{scenario.name}: {problem}" for problem in check(scenario) if problem.severity == "error"]
     if broken:
         raise InputError("\n".join(broken))
     schedule = schedule_of(scenario)
-    return powered_plan(scenario, schedule)[0], schedule
+    return powered_plan(scenario, schedule, 1 if typical else scenario.job.gpus)[0], schedule
 
 
-def powered_plan(scenario: Scenario, schedule: Schedule) -> tuple[Plan, float, float | None]:
+def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Plan, float, float | None]:
     """(plan, slowdown of tensor kernels, mean power demanded at full clock [W] or None without a power model).
 
-    One quick pass at full clock tells what the step would draw.
+    One quick pass at full clock tells what the step would draw; `gpus` wait for the slowest of them.
     """
     power = scenario.cluster.gpu.power
     fresh = plan(scenario, schedule.stages)
     if power is None:
         return fresh, 1.0, None
     watts = demand(longest_path(lower(fresh, schedule)), power)
-    factor = slowdown(watts, scenario.cluster.gpu, scenario.job.gpus)
+    factor = slowdown(watts, scenario.cluster.gpu, gpus)
     return plan(scenario, schedule.stages, pace=factor), factor, watts
 
 
@@ -128,7 +130,7 @@ def warnings_of(plan: Plan, classes: list[m.ClassTime], memory: MemoryReport) ->
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    return [*out, *_carried(scenario.cluster), *_held_back(plan)]
+    return [*out, *_carried(scenario.cluster), *_supposed(scenario.cluster), *_held_back(plan)]
 
 
 def _carried(cluster: Cluster) -> Iterator[str]:
@@ -142,11 +144,26 @@ def _carried(cluster: Cluster) -> Iterator[str]:
         yield f"kernels were measured on {home.name}; what differs here, and is scaled by: {', '.join(other)}"
 
 
+MANY = 3
+"""From this many assumed numbers of one part of the hardware on, the part is named instead."""
+
+
+def _supposed(cluster: Cluster) -> Iterator[str]:
+    """Numbers of the hardware that nobody measured or published."""
+    part = {path: path.rpartition(".")[0] for path in cluster.assumed}
+    many = Counter(part.values())
+    named = dict.fromkeys(f"{part[path]}.*" if many[part[path]] >= MANY else path for path in part)
+    if named:
+        yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
+
+
 def _held_back(plan: Plan) -> Iterator[str]:
     """Tensor kernels slowed by the power limit."""
     gpu, factor = plan.scenario.cluster.gpu, plan.pace
     if factor > 1.0:
-        yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock"
+        gpus = plan.scenario.job.gpus
+        whose = f" on the hungriest of {gpus:,} GPUs, for which all wait" if gpus > 1 else ""
+        yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock{whose}"
 
 
 def provenance(scenario: Scenario, engine: Engine) -> dict[str, Any]:

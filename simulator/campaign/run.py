@@ -182,7 +182,7 @@ def _capacity(scenario: Scenario) -> float:
 
 def _memory(scenario: Scenario) -> float:
     schedule = schedule_of(scenario)
-    return memory_of_rows(powered_plan(scenario, schedule)[0], schedule).peak
+    return memory_of_rows(powered_plan(scenario, schedule, scenario.job.gpus)[0], schedule).peak
 
 
 def _phase(
@@ -198,7 +198,7 @@ def _phase(
     key = (job, id(scenario.model) if phase.set else None)
     if key not in known:
         schedule = schedule_of(scenario)
-        plan, _, watts = powered_plan(scenario, schedule)
+        plan, _, watts = powered_plan(scenario, schedule, scenario.job.gpus)
         peak = memory_of_rows(plan, schedule).peak
         known[key] = timeline_of(plan, schedule, engine).makespan, peak, watts
     step, memory, watts = known[key]

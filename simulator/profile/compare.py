@@ -196,7 +196,7 @@ class Comparison:
 
 def compare(recording: Recording, scenario: Scenario) -> Comparison:
     """Hold a profile against the job. Raises InputError where the profile shows no layer pair of it."""
-    plan = prepare(scenario)[0]
+    plan = prepare(scenario, typical=True)[0]
     gap = scenario.stack.kernel_gap
     label(recording, plan)
     count = 1 + max((k.period for k in recording.kernels if k.phase in COMPUTE_PHASES), default=-1)

@@ -16,7 +16,7 @@ from simulator.validation.training import V3
 
 @lru_cache(maxsize=2)
 def _pair(periods: tuple[Layers, ...]) -> list[OpSpan]:
-    plan = prepare(load_scenario(V3))[0]
+    plan = prepare(load_scenario(V3), typical=True)[0]
     return simulated(plan, periods)
 
 
