@@ -92,20 +92,20 @@ def _phases(found: Comparison) -> Table:
 
 
 def _classes(found: Comparison) -> Table:
-    table = columns("", ">ops", ">measured", ">predicted", ">error", ">mean |error|")
+    coarse = found.recording.clock > 0.0
+    table = columns("", ">ops", ">measured", ">predicted", ">error", ">mean |e|", *[">past clock"] * coarse)
     for c in found.classes:
         mark = " (wait)" if c.cls == WAIT else "" if c.calibrated else " *"
-        table.add_row(
-            c.cls + mark, str(c.ops), _ms(c.measured), _ms(c.predicted), signed(c.error), words.percent(c.mape)
-        )
+        row = (c.cls + mark, str(c.ops), _ms(c.measured), _ms(c.predicted), signed(c.error), words.percent(c.mape))
+        table.add_row(*row, *[words.percent(c.past_clock)] * coarse)
     return table
 
 
 def _classes_note(found: Comparison) -> str:
-    text = (
-        "error: of the sum. mean |error|: over ops, each alike; kernels of a few µs are measured to 1 µs only."
-        " Kernels side by side on two compute streams share their time."
-    )
+    text = "error: of the sum. mean |e|: of the errors of all ops, without signs."
+    if found.recording.clock:
+        text += " past clock: what half a µs a kernel does not explain, since this profile tells whole µs only."
+    text += " Kernels side by side on two compute streams share their time."
     if any(c.cls == WAIT for c in found.classes):
         text += " comm.notify is mostly a wait for the slowest rank, which one rank's profile cannot tell apart."
     if any(not c.calibrated for c in found.classes):

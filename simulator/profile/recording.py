@@ -70,6 +70,12 @@ class Recording:
         """From the start of the first kernel to the end of the last [s]."""
         return max(k.end for k in self.kernels) - min(k.start for k in self.kernels)
 
+    @property
+    def clock(self) -> float:
+        """Resolution of its times [s]: 1 us where all are whole microseconds, as older profilers write them; else 0."""
+        whole = all(abs(k.seconds * 1e6 - round(k.seconds * 1e6)) < 1e-3 for k in self.kernels)
+        return 1e-6 if whole else 0.0
+
     def streams(self) -> dict[int, list[Kernel]]:
         """Kernels of each stream, the busiest stream first."""
         by: dict[int, list[Kernel]] = defaultdict(list)
