@@ -21,9 +21,12 @@ Pricer = Callable[[Op], Priced]
 
 COMPUTE, COMM = 0, 1
 
-HELD_BY_COLLECTIVES = 0.12
-"""Part of the SMs that a collective holds while it runs. Assumed: 16 of 132 (NVIDIA/TransformerEngine, module/base.py:
-userbuffers hold 16; NCCL on one node takes a CTA for each of 16 to 24 channels); range 0.06 to 0.2."""
+HELD_BY_COLLECTIVES = 0.18
+"""Part of a product's pace that a collective beside it takes: an SM for each of NCCL's 24 channels, of 132.
+
+Measured on two H100 (calibration/tables/h100_overlap.csv): products of 0.2 to 0.7 ms lose 0.09 to 0.27, median 0.19.
+Transformer Engine's userbuffers hold 16 SMs (module/base.py); range 0.12 to 0.27.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,123 @@
+"""Measure products and collectives beside each other on the GPUs of one node, with PyTorch and NCCL alone.
+
+    python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measure_overlap.py OUT.csv
+
+Each rank runs the same product in a loop on one stream while NCCL runs one collective in a loop on another; both loops
+are long enough that either is always beside the other while it is timed. Columns: `us_alone`, `us_beside` of the
+product; `comm_us_alone`, `comm_us_beside` of the collective (mean of the loop), `bytes` its output (all-gather) or
+input (reduce-scatter) on a rank. Loops run at the power limit, alone and beside.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SHAPES = ((4096, 7168, 2048), (8192, 4096, 4096), (4096, 14336, 4096), (8192, 10240, 8192))
+MEGABYTES = (32, 128, 512)
+SECONDS = 0.4
+Row = dict[str, Any]
+
+
+def loop(stream: torch.cuda.Stream, call: Callable[[], object], count: int) -> tuple[torch.cuda.Event, ...]:
+    """Issue `count` calls on a stream between two events."""
+    a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with torch.cuda.stream(stream):
+        a.record(stream)
+        for _ in range(count):
+            call()
+        b.record(stream)
+    return a, b
+
+
+def agreed(value: float) -> float:
+    """The largest of all ranks' values: ranks must issue equally many collectives."""
+    most = torch.tensor([value], device="cuda", dtype=torch.float64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most.item())
+
+
+def alone(stream: torch.cuda.Stream, call: Callable[[], object]) -> float:
+    """Mean time of a call in a loop of its own, of the slowest rank [us]."""
+    a, b = loop(stream, call, 10)
+    torch.cuda.synchronize()
+    one = agreed(a.elapsed_time(b) / 10)  # [ms]
+    count = min(400, max(10, int(SECONDS * 1e3 / one)))
+    a, b = loop(stream, call, count)
+    torch.cuda.synchronize()
+    return agreed(float(a.elapsed_time(b)) / count * 1e3)
+
+
+def beside(
+    one: tuple[torch.cuda.Stream, Callable[[], object], float],
+    other: tuple[torch.cuda.Stream, Callable[[], object], float],
+) -> float:
+    """Mean time of a call of `one` while `other` runs all the time [us]."""
+    count = min(400, max(10, int(SECONDS * 1e6 / one[2])))
+    cover = int(2.5 * count * one[2] / other[2]) + 5
+    start, _ = loop(other[0], other[1], 3)
+    _, end = loop(other[0], other[1], min(cover, 900))
+    time.sleep(0.002)
+    a, b = loop(one[0], one[1], count)
+    torch.cuda.synchronize()
+    inside = end.elapsed_time(b) < 0.0 and start.elapsed_time(a) > 0.0
+    return float(a.elapsed_time(b)) / count * 1e3 if inside else -1.0
+
+
+def collective(kind: str, size: int, world: int) -> Callable[[], object]:
+    """A collective whose whole buffer is `size` bytes of BF16."""
+    whole = torch.randn(size // 2, device="cuda", dtype=torch.bfloat16)
+    part = torch.empty(size // 2 // world, device="cuda", dtype=torch.bfloat16)
+    if kind == "all_gather":
+        return lambda: dist.all_gather_into_tensor(whole, part)
+    if kind == "reduce_scatter":
+        return lambda: dist.reduce_scatter_tensor(part, whole)
+    return lambda: dist.all_reduce(whole)
+
+
+def main() -> None:
+    """All pairs of a product and a collective."""
+    dist.init_process_group("nccl")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.cuda.set_device(rank)
+    compute, comm = torch.cuda.Stream(), torch.cuda.Stream(priority=-1)
+    rows: list[Row] = []
+    for m, n, k in SHAPES:
+        a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+
+        def product(a: torch.Tensor = a, w: torch.Tensor = w) -> torch.Tensor:
+            return a @ w.t()
+
+        us = alone(compute, product)
+        for kind in ("all_gather", "reduce_scatter", "all_reduce"):
+            for size in MEGABYTES if (m, n, k) == SHAPES[1] else MEGABYTES[1:2]:
+                call = collective(kind, size << 20, world)
+                dist.barrier()
+                comm_us = alone(comm, call)
+                dist.barrier()
+                slow = beside((compute, product, us), (comm, call, comm_us))
+                dist.barrier()
+                comm_slow = beside((comm, call, comm_us), (compute, product, us))
+                shape = {"gpus": world, "m": m, "n": n, "k": k, "collective": kind, "bytes": size << 20}
+                times = {"us_alone": us, "us_beside": slow, "comm_us_alone": comm_us, "comm_us_beside": comm_slow}
+                rows.append(shape | {key: round(value, 2) for key, value in times.items()})
+                if rank == 0:
+                    print(rows[-1], flush=True)
+    if rank == 0:
+        with open(sys.argv[1], "w", newline="", encoding="utf-8") as file:
+            file.write(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, measure_overlap.py\n")
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
