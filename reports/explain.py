@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import words
-from reports.kernel import shape, term
+from reports.kernel import limit, shape, term
 from reports.table import columns, note, section
 from simulator.explain import BlockTime, ExplainedOp, Explanation
 from simulator.sensitivity import Tornado
@@ -83,7 +83,7 @@ def _detailed(one: ExplainedOp) -> list[RenderableType]:
     table = columns("", "")
     table.add_row("class", op.cls)
     table.add_row("work", shape(op))
-    table.add_row("time", f"{words.seconds(cost.duration)} a kernel, limited by {words.of_bound(cost.bound_by)}")
+    table.add_row("time", f"{words.seconds(cost.duration)} a kernel, limited by {limit(cost)}")
     table.add_row("formula", cost.formula)
     for name, value in cost.terms:
         table.add_row(f"  {name.removesuffix('_s')}", term(name, value))
