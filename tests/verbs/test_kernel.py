@@ -151,7 +151,14 @@ def test_few_tokens_take_the_low_latency_kernels_unless_sms_are_named() -> None:
         ((*GEMM, "--hardware", "h80"), "did you mean"),
         ((*GEMM, "--set", "hardware.gpu.sm=3"), "did you mean hardware.gpu.sms"),
         ((*GEMM, "--set", "layout.pp=3"), "unknown key"),
-        (("all-to-all", "--ep", "8"), "tokens: missing"),
+        (("all-to-all", "--ep", "8"), "--tokens: missing"),
+        (("all-to-all", "--ep", "64", "--tokens", "4096", "--top-k", "300"), "--top-k: '300': a token cannot choose"),
+        (("all-to-all", "--ep", "64", "--tokens", "4096", "--sms", "200"), "--sms: '200': must be from 0 to the 132"),
+        (("attention", "--seq", "64", "--heads", "7", "--kv-heads", "3"), "--kv-heads: '3': must divide the 7"),
+        ((*GEMM, "--cls", "gemm.fp7"), "did you mean gemm.fp8?"),
+        ((*GEMM, "--cls", "attn.fwd"), "unknown kernel class"),
+        ((*GEMM, "--impl", "mine"), "--impl: 'mine': choose one of library, training, fa2"),
+        (("stream", "--bytes", "1e6", "--cls", "nrm.fwd"), "did you mean norm.fwd?"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(args: tuple[str, ...], said: str) -> None:
