@@ -128,6 +128,11 @@ def test_kits_are_shared_where_only_the_order_changes():
     assert kits.of(base) is kits.of(base)
 
 
+def test_a_search_keeps_stages_that_are_given():
+    found = search(question("tiny-1f1b", ["layout.stages=[1,2,2,1]"], ["layout.zero=0,1"]), jobs=1, top=2)
+    assert len(found.best) == 2
+
+
 def test_few_kits_are_kept():
     kits = Kits("longest-path", keep=2)
     for ep in (2, 4, 8, 16):
