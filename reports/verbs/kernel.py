@@ -216,7 +216,7 @@ def table_command(
     from functools import cache
 
     from reports.kernel import mape_lines
-    from simulator.ask import answer_table, read_table
+    from simulator.ask import answer_table, misspelt, read_table
     from simulator.inputs import load_hardware
 
     @cache
@@ -228,6 +228,8 @@ def table_command(
     with progress("pricing", quiet=quiet) as done:
         raw = read_table(_text(file), label)
         priced = answer_table(raw, label, clusters, hardware=hardware, progress=done)
+    for line in misspelt(raw.columns):
+        say(f"{label}: {line}", quiet=quiet)
     if as_json:
         print_json(priced.as_dict())
         return

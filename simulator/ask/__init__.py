@@ -2,7 +2,7 @@
 
 from simulator.ask.answer import Answer, Lasting, answer
 from simulator.ask.question import BadColumn, Question, question_from_text
-from simulator.ask.table import Table, TableRow, answer_table, read_table
+from simulator.ask.table import Table, TableRow, answer_table, misspelt, read_table
 
 __all__ = [
     "Answer",
@@ -13,6 +13,7 @@ __all__ = [
     "TableRow",
     "answer",
     "answer_table",
+    "misspelt",
     "question_from_text",
     "read_table",
 ]

@@ -273,3 +273,20 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     result = run("table", str(tmp_path / "none.csv"))
     assert result.exit_code == 2
     assert "cannot be read" in result.stderr
+
+
+def test_a_misspelt_column_is_said_and_others_are_kept() -> None:
+    result = run("table", "-", stdin="op,m,n,k,precison,who\ngemm,64,64,64,fp8,me\n")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("op,m,n,k,precison,who,predicted_us,error")
+    assert "the column 'precison' is not used; did you mean precision?" in result.stderr
+    assert "who" not in result.stderr
+
+
+def test_sizes_of_a_table_may_have_units() -> None:
+    result = run("table", "-", "--json", stdin="op,bytes\nstream,100MB\nstream,1e8\nstream,100MiB\n")
+    one, same, more = (row["predicted_us"] for row in json.loads(result.stdout)["rows"])
+    assert one == same < more
+    wrong = run("table", "-", stdin="op,bytes\nstream,-1MB\n")
+    assert wrong.exit_code == 2
+    assert "bytes: '-1MB': must be a size" in wrong.stderr
