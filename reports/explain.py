@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import words
-from reports.kernel import shape, term
+from reports.kernel import limit, shape, term
 from reports.table import columns, note, section
 from simulator.explain import BlockTime, ExplainedOp, Explanation
 from simulator.sensitivity import Tornado
@@ -83,7 +83,7 @@ def _detailed(one: ExplainedOp) -> list[RenderableType]:
     table = columns("", "")
     table.add_row("class", op.cls)
     table.add_row("work", shape(op))
-    table.add_row("time", f"{words.seconds(cost.duration)} a kernel, limited by {words.of_bound(cost.bound_by)}")
+    table.add_row("time", f"{words.seconds(cost.duration)} a kernel, limited by {limit(cost)}")
     table.add_row("formula", cost.formula)
     for name, value in cost.terms:
         table.add_row(f"  {name.removesuffix('_s')}", term(name, value))
@@ -101,8 +101,9 @@ def _blocks(blocks: Sequence[BlockTime]) -> Table:
 
 
 def _tornado_note(tornado: Tornado) -> str:
+    how = "by events" if tornado.engine == "events" else "by the longest path, without contention: --engine events"
     return (
-        f"Step time {words.seconds(tornado.base)} ({tornado.engine}). Each number alone at the low and at the high end:"
+        f"Step time {words.seconds(tornado.base)} ({how}). Each number alone at the low and at the high end:"
         " 10 % off, or the range that its source states. a: assumed, nobody measured it. Layers stay on their stages."
     )
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from reports import words
 from reports.table import columns
-from simulator.ask import Answer, Table
+from simulator.ask import Answer, Lasting, Table
+from simulator.cost.cost import Cost
 from simulator.hardware import Cluster
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, PointToPoint, Streaming
 from simulator.units import si
@@ -44,9 +45,10 @@ def shape(op: Op) -> str:
             limit = f", at most {work.node_limit} of {work.groups} groups" if work.node_limit else ""
             return f"{work.direction} of {work.tokens} tokens of {work.hidden} over {work.ranks} ranks, {gate}{limit}"
         case PointToPoint():
-            return f"{si(work.bytes, 'B')} over {work.tier}"
+            return f"{si(work.bytes, 'B')} over {'the NIC' if work.tier == 'nic' else 'NVLink'}"
         case Collective():
-            return f"{work.kind} of {si(work.bytes, 'B')} over {work.ranks} ranks, {work.per_node} a node"
+            kind = work.kind.replace("_", "-")
+            return f"{kind} of {si(work.bytes, 'B')} over {work.ranks} ranks, {work.per_node} a node"
         case _:
             return op.name
 
@@ -55,7 +57,7 @@ def _facts(answer: Answer, cluster: Cluster) -> RichTable:
     table = columns("", "")
     cost = answer.cost
     table.add_row("time", Text(words.seconds(cost.duration), style="bold"))
-    table.add_row("limited by", words.of_bound(cost.bound_by))
+    table.add_row("limited by", limit(cost))
     for name, value in _rates(answer, cluster):
         table.add_row(name, value)
     if answer.sms:
@@ -63,7 +65,30 @@ def _facts(answer: Answer, cluster: Cluster) -> RichTable:
         table.add_row("SMs", f"{answer.sms} of {cluster.gpu.sms} {held}")
     if answer.note:
         table.add_row("taken as", answer.note)
+    if answer.looped:
+        table.add_row("clock", "of a benchmark's loop, as the power limit leaves it")
+    if answer.lasting is not None:
+        table.add_row("lasting load", _lasting(answer.lasting))
     return table
+
+
+def _lasting(found: Lasting) -> str:
+    """What the power limit makes of a kernel that runs over and over."""
+    time, draws = words.seconds(found.time), f"{found.demand:.0f} W at full clock"
+    if found.slowdown == 1.0:
+        return f"{time}, not slowed: it draws {draws}, and {found.limit:.0f} W are allowed"
+    full = words.seconds(found.full_clock)
+    return f"{time}: {found.slowdown:.3f} times {full}, for it would draw {draws} and {found.limit:.0f} W are allowed"
+
+
+def limit(cost: Cost) -> str:
+    """The resource that bounds a kernel, and what about it."""
+    terms = dict(cost.terms)
+    if cost.bound_by == "tensor" and terms.get("power_s", 0.0) > terms.get("tensor_s", 0.0):
+        return "tensor cores, at the rate that power and L2 sustain"
+    if cost.bound_by == "memory" and terms.get("chain_s", 0.0) >= terms.get("body_s", 1.0):
+        return "the loads that its CTAs wait for"
+    return words.of_bound(cost.bound_by)
 
 
 def _rates(answer: Answer, cluster: Cluster) -> list[tuple[str, str]]:
@@ -89,6 +114,8 @@ def _formula(answer: Answer) -> RichTable:
     table.add_row("formula", answer.cost.formula)
     for name, value in answer.cost.terms:
         table.add_row(f"  {name.removesuffix('_s')}", term(name, value))
+    if "norm4" in answer.cost.formula:
+        table.add_row("  norm4", "fourth root of the sum of fourth powers: the largest, softly")
     return table
 
 
@@ -98,9 +125,11 @@ def term(name: str, value: float) -> str:
         return words.seconds(value) if value else "0"
     if name.endswith("bytes") or name == "bytes":
         return si(value, "B")
-    if name.endswith("bandwidth"):
+    if name.endswith("bandwidth") or name in ("sm_rate", "load_rate"):
         return si(value, "B/s")
-    return f"{value:.4g}"
+    if name in ("power_rate", "loop_rate"):
+        return si(value, "FLOP/s")
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def _origin(answer: Answer) -> list[RenderableType]:
@@ -113,7 +142,7 @@ def _origin(answer: Answer) -> list[RenderableType]:
 def mape_lines(table: Table) -> list[str]:
     """One line per operation with a measurement: rows, mean absolute error, mean error."""
     return [
-        f"{op}: {int(one['rows'])} measured rows, mean absolute error {100 * one['mape']:.1f} %,"
+        f"{op}: {words.counted(int(one['rows']), 'measured row')}, mean absolute error {100 * one['mape']:.1f} %,"
         f" mean error {100 * one['bias']:+.1f} %"
         for op, one in _sorted(table.mape())
     ]

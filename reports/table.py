@@ -11,7 +11,7 @@ from rich.text import Text
 
 from reports import words
 from reports.palette import PHASES as COLOURS
-from simulator.metrics import PHASES, RankTimes
+from simulator.metrics import PHASES, ClassTime, RankTimes
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import stages_on
@@ -33,7 +33,7 @@ def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
         *section("Layers on stages", stages(result.plan.stages)),
-        *section(_classes_title(result, verbose), classes(result, unit, verbose), note(_classes_note(result))),
+        *section(_classes_title(result, verbose), classes(result, unit, verbose), note(_classes_note(result, verbose))),
         *section("Assumptions and warnings", remarks(result)),
     ]
 
@@ -215,9 +215,14 @@ def stages(held: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _classes_note(result: Result) -> str:
+def _listed(result: Result, verbose: bool) -> list[ClassTime]:
+    """The kernel classes that the table has."""
+    return list(result.classes if verbose else result.classes[:TOP])
+
+
+def _classes_note(result: Result, verbose: bool) -> str:
     shares = "Shares of the step on a mean rank; compute and communication run beside each other."
-    loose = any(not item.calibrated for item in result.classes)
+    loose = any(not item.calibrated for item in _listed(result, verbose))
     return shares + (f" *: not calibrated on {result.scenario.cluster.name}." if loose else "")
 
 
@@ -229,7 +234,7 @@ def classes(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
     """Time, number and limit of the most expensive kernel classes on a mean rank."""
     step = result.metrics["step_time_s"]
     table = columns("", f">time [{unit.name}]", ">share", ">kernels", "limited by")
-    for item in result.classes if verbose else result.classes[:TOP]:
+    for item in _listed(result, verbose):
         table.add_row(
             words.of_class(item.cls) + ("" if item.calibrated else " *"),
             unit.of(item.seconds),

@@ -32,7 +32,7 @@ BOUNDS = {
 }
 """What limits a kernel."""
 
-BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head"}
+BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head", "mtp": "MTP module"}
 
 _CLASSES = {
     "attn.fwd": "attention, forward",
@@ -154,7 +154,7 @@ def dollars(value: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration with four significant digits and a unit that suits it."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if abs(value) >= factor:
             return f"{value / factor:.4g} {unit}"
     return f"{value:.4g} s"

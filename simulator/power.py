@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import NormalDist
 
+from simulator.cost.cost import Cost
 from simulator.engine.runs import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.hardware import Gpu, Power
@@ -41,6 +42,14 @@ def demand(timeline: Timeline, power: Power) -> float:
             busy += seconds
     total = timeline.makespan * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
+
+
+def alone(op: Op, cost: Cost, power: Power) -> float:
+    """Power that one GPU would draw at full clock with this kernel over and over [W].
+
+    A product that waits for memory or for its launch draws what memory-bound kernels draw: tensor cores that idle.
+    """
+    return draw(op, power) if cost.bound_by == "tensor" else power.memory
 
 
 def hungriest(gpus: int) -> float:

@@ -100,6 +100,8 @@ def reach(
 def _check(
     ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int, scored: int
 ) -> None:
+    if top_k > experts > 0:
+        raise InputError(f"gate: top_k = {top_k}: a token cannot choose more than the {experts} experts there are")
     if min(ranks, ranks_per_node, experts, top_k) < 1 or min(groups, node_limit) < 0:
         raise InputError(
             f"gate: ranks={ranks}, ranks_per_node={ranks_per_node}, experts={experts}, top_k={top_k} must be "

@@ -64,6 +64,7 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
         "sensitivity": _swings(tornado),
         "trust": trust,
         "sources": sorted(scenario.cluster.sources.items()),
+        "stages": [words.of_blocks(blocks) for blocks in result.plan.stages],
         "resolved": json.dumps(plain(scenario.job), indent=2),
         "data": embedded({"steps": [steps], "pair": pair_payload(ops, chosen)}),
     }

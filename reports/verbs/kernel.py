@@ -29,22 +29,16 @@ def _integer(name: str, text: str, *, required: bool = False, least: int = 1) ->
     return click.option(f"--{name}", type=click.IntRange(min=least), required=required, help=text)
 
 
-_UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 1e3, "mb": 1e6, "gb": 1e9, "b": 1.0}
-
-
 def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """Bytes: 58.7e6, 58.7MB or 512MiB."""
+    from simulator.ask.question import size
+
     if value is None:
         return None
-    text = value.strip().lower()
-    unit = next((name for name in _UNITS if text.endswith(name)), "")
     try:
-        size = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+        return size(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no size; write 58.7e6, 58.7MB or 512MiB") from None
-    if not 0 <= size < float("inf"):
-        raise click.BadParameter(f"{value!r} must be at least 0 and finite")
-    return size
+        raise click.BadParameter(f"{value!r} is no size from 0; write 58.7e6, 58.7MB or 512MiB") from None
 
 
 def _bytes(text: str, *, required: bool = True) -> Callable[[Any], Any]:
@@ -79,8 +73,9 @@ def _asks(op: str, text: str, *options: Callable[[Any], Any]) -> click.Command:
 
 def _ask(op: str, hardware: str, overrides: tuple[str, ...], as_json: bool, said: dict[str, Any]) -> None:
     from reports.kernel import report
-    from simulator.ask import Question, answer
+    from simulator.ask import BadColumn, Question, answer
     from simulator.ask.question import PRECISIONS
+    from simulator.errors import InputError
     from simulator.inputs import load_hardware
 
     cluster = load_hardware(hardware, overrides)
@@ -89,7 +84,10 @@ def _ask(op: str, hardware: str, overrides: tuple[str, ...], as_json: bool, said
         given["precision"] = PRECISIONS[given["precision"]]
     if "form" in given:
         given["form"] = given["form"].replace("-", "_")
-    one = answer(Question(op=op, hardware=hardware, **given), cluster)
+    try:
+        one = answer(Question(op=op, hardware=hardware, **given), cluster)
+    except BadColumn as error:
+        raise InputError(f"--{error.column.replace('_', '-')}{str(error).removeprefix(error.column)}") from None
     if as_json:
         print_json(one.as_dict())
     else:
@@ -218,7 +216,7 @@ def table_command(
     from functools import cache
 
     from reports.kernel import mape_lines
-    from simulator.ask import answer_table, read_table
+    from simulator.ask import answer_table, misspelt, read_table
     from simulator.inputs import load_hardware
 
     @cache
@@ -230,6 +228,8 @@ def table_command(
     with progress("pricing", quiet=quiet) as done:
         raw = read_table(_text(file), label)
         priced = answer_table(raw, label, clusters, hardware=hardware, progress=done)
+    for line in misspelt(raw.columns):
+        say(f"{label}: {line}", quiet=quiet)
     if as_json:
         print_json(priced.as_dict())
         return

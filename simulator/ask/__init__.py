@@ -1,17 +1,19 @@
 """One operation, asked for by name: what it costs on a GPU or a network, and a whole table of such questions."""
 
-from simulator.ask.answer import Answer, answer
+from simulator.ask.answer import Answer, Lasting, answer
 from simulator.ask.question import BadColumn, Question, question_from_text
-from simulator.ask.table import Table, TableRow, answer_table, read_table
+from simulator.ask.table import Table, TableRow, answer_table, misspelt, read_table
 
 __all__ = [
     "Answer",
     "BadColumn",
+    "Lasting",
     "Question",
     "Table",
     "TableRow",
     "answer",
     "answer_table",
+    "misspelt",
     "question_from_text",
     "read_table",
 ]

@@ -167,16 +167,29 @@ def number(column: str, text: str) -> float:
     return value
 
 
+UNITS: Mapping[str, float] = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 1e3, "mb": 1e6, "gb": 1e9, "b": 1.0}
+
+
+def size(text: str) -> float:
+    """Bytes of 58.7e6, 58.7MB or 512MiB; raises ValueError for what is no size."""
+    word = text.strip().lower()
+    unit = next((name for name in UNITS if word.endswith(name)), "")
+    value = float(word.removesuffix(unit).replace("_", "")) * UNITS.get(unit, 1.0)
+    if not isfinite(value) or value < 0:
+        raise ValueError("must be at least 0 and finite")
+    return value
+
+
 def _typed(name: str, text: str) -> Any:
     if name in _INTEGERS:
         return _integer(name, text)
     if name in _BOOLEANS:
         return _boolean(name, text)
     if name == "bytes":
-        value = number(name, text)
-        if value < 0:
-            raise BadColumn(name, text, "must not be negative")
-        return value
+        try:
+            return size(text)
+        except ValueError:
+            raise BadColumn(name, text, "must be a size from 0: 58.7e6, 58.7MB or 512MiB") from None
     word = text.lower().replace("-", "_").replace(" ", "_")
     if name == "op":
         return _chosen(name, text, OPS.get(word), known_ops())

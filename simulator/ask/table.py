@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
@@ -160,6 +161,18 @@ def _spelled(columns: Sequence[str]) -> dict[str, str]:
         if word in known or (meant in known and meant not in taken):
             out[name] = word if word in known else meant
             taken.add(out[name])
+    return out
+
+
+def misspelt(columns: Sequence[str]) -> list[str]:
+    """A line for each column that is not used but is nearly one that would be."""
+    spelled = _spelled(columns)
+    free = [name for name in (*COLUMNS, MEASURED, *ALIASES) if name not in spelled.values()]
+    out = []
+    for name in columns:
+        if name not in spelled and name not in ADDED:
+            near = get_close_matches(name.lower().replace("-", "_").replace(" ", "_"), free, n=1, cutoff=0.8)
+            out += [f"the column {name!r} is not used; did you mean {one}?" for one in near]
     return out
 
 

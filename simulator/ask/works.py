@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from simulator.ask.question import BadColumn, Question
-from simulator.cost.classes import class_of
+from simulator.cost.classes import class_of, is_known
 from simulator.dtypes import WIDTH, fp8_bytes
 from simulator.hardware import Cluster
 from simulator.ops import (
@@ -60,10 +61,32 @@ def _bytes(question: Question) -> float:
 
 
 def _granted(question: Question, cluster: Cluster) -> int:
-    sms = cluster.gpu.sms if question.sms is None else question.sms
-    if not 1 <= sms <= cluster.gpu.sms:
-        raise BadColumn("sms", str(sms), f"must be from 1 to the {cluster.gpu.sms} SMs of {cluster.gpu.name}")
+    return _within(cluster.gpu.sms if question.sms is None else question.sms, 1, cluster)
+
+
+def _within(sms: int, least: int, cluster: Cluster) -> int:
+    """These SMs, if the GPU has as many."""
+    if not least <= sms <= cluster.gpu.sms:
+        raise BadColumn("sms", str(sms), f"must be from {least} to the {cluster.gpu.sms} SMs of {cluster.gpu.name}")
     return sms
+
+
+IMPLS = ("library", "training", "fa2")
+
+
+def _known(question: Question, table: Mapping[str, object]) -> None:
+    """Refuse a kernel class that nothing near is known of, and kernels of nobody."""
+    cls, impl = question.cls, question.impl
+    if cls is not None and not is_known(cls, table):
+        near = get_close_matches(cls, table, n=1, cutoff=0.5)
+        raise BadColumn(
+            "cls",
+            cls,
+            "unknown kernel class; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(table)}"),
+        )
+    own = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name)))
+    if impl is not None and impl not in own:
+        raise BadColumn("impl", impl, f"choose one of {', '.join(own)}")
 
 
 def _op(question: Question, cls: str, work: Work, stream: str = "compute") -> Op:
@@ -87,6 +110,7 @@ _SUFFIX: Mapping[str, str] = {
 
 
 def _gemm(question: Question, cluster: Cluster) -> Asked:
+    _known(question, cluster.kernels.gemm)
     precision = question.precision or "bf16"
     groups = question.groups or 1
     form = _form(question, groups)
@@ -142,8 +166,12 @@ def _form(question: Question, groups: int) -> GemmForm:
 def _attention(question: Question, cluster: Cluster) -> Asked:
     if question.precision not in (None, "bf16", "fp8_block"):
         raise BadColumn("precision", str(question.precision), "an attention core runs in bf16 or fp8")
+    _known(question, cluster.kernels.attention)
     fp8 = question.precision == "fp8_block"
     heads, seq = _need(question, "heads"), _need(question, "seq")
+    kv_heads = question.kv_heads or heads
+    if heads % kv_heads:
+        raise BadColumn("kv_heads", str(kv_heads), f"must divide the {heads} query heads")
     d_qk = question.d_qk or question.d_v or 128
     backward = bool(question.backward)
     work = Attention(
@@ -151,7 +179,7 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
         seq_q=seq,
         seq_kv=question.seq_kv or seq,
         heads=heads,
-        kv_heads=question.kv_heads or heads,
+        kv_heads=kv_heads,
         d_qk=d_qk,
         d_v=question.d_v or d_qk,
         causal=question.causal is not False,
@@ -164,6 +192,7 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
 
 
 def _stream(question: Question, cluster: Cluster) -> Asked:
+    _known(question, cluster.kernels.stream)
     half = _bytes(question) / 2
     cls = class_of(question.cls or "elem", question.impl or "", cluster.kernels.stream)
     op = _op(replace(question, cls=cls), cls, Streaming(read=half, written=half))
@@ -208,6 +237,9 @@ def _exchange(question: Question, cluster: Cluster) -> Asked:
         raise BadColumn("ep", "", "missing: an expert exchange needs the number of ranks")
     tokens, hidden = _need(question, "tokens"), question.hidden or HIDDEN
     low_latency = _is_low_latency(question, tokens)
+    experts, top_k = question.experts or max(EXPERTS, ranks), question.top_k or TOP_K
+    if top_k > experts:
+        raise BadColumn("top_k", str(top_k), f"a token cannot choose more than the {experts} experts there are")
     limit, groups = _gate(question, ranks, cluster)
     work = AllToAll(
         direction="dispatch" if direction == "dispatch" else "combine",
@@ -215,8 +247,8 @@ def _exchange(question: Question, cluster: Cluster) -> Asked:
         hidden=hidden,
         bytes_per_token=_token_bytes(question, direction, hidden),
         ranks=ranks,
-        experts=question.experts or max(EXPERTS, ranks),
-        top_k=question.top_k or TOP_K,
+        experts=experts,
+        top_k=top_k,
         groups=groups,
         node_limit=limit,
         cached=True,
@@ -224,17 +256,29 @@ def _exchange(question: Question, cluster: Cluster) -> Asked:
     )
     note = "low-latency kernels" if low_latency else "throughput kernels"
     note += f", {work.bytes_per_token:.0f} B a token"
-    sms = EXCHANGE_SMS if question.sms is None else question.sms
+    sms = _within(EXCHANGE_SMS if question.sms is None else question.sms, 0, cluster)
     return Asked(op=_op(question, f"comm.{direction}", work, "comm"), sms=sms, note=note)
 
 
 def _is_low_latency(question: Question, tokens: int) -> bool:
     if question.low_latency is not None:
         return question.low_latency
-    if question.form == "low_latency":
-        return True
-    named = question.sms is not None or question.node_limit is not None or question.dispatcher == "nccl"
-    return tokens <= LOW_LATENCY_TOKENS and not named
+    return question.form == "low_latency" or (tokens <= LOW_LATENCY_TOKENS and not _kernels_said(question))
+
+
+def _kernels_said(question: Question) -> bool:
+    """Whether a question about an exchange says which kernels it means."""
+    said = question.low_latency is not None or question.sms is not None or question.node_limit is not None
+    return said or question.form == "low_latency" or question.dispatcher == "nccl"
+
+
+def fewest(one: Asked, question: Question) -> Op | None:
+    """The exchange of `LOW_LATENCY_TOKENS` tokens by low-latency kernels, which one of more tokens takes no less than:
+    what the throughput kernels cost at few tokens nobody has measured. None where the question names its kernels."""
+    work = one.op.work
+    if not isinstance(work, AllToAll) or work.low_latency or _kernels_said(question):
+        return None
+    return replace(one.op, work=replace(work, tokens=LOW_LATENCY_TOKENS, low_latency=True))
 
 
 def _gate(question: Question, ranks: int, cluster: Cluster) -> tuple[int, int]:

@@ -21,7 +21,10 @@ from simulator.hardware import Gpu
 from simulator.kernels import AttentionParams, Kernels
 from simulator.ops import Attention
 
-FORMULA = "launch + norm4(waves*tile or tiles*tile/sms + tail, flop/power rate, memory) * (1 + traffic) + passes*memory"
+FORMULA = (
+    "launch + norm4(min(waves*longest, max(tiles*tile/sms + tail, longest)), power, memory) * traffic_factor"
+    " + passes*memory"
+)
 
 
 def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
@@ -52,12 +55,6 @@ def _flops_per_pair(work: Attention) -> float:
     return 2.0 * (3 * work.d_qk + 2 * work.d_v if work.backward else work.d_qk + work.d_v)
 
 
-def _tensor_time(tiles: int, tile: float, longest: float, sms: int, tail: float) -> float:
-    """When the last of `tiles` tiles of mean time `tile` is over [s]: whole waves of the longest at the most."""
-    waves = -(-tiles // sms) * longest
-    return min(waves, max(tiles * tile / sms + tail * longest * (1.0 - 1.0 / sms), longest))
-
-
 def _check(work: Attention, sms: int) -> None:
     sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
     if min(sizes) < 1:
@@ -78,26 +75,36 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     full = float(ceil(work.seq_kv / p.block_kv))
     mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
     block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
-    tile = min(mean, full + p.mask_blocks) * block + p.tile_time
-    longest = full * block + p.tile_time
-    tensor = _tensor_time(rows, tile, longest, sms, p.tail if work.causal else 1.0)
-    power = work.flops / (p.power_rate * peak)
-    memory = attention_bytes(work) / (p.bandwidth * gpu.hbm_bandwidth)
+    mean = min(mean, full + p.mask_blocks)
+    tile, longest = mean * block + p.tile_time, full * block + p.tile_time
+    waves, share_of_tail = -(-rows // sms), p.tail if work.causal else 1.0
+    tail = share_of_tail * longest * (1.0 - 1.0 / sms)
+    tensor = min(waves * longest, max(rows * tile / sms + tail, longest))
+    rate, bandwidth = p.power_rate * peak, p.bandwidth * gpu.hbm_bandwidth
+    power, memory = work.flops / rate, attention_bytes(work) / bandwidth
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
-    passes = p.passes * memory if work.backward else 0.0
+    passes = p.passes if work.backward else 0.0
     return Cost(
-        duration=p.launch + norm4(tensor, power, memory) * slow + passes,
+        duration=p.launch + norm4(tensor, power, memory) * slow + passes * memory,
         bound_by="memory" if memory > tensor else "tensor",
         formula=FORMULA,
         terms=(
             ("tiles", float(rows)),
             ("key_blocks", mean),
             ("block_s", block),
+            ("ends_s", p.tile_time),
+            ("tile_s", tile),
+            ("longest_s", longest),
             ("sms", float(sms)),
+            ("waves", float(waves)),
+            ("tail_s", tail),
             ("tensor_s", tensor),
+            ("power_rate", rate),
             ("power_s", power),
+            ("bytes", attention_bytes(work)),
+            ("bandwidth", bandwidth),
             ("memory_s", memory),
-            ("passes_s", passes),
+            ("passes", passes),
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),

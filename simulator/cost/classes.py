@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Protocol, TypeVar
 
 from simulator.errors import UncalibratedError
@@ -65,6 +65,15 @@ def _candidates(cls: str) -> list[str]:
         base = base.rsplit(".", 1)[0]
         names += [base, *NEAREST.get(base, ())]
     return [*names, *LAST]
+
+
+def is_known(cls: str, table: Collection[str]) -> bool:
+    """Whether a profile has a kernel class, or one like it could: the name is no slip of the pen."""
+    first = {name.partition(".")[0] for name in table}
+    near = {*NEAREST, *(name for names in NEAREST.values() for name in names), *LAST}
+    if cls in {*table, *(name for name in near if name.partition(".")[0] in first)}:
+        return True
+    return any(name in table for name in _candidates(cls) if name not in LAST or name == cls.partition("@")[0])
 
 
 def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool, str]:

@@ -22,21 +22,41 @@ from simulator.hardware import Gpu
 from simulator.kernels import GemmParams, Kernels
 from simulator.ops import Gemm
 
-FORMULA = "launch + norm4(waves*(k_steps*step + tile) + reset, flop/power rate, bytes/bandwidth) * (1 + traffic)"
-
+FORMULA = "launch + norm4(waves*(k_steps*step + ends) + reset, power, memory) * traffic_factor"
 
 UNCOUNTED = 2
 """Waves up to which cuBLAS runs a kernel alone (kernels of `calibration/tables/h100_measured.csv`)."""
 
 
+class Tile(NamedTuple):
+    """One output tile on one SM: steps of its main loop, time of each [s], and of what stands around them [s]."""
+
+    k_steps: int
+    step: float
+    ends: float
+
+    @property
+    def time(self) -> float:
+        """All of it [s]."""
+        return self.k_steps * self.step + self.ends
+
+
 class Tiling(NamedTuple):
-    """Output tiles in waves: time of the busiest SM [s], waves, time of one tile [s], the tile's rows and columns."""
+    """Output tiles in waves: time of the busiest SM [s], waves, what clearing counters or adding up parts costs [s].
+
+    Tiles are `bm` rows by `bn` columns, each cut along K into `parts`; where it `walks`, CTAs keep the tiles they were
+    given beforehand.
+    """
 
     time: float
     waves: int
-    tile: float
+    reset: float
+    tile: Tile
     bm: int
     bn: int
+    tiles: int
+    parts: int = 1
+    walks: bool = False
 
 
 def tensor_peak(gpu: Gpu, precision: str) -> float:
@@ -74,40 +94,47 @@ def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int) -> int:
     return max(-(-work.m // block), min(work.groups, work.m))
 
 
-def _tile_time(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> float:
-    """Time of one of `parts` of an output tile on one SM [s]."""
+def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> Tile:
+    """One of `parts` of an output tile on one SM."""
     groups = work.groups if work.form == "grouped_wgrad" else 1
     steps = -(-work.k // (groups * parts * p.k_block))
     step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
-    return steps * step + p.tile_time + bm * bn * work.out_bytes / p.store_rate
+    return Tile(steps, step, p.tile_time + bm * bn * work.out_bytes / p.store_rate)
 
 
-def _tensor_time(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
+def _usable(p: GemmParams, gpu: Gpu, granted: int) -> int:
+    """SMs that tiles run on: those granted, less the stranded ones where others hold some."""
+    return gpu.sms if granted >= gpu.sms else max(1, granted - p.stranded)
+
+
+def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     """The tiling that runs: the fastest, or the last when it has more tiles than a shared GPU has SMs to give.
 
     The last tile's time is never below the fastest's, so time grows when a problem outgrows the SMs or SMs are taken.
     """
-    sms = min(granted, gpu.sms)
-    usable = sms if sms == gpu.sms else max(1, sms - p.stranded)
+    usable = _usable(p, gpu, granted)
     rows = _group_rows(work, p.row_align)
     groups = work.groups if work.form == "grouped_wgrad" else 1
     peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
-    best = Tiling(float("inf"), 0, 0.0, 0, 0)
+    found: Tiling | None = None
     for bm, bn in p.tiles:
         tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
-        tile, waves = _tile_time(work, p, peak_sm, bm, bn, 1), -(-tiles // usable)
-        time = waves * tile + (p.reset if waves > UNCOUNTED else 0.0)
-        large = sms < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
-        if large:
-            waves = p.walk * -(-tiles // (p.walk * usable))
-            time = waves * tile + (p.reset if waves > UNCOUNTED else 0.0)
-        if time < best.time or large:
-            best = Tiling(time, waves, tile, bm, bn)
+        large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
+        walk = p.walk if large else 1
+        tile, waves = _tile(work, p, peak_sm, bm, bn, 1), walk * -(-tiles // (walk * usable))
+        reset = p.reset if waves > UNCOUNTED else 0.0
+        time = waves * tile.time + reset
+        if found is None or time < found.time or large:
+            found = Tiling(time, waves, reset, tile, bm, bn, tiles, walks=large)
         parts = min(p.split, usable // tiles)
         if parts > 1:
-            tile = _tile_time(work, p, peak_sm, bm, bn, parts)
-            best = min(best, Tiling(tile + p.reset, 1, tile, bm, bn))
-    return best
+            tile = _tile(work, p, peak_sm, bm, bn, parts)
+            time = tile.time + p.reset
+            if time < found.time:
+                found = Tiling(time, 1, p.reset, tile, bm, bn, tiles, parts)
+    if found is None:
+        raise InputError("gemm: tiles: []: the kernel class needs at least one tile")
+    return found
 
 
 def gemm_bytes(work: Gemm) -> float:
@@ -124,11 +151,49 @@ def gemm_bytes(work: Gemm) -> float:
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
 
 
+def _power_rate(work: Gemm, p: GemmParams, gpu: Gpu) -> float:
+    """What the whole GPU sustains for the length of a kernel, or of a benchmark's loop [FLOP/s]."""
+    return (p.loop_rate or p.power_rate) * tensor_peak(gpu, work.precision)
+
+
 def _memory_time(work: Gemm, p: GemmParams, gpu: Gpu, sms: int) -> float:
     """Time to move the bytes: through memory, and into the SMs granted [s]."""
     size = gemm_bytes(work)
     load = size / (p.load_rate * min(sms, gpu.sms)) if p.load_rate else 0.0
     return p.fill + norm4(size / (p.bandwidth * gpu.hbm_bandwidth), load)
+
+
+def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tuple[tuple[str, float], ...]:
+    """What `tensor_s` is made of; what plays no part is left out."""
+    tile = tiling.tile
+    return (
+        ("tile_m", float(tiling.bm)),
+        ("tile_n", float(tiling.bn)),
+        ("tiles", float(tiling.tiles)),
+        *((("split_k", float(tiling.parts)),) if tiling.parts > 1 else ()),
+        ("sms", float(sms)),
+        *((("usable_sms", float(usable)),) if usable < sms else ()),
+        *((("walk", float(p.walk)),) if tiling.walks and p.walk > 1 else ()),
+        ("waves", float(tiling.waves)),
+        ("k_steps", float(tile.k_steps)),
+        ("step_s", tile.step),
+        ("ends_s", tile.ends),
+        ("tile_s", tile.time),
+        ("reset_s", tiling.reset),
+        ("tensor_s", tiling.time),
+    )
+
+
+def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu) -> tuple[tuple[str, float], ...]:
+    """What power and memory allow."""
+    return (
+        (f"{'loop' if p.loop_rate else 'power'}_rate", _power_rate(work, p, gpu)),
+        ("power_s", work.flops / _power_rate(work, p, gpu)),
+        ("bytes", gemm_bytes(work)),
+        ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
+        *((("load_rate", p.load_rate),) if p.load_rate else ()),
+        ("fill_s", p.fill),
+    )
 
 
 def _check(work: Gemm, sms: int) -> None:
@@ -142,8 +207,8 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     """Cost of one GEMM kernel of class `cls` on the SMs of `share` [s]."""
     _check(work, share.sms)
     p, calibrated, source = params_for(kernels.gemm, cls, kernels.name)
-    tensor, waves, tile, bm, bn = _tensor_time(work, p, gpu, share.sms)
-    power = work.flops / ((p.loop_rate or p.power_rate) * tensor_peak(gpu, work.precision))
+    tiling = _tiling(work, p, gpu, share.sms)
+    tensor, power = tiling.time, work.flops / _power_rate(work, p, gpu)
     memory = _memory_time(work, p, gpu, share.sms)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     duration = p.launch + norm4(tensor, power, memory) * slow
@@ -153,13 +218,8 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
         bound_by=bound,
         formula=FORMULA,
         terms=(
-            ("tile_m", float(bm)),
-            ("tile_n", float(bn)),
-            ("sms", float(share.sms)),
-            ("waves", float(waves)),
-            ("tile_s", tile),
-            ("tensor_s", tensor),
-            ("power_s", power),
+            *_terms_of_tiling(tiling, p, share.sms, _usable(p, gpu, share.sms)),
+            *_terms_of_bounds(work, p, gpu),
             ("memory_s", memory),
             ("launch_s", p.launch),
             ("traffic_factor", slow),

@@ -13,6 +13,8 @@ when SMs are taken; a neighbour's memory traffic takes its part of the bandwidth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from simulator.cost.classes import params_for
 from simulator.cost.cost import Cost, Share
 from simulator.cost.gemm import norm4
@@ -21,7 +23,9 @@ from simulator.hardware import Gpu
 from simulator.kernels import Kernels, StreamParams
 from simulator.ops import Fixed, Streaming
 
-FORMULA = "launch + max(norm4(bytes/bandwidth, bytes/(sms*sm_rate)), chain) * waves * (1 + traffic)"
+FORMULA = "launch + max(memory, chain) * waves_factor * traffic_factor"
+SM_FORMULA = "launch + max(norm4(memory, bytes/(sms*sm_rate)), chain) * waves_factor * traffic_factor"
+"""Where what one SM can move has a limit."""
 
 
 def waves_factor(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
@@ -33,25 +37,58 @@ def waves_factor(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
     return 1.0 + p.wave_time * (waves - 1)
 
 
-def chain_time(work: Streaming, p: StreamParams, sms: int) -> float:
-    """Time of the CTAs one after the other on `sms` SMs [s]: one lasts as long as its own accesses take."""
+def cta_time(work: Streaming, p: StreamParams) -> float:
+    """How long one CTA lasts, as its own accesses take [s]."""
     if not work.blocks:
         return p.cta_time
     own = p.cta_time + (work.bytes / work.blocks / p.cta_rate if p.cta_rate else 0.0)
-    lasts = min(own, p.cta_most) if p.cta_most else own
+    return min(own, p.cta_most) if p.cta_most else own
+
+
+def chain_time(work: Streaming, p: StreamParams, sms: int) -> float:
+    """Time of the CTAs one after the other on `sms` SMs [s]."""
+    lasts = cta_time(work, p)
+    if not work.blocks:
+        return lasts
     return lasts * max(1.0, work.blocks / (p.resident * sms)) if p.resident else lasts
 
 
-def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
-    """Time of the work itself [s], the bytes' or the CTAs'.
+def cached_bytes(work: Streaming, gpu: Gpu) -> float:
+    """What is taken to be in L2 still [B]: of a kernel that moves a share x of what L2 holds, 1 - x."""
+    return work.bytes * max(0.0, 1.0 - work.bytes / gpu.l2_bytes)
 
-    Of a kernel that moves a share x of what L2 holds, 1 - x is taken to be there, and goes `l2_gain` times faster.
-    """
-    bandwidth = p.bandwidth * gpu.hbm_bandwidth
-    cached = work.bytes * max(0.0, 1.0 - work.bytes / gpu.l2_bytes)
-    memory = (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
+
+def memory_time(work: Streaming, p: StreamParams, gpu: Gpu) -> float:
+    """Time of the bytes in memory, and of those in L2, which go `l2_gain` times faster [s]."""
+    bandwidth, cached = p.bandwidth * gpu.hbm_bandwidth, cached_bytes(work, gpu)
+    return (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
+
+
+def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
+    """Time of the work itself [s], the bytes' or the CTAs'."""
+    memory = memory_time(work, p, gpu)
     moved = norm4(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
     return max(moved, chain_time(work, p, sms))
+
+
+def _terms_of_body(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> Iterator[tuple[str, float]]:
+    """What the body is made of; what plays no part is left out."""
+    yield "bytes", work.bytes
+    yield "bandwidth", p.bandwidth * gpu.hbm_bandwidth
+    if p.l2_gain != 1.0 and cached_bytes(work, gpu):
+        yield "cached_bytes", cached_bytes(work, gpu)
+        yield "l2_gain", p.l2_gain
+    yield "memory_s", memory_time(work, p, gpu)
+    yield "sms", float(sms)
+    if p.sm_rate:
+        yield "sm_rate", p.sm_rate
+    chain = chain_time(work, p, sms)
+    if chain:
+        if work.blocks:
+            yield "ctas", float(work.blocks)
+            yield "resident", float(p.resident)
+        yield "cta_s", cta_time(work, p)
+    yield "chain_s", chain
 
 
 def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
@@ -67,11 +104,9 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
     return Cost(
         duration=launch + body * waves * slow,
         bound_by="memory" if body > launch else "latency",
-        formula=FORMULA,
+        formula=SM_FORMULA if p.sm_rate else FORMULA,
         terms=(
-            ("bytes", work.bytes),
-            ("bandwidth", work.bytes / body if body else 0.0),
-            ("sms", float(sms)),
+            *_terms_of_body(work, p, gpu, sms),
             ("waves_factor", waves),
             ("body_s", body),
             ("launch_s", launch),

@@ -37,7 +37,7 @@ def paced(cost: Cost, factor: float) -> Cost:
     return replace(
         cost,
         duration=cost.duration * factor,
-        formula=f"({cost.formula}) x clock",
+        formula=f"({cost.formula}) * clock_factor",
         terms=(*cost.terms, ("clock_factor", factor)),
     )
 

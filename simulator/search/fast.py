@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.engine.host import issuing
 from simulator.engine.lower import Plan, link_tier, message, overlaps, sends_block
 from simulator.engine.sync import Sharding
 from simulator.memory.account import always
@@ -58,6 +59,22 @@ def estimate(scenario: Scenario, kit: Kit, *, within: float = float("inf")) -> E
     tail = _tail(c, plan, kit)
     slowed = [_sharing(step, plan, kit, tail) for step in c.examples]
     return Estimate(_step(c, plan, costs, slowed, tail), memory)
+
+
+def alone(scenario: Scenario) -> float | None:
+    """The step time of a valid scenario that the longest path gives [s], at the price of its distinct actions.
+
+    None where kernels wait for the host: then it would not be the same to the last digits.
+    """
+    if issuing(scenario.stack) is not None:
+        return None
+    c, kit = compiled_for(scenario), Kit(scenario, "longest-path")
+    factor = _slowdown(c, scenario, kit, kit.stages(scenario, c.stages, 1.0))
+    stages = kit.stages(scenario, c.stages, factor)
+    clock = Clock(scenario, factor, "longest-path") if factor > 1.0 else kit.clock(0)
+    plan = clock.plan(scenario, stages)
+    costs = [clock.cost(stages, step, scenario) for step in c.examples]
+    return _step(c, plan, costs, [0.0] * len(costs), _tail(c, plan, kit))
 
 
 def _slowdown(c: Compiled, scenario: Scenario, kit: Kit, stages: Stages) -> float:

@@ -86,12 +86,17 @@ def signature(stages: Stages, step: Step) -> Hashable:
     return step.kind, stages[step.stage]
 
 
+def _one_stage(scenario: Scenario) -> Scenario:
+    """The scenario with all blocks on one stage, whatever its layout says of several."""
+    return replace(scenario, job=replace(scenario.job, layout=replace(scenario.job.layout, stages="even")))
+
+
 class Clock:
     """Prices and actions at one slowdown of tensor kernels."""
 
     def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
         self.scenario, self.timing = scenario, timing
-        self.base = plan(scenario, 1, pace=slowdown)
+        self.base = plan(_one_stage(scenario), 1, pace=slowdown)
         self.usages = Usages(self.base)
         self.costs: dict[Hashable, Cost] = {}
         self.programs: dict[Hashable, Program] = {}

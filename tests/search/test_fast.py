@@ -10,7 +10,7 @@ from simulator.run import prepare, timeline_of
 from simulator.search import confirm, question, search
 from simulator.search.axes import Scenarios
 from simulator.search.compiled import compiled, compiled_of
-from simulator.search.fast import estimate
+from simulator.search.fast import alone, estimate
 from simulator.search.kit import Kit, Kits, shared_job
 
 CASES = [
@@ -56,6 +56,24 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     found = estimate(scenario, Kit(scenario, "longest-path"))
     assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
     assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *SHARDED, ("deepseek-v3-pretrain",), ("tiny-dualpipe", "hardware=h200")], ids=" ".join
+)
+def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
+    job, *overrides = case
+    plan, schedule = prepare(load_scenario(job, overrides))
+    longest = timeline_of(plan, schedule, "longest-path").makespan
+    assert alone(load_scenario(job, overrides)) == pytest.approx(longest, rel=1e-9)
+    main = [stage[: stage.index("head")] if "head" in stage else stage for stage in plan.stages]
+    layers = [sum(kind in ("dense", "moe") for kind in stage) for stage in main]
+    held = load_scenario(job, [*overrides, f"layout.stages={layers}"])
+    assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").makespan, rel=1e-9)
+
+
+def test_alone_says_where_it_would_not_be_exact():
+    assert alone(load_scenario("tiny-1f1b", ["stack.host_kernel=6e-6"])) is None
 
 
 OUT_OF_TURN = """\
@@ -108,6 +126,11 @@ def test_kits_are_shared_where_only_the_order_changes():
     assert shared_job(base.job) == shared_job(same.job)
     assert shared_job(base.job) != shared_job(load_scenario("tiny-1f1b", ["layout.ep=8"]).job)
     assert kits.of(base) is kits.of(base)
+
+
+def test_a_search_keeps_stages_that_are_given():
+    found = search(question("tiny-1f1b", ["layout.stages=[1,2,2,1]"], ["layout.zero=0,1"]), jobs=1, top=2)
+    assert len(found.best) == 2
 
 
 def test_few_kits_are_kept():
