@@ -77,7 +77,8 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
     full = float(ceil(work.seq_kv / p.block_kv))
     mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
-    block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
+    rate = rate_of(p, work.d_qk, work.d_v) * p.loop_clock
+    block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate * peak / gpu.sms)
     tile = min(mean, full + p.mask_blocks) * block + p.tile_time
     longest = full * block + p.tile_time
     tensor = _tensor_time(rows, tile, longest, sms, p.tail if work.causal else 1.0)
