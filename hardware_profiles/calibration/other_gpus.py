@@ -32,7 +32,7 @@ BOOST = 0.06
 of a pause reach 0.52 to 0.66 of the BF16 peak (median 0.62), the 18 that begin later and end within 160 ms 0.32 to 0.60
 (median 0.49)."""
 SETTLED = 2e-3
-"""From this kernel time on [s] a loop averages over the swings of the clock at the power limit; that of a shorter kernel
+"""From this kernel time on [s] a loop averages over the swings of the clock at the power limit; that of a shorter one
 catches it anywhere (see `BOOST`)."""
 SETTLED_WEIGHT = 3.0
 LOOP, LOOP_WARMUP = 100, 25
