@@ -28,10 +28,11 @@ class GemmParams:
 
     `power_rate` is the share of the tensor peak that the whole GPU reaches whatever its SMs could: what its power and
     L2 sustain for the length of a kernel. `loop_rate` (0: the same): for that of a benchmark's loop; inside a step of a
-    GPU with a power model that model takes its place (`rested`). `bandwidth` is the attainable share of the displayed
-    memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no limit), `fill` [s] what passes before
-    memory streams. `traffic`: a neighbour that moves x of the displayed memory bandwidth slows the kernel by
-    traffic * x. `row_align`: rows of a group are padded to this many.
+    GPU with a power model that model takes its place (`rested`). A library with a kernel for each group starts one
+    every `group_time` [s] and runs at most `streams` at a time (0: one kernel for all groups). `bandwidth` is the
+    attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
+    limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
+    bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -45,6 +46,8 @@ class GemmParams:
     bandwidth: float
     loop_rate: float = 0.0
     reset: float = 0.0
+    group_time: float = 0.0
+    streams: int = 0
     split: int = 1
     load_rate: float = 0.0
     fill: float = 0.0
@@ -75,6 +78,7 @@ class AttentionParams:
     spends on its diagonal; `tail` the share of the longest tile's time by which the last SM of a causal kernel trails
     the mean (small where long tiles start first). `passes`: how often a backward's kernels before and after the main
     one read or write all tensors. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
+    `loop_clock`: the share of the boost clock that power sustains in a benchmark's loop, as `loop_rate` there.
     """
 
     block_q: int
@@ -87,6 +91,7 @@ class AttentionParams:
     mask_blocks: float = 0.0
     tail: float = 0.25
     passes: float = 0.0
+    loop_clock: float = 1.0
     traffic: float = 0.0
     source: str
     range: str = ""
@@ -154,5 +159,9 @@ class Kernels:
 
 
 def rested(kernels: Kernels) -> Kernels:
-    """The same kernels with each GEMM as the first after a rest, at the boost clock."""
-    return replace(kernels, gemm={cls: replace(p, loop_rate=0.0) for cls, p in kernels.gemm.items()})
+    """The same kernels with each product and attention as the first after a rest, at the boost clock."""
+    return replace(
+        kernels,
+        gemm={cls: replace(p, loop_rate=0.0) for cls, p in kernels.gemm.items()},
+        attention={cls: replace(p, loop_clock=1.0) for cls, p in kernels.attention.items()},
+    )

@@ -24,7 +24,7 @@ class Gemm:
     `dense`/`wgrad`: groups = 1. `grouped`: m is the *total* of rows over the groups (padded), each group has its own
     (k x n) weight. `masked`: m is the rows *per group* actually valid. `grouped_wgrad`: k is the total over groups.
     `wgrad` forms accumulate into FP32 gradients: the output is read and written in FP32.
-    `rows` may list unequal rows per group (before padding) of a grouped GEMM; empty: equal.
+    `rows` may list unequal rows per group (before padding) of a grouped or masked GEMM; empty: equal.
     """
 
     m: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from hardware_profiles.calibration.samples import Sample
@@ -63,7 +63,10 @@ class Errors:
 
 
 def predict(sample: Sample, kernels: Kernels) -> float:
-    """Time of a sample by the cost models [s], without what the power limit does where the GPU was rested."""
+    """Time of a sample by the cost models [s]: the mean of its runs at the boost clock and at the power limit."""
+    if 0.0 < sample.rested < 1.0:
+        first, last = (predict(replace(sample, rested=share), kernels) for share in (1.0, 0.0))
+        return 1.0 / (sample.rested / first + (1.0 - sample.rested) / last)
     kernels = rested(kernels) if sample.rested else kernels
     gpu, share = GPUS[sample.hardware], Share(sms=sample.sms, partner_traffic=sample.traffic)
     total = 0.0

@@ -1,22 +1,25 @@
 """Samples and recipes of the GPUs that only others measured: B200, A100 and H20, and more GEMMs of H100, GB200, GB300.
 
 The tables `b200_*.csv`, `a100_*.csv` and `{h100,gb200,gb300}_gemm.csv` hold kernel times of SimuMax and
-aiconfigurator. They differ in how they were taken: SimuMax runs one kernel in a loop, long enough for the power limit
-to settle, aiconfigurator launches it a few times. A training step lasts longer than either, so on B200, whose tensor
-cores outrun its power most, BF16 GEMMs are fitted to the long loops and to launches of at least `SETTLED`; shorter ones
-are compared with.
+aiconfigurator. They differ in how long the GPU had run: a Blackwell's tensor cores outrun its power most, and after
+`BOOST` of products its clock falls by a quarter. SimuMax runs one kernel in a loop of 100, several such loops and then
+a pause, aiconfigurator launches it nine times. `Sample.rested` says which share of a time lies before `BOOST`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from math import ceil
 
 from hardware_profiles.calibration import recipes, samples
+from hardware_profiles.calibration.evaluate import GPUS
 from hardware_profiles.calibration.recipes import (
     CUBLAS_BF16_TILES,
     CUBLAS_TILES,
     DEEPGEMM_TILES,
     FA2,
+    TAIL,
     Recipe,
     attention,
     library_gemm,
@@ -24,16 +27,31 @@ from hardware_profiles.calibration.recipes import (
 from hardware_profiles.calibration.samples import Row, Sample
 from simulator.ops import Attention, Gemm
 
+BOOST = 0.06
+"""For so long [s] a rested B200 runs products at its boost clock: in SimuMax's file the 31 loops that end within 60 ms
+of a pause reach 0.52 to 0.66 of the BF16 peak (median 0.62), the 18 that begin later and end within 160 ms 0.32 to 0.60
+(median 0.49)."""
 SETTLED = 2e-3
-"""From this kernel time on [s] a handful of launches shows the power limit."""
+"""From this kernel time on [s] a loop averages over the swings of the clock at the power limit; that of a shorter one
+catches it anywhere (see `BOOST`)."""
 SETTLED_WEIGHT = 3.0
+LOOP, LOOP_WARMUP = 100, 25
+"""Runs of one of SimuMax's loops, and how many of them it does not time."""
+AICONF_RUNS, AICONF_WARMUP, COPIES = 9, 3, 5
+"""Rounds of aiconfigurator, those it does not time, and up to how many weights a round goes through so that together
+they fill L2."""
+TE_STREAMS = 4
+"""Streams over which Transformer Engine spreads the products of a grouped linear, a cuBLAS kernel each."""
+TRACED = 15
+"""Runs of an attention kernel before the one whose time SimuMax takes: the median of 20 after 5 others."""
 SHORTEST = 4e-5
 """Below this time [s] the loops on B200 waited for the host."""
 BACKWARD_SHARE = 0.747
 """Of a forward and a backward pass of FlashAttention-2 on A100: 2.5 times the FLOP at 1/1.18 of the rate, as SimuMax's
 rows of 64 heads have it."""
 QUANT_LAUNCH, QUANT_BANDWIDTH = 3e-6, 0.7 * 8e12
-"""The quantisation inside Blackwells' FP8 rows: launch [s]; 2 bytes read, 1 written per element at this rate [B/s]."""
+"""The quantisation inside Blackwells' rows of FP8 in blocks: launch [s]; 2 bytes read, 1 written per element at this
+rate [B/s]. That inside their per-tensor rows was measured (table aic_quantize)."""
 SMS = {"b200": 148, "a100": 108, "h100": 132, "gb200": 152, "gb300": 152}
 BLACKWELLS = ("b200", "gb200", "gb300")
 SIMUMAX = "SimuMax (MooreThreads/SimuMax, Apache-2.0)"
@@ -41,6 +59,42 @@ AICONF = "aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)"
 PCIE = "A100 PCIe 80GB (same SMs, 300 W)"
 BLACKWELL_TILES = ((64, 64), (128, 64), (128, 128), (128, 192), (128, 256), (256, 256))
 """Per SM; a pair of SMs works on tiles twice as tall."""
+
+
+def _before_boost_ends(start: float, end: float) -> float:
+    """Share of the time from `start` to `end` [s] after a rest that lies before `BOOST`."""
+    return min(max((BOOST - start) / (end - start), 0.0), 1.0)
+
+
+def _rested(hardware: str, row: Row, seconds: float) -> float:
+    """Share of a product's measured time at the boost clock; a loop of which nobody knows when it ran had none."""
+    if hardware not in BLACKWELLS:
+        return 0.0
+    if row["source"].startswith("aic"):
+        weight = float(row["n"]) * float(row["k"]) * (2.0 if row["precision"] == "bf16" else 1.0)
+        copies = max(1, min(COPIES, ceil(GPUS[hardware].l2_bytes / weight)))
+        return _before_boost_ends(AICONF_WARMUP * copies * seconds, AICONF_RUNS * copies * seconds)
+    if not row["begin_ms"]:
+        return 0.0
+    begin = float(row["begin_ms"]) * 1e-3
+    return _before_boost_ends(begin + LOOP_WARMUP * seconds, begin + LOOP * seconds)
+
+
+@cache
+def _casts() -> dict[tuple[str, int, int], float]:
+    """Time to quantise an operand of m x k to per-tensor FP8 [s], by GPU, m and k."""
+    return {
+        (row["hardware"], int(row["m"]), int(row["k"])): (float(row["scale_us"]) + float(row["cast_us"])) * 1e-6
+        for row in samples.rows("aic_quantize.csv")
+    }
+
+
+def _quantisation(hardware: str, row: Row) -> float:
+    """Time of the quantisation inside a row [s]."""
+    m, k = int(row["m"]), int(row["k"])
+    if row["precision"] == "fp8_tensor":
+        return _casts()[hardware, m, k]
+    return QUANT_LAUNCH + 3.0 * m * k / QUANT_BANDWIDTH if row["precision"] != "bf16" else 0.0
 
 
 def _weight(hardware: str, seconds: float) -> float:
@@ -72,11 +126,11 @@ def _gemm(hardware: str, row: Row, seconds: float) -> Sample | None:
     work = Gemm(
         m=m, n=n, k=k, precision=row["precision"], form=row["form"], groups=groups, out_bytes=float(row["out_bytes"])  # type: ignore[arg-type]
     )  # fmt: skip
-    if row["precision"] != "bf16":
-        seconds -= QUANT_LAUNCH + 3.0 * m * k / QUANT_BANDWIDTH
+    rested = _rested(hardware, row, seconds)
+    seconds -= _quantisation(hardware, row)
     return Sample(
         hardware=hardware, cls=cls, work=(work,), seconds=seconds, table=f"{hardware}_gemm", label=row["source"],
-        sms=SMS[hardware], resolution=1e-6, weight=_weight(hardware, seconds),
+        sms=SMS[hardware], resolution=1e-6, weight=_weight(hardware, seconds), rested=rested,
     )  # fmt: skip
 
 
@@ -91,7 +145,7 @@ def _attention(hardware: str, row: Row, seconds: float) -> Sample:
         hardware=hardware, cls="attn.bwd" if backward else "attn.fwd@paged" if paged else "attn.fwd", work=(work,),
         seconds=seconds,
         table=f"{hardware}_attention", label=row["source"], sms=SMS[hardware], resolution=1e-6,
-        weight=_weight(hardware, seconds),
+        weight=_weight(hardware, seconds), rested=float(hardware in BLACKWELLS and TRACED * seconds < BOOST),
     )  # fmt: skip
 
 
@@ -137,37 +191,40 @@ def _wide(recipe: Recipe, **bounds: tuple[float, float]) -> Recipe:
 
 
 BLACKWELL = {
-    "rate": (0.3, 1.08), "power_rate": (0.3, 1.2), "store_rate": (2e10, 2e12), "load_rate": (1.2e10, 1.5e11),
+    "rate": (0.3, 1.08), "power_rate": (0.4, 1.2), "store_rate": (2e10, 2e12), "load_rate": (1.2e10, 1.5e11),
 }  # fmt: skip
 MEMORY = {"bandwidth": (0.3, 0.95)}
+STARTS = {"group_time": (0.0, 3e-5)}
+LIMIT = {"loop_rate": (0.3, 1.0)}
 
 B200 = (
     _wide(
         library_gemm("gemm.bf16", "b200", BLACKWELL_TILES, f"{SIMUMAX}, long loops of cuBLAS; {AICONF}, long kernels",
-                     "M 2048 to 65536, 40 us and longer", k_block=64),
-        **BLACKWELL,
+                     "M 1024 to 65536, 40 us and longer", k_block=64,
+                     samples=("gemm.bf16", "gemm.bf16@burst")),
+        **BLACKWELL, **LIMIT,
     ),
     _wide(
         library_gemm("gemm.bf16.wgrad", "b200", BLACKWELL_TILES, f"{SIMUMAX}, long loops of cuBLAS",
                      "K 2048 to 65536, FP32 accumulation", k_block=64, fill=2e-6),
-        **BLACKWELL, **MEMORY,
+        **BLACKWELL, **LIMIT, **MEMORY,
     ),
     _wide(
         library_gemm("gemm.bf16.grouped", "b200", BLACKWELL_TILES, f"{SIMUMAX}, Transformer Engine's grouped linear",
-                     "20 to 256 groups of 128 to 9832 rows", k_block=64, fill=2e-6, launch=6e-6),
-        **BLACKWELL, **MEMORY,
+                     "20 to 256 groups of 128 to 9832 rows", k_block=64, fill=2e-6, launch=6e-6, streams=TE_STREAMS),
+        **BLACKWELL, **STARTS, **MEMORY,
     ),
     _wide(
         library_gemm("gemm.bf16.grouped_wgrad", "b200", BLACKWELL_TILES,
                      f"{SIMUMAX}, Transformer Engine's grouped linear", "20 to 256 groups of 128 to 9832 rows",
-                     k_block=64, fill=2e-6, launch=6e-6),
-        **BLACKWELL, **MEMORY,
+                     k_block=64, fill=2e-6, launch=6e-6, streams=TE_STREAMS),
+        **BLACKWELL, **STARTS, **MEMORY,
     ),
     replace(
         _wide(
             library_gemm("gemm.fp8@library", "b200", BLACKWELL_TILES,
                          f"{AICONF}, DeepGEMM, less a modelled quantisation; short runs", "M 1024 to 32768"),
-            **BLACKWELL,
+            **BLACKWELL, **LIMIT,
         ),
         also=("gemm.fp8",),
     ),
@@ -175,19 +232,19 @@ B200 = (
         _wide(
             library_gemm("gemm.fp8_tensor", "b200", BLACKWELL_TILES,
                          f"{AICONF}, TensorRT-LLM, less a modelled quantisation; short runs", "M 1024 to 32768"),
-            **BLACKWELL,
+            **BLACKWELL, **LIMIT,
         ),
         also=("gemm.fp8_row",),
     ),
     _wide(
         attention("attn.fwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
-                  "4096 to 131072 tokens, causal", also=("attn.fwd@library",), fixed={"block_q": 256}),
-        launch=(1e-6, 4e-5),
+                  "4096 to 131072 tokens, causal", also=("attn.fwd@library",), fixed={"block_q": 256}, free=TAIL),
+        launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
     _wide(
         attention("attn.bwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
                   "4096 to 131072 tokens, causal", also=("attn.bwd@library",)),
-        launch=(1e-6, 4e-5),
+        launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
 )  # fmt: skip
 

@@ -27,7 +27,9 @@ Row = dict[str, str]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s];
-    `repeat` counts measurements of the same shape in a table; `rested`: each launch found it at boost clock."""
+    `repeat` counts measurements of the same shape in a table; `rested`: the share of the measured time in which the
+    GPU, rested before, still ran at its boost clock (1: each launch found it there); `shape`: what the split knows it
+    by, where `work` holds more than the table's own shape."""
 
     hardware: str
     cls: str
@@ -40,7 +42,8 @@ class Sample:
     resolution: float = 2e-7
     weight: float = 1.0
     repeat: int = 0
-    rested: bool = False
+    rested: float = 0.0
+    shape: str = ""
 
 
 def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -53,25 +56,26 @@ def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     held: set[int] = set()
     for key in {(s.cls, s.table) for s in samples}:
         mine = [s for s in samples if (s.cls, s.table) == key]
-        shapes = sorted({repr(s.work) for s in mine}, key=lambda r: crc32(r.encode()))
+        shapes = sorted({s.shape or repr(s.work) for s in mine}, key=lambda r: crc32(r.encode()))
         kept = set(shapes[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
         if len(shapes) >= FEW_SHAPES:
-            held |= {id(s) for s in mine if repr(s.work) in kept}
+            held |= {id(s) for s in mine if (s.shape or repr(s.work)) in kept}
         elif len(mine) >= FEW_SAMPLES:
             held |= {id(s) for s in mine if s.repeat > 0}
     return [s for s in samples if id(s) not in held], [s for s in samples if id(s) in held]
 
 
 def merged(samples: list[Sample]) -> list[Sample]:
-    """One sample a shape where several runs of it were measured: their weighted geometric mean."""
+    """One sample a shape where several runs of it were measured, rested or not: their weighted geometric mean."""
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for s in samples:
-        groups.setdefault((s.hardware, s.cls, s.work, s.sms, s.traffic), []).append(s)
+        groups.setdefault((s.hardware, s.cls, s.work, s.sms, s.traffic, s.rested > 0.5), []).append(s)
     out = []
     for same in groups.values():
         weight = sum(s.weight for s in same)
         mean = exp(sum(s.weight * log(s.seconds) for s in same) / weight)
-        out.append(replace(same[0], seconds=mean, weight=1.0, label=same[0].label))
+        rested = sum(s.weight * s.rested for s in same) / weight
+        out.append(replace(same[0], seconds=mean, weight=1.0, rested=rested))
     return out
 
 
@@ -254,6 +258,20 @@ def trace_fixed() -> dict[str, list[float]]:
 # --- InferSim's tables ----------------------------------------------------------------------------------------
 
 
+ROWS_FROM, ROWS_TO = 0.7, 1.3
+"""Each group of InferSim's grouped products has so many times the nominal rows, drawn evenly between these
+(kernel_benchmark/deepgemm_grouped_gemm_{contiguous,masked}.py)."""
+
+
+def _as_drawn(work: Gemm, mfu: float, peak: float, us: float) -> Gemm:
+    """A grouped product with the rows that ran: their total from the utilisation of `peak` [FLOP/s] that stands beside
+    the time in the table, spread over the groups as they were drawn on average."""
+    mean = mfu * peak * us * 1e-6 / (2.0 * work.n * work.k * work.groups)
+    step = (ROWS_TO - ROWS_FROM) / work.groups
+    rows = tuple(max(1, round(mean * (ROWS_FROM + step * (i + 0.5)))) for i in range(work.groups))
+    return replace(work, m=max(1, round(mean)) if work.form == "masked" else sum(rows), rows=rows)
+
+
 def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
     kind = row["kind"]
     if kind == "gemm_fp8":
@@ -280,15 +298,18 @@ def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
 
 def infersim() -> list[Sample]:
     """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20."""
-    return [
-        Sample(
-            hardware=hardware, cls=cls, work=(work,), seconds=us * 1e-6, table=f"{hardware}_kernels",
-            label=row["kind"], sms=sms,
-        )
-        for hardware, sms in (("h800", 132), ("h20", 78))
-        for row in rows(f"{hardware}_kernels.csv")
-        for cls, work, us in _infersim_row(row)
-    ]  # fmt: skip
+    out = []
+    for hardware, sms, peak in (("h800", 132, 1979e12), ("h20", 78, 296e12)):
+        for row in rows(f"{hardware}_kernels.csv"):
+            for (cls, work, us), mfu in zip(_infersim_row(row), ("up_mfu", "down_mfu"), strict=False):
+                drawn = _as_drawn(work, _float(row, mfu), peak, us) if isinstance(work, Gemm) and row[mfu] else work
+                out.append(
+                    Sample(
+                        hardware=hardware, cls=cls, work=(drawn,), seconds=us * 1e-6, table=f"{hardware}_kernels",
+                        label=row["kind"], sms=sms, shape=repr((work,)),
+                    )
+                )  # fmt: skip
+    return out
 
 
 # --- published figures ----------------------------------------------------------------------------------------------
@@ -508,7 +529,7 @@ def contention() -> list[Sample]:
         out.append(
             Sample(
                 hardware="h200", cls=cls, work=(work,), seconds=_float(row, "us") * 1e-6, table="h200_sm_contention",
-                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * _int(row, "move"), rested=True,
+                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * _int(row, "move"), rested=1.0,
             )
         )  # fmt: skip
     return out
@@ -527,7 +548,7 @@ def beside_traffic() -> list[Sample]:
         Sample(
             hardware="h200", cls=BESIDE_CASES[row["op"]][0], work=(BESIDE_CASES[row["op"]][1],),
             seconds=_float(row, "us") * 1e-6, table="h200_measured", label=row["op"],
-            sms=132 - _int(row, "held_sms"), traffic=_float(row, "traffic"), rested=True,
+            sms=132 - _int(row, "held_sms"), traffic=_float(row, "traffic"), rested=1.0,
         )
         for row in rows("h200_measured.csv")
         if row["op"] in BESIDE_CASES

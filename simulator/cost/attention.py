@@ -74,7 +74,8 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
     full = float(ceil(work.seq_kv / p.block_kv))
     mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
-    block = _flops_per_pair(work) * p.block_q * p.block_kv / (rate_of(p, work.d_qk, work.d_v) * peak / gpu.sms)
+    pace = rate_of(p, work.d_qk, work.d_v) * p.loop_clock * peak / gpu.sms
+    block = _flops_per_pair(work) * p.block_q * p.block_kv / pace
     mean = min(mean, full + p.mask_blocks)
     tile, longest = mean * block + p.tile_time, full * block + p.tile_time
     waves, share_of_tail = -(-rows // sms), p.tail if work.causal else 1.0

@@ -6,8 +6,9 @@
 those the library has; from the third wave on a counter hands tiles out, which a small kernel before clears.
 `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` = a fill time, then operands
 and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the bounds: alone each is
-exact, two equal ones cost 19 % more than one. Every term grows with m, n, k and shrinks with SMs and bandwidth, and so
-does t.
+exact, two equal ones cost 19 % more than one. Where a library starts a kernel for each group, these starts bound it,
+too, by the same norm, and so do the few streams they run on: each round of them is a wave, however few its tiles. Every
+term grows with m, n, k and shrinks with SMs and bandwidth, and so does t.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from simulator.kernels import GemmParams, Kernels
 from simulator.ops import Gemm
 
 FORMULA = "launch + norm4(waves*(k_steps*step + ends) + reset, power, memory) * traffic_factor"
+FORMULA_OF_GROUPS = FORMULA.replace("launch + ", "launch + norm4(") + ", starts)"
 
 UNCOUNTED = 2
 """Waves up to which cuBLAS runs a kernel alone (kernels of `calibration/tables/h100_measured.csv`)."""
@@ -79,7 +81,7 @@ def _element_bytes(precision: str) -> float:
 def _group_rows(work: Gemm, align: int) -> tuple[int, ...]:
     """Rows of each group, padded to `align`; one group for what is not grouped."""
     if work.form == "masked":
-        return (work.m,) * work.groups
+        return work.rows or (work.m,) * work.groups
     if work.form != "grouped" or work.groups == 1:
         return (work.m,)
     if work.rows:
@@ -114,6 +116,7 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     """
     usable = _usable(p, gpu, granted)
     rows = _group_rows(work, p.row_align)
+    rounds = -(-busy_groups(work) // p.streams) if p.streams else 1
     groups = work.groups if work.form == "grouped_wgrad" else 1
     peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
     found: Tiling | None = None
@@ -121,7 +124,7 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
         tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         walk = p.walk if large else 1
-        tile, waves = _tile(work, p, peak_sm, bm, bn, 1), walk * -(-tiles // (walk * usable))
+        tile, waves = _tile(work, p, peak_sm, bm, bn, 1), max(walk * -(-tiles // (walk * usable)), rounds)
         reset = p.reset if waves > UNCOUNTED else 0.0
         time = waves * tile.time + reset
         if found is None or time < found.time or large:
@@ -137,6 +140,11 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     return found
 
 
+def busy_groups(work: Gemm) -> int:
+    """Groups that have rows."""
+    return sum(1 for r in work.rows if r > 0) if work.rows else min(work.groups, work.m)
+
+
 def gemm_bytes(work: Gemm) -> float:
     """Operands read once and the output written once (read and written in a weight gradient) [B]."""
     size = _element_bytes(work.precision)
@@ -144,8 +152,7 @@ def gemm_bytes(work: Gemm) -> float:
     if work.form == "masked":
         return work.groups * (size * (work.m * work.k + weight) + work.out_bytes * work.m * work.n)
     if work.form == "grouped":
-        busy = sum(1 for r in work.rows if r > 0) if work.rows else min(work.groups, work.m)
-        return size * (work.m * work.k + busy * weight) + work.out_bytes * work.m * work.n
+        return size * (work.m * work.k + busy_groups(work) * weight) + work.out_bytes * work.m * work.n
     groups = work.groups if work.form == "grouped_wgrad" else 1
     passes = 2.0 if work.form in ("wgrad", "grouped_wgrad") else 1.0
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
@@ -210,17 +217,19 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     tiling = _tiling(work, p, gpu, share.sms)
     tensor, power = tiling.time, work.flops / _power_rate(work, p, gpu)
     memory = _memory_time(work, p, gpu, share.sms)
+    starts = p.group_time * busy_groups(work)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
-    duration = p.launch + norm4(tensor, power, memory) * slow
+    duration = p.launch + norm4(norm4(tensor, power, memory) * slow, starts)
     bound: Bound = "latency" if p.launch > max(tensor, memory) else "memory" if memory > tensor else "tensor"
     return Cost(
         duration=duration,
         bound_by=bound,
-        formula=FORMULA,
+        formula=FORMULA_OF_GROUPS if starts else FORMULA,
         terms=(
             *_terms_of_tiling(tiling, p, share.sms, _usable(p, gpu, share.sms)),
             *_terms_of_bounds(work, p, gpu),
             ("memory_s", memory),
+            *((("starts_s", starts),) if starts else ()),
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),

@@ -13,7 +13,7 @@ from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.attention import attention_bytes, attention_cost, rate_of
 from simulator.cost.cost import Cost, Share
 from simulator.errors import InputError
-from simulator.kernels import AttentionParams, AttentionRate, Kernels
+from simulator.kernels import AttentionParams, AttentionRate, Kernels, rested
 from simulator.ops import Attention
 from tests.cost.profiles import kernels_of
 
@@ -78,6 +78,15 @@ def test_passes_before_and_after_a_backward_move_all_its_bytes() -> None:
         kernels = Kernels(name="t", gap=0.0, gap_source="", attention={"attn.bwd": params})
         times.append(attention_cost(work, "attn.bwd", H800, kernels, Share(sms=132)).duration)
     assert times[1] - times[0] == pytest.approx(2.0 * attention_bytes(work) / (0.5 * H800.hbm_bandwidth))
+
+
+def test_a_loop_runs_below_the_boost_clock_and_a_rested_gpu_at_it() -> None:
+    looped = Kernels(name="t", gap=0.0, gap_source="", attention={"attn.fwd": replace(PLAIN, loop_clock=0.8)})
+    work = replace(MLA, d_qk=128, causal=False)
+    times = [
+        attention_cost(work, "attn.fwd", H800, kernels, Share(sms=132)).duration for kernels in (looped, rested(looped))
+    ]
+    assert times[0] == pytest.approx(1.25 * times[1])
 
 
 def test_one_tile_cannot_be_spread() -> None:

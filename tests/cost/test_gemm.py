@@ -143,6 +143,23 @@ def test_rested_kernels_know_no_limit_of_a_loop() -> None:
     assert slow > 2 * quick
 
 
+def test_a_library_with_a_kernel_for_each_group_starts_them_one_after_the_other() -> None:
+    """80 groups of one tile on four streams: 20 rounds of a tile each, though 132 SMs could take all in one wave."""
+    work = Gemm(m=80 * 128, n=128, k=1024, precision="fp8_block", form="grouped", groups=80)
+    tile = 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
+    for change, time in (({}, tile), ({"streams": 4}, 20 * tile), ({"group_time": 1e-5}, 8e-4)):
+        kernels = one_class(replace(PLAIN, **change))
+        cost = gemm_cost(work, "gemm.fp8", H800, kernels, Share(sms=132))
+        assert cost.duration == pytest.approx(time, rel=1e-3)
+
+
+def test_masked_groups_of_unequal_rows_cost_their_own_tiles() -> None:
+    work = Gemm(m=128, n=128, k=1024, precision="fp8_block", form="masked", groups=132)
+    uneven = replace(work, rows=(100,) * 66 + (156,) * 66)
+    even, drawn = (gemm_cost(w, "gemm.fp8", H800, one_class(PLAIN), Share(sms=132)).duration for w in (work, uneven))
+    assert drawn == pytest.approx(2 * even)  # 198 tiles instead of 132: a second wave
+
+
 def test_norm4() -> None:
     assert norm4(0.0, 0.0) == 0.0
     assert norm4(3.0, 0.0) == pytest.approx(3.0)
