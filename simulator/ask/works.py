@@ -44,7 +44,8 @@ class Asked:
 
 def asked(question: Question, cluster: Cluster) -> Asked:
     """The op of a question on a cluster. Raises BadColumn for what is missing or cannot be."""
-    return _BUILD[question.op](question, cluster)
+    impl = question.impl and SAID.get(question.impl, question.impl)
+    return _BUILD[question.op](replace(question, impl=impl), cluster)
 
 
 def _need(question: Question, column: str) -> int:
@@ -72,6 +73,8 @@ def _within(sms: int, least: int, cluster: Cluster) -> int:
 
 
 IMPLS = ("library", "training", "fa2")
+SAID = {"fa3": "training", "flash2": "fa2", "cudnn": "library", "cublas": "library", "deepgemm": "library"}
+"""Other names of implementations: DeepSeek's training ran FlashAttention-3."""
 
 
 def _known(question: Question, table: Mapping[str, object]) -> None:
@@ -86,7 +89,7 @@ def _known(question: Question, table: Mapping[str, object]) -> None:
         )
     own = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name)))
     if impl is not None and impl not in own:
-        raise BadColumn("impl", impl, f"choose one of {', '.join(own)}")
+        raise BadColumn("impl", impl, f"choose one of {', '.join((*own, *SAID))}")
 
 
 def _op(question: Question, cls: str, work: Work, stream: str = "compute") -> Op:

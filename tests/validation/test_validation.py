@@ -77,6 +77,14 @@ def test_kernels_and_links_are_met(light: list[tuple[Figure, float | None, str]]
             assert predicted == pytest.approx(figure.number, rel=0.5), figure.id
 
 
+def test_no_kernel_is_left_out_by_a_mistake(light: list[tuple[Figure, float | None, str]]) -> None:
+    """What is not computed has a reason of its own, not the refusal of a question that the program itself asks."""
+    outcomes = validate(("C.",))
+    reasons = {one.reason for one in outcomes if one.predicted is None}
+    assert not {reason for reason in reasons if ":" in reason}
+    assert sum(predicted is None for figure, predicted, _ in light if figure.section == "C") < 30
+
+
 def test_fits_and_comparisons_are_told_apart(light: list[tuple[Figure, float | None, str]]) -> None:
     uses = {figure.id: use for figure, _, use in light}
     assert uses["C.deepep.v1.normal.r0224.ep16.dispatch"] == "calibration"
