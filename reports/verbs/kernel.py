@@ -47,7 +47,9 @@ def _bytes(text: str, *, required: bool = True) -> Callable[[Any], Any]:
 
 _CLS = click.option("--cls", help="Kernel class of the profile, instead of the usual one.")
 _IMPL = click.option(
-    "--impl", help="Whose kernel: library, training, fa2. [default of a GEMM: library on all SMs, training on fewer]"
+    "--impl",
+    help="Whose kernel: library (cublas, cudnn, deepgemm), training (DeepSeek's; fa3) or fa2."
+    " [default of a GEMM: library on all SMs, training on fewer]",
 )
 _SMS = _integer("sms", "SMs granted. [default: all]")
 _BESIDE = click.option("--beside", is_flag=True, default=None, help="Beside other work: compute beside an exchange.")
