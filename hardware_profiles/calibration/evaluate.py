@@ -4,41 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hardware_profiles.calibration.samples import Sample
 from simulator.cost.attention import attention_cost
 from simulator.cost.cost import Share
 from simulator.cost.gemm import gemm_cost
 from simulator.cost.streaming import fixed_cost, streaming_cost
-from simulator.hardware import Gpu, Peak
+from simulator.inputs import load_hardware
 from simulator.kernels import Kernels, rested
 from simulator.ops import Attention, Gemm, Streaming
 
-Architecture = Literal["ampere", "hopper", "blackwell"]
-
-
-def _gpu(
-    name: str, architecture: Architecture, sms: int, clock: float, bf16: float, fp8: float, hbm: float, tdp: float
-) -> Gpu:
-    l2 = {"ampere": 40e6, "hopper": 50e6, "blackwell": 126e6}[architecture]
-    return Gpu(
-        name=name, architecture=architecture, sms=sms, boost_clock=clock, peak=Peak(bf16=bf16, fp8=fp8, fp32=67e12),
-        hbm_bytes=80e9, hbm_bandwidth=hbm, l2_bytes=l2, tdp=tdp,
-    )  # fmt: skip
-
-
-GPUS = {
-    "h800": _gpu("h800", "hopper", 132, 1.83e9, 989e12, 1979e12, 3.35e12, 700.0),
-    "h100": _gpu("h100", "hopper", 132, 1.83e9, 989e12, 1979e12, 3.35e12, 700.0),
-    "h200": _gpu("h200", "hopper", 132, 1.83e9, 989e12, 1979e12, 4.8e12, 700.0),
-    "a100": _gpu("a100", "ampere", 108, 1.41e9, 312e12, 0.0, 2.039e12, 400.0),
-    "b200": _gpu("b200", "blackwell", 148, 1.86e9, 2250e12, 4500e12, 8e12, 1000.0),
-    "h20": _gpu("h20", "hopper", 78, 1.85e9, 148e12, 296e12, 4e12, 400.0),
-    "gb200": _gpu("gb200", "blackwell", 152, 2.01e9, 2500e12, 5000e12, 8e12, 1200.0),
-    "gb300": _gpu("gb300", "blackwell", 152, 1.97e9, 2450e12, 4900e12, 8e12, 1400.0),
-}
-"""The numbers of the hardware profiles that rates and bandwidths are shares of."""
+GPUS = {name: load_hardware(name).gpu for name in ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "gb300")}
+"""GPUs that kernels are fitted for; rates and bandwidths are shares of the numbers in their profiles."""
 
 
 LONG = 5e-5

@@ -2,7 +2,7 @@
 
     python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
     python -m hardware_profiles.calibration.fit_kernels --home h20     # this GPU only
-    python -m hardware_profiles.calibration.fit_kernels --carry        # no fit: hand measured classes on again
+    python -m hardware_profiles.calibration.fit_kernels --carry        # no fit: hand on and score what there is
 
 Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, beside this file, `report.json` and
 `report.md` with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed
@@ -120,16 +120,17 @@ def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
 def fit_all(
     everything: list[Sample], only: str, homes: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
-    """Parameters by GPU and class, for the GPUs `homes`, and their errors."""
-    found: dict[str, dict[str, Params]] = {name: {} for name in GPUS}
+    """Parameters by GPU and class, and their errors: fitted for the GPUs `homes`, of the others what was before."""
+    found = {name: {} if name in homes else measured_before(name) for name in GPUS}
     report: list[Errors] = []
     for recipe in RECIPES:
-        if not fnmatch(recipe.cls, only) or recipe.home not in homes:
+        if not fnmatch(recipe.cls, only):
             continue
         fitted, held = tables.split(chosen(recipe, everything))
-        like = found[recipe.like].get(recipe.cls) or measured_before(recipe.like)[recipe.cls] if recipe.like else None
-        params = search(recipe, fitted, like)
-        found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), params)
+        if recipe.home in homes:
+            like = (found[recipe.like] or measured_before(recipe.like))[recipe.cls] if recipe.like else None
+            found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), search(recipe, fitted, like))
+        params = found[recipe.home][recipe.cls]
         before = len(report)
         for hardware in recipe.hardware:
             for part, rows in (("fitted", fitted), ("held out", held)):
@@ -263,30 +264,21 @@ def main() -> None:
     parser.add_argument(
         "--home", choices=sorted(GPUS), action="append", help="refit this GPU only (repeatable); others carry it over"
     )
-    parser.add_argument("--carry", action="store_true", help="no fit: carry what was measured to the other GPUs again")
+    parser.add_argument(
+        "--carry", action="store_true", help="no fit: carry what was measured to other GPUs and score it"
+    )
     args = parser.parse_args()
     homes = () if args.carry else tuple(args.home or GPUS)
     own = tables.own_table(args.table, args.hardware) if args.table else []
     found, report = fit_all([*everything(), *own], args.only, homes)
     if args.dry_run or args.only != "*":
         return
-    for name in found:
-        if name not in homes:
-            found[name] = measured_before(name)
     carry(found)
     fixed = fixed_classes()
     profiles = {name: profile(name, params, fixed) for name, params in found.items()}
-    report += compared(profiles)
-    written = homes or tuple(GPUS)
-    report = [e for e in report if e.hardware in written]
-    report += [
-        e
-        for e in errors_report.read("report")
-        if e.hardware not in written or (args.carry and not e.part.startswith("compared"))
-    ]
     for name, kernels in profiles.items():  # those of other homes too: they carry classes from these
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")
-    errors_report.write("report", HEAD, report)
+    errors_report.write("report", HEAD, [*report, *compared(profiles)])
 
 
 if __name__ == "__main__":

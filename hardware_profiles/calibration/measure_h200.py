@@ -1,6 +1,6 @@
 """Measure kernels on one Hopper GPU with PyTorch alone and write them as a calibration table.
 
-    python hardware_profiles/calibration/measure_h200.py OUT.csv [seconds]
+    python -m hardware_profiles.calibration.measure_h200 OUT.csv [seconds]
 
 Needs only PyTorch with CUDA (and Triton for the kernels beside memory traffic). Every measurement stands alone: one
 that fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel, L2 flushed
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, ones, quant, swiglu
 
 COLUMNS = [
     *("op", "precision", "form", "impl", "mode", "m", "n", "k", "groups", "batch", "seq", "heads", "kv_heads"),
@@ -40,7 +42,6 @@ WGRAD = [
     (5120, 13824, 16384), (4096, 4096, 1024), (2048, 2048, 16384),
 ]  # fmt: skip
 Row = dict[str, Any]
-DEVICE = "cuda"
 
 
 class Recorder:
@@ -108,18 +109,6 @@ def guarded(section: Callable[[Recorder], None], recorder: Recorder) -> None:
     torch.cuda.empty_cache()
     recorder.write()
     print(f"== {section.__name__}: {time.time() - start:.1f} s", flush=True)
-
-
-def bf16(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
-
-
-def fp8(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE).to(torch.float8_e4m3fn)
-
-
-def ones(*shape: int) -> torch.Tensor:
-    return torch.ones(*shape, device=DEVICE, dtype=torch.float32)
 
 
 def events(rec: Recorder) -> None:
@@ -263,18 +252,6 @@ def streaming(rec: Recorder) -> None:
 
 def fused(rec: Recorder) -> None:
     """Kernels that torch.compile writes: norm, swiglu, casts, cross-entropy."""
-
-    def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), w.float()).to(x.dtype)
-
-    def quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        blocks = x.float().unflatten(-1, (-1, 128))
-        scale = blocks.abs().amax(-1, keepdim=True).clamp(1e-4) / 448.0
-        return (blocks / scale).flatten(-2).to(torch.float8_e4m3fn), scale.squeeze(-1)
-
-    def swiglu(x: torch.Tensor) -> torch.Tensor:
-        a, b = x.chunk(2, -1)
-        return F.silu(a) * b
 
     fns = {
         name: torch.compile(fn, dynamic=False)

@@ -1,6 +1,6 @@
 """Measure kernels on one rested GPU at its boost clock with PyTorch alone, and write them as a calibration table.
 
-    python hardware_profiles/calibration/measure_rested.py OUT.csv [gemm,grouped,attention,streaming]
+    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming]
 
 A GPU under load sinks below its boost clock at the power limit, by how much depends on what ran before; tables of
 kernels taken back to back hold a mixture. Here every launch is preceded by idling (`REST` times its own length), an L2
@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, ones, quant, swiglu
+
 COLUMNS = [
     *("op", "precision", "form", "impl", "m", "n", "k", "groups", "rows", "batch", "seq", "heads", "kv_heads"),
     *("d_qk", "d_v", "causal", "backward", "bytes", "us", "us_min", "launches", "kernel"),
@@ -35,7 +37,6 @@ LAUNCHES = 6
 REST = 6.0
 SPIN = 2_000_000
 """Cycles of the spin before each launch: about 1 ms, while the host launches what is measured."""
-DEVICE = "cuda"
 Row = dict[str, Any]
 Call = Callable[[], object]
 Case = tuple[Row, Callable[[], Call], float]
@@ -70,18 +71,6 @@ def linear_shapes(count: int, seed: int) -> list[tuple[int, int, int]]:
 
 SHAPES = V3 + linear_shapes(130, 1)
 WGRAD = [(n, k, m) for m, n, k in V3[:-1]] + [(n, k, m) for m, n, k in linear_shapes(60, 2) if m >= 512]
-
-
-def bf16(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
-
-
-def fp8(*shape: int) -> torch.Tensor:
-    return bf16(*shape).to(torch.float8_e4m3fn)
-
-
-def ones(*shape: int) -> torch.Tensor:
-    return torch.ones(*shape, device=DEVICE, dtype=torch.float32)
 
 
 def gemm_time(m: int, n: int, k: int) -> float:
@@ -275,18 +264,6 @@ ROWS = [(2048, 2048), (4096, 1536), (4096, 512), (4096, 4096), (4096, 7168), (81
 
 def rowwise() -> Iterator[Case]:
     """Norms, softmax, activations, transposes and casts over rows x columns."""
-
-    def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), w.float()).to(x.dtype)
-
-    def quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        blocks = x.float().unflatten(-1, (-1, 128))
-        scale = blocks.abs().amax(-1, keepdim=True).clamp(1e-4) / 448.0
-        return (blocks / scale).flatten(-2).to(torch.float8_e4m3fn), scale.squeeze(-1)
-
-    def swiglu(x: torch.Tensor) -> torch.Tensor:
-        a, b = x.chunk(2, -1)
-        return F.silu(a) * b
 
     torch._dynamo.config.recompile_limit = 64  # one kernel a shape, as in training
     compiled = {fn.__name__: torch.compile(fn, dynamic=False) for fn in (norm, quant, swiglu)}

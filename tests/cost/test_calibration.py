@@ -20,7 +20,6 @@ from hardware_profiles.calibration.evaluate import GPUS, errors, predict
 from hardware_profiles.calibration.other_gpus import RECIPES
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
-from simulator.inputs import load_hardware
 from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm
 from tests.cost.profiles import kernels_of
@@ -140,15 +139,6 @@ def test_another_hopper_gpu_within_10_percent() -> None:
     """cuBLAS parameters found on the H200 against the H100's small BF16 products, DeepGEMM's against its FP8 ones."""
     rows = [s for s in tables.everything() if s.hardware == "h100" and s.cls == "gemm.fp8@library"]
     assert errors("gemm.fp8@library", "h100", "compared", rows, kernels_of("h100")).mape <= 0.1
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_shares_are_of_the_profile_s_own_peaks(name: str) -> None:
-    """The numbers that parameters are fitted with are those that a simulation has."""
-    here, profile = GPUS[name], load_hardware(name).gpu
-    keys = ("architecture", "sms", "hbm_bandwidth", "tdp")
-    assert {k: getattr(here, k) for k in keys} == {k: getattr(profile, k) for k in keys}
-    assert (here.peak.bf16, here.peak.fp8) == (profile.peak.bf16, profile.peak.fp8)
 
 
 def test_the_kernel_files_are_of_one_fit() -> None:
