@@ -13,6 +13,9 @@ Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
 
 Stream = Literal["compute", "comm"]
+Beside = Literal["nothing", "chunks", "whole"]
+"""What a collective of the compute stream runs beside: nothing; the GEMM that it feeds or drains, chunk by chunk; as a
+whole, one that does not need it."""
 GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
 GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
 
@@ -153,8 +156,8 @@ class Op:
 
     `name` is unique in its layer (`attn.q_b.fwd`), `cls` the kernel class that the cost model prices (`gemm.fp8`,
     `quant.token` ...), `part` F/I/W/R, `segment` where it stands in the layer (`attn.F`), `after` the ops of *other*
-    streams it waits for, `saved` the bytes it keeps for backward [B], `side` whether it may run on a second compute
-    stream.
+    streams it waits for, `saved` the bytes it keeps for backward [B], `beside` what a collective runs
+    beside.
     """
 
     name: str
@@ -166,7 +169,7 @@ class Op:
     count: int = 1
     after: tuple[str, ...] = ()
     saved: float = 0.0
-    side: bool = False
+    beside: Beside = "nothing"
 
     @property
     def flops(self) -> float:

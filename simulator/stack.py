@@ -14,7 +14,8 @@ class Stack:
 
     `kernel_gap` [s] stands behind every kernel on the GPU. `gemm_sms_reserved`: persistent GEMMs always leave the
     communication SMs free, also when nothing communicates. `overlapped_pair`: a forward and a backward chunk run
-    against each other (DualPipe). `wgrad_streams`: streams that expert weight gradients spread over. `fused_quant`:
+    against each other (DualPipe). `wgrad_streams`: streams that expert weight gradients spread over (told
+    only: kernels side by side share the SMs, so it changes no time). `fused_quant`:
     casts to FP8 fused with the op before. `grad_sync_overlap`, `param_gather_overlap`: gradient reduce-scatter /
     parameter all-gather run beside compute. `tp_overlap`: tensor-parallel collectives hidden behind the GEMM they feed.
     `p2p_overlap`: pipeline sends leave compute free (chunks: only where a rank has several chunks). `dispatcher`:
@@ -66,3 +67,8 @@ class Stack:
     host_collective: float = 0.0
     moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """The habits that nobody measured or published."""
+        return tuple(name for name, source in self.sources.items() if source.startswith("assumed"))

@@ -13,7 +13,7 @@ from simulator.graph.ends import head
 from simulator.graph.layer import dense_layer, moe_layer
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.inputs import list_names, load_scenario
-from simulator.ops import Collective, Gemm, Op, Streaming
+from simulator.ops import Beside, Collective, Gemm, Op, Streaming
 
 T, H, KV, INNER, VOCAB = 4096, 4096, 1024, 14336, 128256
 BF16 = 2
@@ -146,24 +146,23 @@ def test_gathered_gradients_are_cast_before_and_transposed_after() -> None:
 # ---- tensor parallelism ------------------------------------------------------------------------------------------
 
 
-def collectives(*overrides: str) -> dict[str, tuple[str, bool]]:
+def collectives(*overrides: str) -> dict[str, Beside]:
     block = dense_layer(shapes("layout.tp=2", *overrides), 132)
-    return {op.name: (op.cls, op.side) for op in block.ops() if isinstance(op.work, Collective)}
+    return {op.name: op.beside for op in block.ops() if isinstance(op.work, Collective)}
 
 
 def test_megatron_gathers_inputs_again_beside_the_input_gradient() -> None:
     plain = ("stack=megatron-core", "stack.tp_overlap=false")
     found = collectives(*plain)
-    again, whole = ("attn.x.again.all_gather", "dense.x.again.all_gather"), ("comm.tp.whole.all_gather", True)
-    assert [found[name] for name in again] == [whole, whole]
-    assert found["dense.dx.reduce_scatter"] == ("comm.tp.whole.reduce_scatter", True)
-    assert found["attn.x.all_gather"] == ("comm.tp.all_gather", False)
+    for name in ("attn.x.again.all_gather", "dense.x.again.all_gather", "dense.dx.reduce_scatter"):
+        assert found[name] == "whole"
+    assert found["attn.x.all_gather"] == "nothing"
     assert len(found) == 10
     assert len(collectives(*plain, "stack.tp_regather=false")) == 8
 
 
 def priced(work: Gemm | Collective, cls: str, seconds: float) -> Priced:
-    op = Op(name="x", cls=cls, part="F", segment="x.B", work=work, side=True)
+    op = Op(name="x", cls=cls, part="F", segment="x.B", work=work, beside="whole")
     return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
 
 
@@ -171,7 +170,7 @@ def priced(work: Gemm | Collective, cls: str, seconds: float) -> Priced:
 def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(comm: float, gemm: float) -> None:
     work = Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4)
     kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm)] if gemm else []
-    shown = exposed(priced(work, "comm.tp.whole.all_gather", comm), [], kernel).durations[0]
+    shown = exposed(priced(work, "comm.tp.all_gather", comm), [], kernel).durations[0]
     assert shown == pytest.approx(max(0.0, comm - gemm) + min(comm, gemm) * HELD_BY_COLLECTIVES)
 
 

@@ -260,7 +260,7 @@ def _runs(segment: Segment, price: Pricer) -> list[Run]:
     pieces = [(kind, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
     runs = []
     for at, (kind, ops) in enumerate(pieces):
-        if kind == "collective" and ops[0].op.side:
+        if kind == "collective" and ops[0].op.beside != "nothing":
             before = pieces[at - 1][1] if at else []
             after = pieces[at + 1][1] if at + 1 < len(pieces) else []
             runs.append(run_of(kind, segment.name, [exposed(each, before, after) for each in ops]))
@@ -284,7 +284,7 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     kernel = next((p.durations[ALONE] for p in side if isinstance(p.op.work, (Gemm, Attention))), 0.0)
     time = collective.durations[ALONE]
     together = min(time, kernel)
-    whole = collective.op.cls.startswith("comm.tp.whole.")
+    whole = collective.op.beside == "whole"
     rest = max(time, kernel) + (together * HELD_BY_COLLECTIVES if whole else together / work.ranks) - kernel
     return replace(collective, durations=(rest, rest, rest))
 

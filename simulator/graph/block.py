@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import Op, Part, Stream, Work
+from simulator.ops import Beside, Op, Part, Stream, Work
 from simulator.stack import Stack
 
 
@@ -89,7 +89,7 @@ class Tape:
         count: int = 1,
         after: tuple[str, ...] = (),
         saved: float = 0.0,
-        side: bool = False,
+        beside: Beside = "nothing",
     ) -> None:
         """Append one op; `part` defaults to the segment's."""
         self._ops.append(
@@ -103,7 +103,7 @@ class Tape:
                 count=count,
                 after=after,
                 saved=saved,
-                side=side,
+                beside=beside,
             )
         )
 

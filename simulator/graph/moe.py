@@ -343,7 +343,6 @@ def _expert_wgrad(tape: Tape, s: Shapes, name: str, m: int, n: int) -> None:
             linear.gemm_class(s.recipe, ".wgrad"),
             work,
             count=s.local_experts,
-            side=s.stack.wgrad_streams > 1,
         )
 
 

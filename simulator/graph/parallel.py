@@ -7,17 +7,11 @@ all-reduce follows.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from simulator.errors import InputError
 from simulator.graph.block import Tape
 from simulator.graph.linear import BF16, FP8
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind
-
-Beside = Literal["nothing", "chunks", "whole"]
-"""What a collective runs beside: nothing; the GEMM that it feeds or drains, chunk by chunk; as a whole, one that does
-not need it."""
+from simulator.ops import Beside, Collective, CollectiveKind
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -44,8 +38,7 @@ def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, row: flo
     tp = s.job.layout.tp
     if tp > 1 and row:
         work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp)
-        cls = f"comm.tp.whole.{kind}" if beside == "whole" else f"comm.tp.{kind}"
-        tape.add(f"{name}.{kind}", cls, work, side=beside != "nothing")
+        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work, beside=beside)
 
 
 def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
@@ -88,7 +81,8 @@ def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) 
     if layout.cp > 1:
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
-        tape.add(name, f"comm.cp.{layout.cp_kind}", work, side=layout.cp_kind == "ring")
+        beside: Beside = "chunks" if layout.cp_kind == "ring" else "nothing"
+        tape.add(name, f"comm.cp.{layout.cp_kind}", work, beside=beside)
 
 
 def ranks_per_node(s: Shapes) -> int:
