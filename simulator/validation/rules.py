@@ -34,6 +34,9 @@ def _never(reason: str) -> Compute:
     return compute
 
 
+_FORMAT = "a format in words, which the graph has too"
+_SERVING = "serving is not simulated"
+_SHAPE = "the shape is not published"
 _NUMERICS = "a property of arithmetic, not of time: foretrain numerics shows it"
 
 RULES: tuple[Rule, ...] = (
@@ -47,10 +50,10 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="A.dualpipe.*", compute=_never("a formula: tests hold the simulated schedules against it")),
     Rule(pattern="A.mem.ema", compute=_never("kept in memory of the host: no part of a GPU's memory or time")),
     Rule(pattern="A.mem.*", compute=_never("a choice in words, which the graph and the memory account make too")),
-    Rule(pattern="A.comm.dispatch_fmt", compute=_never("a format in words, which the graph has too")),
-    Rule(pattern="A.fp8.act_tile", compute=_never("a format in words, which the graph has too")),
-    Rule(pattern="A.fp8.weight_block", compute=_never("a format in words, which the graph has too")),
-    Rule(pattern="A.fp8.formats", compute=_never("a format in words, which the graph has too")),
+    Rule(pattern="A.comm.dispatch_fmt", compute=_never(_FORMAT)),
+    Rule(pattern="A.fp8.act_tile", compute=_never(_FORMAT)),
+    Rule(pattern="A.fp8.weight_block", compute=_never(_FORMAT)),
+    Rule(pattern="A.fp8.formats", compute=_never(_FORMAT)),
     Rule(pattern="A.fp8.bf16_kept", compute=_never("a choice in words, which the graph makes too")),
     Rule(pattern="?.fp8.*loss*", compute=_never("the loss of a trained model; foretrain numerics trains a toy")),
     Rule(pattern="A.train.*", compute=shapes.v3_layout, given=True),
@@ -73,15 +76,15 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="B.decode_bound.*", compute=shapes.decode_bound),
     Rule(pattern="B.hw.*_bits", compute=_never(_NUMERICS)),
     Rule(pattern="B.roce.*", compute=_never("a plot whose sizes of messages and groups are not published")),
-    Rule(pattern="B.trace.*", compute=_never("serving is not simulated")),
+    Rule(pattern="B.trace.*", compute=_never(_SERVING)),
     Rule(pattern="B.hw.*", compute=shapes.v3_network, given=True),
-    Rule(pattern="C.deepgemm.peak*", compute=_never("the shape is not published")),
+    Rule(pattern="C.deepgemm.peak*", compute=_never(_SHAPE)),
     Rule(pattern="C.deepgemm.megamoe.*", compute=_never("one kernel that fuses exchange and experts is not modelled")),
     Rule(pattern="C.deepgemm.*", compute=operations.deepgemm),
     Rule(pattern="C.aiconf.*.gemm.*", compute=operations.gemm_time),
     Rule(pattern="C.aiconf.*.mla_decode.*", compute=operations.latent_decode),
     Rule(pattern="C.flashmla.sparse*", compute=_never("sparse attention is not modelled")),
-    Rule(pattern="C.flashmla.*", compute=_never("the shape is not published")),
+    Rule(pattern="C.flashmla.*", compute=_never(_SHAPE)),
     Rule(pattern="C.cudnn.*", compute=_never("groups and rows are not published")),
     Rule(pattern="C.pplx.nvlink.*", compute=_never("these kernels' path inside one node has no parameters")),
     Rule(pattern="C.pplx.torch_a2a.*", compute=_never("how far the messages are padded is not published")),
@@ -106,13 +109,13 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.megatron_gb200.*", compute=training.megatron_gb200, heavy=True),
     Rule(pattern="E.dgxc.*", compute=training.dgxc, heavy=True),
     Rule(pattern="E.simumax.*", compute=training.simumax, heavy=True),
-    Rule(pattern="F.power.*.inference_peak", compute=_never("serving is not simulated")),
+    Rule(pattern="F.power.*.inference_peak", compute=_never(_SERVING)),
     Rule(pattern="F.power.*", compute=_never("power of a whole system: profiles hold that of a GPU")),
     Rule(pattern="F.price.*", compute=shapes.price, given=True),
     Rule(pattern="F.*", compute=shapes.hardware, given=True),
-    Rule(pattern="D.*", compute=_never("serving is not simulated")),
-    Rule(pattern="A.infer.*", compute=_never("serving is not simulated")),
-    Rule(pattern="A.v2.*", compute=_never("serving is not simulated")),
+    Rule(pattern="D.*", compute=_never(_SERVING)),
+    Rule(pattern="A.infer.*", compute=_never(_SERVING)),
+    Rule(pattern="A.v2.*", compute=_never(_SERVING)),
     Rule(pattern="?.fp8.*", compute=_never(_NUMERICS)),
     Rule(pattern="B.logfmt.*", compute=_never("a format that no job here uses")),
     Rule(pattern="*", compute=_never("no computation for this quantity")),
