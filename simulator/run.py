@@ -19,11 +19,14 @@ from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
 from simulator.hardware import Cluster
 from simulator.inputs import measured_gpu
+from simulator.inputs.limits import STACK
 from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.power import demand, slowdown
 from simulator.result import Result
 from simulator.scenario import Scenario
 from simulator.schedule import SCHEDULES, Schedule, build, parse_schedule, validate
+from simulator.stack import Stack
+from simulator.units import si
 
 Engine = Literal["events", "longest-path"]
 
@@ -130,7 +133,8 @@ def warnings_of(plan: Plan, classes: list[m.ClassTime], memory: MemoryReport) ->
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    return [*out, *_carried(scenario.cluster), *_supposed(scenario.cluster), *_held_back(plan)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_habits(scenario.stack)]
+    return [*out, *_held_back(plan)]
 
 
 def _carried(cluster: Cluster) -> Iterator[str]:
@@ -157,9 +161,25 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
         yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
 
 
+def _habits(stack: Stack) -> Iterator[str]:
+    """Habits of the software that nobody measured or published, with the value that stands for them."""
+    if stack.assumed:
+        values = ", ".join(f"{name} = {_spelled(name, getattr(stack, name))}" for name in stack.assumed)
+        yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
+
+
+def _spelled(name: str, value: object) -> str:
+    """A habit's value with its unit, truth as a job file spells it."""
+    if isinstance(value, float):
+        return si(value, STACK[name].unit)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _held_back(plan: Plan) -> Iterator[str]:
-    """Tensor kernels slowed by the power limit."""
+    """What power does to tensor kernels."""
     gpu, factor = plan.scenario.cluster.gpu, plan.pace
+    if gpu.power is None:
+        yield f"no power model of {plan.scenario.cluster.name}: tensor kernels run at the clock of their benchmarks"
     if factor > 1.0:
         gpus = plan.scenario.job.gpus
         whose = f" on the hungriest of {gpus:,} GPUs, for which all wait" if gpus > 1 else ""

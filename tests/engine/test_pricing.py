@@ -188,3 +188,19 @@ def test_assumed_links_say_so_too(tiny: Scenario) -> None:
     result = simulate(scenario, engine="longest-path")
     assert not any(one.calibrated for one in result.classes if one.cls in ("comm.dispatch", "comm.combine"))
     assert any("comm.combine" in warning for warning in result.warnings)
+
+
+def test_habits_that_nobody_measured_say_so_with_their_value(tiny: Scenario) -> None:
+    stack = replace(tiny.stack, host_kernel=4e-6, sources={"host_kernel": "assumed: a guess", "norm_fused": "a paper"})
+    said = simulate(replace(tiny, stack=stack), engine="longest-path").warnings
+    (line,) = [warning for warning in said if "of the software" in warning]
+    assert line.endswith(f"(foretrain show stack {stack.name}): host_kernel = 4 µs")
+    known = replace(tiny, stack=replace(stack, sources={}))
+    assert not any("of the software" in warning for warning in simulate(known, engine="longest-path").warnings)
+
+
+def test_a_gpu_without_a_power_model_says_so(tiny: Scenario) -> None:
+    gpu = replace(tiny.cluster.gpu, power=None)
+    scenario = replace(tiny, cluster=replace(tiny.cluster, gpu=gpu))
+    assert any("no power model" in warning for warning in simulate(scenario, engine="longest-path").warnings)
+    assert not any("no power model" in warning for warning in simulate(tiny, engine="longest-path").warnings)
