@@ -49,7 +49,6 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
         "answer": answer_of(result),
         "doubt": doubt_in_words(doubt_of(trust), scenario.cluster.name),
         "assumptions": assumptions_of(scenario),
-        "assumed": scenario.cluster.assumed,
         "timeline_legend": _timeline_legend(actions_phases=[a.phase for a in actions], runs="runs" in steps),
         "has_runs": "runs" in steps,
         "chosen": chosen,
