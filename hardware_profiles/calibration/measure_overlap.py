@@ -1,10 +1,11 @@
-"""Measure products and collectives beside each other on the GPUs of one node, with PyTorch and NCCL alone.
+"""Measure kernels and collectives beside each other on the GPUs of one node, with PyTorch and NCCL alone.
 
     python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measure_overlap.py OUT.csv
 
-Each rank runs the same product in a loop on one stream while NCCL runs one collective in a loop on another; both loops
-are long enough that either is always beside the other while it is timed. Columns: `us_alone`, `us_beside` of the
-product; `comm_us_alone`, `comm_us_beside` of the collective (mean of the loop), `bytes` its output (all-gather) or
+Each rank runs the same kernel in a loop on one stream while NCCL runs one collective in a loop on another; both loops
+are long enough that either is always beside the other while it is timed. `op` is a product of m x k by k x n, an
+attention of m tokens and n heads of k, or a norm or sum of m x n BF16 values. Columns: `us_alone`, `us_beside` of the
+kernel; `comm_us_alone`, `comm_us_beside` of the collective (mean of the loop), `bytes` its output (all-gather) or
 input (reduce-scatter) on a rank. Loops run at the power limit, alone and beside.
 """
 
@@ -18,8 +19,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHAPES = ((4096, 7168, 2048), (8192, 4096, 4096), (4096, 14336, 4096), (8192, 10240, 8192))
+OTHERS = (("attention", 4096, 32, 128), ("attention", 8192, 32, 128), ("norm", 8192, 8192, 0), ("add", 8192, 8192, 0))
 MEGABYTES = (32, 128, 512)
 SECONDS = 0.4
 Row = dict[str, Any]
@@ -70,6 +74,27 @@ def beside(
     return float(a.elapsed_time(b)) / count * 1e3 if inside else -1.0
 
 
+def kernel(op: str, m: int, n: int, k: int) -> Callable[[], object]:
+    """A kernel of this shape."""
+    if op == "gemm":
+        a, w = (torch.randn(rows, k, device="cuda", dtype=torch.bfloat16) for rows in (m, n))
+        return lambda: a @ w.t()
+    if op == "attention":
+        q, key, value = (torch.randn(1, n, m, k, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+
+        def run() -> torch.Tensor:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return F.scaled_dot_product_attention(q, key, value, is_causal=True)
+
+        return run
+    x = torch.randn(m, n, device="cuda", dtype=torch.bfloat16)
+    if op == "norm":
+        weight = torch.ones(n, device="cuda", dtype=torch.bfloat16)
+        return lambda: F.rms_norm(x, (n,), weight)
+    y = torch.empty_like(x)
+    return lambda: torch.add(x, x, out=y)
+
+
 def collective(kind: str, size: int, world: int) -> Callable[[], object]:
     """A collective whose whole buffer is `size` bytes of BF16."""
     whole = torch.randn(size // 2, device="cuda", dtype=torch.bfloat16)
@@ -82,22 +107,17 @@ def collective(kind: str, size: int, world: int) -> Callable[[], object]:
 
 
 def main() -> None:
-    """All pairs of a product and a collective."""
+    """All pairs of a kernel and a collective."""
     dist.init_process_group("nccl")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.cuda.set_device(rank)
     compute, comm = torch.cuda.Stream(), torch.cuda.Stream(priority=-1)
     rows: list[Row] = []
-    for m, n, k in SHAPES:
-        a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-        w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
-
-        def product(a: torch.Tensor = a, w: torch.Tensor = w) -> torch.Tensor:
-            return a @ w.t()
-
+    for op, m, n, k in (*(("gemm", *shape) for shape in SHAPES), *OTHERS):
+        product = kernel(op, m, n, k)
         us = alone(compute, product)
         for kind in ("all_gather", "reduce_scatter", "all_reduce"):
-            for size in MEGABYTES if (m, n, k) == SHAPES[1] else MEGABYTES[1:2]:
+            for size in MEGABYTES if (m, n, k) == SHAPES[1] or op != "gemm" else MEGABYTES[1:2]:
                 call = collective(kind, size << 20, world)
                 dist.barrier()
                 comm_us = alone(comm, call)
@@ -105,7 +125,7 @@ def main() -> None:
                 slow = beside((compute, product, us), (comm, call, comm_us))
                 dist.barrier()
                 comm_slow = beside((comm, call, comm_us), (compute, product, us))
-                shape = {"gpus": world, "m": m, "n": n, "k": k, "collective": kind, "bytes": size << 20}
+                shape = {"gpus": world, "op": op, "m": m, "n": n, "k": k, "collective": kind, "bytes": size << 20}
                 times = {"us_alone": us, "us_beside": slow, "comm_us_alone": comm_us, "comm_us_beside": comm_slow}
                 rows.append(shape | {key: round(value, 2) for key, value in times.items()})
                 if rank == 0:

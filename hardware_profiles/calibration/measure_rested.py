@@ -1,6 +1,8 @@
 """Measure kernels on one rested GPU at its boost clock with PyTorch alone, and write them as a calibration table.
 
-    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming]
+    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming] [seed]
+
+With a seed other than 1, other random shapes than those of the first table.
 
 A GPU under load sinks below its boost clock at the power limit, by how much depends on what ran before; tables of
 kernels taken back to back hold a mixture. Here every launch is preceded by idling (`REST` times its own length), an L2
@@ -69,8 +71,9 @@ def linear_shapes(count: int, seed: int) -> list[tuple[int, int, int]]:
     return out
 
 
-SHAPES = V3 + linear_shapes(130, 1)
-WGRAD = [(n, k, m) for m, n, k in V3[:-1]] + [(n, k, m) for m, n, k in linear_shapes(60, 2) if m >= 512]
+SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+SHAPES = V3 + linear_shapes(130, SEED)
+WGRAD = [(n, k, m) for m, n, k in V3[:-1]] + [(n, k, m) for m, n, k in linear_shapes(60, SEED + 1) if m >= 512]
 
 
 def gemm_time(m: int, n: int, k: int) -> float:
@@ -162,13 +165,28 @@ def grouped_call(kind: str, rows: list[int], n: int, k: int) -> Call:
     )
 
 
+GROUPED = [(4, 32768, 4096, 7168), (4, 32768, 7168, 2048), (8, 32768, 4096, 7168), (32, 32768, 7168, 2048),
+           (4, 8192, 4096, 7168), (8, 65536, 2816, 2048), (64, 32768, 2816, 2048), (8, 16384, 28672, 4096),
+           (8, 16384, 4096, 14336), (2, 8192, 28672, 4096), (16, 32768, 3072, 4096), (16, 32768, 4096, 1536),
+           (20, 24576, 3072, 5120), (20, 24576, 5120, 1536), (1, 8192, 4096, 7168), (128, 32768, 1536, 2048),
+           (8, 4096, 4096, 7168), (32, 8192, 4096, 7168)]  # fmt: skip
+
+
+def grouped_shapes(count: int, seed: int) -> list[tuple[int, int, int, int]]:
+    """(groups, rows of all, n, k) of the two products of an expert, half of them down."""
+    rng = random.Random(seed)
+    out: list[tuple[int, int, int, int]] = []
+    while len(out) < count:
+        hidden, inner = rng.choice([2048, 3072, 4096, 5120, 6144, 7168]), 256 * rng.randint(2, 32)
+        groups, total = rng.choice([2, 4, 8, 8, 16, 16, 32, 64, 128]), 1024 * rng.choice([2, 4, 8, 16, 24, 32, 48, 64])
+        n, k = (2 * inner, hidden) if len(out) % 2 else (hidden, inner)
+        if total >= 32 * groups and 2.0 * total * n * k < 6e12:
+            out.append((groups, total, n, k))
+    return out
+
+
 def grouped() -> Iterator[Case]:
-    shapes = [(4, 32768, 4096, 7168), (4, 32768, 7168, 2048), (8, 32768, 4096, 7168), (32, 32768, 7168, 2048),
-              (4, 8192, 4096, 7168), (8, 65536, 2816, 2048), (64, 32768, 2816, 2048), (8, 16384, 28672, 4096),
-              (8, 16384, 4096, 14336), (2, 8192, 28672, 4096), (16, 32768, 3072, 4096), (16, 32768, 4096, 1536),
-              (20, 24576, 3072, 5120), (20, 24576, 5120, 1536), (1, 8192, 4096, 7168), (128, 32768, 1536, 2048),
-              (8, 4096, 4096, 7168), (32, 8192, 4096, 7168)]  # fmt: skip
-    for groups, total, n, k in shapes:
+    for groups, total, n, k in GROUPED if SEED == 1 else grouped_shapes(28, SEED):
         for skew in (0.0, 0.3):
             rows = group_rows(groups, total, skew)
             text = " ".join(map(str, rows)) if skew else ""
@@ -191,6 +209,16 @@ def grouped() -> Iterator[Case]:
 
 def attention_shapes() -> Iterator[tuple[int, int, int, int, int, int]]:
     """(batch, seq, heads, kv_heads, d_qk, d_v)."""
+    if SEED != 1:
+        rng = random.Random(SEED)
+        for d_qk, d_v in [(64, 64), (128, 128), (128, 128), (192, 128)] * 8:
+            seq, heads = (
+                512 * rng.choice([1, 2, 3, 4, 6, 8, 12, 16, 24, 32]),
+                rng.choice([4, 8, 10, 16, 20, 32, 40, 64]),
+            )
+            kv = heads if d_qk != 128 else heads // rng.choice([1, 1, 2, heads // 2])
+            yield rng.randint(1, max(1, 16384 // seq)), seq, heads, kv, d_qk, d_v
+        return
     for d_qk, d_v, heads in ((64, 64, 32), (128, 128, 32), (192, 128, 32), (256, 256, 8)):
         for seq in (512, 1024, 2048, 4096, 8192, 16384):
             yield max(1, 8192 // seq), seq, heads, heads, d_qk, d_v
@@ -242,8 +270,14 @@ def stream(op: str, moved: float, make: Callable[[], Call], **sizes: int) -> Cas
     return {"op": op, "bytes": int(moved), **sizes}, make, moved / 2e12
 
 
+RANDOM = random.Random(SEED)
+MEGABYTES: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
+if SEED != 1:
+    MEGABYTES = tuple(0.5 * 2 ** RANDOM.uniform(0, 11) for _ in range(18))
+
+
 def elementwise() -> Iterator[Case]:
-    for mb in (0.5, 1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256, 512, 1024):
+    for mb in MEGABYTES:
         n = int(mb * 1e6) // 2
 
         def copy(n: int = n) -> Call:
@@ -260,6 +294,8 @@ def elementwise() -> Iterator[Case]:
 
 ROWS = [(2048, 2048), (4096, 1536), (4096, 512), (4096, 4096), (4096, 7168), (8192, 8192), (4096, 16384), (32768, 2048),
         (16384, 5120), (8192, 12288)]  # fmt: skip
+if SEED != 1:
+    ROWS = [(1024 * RANDOM.randint(1, 24), 512 * RANDOM.randint(1, 28)) for _ in range(14)]
 
 
 def rowwise() -> Iterator[Case]:
@@ -293,6 +329,14 @@ def rowwise() -> Iterator[Case]:
         yield stream("gelu", 4 * n, partial(one, F.gelu), **size)
 
 
+LOGITS = [(4096, 129280), (2048, 32000), (8192, 32000), (2048, 128256), (4096, 51200), (1024, 152064)]
+MILLIONS: tuple[float, ...] = (1, 4, 10, 40, 100, 250, 400)
+if SEED != 1:
+    VOCAB = [16000, 32000, 32768, 50304, 51200, 64128, 65536, 100352, 102400, 128256, 129280, 151936, 202048, 256000]
+    LOGITS = [(1024 * RANDOM.randint(1, 8), RANDOM.choice(VOCAB) // RANDOM.choice([1, 1, 2, 8])) for _ in range(14)]
+    MILLIONS = tuple(round(2 ** RANDOM.uniform(0, 9), 2) for _ in range(10))
+
+
 def ends() -> Iterator[Case]:
     """Loss, embedding, optimizer."""
 
@@ -314,15 +358,15 @@ def ends() -> Iterator[Case]:
         step: Call = torch.optim.AdamW([p], lr=1e-4, fused=True).step
         return step
 
-    for rows, vocab in ((4096, 129280), (2048, 32000), (8192, 32000), (2048, 128256), (4096, 51200), (1024, 152064)):
+    for rows, vocab in LOGITS:
         size = {"m": rows, "n": vocab}
         yield stream("loss_fwd_eager", 2 * rows * vocab, partial(loss, rows, vocab, False), **size)
         yield stream("loss_bwd_eager", 4 * rows * vocab, partial(loss, rows, vocab, True), **size)
     for rows, vocab, cols in ((4096, 129280, 7168), (8192, 32000, 4096), (2048, 128256, 8192), (16384, 51200, 2048)):
         size = {"m": rows, "n": cols}
         yield stream("embedding", 4 * rows * cols, partial(embedding, rows, vocab, cols), **size)
-    for millions in (1, 4, 10, 40, 100, 250, 400):
-        count = millions * 1000000
+    for millions in MILLIONS:
+        count = int(millions * 1000000)
         yield stream("adam", 28 * count, partial(adam, count), m=count)
 
 
