@@ -30,11 +30,14 @@ class Protocol:
 class Tier:
     """Collectives over one kind of link. `protocols` by name; `local_copy` [B/s] is the rate at which a rank
     copies its own shard between input and output; `all_to_all_alpha` [s] is added per peer of an
-    all-to-all."""
+    all-to-all. A collective holds `sms` SMs (NCCL: one a channel, which no other kernel shares): within a node
+    these of NVLink, across nodes those of each NIC that the group has in a node."""
 
     protocols: dict[str, Protocol]
     local_copy: float
     all_to_all_alpha: float
+    sms: int
+    sms_source: str
     source: str
     assumed: bool = False
 

@@ -6,7 +6,7 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine.lower import sends_block
-from simulator.engine.program import HELD_BY_COLLECTIVES, exposed
+from simulator.engine.program import exposed
 from simulator.engine.runs import Priced
 from simulator.graph.block import Block, problems
 from simulator.graph.ends import head
@@ -14,6 +14,7 @@ from simulator.graph.layer import dense_layer, moe_layer
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.inputs import list_names, load_scenario
 from simulator.ops import Beside, Collective, Gemm, Op, Streaming
+from simulator.run import prepare, timeline_of
 
 T, H, KV, INNER, VOCAB = 4096, 4096, 1024, 14336, 128256
 BF16 = 2
@@ -161,17 +162,40 @@ def test_megatron_gathers_inputs_again_beside_the_input_gradient() -> None:
     assert len(collectives(*plain, "stack.tp_regather=false")) == 8
 
 
-def priced(work: Gemm | Collective, cls: str, seconds: float) -> Priced:
+def priced(work: Gemm | Collective, cls: str, seconds: float, beside: float = 1.0, held: float = 0.0) -> Priced:
     op = Op(name="x", cls=cls, part="F", segment="x.B", work=work, beside="whole")
-    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
+    cost = Cost(duration=seconds, bound_by="fixed", held=held)
+    return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds, beside * seconds))
 
 
-@pytest.mark.parametrize(("comm", "gemm"), [(4.0, 8.0), (8.0, 4.0), (4.0, 0.0)])
-def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(comm: float, gemm: float) -> None:
+@pytest.mark.parametrize(
+    ("comm", "gemm", "held", "shown"),
+    [
+        (4.0, 8.0, 1.0, 0.8),  # at 1.25 times its length, 4 s do 3.2 s of it
+        (4.0, 8.0, 0.5, 4.0 - 4.0 / 1.125),
+        (12.0, 8.0, 1.0, 4.0),  # longer than the kernel lasts beside it: 10 s
+        (9.0, 8.0, 1.0, 1.8),
+        (4.0, 0.0, 1.0, 4.0),
+    ],
+)
+def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(
+    comm: float, gemm: float, held: float, shown: float
+) -> None:
     work = Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4)
-    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm)] if gemm else []
-    shown = exposed(priced(work, "comm.tp.all_gather", comm), [], kernel).durations[0]
-    assert shown == pytest.approx(max(0.0, comm - gemm) + min(comm, gemm) * HELD_BY_COLLECTIVES)
+    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm, beside=1.25)] if gemm else []
+    found = exposed(priced(work, "comm.tp.all_gather", comm, held=held), [], kernel)
+    assert found.durations == pytest.approx((shown,) * 4)
+
+
+def test_what_of_a_collective_hides_crosses_the_links_beside_the_kernel() -> None:
+    """Only the rest of its bytes is left to the part that shows, or the links would stretch it to its whole length."""
+    four = [*SMALL, "gpus=4", "layout.tp=4", "layout.zero=0", "stack=megatron-core"]
+    hidden = load_scenario("llama-3-8b", four)
+    assert (hidden.stack.tp_overlap, hidden.stack.tp_regather) == (True, True)
+    events, longest = (timeline_of(*prepare(hidden), engine).makespan for engine in ("events", "longest-path"))
+    assert events == pytest.approx(longest, rel=1e-9)
+    shown = load_scenario("llama-3-8b", [*four, "stack.tp_overlap=false", "stack.tp_regather=false"])
+    assert timeline_of(*prepare(shown), "events").makespan > 1.03 * events
 
 
 # ---- pipeline ----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Lasting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one operation costs on `hardware`; `sms` granted (or held by an exchange).
+    """What one operation costs on `hardware`; `sms` granted (or held by an exchange or collective).
 
     `looped`: the class was measured in a benchmark's loop, so the time holds what the power limit did there. `lasting`:
     the same kernel under lasting load; None of what is no tensor kernel, or on a GPU without a power model.
@@ -116,7 +116,7 @@ def answer(question: Question, cluster: Cluster) -> Answer:
         question=question,
         hardware=cluster.name,
         op=one.op,
-        sms=one.sms,
+        sms=one.sms or round(cost.held * cluster.fabric.nvlink.sms),
         note=one.note,
         cost=cost,
         looped="loop_rate" in dict(cost.terms),

@@ -9,12 +9,12 @@ is taken for each message."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 
 from simulator.cost.cost import Bound, Cost
 from simulator.errors import InputError
-from simulator.fabric import Protocol, Tier
+from simulator.fabric import Fabric, Protocol, Tier
 from simulator.hardware import Cluster
 from simulator.ops import Collective, PointToPoint
 from simulator.topology import attained
@@ -42,10 +42,16 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
         return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
+    held = held_sms(group, nodes, cluster.fabric) / cluster.fabric.nvlink.sms
     inside = _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
     part = work.bytes / (1 if work.kind == "broadcast" else group)
     across = _best(_plans(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
-    return _join(inside, across)
+    return replace(_join(inside, across), held=held)
+
+
+def held_sms(group: int, nodes: int, fabric: Fabric) -> int:
+    """SMs that a collective over `nodes` of `group` ranks each holds: one a channel of its rings."""
+    return fabric.nvlink.sms if nodes == 1 else min(fabric.nvlink.sms, fabric.nic.sms * group)
 
 
 def p2p_cost(work: PointToPoint, cluster: Cluster) -> Cost:

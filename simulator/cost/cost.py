@@ -24,7 +24,8 @@ class Cost:
     the formula with their values in the order they are explained, e.g. (("waves", 9.0), ("tile_s", 4.1e-5));
     `formula` the formula in words; `source` where the parameters come from; `calibrated` is False when the profile
     holds no class of its own for this kernel (reports say so). `nic_bytes`/`nvlink_bytes` are what it puts on each
-    shared link [B].
+    shared link [B]. `held`: of the SMs and the memory traffic of a collective over a whole node, the part that this one
+    takes.
     """
 
     duration: float
@@ -35,3 +36,4 @@ class Cost:
     calibrated: bool = True
     nic_bytes: float = 0.0
     nvlink_bytes: float = 0.0
+    held: float = 0.0

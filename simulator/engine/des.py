@@ -1,8 +1,8 @@
 """The discrete-event engine: one SimPy process per stream, SM shares per rank, links as shared capacities.
 
-A compute run goes at the pace its condition allows (alone, beside a barrier, beside an exchange) and is re-timed when
-the condition changes. Exchanges, sends and collectives are flows: each has a pace of its own, and where links fill up
-they share them max-min fairly.
+A compute run goes at the pace its condition allows (alone, beside a barrier, an exchange or a collective) and is
+re-timed when the condition changes; beside an exchange and a collective at once, by the exchange alone. Exchanges,
+sends and collectives are flows: each has a pace of its own, and where links fill up they share them max-min fairly.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import partial
 import simpy
 
 from simulator.engine.contention import Flow, component, max_min, oversubscribed
-from simulator.engine.runs import ALONE, HELD, TRAFFIC, Run, position_at, time_at
-from simulator.engine.tasks import COMM, COMPUTE, LANES, Tasks, Timeline
+from simulator.engine.runs import ALONE, HELD, TRAFFIC, Condition, Run, condition_beside, position_at, time_at
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Tasks, Timeline
 
 OVER = -1
 """Version of a task whose end is already on its way."""
@@ -26,14 +26,15 @@ Progress = Callable[[float], None]
 class _Running:
     """A task under way: how far it is, and the timer that will end it."""
 
-    __slots__ = ("condition", "done", "left", "paced", "position", "rate", "run", "since", "task", "version")
+    __slots__ = ("at", "condition", "done", "left", "paced", "position", "rate", "run", "since", "task", "version")
 
-    def __init__(self, task: int, run: Run, done: simpy.Event, condition: int, now: float) -> None:
+    def __init__(self, task: int, run: Run, done: simpy.Event, condition: Condition, now: float) -> None:
         self.task, self.run, self.done = task, run, done
         self.condition = condition
+        self.at = run.under(condition)
         self.since = now
         self.position = 0.0
-        self.paced = run.cumulative[condition][-1]  # duration at its own pace, for flows
+        self.paced = self.at[-1]  # duration at its own pace, for flows
         self.left = 1.0  # part of a flow still to go
         self.rate = 1.0  # of its own pace
         self.version = 0
@@ -51,8 +52,9 @@ class _Engine:
         self.ended = bytearray(count)
         self.waiting: dict[int, simpy.Event] = {}
         self.computing: list[_Running | None] = [None] * tasks.ranks
-        self.condition = [ALONE] * tasks.ranks
-        self.changes: dict[int, list[tuple[float, int, float]]] = {}
+        self.condition: list[Condition] = [ALONE] * tasks.ranks
+        self.beside: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
+        self.changes: dict[int, list[tuple[float, Condition, float]]] = {}
         self.flows: dict[int, Flow] = {}
         self.flowing: dict[int, _Running] = {}
         self.exchange: list[_Running | None] = [None] * tasks.ranks
@@ -96,7 +98,9 @@ class _Engine:
         if kind == COMPUTE:
             return self.begin_compute(rank, task, run)
         if kind == COMM:
-            self.set_condition(rank, {"notify": HELD, "exchange": TRAFFIC}.get(run.kind, ALONE))
+            self.set_beside(rank, kind, {"notify": HELD, "exchange": TRAFFIC}.get(run.kind, ALONE))
+        elif kind == SYNC:
+            self.set_beside(rank, kind, condition_beside(run))
         if run.nic or run.nvlink:
             return self.begin_flow(rank, task, run)
         return self.env.timeout(run.cumulative[ALONE][-1])
@@ -116,8 +120,8 @@ class _Engine:
         if kind == COMPUTE:
             self.computing[rank] = None
             self.repace(rank)
-        elif kind == COMM:
-            self.set_condition(rank, ALONE)
+        elif kind in self.beside:
+            self.set_beside(rank, kind, ALONE)
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
@@ -136,24 +140,28 @@ class _Engine:
             self.repace(rank)
         return done
 
-    def set_condition(self, rank: int, condition: int) -> None:
-        """The exchange stream of a rank does something else now: re-time the compute beside it."""
-        if self.condition[rank] == condition:
-            return
-        self.condition[rank] = condition
+    def set_beside(self, rank: int, kind: int, condition: Condition) -> None:
+        """A stream beside a rank's compute does something else now."""
+        self.beside[kind][rank] = condition
+        now = self.beside[COMM][rank] or self.beside[SYNC][rank]
+        if now != self.condition[rank]:
+            self.condition[rank] = now
+            self.retime(rank, now)
+
+    def retime(self, rank: int, condition: Condition) -> None:
+        """Move what computes on a rank on to now, and let it go on under another condition."""
         running = self.computing[rank]
         if running is None or not running.run.sensitive or running.version == OVER:
             return
-        run, now = running.run, self.env.now
-        elapsed = time_at(run, running.condition, running.position) + (now - running.since)
-        running.position = position_at(run, running.condition, elapsed)
-        running.condition, running.since = condition, now
+        now = self.env.now
+        elapsed = time_at(running.at, running.position) + (now - running.since)
+        running.position = position_at(running.at, elapsed)
+        running.condition, running.at, running.since = condition, running.run.under(condition), now
         log = self.changes[running.task]
         if log[-1][0] == now:
             log.pop()
         log.append((now, condition, running.position))
-        left = run.cumulative[condition][-1] - time_at(run, condition, running.position)
-        self.timer(running, max(0.0, left))
+        self.timer(running, max(0.0, running.at[-1] - time_at(running.at, running.position)))
 
     # ---- flows --------------------------------------------------------------------------------------------------
 
@@ -190,7 +198,7 @@ class _Engine:
         beside = TRAFFIC if self.computing[rank] is not None else ALONE
         if beside == running.condition:
             return
-        paced = running.run.cumulative[beside][-1]
+        paced = running.run.under(beside)[-1]
         running.condition = beside
         if paced != running.paced:
             self.advance(running)

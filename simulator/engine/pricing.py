@@ -1,4 +1,4 @@
-"""Prices every op of a scenario's blocks under the three conditions; equal layers are priced once."""
+"""Prices every op of a scenario's blocks under the four conditions; equal layers are priced once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.runs import Priced
+from simulator.hardware import Cluster
 from simulator.kernels import rested
 from simulator.ops import AllToAll, Attention, Gemm, Op
 from simulator.scenario import Scenario
@@ -28,6 +29,16 @@ def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
     if exchange is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
+
+
+ACCESSES = 2.5
+"""Of memory, for a byte that a collective moves: an all-gather writes what comes and reads what goes on; a
+reduce-scatter reads its own beside it (2 and 3)."""
+
+
+def collective_of(cluster: Cluster) -> Neighbour:
+    """What a collective over a node takes from the compute beside it."""
+    return Neighbour(cluster.fabric.nvlink.sms, ACCESSES * cluster.node.nvlink.bandwidth)
 
 
 def paced(cost: Cost, factor: float) -> Cost:
@@ -57,8 +68,9 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
     cluster, stack = scenario.cluster, scenario.stack
     if cluster.gpu.power is not None:
         cluster = replace(cluster, kernels=rested(cluster.kernels))
-    beside = neighbour_of(scenario, exchange)
+    beside, collective = neighbour_of(scenario, exchange), collective_of(cluster)
     sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
+    rest = max(1, sms - collective.sms)
     gap, whose, kernels = stack.kernel_gap, ATTENTION[stack.attention], cluster.kernels.attention
     memo: dict[tuple[object, str, str], Priced] = {}
 
@@ -73,17 +85,17 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
         )
         if isinstance(op.work, (Gemm, Attention)):
             cost = paced(cost, pace)
-        seconds = times(cost, op, gap)
-        return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds))
+        return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
     def compute(op: Op) -> Priced:
         own = left if stack.gemm_sms_reserved and isinstance(op.work, Gemm) else sms
         alone = cost_of(op, Share(sms=own), False)
-        if not beside.sms and not beside.traffic:
-            return alone
-        held = cost_of(op, Share(sms=left), True)
-        busy = cost_of(op, Share(sms=left, partner_traffic=beside.traffic), True)
-        return Priced(op=op, cost=alone.cost, durations=(alone.durations[0], held.durations[0], busy.durations[0]))
+        shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
+        held = busy = alone.durations[0]
+        if beside.sms or beside.traffic:
+            held = cost_of(op, Share(sms=left), True).durations[0]
+            busy = cost_of(op, Share(sms=left, partner_traffic=beside.traffic), True).durations[0]
+        return replace(alone, durations=(alone.durations[0], held, busy, shared))
 
     def priced(op: Op) -> Priced:
         key = (op.work, op.cls, f"{op.count}{op.stream}")
@@ -91,8 +103,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
             if isinstance(op.work, AllToAll):
                 lone = cost_of(op, Share(sms=sms), False)
                 busy = cost_of(op, Share(sms=sms), True)
-                beside_compute = busy.durations[0]
-                one = Priced(op=op, cost=lone.cost, durations=(lone.durations[0], beside_compute, beside_compute))
+                one = replace(lone, durations=(lone.durations[0], *busy.durations[:2], lone.durations[0]))
             else:
                 one = compute(op) if op.stream == "compute" else cost_of(op, Share(sms=sms), False)
             memo[key] = one

@@ -12,21 +12,14 @@ from math import hypot
 from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait
-from simulator.engine.runs import ALONE, Kind, Priced, Run, run_of
+from simulator.engine.runs import ALONE, COLLECTIVE, Kind, Priced, Run, run_of
 from simulator.graph.block import Block, Segment
 from simulator.ops import Attention, Collective, Fixed, Gemm, Op
 
 Pricer = Callable[[Op], Priced]
-"""Prices one op under the three conditions."""
+"""Prices one op under the four conditions."""
 
 COMPUTE, COMM = 0, 1
-
-HELD_BY_COLLECTIVES = 0.18
-"""Part of a product's pace that a collective beside it takes: an SM for each of NCCL's 24 channels, of 132.
-
-Measured on two H100 (calibration/tables/h100_overlap.csv): products of 0.2 to 0.7 ms lose 0.09 to 0.27, median 0.19.
-Transformer Engine's userbuffers hold 16 SMs (module/base.py); range 0.12 to 0.27.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +217,7 @@ def is_expert_work(op: Op) -> bool:
 def waiting(seconds: float, barrier: Op) -> Priced:
     """The wait at a barrier as an op of its own [s]."""
     op = replace(barrier, name=f"{barrier.name}.wait", cls="wait.slowest", work=Fixed(launches=0), after=())
-    return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 3)
+    return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 4)
 
 
 def assemble(order: Sequence[Placed], price: Pricer, slowest: float, drawn: bool) -> Program:
@@ -275,18 +268,25 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     Cut into one chunk per rank and pipelined with the kernel it feeds (or drains), comm time C and G in n chunks take
     max(C, G) + min(C, G)/n; what exceeds G shows. (NVIDIA Transformer Engine's comm-GEMM overlap; Ring Attention, arXiv
     2310.01889.) Beside a kernel that does not need it, a `whole` collective shows what exceeds G, and what the kernel
-    lacks of the SMs that the collective held meanwhile.
+    loses while the collective holds SMs: it lasts G' beside a long one, and does C/G' of its work beside a short one.
     """
     work = collective.op.work
     assert isinstance(work, Collective)
     feeds = work.kind == "all_gather"
     side = after if feeds else list(reversed(before))
-    kernel = next((p.durations[ALONE] for p in side if isinstance(p.op.work, (Gemm, Attention))), 0.0)
-    time = collective.durations[ALONE]
-    together = min(time, kernel)
-    whole = collective.op.beside == "whole"
-    rest = max(time, kernel) + (together * HELD_BY_COLLECTIVES if whole else together / work.ranks) - kernel
-    return replace(collective, durations=(rest, rest, rest))
+    kernel = next((p for p in side if isinstance(p.op.work, (Gemm, Attention))), None)
+    if kernel is None:
+        return collective
+    time, alone = collective.durations[ALONE], kernel.durations[ALONE]
+    if collective.op.beside == "whole":
+        slowed = alone + collective.cost.held * (kernel.durations[COLLECTIVE] - alone)
+        rest = max(time, time + alone * (1.0 - time / slowed)) - alone
+    else:
+        rest = max(time, alone) + min(time, alone) / work.ranks - alone
+    left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links beside the kernel
+    cost = collective.cost
+    cost = replace(cost, nic_bytes=left * cost.nic_bytes, nvlink_bytes=left * cost.nvlink_bytes)
+    return replace(collective, cost=cost, durations=(rest,) * 4)
 
 
 def lone_program(

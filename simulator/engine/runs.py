@@ -1,8 +1,9 @@
 """Runs: stretches of one stream with no waiting inside, priced under every condition they can meet.
 
-A compute kernel's time depends on what its neighbour, the all-to-all kernel, does meanwhile: nothing, holding SMs at
-a barrier, or holding SMs and moving memory. A run keeps the cumulative time of its ops under each of the three, so
-that an engine can move it forward as one thing and still say when each kernel started (see `moments`).
+A compute kernel's time depends on what its neighbour does meanwhile: nothing; an all-to-all kernel that holds SMs at a
+barrier, or holds SMs and moves memory; a collective that sums gradients or gathers parameters, which does so, too. A
+run keeps the cumulative time of its ops under each of the four, so that an engine can move it forward as one thing and
+still say when each kernel started (see `moments`).
 """
 
 from __future__ import annotations
@@ -16,22 +17,28 @@ from typing import Literal
 from simulator.cost.cost import Cost
 from simulator.ops import Op
 
-ALONE, HELD, TRAFFIC = 0, 1, 2
-"""Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory."""
+ALONE, HELD, TRAFFIC, COLLECTIVE = 0, 1, 2, 3
+"""Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory,
+beside a collective of a whole node."""
+CONDITIONS = (ALONE, HELD, TRAFFIC, COLLECTIVE)
+
+Condition = float
+"""One of the four, an int; between `TRAFFIC` and `COLLECTIVE`, beside a collective that holds this part of a node's."""
+Durations = tuple[float, float, float, float]
 
 Kind = Literal["compute", "work", "notify", "exchange", "send", "collective"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
-    """An op with its cost alone, and its duration with the gap behind it under the three conditions [s].
+    """An op with its cost alone, and its duration with the gap behind it under the four conditions [s].
 
     For an exchange the second and third say how long it takes with compute running beside it.
     """
 
     op: Op
     cost: Cost
-    durations: tuple[float, float, float]
+    durations: Durations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,58 +46,64 @@ class Run:
     """Ops that run back to back.
 
     `cumulative[condition]` has one entry more than there are ops [s]. `nic`, `nvlink` are the bytes it puts on the
-    links of its rank [B] (an exchange: out and in; a send: out here and in at the receiver).
+    links of its rank [B] (an exchange: out and in; a send: out here and in at the receiver). `held`: see `Cost.held`.
+    `sensitive`: whether its duration depends on what runs beside it.
     """
 
     kind: Kind
     name: str
     ops: tuple[Priced, ...]
-    cumulative: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    cumulative: tuple[tuple[float, ...], ...]
     nic: float = 0.0
     nvlink: float = 0.0
+    held: float = 0.0
+    sensitive: bool = False
 
     @property
     def alone(self) -> float:
         """Duration with nothing beside it [s]."""
         return self.cumulative[ALONE][-1]
 
-    @property
-    def sensitive(self) -> bool:
-        """Whether its duration depends on what runs beside it."""
-        first = self.cumulative[ALONE]
-        return self.cumulative[HELD] != first or self.cumulative[TRAFFIC] != first
+    def under(self, condition: Condition) -> Sequence[float]:
+        """`cumulative` under a condition, also one in between [s]."""
+        if isinstance(condition, int):
+            return self.cumulative[condition]
+        part = condition - TRAFFIC
+        return [a + part * (b - a) for a, b in zip(self.cumulative[ALONE], self.cumulative[COLLECTIVE], strict=True)]
 
 
 def run_of(kind: Kind, name: str, ops: Sequence[Priced]) -> Run:
     """Join priced ops into a run."""
-    totals: list[tuple[float, ...]] = []
-    for condition in (ALONE, HELD, TRAFFIC):
-        at = [0.0]
-        for priced in ops:
-            at.append(at[-1] + priced.durations[condition])
-        totals.append(tuple(at))
+    at = tuple(tuple(itertools.accumulate((p.durations[c] for p in ops), initial=0.0)) for c in CONDITIONS)
     return Run(
         kind=kind,
         name=name,
         ops=tuple(ops),
-        cumulative=(totals[0], totals[1], totals[2]),
+        cumulative=at,
+        sensitive=any(other != at[ALONE] for other in at),
         nic=sum(priced.cost.nic_bytes for priced in ops),
         nvlink=sum(priced.cost.nvlink_bytes for priced in ops),
+        held=max((priced.cost.held for priced in ops), default=0.0),
     )
 
 
-def time_at(run: Run, condition: int, position: float) -> float:
-    """Time the run needs under `condition` to come to `position` (op index plus the done part of that op) [s]."""
-    at = run.cumulative[condition]
+def condition_beside(run: Run) -> Condition:
+    """The condition of compute beside a collective."""
+    if 0.0 < run.held < 1.0:
+        return TRAFFIC + run.held
+    return COLLECTIVE if run.held else ALONE
+
+
+def time_at(at: Sequence[float], position: float) -> float:
+    """Time a run needs to come to `position` (op index plus the done part of that op), its ops ending `at` [s]."""
     index = int(position)
     if index >= len(at) - 1:
         return at[-1]
     return at[index] + (position - index) * (at[index + 1] - at[index])
 
 
-def position_at(run: Run, condition: int, elapsed: float) -> float:
+def position_at(at: Sequence[float], elapsed: float) -> float:
     """Inverse of `time_at`."""
-    at = run.cumulative[condition]
     index = bisect_right(at, elapsed) - 1
     if index >= len(at) - 1:
         return float(len(at) - 1)
@@ -99,7 +112,7 @@ def position_at(run: Run, condition: int, elapsed: float) -> float:
 
 
 def moments(
-    run: Run, start: float, end: float, changes: Sequence[tuple[float, int, float]]
+    run: Run, start: float, end: float, changes: Sequence[tuple[float, Condition, float]]
 ) -> list[tuple[float, float]]:
     """Start and end of every op of a run that began at `start`, given its changes of condition.
 
@@ -109,12 +122,15 @@ def moments(
     if len(run.ops) == 1:
         return [(start, end)]
     borders = [start]
-    pieces = [*changes, (end, ALONE, float(len(run.ops)))] if changes else [(start, ALONE, 0.0)]
+    pieces: list[tuple[float, Condition, float]] = [(start, ALONE, 0.0)]
+    if changes:
+        pieces = [*changes, (end, ALONE, float(len(run.ops)))]
     for (begun, condition, position), (_, _, reached) in itertools.pairwise(pieces):
-        origin = begun - time_at(run, condition, position)
+        at = run.under(condition)
+        origin = begun - time_at(at, position)
         index = int(position) + 1
         while index <= reached and index < len(run.ops):
-            borders.append(origin + run.cumulative[condition][index])
+            borders.append(origin + at[index])
             index += 1
     if not changes:
         borders = [start + t for t in run.cumulative[ALONE][:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.engine.runs import Run
+from simulator.engine.runs import Condition, Run
 from simulator.schedule import Step
 
 COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
@@ -61,7 +61,7 @@ class Timeline:
     tasks: Tasks
     start: list[float]
     end: list[float]
-    changes: dict[int, list[tuple[float, int, float]]]
+    changes: dict[int, list[tuple[float, Condition, float]]]
 
     @property
     def makespan(self) -> float:

@@ -214,6 +214,10 @@ def compiled(name: str, pp: int, microbatches: int, vpp: int) -> Compiled:
     return compiled_of(build(name, pp=pp, microbatches=microbatches, vpp=vpp))
 
 
+Gates = dict[int, tuple[float, float]]
+"""Of first forwards, by gate: see `times`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Times:
     """Ends of the last backwards by note, when each rank is free, and the end of the last send [s]."""
@@ -226,11 +230,14 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """One kind of step whose parameters are sharded: its `duration`, and the collectives beside it in their order, each
-    with the time from the step's start at which its block needs what it `gathers`, or has what it `reduces` [s]."""
+    with the time from the step's start at which its block needs what it `gathers`, or has what it `reduces` [s].
+
+    Beside a collective that the step before has left, it loses the share `lost` of that time."""
 
     duration: float
     gathers: tuple[tuple[float, float], ...]
     reduces: tuple[tuple[float, float], ...]
+    lost: float = 0.0
 
 
 class Collectives:
@@ -247,6 +254,7 @@ class Collectives:
         """The end of a step that may start at `start`."""
         one = self.traffic[kind]
         stream = self.free[rank]
+        left = min(one.duration, max(0.0, stream - start)) * one.lost
         if one.gathers:
             stream = max(stream, start)
         waits: list[tuple[float, float]] = []  # (time in the step, how late it is from there on)
@@ -258,14 +266,14 @@ class Collectives:
                 late = max((by for at, by in waits if at <= graded and by > 0.0), default=0.0)
                 stream = max(stream, start + graded + late) + seconds
         self.free[rank] = stream
-        return start + one.duration + max((by for _, by in waits if by > 0.0), default=0.0)
+        return start + one.duration + left + max((by for _, by in waits if by > 0.0), default=0.0)
 
 
 def times(
     c: Compiled,
     durations: Sequence[float],
     sends: Sequence[float],
-    gates: dict[int, float],
+    gates: Gates,
     *,
     sends_block: bool,
     beside: Collectives | None = None,
@@ -277,25 +285,28 @@ def times(
     ----------
     durations : of each kind of step [s].
     sends : of each link [s].
-    gates : moment from which a first forward could run through without waiting for parameters [s], by gate.
+    gates : moment from which a first forward could run through without waiting for parameters, and by how much what
+        is gathered beside it slows it [s], by gate.
     sends_block : a rank computes on only when its send is done.
     beside : collectives of every step, which may hold it up.
     hosts : of each kind of step, `Cost.lead` and `Cost.host` [s]; none where issuing takes no time.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
-    opens = [gates.get(gate, 0.0) for gate in range(len(c.gates))]
+    opens = [gates.get(gate, (0.0, 0.0)) for gate in range(len(c.gates))]
     waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
     ends = [0.0] * len(c.last)
     issued = [0.0] * len(c.rows)
     for rank, kind, gate, queues, outs, note in c.order:
         now = free[rank]
-        if gate >= 0 and opens[gate] > now:
-            now = opens[gate]
+        if gate >= 0 and opens[gate][0] > now:
+            now = opens[gate][0]
         for queue in queues:
             came = waiting[queue].popleft()
             if came > now:
                 now = came
+        if gate >= 0:
+            now += opens[gate][1]
         if hosts:
             lead, host = hosts[kind]
             now = max(now, issued[rank] + lead)

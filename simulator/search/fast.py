@@ -1,9 +1,9 @@
 """The fast path: one layout's step time and memory at the granularity of actions.
 
 Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
-tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network,
-what collectives of ZeRO-2 and -3 that outlast their own action do to the next, and at which of its kernels an action
-waits for the host.
+tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network
+and at which of its kernels an action waits for the host, and knows to first order what compute loses to collectives of
+other actions, or of the whole step, beside it.
 """
 
 from __future__ import annotations

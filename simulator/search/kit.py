@@ -17,7 +17,7 @@ from simulator.engine.host import issuing, releases
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import MIRRORED, Plan, Programs, append, overlaps, plan, seconds_by_kind
 from simulator.engine.program import Program
-from simulator.engine.runs import ALONE
+from simulator.engine.runs import ALONE, COLLECTIVE
 from simulator.engine.sync import Sharding, held_by_blocks
 from simulator.engine.tasks import COMPUTE, Tasks
 from simulator.graph.stage import split
@@ -45,6 +45,7 @@ class Cost:
     its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J].
 
     The host is busy with it for `host` [s]; it can go through without waiting for the host `lead` [s] after that began.
+    Beside a collective of a whole node its kernels last longer by the share `slowed`.
     """
 
     duration: float
@@ -54,6 +55,7 @@ class Cost:
     energy: float = 0.0
     lead: float = 0.0
     host: float = 0.0
+    slowed: float = 0.0
 
 
 Swing = tuple[float, float]
@@ -76,6 +78,7 @@ def between(one: Cost, other: Cost, part: float) -> Cost:
         energy=mix(one.energy, other.energy),
         lead=mix(one.lead, other.lead),
         host=one.host,
+        slowed=mix(one.slowed, other.slowed),
     )
 
 
@@ -151,7 +154,9 @@ class Clock:
         timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
         duration = max((timeline.end[at] for at in program.tails), default=0.0)
         lead, host = self._hosted(program, tasks, duration)
-        work = [op for part in program.steps if part.stream == COMPUTE for op in part.run.ops] if power else []
+        runs = [part.run for part in program.steps if part.stream == COMPUTE]
+        lone, shared = (sum(run.under(condition)[-1] for run in runs) for condition in (ALONE, COLLECTIVE))
+        work = [op for run in runs for op in run.ops] if power else []
         return Cost(
             duration=duration,
             begins=tuple(timeline.start[at] for at in program.begins),
@@ -160,6 +165,7 @@ class Clock:
             energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
             lead=lead,
             host=host,
+            slowed=shared / lone - 1.0 if lone and self.timing == "events" else 0.0,
         )
 
     def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:

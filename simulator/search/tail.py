@@ -5,8 +5,9 @@ The same collectives as `engine.sync` prices, on one stream a rank; here by arit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from simulator.engine.lower import Plan
 from simulator.engine.runs import ALONE
@@ -14,20 +15,42 @@ from simulator.engine.sync import Sync, update_ops
 from simulator.graph.state import Held
 from simulator.ops import CollectiveKind
 from simulator.schedule import Step, halves
-from simulator.search.compiled import Times, Traffic
+from simulator.search.compiled import Gates, Times, Traffic
 from simulator.search.kit import Cost, Kit
 
 Place = tuple[int, int]
 """(rank, stage)."""
 
 
+def _timed(at: Sequence[float], each: Sequence[Taken]) -> list[tuple[float, float]]:
+    """Moments, and how long what belongs to them takes [s]."""
+    return [(moment, one.seconds) for moment, one in zip(at, each, strict=False)]
+
+
+class Taken(NamedTuple):
+    """Collectives: how long they take [s], and that time times the part of a whole node's that they hold [s]."""
+
+    seconds: float
+    held: float
+
+    def lost(self, beside: float, slowed: float) -> float:
+        """What compute loses that runs `beside` them for so long [s], `slowed` by a whole node's by that share."""
+        part = slowed * self.held / self.seconds if self.seconds else 0.0
+        return min(beside, self.seconds) * part / (1.0 + part)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Collectives of one stage [s]: `gather` and `reduce` block by block, `reduce_all` in one."""
+    """Collectives of one stage: `gather` and `reduce` block by block, `reduce_all` in one."""
 
-    gather: tuple[float, ...]
-    reduce: tuple[float, ...]
-    reduce_all: float
+    gather: tuple[Taken, ...]
+    reduce: tuple[Taken, ...]
+    reduce_all: Taken
+
+
+def together(each: Iterable[Taken]) -> Taken:
+    """One after the other."""
+    return Taken(*map(sum, zip((0.0, 0.0), *each, strict=True)))
 
 
 class Tail:
@@ -45,10 +68,10 @@ class Tail:
         """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
         return self.zero in (1, 2)
 
-    def collective(self, kind: CollectiveKind, held: Held) -> float:
-        """Time of the collectives over `held` [s]."""
+    def collective(self, kind: CollectiveKind, held: Held) -> Taken:
+        """The collectives over `held`."""
         runs = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
-        return sum(run.alone for run in runs)
+        return Taken(sum(run.alone for run in runs), sum(run.alone * run.held for run in runs))
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -70,10 +93,10 @@ class Tail:
 
         return self.kit.shared(("stage", blocks, self.reduction, self.groups), made)
 
-    def collectives(self, held: Held) -> tuple[float, float]:
-        """Times of gathering and of reducing `held` [s]."""
+    def collectives(self, held: Held) -> tuple[Taken, Taken]:
+        """Gathering and reducing `held`."""
 
-        def made() -> tuple[float, float]:
+        def made() -> tuple[Taken, Taken]:
             return self.collective("all_gather", held), self.collective(self.reduction, held)
 
         return self.kit.shared(("collectives", held, self.reduction, self.groups), made)
@@ -87,42 +110,55 @@ class Tail:
 
         return self.kit.shared(("total", blocks), made)
 
-    def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[dict[int, float], list[float]]:
-        """When each first forward can start so as not to wait for parameters, and when each rank's gathers end [s]."""
-        gates: dict[int, float] = {}
+    def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[Gates, list[float]]:
+        """When and how the first forwards start, and when each rank's gathers end [s].
+
+        A first forward could run through without waiting for parameters from a moment on, and is slowed by what is
+        gathered beside it.
+        """
+        gates: Gates = {}
         ends = [0.0] * len(self.on)
         if not (self.gathers_once and self.plan.scenario.stack.param_gather_overlap):
             return gates, ends
         for rank, stages in enumerate(self.on):
             now = 0.0
             for stage in stages:
-                latest = 0.0
+                latest, cost = 0.0, first[rank, stage]
                 gathers = self.stage(stage).gather
-                for seconds, begins in zip(gathers, first[rank, stage].begins, strict=False):
-                    now += seconds
-                    if seconds:
+                for gather, begins in zip(gathers, cost.begins, strict=False):
+                    now += gather.seconds
+                    if gather.seconds:
                         latest = max(latest, now - begins)
-                gates[slots[rank, stage]] = latest
+                behind = together(gathers[1:] if stage == stages[0] else gathers)
+                gates[slots[rank, stage]] = latest, behind.lost(behind.seconds, cost.slowed)
             ends[rank] = now
         return gates, ends
 
     def end(self, times: Times, last: Mapping[Place, tuple[float, Cost]], gathered: Sequence[float]) -> float:
         """End of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it."""
         graded = {place: [end - cost.duration + t for t in cost.graded] for place, (end, cost) in last.items()}
+        slowed = [0.0] * len(self.on)
         holders: dict[int, list[int]] = {}
         for rank, stage in last:
             holders.setdefault(stage, []).append(rank)
+            slowed[rank] = max(slowed[rank], self.lost(stage, last[rank, stage][1]))
         step = times.sent
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if self.zero < 2:
                 synced = self.reduced(stages, times, graded, holders, gathered[rank])
-            done = max(times.free[rank], synced)
+            done = max(times.free[rank], synced) + slowed[rank]
             done += self.update(stages)
             if self.gathers_once and not self.plan.scenario.stack.param_gather_overlap:
-                done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0]
+                done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
             step = max(step, done)
         return step
+
+    def lost(self, stage: int, cost: Cost) -> float:
+        """What the last backward of a stage loses to the reductions beside it [s]."""
+        if self.zero >= 2 or not self.plan.scenario.stack.grad_sync_overlap or not cost.graded:
+            return 0.0
+        return together(self.stage(stage).reduce).lost(cost.duration - min(cost.graded), cost.slowed)
 
     def reduced(
         self,
@@ -137,12 +173,13 @@ class Tail:
         for stage in sorted(stages):
             mine = self.stage(stage)
             if not self.plan.scenario.stack.grad_sync_overlap:
-                if mine.reduce_all:
-                    now = max(now, *(times.free[rank] for rank in holders[stage])) + mine.reduce_all
+                if mine.reduce_all.seconds:
+                    now = max(now, *(times.free[rank] for rank in holders[stage])) + mine.reduce_all.seconds
                 continue
             for block in reversed(range(len(mine.reduce))):
-                if mine.reduce[block]:
-                    now = max(now, *(graded[rank, stage][block] for rank in holders[stage])) + mine.reduce[block]
+                seconds = mine.reduce[block].seconds
+                if seconds:
+                    now = max(now, *(graded[rank, stage][block] for rank in holders[stage])) + seconds
         return now
 
     def traffic(self, step: Step, cost: Cost, sharing: float = 0.0) -> Traffic:
@@ -151,13 +188,21 @@ class Tail:
         gathers: list[tuple[float, float]] = []
         reduces: list[tuple[float, float]] = []
         if self.zero >= 3 and ahead.kind == "F":
-            gathers += zip(cost.begins, self.stage(ahead.stage).gather, strict=False)
+            gathers += _timed(cost.begins, self.stage(ahead.stage).gather)
         if self.zero >= 3 and back.kind in ("B", "I"):
-            turns = zip(cost.turns, self.stage(back.stage).gather, strict=False)
-            gathers += [(turn, seconds) for turn, seconds in reversed(list(turns)) if turn >= 0.0]
+            turns = reversed(_timed(cost.turns, self.stage(back.stage).gather))
+            gathers += [(turn, seconds) for turn, seconds in turns if turn >= 0.0]
         if back.kind in ("B", "W"):
-            reduces += reversed(list(zip(cost.graded, self.stage(back.stage).reduce, strict=True)))
-        return Traffic(cost.duration + sharing, tuple(gathers), tuple(reduces))
+            reduces += reversed(_timed(cost.graded, self.stage(back.stage).reduce))
+        whole = together(self.stage(back.stage).reduce)
+        lost = whole.lost(whole.seconds, cost.slowed) / whole.seconds if whole.seconds else 0.0
+        later = 1.0 + sharing / cost.duration
+        return Traffic(
+            duration=cost.duration + sharing,
+            gathers=tuple((later * moment, seconds) for moment, seconds in gathers),
+            reduces=tuple((later * moment, seconds) for moment, seconds in reduces),
+            lost=lost,
+        )
 
     def update(self, stages: Sequence[int]) -> float:
         """The optimizer's kernels on one rank [s]."""

@@ -232,7 +232,6 @@ def megatron_readme(figure: Figure) -> float:
             batch__microbatch_size=1,
             batch__global_batch_size=int(c["gbs"]),
         ),
-        "longest-path",
     )
     return one.metrics["tflops_per_gpu_full"]
 
@@ -266,7 +265,6 @@ def dgxc(figure: Figure) -> float:
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
         ),
-        "longest-path",
     )
     return one.seconds
 

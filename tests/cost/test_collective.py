@@ -194,3 +194,16 @@ def test_bad_input_is_one_line(ranks: int, per_node: int, size: float, says: str
 def test_what_nobody_measured_says_so() -> None:
     assert not p2p_cost(PointToPoint(bytes=1.0, tier="nic"), H800).calibrated
     assert collective_cost(Collective(kind="all_gather", bytes=1.0, ranks=8, per_node=8), H100).calibrated
+
+
+# SMs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_node", "held"),
+    [(8, 8, 1.0), (2, 2, 1.0), (64, 8, 16 / 24), (64, 4, 8 / 24), (8, 1, 2 / 24), (1, 1, 0.0)],
+)
+def test_a_collective_holds_an_sm_for_each_channel(ranks: int, per_node: int, held: float) -> None:
+    """Within a node 24 on H100, across nodes two for each NIC that the group has there."""
+    cost = collective_cost(Collective(kind="all_gather", bytes=1e8, ranks=ranks, per_node=per_node), H100)
+    assert cost.held == pytest.approx(held)

@@ -32,7 +32,7 @@ class Uniform:
     def __call__(self, op: Op) -> Priced:
         key = {"norm.attn.fwd": "F", "dense.down.dgrad": "I", "attn.o.wgrad": "W"}.get(op.name)
         value = self.seconds[key] if key else 0.0
-        return Priced(op=op, cost=Cost(duration=value, bound_by="fixed"), durations=(value, value, value))
+        return Priced(op=op, cost=Cost(duration=value, bound_by="fixed"), durations=(value,) * 4)
 
 
 def uniform_plan(schedule: str, stages: int, seconds: dict[str, float]) -> Plan:

@@ -11,18 +11,26 @@ from hypothesis import strategies as st
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
 from simulator.engine.longest_path import longest_path
-from simulator.engine.runs import ALONE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, Tasks
+from simulator.engine.runs import ALONE, COLLECTIVE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SYNC, Tasks
 from simulator.ops import Fixed, Op
 
 
-def run(*durations: tuple[float, float, float], kind: Kind = "compute", nic: float = 0.0, nvlink: float = 0.0) -> Run:
-    """A run of ops with these durations under the three conditions."""
+def run(
+    *durations: tuple[float, float, float],
+    kind: Kind = "compute",
+    nic: float = 0.0,
+    nvlink: float = 0.0,
+    beside: float = 1.0,
+    held: float = 0.0,
+) -> Run:
+    """A run of ops with these durations alone and beside exchanges; beside a node's collective, `beside` times the
+    first."""
     ops = []
     for index, each in enumerate(durations):
         op = Op(name=f"op{index}", cls="test", part="F", segment="test.F", work=Fixed())
-        cost = Cost(duration=each[0], bound_by="fixed", nic_bytes=nic, nvlink_bytes=nvlink)
-        ops.append(Priced(op=op, cost=cost, durations=each))
+        cost = Cost(duration=each[0], bound_by="fixed", nic_bytes=nic, nvlink_bytes=nvlink, held=held)
+        ops.append(Priced(op=op, cost=cost, durations=(*each, beside * each[0])))
     return run_of(kind, "test", ops)
 
 
@@ -43,7 +51,7 @@ def unshared(draw: st.DrawFn) -> Tasks:
     for index in range(draw(st.integers(1, 40))):
         lane = draw(st.integers(0, ranks * LANES - 1))
         preds = draw(st.lists(st.integers(0, index - 1), max_size=3, unique=True)) if index else []
-        pieces = [(value, value, value) for value in draw(st.lists(seconds, min_size=1, max_size=4))]
+        pieces = [(value,) * 4 for value in draw(st.lists(seconds, min_size=1, max_size=4))]
         out.add(lane, run(*pieces), tuple(preds))
     return out
 
@@ -85,6 +93,27 @@ def test_a_barrier_holds_sms_without_memory_traffic() -> None:
     line = simulate(work)
     assert line.end[0] == pytest.approx(5.0 + (1 - 5.0 / 12.5) * 10.0)
     assert line.changes[0][0][1] == HELD
+
+
+@pytest.mark.parametrize(("held", "end"), [(1.0, 3.0 + 11 / 14 * 10.0), (0.5, 3.0 + 9 / 12 * 10.0), (0.0, 10.0)])
+def test_a_collective_on_its_own_stream_takes_sms_by_the_part_it_holds(held: float, end: float) -> None:
+    """Beside one of a whole node the run would last 14 s, beside one that holds half as much 12 s."""
+    work = tasks()
+    work.add(COMPUTE, run((10.0, 12.5, 20.0), beside=1.4), ())
+    work.add(SYNC, run((3.0, 3.0, 3.0), kind="collective", held=held), ())
+    assert simulate(work).end[0] == pytest.approx(end)
+
+
+def test_beside_an_exchange_and_a_collective_the_exchange_decides() -> None:
+    work = tasks()
+    work.add(COMPUTE, run((10.0, 12.5, 20.0), beside=1.4), ())
+    work.add(COMM, steady(4.0, "exchange"), ())
+    work.add(SYNC, run((6.0, 6.0, 6.0), kind="collective", held=1.0), ())
+    line = simulate(work)
+    assert [condition for _, condition, _ in line.changes[0]] == [TRAFFIC, COLLECTIVE, ALONE]
+    assert line.end[0] == pytest.approx(6.0 + (1.0 - 4.0 / 20.0 - 2.0 / 14.0) * 10.0)
+    spans = moments(work.run[0], line.start[0], line.end[0], line.changes[0])
+    assert spans == [(0.0, line.end[0])]
 
 
 def test_each_kernel_of_a_run_has_its_own_pace() -> None:

@@ -31,7 +31,7 @@ def stack(kernel: float, product: float) -> Stack:
 def kernel(seconds: float, *, product: bool = False, count: int = 1) -> Priced:
     work = Gemm(m=1, n=1, k=1, precision="bf16") if product else Streaming(read=1.0, written=1.0)
     op = Op(name="x", cls="x", part="F", segment="x.F", work=work, count=count)
-    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
+    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 4)
 
 
 def one_by_one(kernels: list[Priced], host: Stack, start: float) -> float:

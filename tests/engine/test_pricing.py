@@ -12,7 +12,7 @@ from simulator.cost.cost import Cost
 from simulator.engine import pricing
 from simulator.engine.lower import plan
 from simulator.engine.pricing import pricer
-from simulator.engine.runs import Priced
+from simulator.engine.runs import ALONE, COLLECTIVE, HELD, TRAFFIC, Priced
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
@@ -54,7 +54,8 @@ def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: float) 
     wrong = {
         key: one.durations
         for key, one in found.items()
-        if not one.durations[0] <= one.durations[1] * SLACK <= one.durations[2] * SLACK**2
+        if not one.durations[ALONE] <= one.durations[HELD] * SLACK <= one.durations[TRAFFIC] * SLACK**2
+        or not one.durations[ALONE] <= one.durations[COLLECTIVE] * SLACK
     }
     assert wrong == {}
 
@@ -62,8 +63,9 @@ def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: float) 
 def test_every_condition_matters_to_some_kernel() -> None:
     """The order above is not one of equals."""
     compute = [one for one in priced(load_scenario(JOB)).values() if one.op.stream == "compute"]
-    assert sum(one.durations[0] < one.durations[1] for one in compute) > 3
-    assert sum(one.durations[1] < one.durations[2] for one in compute) > 30
+    assert sum(one.durations[ALONE] < one.durations[HELD] for one in compute) > 3
+    assert sum(one.durations[HELD] < one.durations[TRAFFIC] for one in compute) > 30
+    assert sum(one.durations[ALONE] < one.durations[COLLECTIVE] for one in compute) > 60
 
 
 @pytest.mark.parametrize("name", ["published", "bf16", "h200"])
@@ -101,6 +103,7 @@ def test_a_power_model_takes_the_place_of_the_limit_in_the_kernels() -> None:
 
 
 def test_a_network_with_more_bandwidth_slows_no_op() -> None:
+    """But for compute beside a collective: one that moves bytes faster takes more of the memory, for a shorter time."""
     scenario = load_scenario(JOB)
     usual = priced(scenario)
     for tier in ("nvlink", "nic"):
@@ -108,7 +111,9 @@ def test_a_network_with_more_bandwidth_slows_no_op() -> None:
         faster = replace(link, bandwidth=1.5 * link.bandwidth, peak=1.5 * link.peak)
         cluster = replace(scenario.cluster, node=replace(scenario.cluster.node, **{tier: faster}))
         for key, one in priced(replace(scenario, cluster=cluster)).items():
-            assert all(a <= b * SLACK for a, b in zip(one.durations, usual[key].durations, strict=True)), key
+            durations = zip(one.durations[:COLLECTIVE], usual[key].durations[:COLLECTIVE], strict=True)
+            assert all(a <= b * SLACK for a, b in durations), key
+            assert one.durations[COLLECTIVE] >= one.durations[ALONE] / SLACK, key
 
 
 # Equal layers are priced once ---------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     scenario = load_scenario(job, overrides)
     plan, schedule = prepare(scenario)
     found = estimate(scenario, Kit(scenario, "longest-path"))
-    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
+    # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-8)
     assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
 
 
@@ -146,15 +147,12 @@ def test_what_does_not_fit_is_not_timed():
 
 
 def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():
-    """The two best in order, all others but those that the engine itself sets apart by less than 1 %.
-
-    Where ZeRO-3 and tensor parallelism share links, the estimate is of first order: up to 1.1 % short.
-    """
+    """The two best in order, all others but those that the engine itself sets apart by less than 1 %."""
     asked = question("llama-3-8b", (), ["layout.pp=1,2,4", "layout.zero=0,1,2,3", "layout.tp=1,2"])
     found = search(asked, jobs=1, top=24)
     scenarios = Scenarios(asked)
     assert {scenarios.of(one.number).job.layout.zero for one in found.best} == {0, 1, 2, 3}
     sure = confirm(asked, found.best)
     assert [one.place for one in sure[:2]] == [1, 2]
-    assert all(abs(one.difference) < 0.011 for one in sure)
+    assert all(abs(one.difference) < 0.005 for one in sure)
     assert not [(one, other) for at, one in enumerate(sure) for other in sure[at:] if one.step > 1.01 * other.step]
