@@ -99,7 +99,8 @@ class AllToAll:
 
     `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
     them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2). `weighted`: a combine
-    that also sums the gradients of the gate weights, as the backward of a dispatch does.
+    that also sums the gradients of the gate weights, as the backward of a dispatch does. `fullest`: load of the fullest
+    rank over the mean.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -115,6 +116,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     scored: int = 2
+    fullest: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,12 @@ weights (`uncached`), the combine of a dispatch's backward sums the gate weights
 (`weighted`); DeepEP's own tests time neither. In DeepSeek's profile such a combine takes 6.55 and 6.54 ms, one
 without 6.00 and 6.07 ms. Two of each do not prove the cause (other compute runs beside them), but the rows of this
 rank are none: 34688 and 32512 rows take the same time, and cached dispatches of these take 3.32 and 3.58 ms. An
-exchange ends with the last rank that sends to this one. It is priced with mean volumes: that a rank fuller than the
-others lengthens the exchange of all is not modelled."""
+exchange ends with the last rank that sends to this one, so it lasts as long on all ranks as around the fullest: what
+that rank's experts take comes over its own NVLink, and over the NICs and SMs that forward of its whole node."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log2
 from typing import TypeVar
 
@@ -67,7 +68,13 @@ def all_to_all_cost(
         node_limit=work.node_limit,
         scored=scored,
     )
-    return _throughput(work, params, moved, cluster, sms, beside_compute)
+    return _throughput(work, params, around(moved, work, cluster), cluster, sms, beside_compute)
+
+
+def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
+    """The traffic of a mean rank as the fullest and its node have it; staging for the NIC stays even."""
+    node = 1.0 + (work.fullest - 1.0) / min(work.ranks, cluster.node.gpus)
+    return replace(moved, nic=node * moved.nic, nvlink=work.fullest * moved.nvlink, delivered=node * moved.delivered)
 
 
 def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
@@ -187,6 +194,7 @@ def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
         ranks_per_node=cluster.node.gpus if params.nvlink else 1,
         top_k=work.top_k,
     )
+    moved = replace(moved, nic=work.fullest * moved.nic, nvlink=work.fullest * moved.nvlink)
     alpha, rate = _directed(params, work.direction)
     nic, nvlink = (time for _, time in _link_stages(moved, cluster, work.ranks))
     hops = params.hop * max(0.0, log2(work.ranks / 8))
@@ -226,7 +234,10 @@ def _directed(params: LowLatency, direction: str) -> tuple[float, float]:
 
 
 def _library(work: AllToAll, cluster: Cluster) -> Cost:
-    """The library's all-to-all: every (token, expert) copy goes straight to its rank, nothing is shared."""
-    size = work.tokens * work.bytes_per_token * work.top_k
+    """The library's all-to-all: every (token, expert) copy goes straight to its rank, nothing is shared.
+
+    It ends with the rank that takes most.
+    """
+    size = work.tokens * work.bytes_per_token * work.top_k * work.fullest
     per_node = min(work.ranks, cluster.node.gpus)
     return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

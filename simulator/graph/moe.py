@@ -16,6 +16,7 @@ from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
+from simulator.routing import imbalance
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
 """Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and
@@ -57,6 +58,7 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward
         cached=backward,
         weighted=backward and direction == "combine",
         scored=1 if model.topk_method == "group_limited_greedy" else 2,
+        fullest=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
     )
 
 
