@@ -58,6 +58,7 @@ _CLASSES = {
     "embedding.bwd": "embedding, backward",
     "kvcopy": "copies of keys and values",
     "loss": "loss",
+    "loss.bwd": "loss, backward",
     "norm.fwd": "norms, forward",
     "norm.fwd.narrow": "norms, forward (narrow rows)",
     "norm.bwd": "norms, backward",

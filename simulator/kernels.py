@@ -33,6 +33,11 @@ class GemmParams:
     attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
     limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
     bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
+
+    CTAs start in clusters of `cluster` tiles (rows, columns), which a group fills up with idle ones, on `cluster_sms`
+    SMs (0: all): a cluster lies within a GPC, and large ones leave SMs of each out. Beyond `few` rows
+    a group (or columns) the library takes its last tile whatever the others would cost (0: always the fastest).
+    `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again for the next.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -55,6 +60,10 @@ class GemmParams:
     row_align: int = 1
     stranded: int = 0
     walk: int = 1
+    cluster: tuple[int, int] = (1, 1)
+    cluster_sms: int = 0
+    few: int = 0
+    by_columns: bool = False
     source: str
     range: str = ""
     assumed: bool = False
@@ -77,7 +86,8 @@ class AttentionParams:
     are interpolated by d_qk + d_v). `mask_blocks` is the number of extra key blocks' worth of time that a causal tile
     spends on its diagonal; `tail` the share of the longest tile's time by which the last SM of a causal kernel trails
     the mean (small where long tiles start first). `passes`: how often a backward's kernels before and after the main
-    one read or write all tensors. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
+    one read or write all tensors; `sums`, how often those that sum gradients over query heads with the same keys move
+    these. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
     `loop_clock`: the share of the boost clock that power sustains in a benchmark's loop, as `loop_rate` there.
     """
 
@@ -91,6 +101,7 @@ class AttentionParams:
     mask_blocks: float = 0.0
     tail: float = 0.25
     passes: float = 0.0
+    sums: float = 0.0
     loop_clock: float = 1.0
     traffic: float = 0.0
     source: str

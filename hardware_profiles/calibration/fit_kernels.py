@@ -16,6 +16,7 @@ import argparse
 import math
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,7 +28,7 @@ from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
-from hardware_profiles.calibration.recipes import CARRIED, SAME_SM, Recipe
+from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Recipe
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
@@ -90,25 +91,26 @@ def objective(recipe: Recipe, fitted: list[Sample], like: Params | None) -> Call
     return value
 
 
-def search(recipe: Recipe, fitted: list[Sample], like: Params | None = None) -> Params:
-    """The best parameters within the recipe's bounds: differential evolution, then a simplex."""
+def search(recipe: Recipe, fitted: list[Sample], like: Params | None, seed: int) -> tuple[float, Params]:
+    """The best parameters within the recipe's bounds that a start of differential evolution and a simplex behind it
+    find, and how far off they are (see `objective`)."""
     from scipy.optimize import differential_evolution, minimize
 
     names, bounds = list(recipe.free), list(recipe.free.values())
-    if not names:
-        return build(recipe, {}, like)
     value = objective(recipe, fitted, like)
+    if not names:
+        return value({}), build(recipe, {}, like)
 
     def at(x: Any) -> float:
         inside = [min(max(v, lo), hi) for v, (lo, hi) in zip(x, bounds, strict=True)]
         return value(dict(zip(names, inside, strict=True)))
 
     evolve: Any = differential_evolution  # its stubs want NumPy types
-    rough = evolve(at, bounds, seed=SEED, maxiter=recipe.effort, popsize=12, polish=False, tol=1e-5)
+    rough = evolve(at, bounds, seed=seed, maxiter=recipe.effort, popsize=12, polish=False, tol=1e-5)
     fine = minimize(at, rough.x, method="Nelder-Mead", options={"maxiter": 300, "xatol": 1e-5, "fatol": 1e-7})
-    best = fine.x if fine.fun < rough.fun else rough.x
-    inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best, bounds, strict=True)]
-    return build(recipe, dict(zip(names, inside, strict=True)), like)
+    best = fine if fine.fun < rough.fun else rough
+    inside = [float(min(max(v, lo), hi)) for v, (lo, hi) in zip(best.x, bounds, strict=True)]
+    return float(best.fun), build(recipe, dict(zip(names, inside, strict=True)), like)
 
 
 def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
@@ -122,23 +124,35 @@ def fit_all(
 ) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
     """Parameters by GPU and class, and their errors: fitted for the GPUs `homes`, of the others what was before."""
     found = {name: {} if name in homes else measured_before(name) for name in GPUS}
-    report: list[Errors] = []
-    for recipe in RECIPES:
-        if not fnmatch(recipe.cls, only):
-            continue
-        fitted, held = tables.split(chosen(recipe, everything))
-        if recipe.home in homes:
-            like = (found[recipe.like] or measured_before(recipe.like))[recipe.cls] if recipe.like else None
-            found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), search(recipe, fitted, like))
-        params = found[recipe.home][recipe.cls]
-        before = len(report)
-        for hardware in recipe.hardware:
-            for part, rows in (("fitted", fitted), ("held out", held)):
-                mine = [s for s in rows if s.hardware == hardware]
-                if mine:
-                    report.append(errors(recipe.cls, hardware, part, mine, as_kernels(recipe, params)))
-        print(recipe.home, recipe.cls, [f"{e.hardware} {e.part} {e.count}: {e.mape:.1%}" for e in report[before:]])
-    return found, report
+    parts = [(recipe, *tables.split(chosen(recipe, everything))) for recipe in RECIPES if fnmatch(recipe.cls, only)]
+    with ProcessPoolExecutor() as pool:
+        for leans in (False, True):  # what is like another GPU's after that
+            mine = [
+                (r, fitted, (found[r.like] or measured_before(r.like))[r.cls] if leans else None)
+                for r, fitted, _ in parts
+                if r.home in homes and bool(r.like) == leans
+            ]
+            starts = [(*one, SEED + start) for one in mine for start in range(one[0].starts)]
+            ends = pool.map(search, *zip(*starts, strict=True)) if starts else iter(())
+            for recipe, _, _ in mine:
+                _, params = min((next(ends) for _ in range(recipe.starts)), key=lambda end: end[0])
+                found[recipe.home] |= dict.fromkeys((recipe.cls, *recipe.also), params)
+    return found, [line for part in parts for line in _errors_of(*part, found)]
+
+
+def _errors_of(
+    recipe: Recipe, fitted: list[Sample], held: list[Sample], found: dict[str, dict[str, Params]]
+) -> list[Errors]:
+    """Errors of a class on each GPU that it was fitted to, on the shapes fitted and on the others."""
+    kernels = as_kernels(recipe, found[recipe.home][recipe.cls])
+    out = []
+    for hardware in recipe.hardware:
+        for part, rows in (("fitted", fitted), ("held out", held)):
+            mine = [s for s in rows if s.hardware == hardware]
+            if mine:
+                out.append(errors(recipe.cls, hardware, part, mine, kernels))
+    print(recipe.home, recipe.cls, [f"{e.hardware} {e.part} {e.count}: {e.mape:.1%}" for e in out])
+    return out
 
 
 def nearer(cls: str, own: dict[str, Params]) -> bool:
@@ -165,6 +179,8 @@ def moved(params: Params, target: str, origin: str) -> Params:
     A rate above 1 tells how far a GPU's clock exceeds the one that its peak is quoted at; that of another is unknown.
     """
     scale = budget(target, origin)
+    if isinstance(params, GemmParams) and params.cluster_sms:
+        params = replace(params, cluster_sms=params.cluster_sms * GPUS[target].sms // GPUS[origin].sms)
     if isinstance(params, StreamParams) or scale == 1.0:
         return params
     params = replace(params, power_rate=float(f"{params.power_rate * scale:.4g}"))
@@ -185,6 +201,9 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
                 found[target][cls] = replace(
                     moved(params, target, origin), source=f"{params.source}; {why}", assumed=assumed or params.assumed
                 )
+    for target, cls, origin, named, why in RENAMED:
+        params = measured[origin][named]
+        found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
 
 
 def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams]) -> Kernels:
@@ -231,28 +250,27 @@ HEAD = (
     "",
     "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted",
     "over total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the",
-    "class was not fitted on. The last column is the MAPE over the samples of at least 50 us.",
+    "class was not fitted on; `unseen` ones were measured when model and parameters were settled. The last column is",
+    "the MAPE over the samples of at least 50 us.",
 )
 
 
 def compared(profiles: dict[str, Kernels]) -> list[Errors]:
-    """Errors on samples that no fit saw: other GPUs, and kernels beside others."""
-    out = []
+    """Errors on samples that no fit saw: other GPUs, new shapes, and kernels beside others."""
     known = everything()
     fitted = {s for r in RECIPES for s in chosen(r, known)}
-    extra = [s for s in known if s not in fitted]
-    for sample_set, tag in (
-        (extra, "compared"),
-        (tables.contention(), "contention"),
-        (tables.beside_traffic(), "beside"),
-    ):
-        for key in sorted({(s.cls, s.hardware) for s in sample_set}):
-            mine = [s for s in sample_set if (s.cls, s.hardware) == key]
-            for label in sorted({s.label for s in mine}) if tag != "compared" else [""]:
-                rows = [s for s in mine if not label or s.label == label]
-                part = f"compared: {label}" if label else "compared"
-                out.append(errors(key[0], key[1], part, rows, profiles[key[1]]))
+    out = _compared([s for s in known if s not in fitted], "compared", profiles)
+    out += _compared(tables.h100_unseen(), "unseen", profiles)
+    for beside in (tables.contention(), tables.beside_traffic(), tables.beside_collectives()):
+        for label in sorted({s.label for s in beside}):
+            out += _compared([s for s in beside if s.label == label], f"compared: {label}", profiles)
     return out
+
+
+def _compared(samples: list[Sample], part: str, profiles: dict[str, Kernels]) -> list[Errors]:
+    """Errors of each class on each GPU."""
+    keys = sorted({(s.cls, s.hardware) for s in samples})
+    return [errors(*key, part, [s for s in samples if (s.cls, s.hardware) == key], profiles[key[1]]) for key in keys]
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hardware_profiles.calibration.samples import H100_TABLES
+
 Bounds = tuple[float, float]
 DEEPSEEK = "DeepSeek profile-data, training trace on H800, first half (2025-02)"
 INFERSIM = "InferSim kernel tables, H800 (alibaba/InferSim)"
 DEEPGEMM = "DeepGEMM README revisions from 2025-03-25, pull requests 74 and 95"
-H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (table h100_measured)"
+H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (tables h100_measured, h100_more)"
 H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured)"
 FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
 FA2 = "FlashAttention-2 repository figures"
@@ -20,8 +22,8 @@ FA2 = "FlashAttention-2 repository figures"
 class Recipe:
     """How class `cls` of GPU `home` (and `also` others) is fitted: to classes `samples` on GPUs `hardware`.
 
-    `tables`: only to samples of these; none: of all. `like`: what is neither free nor fixed here is as found for the
-    same class on that GPU.
+    `tables`: only to samples of these; none: of all. `effort`: generations of each of so many `starts` of the search.
+    `like`: what is neither free nor fixed here is as found for the same class on that GPU.
     """
 
     cls: str
@@ -34,6 +36,7 @@ class Recipe:
     source: str
     range: str = ""
     effort: int = 40
+    starts: int = 1
     also: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     like: str = ""
@@ -52,8 +55,14 @@ NVJET_FP8_TILES = (*(tile for tile in NVJET_TILES if tile != (256, 128)), (256, 
 """The same, and the last one is what its FP8 kernels keep for large problems."""
 SQUARE = ((128, 128),)
 """The only tile of cuBLAS's kernels with scales per row and per block."""
-CUTLASS_TILES = ((64, 128), (128, 128), (256, 128), (128, 256))
-"""Of PyTorch's grouped products."""
+CUTLASS_TILES = ((64, 128), (128, 256))
+CUTLASS_FP8_TILES = ((64, 128), (256, 128))
+GROUPED: dict[str, Any] = {"few": 128, "by_columns": True}
+"""PyTorch's grouped products (aten/src/ATen/native/cuda/GroupMM.cu, ScaledGroupMM.cu): CUTLASS kernels of two tiles, by
+the mean rows of a group, in clusters, without swizzling."""
+GROUPED_BF16 = GROUPED | {"cluster": (2, 1), "k_block": 64}
+GROUPED_FP8 = GROUPED | {"cluster": (2, 2), "cluster_sms": 120}
+"""30 clusters of four fit on an H100 at once (table h100_clusters)."""
 LOOP: Mapping[str, Bounds] = {"rate": (0.4, 1.08), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 6e-6)}
 HEAD: Mapping[str, Bounds] = {"launch": (1e-6, 8e-6)}
 WHOLE: Mapping[str, Bounds] = {
@@ -84,13 +93,17 @@ def library_gemm(
     )  # fmt: skip
 
 
+BOOST = 1.082
+"""Boost clock of an H100 over the one that its peaks are quoted at: 1980 over 1830 MHz. No SM, and not all of them, can
+be faster."""
 RESTED: Mapping[str, Bounds] = {
-    "rate": (0.4, 1.1), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 8e-6), "store_rate": (2e10, 1e12),
+    "rate": (0.4, BOOST), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 8e-6), "store_rate": (2e10, 1e12),
     "launch": (1e-6, 2e-5), "fill": (0.0, 5e-6), "bandwidth": (0.4, 0.95), "reset": (0.0, 8e-6),
-    "power_rate": (0.7, 1.2),
+    "power_rate": (0.7, BOOST),
 }  # fmt: skip
 TAIL: dict[str, Bounds] = {"tail": (0.0, 1.0)}
 PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
+SUMS: dict[str, Bounds] = {"sums": (0.0, 6.0)}
 LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
 SHARED: dict[str, Any] = {"stranded": 2, "walk": 2, "traffic": 0.17}
 """Beside others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a copy's
@@ -102,8 +115,8 @@ NO_LIMIT = 2.0
 def rested_gemm(cls: str, tiles: tuple[tuple[int, int], ...], text: str, *, k_block: int = 128, **fixed: Any) -> Recipe:
     """A GEMM class of PyTorch's libraries on a rested H100."""
     return Recipe(
-        cls=cls, kind="gemm", home="h100", hardware=("h100",), samples=(cls,), tables=("h100_measured",), source=H100,
-        free={k: v for k, v in RESTED.items() if k not in fixed}, range=text, effort=100,
+        cls=cls, kind="gemm", home="h100", hardware=("h100",), samples=(cls,), tables=H100_TABLES, source=H100,
+        free={k: v for k, v in RESTED.items() if k not in fixed}, range=text, effort=250, starts=4,
         fixed={"tiles": tiles, "k_block": k_block} | SHARED | fixed,
     )  # fmt: skip
 
@@ -136,6 +149,7 @@ def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str
         cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
         samples=settings.get("samples", (cls,)), free={k: v for k, v in free.items() if k not in fixed}, fixed=fixed,
         source=source, range=text, effort=60, also=settings.get("also", ()), tables=settings.get("tables", ()),
+        like=settings.get("like", ""),
     )  # fmt: skip
 
 
@@ -190,12 +204,12 @@ RECIPES = (
     ),
     rested_gemm("gemm.bf16", NVJET_TILES, "M 64 to 16384", k_block=64, split=8),
     rested_gemm("gemm.bf16.wgrad", NVJET_TILES, "K 512 to 16384, FP32 accumulation", k_block=64),
-    rested_gemm("gemm.bf16.grouped", CUTLASS_TILES, "1 to 128 groups of 16 to 12144 rows", k_block=64),
-    rested_gemm("gemm.bf16.grouped_wgrad", CUTLASS_TILES, "1 to 128 groups of 256 to 8192 rows", k_block=64),
-    rested_gemm("gemm.fp8_tensor", NVJET_FP8_TILES, "M 64 to 16384", split=8),
+    rested_gemm("gemm.bf16.grouped", CUTLASS_TILES, "1 to 128 groups of 16 to 32768 rows", **GROUPED_BF16),
+    rested_gemm("gemm.bf16.grouped_wgrad", CUTLASS_TILES, "1 to 128 groups of 64 to 32768 rows", **GROUPED_BF16),
+    rested_gemm("gemm.fp8_tensor", NVJET_FP8_TILES, "M 64 to 16384"),
     rested_gemm("gemm.fp8_row", SQUARE, "M 64 to 16384"),
-    rested_gemm("gemm.fp8_row.grouped", CUTLASS_TILES, "1 to 128 groups of 16 to 12144 rows"),
-    rested_gemm("gemm.fp8@library", SQUARE, "M 64 to 16384, cuBLAS", split=8),
+    rested_gemm("gemm.fp8_row.grouped", CUTLASS_FP8_TILES, "1 to 128 groups of 16 to 32768 rows", **GROUPED_FP8),
+    rested_gemm("gemm.fp8@library", SQUARE, "M 64 to 16384, cuBLAS"),
     rested_gemm("gemm.fp8.wgrad@library", ((64, 32), (64, 64), *SQUARE), "K 512 to 16384, FP32 output, cuBLAS"),
     loaded_gemm("gemm.bf16", "M 64 to 129280"),
     loaded_gemm("gemm.bf16.wgrad", "K 1024 to 16384, FP32 accumulation"),
@@ -214,20 +228,20 @@ RECIPES = (
     attention("attn.fwd.fp8", "h100", ("256:256",), FA3, "4096 to 16384 tokens",
               fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
     *(
-        attention(cls, "h100", dims, H100, "512 to 32768 tokens", rates=(0.15, 1.0), tables=("h100_measured",),
+        attention(cls, "h100", dims, H100, "512 to 32768 tokens", rates=(0.15, 1.0), tables=H100_TABLES,
                   fixed={"power_rate": NO_LIMIT}, free=more)
         for cls, dims, more in (
-            ("attn.fwd@library", LIBRARY_DIMS, TAIL), ("attn.bwd@library", LIBRARY_DIMS, TAIL | PASSES),
-            ("attn.fwd@fa2", ("64:64", "128:128"), TAIL), ("attn.bwd@fa2", ("64:64", "128:128"), TAIL | PASSES),
+            ("attn.fwd@library", LIBRARY_DIMS, TAIL), ("attn.bwd@library", LIBRARY_DIMS, TAIL | PASSES | SUMS),
+            ("attn.fwd@fa2", ("64:64", "128:128"), TAIL), ("attn.bwd@fa2", ("64:64", "128:128"), TAIL | PASSES | SUMS),
         )
     ),
     attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
               free=TAIL),
     attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
-              free=TAIL | PASSES),
+              free=TAIL | PASSES, like="h100"),
     attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9), free=TAIL),
     attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9),
-              free=TAIL | PASSES),
+              free=TAIL | PASSES, like="h100"),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
     stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "beside"),
@@ -260,7 +274,7 @@ RECIPES = (
         stream(cls, "h100", H100, "l2_gain", traffic=1.0)
         for cls in (
             "elem", "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose",
-            "embedding", "optimizer",
+            "embedding", "optimizer", "softmax", "loss", "loss.bwd",
         )
     ),
     stream("elem", "h200", H200, "l2_gain", traffic=1.0),
@@ -271,6 +285,7 @@ RECIPES = (
     stream("transpose", "h200", H200, traffic=1.0),
     stream("softmax", "h200", H200, traffic=1.0),
     stream("loss", "h200", H200, traffic=1.0),
+    stream("loss.bwd", "h200", H200, traffic=1.0),
     stream("embedding", "h200", H200, traffic=1.0, launch=4e-6),
     stream("optimizer", "h200", H200, traffic=1.0),
 )  # fmt: skip
@@ -285,5 +300,10 @@ CARRIED = (
     ("h200", "h100", f"H100: {SAME_SM}", False),
 )
 """(to, from, why, assumed): classes carried between GPUs with the same SM."""
+RENAMED = tuple(
+    (target, "gemm.fp8@deepgemm", "h800", "gemm.fp8@library", f"{target.upper()}: {SAME_SM}")
+    for target in ("h100", "h200")
+)
+"""(to, class, from, its class there, why): on H800 the library is DeepGEMM, on H100 and H200 cuBLAS."""
 NOT_MEASURED = "A100: not measured, the same shares of peak and bandwidth assumed"
 ASSUMED = (("a100", "h200", NOT_MEASURED, True), ("a100", "h800", NOT_MEASURED, True))

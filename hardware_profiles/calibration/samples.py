@@ -9,6 +9,8 @@ from math import exp, log
 from pathlib import Path
 from zlib import crc32
 
+from simulator.engine.pricing import collective_of
+from simulator.inputs import load_hardware
 from simulator.ops import Attention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
 
 TABLES = Path(__file__).parent / "tables"
@@ -81,7 +83,7 @@ def merged(samples: list[Sample]) -> list[Sample]:
 
 def rows(table: str | Path) -> list[Row]:
     """Rows of a table, by name or path; lines that start with # are its header of sources."""
-    with open(TABLES / table, newline="", encoding="utf-8") as file:
+    with open(table if isinstance(table, Path) else TABLES / table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
@@ -322,6 +324,8 @@ def _published_gemm(row: Row) -> tuple[str, Work]:
     precision: GemmPrecision = row["precision"]  # type: ignore[assignment]
     out = 4.0 if "wgrad" in form else 2.0
     work = _gemm(_int(row, "m"), _int(row, "n"), _int(row, "k"), precision, form, _int(row, "groups", 1), out)
+    if precision == "fp8_block" and row["hardware"] == "h100":
+        return f"gemm.fp8@{row['impl']}", work
     if precision == "fp8_block":
         return ("gemm.fp8.masked" if form == "masked" else f"gemm.fp8{FORM_CLASS[form]}@library"), work
     return f"gemm.{precision}", work
@@ -371,7 +375,7 @@ STREAM_CLASS = {
     "copy": "elem", "add": "elem", "gelu": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor",
     "transpose": "transpose",
     "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
-    "loss_fwd_eager": "loss", "loss_bwd_eager": "loss", "embedding": "embedding", "adam": "optimizer",
+    "loss_fwd_eager": "loss", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
 }  # fmt: skip
 COMPILED = ("swiglu", "quant_token")
 PRECISION_CLASS = {
@@ -504,8 +508,20 @@ def h200_measured() -> list[Sample]:
 
 
 def h100_measured() -> list[Sample]:
-    """What `measure_rested.py` measured on an H100; layouts of operands count as runs of one shape."""
-    return merged(own_table(TABLES / "h100_measured.csv", "h100"))
+    """What `measure_rested.py` measured on an H100; layouts of operands, and a shape in both tables, count as runs of
+    one shape."""
+    return merged([s for table in H100_TABLES for s in own_table(TABLES / f"{table}.csv", "h100")])
+
+
+H100_TABLES = ("h100_measured", "h100_more")
+"""Measured one after the other: products of the second are of other random shapes."""
+
+
+def h100_unseen() -> list[Sample]:
+    """Measured once the model and its parameters were settled: compared with, never fitted. Shapes that the other two
+    tables hold, too, are left out."""
+    known = {(s.cls, s.work) for s in h100_measured()}
+    return [s for s in merged(own_table(TABLES / "h100_unseen.csv", "h100")) if (s.cls, s.work) not in known]
 
 
 CONTENTION_CASES: dict[str, tuple[str, Work]] = {
@@ -553,6 +569,38 @@ def beside_traffic() -> list[Sample]:
         for row in rows("h200_measured.csv")
         if row["op"] in BESIDE_CASES
     ]  # fmt: skip
+
+
+def _overlapped(row: Row) -> tuple[str, Work]:
+    op, m, n, k = row["op"], _int(row, "m"), _int(row, "n"), _int(row, "k")
+    if op == "gemm":
+        return "gemm.bf16", _gemm(m, n, k, "bf16")
+    if op == "attention":
+        return "attn.fwd@library", Attention(
+            batch=1, seq_q=m, seq_kv=m, heads=n, kv_heads=n, d_qk=k, d_v=k, causal=True
+        )
+    return {"norm": "norm.fwd@library", "add": "elem"}[op], Streaming(read=2.0 * m * n, written=2.0 * m * n)
+
+
+def beside_collectives() -> list[Sample]:
+    """Kernels on an H100 beside NCCL's collectives, which run all the time: compared with, not fitted.
+
+    Beside them, with SMs taken, a loop stays below the power limit (`h100_overlap.csv` has what it takes alone).
+    """
+    cluster = load_hardware("h100")
+    taken = collective_of(cluster)
+    out = []
+    for row in rows("h100_overlap.csv"):
+        if row["us_beside"]:
+            cls, work = _overlapped(row)
+            out.append(
+                Sample(
+                    hardware="h100", cls=cls, work=(work,), seconds=_float(row, "us_beside") * 1e-6,
+                    table="h100_overlap", label="beside:collective", sms=cluster.gpu.sms - taken.sms,
+                    traffic=taken.traffic, rested=1.0,
+                )
+            )  # fmt: skip
+    return out
 
 
 def everything() -> list[Sample]:

@@ -1,7 +1,7 @@
 """How far the numbers can be trusted: where every kernel class comes from and how large its errors were.
 
-Errors are those of the last calibration: mean absolute relative error on measurements that took no part in the fit
-(on the fitted ones where none were held out).
+Errors are those of the last calibration: mean absolute relative error on measurements made after the fit (`unseen`),
+where there are none on those that took no part in it (`held out`), else on the fitted ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.result import Result
 
 REPORTS = ("report.json", "report_fabric.json")
 Known = tuple[float, int, str]
-"""Error, samples, `held out` or `fitted`."""
+"""Error, samples, and which: `unseen`, `held out` or `fitted`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +78,10 @@ def _sources(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _errors(hardware: str) -> dict[str, Known]:
-    """Kernel class -> (error, samples, `held out` or `fitted`) from the calibration's own reports."""
+    """Kernel class -> (error, samples, which ones) from the calibration's own reports."""
     out: dict[str, Known] = {}
     rows = [row for name in REPORTS for row in _report(name) if row["hardware"] == hardware]
-    for part in ("fitted", "held out"):  # the latter wins
+    for part in ("fitted", "held out", "unseen"):  # the latest wins
         for row in rows:
             if row["part"] == part:
                 out[row["cls"]] = (float(row["mape"]), int(row["count"]), part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -44,8 +44,7 @@ class Asked:
 
 def asked(question: Question, cluster: Cluster) -> Asked:
     """The op of a question on a cluster. Raises BadColumn for what is missing or cannot be."""
-    impl = question.impl and SAID.get(question.impl, question.impl)
-    return _BUILD[question.op](replace(question, impl=impl), cluster)
+    return _BUILD[question.op](question, cluster)
 
 
 def _need(question: Question, column: str) -> int:
@@ -74,7 +73,14 @@ def _within(sms: int, least: int, cluster: Cluster) -> int:
 
 IMPLS = ("library", "training", "fa2")
 SAID = {"fa3": "training", "flash2": "fa2", "cudnn": "library", "cublas": "library", "deepgemm": "library"}
-"""Other names of implementations: DeepSeek's training ran FlashAttention-3."""
+"""Other names of implementations, where a profile has no kernels by that name: DeepSeek's training ran
+FlashAttention-3, and the FP8 library of an H800 is DeepGEMM."""
+
+
+def _class(cls: str, impl: str, table: Container[str]) -> str:
+    """The class of somebody's kernel, by whatever name a profile knows them."""
+    own = class_of(cls, impl, table)
+    return own if own != cls else class_of(cls, SAID.get(impl, impl), table)
 
 
 def _known(question: Question, table: Mapping[str, object]) -> None:
@@ -88,7 +94,7 @@ def _known(question: Question, table: Mapping[str, object]) -> None:
             "unknown kernel class; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(table)}"),
         )
     own = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name)))
-    if impl is not None and impl not in own:
+    if impl is not None and impl not in own and impl not in SAID:
         raise BadColumn("impl", impl, f"choose one of {', '.join((*own, *SAID))}")
 
 
@@ -131,7 +137,7 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
     family = "gemm.fp8" if precision == "fp8_block" else f"gemm.{precision}"
     sms = _granted(question, cluster)
     impl = question.impl or ("library" if sms == cluster.gpu.sms else "training")
-    cls = class_of(family + _SUFFIX[form], impl, cluster.kernels.gemm)
+    cls = _class(family + _SUFFIX[form], impl, cluster.kernels.gemm)
     return Asked(op=_op(question, cls, work), sms=sms, note=_whose(cls, cluster.kernels.gemm))
 
 
@@ -190,14 +196,14 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
         precision="fp8" if fp8 else "bf16",
     )
     cls = ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "")
-    cls = class_of(cls, question.impl or "", cluster.kernels.attention)
+    cls = _class(cls, question.impl or "", cluster.kernels.attention)
     return Asked(op=_op(question, cls, work), sms=_granted(question, cluster))
 
 
 def _stream(question: Question, cluster: Cluster) -> Asked:
     _known(question, cluster.kernels.stream)
     half = _bytes(question) / 2
-    cls = class_of(question.cls or "elem", question.impl or "", cluster.kernels.stream)
+    cls = _class(question.cls or "elem", question.impl or "", cluster.kernels.stream)
     op = _op(replace(question, cls=cls), cls, Streaming(read=half, written=half))
     return Asked(op=op, sms=_granted(question, cluster))
 

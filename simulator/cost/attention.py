@@ -5,7 +5,8 @@
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
-follows SMs / (SMs - taken) where tiles are many.
+follows SMs / (SMs - taken) where tiles are many. Where query heads share keys, backward kernels make the gradients of
+keys and values for each query head, and others sum them up: sums x their bytes / bandwidth more.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FORMULA = (
     "launch + norm4(min(waves*longest, max(tiles*tile/sms + tail, longest)), power, memory) * traffic_factor"
     " + passes*memory"
 )
+FORMULA_OF_SHARED = FORMULA + " + sums*shared_gradients"
 
 
 def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
@@ -49,6 +51,14 @@ def attention_bytes(work: Attention) -> float:
     kv = work.batch * work.seq_kv * work.kv_heads
     once = size * (q * (work.d_qk + work.d_v) + kv * (work.d_qk + work.d_v))
     return once * 2.5 if work.backward else once
+
+
+def shared_gradients(work: Attention) -> float:
+    """Gradients of keys and values that are made for each query head, to be summed over those that share them [B]."""
+    if not work.backward or work.heads == work.kv_heads:
+        return 0.0
+    size = 1.0 if work.precision == "fp8" else 2.0
+    return size * work.batch * work.seq_kv * work.heads * (work.d_qk + work.d_v)
 
 
 def _flops_per_pair(work: Attention) -> float:
@@ -84,11 +94,11 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     rate, bandwidth = p.power_rate * peak, p.bandwidth * gpu.hbm_bandwidth
     power, memory = work.flops / rate, attention_bytes(work) / bandwidth
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
-    passes = p.passes if work.backward else 0.0
+    passes, shared = p.passes if work.backward else 0.0, shared_gradients(work) / bandwidth if p.sums else 0.0
     return Cost(
-        duration=p.launch + norm4(tensor, power, memory) * slow + passes * memory,
+        duration=p.launch + norm4(tensor, power, memory) * slow + passes * memory + p.sums * shared,
         bound_by="memory" if memory > tensor else "tensor",
-        formula=FORMULA,
+        formula=FORMULA_OF_SHARED if shared else FORMULA,
         terms=(
             ("tiles", float(rows)),
             ("key_blocks", mean),
@@ -106,6 +116,7 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("bandwidth", bandwidth),
             ("memory_s", memory),
             ("passes", passes),
+            *((("shared_gradients_s", shared), ("sums", p.sums)) if shared else ()),
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),

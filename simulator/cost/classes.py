@@ -22,6 +22,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "norm.fwd": ("norm.bwd", "elem"),
     "softmax": ("loss", "norm.fwd", "elem"),
     "loss": ("softmax", "elem"),
+    "loss.bwd": ("loss", "softmax", "elem"),
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
     "optimizer": ("elem",),

@@ -1,11 +1,12 @@
 """Time of a GEMM kernel: output tiles in waves over the SMs granted, against power and memory.
 
-    t = launch + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
+    t = launch + reset + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
 
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
-those the library has; from the third wave on a counter hands tiles out, which a small kernel before clears.
+those the library has; from the third wave on a counter hands tiles out, which a small kernel before clears (`reset`).
 `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` = a fill time, then operands
-and output once over the attainable memory bandwidth and into the SMs. The 4-norm blends the bounds: alone each is
+and output once over the attainable memory bandwidth and into the SMs; a kernel that walks down columns of tiles reads
+its rows again for the next columns, as far as L2 does not hold them. The 4-norm blends the bounds: alone each is
 exact, two equal ones cost 19 % more than one. Where a library starts a kernel for each group, these starts bound it,
 too, by the same norm, and so do the few streams they run on: each round of them is a wave, however few its tiles. Every
 term grows with m, n, k and shrinks with SMs and bandwidth, and so does t.
@@ -23,11 +24,15 @@ from simulator.hardware import Gpu
 from simulator.kernels import GemmParams, Kernels
 from simulator.ops import Gemm
 
-FORMULA = "launch + norm4(waves*(k_steps*step + ends) + reset, power, memory) * traffic_factor"
-FORMULA_OF_GROUPS = FORMULA.replace("launch + ", "launch + norm4(") + ", starts)"
+FORMULA = "launch + reset + norm4(waves*(k_steps*step + ends), power, memory) * traffic_factor"
+FORMULA_OF_GROUPS = FORMULA.replace("norm4(", "norm4(norm4(") + ", starts)"
 
 UNCOUNTED = 2
 """Waves up to which cuBLAS runs a kernel alone (kernels of `calibration/tables/h100_measured.csv`)."""
+
+
+L2_HALVES = 2
+"""Each partition of L2 caches what the SMs of its own GPCs access (NVIDIA A100 and H100 architecture whitepapers)."""
 
 
 class Tile(NamedTuple):
@@ -50,7 +55,7 @@ class Tiling(NamedTuple):
     given beforehand.
     """
 
-    time: float
+    tensor: float
     waves: int
     reset: float
     tile: Tile
@@ -59,6 +64,11 @@ class Tiling(NamedTuple):
     tiles: int
     parts: int = 1
     walks: bool = False
+
+    @property
+    def time(self) -> float:
+        """All of it [s]."""
+        return self.tensor + self.reset
 
 
 def tensor_peak(gpu: Gpu, precision: str) -> float:
@@ -89,11 +99,23 @@ def _group_rows(work: Gemm, align: int) -> tuple[int, ...]:
     return ()
 
 
-def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int) -> int:
-    """Row tiles of `block` rows over all groups. Without a list of rows, m is a padded total: at least one a group."""
+def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int, side: int = 1) -> int:
+    """Row tiles of `block` rows over all groups, in clusters of `side`, the last of a group filled up or not.
+
+    Without a list of rows, m is a padded total of equal groups, at least one row each.
+    """
     if rows:
-        return sum(-(-r // block) for r in rows)
+        return sum(-(-r // (side * block)) for r in rows) * side
+    if side > 1:
+        groups = min(work.groups, work.m) if work.form == "grouped" else 1
+        return groups * side * -(-work.m // (groups * side * block))
     return max(-(-work.m // block), min(work.groups, work.m))
+
+
+def _tiles_for(work: Gemm, p: GemmParams) -> tuple[tuple[int, int], ...]:
+    """The tiles that a library may pick: of one that goes by the mean rows of a group, the last only for many."""
+    groups = work.groups if work.form == "grouped" else 1
+    return p.tiles if min(work.m / groups, work.n) <= p.few or not p.few else p.tiles[-1:]
 
 
 def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> Tile:
@@ -105,8 +127,9 @@ def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: in
 
 
 def _usable(p: GemmParams, gpu: Gpu, granted: int) -> int:
-    """SMs that tiles run on: those granted, less the stranded ones where others hold some."""
-    return gpu.sms if granted >= gpu.sms else max(1, granted - p.stranded)
+    """SMs that tiles run on: those that whole clusters find, and less the stranded ones where others hold some."""
+    whole = min(p.cluster_sms or gpu.sms, gpu.sms)
+    return whole if granted >= gpu.sms else max(1, min(whole, granted - p.stranded))
 
 
 def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
@@ -120,21 +143,21 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     groups = work.groups if work.form == "grouped_wgrad" else 1
     peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
     found: Tiling | None = None
-    for bm, bn in p.tiles:
-        tiles = _row_tiles(work, rows, bm) * -(-work.n // bn) * groups
+    down, across = p.cluster
+    for bm, bn in _tiles_for(work, p):
+        tiles = _row_tiles(work, rows, bm, down) * across * -(-work.n // (bn * across)) * groups
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         walk = p.walk if large else 1
         tile, waves = _tile(work, p, peak_sm, bm, bn, 1), max(walk * -(-tiles // (walk * usable)), rounds)
         reset = p.reset if waves > UNCOUNTED else 0.0
-        time = waves * tile.time + reset
-        if found is None or time < found.time or large:
-            found = Tiling(time, waves, reset, tile, bm, bn, tiles, walks=large)
+        whole = Tiling(waves * tile.time, waves, reset, tile, bm, bn, tiles, walks=large)
+        if found is None or whole.time < found.time or large:
+            found = whole
         parts = min(p.split, usable // tiles)
         if parts > 1:
             tile = _tile(work, p, peak_sm, bm, bn, parts)
-            time = tile.time + p.reset
-            if time < found.time:
-                found = Tiling(time, 1, p.reset, tile, bm, bn, tiles, parts)
+            cut = Tiling(tile.time, 1, p.reset, tile, bm, bn, tiles, parts)
+            found = min(found, cut, key=lambda tiling: tiling.time)
     if found is None:
         raise InputError("gemm: tiles: []: the kernel class needs at least one tile")
     return found
@@ -163,9 +186,25 @@ def _power_rate(work: Gemm, p: GemmParams, gpu: Gpu) -> float:
     return (p.loop_rate or p.power_rate) * tensor_peak(gpu, work.precision)
 
 
-def _memory_time(work: Gemm, p: GemmParams, gpu: Gpu, sms: int) -> float:
-    """Time to move the bytes: through memory, and into the SMs granted [s]."""
-    size = gemm_bytes(work)
+def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) -> float:
+    """Bytes that a kernel which walks down columns of tiles reads again [B].
+
+    All SMs together stand on `across` columns, or more where a column has fewer tiles. For the next ones the rows of
+    the group are read again, all but what L2 still holds of them; each of its halves keeps what its own SMs read.
+    """
+    if not p.by_columns:
+        return 0.0
+    groups, across = max(1, work.groups), p.cluster[1]
+    rows = work.m / groups if work.form == "grouped" else work.m
+    depth = work.k / groups if work.form == "grouped_wgrad" else work.k
+    size = rows * depth * _element_bytes(work.precision)
+    passes = work.n / (tiling.bn * across) * min(1.0, rows * across / (tiling.bm * sms))
+    return groups * size * max(0.0, passes - 1.0) * max(0.0, 1.0 - gpu.l2_bytes / L2_HALVES / size)
+
+
+def _memory_time(work: Gemm, p: GemmParams, gpu: Gpu, sms: int, again: float) -> float:
+    """Time to move the bytes: through memory, `again` [B] for a second time, and into the SMs granted [s]."""
+    size = gemm_bytes(work) + again
     load = size / (p.load_rate * min(sms, gpu.sms)) if p.load_rate else 0.0
     return p.fill + norm4(size / (p.bandwidth * gpu.hbm_bandwidth), load)
 
@@ -177,6 +216,7 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
         ("tile_m", float(tiling.bm)),
         ("tile_n", float(tiling.bn)),
         ("tiles", float(tiling.tiles)),
+        *((("cluster", float(p.cluster[0] * p.cluster[1])),) if p.cluster != (1, 1) else ()),
         *((("split_k", float(tiling.parts)),) if tiling.parts > 1 else ()),
         ("sms", float(sms)),
         *((("usable_sms", float(usable)),) if usable < sms else ()),
@@ -187,16 +227,17 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
         ("ends_s", tile.ends),
         ("tile_s", tile.time),
         ("reset_s", tiling.reset),
-        ("tensor_s", tiling.time),
+        ("tensor_s", tiling.tensor),
     )
 
 
-def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu) -> tuple[tuple[str, float], ...]:
+def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, again: float) -> tuple[tuple[str, float], ...]:
     """What power and memory allow."""
     return (
         (f"{'loop' if p.loop_rate else 'power'}_rate", _power_rate(work, p, gpu)),
         ("power_s", work.flops / _power_rate(work, p, gpu)),
-        ("bytes", gemm_bytes(work)),
+        ("bytes", gemm_bytes(work) + again),
+        *((("bytes_read_again", again),) if again else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),
@@ -215,11 +256,12 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     _check(work, share.sms)
     p, calibrated, source = params_for(kernels.gemm, cls, kernels.name)
     tiling = _tiling(work, p, gpu, share.sms)
-    tensor, power = tiling.time, work.flops / _power_rate(work, p, gpu)
-    memory = _memory_time(work, p, gpu, share.sms)
+    tensor, power = tiling.tensor, work.flops / _power_rate(work, p, gpu)
+    again = read_again(work, p, gpu, tiling, _usable(p, gpu, share.sms))
+    memory = _memory_time(work, p, gpu, share.sms, again)
     starts = p.group_time * busy_groups(work)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
-    duration = p.launch + norm4(norm4(tensor, power, memory) * slow, starts)
+    duration = p.launch + tiling.reset + norm4(norm4(tensor, power, memory) * slow, starts)
     bound: Bound = "latency" if p.launch > max(tensor, memory) else "memory" if memory > tensor else "tensor"
     return Cost(
         duration=duration,
@@ -227,7 +269,7 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
         formula=FORMULA_OF_GROUPS if starts else FORMULA,
         terms=(
             *_terms_of_tiling(tiling, p, share.sms, _usable(p, gpu, share.sms)),
-            *_terms_of_bounds(work, p, gpu),
+            *_terms_of_bounds(work, p, gpu, again),
             ("memory_s", memory),
             *((("starts_s", starts),) if starts else ()),
             ("launch_s", p.launch),

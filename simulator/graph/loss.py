@@ -2,7 +2,7 @@
 
 | `stack.loss` | whose | passes over the logits |
 |---|---|---|
-| plain | PyTorch's cross-entropy of BF16 logits | what the kernel class `loss` was measured on |
+| plain | PyTorch's cross-entropy of BF16 logits | what the classes `loss` and `loss.bwd` were measured on |
 | fp32 | the same of logits widened to FP32 first | a cast each way around kernels twice as wide |
 | compiled | torch.compile | maximum, sum; backward one pass: BF16 |
 | parallel | Megatron-Core, tensor_parallel/cross_entropy.py | widen, max, subtract, exp, sum, divide; scale, narrow |
@@ -69,6 +69,6 @@ def backward(tape: Tape, s: Shapes, tokens: int, vocab: int) -> None:
         kernels, read, written = BACKWARD[how]
         tape.add("loss.bwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels)
         return
-    tape.add("loss.bwd", "loss", cast(logits, KEPT[how], KEPT[how]))
+    tape.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]))
     if how == "fp32":
         tape.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))

@@ -34,23 +34,25 @@ FITTED_LIMITS = {
     ("h800", "gemm.bf16.router"): 0.05,
     ("h800", "attn.fwd"): 0.05,
     ("h100", "attn.fwd"): 0.05,
-    ("h100", "gemm.bf16"): 0.05,
-    ("h100", "gemm.bf16.wgrad"): 0.07,
-    ("h100", "gemm.bf16.grouped"): 0.05,
-    ("h100", "gemm.bf16.grouped_wgrad"): 0.05,
-    ("h100", "gemm.fp8_tensor"): 0.06,
-    ("h100", "gemm.fp8_row"): 0.06,
-    ("h100", "gemm.fp8@library"): 0.06,
-    ("h100", "gemm.fp8.wgrad@library"): 0.05,
+    ("h100", "gemm.bf16"): 0.04,
+    ("h100", "gemm.bf16.wgrad"): 0.05,
+    ("h100", "gemm.bf16.grouped"): 0.03,
+    ("h100", "gemm.bf16.grouped_wgrad"): 0.03,
+    ("h100", "gemm.fp8_tensor"): 0.05,
+    ("h100", "gemm.fp8_row"): 0.05,
+    ("h100", "gemm.fp8_row.grouped"): 0.06,
+    ("h100", "gemm.fp8@library"): 0.05,
+    ("h100", "gemm.fp8.wgrad@library"): 0.03,
     ("h100", "attn.fwd@library"): 0.05,
     ("h100", "attn.bwd@library"): 0.05,
-    ("h100", "attn.fwd@fa2"): 0.05,
+    ("h100", "attn.fwd@fa2"): 0.03,
+    ("h100", "attn.bwd@fa2"): 0.05,
     ("h200", "attn.fwd@library"): 0.06,
     ("h200", "attn.bwd@library"): 0.08,
     ("h200", "gemm.bf16"): 0.07,
-    ("h200", "gemm.bf16.grouped_wgrad"): 0.05,
-    ("h200", "gemm.fp8_tensor"): 0.085,
-    ("h200", "gemm.fp8_row"): 0.1,
+    ("h200", "gemm.bf16.grouped_wgrad"): 0.055,
+    ("h200", "gemm.fp8_tensor"): 0.07,
+    ("h200", "gemm.fp8_row"): 0.09,
     ("a100", "attn.fwd"): 0.05,
     ("h20", "gemm.fp8@library"): 0.05,
     ("h20", "gemm.fp8.grouped@library"): 0.05,
@@ -69,6 +71,27 @@ def test_held_out_shapes(hardware: str, cls: str) -> None:
     rows = held_out(hardware, cls) or [s for s in tables.everything() if (s.hardware, s.cls) == (hardware, cls)]
     assert rows
     assert errors(cls, hardware, "held out", rows, kernels_of(hardware)).mape <= FITTED_LIMITS[hardware, cls]
+
+
+UNSEEN_LIMITS = {"gemm.bf16.wgrad": 0.055}
+"""On shapes measured when all was settled, where it is not 5 %."""
+
+
+def test_shapes_that_nobody_had_seen() -> None:
+    rows = tables.h100_unseen()
+    classes = {s.cls for s in rows if s.cls.startswith(("gemm", "attn"))}
+    assert len(classes) == 13
+    off = {cls: errors(cls, "h100", "unseen", [s for s in rows if s.cls == cls], kernels_of("h100")) for cls in classes}
+    assert {cls: e.mape for cls, e in off.items() if e.mape > UNSEEN_LIMITS.get(cls, 0.05)} == {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "limit"), [("gemm.bf16", 0.06), ("attn.fwd@library", 0.06), ("elem", 0.05), ("norm.fwd@library", 0.17)]
+)
+def test_kernels_beside_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
+    """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries. (The norm is 15 % too fast alone.)"""
+    rows = [s for s in tables.beside_collectives() if s.cls == cls]
+    assert errors(cls, "h100", "beside", rows, kernels_of("h100")).mape <= limit
 
 
 @pytest.mark.parametrize("cls", TRACE_GEMM)
@@ -179,7 +202,7 @@ def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls
 
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
-    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h20_kernels", "gb200_gemm", "gb300_gemm",
+    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
 
 
@@ -216,7 +239,7 @@ opened = set()
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 from hardware_profiles.calibration import fit_fabric, fit_kernels, fit_power
 fit_kernels.everything(), fit_kernels.fixed_classes()
-fit_kernels.tables.contention(), fit_kernels.tables.beside_traffic()
+fit_kernels.tables.contention(), fit_kernels.tables.beside_traffic(), fit_kernels.tables.beside_collectives()
 [fit_fabric.solve(fit) for fit in fit_fabric.FITS], fit_fabric.prices(), fit_fabric.hops(), fit_fabric.judged()
 fit_power.fit("h100"), fit_power.fit("h200")
 print("\\n".join(sorted(opened)))
@@ -245,6 +268,8 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h100_sustained.csv",
         "host.csv",
         "h100_overlap.csv",
+        "h100_clusters.csv",
+        "h100_unseen.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in tables.TABLES.glob("*.csv")} == known

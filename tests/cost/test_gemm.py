@@ -160,6 +160,46 @@ def test_masked_groups_of_unequal_rows_cost_their_own_tiles() -> None:
     assert drawn == pytest.approx(2 * even)  # 198 tiles instead of 132: a second wave
 
 
+def grouped(rows: tuple[int, ...], n: int = 128 * 132, k: int = 1024) -> Gemm:
+    return Gemm(m=sum(rows), n=n, k=k, precision="fp8_block", form="grouped", groups=len(rows), rows=rows)
+
+
+def terms_of(work: Gemm, **changes: Any) -> dict[str, float]:
+    return dict(gemm_cost(work, "gemm.fp8", H800, one_class(replace(PLAIN, **changes)), Share(sms=132)).terms)
+
+
+def test_a_group_fills_its_clusters_up() -> None:
+    """Groups of one, two and three row tiles in pairs: 2, 2 and 4; 33 column tiles in pairs: 34."""
+    rows = (100, 256, 300)
+    assert terms_of(grouped(rows))["tiles"] == (1 + 2 + 3) * 132
+    assert terms_of(grouped(rows), cluster=(2, 1))["tiles"] == (2 + 2 + 4) * 132
+    assert terms_of(grouped(rows, n=128 * 33), cluster=(2, 2))["tiles"] == (2 + 2 + 4) * 34
+    equal = Gemm(m=3 * 128, n=128, k=1024, precision="fp8_block", form="grouped", groups=3)
+    assert terms_of(equal, cluster=(2, 1))["tiles"] == 3 * 2
+
+
+def test_a_library_that_goes_by_the_rows_of_a_group_takes_its_last_tile_for_many() -> None:
+    tiles = {"tiles": ((64, 128), (128, 256)), "few": 128, "tile_time": 1e-3}
+    for rows, tile in ((64, 64.0), (129, 128.0)):
+        work = grouped((rows,) * 4, n=128, k=128) if rows == 64 else grouped((rows,) * 4, n=512, k=128)
+        assert terms_of(work, **tiles)["tile_m"] == tile
+    assert terms_of(grouped((129,) * 4, n=128, k=128), **tiles)["tile_m"] == 64.0  # few columns
+
+
+def test_walking_down_columns_reads_rows_again_that_l2_does_not_hold() -> None:
+    """132 row tiles a column, so that each of 24 columns needs all rows; those of the small problem stay in L2."""
+    rows, k = 128 * 132, 8192
+    work = Gemm(m=2 * rows, n=128 * 24, k=k, precision="fp8_block", form="grouped", groups=2)
+    missed = 1.0 - H800.l2_bytes / 2 / (rows * k)
+    assert terms_of(work, by_columns=True)["bytes_read_again"] == pytest.approx(2 * 23 * rows * k * missed)
+    assert "bytes_read_again" not in terms_of(replace(work, k=1024), by_columns=True)
+    assert "bytes_read_again" not in terms_of(work)
+    half = replace(work, m=rows)  # two columns at a time
+    assert terms_of(half, by_columns=True)["bytes_read_again"] == pytest.approx(
+        2 * 11 * rows / 2 * k * (1.0 - H800.l2_bytes / 2 / (rows / 2 * k))
+    )
+
+
 def test_norm4() -> None:
     assert norm4(0.0, 0.0) == 0.0
     assert norm4(3.0, 0.0) == pytest.approx(3.0)

@@ -100,7 +100,7 @@ def test_overlapped_sync_is_never_slower() -> None:
 
 def priced(work: Work, seconds: float) -> Priced:
     op = Op(name="x", cls="x", part="F", segment="x.F", work=work, beside="chunks")
-    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 3)
+    return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 4)
 
 
 @pytest.mark.parametrize(
