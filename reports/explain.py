@@ -28,7 +28,9 @@ def report(found: Explanation, tornado: Tornado | None, *, verbose: bool = False
     for kind in dict.fromkeys(one.block for one in found.ops):
         mine = [one for one in found.ops if one.block == kind]
         title = words.BLOCKS.get(kind, kind)
-        parts += section(f"{title[0].upper()}{title[1:]} [µs]", _listed(mine), note(_listed_note(found)))
+        parts += section(
+            f"{title[0].upper()}{title[1:]} [µs]", _listed(mine, _meets_exchanges(found)), note(_listed_note(found))
+        )
     if detailed:
         for one, blocks in _distinct(found.ops):
             parts += section(f"{one.priced.op.name} ({', '.join(blocks)})", *_detailed(one))
@@ -42,11 +44,20 @@ _BLOCKS_NOTE = "Of one microbatch, gaps between kernels included. n: how often t
 
 
 def _listed_note(found: Explanation) -> str:
-    text = "alone: nothing else runs. beside: an exchange runs too (an exchange: compute runs too)."
+    text = (
+        "alone: nothing else runs. beside: a collective of a whole node runs too (gathers parameters, sums gradients)."
+    )
+    if _meets_exchanges(found):
+        text = "alone: nothing else runs. beside: an exchange runs too (an exchange: compute runs too)."
     return text + (f" *: not calibrated on {found.scenario.cluster.name}." if found.uncalibrated else "")
 
 
-def _listed(ops: Sequence[ExplainedOp]) -> Table:
+def _meets_exchanges(found: Explanation) -> bool:
+    """Whether the job has exchange kernels that compute runs beside."""
+    return found.scenario.job.layout.ep > 1
+
+
+def _listed(ops: Sequence[ExplainedOp], exchanges: bool) -> Table:
     table = columns("", "work", ">alone", ">beside", "limit", gap=1)
     for one in ops:
         op, cost = one.priced.op, one.priced.cost
@@ -55,7 +66,7 @@ def _listed(ops: Sequence[ExplainedOp]) -> Table:
             op.name + ("" if cost.calibrated else " *"),
             count + short(one),
             f"{one.alone * 1e6:.1f}",
-            f"{one.beside * 1e6:.1f}",
+            f"{(one.beside if exchanges else one.beside_collective) * 1e6:.1f}",
             cost.bound_by,
         )
     return table

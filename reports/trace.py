@@ -286,7 +286,7 @@ class _Trace:
     def _counters(self, rank: int, lanes: Mapping[int, Sequence[int]]) -> Iterator[str]:
         """SMs and memory in use on a rank, a sample wherever they change."""
         begin, end = nanoseconds(self.selection.start), 1e9 * self.selection.end
-        sms = counters.sm_samples(self.result, lanes[rank * LANES + COMPUTE], lanes[rank * LANES + COMM])
+        sms = counters.sm_samples(self.result, *(lanes[rank * LANES + kind] for kind in (COMPUTE, COMM, SYNC)))
         for samples, (name, series) in zip(
             (sms, counters.memory_samples(self.result, rank)), counters.NAMES.items(), strict=True
         ):

@@ -13,7 +13,7 @@ from simulator.result import Result
 Sample = tuple[int, tuple[int, ...]]
 """From this nanosecond on, these values."""
 
-NAMES = {"SMs in use": ("compute", "exchanges"), "memory in use": ("bytes",)}
+NAMES = {"SMs in use": ("compute", "exchanges", "collectives"), "memory in use": ("bytes",)}
 """Counter -> its series."""
 
 
@@ -22,19 +22,28 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def sm_samples(result: Result, compute: Sequence[int], exchanges: Sequence[int]) -> list[Sample]:
-    """SMs open to the compute kernel that runs, and held by the exchange kernel, given a rank's tasks of either stream.
+def sm_samples(
+    result: Result, compute: Sequence[int], exchanges: Sequence[int], collectives: Sequence[int]
+) -> list[Sample]:
+    """SMs open to the compute kernel that runs, and held by exchange kernels and collectives, given a rank's tasks of
+    each stream.
 
-    An exchange holds its SMs from its barrier on; a rank that computes has all the others.
+    An exchange holds its SMs from its barrier on. A rank that computes has all that its exchange leaves or, without
+    one, its collective: as in the engine.
     """
-    runs = result.timeline.tasks.run
+    cluster, runs = result.scenario.cluster, result.timeline.tasks.run
     holding = [task for task in exchanges if runs[task].kind in ("notify", "exchange")]
     held = _held(result, runs[holding[0]]) if holding else 0
-    total = result.scenario.cluster.gpu.sms
-    out: list[Sample] = [(0, (0, 0))]
-    for at, (computing, exchanging) in _levels(result.timeline, compute, holding):
-        taken = held if exchanging else 0
-        _append(out, at, (total - taken if computing else 0, taken))
+    channels = cluster.fabric.nvlink.sms
+    streams = (
+        [(task, 1) for task in compute],
+        [(task, held) for task in holding],
+        [(task, round(runs[task].held * channels)) for task in collectives],
+    )
+    out: list[Sample] = [(0, (0, 0, 0))]
+    for at, (computing, exchanging, collecting) in _levels(result.timeline, *streams):
+        left = cluster.gpu.sms - (exchanging or collecting)
+        _append(out, at, (left if computing else 0, exchanging, collecting))
     return out
 
 
@@ -42,12 +51,13 @@ def _held(result: Result, run: Run) -> int:
     return neighbour_of(result.scenario, run.ops[0].op).sms
 
 
-def _levels(timeline: Timeline, *streams: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """How many tasks of each stream run, from each moment at which that changes."""
+def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The sum over the tasks of each stream that run, of what stands beside them, from each moment at which it
+    changes."""
     edges: list[tuple[int, int, int]] = []
     for stream, tasks in enumerate(streams):
-        edges += [(nanoseconds(timeline.start[task]), stream, 1) for task in tasks]
-        edges += [(nanoseconds(timeline.end[task]), stream, -1) for task in tasks]
+        edges += [(nanoseconds(timeline.start[task]), stream, many) for task, many in tasks]
+        edges += [(nanoseconds(timeline.end[task]), stream, -many) for task, many in tasks]
     edges.sort()
     level = [0] * len(streams)
     for at, (moment, stream, change) in enumerate(edges):

@@ -9,7 +9,7 @@ from typing import Any
 
 from simulator.ask.answer import work_dict
 from simulator.engine.lower import Plan
-from simulator.engine.runs import ALONE, TRAFFIC, Priced
+from simulator.engine.runs import ALONE, COLLECTIVE, TRAFFIC, Priced
 from simulator.graph.block import Block
 from simulator.run import prepare
 from simulator.scenario import Scenario
@@ -17,7 +17,8 @@ from simulator.scenario import Scenario
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedOp:
-    """One op of a block: `alone` and `beside` an exchange [s], the gaps behind its kernels included.
+    """One op of a block: `alone`, `beside` an exchange and `beside_collective` of a whole node [s], the gaps behind its
+    kernels included.
 
     For an exchange, `beside` means beside compute.
     """
@@ -36,6 +37,11 @@ class ExplainedOp:
         """Beside an exchange that moves memory; an exchange beside compute [s]."""
         return self.priced.durations[TRAFFIC]
 
+    @property
+    def beside_collective(self) -> float:
+        """Beside a collective of a whole node, as one that gathers parameters or reduces gradients [s]."""
+        return self.priced.durations[COLLECTIVE]
+
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         op, cost = self.priced.op, self.priced.cost
@@ -52,6 +58,7 @@ class ExplainedOp:
             "flop": op.flops,
             "alone_us": self.alone * 1e6,
             "beside_us": self.beside * 1e6,
+            "beside_collective_us": self.beside_collective * 1e6,
             "bound_by": cost.bound_by,
             "formula": cost.formula,
             "terms": dict(cost.terms),

@@ -232,23 +232,28 @@ def test_a_window_behind_the_step_is_refused(result: Result, tmp_path: Path) -> 
 
 
 def test_sms_in_use_follow_the_streams(result: Result, events: list[Event]) -> None:
-    """In each stretch: all SMs but the exchange's while a kernel computes, the exchange's while one runs."""
+    """In each stretch: all SMs but the exchange's or collective's while a kernel computes, theirs while one runs."""
     timeline, tasks = result.timeline, result.timeline.tasks
     total, held = result.scenario.cluster.gpu.sms, result.scenario.job.overlap.comm_sms
+    collectives: set[int] = set()
     for rank in range(tasks.ranks):
-        spans: dict[int, list[tuple[float, float]]] = {COMPUTE: [], COMM: []}
+        spans: dict[int, list[tuple[float, float]]] = {COMPUTE: [], COMM: [], SYNC: []}
         for task, lane in enumerate(tasks.lane):
             stream = lane - rank * LANES
-            if stream == COMPUTE or (stream == COMM and tasks.run[task].kind in ("notify", "exchange")):
+            if stream in (COMPUTE, SYNC) or (stream == COMM and tasks.run[task].kind in ("notify", "exchange")):
                 spans[stream].append((timeline.start[task], timeline.end[task]))
         samples = counter(events, "SMs in use", rank)
         assert samples[0][0] == pytest.approx(0.0, abs=1e-9)
-        assert samples[-1][1] == {"compute": 0, "exchanges": 0}
+        assert samples[-1][1] == {"compute": 0, "exchanges": 0, "collectives": 0}
         for (begin, values), (end, _) in pairwise(samples):
             middle = (begin + end) / 2
             busy = {stream: any(a <= middle < b for a, b in found) for stream, found in spans.items()}
+            collectives.add(values["collectives"])
             assert values["exchanges"] == (held if busy[COMM] else 0)
-            assert values["compute"] == (total - values["exchanges"] if busy[COMPUTE] else 0)
+            assert (values["collectives"] > 0) == busy[SYNC]
+            left = total - (values["exchanges"] or values["collectives"])
+            assert values["compute"] == (left if busy[COMPUTE] else 0)
+    assert collectives == {0, 2, 16}  # one NIC's channels, and those of a node
 
 
 def test_memory_in_use_peaks_where_the_forecast_does(result: Result, events: list[Event]) -> None:
