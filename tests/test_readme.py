@@ -75,20 +75,18 @@ def _beside(what: str, row: dict[str, str], changes: list[str], *, optimizer: bo
 @cache
 def sharded() -> str:
     """Our own measured steps under FSDP2 beside the simulation."""
-    rows = [f"| Llama 3 8B, FSDP2 on H200, sequences of 8192 | {HEAD}"]
-    for row in _measured("h200_fsdp.csv"):
+    rows = [f"| Llama 3 8B, FSDP2, sequences of 8192 | {HEAD}"]
+    for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_fsdp.csv")):
         kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
         recompute = {"op": "selective"}.get(row["recompute"], row["recompute"])
         many = int(row["gpus"])
-        changes = ["hardware=h200", f"hardware.node.gpus={many}", f"gpus={many}"]
+        changes = [f"hardware={gpu}", f"hardware.node.gpus={many}", f"gpus={many}"]
         changes += ["layout.tp=1", "layout.pp=1", "layout.zero=3"]
         changes += [f"stack={STACKS[row['mode']]}", f"stack.attention={kernels}", f"layout.recompute={recompute}"]
         changes += [f"model.num_hidden_layers={row['layers']}", f"batch.sequence_length={row['seq']}"]
         changes += [f"batch.microbatch_size={row['mbs']}", f"batch.global_batch_size={many * int(row['mbs'])}"]
-        what = (
-            f"{many} GPUs, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}, {row['mode']}"
-        )
-        rows.append(_beside(what, row, changes))
+        what = f"{many} {gpu.upper()}, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}"
+        rows.append(_beside(f"{what}, {row['mode']}", row, changes))
     return "\n".join(rows)
 
 
