@@ -72,5 +72,5 @@ def test_generated_pages_say_what_the_program_says() -> None:
     text = generate.command_line()
     for verb in VERBS:
         assert f"### foretrain {verb}" in text
-    assert "t = launch + (" in generate.equations("simulator.cost.gemm")
+    assert "t = launch + reset + (" in generate.equations("simulator.cost.gemm")
     assert "generate" in sys.modules
