@@ -119,10 +119,14 @@ def _formula(answer: Answer) -> RichTable:
     return table
 
 
+CLOCK = 5e-10
+"""Half a cycle of a GPU [s]: a fitted time below it is none."""
+
+
 def term(name: str, value: float) -> str:
     """A term of a formula with its unit, which its name tells."""
     if name.endswith("_s"):
-        return words.seconds(value) if value else "0"
+        return words.seconds(value) if value >= CLOCK else "0"
     if name.endswith("bytes") or name == "bytes":
         return si(value, "B")
     if name.endswith("bandwidth") or name in ("sm_rate", "load_rate"):

@@ -237,7 +237,7 @@ def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, again: float) -> tuple
         (f"{'loop' if p.loop_rate else 'power'}_rate", _power_rate(work, p, gpu)),
         ("power_s", work.flops / _power_rate(work, p, gpu)),
         ("bytes", gemm_bytes(work) + again),
-        *((("bytes_read_again", again),) if again else ()),
+        *((("read_again_bytes", again),) if again else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),

@@ -191,11 +191,11 @@ def test_walking_down_columns_reads_rows_again_that_l2_does_not_hold() -> None:
     rows, k = 128 * 132, 8192
     work = Gemm(m=2 * rows, n=128 * 24, k=k, precision="fp8_block", form="grouped", groups=2)
     missed = 1.0 - H800.l2_bytes / 2 / (rows * k)
-    assert terms_of(work, by_columns=True)["bytes_read_again"] == pytest.approx(2 * 23 * rows * k * missed)
-    assert "bytes_read_again" not in terms_of(replace(work, k=1024), by_columns=True)
-    assert "bytes_read_again" not in terms_of(work)
+    assert terms_of(work, by_columns=True)["read_again_bytes"] == pytest.approx(2 * 23 * rows * k * missed)
+    assert "read_again_bytes" not in terms_of(replace(work, k=1024), by_columns=True)
+    assert "read_again_bytes" not in terms_of(work)
     half = replace(work, m=rows)  # two columns at a time
-    assert terms_of(half, by_columns=True)["bytes_read_again"] == pytest.approx(
+    assert terms_of(half, by_columns=True)["read_again_bytes"] == pytest.approx(
         2 * 11 * rows / 2 * k * (1.0 - H800.l2_bytes / 2 / (rows / 2 * k))
     )
 
