@@ -47,6 +47,24 @@ def test_backward_costs_more_than_twice_forward() -> None:
     assert 2.0 < backward / cost(MLA).duration < 4.0
 
 
+def test_backward_sums_the_gradients_of_shared_keys_and_values() -> None:
+    """Made for 32 query heads, 8 of which share each key: their bytes, `sums` times, at the attained bandwidth."""
+    params = replace(PLAIN, bandwidth=0.5, sums=3.0)
+    kernels = Kernels(name="t", gap=0.0, gap_source="", attention=dict.fromkeys(("attn.fwd", "attn.bwd"), params))
+    shared = Attention(batch=2, seq_q=1024, seq_kv=1024, heads=32, kv_heads=4, d_qk=128, d_v=128, backward=True)
+
+    def added(work: Attention) -> float:
+        cls = "attn.bwd" if work.backward else "attn.fwd"
+        bare = replace(kernels, attention={cls: replace(params, sums=0.0)})
+        first, last = (attention_cost(work, cls, H800, k, Share(sms=132)).duration for k in (bare, kernels))
+        return last - first
+
+    expanded = 2 * 1024 * 32 * (128 + 128) * 2.0
+    assert added(shared) == pytest.approx(3.0 * expanded / (0.5 * H800.hbm_bandwidth))
+    assert added(replace(shared, kv_heads=32)) == 0.0
+    assert added(replace(shared, backward=False)) == 0.0
+
+
 @pytest.mark.parametrize("held", [4, 20, 40, 64])
 def test_time_follows_the_sms_left(held: int) -> None:
     work = Attention(batch=1, seq_q=4096, seq_kv=4096, heads=128, kv_heads=128, d_qk=128, d_v=128)

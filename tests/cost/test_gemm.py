@@ -260,14 +260,32 @@ def test_more_traffic_beside_is_never_faster(m: int, n: int, k: int, traffic: fl
     assert some.duration <= most.duration
 
 
-@settings(max_examples=100, deadline=None)
-@given(rows=st.lists(st.integers(0, 3000), min_size=1, max_size=16), at=st.integers(0, 15), more=st.integers(0, 500))
-def test_more_rows_in_a_group_are_never_faster(rows: list[int], at: int, more: int) -> None:
+GROUPED = {"gemm.fp8.grouped": "h800", "gemm.bf16.grouped": "h100", "gemm.fp8_row.grouped": "h100"}
+ROWS = st.lists(st.integers(0, 3000), min_size=1, max_size=16) | st.lists(
+    st.integers(9000, 40000), min_size=1, max_size=4
+)
+
+
+def in_groups(rows: list[int], cls: str, n: int, k: int) -> Gemm:
+    precision = "bf16" if "bf16" in cls else "fp8_block"
+    return Gemm(m=sum(rows), n=n, k=k, precision=precision, form="grouped", groups=len(rows), rows=tuple(rows))  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=ROWS,
+    at=st.integers(0, 15),
+    more=st.tuples(st.integers(0, 500), st.integers(0, 3000), st.integers(0, 3000)),
+    cls=st.sampled_from(sorted(GROUPED)),
+    sms=st.integers(16, 132),
+    fewer=st.integers(0, 15),
+)
+def test_more_work_in_groups_on_fewer_sms_is_never_faster(
+    rows: list[int], at: int, more: tuple[int, int, int], cls: str, sms: int, fewer: int
+) -> None:
     rows[0] += 1
     larger = list(rows)
-    larger[at % len(rows)] += more
-
-    def grouped(r: list[int]) -> Gemm:
-        return Gemm(m=sum(r), n=4096, k=7168, precision="fp8_block", form="grouped", groups=len(r), rows=tuple(r))
-
-    assert seconds(grouped(rows), 112, "gemm.fp8.grouped") <= seconds(grouped(larger), 112, "gemm.fp8.grouped")
+    larger[at % len(rows)] += more[0]
+    small, large = in_groups(rows, cls, 4096, 7168), in_groups(larger, cls, 4096 + more[1], 7168 + more[2])
+    quick, slow = (seconds(small, sms, cls, GROUPED[cls]), seconds(large, sms - fewer, cls, GROUPED[cls]))
+    assert quick <= slow * (1 + 1e-12)
