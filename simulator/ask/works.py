@@ -93,9 +93,9 @@ def _known(question: Question, table: Mapping[str, object]) -> None:
             cls,
             "unknown kernel class; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(table)}"),
         )
-    own = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name)))
-    if impl is not None and impl not in own and impl not in SAID:
-        raise BadColumn("impl", impl, f"choose one of {', '.join((*own, *SAID))}")
+    known = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name), *SAID))
+    if impl is not None and impl not in known:
+        raise BadColumn("impl", impl, f"choose one of {', '.join(known)}")
 
 
 def _op(question: Question, cls: str, work: Work, stream: str = "compute") -> Op:

@@ -49,7 +49,14 @@ def test_whose_kernel_can_be_said() -> None:
     assert asked(*GEMM, "--sms", "112")["class"] == "gemm.fp8"
     assert asked(*GEMM, "--sms", "112", "--impl", "library")["class"] == "gemm.fp8@library"
     assert asked(*GEMM, "--impl", "training")["class"] == "gemm.fp8"
+    assert asked(*GEMM, "--impl", "deepgemm")["class"] == "gemm.fp8@library"  # DeepGEMM, on H800
     assert asked(*GEMM, "--cls", "gemm.bf16")["class"] == "gemm.bf16"
+
+
+def test_deepgemm_is_not_the_library_of_an_h100() -> None:
+    there = (*GEMM, "--hardware", "h100")
+    names = {impl: asked(*there, "--impl", impl)["class"] for impl in ("deepgemm", "cublas", "library")}
+    assert names == {"deepgemm": "gemm.fp8@deepgemm", "cublas": "gemm.fp8@library", "library": "gemm.fp8@library"}
 
 
 @pytest.mark.parametrize("hardware", ["h100", "h200"])
