@@ -250,7 +250,7 @@ HEAD = (
     "",
     "Written by `fit_kernels.py`. MAPE is the mean of |predicted - measured| / measured; bias is total predicted",
     "over total measured, less one. `compared` rows took no part in any fit and belong to a GPU or a situation the",
-    "class was not fitted on; `unseen` ones were measured when model and parameters were settled. The last column is",
+    "class was not fitted on; `unseen` ones were measured when the form of the model was settled. The last column is",
     "the MAPE over the samples of at least 50 us.",
 )
 

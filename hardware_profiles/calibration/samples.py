@@ -518,7 +518,7 @@ H100_TABLES = ("h100_measured", "h100_more")
 
 
 def h100_unseen() -> list[Sample]:
-    """Measured once the model and its parameters were settled: compared with, never fitted. Shapes that the other two
+    """Measured once the form of the model was settled: compared with, never fitted. Shapes that the other two
     tables hold, too, are left out."""
     known = {(s.cls, s.work) for s in h100_measured()}
     return [s for s in merged(own_table(TABLES / "h100_unseen.csv", "h100")) if (s.cls, s.work) not in known]

@@ -74,7 +74,7 @@ def test_held_out_shapes(hardware: str, cls: str) -> None:
 
 
 UNSEEN_LIMITS = {"gemm.bf16.wgrad": 0.055}
-"""On shapes measured when all was settled, where it is not 5 %."""
+"""On shapes measured when the form of the model was settled, where it is not 5 %."""
 
 
 def test_shapes_that_nobody_had_seen() -> None:
