@@ -249,7 +249,8 @@ def remarks(result: Result) -> Table:
     """What a reader must know before believing the numbers."""
     scenario = result.scenario
     said = [
-        f"One pipeline of {scenario.job.layout.pp} ranks is simulated; all {scenario.job.dp} are taken to be alike.",
+        f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
+        f"all {scenario.job.dp} are taken to be alike.",
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),

@@ -52,11 +52,12 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     job, layout, stack = scenario.job, scenario.job.layout, scenario.stack
     degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
     each = words.counted(job.batch.microbatch_size, "sequence")
+    exchanges = f", exchanges by {stack.dispatcher}" if layout.ep > 1 else ""
     shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
     return [
         (
             "what is simulated",
-            f"one pipeline of {layout.pp} ranks; all {job.dp} data-parallel ones are taken to be alike",
+            f"one pipeline of {words.counted(layout.pp, 'rank')}; all {job.dp} replicas of it are taken to be alike",
         ),
         ("parallelism", f"{shown}; ZeRO stage {layout.zero}"),
         ("schedule", f"{layout.schedule}, {words.counted(job.microbatches, 'microbatch')} of {each}"),
@@ -67,14 +68,22 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
             "routing",
             words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",
         ),
-        ("communication SMs", f"{job.overlap.comm_sms} of {scenario.cluster.gpu.sms}"),
-        (
-            "software",
-            f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel, exchanges by {stack.dispatcher}",
-        ),
+        ("communication SMs", _communication_sms(scenario)),
+        ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{exchanges}"),
         ("price", f"{words.dollars(_price(scenario))} per GPU-hour"),
         ("not included", "failures, restarts, checkpoints, evaluation and data loading"),
     ]
+
+
+def _communication_sms(scenario: Scenario) -> str:
+    """The SMs that communication takes from compute, of how many."""
+    job, stack, fabric = scenario.job, scenario.stack, scenario.cluster.fabric
+    takers = []
+    if job.layout.ep > 1 and stack.dispatcher != "nccl":
+        takers.append(f"{job.overlap.comm_sms} for exchanges")
+    if job.layout.zero >= 2 or stack.grad_sync_overlap or stack.param_gather_overlap:
+        takers.append(f"{fabric.nic.sms} a NIC and at most {fabric.nvlink.sms} for collectives")
+    return f"of {scenario.cluster.gpu.sms}, {', '.join(takers)}" if takers else "none"
 
 
 def _price(scenario: Scenario) -> float:
