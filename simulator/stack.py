@@ -30,6 +30,7 @@ class Stack:
     is recomputed; products: it and every second matrix product are kept, all else is recomputed).
     `wgrad_accumulation_fused`: weight-gradient GEMM adds into the main gradient. `shard_copies`: parameters sharded by
     ZeRO-3 are copied out of the buffer they are gathered into, and gradients into the one they are reduced from.
+    `gradients_zeroed`: a kernel clears the gradients behind the update (else they are dropped, and written anew).
     `tp_regather`: of a gathered input only this rank's part is kept; in backward it is gathered again beside the input
     gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_product`, `host_collective`:
     time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
@@ -61,6 +62,7 @@ class Stack:
     selective: Literal["core", "products"]
     wgrad_accumulation_fused: bool
     shard_copies: bool
+    gradients_zeroed: bool
     dropout: bool = False
     host_kernel: float = 0.0
     host_product: float = 0.0

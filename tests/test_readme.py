@@ -119,7 +119,7 @@ def steps() -> str:
         changes += [f"hardware={gpu}", f"stack={stack}", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0"]
         changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
         changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
-        changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16"]
+        changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16", "stack.gradients_zeroed=true"]
         size = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens"
         what = f"{gpu.upper()}, {size}, {row['mode']}"
         rows.append(_beside(what, row, changes))

@@ -50,7 +50,7 @@ def _divisor(ranks: int, at_most: int) -> int:
 
 
 def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[Op]:
-    """Kernels of the update on one rank: gradient norm, Adam, the FP8 copy of the weights, clearing the gradients.
+    """Kernels of the update on one rank: gradient norm, Adam, clearing the gradients, the FP8 copy of the weights.
 
     Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
     BF16 beside FP8 gather BF16 and cast all that the rank holds.
@@ -63,8 +63,9 @@ def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[
     ops = [
         _op("optimizer.grad_norm", "elem", Streaming(read=mine * GRADIENT_BYTES, written=0.0)),
         _op("optimizer.adam", "optimizer", Streaming(read=mine * read, written=mine * written)),
-        _op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=summed * GRADIENT_BYTES)),
     ]
+    if scenario.stack.gradients_zeroed:
+        ops.append(_op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=summed * GRADIENT_BYTES)))
     if recipe != "bf16":
         narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
         cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * 1.0)

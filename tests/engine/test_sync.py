@@ -13,10 +13,10 @@ from simulator.engine.program import exposed
 from simulator.engine.runs import Priced
 from simulator.engine.sync import update_ops
 from simulator.engine.tasks import LANES, SYNC, Tasks
-from simulator.graph.state import held_by_stage
+from simulator.graph.state import Held, held_by_stage
 from simulator.hardware import Gpu, Power
 from simulator.inputs import load_hardware, load_scenario
-from simulator.ops import Collective, Gemm, Op, Work
+from simulator.ops import Collective, Gemm, Op, Streaming, Work
 from simulator.power import demand, hungriest, slowdown
 from simulator.run import schedule_of, simulate
 
@@ -96,6 +96,15 @@ def test_overlapped_sync_is_never_slower() -> None:
         flags = (f"stack.grad_sync_overlap={overlap}", f"stack.param_gather_overlap={overlap}")
         times[overlap] = longest_path(tasks_of("layout.zero=1", *flags)).makespan
     assert times["true"] < times["false"]
+
+
+def test_gradients_that_are_dropped_need_no_zeros() -> None:
+    """PyTorch drops them; Megatron's buffer is zeroed: 4 bytes a parameter of the model, of a shard with ZeRO-2."""
+    held = Held(dense=3e9)
+    for stack, zero, size in (("torch", 1, 0.0), ("megatron-core", 1, 12e9), ("megatron-core", 2, 12e9 / 8)):
+        scenario = load_scenario("llama-3-8b", [f"stack={stack}", f"layout.zero={zero}"])
+        cleared = [op.work for op in update_ops(held, (8, 8), scenario) if op.name == "optimizer.zero_grad"]
+        assert [work.written for work in cleared if isinstance(work, Streaming)] == ([size] if size else [])
 
 
 def priced(work: Work, seconds: float) -> Priced:
