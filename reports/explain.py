@@ -44,11 +44,10 @@ _BLOCKS_NOTE = "Of one microbatch, gaps between kernels included. n: how often t
 
 
 def _listed_note(found: Explanation) -> str:
-    text = (
-        "alone: nothing else runs. beside: a collective of a whole node runs too (gathers parameters, sums gradients)."
-    )
+    beside = "a collective of a whole node runs too (gathers parameters, sums gradients)"
     if _meets_exchanges(found):
-        text = "alone: nothing else runs. beside: an exchange runs too (an exchange: compute runs too)."
+        beside = "an exchange runs too (an exchange: compute runs too)"
+    text = f"alone: nothing else runs. beside: {beside}."
     return text + (f" *: not calibrated on {found.scenario.cluster.name}." if found.uncalibrated else "")
 
 

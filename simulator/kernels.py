@@ -35,8 +35,8 @@ class GemmParams:
     bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
 
     CTAs start in clusters of `cluster` tiles (rows, columns), which a group fills up with idle ones, on `cluster_sms`
-    SMs (0: all): a cluster lies within a GPC, and large ones leave SMs of each out. Beyond `few` rows
-    a group (or columns) the library takes its last tile whatever the others would cost (0: always the fastest).
+    SMs (0: all): a cluster lies within a GPC, and large ones leave SMs of each out. Beyond `few` rows a group (or
+    columns) the library takes its last tile whatever the others would cost (0: always the fastest).
     `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again for the next.
     """
 

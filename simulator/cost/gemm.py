@@ -30,7 +30,6 @@ FORMULA_OF_GROUPS = FORMULA.replace("norm4(", "norm4(norm4(") + ", starts)"
 UNCOUNTED = 2
 """Waves up to which cuBLAS runs a kernel alone (kernels of `calibration/tables/h100_measured.csv`)."""
 
-
 L2_HALVES = 2
 """Each partition of L2 caches what the SMs of its own GPCs access (NVIDIA A100 and H100 architecture whitepapers)."""
 

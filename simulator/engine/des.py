@@ -143,7 +143,7 @@ class _Engine:
     def set_beside(self, rank: int, kind: int, condition: Condition) -> None:
         """A stream beside a rank's compute does something else now."""
         self.beside[kind][rank] = condition
-        now = self.beside[COMM][rank] or self.beside[SYNC][rank]
+        now = self.beside[COMM][rank] or self.beside[SYNC][rank]  # ALONE is 0; an exchange tells the most
         if now != self.condition[rank]:
             self.condition[rank] = now
             self.retime(rank, now)

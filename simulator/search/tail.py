@@ -22,21 +22,20 @@ Place = tuple[int, int]
 """(rank, stage)."""
 
 
-def _timed(at: Sequence[float], each: Sequence[Taken]) -> list[tuple[float, float]]:
-    """Moments, and how long what belongs to them takes [s]."""
-    return [(moment, one.seconds) for moment, one in zip(at, each, strict=False)]
-
-
 class Taken(NamedTuple):
     """Collectives: how long they take [s], and that time times the part of a whole node's that they hold [s]."""
 
     seconds: float
     held: float
 
-    def lost(self, beside: float, slowed: float) -> float:
-        """What compute loses that runs `beside` them for so long [s], `slowed` by a whole node's by that share."""
+    def share_lost(self, slowed: float) -> float:
+        """The part of their time that compute beside them loses, which a whole node's slow by the share `slowed`."""
         part = slowed * self.held / self.seconds if self.seconds else 0.0
-        return min(beside, self.seconds) * part / (1.0 + part)
+        return part / (1.0 + part)
+
+    def lost(self, beside: float, slowed: float) -> float:
+        """What compute loses that runs `beside` them for so long [s]."""
+        return min(beside, self.seconds) * self.share_lost(slowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,11 @@ class Stage:
 def together(each: Iterable[Taken]) -> Taken:
     """One after the other."""
     return Taken(*map(sum, zip((0.0, 0.0), *each, strict=True)))
+
+
+def _timed(at: Sequence[float], each: Sequence[Taken]) -> list[tuple[float, float]]:
+    """Moments, and how long what belongs to them takes [s]."""
+    return [(moment, one.seconds) for moment, one in zip(at, each, strict=False)]
 
 
 class Tail:
@@ -194,14 +198,12 @@ class Tail:
             gathers += [(turn, seconds) for turn, seconds in turns if turn >= 0.0]
         if back.kind in ("B", "W"):
             reduces += reversed(_timed(cost.graded, self.stage(back.stage).reduce))
-        whole = together(self.stage(back.stage).reduce)
-        lost = whole.lost(whole.seconds, cost.slowed) / whole.seconds if whole.seconds else 0.0
         later = 1.0 + sharing / cost.duration
         return Traffic(
             duration=cost.duration + sharing,
             gathers=tuple((later * moment, seconds) for moment, seconds in gathers),
             reduces=tuple((later * moment, seconds) for moment, seconds in reduces),
-            lost=lost,
+            lost=together(self.stage(back.stage).reduce).share_lost(cost.slowed),
         )
 
     def update(self, stages: Sequence[int]) -> float:
