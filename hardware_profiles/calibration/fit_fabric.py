@@ -418,6 +418,8 @@ def main() -> None:
     parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--only", default="", help="fits whose name contains this")
     options = parser.parse_args()
+    if not any(options.only in fit.name for fit in FITS):
+        parser.error(f"--only: {options.only}: no fit; there are {', '.join(fit.name for fit in FITS)}")
     for fit in FITS:
         if options.only in fit.name:
             report(fit, document(fit.hardware) if options.check else solve(fit), rows_too=options.rows)

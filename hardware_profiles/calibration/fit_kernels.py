@@ -31,6 +31,7 @@ from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everythin
 from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Recipe
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
+from simulator.errors import InputError
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
 
 HERE = Path(__file__).parent
@@ -286,8 +287,13 @@ def main() -> None:
         "--carry", action="store_true", help="no fit: carry what was measured to other GPUs and score it"
     )
     args = parser.parse_args()
+    if not any(fnmatch(recipe.cls, args.only) for recipe in RECIPES):
+        parser.error(f"--only: {args.only}: no kernel class fits; try 'gemm.*' or 'attn.*'")
     homes = () if args.carry else tuple(args.home or GPUS)
-    own = tables.own_table(args.table, args.hardware) if args.table else []
+    try:
+        own = tables.own_table(args.table, args.hardware) if args.table else []
+    except InputError as error:
+        parser.error(f"--table: {error}")
     found, report = fit_all([*everything(), *own], args.only, homes)
     if args.dry_run or args.only != "*":
         return

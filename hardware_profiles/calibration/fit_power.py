@@ -9,8 +9,8 @@ power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown 
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from math import log
 from pathlib import Path
 
@@ -66,6 +66,13 @@ def fit(gpu: str = "h200") -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
-    for name, value in fit(*sys.argv[1:2]).items():
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measured = sorted(table.name.removesuffix("_sustained.csv") for table in TABLES.glob("*_sustained.csv"))
+    parser.add_argument("gpu", nargs="?", default="h200", choices=measured, help="the GPU that was measured")
+    for name, value in fit(parser.parse_args().gpu).items():
         print(f"{name} = {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

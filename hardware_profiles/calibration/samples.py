@@ -10,6 +10,7 @@ from pathlib import Path
 from zlib import crc32
 
 from simulator.engine.pricing import collective_of
+from simulator.errors import InputError
 from simulator.inputs import load_hardware
 from simulator.ops import Attention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
 
@@ -487,16 +488,27 @@ def _measured(row: Row) -> tuple[str, Work] | None:
 
 
 def own_table(path: Path, hardware: str) -> list[Sample]:
-    """Rows of a table as `measure_h200.py` writes it, measured on `hardware`."""
+    """Rows of a table as `measure_h200.py` writes it, measured on `hardware`.
+
+    Raises:
+        InputError: The file cannot be read, or a row lacks a column or names a kernel that is not known.
+    """
     out = []
-    for row in rows(path):
-        pair = _measured(row)
+    try:
+        table = rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', error)}: must be a CSV table") from None
+    for number, row in enumerate(table, 1):
+        try:
+            pair = _measured(row)
+            seconds = float(row["us"]) * 1e-6 if pair else 0.0
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: row {number}: {error}: must be as measure_h200.py writes it") from None
         if pair is not None:
             label = f"{row['op']} {row.get('mode', 'rested')}"
             out.append(
                 Sample(
-                    hardware=hardware, cls=pair[0], work=(pair[1],), seconds=_float(row, "us") * 1e-6, table=path.stem,
-                    label=label,
+                    hardware=hardware, cls=pair[0], work=(pair[1],), seconds=seconds, table=path.stem, label=label,
                 )
             )  # fmt: skip
     return out

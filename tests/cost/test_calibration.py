@@ -20,6 +20,7 @@ from hardware_profiles.calibration.evaluate import GPUS, errors, predict
 from hardware_profiles.calibration.other_gpus import RECIPES
 from hardware_profiles.calibration.samples import Sample
 from hardware_profiles.calibration.toml_text import kernels_toml
+from simulator.errors import InputError
 from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm
 from tests.cost.profiles import kernels_of
@@ -231,6 +232,23 @@ def test_a_step_among_the_samples_would_be_found() -> None:
     layer = replace(kernel, work=kernel.work * 3)
     step, elsewhere = replace(kernel, seconds=19.9), replace(kernel, table="published_steps")
     assert end_to_end([kernel, layer, step, elsewhere]) == [layer, step, elsewhere]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("op,form,precision,impl,m,n,k\ngemm,dense,bf16,cublas,8,8,8\n", "row 1: 'us'"),
+        ("op,form,precision,impl,m,n,k,us\ngemm,dense,bf17,cublas,8,8,8,3\n", "row 1: 'bf17'"),
+        ("op,form,precision,impl,m,n,k,us\ngemm,dense,bf16,cublas,8,8,8,soon\n", "row 1: .*'soon'"),
+    ],
+)
+def test_a_table_of_ones_own_that_cannot_be_used_says_where(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "own.csv"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=f"own.csv: {said}"):
+        tables.own_table(path, "h200")
 
 
 READS = """
