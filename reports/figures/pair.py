@@ -57,7 +57,7 @@ def stretches(ops: Sequence[OpSpan]) -> list[Stretch]:
 def pair_figure(ops: Sequence[OpSpan], action: ActionSpan) -> Figure:
     """The whole action above, one layer of it below, with names."""
     joined = stretches(ops)
-    window = layer_window(joined, action.seconds)
+    window = layer_window(ops, action.seconds)
     whole = window == (0.0, action.seconds)
     figure = new_figure(1.75 if whole else 2.7)
     rows = [figure.subplots()] if whole else list(figure.subplots(2, 1, height_ratios=(0.75, 1)))
@@ -78,10 +78,16 @@ def _kind(action: ActionSpan) -> str:
     return "Overlapped pair" if action.phase == "overlapped" else words.PHASES[action.phase].capitalize()
 
 
-def layer_window(joined: Sequence[Stretch], seconds: float) -> tuple[float, float]:
-    """One period in the middle of the action: from one forward attention (or backward one) to the next [s]."""
-    for segment in ("attn.F", "attn.B"):
-        starts = [s.start for s in joined if s.segment == segment]
+def layer_window(ops: Sequence[OpSpan], seconds: float) -> tuple[float, float]:
+    """One period in the middle of the action: from where a forward attention (or backward one) begins to the next [s].
+
+    An attention begins behind a kernel of another segment; communication that it waits for is part of it.
+    """
+    for direction in ("F", "B"):
+        mine = [op for op in ops if op.stream == "compute" and op.segment.endswith(f".{direction}")]
+        before = ["", *(op.segment for op in mine)]
+        attention = f"attn.{direction}"
+        starts = [op.start for op, last in zip(mine, before, strict=False) if op.segment == attention != last]
         if len(starts) > 2:
             at = (len(starts) - 1) // 2
             return starts[at], starts[at + 1]

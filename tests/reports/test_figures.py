@@ -95,8 +95,21 @@ def test_stretches_join_ops_of_one_segment(paired: Result) -> None:
     ops = ops_of(paired.timeline, chosen)
     joined = stretches(ops)
     assert 0 < len(joined) < len(ops)
-    start, end = layer_window(joined, chosen.seconds)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_one_layer_of_an_action_holds_what_a_layer_has(tp: int) -> None:
+    """Also where attention waits for collectives of tensor parallelism."""
+    result = simulate(load_scenario("llama-3-8b", [f"layout.tp={tp}"]))
+    chosen = representative(action_list(result.timeline))
+    ops = ops_of(result.timeline, chosen)
+    start, end = layer_window(ops, chosen.seconds)
     assert 0 <= start < end <= chosen.seconds
+    layers = sum(block == "dense" for block in result.plan.stages[0])
+    mine = [op for op in ops if start <= op.start < end]
+    assert len([op for op in mine if op.cls.startswith("attn.bwd")]) == 1
+    assert {op.segment for op in mine} >= {"attn.B", "mlp.B"}
+    assert end - start == pytest.approx(chosen.seconds / layers, rel=0.15)
 
 
 @pytest.mark.parametrize("job", ["tiny-dualpipe", "tiny-1f1b", "tiny-zb1p", "tiny-gpipe"])
