@@ -25,7 +25,7 @@ CAUSES = {
     "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
     "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
     "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
-    "exchange": ("exposed exchanges", "expert exchanges and other collectives inside actions that no compute hides"),
+    "exchange": ("exposed communication", "exchanges and collectives inside actions that no compute hides"),
     "sync": ("exposed gradient sync", "gradient and parameter collectives that no compute hides"),
     "other": ("other", "neither compute nor communication runs inside an action"),
 }
