@@ -36,8 +36,10 @@ class GemmParams:
 
     CTAs start in clusters of `cluster` tiles (rows, columns), which a group fills up with idle ones, on `cluster_sms`
     SMs (0: all): a cluster lies within a GPC, and large ones leave SMs of each out. Beyond `few` rows a group (or
-    columns) the library takes its last tile whatever the others would cost (0: always the fastest).
-    `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again for the next.
+    columns) the library takes its last tile whatever the others would cost (0: always the fastest), or, until two of a
+    group's rows, columns and depth reach `large`, one of its last two. The first `one_wave` tiles it takes only where
+    one wave is enough. `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again
+    for the next.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -63,6 +65,8 @@ class GemmParams:
     cluster: tuple[int, int] = (1, 1)
     cluster_sms: int = 0
     few: int = 0
+    large: int = 0
+    one_wave: int = 0
     by_columns: bool = False
     source: str
     range: str = ""

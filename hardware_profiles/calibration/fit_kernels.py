@@ -1,7 +1,7 @@
 """Fit the kernel classes of the hardware profiles to the tables of measurements.
 
     python -m hardware_profiles.calibration.fit_kernels [--only GLOB] [--dry-run] [--table OWN.csv --hardware h200]
-    python -m hardware_profiles.calibration.fit_kernels --home h20     # this GPU only
+    python -m hardware_profiles.calibration.fit_kernels --home h20     # this GPU only; with --only, these classes of it
     python -m hardware_profiles.calibration.fit_kernels --carry        # no fit: hand on and score what there is
 
 Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, beside this file, `report.json` and
@@ -120,18 +120,25 @@ def chosen(recipe: Recipe, everything: list[Sample]) -> list[Sample]:
     return [s for s in mine if not recipe.tables or s.table in recipe.tables]
 
 
+def kept(name: str) -> dict[str, Params]:
+    """Classes of a GPU that were fitted before and still have a recipe."""
+    named = {cls for recipe in RECIPES if recipe.home == name for cls in (recipe.cls, *recipe.also)}
+    return {cls: params for cls, params in measured_before(name).items() if cls in named}
+
+
 def fit_all(
     everything: list[Sample], only: str, homes: tuple[str, ...]
 ) -> tuple[dict[str, dict[str, Params]], list[Errors]]:
-    """Parameters by GPU and class, and their errors: fitted for the GPUs `homes`, of the others what was before."""
-    found = {name: {} if name in homes else measured_before(name) for name in GPUS}
-    parts = [(recipe, *tables.split(chosen(recipe, everything))) for recipe in RECIPES if fnmatch(recipe.cls, only)]
+    """Parameters by GPU and class, and their errors: fitted those of the GPUs `homes` that match `only`, of the others
+    what was before."""
+    found = {name: kept(name) for name in GPUS}
+    parts = [(recipe, *tables.split(chosen(recipe, everything))) for recipe in RECIPES]
     with ProcessPoolExecutor() as pool:
         for leans in (False, True):  # what is like another GPU's after that
             mine = [
-                (r, fitted, (found[r.like] or measured_before(r.like))[r.cls] if leans else None)
+                (r, fitted, found[r.like][r.cls] if leans else None)
                 for r, fitted, _ in parts
-                if r.home in homes and bool(r.like) == leans
+                if r.home in homes and fnmatch(r.cls, only) and bool(r.like) == leans
             ]
             starts = [(*one, SEED + start) for one in mine for start in range(one[0].starts)]
             ends = pool.map(search, *zip(*starts, strict=True)) if starts else iter(())
@@ -276,7 +283,7 @@ def _compared(samples: list[Sample], part: str, profiles: dict[str, Kernels]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="fit only the classes that match this pattern, write nothing")
+    parser.add_argument("--only", default="*", help="fit only the classes that match this pattern; the others stay")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--table", type=Path, help="add your own measurements, in the columns of measure_h200.py")
     parser.add_argument("--hardware", choices=sorted(GPUS), default="h200", help="the GPU of your measurements")
@@ -295,7 +302,7 @@ def main() -> None:
     except InputError as error:
         parser.error(f"--table: {error}")
     found, report = fit_all([*everything(), *own], args.only, homes)
-    if args.dry_run or args.only != "*":
+    if args.dry_run:
         return
     carry(found)
     fixed = fixed_classes()

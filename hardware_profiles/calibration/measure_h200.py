@@ -191,7 +191,9 @@ def grouped(rec: Recorder) -> None:
         x, w = fp8(m, k), fp8(g, n, k)
         sx, sw = ones(m), ones(g, n)
         rec.add(
-            lambda: torch._scaled_grouped_mm(x, w.transpose(-2, -1), sx, sw, offs=offs, out_dtype=torch.bfloat16),
+            lambda: torch._scaled_grouped_mm(
+                x, w.transpose(-2, -1), sx, sw, offs=offs, out_dtype=torch.bfloat16, use_fast_accum=True
+            ),
             **label, precision="fp8_row", form="grouped",
         )  # fmt: skip
         del x, w

@@ -243,7 +243,7 @@ B200 = (
     ),
     _wide(
         attention("attn.bwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
-                  "4096 to 131072 tokens, causal", also=("attn.bwd@library",)),
+                  "4096 to 131072 tokens, causal", also=("attn.bwd@library",), free=TAIL),
         launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
 )  # fmt: skip
@@ -260,18 +260,22 @@ A100 = (
     _wide(
         library_gemm("gemm.bf16.grouped", "a100", CUBLAS_TILES,
                      f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
-                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75)
+                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75,
+                     streams=TE_STREAMS),
+        **STARTS,
     ),
     _wide(
         library_gemm("gemm.bf16.grouped_wgrad", "a100", CUBLAS_TILES,
                      f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
-                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75)
+                     k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75,
+                     streams=TE_STREAMS),
+        **STARTS,
     ),
     attention("attn.fwd", "a100", ("64:64", "128:128", "192:128"),
               f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}", "512 to 16384 tokens",
-              also=("attn.fwd@library", "attn.fwd@fa2")),
+              also=("attn.fwd@library", "attn.fwd@fa2"), free=TAIL),
     attention("attn.bwd", "a100", ("64:64", "128:128", "192:128"), f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}",
-              "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
+              "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}, free=TAIL),
 )  # fmt: skip
 
 INFERSIM_H20 = "InferSim kernel tables, H20 (alibaba/InferSim)"
@@ -296,8 +300,8 @@ NOT_MEASURED = "{}: not measured, the same shares of peak and bandwidth assumed"
 ENERGY = "{}: not {}, the same shares of peak and bandwidth and the same energy per FLOP assumed"
 ASSUMED = (
     *recipes.ASSUMED,
-    *(("b200", origin, NOT_MEASURED.format("B200"), True) for origin in ("h200", "h800")),
-    *(("h20", origin, ENERGY.format("H20", "measured"), True) for origin in ("h200", "h800")),
+    *(("b200", origin, NOT_MEASURED.format("B200"), True) for origin in recipes.MEASURED),
+    *(("h20", origin, ENERGY.format("H20", "measured"), True) for origin in recipes.MEASURED),
     *(
         ("gb200", "b200", ENERGY.format("GB200", "fitted"), True),
         ("gb300", "b200", ENERGY.format("GB300", "fitted"), True),
@@ -305,7 +309,7 @@ ASSUMED = (
     *(
         (name, origin, NOT_MEASURED.format(name.upper()), True)
         for name in ("gb200", "gb300")
-        for origin in ("h200", "h800")
+        for origin in recipes.MEASURED
     ),
 )
 """As `recipes.CARRIED`; what a GPU of the same architecture gives comes first."""

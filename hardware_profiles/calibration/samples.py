@@ -11,6 +11,7 @@ from zlib import crc32
 
 from simulator.engine.pricing import collective_of
 from simulator.errors import InputError
+from simulator.graph.attention import SOFTMAX_WARP
 from simulator.inputs import load_hardware
 from simulator.ops import Attention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
 
@@ -68,13 +69,19 @@ def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     return [s for s in samples if id(s) not in held], [s for s in samples if id(s) in held]
 
 
+DISTURBED = 1.5
+"""A run that takes so many times as long as another of its shape shared the GPU with something else."""
+
+
 def merged(samples: list[Sample]) -> list[Sample]:
-    """One sample a shape where several runs of it were measured, rested or not: their weighted geometric mean."""
+    """One sample a shape where several runs of it were measured, rested or not: their weighted geometric mean, without
+    runs that were disturbed."""
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for s in samples:
         groups.setdefault((s.hardware, s.cls, s.work, s.sms, s.traffic, s.rested > 0.5), []).append(s)
     out = []
-    for same in groups.values():
+    for runs in groups.values():
+        same = [s for s in runs if s.seconds < DISTURBED * min(run.seconds for run in runs)]
         weight = sum(s.weight for s in same)
         mean = exp(sum(s.weight * log(s.seconds) for s in same) / weight)
         rested = sum(s.weight * s.rested for s in same) / weight
@@ -378,6 +385,8 @@ STREAM_CLASS = {
     "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
     "loss_fwd_eager": "loss", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
 }  # fmt: skip
+VOCABULARY = 16000
+"""PyTorch's cross-entropy over fewer classes runs another kernel, half as fast; no vocabulary is so small."""
 COMPILED = ("swiglu", "quant_token")
 PRECISION_CLASS = {
     "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
@@ -450,6 +459,8 @@ def _measured_gemm(row: Row) -> tuple[str, Work] | None:
         "dense" if form == "wgrad_write" else form,  # type: ignore[arg-type]
         _int(row, "groups", 1), OUT_BYTES.get(form, 2.0),
     )  # fmt: skip
+    if row["impl"] == "torch_slow":
+        return None  # without fast accumulation: a kernel of its own, of a class that no job runs
     if not row.get("rows"):
         return cls, work
     if form != "grouped":
@@ -481,9 +492,12 @@ def _measured(row: Row) -> tuple[str, Work] | None:
         return None  # compiled in `h200_measured`, eager in the older table: two kernels
     if kernel.startswith("Memcpy") or (op in COMPILED and kernel and not kernel.startswith("triton")):
         return None  # the driver's own copy, or the compiler gave the shape up
+    if op.startswith("loss") and _int(row, "n") < VOCABULARY:
+        return None
     if op in STREAM_CLASS and row.get("mode", "cold") == "cold":
         size = _float(row, "bytes") / 2
-        return STREAM_CLASS[op], Streaming(read=size, written=size)
+        wide = ".wide" if op == "softmax" and _int(row, "n") > SOFTMAX_WARP else ""
+        return STREAM_CLASS[op] + wide, Streaming(read=size, written=size)
     return None
 
 
@@ -525,13 +539,13 @@ def h100_measured() -> list[Sample]:
     return merged([s for table in H100_TABLES for s in own_table(TABLES / f"{table}.csv", "h100")])
 
 
-H100_TABLES = ("h100_measured", "h100_more")
-"""Measured one after the other: products of the second are of other random shapes."""
+H100_TABLES = ("h100_measured", "h100_more", "h100_further")
+"""Measured one after the other: most shapes of each are random ones of its own."""
 
 
 def h100_unseen() -> list[Sample]:
-    """Measured once the form of the model was settled: compared with, never fitted. Shapes that the other two
-    tables hold, too, are left out."""
+    """Measured once the form of the model was settled: compared with, never fitted. Shapes that the other tables
+    hold, too, are left out."""
     known = {(s.cls, s.work) for s in h100_measured()}
     return [s for s in merged(own_table(TABLES / "h100_unseen.csv", "h100")) if (s.cls, s.work) not in known]
 

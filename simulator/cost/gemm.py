@@ -112,9 +112,14 @@ def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int, side: int = 1) -> 
 
 
 def _tiles_for(work: Gemm, p: GemmParams) -> tuple[tuple[int, int], ...]:
-    """The tiles that a library may pick: of one that goes by the mean rows of a group, the last only for many."""
-    groups = work.groups if work.form == "grouped" else 1
-    return p.tiles if min(work.m / groups, work.n) <= p.few or not p.few else p.tiles[-1:]
+    """The tiles that a library may pick: of one that goes by the shape of a mean group, fewer as that grows, so that
+    no larger product is a faster one."""
+    rows = work.m / (work.groups if work.form == "grouped" else 1)
+    if not p.few or min(rows, work.n) <= p.few:
+        return p.tiles
+    depth = work.k / (work.groups if work.form == "grouped_wgrad" else 1)
+    large = sum(side >= p.large for side in (rows, work.n, depth)) >= 2
+    return p.tiles[-1:] if large else p.tiles[-2:]
 
 
 def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> Tile:
@@ -148,6 +153,8 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         walk = p.walk if large else 1
         tile, waves = _tile(work, p, peak_sm, bm, bn, 1), max(walk * -(-tiles // (walk * usable)), rounds)
+        if waves > 1 and (bm, bn) in p.tiles[: p.one_wave]:
+            continue
         reset = p.reset if waves > UNCOUNTED else 0.0
         whole = Tiling(waves * tile.time, waves, reset, tile, bm, bn, tiles, walks=large)
         if found is None or whole.time < found.time or large:

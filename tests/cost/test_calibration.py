@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from hardware_profiles.calibration import fit_fabric, fit_kernels, other_gpus
+from hardware_profiles.calibration import faster, fit_fabric, fit_kernels, other_gpus
 from hardware_profiles.calibration import report as reports
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, errors, predict
@@ -29,53 +29,59 @@ ROOT = Path(__file__).parents[2]
 NAMES = sorted(GPUS)
 TRACE_GEMM = ("gemm.fp8", "gemm.fp8.grouped", "gemm.fp8.wgrad", "gemm.bf16.router")
 FITTED_LIMITS = {
-    ("h800", "gemm.fp8"): 0.05,
+    ("h800", "gemm.fp8"): 0.03,
     ("h800", "gemm.fp8.grouped"): 0.05,
-    ("h800", "gemm.fp8.wgrad"): 0.05,
-    ("h800", "gemm.bf16.router"): 0.05,
-    ("h800", "attn.fwd"): 0.05,
-    ("h100", "attn.fwd"): 0.05,
+    ("h800", "gemm.fp8.wgrad"): 0.03,
+    ("h800", "gemm.bf16.router"): 0.03,
+    ("h800", "gemm.fp8.grouped@library"): 0.03,
+    ("h800", "gemm.fp8@library"): 0.1,
+    ("h800", "gemm.fp8.masked"): 0.08,
+    ("h800", "attn.fwd"): 0.03,
+    ("h100", "attn.fwd"): 0.03,
     ("h100", "gemm.bf16"): 0.04,
-    ("h100", "gemm.bf16.wgrad"): 0.05,
+    ("h100", "gemm.bf16.wgrad"): 0.045,
     ("h100", "gemm.bf16.grouped"): 0.03,
     ("h100", "gemm.bf16.grouped_wgrad"): 0.03,
-    ("h100", "gemm.fp8_tensor"): 0.05,
-    ("h100", "gemm.fp8_row"): 0.05,
-    ("h100", "gemm.fp8_row.grouped"): 0.06,
-    ("h100", "gemm.fp8@library"): 0.05,
+    ("h100", "gemm.fp8_tensor"): 0.045,
+    ("h100", "gemm.fp8_row"): 0.04,
+    ("h100", "gemm.fp8_row.grouped"): 0.035,
+    ("h100", "gemm.fp8@library"): 0.04,
     ("h100", "gemm.fp8.wgrad@library"): 0.03,
-    ("h100", "attn.fwd@library"): 0.05,
-    ("h100", "attn.bwd@library"): 0.05,
-    ("h100", "attn.fwd@fa2"): 0.03,
-    ("h100", "attn.bwd@fa2"): 0.05,
-    ("h200", "attn.fwd@library"): 0.06,
+    ("h100", "attn.fwd@library"): 0.035,
+    ("h100", "attn.bwd@library"): 0.035,
+    ("h100", "attn.fwd@fa2"): 0.02,
+    ("h100", "attn.bwd@fa2"): 0.03,
+    ("h200", "attn.fwd@library"): 0.03,
     ("h200", "attn.bwd@library"): 0.08,
     ("h200", "gemm.bf16"): 0.07,
+    ("h200", "gemm.bf16.wgrad"): 0.08,
     ("h200", "gemm.bf16.grouped_wgrad"): 0.055,
     ("h200", "gemm.fp8_tensor"): 0.07,
     ("h200", "gemm.fp8_row"): 0.09,
+    ("h200", "gemm.fp8@library"): 0.09,
+    ("a100", "gemm.bf16"): 0.04,
+    ("a100", "gemm.bf16.wgrad"): 0.02,
+    ("a100", "gemm.bf16.grouped"): 0.05,
     ("a100", "attn.fwd"): 0.05,
+    ("a100", "attn.bwd"): 0.055,
     ("h20", "gemm.fp8@library"): 0.05,
     ("h20", "gemm.fp8.grouped@library"): 0.05,
+    ("h20", "gemm.fp8.masked"): 0.08,
     ("h20", "attn.fwd"): 0.1,
 }
 """Limits on the MAPE over held-out shapes. The H200's own GEMM runs differ by 5 % between repeats of one shape."""
 
 
 def held_out(hardware: str, cls: str) -> list[Sample]:
-    mine = [s for s in tables.everything() if s.cls == cls]
+    mine = [s for s in fit_kernels.everything() if s.cls == cls]
     return [s for s in tables.split(mine)[1] if s.hardware == hardware and s.table != "published_kernels"]
 
 
 @pytest.mark.parametrize(("hardware", "cls"), FITTED_LIMITS)
 def test_held_out_shapes(hardware: str, cls: str) -> None:
-    rows = held_out(hardware, cls) or [s for s in tables.everything() if (s.hardware, s.cls) == (hardware, cls)]
+    rows = held_out(hardware, cls) or [s for s in fit_kernels.everything() if (s.hardware, s.cls) == (hardware, cls)]
     assert rows
     assert errors(cls, hardware, "held out", rows, kernels_of(hardware)).mape <= FITTED_LIMITS[hardware, cls]
-
-
-UNSEEN_LIMITS = {"gemm.bf16.wgrad": 0.055}
-"""On shapes measured when the form of the model was settled, where it is not 5 %."""
 
 
 def test_shapes_that_nobody_had_seen() -> None:
@@ -83,14 +89,14 @@ def test_shapes_that_nobody_had_seen() -> None:
     classes = {s.cls for s in rows if s.cls.startswith(("gemm", "attn"))}
     assert len(classes) == 13
     off = {cls: errors(cls, "h100", "unseen", [s for s in rows if s.cls == cls], kernels_of("h100")) for cls in classes}
-    assert {cls: e.mape for cls, e in off.items() if e.mape > UNSEEN_LIMITS.get(cls, 0.05)} == {}
+    assert {cls: e.mape for cls, e in off.items() if e.mape > 0.045} == {}
 
 
 @pytest.mark.parametrize(
-    ("cls", "limit"), [("gemm.bf16", 0.06), ("attn.fwd@library", 0.06), ("elem", 0.05), ("norm.fwd@library", 0.17)]
+    ("cls", "limit"), [("gemm.bf16", 0.06), ("attn.fwd@library", 0.06), ("elem", 0.065), ("norm.fwd@library", 0.09)]
 )
 def test_kernels_beside_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
-    """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries. (The norm is 15 % too fast alone.)"""
+    """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries."""
     rows = [s for s in tables.beside_collectives() if s.cls == cls]
     assert errors(cls, "h100", "beside", rows, kernels_of("h100")).mape <= limit
 
@@ -203,7 +209,8 @@ def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls
 
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
-    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h20_kernels", "gb200_gemm", "gb300_gemm",
+    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further",
+    "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
 
 
@@ -319,6 +326,25 @@ def test_rows_of_infersims_groups_are_those_that_ran() -> None:
 def test_a_quantisation_inside_a_time_leaves_time_for_the_product() -> None:
     rows = [s for s in other_gpus.others() if s.cls in ("gemm.fp8_tensor", "gemm.fp8@library")]
     assert all(sum(w.flops for w in s.work) / s.seconds < GPUS[s.hardware].peak.fp8 for s in rows)
+
+
+def test_of_two_runs_of_a_table_the_faster_of_each_kernel_counts(tmp_path: Path) -> None:
+    head, (one, two) = "op,m,us,us_min,launches,kernel", (tmp_path / "one.csv", tmp_path / "two.csv")
+    one.write_text(f"# one GPU\n{head}\ngemm,64,10,9,1,a\ngemm,128,20,19,1,b\ngemm,256,5,5,1,c\n", encoding="utf-8")
+    two.write_text(f"# one GPU\n{head}\ngemm,128,15,14,2,d\ngemm,64,11,9,1,a\n", encoding="utf-8")
+    (source, run), (_, again) = faster.read(one), faster.read(two)
+    rows = faster.faster(run, again)
+    assert source == "# one GPU"
+    assert [(row["m"], row["us"], row["kernel"]) for row in rows] == [
+        ("64", "10", "a"), ("128", "15", "d"), ("256", "5", "c")
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_disturbed_does_not_count() -> None:
+    sample = tables.h200_older()[0]
+    for times, mean in (((10.0, 14.0), 140.0**0.5), ((10.0, 16.0), 10.0)):
+        (one,) = tables.merged([replace(sample, seconds=t) for t in times])
+        assert one.seconds == pytest.approx(mean)
 
 
 def test_the_split_is_fixed_and_has_no_shape_on_both_sides() -> None:

@@ -186,6 +186,20 @@ def test_a_library_that_goes_by_the_rows_of_a_group_takes_its_last_tile_for_many
     assert terms_of(grouped((129,) * 4, n=128, k=128), **tiles)["tile_m"] == 64.0  # few columns
 
 
+def test_between_few_rows_and_large_groups_it_has_one_tile_more() -> None:
+    """Large is what has two of rows, columns and depth of `large` at least: of 256, 1536 and 2048 only the depth."""
+    tiles = {"tiles": ((64, 128), (128, 256), (256, 128)), "few": 128, "large": 2048, "cluster": (2, 2)}
+    middle, large = (terms_of(grouped((256,) * 4, n=n, k=2048), **tiles) for n in (1536, 2048))
+    assert (middle["tile_m"], middle["tile_n"]) == (128, 256)
+    assert (large["tile_m"], large["tile_n"]) == (256, 128)
+
+
+def test_some_tiles_run_only_where_one_wave_is_enough() -> None:
+    narrow = {"tiles": ((128, 64), (128, 128)), "one_wave": 1}
+    assert terms_of(fp8(128, 64 * 132, 1024), **narrow)["tile_n"] == 64
+    assert terms_of(fp8(128, 64 * 133, 1024), **narrow)["tile_n"] == 128
+
+
 def test_walking_down_columns_reads_rows_again_that_l2_does_not_hold() -> None:
     """132 row tiles a column, so that each of 24 columns needs all rows; those of the small problem stay in L2."""
     rows, k = 128 * 132, 8192

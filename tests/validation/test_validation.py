@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import foretrain
+from hardware_profiles.calibration import fit_kernels
 from simulator.validation import Figure, grouped, load_figures, validate
 from simulator.validation.figures import END_TO_END, calibration_rows, used_by_calibration
 from simulator.validation.rules import rule_for
@@ -46,6 +47,15 @@ def test_no_end_to_end_figure_is_named_in_a_calibration() -> None:
 def test_no_end_to_end_value_stands_in_a_calibration_table() -> None:
     assert not [name for name in calibration_rows() if name.startswith(END_TO_END)]
     assert not [f.id for f in FIGURES if f.end_to_end and used_by_calibration(f)]
+
+
+def test_figures_of_kernels_are_marked_as_the_fits_use_them() -> None:
+    everything = fit_kernels.everything()
+    fitted = {s.label for r in fit_kernels.RECIPES for s in fit_kernels.chosen(r, everything)}
+    named = {row["id"] for row in calibration_rows().values() if row["table"] == "published_kernels"}
+    assert {f.id for f in FIGURES if f.id in named and used_by_calibration(f)} == {
+        f.id for f in FIGURES if f.id in fitted
+    }
 
 
 def test_every_figure_has_a_rule() -> None:
