@@ -82,6 +82,7 @@ _CLASSES = {
     "router": "router",
     "scale_t": "transposed scales",
     "softmax": "softmax",
+    "softmax.wide": "softmax (long rows)",
     "swiglu": "SwiGLU",
     "wait.slowest": "wait for the most loaded rank",
     "tensormap": "descriptors of grouped matmuls",
