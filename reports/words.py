@@ -83,6 +83,7 @@ _CLASSES = {
     "scale_t": "transposed scales",
     "softmax": "softmax",
     "softmax.wide": "softmax (long rows)",
+    "softmax.long": "softmax (very long rows)",
     "swiglu": "SwiGLU",
     "wait.slowest": "wait for the most loaded rank",
     "tensormap": "descriptors of grouped matmuls",

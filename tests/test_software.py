@@ -117,6 +117,14 @@ def test_eager_rotation_and_swiglu() -> None:
 # ---- FP8 with a scale a tensor ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("tokens", "cls"), [(2048, "softmax"), (4096, "softmax.wide"), (16384, "softmax.long")])
+def test_the_softmax_of_unfused_attention_is_a_kernel_by_its_rows(tokens: int, cls: str) -> None:
+    block = dense_layer(shapes("stack.attention_fused=false", f"batch.sequence_length={tokens}"), 132)
+    found = [op for op in block.ops() if op.name.endswith(".softmax")]
+    assert [op.cls for op in found] == [cls, cls]  # forward and backward
+    assert found[0].work.bytes == 2 * BF16 * 32 * tokens * tokens
+
+
 def casts(block: Block) -> dict[str, float]:
     ends = (".quant_x", ".quant_g", ".x_t", ".g_t")
     return {op.name: op.work.bytes for op in block.ops() if op.name.endswith(ends) and isinstance(op.work, Streaming)}

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from simulator.engine.pricing import collective_of
 from simulator.errors import InputError
-from simulator.graph.attention import SOFTMAX_WARP
+from simulator.graph.attention import softmax_class
 from simulator.inputs import load_hardware
 from simulator.ops import Attention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
 
@@ -382,7 +382,7 @@ def published() -> list[Sample]:
 STREAM_CLASS = {
     "copy": "elem", "add": "elem", "gelu": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor",
     "transpose": "transpose",
-    "swiglu": "swiglu@library", "quant_token": "quant.token@library", "softmax": "softmax",
+    "swiglu": "swiglu@library", "quant_token": "quant.token@library",
     "loss_fwd_eager": "loss", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
 }  # fmt: skip
 VOCABULARY = 16000
@@ -494,10 +494,10 @@ def _measured(row: Row) -> tuple[str, Work] | None:
         return None  # the driver's own copy, or the compiler gave the shape up
     if op.startswith("loss") and _int(row, "n") < VOCABULARY:
         return None
-    if op in STREAM_CLASS and row.get("mode", "cold") == "cold":
+    if (op in STREAM_CLASS or op == "softmax") and row.get("mode", "cold") == "cold":
         size = _float(row, "bytes") / 2
-        wide = ".wide" if op == "softmax" and _int(row, "n") > SOFTMAX_WARP else ""
-        return STREAM_CLASS[op] + wide, Streaming(read=size, written=size)
+        cls = softmax_class(_int(row, "n")) if op == "softmax" else STREAM_CLASS[op]
+        return cls, Streaming(read=size, written=size)
     return None
 
 

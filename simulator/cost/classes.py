@@ -22,6 +22,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "norm.fwd": ("norm.bwd", "elem"),
     "softmax": ("softmax.wide", "loss", "norm.fwd", "elem"),
     "softmax.wide": ("softmax", "loss", "norm.fwd", "elem"),
+    "softmax.long": ("softmax.wide", "softmax", "loss", "norm.fwd", "elem"),
     "loss": ("softmax", "elem"),
     "loss.bwd": ("loss", "softmax", "elem"),
     "embedding": ("permute.expand", "elem"),

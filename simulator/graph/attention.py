@@ -18,9 +18,16 @@ from simulator.graph.parallel import (
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
 
-SOFTMAX_WARP = 2048
-"""Up to so many scores a row, a warp keeps a row in its registers; beyond, a block does, in slower kernels (names of
-PyTorch's in `calibration/tables/h100_measured.csv`; Megatron-LM's fused softmax is of the first kind)."""
+SOFTMAX_WARP, SOFTMAX_BLOCK = 2048, 9216
+"""Up to so many scores a row, a warp, or a block of threads, keeps a row in registers; beyond, in shared memory: three
+kernels of PyTorch (names: `calibration/tables/h100_measured.csv`). Megatron-LM's fused softmax is of the first kind."""
+
+
+def softmax_class(row: int) -> str:
+    """Kernel class of a softmax over rows of so many scores."""
+    if row <= SOFTMAX_WARP:
+        return "softmax"
+    return "softmax.wide" if row <= SOFTMAX_BLOCK else "softmax.long"
 
 
 def widths(s: Shapes) -> tuple[int, int]:
@@ -50,10 +57,6 @@ def _scores(s: Shapes) -> int:
     return s.batch * heads_per_rank(s) * s.seq * s.seq_kv
 
 
-def _softmax_class(s: Shapes) -> str:
-    return "softmax" if s.seq_kv <= SOFTMAX_WARP else "softmax.wide"
-
-
 def _batched(s: Shapes, n: int, k: int) -> Gemm:
     """One product per head."""
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
@@ -68,7 +71,7 @@ def core_forward(tape: Tape, s: Shapes, name: str, *, part: Part | None = None, 
     scores, d = _scores(s), s.model.qk_head_dim
     kept = 0.0 if s.recompute_core or part else scores * (2 * BF16 + 1.0)
     tape.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
-    tape.add(f"{name}.softmax", _softmax_class(s), cast(scores, BF16, BF16), part=part)
+    tape.add(f"{name}.softmax", softmax_class(s.seq_kv), cast(scores, BF16, BF16), part=part)
     tape.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
     tape.add(f"{name}.pv", "gemm.bf16", _batched(s, d, s.seq_kv), part=part)
 
@@ -99,7 +102,7 @@ def core_backward(tape: Tape, s: Shapes) -> None:
     tape.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d))
     tape.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d, s.seq_kv))
     tape.add("attn.core.bwd.dropout", "elem", cast(scores, BF16 + 1.0, BF16))
-    tape.add("attn.core.bwd.softmax", _softmax_class(s), cast(scores, 2 * BF16, BF16))
+    tape.add("attn.core.bwd.softmax", softmax_class(s.seq_kv), cast(scores, 2 * BF16, BF16))
     tape.add("attn.core.bwd.dq", "gemm.bf16", _batched(s, d, s.seq_kv))
     tape.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
 
