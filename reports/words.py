@@ -63,6 +63,7 @@ _CLASSES = {
     "embedding": "embedding, forward",
     "embedding.bwd": "embedding, backward",
     "kvcopy": "copies of keys and values",
+    "gelu": "GELU",
     "loss": "loss",
     "loss.bwd": "loss, backward",
     "norm.fwd": "norms, forward",

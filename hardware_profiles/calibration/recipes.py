@@ -278,9 +278,8 @@ RECIPES = (
     *(
         stream(cls, "h100", H100, "l2_gain", traffic=1.0)
         for cls in (
-            "elem", "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose",
-            "embedding", "optimizer", "softmax", "softmax.wide", "softmax.long",
-            "loss", "loss.bwd",
+            "elem", "gelu", "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose",
+            "embedding", "optimizer", "softmax", "softmax.wide", "softmax.long", "loss", "loss.bwd",
         )
     ),
     stream("elem", "h200", H200, "l2_gain", traffic=1.0),

@@ -380,7 +380,7 @@ def published() -> list[Sample]:
 # --- H200: the older table and our own measurements ------------------------------------------------------------------
 
 STREAM_CLASS = {
-    "copy": "elem", "add": "elem", "gelu": "elem", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor",
+    "copy": "elem", "add": "elem", "gelu": "gelu", "rmsnorm": "norm.fwd@library", "cast_fp8": "quant.tensor",
     "transpose": "transpose",
     "swiglu": "swiglu@library", "quant_token": "quant.token@library",
     "loss_fwd_eager": "loss", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",

@@ -34,6 +34,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "weight_t": ("quant.chan_t", "elem"),
     "dequant": ("quant.token", "elem"),
     "swiglu": ("elem",),
+    "gelu": ("swiglu", "elem"),
     "rope": ("elem",),
     "kvcopy": ("elem",),
     "permute.reduce": ("permute.expand", "elem"),

@@ -41,6 +41,11 @@ class Ffn:
         return "column" if self.name == "dense" else "alone"
 
     @property
+    def activation(self) -> str:
+        """Kernel class of the activation."""
+        return "swiglu" if self.gated else "gelu"
+
+    @property
     def up(self) -> int:
         """Output width of the first GEMM."""
         return self.inner * (2 if self.gated else 1)
@@ -119,7 +124,7 @@ def down(tape: Tape, f: Ffn, s: Shapes) -> None:
     eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
     tape.add(
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
-        "swiglu",
+        f.activation,
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
         saved=kept_activation(s, f.tokens, f.inner),
     )
@@ -165,7 +170,7 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
     tape.add(
         f"{f.name}.swiglu.bwd",
-        "swiglu",
+        f.activation,
         Streaming(read=work.read, written=work.written, blocks=persistent(s, sms) if f.fp8 else 0),
     )
 
