@@ -2,14 +2,14 @@
 
     t = launch + reset + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
 
-`t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
-those the library has; from the third wave on a counter hands tiles out, which a small kernel before clears (`reset`).
-`t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` = a fill time, then operands
-and output once over the attainable memory bandwidth and into the SMs; a kernel that walks down columns of tiles reads
-its rows again for the next columns, as far as L2 does not hold them. The 4-norm blends the bounds: alone each is
-exact, two equal ones cost 19 % more than one. Where a library starts a kernel for each group, these starts bound it,
-too, by the same norm, and so do the few streams they run on: each round of them is a wave, however few its tiles. Every
-term grows with m, n, k and shrinks with SMs and bandwidth, and so does t.
+`t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest
+among those the library takes for such a problem; from the third wave on a counter hands tiles out, which a small
+kernel before clears (`reset`). `t_power` = FLOP over the rate that the power budget of the whole GPU sustains.
+`t_memory` = a fill time, then operands and output once over the attainable memory bandwidth and into the SMs; a kernel
+that walks down columns of tiles reads its rows again for the next columns, as far as L2 does not hold them. The 4-norm
+blends the bounds: alone each is exact, two equal ones cost 19 % more than one. Where a library starts a kernel for
+each group, these starts bound it, too, by the same norm, and so do the few streams they run on: each round of them is
+a wave, however few its tiles. Every term grows with m, n, k and shrinks with SMs and bandwidth, and so does t.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         walk = p.walk if large else 1
         tile, waves = _tile(work, p, peak_sm, bm, bn, 1), max(walk * -(-tiles // (walk * usable)), rounds)
-        if waves > 1 and (bm, bn) in p.tiles[: p.one_wave]:
+        if waves > 1 and (bm, bn) in p.tiles[:-1][: p.one_wave]:
             continue
         reset = p.reset if waves > UNCOUNTED else 0.0
         whole = Tiling(waves * tile.time, waves, reset, tile, bm, bn, tiles, walks=large)
