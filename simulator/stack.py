@@ -34,7 +34,8 @@ class Stack:
     `tp_regather`: of a gathered input only this rank's part is kept; in backward it is gathered again beside the input
     gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_product`, `host_collective`:
     time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
-    (`simulator.engine.host`).
+    (`simulator.engine.host`). `norm_kernels`: whose norm kernels run, as `attention` (training: DeepSeek's; compiled:
+    torch.compile's).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     dropout: bool = False
+    norm_kernels: Literal["training", "compiled"] = "training"
     host_kernel: float = 0.0
     host_product: float = 0.0
     host_collective: float = 0.0

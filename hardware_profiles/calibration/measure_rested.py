@@ -1,6 +1,6 @@
 """Measure kernels on one rested GPU at its boost clock with PyTorch alone, and write them as a calibration table.
 
-    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming] [seed]
+    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming,compiled] [seed]
 
 With a seed other than 1, other random shapes than those of the first table.
 
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, ones, quant, swiglu
+from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, norm_residual, ones, quant, swiglu
 
 COLUMNS = [
     *("op", "precision", "form", "impl", "m", "n", "k", "groups", "rows", "batch", "seq", "heads", "kv_heads"),
@@ -329,6 +329,36 @@ def rowwise() -> Iterator[Case]:
         yield stream("gelu", 4 * n, partial(one, F.gelu), **size)
 
 
+def backward_of(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Call:
+    """The backward of a compiled function for given inputs."""
+    leaves = [x.requires_grad_() for x in inputs]
+    out = torch.compile(fn, dynamic=False)(*leaves)
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def compiled() -> Iterator[Case]:
+    """What torch.compile makes of training's norms and activations beside those of `rowwise`: the residual added, and
+    backward passes. Bytes are what any such kernels must move: the gradient of a norm's weight comes on top."""
+    torch._dynamo.config.recompile_limit = 64
+    for rows, cols in ROWS:
+        size, n = {"m": rows, "n": cols}, rows * cols
+
+        def residual(rows: int = rows, cols: int = cols) -> Call:
+            fn, x, y, w = torch.compile(norm_residual, dynamic=False), bf16(rows, cols), bf16(rows, cols), bf16(cols)
+            return lambda: fn(x, y, w)
+
+        def norm_bwd(rows: int = rows, cols: int = cols) -> Call:
+            return backward_of(norm, bf16(rows, cols), bf16(cols))
+
+        def swiglu_bwd(rows: int = rows, cols: int = cols) -> Call:
+            return backward_of(swiglu, bf16(rows, cols))
+
+        yield stream("rmsnorm_residual_compiled", 8 * n, residual, **size)
+        yield stream("rmsnorm_bwd_compiled", 6 * n, norm_bwd, **size)
+        yield stream("swiglu_bwd_compiled", 5 * n, swiglu_bwd, **size)
+
+
 LOGITS = [(4096, 129280), (2048, 32000), (8192, 32000), (2048, 128256), (4096, 51200), (1024, 152064)]
 MILLIONS: tuple[float, ...] = (1, 4, 10, 40, 100, 250, 400)
 if SEED != 1:
@@ -449,7 +479,7 @@ def summary(labels: Row, runs: list[Events]) -> Row:
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Case]]] = {
-    "gemm": gemm, "grouped": grouped, "attention": attention, "streaming": streaming,
+    "gemm": gemm, "grouped": grouped, "attention": attention, "streaming": streaming, "compiled": compiled,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hardware_profiles.calibration.samples import H100_TABLES
@@ -13,6 +13,7 @@ DEEPSEEK = "DeepSeek profile-data, training trace on H800, first half (2025-02)"
 INFERSIM = "InferSim kernel tables, H800 (alibaba/InferSim)"
 DEEPGEMM = "DeepGEMM README revisions from 2025-03-25, pull requests 74 and 95"
 H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (tables h100_measured, h100_more, h100_further)"
+INDUCTOR = "torch.compile's kernels on one rested H100 (tables h100_measured, h100_more, h100_further, h100_compiled)"
 H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured)"
 FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
 FA2 = "FlashAttention-2 repository figures"
@@ -282,6 +283,12 @@ RECIPES = (
             "embedding", "optimizer", "softmax", "softmax.wide", "softmax.long", "loss", "loss.bwd",
         )
     ),
+    replace(
+        stream("norm.fwd@compiled", "h100", INDUCTOR, "l2_gain", traffic=1.0, resident=FULL),
+        also=("norm.fwd.narrow@compiled",),
+    ),
+    stream("norm.fwd.residual@compiled", "h100", INDUCTOR, "l2_gain", traffic=1.0, resident=FULL),
+    stream("norm.bwd@compiled", "h100", INDUCTOR, "l2_gain", traffic=1.0, resident=FULL),
     stream("elem", "h200", H200, "l2_gain", traffic=1.0),
     stream("norm.fwd@library", "h200", H200, traffic=1.0),
     stream("swiglu@library", "h200", H200, traffic=1.0),

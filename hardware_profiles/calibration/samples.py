@@ -384,10 +384,12 @@ STREAM_CLASS = {
     "transpose": "transpose",
     "swiglu": "swiglu@library", "quant_token": "quant.token@library",
     "loss_fwd_eager": "loss", "loss_bwd_eager": "loss.bwd", "embedding": "embedding", "adam": "optimizer",
+    "rmsnorm_compiled": "norm.fwd@compiled", "rmsnorm_residual_compiled": "norm.fwd.residual@compiled",
+    "rmsnorm_bwd_compiled": "norm.bwd@compiled",
 }  # fmt: skip
 VOCABULARY = 16000
 """PyTorch's cross-entropy over fewer classes runs another kernel, half as fast; no vocabulary is so small."""
-COMPILED = ("swiglu", "quant_token")
+COMPILED = ("swiglu", "quant_token", "rmsnorm_compiled", "rmsnorm_residual_compiled", "rmsnorm_bwd_compiled")
 PRECISION_CLASS = {
     "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
     "fp8_block_fprop": "gemm.fp8@library", "fp8_block_both": "gemm.fp8.wgrad@library",
@@ -489,7 +491,7 @@ def _measured(row: Row) -> tuple[str, Work] | None:
     if op == "attention":
         return _measured_attention(row)
     if op == "rmsnorm" and "mode" in row:
-        return None  # compiled in `h200_measured`, eager in the older table: two kernels
+        return None  # compiled in `h200_measured`, the first shape in twice its time; eager in the older table
     if kernel.startswith("Memcpy") or (op in COMPILED and kernel and not kernel.startswith("triton")):
         return None  # the driver's own copy, or the compiler gave the shape up
     if op.startswith("loss") and _int(row, "n") < VOCABULARY:
@@ -539,7 +541,7 @@ def h100_measured() -> list[Sample]:
     return merged([s for table in H100_TABLES for s in own_table(TABLES / f"{table}.csv", "h100")])
 
 
-H100_TABLES = ("h100_measured", "h100_more", "h100_further")
+H100_TABLES = ("h100_measured", "h100_more", "h100_further", "h100_compiled")
 """Measured one after the other: most shapes of each are random ones of its own."""
 
 

@@ -28,6 +28,12 @@ def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x.float(), (x.shape[-1],), w.float()).to(x.dtype)
 
 
+def norm_residual(x: torch.Tensor, branch: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual added, and the norm of the sum."""
+    total = x + branch
+    return total, norm(total, w)
+
+
 def quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8 values and their scales, one per 128 values of a row."""
     blocks = x.float().unflatten(-1, (-1, 128))

@@ -10,9 +10,10 @@ from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.runs import Priced
 from simulator.hardware import Cluster
-from simulator.kernels import rested
+from simulator.kernels import Kernels, rested
 from simulator.ops import AllToAll, Attention, Gemm, Op
 from simulator.scenario import Scenario
+from simulator.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,15 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 """How kernel classes call the attention kernels that a stack may run."""
 
 
+def named(op: Op, stack: Stack, kernels: Kernels) -> Op:
+    """The op under the class of the kernel that the software runs for it, where the profile tells it from others."""
+    if isinstance(op.work, Attention):
+        return replace(op, cls=class_of(op.cls, ATTENTION[stack.attention], kernels.attention))
+    if op.cls.startswith("norm."):
+        return replace(op, cls=class_of(op.cls, stack.norm_kernels, kernels.stream))
+    return op
+
+
 def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
@@ -71,12 +81,12 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
     beside, collective = neighbour_of(scenario, exchange), collective_of(cluster)
     sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
     rest = max(1, sms - collective.sms)
-    gap, whose, kernels = stack.kernel_gap, ATTENTION[stack.attention], cluster.kernels.attention
+    gap = stack.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            replace(op, cls=class_of(op.cls, whose, kernels)) if isinstance(op.work, Attention) else op,
+            named(op, stack, cluster.kernels),
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,

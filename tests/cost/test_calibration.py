@@ -209,7 +209,7 @@ def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls
 
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
-    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further",
+    "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
     "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
 

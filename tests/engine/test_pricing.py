@@ -209,3 +209,20 @@ def test_a_gpu_without_a_power_model_says_so(tiny: Scenario) -> None:
     scenario = replace(tiny, cluster=replace(tiny.cluster, gpu=gpu))
     assert any("no power model" in warning for warning in simulate(scenario, engine="longest-path").warnings)
     assert not any("no power model" in warning for warning in simulate(tiny, engine="longest-path").warnings)
+
+
+def norms(whose: str) -> dict[str, Priced]:
+    scenario = load_scenario("llama-3-8b", ["stack=torch-compile", f"stack.norm_kernels={whose}"])
+    price = pricer(scenario, None)
+    return {op.name: price(op) for op in ops_of(scenario).values() if op.cls.startswith("norm.")}
+
+
+def test_norms_are_those_of_the_software() -> None:
+    """torch.compile's kernels have a CTA for a row: beside a collective no second wave, as DeepSeek's grids have."""
+    compiled, fused = norms("compiled"), norms("training")
+    assert len(compiled) == len(fused) > 3
+    for name, one in compiled.items():
+        assert "torch.compile" in one.cost.source
+        assert "DeepSeek" in fused[name].cost.source
+        assert one.durations[COLLECTIVE] < 1.3 * one.durations[ALONE]
+    assert any(one.durations[COLLECTIVE] > 1.5 * one.durations[ALONE] for one in fused.values())
