@@ -64,8 +64,8 @@ class Stack:
     wgrad_accumulation_fused: bool
     shard_copies: bool
     gradients_zeroed: bool
+    norm_kernels: Literal["training", "compiled"]
     dropout: bool = False
-    norm_kernels: Literal["training", "compiled"] = "training"
     host_kernel: float = 0.0
     host_product: float = 0.0
     host_collective: float = 0.0

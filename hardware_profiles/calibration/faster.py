@@ -7,19 +7,31 @@ Runs of a kernel on a rested GPU differ by less than 1 %; where something else r
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
+import io
 from pathlib import Path
+
+from hardware_profiles.calibration.samples import Row, rows
+from simulator.errors import InputError
 
 MEASURED = ("us", "us_min", "launches", "kernel")
 """Columns that are results; the others say what was measured."""
-Row = dict[str, str]
 
 
-def read(path: Path) -> tuple[str, list[Row]]:
-    """The line that names the source, and the rows."""
-    source, *rest = path.read_text(encoding="utf-8").splitlines()
-    return source, list(csv.DictReader(rest))
+def read(path: Path) -> list[Row]:
+    """The rows of a run.
+
+    Raises:
+        InputError: The file cannot be read, or is no table of `measure_rested.py`.
+    """
+    try:
+        table = rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', error)}: must be a CSV table") from None
+    if not table or not set(MEASURED) <= table[0].keys():
+        raise InputError(f"{path}: must have rows with {', '.join(MEASURED)}, as measure_rested.py writes them")
+    return table
 
 
 def key(row: Row) -> tuple[str, ...]:
@@ -28,22 +40,32 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def faster(run: list[Row], again: list[Row]) -> list[Row]:
-    """Rows of `run`, each replaced by that of `again` where it took less time."""
+    """Rows of `run`, each replaced by that of `again` where it took less time.
+
+    Raises:
+        InputError: The runs have no kernel in common.
+    """
     second = {key(row): row for row in again}
+    if not second.keys() & {key(row) for row in run}:
+        raise InputError("the two runs have no kernel in common: must be measured with the same arguments")
     return [min(row, second.get(key(row), row), key=lambda r: float(r["us"])) for row in run]
 
 
 def main() -> None:
-    if len(sys.argv) != 4:
-        sys.exit(__doc__)
-    one, two, out = map(Path, sys.argv[1:])
-    (source, run), (_, again) = read(one), read(two)
-    rows = faster(run, again)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        file.write(f"{source}; the faster of two runs\n")
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("run", "again", "out"):
+        parser.add_argument(name, type=Path)
+    args = parser.parse_args()
+    try:
+        best = faster(read(args.run), read(args.again))
+        text = io.StringIO()
+        text.write(args.run.read_text(encoding="utf-8").partition("\n")[0].rstrip() + "; the faster of two runs\n")
+        writer = csv.DictWriter(text, list(best[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(best)
+        args.out.write_text(text.getvalue(), encoding="utf-8")
+    except (InputError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

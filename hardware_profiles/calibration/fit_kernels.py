@@ -301,6 +301,12 @@ def main() -> None:
         own = tables.own_table(args.table, args.hardware) if args.table else []
     except InputError as error:
         parser.error(f"--table: {error}")
+    if lacking := sorted(
+        f"{recipe.cls} on {recipe.home}"
+        for recipe in RECIPES
+        if recipe.cls not in kept(recipe.home) and not (recipe.home in homes and fnmatch(recipe.cls, args.only))
+    ):
+        parser.error(f"--only, --home: {', '.join(lacking)}: never fitted, and not among these: fit them, too")
     found, report = fit_all([*everything(), *own], args.only, homes)
     if args.dry_run:
         return

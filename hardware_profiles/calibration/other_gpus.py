@@ -19,7 +19,6 @@ from hardware_profiles.calibration.recipes import (
     CUBLAS_TILES,
     DEEPGEMM_TILES,
     FA2,
-    TAIL,
     Recipe,
     attention,
     library_gemm,
@@ -238,12 +237,12 @@ B200 = (
     ),
     _wide(
         attention("attn.fwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
-                  "4096 to 131072 tokens, causal", also=("attn.fwd@library",), fixed={"block_q": 256}, free=TAIL),
+                  "4096 to 131072 tokens, causal", also=("attn.fwd@library",), fixed={"block_q": 256}),
         launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
     _wide(
         attention("attn.bwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
-                  "4096 to 131072 tokens, causal", also=("attn.bwd@library",), free=TAIL),
+                  "4096 to 131072 tokens, causal", also=("attn.bwd@library",)),
         launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
 )  # fmt: skip
@@ -273,9 +272,9 @@ A100 = (
     ),
     attention("attn.fwd", "a100", ("64:64", "128:128", "192:128"),
               f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}", "512 to 16384 tokens",
-              also=("attn.fwd@library", "attn.fwd@fa2"), free=TAIL),
+              also=("attn.fwd@library", "attn.fwd@fa2")),
     attention("attn.bwd", "a100", ("64:64", "128:128", "192:128"), f"FlashAttention-2: {SIMUMAX}, {PCIE}; {FA2}",
-              "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}, free=TAIL),
+              "512 to 16384 tokens", also=("attn.bwd@library", "attn.bwd@fa2"), fixed={"power_rate": 1.5}),
 )  # fmt: skip
 
 INFERSIM_H20 = "InferSim kernel tables, H20 (alibaba/InferSim)"
@@ -292,7 +291,7 @@ H20 = (
     library_gemm("gemm.fp8.masked", "h20", DEEPGEMM_TILES, f"{INFERSIM_H20}, DeepGEMM",
                  "4 to 128 groups, 4 to 1024 rows a group"),
     attention("attn.fwd", "h20", ("256:256",), f"{INFERSIM_H20}, FlashAttention-3", "1024 to 32768 tokens, 16 heads",
-              also=("attn.fwd@library",)),
+              also=("attn.fwd@library",), fixed={"tail": 0.25}),
 )  # fmt: skip
 
 RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100, *H20)

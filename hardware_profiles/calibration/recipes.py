@@ -108,7 +108,6 @@ RESTED: Mapping[str, Bounds] = {
     "launch": (1e-6, 2e-5), "fill": (0.0, 5e-6), "bandwidth": (0.4, 0.95), "reset": (0.0, 8e-6),
     "power_rate": (0.7, BOOST),
 }  # fmt: skip
-TAIL: dict[str, Bounds] = {"tail": (0.0, 1.0)}
 PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
 SUMS: dict[str, Bounds] = {"sums": (0.0, 6.0)}
 LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
@@ -147,10 +146,10 @@ def loaded_gemm(cls: str, text: str) -> Recipe:
 
 
 def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str, **settings: Any) -> Recipe:
-    """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, launch."""
+    """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, tail, launch."""
     free: dict[str, Bounds] = {f"rate:{d}": settings.get("rates", (0.3, 1.0)) for d in dims}
     free |= {"tile_time": (0.0, 2e-5), "launch": (1e-6, 3e-5), "mask_blocks": (0.0, 2.0), "power_rate": (0.6, 1.5)}
-    free |= settings.get("free", {})
+    free |= {"tail": (0.0, 1.0)} | settings.get("free", {})
     fixed = {"block_q": 128, "block_kv": 128, "bandwidth": 0.8, "traffic": 0.0} | settings.get("fixed", {})
     return Recipe(
         cls=cls, kind="attention", home=home, hardware=settings.get("hardware", (home,)),
@@ -227,27 +226,26 @@ RECIPES = (
     loaded_gemm("gemm.fp8@library", "M 64 to 16384"),
     loaded_gemm("gemm.fp8.wgrad@library", "K 1024 to 16384, FP32 output"),
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
-              "512 to 16384 tokens", hardware=("h800", "h100"), free=TAIL),
+              "512 to 16384 tokens", hardware=("h800", "h100")),
     attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
               hardware=("h800", "h100"),
-              fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
+              fixed={"tile_time": 4e-6, "launch": 8e-6, "mask_blocks": 0.5, "power_rate": 1.0, "tail": 0.25}),
     attention("attn.fwd.fp8", "h100", ("256:256",), FA3, "4096 to 16384 tokens",
-              fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0}),
+              fixed={"launch": 5e-6, "mask_blocks": 0.5, "power_rate": 1.0, "tail": 0.25}),
     *(
         attention(cls, "h100", dims, H100, "512 to 32768 tokens", rates=(0.15, 1.0), tables=H100_TABLES,
                   fixed={"power_rate": NO_LIMIT}, free=more)
         for cls, dims, more in (
-            ("attn.fwd@library", LIBRARY_DIMS, TAIL), ("attn.bwd@library", LIBRARY_DIMS, TAIL | PASSES | SUMS),
-            ("attn.fwd@fa2", ("64:64", "128:128"), TAIL), ("attn.bwd@fa2", ("64:64", "128:128"), TAIL | PASSES | SUMS),
+            ("attn.fwd@library", LIBRARY_DIMS, {}), ("attn.bwd@library", LIBRARY_DIMS, PASSES | SUMS),
+            ("attn.fwd@fa2", ("64:64", "128:128"), {}), ("attn.bwd@fa2", ("64:64", "128:128"), PASSES | SUMS),
         )
     ),
-    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
-              free=TAIL),
+    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
     attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
-              free=TAIL | PASSES, like="h100"),
-    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9), free=TAIL),
+              free=PASSES, like="h100"),
+    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
     attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9),
-              free=TAIL | PASSES, like="h100"),
+              free=PASSES, like="h100"),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
     stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "beside"),

@@ -388,7 +388,8 @@ STREAM_CLASS = {
     "rmsnorm_bwd_compiled": "norm.bwd@compiled",
 }  # fmt: skip
 VOCABULARY = 16000
-"""PyTorch's cross-entropy over fewer classes runs another kernel, half as fast; no vocabulary is so small."""
+"""PyTorch's cross-entropy over fewer classes runs another kernel, half as fast: a small share of a vocabulary that
+tensor parallelism splits is priced too fast."""
 COMPILED = ("swiglu", "quant_token", "rmsnorm_compiled", "rmsnorm_residual_compiled", "rmsnorm_bwd_compiled")
 PRECISION_CLASS = {
     "bf16": "gemm.bf16", "fp8_tensor": "gemm.fp8_tensor", "fp8_row": "gemm.fp8_row", "fp8_block": "gemm.fp8@library",
@@ -496,11 +497,11 @@ def _measured(row: Row) -> tuple[str, Work] | None:
         return None  # the driver's own copy, or the compiler gave the shape up
     if op.startswith("loss") and _int(row, "n") < VOCABULARY:
         return None
-    if (op in STREAM_CLASS or op == "softmax") and row.get("mode", "cold") == "cold":
-        size = _float(row, "bytes") / 2
-        cls = softmax_class(_int(row, "n")) if op == "softmax" else STREAM_CLASS[op]
-        return cls, Streaming(read=size, written=size)
-    return None
+    cls = softmax_class(_int(row, "n")) if op == "softmax" else STREAM_CLASS.get(op)
+    if cls is None or row.get("mode", "cold") != "cold":
+        return None
+    size = _float(row, "bytes") / 2
+    return cls, Streaming(read=size, written=size)
 
 
 def own_table(path: Path, hardware: str) -> list[Sample]:

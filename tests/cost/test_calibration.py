@@ -332,12 +332,23 @@ def test_of_two_runs_of_a_table_the_faster_of_each_kernel_counts(tmp_path: Path)
     head, (one, two) = "op,m,us,us_min,launches,kernel", (tmp_path / "one.csv", tmp_path / "two.csv")
     one.write_text(f"# one GPU\n{head}\ngemm,64,10,9,1,a\ngemm,128,20,19,1,b\ngemm,256,5,5,1,c\n", encoding="utf-8")
     two.write_text(f"# one GPU\n{head}\ngemm,128,15,14,2,d\ngemm,64,11,9,1,a\n", encoding="utf-8")
-    (source, run), (_, again) = faster.read(one), faster.read(two)
-    rows = faster.faster(run, again)
-    assert source == "# one GPU"
+    rows = faster.faster(faster.read(one), faster.read(two))
     assert [(row["m"], row["us"], row["kernel"]) for row in rows] == [
         ("64", "10", "a"), ("128", "15", "d"), ("256", "5", "c")
     ]  # fmt: skip
+
+
+def test_two_runs_that_are_none_say_so_in_one_line(tmp_path: Path) -> None:
+    head, other = "op,m,us,us_min,launches,kernel", tmp_path / "other.csv"
+    other.write_text(f"# one GPU\n{head}\ngemm,64,10,9,1,a\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"missing\.csv: No such file"):
+        faster.read(tmp_path / "missing.csv")
+    (tmp_path / "wrong.csv").write_text("op,m\ngemm,64\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"wrong\.csv: must have rows with us, "):
+        faster.read(tmp_path / "wrong.csv")
+    row = faster.read(other)[0]
+    with pytest.raises(InputError, match="no kernel in common"):
+        faster.faster([row], [row | {"m": "128"}])
 
 
 def test_a_run_that_was_disturbed_does_not_count() -> None:
