@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
+from difflib import get_close_matches
 from typing import Protocol, TypeVar
 
 from simulator.errors import UncalibratedError
@@ -49,6 +50,10 @@ LAST = ("gemm.bf16", "gemm.fp8", "attn.fwd", "attn.bwd", "elem", "router.weights
 """What is left when nothing near exists."""
 
 
+SLIP = 0.93
+"""Names so alike are one name misspelt: a letter of a dozen, not fwd for bwd."""
+
+
 class Sourced(Protocol):
     """Parameters that know where they come from."""
 
@@ -77,6 +82,8 @@ def is_known(cls: str, table: Collection[str]) -> bool:
     near = {*NEAREST, *(name for names in NEAREST.values() for name in names), *LAST}
     if cls in {*table, *(name for name in near if name.partition(".")[0] in first)}:
         return True
+    if get_close_matches(cls, table, n=1, cutoff=SLIP):
+        return False
     return any(name in table for name in _candidates(cls) if name not in LAST or name == cls.partition("@")[0])
 
 

@@ -169,6 +169,8 @@ def test_few_tokens_take_the_low_latency_kernels_unless_sms_are_named() -> None:
         ((*GEMM, "--cls", "attn.fwd"), "unknown kernel class"),
         ((*GEMM, "--impl", "mine"), "--impl: 'mine': choose one of library, training, fa2"),
         (("stream", "--bytes", "1e6", "--cls", "nrm.fwd"), "did you mean norm.fwd?"),
+        (("stream", "--bytes", "1e6", "--cls", "softmax.widee"), "did you mean softmax.wide?"),
+        (("stream", "--bytes", "1e6", "--cls", "norm.fwd@compild"), "did you mean norm.fwd@compiled?"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(args: tuple[str, ...], said: str) -> None:
