@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from simulator.engine.pricing import kernel_class
 from simulator.engine.runs import Run
+from simulator.kernels import Kernels
 from simulator.metrics import ClassTime
 from simulator.result import Result
+from simulator.stack import Stack
 
 REPORTS = ("report.json", "report_fabric.json")
 Known = tuple[float, int, str]
@@ -38,21 +41,22 @@ class ClassTrust:
 def trust_of(result: Result) -> list[ClassTrust]:
     """All kernel classes used, by time."""
     sources = _sources(result.timeline.tasks.run)
-    measured = _errors(result.scenario.cluster.kernels.name)
-    dispatcher = result.scenario.stack.dispatcher
+    stack, kernels = result.scenario.stack, result.scenario.cluster.kernels
+    measured = _errors(kernels.name)
     found: dict[str, ClassTrust] = {}
     for item in result.classes:
         before = found.get(item.cls)
-        known = measured.get(measured_as(item.cls, dispatcher))
+        known = measured.get(measured_as(item.cls, stack, kernels))
         found[item.cls] = _trust(item, known, sources, before.seconds if before else 0.0)
     return sorted(found.values(), key=lambda item: (-item.seconds, item.cls))
 
 
-def measured_as(cls: str, dispatcher: str) -> str:
-    """The class as the calibration measured it: an exchange by the kernels that do it, a collective whatever for."""
+def measured_as(cls: str, stack: Stack, kernels: Kernels) -> str:
+    """The class as the calibration measured it: exchanges, attention and norms by the kernels that the software runs, a
+    collective whatever for."""
     if cls in ("comm.dispatch", "comm.combine"):
-        return "comm.all_to_all" if dispatcher == "nccl" else f"{cls}@{dispatcher}"
-    return f"comm.{cls.rpartition('.')[2]}" if cls.startswith("comm.") else cls
+        return "comm.all_to_all" if stack.dispatcher == "nccl" else f"{cls}@{stack.dispatcher}"
+    return f"comm.{cls.rpartition('.')[2]}" if cls.startswith("comm.") else kernel_class(cls, stack, kernels)
 
 
 def _trust(item: ClassTime, known: Known | None, sources: dict[str, str], more: float) -> ClassTrust:

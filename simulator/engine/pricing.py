@@ -58,13 +58,11 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 """How kernel classes call the attention kernels that a stack may run."""
 
 
-def named(op: Op, stack: Stack, kernels: Kernels) -> Op:
-    """The op under the class of the kernel that the software runs for it, where the profile tells it from others."""
-    if isinstance(op.work, Attention):
-        return replace(op, cls=class_of(op.cls, ATTENTION[stack.attention], kernels.attention))
-    if op.cls.startswith("norm."):
-        return replace(op, cls=class_of(op.cls, stack.norm_kernels, kernels.stream))
-    return op
+def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
+    """The class of the kernel that the software runs for an op's class, where the profile tells it from others."""
+    if cls.startswith("attn."):
+        return class_of(cls, ATTENTION[stack.attention], kernels.attention)
+    return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
 
 
 def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
@@ -86,7 +84,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            named(op, stack, cluster.kernels),
+            replace(op, cls=kernel_class(op.cls, stack, cluster.kernels)),
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,
