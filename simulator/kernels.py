@@ -39,7 +39,11 @@ class GemmParams:
     columns) the library takes its last tile whatever the others would cost (0: always the fastest), or, until two of a
     group's rows, columns and depth reach `large`, one of its last two. The first `one_wave` tiles it takes only where
     one wave is enough. `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again
-    for the next.
+    for the next. `sized`: a masked product starts only as many CTAs as its expected rows need in the fewest waves, and
+    has to do with them whatever rows come.
+
+    `dirty` is the share of L2 that holds what other kernels wrote and memory has not got yet: a kernel that needs the
+    room writes it back first.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -68,6 +72,8 @@ class GemmParams:
     large: int = 0
     one_wave: int = 0
     by_columns: bool = False
+    sized: bool = False
+    dirty: float = 0.0
     source: str
     range: str = ""
     assumed: bool = False

@@ -25,7 +25,8 @@ class Gemm:
     """`groups` products of (m x k) by (k x n) in one kernel.
 
     `dense`/`wgrad`: groups = 1. `grouped`: m is the *total* of rows over the groups (padded), each group has its own
-    (k x n) weight. `masked`: m is the rows *per group* actually valid. `grouped_wgrad`: k is the total over groups.
+    (k x n) weight. `masked`: m is the rows *per group*, of which the library knows beforehand no more than this number;
+    `rows`, where given, are those that are there. `grouped_wgrad`: k is the total over groups.
     `wgrad` forms accumulate into FP32 gradients: the output is read and written in FP32.
     `rows` may list unequal rows per group (before padding) of a grouped or masked GEMM; empty: equal.
     """
@@ -42,7 +43,14 @@ class Gemm:
     @property
     def flops(self) -> float:
         """Floating-point operations, 1 multiply-add = 2 [FLOP]."""
-        return 2.0 * self.m * self.n * self.k * (self.groups if self.form == "masked" else 1)
+        return 2.0 * self.valid_rows * self.n * self.k
+
+    @property
+    def valid_rows(self) -> int:
+        """Rows of the output over all groups."""
+        if self.form != "masked":
+            return self.m
+        return sum(self.rows) or self.m * self.groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

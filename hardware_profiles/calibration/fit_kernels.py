@@ -200,12 +200,14 @@ def moved(params: Params, target: str, origin: str) -> Params:
 def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
     measured = {name: dict(classes) for name, classes in found.items()}
+    renamed = {(target, named) for target, _, _, named, _ in RENAMED}
     for target, origin, why, assumed in (*CARRIED, *ASSUMED):
         alike = GPUS[target].architecture == GPUS[origin].architecture
         own = measured[target] if alike else dict(found[target])
         for cls, params in measured[origin].items():
             missing = "fp8" in cls and not GPUS[target].peak.fp8
-            if cls not in found[target] and not missing and not (assumed and nearer(cls, own)):
+            known = cls in found[target] or (target, cls) in renamed
+            if not known and not missing and not (assumed and nearer(cls, own)):
                 found[target][cls] = replace(
                     moved(params, target, origin), source=f"{params.source}; {why}", assumed=assumed or params.assumed
                 )

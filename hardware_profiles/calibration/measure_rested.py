@@ -39,6 +39,8 @@ LAUNCHES = 6
 REST = 6.0
 SPIN = 2_000_000
 """Cycles of the spin before each launch: about 1 ms, while the host launches what is measured."""
+NAME = 200
+"""Letters kept of a kernel's name."""
 Row = dict[str, Any]
 Call = Callable[[], object]
 Case = tuple[Row, Callable[[], Call], float]
@@ -473,7 +475,7 @@ def cut(events: Events) -> list[Events]:
 def summary(labels: Row, runs: list[Events]) -> Row:
     spans = sorted(max(e[1] for e in run) - run[0][0] for run in runs)
     longest = max(runs[0], key=lambda e: e[1] - e[0])
-    name = longest[2].removeprefix("void ").replace(",", ";")[:90]
+    name = longest[2].removeprefix("void ").replace(",", ";")[:NAME]
     us = {"us": round(statistics.median(spans), 3), "us_min": round(spans[0], 3)}
     return {**labels, **us, "launches": len(runs[0]), "kernel": name}
 

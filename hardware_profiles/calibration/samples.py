@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from math import exp, log
 from pathlib import Path
 from zlib import crc32
@@ -271,15 +273,59 @@ def trace_fixed() -> dict[str, list[float]]:
 ROWS_FROM, ROWS_TO = 0.7, 1.3
 """Each group of InferSim's grouped products has so many times the nominal rows, drawn evenly between these
 (kernel_benchmark/deepgemm_grouped_gemm_{contiguous,masked}.py)."""
+GPU_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
+SETS = {"grouped": 1, "masked": 10}
+"""Sets of rows that those scripts draw for a product; the last one is timed."""
+LEAST_GROUPS = {"grouped": 4, "masked": 1}
+SIZES = {
+    ("h800", "grouped"): (1024, 4096, 8192, 16384),
+    ("h20", "grouped"): (1024, 4096, 8192, 16384, 32768),
+    ("h800", "masked"): (16, 32, 64, 128, 256, 512),
+    ("h20", "masked"): (16, 32, 64, 128, 256, 512),
+}
+"""Tokens of a GPU, in the order of the runs."""
+Drawn = dict[tuple[int, int, str], tuple[int, ...]]
 
 
-def _as_drawn(work: Gemm, mfu: float, peak: float, us: float) -> Gemm:
-    """A grouped product with the rows that ran: their total from the utilisation of `peak` [FLOP/s] that stands beside
-    the time in the table, spread over the groups as they were drawn on average."""
-    mean = mfu * peak * us * 1e-6 / (2.0 * work.n * work.k * work.groups)
-    step = (ROWS_TO - ROWS_FROM) / work.groups
-    rows = tuple(max(1, round(mean * (ROWS_FROM + step * (i + 0.5)))) for i in range(work.groups))
-    return replace(work, m=max(1, round(mean)) if work.form == "masked" else sum(rows), rows=rows)
+@cache
+def _drawn(hardware: str, form: str, experts: int, top_k: int) -> Drawn:
+    """Rows of every group that ran, by GPUs, tokens of each and product: the scripts seed their random numbers with 0,
+    so that they can be drawn again, in the order of the runs."""
+    rng, out = random.Random(0), {}
+    for gpus in GPU_COUNTS:
+        groups = experts // gpus
+        if experts % gpus or groups < LEAST_GROUPS[form]:
+            continue
+        for tokens in SIZES[hardware, form]:
+            mean = round(tokens * top_k / groups)
+            for product in ("up", "down") if mean else ():
+                sets = ([int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups)] for _ in range(SETS[form]))
+                out[gpus, tokens, product] = tuple(list(sets)[-1])
+    return out
+
+
+DIGITS = 5e-4
+"""Times of InferSim's tables have four digits."""
+
+
+def _as_drawn(work: Work, hardware: str, row: Row, product: str, peak: float) -> Work:
+    """A grouped product with the rows that ran.
+
+    Their total follows from the utilisation of `peak` [FLOP/s] that stands beside the time. Where the rows drawn again
+    have another total, a run of another order, they are spread as they were drawn on average.
+    """
+    if not isinstance(work, Gemm) or work.form == "dense":
+        return work
+    mfu, us = row[f"{product}_mfu"], _float(row, f"{product}_proj_us")
+    total = float(mfu) * peak * us * 1e-6 / (2.0 * work.n * work.k)
+    run = _int(row, "num_gpus"), _int(row, "seq_len_per_gpu") or _int(row, "batch_size_per_gpu"), product
+    rows = _drawn(hardware, work.form, _int(row, "num_experts"), _int(row, "topk")).get(run, ())
+    rounding = 0.5 * 10.0 ** -len(mfu.partition(".")[2]) / float(mfu) + DIGITS
+    if abs(sum(rows) / total - 1.0) > rounding:
+        step = (ROWS_TO - ROWS_FROM) / work.groups
+        rows = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
+    rows = tuple(max(1, r) for r in rows)
+    return replace(work, m=work.m if work.form == "masked" else sum(rows), rows=rows)
 
 
 def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
@@ -306,17 +352,39 @@ def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
         yield "attn.fwd", mha, _float(row, "latency_us")
 
 
+def _tall(work: Work, sms: int) -> bool:
+    """Whether the DeepGEMM of InferSim's tables took tiles of 256 rows for a masked product.
+
+    It took, of tiles not wider than 160 columns, those with the fewest waves, then with the most in the last one
+    (csrc/jit_kernels/heuristics/common.hpp of 2025). Groups of more rows than expected then cost a whole tile more;
+    later versions take at most 128 rows.
+    """
+    if not isinstance(work, Gemm) or work.form != "masked":
+        return False
+    tiles = [(m, n) for m in (64, 128, 256) for n in (*range(16, 129, 16), 144, 160) if m <= 128 or n <= 128]
+
+    def rank(tile: tuple[int, int]) -> tuple[int, int, int]:
+        count = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.groups
+        return -(-count // sms), -(count % sms or sms), tile[0]
+
+    return min(tiles, key=rank)[0] == 256
+
+
 def infersim() -> list[Sample]:
-    """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20."""
+    """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20.
+
+    Masked products in tiles of 256 rows are apart: no class stands for them.
+    """
     out = []
     for hardware, sms, peak in (("h800", 132, 1979e12), ("h20", 78, 296e12)):
         for row in rows(f"{hardware}_kernels.csv"):
-            for (cls, work, us), mfu in zip(_infersim_row(row), ("up_mfu", "down_mfu"), strict=False):
-                drawn = _as_drawn(work, _float(row, mfu), peak, us) if isinstance(work, Gemm) and row[mfu] else work
+            for (cls, work, us), product in zip(_infersim_row(row), ("up", "down"), strict=False):
+                ran = _as_drawn(work, hardware, row, product, peak)
                 out.append(
                     Sample(
-                        hardware=hardware, cls=cls, work=(drawn,), seconds=us * 1e-6, table=f"{hardware}_kernels",
-                        label=row["kind"], sms=sms, shape=repr((work,)),
+                        hardware=hardware, cls=f"{cls}@tall" if _tall(work, sms) else cls, work=(ran,),
+                        seconds=us * 1e-6, table=f"{hardware}_kernels", label=row["kind"], sms=sms,
+                        shape=repr((work,)),
                     )
                 )  # fmt: skip
     return out
@@ -332,8 +400,8 @@ def _published_gemm(row: Row) -> tuple[str, Work]:
     precision: GemmPrecision = row["precision"]  # type: ignore[assignment]
     out = 4.0 if "wgrad" in form else 2.0
     work = _gemm(_int(row, "m"), _int(row, "n"), _int(row, "k"), precision, form, _int(row, "groups", 1), out)
-    if precision == "fp8_block" and row["hardware"] == "h100":
-        return f"gemm.fp8@{row['impl']}", work
+    if precision == "fp8_block" and row["hardware"] != "h800":
+        return f"gemm.fp8{FORM_CLASS[form]}@{row['impl']}", work
     if precision == "fp8_block":
         return ("gemm.fp8.masked" if form == "masked" else f"gemm.fp8{FORM_CLASS[form]}@library"), work
     return f"gemm.{precision}", work
@@ -549,8 +617,34 @@ H100_TABLES = ("h100_measured", "h100_more", "h100_further", "h100_compiled")
 def h100_unseen() -> list[Sample]:
     """Measured once the form of the model was settled: compared with, never fitted. Shapes that the other tables
     hold, too, are left out."""
-    known = {(s.cls, s.work) for s in h100_measured()}
-    return [s for s in merged(own_table(TABLES / "h100_unseen.csv", "h100")) if (s.cls, s.work) not in known]
+    known = {(s.cls, s.work) for s in (*h100_measured(), *deepgemm())}
+    new = [*merged(own_table(TABLES / "h100_unseen.csv", "h100")), *deepgemm("h100_deepgemm_unseen")]
+    return [s for s in new if (s.cls, s.work) not in known]
+
+
+DEEPGEMM_CLASS = {
+    "dense": "gemm.fp8@deepgemm", "grouped": "gemm.fp8.grouped@library", "masked": "gemm.fp8.masked",
+    "wgrad": "gemm.fp8.wgrad@deepgemm",
+}  # fmt: skip
+DEEPGEMM_TABLE = "h100_deepgemm"
+
+
+def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
+    """What `measure_deepgemm.py` measured on an H100."""
+    out = []
+    for row in rows(f"{table}.csv"):
+        form: GemmForm = row["form"]  # type: ignore[assignment]
+        work = _gemm(
+            _int(row, "expected") or _int(row, "m"), _int(row, "n"), _int(row, "k"), "fp8_block", form,
+            _int(row, "groups"), OUT_BYTES.get(form, 2.0),
+        )  # fmt: skip
+        out.append(
+            Sample(
+                hardware="h100", cls=DEEPGEMM_CLASS[form], seconds=_float(row, "us") * 1e-6, table=table, label=form,
+                work=(replace(work, rows=tuple(map(int, row["rows"].split()))),),
+            )
+        )  # fmt: skip
+    return merged(out)
 
 
 CONTENTION_CASES: dict[str, tuple[str, Work]] = {
@@ -634,4 +728,5 @@ def beside_collectives() -> list[Sample]:
 
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
-    return [*trace(), *infersim(), *published(), *merged([*h200_older(), *h200_measured()]), *h100_measured()]
+    h200 = merged([*h200_older(), *h200_measured()])
+    return [*trace(), *infersim(), *published(), *h200, *h100_measured(), *deepgemm()]

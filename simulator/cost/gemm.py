@@ -5,16 +5,17 @@
 `t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest
 among those the library takes for such a problem; from the third wave on a counter hands tiles out, which a small
 kernel before clears (`reset`). `t_power` = FLOP over the rate that the power budget of the whole GPU sustains.
-`t_memory` = a fill time, then operands and output once over the attainable memory bandwidth and into the SMs; a kernel
-that walks down columns of tiles reads its rows again for the next columns, as far as L2 does not hold them. The 4-norm
-blends the bounds: alone each is exact, two equal ones cost 19 % more than one. Where a library starts a kernel for
-each group, these starts bound it, too, by the same norm, and so do the few streams they run on: each round of them is
-a wave, however few its tiles. Every term grows with m, n, k and shrinks with SMs and bandwidth, and so does t.
+`t_memory` = a fill time, then operands and output once over the attainable memory bandwidth and into the SMs, with
+what others left in L2 and these push out; a kernel that walks down columns of tiles reads its rows again for the next
+columns, as far as L2 does not hold them. The 4-norm blends the bounds: alone each is exact, two equal ones cost 19 %
+more than one. Where a library starts a kernel for each group, these starts bound it, too, by the same norm, and so do
+the few streams they run on: each round of them is a wave, however few its tiles. Every term grows with m, n, k and
+shrinks with SMs and bandwidth, and so does t.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, expm1
 from typing import NamedTuple
 
 from simulator.cost.classes import params_for
@@ -136,6 +137,14 @@ def _usable(p: GemmParams, gpu: Gpu, granted: int) -> int:
     return whole if granted >= gpu.sms else max(1, min(whole, granted - p.stranded))
 
 
+def _waves(work: Gemm, p: GemmParams, tiles: int, bm: int, bn: int, ctas: int) -> int:
+    """Waves of `tiles` over `ctas`; of a masked product over as many as its expected rows need in the fewest waves."""
+    if not p.sized or work.form != "masked":
+        return -(-tiles // ctas)
+    expected = -(-work.m // bm) * -(-work.n // bn) * work.groups
+    return -(-tiles * -(-expected // ctas) // expected)
+
+
 def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     """The tiling that runs: the fastest, or the last when it has more tiles than a shared GPU has SMs to give.
 
@@ -152,7 +161,8 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
         tiles = _row_tiles(work, rows, bm, down) * across * -(-work.n // (bn * across)) * groups
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         walk = p.walk if large else 1
-        tile, waves = _tile(work, p, peak_sm, bm, bn, 1), max(walk * -(-tiles // (walk * usable)), rounds)
+        tile = _tile(work, p, peak_sm, bm, bn, 1)
+        waves = max(walk * _waves(work, p, tiles, bm, bn, walk * usable), rounds)
         if waves > 1 and (bm, bn) in p.tiles[:-1][: p.one_wave]:
             continue
         reset = p.reset if waves > UNCOUNTED else 0.0
@@ -179,7 +189,8 @@ def gemm_bytes(work: Gemm) -> float:
     size = _element_bytes(work.precision)
     weight = float(work.n) * work.k
     if work.form == "masked":
-        return work.groups * (size * (work.m * work.k + weight) + work.out_bytes * work.m * work.n)
+        groups = sum(1 for r in work.rows if r > 0) or work.groups
+        return groups * size * weight + work.valid_rows * (size * work.k + work.out_bytes * work.n)
     if work.form == "grouped":
         return size * (work.m * work.k + busy_groups(work) * weight) + work.out_bytes * work.m * work.n
     groups = work.groups if work.form == "grouped_wgrad" else 1
@@ -208,11 +219,15 @@ def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) ->
     return groups * size * max(0.0, passes - 1.0) * max(0.0, 1.0 - gpu.l2_bytes / L2_HALVES / size)
 
 
-def _memory_time(work: Gemm, p: GemmParams, gpu: Gpu, sms: int, again: float) -> float:
-    """Time to move the bytes: through memory, `again` [B] for a second time, and into the SMs granted [s]."""
-    size = gemm_bytes(work) + again
+def written_back(size: float, p: GemmParams, gpu: Gpu) -> float:
+    """Bytes of others that `size` bytes push out of L2 into memory, a line at random making room for each [B]."""
+    return p.dirty * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if p.dirty else 0.0
+
+
+def _memory_time(size: float, p: GemmParams, gpu: Gpu, sms: int) -> float:
+    """Time to move `size` bytes through memory, with what they push out of L2, and into the SMs granted [s]."""
     load = size / (p.load_rate * min(sms, gpu.sms)) if p.load_rate else 0.0
-    return p.fill + norm4(size / (p.bandwidth * gpu.hbm_bandwidth), load)
+    return p.fill + norm4((size + written_back(size, p, gpu)) / (p.bandwidth * gpu.hbm_bandwidth), load)
 
 
 def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tuple[tuple[str, float], ...]:
@@ -244,6 +259,7 @@ def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, again: float) -> tuple
         ("power_s", work.flops / _power_rate(work, p, gpu)),
         ("bytes", gemm_bytes(work) + again),
         *((("read_again_bytes", again),) if again else ()),
+        *((("written_back_bytes", written_back(gemm_bytes(work) + again, p, gpu)),) if p.dirty else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),
@@ -264,7 +280,8 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
     tiling = _tiling(work, p, gpu, share.sms)
     tensor, power = tiling.tensor, work.flops / _power_rate(work, p, gpu)
     again = read_again(work, p, gpu, tiling, _usable(p, gpu, share.sms))
-    memory = _memory_time(work, p, gpu, share.sms, again)
+    size = gemm_bytes(work) + again
+    memory = _memory_time(size, p, gpu, share.sms)
     starts = p.group_time * busy_groups(work)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     duration = p.launch + tiling.reset + norm4(norm4(tensor, power, memory) * slow, starts)

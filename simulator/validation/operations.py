@@ -42,8 +42,9 @@ def deepgemm(figure: Figure) -> float:
     elif figure.quantity == "kgrouped_wgrad_gemm_tflops":
         op, form, k = "grouped_gemm", "grouped_wgrad", groups * int(c["K_per_group"])
     question = Question(
-        op=op, hardware=hardware, precision="fp8_block", m=m, n=int(c["N"]), k=k, groups=groups, form=form
-    )
+        op=op, hardware=hardware, precision="fp8_block", m=m, n=int(c["N"]), k=k, groups=groups, form=form,
+        impl="deepgemm",
+    )  # fmt: skip
     flops = 2.0 * m * int(c["N"]) * k * (groups if form == "masked" else 1)
     return _rate(flops, _seconds(question))
 

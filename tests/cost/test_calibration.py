@@ -34,8 +34,6 @@ FITTED_LIMITS = {
     ("h800", "gemm.fp8.wgrad"): 0.03,
     ("h800", "gemm.bf16.router"): 0.03,
     ("h800", "gemm.fp8.grouped@library"): 0.03,
-    ("h800", "gemm.fp8@library"): 0.1,
-    ("h800", "gemm.fp8.masked"): 0.08,
     ("h800", "attn.fwd"): 0.03,
     ("h100", "attn.fwd"): 0.03,
     ("h100", "gemm.bf16"): 0.04,
@@ -47,6 +45,10 @@ FITTED_LIMITS = {
     ("h100", "gemm.fp8_row.grouped"): 0.035,
     ("h100", "gemm.fp8@library"): 0.04,
     ("h100", "gemm.fp8.wgrad@library"): 0.03,
+    ("h100", "gemm.fp8@deepgemm"): 0.05,
+    ("h100", "gemm.fp8.grouped@library"): 0.045,
+    ("h100", "gemm.fp8.masked"): 0.045,
+    ("h100", "gemm.fp8.wgrad@deepgemm"): 0.045,
     ("h100", "attn.fwd@library"): 0.035,
     ("h100", "attn.bwd@library"): 0.035,
     ("h100", "attn.fwd@fa2"): 0.02,
@@ -64,9 +66,9 @@ FITTED_LIMITS = {
     ("a100", "gemm.bf16.grouped"): 0.05,
     ("a100", "attn.fwd"): 0.05,
     ("a100", "attn.bwd"): 0.055,
-    ("h20", "gemm.fp8@library"): 0.05,
-    ("h20", "gemm.fp8.grouped@library"): 0.05,
-    ("h20", "gemm.fp8.masked"): 0.08,
+    ("h20", "gemm.fp8@library"): 0.045,
+    ("h20", "gemm.fp8.grouped@library"): 0.03,
+    ("h20", "gemm.fp8.masked"): 0.045,
     ("h20", "attn.fwd"): 0.1,
 }
 """Limits on the MAPE over held-out shapes. The H200's own GEMM runs differ by 5 % between repeats of one shape."""
@@ -87,7 +89,7 @@ def test_held_out_shapes(hardware: str, cls: str) -> None:
 def test_shapes_that_nobody_had_seen() -> None:
     rows = tables.h100_unseen()
     classes = {s.cls for s in rows if s.cls.startswith(("gemm", "attn"))}
-    assert len(classes) == 13
+    assert len(classes) == 17
     off = {cls: errors(cls, "h100", "unseen", [s for s in rows if s.cls == cls], kernels_of("h100")) for cls in classes}
     assert {cls: e.mape for cls, e in off.items() if e.mape > 0.045} == {}
 
@@ -165,10 +167,31 @@ def test_norm_hardly_notices_sms_but_notices_traffic() -> None:
     assert times[68, True] > 1.3 * times[132, False]
 
 
-def test_another_hopper_gpu_within_10_percent() -> None:
-    """cuBLAS parameters found on the H200 against the H100's small BF16 products, DeepGEMM's against its FP8 ones."""
-    rows = [s for s in tables.everything() if s.hardware == "h100" and s.cls == "gemm.fp8@library"]
-    assert errors("gemm.fp8@library", "h100", "compared", rows, kernels_of("h100")).mape <= 0.1
+@pytest.mark.parametrize(
+    ("cls", "table"),
+    [
+        ("gemm.fp8@library", "h800_kernels"),
+        ("gemm.fp8.masked", "h800_kernels"),
+        ("gemm.fp8.wgrad@library", "published_kernels"),
+    ],
+)
+def test_another_hopper_gpu_within_10_percent(cls: str, table: str) -> None:
+    """What DeepGEMM does on an H100 against what others measured of it on an H800, of which no fit knows."""
+    rows = [s for s in tables.everything() if (s.hardware, s.cls, s.table) == ("h800", cls, table)]
+    assert errors(cls, "h800", "compared", rows, kernels_of("h800")).mape <= 0.07
+
+
+def test_rows_of_infersim_s_grouped_products_are_those_that_ran() -> None:
+    """Its utilisations tell the total of every product's rows: of all but eight of H20 the rows drawn again with its
+    seed have that total. Of a single group the total is the group."""
+    works = [s.work[0] for s in tables.infersim() if s.cls.startswith(("gemm.fp8.masked", "gemm.fp8.grouped"))]
+    spread = [w for w in works if isinstance(w, Gemm) and len(w.rows) > 3 and list(w.rows) == sorted(w.rows)]
+    assert (len(works), len(spread)) == (196, 8)
+    single = [w for w in works if isinstance(w, Gemm) and w.form == "masked" and w.groups == 1]
+    assert [(w.m, w.n, *w.rows) for w in single] == [
+        (128, 4096, 120), (128, 7168, 165), (256, 4096, 231), (256, 7168, 269),
+        (512, 4096, 383), (512, 7168, 648), (1024, 4096, 934), (1024, 7168, 917),
+    ]  # fmt: skip
 
 
 def test_the_kernel_files_are_of_one_fit() -> None:
@@ -210,7 +233,7 @@ def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
-    "h20_kernels", "gb200_gemm", "gb300_gemm",
+    "h100_deepgemm", "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
 
 
@@ -295,6 +318,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h100_overlap.csv",
         "h100_clusters.csv",
         "h100_unseen.csv",
+        "h100_deepgemm_unseen.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in tables.TABLES.glob("*.csv")} == known

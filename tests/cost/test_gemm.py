@@ -160,6 +160,27 @@ def test_masked_groups_of_unequal_rows_cost_their_own_tiles() -> None:
     assert drawn == pytest.approx(2 * even)  # 198 tiles instead of 132: a second wave
 
 
+def test_a_masked_product_has_ctas_for_the_rows_expected() -> None:
+    """100 tiles expected, one CTA each; 20 groups of more rows make 120, which 132 SMs would have room for."""
+    work = Gemm(m=128, n=128, k=1024, precision="fp8_block", form="masked", groups=100)
+    uneven = replace(work, rows=(156,) * 20 + (100,) * 80)
+    assert [terms_of(w, sized=True)["waves"] for w in (work, uneven)] == [1, 2]
+    assert terms_of(uneven)["waves"] == 1
+    assert uneven.flops == 2.0 * (156 * 20 + 100 * 80) * 128 * 1024
+    assert gemm_bytes(uneven) == 100 * 128 * 1024 + (156 * 20 + 100 * 80) * (1024 + 2 * 128)
+
+
+def test_what_others_left_in_l2_is_written_back() -> None:
+    """Half of L2 is dirty: a few bytes push half as many out, many bytes half of L2, and memory takes that longer."""
+    few, many = fp8(16, 512, 512), fp8(8192, 8192, 65536)
+    assert terms_of(few, dirty=0.5)["written_back_bytes"] == pytest.approx(0.5 * gemm_bytes(few), rel=0.01)
+    assert terms_of(many, dirty=0.5)["written_back_bytes"] == pytest.approx(0.5 * H800.l2_bytes, rel=0.01)
+    assert "written_back_bytes" not in terms_of(few)
+    slow = {"bandwidth": 1e-3}
+    longer = terms_of(many, dirty=0.5, **slow)["memory_s"] - terms_of(many, **slow)["memory_s"]
+    assert longer == pytest.approx(0.5 * H800.l2_bytes / (1e-3 * H800.hbm_bandwidth), rel=0.01)
+
+
 def grouped(rows: tuple[int, ...], n: int = 128 * 132, k: int = 1024) -> Gemm:
     return Gemm(m=sum(rows), n=n, k=k, precision="fp8_block", form="grouped", groups=len(rows), rows=rows)
 
@@ -302,4 +323,28 @@ def test_more_work_in_groups_on_fewer_sms_is_never_faster(
     larger[at % len(rows)] += more[0]
     small, large = in_groups(rows, cls, 4096, 7168), in_groups(larger, cls, 4096 + more[1], 7168 + more[2])
     quick, slow = (seconds(small, sms, cls, GROUPED[cls]), seconds(large, sms - fewer, cls, GROUPED[cls]))
+    assert quick <= slow * (1 + 1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 2000), min_size=1, max_size=16),
+    expected=st.integers(1, 2000),
+    at=st.integers(0, 15),
+    more=st.tuples(st.integers(0, 500), st.integers(0, 3000), st.integers(0, 3000)),
+    sms=st.integers(16, 132),
+    fewer=st.integers(0, 15),
+)
+def test_more_masked_rows_on_fewer_sms_are_never_faster(
+    rows: list[int], expected: int, at: int, more: tuple[int, int, int], sms: int, fewer: int
+) -> None:
+    larger = list(rows)
+    larger[at % len(rows)] += more[0]
+    small = Gemm(
+        m=expected, n=4096, k=7168, precision="fp8_block", form="masked", groups=len(rows), rows=tuple(rows)
+    )  # fmt: skip
+    large = replace(small, n=4096 + more[1], k=7168 + more[2], rows=tuple(larger))
+    quick, slow = (
+        seconds(w, s, "gemm.fp8.masked", name="h100") for w, s in ((small, sms), (large, sms - fewer))
+    )  # fmt: skip
     assert quick <= slow * (1 + 1e-12)
