@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from hardware_profiles.calibration.samples import Sample
+from hardware_profiles.calibration.sample import Sample
 from simulator.cost.attention import attention_cost
 from simulator.cost.cost import Share
 from simulator.cost.gemm import gemm_cost

@@ -12,7 +12,7 @@ import csv
 import io
 from pathlib import Path
 
-from hardware_profiles.calibration.samples import Row, rows
+from hardware_profiles.calibration.sample import Row, rows
 from simulator.errors import InputError
 
 MEASURED = ("us", "us_min", "launches", "kernel")

@@ -6,7 +6,7 @@
 
 Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, beside this file, `report.json` and
 `report.md` with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed
-split of the shapes (`samples.split`) and a seeded search. Only kernel-level measurements enter, no
+split of the shapes (`sample.split`) and a seeded search. Only kernel-level measurements enter, no
 end-to-end figure. Needs SciPy, which foretrain itself does not.
 """
 
@@ -24,12 +24,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from hardware_profiles.calibration import beside
 from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
+from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
 from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Recipe
-from hardware_profiles.calibration.samples import Sample
+from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
 from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
@@ -132,7 +134,7 @@ def fit_all(
     """Parameters by GPU and class, and their errors: fitted those of the GPUs `homes` that match `only`, of the others
     what was before."""
     found = {name: kept(name) for name in GPUS}
-    parts = [(recipe, *tables.split(chosen(recipe, everything))) for recipe in RECIPES]
+    parts = [(recipe, *split(chosen(recipe, everything))) for recipe in RECIPES]
     with ProcessPoolExecutor() as pool:
         for leans in (False, True):  # what is like another GPU's after that
             mine = [
@@ -226,7 +228,7 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         name=name,
         gap=2e-6,
         gap_source="H800 training trace: 450 of 460 gaps on the compute stream are 1 to 3 us, median 2 us",
-        comm_traffic=tables.COMM_TRAFFIC,
+        comm_traffic=COMM_TRAFFIC,
         gemm=of(GemmParams),
         attention=of(AttentionParams),
         stream=of(StreamParams),
@@ -249,7 +251,7 @@ def measured_before(name: str) -> dict[str, Params]:
 def fixed_classes() -> dict[str, FixedParams]:
     """Mean time of the trace's small kernels, by class."""
     out = {}
-    for cls, times in sorted(tables.trace_fixed().items()):
+    for cls, times in sorted(trace_fixed().items()):
         text = f"H800 training trace: mean of {len(times)} kernels (1 us resolution)"
         out[cls] = FixedParams(time=float(f"{sum(times) / len(times):.3g}"), source=text)
     return out
@@ -271,9 +273,9 @@ def compared(profiles: dict[str, Kernels]) -> list[Errors]:
     fitted = {s for r in RECIPES for s in chosen(r, known)}
     out = _compared([s for s in known if s not in fitted], "compared", profiles)
     out += _compared(tables.h100_unseen(), "unseen", profiles)
-    for beside in (tables.contention(), tables.beside_traffic(), tables.beside_collectives()):
-        for label in sorted({s.label for s in beside}):
-            out += _compared([s for s in beside if s.label == label], f"compared: {label}", profiles)
+    for others in (beside.contention(), beside.beside_traffic(), beside.beside_collectives()):
+        for label in sorted({s.label for s in others}):
+            out += _compared([s for s in others if s.label == label], f"compared: {label}", profiles)
     return out
 
 

@@ -19,8 +19,8 @@ from functools import partial
 import deep_gemm  # type: ignore[import-not-found]
 import torch
 
+from hardware_profiles.calibration.infersim import infersim
 from hardware_profiles.calibration.measure_rested import V3, Call, Case, gemm_time, measure
-from hardware_profiles.calibration.samples import infersim
 from hardware_profiles.calibration.torch_kernels import DEVICE, fp8, ones
 from simulator.ops import Gemm
 

@@ -25,7 +25,7 @@ from hardware_profiles.calibration.recipes import (
     attention,
     library_gemm,
 )
-from hardware_profiles.calibration.samples import Row, Sample
+from hardware_profiles.calibration.sample import Row, Sample, merged, rows
 from simulator.ops import Attention, Gemm
 
 BOOST = 0.06
@@ -86,7 +86,7 @@ def _casts() -> dict[tuple[str, int, int], float]:
     """Time to quantise an operand of m x k to per-tensor FP8 [s], by GPU, m and k."""
     return {
         (row["hardware"], int(row["m"]), int(row["k"])): (float(row["scale_us"]) + float(row["cast_us"])) * 1e-6
-        for row in samples.rows("aic_quantize.csv")
+        for row in rows("aic_quantize.csv")
     }
 
 
@@ -154,14 +154,13 @@ def others() -> list[Sample]:
     """Samples of the tables that name a GPU of others; runs of one shape by several collectors count once."""
     out: list[Sample] = []
     for hardware in SMS:
-        for row in samples.rows(f"{hardware}_gemm.csv"):
+        for row in rows(f"{hardware}_gemm.csv"):
             sample = _gemm(hardware, row, float(row["us"]) * 1e-6)
             if sample is not None:
                 out.append(sample)
     for hardware in ("b200", "a100"):
-        out += [_attention(hardware, row, float(row["us"]) * 1e-6) for row in samples.rows(f"{hardware}_attention.csv")]
-    merged = samples.merged(out)
-    return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in merged]
+        out += [_attention(hardware, row, float(row["us"]) * 1e-6) for row in rows(f"{hardware}_attention.csv")]
+    return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in merged(out)]
 
 
 def halves(both: Sample) -> list[Sample]:

@@ -13,12 +13,15 @@ from statistics import median
 
 import pytest
 
-from hardware_profiles.calibration import faster, fit_fabric, fit_kernels, other_gpus
+from hardware_profiles.calibration import beside, faster, fit_fabric, fit_kernels, other_gpus
 from hardware_profiles.calibration import report as reports
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, errors, predict
+from hardware_profiles.calibration.h800_trace import trace
+from hardware_profiles.calibration.infersim import infersim
 from hardware_profiles.calibration.other_gpus import RECIPES
-from hardware_profiles.calibration.samples import Sample
+from hardware_profiles.calibration.sample import TABLES, Sample, merged, split
+from hardware_profiles.calibration.sample import rows as rows_of
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
 from simulator.kernels import Kernels
@@ -76,7 +79,7 @@ FITTED_LIMITS = {
 
 def held_out(hardware: str, cls: str) -> list[Sample]:
     mine = [s for s in fit_kernels.everything() if s.cls == cls]
-    return [s for s in tables.split(mine)[1] if s.hardware == hardware and s.table != "published_kernels"]
+    return [s for s in split(mine)[1] if s.hardware == hardware and s.table != "published_kernels"]
 
 
 @pytest.mark.parametrize(("hardware", "cls"), FITTED_LIMITS)
@@ -99,13 +102,13 @@ def test_shapes_that_nobody_had_seen() -> None:
 )
 def test_kernels_beside_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
     """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries."""
-    rows = [s for s in tables.beside_collectives() if s.cls == cls]
+    rows = [s for s in beside.beside_collectives() if s.cls == cls]
     assert errors(cls, "h100", "beside", rows, kernels_of("h100")).mape <= limit
 
 
 @pytest.mark.parametrize("cls", TRACE_GEMM)
 def test_every_gemm_class_of_the_trace(cls: str) -> None:
-    rows = [s for s in tables.trace() if s.cls == cls]
+    rows = [s for s in trace() if s.cls == cls]
     assert errors(cls, "h800", "trace", rows, kernels_of("h800")).mape <= 0.05
 
 
@@ -113,7 +116,7 @@ def test_streaming_classes_of_the_trace_within_12_percent_of_their_time() -> Non
     kernels = kernels_of("h800")
     measured: dict[str, float] = defaultdict(float)
     predicted: dict[str, float] = defaultdict(float)
-    for s in tables.trace():
+    for s in trace():
         if s.cls.split(".")[0] not in ("gemm", "attn"):
             base = ".".join(s.cls.split(".")[:2])
             measured[base] += s.seconds
@@ -130,7 +133,7 @@ does; the model knows no such end."""
 
 def test_streaming_classes_of_the_trace_within_12_percent_kernel_by_kernel() -> None:
     kernels = kernels_of("h800")
-    samples = [s for s in tables.trace() if s.cls.split(".")[0] not in ("gemm", "attn") and s.sms > 20]
+    samples = [s for s in trace() if s.cls.split(".")[0] not in ("gemm", "attn") and s.sms > 20]
     off = {
         cls: errors(cls, "h800", "trace", [s for s in samples if s.cls == cls], kernels).mape
         for cls in {s.cls for s in samples}
@@ -139,9 +142,7 @@ def test_streaming_classes_of_the_trace_within_12_percent_kernel_by_kernel() -> 
 
 
 def test_long_streaming_kernels_of_the_trace_one_by_one() -> None:
-    rows = [
-        s for s in tables.trace() if s.cls.split(".")[0] not in ("gemm", "attn") and s.seconds > 5e-5 and s.sms > 20
-    ]
+    rows = [s for s in trace() if s.cls.split(".")[0] not in ("gemm", "attn") and s.seconds > 5e-5 and s.sms > 20]
     assert errors("streaming", "h800", "trace", rows, kernels_of("h800")).mape <= 0.12
 
 
@@ -156,12 +157,12 @@ def test_long_streaming_kernels_of_the_trace_one_by_one() -> None:
     ],
 )
 def test_the_contention_table_is_reproduced(case: str, limit: float) -> None:
-    rows = [s for s in tables.contention() if s.label == case]
+    rows = [s for s in beside.contention() if s.label == case]
     assert errors(case, "h200", "contention", rows, kernels_of("h200")).mape <= limit
 
 
 def test_norm_hardly_notices_sms_but_notices_traffic() -> None:
-    rows = [s for s in tables.contention() if s.label.startswith("rmsnorm")]
+    rows = [s for s in beside.contention() if s.label.startswith("rmsnorm")]
     times = {(s.sms, s.traffic > 0): predict(s, kernels_of("h200")) for s in rows}
     assert times[68, False] == pytest.approx(times[132, False], rel=0.05)
     assert times[68, True] > 1.3 * times[132, False]
@@ -184,7 +185,7 @@ def test_another_hopper_gpu_within_10_percent(cls: str, table: str) -> None:
 def test_rows_of_infersim_s_grouped_products_are_those_that_ran() -> None:
     """Its utilisations tell the total of every product's rows: of all but eight of H20 the rows drawn again with its
     seed have that total. Of a single group the total is the group."""
-    works = [s.work[0] for s in tables.infersim() if s.cls.startswith(("gemm.fp8.masked", "gemm.fp8.grouped"))]
+    works = [s.work[0] for s in infersim() if s.cls.startswith(("gemm.fp8.masked", "gemm.fp8.grouped"))]
     spread = [w for w in works if isinstance(w, Gemm) and len(w.rows) > 3 and list(w.rows) == sorted(w.rows)]
     assert (len(works), len(spread)) == (196, 8)
     single = [w for w in works if isinstance(w, Gemm) and w.form == "masked" and w.groups == 1]
@@ -254,11 +255,11 @@ def end_to_end(samples: list[Sample]) -> list[Sample]:
 
 def test_no_end_to_end_figure_enters_a_fit() -> None:
     assert end_to_end(fit_kernels.everything()) == []
-    assert all(row["id"].startswith("C.") for row in tables.rows("published_kernels.csv"))
+    assert all(row["id"].startswith("C.") for row in rows_of("published_kernels.csv"))
 
 
 def test_a_step_among_the_samples_would_be_found() -> None:
-    kernel = tables.trace()[0]
+    kernel = trace()[0]
     layer = replace(kernel, work=kernel.work * 3)
     step, elsewhere = replace(kernel, seconds=19.9), replace(kernel, table="published_steps")
     assert end_to_end([kernel, layer, step, elsewhere]) == [layer, step, elsewhere]
@@ -285,9 +286,9 @@ READS = """
 import sys
 opened = set()
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
-from hardware_profiles.calibration import fit_fabric, fit_kernels, fit_power
+from hardware_profiles.calibration import beside, fit_fabric, fit_kernels, fit_power
 fit_kernels.everything(), fit_kernels.fixed_classes()
-fit_kernels.tables.contention(), fit_kernels.tables.beside_traffic(), fit_kernels.tables.beside_collectives()
+beside.contention(), beside.beside_traffic(), beside.beside_collectives()
 [fit_fabric.solve(fit) for fit in fit_fabric.FITS], fit_fabric.prices(), fit_fabric.hops(), fit_fabric.judged()
 fit_power.fit("h100"), fit_power.fit("h200")
 print("\\n".join(sorted(opened)))
@@ -321,9 +322,9 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h100_deepgemm_unseen.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("collective", "ep", "low_latency", "latency", "topology")}
-    assert {path.name for path in tables.TABLES.glob("*.csv")} == known
+    assert {path.name for path in TABLES.glob("*.csv")} == known
     for name in known:
-        for row in tables.rows(name):
+        for row in rows_of(name):
             if not row.get("seq"):  # attention is judged by its FLOP, above
                 times = [float(row.get(key) or 0) for key in ("us", "time_us", "dur_us", "latency_us")]
                 assert max(times) < 1e6 * LONG, (name, row)
@@ -341,7 +342,7 @@ def test_rested_is_the_share_of_a_time_before_the_clock_falls() -> None:
 
 def test_rows_of_infersims_groups_are_those_that_ran() -> None:
     """64 experts of nominally 128 rows: 8168 rows by the utilisation the table gives, 90 to 165 in a group."""
-    grouped = [s.work[0] for s in tables.infersim() if s.hardware == "h800" and s.cls == "gemm.fp8.grouped@library"]
+    grouped = [s.work[0] for s in infersim() if s.hardware == "h800" and s.cls == "gemm.fp8.grouped@library"]
     work = next(w for w in grouped if isinstance(w, Gemm) and w.groups == 64 and w.k == 7168 and w.m < 10000)
     assert work.m == sum(work.rows) == pytest.approx(0.290141 * 1979e12 * 835.312e-6 / (2 * 4096 * 7168), rel=2e-3)
     assert (min(work.rows), max(work.rows)) == (90, 165)
@@ -378,14 +379,14 @@ def test_two_runs_that_are_none_say_so_in_one_line(tmp_path: Path) -> None:
 def test_a_run_that_was_disturbed_does_not_count() -> None:
     sample = tables.h200_older()[0]
     for times, mean in (((10.0, 14.0), 140.0**0.5), ((10.0, 16.0), 10.0)):
-        (one,) = tables.merged([replace(sample, seconds=t) for t in times])
+        (one,) = merged([replace(sample, seconds=t) for t in times])
         assert one.seconds == pytest.approx(mean)
 
 
 def test_the_split_is_fixed_and_has_no_shape_on_both_sides() -> None:
     rows = [s for s in tables.everything() if s.cls == "gemm.fp8"]
-    fitted, held = tables.split(rows)
-    assert [s.label for s in tables.split(rows)[1]] == [s.label for s in held]
+    fitted, held = split(rows)
+    assert [s.label for s in split(rows)[1]] == [s.label for s in held]
     assert held
     assert not {s.work for s in fitted} & {s.work for s in held}
 
@@ -413,7 +414,7 @@ def test_the_report_is_of_these_parameters() -> None:
     found = {(e.cls, e.hardware, e.part): e for e in reports.read("report")}
     seen = 0
     for recipe in RECIPES:
-        fitted, held = tables.split(fit_kernels.chosen(recipe, fit_kernels.everything()))
+        fitted, held = split(fit_kernels.chosen(recipe, fit_kernels.everything()))
         for part, rows in (("fitted", fitted), ("held out", held)):
             mine = [s for s in rows if s.hardware == recipe.home]
             if mine:

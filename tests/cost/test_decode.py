@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 
 from hardware_profiles.calibration.evaluate import GPUS
-from hardware_profiles.calibration.samples import rows
+from hardware_profiles.calibration.sample import rows
 from simulator.cost.decode import latent_decode_cost
 from tests.cost.profiles import kernels_of
 

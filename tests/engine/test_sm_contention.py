@@ -11,8 +11,8 @@ from functools import cache
 
 import pytest
 
-from hardware_profiles.calibration import samples as tables
-from hardware_profiles.calibration.samples import MOVER_RATE, Sample
+from hardware_profiles.calibration.beside import MOVER_RATE, contention
+from hardware_profiles.calibration.sample import Sample
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
 from simulator.engine.pricing import pricer
@@ -69,13 +69,13 @@ def in_engine(sample: Sample) -> float:
 
 def rows(case: str, *, moves: bool | None = None) -> dict[int, Sample]:
     """Rows of a case by SMs held; those whose neighbour moves memory or not. With none held there is no neighbour."""
-    mine = [s for s in tables.contention() if s.label == case]
+    mine = [s for s in contention() if s.label == case]
     return {held_of(s): s for s in mine if moves is None or not held_of(s) or (s.traffic > 0) == moves}
 
 
 @pytest.mark.parametrize("case", LIMITS)
 def test_the_table_is_reproduced(case: str) -> None:
-    mine = [s for s in tables.contention() if s.label == case]
+    mine = [s for s in contention() if s.label == case]
     assert len(mine) == 22
     off = [abs(in_engine(s) / s.seconds - 1) for s in mine]
     mean, worst = LIMITS[case]

@@ -1,0 +1,132 @@
+"""Samples of InferSim's kernel tables on H800 and H20 (tables h800_kernels, h20_kernels)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, integer, number, rows
+from simulator.ops import Attention, Gemm, GemmForm
+
+ROWS_FROM, ROWS_TO = 0.7, 1.3
+"""Each group of InferSim's grouped products has so many times the nominal rows, drawn evenly between these
+(kernel_benchmark/deepgemm_grouped_gemm_{contiguous,masked}.py)."""
+GPU_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
+SETS = {"grouped": 1, "masked": 10}
+"""Sets of rows that those scripts draw for a product; the last one is timed."""
+LEAST_GROUPS = {"grouped": 4, "masked": 1}
+SIZES = {
+    ("h800", "grouped"): (1024, 4096, 8192, 16384),
+    ("h20", "grouped"): (1024, 4096, 8192, 16384, 32768),
+    ("h800", "masked"): (16, 32, 64, 128, 256, 512),
+    ("h20", "masked"): (16, 32, 64, 128, 256, 512),
+}
+"""Tokens of a GPU, in the order of the runs."""
+Drawn = dict[tuple[int, int, str], tuple[int, ...]]
+
+
+@cache
+def _drawn(hardware: str, form: str, experts: int, top_k: int) -> Drawn:
+    """Rows of every group that ran, by GPUs, tokens of each and product: the scripts seed their random numbers with 0,
+    so that they can be drawn again, in the order of the runs."""
+    rng, out = random.Random(0), {}
+    for gpus in GPU_COUNTS:
+        groups = experts // gpus
+        if experts % gpus or groups < LEAST_GROUPS[form]:
+            continue
+        for tokens in SIZES[hardware, form]:
+            mean = round(tokens * top_k / groups)
+            for product in ("up", "down") if mean else ():
+                sets = ([int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups)] for _ in range(SETS[form]))
+                out[gpus, tokens, product] = tuple(list(sets)[-1])
+    return out
+
+
+DIGITS = 5e-4
+"""Times of InferSim's tables have four digits."""
+
+
+def _as_drawn(work: Work, hardware: str, row: Row, product: str, peak: float) -> Work:
+    """A grouped product with the rows that ran.
+
+    Their total follows from the utilisation of `peak` [FLOP/s] that stands beside the time. Where the rows drawn again
+    have another total, a run of another order, they are spread as they were drawn on average.
+    """
+    if not isinstance(work, Gemm) or work.form == "dense":
+        return work
+    mfu, us = row[f"{product}_mfu"], number(row, f"{product}_proj_us")
+    total = float(mfu) * peak * us * 1e-6 / (2.0 * work.n * work.k)
+    run = integer(row, "num_gpus"), integer(row, "seq_len_per_gpu") or integer(row, "batch_size_per_gpu"), product
+    rows = _drawn(hardware, work.form, integer(row, "num_experts"), integer(row, "topk")).get(run, ())
+    rounding = 0.5 * 10.0 ** -len(mfu.partition(".")[2]) / float(mfu) + DIGITS
+    if abs(sum(rows) / total - 1.0) > rounding:
+        step = (ROWS_TO - ROWS_FROM) / work.groups
+        rows = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
+    rows = tuple(max(1, r) for r in rows)
+    return replace(work, m=work.m if work.form == "masked" else sum(rows), rows=rows)
+
+
+def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
+    kind = row["kind"]
+    if kind == "gemm_fp8":
+        work = gemm(integer(row, "m"), integer(row, "n"), integer(row, "k"), "fp8_block")
+        yield "gemm.fp8@library", work, number(row, "latency_us")
+    elif kind.startswith("grouped_gemm"):
+        prefill = kind.endswith("prefill")
+        groups, tokens = integer(row, "num_local_experts"), integer(row, "tokens_per_expert")
+        hidden, inner = integer(row, "hidden_size"), integer(row, "intermediate_size")
+        form: GemmForm = "grouped" if prefill else "masked"
+        cls = "gemm.fp8.grouped@library" if prefill else "gemm.fp8.masked"
+        m = tokens * groups if prefill else tokens
+        yield cls, gemm(m, 2 * inner, hidden, "fp8_block", form, groups), number(row, "up_proj_us")
+        yield cls, gemm(m, hidden, inner, "fp8_block", form, groups), number(row, "down_proj_us")
+    elif kind == "mla_prefill":
+        seq = integer(row, "seq_len")
+        mla = Attention(batch=1, seq_q=seq, seq_kv=seq, heads=128, kv_heads=128, d_qk=192, d_v=128)
+        yield "attn.fwd", mla, number(row, "latency_us")
+    elif kind == "mha_prefill":
+        seq, heads, dim = integer(row, "seq_len"), integer(row, "heads"), integer(row, "head_dim")
+        mha = Attention(
+            batch=1, seq_q=seq, seq_kv=seq, heads=heads, kv_heads=integer(row, "kv_heads"), d_qk=dim, d_v=dim
+        )
+        yield "attn.fwd", mha, number(row, "latency_us")
+
+
+def _tall(work: Work, sms: int) -> bool:
+    """Whether the DeepGEMM of InferSim's tables took tiles of 256 rows for a masked product.
+
+    It took, of tiles not wider than 160 columns, those with the fewest waves, then with the most in the last one
+    (csrc/jit_kernels/heuristics/common.hpp of 2025). Groups of more rows than expected then cost a whole tile more;
+    later versions take at most 128 rows.
+    """
+    if not isinstance(work, Gemm) or work.form != "masked":
+        return False
+    tiles = [(m, n) for m in (64, 128, 256) for n in (*range(16, 129, 16), 144, 160) if m <= 128 or n <= 128]
+
+    def rank(tile: tuple[int, int]) -> tuple[int, int, int]:
+        count = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.groups
+        return -(-count // sms), -(count % sms or sms), tile[0]
+
+    return min(tiles, key=rank)[0] == 256
+
+
+def infersim() -> list[Sample]:
+    """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20.
+
+    Masked products in tiles of 256 rows are apart: no class stands for them.
+    """
+    out = []
+    for hardware, sms, peak in (("h800", 132, 1979e12), ("h20", 78, 296e12)):
+        for row in rows(f"{hardware}_kernels.csv"):
+            for (cls, work, us), product in zip(_infersim_row(row), ("up", "down"), strict=False):
+                ran = _as_drawn(work, hardware, row, product, peak)
+                out.append(
+                    Sample(
+                        hardware=hardware, cls=f"{cls}@tall" if _tall(work, sms) else cls, work=(ran,),
+                        seconds=us * 1e-6, table=f"{hardware}_kernels", label=row["kind"], sms=sms,
+                        shape=repr((work,)),
+                    )
+                )  # fmt: skip
+    return out
