@@ -30,6 +30,7 @@ def shape(op: Op) -> str:
         case Gemm():
             form = "" if work.form == "dense" else f", {work.form}"
             groups = f", {work.groups} groups" if work.groups > 1 else ""
+            groups += f" of {min(work.rows)} to {max(work.rows)} rows" if len(set(work.rows)) > 1 else ""
             return f"{work.m} x {work.n} x {work.k} {work.precision}{form}{groups}"
         case Attention():
             mask = "causal" if work.causal else "full"

@@ -115,6 +115,7 @@ def _gemm_options(grouped: bool) -> tuple[Callable[[Any], Any], ...]:
         _integer("k", "Length of the sum.", required=True),
         _PRECISION,
         click.option("--groups", type=_LEAST_ONE, required=grouped, help="Groups, one weight each (local experts)."),
+        *((click.option("--rows", help="Rows of every group, '120 88 ...'. [default: equal]"),) if grouped else ()),
         click.option(
             "--form", type=click.Choice(forms), help="wgrad: added to FP32 gradients. masked: m is rows of each group."
         ),
@@ -198,8 +199,8 @@ for _command in (
 
 @kernel.command(
     "table",
-    epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, form,"
-    " sms, seq, heads, kv_heads, batch, d_qk, d_v, causal, backward, bytes, ranks, nodes, tokens, hidden, top_k,"
+    epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, rows,"
+    " form, sms, seq, heads, kv_heads, batch, d_qk, d_v, causal, backward, bytes, ranks, nodes, tokens, hidden, top_k,"
     " node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be missing or empty but op.",
 )
 @click.argument("file", metavar="IN.csv")

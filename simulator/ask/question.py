@@ -91,10 +91,11 @@ class Question:
     """What is asked. None: not said.
 
     `m`, `n`, `k` of a GEMM (grouped: m is the total over `groups`; masked: the rows of each group; weight gradient:
-    the output is m x n, k the tokens). `seq`, `heads`, ... of an attention core. `bytes` [B] read and written of a
-    streaming kernel, sent of a message, or the full buffer of a collective (all shards together). `tokens` per rank,
-    `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a kernel, or held by an
-    exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one. `impl`: whose
+    the output is m x n, k the tokens); `rows`: those of every group, apart by spaces, where they are not equal (masked:
+    m is what the library expects of a group then). `seq`, `heads`, ... of an attention core. `bytes` [B] read and
+    written of a streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
+    `tokens` per rank, `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a
+    kernel, or held by an exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one. `impl`: whose
     kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its training profile), `fa2`.
     """
 
@@ -105,6 +106,7 @@ class Question:
     n: int | None = None
     k: int | None = None
     groups: int | None = None
+    rows: str | None = None
     form: str | None = None
     sms: int | None = None
     seq: int | None = None

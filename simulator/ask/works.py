@@ -121,7 +121,8 @@ _SUFFIX: Mapping[str, str] = {
 def _gemm(question: Question, cluster: Cluster) -> Asked:
     _known(question, cluster.kernels.gemm)
     precision = question.precision or "bf16"
-    groups = question.groups or 1
+    rows = _rows(question)
+    groups = question.groups or len(rows) or 1
     form = _form(question, groups)
     if form in ("dense", "wgrad") and groups > 1:
         raise BadColumn("form", form, f"has one group, not {groups}; write grouped, masked or grouped_wgrad")
@@ -132,6 +133,7 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
         precision=_gemm_precision(precision),
         form=form,
         groups=groups,
+        rows=rows,
         out_bytes=WIDTH["fp32"] if "wgrad" in form else WIDTH["bf16"],
     )
     family = "gemm.fp8" if precision == "fp8_block" else f"gemm.{precision}"
@@ -139,6 +141,28 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
     impl = question.impl or ("library" if sms == cluster.gpu.sms else "training")
     cls = _class(family + _SUFFIX[form], impl, cluster.kernels.gemm)
     return Asked(op=_op(question, cls, work), sms=sms, note=_whose(cls, cluster.kernels.gemm))
+
+
+def _rows(question: Question) -> tuple[int, ...]:
+    """Rows of every group, where they are given."""
+    text = question.rows
+    if text is None:
+        return ()
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise BadColumn("rows", text, "must be integers from 0, apart by spaces")
+    rows = tuple(map(int, words))
+    groups = question.groups or len(rows)
+    form = _form(question, groups)
+    if form not in ("grouped", "masked"):
+        raise BadColumn("rows", text, f"has no meaning for {form} products, only for grouped and masked ones")
+    if len(rows) != groups:
+        raise BadColumn("rows", text, f"has {len(rows)} groups; must have {groups}")
+    if not any(rows):
+        raise BadColumn("rows", text, "one group must have rows")
+    if form == "grouped" and sum(rows) != question.m:
+        raise BadColumn("rows", text, f"sum to {sum(rows)}; must sum to m, {question.m}")
+    return rows
 
 
 def _whose(cls: str, known: Mapping[str, object]) -> str:

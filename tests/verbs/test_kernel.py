@@ -53,6 +53,37 @@ def test_whose_kernel_can_be_said() -> None:
     assert asked(*GEMM, "--cls", "gemm.bf16")["class"] == "gemm.bf16"
 
 
+ROWS = "128 105 138 166 139 100 160 125"
+MASKED = ("grouped-gemm", "--precision", "fp8", "--form", "masked", "--m", "128", "--groups", "8",
+          "--n", "4096", "--k", "7168")  # fmt: skip
+
+
+def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
+    """Four of eight groups have more than the 128 rows that the library expects."""
+    equal, uneven = asked(*MASKED), asked(*MASKED, "--rows", ROWS)
+    assert uneven["work"]["rows"] == [int(r) for r in ROWS.split()]
+    assert uneven["time_us"] > equal["time_us"]
+    assert "8 groups of 100 to 166 rows" in " ".join(run(*MASKED, "--rows", ROWS).output.split())
+    contiguous = ("grouped-gemm", "--precision", "fp8", "--n", "4096", "--k", "7168", "--groups", "2", "--m", "258")
+    assert asked(*contiguous, "--rows", "129,129")["terms"]["tile_m"] == 128.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "form", "said"),
+    [
+        ("1 2", "masked", "has 2 groups; must have 8"),
+        ("a b", "masked", "must be integers from 0"),
+        ("0 0 0 0 0 0 0 0", "masked", "one group must have rows"),
+        (ROWS, "grouped", "sum to 1061; must sum to m, 128"),
+        (ROWS, "wgrad", "has no meaning for grouped_wgrad products"),
+    ],
+)
+def test_rows_that_fit_no_product_are_refused(rows: str, form: str, said: str) -> None:
+    result = run(*MASKED, "--form", form, "--rows", rows)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
 def test_deepgemm_is_not_the_library_of_an_h100() -> None:
     there = (*GEMM, "--hardware", "h100")
     names = {impl: asked(*there, "--impl", impl)["class"] for impl in ("deepgemm", "cublas", "library")}
