@@ -95,8 +95,9 @@ class Question:
     m is what the library expects of a group then). `seq`, `heads`, ... of an attention core. `bytes` [B] read and
     written of a streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
     `tokens` per rank, `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a
-    kernel, or held by an exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the usual one. `impl`: whose
-    kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its training profile), `fa2`.
+    kernel, or held by an exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the
+    usual one. `impl`: whose kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its
+    training profile), `fa2`.
     """
 
     op: str
