@@ -157,7 +157,7 @@ def _rows(question: Question) -> tuple[int, ...]:
     if form not in ("grouped", "masked"):
         raise BadColumn("rows", text, f"has no meaning for {form} products, only for grouped and masked ones")
     if len(rows) != groups:
-        raise BadColumn("rows", text, f"has {len(rows)} groups; must have {groups}")
+        raise BadColumn("rows", text, f"must list the rows of {groups} groups, not of {len(rows)}")
     if not any(rows):
         raise BadColumn("rows", text, "one group must have rows")
     if form == "grouped" and sum(rows) != question.m:

@@ -71,7 +71,7 @@ def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
 @pytest.mark.parametrize(
     ("rows", "form", "said"),
     [
-        ("1 2", "masked", "has 2 groups; must have 8"),
+        ("1 2", "masked", "must list the rows of 8 groups, not of 2"),
         ("a b", "masked", "must be integers from 0"),
         ("0 0 0 0 0 0 0 0", "masked", "one group must have rows"),
         (ROWS, "grouped", "sum to 1061; must sum to m, 128"),
