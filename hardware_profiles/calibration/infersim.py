@@ -39,8 +39,9 @@ def _drawn(hardware: str, form: str, experts: int, top_k: int) -> Drawn:
         for tokens in SIZES[hardware, form]:
             mean = round(tokens * top_k / groups)
             for product in ("up", "down") if mean else ():
-                sets = ([int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups)] for _ in range(SETS[form]))
-                out[gpus, tokens, product] = tuple(list(sets)[-1])
+                for _ in range(SETS[form]):
+                    drawn = tuple(int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups))
+                out[gpus, tokens, product] = drawn
     return out
 
 
@@ -59,13 +60,13 @@ def _as_drawn(work: Work, hardware: str, row: Row, product: str, peak: float) ->
     mfu, us = row[f"{product}_mfu"], number(row, f"{product}_proj_us")
     total = float(mfu) * peak * us * 1e-6 / (2.0 * work.n * work.k)
     run = integer(row, "num_gpus"), integer(row, "seq_len_per_gpu") or integer(row, "batch_size_per_gpu"), product
-    rows = _drawn(hardware, work.form, integer(row, "num_experts"), integer(row, "topk")).get(run, ())
+    drawn = _drawn(hardware, work.form, integer(row, "num_experts"), integer(row, "topk")).get(run, ())
     rounding = 0.5 * 10.0 ** -len(mfu.partition(".")[2]) / float(mfu) + DIGITS
-    if abs(sum(rows) / total - 1.0) > rounding:
+    if abs(sum(drawn) / total - 1.0) > rounding:
         step = (ROWS_TO - ROWS_FROM) / work.groups
-        rows = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
-    rows = tuple(max(1, r) for r in rows)
-    return replace(work, m=work.m if work.form == "masked" else sum(rows), rows=rows)
+        drawn = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
+    drawn = tuple(max(1, r) for r in drawn)
+    return replace(work, m=work.m if work.form == "masked" else sum(drawn), rows=drawn)
 
 
 def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:

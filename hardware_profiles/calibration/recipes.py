@@ -49,6 +49,7 @@ DEEPGEMM_TILES = (*MASKED_TILES, (256, 128))
 """Of the 60 that DeepGEMM may take, those that cost least for their size: it takes others where they fill a wave
 better, and columns that are no multiple of 32 then cost up to a quarter more."""
 WGRAD_TILES = ((128, 72), (128, 104), (128, 120), (128, 136), (128, 152))
+"""Of 128 rows, as the names of its kernels tell them."""
 GROUPED_DEEPGEMM_TILES = ((128, 64), (128, 128), (128, 192))
 """Its groups are padded to 128 rows."""
 CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (256, 128), (128, 256))
@@ -133,14 +134,10 @@ def rested_gemm(cls: str, tiles: tuple[tuple[int, int], ...], text: str, *, k_bl
 
 
 def deepgemm(cls: str, tiles: tuple[tuple[int, int], ...], text: str, **fixed: Any) -> Recipe:
-    """A GEMM class of DeepGEMM on a rested H100."""
-    free = dict(RESTED) | {"load_rate": (1e10, 8e10), "block_time": (0.0, 3e-7)}
-    del free["reset"]  # its kernels need no counter
-    return Recipe(
-        cls=cls, kind="gemm", home="h100", hardware=("h100",), samples=(cls,), tables=(DEEPGEMM_TABLE,),
-        source=DEEPGEMM, free={k: v for k, v in free.items() if k not in fixed}, range=text, effort=120, starts=2,
-        fixed={"tiles": tiles, "k_block": 128} | SHARED | fixed,
-    )  # fmt: skip
+    """A GEMM class of DeepGEMM on a rested H100. Its kernels need no counter."""
+    alike = rested_gemm(cls, tiles, text, reset=0.0, **fixed)
+    free = dict(alike.free) | {"load_rate": (1e10, 8e10), "block_time": (0.0, 3e-7)}
+    return replace(alike, free=free, tables=(DEEPGEMM_TABLE,), source=DEEPGEMM, effort=120, starts=2)
 
 
 EVENTS: Bounds = (4.0e-6, 1e-5)

@@ -115,9 +115,11 @@ def _gemm_options(grouped: bool) -> tuple[Callable[[Any], Any], ...]:
         _integer("k", "Length of the sum.", required=True),
         _PRECISION,
         click.option("--groups", type=_LEAST_ONE, required=grouped, help="Groups, one weight each (local experts)."),
-        *((click.option("--rows", help="Rows of every group, '120 88 ...'. [default: equal]"),) if grouped else ()),
+        click.option("--rows", help="Rows of every group, '120 88 ...'. [default: equal]"),
         click.option(
-            "--form", type=click.Choice(forms), help="wgrad: added to FP32 gradients. masked: m is rows of each group."
+            "--form",
+            type=click.Choice(forms),
+            help="wgrad: added to FP32 gradients. masked: m is rows of each group (with --rows: expected).",
         ),
         _SMS,
         _BESIDE,

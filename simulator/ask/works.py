@@ -121,9 +121,10 @@ _SUFFIX: Mapping[str, str] = {
 def _gemm(question: Question, cluster: Cluster) -> Asked:
     _known(question, cluster.kernels.gemm)
     precision = question.precision or "bf16"
-    rows = _rows(question)
+    rows = _rows(question.rows)
     groups = question.groups or len(rows) or 1
     form = _form(question, groups)
+    _check_rows(rows, question, groups, form)
     if form in ("dense", "wgrad") and groups > 1:
         raise BadColumn("form", form, f"has one group, not {groups}; write grouped, masked or grouped_wgrad")
     work = Gemm(
@@ -140,20 +141,34 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
     sms = _granted(question, cluster)
     impl = question.impl or ("library" if sms == cluster.gpu.sms else "training")
     cls = _class(family + _SUFFIX[form], impl, cluster.kernels.gemm)
-    return Asked(op=_op(question, cls, work), sms=sms, note=_whose(cls, cluster.kernels.gemm))
+    notes = (_whose(cls, cluster.kernels.gemm), EQUAL if _spread(form, groups) and not rows else "")
+    return Asked(op=_op(question, cls, work), sms=sms, note="; ".join(note for note in notes if note))
 
 
-def _rows(question: Question) -> tuple[int, ...]:
+EQUAL = "as many rows in every group (other ones: rows)"
+"""Said because groups seldom are equal, and one row over a tile costs another tile."""
+
+
+def _spread(form: GemmForm, groups: int) -> bool:
+    """Whether rows are spread over groups."""
+    return groups > 1 and form in ("grouped", "masked")
+
+
+def _rows(text: str | None) -> tuple[int, ...]:
     """Rows of every group, where they are given."""
-    text = question.rows
     if text is None:
         return ()
     words = text.replace(",", " ").split()
     if not words or not all(word.isdecimal() for word in words):
         raise BadColumn("rows", text, "must be integers from 0, apart by spaces")
-    rows = tuple(map(int, words))
-    groups = question.groups or len(rows)
-    form = _form(question, groups)
+    return tuple(map(int, words))
+
+
+def _check_rows(rows: tuple[int, ...], question: Question, groups: int, form: GemmForm) -> None:
+    """Refuse rows that are not those of the groups of such a product."""
+    text = question.rows
+    if text is None:
+        return
     if form not in ("grouped", "masked"):
         raise BadColumn("rows", text, f"has no meaning for {form} products, only for grouped and masked ones")
     if len(rows) != groups:
@@ -162,7 +177,6 @@ def _rows(question: Question) -> tuple[int, ...]:
         raise BadColumn("rows", text, "one group must have rows")
     if form == "grouped" and sum(rows) != question.m:
         raise BadColumn("rows", text, f"sum to {sum(rows)}; must sum to m, {question.m}")
-    return rows
 
 
 def _whose(cls: str, known: Mapping[str, object]) -> str:

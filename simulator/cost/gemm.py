@@ -181,18 +181,19 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
 
 def busy_groups(work: Gemm) -> int:
     """Groups that have rows."""
-    return sum(1 for r in work.rows if r > 0) if work.rows else min(work.groups, work.m)
+    if work.rows:
+        return sum(1 for r in work.rows if r > 0)
+    return work.groups if work.form == "masked" else min(work.groups, work.m)
 
 
 def gemm_bytes(work: Gemm) -> float:
     """Operands read once and the output written once (read and written in a weight gradient) [B]."""
     size = _element_bytes(work.precision)
     weight = float(work.n) * work.k
-    if work.form == "masked":
-        groups = sum(1 for r in work.rows if r > 0) or work.groups
-        return groups * size * weight + work.valid_rows * (size * work.k + work.out_bytes * work.n)
-    if work.form == "grouped":
-        return size * (work.m * work.k + busy_groups(work) * weight) + work.out_bytes * work.m * work.n
+    if work.form in ("grouped", "masked"):
+        return (
+            size * (work.valid_rows * work.k + busy_groups(work) * weight) + work.out_bytes * work.valid_rows * work.n
+        )
     groups = work.groups if work.form == "grouped_wgrad" else 1
     passes = 2.0 if work.form in ("wgrad", "grouped_wgrad") else 1.0
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
@@ -252,14 +253,14 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
     )
 
 
-def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, again: float) -> tuple[tuple[str, float], ...]:
-    """What power and memory allow."""
+def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, size: float, again: float) -> tuple[tuple[str, float], ...]:
+    """What power and memory allow: of `size` bytes, `again` of them for a second time."""
     return (
         (f"{'loop' if p.loop_rate else 'power'}_rate", _power_rate(work, p, gpu)),
         ("power_s", work.flops / _power_rate(work, p, gpu)),
-        ("bytes", gemm_bytes(work) + again),
+        ("bytes", size),
         *((("read_again_bytes", again),) if again else ()),
-        *((("written_back_bytes", written_back(gemm_bytes(work) + again, p, gpu)),) if p.dirty else ()),
+        *((("written_back_bytes", written_back(size, p, gpu)),) if p.dirty else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),
@@ -292,7 +293,7 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
         formula=FORMULA_OF_GROUPS if starts else FORMULA,
         terms=(
             *_terms_of_tiling(tiling, p, share.sms, _usable(p, gpu, share.sms)),
-            *_terms_of_bounds(work, p, gpu, again),
+            *_terms_of_bounds(work, p, gpu, size, again),
             ("memory_s", memory),
             *((("starts_s", starts),) if starts else ()),
             ("launch_s", p.launch),

@@ -61,8 +61,7 @@ def _gemm(work: Gemm, count: int) -> tuple[float, float]:
     size = 1.0 if work.precision.startswith("fp8") else 2.0
     if work.form in ("wgrad", "grouped_wgrad"):
         return count * size * (work.m + work.n) * float(work.k), 0.0
-    rows = work.m * (work.groups if work.form == "masked" else 1)
-    return size * rows * work.k, work.out_bytes * rows * work.n
+    return size * work.valid_rows * work.k, work.out_bytes * work.valid_rows * work.n
 
 
 def _attention(work: Attention, ring: bool) -> tuple[float, float]:

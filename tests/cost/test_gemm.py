@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.cost import Share
-from simulator.cost.gemm import gemm_bytes, gemm_cost, norm4
+from simulator.cost.gemm import busy_groups, gemm_bytes, gemm_cost, norm4
 from simulator.errors import InputError, UncalibratedError
 from simulator.kernels import GemmParams, Kernels, rested
 from simulator.ops import Gemm
@@ -68,6 +68,12 @@ def test_groups_are_padded_each() -> None:
 def test_a_group_without_rows_needs_no_weights() -> None:
     work = Gemm(m=256, n=512, k=512, precision="fp8_block", form="grouped", groups=4, rows=(256, 0, 0, 0))
     assert gemm_bytes(work) == 256 * 512 + 512 * 512 + 2 * 256 * 512
+
+
+def test_a_masked_product_has_rows_in_every_group() -> None:
+    few = Gemm(m=4, n=512, k=512, precision="fp8_block", form="masked", groups=64)
+    assert busy_groups(few) == 64
+    assert busy_groups(replace(few, form="grouped")) == 4  # m is the total there
 
 
 def test_masked_counts_valid_rows_of_every_group() -> None:

@@ -64,6 +64,10 @@ def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
     assert uneven["work"]["rows"] == [int(r) for r in ROWS.split()]
     assert uneven["time_us"] > equal["time_us"]
     assert "8 groups of 100 to 166 rows" in " ".join(run(*MASKED, "--rows", ROWS).output.split())
+    assert [one["note"].endswith("as many rows in every group (other ones: rows)") for one in (equal, uneven)] == [
+        True,
+        False,
+    ]
     contiguous = ("grouped-gemm", "--precision", "fp8", "--n", "4096", "--k", "7168", "--groups", "2", "--m", "258")
     assert asked(*contiguous, "--rows", "129,129")["terms"]["tile_m"] == 128.0
 
