@@ -1,6 +1,6 @@
 """Pages made from the program while the documentation is built: the command line, validation, models' equations.
 
-A mkdocs hook. `<!-- module simulator.cost.gemm -->` in a page is replaced by that module's own docstring, so that
+A mkdocs hook. `<!-- module simulator.cost.gemm_cost -->` in a page is replaced by that module's own docstring, so that
 equations stand in one place only; `<!-- run foretrain ... -->` by that command and what it prints today.
 """
 
@@ -56,7 +56,7 @@ def printed(arguments: str) -> str:
 
 def what_ifs() -> str:
     """A row per what-if."""
-    from simulator.whatif import WHAT_IFS
+    from simulator.studies.whatif import WHAT_IFS
 
     return "\n".join(f"| `{name}` | {one.asks} | {one.assumes} ({one.source}) |" for name, one in WHAT_IFS.items())
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.inputs import load_hardware, load_model, load_scenario
-from simulator.result import Result
-from simulator.run import Engine, simulate
+from simulator.results.result import Result
+from simulator.results.simulate import Engine, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from simulator.search import Found
+    from simulator.studies.search import Found
 
 __all__ = [
     "compare",
@@ -48,7 +48,7 @@ def compare(
     """
     import pandas as pd
 
-    from reports.compare import run, variants
+    from reports.views.variants import run, variants
 
     varied = [(path, [str(value) for value in values]) for path, values in vary.items()]
     rows = []
@@ -62,18 +62,18 @@ def compare(
 def search(job: str, over: Sequence[str], overrides: Sequence[str] = (), **options: Any) -> Found:
     """The best of all combinations, by the quick engine; `over` as in ["layout.pp=4,8,16", "layout.ep=32,64"].
 
-    `options` are those of `simulator.search.search`. More than one of `jobs` (processes) needs a script that guards its
-    entry with `if __name__ == "__main__"`.
+    `options` are those of `simulator.studies.search.ranking`. More than one of `jobs` (processes) needs a script that
+    guards its entry with `if __name__ == "__main__"`.
     """
-    from simulator.search import question
-    from simulator.search import search as find
+    from simulator.studies.search import question
+    from simulator.studies.search import search as find
 
     return find(question(job, overrides, over), **{"jobs": 1, **options})
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """The tables of a result by name; see `reports.tables_export`."""
-    from reports.tables_export import tables as made
+    """The tables of a result by name; see `reports.export.data_frames`."""
+    from reports.export.data_frames import tables as made
 
     return made(result)
 

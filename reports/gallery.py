@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from reports.compare import run_all, variants
 from reports.figures import write_comparison_figures, write_figures
-from reports.figures.curves import Swept, scaling_figure
+from reports.figures.curves_figure import Swept, scaling_figure
 from reports.figures.style import save, styled
 from reports.html import write_simulation
+from reports.views.variants import run_all, variants
 from simulator.inputs import load_scenario
-from simulator.result import Result
-from simulator.run import simulate
+from simulator.results.result import Result
+from simulator.results.simulate import simulate
 
 JOB = "deepseek-v3-pretrain"
 CURVES = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from simulator.inputs import load_scenario
-from simulator.scenario import Scenario
+from simulator.spec.scenario import Scenario
 
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

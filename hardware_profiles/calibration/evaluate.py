@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hardware_profiles.calibration.sample import Sample
-from simulator.cost.attention import attention_cost
+from simulator.cost.attention_cost import attention_cost
 from simulator.cost.cost import Share
-from simulator.cost.gemm import gemm_cost
-from simulator.cost.streaming import fixed_cost, streaming_cost
+from simulator.cost.gemm_cost import gemm_cost
+from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.inputs import load_hardware
-from simulator.kernels import Kernels, rested
 from simulator.ops import Attention, Gemm, Streaming
+from simulator.spec.kernel_params import Kernels, rested
 
 GPUS = {name: load_hardware(name).gpu for name in ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "gb300")}
 """GPUs that kernels are fitted for; rates and bandwidths are shares of the numbers in their profiles."""

@@ -32,13 +32,13 @@ from scipy.optimize import least_squares, lsq_linear
 
 from hardware_profiles.calibration.evaluate import Errors, Judged, summed
 from hardware_profiles.calibration.report import write
-from simulator.cost.collective import p2p_cost
-from simulator.fabric import Fabric
-from simulator.hardware import Cluster, Gpu, Node, Peak
+from simulator.cost.collective_cost import p2p_cost
+from simulator.cost.topology import SWITCH_PRICE
 from simulator.inputs.files import find, read_extended
-from simulator.kernels import Kernels
 from simulator.ops import PointToPoint
-from simulator.topology import SWITCH_PRICE
+from simulator.spec.comm_params import Fabric
+from simulator.spec.hardware import Cluster, Gpu, Node, Peak
+from simulator.spec.kernel_params import Kernels
 from simulator.validation.rows import collective_time, exchange_time
 
 HERE = Path(__file__).parent

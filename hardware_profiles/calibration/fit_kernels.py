@@ -34,7 +34,7 @@ from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Rec
 from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
-from simulator.kernels import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
+from simulator.spec.kernel_params import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
 
 HERE = Path(__file__).parent
 SEED = 20250601

@@ -1,4 +1,6 @@
-"""Fit the power model of `simulator/power.py` from sustained runs; prints the values for a profile's [gpu.power].
+"""Fit the power model of `simulator/engine/power.py` from sustained runs.
+
+Prints the values for a profile's [gpu.power].
 
     python -m hardware_profiles.calibration.fit_power [h200 | h100]
 

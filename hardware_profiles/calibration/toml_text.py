@@ -6,9 +6,9 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from simulator.kernels import Kernels
+from simulator.spec.kernel_params import Kernels
 
-HEADER = """# Kernel parameters of one GPU; the meaning of every key is in simulator/kernels.py.
+HEADER = """# Kernel parameters of one GPU; the meaning of every key is in simulator/spec/kernel_params.py.
 # Written by `python -m hardware_profiles.calibration.fit_kernels`: refit rather than edit.
 """
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from reports.figures.breakdown import breakdown_figure, classes_figure, cost_figure, idle_figure
-from reports.figures.curves import PANELS, Swept, runs_figure, scaling_figure
-from reports.figures.memory import memory_figure
-from reports.figures.pair import pair_figure
-from reports.figures.roofline import roofline_figure
+from reports.figures.breakdown_figure import breakdown_figure, classes_figure, cost_figure, idle_figure
+from reports.figures.curves_figure import PANELS, Swept, runs_figure, scaling_figure
+from reports.figures.memory_figure import memory_figure
+from reports.figures.pair_figure import pair_figure
+from reports.figures.roofline_figure import roofline_figure
 from reports.figures.style import save, styled
-from reports.figures.timeline import timeline_figure
+from reports.figures.timeline_figure import timeline_figure
 from reports.views.actions import action_list, representative
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import ops_of
 from simulator.memory import curve_of
-from simulator.result import Result
+from simulator.results.result import Result
 
 
 def write_figures(result: Result, folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.files import replacing
+from reports.export.files import replacing
 
 WIDTH = 7.2
 """Inches across: two columns of a paper."""

@@ -1,8 +1,8 @@
 """Self-contained pages: one file, no network, for someone who did not run the forecast."""
 
-from reports.html.comparison import Shown, write_comparison
-from reports.html.memory import write_memory
-from reports.html.search import write_search
-from reports.html.simulation import write_simulation
+from reports.html.comparison_page import Shown, write_comparison
+from reports.html.memory_page import write_memory
+from reports.html.search_page import write_search
+from reports.html.step_page import write_simulation
 
 __all__ = ["Shown", "write_comparison", "write_memory", "write_search", "write_simulation"]

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports import palette, words
-from reports.files import replacing
+from reports.export.files import replacing
+from reports.views import palette, words
 from simulator.units import si
 
 SCRIPTS = ("timeline.js", "page.js")

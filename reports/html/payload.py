@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from reports import words
-from reports.palette import COMMUNICATION, DIRECTIONS, PHASES, WAIT
+from reports.views import words
 from reports.views.actions import ActionSpan
 from reports.views.ops import OpSpan
-from simulator.engine.runs import Run
+from reports.views.palette import COMMUNICATION, DIRECTIONS, PHASES, WAIT
+from simulator.engine.kernel_sequence import Run
 from simulator.engine.tasks import LANES, Timeline
 
 MOST_RUNS = 400_000

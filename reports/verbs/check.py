@@ -23,10 +23,10 @@ def check(ctx: click.Context, job: str, overrides: tuple[str, ...], as_json: boo
     follows: data parallelism, microbatches, layers on stages. With --ramp-from, also whether the layout can run the
     smaller batches of a ramp.
     """
-    from reports import verdict
-    from simulator import fit
+    from reports.terminal import verdict
     from simulator.inputs import load_scenario
-    from simulator.run import prepare
+    from simulator.results.simulate import prepare
+    from simulator.studies import feasibility as fit
 
     scenario = load_scenario(job, overrides)
     problems = fit.problems(scenario)

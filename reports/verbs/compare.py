@@ -26,7 +26,7 @@ from reports.verbs.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reports.compare import Outcome
+    from reports.views.variants import Outcome
 
 NONE_POSSIBLE = 2
 
@@ -69,8 +69,8 @@ def compare(
     """
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
-    from reports import compare as runs
-    from reports import words
+    from reports.views import variants as runs
+    from reports.views import words
 
     varied = [runs.parse_vary(text) for text in vary]
     chosen = runs.variants(jobs, varied, overrides, what_ifs)
@@ -83,8 +83,8 @@ def compare(
         print_json(runs.as_dict(outcomes))
         warn((outcome.error for outcome in outcomes if outcome.error), quiet=quiet)
     else:
-        from reports.comparison import comparison
-        from reports.console import width
+        from reports.terminal.comparison_tables import comparison
+        from reports.terminal.console import width
 
         print_report(*comparison(outcomes, width(), verbose=verbose))
     say(f"simulated {words.counted(len(chosen), 'variant')} by {engine} in {perf_counter() - began:.1f} s", quiet=quiet)
@@ -94,7 +94,7 @@ def compare(
 
 def _write_looks(outcomes: list[Outcome], page: Path | None, folder: Path | None, quiet: bool) -> None:
     """The page and the figures that were asked for."""
-    from reports.compare import differences
+    from reports.views.variants import differences
 
     columns = differences(outcomes)
     titles = [", ".join(c[at] for c in columns.values()) or o.variant.job for at, o in enumerate(outcomes)]

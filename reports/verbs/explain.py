@@ -38,9 +38,9 @@ def explain(
     Then the blocks summed up, and how far the step moves with each hardware number and each assumed constant.
     """
     from simulator.errors import InputError
-    from simulator.explain import explain as explained
     from simulator.inputs import load_scenario
-    from simulator.sensitivity import tornado
+    from simulator.studies.explain import explain as explained
+    from simulator.studies.sensitivity import tornado
 
     found = explained(load_scenario(job, overrides), pattern)
     if not found.ops:
@@ -64,6 +64,6 @@ def explain(
             }
         )
         return
-    from reports.explain import report
+    from reports.terminal.explain_tables import report
 
     print_report(*report(found, swings, verbose=verbose))

@@ -10,7 +10,7 @@ import click
 from reports.verbs.options import Input, json_option, print_json, print_report, progress, say, verbosity
 
 if TYPE_CHECKING:
-    from simulator.hardware import Cluster
+    from simulator.spec.hardware import Cluster
 
 _HARDWARE = click.option(
     "--hardware", type=Input("hardware"), default="h800", show_default=True, help="A hardware profile, or its path."
@@ -31,7 +31,7 @@ def _integer(name: str, text: str, *, required: bool = False, least: int = 1) ->
 
 def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """Bytes: 58.7e6, 58.7MB or 512MiB."""
-    from simulator.ask.question import size
+    from simulator.studies.kernel.question import size
 
     if value is None:
         return None
@@ -74,11 +74,11 @@ def _asks(op: str, text: str, *options: Callable[[Any], Any]) -> click.Command:
 
 
 def _ask(op: str, hardware: str, overrides: tuple[str, ...], as_json: bool, said: dict[str, Any]) -> None:
-    from reports.kernel import report
-    from simulator.ask import BadColumn, Question, answer
-    from simulator.ask.question import PRECISIONS
+    from reports.terminal.kernel_tables import report
     from simulator.errors import InputError
     from simulator.inputs import load_hardware
+    from simulator.studies.kernel import BadColumn, Question, answer
+    from simulator.studies.kernel.question import PRECISIONS
 
     cluster = load_hardware(hardware, overrides)
     given = {name: value for name, value in said.items() if value is not None}
@@ -220,9 +220,9 @@ def table_command(
     """
     from functools import cache
 
-    from reports.kernel import mape_lines
-    from simulator.ask import answer_table, misspelt, read_table
+    from reports.terminal.kernel_tables import mape_lines
     from simulator.inputs import load_hardware
+    from simulator.studies.kernel import answer_table, misspelt, read_table
 
     @cache
     def clusters(name: str) -> Cluster:

@@ -49,10 +49,10 @@ def memory(
     """
     file = _figure_file(figure) if figure is not None else None
     page = output_file(html, "--html") if html is not None else None
-    from reports import memory as words
+    from reports.terminal import memory_tables as words
     from simulator.inputs import load_scenario
     from simulator.memory import curve_of, measures, memory_of
-    from simulator.run import prepare, timeline_of
+    from simulator.results.simulate import prepare, timeline_of
 
     scenario = load_scenario(job, overrides)
     plan, schedule = prepare(scenario)
@@ -64,14 +64,14 @@ def memory(
     if file is not None or page is not None:
         curve = curve_of(plan, schedule, timeline, found.worst.rank if rank is None else rank)
         if file is not None:
-            from reports.figures.memory import memory_figure
+            from reports.figures.memory_figure import memory_figure
             from reports.figures.style import styled, write
 
             with styled():
                 write(memory_figure(curve, found.capacity, f"Memory of rank {curve.rank}: {scenario.name}"), file)
             say(f"wrote {file}", quiet=quiet)
         if page is not None:
-            from reports.html.memory import write_memory
+            from reports.html.memory_page import write_memory
 
             write_memory(scenario.name, found, curve, page, saved)
             say(f"wrote {page}", quiet=quiet)

@@ -68,11 +68,11 @@ def numerics(
         return _write_loads(output_file(loads_out, "--loads-out"), job, balancing, steps, quiet)
     claims = _run(out, quick, quiet)
     if as_json:
-        from reports.numerics import as_dict
+        from reports.terminal.numerics_tables import as_dict
 
         print_json(as_dict(claims, quick=quick))
     else:
-        from reports.numerics import report
+        from reports.terminal.numerics_tables import report
 
         print_report(*report(claims))
     return DISAGREES if any(claim.agrees is False for claim in claims) else 0
@@ -100,7 +100,7 @@ def _write_loads(file: Path, job: str, balancing: str, steps: int, quiet: bool) 
     """A job file with the loads that the job's gate ends up with."""
     from typing import cast
 
-    from reports.numerics import gate_of
+    from reports.terminal.numerics_tables import gate_of
     from simulator.errors import InputError
     from simulator.inputs import load_scenario
     from workloads.reference.claims.loads import Method, as_toml, loads_of_ranks

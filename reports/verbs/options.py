@@ -32,7 +32,7 @@ class Input(click.ParamType[str]):
 
 
 WHAT_IFS = ("coprocessor", "unified-network", "fp8-accumulation", "fused-casts", "nvlink-900")
-"""Names of `simulator.whatif` (a test holds them equal): here, so that help needs no simulator."""
+"""Names of `simulator.studies.whatif` (a test holds them equal): here, so that help needs no simulator."""
 
 
 class WhatIfName(click.ParamType[str]):
@@ -116,7 +116,7 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def warn(warnings: Iterable[str], *, quiet: bool = False) -> None:
     """Warnings on stderr, for when the result itself is read by a program."""
-    from reports.words import of_warning
+    from reports.views.words import of_warning
 
     for warning in warnings:
         say(f"foretrain: warning: {of_warning(warning)}", quiet=quiet)
@@ -129,7 +129,7 @@ def print_json(value: Any) -> None:
 
 def print_report(*parts: RenderableType) -> None:
     """A report on stdout, in colour where a terminal shows it."""
-    from reports.console import rendered
+    from reports.terminal.console import rendered
 
     click.echo(rendered(*parts), nl=False, color=True)
 
@@ -137,7 +137,7 @@ def print_report(*parts: RenderableType) -> None:
 @contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[float], None] | None]:
     """A function to report the done part to (0 to 1), or None where nobody would see the bar."""
-    from reports.console import Bar, is_terminal
+    from reports.terminal.console import Bar, is_terminal
 
     if quiet or not is_terminal(stderr=True):
         yield None

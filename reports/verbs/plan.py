@@ -18,7 +18,7 @@ from reports.verbs.options import (
 )
 
 if TYPE_CHECKING:
-    from simulator.campaign import Campaign
+    from simulator.studies.campaign import Campaign
 
 
 @click.command(epilog="Example: foretrain plan deepseek-v3")
@@ -45,8 +45,8 @@ def plan(
     CAMPAIGN is the name of a shipped campaign, the path of a TOML file, or a job, which is then one phase. Exit code 3
     if a phase does not fit into memory.
     """
-    from reports import campaign as words
-    from simulator.campaign import forecast
+    from reports.terminal import campaign_tables as words
+    from simulator.studies.campaign import forecast
 
     asked = _with_failures(_campaign(campaign, overrides), mtbf, seed)
     with progress("simulating phases", quiet=quiet) as done:
@@ -61,8 +61,8 @@ def plan(
 
 def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
     """The campaign of that name, or the job of that name as a campaign of one phase."""
-    from simulator.campaign import campaign_of_job, load_campaign
     from simulator.inputs import list_names, load_scenario
+    from simulator.studies.campaign import campaign_of_job, load_campaign
 
     if name.lower() in {known.lower() for known in list_names("job")} - set(list_names("campaign")):
         return campaign_of_job(load_scenario(name, overrides), name)
@@ -72,7 +72,7 @@ def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
 def _with_failures(asked: Campaign, mtbf: float | None, seed: int | None) -> Campaign:
     from dataclasses import replace
 
-    from simulator.campaign import Failures
+    from simulator.studies.campaign import Failures
 
     failures = asked.failures
     if mtbf is not None:

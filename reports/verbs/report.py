@@ -12,7 +12,7 @@ from reports.verbs.options import json_option, output_file, print_json, print_re
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from reports.saved import Saved
+    from reports.export.saved import Saved
 
 SCHEMA = "foretrain.report/1"
 
@@ -33,7 +33,7 @@ def compare(files: tuple[str, ...], html: str | None, as_json: bool, quiet: bool
     A FILE is the output of simulate --json or compare --json.
     """
     page = output_file(html, "--html") if html is not None else None
-    from reports.saved import read_saved
+    from reports.export.saved import read_saved
 
     saved = [one for file in files for one in read_saved(Path(file))]
     if len(saved) < 2:
@@ -71,7 +71,7 @@ def tables(saved: list[Saved]) -> list[RenderableType]:
     """Metrics and differing inputs for the terminal."""
     from rich.text import Text
 
-    from reports.table import columns, section
+    from reports.terminal.elements import columns, section
     from reports.views.sidebyside import input_differences, sentence, table
 
     results, titles = [one.result for one in saved], [one.title for one in saved]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from simulator.search import Candidate, Question, Rank
-    from simulator.search.search import Executor
+    from simulator.studies.search import Candidate, Question, Rank
+    from simulator.studies.search.ranking import Executor
 
 INTERRUPTED = 130
 
@@ -100,8 +100,8 @@ def search(
     kept = output_file(resume, "--resume") if resume else None
     if executor == "dask" and not address:
         raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
-    from reports import search as words
-    from simulator import search as engine
+    from reports.terminal import search_tables as words
+    from simulator.studies import search as engine
 
     asked = engine.question(job, overrides, over)
     began = perf_counter()
@@ -147,11 +147,11 @@ def _kept(asked: Question, table: Path | None, folder: Path | None) -> Callable[
 
     def every(candidates: Iterable[Candidate]) -> None:
         if table is not None:
-            from reports.search import write_csv
+            from reports.terminal.search_tables import write_csv
 
             write_csv(table, asked, candidates)
         if folder is not None:
-            from reports.figures.search import write_search_figures
+            from reports.figures.search_figure import write_search_figures
 
             write_search_figures(asked, candidates, folder)
 

@@ -22,9 +22,9 @@ from reports.verbs.options import (
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
-    from simulator.result import Result
-    from simulator.scenario import Scenario
+    from simulator.results.result import Result
     from simulator.schedule import Schedule
+    from simulator.spec.scenario import Scenario
 
 _HOST = "deepseek-v3-pretrain"
 """The job whose model, hardware or stack is swapped for the one shown, so that `--set` can change it."""
@@ -53,7 +53,7 @@ def _changed(kind: str, name: str, overrides: Sequence[str]) -> Scenario:
 
 
 def _as_dict(kind: str, value: Any) -> dict[str, Any]:
-    from simulator.result import plain
+    from simulator.results.result import plain
 
     return {"schema": f"foretrain.{kind}/1", **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
 
@@ -81,7 +81,7 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, as
     """Shape, parameters by component and FLOP per token of a model (config.json)."""
     if name is None:
         return _listed("model")
-    from reports import show as shown
+    from reports.terminal import show_tables as shown
     from simulator.inputs import load_model
 
     spec = _changed("model", name, overrides).model if overrides else load_model(name)
@@ -102,7 +102,7 @@ def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet:
     """Every number of a hardware profile, with its source."""
     if name is None:
         return _listed("hardware")
-    from reports import show as shown
+    from reports.terminal import show_tables as shown
     from simulator.inputs import load_hardware
 
     cluster = _changed("hardware", name, overrides).cluster if overrides else load_hardware(name)
@@ -143,7 +143,7 @@ def schedule(
 
     NAME is a schedule, a schedule file, or a job, whose schedule is shown.
     """
-    from reports import show as shown
+    from reports.terminal import show_tables as shown
     from simulator.schedule import SCHEDULES, format_schedule
 
     if name is None:
@@ -157,7 +157,7 @@ def schedule(
         return print_json(shown.schedule_dict(found))
     if text:
         return click.echo(format_schedule(found), nl=False)
-    from reports.console import width
+    from reports.terminal.console import width
 
     return print_report(*shown.schedule(found, width(), start=start, wrap=wrap))
 
@@ -173,7 +173,7 @@ def job(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """A job with all its values, as a TOML file that can be edited and run."""
     if name is None:
         return _listed("job")
-    from reports.show import job_toml
+    from reports.terminal.show_tables import job_toml
     from simulator.inputs import load_scenario
 
     found = load_scenario(name, overrides).job
@@ -191,7 +191,7 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """What a software stack does differently, with sources."""
     if name is None:
         return _listed("stack")
-    from reports import show as shown
+    from reports.terminal import show_tables as shown
     from simulator.inputs import load_stack
 
     habits = _changed("stack", name, overrides).stack if overrides else load_stack(name)
@@ -201,7 +201,7 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
 def _simulated(name: str, overrides: Sequence[str]) -> Result:
     """One step of the job of that name."""
     from simulator.inputs import load_scenario
-    from simulator.run import simulate
+    from simulator.results.simulate import simulate
     from simulator.schedule import SCHEDULES
 
     if name in SCHEDULES or (Path(name).is_file() and Path(name).suffix != ".toml"):
@@ -214,8 +214,8 @@ def _simulated(name: str, overrides: Sequence[str]) -> Result:
 
 
 def _timed(result: Result, start: int, wrap: bool, as_json: bool) -> None:
-    from reports import show as shown
-    from reports.console import width
+    from reports.terminal import show_tables as shown
+    from reports.terminal.console import width
 
     if as_json:
         return print_json(shown.schedule_dict(result.schedule, shown.times_of(result)))
@@ -248,7 +248,7 @@ def _schedule(
 def _of_file_or_job(name: str, overrides: Sequence[str]) -> Schedule:
     from simulator.errors import InputError
     from simulator.inputs import list_names, load_scenario
-    from simulator.run import schedule_of
+    from simulator.results.simulate import schedule_of
     from simulator.schedule import SCHEDULES, parse_schedule, validate
 
     path = Path(name)

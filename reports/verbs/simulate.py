@@ -26,8 +26,8 @@ from reports.verbs.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reports.trace import Selection
-    from simulator.result import Result
+    from reports.export.trace import Selection
+    from simulator.results.result import Result
 
 
 @click.command(
@@ -71,7 +71,7 @@ def simulate(
     _check_usage(sensitivity and bool(what_ifs), "--sensitivity moves numbers of the job itself: not with --what-if")
     _check_usage(file is None and not (ranks is None and window is None), "--ranks and --window belong to --trace")
     from simulator.inputs import load_scenario
-    from simulator.whatif import simulate as run
+    from simulator.studies.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
     chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
@@ -88,7 +88,7 @@ def simulate(
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict())
     else:
-        from reports.table import report
+        from reports.terminal.step_tables import report
 
         print_report(*report(result, verbose=verbose))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
@@ -101,13 +101,13 @@ def _check_usage(wrong: bool, text: str) -> None:
 
 def _selection(ranks: str | None, window: str | None, count: int) -> Selection:
     """What goes into the trace, checked before anything is computed."""
-    from reports.trace import Selection
+    from reports.export.trace import Selection
 
     return Selection.parse(ranks, window, count)
 
 
 def _write_trace(result: Result, file: Path, chosen: Selection | None, quiet: bool) -> None:
-    from reports.trace import write_trace
+    from reports.export.trace import write_trace
 
     with progress(f"writing {file.name}", quiet=quiet) as done:
         events = write_trace(result, file, chosen, progress=done)
@@ -120,7 +120,7 @@ def _write_page(result: Result, page: Path, moved: tuple[str, tuple[str, ...]] |
 
     swings = None
     if moved is not None:
-        from simulator.sensitivity import tornado
+        from simulator.studies.sensitivity import tornado
 
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(*moved, progress=done)
@@ -135,6 +135,6 @@ def _write_looks(result: Result, figures: Path | None, tables: Path | None, quie
 
         say(f"drew {len(write_figures(result, figures))} files into {figures}", quiet=quiet)
     if tables is not None:
-        from reports.tables_export import write_tables
+        from reports.export.data_frames import write_tables
 
         say(f"wrote {len(write_tables(result, tables))} tables into {tables}", quiet=quiet)

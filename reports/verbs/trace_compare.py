@@ -51,7 +51,7 @@ def compare(
     if as_json:
         print_json(found.as_dict())
     else:
-        from reports.trace_compare import report
+        from reports.terminal.profile_tables import report
 
         print_report(*report(found, verbose=verbose))
     say(f"read {len(recording.kernels):,} kernels in {perf_counter() - began:.1f} s", quiet=quiet)

@@ -22,7 +22,7 @@ def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bo
     as step times and GPU-hours, are always only compared with.
     """
     file = output_file(markdown, "--markdown") if markdown is not None else None
-    from reports import validation
+    from reports.terminal import validation_tables as validation
     from simulator.errors import InputError
     from simulator.validation import validate as compute
 
@@ -33,7 +33,7 @@ def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bo
             f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep or E"
         )
     if file is not None:
-        from reports.files import replacing
+        from reports.export.files import replacing
 
         with replacing(file) as out:
             out.write(validation.markdown(outcomes).encode())

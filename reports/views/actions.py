@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.engine.tasks import ActionOf, Timeline
-from simulator.metrics import action_spans
+from simulator.results.metrics import action_spans
 from simulator.schedule import actions_of
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from reports import words
+from reports.views import words
 from reports.views.trust import Doubt
-from simulator.result import Result
-from simulator.scenario import Scenario
+from simulator.results.result import Result
+from simulator.spec.scenario import Scenario
 
 
 def answer_of(result: Result) -> str:

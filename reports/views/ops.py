@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reports.views.actions import ActionSpan
-from simulator.cost.attention import attention_bytes
-from simulator.cost.gemm import gemm_bytes
-from simulator.engine.runs import Priced, Run, moments
+from simulator.cost.attention_cost import attention_bytes
+from simulator.cost.gemm_cost import gemm_bytes
+from simulator.engine.kernel_sequence import Priced, Run, moments
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, Gemm, Op, Streaming
 

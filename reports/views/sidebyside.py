@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports import words
+from reports.views import words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

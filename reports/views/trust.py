@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from simulator.engine.kernel_sequence import Run
 from simulator.engine.pricing import kernel_class
-from simulator.engine.runs import Run
-from simulator.kernels import Kernels
-from simulator.metrics import ClassTime
-from simulator.result import Result
-from simulator.stack import Stack
+from simulator.results.metrics import ClassTime
+from simulator.results.result import Result
+from simulator.spec.kernel_params import Kernels
+from simulator.spec.stack import Stack
 
 REPORTS = ("report.json", "report_fabric.json")
 Known = tuple[float, int, str]

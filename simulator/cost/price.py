@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from simulator.cost.all_to_all import all_to_all_cost, notify_cost
-from simulator.cost.attention import attention_cost
-from simulator.cost.collective import collective_cost, p2p_cost
+from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
+from simulator.cost.attention_cost import attention_cost
+from simulator.cost.collective_cost import collective_cost, p2p_cost
 from simulator.cost.cost import Cost, Share
-from simulator.cost.gemm import gemm_cost
-from simulator.cost.streaming import fixed_cost, streaming_cost
-from simulator.hardware import Cluster
+from simulator.cost.gemm_cost import gemm_cost
+from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.ops import (
     AllToAll,
     Attention,
@@ -20,6 +19,7 @@ from simulator.ops import (
     PointToPoint,
     Streaming,
 )
+from simulator.spec.hardware import Cluster
 
 
 def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool, dispatcher: str) -> Cost:

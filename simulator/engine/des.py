@@ -13,7 +13,16 @@ from functools import partial
 import simpy
 
 from simulator.engine.contention import Flow, component, max_min, oversubscribed
-from simulator.engine.runs import ALONE, HELD, TRAFFIC, Condition, Run, condition_beside, position_at, time_at
+from simulator.engine.kernel_sequence import (
+    ALONE,
+    HELD,
+    TRAFFIC,
+    Condition,
+    Run,
+    condition_beside,
+    position_at,
+    time_at,
+)
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Tasks, Timeline
 
 OVER = -1

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simulator.cost.price import launches_of
+from simulator.engine.kernel_sequence import ALONE, Run
 from simulator.engine.program import Program
-from simulator.engine.runs import ALONE, Run
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op
-from simulator.stack import Stack
+from simulator.spec.stack import Stack
 
 Issue = Callable[[Run], tuple[float, float]]
 """Of a run: how long after the host turned to it the run can go through, and until all of it is issued [s]."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.host import issuing, releases
+from simulator.engine.kernel_sequence import ALONE, Run, run_of
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
-from simulator.engine.runs import ALONE, Run, run_of
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.graph.block import Block
@@ -16,10 +16,10 @@ from simulator.graph.linear import BF16
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
-from simulator.routing import imbalance
-from simulator.scenario import Scenario
+from simulator.routing.loads import imbalance
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of
 from simulator.schedule.order import progress, step_needs
+from simulator.spec.scenario import Scenario
 
 MIRRORED = ("dualpipe", "dualpipev")
 """Schedules under which a rank holds two stages at the same distance from both ends."""

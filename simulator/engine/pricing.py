@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
-from simulator.engine.runs import Priced
-from simulator.hardware import Cluster
-from simulator.kernels import Kernels, rested
+from simulator.engine.kernel_sequence import Priced
 from simulator.ops import AllToAll, Attention, Gemm, Op
-from simulator.scenario import Scenario
-from simulator.stack import Stack
+from simulator.spec.hardware import Cluster
+from simulator.spec.kernel_params import Kernels, rested
+from simulator.spec.scenario import Scenario
+from simulator.spec.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
 def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
-    `pace`: how much longer tensor kernels last at the clock of the step than at the boost clock (`simulator.power`).
+    `pace`: how much longer tensor kernels last at the clock of the step than at the boost clock
+    (`simulator.engine.power`).
 
     Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
     communicates: the tax is always paid.

@@ -12,7 +12,7 @@ from math import hypot
 from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait
-from simulator.engine.runs import ALONE, COLLECTIVE, Kind, Priced, Run, run_of
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, Kind, Priced, Run, run_of
 from simulator.graph.block import Block, Segment
 from simulator.ops import Attention, Collective, Fixed, Gemm, Op
 

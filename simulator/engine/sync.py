@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulator.engine.kernel_sequence import Run, run_of
 from simulator.engine.program import Pricer, Program
-from simulator.engine.runs import Run, run_of
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.graph.state import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
+from simulator.graph.parameters import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
-from simulator.scenario import Scenario
 from simulator.schedule import Schedule, Step, halves, stages_on
+from simulator.spec.scenario import Scenario
 
 MASTER = 4.0
 """Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.engine.runs import Condition, Run
+from simulator.engine.kernel_sequence import Condition, Run
 from simulator.schedule import Step
 
 COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)

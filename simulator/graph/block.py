@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from simulator.graph.shapes import Shapes
 from simulator.ops import Beside, Op, Part, Stream, Work
-from simulator.stack import Stack
+from simulator.spec.stack import Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from simulator.graph.linear import BF16, FP8, cast, scales
 from simulator.graph.norm import add_residual, drop_backward, norm_forward
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.layout import Recipe
 from simulator.ops import Gemm, Streaming
+from simulator.spec.job import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

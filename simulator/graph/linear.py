@@ -17,8 +17,8 @@ from typing import Literal
 
 from simulator.dtypes import FP8_TILE, WIDTH
 from simulator.graph.block import Tape
-from simulator.layout import Recipe
 from simulator.ops import Gemm, GemmPrecision, Part, Streaming
+from simulator.spec.job import Recipe
 
 BF16, FP8, FP32 = WIDTH["bf16"], WIDTH["fp8"], WIDTH["fp32"]
 

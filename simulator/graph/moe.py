@@ -16,7 +16,7 @@ from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
-from simulator.routing import imbalance
+from simulator.routing.loads import imbalance
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
 """Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and

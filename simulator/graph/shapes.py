@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.layout import Job, Recipe
-from simulator.model import ModelSpec
-from simulator.routing import PADDING, expected_ranks, load
-from simulator.scenario import Scenario
-from simulator.stack import Stack
+from simulator.routing.gate import expected_ranks
+from simulator.routing.loads import PADDING, load
+from simulator.spec.job import Job, Recipe
+from simulator.spec.model import ModelSpec
+from simulator.spec.scenario import Scenario
+from simulator.spec.stack import Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

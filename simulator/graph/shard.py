@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from simulator.graph.block import Block, Segment
 from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.parameters import held_by_block
 from simulator.graph.shapes import Shapes
-from simulator.graph.state import held_by_block
 from simulator.ops import Op, Part, Streaming
 
 

@@ -16,7 +16,7 @@ from simulator.graph import ends, layer
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
-from simulator.model import ModelSpec
+from simulator.spec.model import ModelSpec
 
 TIE = 0.005
 """Share of the slowest stage's time below which cuts count as equally fast: far less than the times are known to."""

@@ -12,7 +12,7 @@ from typing import Any
 from simulator.inputs.limits import MODEL, check_ranges
 from simulator.inputs.problems import nearest, problem
 from simulator.inputs.typed import build, field_names
-from simulator.model import ModelSpec
+from simulator.spec.model import ModelSpec
 
 Table = dict[str, Any]
 

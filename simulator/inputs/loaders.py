@@ -8,19 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simulator.fabric import Fabric
-from simulator.hardware import Cluster, Gpu, Node
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import model_from_config, settable
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
 from simulator.inputs.typed import build, field_names, hints
-from simulator.kernels import Kernels
-from simulator.layout import Job
-from simulator.model import ModelSpec
-from simulator.scenario import Scenario
-from simulator.stack import Stack
+from simulator.spec.comm_params import Fabric
+from simulator.spec.hardware import Cluster, Gpu, Node
+from simulator.spec.job import Job
+from simulator.spec.kernel_params import Kernels
+from simulator.spec.model import ModelSpec
+from simulator.spec.scenario import Scenario
+from simulator.spec.stack import Stack
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 from simulator.memory.account import curve_of, memory_of, memory_of_rows
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.measures import Measure, measures
-from simulator.memory.report import GROUPS, Curve, Item, MemoryReport, RankMemory, needed
+from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory, needed
 
 __all__ = [
     "GROUPS",

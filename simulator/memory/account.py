@@ -12,9 +12,9 @@ from simulator.engine.program import Program
 from simulator.engine.tasks import ActionOf, Tasks, Timeline
 from simulator.memory.assumptions import Assumptions, assumptions_for
 from simulator.memory.buffers import buffer_items
-from simulator.memory.changes import FOR_WEIGHTS, Usage, Usages
-from simulator.memory.report import GROUPS, Curve, Item, MemoryReport, RankMemory
-from simulator.memory.state import Shards, shards_of, state_items
+from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
+from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
+from simulator.memory.optimizer_states import Shards, shards_of, state_items
 from simulator.schedule import Schedule, Step, stages_on
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.scenario import Scenario
+from simulator.spec.scenario import Scenario
 from simulator.units import si
 
 

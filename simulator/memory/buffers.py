@@ -5,8 +5,8 @@ from __future__ import annotations
 from simulator.dtypes import WIDTH
 from simulator.graph.shapes import Shapes
 from simulator.memory.assumptions import Assumptions
-from simulator.memory.report import Item
-from simulator.scenario import Scenario
+from simulator.memory.memory_report import Item
+from simulator.spec.scenario import Scenario
 
 _BESIDE = 128 * (8 + 4 + 4)
 """Bytes that a token's queue entry has room for beside its values: 128 expert ids, weights and scales [B]."""

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from simulator.metrics import Interval
 from simulator.profile.recording import Kernel
+from simulator.results.metrics import Interval
 
 
 def effective_seconds(kernels: Sequence[Kernel]) -> dict[int, float]:

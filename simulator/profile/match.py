@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from simulator.cost.price import launches_of
-from simulator.engine.runs import ALONE, HELD, TRAFFIC, Priced
-from simulator.metrics import Interval
+from simulator.engine.kernel_sequence import ALONE, HELD, TRAFFIC, Priced
 from simulator.ops import AllToAll, Fixed
 from simulator.profile.align import Item, align
 from simulator.profile.effective import covered, effective_seconds
 from simulator.profile.pair import OpSpan
 from simulator.profile.recording import Kernel, intervals
+from simulator.results.metrics import Interval
 
 WAITING = ("comm.notify", "comm.layout")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from simulator.engine.des import simulate
+from simulator.engine.kernel_sequence import Priced, moments
 from simulator.engine.lower import Plan
 from simulator.engine.program import Program, pair_program, sequential_program
-from simulator.engine.runs import Priced, moments
 from simulator.engine.tasks import Tasks
 from simulator.graph.block import Block
 from simulator.graph.layer import dense_layer, moe_layer

@@ -11,9 +11,9 @@ from sys import intern
 from typing import Any
 
 from simulator.errors import InputError
-from simulator.metrics import Interval, length, merged
 from simulator.profile.events import Progress, trace_events
 from simulator.profile.names import kernel_class
+from simulator.results.metrics import Interval, length, merged
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")

@@ -6,7 +6,7 @@ microbatches.
 """
 
 from simulator.schedule.action import Row, Schedule
-from simulator.schedule.program import number
+from simulator.schedule.numbering import number
 from simulator.schedule.rules import check
 
 

@@ -1,7 +1,7 @@
 """The schedules with one stage a rank and whole backwards: GPipe and 1F1B."""
 
 from simulator.schedule.action import Schedule
-from simulator.schedule.program import number
+from simulator.schedule.numbering import number
 from simulator.schedule.rules import check
 
 

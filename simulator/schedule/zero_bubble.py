@@ -5,7 +5,7 @@ than by the search of section 3, and ZB-V of section 6 as its authors handcrafte
 """
 
 from simulator.schedule.action import Row, Schedule, actions_of
-from simulator.schedule.program import number
+from simulator.schedule.numbering import number
 from simulator.schedule.rules import check
 
 

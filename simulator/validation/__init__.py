@@ -2,6 +2,6 @@
 
 from simulator.validation.figures import Figure, load_figures
 from simulator.validation.outcome import Group, Outcome, grouped
-from simulator.validation.run import validate
+from simulator.validation.validate import validate
 
 __all__ = ["Figure", "Group", "Outcome", "grouped", "load_figures", "validate"]

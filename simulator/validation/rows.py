@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from simulator.cost.all_to_all import all_to_all_cost
-from simulator.cost.collective import collective_cost
-from simulator.hardware import Cluster
+from simulator.cost.all_to_all_cost import all_to_all_cost
+from simulator.cost.collective_cost import collective_cost
 from simulator.ops import AllToAll, Collective
+from simulator.spec.hardware import Cluster
 
 HIDDEN = 7168
 """Hidden size of every measured exchange: DeepSeek-V3's."""

@@ -12,9 +12,9 @@ from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
-from simulator.layout import Recipe
 from simulator.ops import Attention
-from simulator.scenario import Scenario
+from simulator.spec.job import Recipe
+from simulator.spec.scenario import Scenario
 from workloads.reference.config import RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths
 from workloads.reference.init import init_params

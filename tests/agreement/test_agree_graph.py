@@ -24,7 +24,7 @@ from both import (
 
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import block_kinds
-from simulator.layout import Recipe
+from simulator.spec.job import Recipe
 from workloads.reference.hf_config import config_from_dict
 
 RECIPES: tuple[Recipe, ...] = ("bf16", "fp8")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.numerics import gate_of
-from simulator.check import check
+from reports.terminal.numerics_tables import gate_of
 from simulator.inputs import load_scenario
-from simulator.run import simulate
+from simulator.inputs.check import check
+from simulator.results.simulate import simulate
 from workloads.reference.claims.loads import Method, RankLoads, as_toml, loads_of_ranks
 
 JOB, STEPS = "tiny-1f1b", 500

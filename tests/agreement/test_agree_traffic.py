@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.routing import direct_traffic, reach
-from simulator.routing import traffic as forecast
+from simulator.routing.gate import reach
+from simulator.routing.traffic import direct_traffic
+from simulator.routing.traffic import traffic as forecast
 from workloads.reference.balance import gate_config
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Weights

@@ -12,8 +12,8 @@ import resource
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from simulator.search import question, search
-from simulator.search.workers import cores
+from simulator.studies.search import question, search
+from simulator.studies.search.workers import cores
 
 OVER = (
     "layout.pp=4,8,16,32",

@@ -18,7 +18,7 @@ from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower
 from simulator.inputs import load_scenario
-from simulator.run import prepare
+from simulator.results.simulate import prepare
 from simulator.schedule import Schedule
 
 JOB = "deepseek-v3-pretrain"

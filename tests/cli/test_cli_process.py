@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "cli"]
-LIGHT = ("numpy", "pandas", "simpy", "pydantic", "rich", "matplotlib", "networkx", "simulator.run")
+LIGHT = ("numpy", "pandas", "simpy", "pydantic", "rich", "matplotlib", "networkx", "simulator.results.simulate")
 
 
 def foretrain(*args: str, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +60,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_several_variants_run_in_processes() -> None:
     """A spawned process must find its way without this one's state."""
     code = (
-        "from reports import compare\n"
+        "from reports.views import variants as compare\n"
         "compare._WORTH_A_PROCESS = 0.0\n"
         "if __name__ == '__main__':\n"
         "    chosen = compare.variants(['tiny-1f1b'], [('layout.pp', ['2', '4', '3'])], [])\n"

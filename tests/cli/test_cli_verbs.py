@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from reports.trace import process
+from reports.export.trace import process
 from reports.verbs.options import WHAT_IFS as NAMES
-from simulator.whatif import WHAT_IFS
+from simulator.studies.whatif import WHAT_IFS
 
 
 def layers(run: Any) -> str:
@@ -117,7 +117,7 @@ def test_trace_is_written_whole_and_selected(run: Any, tmp_path: Path) -> None:
 def test_a_wrong_selection_is_told_before_anything_is_simulated(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulator.run.simulate", None)
+    monkeypatch.setattr("simulator.results.simulate.simulate", None)
     for option, value in (("--ranks", "4"), ("--window", "2:1"), ("--ranks", "")):
         result = run("simulate", "tiny-1f1b", "--trace", str(tmp_path / "t.json"), option, value)
         assert result.exit_code == 2
@@ -191,7 +191,7 @@ def test_an_interrupt_is_told_and_exits_with_130(run: Any, monkeypatch: pytest.M
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("simulator.run.simulate", interrupted)
+    monkeypatch.setattr("simulator.results.simulate.simulate", interrupted)
     result = run("simulate", "tiny-1f1b")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "foretrain: interrupted\n")
 
@@ -202,7 +202,7 @@ def test_a_crash_is_not_hidden(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_args: object, **_kwargs: object) -> None:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("simulator.run.simulate", broken)
+    monkeypatch.setattr("simulator.results.simulate.simulate", broken)
     with pytest.raises(RuntimeError, match="a fault"):
         run("simulate", "tiny-1f1b")
 

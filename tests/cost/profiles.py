@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from pydantic import TypeAdapter
 
-from simulator.kernels import Kernels
+from simulator.spec.kernel_params import Kernels
 
 
 @cache

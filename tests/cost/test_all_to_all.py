@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.calibration import fit_fabric
-from simulator.cost.all_to_all import all_to_all_cost, notify_cost
+from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.cost import Cost
 from simulator.errors import InputError
-from simulator.hardware import Cluster
 from simulator.ops import AllToAll, Notify
+from simulator.spec.hardware import Cluster
 
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
 H100 = fit_fabric.cluster_of("h100", fit_fabric.document("h100"))

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.calibration.evaluate import GPUS
-from simulator.cost.attention import attention_bytes, attention_cost, rate_of
+from simulator.cost.attention_cost import attention_bytes, attention_cost, rate_of
 from simulator.cost.cost import Cost, Share
 from simulator.errors import InputError
-from simulator.kernels import AttentionParams, AttentionRate, Kernels, rested
 from simulator.ops import Attention
+from simulator.spec.kernel_params import AttentionParams, AttentionRate, Kernels, rested
 from tests.cost.profiles import kernels_of
 
 H800 = GPUS["h800"]

@@ -24,8 +24,8 @@ from hardware_profiles.calibration.sample import TABLES, Sample, merged, split
 from hardware_profiles.calibration.sample import rows as rows_of
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
-from simulator.kernels import Kernels
 from simulator.ops import Attention, Gemm
+from simulator.spec.kernel_params import Kernels
 from tests.cost.profiles import kernels_of
 
 ROOT = Path(__file__).parents[2]

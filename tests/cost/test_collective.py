@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.calibration import fit_fabric
-from simulator.cost.collective import collective_cost, p2p_cost
+from simulator.cost.collective_cost import collective_cost, p2p_cost
 from simulator.errors import InputError
-from simulator.fabric import Fabric
-from simulator.hardware import Cluster, Link
 from simulator.inputs import list_names
 from simulator.ops import Collective, CollectiveKind, PointToPoint
+from simulator.spec.comm_params import Fabric
+from simulator.spec.hardware import Cluster, Link
 
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
 H100 = fit_fabric.cluster_of("h100", fit_fabric.document("h100"), sharp=True)

@@ -8,7 +8,7 @@ import pytest
 
 from hardware_profiles.calibration.evaluate import GPUS
 from hardware_profiles.calibration.sample import rows
-from simulator.cost.decode import latent_decode_cost
+from simulator.cost.decode_cost import latent_decode_cost
 from tests.cost.profiles import kernels_of
 
 H800, KERNELS = GPUS["h800"], kernels_of("h800")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.cost.attention import attention_cost
+from simulator.cost.attention_cost import attention_cost
 from simulator.cost.cost import Cost, Share
-from simulator.cost.gemm import gemm_cost, norm4
-from simulator.cost.streaming import streaming_cost
+from simulator.cost.gemm_cost import gemm_cost, norm4
+from simulator.cost.streaming_cost import streaming_cost
 from simulator.inputs import load_hardware
 from simulator.ops import Attention, Gemm, Streaming
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.cost import Share
-from simulator.cost.gemm import busy_groups, gemm_bytes, gemm_cost, norm4
+from simulator.cost.gemm_cost import busy_groups, gemm_bytes, gemm_cost, norm4
 from simulator.errors import InputError, UncalibratedError
-from simulator.kernels import GemmParams, Kernels, rested
 from simulator.ops import Gemm
+from simulator.spec.kernel_params import GemmParams, Kernels, rested
 from tests.cost.profiles import kernels_of
 
 H800 = GPUS["h800"]

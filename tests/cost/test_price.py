@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from simulator.cost.cost import Share
 from simulator.cost.price import price
-from simulator.hardware import Cluster
 from simulator.inputs import load_hardware
 from simulator.ops import (
     AllToAll,
@@ -26,6 +25,7 @@ from simulator.ops import (
     Streaming,
     Work,
 )
+from simulator.spec.hardware import Cluster
 
 SLACK = 1 + 1e-12
 HARDWARE = st.sampled_from(["a100", "h100", "h200", "h800", "b200", "h20", "gb200"])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from hardware_profiles.calibration.evaluate import GPUS
 from simulator.cost.cost import Share
-from simulator.cost.streaming import fixed_cost, streaming_cost
+from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.errors import InputError
 from simulator.graph import linear
-from simulator.kernels import Kernels, StreamParams
 from simulator.ops import Fixed, Streaming
+from simulator.spec.kernel_params import Kernels, StreamParams
 from tests.cost.profiles import kernels_of
 
 H800 = GPUS["h800"]

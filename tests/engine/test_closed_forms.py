@@ -11,12 +11,12 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
+from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import Plan, lower, plan
-from simulator.engine.runs import Priced
 from simulator.inputs import load_scenario
-from simulator.metrics import rank_times
 from simulator.ops import Op
+from simulator.results.metrics import rank_times
 from simulator.schedule import build, closed_form_bubble, peak_in_flight
 
 PP, MICROBATCHES = 8, 24

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
 from simulator.engine.longest_path import longest_path
-from simulator.engine.runs import ALONE, COLLECTIVE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SYNC, Tasks
 from simulator.ops import Fixed, Op
 

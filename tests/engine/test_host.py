@@ -9,17 +9,17 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine.host import issuing, releases
+from simulator.engine.kernel_sequence import Priced, Run, run_of
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, plan
 from simulator.engine.program import Program, Step
-from simulator.engine.runs import Priced, Run, run_of
 from simulator.engine.tasks import COMPUTE, Tasks
+from simulator.estimate.estimate import estimate
+from simulator.estimate.shared_prices import Kit
 from simulator.inputs import load_scenario, load_stack
 from simulator.ops import Gemm, Op, Streaming
-from simulator.run import prepare, timeline_of
-from simulator.search.fast import estimate
-from simulator.search.kit import Kit
-from simulator.stack import Stack
+from simulator.results.simulate import prepare, timeline_of
+from simulator.spec.stack import Stack
 
 US = 1e-6
 

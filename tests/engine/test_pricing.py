@@ -10,15 +10,15 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine import pricing
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, HELD, TRAFFIC, Priced
 from simulator.engine.lower import plan
 from simulator.engine.pricing import pricer
-from simulator.engine.runs import ALONE, COLLECTIVE, HELD, TRAFFIC, Priced
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.ops import AllToAll, Gemm, Op
-from simulator.run import simulate
-from simulator.scenario import Scenario
+from simulator.results.simulate import simulate
+from simulator.spec.scenario import Scenario
 
 SLACK = 1 + 1e-12
 JOB = "deepseek-v3-pretrain"

@@ -15,8 +15,8 @@ from hardware_profiles.calibration.beside import MOVER_RATE, contention
 from hardware_profiles.calibration.sample import Sample
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
+from simulator.engine.kernel_sequence import Kind, Priced, run_of
 from simulator.engine.pricing import pricer
-from simulator.engine.runs import Kind, Priced, run_of
 from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.inputs import load_scenario
 from simulator.ops import AllToAll, Fixed, Op

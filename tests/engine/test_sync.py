@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 from simulator.cost.cost import Cost
+from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, plan
+from simulator.engine.power import demand, hungriest, slowdown
 from simulator.engine.program import exposed
-from simulator.engine.runs import Priced
 from simulator.engine.sync import update_ops
 from simulator.engine.tasks import LANES, SYNC, Tasks
-from simulator.graph.state import Held, held_by_stage
-from simulator.hardware import Gpu, Power
+from simulator.graph.parameters import Held, held_by_stage
 from simulator.inputs import load_hardware, load_scenario
 from simulator.ops import Collective, Gemm, Op, Streaming, Work
-from simulator.power import demand, hungriest, slowdown
-from simulator.run import schedule_of, simulate
+from simulator.results.simulate import schedule_of, simulate
+from simulator.spec.hardware import Gpu, Power
 
 SMALL = ["gpus=64", "layout.tp=1", "layout.pp=1", "batch.global_batch_size=256", "hardware=h100"]
 

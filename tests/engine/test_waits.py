@@ -6,13 +6,13 @@ from math import hypot
 
 import pytest
 
+from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.program import is_expert_work, pair_program
-from simulator.engine.runs import ALONE
 from simulator.inputs import load_scenario
 from simulator.ops import AllToAll
-from simulator.result import Result
-from simulator.routing import imbalance
-from simulator.run import prepare, simulate
+from simulator.results.result import Result
+from simulator.results.simulate import prepare, simulate
+from simulator.routing.loads import imbalance
 
 JOB = "tiny-dualpipe"
 RANKS = load_scenario(JOB).job.layout.ep

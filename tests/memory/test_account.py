@@ -9,8 +9,8 @@ import pytest
 
 from simulator.inputs import load_scenario
 from simulator.memory import GROUPS, curve_of, measures, memory_of, memory_of_rows
-from simulator.memory.changes import Usages
-from simulator.run import prepare, timeline_of
+from simulator.memory.deltas import Usages
+from simulator.results.simulate import prepare, timeline_of
 from simulator.schedule import peak_in_flight
 
 TINY = ("dualpipe", "1f1b", "zb1p", "gpipe", "zb2p")

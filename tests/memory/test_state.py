@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from simulator.graph.state import held_by_block
+from simulator.graph.parameters import held_by_block
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions, assumptions_for
 from simulator.memory.buffers import queue_bytes
-from simulator.memory.state import copied_ends, held_by_rank, shards_of, state_items
+from simulator.memory.optimizer_states import copied_ends, held_by_rank, shards_of, state_items
 
 HIDDEN, VOCAB = 7168, 129280
 ATTENTION = 7168 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168

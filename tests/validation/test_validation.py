@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from cli import foretrain
 from hardware_profiles.calibration import fit_kernels
 from simulator.validation import Figure, grouped, load_figures, validate
+from simulator.validation.computations import rule_for
 from simulator.validation.figures import END_TO_END, calibration_rows, used_by_calibration
-from simulator.validation.rules import rule_for
 
 FIGURES = load_figures()
 CALIBRATION = Path(str(resources.files("hardware_profiles").joinpath("calibration")))

@@ -1,0 +1,1 @@
+"""Files that leave the program: saved results, traces, tables."""

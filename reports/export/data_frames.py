@@ -1,0 +1,104 @@
+"""Tables of a result for pandas: data frames, and the same as CSV and Parquet files.
+
+Columns carry their unit in their name. Parquet is written where pyarrow is installed (the extra `parquet`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reports.export.files import replacing
+from reports.views.actions import action_list, representative
+from reports.views.idle import idle_by_cause
+from reports.views.ops import ops_of
+from simulator.engine.tasks import LANES
+from simulator.results.result import Result
+
+STREAMS = ("compute", "exchange", "send_next", "send_previous", "sync")
+
+
+def tables(result: Result) -> dict[str, pd.DataFrame]:
+    """All tables of a result by name: metrics, ranks, classes, actions, timeline, ops, idle."""
+    actions = action_list(result.timeline)
+    chosen = representative(actions)
+    return {
+        "metrics": pd.DataFrame({"metric": list(result.metrics), "value": list(result.metrics.values())}),
+        "ranks": pd.DataFrame(
+            [
+                {
+                    "rank": rank.rank,
+                    **{f"{phase}_s": seconds for phase, seconds in rank.phases.items()},
+                    "exposed_comm_s": rank.exposed_comm,
+                    "compute_busy_s": rank.compute_busy,
+                }
+                for rank in result.ranks
+            ]
+        ),
+        "classes": pd.DataFrame([asdict(item) for item in result.classes]),
+        "actions": pd.DataFrame(
+            [
+                {
+                    "rank": a.rank,
+                    "action": a.text,
+                    "phase": a.phase,
+                    "stage": a.stages[0] if a.stages else -1,
+                    "microbatch": a.microbatches[0] if a.microbatches else -1,
+                    "start_s": a.start,
+                    "end_s": a.end,
+                }
+                for a in actions
+            ]
+        ),
+        "timeline": timeline_table(result),
+        "ops": pd.DataFrame(
+            [{"action": chosen.text, "rank": chosen.rank, **asdict(op)} for op in ops_of(result.timeline, chosen)]
+        ).rename(
+            columns={"start": "start_s", "end": "end_s", "alone": "alone_s", "flops": "work_flop", "bytes": "work_b"}
+        ),
+        "idle": pd.DataFrame(
+            [{"cause": cause, "seconds": s} for cause, s in idle_by_cause(result, actions).causes.items()]
+        ),
+    }
+
+
+def timeline_table(result: Result) -> pd.DataFrame:
+    """Every run of every stream, one a row."""
+    tasks = result.timeline.tasks
+    lane = np.asarray(tasks.lane, dtype=np.int64)
+    action = np.full(len(lane), -1)
+    for number, one in enumerate(tasks.actions):
+        action[one.first : one.last] = number
+    names = pd.Categorical([run.name for run in tasks.run])
+    return pd.DataFrame(
+        {
+            "rank": lane // LANES,
+            "stream": pd.Categorical(np.asarray(STREAMS)[lane % LANES], categories=STREAMS),
+            "run": names,
+            "kind": pd.Categorical([run.kind for run in tasks.run]),
+            "action": action,
+            "start_s": result.timeline.start,
+            "end_s": result.timeline.end,
+        }
+    )
+
+
+def write_tables(result: Result, folder: Path) -> list[Path]:
+    """Write every table into `folder` as CSV, and as Parquet where that can be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, frame in tables(result).items():
+        file = folder / f"{name}.csv"
+        with replacing(file) as out:
+            out.write(frame.to_csv(index=False).encode("utf-8"))
+        written.append(file)
+        if find_spec("pyarrow") is not None:
+            file = folder / f"{name}.parquet"
+            with replacing(file) as out:
+                frame.to_parquet(out, index=False)
+            written.append(file)
+    return written

@@ -1,0 +1,95 @@
+"""Results saved with `--json`, read again: by this version or by a later one.
+
+A file says which form it has (`schema`). Forms that older versions wrote are brought up to date by `UPGRADES`, one
+step at a time; forms of the future are refused with a line that says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulator.errors import InputError
+from simulator.results.result import SCHEMA
+
+COMPARISON = "foretrain.compare/1"
+UPGRADES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Old form of a result -> what turns it into the next one (and changes its `schema`)."""
+
+NEEDED = {
+    "scenario": dict, "metrics": dict, "breakdown_s": dict, "ranks": list, "classes": list, "stages": list,
+    "warnings": list, "provenance": dict,
+}  # fmt: skip
+METRICS = (
+    "step_time_s",
+    "mfu_causal",
+    "bubble_ratio",
+    "exposed_comm_s",
+    "gpu_hours_per_trillion_tokens",
+    "run_cost_usd",
+)
+"""What every form of a result has in `metrics`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """One saved result: a title to show it under, and the object itself in today's form."""
+
+    title: str
+    result: dict[str, Any]
+
+
+def read_saved(file: Path) -> list[Saved]:
+    """The results in a file: one of `simulate --json`, or all that ran of `compare --json`.
+
+    Raises InputError with one line that says what is wrong.
+    """
+    value = _parsed(file)
+    if value.get("schema") == COMPARISON:
+        runs = value.get("runs")
+        if not isinstance(runs, list):
+            raise InputError(f"{file}: runs: is missing")
+        return [
+            Saved(title=_title(run, file.stem), result=current(run["result"], str(file)))
+            for run in runs
+            if isinstance(run, dict) and isinstance(run.get("result"), dict)
+        ]
+    result = current(value, str(file))
+    return [Saved(title=file.stem, result=result)]
+
+
+def _title(run: Mapping[str, Any], fallback: str) -> str:
+    settings = run.get("set")
+    varied = ", ".join(f"{path}={value}" for path, value in settings.items()) if isinstance(settings, dict) else ""
+    return varied or str(run.get("job", fallback))
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file}: is not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), str):
+        raise InputError(f"{file}: is not a saved result: write one with foretrain simulate JOB --json > {file.name}")
+    return value
+
+
+def current(result: dict[str, Any], where: str) -> dict[str, Any]:
+    """A result in today's form, checked for what reports need."""
+    while result.get("schema") != SCHEMA:
+        upgrade = UPGRADES.get(str(result.get("schema")))
+        if upgrade is None:
+            raise InputError(f"{where}: schema: {result.get('schema')!r}: this version reads {SCHEMA} and {COMPARISON}")
+        result = upgrade(result)
+    for key, kind in NEEDED.items():
+        if not isinstance(result.get(key), kind):
+            raise InputError(f"{where}: {key}: is missing or not a {'table' if kind is dict else 'list'}")
+    for name in METRICS:
+        if not isinstance(result["metrics"].get(name), (int, float)):
+            raise InputError(f"{where}: metrics.{name}: is missing or not a number")
+    return result

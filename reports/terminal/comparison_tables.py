@@ -1,0 +1,130 @@
+"""The table of `compare` for the terminal: a line a variant, what tells them apart first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from reports.terminal.elements import columns, note, section
+from reports.views import words
+from reports.views.variants import Outcome, differences
+from simulator.memory import needed
+
+_METRICS_WIDTH = 55
+"""Columns that the metrics take."""
+
+
+def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False) -> list[RenderableType]:
+    """Everything that `compare` prints: the table, what its words mean, and why variants have no numbers."""
+    labels = differences(outcomes)
+    room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + _METRICS_WIDTH <= width
+    parts: list[RenderableType] = [heading(outcomes), Text("")]
+    if not room:
+        parts += [_legend(labels), Text("")]
+    parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
+    parts.append(note(_NOTE))
+    parts += _asked(outcomes)
+    if verbose:
+        parts += section("Warnings", _warnings(outcomes))
+    failed = [(at, outcome) for at, outcome in enumerate(outcomes) if outcome.error]
+    memory = [(at, outcome.result.get("memory")) for at, outcome in enumerate(outcomes) if outcome.result]
+    tight = [(at, needed(found)) for at, found in memory if found and not found["fits"]]
+    if tight:
+        parts += section("Do not fit (foretrain memory shows why)", _told(outcomes, tight, labels))
+    if failed:
+        reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
+        parts += section("Not possible", _told(outcomes, reasons, labels))
+    return parts
+
+
+def heading(outcomes: Sequence[Outcome]) -> Text:
+    """Of which jobs these are variants, and what all of them have in common."""
+    jobs = ", ".join(dict.fromkeys(outcome.variant.job for outcome in outcomes))
+    common = outcomes[0].variant.fixed
+    text = Text(f"{words.counted(len(outcomes), 'variant')} of {jobs}", style="bold")
+    return text.append(f"\nall with {', '.join(common)}", style="not bold") if common else text
+
+
+_NOTE = (
+    "change: of the step time, against the first that ran. MFU: causal attention, BF16 peak. bubble: mean over ranks."
+    " exposed: communication without compute beside it, mean over ranks. GPU-hours: per 1e12 tokens. price: of the run."
+)
+
+
+def _short(path: str) -> str:
+    """The last part of a path."""
+    return path.rpartition(".")[2]
+
+
+def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> RenderableType:
+    ran = [outcome.result["metrics"] for outcome in outcomes if outcome.result]
+    unit = words.unit_for(max((m["step_time_s"] for m in ran), default=1.0))
+    headers = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
+    table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
+    best = min((m["step_time_s"] for m in ran), default=0.0)
+    for at, outcome in enumerate(outcomes):
+        named = [Text(values[at], style="bold") for values in labels.values()]
+        if outcome.result is None:
+            table.add_row(*named, Text("-", style="dim"), style="dim")
+            continue
+        m = outcome.result["metrics"]
+        change = m["step_time_s"] / ran[0]["step_time_s"] - 1
+        table.add_row(
+            *named,
+            Text(unit.of(m["step_time_s"]), style="bold green" if m["step_time_s"] == best else ""),
+            "" if m is ran[0] else _change(change),
+            words.percent(m["mfu_causal"]),
+            words.percent(m["bubble_ratio"]),
+            unit.of(m["exposed_comm_s"]),
+            f"{m['gpu_hours_per_trillion_tokens']:,.0f}",
+            words.compact(m["run_cost_usd"]),
+        )
+    return table
+
+
+def _change(change: float) -> Text:
+    """Faster is green, slower is red; the sign says it again."""
+    return Text(f"{100 * change:+.1f} %", style="green" if change < 0 else "red" if change > 0 else "")
+
+
+def _legend(labels: Mapping[str, list[str]]) -> RenderableType:
+    table = columns("", *map(_short, labels))
+    for at, values in enumerate(zip(*labels.values(), strict=True)):
+        table.add_row(f"#{at + 1}", *values)
+    return table
+
+
+def _asked(outcomes: Sequence[Outcome]) -> list[RenderableType]:
+    """What the what-ifs ask and assume."""
+    names = list(dict.fromkeys(o.variant.what_if for o in outcomes if o.variant.what_if))
+    if not names:
+        return []
+    from simulator.studies.whatif import WHAT_IFS
+
+    table = columns("", "", "")
+    for name in names:
+        table.add_row(name, WHAT_IFS[name].asks, Text(WHAT_IFS[name].assumes, style="dim"))
+    return list(section("What if, and what is assumed", table))
+
+
+def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
+    """Every warning once."""
+    table = columns("", "")
+    for text in dict.fromkeys(text for o in outcomes if o.result for text in o.result["warnings"]):
+        table.add_row("-", words.of_warning(text))
+    return table
+
+
+def _told(
+    outcomes: Sequence[Outcome], lines: Sequence[tuple[int, str]], labels: Mapping[str, list[str]]
+) -> RenderableType:
+    """Lines about variants, each variant named once."""
+    table = columns("", "")
+    named = -1
+    for at, line in lines:
+        name = ", ".join(values[at] for values in labels.values() if values[at]) or outcomes[at].variant.job
+        table.add_row("" if at == named else name, line)
+        named = at
+    return table

@@ -1,0 +1,87 @@
+"""Memory of a step for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.terminal.elements import columns, note, section
+from simulator.memory import GROUPS, Measure, MemoryReport, RankMemory
+from simulator.units import GB
+
+
+def report(title: str, memory: MemoryReport, measures: Sequence[Measure] = ()) -> list[RenderableType]:
+    """Everything `memory` prints, part by part."""
+    worst = memory.worst
+    parts: list[RenderableType] = [
+        Text(f"Memory of one training step of {title}", style="bold"),
+        *section("The answer", answer(memory)),
+        *section(f"Rank {worst.rank} at its peak [GB]", items(worst)),
+        *section("Peak of each rank [GB]", ranks(memory), note("Equal neighbours share a line.")),
+    ]
+    if measures:
+        parts += section("What each measure saves on the worst rank [GB]", saved(measures))
+    return [*parts, *section("Assumed", Text("; ".join(memory.assumptions.lines()) + "."))]
+
+
+def gigabytes(value: float) -> str:
+    """`74.17`."""
+    return f"{value / GB:,.2f}"
+
+
+def answer(memory: MemoryReport) -> Text:
+    """Whether it fits, by how much, and when it is fullest."""
+    worst, left = memory.worst, memory.capacity - memory.peak
+    verdict = f"fits, {gigabytes(left)} GB to spare" if memory.fits else f"does NOT fit, {gigabytes(-left)} GB too much"
+    moment = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
+    return Text(
+        f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB: {verdict}.\n"
+        f"Fullest:{moment} on rank {worst.rank}, during {worst.during}."
+    )
+
+
+def items(rank: RankMemory) -> Table:
+    """What a rank holds at its peak."""
+    table = columns("", "", ">GB", ">share")
+    group = ""
+    for item in rank.items:
+        if item.bytes:
+            shown = item.group if item.group != group else ""
+            group = item.group
+            table.add_row(shown, item.name, gigabytes(item.bytes), f"{item.bytes / rank.peak:.1%}")
+    table.add_row("sum", "", gigabytes(rank.peak), "100.0%", style="bold")
+    return table
+
+
+def ranks(memory: MemoryReport) -> Table:
+    """Peak of every rank by group."""
+    table = columns("ranks", "stages", *(f">{name}" for name in GROUPS[:-2]), ">peak", gap=1)
+    for first, last, rank in _alike(memory.ranks):
+        name = f"{first}" if first == last else f"{first}-{last}"
+        stages = ", ".join(map(str, rank.stages)) if first == last else "..."
+        table.add_row(name, stages, *(gigabytes(rank.group(g)) for g in GROUPS[:-2]), gigabytes(rank.peak))
+    return table
+
+
+def _alike(ranks: Sequence[RankMemory]) -> list[tuple[int, int, RankMemory]]:
+    """Runs of neighbours with the same peak to three digits."""
+    out: list[tuple[int, int, RankMemory]] = []
+    for rank in ranks:
+        if out and gigabytes(out[-1][2].peak) == gigabytes(rank.peak):
+            out[-1] = (out[-1][0], rank.rank, out[-1][2])
+        else:
+            out.append((rank.rank, rank.rank, rank))
+    return out
+
+
+def saved(measures: Sequence[Measure]) -> Table:
+    """Peak without each measure; sections are of the DeepSeek-V3 report."""
+    table = columns("", ">saves", ">without", "source")
+    for measure in measures:
+        table.add_row(
+            measure.name, gigabytes(measure.saves), gigabytes(measure.peak_without), measure.source.rpartition(", ")[2]
+        )
+    return table

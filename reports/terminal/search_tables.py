@@ -1,0 +1,137 @@
+"""What a search found, for the terminal and as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from reports.terminal.elements import columns, note, section
+from reports.views import words
+from simulator.studies.search import Candidate, Confirmed, Found, Question
+from simulator.units import GB
+
+SCHEMA = "foretrain.search/1"
+_BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
+_FAST = "step: by the fast path. M$: price of the whole run."
+_NOTE = f"{_FAST} events: step by the full discrete-event engine, and the place there. off: the fast path against it."
+FRONT = 20
+"""Members of the front that are printed; JSON holds all."""
+
+
+def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list[RenderableType]:
+    """Everything `search` prints."""
+    asked = found.asked
+    head = Text(f"Search from {asked.job}: {asked.size:,} combinations", style="bold")
+    parts: list[RenderableType] = [head, Text(summary(found, seconds))]
+    if not found.best:
+        why = f" Most often: {found.obstacle}" if found.obstacle else ""
+        return [*parts, Text(f"Nothing that was judged can run.{why}")]
+    title = f"Best by {_BY[found.rank]}"
+    parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST))
+    if len(found.front) > 1:
+        shown = found.front[:FRONT]
+        title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
+        parts += section(title, *ranking(asked, shown, ()))
+    return parts
+
+
+def summary(found: Found, seconds: float) -> str:
+    """How many there were of what, and how fast."""
+    c = found.counts
+    text = f"{c['ok']:,} can run, {c['too big']:,} do not fit into memory, {c['invalid']:,} are invalid"
+    if found.judged:
+        text += f"; {found.judged:,} judged in {seconds:.1f} s"
+    left = found.asked.size - sum(c.values())
+    return text + (f"; interrupted, {left:,} left" if left else "") + "."
+
+
+def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[RenderableType]:
+    """A line per candidate: the values in which they differ, and what it costs. What all share stands below."""
+    sure = {one.candidate.number: one for one in confirmed}
+    values = {one.number: asked.values(one.number) for one in candidates}
+    differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
+    names = _short([axis.path for axis in asked.axes])
+    headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
+    table = columns(*headers, *([">events [s]", ">place", ">off"] if sure else []), gap=1)
+    for place, one in enumerate(candidates, 1):
+        if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
+            continue
+        row = [str(place), *(values[one.number][at] for at in differ), f"{one.step:.4g}", words.percent(one.mfu)]
+        row += [f"{one.memory / GB:.1f}", f"{one.cost / 1e6:.3f}"]
+        if one.number in sure:
+            engine = sure[one.number]
+            row += [f"{engine.step:.4g}", str(engine.place), f"{100 * engine.difference:+.2f}%"]
+        table.add_row(*row)
+    first = values[candidates[0].number] if candidates else ()
+    same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
+    return [table, note(f"All: {', '.join(same)}.")] if same else [table]
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, or as many as tell them apart."""
+    parts = [path.split(".") for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = [".".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
+
+    def told(one: Candidate) -> dict[str, Any]:
+        line = {**record(asked, one)}
+        if one.number in sure:
+            engine = sure[one.number]
+            line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
+        return line
+
+    return {
+        "schema": SCHEMA,
+        "job": asked.job,
+        "overrides": list(asked.overrides),
+        "axes": {axis.path: list(axis.values) for axis in asked.axes},
+        "rank": found.rank,
+        "complete": found.complete,
+        "counts": found.counts,
+        "best": [told(one) for one in found.best],
+        "pareto": [told(one) for one in found.front],
+    }
+
+
+def record(asked: Question, one: Candidate) -> dict[str, Any]:
+    """One candidate as a flat record."""
+    values = {axis.path: value for axis, value in zip(asked.axes, asked.values(one.number), strict=True)}
+    return {
+        "number": one.number,
+        **values,
+        "status": one.status,
+        "step_time_s": one.step,
+        "time_per_token_s": one.per_token,
+        "mfu_causal": one.mfu,
+        "memory_bytes": one.memory,
+        "run_cost_usd": one.cost,
+        "why": one.why,
+    }
+
+
+def write_csv(file: Path, asked: Question, candidates: Iterable[Candidate]) -> int:
+    """Every candidate as a line; returns their number."""
+    count = 0
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer: csv.DictWriter[str] | None = None
+        for one in candidates:
+            line = record(asked, one)
+            if writer is None:
+                writer = csv.DictWriter(stream, list(line))
+                writer.writeheader()
+            writer.writerow(line)
+            count += 1
+    return count

@@ -1,0 +1,273 @@
+"""Models, hardware, stacks, jobs and schedules for the terminal, each number with where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from reports.terminal.elements import columns, note, section
+from reports.views import words
+from simulator.results.metrics import action_spans
+from simulator.results.result import Result
+from simulator.schedule import Schedule, UniformResult, grid_rich, peak_in_flight, uniform_times
+from simulator.spec.hardware import Cluster
+from simulator.spec.job import Job
+from simulator.spec.kernel_params import Kernels
+from simulator.spec.model import ModelSpec
+from simulator.spec.stack import Stack
+from simulator.units import si
+
+_UNITS = {
+    "bandwidth": "B/s",
+    "boost_clock": "Hz",
+    "bf16": "FLOP/s",
+    "fp8": "FLOP/s",
+    "fp32": "FLOP/s",
+    "hbm_bandwidth": "B/s",
+    "hbm_bytes": "B",
+    "kernel_gap": "s",
+    "host_kernel": "s",
+    "host_product": "s",
+    "host_collective": "s",
+    "l2_bytes": "B",
+    "latency": "s",
+    "peak": "B/s",
+    "price_per_gpu_hour": "USD",
+    "tdp": "W",
+}
+_COMPONENTS = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "norms": "norms",
+    "router": "routers",
+    "routed_expert": "routed experts",
+    "shared_expert": "shared experts",
+    "dense_ffn": "dense feed-forward",
+    "head": "output head",
+}
+
+
+def model(spec: ModelSpec, sequence: int) -> list[RenderableType]:
+    """Shape, parameters by component, and FLOP per token at a sequence length."""
+    return [
+        Text.assemble((spec.name, "bold"), f" ({spec.model_type})"),
+        *section("Shape", _shape(spec)),
+        *section("Parameters", _parameters(spec)),
+        *section(f"Per token of a sequence of {sequence}", _per_token(spec, sequence)),
+    ]
+
+
+def _shape(spec: ModelSpec) -> RenderableType:
+    kinds = spec.layer_kinds()
+    counts = [f"{kinds.count(kind)} {name}" for kind, name in (("dense", "dense"), ("moe", "MoE")) if kind in kinds]
+    rows = [
+        ("layers", f"{len(kinds)}: {' + '.join(counts)}"),
+        ("hidden size", f"{spec.hidden_size:,}"),
+        ("vocabulary", f"{spec.vocab_size:,}"),
+        ("attention", _attention(spec)),
+    ]
+    if "dense" in kinds:
+        rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
+    if spec.n_routed_experts:
+        rows += [
+            (
+                "routed experts",
+                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,},"
+                f" {spec.num_experts_per_tok} for each token",
+            ),
+            ("shared experts", f"width {spec.shared_width:,}" if spec.shared_width else "none"),
+        ]
+    if spec.is_node_limited:
+        rows.append(("gate", f"experts from at most {spec.topk_group} of {spec.n_group} groups for each token"))
+    if spec.num_nextn_predict_layers:
+        rows.append(("multi-token prediction", f"{spec.num_nextn_predict_layers} module"))
+    return _pairs(rows)
+
+
+def _attention(spec: ModelSpec) -> str:
+    heads = f"{spec.num_attention_heads} heads of {spec.qk_head_dim} (keys) and {spec.v_dim} (values)"
+    if spec.is_mla:
+        return f"latent, compressed to {spec.kv_lora_rank} + {spec.qk_rope_head_dim}; {heads}"
+    return f"grouped queries, {spec.num_key_value_heads} key-value heads; {heads}"
+
+
+def _parameters(spec: ModelSpec) -> RenderableType:
+    tree, total = spec.parameter_tree(), spec.parameters()
+    table = columns("", ">", ">")
+    for name, title in _COMPONENTS.items():
+        count = getattr(tree, name)
+        if count:
+            table.add_row(title, f"{count:,}", words.percent(count / total))
+    table.add_row("all", f"{total:,}", words.percent(1.0), style="bold")
+    table.add_row(
+        "active for a token", f"{spec.activated_parameters():,}", words.percent(spec.activated_parameters() / total)
+    )
+    if tree.mtp:
+        table.add_row("MTP modules, beside", f"{tree.mtp:,}", "")
+    return table
+
+
+def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
+    rows = [
+        ("training, causal attention", si(spec.flops_per_token(sequence), "FLOP")),
+        ("training, full attention", si(spec.flops_per_token(sequence, causal=False), "FLOP")),
+    ]
+    if spec.num_nextn_predict_layers:
+        rows.append(("training, causal, with MTP", si(spec.flops_per_token(sequence, mtp=True), "FLOP")))
+    return _pairs([*rows, ("cache in BF16", si(spec.kv_cache_bytes_per_token(), "B"))])
+
+
+def hardware(cluster: Cluster, verbose: bool = False) -> list[RenderableType]:
+    """Every number of a profile with its source."""
+    leaves = {path: value for path, value in _leaves(cluster) if not path.startswith(("kernels.", "fabric."))}
+    deeper = {path: value for path, value in _leaves(cluster) if path.startswith(("kernels.", "fabric."))}
+    parts: list[RenderableType] = [
+        Text.assemble((cluster.name, "bold"), f": nodes of {cluster.node.gpus} x {cluster.gpu.name}")
+    ]
+    parts += section("Values, per GPU and direction", sourced(leaves, cluster.sources))
+    parts += section("Kernel classes", note(_measured(cluster.kernels)))
+    if verbose:
+        parts += section("Kernels and communication", _pairs([(path, _value(path, v)) for path, v in deeper.items()]))
+    else:
+        parts += section("Kernels and communication", note(f"{len(deeper)} parameters more: --verbose shows them"))
+    return parts
+
+
+def _measured(kernels: Kernels) -> str:
+    """How many of the kernel classes somebody measured."""
+    gemm, attention, stream = kernels.gemm.values(), kernels.attention.values(), kernels.stream.values()
+    assumed = [p.assumed for p in gemm] + [p.assumed for p in attention] + [p.assumed for p in stream]
+    known = assumed.count(False)
+    return f"{kernels.name}: {known} of {len(assumed)} measured there or on the same SM, the others assumed"
+
+
+def stack(habits: Stack) -> list[RenderableType]:
+    """Every habit of a software stack with its source."""
+    return [Text(habits.name, style="bold"), *section("Habits", sourced(dict(_leaves(habits)), habits.sources))]
+
+
+def sourced(values: Mapping[str, Any], sources: Mapping[str, str]) -> RenderableType:
+    """Values by path, each with where it comes from."""
+    table = columns("", ">", "source")
+    for path, value in values.items():
+        source = sources.get(path, _unsourced(value))
+        table.add_row(path, Text(_value(path, value), style="bold"), Text(source, style="dim"))
+    return table
+
+
+def _unsourced(value: Any) -> str:
+    """What stands where a number of a profile has no source."""
+    return "no source" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a dataclass that has no parts; names and sources left out."""
+    if is_dataclass(value):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value) if f.name not in ("name", "sources")]
+    elif isinstance(value, Mapping):
+        parts = list(value.items())
+    else:
+        yield prefix, value
+        return
+    for name, part in parts:
+        yield from _leaves(part, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _value(path: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        unit = _UNITS.get(path.rpartition(".")[2], "")
+        return words.dollars(value) if unit == "USD" else si(value, unit).rstrip()
+    return str(value)
+
+
+def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
+    table = columns("", "")
+    for name, value in rows:
+        table.add_row(name, Text(value, style="bold"))
+    return table
+
+
+def job_toml(job: Job) -> str:
+    """The job with all its values, as the TOML file that would give it."""
+    tables = [f.name for f in fields(job) if is_dataclass(getattr(job, f.name))]
+    lines = [_line(f.name, getattr(job, f.name)) for f in fields(job) if f.name not in tables]
+    for name in tables:
+        part = getattr(job, name)
+        lines += ["", f"[{name}]", *(_line(f.name, getattr(part, f.name)) for f in fields(part))]
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def _line(name: str, value: Any) -> str | None:
+    """One TOML line; nothing for a value that is not set."""
+    return None if value is None else f"{name} = {_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def schedule(shown: Schedule, width: int, *, start: int = 0, wrap: bool = False) -> list[RenderableType]:
+    """The grid, and what follows from it with equal stages."""
+    times = uniform_times(shown, f=1, i=1, w=1)
+    peaks = peak_in_flight(shown)
+    alive = str(peaks[0]) if len(set(peaks)) == 1 else f"{', '.join(map(str, peaks))} (by rank)"
+    text = (
+        f"With equal stages, F = I = W and free communication, the worst rank is idle for"
+        f" {words.percent(times.bubble_ratio_worst)} of the step. Microbatches in flight at most: {alive}."
+    )
+    return [grid_rich(shown, width=width, start=start, wrap=wrap), note(text)]
+
+
+def timed_schedule(result: Result, width: int, *, start: int = 0, wrap: bool = False) -> list[RenderableType]:
+    """The grid of a simulated step, with the times that its actions took."""
+    times = times_of(result)
+    rows = zip(times.starts, times.ends, strict=True)
+    shortest = min(end - start for starts, ends in rows for start, end in zip(starts, ends, strict=True))
+    text = (
+        f"Simulated: {result.scenario.name}, without gradient sync and optimizer. A slot is {words.seconds(shortest)},"
+        f" as long as the shortest step; the actions take {words.seconds(times.makespan)}. The worst rank is idle for"
+        f" {words.percent(times.bubble_ratio_worst)} of that."
+    )
+    drawn = grid_rich(result.schedule, times=times, slot=shortest, width=width, start=start, wrap=wrap)
+    return [drawn, note(text)]
+
+
+def times_of(result: Result) -> UniformResult:
+    """When the actions of each rank's row ran [s], the first at 0."""
+    spans: list[list[tuple[float, float]]] = [[] for _ in result.schedule.rows]
+    for action, span in zip(result.timeline.tasks.actions, action_spans(result.timeline), strict=True):
+        if action.step is not None:
+            spans[action.rank].append(span)
+    first = min(start for row in spans for start, _ in row)
+    return UniformResult(
+        starts=tuple(tuple(start - first for start, _ in row) for row in spans),
+        ends=tuple(tuple(end - first for _, end in row) for row in spans),
+        makespan=max(end for row in spans for _, end in row) - first,
+        busy=tuple(sum(end - start for start, end in row) for row in spans),
+    )
+
+
+def schedule_dict(shown: Schedule, times: UniformResult | None = None) -> dict[str, Any]:
+    """A schedule as JSON: its rows in the text form of steps; when they ran, where that is known."""
+    timed = {} if times is None else {"starts_s": times.starts, "ends_s": times.ends, "makespan_s": times.makespan}
+    return {
+        "schema": "foretrain.schedule/1",
+        "name": shown.name,
+        "stages": shown.stages,
+        "microbatches": shown.microbatches,
+        "rows": [[str(step) for step in row] for row in shown.rows],
+        **timed,
+    }

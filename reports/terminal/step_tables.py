@@ -1,0 +1,247 @@
+"""The report of one simulated step for the terminal: the answer first, then where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.terminal.elements import columns, note, section
+from reports.views import words
+from reports.views.palette import PHASES as COLOURS
+from simulator.results.metrics import PHASES, ClassTime, RankTimes
+from simulator.results.result import Result
+from simulator.schedule import stages_on
+from simulator.spec.scenario import Scenario
+
+TOP = 5
+"""Kernel classes shown unless all are asked for."""
+
+
+_BAR = 20
+"""Columns of a full bar."""
+
+
+_MANY_RANKS = 32
+
+
+_COLOURS = {**COLOURS, "bubble": "dim", "other": "dim"}
+
+
+def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
+    """Everything `simulate` prints, part by part."""
+    unit = words.unit_for(result.metrics["step_time_s"])
+    return [
+        heading(result.scenario),
+        *section("The answer", answer(result), note(_MFU_NOTE)),
+        *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
+        *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
+        *section("Layers on stages", stages(result.plan.stages)),
+        *section(_classes_title(result, verbose), classes(result, unit, verbose), note(_classes_note(result, verbose))),
+        *section("Assumptions and warnings", remarks(result)),
+    ]
+
+
+def heading(scenario: Scenario) -> Text:
+    """Which step this is, in three lines."""
+    job, layout, model = scenario.job, scenario.job.layout, scenario.model
+    degrees = [f"{layout.pp} pipeline ({layout.schedule})"]
+    degrees += [f"{n} {word}" for n, word in ((layout.tp, "tensor"), (layout.cp, "context")) if n > 1]
+    degrees += [f"{layout.ep} expert"] if model.n_routed_experts else []
+    lines = (
+        f"{model.name}, {words.large(model.parameters())} parameters, in {job.precision.recipe.upper()}"
+        f" on {job.gpus} x {scenario.cluster.gpu.name}",
+        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
+        f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens,"
+        f" {words.counted(job.microbatches, 'microbatch')} of {job.batch.microbatch_size} in each pipeline",
+    )
+    text = Text(f"One training step of {scenario.name}", style="bold")
+    return text.append("\n" + "\n".join(lines), style="not bold")
+
+
+def answer(result: Result) -> Table:
+    """Step time, throughput, utilisation and price."""
+    m, scenario = result.metrics, result.scenario
+    peak = scenario.cluster.gpu.peak.bf16 / 1e12
+    table = columns("", ">", "")
+    rows = (
+        ("step time", words.seconds(m["step_time_s"]), f"{words.large(m['tokens_per_step'])} tokens"),
+        (
+            "tokens per day",
+            words.large(m["tokens_per_day"]),
+            f"{m['tokens_per_s_per_gpu']:,.0f} tokens/s on each GPU",
+        ),
+        (
+            "MFU, causal attention",
+            words.percent(m["mfu_causal"]),
+            f"{m['tflops_per_gpu_causal']:.0f} of {peak:.0f} TFLOP/s (BF16 peak)",
+        ),
+        (
+            "MFU, full attention",
+            words.percent(m["mfu_full"]),
+            f"{m['tflops_per_gpu_full']:.0f} of {peak:.0f} TFLOP/s (BF16 peak)",
+        ),
+        (
+            "bubble",
+            words.percent(m["bubble_ratio"]),
+            f"mean over ranks; {words.percent(m['bubble_ratio_worst'])} on the worst",
+        ),
+        ("GPU-hours", f"{m['gpu_hours_per_trillion_tokens']:,.0f}", "per 1e12 tokens"),
+        ("whole run", _run_time(m), f"{words.large(scenario.job.run.tokens)} tokens without interruption"),
+        (
+            "price",
+            words.dollars(m["run_cost_usd"]),
+            f"{words.large(m['run_gpu_hours'])} GPU-hours at {words.dollars(m['price_per_gpu_hour_usd'])}",
+        ),
+    )
+    for name, value, remark in rows:
+        table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))
+    return table
+
+
+def _run_time(metrics: dict[str, float]) -> str:
+    days = metrics["run_days"]
+    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.2g} hours"
+
+
+_MFU_NOTE = (
+    "MFU, model FLOP utilisation: FLOP of the model's forward and backward, without recomputation and MTP,"
+    " over time and the dense BF16 peak."
+)
+
+
+_PHASES_NOTE = (
+    "forward, backward, weight gradients: running alone. overlapped: a forward and a backward together."
+    " bubble: nothing to run. sync and optimizer: what nothing hides."
+)
+
+
+def phases(result: Result, unit: words.Unit) -> Table:
+    """Mean over ranks of every phase, and how little and how much single ranks spend on it."""
+    step = result.metrics["step_time_s"]
+    table = columns("", *(f">{title} [{unit.name}]" if title else "" for title in ("mean", "", "", "least", "most")))
+    for phase in PHASES:
+        own = [rank.phases[phase] for rank in result.ranks]
+        mean = result.breakdown_s[phase]
+        if phase == "other" and not any(round(value, 6) for value in own):
+            continue
+        bar = Text("█" * round(_BAR * mean / step), style=_COLOURS[phase])
+        table.add_row(
+            words.PHASES[phase],
+            unit.of(mean),
+            Text(words.percent(mean / step), justify="right"),
+            bar,
+            unit.of(min(own)),
+            unit.of(max(own)),
+        )
+    table.add_row("step", unit.of(step), Text(words.percent(1.0), justify="right"), style="bold")
+    return table
+
+
+def exposed(result: Result, unit: words.Unit) -> Text:
+    """How much communication nothing hides."""
+    worst = max(result.ranks, key=lambda rank: rank.exposed_comm)
+    mean = result.metrics["exposed_comm_s"]
+    share = words.percent(mean / result.metrics["step_time_s"])
+    return Text(
+        f"Exposed communication, with no compute beside it: {unit.of(mean)} {unit.name} ({share}) on a mean rank,"
+        f" {unit.of(worst.exposed_comm)} {unit.name} on rank {worst.rank}; it is part of the phases above."
+    )
+
+
+_RANKS_NOTE = (
+    "weight, sync: weight gradients, gradient sync and optimizer. exposed: communication without compute beside it."
+    " compute: a kernel runs on the compute stream. The last two overlap with the phases left of them."
+)
+
+
+def ranks(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
+    """A line per rank."""
+    step = result.metrics["step_time_s"]
+    names = ("forward", "backward", "weight", "overlap", "bubble", "%", "sync", "exposed", "compute")
+    table = columns(">rank", "stages", *(f">{name}" for name in names), gap=1)
+    held = stages_on(result.schedule)
+    for rank in _shown(result.ranks, verbose):
+        if rank is None:
+            table.add_row("...")
+            continue
+        p = rank.phases
+        table.add_row(
+            str(rank.rank),
+            words.ranges(held[rank.rank]),
+            *(unit.of(p[phase]) for phase in ("forward", "backward", "weight", "overlapped", "bubble")),
+            f"{100 * p['bubble'] / step:.0f}",
+            *(unit.of(value) for value in (p["optimizer"], rank.exposed_comm, rank.compute_busy)),
+        )
+    return table
+
+
+def _shown(ranks: Sequence[RankTimes], verbose: bool) -> Iterator[RankTimes | None]:
+    """All ranks, or of very many the first and last, with a gap between."""
+    if verbose or len(ranks) <= _MANY_RANKS:
+        yield from ranks
+        return
+    yield from ranks[: _MANY_RANKS // 2]
+    yield None
+    yield from ranks[-_MANY_RANKS // 2 :]
+
+
+def stages(held: Sequence[Sequence[str]]) -> Table:
+    """What stands on which stage; equal neighbours share a line."""
+    table = columns("", "")
+    first = 0
+    for at, blocks in enumerate(held):
+        if at + 1 < len(held) and held[at + 1] == blocks:
+            continue
+        name = f"stage {first}" if first == at else f"stages {first} to {at}"
+        table.add_row(name, words.of_blocks(blocks) + ("" if first == at else " each"))
+        first = at + 1
+    return table
+
+
+def _listed(result: Result, verbose: bool) -> list[ClassTime]:
+    """The kernel classes that the table has."""
+    return list(result.classes if verbose else result.classes[:TOP])
+
+
+def _classes_note(result: Result, verbose: bool) -> str:
+    shares = "Shares of the step on a mean rank; compute and communication run beside each other."
+    loose = any(not item.calibrated for item in _listed(result, verbose))
+    return shares + (f" *: not calibrated on {result.scenario.cluster.name}." if loose else "")
+
+
+def _classes_title(result: Result, verbose: bool) -> str:
+    return "Kernel classes" if verbose or len(result.classes) <= TOP else "The five most expensive kernel classes"
+
+
+def classes(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
+    """Time, number and limit of the most expensive kernel classes on a mean rank."""
+    step = result.metrics["step_time_s"]
+    table = columns("", f">time [{unit.name}]", ">share", ">kernels", "limited by")
+    for item in _listed(result, verbose):
+        table.add_row(
+            words.of_class(item.cls) + ("" if item.calibrated else " *"),
+            unit.of(item.seconds),
+            words.percent(item.seconds / step),
+            f"{item.launches:,.0f}",
+            words.of_bound(item.bound_by),
+        )
+    return table
+
+
+def remarks(result: Result) -> Table:
+    """What a reader must know before believing the numbers."""
+    scenario = result.scenario
+    said = [
+        f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
+        f"all {scenario.job.dp} are taken to be alike.",
+        f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
+        *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
+        *map(words.of_warning, result.warnings),
+    ]
+    table = columns("", "")
+    for text in said:
+        table.add_row("-", text)
+    return table

@@ -1,0 +1,238 @@
+"""Numbers and names of the program in words that need no explanation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from simulator.spec.job import Routing
+
+PHASES = {
+    "forward": "forward",
+    "backward": "backward",
+    "weight": "weight gradients",
+    "overlapped": "overlapped",
+    "bubble": "bubble",
+    "optimizer": "sync and optimizer",
+    "other": "other",
+}
+"""Where a step's time goes."""
+
+BOUNDS = {
+    "tensor": "tensor cores",
+    "memory": "memory bandwidth",
+    "sm": "SMs granted to it",
+    "nvlink": "NVLink bandwidth",
+    "ib": "network bandwidth",
+    "latency": "latency",
+    "fixed": "fixed launch time",
+    "wait": "wait for others",
+}
+"""What limits a kernel."""
+
+BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head", "mtp": "MTP module"}
+
+_CLASSES = {
+    "attn.fwd": "attention, forward",
+    "attn.bwd": "attention, backward",
+    "attn.bwd_aux": "attention, backward: preparation",
+    "comm.dispatch": "expert dispatch (all-to-all)",
+    "comm.combine": "expert combine (all-to-all)",
+    "comm.notify": "exchange of token counts",
+    "comm.layout": "token layout of the exchange",
+    "comm.p2p": "sends between stages",
+    "comm.all_gather": "all-gather",
+    "comm.all_reduce": "all-reduce",
+    "comm.reduce_scatter": "reduce-scatter",
+    "comm.all_to_all": "all-to-all",
+    "comm.broadcast": "broadcast",
+    "comm.tp.all_gather": "all-gather, tensor parallel",
+    "comm.tp.reduce_scatter": "reduce-scatter, tensor parallel",
+    "comm.tp.all_reduce": "all-reduce, tensor parallel",
+    "comm.etp.all_gather": "all-gather, tensor-parallel experts",
+    "comm.etp.reduce_scatter": "reduce-scatter, tensor-parallel experts",
+    "comm.cp": "context parallel",
+    "dropout": "dropout",
+    "dequant": "casts from FP8",
+    "elem": "elementwise",
+    "elem.norm_weight": "gradients of norm weights",
+    "elem.reduce": "sums over heads",
+    "elem.strided": "strided copies",
+    "embedding": "embedding, forward",
+    "embedding.bwd": "embedding, backward",
+    "kvcopy": "copies of keys and values",
+    "gelu": "GELU",
+    "loss": "loss",
+    "loss.bwd": "loss, backward",
+    "norm.fwd": "norms, forward",
+    "norm.fwd.narrow": "norms, forward (narrow rows)",
+    "norm.bwd": "norms, backward",
+    "optimizer": "optimizer update",
+    "permute.expand": "token permutation, expanding",
+    "permute.map.count": "token permutation, index map (counting)",
+    "permute.map.build": "token permutation, index map (building)",
+    "permute.reduce": "token permutation, reducing",
+    "quant.chan_t": "casts to FP8, transposed",
+    "quant.special": "casts to FP8, combined",
+    "quant.tensor": "casts to FP8, per tensor",
+    "quant.token": "casts to FP8, per token",
+    "rope": "rotary embedding",
+    "router.topk": "router's choice of experts",
+    "router": "router",
+    "scale_t": "transposed scales",
+    "softmax": "softmax",
+    "softmax.wide": "softmax (long rows)",
+    "softmax.long": "softmax (very long rows)",
+    "swiglu": "SwiGLU",
+    "wait.slowest": "wait for the most loaded rank",
+    "tensormap": "descriptors of grouped matmuls",
+    "weight_t": "transposed FP8 weights",
+}
+_FORMS = {
+    "grouped": "routed experts",
+    "wgrad": "weight gradients",
+    "grouped_wgrad": "weight gradients, routed experts",
+    "masked": "routed experts, masked",
+}
+
+
+def of_class(cls: str) -> str:
+    """A kernel class in words: `gemm.fp8.grouped` -> `FP8 matmul, routed experts`.
+
+    Of a class with a more special name, what is known of it, and the rest in brackets: `norms, forward (residual)`.
+    """
+    known = cls
+    while known and known not in _CLASSES:
+        known = known.rpartition(".")[0]
+    if known:
+        special = cls[len(known) + 1 :].replace(".", ", ")
+        return _CLASSES[known] + (f" ({special})" if special else "")
+    first, _, rest = cls.partition(".")
+    if first != "gemm":
+        return cls
+    precision, _, form = rest.partition(".")
+    kind = "BF16" if precision.startswith("bf16") else "FP8"
+    return f"{kind} matmul" + (f", {_FORMS.get(form, form)}" if form else "")
+
+
+_LISTED = re.compile(r"^(.*not calibrated on .*: )([a-z][\w.]*(?:, [a-z][\w.]*)*)$")
+
+
+def of_warning(warning: str) -> str:
+    """A warning of a result with its kernel classes in words."""
+    found = _LISTED.match(warning)
+    return found[1] + "; ".join(map(of_class, found[2].split(", "))) if found else warning
+
+
+def of_bound(bound: str) -> str:
+    """A limiting resource in words."""
+    return BOUNDS.get(bound, bound)
+
+
+def of_blocks(blocks: Sequence[str]) -> str:
+    """The blocks of a stage: `embedding + 3 dense layers + 2 MoE layers`."""
+    main = list(blocks[: blocks.index("mtp")]) if "mtp" in blocks else list(blocks)
+    modules = blocks.count("mtp")
+    parts = []
+    for kind in dict.fromkeys(main):
+        count, name = main.count(kind), BLOCKS.get(kind, kind)
+        many = kind in ("dense", "moe")
+        parts.append((f"{count} " if many else "") + name + ("s" if count > 1 else ""))
+    if modules:
+        parts.append(f"{modules} MTP module" + ("s" if modules > 1 else ""))
+    return " + ".join(parts)
+
+
+def large(value: float) -> str:
+    """A count in words: `284.5 billion`."""
+    for factor, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {word}"
+    return f"{value:,.0f}"
+
+
+def compact(value: float) -> str:
+    """A count with a one-letter factor, for narrow columns: `4.79M`."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:#.3g}".rstrip(".") + letter
+    return f"{value:#.3g}".rstrip(".")
+
+
+def dollars(value: float) -> str:
+    """An amount of money."""
+    return f"${large(value)}" if abs(value) >= 1e6 else f"${value:,.2f}" if abs(value) < 1e3 else f"${value:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """A duration with four significant digits and a unit that suits it."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {unit}"
+    return f"{value:.4g} s"
+
+
+class Unit(NamedTuple):
+    """A unit of time that suits a whole table."""
+
+    name: str
+    seconds: float
+
+    def of(self, value: float) -> str:
+        """A duration [s] in this unit, without its name."""
+        return f"{value / self.seconds:.3f}" if value < 100 * self.seconds else f"{value / self.seconds:.1f}"
+
+
+def unit_for(longest: float) -> Unit:
+    """Seconds, or milliseconds where everything is short."""
+    return Unit("s", 1.0) if longest >= 1.0 else Unit("ms", 1e-3)
+
+
+def percent(part: float) -> str:
+    """A share of one, as a percentage."""
+    return f"{100 * part:.1f} %"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs joined: `0, 2-14`."""
+    parts: list[str] = []
+    first = 0
+    for at, number in enumerate(numbers):
+        if at + 1 == len(numbers) or numbers[at + 1] != number + 1:
+            start = numbers[first]
+            parts.append(str(start) if start == number else f"{start}-{number}")
+            first = at + 1
+    return ", ".join(parts)
+
+
+def counted(number: int, one: str) -> str:
+    """A number of things: "1 variant", "2 variants", "3 microbatches"."""
+    ending = "" if number == 1 else "es" if one.endswith("ch") else "s"
+    return f"{number} {one}{ending}"
+
+
+def of_recompute(recompute: str, selective: str) -> str:
+    """What backward computes again, where `selective` is what the software means by that word."""
+    if recompute == "selective":
+        return {
+            "core": "the attention core",
+            "products": "all of a layer but the attention core and every second matrix product",
+        }[selective]
+    return {
+        "none": "nothing",
+        "full": "whole layers",
+        "deepseek": "RMSNorm, up-projections of latent attention, SwiGLU",
+    }[recompute]
+
+
+def of_routing(routing: Routing) -> str:
+    """How evenly tokens are taken to reach the experts."""
+    if routing.kind == "uniform":
+        return "every expert-parallel rank gets the same number of tokens"
+    if routing.kind == "skewed":
+        return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "given":
+        return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
+    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"

@@ -1,0 +1,243 @@
+"""Expert dispatch and combine, and the notify before them.
+
+A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC
+carries it, SMs of the receiving node forward it over NVLink to each rank that wants it. The links work side
+by side, so the slower of NIC and NVLink decides between them; SM stages overlap with the links less than
+perfectly, which the norm with exponent `overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p).
+Without SMs (a communication co-processor) only the links are left.
+
+What SMs do per token comes on top of the bytes: a first dispatch carries its layout and the gate's indices and
+weights (`uncached`), the combine of a dispatch's backward sums the gate weights' gradients in every stage
+(`weighted`); DeepEP's own tests time neither. In DeepSeek's profile such a combine takes 6.55 and 6.54 ms, one
+without 6.00 and 6.07 ms. Two of each do not prove the cause (other compute runs beside them), but the rows of this
+rank are none: 34688 and 32512 rows take the same time, and cached dispatches of these take 3.32 and 3.58 ms. An
+exchange ends with the last rank that sends to this one, so it lasts as long on all ranks as around the fullest: what
+that rank's experts take comes over its own NVLink, and over the NICs and SMs that forward of its whole node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log2
+from typing import TypeVar
+
+from simulator.cost.collective_cost import collective_cost
+from simulator.cost.cost import Bound, Cost
+from simulator.cost.topology import attained
+from simulator.errors import InputError
+from simulator.ops import AllToAll, Collective, Notify
+from simulator.routing.traffic import Traffic, direct_traffic, traffic
+from simulator.spec.comm_params import EpParams, LowLatency
+from simulator.spec.hardware import Cluster
+
+LAYOUT = "comm.layout"
+T = TypeVar("T")
+
+
+def all_to_all_cost(
+    work: AllToAll,
+    cls: str,
+    cluster: Cluster,
+    *,
+    sms: int,
+    beside_compute: bool,
+    dispatcher: str = "deepep",
+    scored: int = 2,
+) -> Cost:
+    """Time of one dispatch or combine of one rank.
+
+    `cls` is the kernel class (`comm.dispatch`, `comm.combine`), `sms` the SMs the kernel holds (0: a
+    co-processor moves the data), `beside_compute` whether other kernels fill the other SMs, `dispatcher` the
+    kernels: a name in `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy. `scored`:
+    see `routing.reach`."""
+    _check(work, sms)
+    if work.ranks == 1:
+        return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
+    if work.low_latency:
+        return _low_latency(work, cluster, dispatcher)
+    if dispatcher == "nccl":
+        return _library(work, cluster)
+    params = _named(cluster.fabric.ep, dispatcher, "fabric.ep")
+    moved = traffic(
+        tokens=work.tokens,
+        bytes_per_token=work.bytes_per_token,
+        ranks=work.ranks,
+        ranks_per_node=cluster.node.gpus,
+        experts=work.experts,
+        top_k=work.top_k,
+        groups=work.groups,
+        node_limit=work.node_limit,
+        scored=scored,
+    )
+    return _throughput(work, params, around(moved, work, cluster), cluster, sms, beside_compute)
+
+
+def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
+    """The traffic of a mean rank as the fullest and its node have it; staging for the NIC stays even."""
+    node = 1.0 + (work.fullest - 1.0) / min(work.ranks, cluster.node.gpus)
+    return replace(moved, nic=node * moved.nic, nvlink=work.fullest * moved.nvlink, delivered=node * moved.delivered)
+
+
+def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
+    """Time of the barrier and exchange of counts itself, or of counting the layout (class `comm.layout`).
+
+    Waiting for the slowest rank is not in it: that is a wait, and the engine's.
+    """
+    params = cluster.fabric.notify
+    layout = cls == LAYOUT
+    if layout:
+        terms: tuple[tuple[str, float], ...] = (
+            ("layout_alpha_s", params.layout_alpha),
+            ("per_token_s", params.layout_per_token),
+            ("tokens", float(work.tokens)),
+        )
+        duration = params.layout_alpha + params.layout_per_token * work.tokens
+    else:
+        doublings = log2(max(1, work.ranks))
+        terms = (("alpha_s", params.alpha), ("hop_s", params.hop), ("doublings", doublings))
+        duration = params.alpha + params.hop * doublings
+    return Cost(
+        duration=duration,
+        bound_by="fixed" if layout else "latency",
+        formula="alpha + tokens x per-token time" if layout else "alpha + hop x log2(ranks)",
+        terms=terms,
+        source=params.source,
+        calibrated=not params.assumed,
+    )
+
+
+def _check(work: AllToAll, sms: int) -> None:
+    if work.tokens < 0 or work.bytes_per_token < 0:
+        raise InputError(
+            f"{work.direction}: tokens = {work.tokens} and bytes_per_token = {work.bytes_per_token:g} "
+            f"must not be negative"
+        )
+    if sms < 0:
+        raise InputError(f"{work.direction}: sms = {sms} is negative; write 0 for a communication co-processor")
+
+
+def _named(table: dict[str, T], name: str, where: str) -> T:
+    if name not in table:
+        known = ", ".join(sorted(table)) or "none"
+        raise InputError(f"no kernels '{name}' in {where}; the hardware profile has {known}")
+    return table[name]
+
+
+def _throughput(
+    work: AllToAll, params: EpParams, moved: Traffic, cluster: Cluster, sms: int, beside_compute: bool
+) -> Cost:
+    stages = _link_stages(moved, cluster, work.ranks) + _sm_stages(work, params, moved, sms, beside_compute)
+    link = max(time for _, time in stages[:2])
+    p = params.overlap
+    joint = _norm((link, *(time for _, time in stages[2:])), p)
+    name, slowest = max(stages, key=lambda stage: stage[1])
+    return Cost(
+        duration=params.startup + joint,
+        bound_by=_BOUND[name] if slowest >= params.startup else "latency",
+        formula="startup + (max(nic, nvlink)^p + send^p + forward^p)^(1/p)",
+        terms=(
+            ("startup_s", params.startup),
+            *((f"{name}_s", time) for name, time in stages),
+            ("overlap_p", p),
+            ("sms", float(sms)),
+            ("nic_bytes", moved.nic),
+            ("nvlink_bytes", moved.nvlink),
+        ),
+        source=params.source,
+        calibrated=not params.assumed,
+        nic_bytes=moved.nic,
+        nvlink_bytes=moved.nvlink,
+    )
+
+
+_BOUND: dict[str, Bound] = {"nic": "ib", "nvlink": "nvlink", "send": "sm", "forward": "sm"}
+Stages = tuple[tuple[str, float], ...]
+
+
+def _link_stages(moved: Traffic, cluster: Cluster, ranks: int) -> Stages:
+    """Seconds each link needs; its bandwidth is attainable and used as it stands."""
+    nic = attained(cluster.fabric.network, cluster.node.nic.bandwidth, ranks)
+    return ("nic", moved.nic / nic), ("nvlink", moved.nvlink / cluster.node.nvlink.bandwidth)
+
+
+def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, beside_compute: bool) -> Stages:
+    """Seconds the SMs need to stage copies for the NIC and to forward them; none within one node for the
+    former."""
+    if sms == 0:
+        return ()
+    dispatch = work.direction == "dispatch"
+    beside = params.beside_dispatch if dispatch else params.beside_combine
+    slow = beside if beside_compute else 1.0
+    if dispatch and not work.cached:
+        slow *= params.uncached
+    if work.weighted and not dispatch:
+        slow *= params.weighted
+    send = moved.sent if moved.nic > 0 else 0.0
+    return (
+        ("send", slow * send / (sms * params.send_rate)),
+        ("forward", slow * moved.delivered / (sms * params.forward_rate)),
+    )
+
+
+def _norm(times: tuple[float, ...], p: float) -> float:
+    """(sum of t^p)^(1/p), scaled so that no power overflows."""
+    top = max(times)
+    return top * float(sum((t / top) ** p for t in times) ** (1.0 / p)) if top > 0 else 0.0
+
+
+def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
+    """Kernels for decoding: launch, hops, both links side by side, and copies through the send buffers."""
+    params = _named(cluster.fabric.low_latency, dispatcher, "fabric.low_latency")
+    moved = direct_traffic(
+        tokens=work.tokens,
+        bytes_per_token=work.bytes_per_token,
+        ranks=work.ranks,
+        ranks_per_node=cluster.node.gpus if params.nvlink else 1,
+        top_k=work.top_k,
+    )
+    moved = replace(moved, nic=work.fullest * moved.nic, nvlink=work.fullest * moved.nvlink)
+    alpha, rate = _directed(params, work.direction)
+    nic, nvlink = (time for _, time in _link_stages(moved, cluster, work.ranks))
+    hops = params.hop * max(0.0, log2(work.ranks / 8))
+    fixed, staging = alpha + hops, moved.sent / rate
+    return Cost(
+        duration=fixed + max(nic, nvlink) + staging,
+        bound_by=_slowest(fixed, nic, nvlink, staging),
+        formula="alpha + hops + max(nic, nvlink) + staging",
+        terms=(
+            ("alpha_s", alpha),
+            ("hops_s", hops),
+            ("nic_s", nic),
+            ("nvlink_s", nvlink),
+            ("staging_s", staging),
+        ),
+        source=params.source,
+        calibrated=not params.assumed,
+        nic_bytes=moved.nic,
+        nvlink_bytes=moved.nvlink,
+    )
+
+
+def _slowest(fixed: float, nic: float, nvlink: float, staging: float) -> Bound:
+    names: tuple[tuple[float, Bound], ...] = (
+        (nic, "ib"),
+        (nvlink, "nvlink"),
+        (staging, "memory"),
+        (fixed, "latency"),
+    )
+    return max(names)[1]
+
+
+def _directed(params: LowLatency, direction: str) -> tuple[float, float]:
+    if direction == "dispatch":
+        return params.alpha_dispatch, params.staging_dispatch
+    return params.alpha_combine, params.staging_combine
+
+
+def _library(work: AllToAll, cluster: Cluster) -> Cost:
+    """The library's all-to-all: every (token, expert) copy goes straight to its rank, nothing is shared.
+
+    It ends with the rank that takes most.
+    """
+    size = work.tokens * work.bytes_per_token * work.top_k * work.fullest
+    per_node = min(work.ranks, cluster.node.gpus)
+    return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

@@ -1,0 +1,125 @@
+"""Time of an attention core kernel: tiles of queries walking over keys, dynamically spread over the SMs granted.
+
+    t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth ) + passes x bytes / bandwidth
+    t_tensor = waves x tile, and of a causal kernel at most mean tiles on an SM + tail x longest tile
+
+A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
+tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
+follows SMs / (SMs - taken) where tiles are many. Where query heads share keys, backward kernels make the gradients of
+keys and values for each query head, and others sum them up: sums x their bytes / bandwidth more.
+"""
+
+from __future__ import annotations
+
+import itertools
+from math import ceil
+
+from simulator.cost.classes import params_for
+from simulator.cost.cost import Cost, Share
+from simulator.cost.gemm_cost import norm4, tensor_peak
+from simulator.errors import InputError
+from simulator.ops import Attention
+from simulator.spec.hardware import Gpu
+from simulator.spec.kernel_params import AttentionParams, Kernels
+
+FORMULA = (
+    "launch + norm4(min(waves*longest, max(tiles*tile/sms + tail, longest)), power, memory) * traffic_factor"
+    " + passes*memory"
+)
+FORMULA_OF_SHARED = FORMULA + " + sums*shared_gradients"
+
+
+def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
+    """Main-loop rate for head dimensions, linear in d_qk + d_v between the fitted ones, held constant outside."""
+    points = sorted((r.d_qk + r.d_v, r.rate) for r in p.rates)
+    for r in p.rates:
+        if (r.d_qk, r.d_v) == (d_qk, d_v):
+            return r.rate
+    x = d_qk + d_v
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
+
+
+def attention_bytes(work: Attention) -> float:
+    """Queries, keys, values and output (and their gradients in backward) once [B]."""
+    size = 1.0 if work.precision == "fp8" else 2.0
+    q = work.batch * work.seq_q * work.heads
+    kv = work.batch * work.seq_kv * work.kv_heads
+    once = size * (q * (work.d_qk + work.d_v) + kv * (work.d_qk + work.d_v))
+    return once * 2.5 if work.backward else once
+
+
+def shared_gradients(work: Attention) -> float:
+    """Gradients of keys and values that are made for each query head, to be summed over those that share them [B]."""
+    if not work.backward or work.heads == work.kv_heads:
+        return 0.0
+    size = 1.0 if work.precision == "fp8" else 2.0
+    return size * work.batch * work.seq_kv * work.heads * (work.d_qk + work.d_v)
+
+
+def _flops_per_pair(work: Attention) -> float:
+    return 2.0 * (3 * work.d_qk + 2 * work.d_v if work.backward else work.d_qk + work.d_v)
+
+
+def _check(work: Attention, sms: int) -> None:
+    sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
+    if min(sizes) < 1:
+        raise InputError(
+            f"attention with batch, seq_q, seq_kv, heads, kv_heads, d_qk, d_v = {sizes}: must be at least 1"
+        )
+    if sms < 1:
+        raise InputError(f"attention granted {sms} SMs: must be at least 1")
+
+
+def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of one attention kernel of class `cls` on the SMs of `share` [s]."""
+    _check(work, share.sms)
+    p, calibrated, source = params_for(kernels.attention, cls, kernels.name)
+    peak = tensor_peak(gpu, work.precision)
+    sms = min(share.sms, gpu.sms)
+    rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
+    full = float(ceil(work.seq_kv / p.block_kv))
+    mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
+    pace = rate_of(p, work.d_qk, work.d_v) * p.loop_clock * peak / gpu.sms
+    block = _flops_per_pair(work) * p.block_q * p.block_kv / pace
+    mean = min(mean, full + p.mask_blocks)
+    tile, longest = mean * block + p.tile_time, full * block + p.tile_time
+    waves, share_of_tail = -(-rows // sms), p.tail if work.causal else 1.0
+    tail = share_of_tail * longest * (1.0 - 1.0 / sms)
+    tensor = min(waves * longest, max(rows * tile / sms + tail, longest))
+    rate, bandwidth = p.power_rate * peak, p.bandwidth * gpu.hbm_bandwidth
+    power, memory = work.flops / rate, attention_bytes(work) / bandwidth
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    passes, shared = p.passes if work.backward else 0.0, shared_gradients(work) / bandwidth if p.sums else 0.0
+    return Cost(
+        duration=p.launch + norm4(tensor, power, memory) * slow + passes * memory + p.sums * shared,
+        bound_by="memory" if memory > tensor else "tensor",
+        formula=FORMULA_OF_SHARED if shared else FORMULA,
+        terms=(
+            ("tiles", float(rows)),
+            ("key_blocks", mean),
+            ("block_s", block),
+            ("ends_s", p.tile_time),
+            ("tile_s", tile),
+            ("longest_s", longest),
+            ("sms", float(sms)),
+            ("waves", float(waves)),
+            ("tail_s", tail),
+            ("tensor_s", tensor),
+            ("power_rate", rate),
+            ("power_s", power),
+            ("bytes", attention_bytes(work)),
+            ("bandwidth", bandwidth),
+            ("memory_s", memory),
+            ("passes", passes),
+            *((("shared_gradients_s", shared), ("sums", p.sums)) if shared else ()),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
+    )

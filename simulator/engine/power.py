@@ -1,0 +1,68 @@
+"""Power: what a step draws, and how far the power limit slows tensor kernels.
+
+A benchmark of a few launches runs at full clock; a step that keeps the tensor cores busy for hours does not. Measured
+on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM alone demands 1.4 times the cap and
+lasts 1.2 times as long as rested; beside enough memory-bound work it runs at full clock. Mean power at full clock is
+the time-weighted mean over the kinds of work; beyond the cap, tensor kernels last (demand / cap)^exponent times as
+long, memory-bound kernels as long as ever.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import NormalDist
+
+from simulator.cost.cost import Cost
+from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.ops import Attention, Gemm, Op
+from simulator.spec.hardware import Gpu, Power
+
+
+def draw(op: Op, power: Power) -> float:
+    """Power of one kind of work at full clock [W]."""
+    if isinstance(op.work, Gemm):
+        return power.tensor
+    return power.attention if isinstance(op.work, Attention) else power.memory
+
+
+def demand(timeline: Timeline, power: Power) -> float:
+    """Mean power that a step would draw at full clock, over all ranks and its whole length [W]."""
+    tasks = timeline.tasks
+    runs = {id(run): run for run in tasks.run}
+    count: dict[int, int] = defaultdict(int)
+    for lane, run in zip(tasks.lane, tasks.run, strict=True):
+        if lane % LANES == COMPUTE:
+            count[id(run)] += 1
+    energy = busy = 0.0
+    for key, times in count.items():
+        for priced in runs[key].ops:
+            seconds = times * priced.durations[ALONE]
+            energy += seconds * draw(priced.op, power)
+            busy += seconds
+    total = timeline.makespan * tasks.ranks
+    return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
+
+
+def alone(op: Op, cost: Cost, power: Power) -> float:
+    """Power that one GPU would draw at full clock with this kernel over and over [W].
+
+    A product that waits for memory or for its launch draws what memory-bound kernels draw: tensor cores that idle.
+    """
+    return draw(op, power) if cost.bound_by == "tensor" else power.memory
+
+
+def hungriest(gpus: int) -> float:
+    """Standard deviations by which the hungriest of `gpus` GPUs is expected to exceed the mean (Blom, 1958)."""
+    return NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0
+
+
+def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
+    """How much longer tensor kernels last when a mean GPU demands `watts` at full clock (>= 1).
+
+    All GPUs of a job wait for the slowest: the one that needs most power for the same work.
+    """
+    if gpu.power is None:
+        return 1.0
+    worst = watts * (1.0 + gpu.power.spread * hungriest(gpus))
+    return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)

@@ -1,0 +1,1 @@
+"""The quick third engine, at the granularity of actions, which search, sensitivity and feasibility share."""

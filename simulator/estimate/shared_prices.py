@@ -1,0 +1,286 @@
+"""What many layouts have in common: blocks, prices, and the time and memory of each distinct action.
+
+Layouts that differ only in schedule, stages, ZeRO or number of GPUs share a kit. An action is simulated once, alone on
+one rank, by the discrete-event engine: compute and exchange of one rank share SMs and memory there; only what ranks
+do to each other on the network is left out. Where a power limit slows tensor kernels, by a factor that differs from
+layout to layout, actions are simulated at a grid of factors and their times interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, cast
+
+from simulator.engine.des import simulate as run_events
+from simulator.engine.host import issuing, releases
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import MIRRORED, Plan, Programs, append, overlaps, plan, seconds_by_kind
+from simulator.engine.power import draw
+from simulator.engine.program import Program
+from simulator.engine.sync import Sharding, held_by_blocks
+from simulator.engine.tasks import COMPUTE, Tasks
+from simulator.graph.parameters import Held
+from simulator.graph.stage import split
+from simulator.memory import Assumptions
+from simulator.memory.account import alone, swing
+from simulator.memory.assumptions import assumptions_for
+from simulator.memory.deltas import Usages
+from simulator.schedule import Pair, Step
+from simulator.spec.job import Batch, Job, Run
+from simulator.spec.scenario import Scenario
+
+Timing = Literal["events", "longest-path"]
+Stages = tuple[tuple[str, ...], ...]
+T = TypeVar("T")
+
+GRID = 0.02
+"""Distance of the slowdowns at which actions are simulated; times are nearly linear in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One action: its `duration` [s], when each block's forward `begins`, its backward `turns` (-1: it has none) and
+    its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J].
+
+    The host is busy with it for `host` [s]; it can go through without waiting for the host `lead` [s] after that began.
+    Beside a collective of a whole node its kernels last longer by the share `slowed`.
+    """
+
+    duration: float
+    begins: tuple[float, ...]
+    turns: tuple[float, ...]
+    graded: tuple[float, ...]
+    energy: float = 0.0
+    lead: float = 0.0
+    host: float = 0.0
+    slowed: float = 0.0
+
+
+Swing = tuple[float, float]
+"""By how many bytes an action changes what is kept, and how far memory rises meanwhile above its start."""
+
+
+def between(one: Cost, other: Cost, part: float) -> Cost:
+    """The cost `part` of the way from `one` to `other`."""
+    if part == 0.0:
+        return one
+
+    def mix(a: float, b: float) -> float:
+        return a + (b - a) * part
+
+    return Cost(
+        duration=mix(one.duration, other.duration),
+        begins=tuple(map(mix, one.begins, other.begins)),
+        turns=tuple(map(mix, one.turns, other.turns)),
+        graded=tuple(map(mix, one.graded, other.graded)),
+        energy=mix(one.energy, other.energy),
+        lead=mix(one.lead, other.lead),
+        host=one.host,
+        slowed=mix(one.slowed, other.slowed),
+    )
+
+
+def signature(stages: Stages, step: Step) -> Hashable:
+    """All that a step's program depends on."""
+    if isinstance(step, Pair):
+        return "P", stages[step.forward.stage], stages[step.backward.stage]
+    return step.kind, stages[step.stage]
+
+
+def _one_stage(scenario: Scenario) -> Scenario:
+    """The scenario with all blocks on one stage, whatever its layout says of several."""
+    return replace(scenario, job=replace(scenario.job, layout=replace(scenario.job.layout, stages="even")))
+
+
+class Clock:
+    """Prices and actions at one slowdown of tensor kernels."""
+
+    def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
+        self.scenario, self.timing = scenario, timing
+        self.base = plan(_one_stage(scenario), 1, pace=slowdown)
+        self.usages = Usages(self.base)
+        self.costs: dict[Hashable, Cost] = {}
+        self.programs: dict[Hashable, Program] = {}
+        self.swings: dict[Hashable, Swing] = {}
+        self.weights: dict[bool, dict[str, float]] = {}
+
+    def seconds(self, hidden: bool) -> dict[str, float]:
+        """Time of each kind of block, by which stages are balanced, exchanges `hidden` or not [s]."""
+        if hidden not in self.weights:
+            self.weights[hidden] = seconds_by_kind(self.base.blocks, self.base.price, hidden)
+        return self.weights[hidden]
+
+    def plan(self, scenario: Scenario, stages: Stages) -> Plan:
+        """The plan of one layout."""
+        return replace(self.base, scenario=scenario, stages=stages)
+
+    def cost(self, stages: Stages, step: Step, scenario: Scenario) -> Cost:
+        """Cost of a step's action."""
+        key = signature(stages, step)
+        if key not in self.costs:
+            self.costs[key] = self._simulated(self.program(stages, step, scenario))
+        return self.costs[key]
+
+    def program(self, stages: Stages, step: Step, scenario: Scenario) -> Program:
+        """The program of a step's action."""
+        key = signature(stages, step)
+        if key not in self.programs:
+            self.programs[key] = Programs(self.plan(scenario, stages)).of(step)
+        return self.programs[key]
+
+    def swing(self, stages: Stages, step: Step, scenario: Scenario) -> Swing:
+        """What a step's action does to memory."""
+        key = signature(stages, step)
+        if key not in self.swings:
+            usage = self.usages.made_of(step, self.program(stages, step, scenario), stages)
+            self.swings[key] = swing(usage, longest_path(alone(usage.program)))
+        return self.swings[key]
+
+    def beside(self, program: Program, step: Step, sharding: Sharding) -> float:
+        """Duration of an action with the collectives of its sharded parameters, nothing else on the rank [s]."""
+        node = self.scenario.cluster.node
+        tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        base = append(tasks, 0, program, (), sharding.gather(tasks, 0, step, program, ()))
+        sharding.reduce(tasks, 0, step, program, base)
+        timeline = run_events(tasks)
+        return max((timeline.end[base + at] for at in program.tails), default=0.0)
+
+    def _simulated(self, program: Program) -> Cost:
+        """Run an action alone on one rank."""
+        node, power = self.scenario.cluster.node, self.scenario.cluster.gpu.power
+        tasks = replace(alone(program), nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
+        duration = max((timeline.end[at] for at in program.tails), default=0.0)
+        lead, host = self._hosted(program, tasks, duration)
+        runs = [part.run for part in program.steps if part.stream == COMPUTE]
+        lone, shared = (sum(run.under(condition)[-1] for run in runs) for condition in (ALONE, COLLECTIVE))
+        work = [op for run in runs for op in run.ops] if power else []
+        return Cost(
+            duration=duration,
+            begins=tuple(timeline.start[at] for at in program.begins),
+            turns=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.turns),
+            graded=tuple(timeline.end[at] for at in program.graded),
+            energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
+            lead=lead,
+            host=host,
+            slowed=shared / lone - 1.0 if lone and self.timing == "events" else 0.0,
+        )
+
+    def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:
+        """How much later than the host an action can start to last its `duration`, and how long the host issues it."""
+        issue = issuing(self.scenario.stack)
+        if issue is None:
+            return 0.0, 0.0
+        moments, total = releases(program, issue)
+        timeline = longest_path(replace(tasks, release=dict(enumerate(moments))))
+        return max((timeline.end[at] for at in program.tails), default=0.0) - duration, total
+
+
+def shared_job(job: Job) -> Job:
+    """A job with everything taken out that neither blocks nor prices depend on."""
+    layout = replace(job.layout, pp=1, vpp=1, zero=0, schedule="", stages="even")
+    size = job.batch.microbatch_size
+    batch = Batch(sequence_length=job.batch.sequence_length, microbatch_size=size, global_batch_size=size)
+    return replace(job, gpus=0, layout=layout, batch=batch, run=Run())
+
+
+class Kit:
+    """Blocks and prices of one shape, and what was computed from them."""
+
+    def __init__(self, scenario: Scenario, timing: Timing, common: dict[Hashable, object] | None = None) -> None:
+        self.scenario, self.timing = scenario, timing
+        self.common = {} if common is None else common
+        self.assumed: Assumptions = assumptions_for(scenario)
+        self.clocks: dict[tuple[int, Timing], Clock] = {}
+        self.memo: dict[Hashable, object] = {}
+
+    def clock(self, at: int, timing: Timing | None = None) -> Clock:
+        """Prices at a slowdown of 1 + `at` x GRID."""
+        key = (at, timing or self.timing)
+        if key not in self.clocks:
+            self.clocks[key] = Clock(self.scenario, 1.0 + at * GRID, key[1])
+        return self.clocks[key]
+
+    def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
+        """Which blocks stand on which of `count` stages."""
+        how, hidden = scenario.job.layout.stages, overlaps(scenario)
+        mirrored = scenario.job.layout.schedule in MIRRORED
+        at, part = grid(slowdown)
+
+        def made() -> Stages:
+            low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
+            weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
+            return split(scenario.model, count, how, weights, mirrored=mirrored)
+
+        return self.kept(("stages", count, how, hidden, mirrored, slowdown), made) if slowdown == 1.0 else made()
+
+    def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> Cost:
+        """Cost of a step's action when tensor kernels last `slowdown` times as long."""
+        at, part = grid(slowdown)
+        low = self.clock(at).cost(stages, step, scenario)
+        return between(low, self.clock(at + 1).cost(stages, step, scenario), part) if part else low
+
+    def held(self, blocks: tuple[str, ...]) -> list[Held]:
+        """Parameters of each block of a stage on one rank."""
+        return self.shared(("held", blocks), lambda: held_by_blocks(self.scenario, blocks))
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for a key."""
+        return _once(self.memo, key, make)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for a key and all kits of the same parameters."""
+        return _once(self.common, key, make)
+
+
+def _once(memo: dict[Hashable, object], key: Hashable, make: Callable[[], T]) -> T:
+    if key not in memo:
+        memo[key] = make()
+    return cast(T, memo[key])
+
+
+def grid(slowdown: float) -> tuple[int, float]:
+    """The point of the grid at or below a slowdown, and how far it is to the next (0 to 1)."""
+    at = int((slowdown - 1.0) / GRID)
+    return at, (slowdown - 1.0) / GRID - at
+
+
+def parameters_of(job: Job) -> Hashable:
+    """All of a job that its parameters, their collectives and their update depend on, but how they are sharded."""
+    layout = job.layout
+    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision
+
+
+class Kits:
+    """The last few kits; a kit is known by its objects and the shared part of its job."""
+
+    def __init__(self, timing: Timing = "events", keep: int = 4) -> None:
+        self.timing: Timing = timing
+        self.keep = keep
+        self.made: dict[Hashable, Kit] = {}
+        self.common: dict[Hashable, dict[Hashable, object]] = {}
+
+    def of(self, scenario: Scenario) -> Kit:
+        """The kit of a scenario."""
+        things = (id(scenario.model), id(scenario.cluster), id(scenario.stack))
+        key = (*things, shared_job(scenario.job))
+
+        def alive() -> dict[Hashable, object]:
+            return {"of": scenario}  # while its objects are kept, no others can have their ids
+
+        def made() -> Kit:
+            common = _recent(self.common, (*things, parameters_of(scenario.job)), alive, self.keep)
+            return Kit(scenario, self.timing, common)
+
+        return _recent(self.made, key, made, self.keep)
+
+
+def _recent(memo: dict[Hashable, T], key: Hashable, make: Callable[[], T], keep: int) -> T:
+    """What a key stands for, now the latest; only the `keep` latest stay."""
+    value = memo.pop(key) if key in memo else make()
+    memo[key] = value
+    while len(memo) > keep:
+        del memo[next(iter(memo))]
+    return value

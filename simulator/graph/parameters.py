@@ -1,0 +1,86 @@
+"""What a rank holds besides activations: parameters, gradients, optimizer states; and the traffic they cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.dtypes import FP8_TILE, WIDTH
+from simulator.spec.job import Job
+from simulator.spec.model import LayerKind, ModelSpec
+
+GRADIENT_BYTES = 4.0
+"""Gradients are accumulated in FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
+WEIGHT_BYTES = WIDTH["bf16"]
+"""Weights of the forward pass are kept and gathered in BF16, but for the matrices of FP8 GEMMs [B]."""
+FP8_MATRIX = WIDTH["fp8"] + WIDTH["fp32"] / FP8_TILE**2
+"""Bytes of one weight in FP8 with an FP32 scale per 128 x 128 block (arXiv 2412.19437, section 3.3.2) [B]."""
+
+LAYER: dict[str, LayerKind] = {"dense": "dense", "moe": "moe"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Parameters one rank holds of a stage: `dense` are replicated over data parallelism, `experts` over its part.
+
+    `matrices` of the dense ones, and all experts, are read by FP8 GEMMs where the recipe has such; embedding, head,
+    gate and norms never are (arXiv 2412.19437, section 3.3.1).
+    """
+
+    dense: int = 0
+    experts: int = 0
+    matrices: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(
+            dense=self.dense + other.dense,
+            experts=self.experts + other.experts,
+            matrices=self.matrices + other.matrices,
+        )
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.dense + self.experts
+
+    def weight_bytes(self, recipe: str) -> tuple[float, float]:
+        """Bytes of the dense weights and of the experts, as GEMMs read them and collectives gather them [B].
+
+        Under the fine-grained FP8 recipe the matrices are there in FP8 only, cast from the sharded FP32 masters before
+        they are gathered. The report casts from the masters (figure 6) and shards them (section 3.3.1); what the
+        gather carries it does not say: assumed.
+        """
+        matrix = FP8_MATRIX if recipe == "fp8" else WEIGHT_BYTES
+        return (self.dense - self.matrices) * WEIGHT_BYTES + self.matrices * matrix, self.experts * matrix
+
+
+def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
+    """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
+    tp, layout = job.layout.tp, job.layout
+    vocabulary = model.vocab_size * model.hidden_size // tp
+    layer = LAYER.get(kind)
+    if layer:
+        p = model.layer_parameters(layer)
+        split = (p.attention + p.shared_expert + p.dense_ffn) // tp
+        attention = sum(k * n for k, n in model.attention_matrices().values())
+        return Held(
+            dense=split + p.norms + p.router,
+            experts=p.routed_expert // (layout.ep * layout.etp),
+            matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
+        )
+    if kind == "embed":
+        return Held(dense=vocabulary)
+    if kind == "head":
+        return Held(dense=model.hidden_size + (0 if model.tie_word_embeddings else vocabulary))
+    projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
+    return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
+
+
+def held_by_stage(blocks: Sequence[str], model: ModelSpec, job: Job) -> Held:
+    """Parameters of one stage on one rank; a head that stands twice (MTP) is held once."""
+    total, heads = Held(), 0
+    for kind in blocks:
+        heads += kind == "head"
+        again = kind == "head" and heads > 1
+        total = total + (Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
+    return total

@@ -1,0 +1,407 @@
+"""Whether a job's numbers fit together: all broken rules at once, each with its numbers and what would do.
+
+Well-formed files may still ask for the impossible: 61 heads over 8 ranks, DualPipe over 5. Nothing here looks at
+time or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import gcd, lcm
+from typing import Literal, TypeAlias, get_args
+
+from simulator.errors import InputError, ScheduleError
+from simulator.routing.loads import loads_problem
+from simulator.spec.scenario import Scenario
+from simulator.spec.stack import Dispatcher
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One broken `rule`. `key` and `value` as in the job file, `message` with the numbers, `suggestion` what would do.
+
+    An error makes the job impossible; a warning says that the forecast leaves something out.
+    """
+
+    rule: str
+    key: str
+    value: object
+    message: str
+    suggestion: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        advice = f"; {self.suggestion}" if self.suggestion else ""
+        return f"{self.key}: {self.value}: {self.message}{advice}"
+
+
+LEAST_USED = 0.85
+"""Of a node; a job that would leave more of its GPUs idle is not advised to."""
+_MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
+
+Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
+
+
+def check(scenario: Scenario) -> list[Problem]:
+    """Every rule that the scenario breaks, errors first."""
+    found = [problem for rule in _RULES for problem in rule(scenario)]
+    return sorted(found, key=lambda problem: problem.severity)
+
+
+def require(scenario: Scenario) -> None:
+    """Raise for the first error, in one line that says how many more there are."""
+    errors = [problem for problem in check(scenario) if problem.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more: foretrain check {scenario.name})" if len(errors) > 1 else ""
+        raise InputError(f"{scenario.name}: {errors[0]}{more}")
+
+
+def _world(s: Scenario) -> Iterator[Problem]:
+    layout, gpus = s.job.layout, s.job.gpus
+    replica = layout.tp * layout.cp * layout.pp
+    whole = lcm(replica, s.cluster.node.gpus) if gpus > s.cluster.node.gpus else replica
+    if gpus % replica:
+        yield Problem(
+            rule="world size",
+            key="gpus",
+            value=gpus,
+            message=f"not a multiple of tp {layout.tp} x cp {layout.cp} x pp {layout.pp} = {replica}",
+            suggestion=f"use {_multiples(gpus, whole)} GPUs",
+        )
+    elif gpus > s.cluster.node.gpus and gpus % s.cluster.node.gpus:
+        yield Problem(
+            rule="whole nodes",
+            key="gpus",
+            value=gpus,
+            message=f"not a whole number of nodes of {s.cluster.node.gpus} GPUs",
+            suggestion=f"use {_multiples(gpus, whole)} GPUs{_part_of_a_node(s, gpus)}",
+        )
+
+
+def _part_of_a_node(s: Scenario, ranks: int) -> str:
+    """Advice to leave some GPUs of large nodes (NVL72: 8 of 72) out of the job, where `ranks` fill the rest."""
+    gpus = s.cluster.node.gpus
+    used = next((n for n in range(gpus, 0, -1) if ranks % n == 0), gpus)
+    if not LEAST_USED <= used / gpus < 1.0:
+        return ""
+    return f", or set hardware.node.gpus={used} to use {used} of each node's {gpus}"
+
+
+def _batch(s: Scenario) -> Iterator[Problem]:
+    batch, dp = s.job.batch, s.job.dp
+    share = dp * batch.microbatch_size
+    if share and batch.global_batch_size % share:
+        yield Problem(
+            rule="microbatches",
+            key="batch.global_batch_size",
+            value=batch.global_batch_size,
+            message=f"not a multiple of dp {dp} x microbatch_size {batch.microbatch_size} = {share} sequences",
+            suggestion=f"use {_multiples(batch.global_batch_size, share)}",
+        )
+    elif share and _is_endless(s):
+        yield Problem(
+            rule="length of the step",
+            key="batch.global_batch_size",
+            value=batch.global_batch_size,
+            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated",
+            suggestion=f"use at most {_most_microbatches(s) * share}",
+        )
+
+
+def _most_microbatches(s: Scenario) -> int:
+    return max(1, _MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
+
+
+def _is_endless(s: Scenario) -> bool:
+    """Whether the step has more microbatches than minutes and gigabytes would do for."""
+    return bool(s.job.dp) and s.job.microbatches > _most_microbatches(s)
+
+
+def _schedule(s: Scenario) -> Iterator[Problem]:
+    from simulator.schedule import rules
+
+    layout, job = s.job.layout, s.job
+    if _is_file(layout.schedule):
+        return
+    if not job.dp or job.microbatches < 1 or _is_endless(s):
+        return  # told by the rules above
+    try:
+        broken = rules(layout.schedule, layout.pp, job.microbatches, layout.vpp)
+    except ScheduleError as error:
+        broken = [str(error)]
+    for text in broken:
+        yield Problem(rule="schedule", key="layout.schedule", value=layout.schedule, message=text)
+
+
+def _stages(s: Scenario) -> Iterator[Problem]:
+    from simulator.schedule import stages_of
+
+    layout, layers = s.job.layout, s.model.num_hidden_layers
+    if _is_file(layout.schedule):
+        return
+    try:
+        stages = stages_of(layout.schedule, layout.pp, layout.vpp)
+    except ScheduleError:
+        return  # told by the rule above
+    if isinstance(layout.stages, tuple):
+        yield from _explicit_stages(layout.stages, stages, layers)
+    elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone
+        yield Problem(
+            rule="layers on stages",
+            key="layout.pp",
+            value=layout.pp,
+            message=f"makes {stages} stages of {layers} layers: some would be empty",
+            suggestion=f"use at most {layers} stages, or list the layers of each in layout.stages",
+        )
+
+
+def _explicit_stages(listed: tuple[int, ...], stages: int, layers: int) -> Iterator[Problem]:
+    if len(listed) != stages:
+        yield Problem(
+            rule="layers on stages",
+            key="layout.stages",
+            value=list(listed),
+            message=f"lists {len(listed)} stages, the schedule has {stages}",
+            suggestion="give one number of layers per stage",
+        )
+    elif sum(listed) != layers:
+        yield Problem(
+            rule="layers on stages",
+            key="layout.stages",
+            value=list(listed),
+            message=f"adds up to {sum(listed)} layers, the model has {layers}",
+            suggestion="let them add up, MTP modules not counted",
+        )
+
+
+def _experts(s: Scenario) -> Iterator[Problem]:
+    layout, experts = s.job.layout, s.model.n_routed_experts
+    stage = layout.tp * layout.cp * s.job.dp
+    if not experts:
+        for key, value in (("layout.ep", layout.ep), ("layout.etp", layout.etp)):
+            if value > 1:
+                yield _dense_problem(key, value, s.model.name)
+        return
+    both = gcd(experts, stage // layout.etp) or 1
+    if experts % layout.ep:
+        yield Problem(
+            rule="experts on ranks",
+            key="layout.ep",
+            value=layout.ep,
+            message=f"does not divide the {experts} routed experts",
+            suggestion=f"use {_divisors(both, layout.ep)}",
+        )
+    if stage % (layout.ep * layout.etp):
+        yield Problem(
+            rule="experts on ranks",
+            key="layout.ep",
+            value=layout.ep,
+            message=f"x etp {layout.etp} = {layout.ep * layout.etp} does not divide the tp {layout.tp} x cp {layout.cp}"
+            f" x dp {s.job.dp} = {stage} ranks of a stage",
+            suggestion=f"use {_divisors(both, layout.ep)}",
+        )
+    wrong = loads_problem(s.job.routing, layout.ep)
+    if wrong:
+        yield Problem(
+            rule="loads of ranks", key="routing.loads", value=f"[{len(s.job.routing.loads)} loads]", message=wrong
+        )
+    if s.model.moe_intermediate_size % layout.etp:
+        yield _width_problem("layout.etp", layout.etp, "moe_intermediate_size", s.model.moe_intermediate_size)
+
+
+def _routing(s: Scenario) -> Iterator[Problem]:
+    """Numbers of a kind of routing that is not the job's."""
+    routing = s.job.routing
+    for key, value, kind in (
+        ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
+        ("cv", routing.cv, "sampled"),
+    ):
+        if value and routing.kind != kind:
+            yield Problem(
+                rule="routing",
+                key=f"routing.{key}",
+                value=value,
+                message=f"does nothing with {routing.kind} routing",
+                suggestion=f"set routing.kind={kind}",
+                severity="warning",
+            )
+
+
+def _dense_problem(key: str, value: int, model: str) -> Problem:
+    return Problem(rule="experts on ranks", key=key, value=value, message=f"{model} has no experts", suggestion="use 1")
+
+
+def _tensor(s: Scenario) -> Iterator[Problem]:
+    layout, model = s.job.layout, s.model
+    tp, kv = layout.tp, model.num_key_value_heads
+    if model.num_attention_heads % tp:
+        yield _width_problem("layout.tp", tp, "attention heads", model.num_attention_heads)
+    elif not model.is_mla and kv % tp and tp % kv:
+        yield _width_problem("layout.tp", tp, "key-value heads", kv)
+    if "dense" in model.layer_kinds() and model.intermediate_size % tp:
+        yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
+    if model.shared_width % tp:
+        yield _width_problem("layout.tp", tp, "width of the shared experts", model.shared_width)
+    gpus = s.cluster.node.gpus
+    if tp > gpus or gpus % tp:
+        yield Problem(
+            rule="tensor parallelism inside a node",
+            key="layout.tp",
+            value=tp,
+            message=f"does not divide a node of {gpus} GPUs",
+            suggestion=f"use {_divisors(gpus, tp)}",
+        )
+
+
+def _sequence(s: Scenario) -> Iterator[Problem]:
+    layout, length = s.job.layout, s.job.batch.sequence_length
+    parts = layout.cp * (layout.tp if layout.sp else 1)
+    if length % parts:
+        yield Problem(
+            rule="sequence on ranks",
+            key="batch.sequence_length",
+            value=length,
+            message=f"not a multiple of cp {layout.cp} x tp {layout.tp if layout.sp else 1} = {parts}",
+            suggestion=f"use {_multiples(length, parts)} tokens",
+        )
+    if layout.cp > 1 and length % (2 * layout.cp):
+        yield Problem(
+            rule="sequence on ranks",
+            key="layout.cp",
+            value=layout.cp,
+            message=f"a causal sequence is cut into 2 x cp = {2 * layout.cp} equal parts; {length} tokens are not",
+            suggestion=f"use {_multiples(length, 2 * layout.cp)} tokens",
+        )
+    yield from _reach(s, length)
+
+
+def _reach(s: Scenario, length: int) -> Iterator[Problem]:
+    """What the model's attention spans."""
+    longest, window = s.model.max_position_embeddings, s.model.sliding_window
+    if longest and length > longest:
+        yield Problem(
+            rule="positions",
+            key="batch.sequence_length",
+            value=length,
+            message=f"{s.model.name} has positions for {longest} tokens",
+            suggestion=f"use at most {longest}",
+            severity="error" if s.model.positions == "learned" else "warning",
+        )
+    if window is not None and window < length:
+        yield Problem(
+            rule="attention window",
+            key="batch.sequence_length",
+            value=length,
+            message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
+            suggestion=f"use at most {window}, or set model.sliding_window=none",
+            severity="warning",
+        )
+
+
+def _nodes(s: Scenario) -> Iterator[Problem]:
+    """Expert parallelism over nodes, and the gate's node limit (arXiv 2412.19437, section 3.2.2)."""
+    width, gpus = s.job.layout.ep * s.job.layout.etp, s.cluster.node.gpus
+    if width % gpus and gpus % width:
+        yield Problem(
+            rule="expert parallelism over nodes",
+            key="layout.ep",
+            value=s.job.layout.ep,
+            message=f"x etp {s.job.layout.etp} = {width} neither fills nodes of {gpus} GPUs nor divides one",
+            suggestion=f"use a multiple or a divisor of {gpus}{_part_of_a_node(s, width)}",
+        )
+        return
+    nodes = width // gpus
+    if s.model.is_node_limited and nodes > 1 and s.model.n_group % nodes:
+        yield Problem(
+            rule="node-limited routing",
+            key="layout.ep",
+            value=s.job.layout.ep,
+            message=f"spreads {s.model.n_group} expert groups over {nodes} nodes: a group is split between nodes, so"
+            f" topk_group {s.model.topk_group} no longer limits the nodes of a token",
+            suggestion=f"use {_divisors(s.model.n_group, nodes)} nodes of {gpus} ranks",
+            severity="warning",
+        )
+
+
+def _features(s: Scenario) -> Iterator[Problem]:
+    """What the GPU and the model must be able to do."""
+    job, gpu = s.job, s.cluster.gpu
+    if job.precision.recipe != "bf16" and gpu.peak.fp8 <= 0:
+        yield Problem(
+            rule="precision",
+            key="precision.recipe",
+            value=job.precision.recipe,
+            message=f"{gpu.name} has no FP8 tensor cores",
+            suggestion="use bf16",
+        )
+    if job.layout.recompute == "deepseek" and not s.model.is_mla:
+        yield Problem(
+            rule="recomputation",
+            key="layout.recompute",
+            value="deepseek",
+            message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
+            suggestion="use none, selective or full",
+        )
+    kernels = s.stack.dispatcher
+    if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
+        yield Problem(
+            rule="exchange kernels",
+            key="stack.dispatcher",
+            value=kernels,
+            message=f"{s.cluster.name} has no parameters of these kernels",
+            suggestion="use "
+            + " or ".join(name for name in get_args(Dispatcher) if name in s.cluster.fabric.ep or name == "nccl"),
+        )
+    if job.overlap.comm_sms >= gpu.sms:
+        yield Problem(
+            rule="communication SMs",
+            key="overlap.comm_sms",
+            value=job.overlap.comm_sms,
+            message=f"leaves nothing of the {gpu.sms} SMs to compute",
+            suggestion=f"use fewer than {gpu.sms}",
+        )
+
+
+_RULES: tuple[Rule, ...] = (
+    _world,
+    _batch,
+    _schedule,
+    _stages,
+    _experts,
+    _routing,
+    _tensor,
+    _sequence,
+    _nodes,
+    _features,
+)
+
+
+def _is_file(schedule: str) -> bool:
+    """Whether `layout.schedule` names a file: those are validated when they are read."""
+    return "/" in schedule or "." in schedule
+
+
+def _width_problem(key: str, degree: int, what: str, width: int) -> Problem:
+    return Problem(
+        rule="tensor parallelism",
+        key=key,
+        value=degree,
+        message=f"does not divide {what} {width}",
+        suggestion=f"use {_divisors(width, degree)}",
+    )
+
+
+def _multiples(value: int, step: int) -> str:
+    """The multiples of `step` around `value`: "2040 or 2056"."""
+    below, above = value // step * step, (value // step + 1) * step
+    return f"{below} or {above}" if below else str(above)
+
+
+def _divisors(value: int, near: int) -> str:
+    """The divisors of `value` around `near`: "32 or 64"."""
+    below = next((d for d in range(min(near, value), 0, -1) if value % d == 0), 1)
+    above = next((d for d in range(near + 1, value + 1) if value % d == 0), None)
+    return f"{below} or {above}" if above else str(below)

@@ -1,0 +1,122 @@
+"""What a rank holds from the first to the last moment of a step: weights, gradients, optimizer states.
+
+Parameters come from `graph.state`, the groups they are sharded over from `engine.sync`: what the forecast of the
+traffic uses, memory uses too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from simulator.dtypes import WIDTH
+from simulator.engine.lower import overlaps
+from simulator.engine.sync import groups
+from simulator.graph.parameters import FP8_MATRIX, GRADIENT_BYTES, Held, held_by_block, held_by_stage
+from simulator.memory.assumptions import Assumptions
+from simulator.memory.memory_report import Item
+from simulator.spec.job import Job
+from simulator.spec.model import ModelSpec
+from simulator.spec.scenario import Scenario
+
+BF16 = WIDTH["bf16"]
+FP8_LAYOUTS = 2.0
+"""Bytes of one weight in FP8 and transposed FP8, beside BF16 (Transformer Engine's per-tensor recipes) [B]."""
+IN_FLIGHT = 2
+"""Blocks that are whole at once under ZeRO-2 and -3, of weights and of gradients: the one that computes, and the one
+that is gathered for it next or whose gradients are being reduced (PyTorch FSDP2's prefetch and its wait for the
+reduction before)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """Ranks that dense parameters, and experts, are spread over where ZeRO shards something."""
+
+    dense: int
+    experts: int
+
+    def of(self, held: Held) -> float:
+        """Parameters of one rank's shard."""
+        return held.dense / self.dense + held.experts / self.experts
+
+
+def shards_of(scenario: Scenario, copies: int) -> Shards:
+    """The groups of a scenario whose stages stand on `copies` ranks of a pipeline."""
+    (dense, _), (experts, _) = groups(scenario, copies)
+    return Shards(dense=dense, experts=experts)
+
+
+def copied_ends(blocks: Sequence[str], model: ModelSpec, job: Job, share: bool) -> Held:
+    """Embedding and head a rank must hold once more: for an MTP module that cannot share them (or does not, `share`),
+    and for a head tied to an embedding that stands elsewhere."""
+    table = held_by_block("embed", model, job).dense
+    extra = 0
+    if "mtp" in blocks:
+        extra += table * (0 if share and "embed" in blocks else 1)
+        extra += 0 if share or model.tie_word_embeddings else table
+    if "head" in blocks and model.tie_word_embeddings and "embed" not in blocks:
+        extra += table
+    return Held(dense=extra)
+
+
+def held_by_rank(stages: Sequence[Sequence[str]], scenario: Scenario, share_mtp: bool) -> Held:
+    """Parameters of all stages of a rank."""
+    model, job = scenario.model, scenario.job
+    total = copied_ends([kind for blocks in stages for kind in blocks], model, job, share_mtp)
+    for blocks in stages:
+        total = total + held_by_stage(blocks, model, job)
+    return total
+
+
+def state_items(
+    stages: Sequence[Sequence[str]], scenario: Scenario, shards: Shards, assumed: Assumptions
+) -> list[Item]:
+    """Weights, gradients and optimizer states of one rank."""
+    held = held_by_rank(stages, scenario, assumed.share_mtp)
+    zero = scenario.job.layout.zero
+    shard = shards.of(held)
+    shard_of_state = shard if zero >= 1 else float(held.total)
+    items = [
+        *_weights(stages, scenario, shards, assumed, held),
+        Item(group="gradients", name="gradients, FP32", bytes=GRADIENT_BYTES * (shard if zero >= 2 else held.total)),
+        Item(group="optimizer", name="master weights", bytes=assumed.master * shard_of_state),
+        Item(group="optimizer", name="two moments", bytes=2 * assumed.moment * shard_of_state),
+    ]
+    if zero >= 2:
+        whole = in_flight(stages, scenario, lambda block: block.total * GRADIENT_BYTES)
+        items.append(Item(group="buffers", name="gradients before they are sharded", bytes=whole))
+    if assumed.ema_on_gpu:
+        items.append(Item(group="optimizer", name="moving average of the weights", bytes=4.0 * shard_of_state))
+    return items
+
+
+def _weights(
+    stages: Sequence[Sequence[str]], scenario: Scenario, shards: Shards, assumed: Assumptions, held: Held
+) -> list[Item]:
+    """Weights the GEMMs read: whole, or under ZeRO-3 a shard and the gathered blocks."""
+    recipe, zero = scenario.job.precision.recipe, scenario.job.layout.zero
+    dense, experts = (shards.dense, shards.experts) if zero >= 3 else (1, 1)
+    narrow = held.matrices / dense + held.experts / experts
+    wide = held.dense / dense + held.experts / experts - (narrow if recipe == "fp8" and assumed.fp8_weights else 0.0)
+    items = []
+    if recipe == "fp8":
+        items.append(Item(group="weights", name="weights, FP8 with scales", bytes=narrow * FP8_MATRIX))
+    elif recipe == "fp8_tensor" and zero < 3:
+        items.append(Item(group="weights", name="weights, FP8 in both layouts", bytes=narrow * FP8_LAYOUTS))
+    items.append(Item(group="weights", name="weights, BF16", bytes=wide * BF16))
+    if zero >= 3:
+        whole = in_flight(stages, scenario, lambda block: _gathered(block, recipe))
+        items.append(Item(group="buffers", name="gathered weights", bytes=whole * (2 if overlaps(scenario) else 1)))
+    return items
+
+
+def _gathered(block: Held, recipe: str) -> float:
+    """Bytes of a gathered block as its GEMMs read it [B]."""
+    layouts = (block.matrices + block.experts) * FP8_LAYOUTS if recipe == "fp8_tensor" else 0.0
+    return sum(block.weight_bytes(recipe)) + layouts
+
+
+def in_flight(stages: Sequence[Sequence[str]], scenario: Scenario, size: Callable[[Held], float]) -> float:
+    """Bytes of the largest neighbouring blocks of a stage that are whole at once [B]."""
+    sizes = [[size(held_by_block(kind, scenario.model, scenario.job)) for kind in blocks] for blocks in stages]
+    return max(sum(some[at : at + IN_FLIGHT]) for some in sizes for at in range(len(some)))

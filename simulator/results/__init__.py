@@ -1,0 +1,1 @@
+"""From a timeline to numbers: metrics, `Result`, and `simulate`."""

@@ -1,0 +1,223 @@
+"""What a timeline means: pure functions from spans to numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.spec.job import Job
+from simulator.spec.model import ModelSpec
+from simulator.spec.scenario import Scenario
+from simulator.units import DAY, HOUR
+
+PHASES = ("forward", "backward", "weight", "overlapped", "bubble", "optimizer", "other")
+"""Where a rank's step goes. `forward`, `backward`, `weight`: actions that run alone (a full backward counts as
+backward), with the communication they expose. `overlapped`: forward/backward pairs. `bubble`: no action runs.
+`optimizer`: gradient sync that nothing hides, and the update. `other`: the rest, so that they add up."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankTimes:
+    """One rank's step [s]: the phases add up to the step time; `exposed_comm` lies inside them."""
+
+    rank: int
+    phases: dict[str, float]
+    exposed_comm: float
+    compute_busy: float
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """Union of intervals, sorted and disjoint."""
+    out: list[Interval] = []
+    for start, end in sorted(intervals):
+        if out and start <= out[-1][1]:
+            if end > out[-1][1]:
+                out[-1] = (out[-1][0], end)
+        elif end > start:
+            out.append((start, end))
+    return out
+
+
+def minus(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
+    """The parts of `some` outside `others`; both merged."""
+    out: list[Interval] = []
+    at = 0
+    for start, end in some:
+        while at < len(others) and others[at][1] <= start:
+            at += 1
+        here, k = start, at
+        while k < len(others) and others[k][0] < end:
+            if others[k][0] > here:
+                out.append((here, others[k][0]))
+            here = max(here, others[k][1])
+            k += 1
+        if here < end:
+            out.append((here, end))
+    return out
+
+
+def length(intervals: Iterable[Interval]) -> float:
+    """Total length of disjoint intervals."""
+    return sum(end - start for start, end in intervals)
+
+
+def rank_times(timeline: Timeline) -> list[RankTimes]:
+    """Phases, exposed communication and busy time of every rank."""
+    tasks = timeline.tasks
+    compute: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
+    comm: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
+    for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
+        (compute if lane % LANES == COMPUTE else comm)[lane // LANES].append((start, end))
+    phases = [dict.fromkeys(PHASES, 0.0) for _ in range(tasks.ranks)]
+    covered: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
+    for action, (start, end) in zip(tasks.actions, action_spans(timeline), strict=True):
+        if action.phase == "optimizer":
+            continue
+        phases[action.rank][action.phase] += end - start
+        covered[action.rank].append((start, end))
+    out = []
+    for rank in range(tasks.ranks):
+        busy, moving, acted = merged(compute[rank]), merged(comm[rank]), merged(covered[rank])
+        own = phases[rank]
+        own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
+        rest = timeline.makespan - sum(own.values())
+        own["bubble"] = max(0.0, rest)
+        own["other"] = rest - own["bubble"]
+        out.append(
+            RankTimes(rank=rank, phases=own, exposed_comm=length(minus(moving, busy)), compute_busy=length(busy))
+        )
+    return out
+
+
+def action_spans(timeline: Timeline) -> list[Interval]:
+    """Start and end of every action: from its first task's start to its last task's end."""
+    return [
+        (min(timeline.start[a.first : a.last], default=0.0), max(timeline.end[a.first : a.last], default=0.0))
+        for a in timeline.tasks.actions
+    ]
+
+
+def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:
+    """Times at which gradient sync or the update runs on a rank."""
+    spans: list[Interval] = []
+    for action in timeline.tasks.actions:
+        if action.phase == "optimizer" and action.rank == rank:
+            spans += [(timeline.start[i], timeline.end[i]) for i in range(action.first, action.last)]
+    return merged(spans)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTime:
+    """Time that ops of one kernel class take on a mean rank [s], their number, what bounds most of it, and its
+    place: the compute or the comm stream."""
+
+    cls: str
+    seconds: float
+    launches: float
+    bound_by: str
+    stream: str
+    calibrated: bool
+
+
+def class_times(timeline: Timeline) -> list[ClassTime]:
+    """Kernel classes by time, mean over ranks. A run's actual time is spread over its ops as when alone."""
+    tasks = timeline.tasks
+    total: dict[int, float] = defaultdict(float)
+    count: dict[int, int] = defaultdict(int)
+    runs = {}
+    for run, start, end in zip(tasks.run, timeline.start, timeline.end, strict=True):
+        key = id(run)
+        runs[key] = run
+        total[key] += end - start
+        count[key] += 1
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    launches: dict[tuple[str, str], float] = defaultdict(float)
+    bounds: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    calibrated: dict[tuple[str, str], bool] = {}
+    for key, run in runs.items():
+        scale = total[key] / run.alone if run.alone else 0.0
+        for priced in run.ops:
+            which = (priced.op.cls, priced.op.stream)
+            part = priced.durations[ALONE] * scale
+            seconds[which] += part
+            launches[which] += count[key] * priced.op.count
+            bounds[which][priced.cost.bound_by] += part
+            calibrated[which] = calibrated.get(which, True) and priced.cost.calibrated
+    out = [
+        ClassTime(
+            cls=which[0],
+            stream=which[1],
+            seconds=value / tasks.ranks,
+            launches=launches[which] / tasks.ranks,
+            bound_by=max(bounds[which], key=lambda bound: bounds[which][bound]),
+            calibrated=calibrated[which],
+        )
+        for which, value in seconds.items()
+    ]
+    return sorted(out, key=lambda item: (-item.seconds, item.cls))
+
+
+def mean_phases(ranks: Sequence[RankTimes]) -> dict[str, float]:
+    """Mean over ranks of each phase [s]; they add up to the step time."""
+    return {phase: sum(r.phases[phase] for r in ranks) / len(ranks) for phase in PHASES}
+
+
+def throughput(step: float, job: Job, model: ModelSpec, peak_bf16: float) -> dict[str, float]:
+    """Tokens per time, and model FLOP against the BF16 peak, with causal and with full attention.
+
+    MFU counts the main model's FLOP (no MTP, no recomputation) and divides by the dense BF16 peak also for FP8 runs,
+    as DeepSeek does (arXiv 2505.09343, table 4).
+    """
+    tokens = job.tokens_per_step
+    rate = tokens / step / job.gpus
+    seq = job.batch.sequence_length
+    causal, full = model.flops_per_token(seq, causal=True), model.flops_per_token(seq, causal=False)
+    return {
+        "tokens_per_step": float(tokens),
+        "tokens_per_day": tokens / step * DAY,
+        "tokens_per_s_per_gpu": rate,
+        "tflops_per_gpu_causal": rate * causal / 1e12,
+        "tflops_per_gpu_full": rate * full / 1e12,
+        "mfu_causal": rate * causal / peak_bf16,
+        "mfu_full": rate * full / peak_bf16,
+        "flops_per_token_causal": causal,
+        "flops_per_token_full": full,
+    }
+
+
+def price_of_run(step: float, scenario: Scenario) -> dict[str, float]:
+    """GPU-hours and dollars of the whole run at this step time."""
+    job = scenario.job
+    hours_per_token = job.gpus * step / HOUR / job.tokens_per_step
+    dollars = job.run.price_per_gpu_hour
+    price = scenario.cluster.price_per_gpu_hour if dollars is None else dollars
+    hours = hours_per_token * job.run.tokens
+    return {
+        "gpu_hours_per_trillion_tokens": hours_per_token * 1e12,
+        "run_gpu_hours": hours,
+        "run_days": hours / job.gpus / 24.0,
+        "run_cost_usd": hours * price,
+        "price_per_gpu_hour_usd": price,
+    }
+
+
+def metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
+    """All headline numbers of one step."""
+    step, model = timeline.makespan, scenario.model
+    bubbles = [r.phases["bubble"] / step for r in ranks]
+    return {
+        "step_time_s": step,
+        **throughput(step, scenario.job, model, scenario.cluster.gpu.peak.bf16),
+        "bubble_ratio": sum(bubbles) / len(bubbles),
+        "bubble_ratio_worst": max(bubbles),
+        "exposed_comm_s": sum(r.exposed_comm for r in ranks) / len(ranks),
+        **price_of_run(step, scenario),
+        "model_parameters": float(model.parameters()),
+        "activated_parameters": float(model.activated_parameters()),
+        "microbatches": float(scenario.job.microbatches),
+    }

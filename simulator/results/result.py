@@ -1,0 +1,83 @@
+"""The result of one simulation, as it is printed and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from simulator.engine.lower import Plan
+from simulator.engine.tasks import Timeline
+from simulator.memory import MemoryReport
+from simulator.results.metrics import ClassTime, RankTimes
+from simulator.schedule import Schedule
+from simulator.spec.scenario import Scenario
+
+SCHEMA = "foretrain.result/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One simulated step.
+
+    `metrics`, `breakdown_s` (means over ranks, adding up to the step time), `ranks`, `classes` (kernel classes by
+    time), `stages` (the blocks on each stage), `memory` (peaks by rank), `warnings`; and what reports look into:
+    `timeline`, `plan`, `schedule`.
+    """
+
+    scenario: Scenario
+    metrics: dict[str, float]
+    breakdown_s: dict[str, float]
+    ranks: list[RankTimes]
+    classes: list[ClassTime]
+    stages: list[str]
+    memory: MemoryReport
+    warnings: list[str]
+    provenance: dict[str, Any]
+    timeline: Timeline
+    plan: Plan
+    schedule: Schedule
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that `--json` prints; the same inputs give the same bytes."""
+        resolved = plain(self.scenario)
+        return {
+            "schema": SCHEMA,
+            "scenario": {**resolved, "hash": digest(resolved)},
+            "metrics": self.metrics,
+            "breakdown_s": self.breakdown_s,
+            "ranks": [
+                {
+                    "rank": r.rank,
+                    **r.phases,
+                    "exposed_comm": r.exposed_comm,
+                    "compute_busy": r.compute_busy,
+                    "bubble_ratio": r.phases["bubble"] / self.metrics["step_time_s"],
+                }
+                for r in self.ranks
+            ],
+            "classes": [plain(c) for c in self.classes],
+            "stages": self.stages,
+            "memory": self.memory.verdict(),
+            "warnings": self.warnings,
+            "provenance": self.provenance,
+        }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as JSON-able values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def digest(resolved: Any) -> str:
+    """Short hash of a resolved scenario: equal inputs, equal hash."""
+    text = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

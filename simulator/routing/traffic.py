@@ -1,0 +1,59 @@
+"""Bytes that dispatch and combine move over NVLink and the NICs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.routing.gate import reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Bytes one rank sends in one dispatch (or receives in one combine) [B].
+
+    `nic` and `nvlink` cross that link. `sent` counts one copy per (token, node) with the own node, as DeepEP
+    reports its RDMA bandwidth; `delivered` one copy per (token, rank) with the own rank, as it reports its
+    NVLink bandwidth."""
+
+    nic: float
+    nvlink: float
+    sent: float
+    delivered: float
+
+
+def traffic(
+    *,
+    tokens: int,
+    bytes_per_token: float,
+    ranks: int,
+    ranks_per_node: int,
+    experts: int,
+    top_k: int,
+    groups: int,
+    node_limit: int,
+    scored: int = 2,
+) -> Traffic:
+    """Bytes one rank moves: once over the NIC per other node, then over NVLink to each other rank of that
+    node."""
+    hit = reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+    per_node = min(ranks, ranks_per_node)
+    nodes = max(1, ranks // ranks_per_node)
+    copy = tokens * bytes_per_token
+    return Traffic(
+        nic=copy * hit.nodes * (nodes - 1) / nodes,
+        nvlink=copy * hit.ranks * (per_node - 1) / per_node,
+        sent=copy * hit.nodes,
+        delivered=copy * hit.ranks,
+    )
+
+
+def direct_traffic(*, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int, top_k: int) -> Traffic:
+    """Bytes one rank moves when every (token, expert) copy goes straight to its rank (none are shared)."""
+    per_node = min(ranks, ranks_per_node)
+    copies = tokens * bytes_per_token * top_k
+    return Traffic(
+        nic=copies * (ranks - per_node) / ranks,
+        nvlink=copies * (per_node - 1) / ranks,
+        sent=copies,
+        delivered=copies,
+    )

@@ -1,0 +1,1 @@
+"""The frozen values that a forecast depends on."""

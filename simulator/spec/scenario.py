@@ -1,0 +1,21 @@
+"""Everything one run depends on, in one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.spec.hardware import Cluster
+from simulator.spec.job import Job
+from simulator.spec.model import ModelSpec
+from simulator.spec.stack import Stack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A resolved job: the job file's values, the model, the cluster and the software stack."""
+
+    name: str
+    job: Job
+    model: ModelSpec
+    cluster: Cluster
+    stack: Stack

@@ -1,0 +1,100 @@
+"""What a campaign file says: phases over one job, published figures to show beside, failures, power."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simulator.errors import InputError
+from simulator.inputs.files import find, read_extended
+from simulator.inputs.typed import build
+from simulator.spec.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of training.
+
+    `tokens` or `steps` (one of them) say how long, `set` what differs from the job. `part` sums phases up. With
+    `ramp_from` [sequences] the batch grows from there to the job's, linearly with the tokens, in `ramp_steps` plateaus.
+    """
+
+    name: str
+    part: str = ""
+    tokens: float | None = None
+    steps: int | None = None
+    set: tuple[str, ...] = ()
+    ramp_from: int | None = None
+    ramp_steps: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """Failures that stop the whole job.
+
+    `mtbf_gpu_hours`: GPU-hours between two. `checkpoint_s`: time that one checkpoint stops training. `interval_s`:
+    training between two checkpoints (0: the optimum). `restart_s`: from a failure until training goes on from the last
+    checkpoint. `runs` and `seed` of the Monte-Carlo estimate.
+    """
+
+    mtbf_gpu_hours: float
+    checkpoint_s: float = 60.0
+    restart_s: float = 900.0
+    interval_s: float = 0.0
+    runs: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """Power beyond the profile's own model. All assumed.
+
+    `gpu_share`: share of its TDP that a GPU draws while it trains, where the hardware profile has no power model.
+    `rest_watts`: the rest of a node and the network, per GPU (DGX H100: 10.2 kW at most for 8 GPUs of 0.7 kW). `pue`:
+    power of the data centre over that of its computers.
+    """
+
+    gpu_share: float = 0.85
+    rest_watts: float = 400.0
+    pue: float = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Campaign:
+    """A campaign file. `published`: GPU-hours by part, only ever shown beside the forecast. `fallback_schedules` are
+    tried in order where a batch of a ramp is too small for the job's schedule. `assumptions` are shown with the answer.
+    """
+
+    name: str
+    job: str
+    phases: tuple[Phase, ...]
+    fallback_schedules: tuple[str, ...] = ("1f1b",)
+    published: dict[str, float] = field(default_factory=dict)
+    failures: Failures | None = None
+    power: Supply = field(default_factory=Supply)
+    assumptions: tuple[str, ...] = ()
+
+
+def load_campaign(name_or_path: str) -> Campaign:
+    """The campaign of a shipped name or of a TOML file."""
+    source = find("campaign", name_or_path)
+    made = build(Campaign, {"name": source.name} | read_extended("campaign", source), source.label)
+    for number, phase in enumerate(made.phases):
+        _check(phase, f"{source.label}: phases[{number}] ({phase.name})")
+    if not made.phases:
+        raise InputError(f"{source.label}: phases: there is none; add [[phases]]")
+    return made
+
+
+def _check(phase: Phase, where: str) -> None:
+    if (phase.tokens is None) == (phase.steps is None):
+        raise InputError(f"{where}: must have tokens or steps, and not both")
+    if (phase.tokens or phase.steps or 0) <= 0:
+        raise InputError(f"{where}: tokens and steps must be above 0")
+    if phase.ramp_from is not None and (phase.tokens is None or phase.ramp_from < 1 or phase.ramp_steps < 1):
+        raise InputError(f"{where}: a ramp needs tokens, a ramp_from and ramp_steps of at least 1")
+
+
+def campaign_of_job(scenario: Scenario, job: str) -> Campaign:
+    """A job's own run as a campaign of one phase."""
+    only = Phase(name="training", part="training", tokens=scenario.job.run.tokens)
+    return Campaign(name=scenario.name, job=job, phases=(only,))

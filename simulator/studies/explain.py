@@ -1,0 +1,138 @@
+"""Why each op of a job takes the time it takes: work, formula with its numbers, limit, source of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, TRAFFIC, Priced
+from simulator.engine.lower import Plan
+from simulator.graph.block import Block
+from simulator.results.simulate import prepare
+from simulator.spec.scenario import Scenario
+from simulator.studies.kernel.answer import work_dict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedOp:
+    """One op of a block: `alone`, `beside` an exchange and `beside_collective` of a whole node [s], the gaps behind its
+    kernels included.
+
+    For an exchange, `beside` means beside compute.
+    """
+
+    block: str
+    half: str
+    priced: Priced
+
+    @property
+    def alone(self) -> float:
+        """With nothing beside it [s]."""
+        return self.priced.durations[ALONE]
+
+    @property
+    def beside(self) -> float:
+        """Beside an exchange that moves memory; an exchange beside compute [s]."""
+        return self.priced.durations[TRAFFIC]
+
+    @property
+    def beside_collective(self) -> float:
+        """Beside a collective of a whole node, as one that gathers parameters or reduces gradients [s]."""
+        return self.priced.durations[COLLECTIVE]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        op, cost = self.priced.op, self.priced.cost
+        return {
+            "block": self.block,
+            "half": self.half,
+            "op": op.name,
+            "class": op.cls,
+            "part": op.part,
+            "segment": op.segment,
+            "stream": op.stream,
+            "count": op.count,
+            "work": work_dict(op),
+            "flop": op.flops,
+            "alone_us": self.alone * 1e6,
+            "beside_us": self.beside * 1e6,
+            "beside_collective_us": self.beside_collective * 1e6,
+            "bound_by": cost.bound_by,
+            "formula": cost.formula,
+            "terms": dict(cost.terms),
+            "nic_bytes": cost.nic_bytes,
+            "nvlink_bytes": cost.nvlink_bytes,
+            "source": cost.source,
+            "calibrated": cost.calibrated,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTime:
+    """One kind of block: how often the model has it, and the time of its ops alone [s] by part and stream."""
+
+    kind: str
+    count: int
+    forward: float
+    recomputed: float
+    input_gradient: float
+    weight_gradient: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        """All of it [s]."""
+        return self.forward + self.recomputed + self.input_gradient + self.weight_gradient + self.communication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The ops of a job that were asked for, and all its blocks."""
+
+    scenario: Scenario
+    ops: tuple[ExplainedOp, ...]
+    blocks: tuple[BlockTime, ...]
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Kernel classes of these ops that were not measured on this hardware."""
+        return tuple(sorted({one.priced.op.cls for one in self.ops if not one.priced.cost.calibrated}))
+
+
+def explain(scenario: Scenario, pattern: str = "*") -> Explanation:
+    """Explain the ops whose name, class or segment fits `pattern` (as in `attn.*`, `gemm.fp8*`, `mlp.W`)."""
+    plan = prepare(scenario)[0]
+    ops = tuple(one for one in _ops(plan) if _fits(one, pattern))
+    return Explanation(scenario=scenario, ops=ops, blocks=tuple(_times(plan, kind) for kind in plan.blocks))
+
+
+def _ops(plan: Plan) -> Iterator[ExplainedOp]:
+    for kind, block in plan.blocks.items():
+        for half, segments in (("forward", block.forward), ("backward", block.backward)):
+            for segment in segments:
+                for op in segment.ops:
+                    yield ExplainedOp(block=kind, half=half, priced=plan.price(op))
+
+
+def _fits(one: ExplainedOp, pattern: str) -> bool:
+    op = one.priced.op
+    names = (op.name, op.cls, op.segment, f"{one.block}/{op.name}")
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _times(plan: Plan, kind: str) -> BlockTime:
+    block: Block = plan.blocks[kind]
+    parts = dict.fromkeys(("F", "R", "I", "W", "comm"), 0.0)
+    for op in block.ops():
+        parts["comm" if op.stream == "comm" else op.part] += plan.price(op).durations[ALONE]
+    return BlockTime(
+        kind=kind,
+        count=sum(stage.count(kind) for stage in plan.stages),
+        forward=parts["F"],
+        recomputed=parts["R"],
+        input_gradient=parts["I"],
+        weight_gradient=parts["W"],
+        communication=parts["comm"],
+    )

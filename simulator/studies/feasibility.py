@@ -1,0 +1,173 @@
+"""Whether a valid job also fits and is well shaped: memory with the cheapest ways to mend it, balance, batch ramp.
+
+`check` looks at numbers alone; here blocks are built and timed. Ways to mend are found by trying them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from simulator.estimate.shared_prices import Kits
+from simulator.inputs.check import Problem, check
+from simulator.memory import MemoryReport, memory_of_rows, needed
+from simulator.results.simulate import prepare
+from simulator.schedule import SCHEDULES, Schedule, stages_on
+from simulator.spec.job import Job, Layout, Recompute
+from simulator.spec.scenario import Scenario
+from simulator.studies.search.candidate import Candidate, judge
+from simulator.units import GB
+
+UNBALANCED = 0.20
+"""Share by which the slowest rank may exceed the mean before it is worth a warning."""
+SHOWN_ITEMS = 3
+SHOWN_FIXES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """A changed value (`layout.recompute=full`) under which the job runs and fits, with what it then costs."""
+
+    change: str
+    candidate: Candidate
+
+
+def problems(scenario: Scenario) -> list[Problem]:
+    """Everything wrong with a scenario: broken rules; if there are none, memory, balance and what is not timed."""
+    found = check(scenario)
+    if any(problem.severity == "error" for problem in found):
+        return found
+    plan, schedule = prepare(scenario)
+    memory = memory_of_rows(plan, schedule)
+    more = [
+        *_memory(scenario, memory),
+        *_balance(scenario, plan.stages, plan.block_seconds, schedule),
+    ]
+    return sorted([*found, *more], key=lambda problem: problem.severity)
+
+
+def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
+    if memory.fits:
+        return
+    worst = memory.worst
+    items = sorted(worst.items, key=lambda item: -item.bytes)[:SHOWN_ITEMS]
+    largest = ", ".join(f"{item.name} {item.bytes / GB:.1f} GB" for item in items)
+    yield Problem(
+        rule="memory",
+        key="hardware.gpu.hbm_bytes",
+        value=f"{memory.capacity / GB:g}e9",
+        message=f"{needed(memory.verdict())}; largest: {largest}",
+        suggestion=told(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
+    )
+
+
+def told(found: Sequence[Fix]) -> str:
+    """The cheapest fixes in words: "layout.recompute=full fits in 61.2 GB at 25.3 s a step; ..."."""
+    each = [
+        f"{fix.change} fits in {(fix.candidate.memory or 0.0) / GB:.1f} GB at {fix.candidate.step or 0.0:.3g} s a step"
+        for fix in found
+    ]
+    return "; ".join(each)
+
+
+def fixes(scenario: Scenario) -> list[Fix]:
+    """Single changes under which the scenario runs and fits, the least time per token first."""
+    kits = Kits(keep=2)
+    found = []
+    for change, job in _changes(scenario):
+        candidate = judge(0, replace(scenario, job=job), kits)
+        if candidate.status == "ok":
+            found.append(Fix(change=change, candidate=candidate))
+    return sorted(found, key=lambda fix: (fix.candidate.by("time"), fix.change))
+
+
+def _changes(scenario: Scenario) -> Iterator[tuple[str, Job]]:
+    """What is tried: recomputation, sharding, wider or deeper parallelism, another schedule, smaller microbatches."""
+    job = scenario.job
+    layout = job.layout
+    policies: tuple[Recompute, ...] = ("deepseek", "full")
+    tried: list[tuple[str, Layout]] = [
+        *((f"layout.recompute={how}", replace(layout, recompute=how)) for how in policies if how != layout.recompute),
+        *((f"layout.zero={zero}", replace(layout, zero=zero)) for zero in range(layout.zero + 1, 4)),
+        *((f"layout.ep={n * layout.ep}", replace(layout, ep=n * layout.ep)) for n in (2, 4)),
+        *((f"layout.pp={n * layout.pp}", replace(layout, pp=n * layout.pp)) for n in (2, 4)),
+        *((f"layout.tp={n * layout.tp}", replace(layout, tp=n * layout.tp)) for n in (2, 4, 8)),
+        *((f"layout.schedule={name}", replace(layout, schedule=name)) for name in SCHEDULES if name != layout.schedule),
+    ]
+    yield from ((change, replace(job, layout=other)) for change, other in tried)
+    size = job.batch.microbatch_size
+    if size > 1:
+        yield f"batch.microbatch_size={size // 2}", replace(job, batch=replace(job.batch, microbatch_size=size // 2))
+
+
+def _balance(
+    scenario: Scenario, stages: Sequence[Sequence[str]], seconds: dict[str, float], schedule: Schedule
+) -> Iterator[Problem]:
+    """The slowest rank sets the pace of a pipeline."""
+    on = stages_on(schedule)
+    loads = [sum(seconds[kind] for stage in held for kind in stages[stage]) for held in on]
+    mean = sum(loads) / len(loads)
+    worst = max(range(len(loads)), key=lambda rank: loads[rank])
+    excess = loads[worst] / mean - 1.0 if mean else 0.0
+    if excess <= UNBALANCED:
+        return
+    how = scenario.job.layout.stages
+    yield Problem(
+        rule="stage balance",
+        key="layout.stages",
+        value=list(how) if isinstance(how, tuple) else how,
+        message=f"rank {worst} (stages {', '.join(map(str, on[worst]))}) works {excess:.0%} longer than the mean rank,"
+        " and the others wait for it",
+        suggestion="use layout.stages=balanced" if how != "balanced" else "use fewer stages: layers cannot be cut",
+        severity="warning",
+    )
+
+
+def ramp_sizes(first: int, last: int) -> list[int]:
+    """The first batch of a ramp, its doublings, and its last [sequences]."""
+    sizes = [first]
+    while 2 * sizes[-1] < last:
+        sizes.append(2 * sizes[-1])
+    return [*sizes, last] if last > sizes[-1] else sizes
+
+
+def ramp(scenario: Scenario, sizes: Sequence[int]) -> Iterator[Problem]:
+    """Batch sizes [sequences] of a ramp that the scenario's layout cannot run, each with what can."""
+    for size in sizes:
+        job = replace(scenario.job, batch=replace(scenario.job.batch, global_batch_size=size))
+        smaller = replace(scenario, job=job)
+        broken = [problem for problem in check(smaller) if problem.severity == "error"]
+        if broken:
+            yield Problem(
+                rule="batch ramp",
+                key="batch.global_batch_size",
+                value=size,
+                message=f"leaves {job.microbatches} microbatches to a pipeline: {broken[0].message}",
+                suggestion=told_for_ramp(substitutes(smaller)) or "use fewer GPUs while the batch is small",
+                severity="warning",
+            )
+
+
+def substitutes(scenario: Scenario) -> list[Fix]:
+    """Schedules, and numbers of GPUs, that run a batch which the scenario's own schedule cannot, the cheapest first."""
+    job, kits, found = scenario.job, Kits(keep=2), []
+    tried = [
+        (f"layout.schedule={name}", replace(job, layout=replace(job.layout, schedule=name)))
+        for name in SCHEDULES
+        if name != job.layout.schedule
+    ]
+    tried += [(f"gpus={job.gpus * part // 4}", replace(job, gpus=job.gpus * part // 4)) for part in (3, 2, 1)]
+    for change, other in tried:
+        candidate = judge(0, replace(scenario, job=other), kits)
+        if candidate.status == "ok":
+            found.append(Fix(change=change, candidate=candidate))
+    return sorted(found, key=lambda fix: (fix.candidate.by("cost"), fix.change))
+
+
+def told_for_ramp(found: Sequence[Fix]) -> str:
+    """The cheapest substitutes in words."""
+    each = [f"{fix.change} runs it at {fix.candidate.step or 0.0:.3g} s a step" for fix in found[:SHOWN_FIXES]]
+    return "; ".join(each)
+
+
+__all__ = ["Fix", "fixes", "problems", "ramp", "ramp_sizes", "substitutes"]

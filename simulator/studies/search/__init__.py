@@ -1,0 +1,21 @@
+"""Search over layouts, schedules and hardware for the plan that is fastest, cheapest or smallest."""
+
+from simulator.studies.search.axes import Axis, Question, Scenarios, question
+from simulator.studies.search.candidate import Candidate, Rank, pareto
+from simulator.studies.search.ranking import Confirmed, Found, confirm, search
+from simulator.studies.search.store import Store
+
+__all__ = [
+    "Axis",
+    "Candidate",
+    "Confirmed",
+    "Found",
+    "Question",
+    "Rank",
+    "Scenarios",
+    "Store",
+    "confirm",
+    "pareto",
+    "question",
+    "search",
+]

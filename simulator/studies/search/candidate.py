@@ -1,0 +1,104 @@
+"""One combination of a search: whether it is valid, whether it fits, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from simulator.errors import ForetrainError
+from simulator.estimate.estimate import estimate
+from simulator.estimate.shared_prices import Kits
+from simulator.inputs.check import check
+from simulator.results.metrics import price_of_run, throughput
+from simulator.spec.scenario import Scenario
+from simulator.studies.search.axes import Scenarios
+
+Status = Literal["ok", "invalid", "too big"]
+Rank = Literal["time", "cost", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A combination by `number`. Values are None where they were not needed.
+
+    `step` [s], `per_token` [s of all GPUs together], `cost` [USD of the whole run], `memory` [B] of the fullest rank,
+    `mfu` with causal attention, `why` it is invalid.
+    """
+
+    number: int
+    status: Status
+    step: float | None = None
+    per_token: float | None = None
+    cost: float | None = None
+    memory: float | None = None
+    mfu: float | None = None
+    why: str = ""
+
+    def by(self, rank: Rank) -> float:
+        """What it is ranked by; infinite where it cannot run. Time is per token: batches may differ."""
+        value = {"time": self.per_token, "cost": self.cost, "memory": self.memory}[rank]
+        return value if self.status == "ok" and value is not None else float("inf")
+
+
+def judge(number: int, scenario: Scenario, kits: Kits) -> Candidate:
+    """Check, fit and time one scenario."""
+    broken = next((str(problem) for problem in check(scenario) if problem.severity == "error"), None)
+    if broken is not None:
+        return Candidate(number=number, status="invalid", why=broken)
+    try:
+        found = estimate(scenario, kits.of(scenario), within=scenario.cluster.gpu.hbm_bytes)
+    except ForetrainError as error:
+        return Candidate(number=number, status="invalid", why=str(error).splitlines()[0])
+    if found.step is None:
+        return Candidate(number=number, status="too big", memory=found.memory)
+    rates = throughput(found.step, scenario.job, scenario.model, scenario.cluster.gpu.peak.bf16)
+    return Candidate(
+        number=number,
+        status="ok",
+        step=found.step,
+        per_token=found.step / scenario.job.tokens_per_step,
+        cost=price_of_run(found.step, scenario)["run_cost_usd"],
+        memory=found.memory,
+        mfu=rates["mfu_causal"],
+    )
+
+
+class Judge:
+    """Judges ranges of a question's combinations; one lives in each worker."""
+
+    def __init__(self, scenarios: Scenarios) -> None:
+        self.scenarios = scenarios
+        self.kits = Kits()
+
+    def __call__(self, numbers: Iterable[int]) -> list[Candidate]:
+        """All of `numbers`, in their order."""
+        return [judge(number, self.scenarios.of(number), self.kits) for number in numbers]
+
+
+_AIMS: tuple[Callable[[Candidate], float], ...] = (
+    lambda one: one.by("time"),
+    lambda one: one.by("cost"),
+    lambda one: one.by("memory"),
+)
+
+
+def dominates(one: Candidate, other: Candidate) -> bool:
+    """Whether `one` is nowhere worse than `other` in time, cost and memory, and somewhere better."""
+    pairs = [(aim(one), aim(other)) for aim in _AIMS]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that nothing dominates, fastest first; of equals the lowest number."""
+    front: list[Candidate] = []
+    for one in candidates:
+        if one.status != "ok" or any(dominates(kept, one) or _equal(kept, one) for kept in front):
+            continue
+        front = [kept for kept in front if not dominates(one, kept)]
+        front.append(one)
+    return sorted(front, key=lambda one: (one.by("time"), one.number))
+
+
+def _equal(one: Candidate, other: Candidate) -> bool:
+    return all(aim(one) == aim(other) for aim in _AIMS)

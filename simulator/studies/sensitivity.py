@@ -1,0 +1,237 @@
+"""How much the step time moves with each hardware number and each assumed constant: a tornado.
+
+Every number is moved by 10 % down and up, or over the range that its source states (`range 2 to 6`), alone, and the
+step is simulated again: at the price of its distinct actions, where that gives the same (`search.fast.alone`). The
+layers stay on the stages where they are: moving one for every number would add jumps that say nothing about the number.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Any, Literal
+
+from simulator.errors import ForetrainError
+from simulator.estimate.estimate import alone
+from simulator.inputs import load_scenario
+from simulator.inputs.check import check
+from simulator.results.simulate import Engine, prepare, timeline_of
+from simulator.spec.scenario import Scenario
+from simulator.studies.explain import explain
+
+SHIFT = 0.10
+PROCESSES = 2
+Kind = Literal["hardware", "assumed"]
+HARDWARE = (
+    "gpu.peak.bf16",
+    "gpu.peak.fp8",
+    "gpu.sms",
+    "gpu.hbm_bandwidth",
+    "gpu.l2_bytes",
+    "gpu.tdp",
+    "node.nvlink.bandwidth",
+    "node.nvlink.latency",
+    "node.nic.bandwidth",
+    "node.nic.latency",
+)
+MAIN = {"gemm": "rate", "stream": "bandwidth", "fixed": "time"}
+"""For an assumed kernel class, the parameter that is moved."""
+SHARES = ("payload", "collisions")
+"""Numbers that cannot exceed 1."""
+_RANGE = re.compile(r"range (?:from )?([-+.\deE]+) to ([-+.\deE]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """A number that can be moved from `low` to `high`; `path` is what `--set` takes."""
+
+    path: str
+    kind: Kind
+    value: float
+    low: float
+    high: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swing:
+    """The step time [s] at both ends of a knob's range."""
+
+    knob: Knob
+    at_low: float
+    at_high: float
+
+    def width(self) -> float:
+        """How far apart the ends are [s]."""
+        return abs(self.at_high - self.at_low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tornado:
+    """The step time as it stands [s], and the swings, widest first."""
+
+    base: float
+    engine: Engine
+    swings: tuple[Swing, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "step_time_s": self.base,
+            "engine": self.engine,
+            "swings": [
+                {
+                    "path": s.knob.path,
+                    "kind": s.knob.kind,
+                    "value": s.knob.value,
+                    "low": s.knob.low,
+                    "high": s.knob.high,
+                    "step_time_low_s": s.at_low,
+                    "step_time_high_s": s.at_high,
+                    "low_change": s.at_low / self.base - 1.0,
+                    "high_change": s.at_high / self.base - 1.0,
+                    "source": s.knob.source,
+                }
+                for s in self.swings
+            ],
+        }
+
+
+def knobs(scenario: Scenario) -> list[Knob]:
+    """Hardware numbers that decide times, and every assumed constant that the job's ops can feel."""
+    found: dict[str, Knob] = {}
+    cluster = scenario.cluster
+    for path in HARDWARE:
+        value = _leaf(cluster, path)
+        if value:
+            source = cluster.sources.get(path, "")
+            kind: Kind = "assumed" if source.startswith("assumed") else "hardware"
+            found[path] = _knob(f"hardware.{path}", kind, value, source)
+    for path in cluster.assumed:
+        value = _leaf(cluster, path)
+        if value and path not in found and path != "price_per_gpu_hour":
+            found[path] = _knob(f"hardware.{path}", "assumed", value, cluster.sources[path])
+    source = scenario.stack.sources.get("kernel_gap", "")
+    gap = _knob("stack.kernel_gap", "assumed" if source.startswith("assumed") else "hardware", 0.0, source)
+    out = [*found.values(), *_fabric(scenario), *_kernels(scenario)]
+    if scenario.stack.kernel_gap:
+        out.append(_knob(gap.path, gap.kind, scenario.stack.kernel_gap, source))
+    if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
+        out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
+    return out
+
+
+def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:
+    stated = _RANGE.search(source)
+    low, high = value * (1 - SHIFT), value * (1 + SHIFT)
+    if path.endswith(SHARES):
+        high = min(1.0, high)
+    if stated:
+        low, high = sorted((float(stated[1]), float(stated[2])))
+    elif isinstance(value, int):
+        low, high = min(value - 1, round(low)), max(value + 1, round(high))
+    return Knob(path=path, kind=kind, value=value, low=low, high=high, source=source)
+
+
+def _leaf(value: Any, path: str) -> Any:
+    """The number at a dotted path, or None."""
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _fabric(scenario: Scenario) -> Iterable[Knob]:
+    """Numbers of the groups of communication parameters that nobody measured."""
+    fabric, ep = scenario.cluster.fabric, scenario.job.layout.ep
+    groups: dict[str, Any] = {f.name: getattr(fabric, f.name) for f in fields(fabric)}
+    for name, group in groups.items():
+        if getattr(group, "assumed", False) and (name != "notify" or ep > 1):
+            for path, value in _numbers(group):
+                yield _knob(f"hardware.fabric.{name}.{path}", "assumed", value, group.source)
+
+
+def _numbers(group: Any, prefix: str = "") -> Iterable[tuple[str, float]]:
+    """Dotted path and value of every number above zero in a tree of dataclasses and tables."""
+    parts = group.items() if isinstance(group, dict) else [(f.name, getattr(group, f.name)) for f in fields(group)]
+    for name, value in parts:
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+            yield f"{prefix}{name}", value
+
+
+def _kernels(scenario: Scenario) -> Iterable[Knob]:
+    """The main parameter of each kernel class of the job that is an assumption on this hardware."""
+    used = {one.priced.op.cls for one in explain(scenario).ops}
+    for table, name in MAIN.items():
+        for cls, params in getattr(scenario.cluster.kernels, table).items():
+            if cls in used and params.assumed:
+                path = f"hardware.kernels.{table}.{cls}.{name}"
+                yield _knob(path, "assumed", getattr(params, name), params.source)
+
+
+def step_time(job: str, engine: Engine, overrides: tuple[str, ...]) -> float | None:
+    """The step time of a job [s]; None where a moved number is out of bounds."""
+    try:
+        scenario = load_scenario(job, overrides)
+        if any(problem.severity == "error" for problem in check(scenario)):
+            return None
+        quick = alone(scenario) if engine == "longest-path" else None
+        return timeline_of(*prepare(scenario), engine).makespan if quick is None else quick
+    except ForetrainError:
+        return None
+
+
+def tornado(
+    job: str,
+    overrides: Sequence[str] = (),
+    *,
+    engine: Engine = "longest-path",
+    processes: int = PROCESSES,
+    progress: Callable[[float], None] | None = None,
+) -> Tornado:
+    """Move every knob of a job to both ends of its range."""
+    scenario = load_scenario(job, tuple(overrides))
+    own = (*overrides, f"layout.stages={_held(scenario)}")
+    moved = knobs(scenario)
+    cases = [own, *((*own, f"{k.path}={_text(end)}") for k in moved for end in (k.low, k.high))]
+    times: list[float | None] = []
+    for one in _map(partial(step_time, job, engine), cases, processes):
+        times.append(one)
+        if progress is not None:
+            progress(len(times) / len(cases))
+    base = times[0] or 0.0
+    ends = [base if one is None else one for one in times[1:]]
+    swings = [
+        Swing(knob=knob, at_low=low, at_high=high) for knob, low, high in zip(moved, ends[::2], ends[1::2], strict=True)
+    ]
+    kept = [swing for swing in swings if swing.width() > 1e-9 * base]
+    return Tornado(base=base, engine=engine, swings=tuple(sorted(kept, key=lambda s: (-s.width(), s.knob.path))))
+
+
+def _held(scenario: Scenario) -> list[int]:
+    """Layers of the main model on each stage, as the job places them now."""
+    out = []
+    for stage in prepare(scenario)[0].stages:
+        main = stage[: stage.index("head")] if "head" in stage else stage
+        out.append(sum(kind in ("dense", "moe") for kind in main))
+    return out
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else repr(float(value))
+
+
+def _map(
+    compute: Callable[[tuple[str, ...]], float | None], cases: Sequence[tuple[str, ...]], processes: int
+) -> Iterable[float | None]:
+    count = min(processes, os.cpu_count() or 1)
+    if count <= 1:
+        yield from map(compute, cases)
+        return
+    with ProcessPoolExecutor(max_workers=count) as pool:
+        yield from pool.map(compute, cases)

@@ -1,0 +1,357 @@
+"""End-to-end figures: whole training steps, simulated from the configuration that the source gives.
+
+What a source leaves out is assumed the same way for all figures of a family and said in the function's words. Nothing
+here, or in what it calls, is fitted to these figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.lower import plan
+from simulator.inputs import load_scenario
+from simulator.results.simulate import Engine, schedule_of, simulate
+from simulator.spec.job import Job
+from simulator.spec.model import ModelSpec
+from simulator.validation.cannot import CannotCompute
+from simulator.validation.figures import Figure
+
+V3, V2 = "deepseek-v3-pretrain", "deepseek-v2-pretrain"
+DENSE = "llama-3-8b"
+"""A job that names every key; model, hardware, stack and layout are then replaced."""
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a simulated step says."""
+
+    metrics: dict[str, float]
+    phases: dict[str, float]
+    job: Job
+    model: ModelSpec
+
+    @property
+    def seconds(self) -> float:
+        """The step time [s]."""
+        return self.metrics["step_time_s"]
+
+
+@lru_cache(maxsize=16)
+def step(job: str, overrides: Overrides = (), engine: Engine = "events") -> Step:
+    """One simulated step."""
+    scenario = load_scenario(job, overrides)
+    result = simulate(scenario, engine=engine)
+    return Step(metrics=result.metrics, phases=result.breakdown_s, job=scenario.job, model=scenario.model)
+
+
+# --- DeepSeek -----------------------------------------------------------------------------------------------------
+
+_PHASES = {
+    "phase_1F": "forward",
+    "phase_1B": "backward",
+    "phase_1W": "weight",
+    "phase_1F1B": "overlapped",
+    "phase_bubble": "bubble",
+    "phase_opt": "optimizer",
+}
+_METRICS = {
+    "tokens_per_day": ("tokens_per_day", 1e-9),
+    "time_per_step": ("step_time_s", 1.0),
+    "tflops_per_gpu_noncausal": ("tflops_per_gpu_full", 1.0),
+    "tflops_per_gpu_causal": ("tflops_per_gpu_causal", 1.0),
+    "mfu_noncausal": ("mfu_full", 100.0),
+    "mfu_causal": ("mfu_causal", 100.0),
+}
+
+
+def v3_step(figure: Figure) -> float:
+    """DeepSeek-V3's step on a multi-plane (mpft) or multi-rail (mrft) network (arXiv 2505.09343, table 4)."""
+    rail = ".mrft." in figure.id
+    one = step(V3, ("hardware.fabric.network.kind=rail_optimised",) if rail else ())
+    if figure.quantity in _PHASES:
+        return one.phases[_PHASES[figure.quantity]]
+    if figure.quantity not in _METRICS:
+        raise CannotCompute("no such number of a step")
+    name, factor = _METRICS[figure.quantity]
+    return one.metrics[name] * factor
+
+
+def v3_per_trillion(figure: Figure) -> float:
+    """GPU-hours, or days of the cluster, per 1e12 tokens."""
+    one = step(V3)
+    hours = one.metrics["gpu_hours_per_trillion_tokens"]
+    return hours / one.job.gpus / 24.0 if figure.unit == "days" else hours
+
+
+def v3_pretraining_hours(figure: Figure) -> float:
+    """GPU-hours of the whole pre-training at full batch (the ramp of the first 3 % of tokens is left out)."""
+    return step(V3).metrics["gpu_hours_per_trillion_tokens"] * float(figure.config["tokens_T"])
+
+
+def v2_per_trillion(figure: Figure) -> float:
+    """GPU-hours per 1e12 tokens of DeepSeek-V2; the number of GPUs is assumed (the source does not say it)."""
+    return step(V2).metrics["gpu_hours_per_trillion_tokens"]
+
+
+def v3_compute_to_comm(figure: Figure) -> float:
+    """Compute of a MoE layer, forward and backward, over its exchanges, each alone."""
+    scenario = load_scenario(V3)
+    built = plan(scenario, schedule_of(scenario).stages)
+    ops = [built.price(op) for op in built.blocks["moe"].ops()]
+    comm = sum(one.durations[ALONE] for one in ops if one.op.stream == "comm")
+    return sum(one.durations[ALONE] for one in ops if one.op.stream == "compute") / comm
+
+
+# --- dense models of others -----------------------------------------------------------------------------------------
+
+
+def _overrides(**values: Any) -> Overrides:
+    """`layout__pp=8` -> `layout.pp=8`; true and false as TOML writes them."""
+    texts = []
+    for key, value in values.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        texts.append(f"{key.replace('__', '.')}={text}")
+    return tuple(texts)
+
+
+def gpt(*, layers: int, heads: int, hidden: int, vocab: int, seq: int) -> Overrides:
+    """A GPT of these sizes: plain feed-forward four times as wide, a learned position for each of `seq` tokens."""
+    return _overrides(
+        model="gpt3-175b",
+        model__num_hidden_layers=layers,
+        model__num_attention_heads=heads,
+        model__hidden_size=hidden,
+        model__vocab_size=vocab,
+        model__max_position_embeddings=seq,
+    )
+
+
+def zero_bubble(figure: Figure) -> float:
+    """Samples per GPU and second of the zero-bubble paper (arXiv 2401.10241, table 4)."""
+    one = step(DENSE, zero_bubble_run(figure), "longest-path")
+    return one.job.batch.global_batch_size / one.seconds / one.job.gpus
+
+
+def zero_bubble_run(figure: Figure) -> Overrides:
+    """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
+
+    Its first and last stages hold one layer fewer, in exchange for the embedding and the head. The vocabulary is not
+    given: 50 257 padded to 51 200, as in Megatron-LM.
+    """
+    c = figure.config
+    layers, pp, micro = int(c["layers"]), int(c["pp"]), int(c["mbs"])
+    name, vpp = str(c["schedule"]), 1
+    if name == "1f1b_i":
+        name, vpp = "interleaved", (layers + 2) // pp
+    virtual = pp * vpp
+    each = (layers + 2) // virtual
+    stages = [each - 1, *[each] * (virtual - 2), each - 1]
+    sizes = gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=51200, seq=int(c["seq"]))
+    return sizes + _overrides(
+        hardware="a100",
+        stack="megatron-lm",
+        gpus=int(c["gpus"]),
+        layout__tp=1,
+        layout__pp=pp,
+        layout__vpp=vpp,
+        layout__zero=0,
+        layout__schedule=name,
+        layout__recompute="none",
+        layout__stages=stages,
+        batch__sequence_length=int(c["seq"]),
+        batch__microbatch_size=micro,
+        batch__global_batch_size=micro * int(c["microbatches"]),
+    )
+
+
+def narayanan(figure: Figure) -> float:
+    """TFLOP/s per GPU with recomputation of Megatron-LM on A100 (arXiv 2104.04473, table 1).
+
+    Counted as its equation 3 does: 96 B s l h^2 (1 + s/6h + V/16lh). Assumed, where the table is silent: microbatches
+    of one sequence with pipelines and of four without, two chunks of layers per rank where they divide.
+    """
+    c = figure.config
+    layers, hidden, vocab, seq, batch = (int(c[key]) for key in ("layers", "hidden", "vocab", "seq", "gbs"))
+    pp, tp = int(c["pp"]), int(c["tp"])
+    chunks = 2 if pp > 1 and layers % (2 * pp) == 0 else 1
+    one = step(
+        DENSE,
+        gpt(layers=layers, heads=int(c["heads"]), hidden=hidden, vocab=vocab, seq=seq)
+        + _overrides(
+            hardware="a100",
+            stack="megatron-lm",
+            gpus=int(c["gpus"]),
+            layout__tp=tp,
+            layout__pp=pp,
+            layout__vpp=chunks,
+            layout__sp=False,
+            layout__zero=0,
+            layout__schedule="interleaved" if chunks > 1 else "1f1b",
+            layout__recompute="full",
+            layout__stages="even",
+            batch__sequence_length=seq,
+            batch__microbatch_size=1 if pp > 1 else 4,
+            batch__global_batch_size=batch,
+        ),
+        "longest-path",
+    )
+    flops = 96.0 * batch * seq * layers * hidden**2 * (1 + seq / (6 * hidden) + vocab / (16 * layers * hidden))
+    return flops / one.seconds / int(c["gpus"]) / 1e12
+
+
+def megatron_readme(figure: Figure) -> float:
+    """Model TFLOP/s per GPU of Megatron-Core's README: GPT in BF16 on H100, attention counted in full.
+
+    Assumed, where it is silent: microbatches of one sequence, one chunk of layers per rank, and no option that it does
+    not name (so its cross-entropy is not fused).
+    """
+    c = figure.config
+    one = step(
+        DENSE,
+        gpt(
+            layers=int(c["layers"]),
+            heads=int(c["heads"]),
+            hidden=int(c["hidden"]),
+            vocab=int(c["vocab"]),
+            seq=int(c["seq"]),
+        )
+        + _overrides(
+            hardware="h100",
+            stack="megatron-core",
+            stack__loss="parallel",
+            gpus=int(c["gpus"]),
+            layout__tp=int(c["tp"]),
+            layout__pp=int(c["pp"]),
+            layout__recompute="none",
+            layout__stages="even",
+            batch__sequence_length=int(c["seq"]),
+            batch__microbatch_size=1,
+            batch__global_batch_size=int(c["gbs"]),
+        ),
+    )
+    return one.metrics["tflops_per_gpu_full"]
+
+
+def dgxc(figure: Figure) -> float:
+    """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 and GB200 [s].
+
+    Their FP8 scales whole tensors. Where chunks outnumber pairs of layers, embedding and loss count as a layer each.
+    """
+    c = figure.config
+    pp, vpp, layers = int(c["pp"]), int(c.get("vp", 1)), int(c["layers"])
+    each, left = divmod(layers + 2, pp * vpp)
+    stages = [each - 1, *[each] * (pp * vpp - 2), each - 1] if layers % (pp * vpp) and not left else "even"
+    one = step(
+        DENSE,
+        _overrides(
+            model="llama-3.1-405b",
+            model__num_hidden_layers=layers,
+            **_RACKS.get(str(c["gpu"]), {"hardware": str(c["gpu"]).lower()}),
+            stack="megatron-core",
+            gpus=int(c["gpus"]),
+            precision__recipe="fp8_tensor" if c["precision"] == "FP8" else "bf16",
+            layout__tp=int(c["tp"]),
+            layout__cp=int(c["cp"]),
+            layout__pp=pp,
+            layout__vpp=vpp,
+            layout__schedule="interleaved" if vpp > 1 else "1f1b",
+            layout__recompute=c.get("recompute", "none"),
+            layout__stages=stages,
+            batch__sequence_length=int(c["seq"]),
+            batch__microbatch_size=int(c["mbs"]),
+            batch__global_batch_size=int(c["gbs"]),
+        ),
+    )
+    return one.seconds
+
+
+def megatron_gb200(figure: Figure) -> float:
+    """Model TFLOP/s per GPU of DeepSeek-V3 on 256 GB200 with Megatron-Core, causal attention counted as half.
+
+    Assumed: MXFP8 GEMMs as fast as those of scales per 128, which also travel in dispatch here (theirs is BF16), 24 SMs
+    for DeepEP and 16 for Hybrid-EP, nothing recomputed (the source recomputes SwiGLU), and kernels that never wait for
+    the host: the source's CUDA graphs leave a part of that wait.
+    """
+    c = figure.config
+    name = figure.id.rpartition(".")[2]
+    virtual = int(c["pp"]) * int(c["vp"])
+    one = step(
+        DENSE,
+        _overrides(
+            model="deepseek-v3",
+            model__num_nextn_predict_layers=0,
+            **_RACKS["GB200"],
+            stack="megatron-core",
+            stack__dispatcher=name,
+            stack__moment_bytes=2.0,
+            gpus=int(c["gpus"]),
+            precision__recipe="fp8",
+            overlap__comm_sms=24 if name == "deepep" else 16,
+            layout__tp=int(c["tp"]),
+            layout__zero=1,
+            layout__pp=int(c["pp"]),
+            layout__vpp=int(c["vp"]),
+            layout__ep=int(c["ep"]),
+            layout__schedule="interleaved",
+            layout__recompute="none",
+            layout__stages=[1, *[2] * (virtual - 2), 0],
+            batch__sequence_length=int(c["seq"]),
+            batch__microbatch_size=int(c["mbs"]),
+            batch__global_batch_size=int(c["gbs"]),
+        ),
+    )
+    return one.metrics["tflops_per_gpu_causal"]
+
+
+_RACKS: dict[str, dict[str, Any]] = {"GB200": {"hardware": "gb200", "hardware__node__gpus": 64}}
+"""Jobs of powers of two use 64 of a rack's 72 GPUs."""
+
+_SIMUMAX_MODELS = {
+    "llama3_70b": "llama-3-70b",
+    "llama3_405b": "llama-3.1-405b",
+    "deepseekv2": "deepseek-v2",
+    "deepseekv3": "deepseek-v3",
+}
+
+
+def simumax(figure: Figure) -> float:
+    """Step time of SimuMax's measurements [ms]."""
+    return step(DENSE, simumax_run(figure), "longest-path").seconds * 1e3
+
+
+def simumax_run(figure: Figure) -> Overrides:
+    """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped, Transformer Engine's cross-entropy
+    (its docs/b200/b200_real_repro_guide.md)."""
+    c = figure.config
+    overlap = bool(c["overlap"])
+    values: dict[str, Any] = {
+        "model": _SIMUMAX_MODELS[str(c["model"])],
+        "model__num_hidden_layers": int(c["layers"]),
+        "hardware": "b200",
+        "stack": "megatron-core",
+        "stack__grad_sync_overlap": overlap,
+        "stack__param_gather_overlap": overlap,
+        "stack__tp_overlap": overlap,
+        "stack__p2p_overlap": "chunks" if overlap else "never",
+        "stack__loss": "te",
+        "gpus": int(c["gpus"]),
+        "layout__tp": int(c["tp"]),
+        "layout__cp": int(c.get("cp", 1)),
+        "layout__pp": int(c["pp"]),
+        "layout__ep": int(c.get("ep", 1)),
+        "layout__zero": int(c["zero"]),
+        "layout__recompute": "none",
+        "layout__stages": "even",
+        "precision__recipe": str(c["precision"]).lower(),
+        "batch__sequence_length": int(c["seq"]),
+        "batch__microbatch_size": int(c["mbs"]),
+        "batch__global_batch_size": int(c["mbs"]) * int(c["microbatches"]) * int(c["dp"]),
+    }
+    if str(c["model"]).startswith("deepseek"):
+        values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
+        values["model__num_nextn_predict_layers"] = 0
+    return _overrides(**values)

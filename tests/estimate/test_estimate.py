@@ -1,0 +1,158 @@
+"""The fast path against the engines that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.estimate.compiled import compiled, compiled_of
+from simulator.estimate.estimate import alone, estimate
+from simulator.estimate.shared_prices import Kit, Kits, shared_job
+from simulator.inputs import load_scenario
+from simulator.memory import memory_of_rows
+from simulator.results.simulate import prepare, timeline_of
+from simulator.studies.search import confirm, question, search
+from simulator.studies.search.axes import Scenarios
+
+CASES = [
+    ("tiny-dualpipe",),
+    ("tiny-1f1b",),
+    ("tiny-zb1p",),
+    ("tiny-gpipe",),
+    ("tiny-interleaved",),
+    ("tiny-dualpipev",),
+    ("tiny-dualpipe", "layout.zero=0"),
+    ("tiny-dualpipe", "stack.param_gather_overlap=false", "stack.grad_sync_overlap=false"),
+    ("tiny-1f1b", "stack.p2p_overlap=never"),
+    ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2"),
+    ("tiny-1f1b", "routing.kind=skewed", "routing.max_over_mean=1.5"),
+    ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
+    ("llama-3-8b",),
+]
+SHARDED = [
+    (job, f"layout.zero={zero}", *more)
+    for zero in (2, 3)
+    for job, *more in (
+        ("tiny-dualpipe",),
+        ("tiny-1f1b",),
+        ("tiny-zb1p",),
+        ("tiny-gpipe",),
+        ("tiny-interleaved",),
+        ("tiny-1f1b", "stack=megatron-core", "layout.pp=1", "batch.global_batch_size=256"),
+        ("tiny-1f1b", "stack.param_gather_overlap=true"),
+        ("llama-3-8b",),
+        ("llama-3-8b", "layout.pp=1", "layout.tp=1", "stack=torch"),
+        ("llama-3-8b", "layout.pp=4", "layout.tp=1"),
+    )
+]
+STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
+"""Collectives that nothing hides. The event engine lets them share the NIC with exchanges, the fast path does not."""
+
+
+@pytest.mark.parametrize("case", CASES + SHARDED + STARVED, ids=" ".join)
+def test_timed_by_the_longest_path_it_is_the_longest_path(case):
+    job, *overrides = case
+    scenario = load_scenario(job, overrides)
+    plan, schedule = prepare(scenario)
+    found = estimate(scenario, Kit(scenario, "longest-path"))
+    # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-8)
+    assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *SHARDED, ("deepseek-v3-pretrain",), ("tiny-dualpipe", "hardware=h200")], ids=" ".join
+)
+def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
+    job, *overrides = case
+    plan, schedule = prepare(load_scenario(job, overrides))
+    longest = timeline_of(plan, schedule, "longest-path").makespan
+    assert alone(load_scenario(job, overrides)) == pytest.approx(longest, rel=1e-9)
+    main = [stage[: stage.index("head")] if "head" in stage else stage for stage in plan.stages]
+    layers = [sum(kind in ("dense", "moe") for kind in stage) for stage in main]
+    held = load_scenario(job, [*overrides, f"layout.stages={layers}"])
+    assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").makespan, rel=1e-9)
+
+
+def test_alone_says_where_it_would_not_be_exact():
+    assert alone(load_scenario("tiny-1f1b", ["stack.host_kernel=6e-6"])) is None
+
+
+OUT_OF_TURN = """\
+# name=swapped stages=2 microbatches=4
+0: 0F0 0F1 0F2 0F3 0B1 0B0 0B3 0B2
+1: 1F1 1B1 1F0 1B0 1F2 1F3 1B3 1B2
+"""
+"""The second rank does not take the microbatches in the order in which they come."""
+
+
+def test_a_schedule_that_takes_microbatches_out_of_turn(tmp_path):
+    file = tmp_path / "swapped.txt"
+    file.write_text(OUT_OF_TURN)
+    changes = [f"layout.schedule={file}", "layout.pp=2", "gpus=32", "batch.global_batch_size=64"]
+    scenario = load_scenario("tiny-1f1b", changes)
+    plan, schedule = prepare(scenario)
+    assert compiled_of(schedule).queues > compiled("1f1b", 2, 4, 1).queues
+    found = estimate(scenario, Kit(scenario, "longest-path"))
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES[:6] + SHARDED, ids=" ".join)
+def test_timed_by_events_it_is_close_to_the_event_engine(case):
+    job, *overrides = case
+    scenario = load_scenario(job, overrides)
+    plan, schedule = prepare(scenario)
+    found = estimate(scenario, Kit(scenario, "events"))
+    assert found.step == pytest.approx(timeline_of(plan, schedule, "events").makespan, rel=0.03)
+
+
+def test_a_kit_that_served_another_layout_gives_the_same():
+    first, second = load_scenario("tiny-1f1b"), load_scenario("tiny-1f1b", ["layout.schedule=zb1p", "layout.zero=0"])
+    kit = Kit(first, "events")
+    estimate(first, kit)
+    assert estimate(second, kit) == estimate(second, Kit(second, "events"))
+
+
+def test_a_kit_balances_stages_as_its_layout_does():
+    """Where pairs hide the exchanges, stages are balanced without them: a kit must not carry that over."""
+    paired, alone = load_scenario("deepseek-v3-pretrain"), load_scenario("deepseek-v3-1f1b")
+    for first, second in ((paired, alone), (alone, paired)):
+        kit = Kit(first, "longest-path")
+        assert kit.stages(second, 16, 1.0) == prepare(second)[0].stages
+
+
+def test_kits_are_shared_where_only_the_order_changes():
+    base = load_scenario("tiny-1f1b")
+    kits = Kits("longest-path")
+    same = load_scenario("tiny-1f1b", ["layout.schedule=gpipe", "layout.zero=0", "batch.global_batch_size=320"])
+    assert shared_job(base.job) == shared_job(same.job)
+    assert shared_job(base.job) != shared_job(load_scenario("tiny-1f1b", ["layout.ep=8"]).job)
+    assert kits.of(base) is kits.of(base)
+
+
+def test_a_search_keeps_stages_that_are_given():
+    found = search(question("tiny-1f1b", ["layout.stages=[1,2,2,1]"], ["layout.zero=0,1"]), jobs=1, top=2)
+    assert len(found.best) == 2
+
+
+def test_few_kits_are_kept():
+    kits = Kits("longest-path", keep=2)
+    for ep in (2, 4, 8, 16):
+        kits.of(load_scenario("tiny-1f1b", [f"layout.ep={ep}"]))
+    assert len(kits.made) == 2
+
+
+def test_what_does_not_fit_is_not_timed():
+    scenario = load_scenario("tiny-1f1b")
+    assert estimate(scenario, Kit(scenario, "events"), within=1.0).step is None
+
+
+def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():
+    """The two best in order, all others but those that the engine itself sets apart by less than 1 %."""
+    asked = question("llama-3-8b", (), ["layout.pp=1,2,4", "layout.zero=0,1,2,3", "layout.tp=1,2"])
+    found = search(asked, jobs=1, top=24)
+    scenarios = Scenarios(asked)
+    assert {scenarios.of(one.number).job.layout.zero for one in found.best} == {0, 1, 2, 3}
+    sure = confirm(asked, found.best)
+    assert [one.place for one in sure[:2]] == [1, 2]
+    assert all(abs(one.difference) < 0.005 for one in sure)
+    assert not [(one, other) for at, one in enumerate(sure) for other in sure[at:] if one.step > 1.01 * other.step]

@@ -1,0 +1,76 @@
+"""The documentation: its examples run, its commands exist, its pages are generated from the program."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli import VERBS, foretrain
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def test_the_cells_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = re.findall(
+        r"```python\n(.*?)```", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(cells) >= 6
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile(cell, "python.md", "exec"), names)
+    assert names["best"] == "dualpipe"
+    assert (tmp_path / "step.html").is_file()
+    assert all(file.is_file() for file in names["files"])
+
+
+def commands() -> list[list[str]]:
+    """Every `$ foretrain …` line of the documentation, continued lines joined."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        found += [
+            shlex.split(line, comments=True)[1:] for line in re.findall(r"^\$ (foretrain .*)$", text, re.MULTILINE)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_and_option_of_the_documentation_exists(words: list[str]) -> None:
+    options = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"}
+    assert words[0] in VERBS, words
+    names = [words[0], words[1]] if words[0] == "report" else [words[0]]
+    run = CliRunner().invoke(foretrain, [*names, "--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", run.output))
+    if words[0] == "show" and options:
+        run = CliRunner().invoke(foretrain, [*words[:2], "--help"])
+        known |= set(re.findall(r"--[a-z][a-z-]*", run.output))
+    assert options <= known, options - known
+
+
+def test_every_picture_exists() -> None:
+    for page in PAGES:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), (page, target)
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")
+def test_generated_pages_say_what_the_program_says() -> None:
+    sys.path.insert(0, str(DOCS))
+    try:
+        import generate
+    finally:
+        sys.path.remove(str(DOCS))
+    text = generate.command_line()
+    for verb in VERBS:
+        assert f"### foretrain {verb}" in text
+    assert "t = launch + reset + (" in generate.equations("simulator.cost.gemm_cost")
+    assert "generate" in sys.modules

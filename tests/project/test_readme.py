@@ -1,0 +1,164 @@
+"""The README's recorded output is what the program prints today; REWRITE_GOLDEN=1 records it anew."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import foretrain
+from simulator.inputs import load_scenario
+from simulator.results.result import Result
+from simulator.results.simulate import simulate
+
+README = Path(__file__).parents[2] / "README.md"
+OWN = README.parent / "docs" / "measured.md"
+JOB = "deepseek-v3-pretrain"
+
+
+def demo() -> str:
+    """What `make demo` prints."""
+    shown = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(foretrain, ["simulate", JOB, "-q"])
+    assert shown.exit_code == 0
+    return "\n".join(f"    {line}".rstrip() for line in shown.stdout.rstrip().splitlines())
+
+
+def _published() -> dict[str, float]:
+    """Phases of the published step [s] by our names."""
+    text = (files("workloads.facts") / "published.toml").read_text(encoding="utf-8")
+    figures = {figure["id"]: figure["value"] for figure in tomllib.loads(text)["figure"]}
+    names = {"time_per_step": "step", "phase_1F": "forward", "phase_1B": "backward", "phase_1W": "weight"}
+    names |= {"phase_1F1B": "overlapped", "phase_bubble": "bubble", "phase_opt": "optimizer"}
+    return {ours: float(figures[f"B.train.mpft.{theirs}"]) for theirs, ours in names.items()}
+
+
+def published() -> str:
+    """Published phases beside ours: mean over ranks, and the end rank."""
+    result: Result = simulate(load_scenario(JOB))
+    step = result.metrics["step_time_s"]
+    mean = {"step": step, **result.breakdown_s}
+    end = {"step": step, **result.ranks[0].phases}
+    rows = ["| phase [s] | published | foretrain, mean rank | rank 0 | error of the mean |", "|---|---|---|---|---|"]
+    for name, value in _published().items():
+        label = {"weight": "weight gradients", "optimizer": "sync and optimizer"}.get(name, name)
+        rows.append(f"| {label} | {value:.2f} | {mean[name]:.2f} | {end[name]:.2f} | {mean[name] / value - 1:+.1%} |")
+    return "\n".join(rows)
+
+
+STACKS = {"eager": "torch", "compile": "torch-compile"}
+HEAD = "measured [ms] | foretrain [ms] | error |\n|---|---|---|---|"
+
+
+def _measured(name: str) -> Iterator[dict[str, str]]:
+    """Rows of a table of own measurements."""
+    text = (files("workloads.facts") / name).read_text(encoding="utf-8")
+    yield from csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _beside(what: str, row: dict[str, str], changes: list[str], *, optimizer: bool = True) -> str:
+    """A row of a table: what was measured, and what the simulation says, of the step or all before its optimizer."""
+    result = simulate(load_scenario("llama-3-8b", changes))
+    after = 0.0 if optimizer else result.breakdown_s["optimizer"]
+    ours = (result.metrics["step_time_s"] - after) * 1e3
+    measured = float(row["step_ms"])
+    return f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |"
+
+
+@cache
+def sharded() -> str:
+    """Our own measured steps under FSDP2 beside the simulation."""
+    rows = [f"| Llama 3 8B, FSDP2, sequences of 8192 | {HEAD}"]
+    for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_fsdp.csv")):
+        kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
+        recompute = {"op": "selective"}.get(row["recompute"], row["recompute"])
+        many = int(row["gpus"])
+        changes = [f"hardware={gpu}", f"hardware.node.gpus={many}", f"gpus={many}"]
+        changes += ["layout.tp=1", "layout.pp=1", "layout.zero=3"]
+        changes += [f"stack={STACKS[row['mode']]}", f"stack.attention={kernels}", f"layout.recompute={recompute}"]
+        changes += [f"model.num_hidden_layers={row['layers']}", f"batch.sequence_length={row['seq']}"]
+        changes += [f"batch.microbatch_size={row['mbs']}", f"batch.global_batch_size={many * int(row['mbs'])}"]
+        what = f"{many} {gpu.upper()}, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}"
+        rows.append(_beside(f"{what}, {row['mode']}", row, changes))
+    return "\n".join(rows)
+
+
+@cache
+def tensor() -> str:
+    """Our own measured forwards and backwards under tensor parallelism beside the simulation."""
+    rows = [f"| Llama-shaped layers on H200, tensor parallelism | {HEAD}"]
+    for row in _measured("h200_tp.csv"):
+        changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
+        changes += ["hardware=h200", f"hardware.node.gpus={row['tp']}", f"gpus={row['tp']}", f"layout.tp={row['tp']}"]
+        changes += ["stack=torch-compile", "layout.pp=1", "layout.zero=0", "layout.recompute=none"]
+        changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
+        changes += [f"batch.global_batch_size={row['mbs']}"]
+        what = (
+            f"{row['tp']} GPUs, {row['layers']} layers as of {row['model'].upper()}, {row['mbs']} x {row['seq']} tokens"
+        )
+        rows.append(_beside(what, row, changes, optimizer=False))
+    return "\n".join(rows)
+
+
+@cache
+def steps() -> str:
+    """Our own measured steps on one GPU beside the simulation."""
+    rows = [f"| Llama-shaped model on one GPU | {HEAD}"]
+    for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_steps.csv")):
+        stack = STACKS[row["mode"]]
+        sizes = {"hidden_size": "hidden", "intermediate_size": "inner", "num_hidden_layers": "layers"}
+        sizes |= {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "vocab_size": "vocab"}
+        changes = [f"model.{ours}={row[theirs]}" for ours, theirs in sizes.items()]
+        changes += [f"hardware={gpu}", f"stack={stack}", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0"]
+        changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
+        changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
+        changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16", "stack.gradients_zeroed=true"]
+        size = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens"
+        what = f"{gpu.upper()}, {size}, {row['mode']}"
+        rows.append(_beside(what, row, changes))
+    return "\n".join(rows)
+
+
+def own() -> str:
+    """How far off the three kinds of own steps are, by what they ran through."""
+    rows = [
+        "| own steps on H200 and H100 | configurations | mean error, sign dropped | from | to |",
+        "|---|---|---|---|---|",
+    ]
+    tables = {"one GPU": steps(), "FSDP2, 2 and 4 GPUs": sharded(), "tensor parallelism 2 and 4": tensor()}
+    for label, table in tables.items():
+        for mode in ("eager", "compile"):
+            found = [line for line in table.splitlines()[2:] if ("eager" in line) is (mode == "eager")]
+            errors = [float(line.rsplit("|", 2)[1].strip().rstrip("%")) for line in found]
+            if errors:
+                mean = sum(map(abs, errors)) / len(errors)
+                rows.append(
+                    f"| {label}, {mode} | {len(errors)} | {mean:.1f}% | {min(errors):+.1f}% | {max(errors):+.1f}% |"
+                )
+    return "\n".join(rows)
+
+
+BLOCKS = [(README, demo), (README, published), (README, own), (OWN, steps), (OWN, sharded), (OWN, tensor)]
+
+
+@pytest.mark.parametrize(("file", "block"), BLOCKS, ids=[block.__name__ for _, block in BLOCKS])
+def test_recorded_output_is_todays(file: Path, block: Callable[[], str]) -> None:
+    text = file.read_text(encoding="utf-8")
+    pattern = rf"(<!-- begin {block.__name__} -->\n).*?(<!-- end {block.__name__} -->)"
+    fresh = re.sub(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.S)
+    if os.environ.get("REWRITE_GOLDEN"):
+        file.write_text(fresh, encoding="utf-8")
+    assert file.read_text(encoding="utf-8") == fresh, "record anew: REWRITE_GOLDEN=1 pytest tests/test_readme.py"
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    for verb in set(re.findall(r"^    foretrain (\w+)", text, flags=re.M)):
+        assert CliRunner().invoke(foretrain, [verb, "--help"]).exit_code == 0, verb

@@ -1,0 +1,101 @@
+"""Saved results: what was written once can be read for ever, and what cannot be read says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli import foretrain
+from reports.export.saved import read_saved
+from reports.views.sidebyside import input_differences, sentence, table
+from simulator.errors import InputError
+from simulator.inputs import load_scenario
+from simulator.results.simulate import simulate
+
+STORED = Path(__file__).parents[2] / "golden" / "saved"
+
+
+def stored() -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((STORED / "result-1.json").read_text(encoding="utf-8"))
+    return value
+
+
+@pytest.mark.parametrize("file", sorted(STORED.glob("result-*.json")), ids=lambda file: file.stem)
+def test_every_form_ever_written_can_be_read_and_compared(file: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(simulate(load_scenario("tiny-1f1b")).as_dict()))
+    run = CliRunner().invoke(foretrain, ["report", "compare", str(file), str(new), "--html", str(tmp_path / "p.html")])
+    assert run.exit_code == 0, run.output
+    assert "step time" in run.output
+    assert "runs side by side" in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_holds_its_results(tmp_path: Path) -> None:
+    run = CliRunner().invoke(
+        foretrain, ["compare", "tiny-dualpipe", "--vary", "layout.schedule=1f1b,dualpipe", "--json", "-q"]
+    )
+    file = tmp_path / "both.json"
+    file.write_text(run.stdout)
+    assert [one.title for one in read_saved(file)] == ["layout.schedule=1f1b", "layout.schedule=dualpipe"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": "foretrain.result/99"}, "this version reads foretrain.result/1"),
+        ({"schema": 3}, "is not a saved result"),
+        ({"metrics": []}, "metrics: is missing or not a table"),
+        ({"ranks": {}}, "ranks: is missing or not a list"),
+        ({"metrics": {"step_time_s": "long"}}, "metrics.step_time_s: is missing or not a number"),
+    ],
+)
+def test_what_cannot_be_read_says_why_in_one_line(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps(stored() | change))
+    with pytest.raises(InputError, match=said) as error:
+        read_saved(file)
+    assert "\n" not in str(error.value)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00"])
+def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(text)
+    with pytest.raises(InputError):
+        read_saved(file)
+
+
+def test_a_missing_file_exits_2() -> None:
+    assert CliRunner().invoke(foretrain, ["report", "compare", "no.json", "none.json"]).exit_code == 2
+
+
+def test_one_result_is_not_a_comparison() -> None:
+    run = CliRunner().invoke(foretrain, ["report", "compare", str(STORED / "result-1.json")])
+    assert run.exit_code == 2
+    assert "at least two" in run.output
+
+
+def test_changes_are_against_the_first_and_know_what_is_better() -> None:
+    slow = stored()
+    fast = json.loads(json.dumps(slow))
+    fast["metrics"]["step_time_s"] *= 0.8
+    fast["metrics"]["mfu_causal"] /= 0.8
+    cells = {metric.key: row for metric, row in table([slow, fast])}
+    assert cells["step_time_s"][0].change is None
+    assert cells["step_time_s"][1].change == pytest.approx(-0.2)
+    assert cells["step_time_s"][1].verdict == "better"
+    assert cells["mfu_causal"][1].verdict == "better"
+    assert cells["bubble_ratio"][1].verdict == ""
+    assert sentence(["slow", "fast"], [slow, fast]).startswith("fast is the fastest of 2")
+
+
+def test_only_inputs_that_differ_are_listed() -> None:
+    one, other = stored(), stored()
+    assert input_differences([one, other]) == []
+    other["scenario"]["job"]["layout"]["pp"] = 64
+    assert input_differences([one, other]) == [("job.layout.pp", [str(one["scenario"]["job"]["layout"]["pp"]), "64"])]

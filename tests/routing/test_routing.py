@@ -1,0 +1,220 @@
+"""Closed forms of the gate against Monte Carlo, and the loads of the ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.errors import InputError
+from simulator.routing.gate import expected_nodes, expected_ranks, reach
+from simulator.routing.loads import imbalance, load
+from simulator.routing.traffic import direct_traffic, traffic
+from simulator.spec.job import Routing
+
+V3 = {"experts": 256, "top_k": 8, "groups": 8, "node_limit": 4}
+
+
+def sampled_reach(
+    ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int, scored: int
+) -> tuple[float, float]:
+    """The gate itself, on 30 000 tokens with uniform affinities."""
+    tokens = 30_000
+    affinity = np.random.default_rng(7).random((tokens, experts))
+    if 0 < node_limit < groups:
+        grouped = affinity.reshape(tokens, groups, experts // groups)
+        score = np.sort(grouped, axis=2)[:, :, -scored:].sum(axis=2)
+        kept = score >= np.sort(score, axis=1)[:, -node_limit][:, None]
+        affinity = np.where(kept[:, :, None], grouped, -1.0).reshape(tokens, experts)
+    chosen = np.argpartition(-affinity, top_k - 1, axis=1)[:, :top_k]
+    counts = []
+    for places in (max(1, ranks // ranks_per_node), ranks):
+        hit = np.zeros((tokens, places), dtype=bool)
+        hit[np.arange(tokens)[:, None], chosen // (experts // places)] = True
+        counts.append(float(hit.sum(axis=1).mean()))
+    return counts[0], counts[1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ranks_per_node", "experts", "top_k", "groups", "node_limit", "scored"),
+    [
+        (64, 8, 256, 8, 8, 4, 2),  # DeepSeek-V3: groups are nodes
+        (64, 8, 256, 8, 8, 4, 1),
+        (16, 8, 256, 8, 8, 4, 2),  # four groups a node
+        (32, 8, 256, 8, 8, 4, 2),
+        (128, 8, 256, 8, 8, 4, 2),  # two nodes a group
+        (128, 8, 256, 8, 16, 4, 1),
+        (8, 8, 256, 8, 8, 4, 2),  # one node
+        (64, 8, 256, 8, 0, 0, 2),  # no limit
+        (64, 8, 256, 13, 8, 4, 2),
+        (32, 8, 160, 6, 8, 3, 1),  # DeepSeek-V2
+        (16, 8, 64, 6, 8, 3, 2),
+        (32, 8, 32, 8, 8, 4, 2),  # one expert a rank, groups of four
+    ],
+)
+def test_reach_agrees_with_the_sampled_gate(
+    ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int, scored: int
+) -> None:
+    hit = reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+    nodes, rank_count = sampled_reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+    assert hit.nodes == pytest.approx(nodes, rel=5e-3)
+    assert hit.ranks == pytest.approx(rank_count, rel=5e-3)
+
+
+def test_deepseek_v3_on_eight_nodes() -> None:
+    assert expected_nodes(64, 8, **V3) == pytest.approx(3.97, abs=0.03)
+    assert expected_ranks(64, 8, **V3) == pytest.approx(7.49, abs=0.01)
+
+
+def test_without_a_limit_reach_is_hypergeometric() -> None:
+    missed = 1.0
+    for i in range(8):
+        missed *= (256 - 32 - i) / (256 - i)
+    assert expected_nodes(64, 8, 256, 8, 0, 0) == pytest.approx(8 * (1 - missed), rel=1e-12)
+
+
+def test_limit_as_large_as_the_groups_is_no_limit() -> None:
+    assert reach(64, 8, 256, 8, 8, 8) == reach(64, 8, 256, 8, 0, 0)
+
+
+def test_one_expert_per_token_reaches_one_rank() -> None:
+    hit = reach(64, 8, 256, 1, 8, 4)
+    assert (hit.nodes, hit.ranks) == (1.0, 1.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    nodes=st.sampled_from([1, 2, 4, 8, 16]),
+    top_k=st.integers(1, 12),
+    node_limit=st.integers(0, 8),
+)
+def test_reach_stays_within_its_bounds(nodes: int, top_k: int, node_limit: int) -> None:
+    hit = reach(8 * nodes, 8, 256, top_k, 8, node_limit)
+    assert 1.0 - 1e-9 <= hit.nodes <= min(nodes, top_k) + 1e-9
+    assert hit.nodes <= hit.ranks + 1e-9
+    assert hit.ranks <= min(8 * nodes, top_k) + 1e-9
+    if nodes == 8 and node_limit:
+        assert hit.nodes <= node_limit + 1e-9
+
+
+def test_traffic_counts_every_copy_once() -> None:
+    moved = traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, **V3)
+    hit = reach(64, 8, **V3)
+    copy = 4096 * 7392.0
+    assert moved.sent == pytest.approx(copy * hit.nodes)
+    assert moved.nic == pytest.approx(moved.sent * 7 / 8)  # the own node needs no NIC
+    assert moved.delivered == pytest.approx(copy * hit.ranks)
+    assert moved.nvlink == pytest.approx(moved.delivered * 7 / 8)  # nor the forwarding rank NVLink
+
+
+def test_within_one_node_nothing_touches_the_nic() -> None:
+    assert traffic(tokens=1, bytes_per_token=1.0, ranks=8, ranks_per_node=8, **V3).nic == 0.0
+    assert direct_traffic(tokens=1, bytes_per_token=1.0, ranks=8, ranks_per_node=8, top_k=8).nic == 0.0
+
+
+def test_sharing_copies_never_moves_more_over_the_nic() -> None:
+    shared = traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, **V3)
+    direct = direct_traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, top_k=8)
+    assert shared.nic < 0.55 * direct.nic
+
+
+def test_uniform_loads_are_equal_and_padded() -> None:
+    rows = load(Routing(), ep=64, tokens=4096, top_k=8, experts=256)
+    assert rows.mean_rows == rows.max_rows == rows.rows == 32768 + 4 * 127 / 2
+    assert imbalance(Routing(), 64, 4) == 1.0
+
+
+def test_rows_of_the_published_trace_lie_within_a_small_spread() -> None:
+    seen = [31104, 34688, 30976, 32512]  # padded rows of four layers, deepseek-ai/profile-data
+    rows = load(Routing(kind="sampled", cv=0.1, seed=1), ep=64, tokens=4096, top_k=8, experts=256)
+    assert rows.mean_rows == pytest.approx(float(np.mean(seen)), rel=0.03)
+    assert rows.max_rows > max(seen)
+
+
+def test_skewed_loads_keep_the_total() -> None:
+    routing = Routing(kind="skewed", max_over_mean=1.5)
+    rows = [load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=r, padding=1).rows for r in range(16)]
+    assert rows[0] == pytest.approx(1.5 * 800)
+    assert sum(rows) == pytest.approx(16 * 800)
+    assert imbalance(routing, 16, 4) == 1.5
+
+
+def test_skew_cannot_exceed_the_number_of_ranks() -> None:
+    assert imbalance(Routing(kind="skewed", max_over_mean=99.0), 4, 8) == 4.0
+
+
+def test_a_spread_of_ranks_is_one_of_experts() -> None:
+    """5 % over ranks of 4 experts: the fullest of 64 normals is 2.37 standard deviations up (Blom), skew adds a bit."""
+    assert imbalance(Routing(kind="sampled", cv=0.05 * 4**0.5), 64, 4) == pytest.approx(1.0 + 0.05 * 2.37, abs=0.004)
+
+
+def test_sampled_loads_keep_the_total_and_repeat() -> None:
+    routing = Routing(kind="sampled", cv=0.5, seed=3)
+    rows = [load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=r, padding=1).rows for r in range(16)]
+    assert sum(rows) == pytest.approx(16 * 800)
+    again = load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=5, padding=1)
+    assert again.rows == rows[5]
+    assert again.max_rows == pytest.approx(max(rows))
+
+
+@pytest.mark.parametrize(("cv", "ranks", "local"), [(0.1, 64, 4), (0.5, 64, 4), (0.3, 8, 32), (1.0, 16, 8)])
+def test_expected_maximum_agrees_with_sampling(cv: float, ranks: int, local: int) -> None:
+    draws = np.random.default_rng(11).gamma(1 / cv**2, cv**2, (4000, ranks, local)).mean(axis=2)
+    oracle = float((draws.max(axis=1) / draws.mean(axis=1)).mean())
+    assert imbalance(Routing(kind="sampled", cv=cv), ranks, local) == pytest.approx(oracle, rel=0.02)
+
+
+@given(cv=st.floats(0.0, 2.0), ranks=st.integers(1, 512), local=st.integers(1, 64))
+def test_imbalance_is_at_least_one_and_falls_with_experts_per_rank(cv: float, ranks: int, local: int) -> None:
+    routing = Routing(kind="sampled", cv=cv)
+    worst = imbalance(routing, ranks, local)
+    assert worst >= 1.0 - 1e-9
+    assert imbalance(routing, ranks, 2 * local) <= worst + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: reach(12, 8, 256, 8, 8, 4), "does not fill nodes of 8"),
+        (lambda: reach(64, 8, 100, 8, 0, 0), "100 experts do not spread evenly over 64 ranks"),
+        (lambda: reach(64, 8, 256, 80, 8, 2), "2 groups of 32 experts hold no top 80"),
+        (lambda: reach(8, 8, 256, 0, 8, 2), "top_k=0"),
+        (lambda: reach(8, 8, 256, 8, 7, 2), "do not split into 7 groups"),
+        (lambda: reach(8, 8, 256, 8, 8, 4, 3), "not 3"),
+        (lambda: imbalance(Routing(kind="skewed", max_over_mean=0.5), 8, 4), "below 1"),
+        (lambda: imbalance(Routing(kind="sampled", cv=-1.0), 8, 4), "negative"),
+        (lambda: load(Routing(), ep=3, tokens=1, top_k=1, experts=8), "ep = 3"),
+        (lambda: load(Routing(), ep=4, tokens=1, top_k=1, experts=8, rank=4), "rank 4 is not one of 0 .. 3"),
+    ],
+)
+def test_bad_input_is_one_line(call: object, says: str) -> None:
+    with pytest.raises(InputError, match=says) as error:
+        call()  # type: ignore[operator]
+    assert "\n" not in str(error.value)
+
+
+def test_given_loads_are_taken_as_they_are() -> None:
+    routing = Routing(kind="given", loads=(0.5, 1.0, 1.7, 0.8))
+    rows = [load(routing, ep=4, tokens=1000, top_k=8, experts=256, rank=rank, padding=1) for rank in range(4)]
+    assert [r.rows for r in rows] == [4000.0, 8000.0, 13600.0, 6400.0]
+    assert rows[0].max_rows == 13600.0
+    assert imbalance(routing, 4, 64) == rows[0].max_over_mean == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(
+    ("routing", "says"),
+    [
+        (Routing(kind="given", loads=(1.0, 1.0)), "there are 2 of them; each of the 4 expert-parallel ranks needs one"),
+        (Routing(kind="given"), "there are 0 of them"),
+        (Routing(kind="given", loads=(2.0, 2.0, 3.0, 1.0)), "their mean is 2; .* divide each by 2"),
+        (Routing(kind="given", loads=(2.0, 2.0, 1.0, -1.0)), "none may be negative"),
+        (Routing(kind="given", loads=(0.0, 0.0, 0.0, 0.0)), "not all may be 0"),
+        (Routing(loads=(1.0, 1.0, 1.0, 1.0)), 'loads go with kind = "given" only'),
+    ],
+)
+def test_bad_loads_are_refused(routing: Routing, says: str) -> None:
+    with pytest.raises(InputError, match=rf"^routing\.loads: .*{says}"):
+        imbalance(routing, 4, 8)
+    with pytest.raises(InputError, match=says):
+        load(routing, ep=4, tokens=1, top_k=1, experts=32)
