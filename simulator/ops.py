@@ -13,7 +13,7 @@ Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
 
 Stream = Literal["compute", "comm"]
-Beside = Literal["nothing", "chunks", "whole"]
+ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream runs beside: nothing; the GEMM that it feeds or drains, chunk by chunk; as a
 whole, one that does not need it."""
 GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
@@ -107,8 +107,8 @@ class AllToAll:
 
     `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
     them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2). `weighted`: a combine
-    that also sums the gradients of the gate weights, as the backward of a dispatch does. `fullest`: load of the fullest
-    rank over the mean.
+    that also sums the gradients of the gate weights, as the backward of a dispatch does. `imbalance`: load of the
+    fullest rank over the mean.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -124,7 +124,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     scored: int = 2
-    fullest: float = 1.0
+    imbalance: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class Op:
 
     `name` is unique in its layer (`attn.q_b.fwd`), `cls` the kernel class that the cost model prices (`gemm.fp8`,
     `quant.token` ...), `part` F/I/W/R, `segment` where it stands in the layer (`attn.F`), `after` the ops of *other*
-    streams it waits for, `saved` the bytes it keeps for backward [B], `beside` what a collective runs
+    streams it waits for, `saved` the bytes it keeps for backward [B], `concurrent_with` what a collective runs
     beside.
     """
 
@@ -179,7 +179,7 @@ class Op:
     count: int = 1
     after: tuple[str, ...] = ()
     saved: float = 0.0
-    beside: Beside = "nothing"
+    concurrent_with: ConcurrentWith = "nothing"
 
     @property
     def flops(self) -> float:

@@ -39,7 +39,7 @@ from simulator.ops import PointToPoint
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Gpu, Node, Peak
 from simulator.spec.kernel_params import Kernels
-from simulator.validation.rows import collective_time, exchange_time
+from simulator.validation.rows import all_to_all_time, collective_time
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
@@ -95,9 +95,9 @@ FITS = (
             ("ep.deepep.send_rate",),
             ("ep.deepep_tuned.send_rate",),
             ("ep.deepep.forward_rate", "ep.deepep_tuned.forward_rate"),
-            ("ep.deepep.beside_dispatch", "ep.deepep_tuned.beside_dispatch"),
-            ("ep.deepep.beside_combine", "ep.deepep_tuned.beside_combine"),
-            ("ep.deepep.uncached", "ep.deepep_tuned.uncached"),
+            ("ep.deepep.concurrent_dispatch_factor", "ep.deepep_tuned.concurrent_dispatch_factor"),
+            ("ep.deepep.concurrent_combine_factor", "ep.deepep_tuned.concurrent_combine_factor"),
+            ("ep.deepep.first_dispatch_factor", "ep.deepep_tuned.first_dispatch_factor"),
             ("ep.deepep.weighted", "ep.deepep_tuned.weighted"),
         ),
     ),
@@ -281,7 +281,7 @@ def predict(table: str, row: Row, cluster: Cluster) -> float:
     if table == "fabric_collective":
         least, added = HOST.get(row["hardware"], (0.0, 0.0))
         return max(least, added + _collective(row, cluster))
-    return exchange_time(row, cluster, low_latency=table == "fabric_low_latency")
+    return all_to_all_time(row, cluster, low_latency=table == "fabric_low_latency")
 
 
 def _collective(row: Row, cluster: Cluster) -> float:

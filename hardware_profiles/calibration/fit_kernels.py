@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hardware_profiles.calibration import beside
+from hardware_profiles.calibration import concurrent
 from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
@@ -273,7 +273,7 @@ def compared(profiles: dict[str, Kernels]) -> list[Errors]:
     fitted = {s for r in RECIPES for s in chosen(r, known)}
     out = _compared([s for s in known if s not in fitted], "compared", profiles)
     out += _compared(tables.h100_unseen(), "unseen", profiles)
-    for others in (beside.contention(), beside.beside_traffic(), beside.beside_collectives()):
+    for others in (concurrent.contention(), concurrent.concurrent_traffic(), concurrent.concurrent_collectives()):
         for label in sorted({s.label for s in others}):
             out += _compared([s for s in others if s.label == label], f"compared: {label}", profiles)
     return out

@@ -125,7 +125,7 @@ def infersim() -> list[Sample]:
                 ran = _as_drawn(work, hardware, row, product, peak)
                 out.append(
                     Sample(
-                        hardware=hardware, cls=f"{cls}@tall" if _tall(work, sms) else cls, work=(ran,),
+                        hardware=hardware, cls=f"{cls}@tile256" if _tall(work, sms) else cls, work=(ran,),
                         seconds=us * 1e-6, table=f"{hardware}_kernels", label=row["kind"], sms=sms,
                         shape=repr((work,)),
                     )

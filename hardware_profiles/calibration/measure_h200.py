@@ -296,7 +296,7 @@ def ends(rec: Recorder) -> None:
         del p, adam
 
 
-def beside_traffic(rec: Recorder) -> None:
+def concurrent_traffic(rec: Recorder) -> None:
     """Kernels while `held` SMs copy memory: how much they slow, and what the copy moves meanwhile."""
     import triton
     import triton.language as tl
@@ -364,7 +364,7 @@ def main() -> None:
     path = sys.argv[1] if len(sys.argv) > 1 else "h200_measured.csv"
     recorder = Recorder(path, float(sys.argv[2]) if len(sys.argv) > 2 else 340.0)
     torch.manual_seed(0)
-    for section in (events, gemm_fp8, gemm_bf16, grouped, beside_traffic, attention, streaming, ends, fused):
+    for section in (events, gemm_fp8, gemm_bf16, grouped, concurrent_traffic, attention, streaming, ends, fused):
         guarded(section, recorder)
 
 

@@ -1,4 +1,4 @@
-"""Measure what the host needs to issue work: `stack.host_kernel`, `host_product`, `host_collective`.
+"""Measure what the host needs to issue work: `stack.host_kernel`, `host_gemm`, `host_collective`.
 
     python hardware_profiles/calibration/measure_host.py OUT.csv
     python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measure_host.py OUT.csv

@@ -290,7 +290,7 @@ H20 = (
         also=("gemm.fp8.grouped",),
     ),
     library_gemm("gemm.fp8.masked", "h20", MASKED_TILES, f"{INFERSIM_H20}, DeepGEMM",
-                 "4 to 128 groups, 4 to 154 rows a group", sized=True),
+                 "4 to 128 groups, 4 to 154 rows a group", grid_from_expected_m=True),
     attention("attn.fwd", "h20", ("256:256",), f"{INFERSIM_H20}, FlashAttention-3", "1024 to 32768 tokens, 16 heads",
               also=("attn.fwd@library",), fixed={"tail": 0.25}),
 )  # fmt: skip

@@ -100,7 +100,7 @@ def library_gemm(
     return Recipe(
         cls=cls, kind="gemm", home=home, hardware=hardware or (home,), samples=samples or (cls,),
         free={k: v for k, v in WHOLE.items() if k not in fixed and k not in drop}, source=source, range=text,
-        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4, "bandwidth": 0.9, "stranded": 2} | fixed,
+        fixed={"tiles": tiles, "k_block": k_block, "traffic": 0.4, "bandwidth": 0.9, "unusable_sms": 2} | fixed,
         tables=tables, effort=120,
     )  # fmt: skip
 
@@ -111,15 +111,15 @@ be faster."""
 RESTED: Mapping[str, Bounds] = {
     "rate": (0.4, BOOST), "block_time": (0.0, 1.5e-7), "tile_time": (0.0, 8e-6), "store_rate": (8e9, 1e12),
     "launch": (1e-6, 2e-5), "fill": (0.0, 5e-6), "bandwidth": (0.4, 0.95), "reset": (0.0, 8e-6),
-    "power_rate": (0.7, BOOST), "dirty": (0.0, 1.0),
+    "power_rate": (0.7, BOOST), "l2_writeback": (0.0, 1.0),
 }  # fmt: skip
 """The flush before each launch wrote L2, so part of it is dirty when a kernel starts."""
 PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
 SUMS: dict[str, Bounds] = {"sums": (0.0, 6.0)}
 LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
-SHARED: dict[str, Any] = {"stranded": 2, "walk": 2, "traffic": 0.17}
+SHARED: dict[str, Any] = {"unusable_sms": 2, "tiles_per_cta": 2, "traffic": 0.17}
 """Beside others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a copy's
-traffic slows by 0.08 to 0.31 of its share of the bandwidth (rows `beside` of h200_measured, mean of nine)."""
+traffic slows by 0.08 to 0.31 of its share of the bandwidth (rows `concurrent_delay` of h200_measured, mean of nine)."""
 NO_LIMIT = 2.0
 """A share of the tensor peak that no kernel reaches: a rested GPU is not held back by its power limit."""
 
@@ -172,7 +172,7 @@ def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str
     )  # fmt: skip
 
 
-BESIDE = 3e-6
+DELAY = 3e-6
 """What starting beside an exchange takes longer [s], where a class has too few samples of its own: as scale_t and
 scale_t.rows, whose kernels run alone and beside one. (quant.chan_t, too.)"""
 SHORT = 1.5e-6
@@ -188,7 +188,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     short as that of an empty kernel in the profile."""
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 2.0),
-        "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "beside": (0.0, 8e-6),
+        "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "concurrent_delay": (0.0, 8e-6),
         "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
     }  # fmt: skip
     if any(name.startswith("cta_") for name in free):
@@ -206,7 +206,7 @@ RECIPES = (
     trace_gemm("gemm.fp8.wgrad", {**LOOP, "traffic": (0.0, 1.0)}, "K 4096 to 8672, FP32 accumulation"),
     library_gemm(
         "gemm.bf16.router", "h800", TRACE_TILES, DEEPSEEK, "router products, 256 experts, K 256 to 7168", k_block=64,
-        block_time=0.0, store_rate=1e12, fill=0.0, power_rate=1.0, stranded=0, launch=2.5e-6, traffic=0.0,
+        block_time=0.0, store_rate=1e12, fill=0.0, power_rate=1.0, unusable_sms=0, launch=2.5e-6, traffic=0.0,
     ),
     library_gemm(
         "gemm.fp8.grouped@library", "h800", GROUPED_DEEPGEMM_TILES, INFERSIM,
@@ -214,9 +214,9 @@ RECIPES = (
     ),
     deepgemm("gemm.fp8@deepgemm", DEEPGEMM_TILES, "M 16 to 32768"),
     deepgemm("gemm.fp8.grouped@library", GROUPED_DEEPGEMM_TILES, "1 to 256 groups of 64 to 32768 rows", row_align=128),
-    deepgemm("gemm.fp8.masked", MASKED_TILES, "1 to 256 groups of 2 to 2048 rows", sized=True),
+    deepgemm("gemm.fp8.masked", MASKED_TILES, "1 to 256 groups of 2 to 2048 rows", grid_from_expected_m=True),
     replace(
-        deepgemm("gemm.fp8.wgrad@deepgemm", WGRAD_TILES, "K 512 to 16384, FP32 accumulation", dirty=0.0),
+        deepgemm("gemm.fp8.wgrad@deepgemm", WGRAD_TILES, "K 512 to 16384, FP32 accumulation", l2_writeback=0.0),
         also=("gemm.fp8.grouped_wgrad@deepgemm",),
     ),
     rested_gemm("gemm.bf16", NVJET_TILES, "M 64 to 16384", k_block=64, split=8),
@@ -259,27 +259,27 @@ RECIPES = (
               free=PASSES, like="h100"),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
-    stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "beside"),
-    stream("quant.chan_t", "h800", DEEPSEEK, "traffic", "l2_gain", beside=BESIDE),
+    stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "concurrent_delay"),
+    stream("quant.chan_t", "h800", DEEPSEEK, "traffic", "l2_gain", concurrent_delay=DELAY),
     stream("quant.chan_t.permuted", "h800", DEEPSEEK, launch=4e-6),
     stream("quant.special", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
-    stream("scale_t", "h800", DEEPSEEK, "beside", "cta_rate", "cta_most", traffic=0.0, resident=3, bandwidth=0.9,
-           text="4096 rows, 4 to 256 columns of scales"),
-    stream("scale_t.rows", "h800", DEEPSEEK, "beside", "cta_time", traffic=0.0, resident=FULL, bandwidth=0.9),
+    stream("scale_t", "h800", DEEPSEEK, "concurrent_delay", "cta_rate", "cta_most", traffic=0.0, resident=3,
+           bandwidth=0.9, text="4096 rows, 4 to 256 columns of scales"),
+    stream("scale_t.rows", "h800", DEEPSEEK, "concurrent_delay", "cta_time", traffic=0.0, resident=FULL, bandwidth=0.9),
     stream("weight_t", "h800", DEEPSEEK, "traffic", "l2_gain"),
     stream("dequant", "h800", DEEPSEEK, traffic=1.0),
-    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", launch=3e-6, beside=BESIDE),
-    stream("norm.fwd.narrow", "h800", DEEPSEEK, "cta_rate", traffic=0.0, wave_time=0.55, beside=BESIDE, bandwidth=0.9,
-           launch=SHORT),
+    stream("norm.fwd", "h800", DEEPSEEK, "wave_time", "traffic", launch=3e-6, concurrent_delay=DELAY),
+    stream("norm.fwd.narrow", "h800", DEEPSEEK, "cta_rate", traffic=0.0, wave_time=0.55, concurrent_delay=DELAY,
+           bandwidth=0.9, launch=SHORT),
     stream("norm.fwd.residual", "h800", DEEPSEEK, traffic=1.0, launch=3e-6, wave_time=0.6),
     stream("norm.bwd", "h800", DEEPSEEK, "wave_time", traffic=1.0),
-    stream("rope", "h800", DEEPSEEK, "cta_time", beside=BESIDE, traffic=0.0, resident=FULL, bandwidth=0.9),
+    stream("rope", "h800", DEEPSEEK, "cta_time", concurrent_delay=DELAY, traffic=0.0, resident=FULL, bandwidth=0.9),
     stream("kvcopy", "h800", DEEPSEEK, "traffic"),
     stream("permute.expand", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),
     stream("permute.reduce", "h800", DEEPSEEK, "traffic", launch=4e-6),
     stream("swiglu", "h800", DEEPSEEK, "traffic"),
-    stream("elem", "h800", DEEPSEEK, "cta_time", beside=BESIDE, l2_gain=L2_GAIN, traffic=1.0, resident=FULL),
-    stream("elem.strided", "h800", DEEPSEEK, "beside", "cta_time", traffic=0.0, resident=FULL, bandwidth=0.9),
+    stream("elem", "h800", DEEPSEEK, "cta_time", concurrent_delay=DELAY, l2_gain=L2_GAIN, traffic=1.0, resident=FULL),
+    stream("elem.strided", "h800", DEEPSEEK, "concurrent_delay", "cta_time", traffic=0.0, resident=FULL, bandwidth=0.9),
     stream("elem.reduce", "h800", DEEPSEEK, traffic=1.0, launch=2e-6),
     stream("elem.norm_weight", "h800", DEEPSEEK, l2_gain=L2_GAIN, traffic=1.0, bandwidth=0.9, text="6 kB to 4 MB"),
     stream("attn.bwd_aux", "h800", DEEPSEEK, traffic=1.0, launch=4e-6),

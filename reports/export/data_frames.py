@@ -19,7 +19,7 @@ from reports.views.ops import ops_of
 from simulator.engine.tasks import LANES
 from simulator.results.result import Result
 
-STREAMS = ("compute", "exchange", "send_next", "send_previous", "sync")
+STREAMS = ("compute", "all_to_all", "send_next", "send_previous", "sync")
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
@@ -73,13 +73,13 @@ def timeline_table(result: Result) -> pd.DataFrame:
     action = np.full(len(lane), -1)
     for number, one in enumerate(tasks.actions):
         action[one.first : one.last] = number
-    names = pd.Categorical([run.name for run in tasks.run])
+    names = pd.Categorical([sequence.name for sequence in tasks.sequence])
     return pd.DataFrame(
         {
             "rank": lane // LANES,
             "stream": pd.Categorical(np.asarray(STREAMS)[lane % LANES], categories=STREAMS),
             "run": names,
-            "kind": pd.Categorical([run.kind for run in tasks.run]),
+            "kind": pd.Categorical([sequence.kind for sequence in tasks.sequence]),
             "action": action,
             "start_s": result.timeline.start,
             "end_s": result.timeline.end,

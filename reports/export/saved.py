@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.inputs.renamed import with_current_names
 from simulator.results.result import SCHEMA
 
 COMPARISON = "foretrain.compare/1"
-UPGRADES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def _with_standard_names(result: dict[str, Any]) -> dict[str, Any]:
+    """Form 1 to 2: settings of stacks, kernels and communication have the names of 0.1.0."""
+    upgraded: dict[str, Any] = with_current_names(result)
+    return upgraded | {"schema": "foretrain.result/2"}
+
+
+UPGRADES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"foretrain.result/1": _with_standard_names}
 """Old form of a result -> what turns it into the next one (and changes its `schema`)."""
 
 NEEDED = {

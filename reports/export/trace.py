@@ -26,7 +26,7 @@ from reports.export import trace_counters as counters
 from reports.export.files import replacing
 from reports.export.trace_counters import nanoseconds
 from reports.views.words import ranges
-from simulator.engine.kernel_sequence import Priced, Run, moments
+from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf
 from simulator.errors import InputError
 from simulator.ops import Streaming
@@ -227,23 +227,23 @@ class _Trace:
         ahead, back = (_about(half) for half in _halves(action.step))
         parts = [whole]
         for task in mine:
-            forward = tasks.run[task].ops[0].op.part == "F"
+            forward = tasks.sequence[task].ops[0].op.part == "F"
             parts.append(self._task(task, action.rank, stream, ahead if forward else back))
         return "".join(parts)
 
     def _task(self, task: int, rank: int, stream: int, about: str) -> str:
         """One event per op of a task; at the edges of the window, of those inside."""
-        timeline, run = self.timeline, self.timeline.tasks.run[task]
+        timeline, sequence = self.timeline, self.timeline.tasks.sequence[task]
         start, end = timeline.start[task], timeline.end[task]
         if not self.selection.meets(start, end):
             return ""
-        template = self.templates.get(id(run))
+        template = self.templates.get(id(sequence))
         if template is None:
-            template = self.templates[id(run)] = "".join(map(_template, run.ops))
-        spans = moments(run, start, end, timeline.changes.get(task, ()))
+            template = self.templates[id(sequence)] = "".join(map(_template, sequence.ops))
+        spans = kernel_spans(sequence, start, end, timeline.changes.get(task, ()))
         if start < self.selection.start or end > self.selection.end:
             inside = [at for at, span in enumerate(spans) if self.selection.meets(*span)]
-            template = "".join(_template(run.ops[at]) for at in inside)
+            template = "".join(_template(sequence.ops[at]) for at in inside)
             spans = [spans[at] for at in inside]
         self.events += len(spans)
         times: list[float] = []
@@ -256,12 +256,12 @@ class _Trace:
         """Exchanges as the link that they cross sees them."""
         timeline = self.timeline
         for task in mine:
-            run, start, end = timeline.tasks.run[task], timeline.start[task], timeline.end[task]
-            moved = run.nic if link == "nic" else run.nvlink
+            sequence, start, end = timeline.tasks.sequence[task], timeline.start[task], timeline.end[task]
+            moved = sequence.nic if link == "nic" else sequence.nvlink
             if moved and self.selection.meets(start, end):
                 rate = moved / (end - start) if end > start else 0.0
                 yield (
-                    f',\n{{"ph":"X","name":"{_name(run)}","cat":"link",{_place(rank, LINKS[link][0])},'
+                    f',\n{{"ph":"X","name":"{_name(sequence)}","cat":"link",{_place(rank, LINKS[link][0])},'
                     f'{_span(start, end)},"args":{{"bytes":{moved:.0f},"bytes_per_s":{rate:.4g}}}}}'
                 )
 
@@ -323,8 +323,8 @@ def _template(priced: Priced) -> str:
     return f',\n{{"ph":"X",{fixed},{_HERE}{rest},"ts":%.3f,"dur":%.3f}}'
 
 
-def _name(run: Run) -> str:
-    return run.ops[0].op.name
+def _name(sequence: KernelSequence) -> str:
+    return sequence.ops[0].op.name
 
 
 def _place(rank: int, place: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from simulator.engine.kernel_sequence import Run
+from simulator.engine.kernel_sequence import KernelSequence
 from simulator.engine.pricing import neighbour_of
 from simulator.engine.tasks import Timeline
 from simulator.memory import curve_of
@@ -23,7 +23,7 @@ def nanoseconds(seconds: float) -> int:
 
 
 def sm_samples(
-    result: Result, compute: Sequence[int], exchanges: Sequence[int], collectives: Sequence[int]
+    result: Result, compute: Sequence[int], all_to_alls: Sequence[int], collectives: Sequence[int]
 ) -> list[Sample]:
     """SMs open to the compute kernel that runs, and held by exchange kernels and collectives, given a rank's tasks of
     each stream.
@@ -31,14 +31,14 @@ def sm_samples(
     An exchange holds its SMs from its barrier on. A rank that computes has all that its exchange leaves or, without
     one, its collective: as in the engine.
     """
-    cluster, runs = result.scenario.cluster, result.timeline.tasks.run
-    holding = [task for task in exchanges if runs[task].kind in ("notify", "exchange")]
-    held = _held(result, runs[holding[0]]) if holding else 0
+    cluster, sequences = result.scenario.cluster, result.timeline.tasks.sequence
+    holding = [task for task in all_to_alls if sequences[task].kind in ("notify", "all_to_all")]
+    held = _held(result, sequences[holding[0]]) if holding else 0
     channels = cluster.fabric.nvlink.sms
     streams = (
         [(task, 1) for task in compute],
         [(task, held) for task in holding],
-        [(task, round(runs[task].held * channels)) for task in collectives],
+        [(task, round(sequences[task].held * channels)) for task in collectives],
     )
     out: list[Sample] = [(0, (0, 0, 0))]
     for at, (computing, exchanging, collecting) in _levels(result.timeline, *streams):
@@ -47,8 +47,8 @@ def sm_samples(
     return out
 
 
-def _held(result: Result, run: Run) -> int:
-    return neighbour_of(result.scenario, run.ops[0].op).sms
+def _held(result: Result, sequence: KernelSequence) -> int:
+    return neighbour_of(result.scenario, sequence.ops[0].op).sms
 
 
 def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -68,7 +68,7 @@ def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator
 
 def memory_samples(result: Result, rank: int) -> list[Sample]:
     """Bytes in use on a rank: what `foretrain memory` draws, added up."""
-    curve = curve_of(result.plan, result.schedule, result.timeline, rank)
+    curve = curve_of(result.built, result.schedule, result.timeline, rank)
     out: list[Sample] = []
     for time, *parts in zip(curve.times, *curve.groups.values(), strict=True):
         _append(out, nanoseconds(time), (round(sum(parts)),))

@@ -44,7 +44,7 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "idle", idle_figure(idle_by_cause(result, actions).causes, CAUSES, step)
     yield "classes", classes_figure(result.classes, step)
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
-    curve = curve_of(result.plan, result.schedule, result.timeline, result.memory.worst.rank)
+    curve = curve_of(result.built, result.schedule, result.timeline, result.memory.worst.rank)
     yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank}, the fullest")
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
 

@@ -15,7 +15,7 @@ from reports.views import words
 from reports.views.actions import ActionSpan
 from reports.views.ops import OpSpan
 from reports.views.palette import COMMUNICATION, DIRECTIONS, PHASES, WAIT
-from simulator.engine.kernel_sequence import Run
+from simulator.engine.kernel_sequence import KernelSequence
 from simulator.engine.tasks import LANES, Timeline
 
 MOST_RUNS = 400_000
@@ -30,7 +30,7 @@ _WHAT = {
     "compute": "compute kernels",
     "work": "kernels on the communication stream",
     "notify": "barrier and exchange of counts",
-    "exchange": "all-to-all",
+    "all_to_all": "all-to-all",
     "send": "send to another stage",
     "collective": "collective",
 }
@@ -64,7 +64,7 @@ def steps_payload(
         "stages": list(stages),
         "rows": rows,
     }
-    if timeline is not None and len(timeline.tasks.run) <= MOST_RUNS:
+    if timeline is not None and len(timeline.tasks.sequence) <= MOST_RUNS:
         payload["runs"] = _runs(timeline, tick)
     return payload
 
@@ -75,7 +75,7 @@ def _runs(timeline: Timeline, tick: float) -> dict[str, Any]:
     lane = np.asarray(tasks.lane, dtype=np.int64)
     start = np.asarray(timeline.start)
     order = np.lexsort((start, lane))
-    names, index = _names(tasks.run)
+    names, index = _names(tasks.sequence)
     ticks = np.rint(start[order] / tick).astype("<u4")
     lasts = np.rint(np.asarray(timeline.end)[order] / tick).astype("<u4") - ticks
     packed = ticks.tobytes() + lasts.tobytes() + index[order].astype("<u2").tobytes()
@@ -98,15 +98,17 @@ def _runs(timeline: Timeline, tick: float) -> dict[str, Any]:
     }
 
 
-def _names(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], np.ndarray[Any, np.dtype[np.int64]]]:
+def _names(runs: Sequence[KernelSequence]) -> tuple[list[dict[str, Any]], np.ndarray[Any, np.dtype[np.int64]]]:
     """Distinct names of runs, and for every run the number of its own."""
     known: dict[tuple[str, str, int], int] = {}
     by_run: dict[int, int] = {}
     index = np.empty(len(runs), dtype=np.int64)
-    for at, run in enumerate(runs):
-        number = by_run.get(id(run))
+    for at, sequence in enumerate(runs):
+        number = by_run.get(id(sequence))
         if number is None:
-            number = by_run[id(run)] = known.setdefault((run.name, run.kind, len(run.ops)), len(known))
+            number = by_run[id(sequence)] = known.setdefault(
+                (sequence.name, sequence.kind, len(sequence.ops)), len(known)
+            )
         index[at] = number
     names = [
         {"name": name, "what": _WHAT[kind], "ops": ops, "colour": _colour(name, kind)} for name, kind, ops in known

@@ -38,7 +38,7 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
     step = result.metrics["step_time_s"]
     steps = steps_payload("step-timeline", actions, step, result.stages, timeline)
     steps["pair"] = pair_window(chosen)
-    memory = memory_of(result.plan, result.schedule, timeline)
+    memory = memory_of(result.built, result.schedule, timeline)
     return {
         "title": f"foretrain: {scenario.name}",
         "scenario": scenario,
@@ -58,12 +58,12 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
         "classes": result.classes,
         "bounds": BOUNDS,
         "ops": op_rows(ops),
-        "memory": memory_context(memory, curve_of(result.plan, result.schedule, timeline, memory.worst.rank)),
+        "memory": memory_context(memory, curve_of(result.built, result.schedule, timeline, memory.worst.rank)),
         "costs": _costs(result),
         "sensitivity": _swings(tornado),
         "trust": trust,
         "sources": sorted(scenario.cluster.sources.items()),
-        "stages": [words.of_blocks(blocks) for blocks in result.plan.stages],
+        "stages": [words.of_blocks(blocks) for blocks in result.built.stages],
         "resolved": json.dumps(plain(scenario.job), indent=2),
         "data": embedded({"steps": [steps], "pair": pair_payload(ops, chosen)}),
     }
@@ -88,7 +88,7 @@ def _idle_rows(causes: Mapping[str, float], step: float) -> list[dict[str, Any]]
     return [
         {"name": CAUSES[cause][0], "why": CAUSES[cause][1], "seconds": seconds, "share": seconds / step}
         for cause, seconds in causes.items()
-        if seconds > 1e-9 * step or cause in ("ramp", "imbalance", "exchange", "slowest")
+        if seconds > 1e-9 * step or cause in ("ramp", "imbalance", "all_to_all", "slowest")
     ]
 
 

@@ -13,7 +13,7 @@ from simulator.units import DAY, GB
 
 
 def report(found: Forecast) -> list[RenderableType]:
-    """Everything `plan` prints."""
+    """Everything `built` prints."""
     head = Text(f"The whole run of {found.campaign.name} on {found.gpus:,} GPUs", style="bold")
     parts: list[RenderableType] = [head, *section("Phases", phases(found))]
     remarks = [(phase.name, phase.batch, remark) for phase in found.phases for remark in phase.remarks]

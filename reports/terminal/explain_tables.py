@@ -29,7 +29,7 @@ def report(found: Explanation, tornado: Tornado | None, *, verbose: bool = False
         mine = [one for one in found.ops if one.block == kind]
         title = words.BLOCKS.get(kind, kind)
         parts += section(
-            f"{title[0].upper()}{title[1:]} [µs]", _listed(mine, _meets_exchanges(found)), note(_listed_note(found))
+            f"{title[0].upper()}{title[1:]} [µs]", _listed(mine, _meets_all_to_alls(found)), note(_listed_note(found))
         )
     if detailed:
         for one, blocks in _distinct(found.ops):
@@ -44,19 +44,19 @@ _BLOCKS_NOTE = "Of one microbatch, gaps between kernels included. n: how often t
 
 
 def _listed_note(found: Explanation) -> str:
-    beside = "a collective of a whole node runs too (gathers parameters, sums gradients)"
-    if _meets_exchanges(found):
-        beside = "an exchange runs too (an exchange: compute runs too)"
-    text = f"alone: nothing else runs. beside: {beside}."
+    concurrent = "a collective of a whole node runs too (gathers parameters, sums gradients)"
+    if _meets_all_to_alls(found):
+        concurrent = "an exchange runs too (an exchange: compute runs too)"
+    text = f"alone: nothing else runs. beside: {concurrent}."
     return text + (f" *: not calibrated on {found.scenario.cluster.name}." if found.uncalibrated else "")
 
 
-def _meets_exchanges(found: Explanation) -> bool:
+def _meets_all_to_alls(found: Explanation) -> bool:
     """Whether the job has exchange kernels that compute runs beside."""
     return found.scenario.job.layout.ep > 1
 
 
-def _listed(ops: Sequence[ExplainedOp], exchanges: bool) -> Table:
+def _listed(ops: Sequence[ExplainedOp], all_to_alls: bool) -> Table:
     table = columns("", "work", ">alone", ">beside", "limit", gap=1)
     for one in ops:
         op, cost = one.priced.op, one.priced.cost
@@ -65,7 +65,7 @@ def _listed(ops: Sequence[ExplainedOp], exchanges: bool) -> Table:
             op.name + ("" if cost.calibrated else " *"),
             count + short(one),
             f"{one.alone * 1e6:.1f}",
-            f"{(one.beside if exchanges else one.beside_collective) * 1e6:.1f}",
+            f"{(one.concurrent if all_to_alls else one.concurrent_collective) * 1e6:.1f}",
             cost.bound_by,
         )
     return table

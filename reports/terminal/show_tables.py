@@ -31,7 +31,7 @@ _UNITS = {
     "hbm_bytes": "B",
     "kernel_gap": "s",
     "host_kernel": "s",
-    "host_product": "s",
+    "host_gemm": "s",
     "host_collective": "s",
     "l2_bytes": "B",
     "latency": "s",
@@ -145,9 +145,9 @@ def _measured(kernels: Kernels) -> str:
     return f"{kernels.name}: {known} of {len(assumed)} measured there or on the same SM, the others assumed"
 
 
-def stack(habits: Stack) -> list[RenderableType]:
+def stack(settings: Stack) -> list[RenderableType]:
     """Every habit of a software stack with its source."""
-    return [Text(habits.name, style="bold"), *section("Habits", sourced(dict(_leaves(habits)), habits.sources))]
+    return [Text(settings.name, style="bold"), *section("Habits", sourced(dict(_leaves(settings)), settings.sources))]
 
 
 def sourced(values: Mapping[str, Any], sources: Mapping[str, str]) -> RenderableType:

@@ -38,7 +38,7 @@ def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
         *section("The answer", answer(result), note(_MFU_NOTE)),
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
-        *section("Layers on stages", stages(result.plan.stages)),
+        *section("Layers on stages", stages(result.built.stages)),
         *section(_classes_title(result, verbose), classes(result, unit, verbose), note(_classes_note(result, verbose))),
         *section("Assumptions and warnings", remarks(result)),
     ]

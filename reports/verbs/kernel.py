@@ -52,7 +52,14 @@ _IMPL = click.option(
     " [default of a GEMM: library on all SMs, training on fewer]",
 )
 _SMS = _integer("sms", "SMs granted. [default: all]")
-_BESIDE = click.option("--beside", is_flag=True, default=None, help="Beside other work: compute beside an exchange.")
+_CONCURRENT = click.option(
+    "--concurrent",
+    "--beside",
+    "concurrent",
+    is_flag=True,
+    default=None,
+    help="Overlapped with other work: compute with an all-to-all. (--beside: its former name.)",
+)
 _PRECISION = click.option(
     "--precision",
     type=click.Choice(["fp8", "bf16", "fp8_tensor", "fp8_row"]),
@@ -122,7 +129,7 @@ def _gemm_options(grouped: bool) -> tuple[Callable[[Any], Any], ...]:
             help="wgrad: added to FP32 gradients. masked: m is rows of each group (with --rows: expected).",
         ),
         _SMS,
-        _BESIDE,
+        _CONCURRENT,
         _CLS,
         _IMPL,
     )
@@ -153,7 +160,7 @@ _EXCHANGE = (
     _bytes("Without --tokens: a plain all-to-all of this buffer.", required=False),
     _integer("ranks", "Ranks of a plain all-to-all."),
     _integer("nodes", "Nodes they stand on."),
-    _BESIDE,
+    _CONCURRENT,
 )
 
 for _command in (
@@ -173,7 +180,7 @@ for _command in (
         click.option("--backward", is_flag=True, help="The backward kernel."),
         click.option("--precision", type=click.Choice(["bf16", "fp8"]), help="[default: bf16]"),
         _SMS,
-        _BESIDE,
+        _CONCURRENT,
         _CLS,
         _IMPL,
     ),
@@ -183,7 +190,7 @@ for _command in (
         _bytes("Read and written together, half and half."),
         click.option("--cls", help="Kernel class: norm.fwd, swiglu, quant.token ... [default: elem]"),
         _SMS,
-        _BESIDE,
+        _CONCURRENT,
     ),
     _asks("all_to_all", "Dispatch or combine of experts, or with --bytes a plain all-to-all.", *_EXCHANGE),
     _asks(

@@ -55,14 +55,14 @@ def memory(
     from simulator.results.simulate import prepare, timeline_of
 
     scenario = load_scenario(job, overrides)
-    plan, schedule = prepare(scenario)
+    built, schedule = prepare(scenario)
     if rank is not None and not 0 <= rank < schedule.ranks:
         raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")
-    timeline = timeline_of(plan, schedule, "longest-path")
-    found = memory_of(plan, schedule, timeline)
-    saved = measures(plan, schedule) if with_measures else []
+    timeline = timeline_of(built, schedule, "longest-path")
+    found = memory_of(built, schedule, timeline)
+    saved = measures(built, schedule) if with_measures else []
     if file is not None or page is not None:
-        curve = curve_of(plan, schedule, timeline, found.worst.rank if rank is None else rank)
+        curve = curve_of(built, schedule, timeline, found.worst.rank if rank is None else rank)
         if file is not None:
             from reports.figures.memory_figure import memory_figure
             from reports.figures.style import styled, write

@@ -194,8 +194,8 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     from reports.terminal import show_tables as shown
     from simulator.inputs import load_stack
 
-    habits = _changed("stack", name, overrides).stack if overrides else load_stack(name)
-    return print_json(_as_dict("stack", habits)) if as_json else print_report(*shown.stack(habits))
+    settings = _changed("stack", name, overrides).stack if overrides else load_stack(name)
+    return print_json(_as_dict("stack", settings)) if as_json else print_report(*shown.stack(settings))
 
 
 def _simulated(name: str, overrides: Sequence[str]) -> Result:

@@ -52,7 +52,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     job, layout, stack = scenario.job, scenario.job.layout, scenario.stack
     degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
     each = words.counted(job.batch.microbatch_size, "sequence")
-    exchanges = f", exchanges by {stack.dispatcher}" if layout.ep > 1 else ""
+    all_to_alls = f", exchanges by {stack.dispatcher}" if layout.ep > 1 else ""
     shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
     return [
         (
@@ -69,7 +69,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
             words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",
         ),
         ("communication SMs", _communication_sms(scenario)),
-        ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{exchanges}"),
+        ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{all_to_alls}"),
         ("price", f"{words.dollars(_price(scenario))} per GPU-hour"),
         ("not included", "failures, restarts, checkpoints, evaluation and data loading"),
     ]

@@ -25,7 +25,7 @@ CAUSES = {
     "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
     "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
     "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
-    "exchange": ("exposed communication", "exchanges and collectives inside actions that no compute hides"),
+    "all_to_all": ("exposed communication", "exchanges and collectives inside actions that no compute hides"),
     "sync": ("exposed gradient sync", "gradient and parameter collectives that no compute hides"),
     "other": ("other", "neither compute nor communication runs inside an action"),
 }
@@ -58,7 +58,7 @@ def idle_by_cause(result: Result, actions: Sequence[ActionSpan]) -> Idle:
         "imbalance": unequal - ramp,
         "messages": bubble - unequal,
         "slowest": inside["slowest"] / ranks,
-        "exchange": inside["exchange"] / ranks,
+        "all_to_all": inside["all_to_all"] / ranks,
         "sync": inside["sync"] / ranks,
     }
     causes["other"] = max(0.0, result.metrics["step_time_s"] - busy - sum(causes.values()))
@@ -111,7 +111,7 @@ def _bubble(schedule: Schedule, rows: Sequence[Sequence[float]]) -> float:
 def _inside(timeline: Timeline, actions: Sequence[ActionSpan]) -> dict[str, float]:
     """Time without compute while an action runs, summed over ranks, by what the other streams do [s]."""
     tasks = timeline.tasks
-    total = dict.fromkeys(("slowest", "exchange", "sync"), 0.0)
+    total = dict.fromkeys(("slowest", "all_to_all", "sync"), 0.0)
     lanes: dict[int, list[Interval]] = defaultdict(list)
     for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
         lanes[lane].append((start, end))
@@ -125,7 +125,7 @@ def _inside(timeline: Timeline, actions: Sequence[ActionSpan]) -> dict[str, floa
         idle = minus(_common(moving, acted), compute)
         waiting = _common(idle, merged(waits[rank]))
         total["slowest"] += length(waiting)
-        total["exchange"] += length(idle) - length(waiting)
+        total["all_to_all"] += length(idle) - length(waiting)
         total["sync"] += length(minus(ending, compute))
     return total
 
@@ -147,8 +147,12 @@ def _sync(timeline: Timeline, actions: Sequence[ActionSpan]) -> list[Interval]:
 def _waits(timeline: Timeline, actions: Sequence[ActionSpan]) -> dict[int, list[Interval]]:
     """By rank, when it waits at a barrier for the most loaded rank."""
     found: dict[int, list[Interval]] = defaultdict(list)
-    runs = timeline.tasks.run
-    if not any(priced.op.cls == "wait.slowest" for run in {id(r): r for r in runs}.values() for priced in run.ops):
+    sequences = timeline.tasks.sequence
+    if not any(
+        priced.op.cls == "wait.slowest"
+        for sequence in {id(r): r for r in sequences}.values()
+        for priced in sequence.ops
+    ):
         return found
     for action in actions:
         for op in ops_of(timeline, action):

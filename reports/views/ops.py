@@ -8,7 +8,7 @@ from itertools import pairwise
 from reports.views.actions import ActionSpan
 from simulator.cost.attention_cost import attention_bytes
 from simulator.cost.gemm_cost import gemm_bytes
-from simulator.engine.kernel_sequence import Priced, Run, moments
+from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, Gemm, Op, Streaming
 
@@ -44,30 +44,30 @@ def ops_of(timeline: Timeline, action: ActionSpan) -> list[OpSpan]:
     tasks = timeline.tasks
     found = []
     for task in range(action.first, action.last):
-        run = tasks.run[task]
+        sequence = tasks.sequence[task]
         stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
-        spans = moments(run, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
-        if len(spans) != len(run.ops):  # a run of one piece holds several ops: spread them as when alone
-            spans = _spread(run, timeline.start[task], timeline.end[task])
-        for priced, (start, end) in zip(run.ops, spans, strict=True):
-            found.append(_op_span(priced, run, stream, start - action.start, end - action.start))
+        spans = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
+        if len(spans) != len(sequence.ops):  # a run of one piece holds several ops: spread them as when alone
+            spans = _spread(sequence, timeline.start[task], timeline.end[task])
+        for priced, (start, end) in zip(sequence.ops, spans, strict=True):
+            found.append(_op_span(priced, sequence, stream, start - action.start, end - action.start))
     return sorted(found, key=lambda op: (op.start, op.stream, op.end))
 
 
-def _spread(run: Run, start: float, end: float) -> list[tuple[float, float]]:
-    scale = (end - start) / run.alone if run.alone else 0.0
-    at = [start + t * scale for t in run.cumulative[0]]
+def _spread(sequence: KernelSequence, start: float, end: float) -> list[tuple[float, float]]:
+    scale = (end - start) / sequence.alone if sequence.alone else 0.0
+    at = [start + t * scale for t in sequence.cumulative[0]]
     return list(pairwise(at))
 
 
-def _op_span(priced: Priced, run: Run, stream: str, start: float, end: float) -> OpSpan:
+def _op_span(priced: Priced, sequence: KernelSequence, stream: str, start: float, end: float) -> OpSpan:
     op = priced.op
     return OpSpan(
         name=op.name,
         cls=op.cls,
-        segment=run.name,
+        segment=sequence.name,
         stream=stream,
-        direction=direction_of(op, run.name),
+        direction=direction_of(op, sequence.name),
         start=start,
         end=end,
         kernels=op.count,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from simulator.engine.kernel_sequence import Run
+from simulator.engine.kernel_sequence import KernelSequence
 from simulator.engine.pricing import kernel_class
 from simulator.results.metrics import ClassTime
 from simulator.results.result import Result
@@ -40,7 +40,7 @@ class ClassTrust:
 
 def trust_of(result: Result) -> list[ClassTrust]:
     """All kernel classes used, by time."""
-    sources = _sources(result.timeline.tasks.run)
+    sources = _sources(result.timeline.tasks.sequence)
     stack, kernels = result.scenario.stack, result.scenario.cluster.kernels
     measured = _errors(kernels.name)
     found: dict[str, ClassTrust] = {}
@@ -72,11 +72,11 @@ def _trust(item: ClassTime, known: Known | None, sources: dict[str, str], more: 
     )
 
 
-def _sources(runs: Sequence[Run]) -> dict[str, str]:
+def _sources(sequences: Sequence[KernelSequence]) -> dict[str, str]:
     """Kernel class -> where its parameters come from."""
     out: dict[str, str] = {}
-    for run in {id(run): run for run in runs}.values():
-        for priced in run.ops:
+    for sequence in {id(sequence): sequence for sequence in sequences}.values():
+        for priced in sequence.ops:
             out.setdefault(priced.op.cls, priced.cost.source)
     return out
 

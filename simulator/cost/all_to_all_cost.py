@@ -7,7 +7,7 @@ perfectly, which the norm with exponent `overlap` says: time = startup + (link^p
 Without SMs (a communication co-processor) only the links are left.
 
 What SMs do per token comes on top of the bytes: a first dispatch carries its layout and the gate's indices and
-weights (`uncached`), the combine of a dispatch's backward sums the gate weights' gradients in every stage
+weights (`first_dispatch_factor`), the combine of a dispatch's backward sums the gate weights' gradients in every stage
 (`weighted`); DeepEP's own tests time neither. In DeepSeek's profile such a combine takes 6.55 and 6.54 ms, one
 without 6.00 and 6.07 ms. Two of each do not prove the cause (other compute runs beside them), but the rows of this
 rank are none: 34688 and 32512 rows take the same time, and cached dispatches of these take 3.32 and 3.58 ms. An
@@ -39,14 +39,14 @@ def all_to_all_cost(
     cluster: Cluster,
     *,
     sms: int,
-    beside_compute: bool,
+    concurrent_with_compute: bool,
     dispatcher: str = "deepep",
     scored: int = 2,
 ) -> Cost:
     """Time of one dispatch or combine of one rank.
 
     `cls` is the kernel class (`comm.dispatch`, `comm.combine`), `sms` the SMs the kernel holds (0: a
-    co-processor moves the data), `beside_compute` whether other kernels fill the other SMs, `dispatcher` the
+    co-processor moves the data), `concurrent_with_compute` whether other kernels fill the other SMs, `dispatcher` the
     kernels: a name in `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy. `scored`:
     see `routing.reach`."""
     _check(work, sms)
@@ -68,13 +68,13 @@ def all_to_all_cost(
         node_limit=work.node_limit,
         scored=scored,
     )
-    return _throughput(work, params, around(moved, work, cluster), cluster, sms, beside_compute)
+    return _throughput(work, params, around(moved, work, cluster), cluster, sms, concurrent_with_compute)
 
 
 def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
     """The traffic of a mean rank as the fullest and its node have it; staging for the NIC stays even."""
-    node = 1.0 + (work.fullest - 1.0) / min(work.ranks, cluster.node.gpus)
-    return replace(moved, nic=node * moved.nic, nvlink=work.fullest * moved.nvlink, delivered=node * moved.delivered)
+    node = 1.0 + (work.imbalance - 1.0) / min(work.ranks, cluster.node.gpus)
+    return replace(moved, nic=node * moved.nic, nvlink=work.imbalance * moved.nvlink, delivered=node * moved.delivered)
 
 
 def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
@@ -123,9 +123,9 @@ def _named(table: dict[str, T], name: str, where: str) -> T:
 
 
 def _throughput(
-    work: AllToAll, params: EpParams, moved: Traffic, cluster: Cluster, sms: int, beside_compute: bool
+    work: AllToAll, params: EpParams, moved: Traffic, cluster: Cluster, sms: int, concurrent_with_compute: bool
 ) -> Cost:
-    stages = _link_stages(moved, cluster, work.ranks) + _sm_stages(work, params, moved, sms, beside_compute)
+    stages = _link_stages(moved, cluster, work.ranks) + _sm_stages(work, params, moved, sms, concurrent_with_compute)
     link = max(time for _, time in stages[:2])
     p = params.overlap
     joint = _norm((link, *(time for _, time in stages[2:])), p)
@@ -159,16 +159,16 @@ def _link_stages(moved: Traffic, cluster: Cluster, ranks: int) -> Stages:
     return ("nic", moved.nic / nic), ("nvlink", moved.nvlink / cluster.node.nvlink.bandwidth)
 
 
-def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, beside_compute: bool) -> Stages:
+def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, concurrent_with_compute: bool) -> Stages:
     """Seconds the SMs need to stage copies for the NIC and to forward them; none within one node for the
     former."""
     if sms == 0:
         return ()
     dispatch = work.direction == "dispatch"
-    beside = params.beside_dispatch if dispatch else params.beside_combine
-    slow = beside if beside_compute else 1.0
+    concurrent = params.concurrent_dispatch_factor if dispatch else params.concurrent_combine_factor
+    slow = concurrent if concurrent_with_compute else 1.0
     if dispatch and not work.cached:
-        slow *= params.uncached
+        slow *= params.first_dispatch_factor
     if work.weighted and not dispatch:
         slow *= params.weighted
     send = moved.sent if moved.nic > 0 else 0.0
@@ -194,7 +194,7 @@ def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
         ranks_per_node=cluster.node.gpus if params.nvlink else 1,
         top_k=work.top_k,
     )
-    moved = replace(moved, nic=work.fullest * moved.nic, nvlink=work.fullest * moved.nvlink)
+    moved = replace(moved, nic=work.imbalance * moved.nic, nvlink=work.imbalance * moved.nvlink)
     alpha, rate = _directed(params, work.direction)
     nic, nvlink = (time for _, time in _link_stages(moved, cluster, work.ranks))
     hops = params.hop * max(0.0, log2(work.ranks / 8))
@@ -238,6 +238,6 @@ def _library(work: AllToAll, cluster: Cluster) -> Cost:
 
     It ends with the rank that takes most.
     """
-    size = work.tokens * work.bytes_per_token * work.top_k * work.fullest
+    size = work.tokens * work.bytes_per_token * work.top_k * work.imbalance
     per_node = min(work.ranks, cluster.node.gpus)
     return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

@@ -23,7 +23,7 @@ SHARP = "sharp"  # the protocol in which NVLink switches reduce; all_reduce only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Algorithm:
     """One way to do a collective on one tier: steps in a row, bytes over the rank's link [B], bytes copied
     locally."""
 
@@ -43,9 +43,11 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
     held = held_sms(group, nodes, cluster.fabric) / cluster.fabric.nvlink.sms
-    inside = _best(_plans(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
+    inside = (
+        _best(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
+    )
     part = work.bytes / (1 if work.kind == "broadcast" else group)
-    across = _best(_plans(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
+    across = _best(_algorithms(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
     return replace(_join(inside, across), held=held)
 
 
@@ -87,21 +89,21 @@ def _check(work: Collective) -> None:
         raise InputError(f"{work.kind}: bytes = {work.bytes:g} is negative")
 
 
-def _plans(kind: str, size: float, n: int) -> tuple[Plan, ...]:
+def _algorithms(kind: str, size: float, n: int) -> tuple[Algorithm, ...]:
     """Algorithms for a buffer of `size` [B] over `n` ranks of one tier."""
     share = size * (n - 1) / n
     levels = max(1, ceil(log2(n)))
     if kind in ("all_gather", "reduce_scatter"):
-        return (Plan(algorithm="ring", steps=n - 1, wire=share, local=size / n),)
+        return (Algorithm(algorithm="ring", steps=n - 1, wire=share, local=size / n),)
     if kind == "broadcast":
         return (
-            Plan(algorithm="chain", steps=n - 1, wire=size),
-            Plan(algorithm="tree", steps=levels, wire=2 * size),
+            Algorithm(algorithm="chain", steps=n - 1, wire=size),
+            Algorithm(algorithm="tree", steps=levels, wire=2 * size),
         )
     return (
-        Plan(algorithm="ring", steps=2 * (n - 1), wire=2 * share),
-        Plan(algorithm="tree", steps=2 * levels, wire=2 * size),
-        Plan(algorithm=SHARP, steps=2, wire=size),
+        Algorithm(algorithm="ring", steps=2 * (n - 1), wire=2 * share),
+        Algorithm(algorithm="tree", steps=2 * levels, wire=2 * size),
+        Algorithm(algorithm=SHARP, steps=2, wire=size),
     )
 
 
@@ -119,31 +121,34 @@ class _Leg:
     assumed: bool
 
 
-def _best(plans: tuple[Plan, ...], cluster: Cluster, tier: str, endpoints: int) -> _Leg:
+def _best(algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int) -> _Leg:
     """The cheapest pair of algorithm and protocol."""
     node, fabric = cluster.node, cluster.fabric
     params = fabric.nvlink if tier == "nvlink" else fabric.nic
     link = node.nvlink if tier == "nvlink" else node.nic
     bandwidth = link.bandwidth if tier == "nvlink" else attained(fabric.network, link.bandwidth, endpoints)
     legs = [
-        _leg(plan, name, protocol, params, tier, bandwidth, link.latency)
-        for plan in plans
+        _leg(algorithm, name, protocol, params, tier, bandwidth, link.latency)
+        for algorithm in algorithms
         for name, protocol in params.protocols.items()
-        if (plan.algorithm == SHARP) == (name == SHARP) and (name != SHARP or (tier == "nvlink" and node.nvlink_sharp))
+        if (algorithm.algorithm == SHARP) == (name == SHARP)
+        and (name != SHARP or (tier == "nvlink" and node.nvlink_sharp))
     ]
     if not legs:
         raise InputError(f"fabric.{tier}.protocols names no protocol; write at least one besides '{SHARP}'")
     return min(legs, key=lambda leg: leg.fixed + leg.moving)
 
 
-def _leg(plan: Plan, name: str, protocol: Protocol, params: Tier, tier: str, bandwidth: float, latency: float) -> _Leg:
-    moving = plan.wire / (protocol.payload * bandwidth) + plan.local / params.local_copy
+def _leg(
+    algorithm: Algorithm, name: str, protocol: Protocol, params: Tier, tier: str, bandwidth: float, latency: float
+) -> _Leg:
+    moving = algorithm.wire / (protocol.payload * bandwidth) + algorithm.local / params.local_copy
     return _Leg(
         tier=tier,
-        name=f"{plan.algorithm}/{name}",
-        fixed=protocol.alpha + plan.steps * protocol.step * latency,
+        name=f"{algorithm.algorithm}/{name}",
+        fixed=protocol.alpha + algorithm.steps * protocol.step * latency,
         moving=moving,
-        wire=plan.wire,
+        wire=algorithm.wire,
         bandwidth=bandwidth,
         source=params.source,
         assumed=params.assumed,
@@ -181,11 +186,11 @@ def _all_to_all(work: Collective, cluster: Cluster, group: int, nodes: int) -> C
     nic = work.bytes * (work.ranks - group) / work.ranks
     legs = []
     if group > 1:
-        plan = Plan(algorithm="direct", steps=1, wire=nvlink)
-        legs.append(_with_peers(_best((plan,), cluster, "nvlink", 0), group - 1, cluster.fabric.nvlink))
+        algorithm = Algorithm(algorithm="direct", steps=1, wire=nvlink)
+        legs.append(_with_peers(_best((algorithm,), cluster, "nvlink", 0), group - 1, cluster.fabric.nvlink))
     if nodes > 1:
-        plan = Plan(algorithm="direct", steps=1, wire=nic)
-        leg = _best((plan,), cluster, "nic", work.ranks)
+        algorithm = Algorithm(algorithm="direct", steps=1, wire=nic)
+        leg = _best((algorithm,), cluster, "nic", work.ranks)
         legs.append(_with_peers(leg, work.ranks - group, cluster.fabric.nic))
     inside = legs[0] if group > 1 else None
     return _join(inside, legs[-1] if nodes > 1 else None)

@@ -134,12 +134,12 @@ def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: in
 def _usable(p: GemmParams, gpu: Gpu, granted: int) -> int:
     """SMs that tiles run on: those that whole clusters find, and less the stranded ones where others hold some."""
     whole = min(p.cluster_sms or gpu.sms, gpu.sms)
-    return whole if granted >= gpu.sms else max(1, min(whole, granted - p.stranded))
+    return whole if granted >= gpu.sms else max(1, min(whole, granted - p.unusable_sms))
 
 
 def _waves(work: Gemm, p: GemmParams, tiles: int, bm: int, bn: int, ctas: int) -> int:
     """Waves of `tiles` over `ctas`; of a masked product over as many as its expected rows need in the fewest waves."""
-    if not p.sized or work.form != "masked":
+    if not p.grid_from_expected_m or work.form != "masked":
         return -(-tiles // ctas)
     expected = -(-work.m // bm) * -(-work.n // bn) * work.groups
     return -(-tiles * -(-expected // ctas) // expected)
@@ -160,9 +160,9 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     for bm, bn in _tiles_for(work, p):
         tiles = _row_tiles(work, rows, bm, down) * across * -(-work.n // (bn * across)) * groups
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
-        walk = p.walk if large else 1
+        tiles_per_cta = p.tiles_per_cta if large else 1
         tile = _tile(work, p, peak_sm, bm, bn, 1)
-        waves = max(walk * _waves(work, p, tiles, bm, bn, walk * usable), rounds)
+        waves = max(tiles_per_cta * _waves(work, p, tiles, bm, bn, tiles_per_cta * usable), rounds)
         if waves > 1 and (bm, bn) in p.tiles[:-1][: p.one_wave]:
             continue
         reset = p.reset if waves > UNCOUNTED else 0.0
@@ -222,7 +222,7 @@ def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) ->
 
 def written_back(size: float, p: GemmParams, gpu: Gpu) -> float:
     """Bytes of others that `size` bytes push out of L2 into memory, a line at random making room for each [B]."""
-    return p.dirty * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if p.dirty else 0.0
+    return p.l2_writeback * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if p.l2_writeback else 0.0
 
 
 def _memory_time(size: float, p: GemmParams, gpu: Gpu, sms: int) -> float:
@@ -242,7 +242,7 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
         *((("split_k", float(tiling.parts)),) if tiling.parts > 1 else ()),
         ("sms", float(sms)),
         *((("usable_sms", float(usable)),) if usable < sms else ()),
-        *((("walk", float(p.walk)),) if tiling.walks and p.walk > 1 else ()),
+        *((("walk", float(p.tiles_per_cta)),) if tiling.walks and p.tiles_per_cta > 1 else ()),
         ("waves", float(tiling.waves)),
         ("k_steps", float(tile.k_steps)),
         ("step_s", tile.step),
@@ -260,7 +260,7 @@ def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, size: float, again: fl
         ("power_s", work.flops / _power_rate(work, p, gpu)),
         ("bytes", size),
         *((("read_again_bytes", again),) if again else ()),
-        *((("written_back_bytes", written_back(size, p, gpu)),) if p.dirty else ()),
+        *((("written_back_bytes", written_back(size, p, gpu)),) if p.l2_writeback else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),

@@ -22,10 +22,10 @@ from simulator.ops import (
 from simulator.spec.hardware import Cluster
 
 
-def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool, dispatcher: str) -> Cost:
+def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: bool, dispatcher: str) -> Cost:
     """Cost of one launch of `op` on the SMs of `share`; communication kernels hold `comm_sms` SMs.
 
-    `beside`: for an exchange, whether compute runs beside it.
+    `concurrent`: for an exchange, whether compute runs beside it.
     """
     gpu, kernels, work = cluster.gpu, cluster.kernels, op.work
     match work:
@@ -43,7 +43,7 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, beside: bool
                 op.cls,
                 cluster,
                 sms=comm_sms,
-                beside_compute=beside,
+                concurrent_with_compute=concurrent,
                 dispatcher=dispatcher,
                 scored=work.scored,
             )

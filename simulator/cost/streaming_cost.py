@@ -100,7 +100,7 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
     waves = waves_factor(work, p, gpu, sms)
     body = body_time(work, p, gpu, sms)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
-    launch = p.launch + p.beside * min(1.0, share.partner_traffic / kernels.comm_traffic)
+    launch = p.launch + p.concurrent_delay * min(1.0, share.partner_traffic / kernels.comm_traffic)
     return Cost(
         duration=launch + body * waves * slow,
         bound_by="memory" if body > launch else "latency",

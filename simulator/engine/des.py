@@ -15,11 +15,11 @@ import simpy
 from simulator.engine.contention import Flow, component, max_min, oversubscribed
 from simulator.engine.kernel_sequence import (
     ALONE,
-    HELD,
-    TRAFFIC,
+    BANDWIDTH_SHARED,
+    SM_SHARED,
     Condition,
-    Run,
-    condition_beside,
+    KernelSequence,
+    condition_with,
     position_at,
     time_at,
 )
@@ -35,12 +35,14 @@ Progress = Callable[[float], None]
 class _Running:
     """A task under way: how far it is, and the timer that will end it."""
 
-    __slots__ = ("at", "condition", "done", "left", "paced", "position", "rate", "run", "since", "task", "version")
+    __slots__ = ("at", "condition", "done", "left", "paced", "position", "rate", "sequence", "since", "task", "version")
 
-    def __init__(self, task: int, run: Run, done: simpy.Event, condition: Condition, now: float) -> None:
-        self.task, self.run, self.done = task, run, done
+    def __init__(
+        self, task: int, sequence: KernelSequence, done: simpy.Event, condition: Condition, now: float
+    ) -> None:
+        self.task, self.sequence, self.done = task, sequence, done
         self.condition = condition
-        self.at = run.under(condition)
+        self.at = sequence.under(condition)
         self.since = now
         self.position = 0.0
         self.paced = self.at[-1]  # duration at its own pace, for flows
@@ -62,11 +64,11 @@ class _Engine:
         self.waiting: dict[int, simpy.Event] = {}
         self.computing: list[_Running | None] = [None] * tasks.ranks
         self.condition: list[Condition] = [ALONE] * tasks.ranks
-        self.beside: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
+        self.neighbour: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
         self.changes: dict[int, list[tuple[float, Condition, float]]] = {}
         self.flows: dict[int, Flow] = {}
         self.flowing: dict[int, _Running] = {}
-        self.exchange: list[_Running | None] = [None] * tasks.ranks
+        self.all_to_all: list[_Running | None] = [None] * tasks.ranks
         self.users: dict[str, dict[int, None]] = {}
         self.capacity: dict[str, float] = {}
         for rank in range(tasks.ranks):
@@ -103,16 +105,18 @@ class _Engine:
 
     def begin(self, rank: int, kind: int, task: int) -> simpy.Event:
         """Start a task; the event returned fires at its end."""
-        run = self.tasks.run[task]
+        sequence = self.tasks.sequence[task]
         if kind == COMPUTE:
-            return self.begin_compute(rank, task, run)
+            return self.begin_compute(rank, task, sequence)
         if kind == COMM:
-            self.set_beside(rank, kind, {"notify": HELD, "exchange": TRAFFIC}.get(run.kind, ALONE))
+            self.set_neighbour(
+                rank, kind, {"notify": SM_SHARED, "all_to_all": BANDWIDTH_SHARED}.get(sequence.kind, ALONE)
+            )
         elif kind == SYNC:
-            self.set_beside(rank, kind, condition_beside(run))
-        if run.nic or run.nvlink:
-            return self.begin_flow(rank, task, run)
-        return self.env.timeout(run.cumulative[ALONE][-1])
+            self.set_neighbour(rank, kind, condition_with(sequence))
+        if sequence.nic or sequence.nvlink:
+            return self.begin_flow(rank, task, sequence)
+        return self.env.timeout(sequence.cumulative[ALONE][-1])
 
     def finish(self, task: int) -> None:
         """Record a task's end and wake who waits for it."""
@@ -129,15 +133,15 @@ class _Engine:
         if kind == COMPUTE:
             self.computing[rank] = None
             self.repace(rank)
-        elif kind in self.beside:
-            self.set_beside(rank, kind, ALONE)
+        elif kind in self.neighbour:
+            self.set_neighbour(rank, kind, ALONE)
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
-    def begin_compute(self, rank: int, task: int, run: Run) -> simpy.Event:
+    def begin_compute(self, rank: int, task: int, sequence: KernelSequence) -> simpy.Event:
         was_idle = self.computing[rank] is None
-        running = _Running(task, run, self.env.event(), self.condition[rank], self.env.now)
-        if run.sensitive:
+        running = _Running(task, sequence, self.env.event(), self.condition[rank], self.env.now)
+        if sequence.sensitive:
             self.computing[rank] = running
             self.changes[task] = [(self.env.now, running.condition, 0.0)]
             self.timer(running, running.paced)
@@ -149,10 +153,10 @@ class _Engine:
             self.repace(rank)
         return done
 
-    def set_beside(self, rank: int, kind: int, condition: Condition) -> None:
+    def set_neighbour(self, rank: int, kind: int, condition: Condition) -> None:
         """A stream beside a rank's compute does something else now."""
-        self.beside[kind][rank] = condition
-        now = self.beside[COMM][rank] or self.beside[SYNC][rank]  # ALONE is 0; an exchange tells the most
+        self.neighbour[kind][rank] = condition
+        now = self.neighbour[COMM][rank] or self.neighbour[SYNC][rank]  # ALONE is 0; an exchange tells the most
         if now != self.condition[rank]:
             self.condition[rank] = now
             self.retime(rank, now)
@@ -160,12 +164,12 @@ class _Engine:
     def retime(self, rank: int, condition: Condition) -> None:
         """Move what computes on a rank on to now, and let it go on under another condition."""
         running = self.computing[rank]
-        if running is None or not running.run.sensitive or running.version == OVER:
+        if running is None or not running.sequence.sensitive or running.version == OVER:
             return
         now = self.env.now
         elapsed = time_at(running.at, running.position) + (now - running.since)
         running.position = position_at(running.at, elapsed)
-        running.condition, running.at, running.since = condition, running.run.under(condition), now
+        running.condition, running.at, running.since = condition, running.sequence.under(condition), now
         log = self.changes[running.task]
         if log[-1][0] == now:
             log.pop()
@@ -174,11 +178,11 @@ class _Engine:
 
     # ---- flows --------------------------------------------------------------------------------------------------
 
-    def begin_flow(self, rank: int, task: int, run: Run) -> simpy.Event:
-        beside = TRAFFIC if run.kind == "exchange" and self.computing[rank] is not None else ALONE
-        running = _Running(task, run, self.env.event(), beside, self.env.now)
-        if run.kind == "exchange":
-            self.exchange[rank] = running
+    def begin_flow(self, rank: int, task: int, sequence: KernelSequence) -> simpy.Event:
+        neighbour = BANDWIDTH_SHARED if sequence.kind == "all_to_all" and self.computing[rank] is not None else ALONE
+        running = _Running(task, sequence, self.env.event(), neighbour, self.env.now)
+        if sequence.kind == "all_to_all":
+            self.all_to_all[rank] = running
         self.flowing[task] = running
         self.flows[task] = flow = self.flow_of(rank, task, running)
         for resource, _ in flow.uses:
@@ -189,26 +193,26 @@ class _Engine:
 
     def flow_of(self, rank: int, task: int, running: _Running) -> Flow:
         """What a flow asks for: its bytes over its own duration, on the links it crosses."""
-        run = running.run
-        unit = max(run.nic, run.nvlink)
+        sequence = running.sequence
+        unit = max(sequence.nic, sequence.nvlink)
         uses: list[tuple[str, float]] = []
-        if run.nic:
+        if sequence.nic:
             peer = self.tasks.peer.get(task, rank)
-            uses += [(f"out{rank}", run.nic / unit), (f"in{peer}", run.nic / unit)]
-        if run.nvlink:
-            uses.append((f"nvl{rank}", run.nvlink / unit))
+            uses += [(f"out{rank}", sequence.nic / unit), (f"in{peer}", sequence.nic / unit)]
+        if sequence.nvlink:
+            uses.append((f"nvl{rank}", sequence.nvlink / unit))
         return Flow(unit / running.paced, tuple(uses))
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the exchange beside it changes its own pace."""
-        running = self.exchange[rank]
+        running = self.all_to_all[rank]
         if running is None or running.task not in self.flowing:
             return
-        beside = TRAFFIC if self.computing[rank] is not None else ALONE
-        if beside == running.condition:
+        neighbour = BANDWIDTH_SHARED if self.computing[rank] is not None else ALONE
+        if neighbour == running.condition:
             return
-        paced = running.run.under(beside)[-1]
-        running.condition = beside
+        paced = running.sequence.under(neighbour)[-1]
+        running.condition = neighbour
         if paced != running.paced:
             self.advance(running)
             running.paced = paced
@@ -282,7 +286,7 @@ def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
         _run_reporting(engine, progress)
     if not all(engine.ended):
         stuck = engine.ended.index(0)
-        raise RuntimeError(f"task {stuck} ({tasks.run[stuck].name}) never ended: the tasks wait for each other")
+        raise RuntimeError(f"task {stuck} ({tasks.sequence[stuck].name}) never ended: the tasks wait for each other")
     return Timeline(tasks=tasks, start=engine.start, end=engine.end, changes=engine.changes)
 
 

@@ -1,7 +1,7 @@
 """The host: no kernel starts before the process that drives its GPU has issued it.
 
 A rank's host issues all kernels of a step in program order, on whatever stream, each for `stack.host_kernel`,
-`host_product` (matrix products and attention: a module's call) or `host_collective` seconds. It never waits for the
+`host_gemm` (matrix products and attention: a module's call) or `host_collective` seconds. It never waits for the
 GPU; software that reads something back, as the token counts of dropless experts, is slower than this. Where kernels are
 shorter than their issue the GPU runs dry. In a run of kernels with durations d_1 .. d_n, issued at H + h_1 <= .. <=
 H + h_n, the last one ends at
@@ -18,39 +18,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simulator.cost.price import launches_of
-from simulator.engine.kernel_sequence import ALONE, Run
+from simulator.engine.kernel_sequence import ALONE, KernelSequence
 from simulator.engine.program import Program
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op
 from simulator.spec.stack import Stack
 
-Issue = Callable[[Run], tuple[float, float]]
+Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a run: how long after the host turned to it the run can go through, and until all of it is issued [s]."""
 
 
 def seconds(op: Op, stack: Stack) -> float:
     """Host time of one launch of an op [s]."""
     if isinstance(op.work, (Gemm, Attention)):
-        return stack.host_product
+        return stack.host_gemm
     return stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
 
 
 def issuing(stack: Stack) -> Issue | None:
     """How a stack issues runs, or None where that takes no time."""
-    if not (stack.host_kernel or stack.host_product or stack.host_collective):
+    if not (stack.host_kernel or stack.host_gemm or stack.host_collective):
         return None
-    memo: dict[int, tuple[Run, tuple[float, float]]] = {}
+    memo: dict[int, tuple[KernelSequence, tuple[float, float]]] = {}
 
-    def of(run: Run) -> tuple[float, float]:
-        if id(run) not in memo:
-            memo[id(run)] = run, _of(run, stack)
-        return memo[id(run)][1]
+    def of(sequence: KernelSequence) -> tuple[float, float]:
+        if id(sequence) not in memo:
+            memo[id(sequence)] = sequence, _of(sequence, stack)
+        return memo[id(sequence)][1]
 
     return of
 
 
-def _of(run: Run, stack: Stack) -> tuple[float, float]:
+def _of(sequence: KernelSequence, stack: Stack) -> tuple[float, float]:
     issued = lead = 0.0
-    for priced, before in zip(run.ops, run.cumulative[ALONE], strict=False):
+    for priced, before in zip(sequence.ops, sequence.cumulative[ALONE], strict=False):
         if priced.op.cls == "wait.slowest":  # no kernel
             continue
         each, many = seconds(priced.op, stack), launches_of(priced.op)
@@ -64,7 +64,7 @@ def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
     """Moments before which the steps of a program cannot start, and when all is issued; the host begins at 0 [s]."""
     now, out = 0.0, []
     for step in program.steps:
-        lead, total = issue(step.run)
+        lead, total = issue(step.sequence)
         out.append(now + lead)
         now += total
     return out, now

@@ -3,7 +3,7 @@
 A compute kernel's time depends on what its neighbour does meanwhile: nothing; an all-to-all kernel that holds SMs at a
 barrier, or holds SMs and moves memory; a collective that sums gradients or gathers parameters, which does so, too. A
 run keeps the cumulative time of its ops under each of the four, so that an engine can move it forward as one thing and
-still say when each kernel started (see `moments`).
+still say when each kernel started (see `kernel_spans`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Literal
 from simulator.cost.cost import Cost
 from simulator.ops import Op
 
-ALONE, HELD, TRAFFIC, COLLECTIVE = 0, 1, 2, 3
+ALONE, SM_SHARED, BANDWIDTH_SHARED, COLLECTIVE = 0, 1, 2, 3
 """Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory,
 beside a collective of a whole node."""
-CONDITIONS = (ALONE, HELD, TRAFFIC, COLLECTIVE)
+CONDITIONS = (ALONE, SM_SHARED, BANDWIDTH_SHARED, COLLECTIVE)
 
 Condition = float
-"""One of the four, an int; between `TRAFFIC` and `COLLECTIVE`, beside a collective that holds this part of a node's."""
+"""One of the four, an int; between `BANDWIDTH_SHARED` and `COLLECTIVE`: overlapped with a collective that holds this
+part of the SMs of one over a whole node."""
 Durations = tuple[float, float, float, float]
 
-Kind = Literal["compute", "work", "notify", "exchange", "send", "collective"]
+Kind = Literal["compute", "work", "notify", "all_to_all", "send", "collective"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Priced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class KernelSequence:
     """Ops that run back to back.
 
     `cumulative[condition]` has one entry more than there are ops [s]. `nic`, `nvlink` are the bytes it puts on the
@@ -68,14 +69,14 @@ class Run:
         """`cumulative` under a condition, also one in between [s]."""
         if isinstance(condition, int):
             return self.cumulative[condition]
-        part = condition - TRAFFIC
+        part = condition - BANDWIDTH_SHARED
         return [a + part * (b - a) for a, b in zip(self.cumulative[ALONE], self.cumulative[COLLECTIVE], strict=True)]
 
 
-def run_of(kind: Kind, name: str, ops: Sequence[Priced]) -> Run:
+def sequence_of(kind: Kind, name: str, ops: Sequence[Priced]) -> KernelSequence:
     """Join priced ops into a run."""
     at = tuple(tuple(itertools.accumulate((p.durations[c] for p in ops), initial=0.0)) for c in CONDITIONS)
-    return Run(
+    return KernelSequence(
         kind=kind,
         name=name,
         ops=tuple(ops),
@@ -87,11 +88,11 @@ def run_of(kind: Kind, name: str, ops: Sequence[Priced]) -> Run:
     )
 
 
-def condition_beside(run: Run) -> Condition:
+def condition_with(sequence: KernelSequence) -> Condition:
     """The condition of compute beside a collective."""
-    if 0.0 < run.held < 1.0:
-        return TRAFFIC + run.held
-    return COLLECTIVE if run.held else ALONE
+    if 0.0 < sequence.held < 1.0:
+        return BANDWIDTH_SHARED + sequence.held
+    return COLLECTIVE if sequence.held else ALONE
 
 
 def time_at(at: Sequence[float], position: float) -> float:
@@ -111,28 +112,28 @@ def position_at(at: Sequence[float], elapsed: float) -> float:
     return index + (elapsed - at[index]) / width if width > 0 else float(index)
 
 
-def moments(
-    run: Run, start: float, end: float, changes: Sequence[tuple[float, Condition, float]]
+def kernel_spans(
+    sequence: KernelSequence, start: float, end: float, changes: Sequence[tuple[float, Condition, float]]
 ) -> list[tuple[float, float]]:
     """Start and end of every op of a run that began at `start`, given its changes of condition.
 
     `changes` are (time, condition from then on, position reached); the first one is at `start`. Exchanges and sends
     have one op, which spans the run.
     """
-    if len(run.ops) == 1:
+    if len(sequence.ops) == 1:
         return [(start, end)]
     borders = [start]
     pieces: list[tuple[float, Condition, float]] = [(start, ALONE, 0.0)]
     if changes:
-        pieces = [*changes, (end, ALONE, float(len(run.ops)))]
+        pieces = [*changes, (end, ALONE, float(len(sequence.ops)))]
     for (begun, condition, position), (_, _, reached) in itertools.pairwise(pieces):
-        at = run.under(condition)
+        at = sequence.under(condition)
         origin = begun - time_at(at, position)
         index = int(position) + 1
-        while index <= reached and index < len(run.ops):
+        while index <= reached and index < len(sequence.ops):
             borders.append(origin + at[index])
             index += 1
     if not changes:
-        borders = [start + t for t in run.cumulative[ALONE][:-1]]
+        borders = [start + t for t in sequence.cumulative[ALONE][:-1]]
     borders.append(end)
     return list(itertools.pairwise(borders))

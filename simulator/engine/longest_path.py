@@ -15,7 +15,7 @@ def longest_path(tasks: Tasks) -> Timeline:
     start: list[float] = []
     end: list[float] = []
     release = tasks.release
-    for lane, run, preds in zip(tasks.lane, tasks.run, tasks.preds, strict=True):
+    for lane, sequence, preds in zip(tasks.lane, tasks.sequence, tasks.preds, strict=True):
         begun = free[lane]
         if release:
             begun = max(begun, release.get(len(start), 0.0))
@@ -24,7 +24,7 @@ def longest_path(tasks: Tasks) -> Timeline:
             if ended > begun:  # faster than max() here, and this is the inner loop
                 begun = ended
         start.append(begun)
-        begun += run.cumulative[0][-1]
+        begun += sequence.cumulative[0][-1]
         end.append(begun)
         free[lane] = begun
     return Timeline(tasks=tasks, start=start, end=end, changes={})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.host import issuing, releases
-from simulator.engine.kernel_sequence import ALONE, Run, run_of
+from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
@@ -27,43 +27,44 @@ PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PricedModel:
     """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
 
-    `pace` is how much longer tensor kernels last at the clock of the step. `slowest` is the load of the fullest
-    expert-parallel rank over the mean; `drawn`: another rank is the fullest in every layer and microbatch.
+    `pace` is how much longer tensor kernels last at the clock of the step. `imbalance` is the load of the most loaded
+    expert-parallel rank over the mean; `resampled_per_layer`: another rank is the most loaded in every layer and
+    microbatch.
     """
 
     scenario: Scenario
     shapes: Shapes
     blocks: dict[str, Block]
     price: Pricer
-    slowest: float
+    imbalance: float
     stages: tuple[tuple[str, ...], ...]
     block_seconds: dict[str, float]
     pace: float = 1.0
-    drawn: bool = False
+    resampled_per_layer: bool = False
 
     def blocks_of(self, stage: int) -> list[Block]:
         """The blocks of a stage in order."""
         return [self.blocks[kind] for kind in self.stages[stage]]
 
 
-def plan(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Plan:
+def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
     """Build and price the blocks of a scenario and spread them over `stages`."""
     shapes = shapes_of(scenario)
     blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
-    price = pricer(scenario, _exchange(blocks), pace)
+    price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
     local = shapes.local_experts
-    return Plan(
+    return PricedModel(
         scenario=scenario,
         shapes=shapes,
         blocks=blocks,
         price=price,
-        slowest=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
-        drawn=scenario.job.routing.kind == "sampled",
+        imbalance=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
+        resampled_per_layer=scenario.job.routing.kind == "sampled",
         stages=split(scenario.model, stages, layout.stages, seconds, mirrored=layout.schedule in MIRRORED),
         block_seconds=seconds,
         pace=pace,
@@ -83,7 +84,7 @@ def overlaps(scenario: Scenario) -> bool:
     return scenario.stack.overlapped_pair and scenario.job.layout.schedule in MIRRORED
 
 
-def _exchange(blocks: dict[str, Block]) -> Op | None:
+def _most_met_all_to_all(blocks: dict[str, Block]) -> Op | None:
     """The exchange that compute meets most: a combine."""
     found = [op for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
     return max(found, key=lambda op: op.cls == "comm.combine", default=None)
@@ -92,30 +93,32 @@ def _exchange(blocks: dict[str, Block]) -> Op | None:
 class Programs:
     """Programs by signature: equal actions of equal stages share one."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, built: PricedModel) -> None:
+        self.built = built
         self.made: dict[tuple[object, ...], Program] = {}
 
     def of(self, step: Step) -> Program:
         """The program of a step."""
-        plan = self.plan
+        built = self.built
         if isinstance(step, Pair):
-            stages = (plan.stages[step.forward.stage], plan.stages[step.backward.stage])
+            stages = (built.stages[step.forward.stage], built.stages[step.backward.stage])
             key: tuple[object, ...] = ("pair", *stages)
         else:
-            key = (step.kind, plan.stages[step.stage])
+            key = (step.kind, built.stages[step.stage])
         if key not in self.made:
             self.made[key] = self._make(step)
         return self.made[key]
 
     def _make(self, step: Step) -> Program:
-        plan = self.plan
+        built = self.built
         if isinstance(step, Pair):
-            ahead, back = plan.blocks_of(step.forward.stage), plan.blocks_of(step.backward.stage)
-            if not plan.scenario.stack.overlapped_pair:
-                return sequential_program(ahead, back, plan.price, plan.slowest, plan.drawn)
-            return pair_program(ahead, back, plan.price, plan.slowest, plan.drawn)
-        return lone_program(step.kind, plan.blocks_of(step.stage), plan.price, plan.slowest, plan.drawn)
+            ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
+            if not built.scenario.stack.overlapped_pair:
+                return sequential_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
+            return pair_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
+        return lone_program(
+            step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer
+        )
 
 
 def link_tier(scenario: Scenario, a: int, b: int) -> str:
@@ -131,14 +134,14 @@ def sends_block(scenario: Scenario) -> bool:
     return how == "never" or (how == "chunks" and scenario.job.layout.vpp == 1)
 
 
-def message(plan: Plan, a: int, b: int) -> Run:
+def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`."""
-    s = plan.shapes
+    s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
-    tier = link_tier(plan.scenario, a, b)
+    tier = link_tier(built.scenario, a, b)
     work = PointToPoint(bytes=tokens * s.model.hidden_size * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
-    return run_of("send", "send", [plan.price(op)])
+    return sequence_of("send", "send", [built.price(op)])
 
 
 def append(tasks: Tasks, rank: int, program: Program, entry: tuple[int, ...], needed: Mapping[int, int]) -> int:
@@ -152,27 +155,27 @@ def append(tasks: Tasks, rank: int, program: Program, entry: tuple[int, ...], ne
         if part.stream not in seen:
             seen.add(part.stream)
             preds += entry
-        tasks.add(rank * LANES + part.stream, part.run, preds)
+        tasks.add(rank * LANES + part.stream, part.sequence, preds)
     return base
 
 
 class _Lowering:
     """Appends the tasks of one step after another; local to `lower`."""
 
-    def __init__(self, plan: Plan, schedule: Schedule) -> None:
-        self.plan, self.schedule = plan, schedule
-        node = plan.scenario.cluster.node
+    def __init__(self, built: PricedModel, schedule: Schedule) -> None:
+        self.built, self.schedule = built, schedule
+        node = built.scenario.cluster.node
         self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
-        self.programs = Programs(plan)
+        self.programs = Programs(built)
         self.place = rank_of(schedule)
         self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}
         self.tails: list[tuple[int, ...]] = [()] * schedule.ranks
-        self.sends: dict[tuple[int, int], Run] = {}
+        self.sends: dict[tuple[int, int], KernelSequence] = {}
         self.last_backward: dict[tuple[int, int], tuple[int, ...]] = {}
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
-        self.sharding = Sharding(plan.scenario, plan.stages, plan.price, copies_of(schedule))
+        self.sharding = Sharding(built.scenario, built.stages, built.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.issue = issuing(plan.scenario.stack)
+        self.issue = issuing(built.scenario.stack)
         self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:
@@ -199,14 +202,14 @@ class _Lowering:
         if back.kind in ("B", "I"):
             self._send(rank, back, ready)
         if back.kind in ("B", "W"):
-            self.last_backward[rank, back.stage] = tuple(base + at for at in program.graded)
+            self.last_backward[rank, back.stage] = tuple(base + at for at in program.wgrad_end)
             self.scattered[rank, back.stage] = self.sharding.reduce(tasks, rank, step, program, base)
 
     def _hosted(self, rank: int, program: Program, base: int) -> None:
         """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
         if self.issue is not None:
-            moments, total = releases(program, self.issue)
-            self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(moments))
+            release_times, total = releases(program, self.issue)
+            self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(release_times))
             self.issued[rank] += total
 
     def _first_parameters(self, rank: int, ahead: Action, program: Program) -> dict[int, int]:
@@ -214,7 +217,7 @@ class _Lowering:
         if ahead.kind != "F":
             return {}
         first = self.gathered.pop((rank, ahead.stage), ())
-        return {at: task for at, task in zip(program.begins, first, strict=False) if task is not None}
+        return {at: task for at, task in zip(program.forward_start, first, strict=False) if task is not None}
 
     def _send(self, rank: int, action: Action, ready: tuple[int, ...]) -> None:
         """Hand the output of an action, `ready` after these tasks, to the rank of the next (or previous) stage."""
@@ -228,27 +231,27 @@ class _Lowering:
         if peer == rank:
             return
         if (rank, peer) not in self.sends:
-            self.sends[rank, peer] = message(self.plan, rank, peer)
+            self.sends[rank, peer] = message(self.built, rank, peer)
         lane = rank * LANES + (SEND_NEXT if forward else SEND_PREVIOUS)
         sent = self.tasks.add(lane, self.sends[rank, peer], ready)
         self.tasks.peer[sent] = peer
         self.arrived[output] = (sent,)
-        if sends_block(self.plan.scenario):
+        if sends_block(self.built.scenario):
             self.tails[rank] = (*self.tails[rank], sent)
 
 
-def lower(plan: Plan, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
+def lower(built: PricedModel, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
     """The tasks of one optimizer step. The schedule must be valid (see `schedule.validate`)."""
-    lowering = _Lowering(plan, schedule)
+    lowering = _Lowering(built, schedule)
     if optimizer:
-        lowering.gathered = gather_parameters(plan.scenario, plan.stages, plan.price, lowering.tasks, schedule)
+        lowering.gathered = gather_parameters(built.scenario, built.stages, built.price, lowering.tasks, schedule)
     for rank, at in progress(schedule).order:
         lowering.step(rank, schedule.rows[rank][at])
     if optimizer:
         append_optimizer(
-            plan.scenario,
-            plan.stages,
-            plan.price,
+            built.scenario,
+            built.stages,
+            built.price,
             lowering.tasks,
             lowering.last_backward,
             lowering.tails,
@@ -269,4 +272,4 @@ def stage_names(stages: Sequence[Sequence[str]]) -> list[str]:
     return out
 
 
-__all__ = ["COMPUTE", "Plan", "link_tier", "lower", "message", "plan", "stage_names"]
+__all__ = ["COMPUTE", "PricedModel", "link_tier", "lower", "message", "price_model", "stage_names"]

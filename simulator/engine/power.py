@@ -29,14 +29,14 @@ def draw(op: Op, power: Power) -> float:
 def demand(timeline: Timeline, power: Power) -> float:
     """Mean power that a step would draw at full clock, over all ranks and its whole length [W]."""
     tasks = timeline.tasks
-    runs = {id(run): run for run in tasks.run}
+    sequences = {id(sequence): sequence for sequence in tasks.sequence}
     count: dict[int, int] = defaultdict(int)
-    for lane, run in zip(tasks.lane, tasks.run, strict=True):
+    for lane, sequence in zip(tasks.lane, tasks.sequence, strict=True):
         if lane % LANES == COMPUTE:
-            count[id(run)] += 1
+            count[id(sequence)] += 1
     energy = busy = 0.0
     for key, times in count.items():
-        for priced in runs[key].ops:
+        for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
             energy += seconds * draw(priced.op, power)
             busy += seconds

@@ -24,10 +24,10 @@ class Neighbour:
     traffic: float
 
 
-def neighbour_of(scenario: Scenario, exchange: Op | None) -> Neighbour:
+def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
     """What the scenario's exchanges take from the compute beside them: their SMs and memory bandwidth."""
     comm_sms = scenario.job.overlap.comm_sms
-    if exchange is None or scenario.stack.dispatcher == "nccl":
+    if all_to_all is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 
@@ -65,7 +65,7 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
 
 
-def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
+def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
     `pace`: how much longer tensor kernels last at the clock of the step than at the boost clock
@@ -77,8 +77,8 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
     cluster, stack = scenario.cluster, scenario.stack
     if cluster.gpu.power is not None:
         cluster = replace(cluster, kernels=rested(cluster.kernels))
-    beside, collective = neighbour_of(scenario, exchange), collective_of(cluster)
-    sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - beside.sms)
+    neighbour, collective = neighbour_of(scenario, all_to_all), collective_of(cluster)
+    sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - neighbour.sms)
     rest = max(1, sms - collective.sms)
     gap = stack.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
@@ -89,7 +89,7 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,
-            beside=busy,
+            concurrent=busy,
             dispatcher=stack.dispatcher,
         )
         if isinstance(op.work, (Gemm, Attention)):
@@ -101,9 +101,9 @@ def pricer(scenario: Scenario, exchange: Op | None, pace: float = 1.0) -> Callab
         alone = cost_of(op, Share(sms=own), False)
         shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
         held = busy = alone.durations[0]
-        if beside.sms or beside.traffic:
+        if neighbour.sms or neighbour.traffic:
             held = cost_of(op, Share(sms=left), True).durations[0]
-            busy = cost_of(op, Share(sms=left, partner_traffic=beside.traffic), True).durations[0]
+            busy = cost_of(op, Share(sms=left, partner_traffic=neighbour.traffic), True).durations[0]
         return replace(alone, durations=(alone.durations[0], held, busy, shared))
 
     def priced(op: Op) -> Priced:

@@ -12,7 +12,7 @@ from math import hypot
 from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait
-from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, Kind, Priced, Run, run_of
+from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
 from simulator.graph.block import Block, Segment
 from simulator.ops import Attention, Collective, Fixed, Gemm, Op
 
@@ -23,13 +23,13 @@ COMPUTE, COMM = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProgramStep:
     """One run of a program: its stream and the earlier steps it waits for beside its predecessor on the stream.
 
     A step with no `waits` that is first on its stream starts when the action may start.
     """
 
-    run: Run
+    sequence: KernelSequence
     stream: int
     waits: tuple[int, ...]
 
@@ -39,34 +39,35 @@ class Program:
     """Steps in program order.
 
     `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
-    published DualPipe, which posts its sends behind the whole chunk. `begins` and `turns` are the first steps of each
-    block's forward and backward (-1: it has none, as an embedding whose weight gradients run later), `graded` the last
-    step of each block's weight gradients.
+    published DualPipe, which posts its sends behind the whole chunk. `forward_start` and `backward_start` are the first
+    steps of each block's forward and backward (-1: it has none, as an embedding whose weight gradients run later),
+    `wgrad_end` the last step of each block's weight gradients.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[ProgramStep, ...]
     tails: tuple[int, ...]
-    begins: tuple[int, ...] = ()
-    turns: tuple[int, ...] = ()
-    graded: tuple[int, ...] = ()
+    forward_start: tuple[int, ...] = ()
+    backward_start: tuple[int, ...] = ()
+    wgrad_end: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A segment in program order. `fresh`: its first compute run waits for the exchange that ended the block before.
+class PlacedSegment:
+    """A segment in program order. `waits_for_all_to_all`: its first compute kernels wait for the all-to-all that ended
+    the block before.
 
     `block` is the number of its block on the stage.
     """
 
     segment: Segment
-    fresh: bool
+    waits_for_all_to_all: bool
     block: int
 
 
-def _units(segments: Sequence[Placed]) -> tuple[list[Placed], list[list[Placed]]]:
+def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list[list[PlacedSegment]]]:
     """Leading comm segments, and units: a compute segment with what follows it (comm, weight gradients)."""
-    lead: list[Placed] = []
-    units: list[list[Placed]] = []
+    lead: list[PlacedSegment] = []
+    units: list[list[PlacedSegment]] = []
     for placed in segments:
         starts = placed.segment.stream == "compute" and placed.segment.direction != "W"
         if starts or (not units and placed.segment.direction == "W"):
@@ -78,37 +79,37 @@ def _units(segments: Sequence[Placed]) -> tuple[list[Placed], list[list[Placed]]
     return lead, units
 
 
-def _in_issue_order(unit: list[Placed]) -> list[Placed]:
+def _in_issue_order(unit: list[PlacedSegment]) -> list[PlacedSegment]:
     """Compute, then its exchange, then deferred weight gradients: the exchange is issued before them."""
     return [unit[0], *sorted(unit[1:], key=lambda placed: placed.segment.stream != "comm")]
 
 
-def forward_segments(blocks: Sequence[Block]) -> list[Placed]:
+def forward_segments(blocks: Sequence[Block]) -> list[PlacedSegment]:
     """All forward segments of a stage in program order."""
     return [
-        Placed(segment, i == 0 and b > 0, b)
+        PlacedSegment(segment, i == 0 and b > 0, b)
         for b, block in enumerate(blocks)
         for i, segment in enumerate(block.forward)
     ]
 
 
-def backward_segments(blocks: Sequence[Block], *, wgrad: bool, dgrad: bool) -> list[Placed]:
+def backward_segments(blocks: Sequence[Block], *, wgrad: bool, dgrad: bool) -> list[PlacedSegment]:
     """All backward segments of a stage in program order; the last block comes first."""
     placed = []
     for number, block in reversed(list(enumerate(blocks))):
         for segment in block.backward:
             if wgrad if segment.direction == "W" else dgrad:
-                placed.append(Placed(segment, False, number))
+                placed.append(PlacedSegment(segment, False, number))
     return placed
 
 
-def order_alone(segments: Sequence[Placed]) -> list[Placed]:
+def order_alone(segments: Sequence[PlacedSegment]) -> list[PlacedSegment]:
     """Program order of a lone action."""
     lead, units = _units(segments)
     return lead + [placed for unit in units for placed in _in_issue_order(unit)]
 
 
-def order_pair(forward: Sequence[Placed], backward: Sequence[Placed]) -> list[Placed]:
+def order_pair(forward: Sequence[PlacedSegment], backward: Sequence[PlacedSegment]) -> list[PlacedSegment]:
     """Program order of an overlapped pair: backward and forward compute segments alternate, forward first.
 
     For a MoE layer against a MoE layer this is ATTN(F) | MLP(B) MLP(W) MLP(F) ATTN(B) ATTN(W) ATTN(F) | ... on the
@@ -132,7 +133,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     for op in segment.ops:
         kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
         if segment.stream == "comm":
-            kind = "exchange" if op.cls in ("comm.dispatch", "comm.combine") else "work"
+            kind = "all_to_all" if op.cls in ("comm.dispatch", "comm.combine") else "work"
             kind = "notify" if op.cls in ("comm.notify", "comm.layout") else kind
         if piece and (kind != kind_now or op.after):
             assert kind_now is not None
@@ -147,65 +148,65 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
 class _Assembler:
     """Turns placed segments into steps; local to `assemble`."""
 
-    def __init__(self, price: Pricer, slowest: float, drawn: bool) -> None:
+    def __init__(self, price: Pricer, imbalance: float, resampled_per_layer: bool) -> None:
         self.price = price
-        self.slowest = slowest
-        self.drawn = drawn
+        self.imbalance = imbalance
+        self.resampled_per_layer = resampled_per_layer
         self.experts = {"F": 0.0, "B": 0.0}
-        self.steps: list[Step] = []
+        self.steps: list[ProgramStep] = []
         self.owners: dict[str, dict[str, int]] = {"F": {}, "B": {}}
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
-        self.begins: dict[int, int] = {}
-        self.turns: dict[int, int] = {}
-        self.graded: dict[int, int] = {}
+        self.forward_start: dict[int, int] = {}
+        self.backward_start: dict[int, int] = {}
+        self.wgrad_end: dict[int, int] = {}
 
-    def add(self, placed: Placed) -> None:
+    def add(self, placed: PlacedSegment) -> None:
         """Append the runs of one segment."""
         half = "F" if placed.segment.direction == "F" else "B"
-        (self.begins if half == "F" else self.turns).setdefault(placed.block, len(self.steps))
+        (self.forward_start if half == "F" else self.backward_start).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
         owner = self.owners[half]
-        for index, run in enumerate(self._with_waits(runs_of(placed.segment, self.price), half)):
-            stream = COMM if run.kind == "collective" else home
-            waits = {owner[name] for name in run.ops[0].op.after}
+        for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), half)):
+            stream = COMM if sequence.kind == "collective" else home
+            waits = {owner[name] for name in sequence.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
                 waits.add(self.blocking)
                 self.blocking = None
             if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an exchange is issued behind the compute before it
-            if stream == COMPUTE and placed.fresh and index == 0 and half in self.loose:
+            if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and half in self.loose:
                 waits.add(self.loose[half])
             self.last[stream] = len(self.steps)
-            owner.update(dict.fromkeys([priced.op.name for priced in run.ops], len(self.steps)))
-            if run.kind == "exchange":
+            owner.update(dict.fromkeys([priced.op.name for priced in sequence.ops], len(self.steps)))
+            if sequence.kind == "all_to_all":
                 self.loose[half] = len(self.steps)
-            if run.kind == "collective":
+            if sequence.kind == "collective":
                 self.blocking = len(self.steps)  # the compute behind a collective needs what it brings
-            self.steps.append(Step(run, stream, tuple(sorted(waits))))
+            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits))))
         if half == "B":
-            self.graded[placed.block] = len(self.steps) - 1
+            self.wgrad_end[placed.block] = len(self.steps) - 1
 
-    def _with_waits(self, runs: list[Run], half: str) -> list[Run]:
+    def _with_waits(self, sequences: list[KernelSequence], half: str) -> list[KernelSequence]:
         """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier.
 
         A pair works on two layers between barriers. A rank that is always full is full in both, and its extra times
         add up; where every layer draws its own loads, the two spreads add up as independent ones do.
         """
-        if self.slowest <= 1.0:
-            return runs
+        if self.imbalance <= 1.0:
+            return sequences
         out = []
-        for run in runs:
-            self.experts[half] += sum(p.durations[ALONE] for p in run.ops if is_expert_work(p.op))
-            if run.kind == "notify":
+        for sequence in sequences:
+            self.experts[half] += sum(p.durations[ALONE] for p in sequence.ops if is_expert_work(p.op))
+            if sequence.kind == "notify":
                 times = self.experts.values()
-                both = hypot(*times) if self.drawn else sum(times)
-                extra = waiting((self.slowest - 1.0) * both, run.ops[-1].op)
+                both = hypot(*times) if self.resampled_per_layer else sum(times)
+                extra = waiting((self.imbalance - 1.0) * both, sequence.ops[-1].op)
                 self.experts = {"F": 0.0, "B": 0.0}
-                out.append(run_of("notify", run.name, [*run.ops, extra]))
+                out.append(sequence_of("notify", sequence.name, [*sequence.ops, extra]))
             else:
-                out.append(run)
+                out.append(sequence)
         return out
 
 
@@ -220,46 +221,49 @@ def waiting(seconds: float, barrier: Op) -> Priced:
     return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 4)
 
 
-def assemble(order: Sequence[Placed], price: Pricer, slowest: float, drawn: bool) -> Program:
+def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, resampled_per_layer: bool) -> Program:
     """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
 
-    `slowest`: load of the fullest rank over the mean; `drawn`: which rank that is changes from layer to layer.
+    `imbalance`: load of the fullest rank over the mean; `resampled_per_layer`: which rank that is changes from layer to
+    layer.
     """
-    assembler = _Assembler(price, slowest, drawn)
+    assembler = _Assembler(price, imbalance, resampled_per_layer)
     for placed in order:
         assembler.add(placed)
     return Program(
         steps=tuple(assembler.steps),
         tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
-        begins=tuple(assembler.begins[block] for block in sorted(assembler.begins)),
-        turns=tuple(assembler.turns.get(block, -1) for block in range(max(assembler.turns, default=-1) + 1)),
-        graded=tuple(assembler.graded[block] for block in sorted(assembler.graded)),
+        forward_start=tuple(assembler.forward_start[block] for block in sorted(assembler.forward_start)),
+        backward_start=tuple(
+            assembler.backward_start.get(block, -1) for block in range(max(assembler.backward_start, default=-1) + 1)
+        ),
+        wgrad_end=tuple(assembler.wgrad_end[block] for block in sorted(assembler.wgrad_end)),
     )
 
 
-_RUNS: WeakKeyDictionary[Pricer, dict[int, tuple[Segment, list[Run]]]] = WeakKeyDictionary()
+_SEQUENCES: WeakKeyDictionary[Pricer, dict[int, tuple[Segment, list[KernelSequence]]]] = WeakKeyDictionary()
 """Runs by pricer and segment (held, so that its id stays its own): equal layers are priced and joined once."""
 
 
-def runs_of(segment: Segment, price: Pricer) -> list[Run]:
+def sequences_of(segment: Segment, price: Pricer) -> list[KernelSequence]:
     """The runs of one segment; asked again, the same ones."""
-    known = _RUNS.setdefault(price, {})
+    known = _SEQUENCES.setdefault(price, {})
     if id(segment) not in known:
-        known[id(segment)] = segment, _runs(segment, price)
+        known[id(segment)] = segment, _sequences(segment, price)
     return known[id(segment)][1]
 
 
-def _runs(segment: Segment, price: Pricer) -> list[Run]:
+def _sequences(segment: Segment, price: Pricer) -> list[KernelSequence]:
     pieces = [(kind, [price(op) for op in ops]) for kind, ops in _pieces(segment)]
-    runs = []
+    sequences = []
     for at, (kind, ops) in enumerate(pieces):
-        if kind == "collective" and ops[0].op.beside != "nothing":
+        if kind == "collective" and ops[0].op.concurrent_with != "nothing":
             before = pieces[at - 1][1] if at else []
             after = pieces[at + 1][1] if at + 1 < len(pieces) else []
-            runs.append(run_of(kind, segment.name, [exposed(each, before, after) for each in ops]))
+            sequences.append(sequence_of(kind, segment.name, [exposed(each, before, after) for each in ops]))
         else:
-            runs.append(run_of(kind, segment.name, ops))
-    return runs
+            sequences.append(sequence_of(kind, segment.name, ops))
+    return sequences
 
 
 def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced]) -> Priced:
@@ -278,7 +282,7 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     if kernel is None:
         return collective
     time, alone = collective.durations[ALONE], kernel.durations[ALONE]
-    if collective.op.beside == "whole":
+    if collective.op.concurrent_with == "whole":
         slowed = alone + collective.cost.held * (kernel.durations[COLLECTIVE] - alone)
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:
@@ -290,28 +294,39 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
 
 
 def lone_program(
-    kind: str, blocks: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+    kind: str, blocks: Sequence[Block], price: Pricer, imbalance: float = 1.0, resampled_per_layer: bool = False
 ) -> Program:
     """Program of a lone F, B, I or W of a stage."""
     if kind == "F":
-        return assemble(order_alone(forward_segments(blocks)), price, slowest, drawn)
+        return assemble(order_alone(forward_segments(blocks)), price, imbalance, resampled_per_layer)
     back = backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")
-    return assemble(order_alone(back), price, slowest, drawn)
+    return assemble(order_alone(back), price, imbalance, resampled_per_layer)
 
 
 def pair_program(
-    ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+    ahead: Sequence[Block],
+    back: Sequence[Block],
+    price: Pricer,
+    imbalance: float = 1.0,
+    resampled_per_layer: bool = False,
 ) -> Program:
     """Program of a forward of one stage overlapped with a full backward of another."""
     return assemble(
-        order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)), price, slowest, drawn
+        order_pair(forward_segments(ahead), backward_segments(back, wgrad=True, dgrad=True)),
+        price,
+        imbalance,
+        resampled_per_layer,
     )
 
 
 def sequential_program(
-    ahead: Sequence[Block], back: Sequence[Block], price: Pricer, slowest: float = 1.0, drawn: bool = False
+    ahead: Sequence[Block],
+    back: Sequence[Block],
+    price: Pricer,
+    imbalance: float = 1.0,
+    resampled_per_layer: bool = False,
 ) -> Program:
     """A pair as software without overlap runs it: the forward, then the full backward."""
     order = order_alone(forward_segments(ahead))
     order += order_alone(backward_segments(back, wgrad=True, dgrad=True))
-    return assemble(order, price, slowest, drawn)
+    return assemble(order, price, imbalance, resampled_per_layer)

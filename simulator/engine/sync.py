@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulator.engine.kernel_sequence import Run, run_of
+from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Pricer, Program
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.graph.parameters import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
@@ -26,12 +26,14 @@ def _op(name: str, cls: str, work: Work, stream: str = "compute") -> Op:
     )
 
 
-def _collective(price: Pricer, name: str, kind: CollectiveKind, size: float, ranks: int, per_node: int) -> Run | None:
+def _collective(
+    price: Pricer, name: str, kind: CollectiveKind, size: float, ranks: int, per_node: int
+) -> KernelSequence | None:
     """One collective, or None where there is nobody to talk to."""
     if ranks <= 1 or size <= 0:
         return None
     work = Collective(kind=kind, bytes=size, ranks=ranks, per_node=min(per_node, ranks))
-    return run_of("collective", name, [price(_op(name, f"comm.{kind}", work, "comm"))])
+    return sequence_of("collective", name, [price(_op(name, f"comm.{kind}", work, "comm"))])
 
 
 def groups(scenario: Scenario, copies: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -39,9 +41,9 @@ def groups(scenario: Scenario, copies: int) -> tuple[tuple[int, int], tuple[int,
     job, node = scenario.job, scenario.cluster.node.gpus
     dense = job.dp * job.layout.cp * copies
     experts = job.edp * copies
-    beside = max(1, min(job.dp * job.layout.cp, node // job.layout.tp))
+    filled = max(1, min(job.dp * job.layout.cp, node // job.layout.tp))
     expert_span = job.layout.ep * job.layout.etp
-    return (dense, _divisor(dense, beside)), (experts, _divisor(experts, max(1, node // expert_span)))
+    return (dense, _divisor(dense, filled)), (experts, _divisor(experts, max(1, node // expert_span)))
 
 
 def _divisor(ranks: int, at_most: int) -> int:
@@ -80,19 +82,19 @@ class Sync:
         self.scenario, self.price = scenario, price
         (self.dense, self.dense_node), (self.experts, self.experts_node) = groups(scenario, copies)
 
-    def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[Run]:
+    def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[KernelSequence]:
         """The collectives that sum the gradients of `held`."""
         return self._runs(name, kind, (held.dense * GRADIENT_BYTES, held.experts * GRADIENT_BYTES))
 
-    def gather(self, held: Held) -> list[Run]:
+    def gather(self, held: Held) -> list[KernelSequence]:
         """The collectives that bring the weights of `held` to all its ranks."""
         return self._runs("param", "all_gather", held.weight_bytes(self.scenario.job.precision.recipe))
 
-    def _runs(self, name: str, kind: CollectiveKind, sizes: tuple[float, float]) -> list[Run]:
+    def _runs(self, name: str, kind: CollectiveKind, sizes: tuple[float, float]) -> list[KernelSequence]:
         """The collectives over the dense parameters and over the experts, of these sizes [B]."""
         dense = _collective(self.price, f"{name}.dense", kind, sizes[0], self.dense, self.dense_node)
         experts = _collective(self.price, f"{name}.experts", kind, sizes[1], self.experts, self.experts_node)
-        return [run for run in (dense, experts) if run is not None]
+        return [sequence for sequence in (dense, experts) if sequence is not None]
 
 
 def held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
@@ -127,24 +129,28 @@ class Sharding:
     def gather(self, tasks: Tasks, rank: int, step: Step, program: Program, entry: tuple[int, ...]) -> dict[int, int]:
         """ZeRO-3: gathers of the blocks of a step in the order they are needed; step of the program -> its gather."""
         ahead, back = halves(step)
-        needed: list[tuple[int, Run]] = []
+        needed: list[tuple[int, KernelSequence]] = []
         if self.zero >= 3 and ahead.kind == "F":
-            needed += self._at(program.begins, self.gathers[self.stages[ahead.stage]])
+            needed += self._at(program.forward_start, self.gathers[self.stages[ahead.stage]])
         if self.zero >= 3 and back.kind in ("B", "I"):
-            needed += reversed(self._at(program.turns, [each[::-1] for each in self.gathers[self.stages[back.stage]]]))
-        return {at: tasks.add(rank * LANES + SYNC, run, entry) for at, run in needed}
+            needed += reversed(
+                self._at(program.backward_start, [each[::-1] for each in self.gathers[self.stages[back.stage]]])
+            )
+        return {at: tasks.add(rank * LANES + SYNC, sequence, entry) for at, sequence in needed}
 
     @staticmethod
-    def _at(places: Sequence[int], runs: Sequence[Sequence[Run]]) -> list[tuple[int, Run]]:
-        return [(at, run) for at, each in zip(places, runs, strict=False) for run in each if at >= 0]
+    def _at(places: Sequence[int], sequences: Sequence[Sequence[KernelSequence]]) -> list[tuple[int, KernelSequence]]:
+        return [(at, sequence) for at, each in zip(places, sequences, strict=False) for sequence in each if at >= 0]
 
     def reduce(self, tasks: Tasks, rank: int, step: Step, program: Program, base: int) -> tuple[int, ...]:
         """Reduce-scatter of each block's gradients once they are there; the program's tasks begin at `base`."""
         _, back = halves(step)
         if self.zero < 2 or back.kind not in ("B", "W"):
             return ()
-        blocks = reversed(list(zip(program.graded, self.reduces[self.stages[back.stage]], strict=True)))
-        return tuple(tasks.add(rank * LANES + SYNC, run, (base + at,)) for at, runs in blocks for run in runs)
+        blocks = reversed(list(zip(program.wgrad_end, self.reduces[self.stages[back.stage]], strict=True)))
+        return tuple(
+            tasks.add(rank * LANES + SYNC, sequence, (base + at,)) for at, sequences in blocks for sequence in sequences
+        )
 
 
 def gather_parameters(
@@ -164,7 +170,7 @@ def gather_parameters(
         for stage in mine:
             last: list[int | None] = []
             for held in held_by_blocks(scenario, stages[stage]):
-                made = [tasks.add(rank * LANES + SYNC, run, ()) for run in sync.gather(held)]
+                made = [tasks.add(rank * LANES + SYNC, sequence, ()) for sequence in sync.gather(held)]
                 last.append(made[-1] if made else None)
             arrived[rank, stage] = tuple(last)
     return arrived
@@ -175,38 +181,38 @@ def append_optimizer(
     stages: Sequence[Sequence[str]],
     price: Pricer,
     tasks: Tasks,
-    graded: dict[tuple[int, int], tuple[int, ...]],
+    wgrad_end: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
     scattered: dict[tuple[int, int], tuple[int, ...]],
 ) -> None:
     """Append the tasks of gradient sync and update on every rank.
 
-    `graded` holds, for each (rank, stage), the task after which each block's gradients are complete. With
+    `wgrad_end` holds, for each (rank, stage), the task after which each block's gradients are complete. With
     `grad_sync_overlap` a block's gradients leave then, on all copies of the stage; else when all compute is over.
     `scattered` holds the reductions that ZeRO-2 and -3 have already made.
     """
     holders: dict[int, list[int]] = {}
-    for rank, stage in graded:
+    for rank, stage in wgrad_end:
         holders.setdefault(stage, []).append(rank)
     sync = Sync(scenario, price, max(len(ranks) for ranks in holders.values()))
     for rank in range(tasks.ranks):
-        mine = sorted(stage for holder, stage in graded if holder == rank)
+        mine = sorted(stage for holder, stage in wgrad_end if holder == rank)
         first = len(tasks.lane)
         reduced = [
             task
             for stage in mine
             for task in scattered.get((rank, stage))
-            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, graded, tails)
+            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, wgrad_end, tails)
         ]
         total = Held()
         for stage in mine:
             total = total + held_by_stage(stages[stage], scenario.model, scenario.job)
         ops = update_ops(total, (sync.dense, sync.experts), scenario)
-        update = run_of("compute", "optimizer", [price(op) for op in ops])
+        update = sequence_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
         if scenario.job.layout.zero in (1, 2) and not scenario.stack.param_gather_overlap:
-            for run in sync.gather(total):
-                tasks.add(rank * LANES + SYNC, run, (done,))
+            for sequence in sync.gather(total):
+                tasks.add(rank * LANES + SYNC, sequence, (done,))
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
 
 
@@ -218,7 +224,7 @@ def _reduce(
     tasks: Tasks,
     rank: int,
     holders: dict[int, list[int]],
-    graded: dict[tuple[int, int], tuple[int, ...]],
+    wgrad_end: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
 ) -> list[int]:
     """Append the reductions of one stage's gradients on one rank, the block that is ready first leading."""
@@ -227,9 +233,11 @@ def _reduce(
     if not scenario.stack.grad_sync_overlap:
         ready = {task for holder in holders[stage] for task in tails[holder]}
         held = held_by_stage(blocks, scenario.model, scenario.job)
-        return [tasks.add(rank * LANES + SYNC, run, tuple(sorted(ready))) for run in sync.reduce(name, kind, held)]
+        return [
+            tasks.add(rank * LANES + SYNC, sequence, tuple(sorted(ready))) for sequence in sync.reduce(name, kind, held)
+        ]
     out = []
     for number, held in reversed(list(enumerate(held_by_blocks(scenario, blocks)))):
-        done = tuple(sorted(graded[holder, stage][number] for holder in holders[stage]))
-        out += [tasks.add(rank * LANES + SYNC, run, done) for run in sync.reduce(name, kind, held)]
+        done = tuple(sorted(wgrad_end[holder, stage][number] for holder in holders[stage]))
+        out += [tasks.add(rank * LANES + SYNC, sequence, done) for sequence in sync.reduce(name, kind, held)]
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.engine.kernel_sequence import Condition, Run
+from simulator.engine.kernel_sequence import Condition, KernelSequence
 from simulator.schedule import Step
 
 COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
@@ -37,7 +37,7 @@ class Tasks:
 
     ranks: int
     lane: list[int] = field(default_factory=list)
-    run: list[Run] = field(default_factory=list)
+    sequence: list[KernelSequence] = field(default_factory=list)
     preds: list[tuple[int, ...]] = field(default_factory=list)
     peer: dict[int, int] = field(default_factory=dict)
     release: dict[int, float] = field(default_factory=dict)
@@ -45,10 +45,10 @@ class Tasks:
     nic: float = 0.0
     nvlink: float = 0.0
 
-    def add(self, lane: int, run: Run, preds: tuple[int, ...]) -> int:
+    def add(self, lane: int, sequence: KernelSequence, preds: tuple[int, ...]) -> int:
         """Append one task and return its number."""
         self.lane.append(lane)
-        self.run.append(run)
+        self.sequence.append(sequence)
         self.preds.append(preds)
         return len(self.lane) - 1
 

@@ -200,11 +200,11 @@ def compiled_of(schedule: Schedule) -> Compiled:
 
 def _last(order: Sequence[Move], examples: Sequence[Step]) -> dict[tuple[int, int], tuple[int, int]]:
     """Place in the order, and kind, of the last backward of each (rank, stage)."""
-    graded = [back.stage if back.kind in ("B", "W") else None for _, back in map(halves, examples)]
+    wgrad_end = [back.stage if back.kind in ("B", "W") else None for _, back in map(halves, examples)]
     return {
         (rank, stage): (at, kind)
         for at, (rank, kind, _, _, _, _) in enumerate(order)
-        if (stage := graded[kind]) is not None
+        if (stage := wgrad_end[kind]) is not None
     }
 
 
@@ -261,10 +261,10 @@ class Collectives:
         for needed, seconds in one.gathers:
             stream += seconds
             waits.append((needed, stream - start - needed if seconds else 0.0))
-        for graded, seconds in one.reduces:
+        for wgrad_end, seconds in one.reduces:
             if seconds:
-                late = max((by for at, by in waits if at <= graded and by > 0.0), default=0.0)
-                stream = max(stream, start + graded + late) + seconds
+                late = max((by for at, by in waits if at <= wgrad_end and by > 0.0), default=0.0)
+                stream = max(stream, start + wgrad_end + late) + seconds
         self.free[rank] = stream
         return start + one.duration + left + max((by for _, by in waits if by > 0.0), default=0.0)
 
@@ -276,7 +276,7 @@ def times(
     gates: Gates,
     *,
     sends_block: bool,
-    beside: Collectives | None = None,
+    concurrent: Collectives | None = None,
     hosts: Sequence[tuple[float, float]] = (),
 ) -> Times:
     """One pass of the longest path over a schedule's steps.
@@ -289,7 +289,7 @@ def times(
         is gathered beside it slows it [s], by gate.
     sends_block : a rank computes on only when its send is done.
     beside : collectives of every step, which may hold it up.
-    hosts : of each kind of step, `Cost.lead` and `Cost.host` [s]; none where issuing takes no time.
+    hosts : of each kind of step, `ActionCost.lead` and `ActionCost.host` [s]; none where issuing takes no time.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
@@ -311,7 +311,7 @@ def times(
             lead, host = hosts[kind]
             now = max(now, issued[rank] + lead)
             issued[rank] += host
-        now = now + durations[kind] if beside is None else beside.step(rank, kind, now)
+        now = now + durations[kind] if concurrent is None else concurrent.step(rank, kind, now)
         free[rank] = now
         if note >= 0:
             ends[note] = now

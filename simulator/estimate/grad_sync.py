@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.lower import Plan
+from simulator.engine.lower import PricedModel
 from simulator.engine.sync import Sync, update_ops
 from simulator.estimate.compiled import Gates, Times, Traffic
-from simulator.estimate.shared_prices import Cost, Kit
+from simulator.estimate.shared_prices import ActionCost, SharedPrices
 from simulator.graph.parameters import Held
 from simulator.ops import CollectiveKind
 from simulator.schedule import Step, halves
@@ -22,7 +22,7 @@ Place = tuple[int, int]
 """(rank, stage)."""
 
 
-class Taken(NamedTuple):
+class CollectiveTime(NamedTuple):
     """Collectives: how long they take [s], and that time times the part of a whole node's that they hold [s]."""
 
     seconds: float
@@ -33,37 +33,37 @@ class Taken(NamedTuple):
         part = slowed * self.held / self.seconds if self.seconds else 0.0
         return part / (1.0 + part)
 
-    def lost(self, beside: float, slowed: float) -> float:
-        """What compute loses that runs `beside` them for so long [s]."""
-        return min(beside, self.seconds) * self.share_lost(slowed)
+    def lost(self, concurrent: float, slowed: float) -> float:
+        """What compute loses that runs `concurrent` them for so long [s]."""
+        return min(concurrent, self.seconds) * self.share_lost(slowed)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Collectives of one stage: `gather` and `reduce` block by block, `reduce_all` in one."""
 
-    gather: tuple[Taken, ...]
-    reduce: tuple[Taken, ...]
-    reduce_all: Taken
+    gather: tuple[CollectiveTime, ...]
+    reduce: tuple[CollectiveTime, ...]
+    reduce_all: CollectiveTime
 
 
-def together(each: Iterable[Taken]) -> Taken:
+def together(each: Iterable[CollectiveTime]) -> CollectiveTime:
     """One after the other."""
-    return Taken(*map(sum, zip((0.0, 0.0), *each, strict=True)))
+    return CollectiveTime(*map(sum, zip((0.0, 0.0), *each, strict=True)))
 
 
-def _timed(at: Sequence[float], each: Sequence[Taken]) -> list[tuple[float, float]]:
+def _timed(at: Sequence[float], each: Sequence[CollectiveTime]) -> list[tuple[float, float]]:
     """Moments, and how long what belongs to them takes [s]."""
     return [(moment, one.seconds) for moment, one in zip(at, each, strict=False)]
 
 
-class Tail:
+class GradSync:
     """Collectives of one layout."""
 
-    def __init__(self, plan: Plan, on: Sequence[tuple[int, ...]], copies: int, kit: Kit) -> None:
-        self.plan, self.on, self.kit, self.copies = plan, on, kit, copies
-        self.zero = plan.scenario.job.layout.zero
-        self.sync = Sync(plan.scenario, plan.price, copies)
+    def __init__(self, built: PricedModel, on: Sequence[tuple[int, ...]], copies: int, shared: SharedPrices) -> None:
+        self.built, self.on, self.shared, self.copies = built, on, shared, copies
+        self.zero = built.scenario.job.layout.zero
+        self.sync = Sync(built.scenario, built.price, copies)
         sync = self.sync
         self.groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
 
@@ -72,10 +72,12 @@ class Tail:
         """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
         return self.zero in (1, 2)
 
-    def collective(self, kind: CollectiveKind, held: Held) -> Taken:
+    def collective(self, kind: CollectiveKind, held: Held) -> CollectiveTime:
         """The collectives over `held`."""
-        runs = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
-        return Taken(sum(run.alone for run in runs), sum(run.alone * run.held for run in runs))
+        sequences = self.sync.gather(held) if kind == "all_gather" else self.sync.reduce("", kind, held)
+        return CollectiveTime(
+            sum(sequence.alone for sequence in sequences), sum(sequence.alone * sequence.held for sequence in sequences)
+        )
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -84,37 +86,37 @@ class Tail:
 
     def stage(self, number: int) -> Stage:
         """The collectives of a stage."""
-        blocks = self.plan.stages[number]
+        blocks = self.built.stages[number]
 
         def made() -> Stage:
-            seconds = {held: self.collectives(held) for held in dict.fromkeys(self.kit.held(blocks))}
-            each = [seconds[held] for held in self.kit.held(blocks)]
+            seconds = {held: self.collectives(held) for held in dict.fromkeys(self.shared.held(blocks))}
+            each = [seconds[held] for held in self.shared.held(blocks)]
             return Stage(
                 gather=tuple(gather for gather, _ in each),
                 reduce=tuple(reduce for _, reduce in each),
                 reduce_all=self.collective(self.reduction, self.total((number,))),
             )
 
-        return self.kit.shared(("stage", blocks, self.reduction, self.groups), made)
+        return self.shared.shared(("stage", blocks, self.reduction, self.groups), made)
 
-    def collectives(self, held: Held) -> tuple[Taken, Taken]:
+    def collectives(self, held: Held) -> tuple[CollectiveTime, CollectiveTime]:
         """Gathering and reducing `held`."""
 
-        def made() -> tuple[Taken, Taken]:
+        def made() -> tuple[CollectiveTime, CollectiveTime]:
             return self.collective("all_gather", held), self.collective(self.reduction, held)
 
-        return self.kit.shared(("collectives", held, self.reduction, self.groups), made)
+        return self.shared.shared(("collectives", held, self.reduction, self.groups), made)
 
     def total(self, stages: Sequence[int]) -> Held:
         """What a rank holds of these stages."""
-        blocks = tuple(self.plan.stages[stage] for stage in stages)
+        blocks = tuple(self.built.stages[stage] for stage in stages)
 
         def made() -> Held:
-            return sum((one for each in blocks for one in self.kit.held(each)), Held())
+            return sum((one for each in blocks for one in self.shared.held(each)), Held())
 
-        return self.kit.shared(("total", blocks), made)
+        return self.shared.shared(("total", blocks), made)
 
-    def gates(self, first: Mapping[Place, Cost], slots: Mapping[Place, int]) -> tuple[Gates, list[float]]:
+    def gates(self, first: Mapping[Place, ActionCost], slots: Mapping[Place, int]) -> tuple[Gates, list[float]]:
         """When and how the first forwards start, and when each rank's gathers end [s].
 
         A first forward could run through without waiting for parameters from a moment on, and is slowed by what is
@@ -122,25 +124,25 @@ class Tail:
         """
         gates: Gates = {}
         ends = [0.0] * len(self.on)
-        if not (self.gathers_once and self.plan.scenario.stack.param_gather_overlap):
+        if not (self.gathers_once and self.built.scenario.stack.param_gather_overlap):
             return gates, ends
         for rank, stages in enumerate(self.on):
             now = 0.0
             for stage in stages:
                 latest, cost = 0.0, first[rank, stage]
                 gathers = self.stage(stage).gather
-                for gather, begins in zip(gathers, cost.begins, strict=False):
+                for gather, forward_start in zip(gathers, cost.forward_start, strict=False):
                     now += gather.seconds
                     if gather.seconds:
-                        latest = max(latest, now - begins)
+                        latest = max(latest, now - forward_start)
                 behind = together(gathers[1:] if stage == stages[0] else gathers)
                 gates[slots[rank, stage]] = latest, behind.lost(behind.seconds, cost.slowed)
             ends[rank] = now
         return gates, ends
 
-    def end(self, times: Times, last: Mapping[Place, tuple[float, Cost]], gathered: Sequence[float]) -> float:
+    def end(self, times: Times, last: Mapping[Place, tuple[float, ActionCost]], gathered: Sequence[float]) -> float:
         """End of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it."""
-        graded = {place: [end - cost.duration + t for t in cost.graded] for place, (end, cost) in last.items()}
+        wgrad_end = {place: [end - cost.duration + t for t in cost.wgrad_end] for place, (end, cost) in last.items()}
         slowed = [0.0] * len(self.on)
         holders: dict[int, list[int]] = {}
         for rank, stage in last:
@@ -150,25 +152,25 @@ class Tail:
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if self.zero < 2:
-                synced = self.reduced(stages, times, graded, holders, gathered[rank])
+                synced = self.reduced(stages, times, wgrad_end, holders, gathered[rank])
             done = max(times.free[rank], synced) + slowed[rank]
             done += self.update(stages)
-            if self.gathers_once and not self.plan.scenario.stack.param_gather_overlap:
+            if self.gathers_once and not self.built.scenario.stack.param_gather_overlap:
                 done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
             step = max(step, done)
         return step
 
-    def lost(self, stage: int, cost: Cost) -> float:
+    def lost(self, stage: int, cost: ActionCost) -> float:
         """What the last backward of a stage loses to the reductions beside it [s]."""
-        if self.zero >= 2 or not self.plan.scenario.stack.grad_sync_overlap or not cost.graded:
+        if self.zero >= 2 or not self.built.scenario.stack.grad_sync_overlap or not cost.wgrad_end:
             return 0.0
-        return together(self.stage(stage).reduce).lost(cost.duration - min(cost.graded), cost.slowed)
+        return together(self.stage(stage).reduce).lost(cost.duration - min(cost.wgrad_end), cost.slowed)
 
     def reduced(
         self,
         stages: Sequence[int],
         times: Times,
-        graded: Mapping[Place, list[float]],
+        wgrad_end: Mapping[Place, list[float]],
         holders: Mapping[int, list[int]],
         free: float,
     ) -> float:
@@ -176,28 +178,28 @@ class Tail:
         now = free
         for stage in sorted(stages):
             mine = self.stage(stage)
-            if not self.plan.scenario.stack.grad_sync_overlap:
+            if not self.built.scenario.stack.grad_sync_overlap:
                 if mine.reduce_all.seconds:
                     now = max(now, *(times.free[rank] for rank in holders[stage])) + mine.reduce_all.seconds
                 continue
             for block in reversed(range(len(mine.reduce))):
                 seconds = mine.reduce[block].seconds
                 if seconds:
-                    now = max(now, *(graded[rank, stage][block] for rank in holders[stage])) + seconds
+                    now = max(now, *(wgrad_end[rank, stage][block] for rank in holders[stage])) + seconds
         return now
 
-    def traffic(self, step: Step, cost: Cost, sharing: float = 0.0) -> Traffic:
+    def traffic(self, step: Step, cost: ActionCost, sharing: float = 0.0) -> Traffic:
         """The collectives of one action under ZeRO-2 and -3, which lasts longer by `sharing` [s]."""
         ahead, back = halves(step)
         gathers: list[tuple[float, float]] = []
         reduces: list[tuple[float, float]] = []
         if self.zero >= 3 and ahead.kind == "F":
-            gathers += _timed(cost.begins, self.stage(ahead.stage).gather)
+            gathers += _timed(cost.forward_start, self.stage(ahead.stage).gather)
         if self.zero >= 3 and back.kind in ("B", "I"):
-            turns = reversed(_timed(cost.turns, self.stage(back.stage).gather))
-            gathers += [(turn, seconds) for turn, seconds in turns if turn >= 0.0]
+            backward_start = reversed(_timed(cost.backward_start, self.stage(back.stage).gather))
+            gathers += [(turn, seconds) for turn, seconds in backward_start if turn >= 0.0]
         if back.kind in ("B", "W"):
-            reduces += reversed(_timed(cost.graded, self.stage(back.stage).reduce))
+            reduces += reversed(_timed(cost.wgrad_end, self.stage(back.stage).reduce))
         later = 1.0 + sharing / cost.duration
         return Traffic(
             duration=cost.duration + sharing,
@@ -211,7 +213,7 @@ class Tail:
         held = self.total(stages)
 
         def made() -> float:
-            ops = update_ops(held, (self.sync.dense, self.sync.experts), self.plan.scenario)
-            return sum(self.plan.price(op).durations[ALONE] for op in ops)
+            ops = update_ops(held, (self.sync.dense, self.sync.experts), self.built.scenario)
+            return sum(self.built.price(op).durations[ALONE] for op in ops)
 
-        return self.kit.shared(("update", held, self.zero, self.groups), made)
+        return self.shared.shared(("update", held, self.zero, self.groups), made)

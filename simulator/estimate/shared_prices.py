@@ -16,7 +16,7 @@ from simulator.engine.des import simulate as run_events
 from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import MIRRORED, Plan, Programs, append, overlaps, plan, seconds_by_kind
+from simulator.engine.lower import MIRRORED, PricedModel, Programs, append, overlaps, price_model, seconds_by_kind
 from simulator.engine.power import draw
 from simulator.engine.program import Program
 from simulator.engine.sync import Sharding, held_by_blocks
@@ -40,29 +40,29 @@ GRID = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """One action: its `duration` [s], when each block's forward `begins`, its backward `turns` (-1: it has none) and
-    its weight gradients are `graded` [s], and the `energy` it takes above that of an idle GPU [J].
+class ActionCost:
+    """One action: its `duration` [s], when each block's forward `forward_start`, its backward `backward_start` (-1: it
+    has none) and its weight gradients are `wgrad_end` [s], and the `energy` it takes above that of an idle GPU [J].
 
     The host is busy with it for `host` [s]; it can go through without waiting for the host `lead` [s] after that began.
     Beside a collective of a whole node its kernels last longer by the share `slowed`.
     """
 
     duration: float
-    begins: tuple[float, ...]
-    turns: tuple[float, ...]
-    graded: tuple[float, ...]
+    forward_start: tuple[float, ...]
+    backward_start: tuple[float, ...]
+    wgrad_end: tuple[float, ...]
     energy: float = 0.0
     lead: float = 0.0
     host: float = 0.0
     slowed: float = 0.0
 
 
-Swing = tuple[float, float]
+MemoryDelta = tuple[float, float]
 """By how many bytes an action changes what is kept, and how far memory rises meanwhile above its start."""
 
 
-def between(one: Cost, other: Cost, part: float) -> Cost:
+def between(one: ActionCost, other: ActionCost, part: float) -> ActionCost:
     """The cost `part` of the way from `one` to `other`."""
     if part == 0.0:
         return one
@@ -70,11 +70,11 @@ def between(one: Cost, other: Cost, part: float) -> Cost:
     def mix(a: float, b: float) -> float:
         return a + (b - a) * part
 
-    return Cost(
+    return ActionCost(
         duration=mix(one.duration, other.duration),
-        begins=tuple(map(mix, one.begins, other.begins)),
-        turns=tuple(map(mix, one.turns, other.turns)),
-        graded=tuple(map(mix, one.graded, other.graded)),
+        forward_start=tuple(map(mix, one.forward_start, other.forward_start)),
+        backward_start=tuple(map(mix, one.backward_start, other.backward_start)),
+        wgrad_end=tuple(map(mix, one.wgrad_end, other.wgrad_end)),
         energy=mix(one.energy, other.energy),
         lead=mix(one.lead, other.lead),
         host=one.host,
@@ -94,16 +94,16 @@ def _one_stage(scenario: Scenario) -> Scenario:
     return replace(scenario, job=replace(scenario.job, layout=replace(scenario.job.layout, stages="even")))
 
 
-class Clock:
+class PricedAtClock:
     """Prices and actions at one slowdown of tensor kernels."""
 
     def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
         self.scenario, self.timing = scenario, timing
-        self.base = plan(_one_stage(scenario), 1, pace=slowdown)
+        self.base = price_model(_one_stage(scenario), 1, pace=slowdown)
         self.usages = Usages(self.base)
-        self.costs: dict[Hashable, Cost] = {}
+        self.costs: dict[Hashable, ActionCost] = {}
         self.programs: dict[Hashable, Program] = {}
-        self.swings: dict[Hashable, Swing] = {}
+        self.memory_deltas: dict[Hashable, MemoryDelta] = {}
         self.weights: dict[bool, dict[str, float]] = {}
 
     def seconds(self, hidden: bool) -> dict[str, float]:
@@ -112,11 +112,11 @@ class Clock:
             self.weights[hidden] = seconds_by_kind(self.base.blocks, self.base.price, hidden)
         return self.weights[hidden]
 
-    def plan(self, scenario: Scenario, stages: Stages) -> Plan:
+    def priced(self, scenario: Scenario, stages: Stages) -> PricedModel:
         """The plan of one layout."""
         return replace(self.base, scenario=scenario, stages=stages)
 
-    def cost(self, stages: Stages, step: Step, scenario: Scenario) -> Cost:
+    def cost(self, stages: Stages, step: Step, scenario: Scenario) -> ActionCost:
         """Cost of a step's action."""
         key = signature(stages, step)
         if key not in self.costs:
@@ -127,18 +127,18 @@ class Clock:
         """The program of a step's action."""
         key = signature(stages, step)
         if key not in self.programs:
-            self.programs[key] = Programs(self.plan(scenario, stages)).of(step)
+            self.programs[key] = Programs(self.priced(scenario, stages)).of(step)
         return self.programs[key]
 
-    def swing(self, stages: Stages, step: Step, scenario: Scenario) -> Swing:
+    def memory_delta(self, stages: Stages, step: Step, scenario: Scenario) -> MemoryDelta:
         """What a step's action does to memory."""
         key = signature(stages, step)
-        if key not in self.swings:
+        if key not in self.memory_deltas:
             usage = self.usages.made_of(step, self.program(stages, step, scenario), stages)
-            self.swings[key] = swing(usage, longest_path(alone(usage.program)))
-        return self.swings[key]
+            self.memory_deltas[key] = swing(usage, longest_path(alone(usage.program)))
+        return self.memory_deltas[key]
 
-    def beside(self, program: Program, step: Step, sharding: Sharding) -> float:
+    def concurrent(self, program: Program, step: Step, sharding: Sharding) -> float:
         """Duration of an action with the collectives of its sharded parameters, nothing else on the rank [s]."""
         node = self.scenario.cluster.node
         tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
@@ -147,21 +147,23 @@ class Clock:
         timeline = run_events(tasks)
         return max((timeline.end[base + at] for at in program.tails), default=0.0)
 
-    def _simulated(self, program: Program) -> Cost:
+    def _simulated(self, program: Program) -> ActionCost:
         """Run an action alone on one rank."""
         node, power = self.scenario.cluster.node, self.scenario.cluster.gpu.power
         tasks = replace(alone(program), nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
         timeline = run_events(tasks) if self.timing == "events" else longest_path(tasks)
         duration = max((timeline.end[at] for at in program.tails), default=0.0)
         lead, host = self._hosted(program, tasks, duration)
-        runs = [part.run for part in program.steps if part.stream == COMPUTE]
-        lone, shared = (sum(run.under(condition)[-1] for run in runs) for condition in (ALONE, COLLECTIVE))
-        work = [op for run in runs for op in run.ops] if power else []
-        return Cost(
+        sequences = [part.sequence for part in program.steps if part.stream == COMPUTE]
+        lone, shared = (
+            sum(sequence.under(condition)[-1] for sequence in sequences) for condition in (ALONE, COLLECTIVE)
+        )
+        work = [op for sequence in sequences for op in sequence.ops] if power else []
+        return ActionCost(
             duration=duration,
-            begins=tuple(timeline.start[at] for at in program.begins),
-            turns=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.turns),
-            graded=tuple(timeline.end[at] for at in program.graded),
+            forward_start=tuple(timeline.start[at] for at in program.forward_start),
+            backward_start=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.backward_start),
+            wgrad_end=tuple(timeline.end[at] for at in program.wgrad_end),
             energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
             lead=lead,
             host=host,
@@ -173,8 +175,8 @@ class Clock:
         issue = issuing(self.scenario.stack)
         if issue is None:
             return 0.0, 0.0
-        moments, total = releases(program, issue)
-        timeline = longest_path(replace(tasks, release=dict(enumerate(moments))))
+        release_times, total = releases(program, issue)
+        timeline = longest_path(replace(tasks, release=dict(enumerate(release_times))))
         return max((timeline.end[at] for at in program.tails), default=0.0) - duration, total
 
 
@@ -186,21 +188,21 @@ def shared_job(job: Job) -> Job:
     return replace(job, gpus=0, layout=layout, batch=batch, run=Run())
 
 
-class Kit:
+class SharedPrices:
     """Blocks and prices of one shape, and what was computed from them."""
 
     def __init__(self, scenario: Scenario, timing: Timing, common: dict[Hashable, object] | None = None) -> None:
         self.scenario, self.timing = scenario, timing
         self.common = {} if common is None else common
         self.assumed: Assumptions = assumptions_for(scenario)
-        self.clocks: dict[tuple[int, Timing], Clock] = {}
+        self.clocks: dict[tuple[int, Timing], PricedAtClock] = {}
         self.memo: dict[Hashable, object] = {}
 
-    def clock(self, at: int, timing: Timing | None = None) -> Clock:
+    def clock(self, at: int, timing: Timing | None = None) -> PricedAtClock:
         """Prices at a slowdown of 1 + `at` x GRID."""
         key = (at, timing or self.timing)
         if key not in self.clocks:
-            self.clocks[key] = Clock(self.scenario, 1.0 + at * GRID, key[1])
+            self.clocks[key] = PricedAtClock(self.scenario, 1.0 + at * GRID, key[1])
         return self.clocks[key]
 
     def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
@@ -216,7 +218,7 @@ class Kit:
 
         return self.kept(("stages", count, how, hidden, mirrored, slowdown), made) if slowdown == 1.0 else made()
 
-    def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> Cost:
+    def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> ActionCost:
         """Cost of a step's action when tensor kernels last `slowdown` times as long."""
         at, part = grid(slowdown)
         low = self.clock(at).cost(stages, step, scenario)
@@ -253,16 +255,16 @@ def parameters_of(job: Job) -> Hashable:
     return layout.tp, layout.cp, layout.ep, layout.etp, job.precision
 
 
-class Kits:
+class SharedPricesMemo:
     """The last few kits; a kit is known by its objects and the shared part of its job."""
 
     def __init__(self, timing: Timing = "events", keep: int = 4) -> None:
         self.timing: Timing = timing
         self.keep = keep
-        self.made: dict[Hashable, Kit] = {}
+        self.made: dict[Hashable, SharedPrices] = {}
         self.common: dict[Hashable, dict[Hashable, object]] = {}
 
-    def of(self, scenario: Scenario) -> Kit:
+    def of(self, scenario: Scenario) -> SharedPrices:
         """The kit of a scenario."""
         things = (id(scenario.model), id(scenario.cluster), id(scenario.stack))
         key = (*things, shared_job(scenario.job))
@@ -270,9 +272,9 @@ class Kits:
         def alive() -> dict[Hashable, object]:
             return {"of": scenario}  # while its objects are kept, no others can have their ids
 
-        def made() -> Kit:
+        def made() -> SharedPrices:
             common = _recent(self.common, (*things, parameters_of(scenario.job)), alive, self.keep)
-            return Kit(scenario, self.timing, common)
+            return SharedPrices(scenario, self.timing, common)
 
         return _recent(self.made, key, made, self.keep)
 

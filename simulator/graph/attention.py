@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from simulator.graph import linear
-from simulator.graph.block import Segment, Tape
+from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.norm import add_residual, drop_backward, norm_backward, norm_forward, norm_output, sum_of_two
 from simulator.graph.parallel import (
-    exchange_keys,
+    circulate_keys,
     gather,
     heads_per_rank,
     kv_heads_per_rank,
@@ -62,49 +62,53 @@ def _batched(s: Shapes, n: int, k: int) -> Gemm:
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
 
 
-def core_forward(tape: Tape, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0) -> None:
+def core_forward(
+    builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0
+) -> None:
     """The attention core: one fused kernel, or products, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
     if s.stack.attention_fused:
-        tape.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
+        builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
         return
     scores, d = _scores(s), s.model.qk_head_dim
     kept = 0.0 if s.recompute_core or part else scores * (2 * BF16 + 1.0)
-    tape.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
-    tape.add(f"{name}.softmax", softmax_class(s.seq_kv), cast(scores, BF16, BF16), part=part)
-    tape.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
-    tape.add(f"{name}.pv", "gemm.bf16", _batched(s, d, s.seq_kv), part=part)
+    builder.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
+    builder.add(f"{name}.softmax", softmax_class(s.seq_kv), cast(scores, BF16, BF16), part=part)
+    builder.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
+    builder.add(f"{name}.pv", "gemm.bf16", _batched(s, d, s.seq_kv), part=part)
 
 
-def prepare_backward(tape: Tape, s: Shapes, queries: int, outputs: int, *, part: Part | None = None) -> None:
+def prepare_backward(
+    builder: SegmentBuilder, s: Shapes, queries: int, outputs: int, *, part: Part | None = None
+) -> None:
     """FlashAttention-3 before its backward: D = rowsum(dO * O), and an empty accumulator for dQ. The classes of other
     kernels were measured with theirs."""
     if s.stack.attention == "fa3":
         work = Streaming(read=2 * outputs * BF16, written=queries * FP32)
-        tape.add("attn.core.bwd_pre", "attn.bwd_aux", work, part=part)
+        builder.add("attn.core.bwd_pre", "attn.bwd_aux", work, part=part)
 
 
-def finish_backward(tape: Tape, s: Shapes, queries: int) -> None:
+def finish_backward(builder: SegmentBuilder, s: Shapes, queries: int) -> None:
     """FlashAttention-3 after its backward: dQ from FP32 to BF16."""
     if s.stack.attention == "fa3":
-        tape.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=queries * FP32, written=queries * BF16))
+        builder.add("attn.core.bwd_post", "attn.bwd_aux", Streaming(read=queries * FP32, written=queries * BF16))
 
 
-def core_backward(tape: Tape, s: Shapes) -> None:
+def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """Backward of the core: fused with its kernels before and after, or product by product."""
     q, _ = widths(s)
     if s.stack.attention_fused:
-        prepare_backward(tape, s, s.tokens * q, s.tokens * q)
-        tape.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
-        finish_backward(tape, s, s.tokens * q)
+        prepare_backward(builder, s, s.tokens * q, s.tokens * q)
+        builder.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
+        finish_backward(builder, s, s.tokens * q)
         return
     scores, d = _scores(s), s.model.qk_head_dim
-    tape.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d))
-    tape.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d, s.seq_kv))
-    tape.add("attn.core.bwd.dropout", "elem", cast(scores, BF16 + 1.0, BF16))
-    tape.add("attn.core.bwd.softmax", softmax_class(s.seq_kv), cast(scores, 2 * BF16, BF16))
-    tape.add("attn.core.bwd.dq", "gemm.bf16", _batched(s, d, s.seq_kv))
-    tape.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
+    builder.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d))
+    builder.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d, s.seq_kv))
+    builder.add("attn.core.bwd.dropout", "elem", cast(scores, BF16 + 1.0, BF16))
+    builder.add("attn.core.bwd.softmax", softmax_class(s.seq_kv), cast(scores, 2 * BF16, BF16))
+    builder.add("attn.core.bwd.dq", "gemm.bf16", _batched(s, d, s.seq_kv))
+    builder.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
 
 
 def _normed_heads(s: Shapes) -> tuple[tuple[str, int], ...]:
@@ -112,7 +116,7 @@ def _normed_heads(s: Shapes) -> tuple[tuple[str, int], ...]:
     return (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
 
 
-def _place_heads(tape: Tape, s: Shapes, sms: int, *, again: bool = False) -> None:
+def _place_heads(builder: SegmentBuilder, s: Shapes, sms: int, *, again: bool = False) -> None:
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
@@ -120,12 +124,12 @@ def _place_heads(tape: Tape, s: Shapes, sms: int, *, again: bool = False) -> Non
     for norm, heads in _normed_heads(s):
         rows = s.tokens * heads
         kept = 0.0 if again else norm_output(s, rows, width)
-        norm_forward(tape, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
+        norm_forward(builder, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
     if s.model.positions == "rope":
-        _rotate(tape, s, name, part=part)
+        _rotate(builder, s, name, part=part)
 
 
-def _rotate(tape: Tape, s: Shapes, name: str, *, part: Part | None = None) -> None:
+def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None) -> None:
     """Rotary embedding of queries and keys: one kernel, or written in eager modules on the halves (a, b) of each head,
     (a cos - b sin, b cos + a sin).
 
@@ -134,79 +138,79 @@ def _rotate(tape: Tape, s: Shapes, name: str, *, part: Part | None = None) -> No
     """
     q, kv = widths(s)
     if s.stack.rope_fused:
-        tape.add(f"rope.qk.{name}", "rope", linear.rotation(s.tokens * (q + kv // 2)), part=part)
+        builder.add(f"rope.qk.{name}", "rope", linear.rotation(s.tokens * (q + kv // 2)), part=part)
         return
     for which, width in (("q", q), ("k", kv // 2)):
         values = s.tokens * width
-        tape.add(f"rope.{which}.products.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
+        builder.add(f"rope.{which}.products.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
         if name == "bwd":
-            tape.add(f"rope.{which}.sign.{name}", "elem", cast(values / 2, BF16, BF16), part=part)
-        tape.add(f"rope.{which}.sums.{name}", "elem", sum_of_two(values / 2), part=part, count=2)
-        tape.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
+            builder.add(f"rope.{which}.sign.{name}", "elem", cast(values / 2, BF16, BF16), part=part)
+        builder.add(f"rope.{which}.sums.{name}", "elem", sum_of_two(values / 2), part=part, count=2)
+        builder.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
 
 
-def forward(s: Shapes, sms: int) -> Tape:
+def forward(s: Shapes, sms: int) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    tape = Tape("attn.F", "F", s)
+    builder = SegmentBuilder("attn.F", "F", s)
     kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
-    norm_forward(tape, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
-    gather(tape, "attn.x", s, h)
-    linear.forward(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column", saved=t * (q + kv) * BF16)
-    _place_heads(tape, s, sms)
+    norm_forward(builder, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
+    gather(builder, "attn.x", s, h)
+    linear.forward(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column", saved=t * (q + kv) * BF16)
+    _place_heads(builder, s, sms)
     kept = t * q * BF16 + (0.0 if s.recompute_core else t * heads_per_rank(s) * FP32)
-    exchange_keys(tape, "attn.kv.exchange", s, kv, passes=1)
-    core_forward(tape, s, "attn.core.fwd", saved=kept)
+    circulate_keys(builder, "attn.kv.exchange", s, kv, passes=1)
+    core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
-        tape.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
-    linear.forward(tape, "attn.o", t, h, q, recipe=s.recipe, place="row")
-    scatter(tape, "attn.o", s, h)
-    add_residual(tape, "attn", s, h)
-    norm_forward(tape, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=kept_norm)
-    return tape
+        builder.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
+    linear.forward(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
+    scatter(builder, "attn.o", s, h)
+    add_residual(builder, "attn", s, h)
+    norm_forward(builder, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=kept_norm)
+    return builder
 
 
-def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
+def backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
     """The rest of `attn.B`."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    norm_backward(tape, "norm.ffn", sharded, h, sms, residual=True)
-    drop_backward(tape, "attn", s, h)
-    gather(tape, "attn.o_g", s, h)
-    linear.input_gradient(tape, "attn.o", t, h, q, recipe=s.recipe, place="row")
+    norm_backward(builder, "norm.ffn", sharded, h, sms, residual=True)
+    drop_backward(builder, "attn", s, h)
+    gather(builder, "attn.o_g", s, h)
+    linear.input_gradient(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
     if s.fp8:
-        linear.cast_for_wgrad(tape, "attn.o", t, q, which="x")
-        linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
+        linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
+        linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
     if s.model.qk_norm and s.recompute_norms:
-        _place_heads(tape, s, sms, again=True)
+        _place_heads(builder, s, sms, again=True)
     if s.recompute_core:
-        core_forward(tape, s, "attn.core.recompute", part="R")
-    exchange_keys(tape, "attn.dkv.exchange", s, kv, passes=2)
-    core_backward(tape, s)
+        core_forward(builder, s, "attn.core.recompute", part="R")
+    circulate_keys(builder, "attn.dkv.exchange", s, kv, passes=2)
+    core_backward(builder, s)
     if s.model.positions == "rope":
-        _rotate(tape, s, "bwd")
+        _rotate(builder, s, "bwd")
     for name, heads in _normed_heads(s):
-        norm_backward(tape, name, t * heads, s.model.qk_head_dim, sms)
+        norm_backward(builder, name, t * heads, s.model.qk_head_dim, sms)
     if s.stack.split_copies:
-        tape.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
+        builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
     if s.recompute_norms:
-        norm_forward(tape, "norm.attn.recompute", sharded, h, sms, part="R")
-    regather(tape, "attn.x", s, h)
-    linear.input_gradient(tape, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
+        norm_forward(builder, "norm.attn.recompute", sharded, h, sms, part="R")
+    regather(builder, "attn.x", s, h)
+    linear.input_gradient(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
     if s.fp8:
-        linear.cast_for_wgrad(tape, "attn.qkv", t, h, which="x")
-        linear.cast_for_wgrad(tape, "attn.qkv", t, q + kv, which="g")
-    scatter(tape, "attn.dx", s, h, gradient=True)
-    norm_backward(tape, "norm.attn", sharded, h, sms, residual=True)
-    return tape.done()
+        linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
+        linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv, which="g")
+    scatter(builder, "attn.dx", s, h, gradient=True)
+    norm_backward(builder, "norm.attn", sharded, h, sms, residual=True)
+    return builder.done()
 
 
 def weights(s: Shapes) -> Segment:
     """`attn.W`."""
     q, kv = widths(s)
     h = s.model.hidden_size
-    tape = Tape("attn.W", "W", s)
-    linear.weight_gradient(tape, "attn.o", s.tokens, h, q, recipe=s.recipe, place="row")
-    linear.weight_gradient(tape, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe, place="column")
-    return tape.done()
+    builder = SegmentBuilder("attn.W", "W", s)
+    linear.weight_gradient(builder, "attn.o", s.tokens, h, q, recipe=s.recipe, place="row")
+    linear.weight_gradient(builder, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe, place="column")
+    return builder.done()

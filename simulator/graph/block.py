@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import Beside, Op, Part, Stream, Work
+from simulator.ops import ConcurrentWith, Op, Part, Stream, Work
 from simulator.spec.stack import Stack
 
 
@@ -54,7 +54,7 @@ class Block:
         return sum(op.flops for op in self.ops() if not parts or op.part in parts)
 
 
-class Tape:
+class SegmentBuilder:
     """Collects the ops of one segment in launch order; the only mutable thing here, gone once `done()` is called."""
 
     def __init__(self, name: str, part: Part, shapes: Shapes, stream: Stream = "compute") -> None:
@@ -89,7 +89,7 @@ class Tape:
         count: int = 1,
         after: tuple[str, ...] = (),
         saved: float = 0.0,
-        beside: Beside = "nothing",
+        concurrent_with: ConcurrentWith = "nothing",
     ) -> None:
         """Append one op; `part` defaults to the segment's."""
         self._ops.append(
@@ -103,7 +103,7 @@ class Tape:
                 count=count,
                 after=after,
                 saved=saved,
-                beside=beside,
+                concurrent_with=concurrent_with,
             )
         )
 

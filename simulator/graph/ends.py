@@ -6,7 +6,7 @@ Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 re
 from __future__ import annotations
 
 from simulator.graph import linear, loss
-from simulator.graph.block import Block, Segment, Tape
+from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.loss import TOKEN_ID
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
@@ -18,7 +18,7 @@ from simulator.ops import Streaming
 def embedding(s: Shapes) -> Block:
     """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back = Tape("embed.F", "F", s), Tape("embed.W", "W", s)
+    ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     scatter(ahead, "embed", s, h)
     back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
@@ -28,19 +28,19 @@ def embedding(s: Shapes) -> Block:
 def _head_forward(s: Shapes, sms: int) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    tape = Tape("head.F", "F", s)
+    builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
-    norm_forward(tape, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
-    gather(tape, "head.x", s, h)
-    linear.forward(tape, "head", t, vocab, h, recipe="bf16")
-    loss.forward(tape, s, t, vocab)
-    return tape.done()
+    norm_forward(builder, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
+    gather(builder, "head.x", s, h)
+    linear.forward(builder, "head", t, vocab, h, recipe="bf16")
+    loss.forward(builder, s, t, vocab)
+    return builder.done()
 
 
 def head(s: Shapes, sms: int) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
-    back, late = Tape("head.B", "I", s), Tape("head.W", "W", s)
+    back, late = SegmentBuilder("head.B", "I", s), SegmentBuilder("head.W", "W", s)
     loss.backward(back, s, t, vocab)
     regather(back, "head.x", s, h)
     linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
@@ -56,7 +56,11 @@ def mtp_projection(s: Shapes, sms: int) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
     t, h = s.tokens, s.model.hidden_size
-    ahead, back, late = Tape("mtp.F", "F", s), Tape("mtp.B", "I", s), Tape("mtp.W", "W", s)
+    ahead, back, late = (
+        SegmentBuilder("mtp.F", "F", s),
+        SegmentBuilder("mtp.B", "I", s),
+        SegmentBuilder("mtp.W", "W", s),
+    )
     keep = t * h * BF16 + norm_output(s, t, h)
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from simulator.dtypes import fp8_bytes
 from simulator.graph import linear
-from simulator.graph.block import Segment, Tape
+from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP8, cast, scales
 from simulator.graph.norm import add_residual, drop_backward, norm_forward
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
@@ -65,15 +65,15 @@ def ffn_of(s: Shapes, name: str) -> Ffn:
     )
 
 
-def eager_activation(tape: Tape, name: str, rows: int, inner: int, *, gated: bool, backward: bool) -> None:
+def eager_activation(builder: SegmentBuilder, name: str, rows: int, inner: int, *, gated: bool, backward: bool) -> None:
     """The kernels that software without a fused SwiGLU runs beside it: SiLU forward; backward SiLU's gradient, and the
     gradients of the two halves concatenated."""
-    if gated and not tape.stack.swiglu_fused:
+    if gated and not builder.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
-        tape.add(f"{name}.silu.{'bwd' if backward else 'fwd'}", "elem", work)
+        builder.add(f"{name}.silu.{'bwd' if backward else 'fwd'}", "elem", work)
         if backward:
-            tape.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * rows * inner, BF16, BF16))
+            builder.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * rows * inner, BF16, BF16))
 
 
 def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
@@ -104,10 +104,10 @@ def kept_up(s: Shapes, rows: int, up: int) -> float:
     return fp8_bytes(rows * up) if s.fp8 else rows * up * BF16
 
 
-def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
+def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
     """First GEMM."""
     linear.forward(
-        tape,
+        builder,
         f"{f.name}.up_gate",
         f.tokens,
         f.up,
@@ -119,10 +119,10 @@ def up(tape: Tape, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
     )
 
 
-def down(tape: Tape, f: Ffn, s: Shapes) -> None:
+def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
     """Activation (fused with its cast) and second GEMM."""
-    eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
-    tape.add(
+    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
+    builder.add(
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
         f.activation,
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
@@ -130,20 +130,22 @@ def down(tape: Tape, f: Ffn, s: Shapes) -> None:
     )
     fused = f.recipe != "fp8_tensor"
     linear.forward(
-        tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row", cast_input=not fused
+        builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row", cast_input=not fused
     )
 
 
-def save(tape: Tape, f: Ffn) -> None:
+def save(builder: SegmentBuilder, f: Ffn) -> None:
     """FP8 only: the copy of the up projection that backward reads."""
     if f.fp8:
-        tape.add(f"{f.name}.up_gate.save_fp8", "quant.token", cast(f.tokens * f.up, BF16, FP8))
+        builder.add(f"{f.name}.up_gate.save_fp8", "quant.token", cast(f.tokens * f.up, BF16, FP8))
 
 
-def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool, after: tuple[str, ...] = ()) -> None:
+def down_backward(
+    builder: SegmentBuilder, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool, after: tuple[str, ...] = ()
+) -> None:
     """Input gradient of the second GEMM and of the activation. `gradient_fp8`: dy arrives already cast."""
     if f.fp8:
-        tape.add(
+        builder.add(
             f"{f.name}.up_gate.dequant",
             "dequant",
             Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=persistent(s, sms)),
@@ -151,79 +153,81 @@ def down_backward(tape: Tape, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool
             after=after,
         )
         linear.input_gradient(
-            tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="fp8", cast_gradient=not gradient_fp8
+            builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe="fp8", cast_gradient=not gradient_fp8
         )
-        linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16)
+        linear.cast_for_wgrad(
+            builder, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16
+        )
         if s.recompute_swiglu:
-            tape.add(
+            builder.add(
                 f"{f.name}.swiglu.recompute_quant_t",
                 "quant.chan_t",
                 activation_work(f.tokens, f.inner, gated=f.gated, out=FP8),
                 part="R",
             )
         else:
-            linear.cast_for_wgrad(tape, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
+            linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(tape, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    eager_activation(tape, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
+        linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.recompute_swiglu and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
-    tape.add(
+    builder.add(
         f"{f.name}.swiglu.bwd",
         f.activation,
         Streaming(read=work.read, written=work.written, blocks=persistent(s, sms) if f.fp8 else 0),
     )
 
 
-def up_backward(tape: Tape, f: Ffn) -> None:
+def up_backward(builder: SegmentBuilder, f: Ffn) -> None:
     """Input gradient of the first GEMM and the casts for its weight gradient."""
     if f.fp8:
-        linear.weight_transpose(tape, f"{f.name}.up_gate", f.up, f.hidden)
-        tape.add(f"{f.name}.up_gate.quant_g", "quant.token", cast(f.tokens * f.up, BF16, FP8))
-        tape.add(f"{f.name}.up_gate.scale_t_g", "scale_t", scales(f.tokens, f.up))
-        tape.add(
+        linear.weight_transpose(builder, f"{f.name}.up_gate", f.up, f.hidden)
+        builder.add(f"{f.name}.up_gate.quant_g", "quant.token", cast(f.tokens * f.up, BF16, FP8))
+        builder.add(f"{f.name}.up_gate.scale_t_g", "scale_t", scales(f.tokens, f.up))
+        builder.add(
             f"{f.name}.up_gate.dgrad",
             "gemm.fp8",
             Gemm(m=f.tokens, n=f.hidden, k=f.up, precision="fp8_block"),
         )
-        linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.up, which="g")
-        linear.cast_for_wgrad(tape, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
+        linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.up, which="g")
+        linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(tape, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
+        linear.input_gradient(builder, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
 
 
 def dense_forward(s: Shapes) -> Segment:
     """`mlp.F` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.F", "F", s)
-    gather(tape, "dense.x", s, f.hidden)
-    up(tape, f, s, cast_input=True)
-    down(tape, f, s)
-    save(tape, f)
-    scatter(tape, "dense", s, f.hidden)
-    add_residual(tape, "dense", s, f.hidden, leaves=True)
-    return tape.done()
+    builder = SegmentBuilder("mlp.F", "F", s)
+    gather(builder, "dense.x", s, f.hidden)
+    up(builder, f, s, cast_input=True)
+    down(builder, f, s)
+    save(builder, f)
+    scatter(builder, "dense", s, f.hidden)
+    add_residual(builder, "dense", s, f.hidden, leaves=True)
+    return builder.done()
 
 
 def dense_backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.B", "I", s)
-    drop_backward(tape, "dense", s, f.hidden)
-    gather(tape, "dense.g", s, f.hidden)
-    down_backward(tape, f, s, sms, gradient_fp8=False)
+    builder = SegmentBuilder("mlp.B", "I", s)
+    drop_backward(builder, "dense", s, f.hidden)
+    gather(builder, "dense.g", s, f.hidden)
+    down_backward(builder, f, s, sms, gradient_fp8=False)
     if s.recompute_norms:
-        norm_forward(tape, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
-    regather(tape, "dense.x", s, f.hidden)
-    up_backward(tape, f)
-    scatter(tape, "dense.dx", s, f.hidden, gradient=True)
-    return tape.done()
+        norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
+    regather(builder, "dense.x", s, f.hidden)
+    up_backward(builder, f)
+    scatter(builder, "dense.dx", s, f.hidden, gradient=True)
+    return builder.done()
 
 
 def dense_weights(s: Shapes) -> Segment:
     """`mlp.W` of a dense layer."""
     f = ffn_of(s, "dense")
-    tape = Tape("mlp.W", "W", s)
-    linear.weight_gradient(tape, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    linear.weight_gradient(tape, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
-    return tape.done()
+    builder = SegmentBuilder("mlp.W", "W", s)
+    linear.weight_gradient(builder, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+    linear.weight_gradient(builder, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
+    return builder.done()

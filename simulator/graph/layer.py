@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from simulator.graph import attention, ffn, mla, moe
-from simulator.graph.block import Block, Segment, Tape
+from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
 
 
-def _attention(s: Shapes, sms: int) -> Tape:
+def _attention(s: Shapes, sms: int) -> SegmentBuilder:
     return mla.forward(s, sms) if s.model.is_mla else attention.forward(s, sms)
 
 
-def _attention_backward(tape: Tape, s: Shapes, sms: int) -> Segment:
-    return mla.backward(tape, s, sms) if s.model.is_mla else attention.backward(tape, s, sms)
+def _attention_backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
+    return mla.backward(builder, s, sms) if s.model.is_mla else attention.backward(builder, s, sms)
 
 
 def _attention_weights(s: Shapes) -> Segment:
@@ -26,7 +26,7 @@ def dense_layer(s: Shapes, sms: int) -> Block:
     back = (
         ffn.dense_backward(s, sms),
         ffn.dense_weights(s),
-        _attention_backward(Tape("attn.B", "I", s), s, sms),
+        _attention_backward(SegmentBuilder("attn.B", "I", s), s, sms),
         _attention_weights(s),
     )
     return recomputed(Block(kind="dense", forward=ahead, backward=back), s)
@@ -37,7 +37,7 @@ def moe_layer(s: Shapes, sms: int) -> Block:
     first = _attention(s, sms)
     moe.router_forward(first, s)
     ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s), *moe.local_sum(s))
-    gate = Tape("attn.B", "I", s)
+    gate = SegmentBuilder("attn.B", "I", s)
     moe.router_backward(gate, s)
     back = (
         *moe.local_copies_backward(s),

@@ -16,7 +16,7 @@ from math import ceil
 from typing import Literal
 
 from simulator.dtypes import FP8_TILE, WIDTH
-from simulator.graph.block import Tape
+from simulator.graph.block import SegmentBuilder
 from simulator.ops import Gemm, GemmPrecision, Part, Streaming
 from simulator.spec.job import Recipe
 
@@ -73,13 +73,13 @@ def gemm_class(recipe: Recipe, suffix: str = "") -> str:
     return CLASS[recipe] + suffix
 
 
-def cast_tensor(tape: Tape, name: str, elements: float, *, shards: int = 1) -> None:
+def cast_tensor(builder: SegmentBuilder, name: str, elements: float, *, shards: int = 1) -> None:
     """Per-tensor FP8: one kernel writes the cast and its transpose; of what is gathered from `shards` ranks each casts
     its own."""
     if shards == 1:
-        tape.add(name, "quant.tensor", cast(elements, BF16, 2 * FP8))
+        builder.add(name, "quant.tensor", cast(elements, BF16, 2 * FP8))
     else:
-        tape.add(name, "quant.tensor", cast(elements / shards, BF16, FP8))
+        builder.add(name, "quant.tensor", cast(elements / shards, BF16, FP8))
 
 
 Place = Literal["column", "row", "alone"]
@@ -87,19 +87,19 @@ Place = Literal["column", "row", "alone"]
 reduce-scatter, whose gradient is gathered; `alone` neither."""
 
 
-def gathered_from(tape: Tape) -> int:
+def gathered_from(builder: SegmentBuilder) -> int:
     """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
-    layout = tape.shapes.job.layout
+    layout = builder.shapes.job.layout
     return layout.tp if layout.sp else 1
 
 
-def transpose_tensor(tape: Tape, name: str, elements: float) -> None:
+def transpose_tensor(builder: SegmentBuilder, name: str, elements: float) -> None:
     """Per-tensor FP8: the transpose for the weight gradient of what was cast without one."""
-    tape.add(name, "weight_t", cast(elements, FP8, FP8), part="W")
+    builder.add(name, "weight_t", cast(elements, FP8, FP8), part="W")
 
 
 def forward(
-    tape: Tape,
+    builder: SegmentBuilder,
     name: str,
     m: int,
     n: int,
@@ -115,22 +115,22 @@ def forward(
     tail = "_r" if recompute else ""
     part: Part | None = "R" if recompute else None
     if recipe == "fp8":
-        if cast_input and not tape.fused_quant:
-            tape.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
-        tape.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
-    elif recipe == "fp8_tensor" and cast_input and not recompute and not (place == "column" and tape.fused_quant):
-        cast_tensor(tape, f"{name}.quant_x", m * k, shards=gathered_from(tape) if place == "column" else 1)
+        if cast_input and not builder.fused_quant:
+            builder.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
+        builder.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
+    elif recipe == "fp8_tensor" and cast_input and not recompute and not (place == "column" and builder.fused_quant):
+        cast_tensor(builder, f"{name}.quant_x", m * k, shards=gathered_from(builder) if place == "column" else 1)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
-    tape.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(recipe), gemm, part=part, saved=saved)
+    builder.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(recipe), gemm, part=part, saved=saved)
 
 
-def weight_transpose(tape: Tape, name: str, n: int, k: int, *, experts: int = 1) -> None:
+def weight_transpose(builder: SegmentBuilder, name: str, n: int, k: int, *, experts: int = 1) -> None:
     """Fine-grained FP8 only: the weight laid out for the input gradient."""
-    tape.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8))
+    builder.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8))
 
 
 def input_gradient(
-    tape: Tape,
+    builder: SegmentBuilder,
     name: str,
     m: int,
     n: int,
@@ -144,34 +144,38 @@ def input_gradient(
     """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8."""
     if recipe == "fp8":
         if weight_first:
-            weight_transpose(tape, name, n, k)
-        if cast_gradient and not tape.fused_quant:
-            tape.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
+            weight_transpose(builder, name, n, k)
+        if cast_gradient and not builder.fused_quant:
+            builder.add(f"{name}.quant_g", "quant.token", cast(m * n, BF16, FP8))
         if not weight_first:
-            weight_transpose(tape, name, n, k)
-        tape.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
+            weight_transpose(builder, name, n, k)
+        builder.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
     elif recipe == "fp8_tensor" and cast_gradient:
-        cast_tensor(tape, f"{name}.quant_g", m * n, shards=gathered_from(tape) if place == "row" else 1)
-    tape.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))
+        cast_tensor(builder, f"{name}.quant_g", m * n, shards=gathered_from(builder) if place == "row" else 1)
+    builder.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))
 
 
-def cast_for_wgrad(tape: Tape, name: str, rows: int, width: int, *, which: str, read: float = BF16) -> None:
+def cast_for_wgrad(
+    builder: SegmentBuilder, name: str, rows: int, width: int, *, which: str, read: float = BF16
+) -> None:
     """Fine-grained FP8 only: one operand of the weight gradient cast per 128x1 and transposed (`which` is x or g)."""
-    tape.add(f"{name}.quant_{which}_t", "quant.chan_t", cast(rows * width, read, FP8), part="W")
+    builder.add(f"{name}.quant_{which}_t", "quant.chan_t", cast(rows * width, read, FP8), part="W")
 
 
-def weight_gradient(tape: Tape, name: str, m: int, n: int, k: int, *, recipe: Recipe, place: Place = "alone") -> None:
+def weight_gradient(
+    builder: SegmentBuilder, name: str, m: int, n: int, k: int, *, recipe: Recipe, place: Place = "alone"
+) -> None:
     """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2).
 
     Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own, or, where it copies
     gradients into the buffer that is reduced, adds what was reduced shard by shard.
     """
-    fused, shards = tape.fused_accumulation, gathered_from(tape)
-    if recipe == "fp8_tensor" and place == "column" and (tape.fused_quant or shards > 1):
-        transpose_tensor(tape, f"{name}.x_t", m * k)
+    fused, shards = builder.fused_accumulation, gathered_from(builder)
+    if recipe == "fp8_tensor" and place == "column" and (builder.fused_quant or shards > 1):
+        transpose_tensor(builder, f"{name}.x_t", m * k)
     if recipe == "fp8_tensor" and place == "row" and shards > 1:
-        transpose_tensor(tape, f"{name}.g_t", m * n)
+        transpose_tensor(builder, f"{name}.g_t", m * n)
     gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=FP32 if fused else BF16)
-    tape.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
-    if not fused and not tape.shapes.copies_shards:
-        tape.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + FP32), written=n * k * FP32))
+    builder.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
+    if not fused and not builder.shapes.copies_shards:
+        builder.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + FP32), written=n * k * FP32))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from simulator.graph.block import Tape
+from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import BF16, FP32, cast
 from simulator.graph.shapes import Shapes
 
@@ -49,26 +49,26 @@ KEPT = {"plain": BF16, "fp32": FP32, "compiled": BF16, "parallel": FP32, "parall
 """Bytes kept a logit [B]."""
 
 
-def forward(tape: Tape, s: Shapes, tokens: int, vocab: int) -> None:
+def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
     """From the logits of `tokens` over this rank's part `vocab` of the vocabulary to the loss."""
     how, logits = s.stack.loss, tokens * vocab
     saved = tokens * (vocab * KEPT[how] + FP32 + TOKEN_ID)
     if how in FORWARD:
         kernels, read, written = FORWARD[how]
-        tape.add("loss.fwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels, saved=saved)
+        builder.add("loss.fwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels, saved=saved)
         return
     if how == "fp32":
-        tape.add("logits.to_fp32", "elem", cast(logits, BF16, FP32))
-    tape.add("loss.fwd", "loss", cast(logits, KEPT[how], 0.0), saved=saved)
+        builder.add("logits.to_fp32", "elem", cast(logits, BF16, FP32))
+    builder.add("loss.fwd", "loss", cast(logits, KEPT[how], 0.0), saved=saved)
 
 
-def backward(tape: Tape, s: Shapes, tokens: int, vocab: int) -> None:
+def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
     """From the loss to the gradient of the logits in BF16."""
     how, logits = s.stack.loss, tokens * vocab
     if how in BACKWARD:
         kernels, read, written = BACKWARD[how]
-        tape.add("loss.bwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels)
+        builder.add("loss.bwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels)
         return
-    tape.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]))
+    builder.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]))
     if how == "fp32":
-        tape.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))
+        builder.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from simulator.dtypes import WIDTH
 from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
-from simulator.graph.block import Segment, Tape
+from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP32, cast, elementwise
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
-from simulator.graph.parallel import exchange_keys, gather, heads_per_rank, scatter, sharded_tokens
+from simulator.graph.parallel import circulate_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
 
@@ -80,7 +80,7 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
     )
 
 
-def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) -> None:
+def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int, *, again: bool) -> None:
     """Latents to queries, keys and values; run once more in backward where they are recomputed."""
     tail = "_r" if again else ""
     part: Part | None = "R" if again else None
@@ -90,7 +90,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
     if not again or s.recompute_norms:
         if d.q_lora:
             norm_forward(
-                tape,
+                builder,
                 f"norm.q_lora.{name}",
                 d.tokens,
                 d.q_lora,
@@ -98,9 +98,11 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
                 part=part,
                 saved=0.0 if again else norm_output(s, d.tokens, d.q_lora),
             )
-        tape.add(f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part)
+        builder.add(
+            f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part
+        )
         norm_forward(
-            tape,
+            builder,
             f"norm.kv_lora.{name}",
             d.tokens,
             d.kv_lora,
@@ -109,12 +111,12 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
             saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora),
         )
         if not again:
-            tape.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
+            builder.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
     if again and not s.recompute_mla_up:
         return
     if d.q_lora:
         linear.forward(
-            tape,
+            builder,
             "attn.q_b",
             d.tokens,
             d.q,
@@ -124,7 +126,7 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
             saved=keep * d.tokens * d.q * BF16,
         )
     linear.forward(
-        tape,
+        builder,
         "attn.kv_b",
         d.tokens,
         d.kv,
@@ -133,38 +135,38 @@ def _up_projections(tape: Tape, s: Shapes, d: Dims, sms: int, *, again: bool) ->
         recompute=again,
         saved=keep * d.tokens * d.out * BF16,
     )
-    tape.add(f"rope.k.{rope}", "rope", linear.rotation(d.tokens * d.rope), part=part)
-    tape.add(
+    builder.add(f"rope.k.{rope}", "rope", linear.rotation(d.tokens * d.rope), part=part)
+    builder.add(
         f"attn.k_nope.copy{tail}",
         "kvcopy",
         cast(d.tokens * d.heads * d.nope, BF16, BF16),
         part=part,
         saved=keep * d.tokens * d.q * BF16,
     )
-    tape.add(
+    builder.add(
         f"attn.k_pe.bcast{tail}",
         "elem.strided",
         elementwise(d.tokens * d.heads * d.rope, 0.0, BF16),  # one head's keys are read, then found in L2
         part=part,
     )
     if d.q_lora or not again:  # queries that no latent stands behind are kept as they are
-        tape.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
+        builder.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
 
 
-def forward(s: Shapes, sms: int) -> Tape:
+def forward(s: Shapes, sms: int) -> SegmentBuilder:
     """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
-    tape = Tape("attn.F", "F", s)
+    builder = SegmentBuilder("attn.F", "F", s)
     kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
-    norm_forward(tape, "norm.attn.fwd", d.sharded, h, sms, saved=kept_norm)
+    norm_forward(builder, "norm.attn.fwd", d.sharded, h, sms, saved=kept_norm)
     if d.q_lora:
-        linear.forward(tape, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
+        linear.forward(builder, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
     else:
-        gather(tape, "attn.x", s, h)
-        linear.forward(tape, "attn.q", t, d.q, h, recipe=s.recipe, saved=t * d.q * BF16)
+        gather(builder, "attn.x", s, h)
+        linear.forward(builder, "attn.q", t, d.q, h, recipe=s.recipe, saved=t * d.q * BF16)
     linear.forward(
-        tape,
+        builder,
         "attn.kv_a",
         d.sharded,
         d.kv_lora + d.rope,
@@ -172,107 +174,107 @@ def forward(s: Shapes, sms: int) -> Tape:
         recipe=s.recipe,
         saved=d.sharded * (d.kv_lora + (d.rope if s.recompute_mla_up else 0)) * BF16,
     )
-    gather(tape, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
-    _up_projections(tape, s, d, sms, again=False)
+    gather(builder, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
+    _up_projections(builder, s, d, sms, again=False)
     statistics = 0.0 if s.recompute_core else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
-    exchange_keys(tape, "attn.kv.exchange", s, d.q + d.out, passes=1)
-    tape.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
+    circulate_keys(builder, "attn.kv.exchange", s, d.q + d.out, passes=1)
+    builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
-        tape.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
-    linear.forward(tape, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
-    scatter(tape, "attn.o", s, h)
-    tape.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
-    add_residual(tape, "attn", s, h)
-    norm_forward(tape, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
-    return tape
+        builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
+    linear.forward(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
+    scatter(builder, "attn.o", s, h)
+    builder.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
+    add_residual(builder, "attn", s, h)
+    norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
+    return builder
 
 
-def _core_backward(tape: Tape, s: Shapes, d: Dims) -> None:
+def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     t = d.tokens
-    prepare_backward(tape, s, t * d.q, t * d.out, part="I")
-    exchange_keys(tape, "attn.dkv.exchange", s, d.q + d.out, passes=2)
-    tape.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
-    finish_backward(tape, s, t * d.q)
-    tape.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
+    prepare_backward(builder, s, t * d.q, t * d.out, part="I")
+    circulate_keys(builder, "attn.dkv.exchange", s, d.q + d.out, passes=2)
+    builder.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
+    finish_backward(builder, s, t * d.q)
+    builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
 
-def _latent_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
+def _latent_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> None:
     """From dq, dk, dv back to the two latents."""
     t = d.tokens
     if d.q_lora:
-        linear.input_gradient(tape, "attn.q_b", t, d.q, d.q_lora, recipe=s.recipe)
-    tape.add("attn.k_pe.reduce", "elem.reduce", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
-    tape.add("rope.k.bwd", "rope", linear.rotation(d.tokens * d.rope))
-    tape.add("attn.dk_nope.copy", "kvcopy", cast(t * d.heads * d.nope, BF16, BF16))
-    tape.add("attn.dv.copy", "kvcopy", cast(t * d.out, BF16, BF16))
-    linear.input_gradient(tape, "attn.kv_b", t, d.kv, d.kv_lora, recipe=s.recipe)
+        linear.input_gradient(builder, "attn.q_b", t, d.q, d.q_lora, recipe=s.recipe)
+    builder.add("attn.k_pe.reduce", "elem.reduce", Streaming(read=t * d.heads * d.rope * BF16, written=0.0))
+    builder.add("rope.k.bwd", "rope", linear.rotation(d.tokens * d.rope))
+    builder.add("attn.dk_nope.copy", "kvcopy", cast(t * d.heads * d.nope, BF16, BF16))
+    builder.add("attn.dv.copy", "kvcopy", cast(t * d.out, BF16, BF16))
+    linear.input_gradient(builder, "attn.kv_b", t, d.kv, d.kv_lora, recipe=s.recipe)
     if s.fp8:
-        linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv, which="g")
-        linear.cast_for_wgrad(tape, "attn.kv_b", t, d.kv_lora, which="x")
+        linear.cast_for_wgrad(builder, "attn.kv_b", t, d.kv, which="g")
+        linear.cast_for_wgrad(builder, "attn.kv_b", t, d.kv_lora, which="x")
         if d.q_lora:
-            linear.cast_for_wgrad(tape, "attn.q_b", t, d.q, which="g")
-            linear.cast_for_wgrad(tape, "attn.q_b", t, d.q_lora, which="x")
-    norm_backward(tape, "norm.kv_lora", t, d.kv_lora, sms)
+            linear.cast_for_wgrad(builder, "attn.q_b", t, d.q, which="g")
+            linear.cast_for_wgrad(builder, "attn.q_b", t, d.q_lora, which="x")
+    norm_backward(builder, "norm.kv_lora", t, d.kv_lora, sms)
     if d.q_lora:
-        norm_backward(tape, "norm.q_lora", t, d.q_lora, sms)
+        norm_backward(builder, "norm.q_lora", t, d.q_lora, sms)
 
 
-def _input_gradients(tape: Tape, s: Shapes, d: Dims, sms: int) -> None:
+def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> None:
     """From the latents' gradients back to the input of the layer."""
     t, h, kv_a = d.sharded, d.hidden, d.kv_lora + d.rope
-    scatter(tape, "attn.latent_g", s, (d.q_lora or 0) + kv_a)
-    tape.add("attn.dkv_a.fill", "elem", elementwise(t * kv_a, 0.0, BF16), count=2)
-    tape.add("attn.dkv_a.copy_pe", "elem.strided", elementwise(t * d.rope, BF16, BF16))
-    tape.add("attn.dkv_a.copy_kv", "elem.strided", elementwise(t * d.kv_lora, BF16, BF16))
-    tape.add("attn.dkv_a.add", "elem", elementwise(t * kv_a, 2 * BF16, BF16))
+    scatter(builder, "attn.latent_g", s, (d.q_lora or 0) + kv_a)
+    builder.add("attn.dkv_a.fill", "elem", elementwise(t * kv_a, 0.0, BF16), count=2)
+    builder.add("attn.dkv_a.copy_pe", "elem.strided", elementwise(t * d.rope, BF16, BF16))
+    builder.add("attn.dkv_a.copy_kv", "elem.strided", elementwise(t * d.kv_lora, BF16, BF16))
+    builder.add("attn.dkv_a.add", "elem", elementwise(t * kv_a, 2 * BF16, BF16))
     if s.recompute_norms:
-        norm_forward(tape, "norm.attn.recompute", t, h, sms, part="R")
+        norm_forward(builder, "norm.attn.recompute", t, h, sms, part="R")
     first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
     for name, width, rows in first:
-        linear.input_gradient(tape, name, rows, width, h, recipe=s.recipe, weight_first=False)
+        linear.input_gradient(builder, name, rows, width, h, recipe=s.recipe, weight_first=False)
         if s.fp8:
-            linear.cast_for_wgrad(tape, name, rows, h, which="x")
-            linear.cast_for_wgrad(tape, name, rows, width, which="g")
-    tape.add("attn.dx.add", "elem", elementwise(t * h, 2 * BF16, BF16))
-    norm_backward(tape, "norm.attn", t, h, sms, residual=True)
+            linear.cast_for_wgrad(builder, name, rows, h, which="x")
+            linear.cast_for_wgrad(builder, name, rows, width, which="g")
+    builder.add("attn.dx.add", "elem", elementwise(t * h, 2 * BF16, BF16))
+    norm_backward(builder, "norm.attn", t, h, sms, residual=True)
 
 
-def backward(tape: Tape, s: Shapes, sms: int) -> Segment:
+def backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
     """The rest of `attn.B` after the router's part: from the gradient of the block's output to that of its input."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
-    norm_backward(tape, "norm.ffn", d.sharded, h, sms, residual=True)
-    tape.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
-    gather(tape, "attn.o_g", s, h)
+    norm_backward(builder, "norm.ffn", d.sharded, h, sms, residual=True)
+    builder.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
+    gather(builder, "attn.o_g", s, h)
     if s.fp8:
-        tape.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
-    linear.input_gradient(tape, "attn.o", t, h, d.out, recipe=s.recipe, place="row", weight_first=False)
+        builder.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
+    linear.input_gradient(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row", weight_first=False)
     if s.fp8:
-        linear.cast_for_wgrad(tape, "attn.o", t, d.out, which="x")
-        linear.cast_for_wgrad(tape, "attn.o", t, h, which="g")
+        linear.cast_for_wgrad(builder, "attn.o", t, d.out, which="x")
+        linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
     if s.recompute_norms or s.recompute_mla_up:
-        _up_projections(tape, s, d, sms, again=True)
+        _up_projections(builder, s, d, sms, again=True)
     if s.recompute_core:
-        tape.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
-    _core_backward(tape, s, d)
-    _latent_gradients(tape, s, d, sms)
-    _input_gradients(tape, s, d, sms)
-    return tape.done()
+        builder.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
+    _core_backward(builder, s, d)
+    _latent_gradients(builder, s, d, sms)
+    _input_gradients(builder, s, d, sms)
+    return builder.done()
 
 
 def weights(s: Shapes) -> Segment:
     """`attn.W`: the weight gradients."""
     d = dims_of(s)
-    tape = Tape("attn.W", "W", s)
-    linear.weight_gradient(tape, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe, place="row")
-    linear.weight_gradient(tape, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
+    builder = SegmentBuilder("attn.W", "W", s)
+    linear.weight_gradient(builder, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe, place="row")
+    linear.weight_gradient(builder, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:
-        linear.weight_gradient(tape, "attn.q_b", d.tokens, d.q, d.q_lora, recipe=s.recipe)
-    linear.weight_gradient(tape, "attn.kv_a", d.sharded, d.kv_lora + d.rope, d.hidden, recipe=s.recipe)
+        linear.weight_gradient(builder, "attn.q_b", d.tokens, d.q, d.q_lora, recipe=s.recipe)
+    linear.weight_gradient(builder, "attn.kv_a", d.sharded, d.kv_lora + d.rope, d.hidden, recipe=s.recipe)
     if d.q_lora:
-        linear.weight_gradient(tape, "attn.q_a", d.sharded, d.q_lora, d.hidden, recipe=s.recipe)
+        linear.weight_gradient(builder, "attn.q_a", d.sharded, d.q_lora, d.hidden, recipe=s.recipe)
     else:
-        linear.weight_gradient(tape, "attn.q", d.tokens, d.q, d.hidden, recipe=s.recipe)
-    return tape.done()
+        linear.weight_gradient(builder, "attn.q", d.tokens, d.q, d.hidden, recipe=s.recipe)
+    return builder.done()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from simulator.dtypes import FP8_TILE, fp8_bytes
 from simulator.graph import ffn, linear
-from simulator.graph.block import Segment, Tape
+from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP8, FP32, cast, elementwise, row_scales
 from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
@@ -58,29 +58,29 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward
         cached=backward,
         weighted=backward and direction == "combine",
         scored=1 if model.topk_method == "group_limited_greedy" else 2,
-        fullest=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
+        imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
     )
 
 
-def router_forward(tape: Tape, s: Shapes) -> None:
+def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate and the cast of the tokens that travel."""
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
-    tape.add(
+    builder.add(
         "router.gate.fwd",
         "gemm.bf16.router",
         Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32),
         saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
     )
     scores, weights, balance = ROUTER_FORWARD_KERNELS
-    tape.add("router.scores", "router.scores", _scores(s), count=scores)
-    tape.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
-    tape.add("router.weights", "router.weights", Fixed(launches=weights))
-    tape.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
-    tape.add("router.balance", "router.balance", Fixed(launches=balance))
+    builder.add("router.scores", "router.scores", _scores(s), count=scores)
+    builder.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
+    builder.add("router.weights", "router.weights", Fixed(launches=weights))
+    builder.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
+    builder.add("router.balance", "router.balance", Fixed(launches=balance))
     if s.fp8:
-        tape.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
+        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
     if s.stack.dispatcher == "nccl":
-        tape.add("moe.permute_local.fwd", "permute.expand", _local_copies(s))
+        builder.add("moe.permute_local.fwd", "permute.expand", _local_copies(s))
 
 
 def _scores(s: Shapes) -> Streaming:
@@ -104,17 +104,17 @@ def _local_sum(s: Shapes) -> Streaming:
 def local_sum(s: Shapes) -> tuple[Segment, ...]:
     """`out.F`: after a plain all-to-all the copies of each token are summed at home; shared experts and residual are
     added, where nothing fuses that."""
-    tape = Tape("out.F", "F", s)
+    builder = SegmentBuilder("out.F", "F", s)
     home: tuple[str, ...] = ("moe.combine.fwd.a2a",)
     if s.stack.dispatcher == "nccl":
-        tape.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home)
+        builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home)
         home = ()
     if s.model.shared_width and not s.stack.residual_fused:
         work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
-        tape.add("moe.shared.sum", "elem", work, after=home)
+        builder.add("moe.shared.sum", "elem", work, after=home)
         home = ()
-    add_residual(tape, "moe", s, s.model.hidden_size, after=home)
-    done = tape.done()
+    add_residual(builder, "moe", s, s.model.hidden_size, after=home)
+    done = builder.done()
     return (done,) if done.ops else ()
 
 
@@ -122,36 +122,38 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, before the experts' backward."""
     if s.stack.dispatcher != "nccl":
         return ()
-    tape = Tape("out.B", "I", s)
-    tape.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s))
-    return (tape.done(),)
+    builder = SegmentBuilder("out.B", "I", s)
+    builder.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s))
+    return (builder.done(),)
 
 
 def dispatch(s: Shapes) -> Segment:
     """`dispatch.F`: layout, notify, exchange."""
-    tape = Tape("dispatch.F", "F", s, "comm")
+    builder = SegmentBuilder("dispatch.F", "F", s, "comm")
     last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
     if s.stack.dispatcher == "nccl":
         last = "moe.permute_local.fwd"
-    tape.add("moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,))
-    tape.add("moe.dispatch.fwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
-    tape.add("moe.dispatch.fwd.a2a", "comm.dispatch", all_to_all(s, "dispatch"))
-    return tape.done()
+    builder.add("moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,))
+    builder.add("moe.dispatch.fwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
+    builder.add("moe.dispatch.fwd.a2a", "comm.dispatch", all_to_all(s, "dispatch"))
+    return builder.done()
 
 
-def _exchange(s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str) -> Segment:
+def _all_to_all_segment(
+    s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str
+) -> Segment:
     """Notify and exchange after the op `after`."""
-    tape = Tape(segment, "F" if segment.endswith("F") else "I", s, "comm")
-    tape.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
+    builder = SegmentBuilder(segment, "F" if segment.endswith("F") else "I", s, "comm")
+    builder.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
     work = all_to_all(s, direction, backward=segment.endswith("B"))
-    tape.add(f"{name}.{suffix}", f"comm.{direction}", work)
-    return tape.done()
+    builder.add(f"{name}.{suffix}", f"comm.{direction}", work)
+    return builder.done()
 
 
 def combine(s: Shapes) -> Segment:
     """`combine.F`: the expert outputs travel home in BF16."""
-    return _exchange(s, "combine.F", "moe.combine.fwd", "combine", forward_end(s))
+    return _all_to_all_segment(s, "combine.F", "moe.combine.fwd", "combine", forward_end(s))
 
 
 def forward_end(s: Shapes) -> str:
@@ -163,13 +165,13 @@ def forward_end(s: Shapes) -> str:
 
 def combine_backward(s: Shapes) -> Segment:
     """`combine.B`: the gradient of the combine is a dispatch with the cached layout."""
-    tape = Tape("combine.B", "I", s, "comm")
+    builder = SegmentBuilder("combine.B", "I", s, "comm")
     t, h = sharded_tokens(s), s.model.hidden_size
     if s.fp8:
-        tape.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
-    tape.add("moe.combine.bwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
-    tape.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", backward=True))
-    return tape.done()
+        builder.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
+    builder.add("moe.combine.bwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
+    builder.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", backward=True))
+    return builder.done()
 
 
 def dispatch_backward(s: Shapes) -> Segment:
@@ -179,7 +181,7 @@ def dispatch_backward(s: Shapes) -> Segment:
         last = "shared.up_gate.quant_x_t"
     elif s.fp8:
         last = "moe.up_gate.quant_g_t"
-    return _exchange(s, "dispatch.B", "moe.dispatch.bwd", "combine", last)
+    return _all_to_all_segment(s, "dispatch.B", "moe.dispatch.bwd", "combine", last)
 
 
 def _grouped(s: Shapes, n: int, k: int) -> Gemm:
@@ -188,7 +190,7 @@ def _grouped(s: Shapes, n: int, k: int) -> Gemm:
 
 
 def _over_experts_parts(
-    tape: Tape, s: Shapes, name: str, kind: CollectiveKind, after: tuple[str, ...] = ()
+    builder: SegmentBuilder, s: Shapes, name: str, kind: CollectiveKind, after: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Expert tensor parallelism: the ranks that share an expert gather the tokens of all of them, and scatter the sums
     (Megatron-Core's expert-tensor-parallel groups). Returns what is still to wait for."""
@@ -197,7 +199,7 @@ def _over_experts_parts(
         return after
     each = dispatched_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
     work = Collective(kind=kind, bytes=s.received * each, ranks=etp, per_node=min(etp, s.node_gpus))
-    tape.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after)
+    builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after)
     return ()
 
 
@@ -221,51 +223,51 @@ def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.F", "F", s)
+    builder = SegmentBuilder("mlp.F", "F", s)
     if shared:
-        gather(tape, "shared.x", s, h)
-        ffn.up(tape, shared, s, cast_input=False)
+        gather(builder, "shared.x", s, h)
+        ffn.up(builder, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
-    gathered = _over_experts_parts(tape, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
-    tape.add("moe.map.count", "permute.map.count", Fixed(), after=gathered)
-    tape.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES)
-    tape.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
+    gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
+    builder.add("moe.map.count", "permute.map.count", Fixed(), after=gathered)
+    builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES)
+    builder.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
     if s.fp8:
-        linear.weight_transpose(tape, "moe.up_gate", 2 * inner, h, experts=experts)
-        tape.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h))
-    tape.add(
+        linear.weight_transpose(builder, "moe.up_gate", 2 * inner, h, experts=experts)
+        builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h))
+    builder.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
         _grouped(s, 2 * inner, h),
         saved=ffn.kept_up(s, s.rows, 2 * inner),
     )
     if s.fp8:
-        tape.add("moe.gate_w.scale", "elem", _gate_weights(s))
-    ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=False)
-    tape.add(
+        builder.add("moe.gate_w.scale", "elem", _gate_weights(s))
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=False)
+    builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
         "swiglu",
         ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
         saved=ffn.kept_activation(s, s.rows, inner),
     )
     if s.fp8:
-        linear.weight_transpose(tape, "moe.down", h, inner, experts=experts)
-        tape.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner))
-        tape.add("moe.tensormap.fill", "tensormap", Fixed())
-    tape.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
-    tape.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
-    _over_experts_parts(tape, s, "moe.y", "reduce_scatter")
+        linear.weight_transpose(builder, "moe.down", h, inner, experts=experts)
+        builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner))
+        builder.add("moe.tensormap.fill", "tensormap", Fixed())
+    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
+    builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
+    _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
-        ffn.down(tape, shared, s)
-        scatter(tape, "shared", s, h)
+        ffn.down(builder, shared, s)
+        scatter(builder, "shared", s, h)
     if s.fp8:
-        tape.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
+        builder.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
     if shared:
-        ffn.save(tape, shared)
-    return tape.done()
+        ffn.save(builder, shared)
+    return builder.done()
 
 
-def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
+def _expert_down_backward(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
     """From the arriving gradient to that of the experts' up projection."""
     h, inner = s.model.hidden_size, expert_inner(s)
     wait: tuple[str, ...] = ("moe.combine.bwd.a2a_dispatch",)
@@ -273,55 +275,55 @@ def _expert_down_backward(tape: Tape, s: Shapes, sms: int) -> None:
         work = Streaming(
             read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s, sms)
         )
-        tape.add("moe.up_gate.dequant", "dequant", work, part="R")
-    wait = _over_experts_parts(tape, s, "moe.dy", "all_gather", after=wait)
-    tape.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
+        builder.add("moe.up_gate.dequant", "dequant", work, part="R")
+    wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
+    builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
     if s.fp8:
-        tape.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h))
-    tape.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
-    ffn.eager_activation(tape, "moe", s.rows, inner, gated=True, backward=True)
+        builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h))
+    builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=True)
     again = s.recompute_swiglu
-    tape.add(
+    builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
         "swiglu",
         ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
     )
-    tape.add("moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0))
+    builder.add("moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0))
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
-        tape.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
-        tape.add("moe.gate_w.scale_b", "elem", _gate_weights(s))
+        builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
+        builder.add("moe.gate_w.scale_b", "elem", _gate_weights(s))
 
 
 def backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B`."""
     h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.B", "I", s)
+    builder = SegmentBuilder("mlp.B", "I", s)
     if shared:
-        gather(tape, "shared.g", s, h)
+        gather(builder, "shared.g", s, h)
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
-        ffn.down_backward(tape, shared, s, sms, gradient_fp8=s.fp8, after=first)
-    _expert_down_backward(tape, s, sms)
+        ffn.down_backward(builder, shared, s, sms, gradient_fp8=s.fp8, after=first)
+    _expert_down_backward(builder, s, sms)
     if s.recompute_norms:
-        norm_forward(tape, "norm.ffn.recompute", t, h, sms, part="R")
+        norm_forward(builder, "norm.ffn.recompute", t, h, sms, part="R")
         if s.fp8 and shared:
-            tape.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
+            builder.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
     if s.fp8:
-        tape.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
-        tape.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner))
-    tape.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
-    tape.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
-    _over_experts_parts(tape, s, "moe.dx", "reduce_scatter")
+        builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
+        builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner))
+    builder.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
+    builder.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
+    _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
     if s.fp8:
-        tape.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
+        builder.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
         if shared:
-            tape.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s, sms)), part="R")
+            builder.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s, sms)), part="R")
     if shared:
-        regather(tape, "shared.x", s, h)
-        ffn.up_backward(tape, shared)
-        scatter(tape, "shared.dx", s, h, gradient=True)
-    return tape.done()
+        regather(builder, "shared.x", s, h)
+        ffn.up_backward(builder, shared)
+        scatter(builder, "shared.dx", s, h, gradient=True)
+    return builder.done()
 
 
 def _dequant(elements: int, blocks: int) -> Streaming:
@@ -329,18 +331,18 @@ def _dequant(elements: int, blocks: int) -> Streaming:
     return Streaming(read=elements * FP8, written=elements * BF16, blocks=blocks)
 
 
-def _expert_wgrad(tape: Tape, s: Shapes, name: str, m: int, n: int) -> None:
+def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision = linear.precision_of(s.recipe)
     if s.stack.grouped_wgrad:
         work = Gemm(
             m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32
         )
-        tape.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work)
+        builder.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work)
     else:
         rows = -(-s.rows // s.local_experts)
         work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=FP32)
-        tape.add(
+        builder.add(
             f"{name}.wgrad",
             linear.gemm_class(s.recipe, ".wgrad"),
             work,
@@ -352,32 +354,32 @@ def weights(s: Shapes) -> Segment:
     """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
     h, inner = s.model.hidden_size, expert_inner(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
-    tape = Tape("mlp.W", "W", s)
+    builder = SegmentBuilder("mlp.W", "W", s)
     if shared:
-        linear.weight_gradient(tape, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
+        linear.weight_gradient(builder, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
-        tape.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted)
-    _expert_wgrad(tape, s, "moe.down", inner, h)
+        builder.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted)
+    _expert_wgrad(builder, s, "moe.down", inner, h)
     if s.fp8:
-        tape.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted)
-    _expert_wgrad(tape, s, "moe.up_gate", h, 2 * inner)
+        builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted)
+    _expert_wgrad(builder, s, "moe.up_gate", h, 2 * inner)
     if shared:
-        linear.weight_gradient(tape, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
-    return tape.done()
+        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
+    return builder.done()
 
 
-def router_backward(tape: Tape, s: Shapes) -> None:
+def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate's gradients, at the head of `attn.B`; they wait for the gate weights' gradient to come home."""
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
     weights, scores = ROUTER_BACKWARD_KERNELS
     home: tuple[str, ...] = ("moe.dispatch.bwd.a2a_combine",)
     if s.stack.dispatcher == "nccl":
-        tape.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
+        builder.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
         home = ()
-    tape.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
-    tape.add("router.bwd.scores", "router.scores", _scores(s), count=scores)
-    tape.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
+    builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
+    builder.add("router.bwd.scores", "router.scores", _scores(s), count=scores)
+    builder.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
     wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
-    tape.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
-    tape.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))
+    builder.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
+    builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.graph.block import Tape
+from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import BF16, FP32
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -30,7 +30,7 @@ def norm_output(s: Shapes, tokens: int, width: int) -> float:
 
 
 def norm_forward(
-    tape: Tape,
+    builder: SegmentBuilder,
     name: str,
     tokens: int,
     width: int,
@@ -45,11 +45,11 @@ def norm_forward(
 
     Software without a fused norm converts to FP32 and back with kernels of their own.
     """
-    residual = residual and tape.stack.residual_fused
-    if not tape.stack.norm_fused:
-        tape.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
-        tape.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
-        tape.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
+    residual = residual and builder.stack.residual_fused
+    if not builder.stack.norm_fused:
+        builder.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
+        builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
+        builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
     work = Streaming(
         read=tokens * width * per_value / 2,
@@ -57,24 +57,26 @@ def norm_forward(
         blocks=_ctas(width, sms, 3, 7),
     )
     cls = "norm.fwd.residual" if residual else "norm.fwd.narrow" if width <= ONE_WARP else "norm.fwd"
-    tape.add(name, cls, work, part=part, saved=saved)
+    builder.add(name, cls, work, part=part, saved=saved)
 
 
-def norm_backward(tape: Tape, name: str, tokens: int, width: int, sms: int, *, residual: bool = False) -> None:
+def norm_backward(
+    builder: SegmentBuilder, name: str, tokens: int, width: int, sms: int, *, residual: bool = False
+) -> None:
     """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part.
 
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
-    fused = residual and tape.stack.residual_fused
+    fused = residual and builder.stack.residual_fused
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, sms, 1 if residual else 5, 4)
-    tape.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
-    if tape.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
+    builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
+    if builder.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
-        tape.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
-    tape.add(f"{name}.wgrad_acc", "elem.norm_weight", Streaming(read=2 * width * FP32, written=width * FP32))
+        builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
+    builder.add(f"{name}.wgrad_acc", "elem.norm_weight", Streaming(read=2 * width * FP32, written=width * FP32))
     if residual and not fused:
-        tape.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
+        builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
 
 
 MASK = 1.0
@@ -87,7 +89,7 @@ def sum_of_two(values: float) -> Streaming:
 
 
 def add_residual(
-    tape: Tape, name: str, s: Shapes, width: int, *, leaves: bool = False, after: tuple[str, ...] = ()
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, leaves: bool = False, after: tuple[str, ...] = ()
 ) -> None:
     """The residual added by a kernel of its own, where no norm does it or the sum `leaves` the layer.
 
@@ -96,14 +98,14 @@ def add_residual(
     values = sharded_tokens(s) * width
     if s.stack.dropout:
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
-        tape.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK, after=after)
+        builder.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK, after=after)
     elif leaves or not s.stack.residual_fused:
-        tape.add(f"{name}.residual.fwd", "elem", sum_of_two(values), after=after)
+        builder.add(f"{name}.residual.fwd", "elem", sum_of_two(values), after=after)
 
 
-def drop_backward(tape: Tape, name: str, s: Shapes, width: int) -> None:
+def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """The gradient through that mask."""
     if s.stack.dropout:
         values = sharded_tokens(s) * width
         work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
-        tape.add(f"{name}.dropout_add.bwd", "elem", work)
+        builder.add(f"{name}.dropout_add.bwd", "elem", work)

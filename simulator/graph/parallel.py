@@ -8,10 +8,10 @@ all-reduce follows.
 from __future__ import annotations
 
 from simulator.errors import InputError
-from simulator.graph.block import Tape
+from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import BF16, FP8
 from simulator.graph.shapes import Shapes
-from simulator.ops import Beside, Collective, CollectiveKind
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -33,45 +33,49 @@ def sharded_tokens(s: Shapes) -> int:
     return -(-s.tokens // layout.tp) if layout.sp else s.tokens
 
 
-def _collective(tape: Tape, name: str, kind: CollectiveKind, s: Shapes, row: float, *, beside: Beside) -> None:
+def _collective(
+    builder: SegmentBuilder, name: str, kind: CollectiveKind, s: Shapes, row: float, *, concurrent_with: ConcurrentWith
+) -> None:
     """One tensor-parallel collective over the activations of a microbatch, `row` bytes a token."""
     tp = s.job.layout.tp
     if tp > 1 and row:
         work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp)
-        tape.add(f"{name}.{kind}", f"comm.tp.{kind}", work, beside=beside)
+        builder.add(f"{name}.{kind}", f"comm.tp.{kind}", work, concurrent_with=concurrent_with)
 
 
-def gather(tape: Tape, name: str, s: Shapes, width: int) -> None:
+def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
 
     Under per-tensor FP8 the cast comes first and FP8 travels (Transformer Engine).
     """
     if s.job.layout.sp:
         each = FP8 if s.recipe == "fp8_tensor" else BF16
-        _collective(tape, name, "all_gather", s, width * each, beside="chunks" if s.stack.tp_overlap else "nothing")
+        _collective(
+            builder, name, "all_gather", s, width * each, concurrent_with="chunks" if s.stack.tp_overlap else "nothing"
+        )
 
 
-def regather(tape: Tape, name: str, s: Shapes, width: int) -> None:
+def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """The same once more in backward, for the weight gradient: beside the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
         each = FP8 if s.recipe == "fp8_tensor" else BF16
-        _collective(tape, f"{name}.again", "all_gather", s, width * each, beside="whole")
+        _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 
-def scatter(tape: Tape, name: str, s: Shapes, width: int, *, gradient: bool = False) -> None:
+def scatter(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, gradient: bool = False) -> None:
     """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce.
 
     After the input `gradient` of a column-parallel one, Megatron runs it beside the weight gradient; that is as long as
     the input gradient, which stands for it here.
     """
-    beside: Beside = "chunks" if s.stack.tp_overlap and s.job.layout.sp else "nothing"
+    concurrent_with: ConcurrentWith = "chunks" if s.stack.tp_overlap and s.job.layout.sp else "nothing"
     if gradient and s.stack.tp_regather:
-        beside = "whole"
+        concurrent_with = "whole"
     kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
-    _collective(tape, name, kind, s, width * BF16, beside=beside)
+    _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
 
 
-def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) -> None:
+def circulate_keys(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int) -> None:
     """Context parallelism: every rank sees all keys and values, `passes` times `width` values a token.
 
     A ring passes them on while the core works on the part that is there (Ring Attention, arXiv 2310.01889); an
@@ -81,8 +85,8 @@ def exchange_keys(tape: Tape, name: str, s: Shapes, width: int, *, passes: int) 
     if layout.cp > 1:
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
-        beside: Beside = "chunks" if layout.cp_kind == "ring" else "nothing"
-        tape.add(name, f"comm.cp.{layout.cp_kind}", work, beside=beside)
+        concurrent_with: ConcurrentWith = "chunks" if layout.cp_kind == "ring" else "nothing"
+        builder.add(name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with)
 
 
 def ranks_per_node(s: Shapes) -> int:

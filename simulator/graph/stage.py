@@ -136,7 +136,7 @@ def _cut(total: Sequence[int], stages: int, limit: float) -> tuple[int, ...]:
     """
     n = len(total) - 1
     never = float("inf")
-    fullest, square = [0.0] + [never] * n, [0.0] + [never] * n  # of the best cut before each unit
+    imbalance, square = [0.0] + [never] * n, [0.0] + [never] * n  # of the best cut before each unit
     cuts: list[list[int]] = []
     for stage in range(1, stages + 1):
         counts, squares, cut = [never] * (n + 1), [never] * (n + 1), [0] * (n + 1)
@@ -146,14 +146,14 @@ def _cut(total: Sequence[int], stages: int, limit: float) -> tuple[int, ...]:
             high = never
             for start in range(max(stage - 1, bisect_left(total, total[end] - limit)), end):
                 load = total[end] - total[start]
-                most = fullest[start] if fullest[start] > end - start else end - start
+                most = imbalance[start] if imbalance[start] > end - start else end - start
                 if most > high:
                     continue
                 squared = square[start] + load * load
                 if most < high or squared < squares[end]:
                     high, squares[end], cut[end] = most, squared, start
             counts[end] = high
-        fullest, square = counts, squares
+        imbalance, square = counts, squares
         cuts.append(cut)
     bounds = [n]
     for cut in reversed(cuts):

@@ -57,7 +57,7 @@ CLUSTER: Mapping[str, Range] = {
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_kernel": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "host_product": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
+    "host_gemm": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "wgrad_streams": _POSITIVE,
     "moment_bytes": Range(low=0, high=8, unit="B"),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from simulator.errors import InputError
 from simulator.inputs.problems import nearest, problem
+from simulator.inputs.renamed import current_name
 from simulator.inputs.typed import child, convert, field_names
 
 T = TypeVar("T")
@@ -88,11 +89,12 @@ def unknown(override: Override, known: Iterable[str]) -> InputError:
 def _replace(value: Any, parts: list[str], override: Override, known: list[str]) -> Any:
     if isinstance(value, dict):
         return _replace_item(value, parts, override, known)
-    hint = child(type(value), parts[0])
-    if hint is None or parts[0] in _FIXED:
+    name = current_name(parts[0], field_names(type(value)))
+    hint = child(type(value), name)
+    if hint is None or name in _FIXED:
         raise unknown(override, known)
-    current = getattr(value, parts[0])
-    return replace(value, **{parts[0]: _part(current, hint, parts[1:], override, known)})
+    current = getattr(value, name)
+    return replace(value, **{name: _part(current, hint, parts[1:], override, known)})
 
 
 def _replace_item(value: dict[str, Any], parts: list[str], override: Override, known: list[str]) -> Any:

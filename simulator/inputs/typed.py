@@ -14,12 +14,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from simulator.errors import InputError
 from simulator.inputs.problems import nearest, problem
+from simulator.inputs.renamed import current_name
 
 T = TypeVar("T")
 
 
 def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
     """An instance of the dataclass `cls` from `table`, or the first error as one line naming `source` and the key."""
+    table = _with_current_keys(cls, table)
     for path in _unknown(cls, table):
         raise _unknown_key(cls, table, path, source, prefix)
     value: T = _validated(cls, table, source, prefix)
@@ -131,6 +133,15 @@ def _is_number(text: str) -> bool:
 
 def _either(words: list[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _with_current_keys(hint: Any, table: Any) -> Any:
+    """The table with keys of earlier versions under the names that the type has now."""
+    if not isinstance(table, dict):
+        return table
+    known = field_names(hint)
+    names = {key: current_name(key, known) for key in table}
+    return {new: _with_current_keys(child(hint, new), table[key]) for key, new in names.items()}
 
 
 def _unknown(hint: Any, table: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

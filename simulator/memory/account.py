@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan
+from simulator.engine.lower import PricedModel
 from simulator.engine.program import Program
 from simulator.engine.tasks import ActionOf, Tasks, Timeline
 from simulator.memory.assumptions import Assumptions, assumptions_for
@@ -77,7 +77,7 @@ def alone(program: Program) -> Tasks:
     """A program as the only tasks of one rank."""
     tasks = Tasks(ranks=1)
     for step in program.steps:
-        tasks.add(step.stream, step.run, step.waits)
+        tasks.add(step.stream, step.sequence, step.waits)
     return tasks
 
 
@@ -106,11 +106,11 @@ def swing(usage: Usage, timeline: Timeline) -> tuple[float, float]:
     return level, top
 
 
-def always(stages: Sequence[Sequence[str]], plan: Plan, shards: Shards, assumed: Assumptions) -> list[Item]:
+def always(stages: Sequence[Sequence[str]], built: PricedModel, shards: Shards, assumed: Assumptions) -> list[Item]:
     """What a rank with these stages holds for the whole step."""
     return [
-        *state_items(stages, plan.scenario, shards, assumed),
-        *buffer_items(plan.scenario, plan.shapes, len(stages), assumed),
+        *state_items(stages, built.scenario, shards, assumed),
+        *buffer_items(built.scenario, built.shapes, len(stages), assumed),
         Item(group="context", name="CUDA context and libraries", bytes=assumed.context),
     ]
 
@@ -118,18 +118,18 @@ def always(stages: Sequence[Sequence[str]], plan: Plan, shards: Shards, assumed:
 class _Accounts:
     """What is common to all ranks of a plan."""
 
-    def __init__(self, plan: Plan, schedule: Schedule, assumed: Assumptions | None) -> None:
-        self.plan = plan
-        self.assumed = assumed or assumptions_for(plan.scenario)
-        self.usages = Usages(plan)
+    def __init__(self, built: PricedModel, schedule: Schedule, assumed: Assumptions | None) -> None:
+        self.built = built
+        self.assumed = assumed or assumptions_for(built.scenario)
+        self.usages = Usages(built)
         self.on = stages_on(schedule)
         copies = sum(len(stages) for stages in self.on) // schedule.stages
-        self.shards = shards_of(plan.scenario, copies)
+        self.shards = shards_of(built.scenario, copies)
 
     def always(self, rank: int) -> list[Item]:
         """What the rank holds for the whole step."""
-        stages = [self.plan.stages[stage] for stage in self.on[rank]]
-        return always(stages, self.plan, self.shards, self.assumed)
+        stages = [self.built.stages[stage] for stage in self.on[rank]]
+        return always(stages, self.built, self.shards, self.assumed)
 
     def rank(self, rank: int, moment: _Moment, steps: Sequence[Step], timed: bool) -> RankMemory:
         """The peak of one rank with its items."""
@@ -155,32 +155,34 @@ class _Accounts:
         return f"{size / unit:.0f} x {label}" if unit else label
 
 
-def memory_of(plan: Plan, schedule: Schedule, timeline: Timeline, assumed: Assumptions | None = None) -> MemoryReport:
+def memory_of(
+    built: PricedModel, schedule: Schedule, timeline: Timeline, assumed: Assumptions | None = None
+) -> MemoryReport:
     """Peak memory of every rank over a timeline of either engine, with what makes it up."""
-    accounts = _Accounts(plan, schedule, assumed)
+    accounts = _Accounts(built, schedule, assumed)
     ranks = []
     for rank, actions in enumerate(_actions_by_rank(timeline)):
         moment = _fullest(_events_of_rank(timeline, actions, accounts.usages))
         ranks.append(accounts.rank(rank, moment, schedule.rows[rank], True))
-    return MemoryReport(ranks=tuple(ranks), capacity=plan.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
 
 
-def memory_of_rows(plan: Plan, schedule: Schedule, assumed: Assumptions | None = None) -> MemoryReport:
+def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> MemoryReport:
     """The same from the rows alone: a rank's steps follow each other, so its peak does not depend on when they run."""
-    accounts = _Accounts(plan, schedule, assumed)
+    accounts = _Accounts(built, schedule, assumed)
     lone = _Lone(accounts.usages)
     ranks = []
     for rank, row in enumerate(schedule.rows):
         moment = _fullest(event for place, step in enumerate(row) for event in lone.events(step, place))
         ranks.append(accounts.rank(rank, moment, row, False))
-    return MemoryReport(ranks=tuple(ranks), capacity=plan.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
 
 
 def curve_of(
-    plan: Plan, schedule: Schedule, timeline: Timeline, rank: int, assumed: Assumptions | None = None
+    built: PricedModel, schedule: Schedule, timeline: Timeline, rank: int, assumed: Assumptions | None = None
 ) -> Curve:
     """Memory of one rank over time, by group."""
-    accounts = _Accounts(plan, schedule, assumed)
+    accounts = _Accounts(built, schedule, assumed)
     always: dict[str, float] = dict.fromkeys(GROUPS, 0.0)
     for item in accounts.always(rank):
         always[item.group] += item.bytes

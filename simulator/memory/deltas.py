@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.engine.lower import Plan, Programs
-from simulator.engine.program import Program, runs_of
+from simulator.engine.lower import PricedModel, Programs
+from simulator.engine.program import Program, sequences_of
 from simulator.memory.temporary import Footprint, footprints, temporary
 from simulator.schedule import Pair, Step
 
@@ -44,10 +44,10 @@ class _Half:
 class Usages:
     """Usage of every step of a plan's schedule; equal steps share one."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.programs = Programs(plan)
-        self.prints: dict[str, Footprint] = footprints(plan.shapes, plan.blocks, plan.scenario.cluster.gpu.sms)
+    def __init__(self, built: PricedModel) -> None:
+        self.built = built
+        self.programs = Programs(built)
+        self.prints: dict[str, Footprint] = footprints(built.shapes, built.blocks, built.scenario.cluster.gpu.sms)
         self.heads: dict[tuple[str, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 
@@ -55,7 +55,7 @@ class Usages:
         """The usage of a step."""
         program = self.programs.of(step)
         if id(program) not in self.made:
-            self.made[id(program)] = self.made_of(step, program, self.plan.stages)
+            self.made[id(program)] = self.made_of(step, program, self.built.stages)
         return self.made[id(program)]
 
     def made_of(self, step: Step, program: Program, stages: Sequence[tuple[str, ...]]) -> Usage:
@@ -70,7 +70,7 @@ class Usages:
         else:
             halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
         needs = [temporary(half.action, [self.prints[kind] for kind in half.kinds]) for half in halves]
-        beside = self.plan.scenario.stack.overlapped_pair
+        beside = self.built.scenario.stack.overlapped_pair
         changes = [change for half in halves for change in self._changes(program, half)]
         return Usage(program, tuple(changes), sum(needs) if beside else max(needs))
 
@@ -86,10 +86,10 @@ class Usages:
     def _heads(self, kind: str, forward: bool) -> tuple[str, ...]:
         """The ops that runs of a block begin with."""
         if (kind, forward) not in self.heads:
-            block = self.plan.blocks[kind]
+            block = self.built.blocks[kind]
             segments = block.forward if forward else block.backward
-            runs = [run for segment in segments for run in runs_of(segment, self.plan.price)]
-            self.heads[kind, forward] = tuple(run.ops[0].op.name for run in runs)
+            sequences = [sequence for segment in segments for sequence in sequences_of(segment, self.built.price)]
+            self.heads[kind, forward] = tuple(sequence.ops[0].op.name for sequence in sequences)
         return self.heads[kind, forward]
 
     def _of_block(self, kind: str, action: str, begun: int, ended: int) -> list[Change]:
@@ -102,7 +102,7 @@ class Usages:
             return [Change(ended, False, kind, -one.saved)]
         if action == "I":
             return [Change(ended, False, kind, -one.saved), late]
-        if not any(segment.direction == "B" for segment in self.plan.blocks[kind].backward):
+        if not any(segment.direction == "B" for segment in self.built.blocks[kind].backward):
             return [Change(ended, False, kind, -one.saved)]  # no input gradient: kept from F until W
         return [Change(ended, False, late.label, -one.for_weights)]
 
@@ -120,9 +120,9 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     found: list[tuple[int, int] | None] = [None] * len(heads)
     seen: dict[str, int] = defaultdict(int)
     for at, step in enumerate(program.steps):
-        if step.run.name.endswith(".F") is not forward:
+        if step.sequence.name.endswith(".F") is not forward:
             continue
-        name = step.run.ops[0].op.name
+        name = step.sequence.ops[0].op.name
         place = holders[name][seen[name]]
         seen[name] += 1
         first = found[place]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-from simulator.engine.lower import Plan
+from simulator.engine.lower import PricedModel
 from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
 from simulator.memory.account import memory_of_rows
@@ -50,35 +50,35 @@ class Measure:
     saves: float
 
 
-Change = Callable[[Plan, Assumptions], tuple[Plan, Assumptions]]
+Change = Callable[[PricedModel, Assumptions], tuple[PricedModel, Assumptions]]
 
 
-def _rebuilt(plan: Plan, shapes: Shapes) -> Plan:
-    return replace(plan, shapes=shapes, blocks=build_blocks(shapes, plan.scenario.cluster.gpu.sms))
+def _rebuilt(built: PricedModel, shapes: Shapes) -> PricedModel:
+    return replace(built, shapes=shapes, blocks=build_blocks(shapes, built.scenario.cluster.gpu.sms))
 
 
 def _as(cls: type[Shapes]) -> Change:
-    def change(plan: Plan, assumed: Assumptions) -> tuple[Plan, Assumptions]:
-        return _rebuilt(plan, cls(**{f.name: getattr(plan.shapes, f.name) for f in fields(plan.shapes)})), assumed
+    def change(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
+        return _rebuilt(built, cls(**{f.name: getattr(built.shapes, f.name) for f in fields(built.shapes)})), assumed
 
     return change
 
 
 def _assume(**values: float | bool) -> Change:
-    def change(plan: Plan, assumed: Assumptions) -> tuple[Plan, Assumptions]:
-        return plan, replace(assumed, **values)  # type: ignore[arg-type]
+    def change(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
+        return built, replace(assumed, **values)  # type: ignore[arg-type]
 
     return change
 
 
-def _bf16_activations(plan: Plan, assumed: Assumptions) -> tuple[Plan, Assumptions]:
-    return _rebuilt(plan, replace(plan.shapes, recipe="bf16")), assumed
+def _bf16_activations(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
+    return _rebuilt(built, replace(built.shapes, recipe="bf16")), assumed
 
 
-def _all(plan: Plan, assumed: Assumptions) -> tuple[Plan, Assumptions]:
-    job = replace(plan.shapes.job, layout=replace(plan.shapes.job.layout, recompute="none"))
+def _all(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
+    job = replace(built.shapes.job, layout=replace(built.shapes.job.layout, recompute="none"))
     back = replace(assumed, ema_on_gpu=True, share_mtp=False, moment=4.0)
-    return _rebuilt(plan, replace(plan.shapes, recipe="bf16", job=job)), back
+    return _rebuilt(built, replace(built.shapes, recipe="bf16", job=job)), back
 
 
 _REPORT = "arXiv 2412.19437, section "
@@ -94,16 +94,16 @@ MEASURES: tuple[tuple[str, str, Change], ...] = (
 )
 
 
-def measures(plan: Plan, schedule: Schedule, assumed: Assumptions | None = None) -> list[Measure]:
+def measures(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> list[Measure]:
     """What each measure saves on the worst rank; meaningful for a plan that takes them."""
-    with_all = assumed or assumptions_for(plan.scenario)
-    peak = memory_of_rows(plan, schedule, with_all).peak
+    with_all = assumed or assumptions_for(built.scenario)
+    peak = memory_of_rows(built, schedule, with_all).peak
     out = []
     for name, source, change in MEASURES:
-        other = memory_of_rows(*_with(schedule, *change(plan, with_all))).peak
+        other = memory_of_rows(*_with(schedule, *change(built, with_all))).peak
         out.append(Measure(name=name, source=source, peak_without=other, saves=other - peak))
     return out
 
 
-def _with(schedule: Schedule, plan: Plan, assumed: Assumptions) -> tuple[Plan, Schedule, Assumptions]:
-    return plan, schedule, assumed
+def _with(schedule: Schedule, built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Schedule, Assumptions]:
+    return built, schedule, assumed

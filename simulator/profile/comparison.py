@@ -199,12 +199,12 @@ class Comparison:
 
 def compare(recording: Recording, scenario: Scenario) -> Comparison:
     """Hold a profile against the job. Raises InputError where the profile shows no layer pair of it."""
-    plan = prepare(scenario, typical=True)[0]
+    built = prepare(scenario, typical=True)[0]
     gap = scenario.stack.kernel_gap
-    label(recording, plan)
+    label(recording, built)
     count = 1 + max((k.period for k in recording.kernels if k.phase in COMPUTE_PHASES), default=-1)
     plain = Layers(forward=Rows(), backward=Rows())
-    first = match(recording.kernels, simulated(plan, [plain] * count), gap) if count else []
+    first = match(recording.kernels, simulated(built, [plain] * count), gap) if count else []
     complete = _complete_periods(first)
     if not complete:
         raise InputError(
@@ -212,7 +212,7 @@ def compare(recording: Recording, scenario: Scenario) -> Comparison:
             f"{len(recording.kernels)} kernels; is it the profile of another job?"
         )
     periods = [_rows_of(first, period) for period in complete]
-    spans = simulated(plan, periods)
+    spans = simulated(built, periods)
     kernels = [k for k in recording.kernels if k.period in complete and k.phase]
     for kernel in kernels:
         kernel.period -= complete[0]
@@ -296,7 +296,7 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
     out = []
     for phase in COMPUTE_PHASES + COMM_PHASES:
         comm = phase in COMM_PHASES
-        keep = _exchanges if comm else _computes
+        keep = _communicates if comm else _computes
         own = [k for k in kernels if k.phase == phase and keep(k.cls)]
         if not own or not phase_spans(spans, phase):
             continue
@@ -319,12 +319,12 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
 
 def phase_spans(spans: Sequence[OpSpan], phase: str) -> list[float]:
     """Simulated span of a phase in each period [s]; of an exchange's phase without the barrier before it."""
-    keep = _exchanges if phase in COMM_PHASES else _computes
+    keep = _communicates if phase in COMM_PHASES else _computes
     ran = [s for s in spans if s.phase == phase and keep(s.priced.op.cls)]
     return [_span([(s.start, s.end) for s in ran if s.period == n]) for n in sorted({s.period for s in ran})]
 
 
-def _exchanges(cls: str) -> bool:
+def _communicates(cls: str) -> bool:
     return cls in ("comm.dispatch", "comm.combine")
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from simulator.cost.price import launches_of
-from simulator.engine.lower import Plan
+from simulator.engine.lower import PricedModel
 from simulator.profile.align import Item, align
 from simulator.profile.match import item
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
@@ -26,15 +26,15 @@ ARRIVING = "dispatch(F)"
 """The experts of a layer (`NEEDED`) start after its tokens have arrived."""
 
 
-def label(recording: Recording, plan: Plan) -> None:
+def label(recording: Recording, built: PricedModel) -> None:
     """Give every kernel its phase and period (the number of the layer pair)."""
     counted = Counter(k.cls for k in recording.kernels)
     periods = 1 + max((counted[cls] for cls in ANCHORS), default=0)
     if periods > MOST_PERIODS and any(k.phase for k in recording.kernels):
         return
     plain = Layers(forward=Rows(), backward=Rows())
-    spans = simulated(plan, [plain] * min(periods, MOST_PERIODS))
-    gap = plan.scenario.stack.kernel_gap
+    spans = simulated(built, [plain] * min(periods, MOST_PERIODS))
+    gap = built.scenario.stack.kernel_gap
     compute, comm = by_kind(recording)
     _align(compute, [s for s in spans if s.priced.op.stream == "compute"], gap)
     _align(comm, [s for s in spans if s.priced.op.stream == "comm"], gap)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from simulator.cost.price import launches_of
-from simulator.engine.kernel_sequence import ALONE, HELD, TRAFFIC, Priced
+from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, Priced
 from simulator.ops import AllToAll, Fixed
 from simulator.profile.align import Item, align
 from simulator.profile.effective import covered, effective_seconds
@@ -74,8 +74,8 @@ def _match_phase(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) 
 def _measure(kernels: Sequence[Kernel], ops: Sequence[Matched]) -> None:
     """Effective times: kernels of the compute streams share the GPU among themselves, those beside exchanges count as
     they last."""
-    beside = ("dispatch", "combine")
-    effective = effective_seconds([k for k in kernels if not k.comm and not k.phase.startswith(beside)])
+    concurrent = ("dispatch", "combine")
+    effective = effective_seconds([k for k in kernels if not k.comm and not k.phase.startswith(concurrent)])
     for one in ops:
         one.measured = sum(effective.get(id(k), k.seconds) for k in one.kernels)
 
@@ -89,8 +89,8 @@ def _predict(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) -> N
         priced = one.span.priced
         taken = launches_of(priced.op) * gap
         if isinstance(priced.op.work, AllToAll):
-            beside = _mean(one.kernels, lambda k: covered(k, computing))
-            shares = {ALONE: 1.0 - beside, TRAFFIC: beside}
+            concurrent = _mean(one.kernels, lambda k: covered(k, computing))
+            shares = {ALONE: 1.0 - concurrent, BANDWIDTH_SHARED: concurrent}
         else:
             shares = _conditions(one.kernels, held, moving)
         one.predicted = sum(share * (priced.durations[condition] - taken) for condition, share in shares.items())
@@ -99,7 +99,7 @@ def _predict(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) -> N
 def _conditions(kernels: Sequence[Kernel], held: Sequence[Interval], moving: Sequence[Interval]) -> dict[int, float]:
     traffic = _mean(kernels, lambda k: covered(k, moving))
     waiting = min(1.0 - traffic, _mean(kernels, lambda k: covered(k, held)))
-    return {ALONE: 1.0 - traffic - waiting, HELD: waiting, TRAFFIC: traffic}
+    return {ALONE: 1.0 - traffic - waiting, SM_SHARED: waiting, BANDWIDTH_SHARED: traffic}
 
 
 def _mean(kernels: Sequence[Kernel], part: Callable[[Kernel], float]) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from simulator.engine.des import simulate
-from simulator.engine.kernel_sequence import Priced, moments
-from simulator.engine.lower import Plan
+from simulator.engine.kernel_sequence import Priced, kernel_spans
+from simulator.engine.lower import PricedModel
 from simulator.engine.program import Program, pair_program, sequential_program
 from simulator.engine.tasks import Tasks
 from simulator.graph.block import Block
@@ -49,38 +49,38 @@ def phase_of(segment: str) -> str:
     return f"{name}({direction})"
 
 
-def block_of(plan: Plan, rows: Rows) -> Block:
+def block_of(built: PricedModel, rows: Rows) -> Block:
     """One layer of the job's main kind, with the given rows."""
-    shapes: Shapes = plan.shapes
+    shapes: Shapes = built.shapes
     if rows.rows:
         shapes = replace(shapes, rows=rows.rows)
     if rows.received:
         shapes = replace(shapes, received=rows.received)
-    sms = plan.scenario.cluster.gpu.sms
-    return moe_layer(shapes, sms) if plan.scenario.model.is_moe else dense_layer(shapes, sms)
+    sms = built.scenario.cluster.gpu.sms
+    return moe_layer(shapes, sms) if built.scenario.model.is_moe else dense_layer(shapes, sms)
 
 
-def program_of(plan: Plan, periods: Sequence[Layers]) -> Program:
+def program_of(built: PricedModel, periods: Sequence[Layers]) -> Program:
     """Forward layers in order against backward layers in order: the first period's layer goes back first."""
-    ahead = [block_of(plan, period.forward) for period in periods]
-    back = [block_of(plan, period.backward) for period in reversed(periods)]
-    make = pair_program if plan.scenario.stack.overlapped_pair else sequential_program
-    return make(ahead, back, plan.price, plan.slowest, plan.drawn)
+    ahead = [block_of(built, period.forward) for period in periods]
+    back = [block_of(built, period.backward) for period in reversed(periods)]
+    make = pair_program if built.scenario.stack.overlapped_pair else sequential_program
+    return make(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
 
 
-def simulated(plan: Plan, periods: Sequence[Layers]) -> list[OpSpan]:
+def simulated(built: PricedModel, periods: Sequence[Layers]) -> list[OpSpan]:
     """Every op of the pair with its times, on one rank whose links it does not share."""
-    program = program_of(plan, periods)
-    node = plan.scenario.cluster.node
+    program = program_of(built, periods)
+    node = built.scenario.cluster.node
     tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
     for step in program.steps:
-        tasks.add(step.stream, step.run, step.waits)
+        tasks.add(step.stream, step.sequence, step.waits)
     timeline = simulate(tasks)
     counts: dict[tuple[str, str], int] = defaultdict(int)
     spans: list[OpSpan] = []
-    for task, run in enumerate(tasks.run):
-        times = moments(run, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
-        for priced, (start, end) in zip(run.ops, times, strict=True):
+    for task, sequence in enumerate(tasks.sequence):
+        times = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
+        for priced, (start, end) in zip(sequence.ops, times, strict=True):
             phase = phase_of(priced.op.segment)
             key = (phase, priced.op.name)
             spans.append(OpSpan(priced=priced, phase=phase, period=counts[key], start=start, end=end))

@@ -129,19 +129,19 @@ def class_times(timeline: Timeline) -> list[ClassTime]:
     tasks = timeline.tasks
     total: dict[int, float] = defaultdict(float)
     count: dict[int, int] = defaultdict(int)
-    runs = {}
-    for run, start, end in zip(tasks.run, timeline.start, timeline.end, strict=True):
-        key = id(run)
-        runs[key] = run
+    sequences = {}
+    for sequence, start, end in zip(tasks.sequence, timeline.start, timeline.end, strict=True):
+        key = id(sequence)
+        sequences[key] = sequence
         total[key] += end - start
         count[key] += 1
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     launches: dict[tuple[str, str], float] = defaultdict(float)
     bounds: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     calibrated: dict[tuple[str, str], bool] = {}
-    for key, run in runs.items():
-        scale = total[key] / run.alone if run.alone else 0.0
-        for priced in run.ops:
+    for key, sequence in sequences.items():
+        scale = total[key] / sequence.alone if sequence.alone else 0.0
+        for priced in sequence.ops:
             which = (priced.op.cls, priced.op.stream)
             part = priced.durations[ALONE] * scale
             seconds[which] += part

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from simulator.engine.lower import Plan
+from simulator.engine.lower import PricedModel
 from simulator.engine.tasks import Timeline
 from simulator.memory import MemoryReport
 from simulator.results.metrics import ClassTime, RankTimes
 from simulator.schedule import Schedule
 from simulator.spec.scenario import Scenario
 
-SCHEMA = "foretrain.result/1"
+SCHEMA = "foretrain.result/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Result:
 
     `metrics`, `breakdown_s` (means over ranks, adding up to the step time), `ranks`, `classes` (kernel classes by
     time), `stages` (the blocks on each stage), `memory` (peaks by rank), `warnings`; and what reports look into:
-    `timeline`, `plan`, `schedule`.
+    `timeline`, `built`, `schedule`.
     """
 
     scenario: Scenario
@@ -37,7 +37,7 @@ class Result:
     warnings: list[str]
     provenance: dict[str, Any]
     timeline: Timeline
-    plan: Plan
+    built: PricedModel
     schedule: Schedule
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, lower, plan, stage_names
+from simulator.engine.lower import PricedModel, lower, price_model, stage_names
 from simulator.engine.power import demand, slowdown
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
@@ -58,7 +58,7 @@ def schedule_of(scenario: Scenario) -> Schedule:
     return schedule
 
 
-def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[Plan, Schedule]:
+def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[PricedModel, Schedule]:
     """Check a scenario, then build, price and split its blocks, at the clock its power limit allows.
 
     That of the slowest GPU, for which the others wait, or with `typical` that of a mean one, as a profile shows it.
@@ -71,25 +71,25 @@ def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[Plan, Schedul
     return powered_plan(scenario, schedule, 1 if typical else scenario.job.gpus)[0], schedule
 
 
-def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Plan, float, float | None]:
+def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[PricedModel, float, float | None]:
     """(plan, slowdown of tensor kernels, mean power demanded at full clock [W] or None without a power model).
 
     One quick pass at full clock tells what the step would draw; `gpus` wait for the slowest of them.
     """
     power = scenario.cluster.gpu.power
-    fresh = plan(scenario, schedule.stages)
+    fresh = price_model(scenario, schedule.stages)
     if power is None:
         return fresh, 1.0, None
     watts = demand(longest_path(lower(fresh, schedule)), power)
     factor = slowdown(watts, scenario.cluster.gpu, gpus)
-    return plan(scenario, schedule.stages, pace=factor), factor, watts
+    return price_model(scenario, schedule.stages, pace=factor), factor, watts
 
 
 def timeline_of(
-    plan: Plan, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
+    built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
     """Unroll and execute."""
-    tasks = lower(plan, schedule)
+    tasks = lower(built, schedule)
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -119,22 +119,22 @@ def simulate(
         warnings=warnings_of(built, classes, memory),
         provenance=provenance(scenario, engine),
         timeline=timeline,
-        plan=built,
+        built=built,
         schedule=schedule,
     )
 
 
-def warnings_of(plan: Plan, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
+def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
     """What a reader must know before believing the numbers."""
-    scenario = plan.scenario
+    scenario = built.scenario
     out = [] if memory.fits else [f"does not fit: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_habits(scenario.stack)]
-    return [*out, *_held_back(plan)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_settings(scenario.stack)]
+    return [*out, *_held_back(built)]
 
 
 def _carried(cluster: Cluster) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
         yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
 
 
-def _habits(stack: Stack) -> Iterator[str]:
+def _settings(stack: Stack) -> Iterator[str]:
     """Habits of the software that nobody measured or published, with the value that stands for them."""
     if stack.assumed:
         values = ", ".join(f"{name} = {_spelled(name, getattr(stack, name))}" for name in stack.assumed)
@@ -175,13 +175,13 @@ def _spelled(name: str, value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _held_back(plan: Plan) -> Iterator[str]:
+def _held_back(built: PricedModel) -> Iterator[str]:
     """What power does to tensor kernels."""
-    gpu, factor = plan.scenario.cluster.gpu, plan.pace
+    gpu, factor = built.scenario.cluster.gpu, built.pace
     if gpu.power is None:
-        yield f"no power model of {plan.scenario.cluster.name}: tensor kernels run at the clock of their benchmarks"
+        yield f"no power model of {built.scenario.cluster.name}: tensor kernels run at the clock of their benchmarks"
     if factor > 1.0:
-        gpus = plan.scenario.job.gpus
+        gpus = built.scenario.job.gpus
         whose = f" on the hungriest of {gpus:,} GPUs, for which all wait" if gpus > 1 else ""
         yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock{whose}"
 

@@ -58,19 +58,19 @@ class EpParams:
     `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included.
     `forward_rate` [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent
     p of the norm that joins the links' time with the SM stages' (1: one after the other, large: perfectly
-    side by side). `startup` [s]. `beside_dispatch`, `beside_combine` (>= 1): SM stages last that much longer while
-    compute fills the other SMs; the two are different kernels, one copies and one sums. Metadata is per-token work of
-    every stage: `uncached` (>= 1) are the SM stages of a dispatch that also carries its layout, gate indices and
-    weights, against one that reuses them; `weighted` (>= 1) those of a combine that also sums the gate weights'
-    gradients."""
+    side by side). `startup` [s]. `concurrent_dispatch_factor`, `concurrent_combine_factor` (>= 1): SM stages last that
+    much longer while compute fills the other SMs; the two are different kernels, one copies and one sums. Metadata is
+    per-token work of every stage: `first_dispatch_factor` (>= 1) are the SM stages of a dispatch that also carries its
+    layout, gate indices and weights, against one that reuses them; `weighted` (>= 1) those of a combine that also sums
+    the gate weights' gradients."""
 
     send_rate: float
     forward_rate: float
     overlap: float
     startup: float
-    beside_dispatch: float
-    beside_combine: float
-    uncached: float
+    concurrent_dispatch_factor: float
+    concurrent_combine_factor: float
+    first_dispatch_factor: float
     weighted: float
     source: str
     assumed: bool = False

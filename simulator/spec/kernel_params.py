@@ -18,13 +18,13 @@ class GemmParams:
     """A tiled GEMM kernel: which tiles it may pick and what they cost.
 
     `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one
-    for large problems, which it keeps when others hold SMs. `stranded` SMs then stay idle, because clusters of CTAs no
-    longer fit, and a CTA that finds no SM keeps the `walk` tiles it was given beforehand for another round. `k_block`
-    is the depth of one step of the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`, a share
-    of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its write-out at `store_rate` [B/s] on
-    one SM, as far as the next tile does not hide it. A kernel pays `launch` [s], and with more than two waves of tiles
-    `reset` [s]: a kernel before it clears the counter that hands the tiles out. A few tiles with a long loop may be cut
-    along K into up to `split` parts, which a second kernel (`reset` again) adds up.
+    for large problems, which it keeps when others hold SMs. `unusable_sms` SMs then stay idle, because clusters of CTAs
+    no longer fit, and a CTA that finds no SM keeps the `tiles_per_cta` tiles it was given beforehand for another round.
+    `k_block` is the depth of one step of the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`,
+    a share of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its write-out at `store_rate`
+    [B/s] on one SM, as far as the next tile does not hide it. A kernel pays `launch` [s], and with more than two waves
+    of tiles `reset` [s]: a kernel before it clears the counter that hands the tiles out. A few tiles with a long loop
+    may be cut along K into up to `split` parts, which a second kernel (`reset` again) adds up.
 
     `power_rate` is the share of the tensor peak that the whole GPU reaches whatever its SMs could: what its power and
     L2 sustain for the length of a kernel. `loop_rate` (0: the same): for that of a benchmark's loop; inside a step of a
@@ -39,11 +39,11 @@ class GemmParams:
     columns) the library takes its last tile whatever the others would cost (0: always the fastest), or, until two of a
     group's rows, columns and depth reach `large`, one of its last two. The first `one_wave` tiles it takes only where
     one wave is enough. `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again
-    for the next. `sized`: a masked product starts only as many CTAs as its expected rows need in the fewest waves, and
-    has to do with them whatever rows come.
+    for the next. `grid_from_expected_m`: a masked product starts only as many CTAs as its expected rows need in the
+    fewest waves, and has to do with them whatever rows come.
 
-    `dirty` is the share of L2 that holds what other kernels wrote and memory has not got yet: a kernel that needs the
-    room writes it back first.
+    `l2_writeback` is the share of L2 that holds what other kernels wrote and memory has not got yet: a kernel that
+    needs the room writes it back first.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -64,16 +64,16 @@ class GemmParams:
     fill: float = 0.0
     traffic: float = 0.0
     row_align: int = 1
-    stranded: int = 0
-    walk: int = 1
+    unusable_sms: int = 0
+    tiles_per_cta: int = 1
     cluster: tuple[int, int] = (1, 1)
     cluster_sms: int = 0
     few: int = 0
     large: int = 0
     one_wave: int = 0
     by_columns: bool = False
-    sized: bool = False
-    dirty: float = 0.0
+    grid_from_expected_m: bool = False
+    l2_writeback: float = 0.0
     source: str
     range: str = ""
     assumed: bool = False
@@ -126,8 +126,8 @@ class StreamParams:
     `bandwidth` is the attainable share of the displayed memory bandwidth, `sm_rate` [B/s] what one SM can move (0: no
     limit), `l2_gain` how many times faster bytes go that are still in L2 (1: no gain). `wave_time`: a kernel whose grid
     exactly fills the GPU runs in another wave when SMs are taken; that wave lasts this share of the first.
-    `traffic`: see `GemmParams`; `beside` [s] is what the start of the kernel takes longer beside a communication kernel
-    (one that moves `Kernels.comm_traffic`; less in proportion).
+    `traffic`: see `GemmParams`; `concurrent_delay` [s] is what the start of the kernel takes longer beside a
+    communication kernel (one that moves `Kernels.comm_traffic`; less in proportion).
 
     A CTA waits for its own loads: it lasts `cta_time` [s] and its part of the bytes at `cta_rate` [B/s] (0: no limit),
     together at most `cta_most` [s] (0: no such limit). `resident` CTAs fit on an SM (threads, registers, shared
@@ -140,7 +140,7 @@ class StreamParams:
     l2_gain: float = 1.0
     wave_time: float = 1.0
     traffic: float = 1.0
-    beside: float = 0.0
+    concurrent_delay: float = 0.0
     cta_time: float = 0.0
     cta_rate: float = 0.0
     cta_most: float = 0.0

@@ -32,7 +32,7 @@ class Stack:
     ZeRO-3 are copied out of the buffer they are gathered into, and gradients into the one they are reduced from.
     `gradients_zeroed`: a kernel clears the gradients behind the update (else they are dropped, and written anew).
     `tp_regather`: of a gathered input only this rank's part is kept; in backward it is gathered again beside the input
-    gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_product`, `host_collective`:
+    gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_gemm`, `host_collective`:
     time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
     (`simulator.engine.host`). `norm_kernels`: whose norm kernels run, as `attention` (training: DeepSeek's; compiled:
     torch.compile's).
@@ -67,7 +67,7 @@ class Stack:
     norm_kernels: Literal["training", "compiled"]
     dropout: bool = False
     host_kernel: float = 0.0
-    host_product: float = 0.0
+    host_gemm: float = 0.0
     host_collective: float = 0.0
     moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, TRAFFIC, Priced
-from simulator.engine.lower import Plan
+from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, COLLECTIVE, Priced
+from simulator.engine.lower import PricedModel
 from simulator.graph.block import Block
 from simulator.results.simulate import prepare
 from simulator.spec.scenario import Scenario
@@ -17,10 +17,10 @@ from simulator.studies.kernel.answer import work_dict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedOp:
-    """One op of a block: `alone`, `beside` an exchange and `beside_collective` of a whole node [s], the gaps behind its
-    kernels included.
+    """One op of a block: `alone`, `concurrent` an exchange and `concurrent_collective` of a whole node [s], the gaps
+    behind its kernels included.
 
-    For an exchange, `beside` means beside compute.
+    For an exchange, `concurrent` means beside compute.
     """
 
     block: str
@@ -33,12 +33,12 @@ class ExplainedOp:
         return self.priced.durations[ALONE]
 
     @property
-    def beside(self) -> float:
+    def concurrent(self) -> float:
         """Beside an exchange that moves memory; an exchange beside compute [s]."""
-        return self.priced.durations[TRAFFIC]
+        return self.priced.durations[BANDWIDTH_SHARED]
 
     @property
-    def beside_collective(self) -> float:
+    def concurrent_collective(self) -> float:
         """Beside a collective of a whole node, as one that gathers parameters or reduces gradients [s]."""
         return self.priced.durations[COLLECTIVE]
 
@@ -57,8 +57,8 @@ class ExplainedOp:
             "work": work_dict(op),
             "flop": op.flops,
             "alone_us": self.alone * 1e6,
-            "beside_us": self.beside * 1e6,
-            "beside_collective_us": self.beside_collective * 1e6,
+            "concurrent_us": self.concurrent * 1e6,
+            "concurrent_collective_us": self.concurrent_collective * 1e6,
             "bound_by": cost.bound_by,
             "formula": cost.formula,
             "terms": dict(cost.terms),
@@ -103,17 +103,17 @@ class Explanation:
 
 def explain(scenario: Scenario, pattern: str = "*") -> Explanation:
     """Explain the ops whose name, class or segment fits `pattern` (as in `attn.*`, `gemm.fp8*`, `mlp.W`)."""
-    plan = prepare(scenario)[0]
-    ops = tuple(one for one in _ops(plan) if _fits(one, pattern))
-    return Explanation(scenario=scenario, ops=ops, blocks=tuple(_times(plan, kind) for kind in plan.blocks))
+    built = prepare(scenario)[0]
+    ops = tuple(one for one in _ops(built) if _fits(one, pattern))
+    return Explanation(scenario=scenario, ops=ops, blocks=tuple(_times(built, kind) for kind in built.blocks))
 
 
-def _ops(plan: Plan) -> Iterator[ExplainedOp]:
-    for kind, block in plan.blocks.items():
+def _ops(built: PricedModel) -> Iterator[ExplainedOp]:
+    for kind, block in built.blocks.items():
         for half, segments in (("forward", block.forward), ("backward", block.backward)):
             for segment in segments:
                 for op in segment.ops:
-                    yield ExplainedOp(block=kind, half=half, priced=plan.price(op))
+                    yield ExplainedOp(block=kind, half=half, priced=built.price(op))
 
 
 def _fits(one: ExplainedOp, pattern: str) -> bool:
@@ -122,14 +122,14 @@ def _fits(one: ExplainedOp, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
-def _times(plan: Plan, kind: str) -> BlockTime:
-    block: Block = plan.blocks[kind]
+def _times(built: PricedModel, kind: str) -> BlockTime:
+    block: Block = built.blocks[kind]
     parts = dict.fromkeys(("F", "R", "I", "W", "comm"), 0.0)
     for op in block.ops():
-        parts["comm" if op.stream == "comm" else op.part] += plan.price(op).durations[ALONE]
+        parts["comm" if op.stream == "comm" else op.part] += built.price(op).durations[ALONE]
     return BlockTime(
         kind=kind,
-        count=sum(stage.count(kind) for stage in plan.stages),
+        count=sum(stage.count(kind) for stage in built.stages),
         forward=parts["F"],
         recomputed=parts["R"],
         input_gradient=parts["I"],

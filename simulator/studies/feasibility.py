@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from simulator.estimate.shared_prices import Kits
+from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import Problem, check
 from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.results.simulate import prepare
@@ -37,11 +37,11 @@ def problems(scenario: Scenario) -> list[Problem]:
     found = check(scenario)
     if any(problem.severity == "error" for problem in found):
         return found
-    plan, schedule = prepare(scenario)
-    memory = memory_of_rows(plan, schedule)
+    built, schedule = prepare(scenario)
+    memory = memory_of_rows(built, schedule)
     more = [
         *_memory(scenario, memory),
-        *_balance(scenario, plan.stages, plan.block_seconds, schedule),
+        *_balance(scenario, built.stages, built.block_seconds, schedule),
     ]
     return sorted([*found, *more], key=lambda problem: problem.severity)
 
@@ -72,10 +72,10 @@ def told(found: Sequence[Fix]) -> str:
 
 def fixes(scenario: Scenario) -> list[Fix]:
     """Single changes under which the scenario runs and fits, the least time per token first."""
-    kits = Kits(keep=2)
+    memo = SharedPricesMemo(keep=2)
     found = []
     for change, job in _changes(scenario):
-        candidate = judge(0, replace(scenario, job=job), kits)
+        candidate = judge(0, replace(scenario, job=job), memo)
         if candidate.status == "ok":
             found.append(Fix(change=change, candidate=candidate))
     return sorted(found, key=lambda fix: (fix.candidate.by("time"), fix.change))
@@ -150,7 +150,7 @@ def ramp(scenario: Scenario, sizes: Sequence[int]) -> Iterator[Problem]:
 
 def substitutes(scenario: Scenario) -> list[Fix]:
     """Schedules, and numbers of GPUs, that run a batch which the scenario's own schedule cannot, the cheapest first."""
-    job, kits, found = scenario.job, Kits(keep=2), []
+    job, memo, found = scenario.job, SharedPricesMemo(keep=2), []
     tried = [
         (f"layout.schedule={name}", replace(job, layout=replace(job.layout, schedule=name)))
         for name in SCHEDULES
@@ -158,7 +158,7 @@ def substitutes(scenario: Scenario) -> list[Fix]:
     ]
     tried += [(f"gpus={job.gpus * part // 4}", replace(job, gpus=job.gpus * part // 4)) for part in (3, 2, 1)]
     for change, other in tried:
-        candidate = judge(0, replace(scenario, job=other), kits)
+        candidate = judge(0, replace(scenario, job=other), memo)
         if candidate.status == "ok":
             found.append(Fix(change=change, candidate=candidate))
     return sorted(found, key=lambda fix: (fix.candidate.by("cost"), fix.change))

@@ -58,7 +58,7 @@ class Knob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swing:
+class Bar:
     """The step time [s] at both ends of a knob's range."""
 
     knob: Knob
@@ -76,7 +76,7 @@ class Tornado:
 
     base: float
     engine: Engine
-    swings: tuple[Swing, ...]
+    swings: tuple[Bar, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -207,7 +207,7 @@ def tornado(
     base = times[0] or 0.0
     ends = [base if one is None else one for one in times[1:]]
     swings = [
-        Swing(knob=knob, at_low=low, at_high=high) for knob, low, high in zip(moved, ends[::2], ends[1::2], strict=True)
+        Bar(knob=knob, at_low=low, at_high=high) for knob, low, high in zip(moved, ends[::2], ends[1::2], strict=True)
     ]
     kept = [swing for swing in swings if swing.width() > 1e-9 * base]
     return Tornado(base=base, engine=engine, swings=tuple(sorted(kept, key=lambda s: (-s.width(), s.knob.path))))

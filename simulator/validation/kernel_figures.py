@@ -9,7 +9,7 @@ from simulator.studies.kernel import Question, answer
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure, Row, row_of
 from simulator.validation.named_models import cluster
-from simulator.validation.rows import collective_time, exchange_time
+from simulator.validation.rows import all_to_all_time, collective_time
 
 TOLERANCE = 0.02
 """How much dearer an exchange may be and still count as costing the same."""
@@ -131,7 +131,7 @@ def collective(figure: Figure) -> float:
     return _scaled(figure, row, collective_time(row, cluster(row["hardware"])))
 
 
-def exchange(figure: Figure) -> float:
+def all_to_all(figure: Figure) -> float:
     """Time or bandwidth of an expert dispatch or combine."""
     row = _described(figure)
     if row["table"] not in ("fabric_ep", "fabric_low_latency"):
@@ -141,7 +141,7 @@ def exchange(figure: Figure) -> float:
     known = hardware.fabric.ep if throughput else hardware.fabric.low_latency
     if row["kernels"] not in known:
         raise CannotCompute(f"no parameters of these kernels ({row['kernels']}) on {row['hardware']}")
-    return _scaled(figure, row, exchange_time(row, hardware, low_latency=not throughput))
+    return _scaled(figure, row, all_to_all_time(row, hardware, low_latency=not throughput))
 
 
 def latency(figure: Figure) -> float:

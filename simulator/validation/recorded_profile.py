@@ -16,8 +16,8 @@ from simulator.validation.training_figures import V3
 
 @lru_cache(maxsize=2)
 def _pair(periods: tuple[Layers, ...]) -> list[OpSpan]:
-    plan = prepare(load_scenario(V3), typical=True)[0]
-    return simulated(plan, periods)
+    built = prepare(load_scenario(V3), typical=True)[0]
+    return simulated(built, periods)
 
 
 def trace_pair(figure: Figure) -> float:

@@ -27,7 +27,7 @@ def collective_time(row: Mapping[str, str], cluster: Cluster) -> float:
     return collective_cost(work, cluster).duration
 
 
-def exchange_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bool) -> float:
+def all_to_all_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bool) -> float:
     """Time of a dispatch or combine of `fabric_ep` or `fabric_low_latency` [s]."""
     work = AllToAll(
         direction="dispatch" if row["direction"] == "dispatch" else "combine",
@@ -48,7 +48,7 @@ def exchange_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bool
         f"comm.{work.direction}",
         cluster,
         sms=int(row.get("sms") or 0),
-        beside_compute=row.get("beside_compute") == "1",
+        concurrent_with_compute=row.get("beside_compute") == "1",
         dispatcher=row["kernels"],
         scored=int(row.get("scored") or 2),
     ).duration

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.lower import plan
+from simulator.engine.lower import price_model
 from simulator.inputs import load_scenario
 from simulator.results.simulate import Engine, schedule_of, simulate
 from simulator.spec.job import Job
@@ -100,7 +100,7 @@ def v2_per_trillion(figure: Figure) -> float:
 def v3_compute_to_comm(figure: Figure) -> float:
     """Compute of a MoE layer, forward and backward, over its exchanges, each alone."""
     scenario = load_scenario(V3)
-    built = plan(scenario, schedule_of(scenario).stages)
+    built = price_model(scenario, schedule_of(scenario).stages)
     ops = [built.price(op) for op in built.blocks["moe"].ops()]
     comm = sum(one.durations[ALONE] for one in ops if one.op.stream == "comm")
     return sum(one.durations[ALONE] for one in ops if one.op.stream == "compute") / comm

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from both import BATCH, LENGTH, MODELS, recomputed, write_config
 
-from simulator.engine.lower import Plan, plan
+from simulator.engine.lower import PricedModel, price_model
 from simulator.inputs import load_scenario
 from simulator.memory.account import memory_of_rows
 from simulator.schedule import SCHEDULES, Pair, Schedule, build, format_schedule, peak_in_flight, stages_of, stages_on
@@ -94,7 +94,7 @@ def test_messages_cross_ranks_once_per_stage_border(name: str) -> None:
     assert sum(result.messages) == 2 * schedule.microbatches * (schedule.stages - 1 - turns)
 
 
-def planned(name: str, model: str, folder: Path, policy: str) -> tuple[Plan, Run]:
+def planned(name: str, model: str, folder: Path, policy: str) -> tuple[PricedModel, Run]:
     """The simulator's plan and the reference's run of one model, with two layers a stage and one more on the first."""
     stages, vpp = stages_of(name, RANKS, VIRTUAL.get(name, 1)), VIRTUAL.get(name, 1)
     cfg, family = replace(MODELS[model][0], num_hidden_layers=2 * stages + 1), MODELS[model][1]
@@ -108,7 +108,7 @@ def planned(name: str, model: str, folder: Path, policy: str) -> tuple[Plan, Run
         ],
     )
     run = Run(cfg=cfg, counter=Counter(), recompute=recomputed("bf16", policy))
-    return plan(scenario, stages), run
+    return price_model(scenario, stages), run
 
 
 @pytest.mark.parametrize("model", ["v3", "qwen3-moe"])

@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, lower
+from simulator.engine.lower import PricedModel, lower
 from simulator.inputs import load_scenario
 from simulator.results.simulate import prepare
 from simulator.schedule import Schedule
@@ -24,7 +24,7 @@ from simulator.schedule import Schedule
 JOB = "deepseek-v3-pretrain"
 
 
-def prepared(*overrides: str) -> tuple[Plan, Schedule]:
+def prepared(*overrides: str) -> tuple[PricedModel, Schedule]:
     return prepare(load_scenario(JOB, overrides))
 
 
@@ -58,24 +58,24 @@ def test_prepare(benchmark: BenchmarkFixture) -> None:
 
 def test_lower(benchmark: BenchmarkFixture) -> None:
     """Unrolling the schedule into tasks."""
-    plan, schedule = prepared()
-    tasks = benchmark(lower, plan, schedule)
+    built, schedule = prepared()
+    tasks = benchmark(lower, built, schedule)
     benchmark.extra_info["tasks"] = len(tasks.lane)
 
 
 @pytest.mark.parametrize("engine", [run_events, longest_path], ids=["events", "longest-path"])
 def test_engine(benchmark: BenchmarkFixture, engine: Callable[[object], object]) -> None:
     """One pass of each engine over the full step."""
-    plan, schedule = prepared()
-    tasks = lower(plan, schedule)
+    built, schedule = prepared()
+    tasks = lower(built, schedule)
     benchmark.pedantic(engine, args=(tasks,), rounds=3)
 
 
 @pytest.mark.parametrize("microbatches", [60, 120, 240, 480])
 def test_growth_in_microbatches(benchmark: BenchmarkFixture, microbatches: int) -> None:
     """Time per microbatch should stay the same."""
-    plan, schedule = prepared(f"batch.global_batch_size={128 * microbatches}")
-    tasks = lower(plan, schedule)
+    built, schedule = prepared(f"batch.global_batch_size={128 * microbatches}")
+    tasks = lower(built, schedule)
     benchmark.pedantic(run_events, args=(tasks,), rounds=1)
     benchmark.extra_info["us_per_microbatch"] = round(benchmark.stats["mean"] / microbatches * 1e6)
 
@@ -83,7 +83,7 @@ def test_growth_in_microbatches(benchmark: BenchmarkFixture, microbatches: int) 
 @pytest.mark.parametrize("layers", [31, 61, 122])
 def test_growth_in_layers(benchmark: BenchmarkFixture, layers: int) -> None:
     """Time per layer should stay the same."""
-    plan, schedule = prepared(f"model.num_hidden_layers={layers}")
-    tasks = lower(plan, schedule)
+    built, schedule = prepared(f"model.num_hidden_layers={layers}")
+    tasks = lower(built, schedule)
     benchmark.pedantic(run_events, args=(tasks,), rounds=1)
     benchmark.extra_info["us_per_layer"] = round(benchmark.stats["mean"] / layers * 1e6)

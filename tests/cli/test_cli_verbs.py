@@ -67,7 +67,7 @@ def test_colour_where_it_is_forced(run: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_json_of_simulate_holds_what_programs_read(run: Any) -> None:
     result = numbers(run, "simulate", "tiny-dualpipe")
-    assert result["schema"] == "foretrain.result/1"
+    assert result["schema"] == "foretrain.result/2"
     assert {"scenario", "metrics", "breakdown_s", "ranks", "warnings", "provenance"} <= set(result)
     assert sum(result["breakdown_s"].values()) == pytest.approx(result["metrics"]["step_time_s"])
     assert len(result["ranks"]) == 4

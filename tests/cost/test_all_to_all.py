@@ -36,7 +36,9 @@ COMBINE = replace(V3, direction="combine", bytes_per_token=14336)
 def price(
     work: AllToAll, cluster: Cluster = H800, *, sms: int = 20, busy: bool = False, kernels: str = "deepep"
 ) -> Cost:
-    return all_to_all_cost(work, f"comm.{work.direction}", cluster, sms=sms, beside_compute=busy, dispatcher=kernels)
+    return all_to_all_cost(
+        work, f"comm.{work.direction}", cluster, sms=sms, concurrent_with_compute=busy, dispatcher=kernels
+    )
 
 
 def faster(cluster: Cluster, *, nvlink: float = 1.0, nic: float = 1.0) -> Cluster:
@@ -124,19 +126,21 @@ def test_the_library_pays_for_every_copy() -> None:
 
 def test_an_exchange_lasts_as_long_as_around_the_fullest_rank() -> None:
     """Its NVLink carries that much more, its node's NICs an eighth of the excess; a plain all-to-all all of it."""
-    even, full = (dict(price(replace(V3, fullest=fullest)).terms) for fullest in (1.0, 1.8))
+    even, full = (dict(price(replace(V3, imbalance=imbalance)).terms) for imbalance in (1.0, 1.8))
     assert full["nvlink_s"] == pytest.approx(1.8 * even["nvlink_s"])
     for stage in ("nic_s", "forward_s"):
         assert full[stage] == pytest.approx(1.1 * even[stage])
     assert full["send_s"] == even["send_s"]
     for kernels, work in (("nccl", replace(V3, tokens=10**7)), ("deepep", replace(DECODING, tokens=10**6))):
-        assert price(replace(work, fullest=1.8), kernels=kernels).duration > 1.3 * price(work, kernels=kernels).duration
+        assert (
+            price(replace(work, imbalance=1.8), kernels=kernels).duration > 1.3 * price(work, kernels=kernels).duration
+        )
 
 
 @given(st.floats(1.0, 8.0), st.floats(1.0, 2.0), st.sampled_from(["dispatch", "combine"]))
-def test_a_fuller_rank_is_never_faster(fullest: float, more: float, direction: str) -> None:
-    work = replace(V3, direction=direction, fullest=fullest)  # type: ignore[arg-type]
-    assert price(work).duration <= price(replace(work, fullest=fullest * more)).duration * (1 + 1e-12)
+def test_a_fuller_rank_is_never_faster(imbalance: float, more: float, direction: str) -> None:
+    work = replace(V3, direction=direction, imbalance=imbalance)  # type: ignore[arg-type]
+    assert price(work).duration <= price(replace(work, imbalance=imbalance * more)).duration * (1 + 1e-12)
 
 
 def test_one_rank_moves_nothing() -> None:

@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from hardware_profiles.calibration import beside, faster, fit_fabric, fit_kernels, other_gpus
+from hardware_profiles.calibration import concurrent, faster, fit_fabric, fit_kernels, other_gpus
 from hardware_profiles.calibration import report as reports
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, errors, predict
@@ -102,7 +102,7 @@ def test_shapes_that_nobody_had_seen() -> None:
 )
 def test_kernels_beside_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
     """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries."""
-    rows = [s for s in beside.beside_collectives() if s.cls == cls]
+    rows = [s for s in concurrent.concurrent_collectives() if s.cls == cls]
     assert errors(cls, "h100", "beside", rows, kernels_of("h100")).mape <= limit
 
 
@@ -157,12 +157,12 @@ def test_long_streaming_kernels_of_the_trace_one_by_one() -> None:
     ],
 )
 def test_the_contention_table_is_reproduced(case: str, limit: float) -> None:
-    rows = [s for s in beside.contention() if s.label == case]
+    rows = [s for s in concurrent.contention() if s.label == case]
     assert errors(case, "h200", "contention", rows, kernels_of("h200")).mape <= limit
 
 
 def test_norm_hardly_notices_sms_but_notices_traffic() -> None:
-    rows = [s for s in beside.contention() if s.label.startswith("rmsnorm")]
+    rows = [s for s in concurrent.contention() if s.label.startswith("rmsnorm")]
     times = {(s.sms, s.traffic > 0): predict(s, kernels_of("h200")) for s in rows}
     assert times[68, False] == pytest.approx(times[132, False], rel=0.05)
     assert times[68, True] > 1.3 * times[132, False]
@@ -289,9 +289,9 @@ READS = """
 import sys
 opened = set()
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
-from hardware_profiles.calibration import beside, fit_fabric, fit_kernels, fit_power
+from hardware_profiles.calibration import concurrent, fit_fabric, fit_kernels, fit_power
 fit_kernels.everything(), fit_kernels.fixed_classes()
-beside.contention(), beside.beside_traffic(), beside.beside_collectives()
+concurrent.contention(), concurrent.concurrent_traffic(), concurrent.concurrent_collectives()
 [fit_fabric.solve(fit) for fit in fit_fabric.FITS], fit_fabric.prices(), fit_fabric.hops(), fit_fabric.judged()
 fit_power.fit("h100"), fit_power.fit("h200")
 print("\\n".join(sorted(opened)))

@@ -103,8 +103,8 @@ def test_large_is_bound_by_the_tensor_cores() -> None:
 def test_a_neighbours_traffic_slows() -> None:
     work, kernels = fp8(4096, 7168, 4096), kernels_of("h800")
     alone = gemm_cost(work, "gemm.fp8.grouped", H800, kernels, Share(sms=112))
-    beside = gemm_cost(work, "gemm.fp8.grouped", H800, kernels, Share(sms=112, partner_traffic=3e11))
-    assert alone.duration < beside.duration < 1.3 * alone.duration
+    concurrent = gemm_cost(work, "gemm.fp8.grouped", H800, kernels, Share(sms=112, partner_traffic=3e11))
+    assert alone.duration < concurrent.duration < 1.3 * alone.duration
 
 
 def test_a_single_wave_jumps_when_it_no_longer_fits() -> None:
@@ -132,7 +132,7 @@ def test_a_few_tiles_are_cut_along_k() -> None:
 
 def test_a_cta_without_an_sm_keeps_its_tiles_for_another_round() -> None:
     """264 tiles, two to each of 132 CTAs: with 131 SMs left the last CTA's two come after the others'."""
-    kernels, tile = one_class(replace(PLAIN, walk=2)), 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
+    kernels, tile = one_class(replace(PLAIN, tiles_per_cta=2)), 2 * 128 * 128 * 1024 / (H800.peak.fp8 / 132)
     times = [
         gemm_cost(fp8(128, 128 * 264, 1024), "gemm.fp8", H800, kernels, Share(sms=sms)).duration for sms in (132, 131)
     ]
@@ -170,7 +170,7 @@ def test_a_masked_product_has_ctas_for_the_rows_expected() -> None:
     """100 tiles expected, one CTA each; 20 groups of more rows make 120, which 132 SMs would have room for."""
     work = Gemm(m=128, n=128, k=1024, precision="fp8_block", form="masked", groups=100)
     uneven = replace(work, rows=(156,) * 20 + (100,) * 80)
-    assert [terms_of(w, sized=True)["waves"] for w in (work, uneven)] == [1, 2]
+    assert [terms_of(w, grid_from_expected_m=True)["waves"] for w in (work, uneven)] == [1, 2]
     assert terms_of(uneven)["waves"] == 1
     assert uneven.flops == 2.0 * (156 * 20 + 100 * 80) * 128 * 1024
     assert gemm_bytes(uneven) == 100 * 128 * 1024 + (156 * 20 + 100 * 80) * (1024 + 2 * 128)
@@ -179,11 +179,11 @@ def test_a_masked_product_has_ctas_for_the_rows_expected() -> None:
 def test_what_others_left_in_l2_is_written_back() -> None:
     """Half of L2 is dirty: a few bytes push half as many out, many bytes half of L2, and memory takes that longer."""
     few, many = fp8(16, 512, 512), fp8(8192, 8192, 65536)
-    assert terms_of(few, dirty=0.5)["written_back_bytes"] == pytest.approx(0.5 * gemm_bytes(few), rel=0.01)
-    assert terms_of(many, dirty=0.5)["written_back_bytes"] == pytest.approx(0.5 * H800.l2_bytes, rel=0.01)
+    assert terms_of(few, l2_writeback=0.5)["written_back_bytes"] == pytest.approx(0.5 * gemm_bytes(few), rel=0.01)
+    assert terms_of(many, l2_writeback=0.5)["written_back_bytes"] == pytest.approx(0.5 * H800.l2_bytes, rel=0.01)
     assert "written_back_bytes" not in terms_of(few)
     slow = {"bandwidth": 1e-3}
-    longer = terms_of(many, dirty=0.5, **slow)["memory_s"] - terms_of(many, **slow)["memory_s"]
+    longer = terms_of(many, l2_writeback=0.5, **slow)["memory_s"] - terms_of(many, **slow)["memory_s"]
     assert longer == pytest.approx(0.5 * H800.l2_bytes / (1e-3 * H800.hbm_bandwidth), rel=0.01)
 
 

@@ -40,11 +40,11 @@ def cluster_of(name: str) -> Cluster:
 
 def seconds(
     cls: str, work: Work, cluster: Cluster, *, sms: int = 112, traffic: float = 0.0, comm_sms: int = 20,
-    beside: bool = False,
+    concurrent: bool = False,
 ) -> float:  # fmt: skip
     op = Op(name="x", cls=cls, part="F", segment="x.F", work=work)
     share = Share(sms=min(sms, cluster.gpu.sms), partner_traffic=traffic)
-    return price(op, cluster, share, comm_sms=comm_sms, beside=beside, dispatcher="deepep").duration
+    return price(op, cluster, share, comm_sms=comm_sms, concurrent=concurrent, dispatcher="deepep").duration
 
 
 def attention(seq: int, heads: int, backward: bool) -> Attention:
@@ -143,9 +143,11 @@ def test_a_lower_tensor_peak_never_speeds_a_kernel_up(
 
 
 @settings(max_examples=200)
-@given(one=COMMUNICATION, name=HARDWARE, nvlink=st.floats(0.05, 1.0), nic=st.floats(0.05, 1.0), beside=st.booleans())
+@given(
+    one=COMMUNICATION, name=HARDWARE, nvlink=st.floats(0.05, 1.0), nic=st.floats(0.05, 1.0), concurrent=st.booleans()
+)
 def test_slower_links_never_speed_a_message_up(
-    one: tuple[str, Work], name: str, nvlink: float, nic: float, beside: bool
+    one: tuple[str, Work], name: str, nvlink: float, nic: float, concurrent: bool
 ) -> None:
     cluster = cluster_of(name)
     node = cluster.node
@@ -157,7 +159,7 @@ def test_slower_links_never_speed_a_message_up(
             nic=replace(node.nic, bandwidth=node.nic.bandwidth * nic),
         ),
     )
-    assert seconds(*one, cluster, beside=beside) <= seconds(*one, slow, beside=beside) * SLACK
+    assert seconds(*one, cluster, concurrent=concurrent) <= seconds(*one, slow, concurrent=concurrent) * SLACK
 
 
 @settings(max_examples=100)
@@ -166,7 +168,7 @@ def test_fewer_sms_never_speed_an_exchange_up(one: tuple[str, Work], name: str, 
     cluster = cluster_of(name)
     alone = seconds(*one, cluster, comm_sms=sms)
     assert alone <= seconds(*one, cluster, comm_sms=max(1, sms - fewer)) * SLACK
-    assert alone <= seconds(*one, cluster, comm_sms=sms, beside=True) * SLACK
+    assert alone <= seconds(*one, cluster, comm_sms=sms, concurrent=True) * SLACK
 
 
 @settings(max_examples=200)

@@ -80,7 +80,7 @@ def test_an_exact_grid_needs_another_wave(blocks: int, waves: float) -> None:
 
 def test_a_neighbour_takes_its_part() -> None:
     assert priced(moved(3.35e9), traffic=3.35e11) == pytest.approx(1.1e-3)
-    assert priced(moved(0.0), traffic=3e11, beside=3e-6) == pytest.approx(3e-6)
+    assert priced(moved(0.0), traffic=3e11, concurrent_delay=3e-6) == pytest.approx(3e-6)
 
 
 def test_fixed_kernels() -> None:
@@ -141,8 +141,8 @@ def test_large_shapes_go_at_a_rate(cls: str) -> None:
 @given(size=BYTES, more=BYTES, cls=CLASSES, sms=st.integers(1, 132), fewer=st.integers(0, 131),
        traffic=st.floats(0, 3e12), blocks=st.sampled_from([0, 112, 132, 396, 924, 4096]))  # fmt: skip
 def test_monotone(size: float, more: float, cls: str, sms: int, fewer: int, traffic: float, blocks: int) -> None:
-    def time(amount: float, on: int, beside: float) -> float:
-        share = Share(sms=on, partner_traffic=beside)
+    def time(amount: float, on: int, concurrent: float) -> float:
+        share = Share(sms=on, partner_traffic=concurrent)
         return streaming_cost(moved(amount, blocks), cls, H800, kernels_of("h800"), share).duration
 
     base = time(size, sms, traffic)

@@ -13,7 +13,7 @@ from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import Plan, lower, plan
+from simulator.engine.lower import PricedModel, lower, price_model
 from simulator.inputs import load_scenario
 from simulator.ops import Op
 from simulator.results.metrics import rank_times
@@ -35,7 +35,7 @@ class Uniform:
         return Priced(op=op, cost=Cost(duration=value, bound_by="fixed"), durations=(value,) * 4)
 
 
-def uniform_plan(schedule: str, stages: int, seconds: dict[str, float]) -> Plan:
+def uniform_plan(schedule: str, stages: int, seconds: dict[str, float]) -> PricedModel:
     scenario = load_scenario(
         "deepseek-v3-pretrain",
         [
@@ -47,9 +47,9 @@ def uniform_plan(schedule: str, stages: int, seconds: dict[str, float]) -> Plan:
             "layout.stages=even",
         ],
     )
-    built = plan(scenario, stages)
+    built = price_model(scenario, stages)
     kinds = ("dense",)
-    return replace(built, price=Uniform(seconds), slowest=1.0, stages=(kinds,) * stages)
+    return replace(built, price=Uniform(seconds), imbalance=1.0, stages=(kinds,) * stages)
 
 
 def idle(schedule: str, *, vpp: int = 1, seconds: dict[str, float] | None = None) -> list[float]:

@@ -10,32 +10,42 @@ from hypothesis import strategies as st
 
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
-from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, HELD, TRAFFIC, Kind, Priced, Run, moments, run_of
+from simulator.engine.kernel_sequence import (
+    ALONE,
+    BANDWIDTH_SHARED,
+    COLLECTIVE,
+    SM_SHARED,
+    KernelSequence,
+    Kind,
+    Priced,
+    kernel_spans,
+    sequence_of,
+)
 from simulator.engine.longest_path import longest_path
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SYNC, Tasks
 from simulator.ops import Fixed, Op
 
 
-def run(
+def sequence(
     *durations: tuple[float, float, float],
     kind: Kind = "compute",
     nic: float = 0.0,
     nvlink: float = 0.0,
-    beside: float = 1.0,
+    concurrent_with: float = 1.0,
     held: float = 0.0,
-) -> Run:
-    """A run of ops with these durations alone and beside exchanges; beside a node's collective, `beside` times the
-    first."""
+) -> KernelSequence:
+    """A run of ops with these durations alone and beside exchanges; beside a node's collective, `concurrent_with` times
+    the first."""
     ops = []
     for index, each in enumerate(durations):
         op = Op(name=f"op{index}", cls="test", part="F", segment="test.F", work=Fixed())
         cost = Cost(duration=each[0], bound_by="fixed", nic_bytes=nic, nvlink_bytes=nvlink, held=held)
-        ops.append(Priced(op=op, cost=cost, durations=(*each, beside * each[0])))
-    return run_of(kind, "test", ops)
+        ops.append(Priced(op=op, cost=cost, durations=(*each, concurrent_with * each[0])))
+    return sequence_of(kind, "test", ops)
 
 
-def steady(seconds: float, kind: Kind = "compute", nic: float = 0.0) -> Run:
-    return run((seconds, seconds, seconds), kind=kind, nic=nic)
+def steady(seconds: float, kind: Kind = "compute", nic: float = 0.0) -> KernelSequence:
+    return sequence((seconds, seconds, seconds), kind=kind, nic=nic)
 
 
 def tasks(ranks: int = 1, *, nic: float = 50.0, nvlink: float = 100.0) -> Tasks:
@@ -52,7 +62,7 @@ def unshared(draw: st.DrawFn) -> Tasks:
         lane = draw(st.integers(0, ranks * LANES - 1))
         preds = draw(st.lists(st.integers(0, index - 1), max_size=3, unique=True)) if index else []
         pieces = [(value,) * 4 for value in draw(st.lists(seconds, min_size=1, max_size=4))]
-        out.add(lane, run(*pieces), tuple(preds))
+        out.add(lane, sequence(*pieces), tuple(preds))
     return out
 
 
@@ -68,9 +78,9 @@ def test_the_engines_agree_to_the_last_bit_where_nothing_is_shared(work: Tasks) 
 @settings(max_examples=50, deadline=None)
 def test_doubling_every_duration_doubles_the_step(work: Tasks, factor: float) -> None:
     scaled = tasks(work.ranks)
-    for lane, each, preds in zip(work.lane, work.run, work.preds, strict=True):
+    for lane, each, preds in zip(work.lane, work.sequence, work.preds, strict=True):
         pieces = [tuple(value * 2.0 for value in priced.durations) for priced in each.ops]
-        scaled.add(lane, run(*pieces), preds)  # type: ignore[arg-type]
+        scaled.add(lane, sequence(*pieces), preds)  # type: ignore[arg-type]
     assert simulate(scaled).makespan == 2.0 * simulate(work).makespan
     assert factor >= 1.0
 
@@ -78,52 +88,52 @@ def test_doubling_every_duration_doubles_the_step(work: Tasks, factor: float) ->
 def test_compute_slows_down_while_an_exchange_runs_beside_it() -> None:
     """10 s of compute; from 2 s to 6 s an exchange takes half its pace: 4 s do the work of 2."""
     work = tasks()
-    work.add(COMPUTE, run((10.0, 10.0, 20.0)), ())
+    work.add(COMPUTE, sequence((10.0, 10.0, 20.0)), ())
     start = work.add(COMM, steady(2.0, "work"), ())
-    work.add(COMM, steady(4.0, "exchange"), (start,))
+    work.add(COMM, steady(4.0, "all_to_all"), (start,))
     line = simulate(work)
     assert line.end[0] == pytest.approx(12.0)
-    assert [condition for _, condition, _ in line.changes[0]] == [ALONE, TRAFFIC, ALONE]
+    assert [condition for _, condition, _ in line.changes[0]] == [ALONE, BANDWIDTH_SHARED, ALONE]
 
 
 def test_a_barrier_holds_sms_without_memory_traffic() -> None:
     work = tasks()
-    work.add(COMPUTE, run((10.0, 12.5, 20.0)), ())
+    work.add(COMPUTE, sequence((10.0, 12.5, 20.0)), ())
     work.add(COMM, steady(5.0, "notify"), ())
     line = simulate(work)
     assert line.end[0] == pytest.approx(5.0 + (1 - 5.0 / 12.5) * 10.0)
-    assert line.changes[0][0][1] == HELD
+    assert line.changes[0][0][1] == SM_SHARED
 
 
 @pytest.mark.parametrize(("held", "end"), [(1.0, 3.0 + 11 / 14 * 10.0), (0.5, 3.0 + 9 / 12 * 10.0), (0.0, 10.0)])
 def test_a_collective_on_its_own_stream_takes_sms_by_the_part_it_holds(held: float, end: float) -> None:
     """Beside one of a whole node the run would last 14 s, beside one that holds half as much 12 s."""
     work = tasks()
-    work.add(COMPUTE, run((10.0, 12.5, 20.0), beside=1.4), ())
-    work.add(SYNC, run((3.0, 3.0, 3.0), kind="collective", held=held), ())
+    work.add(COMPUTE, sequence((10.0, 12.5, 20.0), concurrent_with=1.4), ())
+    work.add(SYNC, sequence((3.0, 3.0, 3.0), kind="collective", held=held), ())
     assert simulate(work).end[0] == pytest.approx(end)
 
 
 def test_beside_an_exchange_and_a_collective_the_exchange_decides() -> None:
     work = tasks()
-    work.add(COMPUTE, run((10.0, 12.5, 20.0), beside=1.4), ())
-    work.add(COMM, steady(4.0, "exchange"), ())
-    work.add(SYNC, run((6.0, 6.0, 6.0), kind="collective", held=1.0), ())
+    work.add(COMPUTE, sequence((10.0, 12.5, 20.0), concurrent_with=1.4), ())
+    work.add(COMM, steady(4.0, "all_to_all"), ())
+    work.add(SYNC, sequence((6.0, 6.0, 6.0), kind="collective", held=1.0), ())
     line = simulate(work)
-    assert [condition for _, condition, _ in line.changes[0]] == [TRAFFIC, COLLECTIVE, ALONE]
+    assert [condition for _, condition, _ in line.changes[0]] == [BANDWIDTH_SHARED, COLLECTIVE, ALONE]
     assert line.end[0] == pytest.approx(6.0 + (1.0 - 4.0 / 20.0 - 2.0 / 14.0) * 10.0)
-    spans = moments(work.run[0], line.start[0], line.end[0], line.changes[0])
+    spans = kernel_spans(work.sequence[0], line.start[0], line.end[0], line.changes[0])
     assert spans == [(0.0, line.end[0])]
 
 
 def test_each_kernel_of_a_run_has_its_own_pace() -> None:
     """The exchange hurts the second kernel only; it begins while the first one runs."""
     work = tasks()
-    work.add(COMPUTE, run((4.0, 4.0, 4.0), (2.0, 2.0, 8.0)), ())
+    work.add(COMPUTE, sequence((4.0, 4.0, 4.0), (2.0, 2.0, 8.0)), ())
     work.add(COMM, steady(1.0, "work"), ())
-    work.add(COMM, steady(7.0, "exchange"), ())
+    work.add(COMM, steady(7.0, "all_to_all"), ())
     line = simulate(work)
-    spans = moments(work.run[0], line.start[0], line.end[0], line.changes[0])
+    spans = kernel_spans(work.sequence[0], line.start[0], line.end[0], line.changes[0])
     assert spans[0] == pytest.approx((0.0, 4.0))
     assert spans[1] == pytest.approx((4.0, 9.0))  # 4 s do half of it, 1 s the rest
 
@@ -132,14 +142,14 @@ def test_an_exchange_is_slower_beside_compute() -> None:
     """Alone 4 s, beside compute 8 s; compute runs 2 s."""
     work = tasks(nic=1e9)
     work.add(COMPUTE, steady(2.0), ())
-    work.add(COMM, run((4.0, 8.0, 8.0), kind="exchange", nic=4.0), ())
+    work.add(COMM, sequence((4.0, 8.0, 8.0), kind="all_to_all", nic=4.0), ())
     assert simulate(work).end[1] == pytest.approx(2.0 + (1 - 2 / 8) * 4.0)
 
 
 def test_two_flows_share_a_full_link_fairly() -> None:
     """Each wants 50 B/s of a 50 B/s NIC: both take twice as long, the rest goes at full speed."""
     work = tasks(ranks=2, nic=50.0)
-    work.add(COMM, steady(2.0, "exchange", nic=100.0), ())
+    work.add(COMM, steady(2.0, "all_to_all", nic=100.0), ())
     sent = work.add(SEND_NEXT, steady(1.0, "send", nic=50.0), ())
     work.peer[sent] = 1
     line = simulate(work)
@@ -149,7 +159,7 @@ def test_two_flows_share_a_full_link_fairly() -> None:
 
 def test_flows_that_fit_do_not_touch_each_other() -> None:
     work = tasks(ranks=2, nic=100.0)
-    work.add(COMM, steady(2.0, "exchange", nic=100.0), ())
+    work.add(COMM, steady(2.0, "all_to_all", nic=100.0), ())
     sent = work.add(SEND_NEXT, steady(1.0, "send", nic=50.0), ())
     work.peer[sent] = 1
     assert simulate(work).end == longest_path(work).end
@@ -167,10 +177,10 @@ def test_a_receiver_shares_its_incoming_link() -> None:
 def test_work_is_conserved_across_changes_of_condition() -> None:
     """However often the condition changes, the parts done under each add up to the whole run."""
     work = tasks()
-    work.add(COMPUTE, run((3.0, 4.0, 5.0), (1.0, 1.0, 3.0), (6.0, 7.0, 7.0)), ())
+    work.add(COMPUTE, sequence((3.0, 4.0, 5.0), (1.0, 1.0, 3.0), (6.0, 7.0, 7.0)), ())
     for _ in range(6):
         work.add(COMM, steady(0.7, "notify"), ())
-        work.add(COMM, steady(0.9, "exchange"), ())
+        work.add(COMM, steady(0.9, "all_to_all"), ())
     line = simulate(work)
     done = 0.0
     log = [*line.changes[0], (line.end[0], ALONE, 3.0)]

@@ -9,13 +9,13 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine.host import issuing, releases
-from simulator.engine.kernel_sequence import Priced, Run, run_of
+from simulator.engine.kernel_sequence import KernelSequence, Priced, sequence_of
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import lower, plan
-from simulator.engine.program import Program, Step
+from simulator.engine.lower import lower, price_model
+from simulator.engine.program import Program, ProgramStep
 from simulator.engine.tasks import COMPUTE, Tasks
 from simulator.estimate.estimate import estimate
-from simulator.estimate.shared_prices import Kit
+from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import load_scenario, load_stack
 from simulator.ops import Gemm, Op, Streaming
 from simulator.results.simulate import prepare, timeline_of
@@ -25,7 +25,7 @@ US = 1e-6
 
 
 def stack(kernel: float, product: float) -> Stack:
-    return replace(load_stack("torch"), host_kernel=kernel, host_product=product)
+    return replace(load_stack("torch"), host_kernel=kernel, host_gemm=product)
 
 
 def kernel(seconds: float, *, product: bool = False, count: int = 1) -> Priced:
@@ -38,18 +38,18 @@ def one_by_one(kernels: list[Priced], host: Stack, start: float) -> float:
     """End of the last kernel, each started when it is issued and the one before is over [s]."""
     issued, now = 0.0, start
     for priced in kernels:
-        each = host.host_product if isinstance(priced.op.work, Gemm) else host.host_kernel
+        each = host.host_gemm if isinstance(priced.op.work, Gemm) else host.host_kernel
         for _ in range(priced.op.count):
             issued += each
             now = max(now, issued) + priced.durations[0] / priced.op.count
     return now
 
 
-def ends(run: Run, host: Stack, start: float) -> float:
+def ends(sequence: KernelSequence, host: Stack, start: float) -> float:
     """End of a run that could start at `start` when its host turns to it at 0 [s]."""
     issue = issuing(host)
     assert issue is not None
-    return max(start, issue(run)[0]) + run.alone
+    return max(start, issue(sequence)[0]) + sequence.alone
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def ends(run: Run, host: Stack, start: float) -> float:
     ],
 )
 def test_a_run_ends_when_the_slower_of_host_and_gpu_is_through(durations: tuple[int, ...], end: int) -> None:
-    run = run_of("compute", "x", [kernel(d * US) for d in durations])
-    assert ends(run, stack(4 * US, 9 * US), 0.0) == pytest.approx(end * US)
+    sequence = sequence_of("compute", "x", [kernel(d * US) for d in durations])
+    assert ends(sequence, stack(4 * US, 9 * US), 0.0) == pytest.approx(end * US)
 
 
 def test_it_is_what_starting_kernel_by_kernel_gives() -> None:
@@ -73,17 +73,17 @@ def test_it_is_what_starting_kernel_by_kernel_gives() -> None:
             for _ in range(chance.randint(1, 12))
         ]
         host, start = stack(chance.uniform(1, 8) * US, chance.uniform(1, 40) * US), chance.choice((0.0, 60 * US))
-        run = run_of("compute", "x", many)
-        assert ends(run, host, start) == pytest.approx(one_by_one(many, host, start), rel=1e-9)
+        sequence = sequence_of("compute", "x", many)
+        assert ends(sequence, host, start) == pytest.approx(one_by_one(many, host, start), rel=1e-9)
 
 
 def test_a_program_is_issued_in_its_order() -> None:
-    run = run_of("compute", "x", [kernel(1 * US), kernel(1 * US)])
+    sequence = sequence_of("compute", "x", [kernel(1 * US), kernel(1 * US)])
     issue = issuing(stack(4 * US, 9 * US))
     assert issue is not None
-    steps = (Step(run, COMPUTE, ()), Step(run, COMPUTE, (0,)))
-    moments, total = releases(Program(steps=steps, tails=(1,)), issue)
-    assert (*moments, total) == pytest.approx((7 * US, 15 * US, 16 * US))
+    steps = (ProgramStep(sequence, COMPUTE, ()), ProgramStep(sequence, COMPUTE, (0,)))
+    release_times, total = releases(Program(steps=steps, tails=(1,)), issue)
+    assert (*release_times, total) == pytest.approx((7 * US, 15 * US, 16 * US))
 
 
 def tasks_of(*overrides: str) -> Tasks:
@@ -121,7 +121,7 @@ def test_engines_and_the_fast_path_agree(host: tuple[str, ...]) -> None:
     overlaps = ("stack.grad_sync_overlap=false", "stack.param_gather_overlap=false", "layout.zero=0")
     scenario = load_scenario("llama-3-8b", (*host, *overlaps, "hardware.node.nvlink.bandwidth=1e13"))
     built, schedule = prepare(scenario)
-    assert plan(scenario, schedule.stages).stages == built.stages
+    assert price_model(scenario, schedule.stages).stages == built.stages
     quick = timeline_of(built, schedule, "longest-path").makespan
     assert timeline_of(built, schedule, "events").makespan == pytest.approx(quick, rel=1e-6)
-    assert estimate(scenario, Kit(scenario, "longest-path")).step == pytest.approx(quick, rel=1e-3)
+    assert estimate(scenario, SharedPrices(scenario, "longest-path")).step == pytest.approx(quick, rel=1e-3)

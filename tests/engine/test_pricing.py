@@ -10,8 +10,8 @@ import pytest
 
 from simulator.cost.cost import Cost
 from simulator.engine import pricing
-from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, HELD, TRAFFIC, Priced
-from simulator.engine.lower import plan
+from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, COLLECTIVE, SM_SHARED, Priced
+from simulator.engine.lower import price_model
 from simulator.engine.pricing import pricer
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
@@ -54,7 +54,7 @@ def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: float) 
     wrong = {
         key: one.durations
         for key, one in found.items()
-        if not one.durations[ALONE] <= one.durations[HELD] * SLACK <= one.durations[TRAFFIC] * SLACK**2
+        if not one.durations[ALONE] <= one.durations[SM_SHARED] * SLACK <= one.durations[BANDWIDTH_SHARED] * SLACK**2
         or not one.durations[ALONE] <= one.durations[COLLECTIVE] * SLACK
     }
     assert wrong == {}
@@ -63,8 +63,8 @@ def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: float) 
 def test_every_condition_matters_to_some_kernel() -> None:
     """The order above is not one of equals."""
     compute = [one for one in priced(load_scenario(JOB)).values() if one.op.stream == "compute"]
-    assert sum(one.durations[ALONE] < one.durations[HELD] for one in compute) > 3
-    assert sum(one.durations[HELD] < one.durations[TRAFFIC] for one in compute) > 30
+    assert sum(one.durations[ALONE] < one.durations[SM_SHARED] for one in compute) > 3
+    assert sum(one.durations[SM_SHARED] < one.durations[BANDWIDTH_SHARED] for one in compute) > 30
     assert sum(one.durations[ALONE] < one.durations[COLLECTIVE] for one in compute) > 60
 
 
@@ -126,7 +126,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[object, ...]]:
     real = pricing.price
 
     def counting(op: Op, cluster: object, share: object, **rest: object) -> Cost:
-        count[op.work, op.cls, op.count, op.stream, share, rest["beside"]] += 1
+        count[op.work, op.cls, op.count, op.stream, share, rest["concurrent"]] += 1
         return real(op, cluster, share, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pricing, "price", counting)
@@ -134,7 +134,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[object, ...]]:
 
 
 def test_equal_ops_are_priced_once(asked: Counter[tuple[object, ...]]) -> None:
-    plan(load_scenario(JOB), 16)
+    price_model(load_scenario(JOB), 16)
     assert max(asked.values()) == 1
 
 
@@ -143,7 +143,7 @@ def test_more_layers_cost_no_more_prices(asked: Counter[tuple[object, ...]]) -> 
     totals = []
     for layers in (61, 244):
         asked.clear()
-        plan(load_scenario(JOB, [f"model.num_hidden_layers={layers}"]), 16)
+        price_model(load_scenario(JOB, [f"model.num_hidden_layers={layers}"]), 16)
         totals.append(sum(asked.values()))
     assert totals[0] == totals[1]
     assert totals[0] < 1000

@@ -11,11 +11,11 @@ from functools import cache
 
 import pytest
 
-from hardware_profiles.calibration.beside import MOVER_RATE, contention
+from hardware_profiles.calibration.concurrent import MOVER_RATE, contention
 from hardware_profiles.calibration.sample import Sample
 from simulator.cost.cost import Cost
 from simulator.engine.des import simulate
-from simulator.engine.kernel_sequence import Kind, Priced, run_of
+from simulator.engine.kernel_sequence import Kind, Priced, sequence_of
 from simulator.engine.pricing import pricer
 from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.inputs import load_scenario
@@ -57,12 +57,12 @@ def in_engine(sample: Sample) -> float:
     held = held_of(sample)
     priced, gap = compute_run(sample, max(1, held))
     tasks = Tasks(ranks=1, nic=1e9, nvlink=1e9)
-    kernel = tasks.add(COMPUTE, run_of("compute", "kernel", [priced]), ())
+    kernel = tasks.add(COMPUTE, sequence_of("compute", "kernel", [priced]), ())
     if held:
-        kind: Kind = "exchange" if sample.traffic else "notify"
+        kind: Kind = "all_to_all" if sample.traffic else "notify"
         forever = Op(name="neighbour", cls="comm.combine", part="F", segment="x", work=Fixed(), stream="comm")
         cost = Cost(duration=1.0, bound_by="fixed")
-        tasks.add(COMM, run_of(kind, kind, [Priced(op=forever, cost=cost, durations=(1.0,) * 4)]), ())
+        tasks.add(COMM, sequence_of(kind, kind, [Priced(op=forever, cost=cost, durations=(1.0,) * 4)]), ())
     line = simulate(tasks)
     return line.end[kernel] - line.start[kernel] - gap
 
@@ -123,9 +123,9 @@ def test_beside_half_the_time_costs_half_as_much() -> None:
     priced, gap = compute_run(row, 20)
     alone, held = (value - gap for value in priced.durations[:2])
     tasks = Tasks(ranks=1, nic=1e9, nvlink=1e9)
-    kernel = tasks.add(COMPUTE, run_of("compute", "kernel", [priced]), ())
+    kernel = tasks.add(COMPUTE, sequence_of("compute", "kernel", [priced]), ())
     barrier = Op(name="neighbour", cls="comm.notify", part="F", segment="x", work=Fixed(), stream="comm")
     half = priced.durations[1] / 2
     cost = Cost(duration=half, bound_by="fixed")
-    tasks.add(COMM, run_of("notify", "notify", [Priced(op=barrier, cost=cost, durations=(half,) * 4)]), ())
+    tasks.add(COMM, sequence_of("notify", "notify", [Priced(op=barrier, cost=cost, durations=(half,) * 4)]), ())
     assert simulate(tasks).end[kernel] - gap == pytest.approx((alone + held) / 2, rel=1e-9)

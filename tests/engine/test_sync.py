@@ -9,7 +9,7 @@ import pytest
 from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import lower, plan
+from simulator.engine.lower import lower, price_model
 from simulator.engine.power import demand, hungriest, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.sync import update_ops
@@ -26,13 +26,13 @@ SMALL = ["gpus=64", "layout.tp=1", "layout.pp=1", "batch.global_batch_size=256",
 def tasks_of(*overrides: str) -> Tasks:
     scenario = load_scenario("llama-3-8b", [*SMALL, *overrides])
     schedule = schedule_of(scenario)
-    return lower(plan(scenario, schedule.stages), schedule)
+    return lower(price_model(scenario, schedule.stages), schedule)
 
 
 def collectives(tasks: Tasks, kind: str) -> list[float]:
     """Buffers of the collectives on the sync stream [B]."""
-    works = [priced.op.work for lane, run in zip(tasks.lane, tasks.run, strict=True) if lane % LANES == SYNC
-             for priced in run.ops]  # fmt: skip
+    works = [priced.op.work for lane, sequence in zip(tasks.lane, tasks.sequence, strict=True) if lane % LANES == SYNC
+             for priced in sequence.ops]  # fmt: skip
     return [work.bytes for work in works if isinstance(work, Collective) and work.kind == kind]
 
 
@@ -70,7 +70,7 @@ def test_zero_3_gathers_before_every_forward_and_backward() -> None:
 def test_zero_3_with_split_backward_gathers_no_embedding_for_input_gradients(schedule: str) -> None:
     scenario = load_scenario("llama-3-8b", ["layout.pp=4", f"layout.schedule={schedule}", "layout.zero=3"])
     made = schedule_of(scenario)
-    tasks = lower(plan(scenario, made.stages), made)
+    tasks = lower(price_model(scenario, made.stages), made)
     layout, model, count = scenario.job.layout, scenario.model, scenario.job.microbatches
     table, head = model.vocab_size * model.hidden_size // layout.tp, "head"
     layers = sum(held_by_stage((kind,), model, scenario.job).total for kind in (*model.layer_kinds(), head))
@@ -108,7 +108,7 @@ def test_gradients_that_are_dropped_need_no_zeros() -> None:
 
 
 def priced(work: Work, seconds: float) -> Priced:
-    op = Op(name="x", cls="x", part="F", segment="x.F", work=work, beside="chunks")
+    op = Op(name="x", cls="x", part="F", segment="x.F", work=work, concurrent_with="chunks")
     return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 4)
 
 

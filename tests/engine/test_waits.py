@@ -55,18 +55,18 @@ def test_the_wait_is_the_extra_time_of_the_experts_on_the_slowest_rank() -> None
 @pytest.mark.parametrize("kind", ["skewed", "sampled"])
 def test_two_layers_between_barriers_add_up_unless_each_draws_its_loads(kind: str) -> None:
     """Before combine(F) a pair has run one layer's weight gradients and another's experts."""
-    plan = prepare(load_scenario(JOB, KINDS[kind]))[0]
-    block = plan.blocks["moe"]
+    built = prepare(load_scenario(JOB, KINDS[kind]))[0]
+    block = built.blocks["moe"]
 
     def experts(name: str) -> float:
         found = next(s for s in (*block.forward, *block.backward) if s.name == name)
-        return sum(plan.price(op).durations[ALONE] for op in found.ops if is_expert_work(op))
+        return sum(built.price(op).durations[ALONE] for op in found.ops if is_expert_work(op))
 
-    program = pair_program([block], [block], plan.price, plan.slowest, plan.drawn)
-    ops = [priced for step in program.steps for priced in step.run.ops]
+    program = pair_program([block], [block], built.price, built.imbalance, built.resampled_per_layer)
+    ops = [priced for step in program.steps for priced in step.sequence.ops]
     wait = next(p.durations[ALONE] for p in ops if p.op.name == "moe.combine.fwd.notify.wait")
     both = (hypot if kind == "sampled" else float.__add__)(experts("mlp.W"), experts("mlp.F"))
-    assert wait == pytest.approx((plan.slowest - 1.0) * both)
+    assert wait == pytest.approx((built.imbalance - 1.0) * both)
 
 
 def test_drawn_loads_make_the_fullest_of_all_ranks_wait() -> None:

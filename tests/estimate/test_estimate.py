@@ -6,7 +6,7 @@ import pytest
 
 from simulator.estimate.compiled import compiled, compiled_of
 from simulator.estimate.estimate import alone, estimate
-from simulator.estimate.shared_prices import Kit, Kits, shared_job
+from simulator.estimate.shared_prices import SharedPrices, SharedPricesMemo, shared_job
 from simulator.inputs import load_scenario
 from simulator.memory import memory_of_rows
 from simulator.results.simulate import prepare, timeline_of
@@ -52,11 +52,11 @@ STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
 def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     job, *overrides = case
     scenario = load_scenario(job, overrides)
-    plan, schedule = prepare(scenario)
-    found = estimate(scenario, Kit(scenario, "longest-path"))
+    built, schedule = prepare(scenario)
+    found = estimate(scenario, SharedPrices(scenario, "longest-path"))
     # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
-    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-8)
-    assert found.memory == pytest.approx(memory_of_rows(plan, schedule).peak, rel=1e-9)
+    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").makespan, rel=1e-8)
+    assert found.memory == pytest.approx(memory_of_rows(built, schedule).peak, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
 )
 def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
     job, *overrides = case
-    plan, schedule = prepare(load_scenario(job, overrides))
-    longest = timeline_of(plan, schedule, "longest-path").makespan
+    built, schedule = prepare(load_scenario(job, overrides))
+    longest = timeline_of(built, schedule, "longest-path").makespan
     assert alone(load_scenario(job, overrides)) == pytest.approx(longest, rel=1e-9)
-    main = [stage[: stage.index("head")] if "head" in stage else stage for stage in plan.stages]
+    main = [stage[: stage.index("head")] if "head" in stage else stage for stage in built.stages]
     layers = [sum(kind in ("dense", "moe") for kind in stage) for stage in main]
     held = load_scenario(job, [*overrides, f"layout.stages={layers}"])
     assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").makespan, rel=1e-9)
@@ -90,43 +90,43 @@ def test_a_schedule_that_takes_microbatches_out_of_turn(tmp_path):
     file.write_text(OUT_OF_TURN)
     changes = [f"layout.schedule={file}", "layout.pp=2", "gpus=32", "batch.global_batch_size=64"]
     scenario = load_scenario("tiny-1f1b", changes)
-    plan, schedule = prepare(scenario)
+    built, schedule = prepare(scenario)
     assert compiled_of(schedule).queues > compiled("1f1b", 2, 4, 1).queues
-    found = estimate(scenario, Kit(scenario, "longest-path"))
-    assert found.step == pytest.approx(timeline_of(plan, schedule, "longest-path").makespan, rel=1e-9)
+    found = estimate(scenario, SharedPrices(scenario, "longest-path"))
+    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").makespan, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES[:6] + SHARDED, ids=" ".join)
 def test_timed_by_events_it_is_close_to_the_event_engine(case):
     job, *overrides = case
     scenario = load_scenario(job, overrides)
-    plan, schedule = prepare(scenario)
-    found = estimate(scenario, Kit(scenario, "events"))
-    assert found.step == pytest.approx(timeline_of(plan, schedule, "events").makespan, rel=0.03)
+    built, schedule = prepare(scenario)
+    found = estimate(scenario, SharedPrices(scenario, "events"))
+    assert found.step == pytest.approx(timeline_of(built, schedule, "events").makespan, rel=0.03)
 
 
 def test_a_kit_that_served_another_layout_gives_the_same():
     first, second = load_scenario("tiny-1f1b"), load_scenario("tiny-1f1b", ["layout.schedule=zb1p", "layout.zero=0"])
-    kit = Kit(first, "events")
-    estimate(first, kit)
-    assert estimate(second, kit) == estimate(second, Kit(second, "events"))
+    shared = SharedPrices(first, "events")
+    estimate(first, shared)
+    assert estimate(second, shared) == estimate(second, SharedPrices(second, "events"))
 
 
 def test_a_kit_balances_stages_as_its_layout_does():
     """Where pairs hide the exchanges, stages are balanced without them: a kit must not carry that over."""
     paired, alone = load_scenario("deepseek-v3-pretrain"), load_scenario("deepseek-v3-1f1b")
     for first, second in ((paired, alone), (alone, paired)):
-        kit = Kit(first, "longest-path")
-        assert kit.stages(second, 16, 1.0) == prepare(second)[0].stages
+        shared = SharedPrices(first, "longest-path")
+        assert shared.stages(second, 16, 1.0) == prepare(second)[0].stages
 
 
 def test_kits_are_shared_where_only_the_order_changes():
     base = load_scenario("tiny-1f1b")
-    kits = Kits("longest-path")
+    memo = SharedPricesMemo("longest-path")
     same = load_scenario("tiny-1f1b", ["layout.schedule=gpipe", "layout.zero=0", "batch.global_batch_size=320"])
     assert shared_job(base.job) == shared_job(same.job)
     assert shared_job(base.job) != shared_job(load_scenario("tiny-1f1b", ["layout.ep=8"]).job)
-    assert kits.of(base) is kits.of(base)
+    assert memo.of(base) is memo.of(base)
 
 
 def test_a_search_keeps_stages_that_are_given():
@@ -135,15 +135,15 @@ def test_a_search_keeps_stages_that_are_given():
 
 
 def test_few_kits_are_kept():
-    kits = Kits("longest-path", keep=2)
+    memo = SharedPricesMemo("longest-path", keep=2)
     for ep in (2, 4, 8, 16):
-        kits.of(load_scenario("tiny-1f1b", [f"layout.ep={ep}"]))
-    assert len(kits.made) == 2
+        memo.of(load_scenario("tiny-1f1b", [f"layout.ep={ep}"]))
+    assert len(memo.made) == 2
 
 
 def test_what_does_not_fit_is_not_timed():
     scenario = load_scenario("tiny-1f1b")
-    assert estimate(scenario, Kit(scenario, "events"), within=1.0).step is None
+    assert estimate(scenario, SharedPrices(scenario, "events"), within=1.0).step is None
 
 
 def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():

@@ -26,8 +26,8 @@ def step(*overrides: str) -> Result:
 
 
 def nic_bytes(result: Result, kind: str) -> float:
-    ops = {op.name: op for op in result.plan.blocks["moe"].ops()}
-    return sum(result.plan.price(op).cost.nic_bytes for op in ops.values() if op.cls == f"comm.{kind}")
+    ops = {op.name: op for op in result.built.blocks["moe"].ops()}
+    return sum(result.built.price(op).cost.nic_bytes for op in ops.values() if op.cls == f"comm.{kind}")
 
 
 def test_expert_parallelism_of_a_rack_stays_on_nvlink() -> None:

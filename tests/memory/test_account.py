@@ -32,8 +32,8 @@ def tiny(schedule):
 
 @pytest.mark.parametrize("schedule", TINY)
 def test_what_a_step_takes_it_gives_back(schedule):
-    plan, made = prepared(*tiny(schedule))
-    usages = Usages(plan)
+    built, made = prepared(*tiny(schedule))
+    usages = Usages(built)
     for row in made.rows:
         by_label: dict[str, float] = {}
         for step in row:
@@ -45,15 +45,15 @@ def test_what_a_step_takes_it_gives_back(schedule):
 
 @pytest.mark.parametrize("schedule", TINY)
 def test_rows_alone_give_the_peak_of_the_timeline(schedule):
-    plan, made = prepared(*tiny(schedule))
-    timed = memory_of(plan, made, timeline_of(plan, made, "longest-path"))
+    built, made = prepared(*tiny(schedule))
+    timed = memory_of(built, made, timeline_of(built, made, "longest-path"))
     alone = rows(*tiny(schedule))
     assert [r.peak for r in timed.ranks] == pytest.approx([r.peak for r in alone.ranks], rel=1e-9)
 
 
 def test_the_event_engine_gives_nearly_the_same_peak():
-    plan, made = prepared(*tiny("dualpipe"))
-    timed = memory_of(plan, made, timeline_of(plan, made, "events"))
+    built, made = prepared(*tiny("dualpipe"))
+    timed = memory_of(built, made, timeline_of(built, made, "events"))
     assert timed.peak == pytest.approx(rows(*tiny("dualpipe")).peak, rel=0.05)
 
 
@@ -66,10 +66,10 @@ def test_items_add_up_and_name_their_group():
 
 
 def test_the_curve_peaks_where_the_report_says_and_ends_empty():
-    plan, made = prepared(*tiny("dualpipe"))
-    timeline = timeline_of(plan, made, "longest-path")
-    report = memory_of(plan, made, timeline)
-    curve = curve_of(plan, made, timeline, report.worst.rank)
+    built, made = prepared(*tiny("dualpipe"))
+    timeline = timeline_of(built, made, "longest-path")
+    report = memory_of(built, made, timeline)
+    curve = curve_of(built, made, timeline, report.worst.rank)
     totals = [sum(curve.groups[name][i] for name in GROUPS) for i in range(len(curve.times))]
     assert max(totals) == pytest.approx(report.peak, rel=1e-9)
     assert list(curve.times) == sorted(curve.times)
@@ -79,8 +79,8 @@ def test_the_curve_peaks_where_the_report_says_and_ends_empty():
 
 
 def test_1f1b_holds_as_many_microbatches_as_its_rule_says():
-    plan, made = prepared(*tiny("1f1b"))
-    saved = [sum(plan.blocks[kind].saved_bytes for kind in stage) for stage in plan.stages]
+    built, made = prepared(*tiny("1f1b"))
+    saved = [sum(built.blocks[kind].saved_bytes for kind in stage) for stage in built.stages]
     for rank, flying in zip(rows(*tiny("1f1b")).ranks, peak_in_flight(made), strict=True):
         assert rank.group("activations") <= flying * saved[rank.rank] * (1 + 1e-9)
         assert rank.group("activations") >= (flying - 1) * saved[rank.rank]
@@ -113,11 +113,11 @@ def test_more_of_these_takes_more_memory(more):
 
 
 def test_v3_fits_with_its_published_measures_and_not_without():
-    plan, made = prepared("deepseek-v3-pretrain")
+    built, made = prepared("deepseek-v3-pretrain")
     report = rows("deepseek-v3-pretrain")
     assert report.capacity == 80e9
     assert report.fits
-    found = measures(plan, made)
+    found = measures(built, made)
     assert all(measure.saves > 0 for measure in found)
     assert found[-1].name == "all of these"
     assert found[-1].peak_without > report.capacity

@@ -99,9 +99,9 @@ def events_of(spans: list[OpSpan], gap: float) -> list[dict[str, Any]]:
 def made(periods: int = 2) -> tuple[list[dict[str, Any]], list[OpSpan]]:
     """Events and ops of a simulated pair with rows of its own."""
     scenario = load_scenario(JOB)
-    plan, _ = prepare(scenario, typical=True)
+    built, _ = prepare(scenario, typical=True)
     layers = Layers(forward=Rows(rows=33024, received=30000), backward=Rows(rows=31488, received=29000))
-    spans = simulated(plan, [layers] * periods)
+    spans = simulated(built, [layers] * periods)
     return events_of(spans, scenario.stack.kernel_gap), spans
 
 

@@ -13,7 +13,7 @@ from simulator.graph.ends import head
 from simulator.graph.layer import dense_layer, moe_layer
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.inputs import list_names, load_scenario
-from simulator.ops import Beside, Collective, Gemm, Op, Streaming
+from simulator.ops import Collective, ConcurrentWith, Gemm, Op, Streaming
 from simulator.results.simulate import prepare, timeline_of
 
 T, H, KV, INNER, VOCAB = 4096, 4096, 1024, 14336, 128256
@@ -155,9 +155,9 @@ def test_gathered_gradients_are_cast_before_and_transposed_after() -> None:
 # ---- tensor parallelism ------------------------------------------------------------------------------------------
 
 
-def collectives(*overrides: str) -> dict[str, Beside]:
+def collectives(*overrides: str) -> dict[str, ConcurrentWith]:
     block = dense_layer(shapes("layout.tp=2", *overrides), 132)
-    return {op.name: op.beside for op in block.ops() if isinstance(op.work, Collective)}
+    return {op.name: op.concurrent_with for op in block.ops() if isinstance(op.work, Collective)}
 
 
 def test_megatron_gathers_inputs_again_beside_the_input_gradient() -> None:
@@ -170,10 +170,12 @@ def test_megatron_gathers_inputs_again_beside_the_input_gradient() -> None:
     assert len(collectives(*plain, "stack.tp_regather=false")) == 8
 
 
-def priced(work: Gemm | Collective, cls: str, seconds: float, beside: float = 1.0, held: float = 0.0) -> Priced:
-    op = Op(name="x", cls=cls, part="F", segment="x.B", work=work, beside="whole")
+def priced(
+    work: Gemm | Collective, cls: str, seconds: float, concurrent_with: float = 1.0, held: float = 0.0
+) -> Priced:
+    op = Op(name="x", cls=cls, part="F", segment="x.B", work=work, concurrent_with="whole")
     cost = Cost(duration=seconds, bound_by="fixed", held=held)
-    return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds, beside * seconds))
+    return Priced(op=op, cost=cost, durations=(seconds, seconds, seconds, concurrent_with * seconds))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(
     comm: float, gemm: float, held: float, shown: float
 ) -> None:
     work = Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4)
-    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm, beside=1.25)] if gemm else []
+    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm, concurrent_with=1.25)] if gemm else []
     found = exposed(priced(work, "comm.tp.all_gather", comm, held=held), [], kernel)
     assert found.durations == pytest.approx((shown,) * 4)
 

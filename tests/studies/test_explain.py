@@ -35,7 +35,7 @@ def test_every_op_has_work_formula_source_and_limit() -> None:
         assert cost.formula, one.priced.op.name
         assert cost.source, one.priced.op.name
         assert one.alone > 0
-        assert one.beside >= one.alone * 0.999
+        assert one.concurrent >= one.alone * 0.999
 
 
 def test_blocks_are_the_sum_of_their_ops() -> None:
@@ -114,4 +114,4 @@ def test_knobs_are_ten_percent_wide_or_as_the_source_says() -> None:
     paths = {knob.path: knob.kind for knob in knobs(scenario)}
     assert paths["hardware.gpu.peak.fp8"] == "hardware"
     assert paths["hardware.fabric.notify.alpha"] == "assumed"
-    assert prepare(scenario)[0].slowest >= 1.0
+    assert prepare(scenario)[0].imbalance >= 1.0

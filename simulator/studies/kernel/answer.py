@@ -125,14 +125,14 @@ def answer(question: Question, cluster: Cluster) -> Answer:
 
 
 def _cost(one: Asked, question: Question, cluster: Cluster) -> Cost:
-    beside = bool(question.beside)
-    traffic = cluster.kernels.comm_traffic if beside and one.op.stream == "compute" else 0.0
+    concurrent = bool(question.concurrent)
+    traffic = cluster.kernels.comm_traffic if concurrent and one.op.stream == "compute" else 0.0
     return price(
         one.op,
         cluster,
         Share(sms=one.sms or cluster.gpu.sms, partner_traffic=traffic),
         comm_sms=one.sms,
-        beside=beside,
+        concurrent=concurrent,
         dispatcher=question.dispatcher or "deepep",
     )
 

@@ -95,7 +95,7 @@ class Question:
     m is what the library expects of a group then). `seq`, `heads`, ... of an attention core. `bytes` [B] read and
     written of a streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
     `tokens` per rank, `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a
-    kernel, or held by an exchange. `beside`: other work runs at the same time. `cls`: kernel class instead of the
+    kernel, or held by an exchange. `concurrent`: other work runs at the same time. `cls`: kernel class instead of the
     usual one. `impl`: whose kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its
     training profile), `fa2`.
     """
@@ -131,7 +131,7 @@ class Question:
     direction: str | None = None
     dispatcher: str | None = None
     low_latency: bool | None = None
-    beside: bool | None = None
+    concurrent: bool | None = None
     cls: str | None = None
     impl: str | None = None
 
@@ -139,6 +139,8 @@ class Question:
 COLUMNS = tuple(f.name for f in fields(Question))
 _INTEGERS = frozenset(f.name for f in fields(Question) if "int" in str(f.type))
 _BOOLEANS = frozenset(f.name for f in fields(Question) if "bool" in str(f.type))
+_FORMER = {"beside": "concurrent"}
+"""Columns of earlier versions under today's names."""
 _MAY_BE_ZERO = frozenset(("node_limit", "sms"))
 
 
@@ -147,7 +149,8 @@ def question_from_text(texts: Mapping[str, str], hardware: str = DEFAULT_HARDWAR
 
     Raises BadColumn for the first column that cannot be read.
     """
-    said = {name: text.strip() for name, text in texts.items() if name in COLUMNS and text and text.strip()}
+    current = {_FORMER.get(name, name): text for name, text in texts.items()}
+    said = {name: text.strip() for name, text in current.items() if name in COLUMNS and text and text.strip()}
     if "op" not in said:
         raise BadColumn("op", "", f"missing: choose one of {', '.join(known_ops())}")
     values = {name: _typed(name, text) for name, text in said.items()}

@@ -274,7 +274,7 @@ def _collective(question: Question, cluster: Cluster) -> Asked:
     return Asked(op=_op(question, f"comm.{question.op}", work, "comm"), sms=0, note=note)
 
 
-def _exchange(question: Question, cluster: Cluster) -> Asked:
+def _all_to_all(question: Question, cluster: Cluster) -> Asked:
     """Dispatch or combine of experts; a plain all-to-all where bytes but no tokens are given."""
     if question.op == "all_to_all" and question.tokens is None and question.bytes is not None:
         return _collective(question, cluster)
@@ -347,9 +347,9 @@ _BUILD: Mapping[str, Callable[[Question, Cluster], Asked]] = {
     "grouped_gemm": _gemm,
     "attention": _attention,
     "stream": _stream,
-    "all_to_all": _exchange,
-    "dispatch": _exchange,
-    "combine": _exchange,
+    "all_to_all": _all_to_all,
+    "dispatch": _all_to_all,
+    "combine": _all_to_all,
     "p2p": _p2p,
     "all_reduce": _collective,
     "all_gather": _collective,

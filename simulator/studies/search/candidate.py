@@ -8,7 +8,7 @@ from typing import Literal
 
 from simulator.errors import ForetrainError
 from simulator.estimate.estimate import estimate
-from simulator.estimate.shared_prices import Kits
+from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import check
 from simulator.results.metrics import price_of_run, throughput
 from simulator.spec.scenario import Scenario
@@ -41,13 +41,13 @@ class Candidate:
         return value if self.status == "ok" and value is not None else float("inf")
 
 
-def judge(number: int, scenario: Scenario, kits: Kits) -> Candidate:
+def judge(number: int, scenario: Scenario, memo: SharedPricesMemo) -> Candidate:
     """Check, fit and time one scenario."""
     broken = next((str(problem) for problem in check(scenario) if problem.severity == "error"), None)
     if broken is not None:
         return Candidate(number=number, status="invalid", why=broken)
     try:
-        found = estimate(scenario, kits.of(scenario), within=scenario.cluster.gpu.hbm_bytes)
+        found = estimate(scenario, memo.of(scenario), within=scenario.cluster.gpu.hbm_bytes)
     except ForetrainError as error:
         return Candidate(number=number, status="invalid", why=str(error).splitlines()[0])
     if found.step is None:
@@ -69,11 +69,11 @@ class Judge:
 
     def __init__(self, scenarios: Scenarios) -> None:
         self.scenarios = scenarios
-        self.kits = Kits()
+        self.memo = SharedPricesMemo()
 
     def __call__(self, numbers: Iterable[int]) -> list[Candidate]:
         """All of `numbers`, in their order."""
-        return [judge(number, self.scenarios.of(number), self.kits) for number in numbers]
+        return [judge(number, self.scenarios.of(number), self.memo) for number in numbers]
 
 
 _AIMS: tuple[Callable[[Candidate], float], ...] = (

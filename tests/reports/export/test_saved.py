@@ -46,7 +46,7 @@ def test_a_comparison_holds_its_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": "foretrain.result/99"}, "this version reads foretrain.result/1"),
+        ({"schema": "foretrain.result/99"}, "this version reads foretrain.result/2"),
         ({"schema": 3}, "is not a saved result"),
         ({"metrics": []}, "metrics: is missing or not a table"),
         ({"ranks": {}}, "ranks: is missing or not a list"),

@@ -113,7 +113,7 @@ def test_times_add_up_to_those_of_the_timeline(stream: int, result: Result, even
         mine = [e for e in by_track(events)[rank, THREADS[stream][0]] if not is_action(e)]
         expected = sum(timeline.end[task] - timeline.start[task] for task in tasks)
         assert sum(e["dur"] for e in mine) * 1e-6 == pytest.approx(expected, rel=1e-9, abs=1e-9 * len(mine))
-        assert len(mine) == sum(len(timeline.tasks.run[task].ops) for task in tasks)
+        assert len(mine) == sum(len(timeline.tasks.sequence[task].ops) for task in tasks)
 
 
 def test_last_event_ends_with_the_step(result: Result, events: list[Event]) -> None:
@@ -159,7 +159,7 @@ def test_arrows_lead_from_sends_to_those_who_wait(result: Result, events: list[E
 def test_links_carry_the_bytes_of_the_exchanges(result: Result, events: list[Event]) -> None:
     tasks = result.timeline.tasks
     for rank in range(tasks.ranks):
-        mine = [run for lane, run in zip(tasks.lane, tasks.run, strict=True) if lane == rank * LANES + COMM]
+        mine = [run for lane, run in zip(tasks.lane, tasks.sequence, strict=True) if lane == rank * LANES + COMM]
         for link, (place, _) in LINKS.items():
             moved = sum(e["args"]["bytes"] for e in by_track(events).get((rank, place), []))
             assert moved == pytest.approx(sum(getattr(run, link) for run in mine), abs=len(mine))
@@ -240,7 +240,7 @@ def test_sms_in_use_follow_the_streams(result: Result, events: list[Event]) -> N
         spans: dict[int, list[tuple[float, float]]] = {COMPUTE: [], COMM: [], SYNC: []}
         for task, lane in enumerate(tasks.lane):
             stream = lane - rank * LANES
-            if stream in (COMPUTE, SYNC) or (stream == COMM and tasks.run[task].kind in ("notify", "exchange")):
+            if stream in (COMPUTE, SYNC) or (stream == COMM and tasks.sequence[task].kind in ("notify", "all_to_all")):
                 spans[stream].append((timeline.start[task], timeline.end[task]))
         samples = counter(events, "SMs in use", rank)
         assert samples[0][0] == pytest.approx(0.0, abs=1e-9)
@@ -257,7 +257,7 @@ def test_sms_in_use_follow_the_streams(result: Result, events: list[Event]) -> N
 
 
 def test_memory_in_use_peaks_where_the_forecast_does(result: Result, events: list[Event]) -> None:
-    memory = memory_of(result.plan, result.schedule, result.timeline)
+    memory = memory_of(result.built, result.schedule, result.timeline)
     for rank in memory.ranks:
         samples = counter(events, "memory in use", rank.rank)
         assert max(values["bytes"] for _, values in samples) == pytest.approx(rank.peak, abs=1.0)

@@ -117,7 +117,7 @@ def test_counters_keep_their_values(loaded: TraceProcessor, result: Result, even
         for series, value in e["args"].items()
     )
     most = {(pid, name): max(v for p, n, _, v in found if (p, n) == (pid, name)) for pid, name, _, _ in found}
-    ranks = memory_of(result.plan, result.schedule, result.timeline).ranks
+    ranks = memory_of(result.built, result.schedule, result.timeline).ranks
     names = [f"{name} {one}" for name, series in NAMES.items() for one in series]
     assert set(most) == {(process(rank.rank), name) for rank in ranks for name in names}
     for rank in ranks:
@@ -133,7 +133,7 @@ def test_arrows_join_sends_with_what_waits_for_them(loaded: TraceProcessor, resu
         first |= {send: task for send in before if send in tasks.peer and send not in first}
 
     def at(task: int) -> tuple[int, int, str]:
-        start, ops = nanoseconds(timeline.start[task]), tasks.run[task].ops
+        start, ops = nanoseconds(timeline.start[task]), tasks.sequence[task].ops
         return process(tasks.lane[task] // LANES), start, ops[0].op.name
 
     ends = "(select slice.id as id, pid, ts, slice.name as what from slice join " + OF_THREAD + ")"

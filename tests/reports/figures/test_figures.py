@@ -83,7 +83,7 @@ def test_the_ops_of_an_action_fill_its_runs_and_do_not_overlap(paired: Result) -
     actions = action_list(paired.timeline)
     chosen = representative(actions)
     ops = ops_of(paired.timeline, chosen)
-    assert len(ops) == sum(len(paired.timeline.tasks.run[t].ops) for t in range(chosen.first, chosen.last))
+    assert len(ops) == sum(len(paired.timeline.tasks.sequence[t].ops) for t in range(chosen.first, chosen.last))
     assert max(op.end for op in ops) == pytest.approx(chosen.seconds)
     for stream in ("compute", "communication"):
         mine = [op for op in ops if op.stream == stream]
@@ -105,7 +105,7 @@ def test_one_layer_of_an_action_holds_what_a_layer_has(tp: int) -> None:
     ops = ops_of(result.timeline, chosen)
     start, end = layer_window(ops, chosen.seconds)
     assert 0 <= start < end <= chosen.seconds
-    layers = sum(block == "dense" for block in result.plan.stages[0])
+    layers = sum(block == "dense" for block in result.built.stages[0])
     mine = [op for op in ops if start <= op.start < end]
     assert len([op for op in mine if op.cls.startswith("attn.bwd")]) == 1
     assert {op.segment for op in mine} >= {"attn.B", "mlp.B"}

@@ -27,7 +27,7 @@ from simulator.results.result import Result
 from simulator.results.simulate import simulate
 from simulator.spec.scenario import Scenario
 from simulator.studies.search import confirm, question, search
-from simulator.studies.sensitivity import Knob, Swing, Tornado
+from simulator.studies.sensitivity import Bar, Knob, Tornado
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 
@@ -208,7 +208,7 @@ def opened(browser: Any, big: Result, tmp_path_factory: pytest.TempPathFactory) 
     file = tmp_path_factory.mktemp("page") / "v3.html"
     base = big.metrics["step_time_s"]
     knob = Knob(path="hardware.node.nic.bandwidth", kind="hardware", value=5e10, low=4.5e10, high=5.5e10, source="test")
-    swing = Swing(knob=knob, at_low=1.02 * base, at_high=0.99 * base)
+    swing = Bar(knob=knob, at_low=1.02 * base, at_high=0.99 * base)
     write_simulation(big, file, Tornado(base=base, engine="longest-path", swings=(swing,)))
     return Opened(browser, file)
 

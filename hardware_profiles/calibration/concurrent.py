@@ -43,7 +43,7 @@ BESIDE_CASES = {
 }
 
 
-def beside_traffic() -> list[Sample]:
+def concurrent_traffic() -> list[Sample]:
     """GEMMs on an H200 beside a copy whose own traffic is known."""
     return [
         Sample(
@@ -67,7 +67,7 @@ def _overlapped(row: Row) -> tuple[str, Work]:
     return {"norm": "norm.fwd@library", "add": "elem"}[op], Streaming(read=2.0 * m * n, written=2.0 * m * n)
 
 
-def beside_collectives() -> list[Sample]:
+def concurrent_collectives() -> list[Sample]:
     """Kernels on an H100 beside NCCL's collectives, which run all the time: compared with, not fitted.
 
     Beside them, with SMs taken, a loop stays below the power limit (`h100_overlap.csv` has what it takes alone).
