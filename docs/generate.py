@@ -34,8 +34,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put docstrings, the table of what-ifs and what commands print where a page asks for them."""
-    text = _MARK.sub(lambda found: equations(found[1]), markdown.replace("<!-- what-ifs -->", what_ifs()))
+    """Put docstrings, tables of what-ifs and schedules, and what commands print where a page asks for them."""
+    filled = markdown.replace("<!-- what-ifs -->", what_ifs()).replace("<!-- schedules -->", schedules())
+    text = _MARK.sub(lambda found: equations(found[1]), filled)
     return _RUN.sub(lambda found: printed(found[1]), text)
 
 
@@ -59,6 +60,14 @@ def what_ifs() -> str:
     from simulator.studies.whatif import WHAT_IFS
 
     return "\n".join(f"| `{name}` | {one.asks} | {one.assumes} ({one.source}) |" for name, one in WHAT_IFS.items())
+
+
+def schedules() -> str:
+    """The shipped schedules: a row each."""
+    from simulator.schedule import SCHEDULES
+
+    rows = [f"| `{one.name}` | {one.description} | {one.source} |" for one in SCHEDULES.shipped.values()]
+    return "\n".join(["| name | what it does | source |", "|---|---|---|", *rows])
 
 
 # ---- equations --------------------------------------------------------------------------------------------------

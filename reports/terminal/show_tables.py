@@ -11,9 +11,18 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
+from simulator.inputs import Architecture
 from simulator.results.metrics import action_spans
 from simulator.results.result import Result
-from simulator.schedule import Schedule, UniformResult, grid_rich, peak_in_flight, uniform_times
+from simulator.schedule import (
+    SCHEDULES,
+    Schedule,
+    UniformResult,
+    grid_rich,
+    peak_in_flight,
+    record_of,
+    uniform_times,
+)
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
@@ -119,6 +128,26 @@ def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
     if spec.num_nextn_predict_layers:
         rows.append(("training, causal, with MTP", si(spec.flops_per_token(sequence, mtp=True), "FLOP")))
     return _pairs([*rows, ("cache in BF16", si(spec.kv_cache_bytes_per_token(), "B"))])
+
+
+def architecture(model_type: str, found: Architecture, origin: str) -> list[RenderableType]:
+    """The keys that are read, each with the field of the model that it fills, and what needs no key."""
+    implied = [(key, str(value)) for key, value in found.fixed.items()]
+    return [
+        Text.assemble((model_type, "bold"), f" ({origin})"),
+        *section("Keys of config.json, and what they are called here", _pairs(list(found.keys.items()))),
+        *(section("Implied", _pairs(implied)) if implied else ()),
+    ]
+
+
+def architecture_dict(model_type: str, found: Architecture) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "schema": "foretrain.architecture/1",
+        "model_type": model_type,
+        "keys": dict(found.keys),
+        "implied": dict(found.fixed),
+    }
 
 
 def hardware(cluster: Cluster, verbose: bool = False) -> list[RenderableType]:
@@ -228,7 +257,9 @@ def schedule(shown: Schedule, width: int, *, start: int = 0, wrap: bool = False)
         f"With equal stages, F = I = W and free communication, the worst rank is idle for"
         f" {words.percent(times.bubble_ratio_worst)} of the step. Microbatches in flight at most: {alive}."
     )
-    return [grid_rich(shown, width=width, start=start, wrap=wrap), note(text)]
+    record = record_of(shown.name)
+    about = [] if record is None else [note(f"{record.name}: {record.description} ({record.source}).")]
+    return [grid_rich(shown, width=width, start=start, wrap=wrap), *about, note(text)]
 
 
 def timed_schedule(result: Result, width: int, *, start: int = 0, wrap: bool = False) -> list[RenderableType]:
@@ -258,6 +289,16 @@ def times_of(result: Result) -> UniformResult:
         makespan=max(end for row in spans for _, end in row) - first,
         busy=tuple(sum(end - start for start, end in row) for row in spans),
     )
+
+
+def schedules_dict() -> dict[str, Any]:
+    """Every schedule that a job may name, as JSON; those of installed packages are loaded for it."""
+    facts = ("name", "description", "source", "year", "virtual_stages", "mirrored", "overlapped_pairs")
+    listed = [
+        {fact: getattr(record, fact) for fact in facts} | {"origin": SCHEDULES.origin(record.name)}
+        for record in SCHEDULES.values()
+    ]
+    return {"schema": "foretrain.schedules/1", "schedules": listed}
 
 
 def schedule_dict(shown: Schedule, times: UniformResult | None = None) -> dict[str, Any]:

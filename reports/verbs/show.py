@@ -1,4 +1,4 @@
-"""`foretrain show model|hardware|schedule|job|stack NAME`."""
+"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ _HOST = "deepseek-v3-pretrain"
 def show() -> None:
     """Print a model, a hardware profile, a schedule, a job or a software stack.
 
-    Without a NAME, list those that are shipped.
+    Without a NAME, list those that are shipped; schedules and architectures
+    that installed packages offer are listed too.
     """
 
 
@@ -91,6 +92,32 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, as
 
 
 @show.command(
+    short_help="What is read of the config.json of a model_type.",
+    epilog="Example: foretrain show architecture qwen3_moe",
+)
+@click.argument("name", metavar="[NAME]", required=False)
+@json_option
+def architecture(name: str | None, as_json: bool) -> None:
+    """Which keys of config.json a model_type may have, what they are here, and what it implies."""
+    from simulator.errors import InputError
+    from simulator.inputs import ARCHITECTURES
+    from simulator.inputs.problems import nearest
+
+    if name is None:
+        for known in ARCHITECTURES:
+            click.echo(known)
+        return None
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        raise InputError(f"architecture {name!r} is not known: {nearest(name, ARCHITECTURES)}")
+    from reports.terminal import show_tables as shown
+
+    if as_json:
+        return print_json(shown.architecture_dict(name, found))
+    return print_report(*shown.architecture(name, found, ARCHITECTURES.origin(name)))
+
+
+@show.command(
     short_help="Every number of a hardware profile, with its source.",
     epilog="Example: foretrain show hardware h800 --verbose",
 )
@@ -120,7 +147,10 @@ def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet:
 @click.option("--pp", type=click.IntRange(min=1), metavar="N", help="Pipeline ranks. [default: 4]")
 @click.option("--microbatches", type=click.IntRange(min=1), metavar="N", help="Microbatches. [default: 2 x pp]")
 @click.option(
-    "--vpp", type=click.IntRange(min=1), metavar="N", help="Virtual stages on each rank. [default: 1, interleaved 2]"
+    "--vpp",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Virtual stages on each rank. [default: 2 if it has any]",
 )
 @click.option("--start", type=click.IntRange(min=0), default=0, metavar="SLOT", help="First slot shown. [default: 0]")
 @click.option("--wrap", is_flag=True, help="Go on below where the terminal ends.")
@@ -147,6 +177,8 @@ def schedule(
     from simulator.schedule import SCHEDULES, format_schedule
 
     if name is None:
+        if as_json:
+            return print_json(shown.schedules_dict())
         for known in SCHEDULES:
             click.echo(known)
         return None
@@ -226,17 +258,16 @@ def _schedule(
     name: str, overrides: Sequence[str], pp: int | None, microbatches: int | None, vpp: int | None
 ) -> Schedule:
     """The schedule of that name, in that file, or of that job."""
-    from simulator.schedule import SCHEDULES, build
+    from simulator.schedule import SCHEDULES, build, record_of
 
-    if name in SCHEDULES:
+    if (record := record_of(name)) is not None:
         if overrides:
             raise click.UsageError(
                 "--set changes jobs; a schedule has --pp, --microbatches and --vpp", click.get_current_context()
             )
         ranks = pp or 4
-        return build(
-            name, pp=ranks, microbatches=microbatches or 2 * ranks, vpp=vpp or (2 if name == "interleaved" else 1)
-        )
+        virtual = vpp or (2 if record.virtual_stages else 1)
+        return build(name, pp=ranks, microbatches=microbatches or 2 * ranks, vpp=virtual)
     if pp or microbatches or vpp:
         raise click.UsageError(
             f"--pp, --microbatches and --vpp belong to a schedule's name, and {name!r} is none: {', '.join(SCHEDULES)}",

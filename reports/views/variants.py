@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.errors import ForetrainError, InputError
+from simulator.plugins import registered_by_script
 
 if TYPE_CHECKING:
     from reports.views.actions import ActionSpan
@@ -156,7 +157,8 @@ def run_all(
 ) -> list[Outcome]:
     """Simulate all variants, in their order. `draw`: keep their actions.
 
-    The first that runs tells how long one takes: quick ones follow in this process, others on all cores.
+    The first that runs tells how long one takes: quick ones follow in this process, others on all cores (unless a
+    script registered a schedule or an architecture, which other processes do not have).
     """
     outcomes: list[Outcome] = []
     took = 0.0
@@ -166,8 +168,11 @@ def run_all(
         took = monotonic() - began
         _tell(progress, len(outcomes), len(chosen))
     rest = chosen[len(outcomes) :]
-    if len(rest) <= 1:
-        return [*outcomes, *(run(variant, engine, draw) for variant in rest)]
+    if len(rest) <= 1 or registered_by_script():
+        for variant in rest:
+            outcomes.append(run(variant, engine, draw))
+            _tell(progress, len(outcomes), len(chosen))
+        return outcomes
     with _pool(len(rest)) as pool:
         for outcome in pool.map(run, rest, [engine] * len(rest), [draw] * len(rest)):
             outcomes.append(outcome)

@@ -17,12 +17,10 @@ from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.routing.loads import imbalance
-from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of
+from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
 from simulator.spec.scenario import Scenario
 
-MIRRORED = ("dualpipe", "dualpipev")
-"""Schedules under which a rank holds two stages at the same distance from both ends."""
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 
 
@@ -65,7 +63,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         price=price,
         imbalance=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
         resampled_per_layer=scenario.job.routing.kind == "sampled",
-        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=layout.schedule in MIRRORED),
+        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
     )
@@ -81,7 +79,14 @@ def seconds_by_kind(blocks: dict[str, Block], price: Pricer, hidden: bool) -> di
 
 def overlaps(scenario: Scenario) -> bool:
     """Whether exchanges mostly hide behind another microbatch's compute: stages are balanced without them then."""
-    return scenario.stack.overlapped_pair and scenario.job.layout.schedule in MIRRORED
+    record = record_of(scenario.job.layout.schedule)
+    return scenario.stack.overlapped_pair and record is not None and record.overlapped_pairs
+
+
+def mirrored(scenario: Scenario) -> bool:
+    """Whether stages are balanced in pairs at the same distance from both ends, which share a rank."""
+    record = record_of(scenario.job.layout.schedule)
+    return record is not None and record.mirrored
 
 
 def _most_met_all_to_all(blocks: dict[str, Block]) -> Op | None:

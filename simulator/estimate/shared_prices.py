@@ -16,7 +16,7 @@ from simulator.engine.des import simulate as run_events
 from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import MIRRORED, PricedModel, Programs, append, overlaps, price_model, seconds_by_kind
+from simulator.engine.lower import PricedModel, Programs, append, mirrored, overlaps, price_model, seconds_by_kind
 from simulator.engine.power import draw
 from simulator.engine.program import Program
 from simulator.engine.sync import Sharding, held_by_blocks
@@ -208,15 +208,15 @@ class SharedPrices:
     def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
         """Which blocks stand on which of `count` stages."""
         how, hidden = scenario.job.layout.stages, overlaps(scenario)
-        mirrored = scenario.job.layout.schedule in MIRRORED
+        in_pairs = mirrored(scenario)
         at, part = grid(slowdown)
 
         def made() -> Stages:
             low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
-            return split(scenario.model, count, how, weights, mirrored=mirrored)
+            return split(scenario.model, count, how, weights, mirrored=in_pairs)
 
-        return self.kept(("stages", count, how, hidden, mirrored, slowdown), made) if slowdown == 1.0 else made()
+        return self.kept(("stages", count, how, hidden, in_pairs, slowdown), made) if slowdown == 1.0 else made()
 
     def cost(self, scenario: Scenario, stages: Stages, step: Step, slowdown: float) -> ActionCost:
         """Cost of a step's action when tensor kernels last `slowdown` times as long."""

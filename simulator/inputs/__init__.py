@@ -4,6 +4,7 @@ Every failure is an `InputError` of one line: `file: key: value: what would be r
 """
 
 from simulator.inputs.files import Kind, list_names
+from simulator.inputs.hf_config import ARCHITECTURES, Architecture, register_architecture
 from simulator.inputs.loaders import (
     load_hardware,
     load_job,
@@ -16,6 +17,8 @@ from simulator.inputs.loaders import (
 )
 
 __all__ = [
+    "ARCHITECTURES",
+    "Architecture",
     "Kind",
     "list_names",
     "load_hardware",
@@ -25,5 +28,6 @@ __all__ = [
     "load_stack",
     "measured_gpu",
     "override_job",
+    "register_architecture",
     "settable_paths",
 ]

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulator.errors import InputError
 from simulator.inputs.limits import MODEL, check_ranges
 from simulator.inputs.problems import nearest, problem
 from simulator.inputs.typed import build, field_names
+from simulator.plugins import Registry
 from simulator.spec.model import ModelSpec
 
 Table = dict[str, Any]
@@ -138,7 +140,7 @@ _DEEPSEEK = _keys(*_LATENT, *_DEEPSEEK_MOE)
 _WINDOW = {"sliding_window": "sliding_window", "use_sliding_window": "use_sliding_window"}
 _EXPERTS = {"num_experts": "n_routed_experts", "decoder_sparse_step": "decoder_sparse_step"}
 
-ARCHITECTURES: Mapping[str, Architecture] = {
+SHIPPED: Mapping[str, Architecture] = {
     "deepseek_v2": Architecture(
         keys=_DEEPSEEK, fixed={"topk_method": "greedy", "scoring_func": "softmax"}, finish=_output_bias
     ),
@@ -194,6 +196,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
 }
 
+ARCHITECTURES: Registry[Architecture] = Registry(
+    kind="architecture", cls=Architecture, group="foretrain.architectures", shipped=SHIPPED, error=InputError
+)
+"""Architectures by `model_type`; `register_architecture` and installed packages add to the shipped ones."""
+
+
+def register_architecture(model_type: str, architecture: Architecture) -> None:
+    """Add an architecture for this process; raises InputError for a `model_type` that is known already.
+
+    Worker processes of a search do not have it: a search with registered architectures runs in one process. A package
+    that offers its `Architecture` as an entry point `foretrain.architectures` is known everywhere.
+    """
+    ARCHITECTURES.register(model_type, architecture)
+
 
 def model_from_config(table: Table, name: str, source: str, changes: Table | None = None) -> ModelSpec:
     """The model of a parsed config.json; `changes` are laid over it, in the file's spelling or in ours.
@@ -201,16 +217,10 @@ def model_from_config(table: Table, name: str, source: str, changes: Table | Non
     Errors name `source`, which may end in a key prefix: `--set: model.`.
     """
     architecture = _architecture(table, source)
-    native, ours = _sort_changes(architecture, changes or {})
-    known = _known(table | native, architecture, source)
-    values: Table = dict(architecture.fixed)
-    for key, ours_key in architecture.keys.items():
-        if key in known:
-            values[ours_key] = known[key]
-    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-    values = architecture.finish(values) | ours
+    with ARCHITECTURES.guard(table["model_type"]):
+        values = _values(table, architecture, source, changes or {})
+        spelled = {v: k for k, v in architecture.keys.items()}
     values |= {"name": name, "model_type": table["model_type"]}
-    spelled = {v: k for k, v in architecture.keys.items()}
     for required in (
         "vocab_size",
         "hidden_size",
@@ -226,10 +236,23 @@ def model_from_config(table: Table, name: str, source: str, changes: Table | Non
     return model
 
 
+def _values(table: Table, architecture: Architecture, source: str, changes: Table) -> Table:
+    """What the fields of `ModelSpec` are, by the architecture's spelling and what it implies."""
+    native, ours = _sort_changes(architecture, changes)
+    known = _known(table | native, architecture, source)
+    values: Table = dict(architecture.fixed)
+    for key, ours_key in architecture.keys.items():
+        if key in known:
+            values[ours_key] = known[key]
+    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+    return architecture.finish(values) | ours
+
+
 def _architecture(table: Table, source: str) -> Architecture:
     kind = table.get("model_type")
-    if isinstance(kind, str) and kind in ARCHITECTURES:
-        return ARCHITECTURES[kind]
+    found = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+    if found is not None:
+        return found
     raise problem(source, "model_type", kind, f"not a known architecture; known are {', '.join(ARCHITECTURES)}")
 
 

@@ -13,17 +13,25 @@ from simulator.schedule.action import (
     rank_of,
     stages_on,
 )
-from simulator.schedule.analysis import UniformResult, closed_form_bubble, peak_in_flight, uniform_times
-from simulator.schedule.dualpipe import dualpipe, dualpipev
+from simulator.schedule.analysis import UniformResult, peak_in_flight, uniform_times
+from simulator.schedule.generators.dualpipe import dualpipe, dualpipev
+from simulator.schedule.generators.interleaved import interleaved
+from simulator.schedule.generators.one_f_one_b import gpipe, one_f_one_b
+from simulator.schedule.generators.zero_bubble import zb1p, zb2p, zbv
 from simulator.schedule.grid import grid_rich, grid_text
-from simulator.schedule.interleaved import interleaved
-from simulator.schedule.one_f_one_b import gpipe, one_f_one_b
 from simulator.schedule.order import needs, output_of
-from simulator.schedule.registry import SCHEDULES, Generator, build
-from simulator.schedule.rules import rules, stages_of
+from simulator.schedule.record import Generator, Rule, ScheduleRecord
+from simulator.schedule.registry import (
+    SCHEDULES,
+    build,
+    closed_form_bubble,
+    record_of,
+    register,
+    rules,
+    stages_of,
+)
 from simulator.schedule.text import format_schedule, parse_schedule
 from simulator.schedule.validate import validate
-from simulator.schedule.zero_bubble import zb1p, zb2p, zbv
 
 __all__ = [
     "SCHEDULES",
@@ -32,7 +40,9 @@ __all__ = [
     "Kind",
     "Pair",
     "Row",
+    "Rule",
     "Schedule",
+    "ScheduleRecord",
     "Step",
     "UniformResult",
     "actions_of",
@@ -53,6 +63,8 @@ __all__ = [
     "parse_schedule",
     "peak_in_flight",
     "rank_of",
+    "record_of",
+    "register",
     "rules",
     "stages_of",
     "stages_on",

@@ -1,6 +1,7 @@
 """What a schedule costs before anything is known of hardware: bubbles and memory with uniform stages.
 
-The grid is read in one pass with free communication; beside it stand the closed forms of the papers.
+The grid is read in one pass with free communication. The closed forms of the papers stand in the records of the
+schedules (`simulator/schedule/generators`).
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from typing import TypeAlias
 from simulator.errors import ScheduleError
 from simulator.schedule.action import Action, Pair, Schedule, Step, actions_of
 from simulator.schedule.order import Output, progress, step_needs, step_outputs
-from simulator.schedule.rules import check_name
 from simulator.schedule.validate import raise_stuck
 
 Durations: TypeAlias = float | Sequence[float]
@@ -134,35 +134,3 @@ def _peak(row: Sequence[Step]) -> int:
         peak = max(peak, alive)
         alive -= kinds.count("B") + kinds.count("W")
     return peak
-
-
-def closed_form_bubble(name: str, pp: int, f: float, i: float, w: float, pair: float | None = None) -> float:
-    """Idle time of the worst rank by the published formula, for uniform stages and free communication.
-
-    Durations are those of one stage (a thin one for interleaved, so that ``vpp`` does not appear). Idle is
-    within the makespan, but for zero-bubble schedules within the rank's span. Sources: Narayanan et al. 2021,
-    section 2.2 (1F1B, interleaved); Qi et al. 2023, table 1 (ZB-H1, ZB-H2) and section 6 (ZB-V); DeepSeek-V3
-    report, table 2 (1F1B, ZB1P, DualPipe).
-
-    Against the schedules themselves, for W <= F: those of 1F1B and ZB-H1 are exact, that of ZB-H2 is if
-    also W <= I. DualPipe's is exact on the middle ranks, which idle most, if I = F; it is too large if I > F,
-    too small if I < F; all ranks idle alike only if a pair takes F + B. ZB-V has one for F = I = W only.
-    """
-    check_name(name)
-    b = i + w
-    both = f + b if pair is None else pair
-    match name:
-        case "zb1p":
-            return (pp - 1) * (f + b - 2 * w)
-        case "zb2p":
-            return (pp - 1) * (f + b - 3 * w)
-        case "zbv":
-            if not f == i == w:
-                raise ScheduleError(f"zbv has a closed form for f = i = w only: f {f}, i {i}, w {w}")
-            return 0.0
-        case "dualpipe":
-            return (pp / 2 - 1) * (both + b - 3 * w)
-        case "dualpipev":
-            return (pp - 1) * (both + b - 3 * w)
-        case _:
-            return (pp - 1) * (f + b)

@@ -19,6 +19,7 @@ from simulator.errors import ForetrainError
 from simulator.estimate.estimate import alone
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
+from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.spec.scenario import Scenario
 from simulator.studies.explain import explain
@@ -229,7 +230,7 @@ def _text(value: float) -> str:
 def _map(
     compute: Callable[[tuple[str, ...]], float | None], cases: Sequence[tuple[str, ...]], processes: int
 ) -> Iterable[float | None]:
-    count = min(processes, os.cpu_count() or 1)
+    count = 1 if registered_by_script() else min(processes, os.cpu_count() or 1)
     if count <= 1:
         yield from map(compute, cases)
         return

@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli import VERBS, foretrain
+from simulator import plugins
+from simulator.schedule import SCHEDULES, build, parse_schedule, validate
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -30,6 +32,17 @@ def test_the_cells_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert names["best"] == "dualpipe"
     assert (tmp_path / "step.html").is_file()
     assert all(file.is_file() for file in names["files"])
+
+
+def test_the_schedule_of_the_how_to_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "howto" / "schedule.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr(SCHEDULES, "registered", {})
+    monkeypatch.setattr(plugins, "_registered", set())
+    exec(compile(code, "schedule.md", "exec"), {})
+    assert build("early-1f1b", pp=4, microbatches=8).ranks == 4
+    (written,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    validate(parse_schedule(written, source="schedule.md"))
 
 
 def commands() -> list[list[str]]:
@@ -72,5 +85,7 @@ def test_generated_pages_say_what_the_program_says() -> None:
     text = generate.command_line()
     for verb in VERBS:
         assert f"### foretrain {verb}" in text
+    for name, record in SCHEDULES.shipped.items():
+        assert f"| `{name}` | {record.description} |" in generate.schedules()
     assert "t = launch + reset + (" in generate.equations("simulator.cost.gemm_cost")
     assert "generate" in sys.modules

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from simulator.errors import InputError
+from simulator.plugins import registered_by_script
 from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import Candidate, Rank, pareto
@@ -64,7 +66,8 @@ def search(
     """Judge all combinations of a question that `file` does not hold yet.
 
     Ctrl-C keeps what is done: the answer then says that it is not `complete`. `every` is handed all candidates, by
-    number, at the end.
+    number, at the end. Where a script registered a schedule or an architecture, this process judges alone: others do
+    not have it.
     """
     with Store(asked, file) as store:
         done, scenarios = store.done(), Scenarios(asked)
@@ -96,9 +99,11 @@ def _work(
     scenarios: Scenarios, done: set[int], jobs: int | None, executor: Executor, address: str
 ) -> Generator[list[Candidate], None, None]:
     left = list(chunks(scenarios.asked, done))
+    if executor == "dask" and registered_by_script():
+        raise InputError("--executor dask: other machines do not know what a script registered; use an entry point")
     if executor == "dask":
         return dask(scenarios, left, address)
-    many = min(jobs or cores(), len(left))
+    many = 1 if registered_by_script() else min(jobs or cores(), len(left))
     return pool(scenarios, left, many) if many > 1 else serial(scenarios, left)
 
 

@@ -1,7 +1,10 @@
 """Interleaved 1F1B: every rank holds ``vpp`` thin stages, which divides the bubble by ``vpp``."""
 
+from collections.abc import Iterator
+
 from simulator.schedule.action import Action, Kind, Row, Schedule
-from simulator.schedule.rules import check
+from simulator.schedule.generators.one_f_one_b import fill
+from simulator.schedule.record import ScheduleRecord
 
 
 def interleaved(ranks: int, microbatches: int, vpp: int) -> Schedule:
@@ -10,9 +13,11 @@ def interleaved(ranks: int, microbatches: int, vpp: int) -> Schedule:
     Microbatches go through the stages of a rank in rounds of ``ranks``: so many through its first stage, the
     same through its second, and so on. Rank r runs 2 (ranks - r - 1) + (vpp - 1) ranks forwards ahead.
     """
-    check("interleaved", ranks, microbatches, vpp)
-    rows = tuple(_row(rank, ranks, microbatches, vpp) for rank in range(ranks))
-    return Schedule(name="interleaved", stages=ranks * vpp, microbatches=microbatches, rows=rows)
+    return INTERLEAVED(ranks, microbatches, vpp)
+
+
+def _rows(pp: int, microbatches: int, vpp: int) -> tuple[Row, ...]:
+    return tuple(_row(rank, pp, microbatches, vpp) for rank in range(pp))
 
 
 def _row(rank: int, ranks: int, microbatches: int, vpp: int) -> Row:
@@ -31,3 +36,31 @@ def _visit(kind: Kind, visit: int, rank: int, ranks: int, vpp: int) -> Action:
     if kind == "B":
         chunk = vpp - 1 - chunk
     return Action(kind, chunk * ranks + rank, round_ * ranks + microbatch)
+
+
+def _several_stages(name: str, pp: int, microbatches: int, vpp: int) -> Iterator[str]:
+    if vpp < 2:
+        yield f"{name} needs a vpp of at least 2: vpp is {vpp}; for vpp 1 use 1f1b"
+
+
+def _whole_rounds(name: str, pp: int, microbatches: int, vpp: int) -> Iterator[str]:
+    """Megatron-LM takes microbatches through a chunk in rounds of pp (Narayanan et al. 2021, section 2.2)."""
+    if microbatches % pp:
+        below, above = microbatches // pp * pp, -(-microbatches // pp) * pp
+        advice = f"{below} or {above}" if below else f"{above}"
+        given = f"pp {pp}, {microbatches} microbatches"
+        yield f"{name} needs a multiple of pp microbatches: {given}; {advice} would do"
+
+
+INTERLEAVED = ScheduleRecord(
+    name="interleaved",
+    generate=_rows,
+    description="1F1B with vpp thin stages on every rank, which divides the bubble by vpp",
+    source="Narayanan et al. 2021, arXiv 2104.04473, section 2.2",
+    year=2021,
+    rules=(_several_stages, _whole_rounds),
+    stages=lambda pp, vpp: pp * vpp,
+    virtual_stages=True,
+    bubble=fill,
+)
+RECORDS = (INTERLEAVED,)
