@@ -23,7 +23,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "search": ("reports.verbs.search:search", "Try layouts, schedules or hardware, and rank what fits."),
     "plan": ("reports.verbs.plan:plan", "Forecast a whole run: phases, failures, price, energy."),
     "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
-    "show": ("reports.verbs.show:show", "Print a model, hardware, a schedule, a job or a stack."),
+    "show": ("reports.verbs.show:show", "Print a model, hardware, schedule, job, stack or op graph."),
     "explain": ("reports.verbs.explain:explain", "Explain every op, and what the step depends on."),
     "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
     "numerics": ("reports.verbs.numerics:numerics", "Check the claims of DeepSeek-V3's report by numbers."),

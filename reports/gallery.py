@@ -12,12 +12,14 @@ from tempfile import TemporaryDirectory
 
 from reports.figures import write_comparison_figures, write_figures
 from reports.figures.curves_figure import Swept, scaling_figure
+from reports.figures.graph_figure import graph_figure
 from reports.figures.style import save, styled
 from reports.html import write_simulation
 from reports.views.variants import run_all, variants
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
+from simulator.studies.block_graph import block_graphs
 
 JOB = "deepseek-v3-pretrain"
 CURVES = {
@@ -35,6 +37,7 @@ def draw(folder: Path) -> list[Path]:
     files = write_figures(result, folder)
     for name, (path, label, values) in CURVES.items():
         files += curve(folder, name, path, label, values)
+    files += graphs(folder)
     schedules = ("1f1b", "zb1p", "dualpipe", "dualpipev")
     ran = [o for o in run_all(variants([JOB], [("layout.schedule", list(schedules))], [])) if o.result]
     names = [o.variant.varied[0][1] for o in ran]
@@ -44,6 +47,15 @@ def draw(folder: Path) -> list[Path]:
         + write_comparison_figures(names, found, {"layout.schedule": names}, folder)
         + photographed(result, folder)
     )
+
+
+def graphs(folder: Path) -> list[Path]:
+    """The op graph of a MoE layer: overlapped with itself, and in lone actions."""
+    files = []
+    for name, job in (("graph", JOB), ("graph-alone", "deepseek-v3-zb1p")):
+        with styled():
+            files += save(graph_figure(block_graphs(load_scenario(job)), job), folder, name)
+    return files
 
 
 def curve(folder: Path, name: str, path: str, label: str, values: tuple[str, ...]) -> list[Path]:

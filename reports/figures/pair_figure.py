@@ -109,15 +109,15 @@ def _draw(axes: Axes, ops: Sequence[OpSpan], joined: Sequence[Stretch], window: 
         axes.add_collection(
             PolyCollection(boxes, facecolors=colour, edgecolors="white", linewidths=0.15 if close else 0.0)
         )
-    _name(axes, joined, window)
+    name_segments(axes, joined, window)
 
 
 def _box(lane: int, start: float, end: float) -> list[tuple[float, float]]:
     return [(start * 1e3, lane - 0.4), (end * 1e3, lane - 0.4), (end * 1e3, lane + 0.4), (start * 1e3, lane + 0.4)]
 
 
-def _name(axes: Axes, joined: Sequence[Stretch], window: tuple[float, float]) -> None:
-    """Segments by name, where there is room."""
+def name_segments(axes: Axes, joined: Sequence[Stretch], window: tuple[float, float]) -> None:
+    """Segments by name in their lanes, where there is room, with `window` [s] as wide as the figure."""
     per_inch = (window[1] - window[0]) / (WIDTH - 1.1)
     for s in joined:
         start, end = max(s.start, window[0]), min(s.end, window[1])

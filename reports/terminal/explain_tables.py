@@ -11,6 +11,8 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.terminal.kernel_tables import limit, shape, term
 from reports.views import words
+from simulator.results.critical_path import HOST, CriticalPath
+from simulator.results.simulate import Engine
 from simulator.studies.explain import BlockTime, ExplainedOp, Explanation
 from simulator.studies.sensitivity import Tornado
 
@@ -21,8 +23,10 @@ LEAST = 5e-5
 _BAR = 16
 
 
-def report(found: Explanation, tornado: Tornado | None, *, verbose: bool = False) -> list[RenderableType]:
-    """Ops, blocks and sensitivity."""
+def report(
+    found: Explanation, path: CriticalPath, tornado: Tornado | None, *, engine: Engine, verbose: bool = False
+) -> list[RenderableType]:
+    """Ops, blocks, critical path and sensitivity; `engine` is what simulated the step."""
     parts: list[RenderableType] = [Text(f"Ops of {found.scenario.name}", style="bold")]
     detailed = verbose or len(found.ops) <= FEW
     for kind in dict.fromkeys(one.block for one in found.ops):
@@ -35,6 +39,9 @@ def report(found: Explanation, tornado: Tornado | None, *, verbose: bool = False
         for one, blocks in _distinct(found.ops):
             parts += section(f"{one.priced.op.name} ({', '.join(blocks)})", *_detailed(one))
     parts += section("Blocks, every op alone [ms]", _blocks(found.blocks), note(_BLOCKS_NOTE))
+    unit = words.unit_for(path.makespan)
+    title = f"Critical path of the step [{unit.name}]"
+    parts += section(title, _on_path(path, unit, verbose), note(_path_note(path, engine)))
     if tornado is not None:
         parts += section("Sensitivity of the step", _tornado(tornado, verbose), note(_tornado_note(tornado)))
     return parts
@@ -108,6 +115,40 @@ def _blocks(blocks: Sequence[BlockTime]) -> Table:
         times = (b.forward, b.recomputed, b.input_gradient, b.weight_gradient, b.communication, b.total)
         table.add_row(b.kind, str(b.count), *(f"{1e3 * value:.3f}" for value in times))
     return table
+
+
+_PATH_CLASSES = 10
+"""Kernel classes of the critical path that are shown unless all are asked for; the others are added up."""
+
+
+def _on_path(path: CriticalPath, unit: words.Unit, verbose: bool) -> Table:
+    """What must get faster for the step to get faster."""
+    table = columns("", ">time", ">share", ">kernels", "limited by", gap=1)
+    shown = path.classes if verbose else path.classes[:_PATH_CLASSES]
+    for one in shown:
+        row = (unit.of(one.seconds), words.percent(one.seconds / path.makespan), f"{one.kernels:,}")
+        host = one.cls == HOST
+        table.add_row(words.of_class(one.cls), *(row if not host else (*row[:2], "")), words.of_bound(one.bound_by))
+    rest = path.classes[len(shown) :]
+    if rest:
+        seconds, kernels = sum(one.seconds for one in rest), sum(one.kernels for one in rest)
+        table.add_row(
+            f"{len(rest)} other classes", unit.of(seconds), words.percent(seconds / path.makespan), f"{kernels:,}", ""
+        )
+    kernels = sum(one.kernels for one in path.classes)
+    table.add_row("all: the step time", unit.of(path.makespan), words.percent(1.0), f"{kernels:,}", "", style="bold")
+    return table
+
+
+def _path_note(path: CriticalPath, engine: Engine) -> str:
+    streams = ", ".join(f"{name} {words.percent(s / path.makespan)}" for name, s in path.by_stream().items())
+    text = (
+        "The chain of kernels that decides when the step ends. A class that gets faster by x % shortens the step by at"
+        " most x % of its time here; a class that is not here, by nothing"
+    )
+    if engine == "events":
+        return f"{text} but what it then leaves to others of SMs and links. By stream: {streams}."
+    return f"{text}. By stream: {streams}. Without contention: --engine events sees it."
 
 
 def _tornado_note(tornado: Tornado) -> str:

@@ -1,4 +1,4 @@
-"""`foretrain explain JOB`: why each op takes its time, and which numbers the step depends on."""
+"""`foretrain explain JOB`: why each op takes its time, what decides the step time, and which numbers it depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reports.verbs.options import job_argument, json_option, print_json, print_r
     type=click.Choice(["longest-path", "events"]),
     default="longest-path",
     show_default=True,
-    help="What simulates the step while numbers are moved; events sees contention and takes longer.",
+    help="What simulates the step; events sees contention and takes longer.",
 )
 @json_option
 @verbosity
@@ -35,7 +35,8 @@ def explain(
 ) -> None:
     """Explain the time of every op of JOB: work, formula with its numbers, limit, source.
 
-    Then the blocks summed up, and how far the step moves with each hardware number and each assumed constant.
+    Then the blocks summed up; the critical path of the step by kernel class: what must get faster for the step to get
+    faster; and how far the step moves with each hardware number and each assumed constant.
     """
     from simulator.errors import InputError
     from simulator.inputs import load_scenario
@@ -45,6 +46,7 @@ def explain(
     found = explained(load_scenario(job, overrides), pattern)
     if not found.ops:
         raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; try attn.* or gemm.*")
+    path = found.critical_path(engine)
     swings = None
     if sensitivity:
         with progress("moving numbers", quiet=quiet) as done:
@@ -60,10 +62,11 @@ def explain(
                 "ops": [one.as_dict() for one in found.ops],
                 "blocks": [{**asdict(block), "total": block.total} for block in found.blocks],
                 "uncalibrated": list(found.uncalibrated),
+                "critical_path": {"engine": engine, **path.as_dict()},
                 "sensitivity": None if swings is None else swings.as_dict(),
             }
         )
         return
     from reports.terminal.explain_tables import report
 
-    print_report(*report(found, swings, verbose=verbose))
+    print_report(*report(found, path, swings, engine=engine, verbose=verbose))

@@ -1,4 +1,4 @@
-"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`."""
+"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`; `show graph JOB` has a module of its own."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from reports.verbs.options import (
     set_option,
     verbosity,
 )
+from reports.verbs.show_graph import graph
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
@@ -32,7 +33,7 @@ _HOST = "deepseek-v3-pretrain"
 
 @click.group(cls=Ordered, epilog="Example: foretrain show model deepseek-v3")
 def show() -> None:
-    """Print a model, a hardware profile, a schedule, a job or a software stack.
+    """Print a model, a hardware profile, a schedule, a job, a software stack, or a block's op graph.
 
     Without a NAME, list those that are shipped; schedules and architectures
     that installed packages offer are listed too.
@@ -228,6 +229,9 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
 
     settings = _changed("stack", name, overrides).stack if overrides else load_stack(name)
     return print_json(_as_dict("stack", settings)) if as_json else print_report(*shown.stack(settings))
+
+
+show.add_command(graph)
 
 
 def _simulated(name: str, overrides: Sequence[str]) -> Result:

@@ -29,6 +29,7 @@ BOUNDS = {
     "latency": "latency",
     "fixed": "fixed launch time",
     "wait": "wait for others",
+    "host": "the host",
 }
 """What limits a kernel."""
 
@@ -64,6 +65,7 @@ _CLASSES = {
     "embedding.bwd": "embedding, backward",
     "kvcopy": "copies of keys and values",
     "gelu": "GELU",
+    "host": "the host issues kernels",
     "loss": "loss",
     "loss.bwd": "loss, backward",
     "norm.fwd": "norms, forward",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simulator.engine.kernel_sequence import Condition, KernelSequence
+from simulator.engine.kernel_sequence import Condition, KernelSequence, kernel_spans
 from simulator.schedule import Step
 
 COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
@@ -67,3 +67,7 @@ class Timeline:
     def makespan(self) -> float:
         """End of the last task [s]."""
         return max(self.end, default=0.0)
+
+    def op_spans(self, task: int) -> list[tuple[float, float]]:
+        """Start and end of every op of a task [s]."""
+        return kernel_spans(self.tasks.sequence[task], self.start[task], self.end[task], self.changes.get(task, ()))

@@ -10,7 +10,9 @@ from typing import Any
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, COLLECTIVE, Priced
 from simulator.engine.lower import PricedModel
 from simulator.graph.block import Block
-from simulator.results.simulate import prepare
+from simulator.results.critical_path import CriticalPath, critical_path
+from simulator.results.simulate import Engine, prepare, timeline_of
+from simulator.schedule import Schedule
 from simulator.spec.scenario import Scenario
 from simulator.studies.kernel.answer import work_dict
 
@@ -89,23 +91,30 @@ class BlockTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The ops of a job that were asked for, and all its blocks."""
+    """The ops of a job that were asked for, all its blocks, and what the step is simulated from."""
 
     scenario: Scenario
     ops: tuple[ExplainedOp, ...]
     blocks: tuple[BlockTime, ...]
+    built: PricedModel
+    schedule: Schedule
 
     @property
     def uncalibrated(self) -> tuple[str, ...]:
         """Kernel classes of these ops that were not measured on this hardware."""
         return tuple(sorted({one.priced.op.cls for one in self.ops if not one.priced.cost.calibrated}))
 
+    def critical_path(self, engine: Engine) -> CriticalPath:
+        """What decides how long the step takes, by kernel class, as this engine simulates it."""
+        return critical_path(timeline_of(self.built, self.schedule, engine))
+
 
 def explain(scenario: Scenario, pattern: str = "*") -> Explanation:
     """Explain the ops whose name, class or segment fits `pattern` (as in `attn.*`, `gemm.fp8*`, `mlp.W`)."""
-    built = prepare(scenario)[0]
+    built, schedule = prepare(scenario)
     ops = tuple(one for one in _ops(built) if _fits(one, pattern))
-    return Explanation(scenario=scenario, ops=ops, blocks=tuple(_times(built, kind) for kind in built.blocks))
+    blocks = tuple(_times(built, kind) for kind in built.blocks)
+    return Explanation(scenario=scenario, ops=ops, blocks=blocks, built=built, schedule=schedule)
 
 
 def _ops(built: PricedModel) -> Iterator[ExplainedOp]:

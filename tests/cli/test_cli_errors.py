@@ -119,6 +119,11 @@ CASES = (
     "show schedule good.toml --pp 8",
     "show schedule dualpipe --set layout.pp=8",
     "show schedule 1f1b --start 1000",
+    "show graph tiny-1f1b --block 99",
+    "show graph tiny-1f1b --block moo",
+    "show graph tiny-zb1p --block embed --action I",
+    "show graph tiny-1f1b --svg graph.png",
+    "show graph tiny-1f1b --html nowhere/graph.html",
     "show pictures",
 )
 

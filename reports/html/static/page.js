@@ -93,6 +93,49 @@ function opsSpec(pair) {
   };
 }
 
+function graphSpec(graph) {
+  /* The op graph of a block: a row a stream, waits between them, and the critical path along the ops it consists of. */
+  const rows = graph.lanes.map((lane) => ({ label: lane.label, start: lane.start, end: lane.end, kind: lane.kind, op: lane.op }));
+  const pad = 14;
+  return {
+    rows, colours: graph.colours, end: graph.end, pitch: 64, pad,
+    text: (row, i) => {
+      const name = graph.ops[row.op[i]].name, parts = name.split(".");
+      return [name, parts.slice(1).join("."), parts[1]];  // attn.q_b.fwd, q_b.fwd, q_b
+    },
+    about: (row, i, from, to) => {
+      if (i < 0) return ["nothing runs", row.label === "comp" ? "compute" : "communication", seconds(to - from)];
+      return aboutOp(graph.ops[row.op[i]], from, to);
+    },
+    over: (timeline) => {
+      const g = timeline.g, face = (lane) => (lane ? timeline.pitch + pad - 2 : timeline.pitch - pad + 2);
+      g.save();
+      g.beginPath();
+      g.rect(timeline.left, 0, timeline.width - timeline.left, timeline.height - timeline.bottom);
+      g.clip();
+      const along = (points, colour, width) => {
+        g.strokeStyle = colour;
+        g.lineWidth = width;
+        g.beginPath();
+        points.forEach(([lane, time], at) => g[at ? "lineTo" : "moveTo"](timeline.x(time), face(lane)));
+        g.stroke();
+      };
+      for (const wait of graph.waits) along(wait, timeline.theme.soft, 1);
+      along(graph.path, timeline.theme.ink, 3);
+      g.restore();
+    },
+  };
+}
+
+function aboutOp(op, from, to) {
+  const lines = [op.name, `${op.what}, limited by ${op.bound}`];
+  lines.push(`segment ${op.segment}, ${op.kernels} ${op.kernels === 1 ? "kernel" : "kernels"}`);
+  lines.push(`${seconds(to - from)} (${seconds(op.alone)} alone)` + (op.rate ? `, ${op.rate} TFLOP/s` : ""));
+  lines.push(`from ${seconds(from, 6)} to ${seconds(to, 6)}`, ...op.waits);
+  lines.push(op.critical ? "on the critical path" : `not critical: could last ${seconds(op.slack)} longer`);
+  return op.calibrated ? lines : [...lines, "not calibrated on this GPU"];
+}
+
 function sortable(table) {
   const heads = table.tHead.rows[0].cells;
   Array.from(heads).forEach((head, column) => {
@@ -161,6 +204,7 @@ async function main() {
     }
   }
   if (data.pair) new Timeline(document.getElementById("pair-timeline"), opsSpec(data.pair), new View(data.pair.end));
+  for (const graph of data.graphs || []) new Timeline(document.getElementById(graph.id), graphSpec(graph), new View(graph.end));
   document.documentElement.dataset.ready = "1";
 }
 

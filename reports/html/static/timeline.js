@@ -54,6 +54,7 @@ class Timeline {
   /*
    * rows: [{label, start, end, kind}], parallel arrays sorted by time; kind indexes `colours`.
    * text(row, i): what stands in a box. about(row, i): lines of the tooltip; i < 0 is a gap.
+   * pad: room above and below the boxes of a row; over(timeline): drawn on top of all rows, if given.
    * detail(row): null, or lanes [{top, height, start, end, kind, about(i)}] drawn where boxes are wide.
    */
   constructor(holder, spec, view) {
@@ -109,12 +110,13 @@ class Timeline {
     g.font = "11px system-ui, sans-serif";
     g.textBaseline = "middle";
     this.spec.rows.forEach((row, at) => this.drawRow(row, at));
+    if (this.spec.over) this.spec.over(this);
     this.drawAxis();
     this.drawMark();
   }
 
   drawRow(row, at) {
-    const g = this.g, top = at * this.pitch, pad = this.pitch > 12 ? 1.5 : 0.5, high = this.pitch - 2 * pad;
+    const g = this.g, top = at * this.pitch, pad = this.spec.pad || (this.pitch > 12 ? 1.5 : 0.5), high = this.pitch - 2 * pad;
     const every = Math.ceil(14 / this.pitch);
     g.fillStyle = this.theme.soft;
     g.textAlign = "right";
@@ -237,8 +239,9 @@ class Timeline {
   }
   boxOf(at, i) {
     const row = this.spec.rows[at];
+    const pad = this.spec.pad || 0;
     return {
-      start: row.start[i], end: row.end[i], top: at * this.pitch, height: this.pitch,
+      start: row.start[i], end: row.end[i], top: at * this.pitch + pad, height: this.pitch - 2 * pad,
       lines: this.spec.about(row, i, row.start[i], row.end[i]),
     };
   }

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from cli import foretrain
 from reports.html import Shown, write_comparison, write_search, write_simulation
 from reports.html.charts import ticks
+from reports.html.graph_page import write_graphs
 from reports.html.memory_page import thinned
 from reports.html.payload import embedded
 from reports.views.actions import action_list
@@ -26,6 +27,7 @@ from simulator.memory import GROUPS, Curve
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
 from simulator.spec.scenario import Scenario
+from simulator.studies.block_graph import BlockGraph, block_graphs
 from simulator.studies.search import confirm, question, search
 from simulator.studies.sensitivity import Bar, Knob, Tornado
 
@@ -149,6 +151,27 @@ def test_thinning_a_curve_keeps_its_peak() -> None:
     groups["activations"] = [99.0 if at == 3333 else 1.0 for at in range(5000)]
     _, columns = thinned(Curve(rank=0, times=times, groups=groups), 100)
     assert max(map(sum, columns)) == 99.0
+
+
+def graph_page(file: Path, job: str = "tiny-dualpipe", name: str = EVIL) -> tuple[BlockGraph, ...]:
+    shown = block_graphs(load_scenario(job))
+    write_graphs(shown, name, file)
+    return shown
+
+
+def test_the_page_of_an_op_graph_names_every_op(tmp_path: Path) -> None:
+    shown = graph_page(tmp_path / "g.html", "tiny-1f1b")
+    found = elements(tmp_path / "g.html")
+    text = (tmp_path / "g.html").read_text(encoding="utf-8")
+    assert found.fetched == []
+    assert found.counts["canvas"] == len(shown)
+    assert EVIL not in text
+    assert all(f"<td>{node}</td>" in text for one in shown for node in one.path)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
+    for graph, one in zip(data["graphs"], shown, strict=True):
+        assert sum(len(lane["op"]) for lane in graph["lanes"]) == len(graph["ops"]) == len(one.graph) - 2
+        assert graph["path"][0][1] == 0.0
+        assert graph["path"][-1][1] == pytest.approx(one.seconds)
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------------
@@ -359,3 +382,23 @@ def test_pages_of_memory_and_search(browser: Any, tmp_path: Path) -> None:
         assert one.page.locator("h1").inner_text() == heading
         assert one.page.locator("svg.chart").count() == 1
         one.page.close()
+
+
+def test_hovering_an_op_of_a_graph_says_whether_it_is_critical(browser: Any, tmp_path: Path) -> None:
+    graph_page(tmp_path / "g.html")
+    one = Opened(browser, tmp_path / "g.html")
+    assert one.page.title() == f"foretrain: MoE layer of {EVIL}"
+    assert one.colours("graph-0") > 5
+    box = one.canvas("graph-0").bounding_box()
+    told = set()
+    for down in (30, 94):
+        for across in range(60, 1100, 40):
+            one.page.mouse.move(box["x"] + across, box["y"] + down)
+            told.add(one.page.locator("#graph-0 .tip").inner_text())
+    assert any("on the critical path" in text for text in told)
+    assert any("not critical: could last" in text for text in told)
+    assert any("needs the data of: " in text for text in told)
+    one.page.set_viewport_size({"width": 420, "height": 900})
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert one.said == []
+    one.page.close()

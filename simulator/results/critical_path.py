@@ -1,0 +1,134 @@
+"""The critical path of a step: the chain of tasks that decides when it ends, by kernel class.
+
+Walked back from the task that ends last: each task of the chain started the moment the one before it ended, which was
+the last thing it waited for. So the chain has no gaps, and its times add up to the step time. It begins at the start of
+the step, or where the host had only just issued a kernel; the time until then is the host's, who never waits.
+
+Where kernels keep their durations, a class that spends t on this path and gets faster by x of it shortens the step by
+at most x t, and a class that is not on it by nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Timeline
+
+HOST = "host"
+"""Stands where a kernel class does, for the time in which the host issues."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassOnPath:
+    """What one kernel class spends on the critical path.
+
+    `stream`: compute, communication, sends, gradient sync or host; `seconds` as simulated [s]; `alone`: what the same
+    kernels take with nothing beside them [s]; `kernels`: launches; `bound_by`: what limits most of it.
+    """
+
+    cls: str
+    stream: str
+    seconds: float
+    alone: float
+    kernels: int
+    bound_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalPath:
+    """The chain of `tasks` in order of time, and its classes by time. `makespan`: the step time [s]."""
+
+    tasks: tuple[int, ...]
+    classes: tuple[ClassOnPath, ...]
+    makespan: float
+
+    def by_stream(self) -> dict[str, float]:
+        """Seconds on the path by stream, longest first [s]."""
+        total: dict[str, float] = defaultdict(float)
+        for one in self.classes:
+            total[one.stream] += one.seconds
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "step_time_s": self.makespan,
+            "streams_s": self.by_stream(),
+            "classes": [
+                {
+                    "class": one.cls,
+                    "stream": one.stream,
+                    "seconds": one.seconds,
+                    "share": one.seconds / self.makespan,
+                    "alone_s": one.alone,
+                    "kernels": one.kernels,
+                    "bound_by": one.bound_by,
+                }
+                for one in self.classes
+            ],
+        }
+
+
+def critical_tasks(timeline: Timeline) -> list[int]:
+    """The tasks of the chain in order of time. Of two that end together, the one on the same stream counts."""
+    tasks, start, end = timeline.tasks, timeline.start, timeline.end
+    if not end:
+        return []
+    before = [-1] * len(end)
+    last_on: dict[int, int] = {}
+    for task, lane in enumerate(tasks.lane):
+        before[task] = last_on.get(lane, -1)
+        last_on[lane] = task
+    at = max(range(len(end)), key=end.__getitem__)
+    chain = [at]
+    while True:
+        waits = ((before[at],) if before[at] >= 0 else ()) + tasks.preds[at]
+        last = max(waits, key=end.__getitem__, default=-1)
+        reached = end[last] if waits else 0.0
+        if start[at] > reached and at not in tasks.release:
+            raise RuntimeError(f"task {at} ({tasks.sequence[at].name}) starts later than all that it waits for")
+        if not waits or start[at] > reached:
+            return chain[::-1]
+        at = last
+        chain.append(at)
+
+
+def critical_path(timeline: Timeline) -> CriticalPath:
+    """The critical path of a simulated step."""
+    chain = critical_tasks(timeline)
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    alone: dict[tuple[str, str], float] = defaultdict(float)
+    kernels: dict[tuple[str, str], int] = defaultdict(int)
+    bounds: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for task in chain:
+        stream = stream_of(timeline.tasks.lane[task])
+        for priced, (begun, ended) in zip(timeline.tasks.sequence[task].ops, timeline.op_spans(task), strict=True):
+            key = (priced.op.cls, stream)
+            seconds[key] += ended - begun
+            alone[key] += priced.durations[ALONE]
+            kernels[key] += priced.op.count
+            bounds[key][priced.cost.bound_by] += ended - begun
+    if chain and timeline.start[chain[0]] > 0.0:
+        seconds[HOST, HOST] = alone[HOST, HOST] = timeline.start[chain[0]]
+        bounds[HOST, HOST][HOST] = seconds[HOST, HOST]
+    classes = [
+        ClassOnPath(
+            cls=cls,
+            stream=stream,
+            seconds=value,
+            alone=alone[cls, stream],
+            kernels=kernels[cls, stream],
+            bound_by=max(bounds[cls, stream], key=bounds[cls, stream].__getitem__),
+        )
+        for (cls, stream), value in seconds.items()
+    ]
+    classes.sort(key=lambda one: (-one.seconds, one.cls, one.stream))
+    return CriticalPath(tasks=tuple(chain), classes=tuple(classes), makespan=timeline.makespan)
+
+
+def stream_of(lane: int) -> str:
+    """The stream of a lane in words."""
+    return {COMPUTE: "compute", COMM: "communication", SYNC: "gradient sync"}.get(lane % LANES, "sends")
