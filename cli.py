@@ -135,10 +135,9 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _nearest(verb: str) -> str:
-    from difflib import get_close_matches
+    from simulator.errors import meant
 
-    near = get_close_matches(verb.lower(), VERBS, n=1)
-    return f"did you mean {near[0]}?" if near else "the help lists them"
+    return meant(verb, VERBS, otherwise="the help lists them")
 
 
 def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:

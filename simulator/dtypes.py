@@ -16,11 +16,20 @@ WIDTH: dict[Dtype, float] = {
     "int64": 8.0,
 }
 
+BF16, FP8, FP32 = WIDTH["bf16"], WIDTH["fp8"], WIDTH["fp32"]
+"""Widths of one value [B]."""
+
 FP8_TILE = 128  # elements that share one FP32 scale along K (arXiv 2412.19437, section 3.3.2)
 
 assert set(WIDTH) == set(get_args(Dtype))
 
 
+FP8_SCALED = FP8 + FP32 / FP8_TILE
+"""Bytes of one activation in FP8 with its part of an FP32 scale per tile of 1 x 128 (the same section) [B]."""
+FP8_MATRIX = FP8 + FP32 / FP8_TILE**2
+"""Bytes of one weight in FP8 with its part of an FP32 scale per block of 128 x 128 (the same section) [B]."""
+
+
 def fp8_bytes(elements: float) -> float:
     """Bytes of `elements` values in FP8 with one FP32 scale per 128 of them [B]."""
-    return elements * (WIDTH["fp8"] + WIDTH["fp32"] / FP8_TILE)
+    return elements * FP8_SCALED

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+LIKE = 0.6
+"""Ratio of equal characters (difflib) from which a word may be meant for another."""
+
 
 class ForetrainError(Exception):
     """Base of all errors caused by input; the command line prints it as one line and exits with `exit_code`."""
@@ -25,3 +30,18 @@ class PlanError(ForetrainError):
 
 class UncalibratedError(ForetrainError):
     """A kernel class that the hardware profile has no parameters for."""
+
+
+def nearest_name(word: str, choices: Iterable[str], *, cutoff: float = LIKE) -> str | None:
+    """The one of `choices` that `word`, whatever its case, is most like; None where none is like it by `cutoff`."""
+    from difflib import get_close_matches
+
+    spelled = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(word.lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[near[0]] if near else None
+
+
+def meant(word: str, choices: Iterable[str], *, cutoff: float = LIKE, otherwise: str) -> str:
+    """The hint behind an unknown word: `did you mean X?`, or what to say where nothing is like it."""
+    near = nearest_name(word, choices, cutoff=cutoff)
+    return f"did you mean {near}?" if near else otherwise

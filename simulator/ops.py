@@ -7,7 +7,9 @@ segment on one stream. Kernels of one stream run in order; across streams an op 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
+
+from simulator.dtypes import BF16, FP8
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -44,6 +46,11 @@ class Gemm:
     def flops(self) -> float:
         """Floating-point operations, 1 multiply-add = 2 [FLOP]."""
         return 2.0 * self.valid_rows * self.n * self.k
+
+    @property
+    def operand_bytes(self) -> float:
+        """Width of one value of either operand [B]."""
+        return BF16 if self.precision == "bf16" else FP8
 
     @property
     def valid_rows(self) -> int:
@@ -102,13 +109,38 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllToAll:
-    """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values in `dtype_bytes` each.
+class Gate:
+    """Which experts a token may choose: `top_k` of `experts`, from the best `node_limit` of equal `groups`.
 
-    `ranks` experts-parallel ranks, `experts`, `top_k`, `node_limit` (0: none) describe the gate; volumes follow from
-    them in `simulator.routing`; `scored` affinities make the score of a group (2: V3, 1: V2). `weighted`: a combine
-    that also sums the gradients of the gate weights, as the backward of a dispatch does. `imbalance`: load of the
-    fullest rank over the mean.
+    `groups` and `node_limit` [1] are 0 where a token may choose any expert. A group is scored by the sum of its
+    `scored` highest affinities (2: DeepSeek-V3, arXiv 2412.19437, section 2.1.2; 1: DeepSeek-V2, arXiv 2405.04434,
+    section 2.1.2). What a token reaches through a gate is in `simulator.routing.gate`.
+    """
+
+    experts: int
+    top_k: int
+    groups: int = 0
+    node_limit: int = 0
+    scored: int = 2
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a token chooses from some of the groups only."""
+        return self.groups > 1 and 0 < self.node_limit < self.groups
+
+    @property
+    def group_size(self) -> int:
+        """Experts of one group [1]."""
+        return self.experts // self.groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllToAll:
+    """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values, `bytes_per_token` [B] each.
+
+    `ranks` expert-parallel ranks hold the experts of the `gate`; volumes follow from both in `simulator.routing`.
+    `weighted`: a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
+    `imbalance`: load of the fullest rank over the mean.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -116,14 +148,10 @@ class AllToAll:
     hidden: int
     bytes_per_token: float
     ranks: int
-    experts: int
-    top_k: int
-    groups: int
-    node_limit: int
+    gate: Gate
     cached: bool = False
     low_latency: bool = False
     weighted: bool = False
-    scored: int = 2
     imbalance: float = 1.0
 
 
@@ -157,7 +185,27 @@ class Collective:
     per_node: int
 
 
-Work = Gemm | Attention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """No kernel: at a barrier, `seconds` until the most loaded rank arrives [s]. Made by the engine, which alone knows
+    how long the others work."""
+
+    seconds: float
+
+
+Work = Gemm | Attention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
+
+
+class Facts(TypedDict, total=False):
+    """The fields of an `Op` that others ask instead of its name, for functions that hand them on."""
+
+    scales_with_load: bool
+    reads_resident: bool
+    adds_to_resident: bool
+    saves_input: bool
+    in_ring: bool
+    read_by_backward: bool
+    matrices: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +216,17 @@ class Op:
     `quant.token` ...), `part` F/I/W/R, `segment` where it stands in the layer (`attn.F`), `after` the ops of *other*
     streams it waits for, `saved` the bytes it keeps for backward [B], `concurrent_with` what a collective runs
     beside.
+
+    Facts that follow from where the op was made:
+
+    - `scales_with_load`: counted with the work of this rank's experts, which is longer on the most loaded rank;
+    - `reads_resident`: reads what is in memory anyway (weights, kept logits), not activations of its own;
+    - `adds_to_resident`: adds into gradients, which are in memory anyway;
+    - `saves_input`: what it keeps for backward is (also) its input, the result of the op before;
+    - `in_ring`: a collective that passes parts on instead of gathering the whole buffer;
+    - `read_by_backward`: whether the backward of its layer reads what it makes;
+    - `matrices`: output widths of the weight matrices that a GEMM multiplies by in one, of a linear layer that
+      selective checkpointing counts (query, key, value: three); empty for everything else.
     """
 
     name: str
@@ -180,6 +239,13 @@ class Op:
     after: tuple[str, ...] = ()
     saved: float = 0.0
     concurrent_with: ConcurrentWith = "nothing"
+    scales_with_load: bool = False
+    reads_resident: bool = False
+    adds_to_resident: bool = False
+    saves_input: bool = False
+    in_ring: bool = False
+    read_by_backward: bool = True
+    matrices: tuple[int, ...] = ()
 
     @property
     def flops(self) -> float:

@@ -42,8 +42,8 @@ def shape(op: Op) -> str:
         case Streaming():
             return f"{si(work.bytes, 'B')} read and written"
         case AllToAll():
-            gate = f"top {work.top_k} of {work.experts}"
-            limit = f", at most {work.node_limit} of {work.groups} groups" if work.node_limit else ""
+            gate = f"top {work.gate.top_k} of {work.gate.experts}"
+            limit = f", at most {work.gate.node_limit} of {work.gate.groups} groups" if work.gate.node_limit else ""
             return f"{work.direction} of {work.tokens} tokens of {work.hidden} over {work.ranks} ranks, {gate}{limit}"
         case PointToPoint():
             return f"{si(work.bytes, 'B')} over {'the NIC' if work.tier == 'nic' else 'NVLink'}"

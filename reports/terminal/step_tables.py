@@ -11,7 +11,7 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from reports.views.palette import PHASES as COLOURS
-from simulator.results.metrics import PHASES, ClassTime, RankTimes
+from simulator.results.metrics import ClassTime, RankTimes
 from simulator.results.result import Result
 from simulator.schedule import stages_on
 from simulator.spec.scenario import Scenario
@@ -122,7 +122,7 @@ def phases(result: Result, unit: words.Unit) -> Table:
     """Mean over ranks of every phase, and how little and how much single ranks spend on it."""
     step = result.metrics["step_time_s"]
     table = columns("", *(f">{title} [{unit.name}]" if title else "" for title in ("mean", "", "", "least", "most")))
-    for phase in PHASES:
+    for phase in result.breakdown_s:
         own = [rank.phases[phase] for rank in result.ranks]
         mean = result.breakdown_s[phase]
         if phase == "other" and not any(round(value, 6) for value in own):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.views import words
-from reports.views.ops import SYNCHRONISING, OpSpan
+from reports.views.ops import OpSpan
 from simulator.engine.op_graph import END, START, ops_in
 from simulator.studies.block_graph import BlockGraph
 
@@ -44,7 +44,7 @@ def graph_ops(shown: BlockGraph) -> list[GraphOp]:
 
 def _op(shown: BlockGraph, node: str, data: dict[str, Any]) -> GraphOp:
     last = data["segment"].rpartition(".")[2]
-    direction = "N" if data["cls"] in SYNCHRONISING else last if last in ("F", "B", "W") else "B"
+    direction = "N" if data["synchronises"] else last if last in ("F", "B", "W") else "B"
     span = OpSpan(
         name=data["op"],
         cls=data["cls"],

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from reports.views.actions import ActionSpan
 from reports.views.ops import ops_of
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.ops import Wait
 from simulator.results.metrics import Interval, length, merged, minus
 from simulator.results.result import Result
 from simulator.schedule import Pair, Schedule, Step
@@ -148,14 +149,12 @@ def _waits(timeline: Timeline, actions: Sequence[ActionSpan]) -> dict[int, list[
     """By rank, when it waits at a barrier for the most loaded rank."""
     found: dict[int, list[Interval]] = defaultdict(list)
     sequences = timeline.tasks.sequence
-    if not any(
-        priced.op.cls == "wait.slowest"
-        for sequence in {id(r): r for r in sequences}.values()
-        for priced in sequence.ops
-    ):
+    ops = (priced.op for sequence in {id(r): r for r in sequences}.values() for priced in sequence.ops)
+    waits = {op.name for op in ops if isinstance(op.work, Wait)}
+    if not waits:
         return found
     for action in actions:
         for op in ops_of(timeline, action):
-            if op.cls == "wait.slowest":
+            if op.name in waits:
                 found[action.rank].append((action.start + op.start, action.start + op.end))
     return found

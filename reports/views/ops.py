@@ -10,9 +10,7 @@ from simulator.cost.attention_cost import attention_bytes
 from simulator.cost.gemm_cost import gemm_bytes
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, Gemm, Op, Streaming
-
-SYNCHRONISING = ("comm.notify", "comm.layout", "wait.slowest")
+from simulator.ops import Attention, Gemm, Notify, Op, Streaming, Wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +79,7 @@ def _op_span(priced: Priced, sequence: KernelSequence, stream: str, start: float
 
 def direction_of(op: Op, segment: str) -> str:
     """F, B or W by the segment the op stands in; N for barriers and waits."""
-    if op.cls in SYNCHRONISING:
+    if isinstance(op.work, (Notify, Wait)):
         return "N"
     last = segment.rpartition(".")[2]
     return last if last in ("F", "B", "W") else "B"

@@ -41,14 +41,12 @@ def all_to_all_cost(
     sms: int,
     concurrent_with_compute: bool,
     dispatcher: str = "deepep",
-    scored: int = 2,
 ) -> Cost:
     """Time of one dispatch or combine of one rank.
 
     `cls` is the kernel class (`comm.dispatch`, `comm.combine`), `sms` the SMs the kernel holds (0: a
     co-processor moves the data), `concurrent_with_compute` whether other kernels fill the other SMs, `dispatcher` the
-    kernels: a name in `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy. `scored`:
-    see `routing.reach`."""
+    kernels: a name in `fabric.ep`, or `nccl` for a plain all-to-all of every (token, expert) copy."""
     _check(work, sms)
     if work.ranks == 1:
         return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
@@ -58,15 +56,11 @@ def all_to_all_cost(
         return _library(work, cluster)
     params = _named(cluster.fabric.ep, dispatcher, "fabric.ep")
     moved = traffic(
+        work.gate,
         tokens=work.tokens,
         bytes_per_token=work.bytes_per_token,
         ranks=work.ranks,
         ranks_per_node=cluster.node.gpus,
-        experts=work.experts,
-        top_k=work.top_k,
-        groups=work.groups,
-        node_limit=work.node_limit,
-        scored=scored,
     )
     return _throughput(work, params, around(moved, work, cluster), cluster, sms, concurrent_with_compute)
 
@@ -192,7 +186,7 @@ def _low_latency(work: AllToAll, cluster: Cluster, dispatcher: str) -> Cost:
         bytes_per_token=work.bytes_per_token,
         ranks=work.ranks,
         ranks_per_node=cluster.node.gpus if params.nvlink else 1,
-        top_k=work.top_k,
+        top_k=work.gate.top_k,
     )
     moved = replace(moved, nic=work.imbalance * moved.nic, nvlink=work.imbalance * moved.nvlink)
     alpha, rate = _directed(params, work.direction)
@@ -238,6 +232,6 @@ def _library(work: AllToAll, cluster: Cluster) -> Cost:
 
     It ends with the rank that takes most.
     """
-    size = work.tokens * work.bytes_per_token * work.top_k * work.imbalance
+    size = work.tokens * work.bytes_per_token * work.gate.top_k * work.imbalance
     per_node = min(work.ranks, cluster.node.gpus)
     return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

@@ -17,6 +17,7 @@ from math import ceil
 from simulator.cost.classes import params_for
 from simulator.cost.cost import Cost, Share
 from simulator.cost.gemm_cost import norm4, tensor_peak
+from simulator.dtypes import WIDTH
 from simulator.errors import InputError
 from simulator.ops import Attention
 from simulator.spec.hardware import Gpu
@@ -46,7 +47,7 @@ def rate_of(p: AttentionParams, d_qk: int, d_v: int) -> float:
 
 def attention_bytes(work: Attention) -> float:
     """Queries, keys, values and output (and their gradients in backward) once [B]."""
-    size = 1.0 if work.precision == "fp8" else 2.0
+    size = WIDTH[work.precision]
     q = work.batch * work.seq_q * work.heads
     kv = work.batch * work.seq_kv * work.kv_heads
     once = size * (q * (work.d_qk + work.d_v) + kv * (work.d_qk + work.d_v))
@@ -57,7 +58,7 @@ def shared_gradients(work: Attention) -> float:
     """Gradients of keys and values that are made for each query head, to be summed over those that share them [B]."""
     if not work.backward or work.heads == work.kv_heads:
         return 0.0
-    size = 1.0 if work.precision == "fp8" else 2.0
+    size = WIDTH[work.precision]
     return size * work.batch * work.seq_kv * work.heads * (work.d_qk + work.d_v)
 
 

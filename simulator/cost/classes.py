@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
-from difflib import get_close_matches
 from typing import Protocol, TypeVar
 
-from simulator.errors import UncalibratedError
+from simulator.errors import UncalibratedError, nearest_name
 
 NEAREST: dict[str, tuple[str, ...]] = {
     "gemm.fp8_tensor": ("gemm.fp8_row", "gemm.fp8@cublas", "gemm.fp8"),
@@ -82,7 +81,7 @@ def is_known(cls: str, table: Collection[str]) -> bool:
     near = {*NEAREST, *(name for names in NEAREST.values() for name in names), *LAST}
     if cls in {*table, *(name for name in near if name.partition(".")[0] in first)}:
         return True
-    if get_close_matches(cls, table, n=1, cutoff=SLIP):
+    if nearest_name(cls, table, cutoff=SLIP):
         return False
     return any(name in table for name in _candidates(cls) if name not in LAST or name == cls.partition("@")[0])
 

@@ -84,10 +84,6 @@ def norm4(a: float, b: float, c: float = 0.0) -> float:
     return top * float(((a / top) ** 4 + (b / top) ** 4 + (c / top) ** 4) ** 0.25)
 
 
-def _element_bytes(precision: str) -> float:
-    return 1.0 if precision.startswith("fp8") else 2.0
-
-
 def _group_rows(work: Gemm, align: int) -> tuple[int, ...]:
     """Rows of each group, padded to `align`; one group for what is not grouped."""
     if work.form == "masked":
@@ -188,7 +184,7 @@ def busy_groups(work: Gemm) -> int:
 
 def gemm_bytes(work: Gemm) -> float:
     """Operands read once and the output written once (read and written in a weight gradient) [B]."""
-    size = _element_bytes(work.precision)
+    size = work.operand_bytes
     weight = float(work.n) * work.k
     if work.form in ("grouped", "masked"):
         return (
@@ -215,7 +211,7 @@ def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) ->
     groups, across = max(1, work.groups), p.cluster[1]
     rows = work.m / groups if work.form == "grouped" else work.m
     depth = work.k / groups if work.form == "grouped_wgrad" else work.k
-    size = rows * depth * _element_bytes(work.precision)
+    size = rows * depth * work.operand_bytes
     passes = work.n / (tiling.bn * across) * min(1.0, rows * across / (tiling.bm * sms))
     return groups * size * max(0.0, passes - 1.0) * max(0.0, 1.0 - gpu.l2_bytes / L2_HALVES / size)
 

@@ -18,6 +18,7 @@ from simulator.ops import (
     Op,
     PointToPoint,
     Streaming,
+    Wait,
 )
 from simulator.spec.hardware import Cluster
 
@@ -37,27 +38,32 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             return streaming_cost(work, op.cls, gpu, kernels, share)
         case Fixed():
             return fixed_cost(work, op.cls, kernels)
+        case Wait():
+            return wait_cost(work)
         case AllToAll():
             return all_to_all_cost(
-                work,
-                op.cls,
-                cluster,
-                sms=comm_sms,
-                concurrent_with_compute=concurrent,
-                dispatcher=dispatcher,
-                scored=work.scored,
+                work, op.cls, cluster, sms=comm_sms, concurrent_with_compute=concurrent, dispatcher=dispatcher
             )
-        case Notify():
-            return notify_cost(work, op.cls, cluster)
-        case PointToPoint():
-            return p2p_cost(work, cluster)
-        case Collective():
-            return collective_cost(work, cluster)
+        case Notify() | PointToPoint() | Collective():
+            return _message_cost(work, op.cls, cluster)
+
+
+def _message_cost(work: Notify | PointToPoint | Collective, cls: str, cluster: Cluster) -> Cost:
+    """Communication whose cost depends on nothing but itself and the links."""
+    if isinstance(work, Notify):
+        return notify_cost(work, cls, cluster)
+    return p2p_cost(work, cluster) if isinstance(work, PointToPoint) else collective_cost(work, cluster)
 
 
 def launches_of(op: Op) -> int:
     """Kernels that an op is: `count` equal ones, or those of a group too small for their work to matter."""
-    return op.count * (op.work.launches if isinstance(op.work, Fixed) else 1)
+    match op.work:
+        case Fixed():
+            return op.count * op.work.launches
+        case Wait():
+            return 0
+        case _:
+            return op.count
 
 
 def times(cost: Cost, op: Op, gap: float) -> float:
@@ -65,6 +71,12 @@ def times(cost: Cost, op: Op, gap: float) -> float:
     return op.count * cost.duration + launches_of(op) * gap
 
 
-def wait(seconds: float, why: str) -> Cost:
-    """A wait, not work [s]."""
-    return Cost(duration=seconds, bound_by="latency", formula=why, terms=(("wait_s", seconds),), source="routing")
+def wait_cost(work: Wait) -> Cost:
+    """A wait for the most loaded rank: as long as the engine says."""
+    return Cost(
+        duration=work.seconds,
+        bound_by="latency",
+        formula="(max/mean load - 1) x expert time",
+        terms=(("wait_s", work.seconds),),
+        source="routing",
+    )

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from simulator.cost.price import launches_of
 from simulator.engine.kernel_sequence import ALONE, KernelSequence
 from simulator.engine.program import Program
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
 from simulator.spec.stack import Stack
 
 Issue = Callable[[KernelSequence], tuple[float, float]]
@@ -51,7 +51,7 @@ def issuing(stack: Stack) -> Issue | None:
 def _of(sequence: KernelSequence, stack: Stack) -> tuple[float, float]:
     issued = lead = 0.0
     for priced, before in zip(sequence.ops, sequence.cumulative[ALONE], strict=False):
-        if priced.op.cls == "wait.slowest":  # no kernel
+        if isinstance(priced.op.work, Wait):  # no kernel
             continue
         each, many = seconds(priced.op, stack), launches_of(priced.op)
         lead = max(lead, issued + each - before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from simulator.dtypes import BF16
 from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.pricing import pricer
@@ -12,16 +13,14 @@ from simulator.engine.program import Pricer, Program, lone_program, pair_program
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.graph.block import Block
-from simulator.graph.linear import BF16
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.routing.loads import imbalance
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
-
-PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +34,11 @@ class PricedModel:
 
     scenario: Scenario
     shapes: Shapes
-    blocks: dict[str, Block]
+    blocks: dict[BlockKind, Block]
     price: Pricer
     imbalance: float
-    stages: tuple[tuple[str, ...], ...]
-    block_seconds: dict[str, float]
+    stages: tuple[tuple[BlockKind, ...], ...]
+    block_seconds: dict[BlockKind, float]
     pace: float = 1.0
     resampled_per_layer: bool = False
 
@@ -51,7 +50,7 @@ class PricedModel:
 def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
     """Build and price the blocks of a scenario and spread them over `stages`."""
     shapes = shapes_of(scenario)
-    blocks = build_blocks(shapes, scenario.cluster.gpu.sms)
+    blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
@@ -69,7 +68,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
     )
 
 
-def seconds_by_kind(blocks: dict[str, Block], price: Pricer, hidden: bool) -> dict[str, float]:
+def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool) -> dict[BlockKind, float]:
     """Time of each kind of block, forward and backward [s]; without its exchanges where they are `hidden`."""
     return {
         kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
@@ -89,10 +88,10 @@ def mirrored(scenario: Scenario) -> bool:
     return record is not None and record.mirrored
 
 
-def _most_met_all_to_all(blocks: dict[str, Block]) -> Op | None:
+def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
     """The exchange that compute meets most: a combine."""
-    found = [op for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
-    return max(found, key=lambda op: op.cls == "comm.combine", default=None)
+    found = [(op.work, op) for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
+    return max(found, key=lambda each: each[0].direction == "combine", default=(None, None))[1]
 
 
 class Programs:
@@ -198,7 +197,7 @@ class _Lowering:
         base = append(tasks, rank, program, entry_preds, needed)
         self._hosted(rank, program, base)
         end = len(tasks.lane)
-        phase = "overlapped" if isinstance(step, Pair) else PHASE[step.kind]
+        phase = self.built.scenario.workload.phase_of["pair" if isinstance(step, Pair) else step.kind]
         tasks.actions.append(ActionOf(rank, step, phase, base, end))
         self.tails[rank] = tuple(base + at for at in program.tails)
         ready = self.tails[rank]
@@ -246,8 +245,13 @@ class _Lowering:
 
 
 def lower(built: PricedModel, schedule: Schedule, *, optimizer: bool = True) -> Tasks:
-    """The tasks of one optimizer step. The schedule must be valid (see `schedule.validate`)."""
+    """The tasks of one step. The schedule must be valid (see `schedule.validate`).
+
+    Of a workload that updates its parameters, they are gathered before and updated behind it, unless `optimizer` says
+    no.
+    """
     lowering = _Lowering(built, schedule)
+    optimizer = optimizer and built.scenario.workload.updates
     if optimizer:
         lowering.gathered = gather_parameters(built.scenario, built.stages, built.price, lowering.tasks, schedule)
     for rank, at in progress(schedule).order:
@@ -265,14 +269,14 @@ def lower(built: PricedModel, schedule: Schedule, *, optimizer: bool = True) -> 
     return lowering.tasks
 
 
-def stage_names(stages: Sequence[Sequence[str]]) -> list[str]:
+def stage_names(stages: Sequence[Sequence[BlockKind]]) -> list[str]:
     """Each stage's blocks for people: `embed + 3 dense + 1 moe`."""
     out = []
     for blocks in stages:
         parts: list[str] = []
         for kind in dict.fromkeys(blocks):
             count = blocks.count(kind)
-            parts.append(kind if count == 1 and kind in ("embed", "head", "mtp") else f"{count} {kind}")
+            parts.append(kind if count == 1 and not kind.is_layer else f"{count} {kind}")
         out.append(" + ".join(parts))
     return out
 

@@ -19,6 +19,7 @@ from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel, append
 from simulator.engine.program import Program
 from simulator.engine.tasks import COMM, COMPUTE, LANES, Tasks, Timeline
+from simulator.ops import Notify, Wait
 
 START, END = "start", "end"
 STREAMS = {COMPUTE: "compute", COMM: "communication"}
@@ -113,6 +114,7 @@ def _facts(priced: Priced) -> dict[str, Any]:
     return {
         "op": op.name,
         "cls": op.cls,
+        "synchronises": isinstance(op.work, (Notify, Wait)),
         "part": op.part,
         "kernels": op.count,
         "bound_by": priced.cost.bound_by,

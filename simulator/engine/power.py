@@ -10,10 +10,11 @@ long, memory-bound kernels as long as ever.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from statistics import NormalDist
 
 from simulator.cost.cost import Cost
-from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, Gemm, Op
 from simulator.spec.hardware import Gpu, Power
@@ -55,6 +56,23 @@ def alone(op: Op, cost: Cost, power: Power) -> float:
 def hungriest(gpus: int) -> float:
     """Standard deviations by which the hungriest of `gpus` GPUs is expected to exceed the mean (Blom, 1958)."""
     return NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0
+
+
+def energy_above_idle(ops: Iterable[Priced], power: Power) -> float:
+    """Energy that these ops take above that of an idle GPU, each alone at full clock [J]."""
+    return sum(priced.durations[ALONE] * (draw(priced.op, power) - power.idle) for priced in ops)
+
+
+def at_the_limit(gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], float]) -> tuple[float, float | None]:
+    """(how much longer tensor kernels last, mean power demanded at full clock [W] or None without a power model).
+
+    `pass_at_full_clock` executes the step quickly at full clock and says what a mean GPU draws meanwhile [W]; `gpus`
+    wait for the slowest of them.
+    """
+    if gpu.power is None:
+        return 1.0, None
+    watts = pass_at_full_clock(gpu.power)
+    return slowdown(watts, gpu, gpus), watts
 
 
 def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:

@@ -11,27 +11,28 @@ from dataclasses import dataclass, replace
 from math import hypot
 from weakref import WeakKeyDictionary
 
-from simulator.cost.price import wait
+from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
+from simulator.engine.tasks import COMM, COMPUTE
 from simulator.graph.block import Block, Segment
-from simulator.ops import Attention, Collective, Fixed, Gemm, Op
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
 
 Pricer = Callable[[Op], Priced]
 """Prices one op under the four conditions."""
-
-COMPUTE, COMM = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramStep:
     """One run of a program: its stream and the earlier steps it waits for beside its predecessor on the stream.
 
-    A step with no `waits` that is first on its stream starts when the action may start.
+    `forward`: whether it belongs to a forward or, also in an overlapped pair, to a backward. A step with no `waits`
+    that is first on its stream starts when the action may start.
     """
 
     sequence: KernelSequence
     stream: int
     waits: tuple[int, ...]
+    forward: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     for op in segment.ops:
         kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
         if segment.stream == "comm":
-            kind = "all_to_all" if op.cls in ("comm.dispatch", "comm.combine") else "work"
-            kind = "notify" if op.cls in ("comm.notify", "comm.layout") else kind
+            kind = "all_to_all" if isinstance(op.work, AllToAll) else "work"
+            kind = "notify" if isinstance(op.work, Notify) else kind
         if piece and (kind != kind_now or op.after):
             assert kind_now is not None
             yield kind_now, piece
@@ -184,7 +185,7 @@ class _Assembler:
                 self.loose[half] = len(self.steps)
             if sequence.kind == "collective":
                 self.blocking = len(self.steps)  # the compute behind a collective needs what it brings
-            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits))))
+            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F"))
         if half == "B":
             self.wgrad_end[placed.block] = len(self.steps) - 1
 
@@ -198,7 +199,7 @@ class _Assembler:
             return sequences
         out = []
         for sequence in sequences:
-            self.experts[half] += sum(p.durations[ALONE] for p in sequence.ops if is_expert_work(p.op))
+            self.experts[half] += sum(p.durations[ALONE] for p in sequence.ops if p.op.scales_with_load)
             if sequence.kind == "notify":
                 times = self.experts.values()
                 both = hypot(*times) if self.resampled_per_layer else sum(times)
@@ -210,15 +211,11 @@ class _Assembler:
         return out
 
 
-def is_expert_work(op: Op) -> bool:
-    """Whether the op's time follows the rows that the gate sends to this rank."""
-    return op.stream == "compute" and op.name.startswith("moe.") and ".weight_t" not in op.name
-
-
 def waiting(seconds: float, barrier: Op) -> Priced:
     """The wait at a barrier as an op of its own [s]."""
-    op = replace(barrier, name=f"{barrier.name}.wait", cls="wait.slowest", work=Fixed(launches=0), after=())
-    return Priced(op=op, cost=wait(seconds, "(max/mean load - 1) x expert time"), durations=(seconds,) * 4)
+    work = Wait(seconds=seconds)
+    op = replace(barrier, name=f"{barrier.name}.wait", cls="wait.slowest", work=work, after=())
+    return Priced(op=op, cost=wait_cost(work), durations=(seconds,) * 4)
 
 
 def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, resampled_per_layer: bool) -> Program:

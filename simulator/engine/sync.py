@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulator.dtypes import FP8
 from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Pricer, Program
+from simulator.engine.sync_order import sync_order
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.graph.parameters import GRADIENT_BYTES, WEIGHT_BYTES, Held, held_by_block, held_by_stage
+from simulator.graph.parameters import GRADIENT_BYTES, MASTER_BYTES, WEIGHT_BYTES, Held, held_by_blocks, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
-from simulator.schedule import Schedule, Step, halves, stages_on
+from simulator.schedule import Schedule, Step, stages_on
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
-
-MASTER = 4.0
-"""Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 
 
 def _op(name: str, cls: str, work: Work, stream: str = "compute") -> Op:
@@ -61,7 +61,7 @@ def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[
     parts = (shards[0], shards[1]) if zero else (1, 1)
     mine = held.dense / parts[0] + held.experts / parts[1]
     summed = mine if zero >= 2 else held.total
-    read, written = GRADIENT_BYTES + MASTER + 2 * moment, MASTER + 2 * moment + WEIGHT_BYTES
+    read, written = GRADIENT_BYTES + MASTER_BYTES + 2 * moment, MASTER_BYTES + 2 * moment + WEIGHT_BYTES
     ops = [
         _op("optimizer.grad_norm", "elem", Streaming(read=mine * GRADIENT_BYTES, written=0.0)),
         _op("optimizer.adam", "optimizer", Streaming(read=mine * read, written=mine * written)),
@@ -70,7 +70,7 @@ def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[
         ops.append(_op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=summed * GRADIENT_BYTES)))
     if recipe != "bf16":
         narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
-        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * 1.0)
+        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * FP8)
         ops.append(_op("optimizer.quant_w", "quant.token", cast))
     return ops
 
@@ -79,7 +79,7 @@ class Sync:
     """Collectives of one scenario's parameters."""
 
     def __init__(self, scenario: Scenario, price: Pricer, copies: int) -> None:
-        self.scenario, self.price = scenario, price
+        self.scenario, self.price, self.order = scenario, price, sync_order(scenario)
         (self.dense, self.dense_node), (self.experts, self.experts_node) = groups(scenario, copies)
 
     def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[KernelSequence]:
@@ -97,17 +97,6 @@ class Sync:
         return [sequence for sequence in (dense, experts) if sequence is not None]
 
 
-def held_by_blocks(scenario: Scenario, blocks: Sequence[str]) -> list[Held]:
-    """What one rank holds of each block of a stage; a shared head is held once."""
-    held, seen = [], set[str]()
-    for kind in blocks:
-        again = kind == "head" and kind in seen
-        seen.add(kind)
-        shared = Held(dense=scenario.model.hidden_size)
-        held.append(shared if again else held_by_block(kind, scenario.model, scenario.job))
-    return held
-
-
 def copies_of(schedule: Schedule) -> int:
     """Ranks of a pipeline that hold each stage: two where microbatches enter from both ends."""
     return sum(len(held) for held in stages_on(schedule)) // schedule.stages
@@ -118,50 +107,40 @@ class Sharding:
     every microbatch; with ZeRO-3 the parameters of each block are gathered before its forward and its backward, while
     the blocks before it compute (PyTorch FSDP's prefetch)."""
 
-    def __init__(self, scenario: Scenario, stages: Sequence[Sequence[str]], price: Pricer, copies: int) -> None:
-        self.zero = scenario.job.layout.zero
+    def __init__(self, scenario: Scenario, stages: Sequence[Sequence[BlockKind]], price: Pricer, copies: int) -> None:
         sync = Sync(scenario, price, copies)
-        kinds = {blocks: held_by_blocks(scenario, blocks) for blocks in map(tuple, stages)}
+        self.order = sync.order
+        kinds = {blocks: held_by_blocks(blocks, scenario.model, scenario.job) for blocks in map(tuple, stages)}
         self.gathers = {k: [sync.gather(h) for h in v] for k, v in kinds.items()}
         self.reduces = {k: [sync.reduce("grad", "reduce_scatter", h) for h in v] for k, v in kinds.items()}
         self.stages = [tuple(blocks) for blocks in stages]
 
     def gather(self, tasks: Tasks, rank: int, step: Step, program: Program, entry: tuple[int, ...]) -> dict[int, int]:
         """ZeRO-3: gathers of the blocks of a step in the order they are needed; step of the program -> its gather."""
-        ahead, back = halves(step)
-        needed: list[tuple[int, KernelSequence]] = []
-        if self.zero >= 3 and ahead.kind == "F":
-            needed += self._at(program.forward_start, self.gathers[self.stages[ahead.stage]])
-        if self.zero >= 3 and back.kind in ("B", "I"):
-            needed += reversed(
-                self._at(program.backward_start, [each[::-1] for each in self.gathers[self.stages[back.stage]]])
-            )
-        return {at: tasks.add(rank * LANES + SYNC, sequence, entry) for at, sequence in needed}
-
-    @staticmethod
-    def _at(places: Sequence[int], sequences: Sequence[Sequence[KernelSequence]]) -> list[tuple[int, KernelSequence]]:
-        return [(at, sequence) for at, each in zip(places, sequences, strict=False) for sequence in each if at >= 0]
+        return {
+            at: tasks.add(rank * LANES + SYNC, sequence, entry)
+            for stage, block, at in self.order.gathers(step, program.forward_start, program.backward_start)
+            for sequence in self.gathers[self.stages[stage]][block]
+        }
 
     def reduce(self, tasks: Tasks, rank: int, step: Step, program: Program, base: int) -> tuple[int, ...]:
         """Reduce-scatter of each block's gradients once they are there; the program's tasks begin at `base`."""
-        _, back = halves(step)
-        if self.zero < 2 or back.kind not in ("B", "W"):
-            return ()
-        blocks = reversed(list(zip(program.wgrad_end, self.reduces[self.stages[back.stage]], strict=True)))
         return tuple(
-            tasks.add(rank * LANES + SYNC, sequence, (base + at,)) for at, sequences in blocks for sequence in sequences
+            tasks.add(rank * LANES + SYNC, sequence, (base + at,))
+            for stage, block, at in self.order.reduces(step, program.wgrad_end)
+            for sequence in self.reduces[self.stages[stage]][block]
         )
 
 
 def gather_parameters(
-    scenario: Scenario, stages: Sequence[Sequence[str]], price: Pricer, tasks: Tasks, schedule: Schedule
+    scenario: Scenario, stages: Sequence[Sequence[BlockKind]], price: Pricer, tasks: Tasks, schedule: Schedule
 ) -> dict[tuple[int, int], tuple[int | None, ...]]:
     """With `param_gather_overlap`, the updated parameters arrive block by block beside the first forward.
 
     In a steady run the gather that ends one step is the one that begins the next, so it stands at the beginning.
     Returns, for each (rank, stage), the last gather of each block.
     """
-    if scenario.job.layout.zero not in (1, 2) or not scenario.stack.param_gather_overlap:
+    if not sync_order(scenario).gathers_before:
         return {}
     held_on = stages_on(schedule)
     sync = Sync(scenario, price, copies_of(schedule))
@@ -169,7 +148,7 @@ def gather_parameters(
     for rank, mine in enumerate(held_on):
         for stage in mine:
             last: list[int | None] = []
-            for held in held_by_blocks(scenario, stages[stage]):
+            for held in held_by_blocks(stages[stage], scenario.model, scenario.job):
                 made = [tasks.add(rank * LANES + SYNC, sequence, ()) for sequence in sync.gather(held)]
                 last.append(made[-1] if made else None)
             arrived[rank, stage] = tuple(last)
@@ -178,7 +157,7 @@ def gather_parameters(
 
 def append_optimizer(
     scenario: Scenario,
-    stages: Sequence[Sequence[str]],
+    stages: Sequence[Sequence[BlockKind]],
     price: Pricer,
     tasks: Tasks,
     wgrad_end: dict[tuple[int, int], tuple[int, ...]],
@@ -210,7 +189,7 @@ def append_optimizer(
         ops = update_ops(total, (sync.dense, sync.experts), scenario)
         update = sequence_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
-        if scenario.job.layout.zero in (1, 2) and not scenario.stack.param_gather_overlap:
+        if sync.order.gathers_behind:
             for sequence in sync.gather(total):
                 tasks.add(rank * LANES + SYNC, sequence, (done,))
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
@@ -220,7 +199,7 @@ def _reduce(
     scenario: Scenario,
     sync: Sync,
     stage: int,
-    blocks: Sequence[str],
+    blocks: Sequence[BlockKind],
     tasks: Tasks,
     rank: int,
     holders: dict[int, list[int]],
@@ -228,16 +207,13 @@ def _reduce(
     tails: list[tuple[int, ...]],
 ) -> list[int]:
     """Append the reductions of one stage's gradients on one rank, the block that is ready first leading."""
-    kind: CollectiveKind = "reduce_scatter" if scenario.job.layout.zero else "all_reduce"
-    name = f"grad.s{stage}"
-    if not scenario.stack.grad_sync_overlap:
-        ready = {task for holder in holders[stage] for task in tails[holder]}
-        held = held_by_stage(blocks, scenario.model, scenario.job)
-        return [
-            tasks.add(rank * LANES + SYNC, sequence, tuple(sorted(ready))) for sequence in sync.reduce(name, kind, held)
-        ]
-    out = []
-    for number, held in reversed(list(enumerate(held_by_blocks(scenario, blocks)))):
-        done = tuple(sorted(wgrad_end[holder, stage][number] for holder in holders[stage]))
-        out += [tasks.add(rank * LANES + SYNC, sequence, done) for sequence in sync.reduce(name, kind, held)]
+    held = held_by_blocks(blocks, scenario.model, scenario.job)
+    out: list[int] = []
+    for _, block in sync.order.reductions({stage: len(blocks)}):
+        if block is None:
+            size, done = sum(held, Held()), {task for holder in holders[stage] for task in tails[holder]}
+        else:
+            size, done = held[block], {wgrad_end[holder, stage][block] for holder in holders[stage]}
+        sequences = sync.reduce(f"grad.s{stage}", sync.order.reduction, size)
+        out += [tasks.add(rank * LANES + SYNC, sequence, tuple(sorted(done))) for sequence in sequences]
     return out

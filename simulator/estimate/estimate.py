@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.engine.host import issuing
 from simulator.engine.lower import PricedModel, link_tier, message, overlaps, sends_block
-from simulator.engine.power import slowdown
+from simulator.engine.power import at_the_limit
 from simulator.engine.sync import Sharding
 from simulator.estimate.compiled import Collectives, Compiled, compiled, compiled_of, times
 from simulator.estimate.grad_sync import GradSync
@@ -24,6 +24,7 @@ from simulator.memory.account import always
 from simulator.memory.optimizer_states import Shards, shards_of
 from simulator.results.simulate import schedule_of
 from simulator.schedule import SCHEDULES, Step
+from simulator.spec.hardware import Power
 from simulator.spec.scenario import Scenario
 
 
@@ -78,18 +79,19 @@ def alone(scenario: Scenario) -> float | None:
 
 
 def _slowdown(c: Compiled, scenario: Scenario, shared: SharedPrices, stages: Stages) -> float:
-    """How much longer tensor kernels last at the power limit, by a pass at full clock (as `sequence.powered_plan`)."""
-    power = scenario.cluster.gpu.power
-    if power is None:
-        return 1.0
-    clock: PricedAtClock = shared.clock(0, "longest-path")
-    built = clock.priced(scenario, stages)
-    costs = [clock.cost(stages, step, scenario) for step in c.examples]
-    grad_sync = _tail(c, built, shared)
-    step = _step(c, built, costs, [0.0] * len(costs), grad_sync)
-    energy = sum(costs[kind].energy for row in c.rows for kind in row)
-    energy += sum(grad_sync.update(held) for held in c.on) * (power.memory - power.idle)
-    return slowdown(power.idle + energy / (step * len(c.rows)), scenario.cluster.gpu, scenario.job.gpus)
+    """How much longer tensor kernels last at the power limit, by a pass over the actions at full clock."""
+
+    def watts(power: Power) -> float:
+        clock: PricedAtClock = shared.clock(0, "longest-path")
+        built = clock.priced(scenario, stages)
+        costs = [clock.cost(stages, step, scenario) for step in c.examples]
+        grad_sync = _tail(c, built, shared)
+        step = _step(c, built, costs, [0.0] * len(costs), grad_sync)
+        energy = sum(costs[kind].energy for row in c.rows for kind in row)
+        energy += sum(grad_sync.update(held) for held in c.on) * (power.memory - power.idle)
+        return power.idle + energy / (step * len(c.rows))
+
+    return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)[0]
 
 
 def _tail(c: Compiled, built: PricedModel, shared: SharedPrices) -> GradSync:
@@ -109,7 +111,7 @@ def _step(
     sends = [_send(built, a, b, grad_sync.shared) for a, b in c.links]
     blocks = sends_block(built.scenario)
     concurrent = None
-    if grad_sync.zero >= 2:
+    if grad_sync.order.reduces_in_actions:
         concurrent = Collectives(
             gathered, [grad_sync.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)]
         )
@@ -130,7 +132,7 @@ def _send(built: PricedModel, a: int, b: int, shared: SharedPrices) -> float:
 
 def _sharing(step: Step, built: PricedModel, shared: SharedPrices, grad_sync: GradSync) -> float:
     """By how much an action and its collectives slow each other where they share links [s], at full clock."""
-    if shared.timing == "longest-path" or grad_sync.zero < 2:
+    if shared.timing == "longest-path" or not grad_sync.order.reduces_in_actions:
         return 0.0
     stages, clock = built.stages, shared.clock(0)
 
@@ -140,7 +142,7 @@ def _sharing(step: Step, built: PricedModel, shared: SharedPrices, grad_sync: Gr
         free = Collectives([0.0], [grad_sync.traffic(step, clock.cost(stages, step, built.scenario))]).step(0, 0, 0.0)
         return max(0.0, clock.concurrent(program, step, sharding) - free)
 
-    return shared.kept(("sharing", signature(stages, step), grad_sync.zero, grad_sync.groups), made)
+    return shared.kept(("sharing", signature(stages, step), grad_sync.order.zero, grad_sync.groups), made)
 
 
 def _peak(c: Compiled, built: PricedModel, shared: SharedPrices, memory_deltas: Sequence[MemoryDelta]) -> float:

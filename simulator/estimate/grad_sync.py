@@ -52,25 +52,14 @@ def together(each: Iterable[CollectiveTime]) -> CollectiveTime:
     return CollectiveTime(*map(sum, zip((0.0, 0.0), *each, strict=True)))
 
 
-def _timed(at: Sequence[float], each: Sequence[CollectiveTime]) -> list[tuple[float, float]]:
-    """Moments, and how long what belongs to them takes [s]."""
-    return [(moment, one.seconds) for moment, one in zip(at, each, strict=False)]
-
-
 class GradSync:
     """Collectives of one layout."""
 
     def __init__(self, built: PricedModel, on: Sequence[tuple[int, ...]], copies: int, shared: SharedPrices) -> None:
         self.built, self.on, self.shared, self.copies = built, on, shared, copies
-        self.zero = built.scenario.job.layout.zero
-        self.sync = Sync(built.scenario, built.price, copies)
-        sync = self.sync
+        sync = self.sync = Sync(built.scenario, built.price, copies)
+        self.order = sync.order
         self.groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
-
-    @property
-    def gathers_once(self) -> bool:
-        """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
-        return self.zero in (1, 2)
 
     def collective(self, kind: CollectiveKind, held: Held) -> CollectiveTime:
         """The collectives over `held`."""
@@ -78,11 +67,6 @@ class GradSync:
         return CollectiveTime(
             sum(sequence.alone for sequence in sequences), sum(sequence.alone * sequence.held for sequence in sequences)
         )
-
-    @property
-    def reduction(self) -> CollectiveKind:
-        """How gradients are summed."""
-        return "reduce_scatter" if self.zero else "all_reduce"
 
     def stage(self, number: int) -> Stage:
         """The collectives of a stage."""
@@ -94,18 +78,18 @@ class GradSync:
             return Stage(
                 gather=tuple(gather for gather, _ in each),
                 reduce=tuple(reduce for _, reduce in each),
-                reduce_all=self.collective(self.reduction, self.total((number,))),
+                reduce_all=self.collective(self.order.reduction, self.total((number,))),
             )
 
-        return self.shared.shared(("stage", blocks, self.reduction, self.groups), made)
+        return self.shared.shared(("stage", blocks, self.order.reduction, self.groups), made)
 
     def collectives(self, held: Held) -> tuple[CollectiveTime, CollectiveTime]:
         """Gathering and reducing `held`."""
 
         def made() -> tuple[CollectiveTime, CollectiveTime]:
-            return self.collective("all_gather", held), self.collective(self.reduction, held)
+            return self.collective("all_gather", held), self.collective(self.order.reduction, held)
 
-        return self.shared.shared(("collectives", held, self.reduction, self.groups), made)
+        return self.shared.shared(("collectives", held, self.order.reduction, self.groups), made)
 
     def total(self, stages: Sequence[int]) -> Held:
         """What a rank holds of these stages."""
@@ -124,7 +108,7 @@ class GradSync:
         """
         gates: Gates = {}
         ends = [0.0] * len(self.on)
-        if not (self.gathers_once and self.built.scenario.stack.param_gather_overlap):
+        if not self.order.gathers_before:
             return gates, ends
         for rank, stages in enumerate(self.on):
             now = 0.0
@@ -151,18 +135,18 @@ class GradSync:
         step = times.sent
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
-            if self.zero < 2:
+            if not self.order.reduces_in_actions:
                 synced = self.reduced(stages, times, wgrad_end, holders, gathered[rank])
             done = max(times.free[rank], synced) + slowed[rank]
             done += self.update(stages)
-            if self.gathers_once and not self.built.scenario.stack.param_gather_overlap:
+            if self.order.gathers_behind:
                 done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
             step = max(step, done)
         return step
 
     def lost(self, stage: int, cost: ActionCost) -> float:
         """What the last backward of a stage loses to the reductions beside it [s]."""
-        if self.zero >= 2 or not self.built.scenario.stack.grad_sync_overlap or not cost.wgrad_end:
+        if self.order.reduces_in_actions or not self.order.by_block or not cost.wgrad_end:
             return 0.0
         return together(self.stage(stage).reduce).lost(cost.duration - min(cost.wgrad_end), cost.slowed)
 
@@ -176,30 +160,27 @@ class GradSync:
     ) -> float:
         """When the last reduction of a rank ends [s]."""
         now = free
-        for stage in sorted(stages):
+        for stage, block in self.order.reductions({stage: len(self.stage(stage).reduce) for stage in stages}):
             mine = self.stage(stage)
-            if not self.built.scenario.stack.grad_sync_overlap:
-                if mine.reduce_all.seconds:
-                    now = max(now, *(times.free[rank] for rank in holders[stage])) + mine.reduce_all.seconds
-                continue
-            for block in reversed(range(len(mine.reduce))):
-                seconds = mine.reduce[block].seconds
-                if seconds:
-                    now = max(now, *(wgrad_end[rank, stage][block] for rank in holders[stage])) + seconds
+            seconds = (mine.reduce_all if block is None else mine.reduce[block]).seconds
+            if seconds:
+                ready = [
+                    times.free[rank] if block is None else wgrad_end[rank, stage][block] for rank in holders[stage]
+                ]
+                now = max(now, *ready) + seconds
         return now
 
     def traffic(self, step: Step, cost: ActionCost, sharing: float = 0.0) -> Traffic:
         """The collectives of one action under ZeRO-2 and -3, which lasts longer by `sharing` [s]."""
-        ahead, back = halves(step)
-        gathers: list[tuple[float, float]] = []
-        reduces: list[tuple[float, float]] = []
-        if self.zero >= 3 and ahead.kind == "F":
-            gathers += _timed(cost.forward_start, self.stage(ahead.stage).gather)
-        if self.zero >= 3 and back.kind in ("B", "I"):
-            backward_start = reversed(_timed(cost.backward_start, self.stage(back.stage).gather))
-            gathers += [(turn, seconds) for turn, seconds in backward_start if turn >= 0.0]
-        if back.kind in ("B", "W"):
-            reduces += reversed(_timed(cost.wgrad_end, self.stage(back.stage).reduce))
+        _, back = halves(step)
+        gathers = [
+            (at, self.stage(stage).gather[block].seconds)
+            for stage, block, at in self.order.gathers(step, cost.forward_start, cost.backward_start)
+        ]
+        reduces = [
+            (at, self.stage(stage).reduce[block].seconds)
+            for stage, block, at in self.order.reduces(step, cost.wgrad_end)
+        ]
         later = 1.0 + sharing / cost.duration
         return Traffic(
             duration=cost.duration + sharing,
@@ -216,4 +197,4 @@ class GradSync:
             ops = update_ops(held, (self.sync.dense, self.sync.experts), self.built.scenario)
             return sum(self.built.price(op).durations[ALONE] for op in ops)
 
-        return self.shared.shared(("update", held, self.zero, self.groups), made)
+        return self.shared.shared(("update", held, self.order.zero, self.groups), made)

@@ -17,11 +17,11 @@ from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel, Programs, append, mirrored, overlaps, price_model, seconds_by_kind
-from simulator.engine.power import draw
+from simulator.engine.power import energy_above_idle
 from simulator.engine.program import Program
-from simulator.engine.sync import Sharding, held_by_blocks
+from simulator.engine.sync import Sharding
 from simulator.engine.tasks import COMPUTE, Tasks
-from simulator.graph.parameters import Held
+from simulator.graph.parameters import Held, held_by_blocks
 from simulator.graph.stage import split
 from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
@@ -29,10 +29,11 @@ from simulator.memory.assumptions import assumptions_for
 from simulator.memory.deltas import Usages
 from simulator.schedule import Pair, Step
 from simulator.spec.job import Batch, Job, Run
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 Timing = Literal["events", "longest-path"]
-Stages = tuple[tuple[str, ...], ...]
+Stages = tuple[tuple[BlockKind, ...], ...]
 T = TypeVar("T")
 
 GRID = 0.02
@@ -104,9 +105,9 @@ class PricedAtClock:
         self.costs: dict[Hashable, ActionCost] = {}
         self.programs: dict[Hashable, Program] = {}
         self.memory_deltas: dict[Hashable, MemoryDelta] = {}
-        self.weights: dict[bool, dict[str, float]] = {}
+        self.weights: dict[bool, dict[BlockKind, float]] = {}
 
-    def seconds(self, hidden: bool) -> dict[str, float]:
+    def seconds(self, hidden: bool) -> dict[BlockKind, float]:
         """Time of each kind of block, by which stages are balanced, exchanges `hidden` or not [s]."""
         if hidden not in self.weights:
             self.weights[hidden] = seconds_by_kind(self.base.blocks, self.base.price, hidden)
@@ -164,7 +165,7 @@ class PricedAtClock:
             forward_start=tuple(timeline.start[at] for at in program.forward_start),
             backward_start=tuple(timeline.start[at] if at >= 0 else -1.0 for at in program.backward_start),
             wgrad_end=tuple(timeline.end[at] for at in program.wgrad_end),
-            energy=sum(p.durations[ALONE] * (draw(p.op, power) - power.idle) for p in work) if power else 0.0,
+            energy=energy_above_idle(work, power) if power else 0.0,
             lead=lead,
             host=host,
             slowed=shared / lone - 1.0 if lone and self.timing == "events" else 0.0,
@@ -224,9 +225,9 @@ class SharedPrices:
         low = self.clock(at).cost(stages, step, scenario)
         return between(low, self.clock(at + 1).cost(stages, step, scenario), part) if part else low
 
-    def held(self, blocks: tuple[str, ...]) -> list[Held]:
+    def held(self, blocks: tuple[BlockKind, ...]) -> list[Held]:
         """Parameters of each block of a stage on one rank."""
-        return self.shared(("held", blocks), lambda: held_by_blocks(self.scenario, blocks))
+        return self.shared(("held", blocks), lambda: held_by_blocks(blocks, self.scenario.model, self.scenario.job))
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made once for a key."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.linear import cast
 from simulator.graph.norm import add_residual, drop_backward, norm_backward, norm_forward, norm_output, sum_of_two
 from simulator.graph.parallel import (
     circulate_keys,
@@ -71,7 +72,7 @@ def core_forward(
         builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
         return
     scores, d = _scores(s), s.model.qk_head_dim
-    kept = 0.0 if s.recompute_core or part else scores * (2 * BF16 + 1.0)
+    kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
     builder.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
     builder.add(f"{name}.softmax", softmax_class(s.seq_kv), cast(scores, BF16, BF16), part=part)
     builder.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
@@ -116,7 +117,7 @@ def _normed_heads(s: Shapes) -> tuple[tuple[str, int], ...]:
     return (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
 
 
-def _place_heads(builder: SegmentBuilder, s: Shapes, sms: int, *, again: bool = False) -> None:
+def _place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> None:
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
@@ -124,7 +125,7 @@ def _place_heads(builder: SegmentBuilder, s: Shapes, sms: int, *, again: bool = 
     for norm, heads in _normed_heads(s):
         rows = s.tokens * heads
         kept = 0.0 if again else norm_output(s, rows, width)
-        norm_forward(builder, f"{norm}.{name}", rows, width, sms, part=part, saved=kept)
+        norm_forward(builder, f"{norm}.{name}", rows, width, part=part, saved=kept)
     if s.model.positions == "rope":
         _rotate(builder, s, name, part=part)
 
@@ -149,17 +150,27 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
         builder.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
 
 
-def forward(s: Shapes, sms: int) -> SegmentBuilder:
+def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
     builder = SegmentBuilder("attn.F", "F", s)
     kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
-    norm_forward(builder, "norm.attn.fwd", sharded, h, sms, saved=kept_norm)
+    norm_forward(builder, "norm.attn.fwd", sharded, h, saved=kept_norm)
     gather(builder, "attn.x", s, h)
-    linear.forward(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column", saved=t * (q + kv) * BF16)
-    _place_heads(builder, s, sms)
-    kept = t * q * BF16 + (0.0 if s.recompute_core else t * heads_per_rank(s) * FP32)
+    linear.forward(
+        builder,
+        "attn.qkv",
+        t,
+        q + kv,
+        h,
+        recipe=s.recipe,
+        place="column",
+        saved=t * (q + kv) * BF16,
+        matrices=(q, kv // 2, kv // 2),
+    )
+    _place_heads(builder, s)
+    kept = t * q * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
     circulate_keys(builder, "attn.kv.exchange", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
@@ -167,42 +178,42 @@ def forward(s: Shapes, sms: int) -> SegmentBuilder:
     linear.forward(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
     add_residual(builder, "attn", s, h)
-    norm_forward(builder, "norm.ffn.fwd_residual", sharded, h, sms, residual=True, saved=kept_norm)
+    norm_forward(builder, "norm.ffn.fwd_residual", sharded, h, residual=True, saved=kept_norm)
     return builder
 
 
-def backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
+def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    norm_backward(builder, "norm.ffn", sharded, h, sms, residual=True)
+    norm_backward(builder, "norm.ffn", sharded, h, residual=True)
     drop_backward(builder, "attn", s, h)
     gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.model.qk_norm and s.recompute_norms:
-        _place_heads(builder, s, sms, again=True)
-    if s.recompute_core:
+    if s.model.qk_norm and "norm" in s.recompute:
+        _place_heads(builder, s, again=True)
+    if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
     circulate_keys(builder, "attn.dkv.exchange", s, kv, passes=2)
     core_backward(builder, s)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
     for name, heads in _normed_heads(s):
-        norm_backward(builder, name, t * heads, s.model.qk_head_dim, sms)
+        norm_backward(builder, name, t * heads, s.model.qk_head_dim)
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
-    if s.recompute_norms:
-        norm_forward(builder, "norm.attn.recompute", sharded, h, sms, part="R")
+    if "norm" in s.recompute:
+        norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv, which="g")
     scatter(builder, "attn.dx", s, h, gradient=True)
-    norm_backward(builder, "norm.attn", sharded, h, sms, residual=True)
+    norm_backward(builder, "norm.attn", sharded, h, residual=True)
     return builder.done()
 
 

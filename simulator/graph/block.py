@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import ConcurrentWith, Op, Part, Stream, Work
+from simulator.ops import ConcurrentWith, Facts, Op, Part, Stream, Work
+from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
+from simulator.spec.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Block:
     `forward` and `backward` are segments in program order; `backward` holds B and W segments, compute and comm.
     """
 
-    kind: str
+    kind: BlockKind
     forward: tuple[Segment, ...]
     backward: tuple[Segment, ...]
 
@@ -52,6 +55,18 @@ class Block:
     def flops(self, *parts: Part) -> float:
         """FLOP of the ops in `parts` (all if none is named)."""
         return sum(op.flops for op in self.ops() if not parts or op.part in parts)
+
+
+def running(block: Block, workload: Workload) -> Block:
+    """The block as a workload runs it: segments of its directions only, and nothing kept for a backward that never
+    comes."""
+    forward, backward = (
+        tuple(segment for segment in segments if segment.direction in workload.directions)
+        for segments in (block.forward, block.backward)
+    )
+    if not workload.keeps_activations:
+        forward = tuple(replace(one, ops=tuple(replace(op, saved=0.0) for op in one.ops)) for one in forward)
+    return replace(block, forward=forward, backward=backward)
 
 
 class SegmentBuilder:
@@ -90,8 +105,9 @@ class SegmentBuilder:
         after: tuple[str, ...] = (),
         saved: float = 0.0,
         concurrent_with: ConcurrentWith = "nothing",
+        **facts: Unpack[Facts],
     ) -> None:
-        """Append one op; `part` defaults to the segment's."""
+        """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
         self._ops.append(
             Op(
                 name=name,
@@ -104,6 +120,7 @@ class SegmentBuilder:
                 after=after,
                 saved=saved,
                 concurrent_with=concurrent_with,
+                **facts,
             )
         )
 

@@ -5,14 +5,16 @@ Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 re
 
 from __future__ import annotations
 
+from simulator.dtypes import BF16, FP32
 from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Streaming
+from simulator.spec.model import BlockKind
 
 
 def embedding(s: Shapes) -> Block:
@@ -21,23 +23,29 @@ def embedding(s: Shapes) -> Block:
     ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     scatter(ahead, "embed", s, h)
-    back.add("embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
-    return Block(kind="embed", forward=(ahead.done(),), backward=(back.done(),))
+    _table_gradient(back, "embed.wgrad", t * h)
+    return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
 
-def _head_forward(s: Shapes, sms: int) -> Segment:
+def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
+    """Gradients of the rows that were looked up, added into the FP32 main gradient."""
+    work = Streaming(read=values * (BF16 + FP32), written=values * FP32)
+    builder.add(name, "embedding.bwd", work, adds_to_resident=True)
+
+
+def _head_forward(s: Shapes) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
-    norm_forward(builder, "norm.final.fwd", sharded, h, sms, saved=sharded * h * BF16 + norm_output(s, sharded, h))
+    norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + norm_output(s, sharded, h))
     gather(builder, "head.x", s, h)
     linear.forward(builder, "head", t, vocab, h, recipe="bf16")
     loss.forward(builder, s, t, vocab)
     return builder.done()
 
 
-def head(s: Shapes, sms: int) -> Block:
+def head(s: Shapes) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     back, late = SegmentBuilder("head.B", "I", s), SegmentBuilder("head.W", "W", s)
@@ -45,14 +53,14 @@ def head(s: Shapes, sms: int) -> Block:
     regather(back, "head.x", s, h)
     linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
     scatter(back, "head.dx", s, h, gradient=True)
-    if s.recompute_norms:
-        norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, sms, part="R")
-    norm_backward(back, "norm.final", sharded_tokens(s), h, sms)
+    if "norm" in s.recompute:
+        norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
+    norm_backward(back, "norm.final", sharded_tokens(s), h)
     linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
-    return Block(kind="head", forward=(_head_forward(s, sms),), backward=(back.done(), late.done()))
+    return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
 
 
-def mtp_projection(s: Shapes, sms: int) -> Block:
+def mtp_projection(s: Shapes) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
     t, h = s.tokens, s.model.hidden_size
@@ -63,19 +71,19 @@ def mtp_projection(s: Shapes, sms: int) -> Block:
     )
     keep = t * h * BF16 + norm_output(s, t, h)
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
-    norm_forward(ahead, "mtp.norm_h.fwd", t, h, sms, saved=keep)
-    norm_forward(ahead, "mtp.norm_e.fwd", t, h, sms, saved=keep)
+    norm_forward(ahead, "mtp.norm_h.fwd", t, h, saved=keep)
+    norm_forward(ahead, "mtp.norm_e.fwd", t, h, saved=keep)
     ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
     linear.forward(ahead, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
-    if s.recompute_norms:
-        norm_forward(back, "mtp.norm_h.recompute", t, h, sms, part="R")
-        norm_forward(back, "mtp.norm_e.recompute", t, h, sms, part="R")
+    if "norm" in s.recompute:
+        norm_forward(back, "mtp.norm_h.recompute", t, h, part="R")
+        norm_forward(back, "mtp.norm_e.recompute", t, h, part="R")
     linear.input_gradient(back, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
     if s.fp8:
         linear.cast_for_wgrad(back, "mtp.proj", t, 2 * h, which="x")
         linear.cast_for_wgrad(back, "mtp.proj", t, h, which="g")
-    norm_backward(back, "mtp.norm_h", t, h, sms)
-    norm_backward(back, "mtp.norm_e", t, h, sms)
+    norm_backward(back, "mtp.norm_h", t, h)
+    norm_backward(back, "mtp.norm_e", t, h)
     linear.weight_gradient(late, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
-    late.add("mtp.embed.wgrad", "embedding.bwd", Streaming(read=t * h * (BF16 + FP32), written=t * h * FP32))
-    return Block(kind="mtp", forward=(ahead.done(),), backward=(back.done(), late.done()))
+    _table_gradient(late, "mtp.embed.wgrad", t * h)
+    return Block(kind=BlockKind.MTP, forward=(ahead.done(),), backward=(back.done(), late.done()))

@@ -7,11 +7,12 @@ backward together with its cast (DeepSeek-V3 report, section 3.3.3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from simulator.dtypes import fp8_bytes
+from simulator.dtypes import BF16, FP8, fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import BF16, FP8, cast, scales
+from simulator.graph.linear import cast, scales
 from simulator.graph.norm import add_residual, drop_backward, norm_forward
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -21,7 +22,8 @@ from simulator.spec.job import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ffn:
-    """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`."""
+    """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`. `first` is
+    where its first GEMM stands: shared experts read what the gate reads, not a norm of their own."""
 
     name: str
     tokens: int
@@ -29,16 +31,12 @@ class Ffn:
     inner: int
     gated: bool
     recipe: Recipe
+    first: linear.Place
 
     @property
     def fp8(self) -> bool:
         """Whether the fine-grained FP8 recipe runs."""
         return self.recipe == "fp8"
-
-    @property
-    def first(self) -> linear.Place:
-        """Where its first GEMM stands: shared experts read what the gate reads, not a norm of their own."""
-        return "column" if self.name == "dense" else "alone"
 
     @property
     def activation(self) -> str:
@@ -51,10 +49,11 @@ class Ffn:
         return self.inner * (2 if self.gated else 1)
 
 
-def ffn_of(s: Shapes, name: str) -> Ffn:
+def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
     """The dense feed-forward part or the shared experts of these shapes."""
     model = s.model
     inner = model.intermediate_size if name == "dense" else model.shared_width
+    first: linear.Place = "column" if name == "dense" else "alone"
     return Ffn(
         name=name,
         tokens=s.tokens,
@@ -62,18 +61,30 @@ def ffn_of(s: Shapes, name: str) -> Ffn:
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
         recipe=s.recipe,
+        first=first,
     )
 
 
-def eager_activation(builder: SegmentBuilder, name: str, rows: int, inner: int, *, gated: bool, backward: bool) -> None:
+def eager_activation(
+    builder: SegmentBuilder,
+    name: str,
+    rows: int,
+    inner: int,
+    *,
+    gated: bool,
+    backward: bool,
+    scales_with_load: bool = False,
+) -> None:
     """The kernels that software without a fused SwiGLU runs beside it: SiLU forward; backward SiLU's gradient, and the
-    gradients of the two halves concatenated."""
+    gradients of the two halves concatenated. `scales_with_load`: of routed experts."""
     if gated and not builder.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
-        builder.add(f"{name}.silu.{'bwd' if backward else 'fwd'}", "elem", work)
+        direction = "bwd" if backward else "fwd"
+        builder.add(f"{name}.silu.{direction}", "elem", work, scales_with_load=scales_with_load)
         if backward:
-            builder.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * rows * inner, BF16, BF16))
+            joined = cast(2 * rows * inner, BF16, BF16)
+            builder.add(f"{name}.swiglu.cat.bwd", "elem", joined, scales_with_load=scales_with_load)
 
 
 def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
@@ -87,14 +98,14 @@ def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool 
     return Streaming(read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0)))
 
 
-def persistent(s: Shapes, sms: int) -> int:
+def persistent(s: Shapes) -> int:
     """Grid of a persistent kernel: all SMs, or those that a stack never gives to the exchanges."""
-    return sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else sms
+    return s.sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else s.sms
 
 
 def kept_activation(s: Shapes, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
-    if s.recompute_swiglu:
+    if "swiglu" in s.recompute:
         return 0.0
     return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
 
@@ -116,6 +127,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         place=f.first,
         cast_input=cast_input or f.recipe == "fp8_tensor",
         saved=kept_up(s, f.tokens, f.up),
+        matrices=(f.inner,) * (2 if f.gated else 1),
     )
 
 
@@ -130,7 +142,15 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
     )
     fused = f.recipe != "fp8_tensor"
     linear.forward(
-        builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row", cast_input=not fused
+        builder,
+        f"{f.name}.down",
+        f.tokens,
+        f.hidden,
+        f.inner,
+        recipe=f.recipe,
+        place="row",
+        cast_input=not fused,
+        read_by_backward=False,
     )
 
 
@@ -141,14 +161,14 @@ def save(builder: SegmentBuilder, f: Ffn) -> None:
 
 
 def down_backward(
-    builder: SegmentBuilder, f: Ffn, s: Shapes, sms: int, *, gradient_fp8: bool, after: tuple[str, ...] = ()
+    builder: SegmentBuilder, f: Ffn, s: Shapes, *, gradient_fp8: bool, after: tuple[str, ...] = ()
 ) -> None:
     """Input gradient of the second GEMM and of the activation. `gradient_fp8`: dy arrives already cast."""
     if f.fp8:
         builder.add(
             f"{f.name}.up_gate.dequant",
             "dequant",
-            Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=persistent(s, sms)),
+            Streaming(read=f.tokens * f.up * FP8, written=f.tokens * f.up * BF16, blocks=persistent(s)),
             part="R",
             after=after,
         )
@@ -158,7 +178,7 @@ def down_backward(
         linear.cast_for_wgrad(
             builder, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16
         )
-        if s.recompute_swiglu:
+        if "swiglu" in s.recompute:
             builder.add(
                 f"{f.name}.swiglu.recompute_quant_t",
                 "quant.chan_t",
@@ -170,12 +190,12 @@ def down_backward(
     else:
         linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
-    again = s.recompute_swiglu and not f.fp8
+    again = "swiglu" in s.recompute and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
     builder.add(
         f"{f.name}.swiglu.bwd",
         f.activation,
-        Streaming(read=work.read, written=work.written, blocks=persistent(s, sms) if f.fp8 else 0),
+        Streaming(read=work.read, written=work.written, blocks=persistent(s) if f.fp8 else 0),
     )
 
 
@@ -209,15 +229,15 @@ def dense_forward(s: Shapes) -> Segment:
     return builder.done()
 
 
-def dense_backward(s: Shapes, sms: int) -> Segment:
+def dense_backward(s: Shapes) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.B", "I", s)
     drop_backward(builder, "dense", s, f.hidden)
     gather(builder, "dense.g", s, f.hidden)
-    down_backward(builder, f, s, sms, gradient_fp8=False)
-    if s.recompute_norms:
-        norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
+    down_backward(builder, f, s, gradient_fp8=False)
+    if "norm" in s.recompute:
+        norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)
     scatter(builder, "dense.dx", s, f.hidden, gradient=True)

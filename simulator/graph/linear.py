@@ -15,12 +15,10 @@ from __future__ import annotations
 from math import ceil
 from typing import Literal
 
-from simulator.dtypes import FP8_TILE, WIDTH
+from simulator.dtypes import BF16, FP8, FP8_TILE, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.ops import Gemm, GemmPrecision, Part, Streaming
 from simulator.spec.job import Recipe
-
-BF16, FP8, FP32 = WIDTH["bf16"], WIDTH["fp8"], WIDTH["fp32"]
 
 
 def cast(elements: float, read: float, written: float) -> Streaming:
@@ -110,8 +108,13 @@ def forward(
     cast_input: bool = True,
     recompute: bool = False,
     saved: float = 0.0,
+    matrices: tuple[int, ...] = (),
+    read_by_backward: bool = True,
 ) -> None:
-    """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote FP8."""
+    """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote FP8.
+
+    `matrices`: output widths of the layers whose weights w joins (none: of one).
+    """
     tail = "_r" if recompute else ""
     part: Part | None = "R" if recompute else None
     if recipe == "fp8":
@@ -121,12 +124,20 @@ def forward(
     elif recipe == "fp8_tensor" and cast_input and not recompute and not (place == "column" and builder.fused_quant):
         cast_tensor(builder, f"{name}.quant_x", m * k, shards=gathered_from(builder) if place == "column" else 1)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
-    builder.add(f"{name}.{'recompute' if recompute else 'fwd'}", gemm_class(recipe), gemm, part=part, saved=saved)
+    builder.add(
+        f"{name}.{'recompute' if recompute else 'fwd'}",
+        gemm_class(recipe),
+        gemm,
+        part=part,
+        saved=saved,
+        matrices=matrices or (n,),
+        read_by_backward=read_by_backward,
+    )
 
 
 def weight_transpose(builder: SegmentBuilder, name: str, n: int, k: int, *, experts: int = 1) -> None:
     """Fine-grained FP8 only: the weight laid out for the input gradient."""
-    builder.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8))
+    builder.add(f"{name}.weight_t", "weight_t", cast(experts * n * k, FP8, FP8), reads_resident=True)
 
 
 def input_gradient(

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.linear import cast
 from simulator.graph.shapes import Shapes
 
 TOKEN_ID = 8.0
@@ -55,11 +56,13 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
     saved = tokens * (vocab * KEPT[how] + FP32 + TOKEN_ID)
     if how in FORWARD:
         kernels, read, written = FORWARD[how]
-        builder.add("loss.fwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels, saved=saved)
+        work = cast(logits, read / kernels, written / kernels)
+        builder.add("loss.fwd", "elem", work, count=kernels, saved=saved, reads_resident=True, saves_input=True)
         return
     if how == "fp32":
         builder.add("logits.to_fp32", "elem", cast(logits, BF16, FP32))
-    builder.add("loss.fwd", "loss", cast(logits, KEPT[how], 0.0), saved=saved)
+    work = cast(logits, KEPT[how], 0.0)
+    builder.add("loss.fwd", "loss", work, saved=saved, reads_resident=True, saves_input=True)
 
 
 def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
@@ -67,8 +70,9 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
     how, logits = s.stack.loss, tokens * vocab
     if how in BACKWARD:
         kernels, read, written = BACKWARD[how]
-        builder.add("loss.bwd", "elem", cast(logits, read / kernels, written / kernels), count=kernels)
+        work = cast(logits, read / kernels, written / kernels)
+        builder.add("loss.bwd", "elem", work, count=kernels, reads_resident=True)
         return
-    builder.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]))
+    builder.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]), reads_resident=True)
     if how == "fp32":
         builder.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))

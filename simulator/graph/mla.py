@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.dtypes import WIDTH
+from simulator.dtypes import BF16, FP32, WIDTH
 from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import BF16, FP32, cast, elementwise
+from simulator.graph.linear import cast, elementwise
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import circulate_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -80,21 +80,20 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
     )
 
 
-def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int, *, again: bool) -> None:
+def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool) -> None:
     """Latents to queries, keys and values; run once more in backward where they are recomputed."""
     tail = "_r" if again else ""
     part: Part | None = "R" if again else None
     name = "recompute" if again else "fwd"
     rope = "recompute" if again else "fwd"
-    keep = 0.0 if s.recompute_mla_up or again else 1.0
-    if not again or s.recompute_norms:
+    keep = 0.0 if "mla_up" in s.recompute or again else 1.0
+    if not again or "norm" in s.recompute:
         if d.q_lora:
             norm_forward(
                 builder,
                 f"norm.q_lora.{name}",
                 d.tokens,
                 d.q_lora,
-                sms,
                 part=part,
                 saved=0.0 if again else norm_output(s, d.tokens, d.q_lora),
             )
@@ -106,13 +105,12 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int, *, ag
             f"norm.kv_lora.{name}",
             d.tokens,
             d.kv_lora,
-            sms,
             part=part,
             saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora),
         )
         if not again:
             builder.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
-    if again and not s.recompute_mla_up:
+    if again and "mla_up" not in s.recompute:
         return
     if d.q_lora:
         linear.forward(
@@ -153,13 +151,13 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int, *, ag
         builder.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
 
 
-def forward(s: Shapes, sms: int) -> SegmentBuilder:
+def forward(s: Shapes) -> SegmentBuilder:
     """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     builder = SegmentBuilder("attn.F", "F", s)
     kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
-    norm_forward(builder, "norm.attn.fwd", d.sharded, h, sms, saved=kept_norm)
+    norm_forward(builder, "norm.attn.fwd", d.sharded, h, saved=kept_norm)
     if d.q_lora:
         linear.forward(builder, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
     else:
@@ -172,11 +170,11 @@ def forward(s: Shapes, sms: int) -> SegmentBuilder:
         d.kv_lora + d.rope,
         h,
         recipe=s.recipe,
-        saved=d.sharded * (d.kv_lora + (d.rope if s.recompute_mla_up else 0)) * BF16,
+        saved=d.sharded * (d.kv_lora + (d.rope if "mla_up" in s.recompute else 0)) * BF16,
     )
     gather(builder, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
-    _up_projections(builder, s, d, sms, again=False)
-    statistics = 0.0 if s.recompute_core else t * d.heads * FP32
+    _up_projections(builder, s, d, again=False)
+    statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
     circulate_keys(builder, "attn.kv.exchange", s, d.q + d.out, passes=1)
     builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
@@ -186,7 +184,7 @@ def forward(s: Shapes, sms: int) -> SegmentBuilder:
     scatter(builder, "attn.o", s, h)
     builder.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
     add_residual(builder, "attn", s, h)
-    norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, sms, residual=True, saved=kept_norm)
+    norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, residual=True, saved=kept_norm)
     return builder
 
 
@@ -200,7 +198,7 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
 
-def _latent_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> None:
+def _latent_gradients(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """From dq, dk, dv back to the two latents."""
     t = d.tokens
     if d.q_lora:
@@ -216,12 +214,12 @@ def _latent_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> 
         if d.q_lora:
             linear.cast_for_wgrad(builder, "attn.q_b", t, d.q, which="g")
             linear.cast_for_wgrad(builder, "attn.q_b", t, d.q_lora, which="x")
-    norm_backward(builder, "norm.kv_lora", t, d.kv_lora, sms)
+    norm_backward(builder, "norm.kv_lora", t, d.kv_lora)
     if d.q_lora:
-        norm_backward(builder, "norm.q_lora", t, d.q_lora, sms)
+        norm_backward(builder, "norm.q_lora", t, d.q_lora)
 
 
-def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> None:
+def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """From the latents' gradients back to the input of the layer."""
     t, h, kv_a = d.sharded, d.hidden, d.kv_lora + d.rope
     scatter(builder, "attn.latent_g", s, (d.q_lora or 0) + kv_a)
@@ -229,8 +227,8 @@ def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> N
     builder.add("attn.dkv_a.copy_pe", "elem.strided", elementwise(t * d.rope, BF16, BF16))
     builder.add("attn.dkv_a.copy_kv", "elem.strided", elementwise(t * d.kv_lora, BF16, BF16))
     builder.add("attn.dkv_a.add", "elem", elementwise(t * kv_a, 2 * BF16, BF16))
-    if s.recompute_norms:
-        norm_forward(builder, "norm.attn.recompute", t, h, sms, part="R")
+    if "norm" in s.recompute:
+        norm_forward(builder, "norm.attn.recompute", t, h, part="R")
     first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
     for name, width, rows in first:
         linear.input_gradient(builder, name, rows, width, h, recipe=s.recipe, weight_first=False)
@@ -238,14 +236,14 @@ def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims, sms: int) -> N
             linear.cast_for_wgrad(builder, name, rows, h, which="x")
             linear.cast_for_wgrad(builder, name, rows, width, which="g")
     builder.add("attn.dx.add", "elem", elementwise(t * h, 2 * BF16, BF16))
-    norm_backward(builder, "norm.attn", t, h, sms, residual=True)
+    norm_backward(builder, "norm.attn", t, h, residual=True)
 
 
-def backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
+def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B` after the router's part: from the gradient of the block's output to that of its input."""
     d = dims_of(s)
     t, h = d.tokens, d.hidden
-    norm_backward(builder, "norm.ffn", d.sharded, h, sms, residual=True)
+    norm_backward(builder, "norm.ffn", d.sharded, h, residual=True)
     builder.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
     gather(builder, "attn.o_g", s, h)
     if s.fp8:
@@ -254,13 +252,13 @@ def backward(builder: SegmentBuilder, s: Shapes, sms: int) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, d.out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.recompute_norms or s.recompute_mla_up:
-        _up_projections(builder, s, d, sms, again=True)
-    if s.recompute_core:
+    if "norm" in s.recompute or "mla_up" in s.recompute:
+        _up_projections(builder, s, d, again=True)
+    if "core_attn" in s.recompute:
         builder.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
     _core_backward(builder, s, d)
-    _latent_gradients(builder, s, d, sms)
-    _input_gradients(builder, s, d, sms)
+    _latent_gradients(builder, s, d)
+    _input_gradients(builder, s, d)
     return builder.done()
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from simulator.dtypes import FP8_TILE, fp8_bytes
+from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import BF16, FP8, FP32, cast, elementwise, row_scales
+from simulator.graph.linear import cast, elementwise, row_scales
 from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import AllToAll, Collective, CollectiveKind, Fixed, Gemm, Notify, Streaming
+from simulator.ops import AllToAll, Collective, CollectiveKind, Facts, Fixed, Gemm, Notify, Streaming
 from simulator.routing.loads import imbalance
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
@@ -51,13 +51,9 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward
         hidden=model.hidden_size,
         bytes_per_token=dispatched_bytes(s) if direction == "dispatch" else model.hidden_size * BF16,
         ranks=s.job.layout.ep,
-        experts=model.n_routed_experts,
-        top_k=model.num_experts_per_tok,
-        groups=model.n_group,
-        node_limit=model.topk_group if model.is_node_limited else 0,
+        gate=model.gate,
         cached=backward,
         weighted=backward and direction == "combine",
-        scored=1 if model.topk_method == "group_limited_greedy" else 2,
         imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
     )
 
@@ -78,9 +74,9 @@ def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     builder.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
     builder.add("router.balance", "router.balance", Fixed(launches=balance))
     if s.fp8:
-        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8))
+        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
     if s.stack.dispatcher == "nccl":
-        builder.add("moe.permute_local.fwd", "permute.expand", _local_copies(s))
+        builder.add("moe.permute_local.fwd", "permute.expand", _local_copies(s), scales_with_load=True)
 
 
 def _scores(s: Shapes) -> Streaming:
@@ -107,13 +103,13 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     builder = SegmentBuilder("out.F", "F", s)
     home: tuple[str, ...] = ("moe.combine.fwd.a2a",)
     if s.stack.dispatcher == "nccl":
-        builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home)
+        builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
         home = ()
     if s.model.shared_width and not s.stack.residual_fused:
         work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
-        builder.add("moe.shared.sum", "elem", work, after=home)
+        builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
         home = ()
-    add_residual(builder, "moe", s, s.model.hidden_size, after=home)
+    add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
@@ -123,7 +119,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     if s.stack.dispatcher != "nccl":
         return ()
     builder = SegmentBuilder("out.B", "I", s)
-    builder.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s))
+    builder.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s), scales_with_load=True)
     return (builder.done(),)
 
 
@@ -199,13 +195,13 @@ def _over_experts_parts(
         return after
     each = dispatched_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
     work = Collective(kind=kind, bytes=s.received * each, ranks=etp, per_node=min(etp, s.node_gpus))
-    builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after)
+    builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after, scales_with_load=True)
     return ()
 
 
 def _permute(s: Shapes, width: int) -> Streaming:
     """Tokens as received to rows sorted by expert (FP8 with scales, or BF16)."""
-    each = width * (FP8 + FP32 / FP8_TILE) if s.fp8 else width * BF16
+    each = fp8_bytes(width) if s.fp8 else width * BF16
     return Streaming(read=s.received * each, written=s.rows * each)
 
 
@@ -229,73 +225,77 @@ def forward(s: Shapes) -> Segment:
         ffn.up(builder, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
     gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
-    builder.add("moe.map.count", "permute.map.count", Fixed(), after=gathered)
-    builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES)
-    builder.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x)
+    builder.add("moe.map.count", "permute.map.count", Fixed(), after=gathered, scales_with_load=True)
+    builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES, scales_with_load=True)
+    builder.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x, scales_with_load=True)
     if s.fp8:
         linear.weight_transpose(builder, "moe.up_gate", 2 * inner, h, experts=experts)
-        builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h))
+        builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
         _grouped(s, 2 * inner, h),
         saved=ffn.kept_up(s, s.rows, 2 * inner),
+        scales_with_load=True,
     )
     if s.fp8:
-        builder.add("moe.gate_w.scale", "elem", _gate_weights(s))
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=False)
+        builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=False, scales_with_load=True)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
         "swiglu",
         ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
         saved=ffn.kept_activation(s, s.rows, inner),
+        scales_with_load=True,
     )
     if s.fp8:
         linear.weight_transpose(builder, "moe.down", h, inner, experts=experts)
-        builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner))
-        builder.add("moe.tensormap.fill", "tensormap", Fixed())
-    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner))
-    builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h))
+        builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
+        builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
+    last: Facts = {"scales_with_load": True, "read_by_backward": False}
+    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), **last)
+    builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h), **last)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
         ffn.down(builder, shared, s)
         scatter(builder, "shared", s, h)
     if s.fp8:
-        builder.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
+        builder.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8), scales_with_load=True)
     if shared:
         ffn.save(builder, shared)
     return builder.done()
 
 
-def _expert_down_backward(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
+def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the arriving gradient to that of the experts' up projection."""
     h, inner = s.model.hidden_size, expert_inner(s)
     wait: tuple[str, ...] = ("moe.combine.bwd.a2a_dispatch",)
     if s.fp8:
-        work = Streaming(
-            read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s, sms)
-        )
-        builder.add("moe.up_gate.dequant", "dequant", work, part="R")
+        work = Streaming(read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s))
+        builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
-    builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait)
+    builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait, scales_with_load=True)
     if s.fp8:
-        builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h))
-    builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h))
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=True)
-    again = s.recompute_swiglu
+        builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
+    builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h), scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=True, scales_with_load=True)
+    again = "swiglu" in s.recompute
     builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
         "swiglu",
         ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
+        scales_with_load=True,
     )
-    builder.add("moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0))
+    builder.add(
+        "moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0), scales_with_load=True
+    )
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
-        builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W")
-        builder.add("moe.gate_w.scale_b", "elem", _gate_weights(s))
+        builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
+        builder.add("moe.gate_w.scale_b", "elem", _gate_weights(s), scales_with_load=True)
 
 
-def backward(s: Shapes, sms: int) -> Segment:
+def backward(s: Shapes) -> Segment:
     """`mlp.B`."""
     h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
     shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
@@ -303,22 +303,30 @@ def backward(s: Shapes, sms: int) -> Segment:
     if shared:
         gather(builder, "shared.g", s, h)
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
-        ffn.down_backward(builder, shared, s, sms, gradient_fp8=s.fp8, after=first)
-    _expert_down_backward(builder, s, sms)
-    if s.recompute_norms:
-        norm_forward(builder, "norm.ffn.recompute", t, h, sms, part="R")
+        ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8, after=first)
+    _expert_down_backward(builder, s)
+    if "norm" in s.recompute:
+        norm_forward(builder, "norm.ffn.recompute", t, h, part="R")
         if s.fp8 and shared:
             builder.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
     if s.fp8:
-        builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8))
-        builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner))
-    builder.add("moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner))
-    builder.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h))
+        builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8), scales_with_load=True)
+        builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner), scales_with_load=True)
+    builder.add(
+        "moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner), scales_with_load=True
+    )
+    builder.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h), scales_with_load=True)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
     if s.fp8:
-        builder.add("moe.up_gate.quant_g_t", "quant.chan_t", cast(s.rows * 2 * inner, BF16, FP8), part="W")
+        builder.add(
+            "moe.up_gate.quant_g_t",
+            "quant.chan_t",
+            cast(s.rows * 2 * inner, BF16, FP8),
+            part="W",
+            scales_with_load=True,
+        )
         if shared:
-            builder.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s, sms)), part="R")
+            builder.add("shared.x.dequant", "dequant", _dequant(t * h, ffn.persistent(s)), part="R")
     if shared:
         regather(builder, "shared.x", s, h)
         ffn.up_backward(builder, shared)
@@ -338,15 +346,12 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
         work = Gemm(
             m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32
         )
-        builder.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work)
+        builder.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True)
     else:
         rows = -(-s.rows // s.local_experts)
         work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=FP32)
         builder.add(
-            f"{name}.wgrad",
-            linear.gemm_class(s.recipe, ".wgrad"),
-            work,
-            count=s.local_experts,
+            f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True
         )
 
 
@@ -359,10 +364,10 @@ def weights(s: Shapes) -> Segment:
         linear.weight_gradient(builder, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
-        builder.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted)
+        builder.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.down", inner, h)
     if s.fp8:
-        builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted)
+        builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.up_gate", h, 2 * inner)
     if shared:
         linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
@@ -375,7 +380,7 @@ def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
     weights, scores = ROUTER_BACKWARD_KERNELS
     home: tuple[str, ...] = ("moe.dispatch.bwd.a2a_combine",)
     if s.stack.dispatcher == "nccl":
-        builder.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home)
+        builder.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
         home = ()
     builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
     builder.add("router.bwd.scores", "router.scores", _scores(s), count=scores)

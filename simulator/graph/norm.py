@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import BF16, FP32
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Part, Streaming
@@ -15,9 +15,9 @@ ONE_WARP = 2304
 profile, whose narrow kernels use no shared memory."""
 
 
-def _ctas(width: int, sms: int, wide: int, narrow: int) -> int:
+def _ctas(width: int, s: Shapes, wide: int, narrow: int) -> int:
     """Grid of a persistent norm kernel: a fixed number of CTAs per SM."""
-    return sms * (wide if width >= SMALL else narrow)
+    return s.sms * (wide if width >= SMALL else narrow)
 
 
 def norm_output(s: Shapes, tokens: int, width: int) -> float:
@@ -26,7 +26,7 @@ def norm_output(s: Shapes, tokens: int, width: int) -> float:
     Nothing where norms are recomputed.
     """
     statistics = FP32 * (2 if s.model.norm == "layer" else 1)
-    return 0.0 if s.recompute_norms else tokens * (width * BF16 + statistics)
+    return 0.0 if "norm" in s.recompute else tokens * (width * BF16 + statistics)
 
 
 def norm_forward(
@@ -34,7 +34,6 @@ def norm_forward(
     name: str,
     tokens: int,
     width: int,
-    sms: int,
     *,
     residual: bool = False,
     part: Part | None = None,
@@ -54,22 +53,20 @@ def norm_forward(
     work = Streaming(
         read=tokens * width * per_value / 2,
         written=tokens * width * per_value / 2,
-        blocks=_ctas(width, sms, 3, 7),
+        blocks=_ctas(width, builder.shapes, 3, 7),
     )
     cls = "norm.fwd.residual" if residual else "norm.fwd.narrow" if width <= ONE_WARP else "norm.fwd"
     builder.add(name, cls, work, part=part, saved=saved)
 
 
-def norm_backward(
-    builder: SegmentBuilder, name: str, tokens: int, width: int, sms: int, *, residual: bool = False
-) -> None:
+def norm_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *, residual: bool = False) -> None:
     """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part.
 
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
     fused = residual and builder.stack.residual_fused
     read = tokens * width * BF16 * (3 if fused else 2)
-    ctas = _ctas(width, sms, 1 if residual else 5, 4)
+    ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
     if builder.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
@@ -89,7 +86,14 @@ def sum_of_two(values: float) -> Streaming:
 
 
 def add_residual(
-    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, leaves: bool = False, after: tuple[str, ...] = ()
+    builder: SegmentBuilder,
+    name: str,
+    s: Shapes,
+    width: int,
+    *,
+    leaves: bool = False,
+    after: tuple[str, ...] = (),
+    scales_with_load: bool = False,
 ) -> None:
     """The residual added by a kernel of its own, where no norm does it or the sum `leaves` the layer.
 
@@ -98,9 +102,20 @@ def add_residual(
     values = sharded_tokens(s) * width
     if s.stack.dropout:
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
-        builder.add(f"{name}.dropout_add.fwd", "elem", work, saved=values * MASK, after=after)
+        kind, saved = "dropout_add", values * MASK
     elif leaves or not s.stack.residual_fused:
-        builder.add(f"{name}.residual.fwd", "elem", sum_of_two(values), after=after)
+        kind, saved, work = "residual", 0.0, sum_of_two(values)
+    else:
+        return
+    builder.add(
+        f"{name}.{kind}.fwd",
+        "elem",
+        work,
+        saved=saved,
+        after=after,
+        read_by_backward=not leaves,
+        scales_with_load=scales_with_load,
+    )
 
 
 def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:

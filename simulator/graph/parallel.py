@@ -7,9 +7,9 @@ all-reduce follows.
 
 from __future__ import annotations
 
+from simulator.dtypes import BF16, FP8
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import BF16, FP8
 from simulator.graph.shapes import Shapes
 from simulator.ops import Collective, CollectiveKind, ConcurrentWith
 
@@ -86,7 +86,9 @@ def circulate_keys(builder: SegmentBuilder, name: str, s: Shapes, width: int, *,
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
         concurrent_with: ConcurrentWith = "chunks" if layout.cp_kind == "ring" else "nothing"
-        builder.add(name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with)
+        builder.add(
+            name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with, in_ring=layout.cp_kind == "ring"
+        )
 
 
 def ranks_per_node(s: Shapes) -> int:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.dtypes import FP8_TILE, WIDTH
+from simulator.dtypes import BF16, FP8_MATRIX, FP32
 from simulator.spec.job import Job
-from simulator.spec.model import LayerKind, ModelSpec
+from simulator.spec.model import BlockKind, ModelSpec
 
-GRADIENT_BYTES = 4.0
+GRADIENT_BYTES = FP32
 """Gradients are accumulated in FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
-WEIGHT_BYTES = WIDTH["bf16"]
+WEIGHT_BYTES = BF16
 """Weights of the forward pass are kept and gathered in BF16, but for the matrices of FP8 GEMMs [B]."""
-FP8_MATRIX = WIDTH["fp8"] + WIDTH["fp32"] / FP8_TILE**2
-"""Bytes of one weight in FP8 with an FP32 scale per 128 x 128 block (arXiv 2412.19437, section 3.3.2) [B]."""
-
-LAYER: dict[str, LayerKind] = {"dense": "dense", "moe": "moe"}
+MASTER_BYTES = FP32
+"""Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +52,12 @@ class Held:
         return (self.dense - self.matrices) * WEIGHT_BYTES + self.matrices * matrix, self.experts * matrix
 
 
-def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
+def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
     tp, layout = job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
-    layer = LAYER.get(kind)
-    if layer:
-        p = model.layer_parameters(layer)
+    if kind == BlockKind.DENSE or kind == BlockKind.MOE:
+        p = model.layer_parameters(kind)
         split = (p.attention + p.shared_expert + p.dense_ffn) // tp
         attention = sum(k * n for k, n in model.attention_matrices().values())
         return Held(
@@ -68,19 +65,24 @@ def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
             experts=p.routed_expert // (layout.ep * layout.etp),
             matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
         )
-    if kind == "embed":
+    if kind == BlockKind.EMBED:
         return Held(dense=vocabulary)
-    if kind == "head":
+    if kind == BlockKind.HEAD:
         return Held(dense=model.hidden_size + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 
 
-def held_by_stage(blocks: Sequence[str], model: ModelSpec, job: Job) -> Held:
+def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:
     """Parameters of one stage on one rank; a head that stands twice (MTP) is held once."""
-    total, heads = Held(), 0
+    return sum(held_by_blocks(blocks, model, job), Held())
+
+
+def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
+    """What one rank holds of each block of a stage; of a head that stands once more (MTP) only the norm."""
+    held, heads = [], 0
     for kind in blocks:
-        heads += kind == "head"
-        again = kind == "head" and heads > 1
-        total = total + (Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
-    return total
+        heads += kind == BlockKind.HEAD
+        again = kind == BlockKind.HEAD and heads > 1
+        held.append(Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
+    return held

@@ -8,24 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from simulator.graph import attention
+from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment
-from simulator.graph.linear import BF16
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Op
 
 CARRY_AWAY = ("combine.F", "out.F")
 """The last exchange carries a layer's output away: backward does not need it again."""
-UNREAD = (".down.fwd", "moe.unpermute.fwd", "dense.dropout_add.fwd", "dense.residual.fwd")
-"""Ends of the names of ops whose output no backward of a layer reads."""
 
 
 def recomputed(block: Block, s: Shapes) -> Block:
     """The layer with the job's policy applied."""
-    if s.recompute_all:
+    if "full" in s.recompute:
         return _whole(block, s)
-    return _products(block, s) if s.recompute_products else block
+    return _products(block, s) if "ops" in s.recompute else block
 
 
 def _again(op: Op, ops: dict[str, str]) -> Op:
@@ -77,7 +74,7 @@ def _products(block: Block, s: Shapes) -> Block:
         first: list[Op] = []
         second: list[Op] = []
         for op in segment.ops:
-            widths = _widths(op, s)
+            widths = op.matrices
             odd = [width for at, width in enumerate(widths, count + 1) if at % 2]
             count += len(widths)
             first.append(replace(op, saved=inputs + _held(op, sum(odd))))
@@ -88,19 +85,6 @@ def _products(block: Block, s: Shapes) -> Block:
         if second:
             again.append(replace(segment, ops=tuple(second)))
     return replace(block, forward=tuple(ahead), backward=_rerun(again) + block.backward)
-
-
-def _widths(op: Op, s: Shapes) -> tuple[int, ...]:
-    """Output widths of the matrices behind a product that counts; batched, grouped and router products do not."""
-    work = op.work
-    if not isinstance(work, Gemm) or work.form != "dense" or op.name.startswith("attn.core") or "router" in op.cls:
-        return ()
-    if op.name == "attn.qkv.fwd":
-        q, kv = attention.widths(s)
-        return (q, kv // 2, kv // 2)
-    if op.name.endswith(".up_gate.fwd") and s.model.gated_mlp:
-        return (work.n // 2, work.n // 2)
-    return (work.n,)
 
 
 def _held(op: Op, width: int) -> float:
@@ -117,7 +101,7 @@ def _held(op: Op, width: int) -> float:
 
 def _read_again(op: Op) -> bool:
     """Whether an op's output was not kept (a product's may be in part), and backward reads it."""
-    if op.stream == "comm" or isinstance(op.work, Attention) or op.name.endswith(UNREAD):
+    if op.stream == "comm" or isinstance(op.work, Attention) or not op.read_by_backward:
         return False
     return not isinstance(op.work, Collective) or op.work.kind == "all_gather"
 

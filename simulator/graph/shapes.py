@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.routing.gate import expected_ranks
+from simulator.routing.gate import reach
 from simulator.routing.loads import PADDING, load
 from simulator.spec.job import Job, Recipe
 from simulator.spec.model import ModelSpec
+from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,8 @@ class Shapes:
 
     `tokens` [tokens] it computes outside attention, `batch` [sequences] x `seq` [tokens of its context share],
     `seq_kv` [tokens] the keys it attends to. `rows` are the token-expert rows of its local experts, padded to
-    `PADDING` per expert under FP8; `received` the distinct tokens that arrive.
+    `PADDING` per expert under FP8; `received` the distinct tokens that arrive. `sms` of the GPU set the grids of
+    persistent kernels, `recompute` are the modules that backward makes anew.
     """
 
     model: ModelSpec
@@ -32,6 +35,9 @@ class Shapes:
     received: int
     local_experts: int
     recipe: Recipe
+    sms: int
+    recompute: Modules
+    workload: Workload
     node_gpus: int = 8
 
     @property
@@ -40,39 +46,9 @@ class Shapes:
         return self.recipe == "fp8"
 
     @property
-    def recompute_norms(self) -> bool:
-        """RMSNorm outputs are recomputed in backward (DeepSeek-V3 report, section 3.2.3)."""
-        return self.job.layout.recompute == "deepseek"
-
-    @property
-    def recompute_mla_up(self) -> bool:
-        """MLA up-projections are recomputed in backward (DeepSeek-V3 report, section 3.2.3)."""
-        return self.job.layout.recompute == "deepseek"
-
-    @property
-    def recompute_swiglu(self) -> bool:
-        """SwiGLU outputs are recomputed in backward (DeepSeek-V3 report, section 3.3.3)."""
-        return self.job.layout.recompute == "deepseek"
-
-    @property
-    def recompute_core(self) -> bool:
-        """The attention core is recomputed in backward (Megatron's selective recomputation, arXiv 2205.05198)."""
-        return self.job.layout.recompute == "selective" and self.stack.selective == "core"
-
-    @property
-    def recompute_products(self) -> bool:
-        """Of a layer the attention core and every second matrix product are kept (see `simulator.graph.recompute`)."""
-        return self.job.layout.recompute == "selective" and self.stack.selective == "products"
-
-    @property
     def copies_shards(self) -> bool:
         """Sharded parameters and their gradients are copied around their collectives (see `simulator.graph.shard`)."""
         return self.stack.shard_copies and self.job.layout.zero >= 3
-
-    @property
-    def recompute_all(self) -> bool:
-        """Only the input of a layer is kept."""
-        return self.job.layout.recompute == "full"
 
 
 def shapes_of(scenario: Scenario) -> Shapes:
@@ -91,6 +67,9 @@ def shapes_of(scenario: Scenario) -> Shapes:
         received=received,
         local_experts=model.n_routed_experts // job.layout.ep if model.is_moe else 0,
         recipe=job.precision.recipe,
+        sms=scenario.cluster.gpu.sms,
+        recompute=recomputed_modules(job.layout, scenario.stack),
+        workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
     )
 
@@ -111,14 +90,7 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
         experts=model.n_routed_experts,
         padding=PADDING if job.precision.recipe == "fp8" else 1,
     )
-    ranks = expected_ranks(
-        layout.ep,
-        min(layout.ep, scenario.cluster.node.gpus),
-        model.n_routed_experts,
-        model.num_experts_per_tok,
-        model.n_group,
-        model.topk_group if model.is_node_limited else 0,
-    )
+    ranks = reach(model.gate, layout.ep, min(layout.ep, scenario.cluster.node.gpus)).ranks
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
         return round(loads.mean_rows), tokens * model.num_experts_per_tok * layout.etp
     return round(loads.mean_rows), round(tokens * ranks * layout.etp)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Block, Segment
-from simulator.graph.linear import BF16, FP32, cast
+from simulator.graph.linear import cast
 from simulator.graph.parameters import held_by_block
 from simulator.graph.shapes import Shapes
 from simulator.ops import Op, Part, Streaming

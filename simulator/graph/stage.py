@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from simulator.errors import InputError
 from simulator.graph import ends, layer
-from simulator.graph.block import Block
+from simulator.graph.block import Block, running
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
-from simulator.spec.model import ModelSpec
+from simulator.spec.model import BlockKind, ModelSpec
 
 TIE = 0.005
 """Share of the slowest stage's time below which cuts count as equally fast: far less than the times are known to."""
@@ -26,30 +26,36 @@ MIRRORED_SLACKS = (0.0, 0.01, 0.02, 0.04, 0.08)
 """By what share a stage may exceed the least possible slowest one where the rank's other stage makes good for it."""
 
 
-def block_kinds(model: ModelSpec) -> tuple[str, ...]:
+def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
     """The blocks of a model in order: `embed`, its layers, `head`, then per MTP module `mtp`, a layer and a head.
 
     The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2).
     """
-    tail = ("mtp", "moe" if model.is_moe else "dense", "head") * model.num_nextn_predict_layers
-    return ("embed", *model.layer_kinds(), "head", *tail)
+    layer = BlockKind.MOE if model.is_moe else BlockKind.DENSE
+    tail = (BlockKind.MTP, layer, BlockKind.HEAD) * model.num_nextn_predict_layers
+    return (BlockKind.EMBED, *model.layer_kinds(), BlockKind.HEAD, *tail)
 
 
-def build_blocks(s: Shapes, sms: int) -> dict[str, Block]:
-    """Each kind of block once: equal layers are built once."""
+def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
+    """Each kind of block once, of the directions that the workload runs: equal layers are built once."""
     build = {
-        "embed": lambda: ends.embedding(s),
-        "dense": lambda: layer.dense_layer(s, sms),
-        "moe": lambda: layer.moe_layer(s, sms),
-        "head": lambda: ends.head(s, sms),
-        "mtp": lambda: ends.mtp_projection(s, sms),
+        BlockKind.EMBED: lambda: ends.embedding(s),
+        BlockKind.DENSE: lambda: layer.dense_layer(s),
+        BlockKind.MOE: lambda: layer.moe_layer(s),
+        BlockKind.HEAD: lambda: ends.head(s),
+        BlockKind.MTP: lambda: ends.mtp_projection(s),
     }
-    return {kind: with_copies(build[kind](), s) for kind in dict.fromkeys(block_kinds(s.model))}
+    return {kind: running(with_copies(build[kind](), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
 
 
 def split(
-    model: ModelSpec, stages: int, how: str | Sequence[int], weights: Mapping[str, float], *, mirrored: bool = False
-) -> tuple[tuple[str, ...], ...]:
+    model: ModelSpec,
+    stages: int,
+    how: str | Sequence[int],
+    weights: Mapping[BlockKind, float],
+    *,
+    mirrored: bool = False,
+) -> tuple[tuple[BlockKind, ...], ...]:
     """The kinds of the blocks on each stage.
 
     Parameters
@@ -84,7 +90,7 @@ def _even(layers: int, stages: int) -> tuple[int, ...]:
     return tuple(layers // stages + (1 if i < layers % stages else 0) for i in range(stages))
 
 
-def _by_counts(kinds: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+def _by_counts(kinds: Sequence[BlockKind], counts: Sequence[int]) -> tuple[tuple[BlockKind, ...], ...]:
     """Embedding goes with the first stage, head and MTP with the last."""
     out, position = [], 1
     for index, count in enumerate(counts):
@@ -99,8 +105,8 @@ def _by_counts(kinds: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, 
 
 
 def _balanced(
-    kinds: Sequence[str], stages: int, weights: Mapping[str, float], slacks: Sequence[float]
-) -> tuple[tuple[str, ...], ...]:
+    kinds: Sequence[BlockKind], stages: int, weights: Mapping[BlockKind, float], slacks: Sequence[float]
+) -> tuple[tuple[BlockKind, ...], ...]:
     """Cut before layers only, so that the slowest stage is as fast as possible.
 
     Stages that share a rank may make good for each other: with several `slacks` one stage may be slower by them, and
@@ -175,7 +181,7 @@ def _reachable(cost: Sequence[float], stages: int) -> float:
     return high * (1 + 1e-9)
 
 
-def _units(kinds: Sequence[str]) -> list[tuple[str, ...]]:
+def _units(kinds: Sequence[BlockKind]) -> list[tuple[BlockKind, ...]]:
     """Indivisible groups of blocks: the embedding, each layer, head and MTP together (they share the head)."""
-    tail = kinds.index("head")
+    tail = kinds.index(BlockKind.HEAD)
     return [*((kind,) for kind in kinds[:tail]), tuple(kinds[tail:])]

@@ -6,15 +6,18 @@ time or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, lcm
 from typing import Literal, TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.routing.loads import loads_problem
+from simulator.spec.model import BlockKind
+from simulator.spec.recompute import recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
+from simulator.spec.workload import WorkloadName
 
 Severity = Literal["error", "warning"]
 
@@ -47,7 +50,7 @@ Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
 
 def check(scenario: Scenario) -> list[Problem]:
     """Every rule that the scenario breaks, errors first."""
-    found = [problem for rule in _RULES for problem in rule(scenario)]
+    found = [problem for rule in _RULES[scenario.workload.name] for problem in rule(scenario)]
     return sorted(found, key=lambda problem: problem.severity)
 
 
@@ -241,7 +244,7 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         yield _width_problem("layout.tp", tp, "attention heads", model.num_attention_heads)
     elif not model.is_mla and kv % tp and tp % kv:
         yield _width_problem("layout.tp", tp, "key-value heads", kv)
-    if "dense" in model.layer_kinds() and model.intermediate_size % tp:
+    if BlockKind.DENSE in model.layer_kinds() and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
     if model.shared_width % tp:
         yield _width_problem("layout.tp", tp, "width of the shared experts", model.shared_width)
@@ -337,11 +340,11 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
-    if job.layout.recompute == "deepseek" and not s.model.is_mla:
+    if "mla_up" in recomputed_modules(job.layout, s.stack) and not s.model.is_mla:
         yield Problem(
             rule="recomputation",
             key="layout.recompute",
-            value="deepseek",
+            value=job.layout.recompute,
             message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
             suggestion="use none, selective or full",
         )
@@ -365,18 +368,21 @@ def _features(s: Scenario) -> Iterator[Problem]:
         )
 
 
-_RULES: tuple[Rule, ...] = (
-    _world,
-    _batch,
-    _schedule,
-    _stages,
-    _experts,
-    _routing,
-    _tensor,
-    _sequence,
-    _nodes,
-    _features,
-)
+_RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
+    "training": (
+        _world,
+        _batch,
+        _schedule,
+        _stages,
+        _experts,
+        _routing,
+        _tensor,
+        _sequence,
+        _nodes,
+        _features,
+    ),
+}
+"""Rules by workload."""
 
 
 def _is_file(schedule: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from simulator.errors import InputError
+from simulator.errors import InputError, meant
 
 _SHOWN = 60  # characters of a value that an error repeats
 
@@ -28,12 +28,8 @@ def shown(value: object) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`did you mean X?`, or the choices where nothing is near."""
-    from difflib import get_close_matches
-
     known = sorted(choices)
-    lowered = {choice.lower(): choice for choice in known}
-    near = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {lowered[near[0]]}?"
     listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
-    return f"choose one of {listed}" if known else "nothing can be chosen here"
+    return meant(
+        word, known, cutoff=0.5, otherwise=f"choose one of {listed}" if known else "nothing can be chosen here"
+    )

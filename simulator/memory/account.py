@@ -16,6 +16,7 @@ from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import Shards, shards_of, state_items
 from simulator.schedule import Schedule, Step, stages_on
+from simulator.spec.model import BlockKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,9 @@ def swing(usage: Usage, timeline: Timeline) -> tuple[float, float]:
     return level, top
 
 
-def always(stages: Sequence[Sequence[str]], built: PricedModel, shards: Shards, assumed: Assumptions) -> list[Item]:
+def always(
+    stages: Sequence[Sequence[BlockKind]], built: PricedModel, shards: Shards, assumed: Assumptions
+) -> list[Item]:
     """What a rank with these stages holds for the whole step."""
     return [
         *state_items(stages, built.scenario, shards, assumed),
@@ -149,7 +152,7 @@ class _Accounts:
 
     def _count(self, label: str, size: float) -> str:
         """`27.0 x moe`: how many blocks' worth a label holds."""
-        kind = label.partition(",")[0]
+        kind = BlockKind(label.partition(",")[0])
         one = self.usages.prints[kind]
         unit = one.for_weights if label.endswith(FOR_WEIGHTS) else one.saved
         return f"{size / unit:.0f} x {label}" if unit else label

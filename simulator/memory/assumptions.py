@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.graph.parameters import MASTER_BYTES
 from simulator.spec.scenario import Scenario
 from simulator.units import si
 
@@ -28,7 +29,7 @@ class Assumptions:
 
     context: float = 1.0e9
     slack: float = 0.03
-    master: float = 4.0
+    master: float = MASTER_BYTES
     moment: float = 4.0
     fp8_weights: bool = True
     ema_on_gpu: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.dtypes import WIDTH
+from simulator.dtypes import BF16
 from simulator.graph.shapes import Shapes
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
@@ -32,12 +32,12 @@ def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assum
     items = []
     if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher != "nccl":
         nvlink, rdma = queue_bytes(
-            hidden * WIDTH["bf16"], job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
+            hidden * BF16, job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
         )
         items.append(Item(group="buffers", name="expert exchange, NVLink queues", bytes=nvlink))
         items.append(Item(group="buffers", name="expert exchange, RDMA queues", bytes=rdma))
     if job.layout.pp > 1:
-        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * hidden * WIDTH["bf16"]
+        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * hidden * BF16
         size = 2 * assumed.receive_buffers * stages * message
         items.append(Item(group="buffers", name="pipeline receive buffers", bytes=size))
     return items

@@ -10,6 +10,7 @@ from simulator.engine.lower import PricedModel, Programs
 from simulator.engine.program import Program, sequences_of
 from simulator.memory.temporary import Footprint, footprints, temporary
 from simulator.schedule import Pair, Step
+from simulator.spec.model import BlockKind
 
 FOR_WEIGHTS = "for weight gradients"
 
@@ -38,7 +39,7 @@ class _Half:
     """One half of an action: the kind of action and its blocks in the order that they run."""
 
     action: str
-    kinds: tuple[str, ...]
+    kinds: tuple[BlockKind, ...]
 
 
 class Usages:
@@ -47,8 +48,8 @@ class Usages:
     def __init__(self, built: PricedModel) -> None:
         self.built = built
         self.programs = Programs(built)
-        self.prints: dict[str, Footprint] = footprints(built.shapes, built.blocks, built.scenario.cluster.gpu.sms)
-        self.heads: dict[tuple[str, bool], tuple[str, ...]] = {}
+        self.prints: dict[BlockKind, Footprint] = footprints(built.shapes, built.blocks)
+        self.heads: dict[tuple[BlockKind, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 
     def of(self, step: Step) -> Usage:
@@ -58,7 +59,7 @@ class Usages:
             self.made[id(program)] = self.made_of(step, program, self.built.stages)
         return self.made[id(program)]
 
-    def made_of(self, step: Step, program: Program, stages: Sequence[tuple[str, ...]]) -> Usage:
+    def made_of(self, step: Step, program: Program, stages: Sequence[tuple[BlockKind, ...]]) -> Usage:
         """The usage of a step whose program is known, for these stages."""
         if isinstance(step, Pair):
             halves = [
@@ -83,7 +84,7 @@ class Usages:
                 out += self._of_block(kind, half.action, *span)
         return out
 
-    def _heads(self, kind: str, forward: bool) -> tuple[str, ...]:
+    def _heads(self, kind: BlockKind, forward: bool) -> tuple[str, ...]:
         """The ops that runs of a block begin with."""
         if (kind, forward) not in self.heads:
             block = self.built.blocks[kind]
@@ -92,7 +93,7 @@ class Usages:
             self.heads[kind, forward] = tuple(sequence.ops[0].op.name for sequence in sequences)
         return self.heads[kind, forward]
 
-    def _of_block(self, kind: str, action: str, begun: int, ended: int) -> list[Change]:
+    def _of_block(self, kind: BlockKind, action: str, begun: int, ended: int) -> list[Change]:
         """A forward takes when it begins; what comes last of a microbatch gives back when it ends."""
         one = self.prints[kind]
         late = Change(ended, False, f"{kind}, {FOR_WEIGHTS}", one.for_weights)
@@ -120,7 +121,7 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     found: list[tuple[int, int] | None] = [None] * len(heads)
     seen: dict[str, int] = defaultdict(int)
     for at, step in enumerate(program.steps):
-        if step.sequence.name.endswith(".F") is not forward:
+        if step.forward is not forward:
             continue
         name = step.sequence.ops[0].op.name
         place = holders[name][seen[name]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from simulator.engine.lower import PricedModel
 from simulator.graph.shapes import Shapes
@@ -11,33 +11,7 @@ from simulator.graph.stage import build_blocks
 from simulator.memory.account import memory_of_rows
 from simulator.memory.assumptions import Assumptions, assumptions_for
 from simulator.schedule import Schedule
-
-
-class _KeepNorms(Shapes):
-    """Shapes whose RMSNorm outputs are kept."""
-
-    @property
-    def recompute_norms(self) -> bool:
-        """Never."""
-        return False
-
-
-class _KeepUpProjections(Shapes):
-    """Shapes whose MLA up-projections are kept."""
-
-    @property
-    def recompute_mla_up(self) -> bool:
-        """Never."""
-        return False
-
-
-class _KeepSwiglu(Shapes):
-    """Shapes whose SwiGLU outputs are kept."""
-
-    @property
-    def recompute_swiglu(self) -> bool:
-        """Never."""
-        return False
+from simulator.spec.recompute import NOTHING, Module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +28,14 @@ Change = Callable[[PricedModel, Assumptions], tuple[PricedModel, Assumptions]]
 
 
 def _rebuilt(built: PricedModel, shapes: Shapes) -> PricedModel:
-    return replace(built, shapes=shapes, blocks=build_blocks(shapes, built.scenario.cluster.gpu.sms))
+    return replace(built, shapes=shapes, blocks=build_blocks(shapes))
 
 
-def _as(cls: type[Shapes]) -> Change:
+def _keep(module: Module) -> Change:
+    """The module kept from forward instead of recomputed."""
+
     def change(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
-        return _rebuilt(built, cls(**{f.name: getattr(built.shapes, f.name) for f in fields(built.shapes)})), assumed
+        return _rebuilt(built, replace(built.shapes, recompute=built.shapes.recompute - {module})), assumed
 
     return change
 
@@ -76,16 +52,15 @@ def _bf16_activations(built: PricedModel, assumed: Assumptions) -> tuple[PricedM
 
 
 def _all(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
-    job = replace(built.shapes.job, layout=replace(built.shapes.job.layout, recompute="none"))
     back = replace(assumed, ema_on_gpu=True, share_mtp=False, moment=4.0)
-    return _rebuilt(built, replace(built.shapes, recipe="bf16", job=job)), back
+    return _rebuilt(built, replace(built.shapes, recipe="bf16", recompute=NOTHING)), back
 
 
 _REPORT = "arXiv 2412.19437, section "
 MEASURES: tuple[tuple[str, str, Change], ...] = (
-    ("recompute RMSNorm", _REPORT + "3.2.3", _as(_KeepNorms)),
-    ("recompute MLA up-projections", _REPORT + "3.2.3", _as(_KeepUpProjections)),
-    ("recompute SwiGLU", _REPORT + "3.3.3", _as(_KeepSwiglu)),
+    ("recompute RMSNorm", _REPORT + "3.2.3", _keep("norm")),
+    ("recompute MLA up-projections", _REPORT + "3.2.3", _keep("mla_up")),
+    ("recompute SwiGLU", _REPORT + "3.3.3", _keep("swiglu")),
     ("activations cached in FP8", _REPORT + "3.3.3", _bf16_activations),
     ("moments in BF16", _REPORT + "3.3.3", _assume(moment=4.0)),
     ("moving average of the weights on the CPU", _REPORT + "3.2.3", _assume(ema_on_gpu=True)),

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from simulator.dtypes import WIDTH
+from simulator.dtypes import BF16, FP8, FP8_MATRIX, FP32
 from simulator.engine.lower import overlaps
 from simulator.engine.sync import groups
-from simulator.graph.parameters import FP8_MATRIX, GRADIENT_BYTES, Held, held_by_block, held_by_stage
+from simulator.graph.parameters import GRADIENT_BYTES, Held, held_by_block, held_by_stage
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
 from simulator.spec.job import Job
-from simulator.spec.model import ModelSpec
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
 
-BF16 = WIDTH["bf16"]
-FP8_LAYOUTS = 2.0
+FP8_LAYOUTS = 2 * FP8
 """Bytes of one weight in FP8 and transposed FP8, beside BF16 (Transformer Engine's per-tensor recipes) [B]."""
 IN_FLIGHT = 2
 """Blocks that are whole at once under ZeRO-2 and -3, of weights and of gradients: the one that computes, and the one
@@ -46,20 +45,20 @@ def shards_of(scenario: Scenario, copies: int) -> Shards:
     return Shards(dense=dense, experts=experts)
 
 
-def copied_ends(blocks: Sequence[str], model: ModelSpec, job: Job, share: bool) -> Held:
+def copied_ends(blocks: Sequence[BlockKind], model: ModelSpec, job: Job, share: bool) -> Held:
     """Embedding and head a rank must hold once more: for an MTP module that cannot share them (or does not, `share`),
     and for a head tied to an embedding that stands elsewhere."""
-    table = held_by_block("embed", model, job).dense
+    table = held_by_block(BlockKind.EMBED, model, job).dense
     extra = 0
-    if "mtp" in blocks:
-        extra += table * (0 if share and "embed" in blocks else 1)
+    if BlockKind.MTP in blocks:
+        extra += table * (0 if share and BlockKind.EMBED in blocks else 1)
         extra += 0 if share or model.tie_word_embeddings else table
-    if "head" in blocks and model.tie_word_embeddings and "embed" not in blocks:
+    if BlockKind.HEAD in blocks and model.tie_word_embeddings and BlockKind.EMBED not in blocks:
         extra += table
     return Held(dense=extra)
 
 
-def held_by_rank(stages: Sequence[Sequence[str]], scenario: Scenario, share_mtp: bool) -> Held:
+def held_by_rank(stages: Sequence[Sequence[BlockKind]], scenario: Scenario, share_mtp: bool) -> Held:
     """Parameters of all stages of a rank."""
     model, job = scenario.model, scenario.job
     total = copied_ends([kind for blocks in stages for kind in blocks], model, job, share_mtp)
@@ -69,29 +68,31 @@ def held_by_rank(stages: Sequence[Sequence[str]], scenario: Scenario, share_mtp:
 
 
 def state_items(
-    stages: Sequence[Sequence[str]], scenario: Scenario, shards: Shards, assumed: Assumptions
+    stages: Sequence[Sequence[BlockKind]], scenario: Scenario, shards: Shards, assumed: Assumptions
 ) -> list[Item]:
-    """Weights, gradients and optimizer states of one rank."""
+    """Weights, gradients and optimizer states of one rank, as far as the workload needs them."""
+    resident = scenario.workload.resident
     held = held_by_rank(stages, scenario, assumed.share_mtp)
     zero = scenario.job.layout.zero
     shard = shards.of(held)
     shard_of_state = shard if zero >= 1 else float(held.total)
-    items = [
-        *_weights(stages, scenario, shards, assumed, held),
-        Item(group="gradients", name="gradients, FP32", bytes=GRADIENT_BYTES * (shard if zero >= 2 else held.total)),
-        Item(group="optimizer", name="master weights", bytes=assumed.master * shard_of_state),
-        Item(group="optimizer", name="two moments", bytes=2 * assumed.moment * shard_of_state),
-    ]
-    if zero >= 2:
+    items = _weights(stages, scenario, shards, assumed, held)
+    if "gradients" in resident:
+        size = GRADIENT_BYTES * (shard if zero >= 2 else held.total)
+        items.append(Item(group="gradients", name="gradients, FP32", bytes=size))
+    if "optimizer" in resident:
+        items.append(Item(group="optimizer", name="master weights", bytes=assumed.master * shard_of_state))
+        items.append(Item(group="optimizer", name="two moments", bytes=2 * assumed.moment * shard_of_state))
+    if zero >= 2 and "gradients" in resident:
         whole = in_flight(stages, scenario, lambda block: block.total * GRADIENT_BYTES)
         items.append(Item(group="buffers", name="gradients before they are sharded", bytes=whole))
-    if assumed.ema_on_gpu:
-        items.append(Item(group="optimizer", name="moving average of the weights", bytes=4.0 * shard_of_state))
+    if assumed.ema_on_gpu and "optimizer" in resident:
+        items.append(Item(group="optimizer", name="moving average of the weights", bytes=FP32 * shard_of_state))
     return items
 
 
 def _weights(
-    stages: Sequence[Sequence[str]], scenario: Scenario, shards: Shards, assumed: Assumptions, held: Held
+    stages: Sequence[Sequence[BlockKind]], scenario: Scenario, shards: Shards, assumed: Assumptions, held: Held
 ) -> list[Item]:
     """Weights the GEMMs read: whole, or under ZeRO-3 a shard and the gathered blocks."""
     recipe, zero = scenario.job.precision.recipe, scenario.job.layout.zero
@@ -116,7 +117,7 @@ def _gathered(block: Held, recipe: str) -> float:
     return sum(block.weight_bytes(recipe)) + layouts
 
 
-def in_flight(stages: Sequence[Sequence[str]], scenario: Scenario, size: Callable[[Held], float]) -> float:
+def in_flight(stages: Sequence[Sequence[BlockKind]], scenario: Scenario, size: Callable[[Held], float]) -> float:
     """Bytes of the largest neighbouring blocks of a stage that are whole at once [B]."""
     sizes = [[size(held_by_block(kind, scenario.model, scenario.job)) for kind in blocks] for blocks in stages]
     return max(sum(some[at : at + IN_FLIGHT]) for some in sizes for at in range(len(some)))

@@ -13,11 +13,8 @@ from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, Streaming
-
-_READS_HELD = ("loss.fwd", "loss.bwd", ".weight_t")
-"""Ends of the names of ops that read what is counted already: kept logits, weights."""
-_INTO_HELD = ("embedding.bwd", "optimizer")
-"""Classes that write into gradients, which are counted already."""
+from simulator.spec.model import BlockKind
+from simulator.spec.recompute import NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +44,18 @@ def operands(op: Op, here: Here) -> tuple[float, float]:
     if isinstance(work, Attention):
         return _attention(work, here.ring)
     if isinstance(work, Streaming):
-        return (0.0, 0.0) if op.cls in _INTO_HELD else (work.read, work.written)
+        return (0.0, 0.0) if op.adds_to_resident else (work.read, work.written)
     if isinstance(work, AllToAll):
         own, others = work.tokens * work.bytes_per_token, here.received * work.bytes_per_token
         return (own, others) if work.direction == "dispatch" else (others, own)
     if isinstance(work, Collective):
-        size = work.bytes / work.ranks if here.ring and op.cls.startswith("comm.cp.") else work.bytes
+        size = work.bytes / work.ranks if op.in_ring else work.bytes
         return size, size
     return 0.0, 0.0
 
 
 def _gemm(work: Gemm, count: int) -> tuple[float, float]:
-    size = 1.0 if work.precision.startswith("fp8") else 2.0
+    size = work.operand_bytes
     if work.form in ("wgrad", "grouped_wgrad"):
         return count * size * (work.m + work.n) * float(work.k), 0.0
     return size * work.valid_rows * work.k, work.out_bytes * work.valid_rows * work.n
@@ -80,8 +77,8 @@ def _largest(ops: list[Op], here: Here) -> float:
     worst = 0.0
     for op, following in zip(ops, [*ops[1:], None], strict=False):
         read, written = operands(op, here)
-        kept = op.saved + (following.saved if following is not None and following.name == "loss.fwd" else 0.0)
-        worst = max(worst, (0.0 if op.name.endswith(_READS_HELD) else read) + max(0.0, written - kept))
+        kept = op.saved + (following.saved if following is not None and following.saves_input else 0.0)
+        worst = max(worst, (0.0 if op.reads_resident else read) + max(0.0, written - kept))
     return worst
 
 
@@ -107,12 +104,11 @@ def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
     )
 
 
-def footprints(shapes: Shapes, blocks: dict[str, Block], sms: int) -> dict[str, Footprint]:
+def footprints(shapes: Shapes, blocks: dict[BlockKind, Block]) -> dict[BlockKind, Footprint]:
     """Footprints by kind of block."""
-    revived: dict[str, float] = {}
-    if shapes.recompute_all or shapes.recompute_products:
-        job = replace(shapes.job, layout=replace(shapes.job.layout, recompute="none"))
-        whole = build_blocks(replace(shapes, job=job), sms)
+    revived: dict[BlockKind, float] = {}
+    if shapes.recompute & {"full", "ops"}:  # whole layers run again: what they kept is there once more
+        whole = build_blocks(replace(shapes, recompute=NOTHING))
         revived = {kind: whole[kind].saved_bytes - block.saved_bytes for kind, block in blocks.items()}
     here = Here(received=shapes.received, ring=shapes.job.layout.cp_kind == "ring")
     return {kind: footprint(block, here, revived.get(kind, 0.0)) for kind, block in blocks.items()}

@@ -56,8 +56,7 @@ def block_of(built: PricedModel, rows: Rows) -> Block:
         shapes = replace(shapes, rows=rows.rows)
     if rows.received:
         shapes = replace(shapes, received=rows.received)
-    sms = built.scenario.cluster.gpu.sms
-    return moe_layer(shapes, sms) if built.scenario.model.is_moe else dense_layer(shapes, sms)
+    return moe_layer(shapes) if built.scenario.model.is_moe else dense_layer(shapes)
 
 
 def program_of(built: PricedModel, periods: Sequence[Layers]) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.kernel_sequence import ALONE
@@ -11,19 +11,19 @@ from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.spec.workload import Workload, WorkloadName
 from simulator.units import DAY, HOUR
-
-PHASES = ("forward", "backward", "weight", "overlapped", "bubble", "optimizer", "other")
-"""Where a rank's step goes. `forward`, `backward`, `weight`: actions that run alone (a full backward counts as
-backward), with the communication they expose. `overlapped`: forward/backward pairs. `bubble`: no action runs.
-`optimizer`: gradient sync that nothing hides, and the update. `other`: the rest, so that they add up."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
-    """One rank's step [s]: the phases add up to the step time; `exposed_comm` lies inside them."""
+    """One rank's step [s]: the phases add up to the step time; `exposed_comm` lies inside them.
+
+    Of training, `forward`, `backward`, `weight` are actions that run alone (a full backward counts as backward), with
+    the communication they expose, `overlapped` forward/backward pairs; for the others see `spec.workload.Training`.
+    """
 
     rank: int
     phases: dict[str, float]
@@ -66,14 +66,14 @@ def length(intervals: Iterable[Interval]) -> float:
     return sum(end - start for start, end in intervals)
 
 
-def rank_times(timeline: Timeline) -> list[RankTimes]:
-    """Phases, exposed communication and busy time of every rank."""
+def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
+    """Phases of the workload, exposed communication and busy time of every rank."""
     tasks = timeline.tasks
     compute: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
     comm: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
     for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
         (compute if lane % LANES == COMPUTE else comm)[lane // LANES].append((start, end))
-    phases = [dict.fromkeys(PHASES, 0.0) for _ in range(tasks.ranks)]
+    phases = [dict.fromkeys(workload.phases, 0.0) for _ in range(tasks.ranks)]
     covered: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
     for action, (start, end) in zip(tasks.actions, action_spans(timeline), strict=True):
         if action.phase == "optimizer":
@@ -164,7 +164,7 @@ def class_times(timeline: Timeline) -> list[ClassTime]:
 
 def mean_phases(ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Mean over ranks of each phase [s]; they add up to the step time."""
-    return {phase: sum(r.phases[phase] for r in ranks) / len(ranks) for phase in PHASES}
+    return {phase: sum(r.phases[phase] for r in ranks) / len(ranks) for phase in ranks[0].phases}
 
 
 def throughput(step: float, job: Job, model: ModelSpec, peak_bf16: float) -> dict[str, float]:
@@ -207,7 +207,12 @@ def price_of_run(step: float, scenario: Scenario) -> dict[str, float]:
 
 
 def metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
-    """All headline numbers of one step."""
+    """All headline numbers of one step of the scenario's workload."""
+    return HEADLINES[scenario.workload.name](timeline, scenario, ranks)
+
+
+def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
+    """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
     step, model = timeline.makespan, scenario.model
     bubbles = [r.phases["bubble"] / step for r in ranks]
     return {
@@ -221,3 +226,9 @@ def metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) 
         "activated_parameters": float(model.activated_parameters()),
         "microbatches": float(scenario.job.microbatches),
     }
+
+
+HEADLINES: Mapping[WorkloadName, Callable[[Timeline, Scenario, Sequence[RankTimes]], dict[str, float]]] = {
+    "training": training_metrics,
+}
+"""Headline numbers by workload."""

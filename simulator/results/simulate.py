@@ -13,7 +13,7 @@ from typing import Any, Literal
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel, lower, price_model, stage_names
-from simulator.engine.power import demand, slowdown
+from simulator.engine.power import at_the_limit, demand
 from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
@@ -76,12 +76,12 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
 
     One quick pass at full clock tells what the step would draw; `gpus` wait for the slowest of them.
     """
-    power = scenario.cluster.gpu.power
     fresh = price_model(scenario, schedule.stages)
-    if power is None:
-        return fresh, 1.0, None
-    watts = demand(longest_path(lower(fresh, schedule)), power)
-    factor = slowdown(watts, scenario.cluster.gpu, gpus)
+    factor, watts = at_the_limit(
+        scenario.cluster.gpu, gpus, lambda power: demand(longest_path(lower(fresh, schedule)), power)
+    )
+    if watts is None:
+        return fresh, factor, None
     return price_model(scenario, schedule.stages, pace=factor), factor, watts
 
 
@@ -105,7 +105,7 @@ def simulate(
     """
     built, schedule = prepare(scenario)
     timeline = timeline_of(built, schedule, engine, progress)
-    ranks = m.rank_times(timeline)
+    ranks = m.rank_times(timeline, scenario.workload)
     classes = m.class_times(timeline)
     memory = memory_of_rows(built, schedule)
     return Result(

@@ -15,6 +15,7 @@ from functools import lru_cache
 from math import comb, exp, lgamma
 
 from simulator.errors import InputError
+from simulator.ops import Gate
 
 QUANTILES = 10  # of the group threshold; the counts below change by less than 1e-3 beyond it
 
@@ -30,44 +31,28 @@ class Reach:
     ranks: float
 
 
-def expected_nodes(ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int) -> float:
-    """Nodes a token's experts lie on, own node included when chosen."""
-    return reach(ranks, ranks_per_node, experts, top_k, groups, node_limit).nodes
-
-
-def expected_ranks(ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int) -> float:
-    """Ranks a token's experts lie on."""
-    return reach(ranks, ranks_per_node, experts, top_k, groups, node_limit).ranks
-
-
 @lru_cache(maxsize=1024)
-def reach(
-    ranks: int,
-    ranks_per_node: int,
-    experts: int,
-    top_k: int,
-    groups: int,
-    node_limit: int,
-    scored: int = 2,
-) -> Reach:
-    """Expected nodes and ranks per token; `scored` affinities make a group's score (2: V3, 1: V2, DeepEP's
-    tests)."""
-    _check(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+def reach(gate: Gate, ranks: int, ranks_per_node: int) -> Reach:
+    """Expected nodes and ranks per token whose experts lie on `ranks` ranks, `ranks_per_node` of which share a node.
+
+    Raises InputError where the experts do not spread evenly, or the kept groups hold too few of them.
+    """
+    _check(gate, ranks, ranks_per_node)
     nodes = max(1, ranks // ranks_per_node)
-    if node_limit == 0 or groups <= 1 or node_limit >= groups:
+    if not gate.is_limited:
         return Reach(
-            nodes=_distinct(nodes, experts, top_k),
-            ranks=_distinct(ranks, experts, top_k),
+            nodes=_distinct(nodes, gate.experts, gate.top_k),
+            ranks=_distinct(ranks, gate.experts, gate.top_k),
         )
-    gate = _Gate(experts=experts, top_k=top_k, groups=groups, kept=node_limit, scored=scored)
-    if top_k == node_limit * gate.size:  # every expert of the kept groups: nothing is left to chance but the groups
+    if (
+        gate.top_k == gate.node_limit * gate.group_size
+    ):  # all experts of the kept groups: only groups are left to chance
         return Reach(nodes=_covered(gate, nodes), ranks=_covered(gate, ranks))
-    return Reach(nodes=min(top_k, _reached(gate, nodes)), ranks=min(top_k, _reached(gate, ranks)))
+    return Reach(nodes=min(gate.top_k, _reached(gate, nodes)), ranks=min(gate.top_k, _reached(gate, ranks)))
 
 
-def _check(
-    ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int, scored: int
-) -> None:
+def _check(gate: Gate, ranks: int, ranks_per_node: int) -> None:
+    experts, top_k, groups, node_limit = gate.experts, gate.top_k, gate.groups, gate.node_limit
     if top_k > experts > 0:
         raise InputError(f"gate: top_k = {top_k}: a token cannot choose more than the {experts} experts there are")
     if min(ranks, ranks_per_node, experts, top_k) < 1 or min(groups, node_limit) < 0:
@@ -81,10 +66,10 @@ def _check(
         )
     if experts % ranks:
         raise InputError(f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}")
-    if scored not in (1, 2):
-        raise InputError(f"a group is scored by its 1 or 2 highest affinities, not {scored}")
-    if groups > 1 and 0 < node_limit < groups:
-        size = experts // groups
+    if gate.scored not in (1, 2):
+        raise InputError(f"a group is scored by its 1 or 2 highest affinities, not {gate.scored}")
+    if gate.is_limited:
+        size = gate.group_size
         if experts % groups:
             raise InputError(f"{experts} experts do not split into {groups} groups; take a divisor of {experts}")
         if size < 2 or node_limit * size < top_k:
@@ -101,46 +86,32 @@ def _distinct(places: float, experts: int, picks: int) -> float:
     return places * (1.0 - missed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
-    experts: int
-    top_k: int
-    groups: int
-    kept: int
-    scored: int
-
-    @property
-    def size(self) -> int:
-        """Experts of one group."""
-        return self.experts // self.groups
-
-
-def _covered(gate: _Gate, places: int) -> float:
+def _covered(gate: Gate, places: int) -> float:
     """Expected places hit when all experts of the kept groups are chosen."""
     if places >= gate.groups:
-        return gate.kept * places / gate.groups
-    return _distinct(places, gate.groups, gate.kept)
+        return gate.node_limit * places / gate.groups
+    return _distinct(places, gate.groups, gate.node_limit)
 
 
-def _reached(gate: _Gate, places: int) -> float:
+def _reached(gate: Gate, places: int) -> float:
     """Expected places hit by the chosen experts, places being equal runs of experts (nodes or ranks)."""
     if places >= gate.groups:  # a group spans whole places: only the number of its experts chosen matters
         inside = places / gate.groups
-        return gate.kept * sum(
-            p * _distinct(inside, gate.size, min(picks, gate.size)) for picks, p in enumerate(_picks(gate))
+        return gate.node_limit * sum(
+            p * _distinct(inside, gate.group_size, min(picks, gate.group_size)) for picks, p in enumerate(_picks(gate))
         )
     # A place holds whole groups: missed when none of its kept groups is hit.
     per_place = gate.groups // places
     missed = 0.0
-    for held in range(min(per_place, gate.kept) + 1):
+    for held in range(min(per_place, gate.node_limit) + 1):
         others = gate.groups - per_place
-        ways = comb(per_place, held) * comb(others, gate.kept - held) / comb(gate.groups, gate.kept)
+        ways = comb(per_place, held) * comb(others, gate.node_limit - held) / comb(gate.groups, gate.node_limit)
         missed += ways * _all_empty(gate, held)
     return places * (1.0 - missed)
 
 
 @lru_cache(maxsize=256)
-def _picks(gate: _Gate) -> tuple[float, ...]:
+def _picks(gate: Gate) -> tuple[float, ...]:
     """P(a kept group holds j of the chosen experts), j = 0 .. top_k.
 
     The group holds at least j when at most top_k - j experts of the other kept groups beat its j-th.
@@ -149,7 +120,7 @@ def _picks(gate: _Gate) -> tuple[float, ...]:
     at_least = [0.0] * (k + 2)
     at_least[0] = 1.0
     for weight, levels in _levels(gate):
-        others = [_power(row, gate.kept - 1) for row in levels]
+        others = [_power(row, gate.node_limit - 1) for row in levels]
         for j in range(1, k + 1):
             own = [1.0 - sum(row[:j]) for row in levels]
             beaten = [sum(row[: k - j + 1]) for row in others]
@@ -158,15 +129,15 @@ def _picks(gate: _Gate) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=256)
-def _all_empty(gate: _Gate, held: int) -> float:
+def _all_empty(gate: Gate, held: int) -> float:
     """P(none of the chosen experts lies in `held` given kept groups): the top k of the others come first."""
     if held == 0:
         return 1.0
-    if (gate.kept - held) * gate.size < gate.top_k:
+    if (gate.node_limit - held) * gate.group_size < gate.top_k:
         return 0.0
     total = 0.0
     for weight, levels in _levels(gate):
-        full = [1.0 - sum(_power(row, gate.kept - held)) for row in levels]
+        full = [1.0 - sum(_power(row, gate.node_limit - held)) for row in levels]
         total += weight * _stieltjes(full, [row[0] ** held for row in levels])
     return total
 
@@ -188,26 +159,26 @@ def _power(row: Sequence[float], n: int) -> list[float]:
 Levels = list[tuple[float, ...]]
 
 
-def _levels(gate: _Gate) -> list[tuple[float, Levels]]:
+def _levels(gate: Gate) -> list[tuple[float, Levels]]:
     """For quantiles of the threshold that kept groups pass: (weight, P(n experts of a kept group above level
     t)).
 
     Levels are distances t from the highest affinity. Row i holds n = 0 .. top_k - 1 at level i. Given the
     score of the best dropped group, kept groups are independent."""
     out = []
-    spread = 1.0 - (1e-9) ** (1.0 / gate.size)
+    spread = 1.0 - (1e-9) ** (1.0 / gate.group_size)
     for weight, bound in _thresholds(gate):
         grid = [spread * (i / LEVELS) ** 2 for i in range(LEVELS + 1)]
         out.append((weight, [_counts(gate, t, bound) for t in grid]))
     return out
 
 
-def _thresholds(gate: _Gate) -> list[tuple[float, float]]:
+def _thresholds(gate: Gate) -> list[tuple[float, float]]:
     """Quantiles (weight, s) of the best dropped group's score, as distance from the highest possible.
 
     Its position u in the distribution of scores is Beta(kept + 1, groups - kept).
     """
-    a, b = gate.kept + 1, gate.groups - gate.kept
+    a, b = gate.node_limit + 1, gate.groups - gate.node_limit
     scale = exp(lgamma(a + b) - lgamma(a) - lgamma(b))
     points = [(i + 0.5) / QUANTILES for i in range(QUANTILES)]
     weights = [scale * u ** (a - 1) * (1 - u) ** (b - 1) for u in points]
@@ -215,7 +186,7 @@ def _thresholds(gate: _Gate) -> list[tuple[float, float]]:
     return [(w / total, _invert(gate, u)) for w, u in zip(weights, points, strict=True)]
 
 
-def _invert(gate: _Gate, u: float) -> float:
+def _invert(gate: Gate, u: float) -> float:
     low, high = 0.0, float(gate.scored)
     for _ in range(40):
         mid = 0.5 * (low + high)
@@ -223,15 +194,15 @@ def _invert(gate: _Gate, u: float) -> float:
     return 0.5 * (low + high)
 
 
-def _passed(gate: _Gate, bound: float) -> float:
+def _passed(gate: Gate, bound: float) -> float:
     """P(a group's score lies within `bound` of the highest possible)."""
-    m, rest = gate.size, max(0.0, 1.0 - bound)
+    m, rest = gate.group_size, max(0.0, 1.0 - bound)
     if gate.scored == 1:
         return 1.0 - rest**m
     return 1.0 - 2.0 * max(0.0, 1.0 - bound / 2) ** m + rest**m
 
 
-def _counts(gate: _Gate, t: float, bound: float) -> tuple[float, ...]:
+def _counts(gate: Gate, t: float, bound: float) -> tuple[float, ...]:
     """P(n of the group's experts lie within t of the highest affinity | its score lies within `bound`), n <
     top_k."""
     norm = _passed(gate, bound)
@@ -239,9 +210,9 @@ def _counts(gate: _Gate, t: float, bound: float) -> tuple[float, ...]:
     return tuple(min(1.0, max(0.0, p / norm)) for p in terms)
 
 
-def _counts_max(gate: _Gate, t: float, bound: float) -> list[float]:
+def _counts_max(gate: Gate, t: float, bound: float) -> list[float]:
     """Joint probabilities with a best expert within `bound`: binomial, less where the best lies beyond."""
-    m, near = gate.size, min(1.0, bound)
+    m, near = gate.group_size, min(1.0, bound)
     if t <= near:
         row = [comb(m, n) * t**n * (1 - t) ** (m - n) for n in range(gate.top_k)]
         row[0] -= (1 - near) ** m
@@ -252,13 +223,13 @@ def _counts_max(gate: _Gate, t: float, bound: float) -> list[float]:
     return out
 
 
-def _counts_pair(gate: _Gate, t: float, bound: float) -> list[float]:
+def _counts_pair(gate: Gate, t: float, bound: float) -> list[float]:
     """Joint probabilities with d1 + d2 <= `bound`, d1 <= d2 the distances of the two best of m uniform
     experts.
 
     Their density is m (m - 1) (1 - d2)^(m - 2); integrating it over d1 > t, over d1 <= t < d2 and over d2 <=
     t gives the three cases; in the last the other n - 2 are binomial between d2 and t."""
-    m, s = gate.size, bound
+    m, s = gate.group_size, bound
     rest, half = max(0.0, 1.0 - s), max(0.0, 1.0 - s / 2)
     none = (1 - t) ** m + max(0.0, 1 - s + t) ** m - 2 * half**m if t < s / 2 else 0.0
     u = min(t, s - t)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.ops import Gate
 from simulator.routing.gate import reach
 
 
@@ -21,21 +22,10 @@ class Traffic:
     delivered: float
 
 
-def traffic(
-    *,
-    tokens: int,
-    bytes_per_token: float,
-    ranks: int,
-    ranks_per_node: int,
-    experts: int,
-    top_k: int,
-    groups: int,
-    node_limit: int,
-    scored: int = 2,
-) -> Traffic:
+def traffic(gate: Gate, *, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int) -> Traffic:
     """Bytes one rank moves: once over the NIC per other node, then over NVLink to each other rank of that
     node."""
-    hit = reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+    hit = reach(gate, ranks, ranks_per_node)
     per_node = min(ranks, ranks_per_node)
     nodes = max(1, ranks // ranks_per_node)
     copy = tokens * bytes_per_token

@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Final
 
-from simulator.errors import ScheduleError
+from simulator.errors import ScheduleError, meant
 from simulator.plugins import Registry
 from simulator.schedule import generators
 from simulator.schedule.action import Schedule
@@ -97,8 +97,5 @@ def _named(name: str) -> ScheduleRecord:
     record = record_of(name)
     if record is not None:
         return record
-    from difflib import get_close_matches
-
-    near = get_close_matches(name.lower(), SCHEDULES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SCHEDULES)}"
+    hint = meant(name, SCHEDULES, otherwise=f"choose one of {', '.join(SCHEDULES)}")
     raise ScheduleError(f"there is no schedule {name!r}: {hint}")

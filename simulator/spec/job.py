@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.workload import WorkloadName
+
 Recompute = Literal["none", "selective", "full", "deepseek"]
 Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
@@ -87,7 +89,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job file. `model` and `hardware` are names or paths; `stack` names the software's habits."""
+    """One job file. `model` and `hardware` are names or paths; `stack` names the software's habits, `workload` what is
+    done with the model."""
 
     model: str
     hardware: str
@@ -95,6 +98,7 @@ class Job:
     layout: Layout
     batch: Batch
     stack: str = "deepseek"
+    workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)

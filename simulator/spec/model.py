@@ -7,9 +7,28 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Literal
 
-LayerKind = Literal["dense", "moe"]
+from simulator.ops import Gate
+
+
+class BlockKind(StrEnum):
+    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules."""
+
+    EMBED = "embed"
+    DENSE = "dense"
+    MOE = "moe"
+    HEAD = "head"
+    MTP = "mtp"
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a transformer layer."""
+        return self in (BlockKind.DENSE, BlockKind.MOE)
+
+
+LayerKind = Literal[BlockKind.DENSE, BlockKind.MOE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +129,23 @@ class ModelSpec:
     @property
     def is_moe(self) -> bool:
         """Whether any layer is a mixture of experts."""
-        return "moe" in self.layer_kinds()
+        return BlockKind.MOE in self.layer_kinds()
 
     @property
     def is_node_limited(self) -> bool:
         """Whether the gate restricts a token to `topk_group` of the `n_group` expert groups."""
         return self.n_routed_experts > 0 and 0 < self.topk_group < self.n_group
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of the MoE layers; DeepSeek-V2's (`group_limited_greedy`) scores a group by its best expert."""
+        return Gate(
+            experts=self.n_routed_experts,
+            top_k=self.num_experts_per_tok,
+            groups=self.n_group,
+            node_limit=self.topk_group if self.is_node_limited else 0,
+            scored=1 if self.topk_method == "group_limited_greedy" else 2,
+        )
 
     @property
     def qk_head_dim(self) -> int:
@@ -140,8 +170,8 @@ class ModelSpec:
     def layer_kind(self, layer: int) -> LayerKind:
         """Kind of the feed-forward block of `layer`, counted from 0; MTP modules follow the last layer."""
         if not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
-            return "dense"
-        return "moe" if layer % self.moe_layer_freq == 0 else "dense"
+            return BlockKind.DENSE
+        return BlockKind.MOE if layer % self.moe_layer_freq == 0 else BlockKind.DENSE
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Kind of each layer of the main model, in order."""
@@ -166,7 +196,7 @@ class ModelSpec:
     def layer_parameters(self, kind: LayerKind) -> Parameters:
         """Parameters of one layer."""
         common = Parameters(attention=_attention(self), norms=2 * _norm(self))
-        if kind == "dense":
+        if kind == BlockKind.DENSE:
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
         return common + Parameters(
@@ -231,7 +261,7 @@ class ModelSpec:
     def layer_macs_per_token(self, kind: LayerKind, seq: int, causal: bool = True) -> float:
         """Forward multiply-adds of one token in one layer."""
         macs = sum(k * n for k, n in self.attention_matrices().values()) + self.attention_macs_per_token(seq, causal)
-        if kind == "dense":
+        if kind == BlockKind.DENSE:
             return macs + self.ffn_matrices * self.hidden_size * self.intermediate_size
         width = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_width
         gates = self.n_routed_experts + (1 if self.shared_expert_gate else 0)

@@ -8,6 +8,7 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.stack import Stack
+from simulator.spec.workload import WORKLOADS, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +20,8 @@ class Scenario:
     model: ModelSpec
     cluster: Cluster
     stack: Stack
+
+    @property
+    def workload(self) -> Workload:
+        """What the job does with the model."""
+        return WORKLOADS[self.job.workload]

@@ -18,7 +18,7 @@ from simulator.errors import InputError
 from simulator.graph.stage import block_kinds
 from simulator.results.simulate import Engine, prepare
 from simulator.schedule import Action, Pair, Schedule, Step
-from simulator.spec.model import ModelSpec
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
 
 ActionKind = Literal["pair", "F", "B", "I", "W"]
@@ -98,7 +98,7 @@ def actions_in(schedule: Schedule) -> tuple[ActionKind, ...]:
 def program_of(built: PricedModel, kind: str, action: ActionKind) -> Program:
     """The program that the engines run where a stage is this block and nothing else."""
     step: Step = Pair(Action("F", 0, 0), Action("B", 0, 1)) if action == "pair" else Action(action, 0, 0)
-    return Programs(replace(built, stages=((kind,),))).of(step)
+    return Programs(replace(built, stages=((BlockKind(kind),),))).of(step)
 
 
 def _graph(built: PricedModel, program: Program, kind: str, action: ActionKind, engine: Engine) -> BlockGraph:

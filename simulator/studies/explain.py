@@ -13,6 +13,7 @@ from simulator.graph.block import Block
 from simulator.results.critical_path import CriticalPath, critical_path
 from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.schedule import Schedule
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.studies.kernel.answer import work_dict
 
@@ -131,7 +132,7 @@ def _fits(one: ExplainedOp, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
-def _times(built: PricedModel, kind: str) -> BlockTime:
+def _times(built: PricedModel, kind: BlockKind) -> BlockTime:
     block: Block = built.blocks[kind]
     parts = dict.fromkeys(("F", "R", "I", "W", "comm"), 0.0)
     for op in block.ops():

@@ -14,6 +14,7 @@ from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.results.simulate import prepare
 from simulator.schedule import SCHEDULES, Schedule, stages_on
 from simulator.spec.job import Job, Layout, Recompute
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.candidate import Candidate, judge
 from simulator.units import GB
@@ -101,7 +102,7 @@ def _changes(scenario: Scenario) -> Iterator[tuple[str, Job]]:
 
 
 def _balance(
-    scenario: Scenario, stages: Sequence[Sequence[str]], seconds: dict[str, float], schedule: Schedule
+    scenario: Scenario, stages: Sequence[Sequence[BlockKind]], seconds: dict[BlockKind, float], schedule: Schedule
 ) -> Iterator[Problem]:
     """The slowest rank sets the pace of a pipeline."""
     on = stages_on(schedule)

@@ -21,6 +21,7 @@ from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.studies.explain import explain
 
@@ -218,8 +219,8 @@ def _held(scenario: Scenario) -> list[int]:
     """Layers of the main model on each stage, as the job places them now."""
     out = []
     for stage in prepare(scenario)[0].stages:
-        main = stage[: stage.index("head")] if "head" in stage else stage
-        out.append(sum(kind in ("dense", "moe") for kind in main))
+        main = stage[: stage.index(BlockKind.HEAD)] if BlockKind.HEAD in stage else stage
+        out.append(sum(kind.is_layer for kind in main))
     return out
 
 

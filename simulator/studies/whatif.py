@@ -14,6 +14,7 @@ from simulator.results import simulate as run
 from simulator.results.result import Result
 from simulator.spec.comm_params import EpParams
 from simulator.spec.kernel_params import GemmParams
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 UNLIMITED = 1e15
@@ -143,12 +144,10 @@ def pinned(scenario: Scenario) -> Scenario:
     layout = scenario.job.layout
     if isinstance(layout.stages, tuple):
         return scenario
-    counts = tuple(
-        sum(kind in ("dense", "moe") for kind in _main(blocks)) for blocks in run.prepare(scenario)[0].stages
-    )
+    counts = tuple(sum(kind.is_layer for kind in _main(blocks)) for blocks in run.prepare(scenario)[0].stages)
     return replace(scenario, job=replace(scenario.job, layout=replace(layout, stages=counts)))
 
 
-def _main(blocks: tuple[str, ...]) -> tuple[str, ...]:
+def _main(blocks: tuple[BlockKind, ...]) -> tuple[BlockKind, ...]:
     """The blocks before the output head: behind it stand those of MTP modules, which always follow it."""
-    return blocks[: blocks.index("head")] if "head" in blocks else blocks
+    return blocks[: blocks.index(BlockKind.HEAD)] if BlockKind.HEAD in blocks else blocks

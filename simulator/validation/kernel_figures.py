@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.cost.decode_cost import latent_decode_cost
 from simulator.cost.topology import latency as network_latency
+from simulator.ops import Gate
 from simulator.routing.traffic import traffic
 from simulator.studies.kernel import Question, answer
 from simulator.validation.cannot import CannotCompute
@@ -158,16 +159,8 @@ def experts_at_same_cost(figure: Figure) -> float:
     node = cluster("h800").node
 
     def link_time(top_k: int) -> float:
-        moved = traffic(
-            tokens=4096,
-            bytes_per_token=14336,
-            ranks=64,
-            ranks_per_node=8,
-            experts=256,
-            top_k=top_k,
-            groups=8,
-            node_limit=int(figure.config["nodes_limit"]),
-        )
+        gate = Gate(experts=256, top_k=top_k, groups=8, node_limit=int(figure.config["nodes_limit"]))
+        moved = traffic(gate, tokens=4096, bytes_per_token=14336, ranks=64, ranks_per_node=8)
         return max(moved.nic / node.nic.bandwidth, moved.nvlink / node.nvlink.bandwidth)
 
     base = link_time(8)

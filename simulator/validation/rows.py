@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from simulator.cost.all_to_all_cost import all_to_all_cost
 from simulator.cost.collective_cost import collective_cost
-from simulator.ops import AllToAll, Collective
+from simulator.ops import AllToAll, Collective, Gate
 from simulator.spec.hardware import Cluster
 
 HIDDEN = 7168
@@ -35,10 +35,13 @@ def all_to_all_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bo
         hidden=HIDDEN,
         bytes_per_token=float(row["bytes_per_token"]),
         ranks=int(row["ep"]),
-        experts=int(row["experts"]),
-        top_k=int(row["top_k"]),
-        groups=int(row.get("groups") or 0),
-        node_limit=int(row.get("node_limit") or 0),
+        gate=Gate(
+            experts=int(row["experts"]),
+            top_k=int(row["top_k"]),
+            groups=int(row.get("groups") or 0),
+            node_limit=int(row.get("node_limit") or 0),
+            scored=int(row.get("scored") or 2),
+        ),
         cached=row.get("cached") == "1",
         weighted=row.get("weighted") == "1",
         low_latency=low_latency,
@@ -50,5 +53,4 @@ def all_to_all_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bo
         sms=int(row.get("sms") or 0),
         concurrent_with_compute=row.get("beside_compute") == "1",
         dispatcher=row["kernels"],
-        scored=int(row.get("scored") or 2),
     ).duration

@@ -15,7 +15,7 @@ from simulator.engine.lower import price_model
 from simulator.inputs import load_scenario
 from simulator.results.simulate import Engine, schedule_of, simulate
 from simulator.spec.job import Job
-from simulator.spec.model import ModelSpec
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
 
@@ -101,7 +101,7 @@ def v3_compute_to_comm(figure: Figure) -> float:
     """Compute of a MoE layer, forward and backward, over its exchanges, each alone."""
     scenario = load_scenario(V3)
     built = price_model(scenario, schedule_of(scenario).stages)
-    ops = [built.price(op) for op in built.blocks["moe"].ops()]
+    ops = [built.price(op) for op in built.blocks[BlockKind.MOE].ops()]
     comm = sum(one.durations[ALONE] for one in ops if one.op.stream == "comm")
     return sum(one.durations[ALONE] for one in ops if one.op.stream == "compute") / comm
 

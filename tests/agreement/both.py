@@ -21,7 +21,7 @@ from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
 from workloads.reference.presets import tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3
 
-BATCH, LENGTH, SMS = 2, 8, 132
+BATCH, LENGTH = 2, 8
 FP8 = 1.0 + 4.0 / FP8_TILE  # a value with its share of an FP32 scale [B]
 E5M6 = 1.5  # DeepSeek-V3 section 3.3.3 [B]
 
@@ -119,7 +119,7 @@ def unpadded(scenario: Scenario) -> Shapes:
 
 def blocks_of(scenario: Scenario) -> dict[str, Block]:
     """The graph of one microbatch, by kind of block."""
-    return build_blocks(unpadded(scenario), SMS)
+    return build_blocks(unpadded(scenario))
 
 
 def graph_flops(block: Block) -> dict[tuple[str, str], float]:

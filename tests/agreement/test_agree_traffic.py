@@ -11,6 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from simulator.graph.shapes import shapes_of
+from simulator.inputs import load_scenario
+from simulator.ops import Gate
 from simulator.routing.gate import reach
 from simulator.routing.traffic import direct_traffic
 from simulator.routing.traffic import traffic as forecast
@@ -49,16 +52,19 @@ def uniform(layout: Layout, tokens: int, seed: int) -> Array:
 
 
 def model(cfg: RefConfig, layout: Layout, tokens: int, scored: int = 2) -> dict[str, float]:
-    moved = forecast(
-        tokens=tokens,
-        bytes_per_token=ROW_BYTES,
-        ranks=layout.ranks,
-        ranks_per_node=layout.ranks_per_node,
+    asked = Gate(
         experts=layout.experts,
         top_k=cfg.num_experts_per_tok,
         groups=cfg.n_group,
         node_limit=cfg.topk_group if cfg.topk_group < cfg.n_group else 0,
         scored=scored,
+    )
+    moved = forecast(
+        asked,
+        tokens=tokens,
+        bytes_per_token=ROW_BYTES,
+        ranks=layout.ranks,
+        ranks_per_node=layout.ranks_per_node,
     )
     return {"ib": moved.nic, "nvlink": moved.nvlink, "sent": moved.sent, "delivered": moved.delivered}
 
@@ -152,6 +158,25 @@ def test_the_executed_gate_reaches_what_the_model_says_over_all_limits() -> None
     for limit in range(1, 9):
         cfg = gate(V3, 8, limit)
         counted = traffic(route(cfg, np.log(u) - np.log1p(-u)).experts, source, V3)
-        hit = reach(64, 8, 256, 8, 8, limit if limit < 8 else 0)
+        hit = reach(Gate(experts=256, top_k=8, groups=8, node_limit=limit if limit < 8 else 0), 64, 8)
         assert counted.nodes_per_token == pytest.approx(hit.nodes, rel=0.01)
         assert counted.ranks_per_token == pytest.approx(hit.ranks, rel=0.01)
+
+
+@pytest.mark.parametrize("job", ["deepseek-v2-pretrain", "deepseek-v3-pretrain"])
+def test_a_rank_receives_the_tokens_that_the_gate_of_its_model_sends(job: str) -> None:
+    """The reference gate of each model, on 40 000 tokens with uniform affinities."""
+    scenario = load_scenario(job)
+    model, ep = scenario.model, scenario.job.layout.ep
+    place = Layout(experts=model.n_routed_experts, ranks=ep, nodes=ep // scenario.cluster.node.gpus)
+    plain = gate_config(model.n_routed_experts, model.num_experts_per_tok, model.n_group, model.topk_group)
+    u = np.random.default_rng(11).random((40_000, model.n_routed_experts))
+    logits, source = np.log(u) - np.log1p(-u), np.arange(len(u)) % ep
+    reached = {
+        method: traffic(route(replace(plain, topk_method=method), logits).experts, source, place).ranks_per_token
+        for method in ("noaux_tc", "group_limited_greedy")
+    }
+    own = reached.pop(model.topk_method)
+    received = shapes_of(scenario).received / (scenario.job.tokens_per_rank // scenario.job.layout.tp)
+    assert received == pytest.approx(own, rel=1.5e-3)
+    assert received != pytest.approx(reached.popitem()[1], rel=2e-3)  # another model's gate is told from it

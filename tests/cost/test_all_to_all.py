@@ -12,7 +12,7 @@ from hardware_profiles.calibration import fit_fabric
 from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.cost import Cost
 from simulator.errors import InputError
-from simulator.ops import AllToAll, Notify
+from simulator.ops import AllToAll, Gate, Notify
 from simulator.spec.hardware import Cluster
 
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
@@ -23,14 +23,16 @@ V3 = AllToAll(
     hidden=7168,
     bytes_per_token=7168 + 56 * 4,
     ranks=64,
-    experts=256,
-    top_k=8,
-    groups=8,
-    node_limit=4,
+    gate=Gate(experts=256, top_k=8, groups=8, node_limit=4),
     cached=True,
 )
-DECODING = replace(V3, tokens=128, low_latency=True, groups=0, node_limit=0)
+DECODING = replace(V3, tokens=128, low_latency=True, gate=Gate(experts=256, top_k=8))
 COMBINE = replace(V3, direction="combine", bytes_per_token=14336)
+
+
+def choosing(work: AllToAll, **changes: int) -> AllToAll:
+    """The same exchange after another gate."""
+    return replace(work, gate=replace(work.gate, **changes))
 
 
 def price(
@@ -74,7 +76,7 @@ def test_offloaded_in_a_node_nvlink_runs_at_its_labelled_bandwidth() -> None:
 
 def test_thirteen_experts_cost_the_communication_of_eight() -> None:
     """arXiv 2412.19437, section 3.2.2: 4 nodes x 3.2 experts hide NVLink behind InfiniBand."""
-    eight, thirteen, more = (price(replace(V3, top_k=k), sms=0) for k in (8, 13, 20))
+    eight, thirteen, more = (price(choosing(V3, top_k=k), sms=0) for k in (8, 13, 20))
     assert eight.bound_by == thirteen.bound_by == "ib"
     assert thirteen.duration == pytest.approx(eight.duration, rel=0.015)
     assert more.bound_by == "nvlink"
@@ -86,7 +88,7 @@ def test_nvlink_hides_up_to_the_ratio_of_the_bandwidths() -> None:
     node = H800.node
     assert node.nvlink.bandwidth / node.nic.bandwidth == pytest.approx(3.2)
     slower = faster(H800, nvlink=0.5)  # 1.6 copies per node
-    assert price(replace(V3, top_k=13), slower, sms=0).bound_by == "nvlink"
+    assert price(choosing(V3, top_k=13), slower, sms=0).bound_by == "nvlink"
 
 
 def test_more_sms_help_until_the_links_bind() -> None:
@@ -114,7 +116,7 @@ def test_combine_moves_twice_the_bytes_of_an_fp8_dispatch() -> None:
 
 
 def test_a_node_limit_saves_nic_traffic() -> None:
-    free = replace(V3, node_limit=0)
+    free = choosing(V3, node_limit=0)
     assert price(V3).nic_bytes < 0.8 * price(free).nic_bytes
 
 
@@ -169,8 +171,8 @@ def test_layout_of_the_published_trace() -> None:
 # Monotony ----------------------------------------------------------------------------------------------------------
 
 WORKS = st.builds(
-    lambda direction, tokens, nodes, top_k, limit: replace(
-        V3, direction=direction, tokens=tokens, ranks=8 * nodes, top_k=top_k, node_limit=limit
+    lambda direction, tokens, nodes, top_k, limit: choosing(
+        replace(V3, direction=direction, tokens=tokens, ranks=8 * nodes), top_k=top_k, node_limit=limit
     ),
     st.sampled_from(["dispatch", "combine"]),
     st.integers(0, 20_000),
@@ -221,7 +223,7 @@ def test_low_latency_kernels_never_gain_from_more_work_or_slower_links(
     work = replace(base, tokens=tokens, ranks=8 * nodes)
     usual = price(work, kernels=kernels).duration
     assert usual <= price(replace(work, tokens=tokens + more), kernels=kernels).duration
-    assert usual <= price(replace(work, top_k=9), kernels=kernels).duration
+    assert usual <= price(choosing(work, top_k=9), kernels=kernels).duration
     assert usual <= price(replace(work, ranks=16 * nodes), kernels=kernels).duration * (1 + 1e-12)
     assert usual <= price(work, faster(H800, nvlink=nic, nic=nic), kernels=kernels).duration
 

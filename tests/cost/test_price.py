@@ -18,6 +18,7 @@ from simulator.ops import (
     Attention,
     Collective,
     CollectiveKind,
+    Gate,
     Gemm,
     Notify,
     Op,
@@ -54,7 +55,8 @@ def attention(seq: int, heads: int, backward: bool) -> Attention:
 def exchange(direction: str, tokens: int, wide: bool) -> AllToAll:
     return AllToAll(
         direction="dispatch" if direction == "dispatch" else "combine", tokens=tokens, hidden=7168,
-        bytes_per_token=14336.0 if wide else 7392.0, ranks=64, experts=256, top_k=8, groups=8, node_limit=4,
+        bytes_per_token=14336.0 if wide else 7392.0, ranks=64,
+        gate=Gate(experts=256, top_k=8, groups=8, node_limit=4),
     )  # fmt: skip
 
 

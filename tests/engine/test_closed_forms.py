@@ -18,6 +18,7 @@ from simulator.inputs import load_scenario
 from simulator.ops import Op
 from simulator.results.metrics import rank_times
 from simulator.schedule import build, closed_form_bubble, peak_in_flight
+from simulator.spec.workload import Training
 
 PP, MICROBATCHES = 8, 24
 SECONDS = {"F": 1.0, "I": 1.0, "R": 0.0, "W": 1.0}
@@ -57,7 +58,7 @@ def idle(schedule: str, *, vpp: int = 1, seconds: dict[str, float] | None = None
     tasks = lower(uniform_plan(schedule, rows.stages, seconds or SECONDS), rows, optimizer=False)
     events, quick = simulate(tasks), longest_path(tasks)
     assert events.end == quick.end
-    return [times.phases["bubble"] for times in rank_times(events)]
+    return [times.phases["bubble"] for times in rank_times(events, Training())]
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
@@ -94,5 +95,5 @@ def test_peak_microbatches_in_flight() -> None:
 def test_phases_add_up_to_the_step() -> None:
     rows = build("dualpipe", pp=PP, microbatches=MICROBATCHES, vpp=1)
     line = simulate(lower(uniform_plan("dualpipe", PP, SECONDS), rows, optimizer=False))
-    for times in rank_times(line):
+    for times in rank_times(line, Training()):
         assert sum(times.phases.values()) == pytest.approx(line.makespan)

@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def ops_of(scenario: Scenario) -> dict[str, Op]:
-    blocks = build_blocks(shapes_of(scenario), scenario.cluster.gpu.sms)
+    blocks = build_blocks(shapes_of(scenario))
     return {f"{kind} {op.segment} {op.name} {op.part}": op for kind, block in blocks.items() for op in block.ops()}
 
 

@@ -19,7 +19,7 @@ from simulator.engine.kernel_sequence import Kind, Priced, sequence_of
 from simulator.engine.pricing import pricer
 from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.inputs import load_scenario
-from simulator.ops import AllToAll, Fixed, Op
+from simulator.ops import AllToAll, Fixed, Gate, Op
 
 SMS = 132
 LIMITS = {  # mean and worst error of a case
@@ -43,8 +43,8 @@ def compute_run(sample: Sample, held: int) -> tuple[Priced, float]:
     kernels = replace(scenario.cluster.kernels, comm_traffic=MOVER_RATE * held)
     scenario = replace(scenario, cluster=replace(scenario.cluster, kernels=kernels))
     exchange = AllToAll(
-        direction="combine", tokens=1, hidden=1, bytes_per_token=1.0, ranks=64, experts=256, top_k=8, groups=8,
-        node_limit=4,
+        direction="combine", tokens=1, hidden=1, bytes_per_token=1.0, ranks=64,
+        gate=Gate(experts=256, top_k=8, groups=8, node_limit=4),
     )  # fmt: skip
     beside = Op(name="x", cls="comm.combine", part="F", segment="combine.F", work=exchange, stream="comm")
     op = Op(name="kernel", cls=sample.cls, part="F", segment="mlp.F", work=sample.work[0])

@@ -6,10 +6,12 @@ from math import hypot
 
 import pytest
 
+from simulator.cost.cost import Share
+from simulator.cost.price import launches_of, price
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.program import is_expert_work, pair_program
+from simulator.engine.program import pair_program
 from simulator.inputs import load_scenario
-from simulator.ops import AllToAll
+from simulator.ops import AllToAll, Wait
 from simulator.results.result import Result
 from simulator.results.simulate import prepare, simulate
 from simulator.routing.loads import imbalance
@@ -60,7 +62,7 @@ def test_two_layers_between_barriers_add_up_unless_each_draws_its_loads(kind: st
 
     def experts(name: str) -> float:
         found = next(s for s in (*block.forward, *block.backward) if s.name == name)
-        return sum(built.price(op).durations[ALONE] for op in found.ops if is_expert_work(op))
+        return sum(built.price(op).durations[ALONE] for op in found.ops if op.scales_with_load)
 
     program = pair_program([block], [block], built.price, built.imbalance, built.resampled_per_layer)
     ops = [priced for step in program.steps for priced in step.sequence.ops]
@@ -85,3 +87,17 @@ def test_no_kernel_but_an_exchange_has_another_price_for_it(kind: str) -> None:
         for op, other in zip(block.ops(), uneven.blocks[name].ops(), strict=True):
             before, after = even.price(op).durations, uneven.price(other).durations
             assert after > before if isinstance(op.work, AllToAll) else after == before
+
+
+def test_a_wait_is_no_kernel() -> None:
+    """No launch, no FLOP, no work but the time itself; and the cost model prices it as that."""
+    severe = step(*KINDS["skewed"])
+    ops = {priced.op.name: priced for sequence in severe.timeline.tasks.sequence for priced in sequence.ops}
+    waits = [priced for priced in ops.values() if isinstance(priced.op.work, Wait)]
+    assert any(priced.durations[ALONE] > 0.0 for priced in waits)
+    for priced in waits:
+        assert isinstance(priced.op.work, Wait)
+        assert launches_of(priced.op) == 0
+        assert priced.cost.duration == priced.durations[ALONE] == priced.op.work.seconds
+        again = price(priced.op, severe.scenario.cluster, Share(sms=1), comm_sms=0, concurrent=False, dispatcher="nccl")
+        assert again == priced.cost

@@ -52,7 +52,7 @@ def shapes() -> Shapes:
 
 @pytest.fixture(scope="module")
 def layer(shapes: Shapes) -> Block:
-    return moe_layer(shapes, 132)
+    return moe_layer(shapes)
 
 
 def test_every_kernel_of_the_profile_has_its_place(layer: Block) -> None:
@@ -145,7 +145,7 @@ def test_bytes_of_expert_kernels_follow_the_rows(
 ) -> None:
     from dataclasses import replace
 
-    block = moe_layer(replace(shapes, rows=rows, received=received), 132)
+    block = moe_layer(replace(shapes, rows=rows, received=received))
     work = next(op.work for op in block.ops() if op.name == name)
     assert isinstance(work, Streaming)
     assert work.bytes / 1e6 == pytest.approx(megabytes, abs=0.06)
@@ -163,17 +163,17 @@ def test_attention_work_equals_the_profile(layer: Block) -> None:
 def test_blocks_pass_the_checker(recipe: str, recompute: str) -> None:
     scenario = load_scenario("deepseek-v3-pretrain", [f"precision.recipe={recipe}", f"layout.recompute={recompute}"])
     shapes = shapes_of(scenario)
-    assert problems(moe_layer(shapes, 132)) == []
-    assert problems(dense_layer(shapes, 132)) == []
+    assert problems(moe_layer(shapes)) == []
+    assert problems(dense_layer(shapes)) == []
 
 
 def test_bf16_is_another_graph() -> None:
-    bf16 = moe_layer(shapes_of(load_scenario("deepseek-v3-pretrain", ["precision.recipe=bf16"])), 132)
+    bf16 = moe_layer(shapes_of(load_scenario("deepseek-v3-pretrain", ["precision.recipe=bf16"])))
     names = {op.name for op in bf16.ops()}
     assert not any("quant" in name or "scale_t" in name or "weight_t" in name for name in names)
     sends = [op.work for op in bf16.ops() if op.name == "moe.dispatch.fwd.a2a"]
     assert sends[0].bytes_per_token == 2 * 7168  # type: ignore[union-attr]
-    fp8 = moe_layer(shapes_of(load_scenario("deepseek-v3-pretrain")), 132)
+    fp8 = moe_layer(shapes_of(load_scenario("deepseek-v3-pretrain")))
     assert bf16.flops("F", "I", "W") == pytest.approx(fp8.flops("F", "I", "W"), rel=0.01)
 
 
@@ -184,7 +184,7 @@ def test_flops_of_the_graph_equal_the_closed_form() -> None:
     scenario = load_scenario("deepseek-v3-pretrain", ["precision.recipe=bf16"])
     shapes = shapes_of(scenario)
     assert shapes.rows == 4096 * 8
-    blocks = build_blocks(shapes, 132)
+    blocks = build_blocks(shapes)
     model = scenario.model
     kinds = block_kinds(model)
     main = kinds[: kinds.index("head") + 1]
@@ -213,7 +213,7 @@ def test_expert_tensor_parallelism_splits_the_work_and_adds_its_collectives() ->
     flops = {}
     for etp, ep in ((1, 64), (2, 32)):
         scenario = load_scenario("deepseek-v3-pretrain", [*base, f"layout.etp={etp}", f"layout.ep={ep}"])
-        block = moe_layer(shapes_of(scenario), 132)
+        block = moe_layer(shapes_of(scenario))
         assert problems(block) == []
         ops = [op for op in block.ops() if op.name.startswith("moe.")]
         assert any(op.cls.startswith("comm.etp") for op in ops) == (etp > 1)

@@ -19,7 +19,7 @@ SMALL += ["batch.microbatch_size=1", "batch.global_batch_size=1"]
 
 def layer(stack: str, recompute: str) -> Block:
     scenario = load_scenario("llama-3-8b", [*SMALL, f"stack={stack}", f"layout.recompute={recompute}"])
-    return dense_layer(shapes_of(scenario), 132)
+    return dense_layer(shapes_of(scenario))
 
 
 def products(block: Block) -> dict[str, int]:
@@ -50,7 +50,7 @@ def test_other_software_recomputes_the_core() -> None:
 
 def test_exchanges_and_grouped_products_of_experts() -> None:
     scenario = load_scenario("deepseek-v3-bf16", ["stack=torch", "layout.recompute=selective"])
-    block = moe_layer(shapes_of(scenario), 132)
+    block = moe_layer(shapes_of(scenario))
     assert problems(block) == []
     again = [op for op in block.ops() if op.part == "R"]
     assert {"moe.up_gate.fwd.again"} <= {op.name for op in again}
@@ -98,7 +98,7 @@ def test_fsdp_copies_what_it_gathers_and_reduces() -> None:
     def copies(stack: str, zero: int) -> dict[str, float]:
         changes = [*SMALL, "gpus=2", "batch.global_batch_size=2", f"stack={stack}", f"layout.zero={zero}"]
         scenario = load_scenario("llama-3-8b", changes)
-        block = build_blocks(shapes_of(scenario), 132)["dense"]
+        block = build_blocks(shapes_of(scenario))["dense"]
         assert problems(block) == []
         assert any(op.name.endswith(".wgrad_add") for op in block.ops()) is (stack == "torch" and zero < 3)
         return {op.name: op.work.bytes for op in block.ops() if op.name.startswith("shard.")}  # type: ignore[union-attr]

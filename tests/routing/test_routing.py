@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.routing.gate import expected_nodes, expected_ranks, reach
+from simulator.ops import Gate
+from simulator.routing.gate import reach
 from simulator.routing.loads import imbalance, load
 from simulator.routing.traffic import direct_traffic, traffic
 from simulator.spec.job import Routing
 
-V3 = {"experts": 256, "top_k": 8, "groups": 8, "node_limit": 4}
+V3 = Gate(experts=256, top_k=8, groups=8, node_limit=4)
+FREE = Gate(experts=256, top_k=8)
 
 
 def sampled_reach(
@@ -56,30 +60,32 @@ def sampled_reach(
 def test_reach_agrees_with_the_sampled_gate(
     ranks: int, ranks_per_node: int, experts: int, top_k: int, groups: int, node_limit: int, scored: int
 ) -> None:
-    hit = reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
+    gate = Gate(experts=experts, top_k=top_k, groups=groups, node_limit=node_limit, scored=scored)
+    hit = reach(gate, ranks, ranks_per_node)
     nodes, rank_count = sampled_reach(ranks, ranks_per_node, experts, top_k, groups, node_limit, scored)
     assert hit.nodes == pytest.approx(nodes, rel=5e-3)
     assert hit.ranks == pytest.approx(rank_count, rel=5e-3)
 
 
 def test_deepseek_v3_on_eight_nodes() -> None:
-    assert expected_nodes(64, 8, **V3) == pytest.approx(3.97, abs=0.03)
-    assert expected_ranks(64, 8, **V3) == pytest.approx(7.49, abs=0.01)
+    hit = reach(V3, 64, 8)
+    assert hit.nodes == pytest.approx(3.97, abs=0.03)
+    assert hit.ranks == pytest.approx(7.49, abs=0.01)
 
 
 def test_without_a_limit_reach_is_hypergeometric() -> None:
     missed = 1.0
     for i in range(8):
         missed *= (256 - 32 - i) / (256 - i)
-    assert expected_nodes(64, 8, 256, 8, 0, 0) == pytest.approx(8 * (1 - missed), rel=1e-12)
+    assert reach(FREE, 64, 8).nodes == pytest.approx(8 * (1 - missed), rel=1e-12)
 
 
 def test_limit_as_large_as_the_groups_is_no_limit() -> None:
-    assert reach(64, 8, 256, 8, 8, 8) == reach(64, 8, 256, 8, 0, 0)
+    assert reach(replace(V3, node_limit=8), 64, 8) == reach(FREE, 64, 8)
 
 
 def test_one_expert_per_token_reaches_one_rank() -> None:
-    hit = reach(64, 8, 256, 1, 8, 4)
+    hit = reach(replace(V3, top_k=1), 64, 8)
     assert (hit.nodes, hit.ranks) == (1.0, 1.0)
 
 
@@ -90,7 +96,7 @@ def test_one_expert_per_token_reaches_one_rank() -> None:
     node_limit=st.integers(0, 8),
 )
 def test_reach_stays_within_its_bounds(nodes: int, top_k: int, node_limit: int) -> None:
-    hit = reach(8 * nodes, 8, 256, top_k, 8, node_limit)
+    hit = reach(replace(V3, top_k=top_k, node_limit=node_limit), 8 * nodes, 8)
     assert 1.0 - 1e-9 <= hit.nodes <= min(nodes, top_k) + 1e-9
     assert hit.nodes <= hit.ranks + 1e-9
     assert hit.ranks <= min(8 * nodes, top_k) + 1e-9
@@ -99,8 +105,8 @@ def test_reach_stays_within_its_bounds(nodes: int, top_k: int, node_limit: int) 
 
 
 def test_traffic_counts_every_copy_once() -> None:
-    moved = traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, **V3)
-    hit = reach(64, 8, **V3)
+    moved = traffic(V3, tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8)
+    hit = reach(V3, 64, 8)
     copy = 4096 * 7392.0
     assert moved.sent == pytest.approx(copy * hit.nodes)
     assert moved.nic == pytest.approx(moved.sent * 7 / 8)  # the own node needs no NIC
@@ -109,12 +115,12 @@ def test_traffic_counts_every_copy_once() -> None:
 
 
 def test_within_one_node_nothing_touches_the_nic() -> None:
-    assert traffic(tokens=1, bytes_per_token=1.0, ranks=8, ranks_per_node=8, **V3).nic == 0.0
+    assert traffic(V3, tokens=1, bytes_per_token=1.0, ranks=8, ranks_per_node=8).nic == 0.0
     assert direct_traffic(tokens=1, bytes_per_token=1.0, ranks=8, ranks_per_node=8, top_k=8).nic == 0.0
 
 
 def test_sharing_copies_never_moves_more_over_the_nic() -> None:
-    shared = traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, **V3)
+    shared = traffic(V3, tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8)
     direct = direct_traffic(tokens=4096, bytes_per_token=7392.0, ranks=64, ranks_per_node=8, top_k=8)
     assert shared.nic < 0.55 * direct.nic
 
@@ -176,12 +182,12 @@ def test_imbalance_is_at_least_one_and_falls_with_experts_per_rank(cv: float, ra
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: reach(12, 8, 256, 8, 8, 4), "does not fill nodes of 8"),
-        (lambda: reach(64, 8, 100, 8, 0, 0), "100 experts do not spread evenly over 64 ranks"),
-        (lambda: reach(64, 8, 256, 80, 8, 2), "2 groups of 32 experts hold no top 80"),
-        (lambda: reach(8, 8, 256, 0, 8, 2), "top_k=0"),
-        (lambda: reach(8, 8, 256, 8, 7, 2), "do not split into 7 groups"),
-        (lambda: reach(8, 8, 256, 8, 8, 4, 3), "not 3"),
+        (lambda: reach(V3, 12, 8), "does not fill nodes of 8"),
+        (lambda: reach(Gate(experts=100, top_k=8), 64, 8), "100 experts do not spread evenly over 64 ranks"),
+        (lambda: reach(replace(V3, top_k=80, node_limit=2), 64, 8), "2 groups of 32 experts hold no top 80"),
+        (lambda: reach(replace(V3, top_k=0), 8, 8), "top_k=0"),
+        (lambda: reach(replace(V3, groups=7, node_limit=2), 8, 8), "do not split into 7 groups"),
+        (lambda: reach(replace(V3, scored=3), 8, 8), "not 3"),
         (lambda: imbalance(Routing(kind="skewed", max_over_mean=0.5), 8, 4), "below 1"),
         (lambda: imbalance(Routing(kind="sampled", cv=-1.0), 8, 4), "negative"),
         (lambda: load(Routing(), ep=3, tokens=1, top_k=1, experts=8), "ep = 3"),

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from simulator.inputs import list_names, load_model
+from simulator.ops import Gate
 from simulator.spec.model import ModelSpec, Parameters
 
 # Published, or counted from the published checkpoints' tensors: see workloads/models/README.md.
@@ -174,3 +175,11 @@ def test_without_query_compression_there_is_one_query_matrix() -> None:
     lite = load_model("deepseek-v2-lite")
     assert set(lite.attention_matrices()) == {"q", "kv_a", "kv_b", "o"}
     assert isinstance(lite, ModelSpec)
+
+
+def test_gates_are_those_of_the_models() -> None:
+    """DeepSeek-V2 scores a group by its best expert, DeepSeek-V3 by its two best; Mixtral has no groups."""
+    assert load_model("deepseek-v3").gate == Gate(experts=256, top_k=8, groups=8, node_limit=4, scored=2)
+    assert load_model("deepseek-v2").gate == Gate(experts=160, top_k=6, groups=8, node_limit=3, scored=1)
+    free = load_model("mixtral-8x7b").gate
+    assert (free.experts, free.top_k, free.is_limited) == (8, 2, False)

@@ -42,7 +42,7 @@ def sums(block: Block) -> list[str]:
 def test_every_stack_makes_sound_layers(stack: str, recipe: str) -> None:
     wide = shapes(f"stack={stack}", f"precision.recipe={recipe}", "layout.tp=2")
     experts = shapes_of(load_scenario("deepseek-v2-pretrain", [f"stack={stack}", f"precision.recipe={recipe}"]))
-    for block in (dense_layer(wide, 132), head(wide, 132), moe_layer(experts, 132), dense_layer(experts, 132)):
+    for block in (dense_layer(wide), head(wide), moe_layer(experts), dense_layer(experts)):
         assert problems(block) == []
 
 
@@ -61,7 +61,7 @@ def test_every_stack_makes_sound_layers(stack: str, recipe: str) -> None:
     ],
 )
 def test_bytes_a_logit_of_the_cross_entropy(loss: str, each: int, kept: int) -> None:
-    block = head(shapes(f"stack.loss={loss}"), 132)
+    block = head(shapes(f"stack.loss={loss}"))
     assert moved(block, "loss.", "logits.") == pytest.approx(T * VOCAB * each)
     saved = next(op.saved for op in block.ops() if op.name == "loss.fwd")
     assert saved == T * (VOCAB * kept + 4 + 8)
@@ -71,7 +71,7 @@ def test_bytes_a_logit_of_the_cross_entropy(loss: str, each: int, kept: int) -> 
 
 
 def test_sums_that_no_norm_makes_are_kernels() -> None:
-    megatron = dense_layer(shapes("stack=megatron-core"), 132)
+    megatron = dense_layer(shapes("stack=megatron-core"))
     assert sums(megatron) == [
         "attn.residual.fwd",
         "dense.residual.fwd",
@@ -81,13 +81,13 @@ def test_sums_that_no_norm_makes_are_kernels() -> None:
     assert moved(megatron, "attn.residual", "dense.residual") == 2 * 3 * T * H * BF16
     forward = ("norm.attn.fwd", "norm.ffn.fwd")
     assert moved(megatron, *forward) == 2 * 2 * T * H * BF16  # each reads and writes once
-    compiled = dense_layer(shapes("stack=torch-compile"), 132)
+    compiled = dense_layer(shapes("stack=torch-compile"))
     assert sums(compiled) == ["dense.residual.fwd"]  # what leaves the layer
     assert moved(compiled, *forward) == (2 + 4) * T * H * BF16
 
 
 def test_with_dropout_the_sum_rides_on_it() -> None:
-    block = dense_layer(shapes("stack=megatron-lm", "layout.sp=false"), 132)
+    block = dense_layer(shapes("stack=megatron-lm", "layout.sp=false"))
     names = [op.name for op in block.ops()]
     assert "attn.dropout_add.fwd" in names
     assert "attn.residual.fwd" not in names
@@ -95,7 +95,7 @@ def test_with_dropout_the_sum_rides_on_it() -> None:
 
 def test_routed_and_shared_experts_are_summed_before_the_residual() -> None:
     s = shapes_of(load_scenario("deepseek-v2-pretrain", ["stack=megatron-core"]))
-    segment = next(one for one in moe_layer(s, 132).forward if one.name == "out.F")
+    segment = next(one for one in moe_layer(s).forward if one.name == "out.F")
     assert [op.name for op in segment.ops] == ["moe.unpermute_local.fwd", "moe.shared.sum", "moe.residual.fwd"]
 
 
@@ -105,7 +105,7 @@ def test_routed_and_shared_experts_are_summed_before_the_residual() -> None:
 def test_eager_rotation_and_swiglu() -> None:
     """In units of one tensor read or written: four products of halves (4), two sums (3), concatenation (2) forward; a
     sign (1) more backward. SwiGLU backward: two products (6), SiLU (3), concatenation of two (4)."""
-    block = dense_layer(shapes("stack=torch"), 132)
+    block = dense_layer(shapes("stack=torch"))
     assert moved(block, "rope.") == (9 + 10) * T * (H + KV) * BF16
     backward = [op for segment in block.backward for op in segment.ops]
     swiglu = [op.work for op in backward if op.name.startswith(("dense.silu", "dense.swiglu"))]
@@ -119,7 +119,7 @@ def test_eager_rotation_and_swiglu() -> None:
 
 @pytest.mark.parametrize(("tokens", "cls"), [(2048, "softmax"), (4096, "softmax.wide"), (16384, "softmax.long")])
 def test_the_softmax_of_unfused_attention_is_a_kernel_by_its_rows(tokens: int, cls: str) -> None:
-    block = dense_layer(shapes("stack.attention_fused=false", f"batch.sequence_length={tokens}"), 132)
+    block = dense_layer(shapes("stack.attention_fused=false", f"batch.sequence_length={tokens}"))
     found = [op for op in block.ops() if op.name.endswith(".softmax")]
     assert [op.cls for op in found] == [cls, cls]  # forward and backward
     assert found[0].work.bytes == 2 * BF16 * 32 * tokens * tokens
@@ -132,7 +132,7 @@ def casts(block: Block) -> dict[str, float]:
 
 def test_casts_of_per_tensor_fp8_on_one_rank() -> None:
     """Norms write FP8; all else is cast and transposed (2 + 1 + 1 B), and norms' outputs are transposed (1 + 1 B)."""
-    block = dense_layer(shapes("stack=megatron-core", "precision.recipe=fp8_tensor"), 132)
+    block = dense_layer(shapes("stack=megatron-core", "precision.recipe=fp8_tensor"))
     assert casts(block) == {
         "attn.o.quant_x": 4 * T * H,
         "dense.down.quant_x": 4 * T * INNER,
@@ -146,7 +146,7 @@ def test_casts_of_per_tensor_fp8_on_one_rank() -> None:
 
 
 def test_gathered_gradients_are_cast_before_and_transposed_after() -> None:
-    found = casts(dense_layer(shapes("stack=megatron-core", "precision.recipe=fp8_tensor", "layout.tp=4"), 132))
+    found = casts(dense_layer(shapes("stack=megatron-core", "precision.recipe=fp8_tensor", "layout.tp=4")))
     assert found["dense.down.quant_g"] == 3 * T / 4 * H
     assert found["dense.down.g_t"] == 2 * T * H
     assert found["dense.up_gate.quant_g"] == 4 * T * 2 * INNER / 4
@@ -156,7 +156,7 @@ def test_gathered_gradients_are_cast_before_and_transposed_after() -> None:
 
 
 def collectives(*overrides: str) -> dict[str, ConcurrentWith]:
-    block = dense_layer(shapes("layout.tp=2", *overrides), 132)
+    block = dense_layer(shapes("layout.tp=2", *overrides))
     return {op.name: op.concurrent_with for op in block.ops() if isinstance(op.work, Collective)}
 
 

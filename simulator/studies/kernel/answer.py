@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price
 from simulator.engine.power import alone, slowdown
-from simulator.ops import Attention, Gemm, Op
+from simulator.ops import Attention, Gate, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import rested
 from simulator.studies.kernel.question import Question
@@ -95,11 +95,14 @@ class Answer:
 
 
 def work_dict(op: Op) -> dict[str, Any]:
-    """The work of an op as plain values."""
+    """The work of an op as plain values; those of a gate stand beside the others."""
     out: dict[str, Any] = {"type": type(op.work).__name__}
     for f in fields(op.work):
         value = getattr(op.work, f.name)
-        out[f.name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, Gate):
+            out |= asdict(value)
+        else:
+            out[f.name] = list(value) if isinstance(value, tuple) else value
     return out
 
 

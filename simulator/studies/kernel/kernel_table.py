@@ -6,11 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from simulator.errors import InputError
+from simulator.errors import InputError, nearest_name
 from simulator.spec.hardware import Cluster
 from simulator.studies.kernel.answer import Answer, answer
 from simulator.studies.kernel.question import COLUMNS, DEFAULT_HARDWARE, BadColumn, number, question_from_text
@@ -171,8 +170,8 @@ def misspelt(columns: Sequence[str]) -> list[str]:
     out = []
     for name in columns:
         if name not in spelled and name not in ADDED:
-            near = get_close_matches(name.lower().replace("-", "_").replace(" ", "_"), free, n=1, cutoff=0.8)
-            out += [f"the column {name!r} is not used; did you mean {one}?" for one in near]
+            near = nearest_name(name.replace("-", "_").replace(" ", "_"), free, cutoff=0.8)
+            out += [f"the column {name!r} is not used; did you mean {near}?"] if near else []
     return out
 
 

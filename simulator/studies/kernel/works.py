@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from simulator.cost.classes import class_of, is_known
 from simulator.dtypes import WIDTH, fp8_bytes
+from simulator.errors import meant
 from simulator.ops import (
     AllToAll,
     Attention,
     Collective,
     CollectiveKind,
+    Gate,
     Gemm,
     GemmForm,
     GemmPrecision,
@@ -87,12 +88,8 @@ def _known(question: Question, table: Mapping[str, object]) -> None:
     """Refuse a kernel class that nothing near is known of, and kernels of nobody."""
     cls, impl = question.cls, question.impl
     if cls is not None and not is_known(cls, table):
-        near = get_close_matches(cls, table, n=1, cutoff=0.5)
-        raise BadColumn(
-            "cls",
-            cls,
-            "unknown kernel class; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(table)}"),
-        )
+        hint = meant(cls, table, cutoff=0.5, otherwise=f"known: {', '.join(table)}")
+        raise BadColumn("cls", cls, f"unknown kernel class; {hint}")
     known = dict.fromkeys((*IMPLS, *(name.partition("@")[2] for name in table if "@" in name), *SAID))
     if impl is not None and impl not in known:
         raise BadColumn("impl", impl, f"choose one of {', '.join(known)}")
@@ -287,17 +284,13 @@ def _all_to_all(question: Question, cluster: Cluster) -> Asked:
     experts, top_k = question.experts or max(EXPERTS, ranks), question.top_k or TOP_K
     if top_k > experts:
         raise BadColumn("top_k", str(top_k), f"a token cannot choose more than the {experts} experts there are")
-    limit, groups = _gate(question, ranks, cluster)
     work = AllToAll(
         direction="dispatch" if direction == "dispatch" else "combine",
         tokens=tokens,
         hidden=hidden,
         bytes_per_token=_token_bytes(question, direction, hidden),
         ranks=ranks,
-        experts=experts,
-        top_k=top_k,
-        groups=groups,
-        node_limit=limit,
+        gate=_gate(question, experts, top_k, ranks, cluster),
         cached=True,
         low_latency=low_latency,
     )
@@ -328,12 +321,12 @@ def fewest(one: Asked, question: Question) -> Op | None:
     return replace(one.op, work=replace(work, tokens=LOW_LATENCY_TOKENS, low_latency=True))
 
 
-def _gate(question: Question, ranks: int, cluster: Cluster) -> tuple[int, int]:
-    """(node limit, groups): the gate's groups are the nodes unless said otherwise."""
+def _gate(question: Question, experts: int, top_k: int, ranks: int, cluster: Cluster) -> Gate:
+    """The gate that is asked about: its groups are the nodes unless said otherwise."""
     nodes = max(1, ranks // cluster.node.gpus)
     groups = question.groups or nodes
     limit = min(question.node_limit or 0, groups)
-    return (limit, groups) if 0 < limit < groups else (0, groups)
+    return Gate(experts=experts, top_k=top_k, groups=groups, node_limit=limit if limit < groups else 0)
 
 
 def _token_bytes(question: Question, direction: str, hidden: int) -> float:

@@ -13,9 +13,10 @@ from reports.terminal.step_tables import report
 from reports.views import words
 from reports.views.variants import Outcome, Variant
 from simulator.inputs import load_scenario
-from simulator.results.metrics import PHASES, ClassTime, RankTimes
+from simulator.results.metrics import ClassTime, RankTimes
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
+from simulator.spec.workload import Training
 
 STEP = 20.0
 
@@ -29,7 +30,7 @@ def made_up() -> Result:
     ranks = [
         RankTimes(
             rank=rank,
-            phases={phase: STEP * share for phase, share in zip(PHASES, shares, strict=True)},
+            phases={phase: STEP * share for phase, share in zip(Training().phases, shares, strict=True)},
             exposed_comm=1.5 + rank / 10,
             compute_busy=15.0,
         )

@@ -1,0 +1,59 @@
+"""What a job does with its model. Graph, lowering, metrics, memory and check ask it for all that differs by it.
+
+A workload is a frozen value; `Workload` is the union of them. What is a fact (which directions run, which phases a
+rank's time goes to, what must be resident) is a field here. What is code of its own (rules, headline numbers) stands in
+a table by the workload's name on each floor, so that another workload is one more entry, and one more module, there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+Direction = Literal["F", "B", "W"]
+"""F forward, B input gradients (and what is recomputed for them), W weight gradients."""
+
+Resident = Literal["weights", "gradients", "optimizer"]
+"""What a rank holds of its parameters from the first to the last moment."""
+
+WorkloadName = Literal["training"]
+"""How a job file names its workload."""
+
+_TRAINING_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "weight", "pair": "overlapped"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Pre-training: one optimizer step, of forward, the gradients of inputs and weights, and the update.
+
+    `directions` run of every block, and what forward keeps for backward is kept where B is among them. `resident` is
+    what a rank holds of its parameters; where the optimizer's states are resident a step ends with gradient sync and
+    update. `phase_of` names the phase of a kind of action (F, B, I, W or an overlapped `pair`); `phases` are all of
+    them in the order of reports, with the `bubble` in which no action runs, the `optimizer` (gradient sync that nothing
+    hides, and the update) and `other`, the rest, so that they add up to the step.
+    """
+
+    name: WorkloadName = "training"
+    directions: tuple[Direction, ...] = ("F", "B", "W")
+    resident: frozenset[Resident] = frozenset(("weights", "gradients", "optimizer"))
+    phase_of: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_TRAINING_PHASES), hash=False)
+    phases: tuple[str, ...] = ("forward", "backward", "weight", "overlapped", "bubble", "optimizer", "other")
+
+    @property
+    def updates(self) -> bool:
+        """Whether a step ends with the sync of gradients and an update of the parameters."""
+        return "optimizer" in self.resident
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether what forward makes is kept for a backward."""
+        return "B" in self.directions
+
+
+Workload: TypeAlias = Training
+"""Every workload there is; a union as soon as there are two."""
+
+WORKLOADS: Mapping[str, Workload] = {one.name: one for one in (Training(),)}
+"""Workloads by the name that a job file gives."""

@@ -1,0 +1,56 @@
+"""The order of gradient sync, which both engines and the estimate follow."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.engine.sync_order import SyncOrder, sync_order
+from simulator.inputs import load_scenario
+from simulator.schedule import Action, Pair
+
+F, B, W = (Action(kind, stage, 0) for kind, stage in (("F", 0), ("B", 1), ("W", 1)))
+
+
+def order(zero: int, *, by_block: bool = True, beside: bool = True) -> SyncOrder:
+    return SyncOrder(zero=zero, by_block=by_block, gathers_beside=beside)
+
+
+def test_zero_3_gathers_before_each_half_of_a_pair() -> None:
+    found = order(3).gathers(Pair(F, B), [0, 5], [-1, 9, 7])
+    assert found == [(0, 0, 0), (0, 1, 5), (1, 2, 7), (1, 1, 9)]  # backward begins with the last block
+    assert order(2).gathers(Pair(F, B), [0, 5], [-1, 9, 7]) == []
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_gradients_leave_with_every_backward_from_zero_2_on(zero: int) -> None:
+    expected = [(1, 1, 8.5), (1, 0, 9.0)] if zero >= 2 else []
+    assert order(zero).reduces(W, [9.0, 8.5]) == expected
+    assert order(zero).reduces(F, [9.0, 8.5]) == []
+
+
+def test_at_the_end_the_block_that_is_ready_first_leads() -> None:
+    assert list(order(1).reductions({4: 2, 1: 1})) == [(1, 0), (4, 1), (4, 0)]
+    assert list(order(1, by_block=False).reductions({4: 2, 1: 1})) == [(1, None), (4, None)]
+
+
+@pytest.mark.parametrize(
+    ("zero", "before", "behind", "reduction"),
+    [
+        (0, False, False, "all_reduce"),
+        (1, True, False, "reduce_scatter"),
+        (2, True, False, "reduce_scatter"),
+        (3, False, False, "reduce_scatter"),
+    ],
+)
+def test_parameters_are_gathered_once_where_the_update_is_sharded(
+    zero: int, before: bool, behind: bool, reduction: str
+) -> None:
+    beside, after = order(zero), order(zero, beside=False)
+    assert (beside.gathers_before, beside.gathers_behind) == (before, behind)
+    assert (after.gathers_before, after.gathers_behind) == (behind, before)
+    assert beside.reduction == reduction
+
+
+def test_it_follows_from_layout_and_software() -> None:
+    said = ["layout.zero=2", "stack.grad_sync_overlap=false", "stack.param_gather_overlap=true"]
+    assert sync_order(load_scenario("llama-3-8b", said)) == order(2, by_block=False)
