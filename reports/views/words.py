@@ -88,6 +88,8 @@ _CLASSES = {
     "softmax.wide": "softmax (long rows)",
     "softmax.long": "softmax (very long rows)",
     "swiglu": "SwiGLU",
+    "geglu": "GEGLU",
+    "silu": "SiLU",
     "wait.slowest": "wait for the most loaded rank",
     "tensormap": "descriptors of grouped matmuls",
     "weight_t": "transposed FP8 weights",
@@ -237,4 +239,4 @@ def of_routing(routing: Routing) -> str:
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
-    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}, seed {routing.seed}"
+    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}"

@@ -9,7 +9,10 @@ kernel before clears (`reset`). `t_power` = FLOP over the rate that the power bu
 what others left in L2 and these push out; a kernel that walks down columns of tiles reads its rows again for the next
 columns, as far as L2 does not hold them. The 4-norm blends the bounds: alone each is exact, two equal ones cost 19 %
 more than one. Where a library starts a kernel for each group, these starts bound it, too, by the same norm, and so do
-the few streams they run on: each round of them is a wave, however few its tiles. Every term grows with m, n, k and
+the few streams they run on: each round of them is a wave, however few its tiles.
+
+Before Blackwell the partial sums of block-scaled FP8 are scaled and added up outside the tensor cores, by the FP32
+units, beside the next step's products (`promotion_time`): a step takes no less. Every term grows with m, n, k and
 shrinks with SMs and bandwidth, and so does t.
 """
 
@@ -33,6 +36,11 @@ UNCOUNTED = 2
 
 L2_HALVES = 2
 """Each partition of L2 caches what the SMs of its own GPCs access (NVIDIA A100 and H100 architecture whitepapers)."""
+
+
+PROMOTED_EVERY = 128
+"""Depth of block-scaled FP8 after which partial sums go from the tensor cores to FP32 (arXiv 2412.19437, section
+3.3.2)."""
 
 
 class Tile(NamedTuple):
@@ -119,11 +127,23 @@ def _tiles_for(work: Gemm, p: GemmParams) -> tuple[tuple[int, int], ...]:
     return p.tiles[-1:] if large else p.tiles[-2:]
 
 
-def _tile(work: Gemm, p: GemmParams, peak_sm: float, bm: int, bn: int, parts: int) -> Tile:
+def promotion_time(work: Gemm, gpu: Gpu, sums: float) -> float:
+    """Time in which the FP32 units of one SM scale and add `sums` partial sums, a multiply-add each [s].
+
+    None where tensor cores scale by block themselves (Blackwell), or the profile does not say the FP32 rate.
+    """
+    if work.precision != "fp8_block" or gpu.architecture == "blackwell" or not gpu.peak.fp32:
+        return 0.0
+    return 2.0 * sums / (gpu.peak.fp32 / gpu.sms)
+
+
+def _tile(work: Gemm, p: GemmParams, gpu: Gpu, bm: int, bn: int, parts: int) -> Tile:
     """One of `parts` of an output tile on one SM."""
     groups = work.groups if work.form == "grouped_wgrad" else 1
     steps = -(-work.k // (groups * parts * p.k_block))
+    peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
     step = p.block_time + 2.0 * bm * bn * p.k_block / (p.rate * peak_sm)
+    step = max(step, promotion_time(work, gpu, bm * bn * p.k_block / PROMOTED_EVERY))
     return Tile(steps, step, p.tile_time + bm * bn * work.out_bytes / p.store_rate)
 
 
@@ -150,14 +170,13 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
     rows = _group_rows(work, p.row_align)
     rounds = -(-busy_groups(work) // p.streams) if p.streams else 1
     groups = work.groups if work.form == "grouped_wgrad" else 1
-    peak_sm = tensor_peak(gpu, work.precision) / gpu.sms
     found: Tiling | None = None
     down, across = p.cluster
     for bm, bn in _tiles_for(work, p):
         tiles = _row_tiles(work, rows, bm, down) * across * -(-work.n // (bn * across)) * groups
         large = granted < gpu.sms and (bm, bn) == p.tiles[-1] and tiles > usable
         tiles_per_cta = p.tiles_per_cta if large else 1
-        tile = _tile(work, p, peak_sm, bm, bn, 1)
+        tile = _tile(work, p, gpu, bm, bn, 1)
         waves = max(tiles_per_cta * _waves(work, p, tiles, bm, bn, tiles_per_cta * usable), rounds)
         if waves > 1 and (bm, bn) in p.tiles[:-1][: p.one_wave]:
             continue
@@ -167,7 +186,7 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
             found = whole
         parts = min(p.split, usable // tiles)
         if parts > 1:
-            tile = _tile(work, p, peak_sm, bm, bn, parts)
+            tile = _tile(work, p, gpu, bm, bn, parts)
             cut = Tiling(tile.time, 1, p.reset, tile, bm, bn, tiles, parts)
             found = min(found, cut, key=lambda tiling: tiling.time)
     if found is None:

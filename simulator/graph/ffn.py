@@ -18,18 +18,37 @@ from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gemm, Streaming
 from simulator.spec.job import Recipe
+from simulator.spec.model import ModelSpec
+
+ACTIVATIONS = {
+    ("silu", True): "swiglu",
+    ("gelu", True): "geglu",
+    ("silu", False): "silu",
+    ("gelu", False): "gelu",
+}
+"""Kernel class of an activation by `hidden_act` and whether it is gated. All read and write the same bytes, which is
+what takes their time; one that a profile has not measured is priced as another, and the result says so."""
+
+
+def activation_class(model: ModelSpec) -> str:
+    """Kernel class of a model's activation."""
+    return ACTIVATIONS[model.hidden_act, model.gated_mlp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ffn:
-    """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`. `first` is
-    where its first GEMM stands: shared experts read what the gate reads, not a norm of their own."""
+    """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`.
+
+    `activation`: its kernel class. `first` is where its first GEMM stands: shared experts read what the gate reads, not
+    a norm of their own.
+    """
 
     name: str
     tokens: int
     hidden: int
     inner: int
     gated: bool
+    activation: str
     recipe: Recipe
     first: linear.Place
 
@@ -37,11 +56,6 @@ class Ffn:
     def fp8(self) -> bool:
         """Whether the fine-grained FP8 recipe runs."""
         return self.recipe == "fp8"
-
-    @property
-    def activation(self) -> str:
-        """Kernel class of the activation."""
-        return "swiglu" if self.gated else "gelu"
 
     @property
     def up(self) -> int:
@@ -60,6 +74,7 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
+        activation=activation_class(model),
         recipe=s.recipe,
         first=first,
     )
@@ -75,13 +90,14 @@ def eager_activation(
     backward: bool,
     scales_with_load: bool = False,
 ) -> None:
-    """The kernels that software without a fused SwiGLU runs beside it: SiLU forward; backward SiLU's gradient, and the
-    gradients of the two halves concatenated. `scales_with_load`: of routed experts."""
+    """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, and
+    the gradients of the two halves concatenated. `scales_with_load`: of routed experts."""
     if gated and not builder.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
         direction = "bwd" if backward else "fwd"
-        builder.add(f"{name}.silu.{direction}", "elem", work, scales_with_load=scales_with_load)
+        name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
+        builder.add(name_of_kernel, "elem", work, scales_with_load=scales_with_load)
         if backward:
             joined = cast(2 * rows * inner, BF16, BF16)
             builder.add(f"{name}.swiglu.cat.bwd", "elem", joined, scales_with_load=scales_with_load)

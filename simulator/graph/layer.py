@@ -37,9 +37,11 @@ def moe_layer(s: Shapes) -> Block:
     """Attention and the experts with their two exchanges each way."""
     first = _attention(s)
     moe.router_forward(first, s)
+    moe.shared_forward(first, s)
     ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s), *moe.local_sum(s))
     gate = SegmentBuilder("attn.B", "I", s)
     moe.router_backward(gate, s)
+    moe.shared_backward(gate, s)
     back = (
         *moe.local_copies_backward(s),
         moe.combine_backward(s),
@@ -47,6 +49,6 @@ def moe_layer(s: Shapes) -> Block:
         moe.dispatch_backward(s),
         moe.weights(s),
         _attention_backward(gate, s),
-        _attention_weights(s),
+        moe.with_shared_weights(_attention_weights(s), s),
     )
     return recomputed(Block(kind=BlockKind.MOE, forward=ahead, backward=back), s)

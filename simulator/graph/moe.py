@@ -2,10 +2,15 @@
 
 Order and bytes follow DeepSeek's public training profile. `rows` are the token-expert rows of the local experts
 (padded), `received` the distinct tokens that arrive at this rank.
+
+Shared experts run while the exchanges do, as in that profile, or (`stack.shared_expert_overlap` false) in the segments
+of attention, which nothing hides behind: forward before the dispatch, backward after its gradient, as Megatron-Core
+does without --moe-shared-expert-overlap (megatron/core/transformer/moe/moe_layer.py, 2025).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
@@ -31,6 +36,13 @@ ROW_BYTES = 4.0
 def expert_inner(s: Shapes) -> int:
     """Width of one routed expert on this rank."""
     return s.model.moe_intermediate_size // s.job.layout.etp
+
+
+def shared_of(s: Shapes, *, overlapped: bool) -> ffn.Ffn | None:
+    """The shared experts, if there are any and the software runs them so: `overlapped` with the exchanges or not."""
+    if not s.model.shared_width or s.stack.shared_expert_overlap is not overlapped:
+        return None
+    return ffn.ffn_of(s, "shared")
 
 
 def dispatched_bytes(s: Shapes) -> float:
@@ -77,6 +89,17 @@ def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
         builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
     if s.stack.dispatcher == "nccl":
         builder.add("moe.permute_local.fwd", "permute.expand", _local_copies(s), scales_with_load=True)
+
+
+def shared_forward(builder: SegmentBuilder, s: Shapes) -> None:
+    """Shared experts that nothing overlaps, at the end of `attn.F`: the dispatch is issued behind them."""
+    shared = shared_of(s, overlapped=False)
+    if shared:
+        gather(builder, "shared.x", s, shared.hidden)
+        ffn.up(builder, shared, s, cast_input=False)
+        ffn.down(builder, shared, s)
+        scatter(builder, "shared", s, shared.hidden)
+        ffn.save(builder, shared)
 
 
 def _scores(s: Shapes) -> Streaming:
@@ -154,9 +177,10 @@ def combine(s: Shapes) -> Segment:
 
 def forward_end(s: Shapes) -> str:
     """The last op of `mlp.F`."""
+    last = "shared" if shared_of(s, overlapped=True) else "moe"
     if s.fp8:
-        return "shared.up_gate.save_fp8" if s.model.shared_width else "moe.up_gate.save_fp8"
-    return "shared.down.fwd" if s.model.shared_width else "moe.unpermute.fwd"
+        return f"{last}.up_gate.save_fp8"
+    return "shared.down.fwd" if last == "shared" else "moe.unpermute.fwd"
 
 
 def combine_backward(s: Shapes) -> Segment:
@@ -172,8 +196,9 @@ def combine_backward(s: Shapes) -> Segment:
 
 def dispatch_backward(s: Shapes) -> Segment:
     """`dispatch.B`: the gradient of the dispatch is a combine."""
-    last = "shared.up_gate.dgrad" if s.model.shared_width else "moe.unpermute.grad"
-    if s.fp8 and s.model.shared_width:
+    shared = shared_of(s, overlapped=True)
+    last = "shared.up_gate.dgrad" if shared else "moe.unpermute.grad"
+    if s.fp8 and shared:
         last = "shared.up_gate.quant_x_t"
     elif s.fp8:
         last = "moe.up_gate.quant_g_t"
@@ -218,7 +243,7 @@ def _unpermute(s: Shapes, width: int) -> Streaming:
 def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
-    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.F", "F", s)
     if shared:
         gather(builder, "shared.x", s, h)
@@ -243,7 +268,7 @@ def forward(s: Shapes) -> Segment:
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=False, scales_with_load=True)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
-        "swiglu",
+        ffn.activation_class(s.model),
         ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
         saved=ffn.kept_activation(s, s.rows, inner),
         scales_with_load=True,
@@ -282,13 +307,12 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     again = "swiglu" in s.recompute
     builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
-        "swiglu",
+        ffn.activation_class(s.model),
         ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
         scales_with_load=True,
     )
-    builder.add(
-        "moe.swiglu.gate_w_bwd", "swiglu", Streaming(read=2 * s.rows * inner * BF16, written=0.0), scales_with_load=True
-    )
+    work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
+    builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
@@ -298,7 +322,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
 def backward(s: Shapes) -> Segment:
     """`mlp.B`."""
     h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
-    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.B", "I", s)
     if shared:
         gather(builder, "shared.g", s, h)
@@ -358,7 +382,7 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
 def weights(s: Shapes) -> Segment:
     """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
     h, inner = s.model.hidden_size, expert_inner(s)
-    shared = ffn.ffn_of(s, "shared") if s.model.shared_width else None
+    shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.W", "W", s)
     if shared:
         linear.weight_gradient(builder, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
@@ -372,6 +396,36 @@ def weights(s: Shapes) -> Segment:
     if shared:
         linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
     return builder.done()
+
+
+def shared_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """Input gradients of shared experts that nothing overlaps, in `attn.B` behind those of the gate."""
+    shared = shared_of(s, overlapped=False)
+    if shared is None:
+        return
+    values = sharded_tokens(s) * shared.hidden
+    gather(builder, "shared.g", s, shared.hidden)
+    ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8)
+    if s.fp8 and "norm" in s.recompute:
+        builder.add("shared.x.quant_recompute", "quant.token", cast(values, BF16, FP8), part="R")
+    if s.fp8:
+        builder.add("shared.x.dequant", "dequant", _dequant(values, ffn.persistent(s)), part="R")
+    regather(builder, "shared.x", s, shared.hidden)
+    ffn.up_backward(builder, shared)
+    scatter(builder, "shared.dx", s, shared.hidden, gradient=True)
+
+
+def with_shared_weights(attention: Segment, s: Shapes) -> Segment:
+    """`attn.W` with the weight gradients of shared experts that nothing overlaps."""
+    shared = shared_of(s, overlapped=False)
+    if shared is None:
+        return attention
+    builder = SegmentBuilder(attention.name, "W", s)
+    linear.weight_gradient(
+        builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=s.recipe, place="row"
+    )
+    linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=s.recipe)
+    return replace(attention, ops=builder.done().ops + attention.ops)
 
 
 def router_backward(builder: SegmentBuilder, s: Shapes) -> None:

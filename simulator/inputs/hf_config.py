@@ -47,15 +47,11 @@ _DEEPSEEK_MOE = (
     "n_group",
     "topk_group",
     "topk_method",
-    "scoring_func",
-    "norm_topk_prob",
-    "routed_scaling_factor",
     "num_nextn_predict_layers",
 )
 _QWEN_MOE = (
     "num_experts_per_tok",
     "moe_intermediate_size",
-    "norm_topk_prob",
     "mlp_only_layers",
 )
 
@@ -71,6 +67,7 @@ _HARMLESS = frozenset(
     summary_activation summary_first_dropout summary_proj_to_labels task_specific_params n_ctx scale_attn_weights
     scale_attn_by_inverse_layer_idx reorder_and_upcast_attn gradient_checkpointing attn_implementation
     num_return_sequences chunk_size_feed_forward id2label label2id problem_type
+    scoring_func norm_topk_prob routed_scaling_factor
     """.split()  # noqa: SIM905 - sixty quoted words are harder to read
 )
 
@@ -141,15 +138,9 @@ _WINDOW = {"sliding_window": "sliding_window", "use_sliding_window": "use_slidin
 _EXPERTS = {"num_experts": "n_routed_experts", "decoder_sparse_step": "decoder_sparse_step"}
 
 SHIPPED: Mapping[str, Architecture] = {
-    "deepseek_v2": Architecture(
-        keys=_DEEPSEEK, fixed={"topk_method": "greedy", "scoring_func": "softmax"}, finish=_output_bias
-    ),
-    "deepseek_v3": Architecture(
-        keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid"}, finish=_output_bias
-    ),
-    "kimi_k2": Architecture(
-        keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid"}, finish=_output_bias
-    ),
+    "deepseek_v2": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "greedy"}, finish=_output_bias),
+    "deepseek_v3": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc"}, finish=_output_bias),
+    "kimi_k2": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc"}, finish=_output_bias),
     "llama": Architecture(keys=_keys("head_dim", "attention_bias", "mlp_bias"), finish=_output_bias),
     "mistral": Architecture(keys=_keys("head_dim", "sliding_window")),
     "mixtral": Architecture(

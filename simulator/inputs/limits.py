@@ -59,7 +59,6 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "wgrad_streams": _POSITIVE,
     "moment_bytes": Range(low=0, high=8, unit="B"),
 }
 
@@ -67,7 +66,6 @@ JOB: Mapping[str, Range] = {
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
     "overlap.comm_sms": _NOT_NEGATIVE,
-    "routing.seed": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good
     "routing.loads": _NOT_NEGATIVE,
@@ -88,7 +86,6 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "shared_expert_intermediate_size",
         "first_k_dense_replace",
         "mlp_only_layers",
-        "routed_scaling_factor",
     ),
     _NOT_NEGATIVE,
 ) | {"num_hidden_layers": Range(low=1, high=1024), "num_nextn_predict_layers": Range(low=0, high=256)}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import model_from_config, settable
+from simulator.inputs.idle import refuse_idle, refuse_told
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
@@ -96,7 +97,9 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
-    return Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
+    scenario = Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
+    refuse_idle(scenario, below["stack"])
+    return scenario
 
 
 def override_job(job: Job, text: str) -> Job:
@@ -170,6 +173,7 @@ def _check_job(job: Job, source: str) -> None:
 
 def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
     changed = replaced(cluster, change, change.rest, paths(cluster, "hardware"))
+    refuse_told(change)
     _check_cluster(changed, OPTION, "hardware.")
     return replace(changed, sources=changed.sources | {change.rest: "set by the user"})
 

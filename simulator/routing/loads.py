@@ -42,7 +42,7 @@ def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
     if routing.kind == "uniform" or ranks <= 1:
         return 1.0
     if routing.kind == "given":
-        return max(_given(routing, ranks, experts_per_rank))
+        return max(_given(routing, ranks, experts_per_rank, 0))
     if routing.kind == "skewed":
         return min(routing.max_over_mean, float(ranks))
     return _expected_max(routing.cv**2 / experts_per_rank, ranks)
@@ -98,11 +98,12 @@ def load(
     experts: int,
     rank: int = 0,
     padding: int = PADDING,
+    seed: int = 0,
 ) -> RankLoads:
     """Rows of rank `rank` when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
 
     `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share
-    the rest. `sampled`: drawn from the Dirichlet gate with the routing's seed. `given`: as it says. Each
+    the rest. `sampled`: drawn from the Dirichlet gate with `seed`. `given`: as it says. Each
     expert's rows are padded by half a block on average."""
     _check_routing(routing, ep)
     if experts % ep:
@@ -112,7 +113,7 @@ def load(
     local = experts // ep
     mean = float(tokens * top_k)
     pad = local * max(0, padding - 1) / 2.0 if tokens else 0.0
-    shares = _SHARES[routing.kind](routing, ep, local)
+    shares = _SHARES[routing.kind](routing, ep, local, seed)
     top = max(shares)
     return RankLoads(
         mean_rows=mean + pad,
@@ -122,33 +123,33 @@ def load(
     )
 
 
-def _uniform(routing: Routing, ranks: int, local: int) -> list[float]:
+def _uniform(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
     return [1.0] * ranks
 
 
-def _skewed(routing: Routing, ranks: int, local: int) -> list[float]:
+def _skewed(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
     if ranks == 1:
         return [1.0]
     top = min(routing.max_over_mean, float(ranks))
     return [top] + [(ranks - top) / (ranks - 1)] * (ranks - 1)
 
 
-def _sampled(routing: Routing, ranks: int, local: int) -> list[float]:
+def _sampled(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
     if routing.cv == 0.0 or ranks == 1:
         return [1.0] * ranks
-    draw = Random(routing.seed)
+    draw = Random(seed)
     shape = 1.0 / routing.cv**2
     loads = [sum(draw.gammavariate(shape, 1.0) for _ in range(local)) for _ in range(ranks)]
     mean = sum(loads) / ranks
     return [x / mean for x in loads]
 
 
-def _given(routing: Routing, ranks: int, local: int) -> list[float]:
+def _given(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
     mean = sum(routing.loads) / ranks
     return [load / mean for load in routing.loads]
 
 
-_SHARES: dict[str, Callable[[Routing, int, int], list[float]]] = {
+_SHARES: dict[str, Callable[[Routing, int, int, int], list[float]]] = {
     "uniform": _uniform,
     "skewed": _skewed,
     "sampled": _sampled,

@@ -11,7 +11,11 @@ from simulator.spec.kernel_params import Kernels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Dense tensor peaks, never sparse [FLOP/s]; `fp8` is 0 where the GPU has none. `fp32` is the vector rate."""
+    """Dense tensor peaks, never sparse [FLOP/s]; `fp8` is 0 where the GPU has none.
+
+    `fp32` is the rate of the FP32 units outside the tensor cores, which add up the partial sums of block-scaled FP8
+    (before Blackwell); 0: not known, and taken to keep up.
+    """
 
     bf16: float
     fp8: float = 0.0

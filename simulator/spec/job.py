@@ -65,8 +65,9 @@ class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
     `uniform`: all ranks equal. `skewed`: the most loaded rank has `max_over_mean` times the mean. `sampled`: loads
-    drawn anew in each layer and microbatch from a Dirichlet gate with coefficient of variation `cv` per expert and
-    `seed`. `given`: `loads` over their mean, one for each rank, as `foretrain numerics --loads-out` writes them.
+    drawn anew in each layer and microbatch from a Dirichlet gate with coefficient of variation `cv` per expert; the
+    expected fullest rank counts, so there is no seed. `given`: `loads` over their mean, one for each rank, as
+    `foretrain numerics --loads-out` writes them.
 
     What is known of ranks becomes `cv` times the square root of the experts per rank: ranks of 4 experts that spread
     by 5 % are `sampled` with `cv` = 0.1, and the fullest of any number of ranks follows.
@@ -75,7 +76,6 @@ class Routing:
     kind: Literal["uniform", "skewed", "sampled", "given"] = "uniform"
     max_over_mean: float = 1.0
     cv: float = 0.0
-    seed: int = 0
     loads: tuple[float, ...] = ()
 
 

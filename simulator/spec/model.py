@@ -104,9 +104,6 @@ class ModelSpec:
     n_group: int = 1
     topk_group: int = 1
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
-    scoring_func: Literal["sigmoid", "softmax"] = "softmax"
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
     # multi-token prediction (arXiv 2412.19437, section 2.2)
     num_nextn_predict_layers: int = 0
     # what the blocks are made of

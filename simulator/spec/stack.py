@@ -14,14 +14,14 @@ class Stack:
 
     `kernel_gap` [s] stands behind every kernel on the GPU. `gemm_sms_reserved`: persistent GEMMs always leave the
     communication SMs free, also when nothing communicates. `overlapped_pair`: a forward and a backward chunk run
-    against each other (DualPipe). `wgrad_streams`: streams that expert weight gradients spread over (told
-    only: kernels side by side share the SMs, so it changes no time). `fused_quant`:
-    casts to FP8 fused with the op before. `grad_sync_overlap`, `param_gather_overlap`: gradient reduce-scatter /
-    parameter all-gather run beside compute. `tp_overlap`: tensor-parallel collectives hidden behind the GEMM they feed.
-    `p2p_overlap`: pipeline sends leave compute free (chunks: only where a rank has several chunks). `dispatcher`:
-    expert all-to-all kernels (DeepEP's, those of its Hybrid-EP branch, or a plain all-to-all).
-    `shared_expert_overlap`: shared experts run while the all-to-all does. `grouped_wgrad`: expert weight gradients in
-    one kernel. `swiglu_fused`, `rope_fused`, `norm_fused`, `attention_fused`: fused kernels.
+    against each other (of schedules with pairs: DualPipe, DualPipeV). `fused_quant`: casts to FP8 fused with the op
+    before. `grad_sync_overlap`, `param_gather_overlap`: gradient reduce-scatter / parameter all-gather run beside
+    compute. `tp_overlap`: tensor-parallel collectives hidden behind the GEMM they feed. `p2p_overlap`: pipeline sends
+    leave compute free (chunks: only where a rank has several chunks). `dispatcher`: expert all-to-all kernels
+    (DeepEP's, those of its Hybrid-EP branch, or a plain all-to-all). `shared_expert_overlap`: the first GEMM of the
+    shared experts runs while the dispatch does, and the backward of their last while the gradient of the combine does;
+    else they run before the dispatch, and their backward behind its gradient (`simulator.graph.moe`). `grouped_wgrad`:
+    expert weight gradients in one kernel. `swiglu_fused`, `rope_fused`, `norm_fused`, `attention_fused`: fused kernels.
     `residual_fused`: a norm adds the residual that it reads, and its backward the gradient that by-passes it; else
     kernels of their own do. `split_copies`: the gradients of queries, keys and values are concatenated by a kernel of
     their own. `loss`: how the cross-entropy runs (`simulator.graph.loss`). `attention`: whose attention kernels run,
@@ -42,7 +42,6 @@ class Stack:
     kernel_gap: float
     gemm_sms_reserved: bool
     overlapped_pair: bool
-    wgrad_streams: int
     fused_quant: bool
     grad_sync_overlap: bool
     param_gather_overlap: bool

@@ -19,6 +19,7 @@ from simulator.errors import ForetrainError
 from simulator.estimate.estimate import alone
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
+from simulator.inputs.idle import TOLD
 from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.spec.model import BlockKind
@@ -124,7 +125,7 @@ def knobs(scenario: Scenario) -> list[Knob]:
         out.append(_knob(gap.path, gap.kind, scenario.stack.kernel_gap, source))
     if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
         out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
-    return out
+    return [knob for knob in out if knob.path not in TOLD]
 
 
 def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:

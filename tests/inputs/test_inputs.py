@@ -212,7 +212,7 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
         ({"hidden_size": 0}, "hidden_size: 0: must be at least 1"),
         ({"num_hidden_layers": -3}, "num_hidden_layers: -3: must be from 1 to 1024"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers: 1000000000000: must be from 1 to 1024"),
-        ({"routed_scaling_factor": math.nan}, "routed_scaling_factor: nan: must be a finite number"),
+        ({"intermediate_size": math.nan}, "intermediate_size: nan: must be an integer"),
         ({"hidden_act": "relu"}, 'hidden_act: "relu": must be "silu" or "gelu"'),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: 17: must be from 1 to the 16 routed experts"),
         ({"n_group": 3}, "n_group: 3: must divide the 16 routed experts"),
@@ -324,7 +324,7 @@ def test_set_reaches_job_model_hardware_kernels_fabric_and_stack() -> None:
             "model.topk_group=1",
             "model.q_lora_rank=null",
             "hardware.node.nic.bandwidth=100e9",
-            "hardware.kernels.gap=0",
+            "hardware.kernels.comm_traffic=2e11",
             "hardware.fabric.p2p_nic.alpha=1e-6",
             "stack.kernel_gap=0",
             'layout.schedule="1f1b"',
@@ -335,7 +335,7 @@ def test_set_reaches_job_model_hardware_kernels_fabric_and_stack() -> None:
     assert (s.model.topk_group, s.model.q_lora_rank) == (1, None)
     assert s.cluster.node.nic.bandwidth == 100e9
     assert s.cluster.sources["node.nic.bandwidth"] == "set by the user"
-    assert (s.cluster.kernels.gap, s.cluster.fabric.p2p_nic.alpha) == (0.0, 1e-6)
+    assert (s.cluster.kernels.comm_traffic, s.cluster.fabric.p2p_nic.alpha) == (2e11, 1e-6)
     assert (s.stack.kernel_gap, s.job.layout.schedule) == (0.0, "1f1b")
 
 
@@ -397,7 +397,7 @@ def test_models_take_their_own_spelling_and_ours() -> None:
             "hardware.node.nvlink.bandwidth=400",
             "--set: hardware.node.nvlink.bandwidth: 400.0: 400 B/s is implausible: write 400e9",
         ),
-        ("hardware.kernels.gap=-1", "--set: hardware.kernels.gap: -1.0: must be at least 0"),
+        ("hardware.kernels.comm_traffic=-1", "--set: hardware.kernels.comm_traffic: -1.0: must be at least 0"),
         ("stack.kernel_gap=2", "--set: stack.kernel_gap: 2.0: 2 s is implausible: write 2e-6"),
         ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep" or "nccl"'),
         ("hardware=h801", "hardware 'h801' is not known: did you mean h800?"),

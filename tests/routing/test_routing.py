@@ -133,7 +133,7 @@ def test_uniform_loads_are_equal_and_padded() -> None:
 
 def test_rows_of_the_published_trace_lie_within_a_small_spread() -> None:
     seen = [31104, 34688, 30976, 32512]  # padded rows of four layers, deepseek-ai/profile-data
-    rows = load(Routing(kind="sampled", cv=0.1, seed=1), ep=64, tokens=4096, top_k=8, experts=256)
+    rows = load(Routing(kind="sampled", cv=0.1), ep=64, tokens=4096, top_k=8, experts=256, seed=1)
     assert rows.mean_rows == pytest.approx(float(np.mean(seen)), rel=0.03)
     assert rows.max_rows > max(seen)
 
@@ -156,10 +156,10 @@ def test_a_spread_of_ranks_is_one_of_experts() -> None:
 
 
 def test_sampled_loads_keep_the_total_and_repeat() -> None:
-    routing = Routing(kind="sampled", cv=0.5, seed=3)
-    rows = [load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=r, padding=1).rows for r in range(16)]
+    routing = Routing(kind="sampled", cv=0.5)
+    rows = [load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=r, padding=1, seed=3).rows for r in range(16)]
     assert sum(rows) == pytest.approx(16 * 800)
-    again = load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=5, padding=1)
+    again = load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=5, padding=1, seed=3)
     assert again.rows == rows[5]
     assert again.max_rows == pytest.approx(max(rows))
 
