@@ -11,12 +11,14 @@ JOBS   ?= 2
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test bench lint format calibrate docs figures clean
+.PHONY: help setup demo test test-quick unit wheel-test bench lint format calibrate docs figures clean
 
 help:
 	@echo 'make demo       simulate one training step of DeepSeek-V3 on 2048 H800 and show the report'
 	@echo 'make test       style, types, layers and tests'
-	@echo 'make lint       style, types and layers only'
+	@echo 'make test-quick the same without the long tests'
+	@echo 'make wheel-test the wheel, installed apart, under every Python that is here'
+	@echo 'make lint       style, types, layers and dead names only'
 	@echo 'make format     put the code into its one format'
 	@echo 'make bench      speed and memory of the engines'
 	@echo 'make calibrate  fit kernel and network parameters to the measured tables again'
@@ -37,14 +39,23 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/foretrain simulate deepseek-v3-pretrain
 
-test: lint
+test: lint unit
+
+unit: $(READY)
 	@$(BIN)/python -m pytest -n $(JOBS)
+
+test-quick: lint
+	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long'
+
+wheel-test: $(READY)
+	@.ci/wheel-test $(BIN)/python $$(.ci/pythons)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo 'run "make format"' >&2; exit 1; }
 	@$(BIN)/mypy $(SOURCES)
 	@$(BIN)/lint-imports > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/vulture
 
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix .

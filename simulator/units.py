@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 US = 1e-6
-MS = 1e-3
-KB = 1e3
-MB = 1e6
 GB = 1e9
-TB = 1e12
-MIB = 2.0**20
 GIB = 2.0**30
-TFLOP = 1e12
 HOUR = 3600.0
 DAY = 86400.0
 

@@ -18,7 +18,11 @@ def write_graphml(graphs: Sequence[BlockGraph], name: str, file: Path) -> None:
         first = f"{one.action}/" if len(graphs) > 1 else ""
         whole.add_nodes_from((first + node, data) for node, data in one.graph.nodes(data=True))
         whole.add_edges_from((first + a, first + b, data) for a, b, data in one.graph.edges(data=True))
-    whole.graph = {"job": name, "block": graphs[0].block, **{f"seconds_{one.action}": one.seconds for one in graphs}}
+    whole.graph = {
+        "job": name,
+        "block": str(graphs[0].block),
+        **{f"seconds_{one.action}": one.seconds for one in graphs},
+    }
     with replacing(file) as out:
         nx.write_graphml_xml(whole, out, infer_numeric_types=True)
         out.write(b"\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from rich.console import RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.inputs import Architecture
+from simulator.inputs.toml_text import toml_text
 from simulator.results.metrics import action_spans
 from simulator.results.result import Result
 from simulator.schedule import (
@@ -224,28 +225,16 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
 
 def job_toml(job: Job) -> str:
     """The job with all its values, as the TOML file that would give it."""
-    tables = [f.name for f in fields(job) if is_dataclass(getattr(job, f.name))]
-    lines = [_line(f.name, getattr(job, f.name)) for f in fields(job) if f.name not in tables]
-    for name in tables:
-        part = getattr(job, name)
-        lines += ["", f"[{name}]", *(_line(f.name, getattr(part, f.name)) for f in fields(part))]
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    return toml_text(_set_values(asdict(job)))
 
 
-def _line(name: str, value: Any) -> str | None:
-    """One TOML line; nothing for a value that is not set."""
-    return None if value is None else f"{name} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return repr(value)
+def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the values that are not set (None), for which TOML has no word."""
+    return {
+        name: _set_values(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def schedule(shown: Schedule, width: int, *, start: int = 0, wrap: bool = False) -> list[RenderableType]:

@@ -159,13 +159,6 @@ def attained(network: Network, bandwidth: float, endpoints: int) -> float:
     return bandwidth * min(1.0, network.collisions / network.oversubscription / leaving)
 
 
-def bisection(network: Network, bandwidth: float, endpoints: int) -> float:
-    """Bandwidth [B/s] between two halves of `endpoints`, each link attaining `bandwidth` [B/s]."""
-    _check(network)
-    uplink = network.collisions / network.oversubscription if endpoints > pod(network) else 1.0
-    return bandwidth * endpoints / 2 * uplink
-
-
 def _check(network: Network) -> None:
     if network.oversubscription < 1.0:
         raise InputError(

@@ -51,6 +51,15 @@ class _Running:
         self.version = 0
 
 
+def _links(tasks: Tasks) -> dict[str, float]:
+    """The shared links of all ranks by name, with their bandwidth [B/s]."""
+    return {
+        name: bandwidth
+        for rank in range(tasks.ranks)
+        for name, bandwidth in ((f"out{rank}", tasks.nic), (f"in{rank}", tasks.nic), (f"nvl{rank}", tasks.nvlink))
+    }
+
+
 class _Engine:
     """State of one simulation; gone when `simulate` returns."""
 
@@ -69,12 +78,8 @@ class _Engine:
         self.flows: dict[int, Flow] = {}
         self.flowing: dict[int, _Running] = {}
         self.all_to_all: list[_Running | None] = [None] * tasks.ranks
-        self.users: dict[str, dict[int, None]] = {}
-        self.capacity: dict[str, float] = {}
-        for rank in range(tasks.ranks):
-            for name, bandwidth in ((f"out{rank}", tasks.nic), (f"in{rank}", tasks.nic), (f"nvl{rank}", tasks.nvlink)):
-                self.capacity[name] = bandwidth
-                self.users[name] = {}
+        self.capacity = _links(tasks)
+        self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
@@ -184,24 +189,12 @@ class _Engine:
         if sequence.kind == "all_to_all":
             self.all_to_all[rank] = running
         self.flowing[task] = running
-        self.flows[task] = flow = self.flow_of(rank, task, running)
+        self.flows[task] = flow = _flow(self.tasks, rank, task, running)
         for resource, _ in flow.uses:
             self.users[resource][task] = None
         self.timer(running, running.paced)
         self.share(task)
         return running.done
-
-    def flow_of(self, rank: int, task: int, running: _Running) -> Flow:
-        """What a flow asks for: its bytes over its own duration, on the links it crosses."""
-        sequence = running.sequence
-        unit = max(sequence.nic, sequence.nvlink)
-        uses: list[tuple[str, float]] = []
-        if sequence.nic:
-            peer = self.tasks.peer.get(task, rank)
-            uses += [(f"out{rank}", sequence.nic / unit), (f"in{peer}", sequence.nic / unit)]
-        if sequence.nvlink:
-            uses.append((f"nvl{rank}", sequence.nvlink / unit))
-        return Flow(unit / running.paced, tuple(uses))
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the exchange beside it changes its own pace."""
@@ -216,7 +209,7 @@ class _Engine:
         if paced != running.paced:
             self.advance(running)
             running.paced = paced
-            self.flows[running.task] = self.flow_of(rank, running.task, running)
+            self.flows[running.task] = _flow(self.tasks, rank, running.task, running)
             self.timer(running, running.left * paced / running.rate)
             self.share(running.task)
 
@@ -264,6 +257,19 @@ class _Engine:
         timeout = self.env.timeout(delay)
         assert timeout.callbacks is not None
         timeout.callbacks.append(partial(_expire, running, running.version))
+
+
+def _flow(tasks: Tasks, rank: int, task: int, running: _Running) -> Flow:
+    """What a flow asks for: its bytes over its own duration, on the links it crosses."""
+    sequence = running.sequence
+    unit = max(sequence.nic, sequence.nvlink)
+    uses: list[tuple[str, float]] = []
+    if sequence.nic:
+        peer = tasks.peer.get(task, rank)
+        uses += [(f"out{rank}", sequence.nic / unit), (f"in{peer}", sequence.nic / unit)]
+    if sequence.nvlink:
+        uses.append((f"nvl{rank}", sequence.nvlink / unit))
+    return Flow(unit / running.paced, tuple(uses))
 
 
 def _expire(running: _Running, version: int, _event: simpy.Event) -> None:

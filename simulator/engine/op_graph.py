@@ -78,11 +78,6 @@ def critical_path(graph: nx.DiGraph[str]) -> list[str]:
     return [name for name in path if name not in (START, END)]
 
 
-def path_seconds(graph: nx.DiGraph[str]) -> float:
-    """Length of the longest path [s]."""
-    return float(nx.dag_longest_path_length(graph, weight="seconds"))
-
-
 def ops_in(graph: nx.DiGraph[str]) -> dict[str, dict[str, Any]]:
     """The nodes that are ops with what is known of them, in program order."""
     return {name: data for name, data in graph.nodes(data=True) if name not in (START, END)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import gcd, lcm
 from typing import Literal, TypeAlias, get_args
 
-from simulator.errors import InputError, ScheduleError
+from simulator.errors import ScheduleError
 from simulator.routing.loads import loads_problem
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
@@ -52,14 +52,6 @@ def check(scenario: Scenario) -> list[Problem]:
     """Every rule that the scenario breaks, errors first."""
     found = [problem for rule in _RULES[scenario.workload.name] for problem in rule(scenario)]
     return sorted(found, key=lambda problem: problem.severity)
-
-
-def require(scenario: Scenario) -> None:
-    """Raise for the first error, in one line that says how many more there are."""
-    errors = [problem for problem in check(scenario) if problem.severity == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more: foretrain check {scenario.name})" if len(errors) > 1 else ""
-        raise InputError(f"{scenario.name}: {errors[0]}{more}")
 
 
 def _world(s: Scenario) -> Iterator[Problem]:

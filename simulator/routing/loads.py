@@ -28,7 +28,6 @@ class RankLoads:
     """Rows (token copies) the expert GEMMs of a rank work on, padded per expert."""
 
     mean_rows: float
-    max_rows: float
     rows: float
     max_over_mean: float
 
@@ -117,7 +116,6 @@ def load(
     top = max(shares)
     return RankLoads(
         mean_rows=mean + pad,
-        max_rows=mean * top + pad,
         rows=mean * shares[rank] + pad,
         max_over_mean=top,
     )

@@ -176,19 +176,7 @@ class ModelSpec:
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
-        h, heads = self.hidden_size, self.num_attention_heads
-        out = {"o": (heads * self.v_dim, h)}
-        if self.kv_lora_rank is None:
-            kv = self.num_key_value_heads
-            return {"q": (h, heads * self.v_dim), "k": (h, kv * self.v_dim), "v": (h, kv * self.v_dim)} | out
-        latent = {
-            "kv_a": (h, self.kv_lora_rank + self.qk_rope_head_dim),
-            "kv_b": (self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim)),
-        }
-        if self.q_lora_rank is None:
-            return {"q": (h, heads * self.qk_head_dim)} | latent | out
-        query = {"q_a": (h, self.q_lora_rank), "q_b": (self.q_lora_rank, heads * self.qk_head_dim)}
-        return query | latent | out
+        return _projections(self)
 
     def layer_parameters(self, kind: LayerKind) -> Parameters:
         """Parameters of one layer."""
@@ -213,18 +201,7 @@ class ModelSpec:
 
     def parameter_tree(self) -> Parameters:
         """Parameters of the whole model by component."""
-        embed = self.vocab_size * self.hidden_size
-        learned = self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
-        mtp = self.num_nextn_predict_layers * self.mtp_parameters().total if self.num_nextn_predict_layers else 0
-        tree = Parameters(
-            embedding=embed + learned,
-            norms=_norm(self),
-            head=0 if self.tie_word_embeddings else embed,
-            mtp=mtp,
-        )
-        for kind in self.layer_kinds():
-            tree += self.layer_parameters(kind)
-        return tree
+        return _parameter_tree(self)
 
     def parameters(self) -> int:
         """All parameters without the MTP modules."""
@@ -282,6 +259,37 @@ class ModelSpec:
         if self.kv_lora_rank is not None:
             return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim) * width
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.v_dim * width
+
+
+def _projections(m: ModelSpec) -> dict[str, tuple[int, int]]:
+    h, heads = m.hidden_size, m.num_attention_heads
+    out = {"o": (heads * m.v_dim, h)}
+    if m.kv_lora_rank is None:
+        kv = m.num_key_value_heads
+        return {"q": (h, heads * m.v_dim), "k": (h, kv * m.v_dim), "v": (h, kv * m.v_dim)} | out
+    latent = {
+        "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
+        "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),
+    }
+    if m.q_lora_rank is None:
+        return {"q": (h, heads * m.qk_head_dim)} | latent | out
+    query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
+    return query | latent | out
+
+
+def _parameter_tree(m: ModelSpec) -> Parameters:
+    embed = m.vocab_size * m.hidden_size
+    learned = m.max_position_embeddings * m.hidden_size if m.positions == "learned" else 0
+    mtp = m.num_nextn_predict_layers * m.mtp_parameters().total if m.num_nextn_predict_layers else 0
+    tree = Parameters(
+        embedding=embed + learned,
+        norms=_norm(m),
+        head=0 if m.tie_word_embeddings else embed,
+        mtp=mtp,
+    )
+    for kind in m.layer_kinds():
+        tree += m.layer_parameters(kind)
+    return tree
 
 
 def _norm(m: ModelSpec) -> int:

@@ -16,8 +16,8 @@ from simulator.schedule import SCHEDULES, Pair, Schedule, build, format_schedule
 from workloads.reference.count import Counter, Run
 from workloads.reference.init import Params, init_params
 from workloads.reference.model import Losses, add_grads, as_tokens, loss_and_grads
-from workloads.reference.pipeline import PipelineResult, run_schedule
-from workloads.reference.schedules import Rows
+from workloads.reference.parallel.pipeline import PipelineResult, run_schedule
+from workloads.reference.parallel.schedules import Rows
 
 RANKS, MICROBATCHES = 4, 8
 VIRTUAL = {"interleaved": 2}

@@ -20,9 +20,9 @@ from simulator.routing.traffic import traffic as forecast
 from workloads.reference.balance import gate_config
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Weights
-from workloads.reference.expert_parallel import Wires, expert_parallel_routed
-from workloads.reference.gate import route
-from workloads.reference.traffic import Layout, traffic
+from workloads.reference.layers.gate import route
+from workloads.reference.parallel.expert_parallel import Wires, expert_parallel_routed
+from workloads.reference.parallel.traffic import Layout, traffic
 
 SMALL = Layout(experts=32, ranks=16, nodes=8)
 V3 = Layout(experts=256, ranks=64, nodes=8)

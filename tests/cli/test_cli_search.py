@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -76,8 +80,18 @@ def test_dask_needs_an_address():
     assert "--address" in str(ask("--executor", "dask").exception)
 
 
+def kept_in(file: Path) -> int:
+    """Combinations that the file of a search holds; 0 before it is one."""
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as base, suppress(sqlite3.OperationalError):
+        return base.execute("SELECT COUNT(*) FROM candidate").fetchone()[0]
+    return 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_keeps_what_is_done(tmp_path):
+    """Interrupted as soon as its file holds the first of 400,000: nothing depends on how fast the machine is."""
     file = tmp_path / "found.sqlite"
     over = [
         "--over",
@@ -86,16 +100,21 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
         "layout.pp=8,16",
         "--over",
         "overlap.comm_sms=" + ",".join(map(str, range(10, 60))),
+        "--over",
+        "run.price_per_gpu_hour=" + ",".join(map(str, range(1, 1001))),
     ]
     command = [sys.executable, "-m", "cli", "search", "deepseek-v3-1f1b", *over, "--confirm", "0", "--jobs", "2"]
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--resume", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while running.poll() is None and not (file.exists() and file.stat().st_size > 20_000):
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    ) as running:
+        while running.poll() is None and not kept_in(file):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate()
     assert running.returncode == 130, err
     assert "interrupted" in out
     assert "Traceback" not in err
     assert f"--resume {file}" in err
+    left = re.search(r"interrupted, ([\d,]+) left", " ".join(out.split()))
+    assert left is not None
+    assert 0 < kept_in(file) == 4 * 2 * 50 * 1000 - int(left[1].replace(",", ""))

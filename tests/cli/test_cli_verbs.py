@@ -233,7 +233,11 @@ def test_compare_keeps_what_breaks_a_rule_with_its_reason(run: Any) -> None:
 
 
 def test_compare_exits_with_2_if_nothing_is_possible(run: Any) -> None:
-    assert run("compare", "tiny-dualpipe", "--vary", "layout.pp=3,5").exit_code == 2
+    result = run("compare", "tiny-dualpipe", "--vary", "layout.pp=3,5")
+    assert result.exit_code == 2
+    told = " ".join((result.stdout + result.stderr).split())
+    assert "pp is 3" in told
+    assert "pp is 5" in told
 
 
 def test_compare_of_jobs_shows_how_they_differ(run: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.topology import attained, bisection, build, capacity, hops, latency, pod
+from simulator.cost.topology import attained, build, capacity, hops, latency, pod
 from simulator.errors import InputError
 from simulator.spec.comm_params import Network
 
@@ -73,7 +73,6 @@ def test_oversubscription_bites_only_beyond_the_pod() -> None:
     assert attained(network, 50e9, 256) == 50e9
     assert attained(network, 50e9, 384) == 50e9  # a third leaves, half could
     assert attained(network, 50e9, 1024) == pytest.approx(50e9 * 0.5 / 0.75)
-    assert bisection(network, 50e9, 1024) == pytest.approx(0.5 * 50e9 * 512)
 
 
 def test_pod_defaults_to_one_leaf_of_each_plane() -> None:

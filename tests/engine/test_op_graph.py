@@ -12,7 +12,7 @@ from simulator.engine.des import simulate
 from simulator.engine.kernel_sequence import Priced, sequence_of
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel
-from simulator.engine.op_graph import END, START, critical_path, op_graph, ops_in, path_seconds, tasks_alone
+from simulator.engine.op_graph import END, START, critical_path, op_graph, ops_in, tasks_alone
 from simulator.engine.program import Program
 from simulator.engine.tasks import COMPUTE, Tasks, Timeline
 from simulator.inputs import load_scenario
@@ -34,6 +34,11 @@ CASES: list[tuple[str, tuple[str, ...], str, ActionKind]] = [
     ("llama-3-8b", (), "head", "B"),
     ("deepseek-v3-pretrain", (), "moe", "pair"),
 ]
+
+
+def path_seconds(graph: nx.DiGraph[str]) -> float:
+    """Length of the longest path [s]."""
+    return float(nx.dag_longest_path_length(graph, weight="seconds"))
 
 
 def case(job: str, overrides: tuple[str, ...], kind: str, action: ActionKind) -> tuple[PricedModel, Program]:

@@ -146,6 +146,7 @@ def test_what_does_not_fit_is_not_timed():
     assert estimate(scenario, SharedPrices(scenario, "events"), within=1.0).step is None
 
 
+@pytest.mark.long
 def test_layouts_that_shard_within_the_step_are_ranked_as_the_engine_ranks_them():
     """The two best in order, all others but those that the engine itself sets apart by less than 1 %."""
     asked = question("llama-3-8b", (), ["layout.pp=1,2,4", "layout.zero=0,1,2,3", "layout.tp=1,2"])

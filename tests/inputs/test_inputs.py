@@ -63,7 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_jobs_load(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.name == name
-    assert scenario.job.microbatches >= 1
+    job = scenario.job
+    assert job.batch.global_batch_size == job.microbatches * job.batch.microbatch_size * job.dp
 
 
 @pytest.mark.parametrize("name", list_names("hardware"))

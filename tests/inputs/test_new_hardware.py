@@ -59,6 +59,7 @@ def test_72_gpus_and_256_experts_do_not_fit_and_the_advice_does() -> None:
 
 def test_no_advice_to_leave_a_quarter_of_a_node_idle() -> None:
     problems = check(load_scenario(V3, ("gpus=100",)))
+    assert problems
     assert all("hardware.node.gpus" not in p.suggestion for p in problems)
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from cli import foretrain
 from simulator.cost.price import launches_of
+from simulator.errors import InputError
 from simulator.inputs import load_scenario
 from simulator.profile import compare, read_recording
 from simulator.profile.align import Item, align
@@ -154,12 +155,30 @@ def test_packed_and_bare_lists_are_read_too(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(json.dumps({"a": [1, {"b": 2}], "traceEvents": events}).encode()))
     bare = tmp_path / "t.json"
     bare.write_text(json.dumps(events), encoding="utf-8")
+    marked = tmp_path / "bom.json"
+    marked.write_text("\n " + json.dumps(events), encoding="utf-8-sig")
     assert list(trace_events(packed)) == events
     assert list(trace_events(bare)) == events
+    assert list(trace_events(marked)) == events
+
+
+def test_brackets_in_names_are_no_nesting(tmp_path: Path) -> None:
+    events = [{"name": "[", "ts": n} for n in range(5000)]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
+    assert list(trace_events(path)) == events
+
+
+def test_what_holds_no_event_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.profile.events.LONGEST", 1 << 20)
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"traceEvents": [{"name": "x" * (1 << 21)}]}), encoding="utf-8")
+    with pytest.raises(InputError, match="no event in 1 MiB"):
+        list(trace_events(path))
 
 
 def test_events_are_read_whatever_the_size_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events = [{"name": 'é"\\ \u2028', "ts": -1.25e-3, "x": [True, False, None, 10**20]} for _ in range(5)]
+    events = [{"name": 'é"\\ \u2028', "ts": -1.25, "x": [True, False, None, 10**20]} for _ in range(5)]
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"traceEvents": events, "n": 12345}, ensure_ascii=False), encoding="utf-8")
     for piece in (1, 2, 3, 7, 64):
@@ -203,8 +222,13 @@ WHOLE = '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "du
         ("{}", "it has no traceEvents"),
         ('{"a": 1}', "it has no traceEvents"),
         ('{"traceEvents": [3]}', "no event"),
-        ('{"traceEvents": [{"ph" 3}]}', "Expecting ':'"),
+        ('{"traceEvents": [{"ph" 3}]}', "separated by a colon"),
+        ('{"traceEvents": 5}', "it has no traceEvents"),
+        ('{"traceEvents": [{"ts": NaN}]}', "invalid char"),
         ('{"traceEvents": []}', "no GPU kernels"),
+        ("[]", "no GPU kernels"),
+        ('{"a": ' + 9000 * "[", "nested too deeply"),
+        ('{"traceEvents": [{"a": ' + 9000 * '{"b":', "nested too deeply"),
         ('{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k"}]}', "event 'k' cannot be read"),
         (WHOLE, "no whole layer pair"),
     ],

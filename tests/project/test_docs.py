@@ -31,6 +31,7 @@ def test_the_cells_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.Mo
         exec(compile(cell, "python.md", "exec"), names)
     assert names["best"] == "dualpipe"
     assert (tmp_path / "step.html").is_file()
+    assert names["files"]
     assert all(file.is_file() for file in names["files"])
 
 
@@ -70,9 +71,13 @@ def test_every_command_and_option_of_the_documentation_exists(words: list[str]) 
 
 
 def test_every_picture_exists() -> None:
-    for page in PAGES:
-        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).is_file(), (page, target)
+    pictures = [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert pictures
+    assert [(page, target) for page, target in pictures if not (page.parent / target).is_file()] == []
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")

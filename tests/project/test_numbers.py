@@ -25,6 +25,7 @@ def numbers(job: str) -> dict[str, float]:
     return {key: float(f"{found[key]:.{DIGITS}g}") for key in KEYS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("job", list_names("job"))
 def test_headline_numbers_are_those_on_record(job: str) -> None:
     record = json.loads(GOLDEN.read_text(encoding="utf-8")) if GOLDEN.exists() else {}

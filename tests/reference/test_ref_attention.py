@@ -9,12 +9,12 @@ import pytest
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Counter, Run
 from workloads.reference.init import init_params
-from workloads.reference.mla import mla
-from workloads.reference.mla_decode import decode_absorbed, decode_plain, empty_cache
+from workloads.reference.layers.mla import mla
+from workloads.reference.layers.mla_decode import decode_absorbed, decode_plain, empty_cache
+from workloads.reference.layers.norm import rmsnorm
+from workloads.reference.layers.rope import angles, frequencies, rotate, softmax_scale
 from workloads.reference.model import as_tokens, stage_forward
-from workloads.reference.norm import rmsnorm
 from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
-from workloads.reference.rope import angles, frequencies, rotate, softmax_scale
 
 V3_ROPE = {
     "type": "yarn",

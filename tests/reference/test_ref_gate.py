@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from workloads.reference.count import Run
-from workloads.reference.expert_parallel import expert_parallel_routed
-from workloads.reference.gate import affinities, balance_loss, route, select
 from workloads.reference.init import init_params
-from workloads.reference.moe import moe
+from workloads.reference.layers.gate import affinities, balance_loss, route, select
+from workloads.reference.layers.moe import moe
+from workloads.reference.parallel.expert_parallel import expert_parallel_routed
+from workloads.reference.parallel.traffic import Layout, sampled_traffic, traffic
 from workloads.reference.presets import tiny_v3
-from workloads.reference.traffic import Layout, sampled_traffic, traffic
 
 V3 = Layout(experts=256, ranks=64, nodes=8)
 

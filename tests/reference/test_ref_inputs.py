@@ -12,7 +12,7 @@ from workloads.reference.config import RefConfig
 from workloads.reference.count import Run
 from workloads.reference.hf_config import config_from_dict
 from workloads.reference.init import init_params
-from workloads.reference.linear import grouped, linear
+from workloads.reference.layers.linear import grouped, linear
 from workloads.reference.model import as_tokens, loss_and_grads, split_stages, stage_forward, stage_input_grad
 from workloads.reference.presets import tiny_gqa, tiny_v3
 

@@ -10,9 +10,9 @@ from workloads.reference.config import RefConfig
 from workloads.reference.count import Run
 from workloads.reference.init import Params, init_params
 from workloads.reference.model import add_grads, as_tokens, loss_and_grads
-from workloads.reference.pipeline import DeadlockError, run_schedule
+from workloads.reference.parallel.pipeline import DeadlockError, run_schedule
+from workloads.reference.parallel.schedules import Rows, dualpipe, dualpipev, gpipe, interleaved, one_f_one_b, zb1p
 from workloads.reference.presets import tiny_gqa, tiny_v3
-from workloads.reference.schedules import Rows, dualpipe, dualpipev, gpipe, interleaved, one_f_one_b, zb1p
 
 
 def serial(run: Run, params: Params, batches: list[np.ndarray]) -> tuple[float, Params]:

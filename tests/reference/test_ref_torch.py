@@ -9,9 +9,9 @@ import pytest
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Run
 from workloads.reference.init import init_params
+from workloads.reference.layers.rope import frequencies, softmax_scale
 from workloads.reference.model import as_tokens, loss_and_grads
 from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
-from workloads.reference.rope import frequencies, softmax_scale
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

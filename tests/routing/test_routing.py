@@ -127,7 +127,7 @@ def test_sharing_copies_never_moves_more_over_the_nic() -> None:
 
 def test_uniform_loads_are_equal_and_padded() -> None:
     rows = load(Routing(), ep=64, tokens=4096, top_k=8, experts=256)
-    assert rows.mean_rows == rows.max_rows == rows.rows == 32768 + 4 * 127 / 2
+    assert rows.mean_rows == rows.rows == 32768 + 4 * 127 / 2
     assert imbalance(Routing(), 64, 4) == 1.0
 
 
@@ -135,7 +135,7 @@ def test_rows_of_the_published_trace_lie_within_a_small_spread() -> None:
     seen = [31104, 34688, 30976, 32512]  # padded rows of four layers, deepseek-ai/profile-data
     rows = load(Routing(kind="sampled", cv=0.1), ep=64, tokens=4096, top_k=8, experts=256, seed=1)
     assert rows.mean_rows == pytest.approx(float(np.mean(seen)), rel=0.03)
-    assert rows.max_rows > max(seen)
+    assert rows.mean_rows * rows.max_over_mean > max(seen)
 
 
 def test_skewed_loads_keep_the_total() -> None:
@@ -161,7 +161,7 @@ def test_sampled_loads_keep_the_total_and_repeat() -> None:
     assert sum(rows) == pytest.approx(16 * 800)
     again = load(routing, ep=16, tokens=100, top_k=8, experts=64, rank=5, padding=1, seed=3)
     assert again.rows == rows[5]
-    assert again.max_rows == pytest.approx(max(rows))
+    assert again.max_over_mean == pytest.approx(max(rows) / 800)
 
 
 @pytest.mark.parametrize(("cv", "ranks", "local"), [(0.1, 64, 4), (0.5, 64, 4), (0.3, 8, 32), (1.0, 16, 8)])
@@ -204,7 +204,6 @@ def test_given_loads_are_taken_as_they_are() -> None:
     routing = Routing(kind="given", loads=(0.5, 1.0, 1.7, 0.8))
     rows = [load(routing, ep=4, tokens=1000, top_k=8, experts=256, rank=rank, padding=1) for rank in range(4)]
     assert [r.rows for r in rows] == [4000.0, 8000.0, 13600.0, 6400.0]
-    assert rows[0].max_rows == 13600.0
     assert imbalance(routing, 4, 64) == rows[0].max_over_mean == pytest.approx(1.7)
 
 

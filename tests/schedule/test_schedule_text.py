@@ -26,6 +26,7 @@ def any_schedule(draw: st.DrawFn) -> Schedule:
     return Schedule(name=name, stages=stages, microbatches=microbatches, rows=rows)
 
 
+@pytest.mark.long
 @given(any_schedule())
 def test_round_trip(schedule: Schedule) -> None:
     text = format_schedule(schedule)

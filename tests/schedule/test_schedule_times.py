@@ -92,10 +92,13 @@ def test_durations_by_stage(name: str) -> None:
 def test_pairs_by_stage_take_the_time_of_their_forward_stage() -> None:
     schedule = dualpipe(4, 8)
     times = uniform_times(schedule, f=1, i=1, w=1, pair=[2.0, 2.1, 2.2, 2.3])
+    seen = set()
     for row, starts, ends in zip(schedule.rows, times.starts, times.ends, strict=True):
         for step, start, end in zip(row, starts, ends, strict=True):
             if isinstance(step, Pair):
                 assert end - start == pytest.approx(2.0 + step.forward.stage / 10)
+                seen.add(step.forward.stage)
+    assert seen == {0, 1, 2, 3}
 
 
 def test_pairs_take_the_sum_of_their_halves_if_not_said_otherwise() -> None:

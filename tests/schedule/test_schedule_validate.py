@@ -157,7 +157,7 @@ def test_accepts_of_mutations_exactly_those_that_run(schedule: Schedule) -> None
     assert accepts(schedule) == runs_in_the_end(schedule)
 
 
-@given(mutated())
+@given(generated() | mutated())
 def test_what_is_accepted_does_all_the_work(schedule: Schedule) -> None:
     if accepts(schedule):
         work = schedule.stages * schedule.microbatches * 7

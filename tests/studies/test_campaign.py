@@ -164,6 +164,7 @@ def test_the_verb_forecasts_a_job_as_one_phase():
     assert 0 < told["goodput"]["expected"] < 1
 
 
+@pytest.mark.long
 def test_the_verb_prints_parts_beside_what_was_published():
     done = CliRunner().invoke(plan, ["deepseek-v3", "--engine", "longest-path", "-q"], standalone_mode=False)
     assert done.exit_code == 0

@@ -78,6 +78,7 @@ def test_uneven_stages_are_told(v3):
     assert "stage balance" not in rules_of(problems(v3))
 
 
+@pytest.mark.long
 def test_more_sharding_is_among_the_fixes():
     """ZeRO-1 to -3 fit ever better, and last ever longer."""
     scenario = load_scenario("deepseek-v3-pretrain", ["layout.zero=0"])

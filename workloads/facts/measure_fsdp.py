@@ -76,7 +76,7 @@ def every_second() -> Any:
     """Contexts of TorchTitan's `op` policy: the outputs of SAVED are kept, of every second matrix product not."""
     count: dict[str, int] = defaultdict(int)
 
-    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    def policy(ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         mode = "again" if ctx.is_recompute else "first"
         if op == torch.ops.aten.mm.default:
             count[mode] += 1

@@ -7,8 +7,8 @@ import numpy as np
 
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array
-from workloads.reference.gate import balance_loss, route, route_input_grad
-from workloads.reference.traffic import Layout
+from workloads.reference.layers.gate import balance_loss, route, route_input_grad
+from workloads.reference.parallel.traffic import Layout
 
 
 def update_bias(bias: Array, load: Array, speed: float) -> Array:
@@ -92,9 +92,10 @@ def balance_run(
         per_batch.append(max_over_mean(load))
         per_sequence.append(max_over_mean(loads).mean())
         bias = update_bias(bias, load, speed)
-        _, dscores = balance_loss(cfg, r.experts, r.scores, skew.sequences)
-        dlogits = route_input_grad(cfg, r.experts, r.scores, np.zeros(r.weights.shape), dscores)
-        weight = weight - learning_rate * (x.T @ dlogits)
+        if learning_rate:
+            _, dscores = balance_loss(cfg, r.experts, r.scores, skew.sequences)
+            dlogits = route_input_grad(cfg, r.experts, r.scores, np.zeros(r.weights.shape), dscores)
+            weight = weight - learning_rate * (x.T @ dlogits)
     return BalanceTrace(per_batch=np.array(per_batch), per_sequence=np.array(per_sequence), loads=np.array(history))
 
 

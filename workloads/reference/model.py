@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from workloads.reference.block import block, block_input_grad
 from workloads.reference.config import RefConfig
 from workloads.reference.count import OUTSIDE, Array, Run, Saved, Weights
-from workloads.reference.ends import embed, embed_deferred, head_loss, head_loss_input_grad
 from workloads.reference.init import Params, units
-from workloads.reference.linear import Deferred, weight_grads
-from workloads.reference.mtp import mtp, mtp_input_grad
+from workloads.reference.layers.block import block, block_input_grad
+from workloads.reference.layers.ends import embed, embed_deferred, head_loss, head_loss_input_grad
+from workloads.reference.layers.linear import Deferred, weight_grads
+from workloads.reference.layers.mtp import mtp, mtp_input_grad
 
 Losses = dict[str, float]  # unit -> its share of the objective [nats]
 SHARED = {"embed": "embed", "head": "head"}  # weights an MTP module borrows -> the unit that owns them

@@ -11,10 +11,10 @@ import numpy as np
 
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run
-from workloads.reference.ends import logits_of
 from workloads.reference.init import Params, unit_shapes, units
+from workloads.reference.layers.ends import logits_of
+from workloads.reference.layers.mtp import mtp_trunk
 from workloads.reference.model import SHARED, stage_forward
-from workloads.reference.mtp import mtp_trunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

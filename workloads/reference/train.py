@@ -22,7 +22,6 @@ class TrainSettings:
     length: int = 32
     learning_rate: float = 3e-3
     warmup: int = 20
-    decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -160,8 +159,3 @@ def _get(value: Any, path: str) -> Any:
 def _put(value: Any, parts: Sequence[str], new: Any) -> Any:
     first, *rest = parts
     return replace(value, **{first: _put(getattr(value, first), rest, new) if rest else new})
-
-
-def combinations(asked: Question) -> Iterator[tuple[str, ...]]:
-    """The values of all combinations in their order."""
-    return product(*(axis.values for axis in asked.axes))

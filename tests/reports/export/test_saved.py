@@ -71,7 +71,10 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_exits_2() -> None:
-    assert CliRunner().invoke(foretrain, ["report", "compare", "no.json", "none.json"]).exit_code == 2
+    run = CliRunner().invoke(foretrain, ["report", "compare", "no.json", "none.json"])
+    assert run.exit_code == 2
+    assert "no.json" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
 
 
 def test_one_result_is_not_a_comparison() -> None:

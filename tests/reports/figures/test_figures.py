@@ -127,6 +127,7 @@ def test_balanced_experts_wait_for_nobody(paired: Result) -> None:
     assert idle_by_cause(paired, action_list(paired.timeline)).causes["slowest"] == 0
 
 
+@pytest.mark.long
 def test_every_figure_is_written_twice_and_alike(paired: Result, tmp_path: Path) -> None:
     files = write_figures(paired, tmp_path / "one")
     assert {file.suffix for file in files} == {".svg", ".png"}
@@ -157,6 +158,7 @@ def test_the_front_keeps_what_nothing_betters() -> None:
     assert [(p.x, p.y) for p in front(points)] == [(1, 9), (2, 5), (4, 1), (9, 0)]
 
 
+@pytest.mark.long
 def test_varied_numbers_become_a_curve_and_names_do_not(tmp_path: Path) -> None:
     command = ["compare", "tiny-dualpipe", "-q", "--figures", str(tmp_path / "curve")]
     assert CliRunner().invoke(foretrain, [*command, "--vary", "overlap.comm_sms=4,8,20"]).exit_code == 0

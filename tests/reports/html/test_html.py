@@ -105,6 +105,7 @@ def test_the_same_result_gives_the_same_bytes(result: Result, tmp_path: Path) ->
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.long
 def test_the_full_step_is_small_and_quick(big: Result, tmp_path: Path) -> None:
     began = perf_counter()
     write_simulation(big, tmp_path / "v3.html")
@@ -112,6 +113,7 @@ def test_the_full_step_is_small_and_quick(big: Result, tmp_path: Path) -> None:
     assert (tmp_path / "v3.html").stat().st_size < 6e6
 
 
+@pytest.mark.long
 def test_verbs_write_pages_figures_and_tables(tmp_path: Path) -> None:
     page, figures, tables = tmp_path / "p.html", tmp_path / "figures", tmp_path / "tables"
     options = ["--html", str(page), "--figures", str(figures), "--export", str(tables)]

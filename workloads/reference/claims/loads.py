@@ -8,7 +8,7 @@ import numpy as np
 from workloads.reference.balance import Skew, balance_run, rank_loads
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array
-from workloads.reference.traffic import Layout
+from workloads.reference.parallel.traffic import Layout
 
 Method = Literal["none", "bias", "auxiliary-loss"]
 SPEED = 1e-3  # of the bias; DeepSeek-V3 section 4.2

@@ -11,9 +11,9 @@ from workloads.reference.claims.plot import COLOURS, draw, labels
 from workloads.reference.count import Run
 from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens
-from workloads.reference.pipeline import run_schedule
+from workloads.reference.parallel.pipeline import run_schedule
+from workloads.reference.parallel.schedules import Rows, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
 from workloads.reference.presets import tiny_gqa
-from workloads.reference.schedules import Rows, dualpipe, dualpipev, gpipe, one_f_one_b, zb1p
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

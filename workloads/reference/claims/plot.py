@@ -1,5 +1,7 @@
 """One look for all figures; matplotlib is imported only here and only when drawing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +21,14 @@ DASHES = ("-", "--", "-.", ":", "-", "--")
 
 
 def line(
-    ax: "Axes", index: int, x: "ArrayLike", y: "ArrayLike", label: str, *, marker: bool = True, width: float = 1.8
+    ax: Axes, index: int, x: ArrayLike, y: ArrayLike, label: str, *, marker: bool = True, width: float = 1.8
 ) -> None:
     """Add the index-th line of a figure in its colour, marker and dash."""
     (drawn,) = ax.plot(np.asarray(x), np.asarray(y), linewidth=width, markersize=5, label=label)
     drawn.set(color=COLOURS[index], linestyle=DASHES[index], marker=MARKERS[index] if marker else "none")
 
 
-def logarithmic(ax: "Axes", steps: tuple[int, ...] = (1, 2, 5)) -> None:
+def logarithmic(ax: Axes, steps: tuple[int, ...] = (1, 2, 5)) -> None:
     """A logarithmic y axis with numbers as people write them: 0.5, 20, not 5 x 10^-1."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -36,7 +38,7 @@ def logarithmic(ax: "Axes", steps: tuple[int, ...] = (1, 2, 5)) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def draw(path: Path, panels: list[Callable[["Axes"], None]]) -> str:
+def draw(path: Path, panels: list[Callable[[Axes], None]]) -> str:
     """Draw panels side by side into a PNG; returns the file's name. Same numbers, same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ def draw(path: Path, panels: list[Callable[["Axes"], None]]) -> str:
     return path.name
 
 
-def _legends(figure: "Figure") -> None:
+def _legends(figure: Figure) -> None:
     """Below each panel, or once below all where they show the same."""
     found = [ax.get_legend_handles_labels() for ax in figure.axes]
     if len(found) > 1 and all(names == found[0][1] for _, names in found):
@@ -79,7 +81,7 @@ def _legends(figure: "Figure") -> None:
             )
 
 
-def labels(ax: "Axes", title: str, x: str, y: str) -> None:
+def labels(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_title(title, fontsize=11, loc="left")
     ax.set_xlabel(x)
     ax.set_ylabel(y)

@@ -9,7 +9,7 @@ import numpy as np
 from workloads.reference.balance import BalanceTrace, Skew, balance_run, gate_config, max_over_mean
 from workloads.reference.claims.claim import Claim
 from workloads.reference.claims.plot import draw, labels, line
-from workloads.reference.traffic import Layout, Traffic, sampled_traffic
+from workloads.reference.parallel.traffic import Layout, Traffic, sampled_traffic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """Ask the driver how many clusters of CTAs fit on the GPU at once, where each CTA fills an SM.
 
-    python -m hardware_profiles.calibration.measure_clusters OUT.csv
+    python -m hardware_profiles.calibration.measuring.measure_clusters OUT.csv
 
 A cluster lies within one GPC, and GPCs have unequal numbers of SMs, so that clusters may leave some SMs out. Columns:
 `cluster` CTAs each, `clusters` that fit, `sms` they run on.

@@ -1,8 +1,9 @@
 """Measure kernels on one rested GPU at its boost clock with PyTorch alone, and write them as a calibration table.
 
-    python -m hardware_profiles.calibration.measure_rested OUT.csv [gemm,grouped,attention,streaming,compiled] [seed]
+    python -m hardware_profiles.calibration.measuring.measure_rested OUT.csv [KINDS] [seed]
 
-With a seed other than 1, other random shapes than those of the first table.
+KINDS are of gemm, grouped, attention, streaming, compiled, with commas between. With a seed other than 1, other
+random shapes than those of the first table.
 
 A GPU under load sinks below its boost clock at the power limit, by how much depends on what ran before; tables of
 kernels taken back to back hold a mixture. Here every launch is preceded by idling (`REST` times its own length), an L2
@@ -29,7 +30,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, norm_residual, ones, quant, swiglu
+from hardware_profiles.calibration.measuring.torch_kernels import (
+    DEVICE,
+    bf16,
+    fp8,
+    norm,
+    norm_residual,
+    ones,
+    quant,
+    swiglu,
+)
 
 COLUMNS = [
     *("op", "precision", "form", "impl", "m", "n", "k", "groups", "rows", "batch", "seq", "heads", "kv_heads"),

@@ -7,11 +7,11 @@ the last layer's output before the final norm; the concatenation is [hidden; emb
 
 import numpy as np
 
-from workloads.reference.block import block, block_input_grad
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.ends import embed, embed_deferred, head_loss, head_loss_input_grad
-from workloads.reference.linear import Deferred, linear, linear_input_grad
-from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
+from workloads.reference.layers.block import block, block_input_grad
+from workloads.reference.layers.ends import embed, embed_deferred, head_loss, head_loss_input_grad
+from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 JOIN = ("mtp.norm_h", "mtp.norm_e")
 

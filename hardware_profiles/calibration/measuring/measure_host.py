@@ -1,7 +1,7 @@
 """Measure what the host needs to issue work: `stack.host_kernel`, `host_gemm`, `host_collective`.
 
-    python hardware_profiles/calibration/measure_host.py OUT.csv
-    python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measure_host.py OUT.csv
+    python hardware_profiles/calibration/measuring/measure_host.py OUT.csv
+    python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measuring/measure_host.py OUT.csv
 
 Each row repeats one call on operands so small that the GPU is always ahead, without waiting for it, and divides the
 time of the host by the calls; `launches` are the kernels of one call, counted by the profiler, `us` the median of

@@ -16,7 +16,7 @@ from workloads.reference.model import (
     stage_input_grad,
     stage_weight_grad,
 )
-from workloads.reference.schedule_text import Action, Grid, Step, read_grid
+from workloads.reference.parallel.schedule_text import Action, Grid, Step, read_grid
 
 
 class DeadlockError(RuntimeError):

@@ -4,9 +4,9 @@ import numpy as np
 
 from workloads.reference.core import attend, attend_input_grad
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.linear import Deferred, linear, linear_input_grad
-from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
-from workloads.reference.rope import angles, rotate, rotate_input_grad, softmax_scale
+from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
+from workloads.reference.layers.rope import angles, rotate, rotate_input_grad, softmax_scale
 
 HEADS = {"norm.q": "attn.core/q", "norm.k": "attn.core/k"}  # norm of the heads -> what becomes of its output
 

@@ -1,6 +1,6 @@
 """Measure kernels and collectives beside each other on the GPUs of one node, with PyTorch and NCCL alone.
 
-    python -m torch.distributed.run --nproc-per-node 2 hardware_profiles/calibration/measure_overlap.py OUT.csv
+    torchrun --nproc-per-node 2 hardware_profiles/calibration/measuring/measure_overlap.py OUT.csv
 
 Each rank runs the same kernel in a loop on one stream while NCCL runs one collective in a loop on another; both loops
 are long enough that either is always beside the other while it is timed. `op` is a product of m x k by k x n, an

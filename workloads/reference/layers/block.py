@@ -1,12 +1,12 @@
 """One transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.ffn import ffn, ffn_forget, ffn_input_grad
-from workloads.reference.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
-from workloads.reference.linear import Deferred
-from workloads.reference.mla import mla, mla_forget, mla_input_grad, mla_restore
-from workloads.reference.moe import moe, moe_forget, moe_input_grad
-from workloads.reference.norm import forget, rmsnorm, rmsnorm_input_grad
+from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
+from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
+from workloads.reference.layers.linear import Deferred
+from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
+from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workloads.reference.count import Array
-from workloads.reference.gate import select
+from workloads.reference.layers.gate import select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ import numpy as np
 
 from workloads.reference.core import attend
 from workloads.reference.count import Array, Run, Weights
-from workloads.reference.linear import linear
-from workloads.reference.norm import rmsnorm
-from workloads.reference.rope import angles, rotate, softmax_scale
+from workloads.reference.layers.linear import linear
+from workloads.reference.layers.norm import rmsnorm
+from workloads.reference.layers.rope import angles, rotate, softmax_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workloads.reference.count import Array, Run, Weights
-from workloads.reference.gate import Route, route
-from workloads.reference.linear import linear
-from workloads.reference.moe import experts_forward
-from workloads.reference.traffic import Layout
+from workloads.reference.layers.gate import Route, route
+from workloads.reference.layers.linear import linear
+from workloads.reference.layers.moe import experts_forward
+from workloads.reference.parallel.traffic import Layout
 
 
 @dataclass(slots=True)

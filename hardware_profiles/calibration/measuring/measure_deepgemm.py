@@ -1,6 +1,6 @@
 """Measure DeepGEMM's FP8 kernels on one rested Hopper GPU, and write them as a calibration table.
 
-    python -m hardware_profiles.calibration.measure_deepgemm OUT.csv [dense,contiguous,masked,wgrad] [seed]
+    python -m hardware_profiles.calibration.measuring.measure_deepgemm OUT.csv [dense,contiguous,masked,wgrad] [seed]
 
 As `measure_rested.py`, for the kernels of deepseek-ai/DeepGEMM (Python package `deep_gemm`): dense, grouped with
 contiguous rows, grouped with masked rows, and weight gradients with FP32 accumulation.
@@ -20,8 +20,8 @@ import deep_gemm  # type: ignore[import-not-found]
 import torch
 
 from hardware_profiles.calibration.infersim import infersim
-from hardware_profiles.calibration.measure_rested import V3, Call, Case, gemm_time, measure
-from hardware_profiles.calibration.torch_kernels import DEVICE, fp8, ones
+from hardware_profiles.calibration.measuring.measure_rested import V3, Call, Case, gemm_time, measure
+from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, fp8, ones
 from simulator.ops import Gemm
 
 SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 1

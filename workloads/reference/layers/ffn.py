@@ -3,7 +3,7 @@
 import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 
 
 def swiglu(u: Array) -> Array:

@@ -1,6 +1,6 @@
 """Measure kernels on one Hopper GPU with PyTorch alone and write them as a calibration table.
 
-    python -m hardware_profiles.calibration.measure_h200 OUT.csv [seconds]
+    python -m hardware_profiles.calibration.measuring.measure_h200 OUT.csv [seconds]
 
 Needs only PyTorch with CUDA (and Triton for the kernels beside memory traffic). Every measurement stands alone: one
 that fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel, L2 flushed
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hardware_profiles.calibration.torch_kernels import DEVICE, bf16, fp8, norm, ones, quant, swiglu
+from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, bf16, fp8, norm, ones, quant, swiglu
 
 COLUMNS = [
     *("op", "precision", "form", "impl", "mode", "m", "n", "k", "groups", "batch", "seq", "heads", "kv_heads"),

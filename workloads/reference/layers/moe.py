@@ -7,9 +7,9 @@ output (the projection is linear), lets `combine` add plainly, and spares keepin
 import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.ffn import activate, ffn, ffn_forget, ffn_input_grad, swiglu, swiglu_input_grad
-from workloads.reference.gate import balance_loss, route, route_input_grad
-from workloads.reference.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
+from workloads.reference.layers.ffn import activate, ffn, ffn_forget, ffn_input_grad, swiglu, swiglu_input_grad
+from workloads.reference.layers.gate import balance_loss, route, route_input_grad
+from workloads.reference.layers.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
 
 ROWS = "moe.up_gate/x"  # a copy of its token for every (token, expert) pair
 ARRIVED = "moe.dispatch/x"  # the tokens that the copies are made of

@@ -1,0 +1,1 @@
+"""Scripts that measure kernels, links and the host on the GPUs they run on; each needs PyTorch."""
