@@ -88,6 +88,42 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeAttention:
+    """Attention of the `q_len` newest tokens of each of `batch` sequences over `kv_len` cached keys, these tokens' too.
+
+    `latent`: the first `d_v` entries of a key are its value, so that the cache holds `d_qk` entries a token and head of
+    keys (MLA absorbed: 1 head, 576 and 512). `kv_dtype`: of the cache; products run in BF16. The mask among the new
+    tokens is left out: they are few.
+    """
+
+    batch: int
+    heads: int
+    kv_heads: int
+    d_qk: int
+    d_v: int
+    kv_len: int
+    q_len: int = 1
+    kv_dtype: Literal["bf16", "fp8"] = "bf16"
+    latent: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Scores and values, 1 multiply-add = 2 [FLOP]."""
+        return 2.0 * self.batch * self.heads * self.q_len * self.kv_len * (self.d_qk + self.d_v)
+
+    @property
+    def kv_bytes(self) -> float:
+        """Keys and values of all sequences, read once [B]."""
+        entries = self.d_qk if self.latent else self.d_qk + self.d_v
+        return self.batch * self.kv_len * self.kv_heads * entries * (1.0 if self.kv_dtype == "fp8" else 2.0)
+
+    @property
+    def bytes(self) -> float:
+        """The cache, and queries and outputs in BF16, once [B]."""
+        return self.kv_bytes + 2.0 * self.batch * self.q_len * self.heads * (self.d_qk + self.d_v)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Streaming:
     """A memory-bound kernel: bytes read and written [B], and the CTAs of its grid (0: as many as it likes)."""
 
@@ -177,12 +213,14 @@ CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_a
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
     """A collective over `ranks` ranks, `per_node` of which share a node. `bytes` is the full buffer: the sum of all
-    shards for all_gather (output) and reduce_scatter (input), the buffer of one rank for all_reduce/all_to_all."""
+    shards for all_gather (output) and reduce_scatter (input), the buffer of one rank for all_reduce/all_to_all.
+    `kernels`: whose, a name in `fabric.all_reduce` of the hardware profile, or NCCL's; NCCL does what those do not."""
 
     kind: CollectiveKind
     bytes: float
     ranks: int
     per_node: int
+    kernels: str = "nccl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +231,7 @@ class Wait:
     seconds: float
 
 
-Work = Gemm | Attention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
+Work = Gemm | Attention | DecodeAttention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
 
 
 class Facts(TypedDict, total=False):
@@ -250,4 +288,4 @@ class Op:
     @property
     def flops(self) -> float:
         """FLOP of all `count` kernels; 0 for what does no tensor work."""
-        return self.work.flops * self.count if isinstance(self.work, (Gemm, Attention)) else 0.0
+        return self.work.flops * self.count if isinstance(self.work, (Gemm, Attention, DecodeAttention)) else 0.0

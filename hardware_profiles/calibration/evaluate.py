@@ -9,10 +9,11 @@ from typing import NamedTuple
 from hardware_profiles.calibration.sample import Sample
 from simulator.cost.attention_cost import attention_cost
 from simulator.cost.cost import Share
+from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.inputs import load_hardware
-from simulator.ops import Attention, Gemm, Streaming
+from simulator.ops import Attention, DecodeAttention, Gemm, Streaming
 from simulator.spec.kernel_params import Kernels, rested
 
 GPUS = {name: load_hardware(name).gpu for name in ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "gb300")}
@@ -54,6 +55,8 @@ def predict(sample: Sample, kernels: Kernels) -> float:
         elif isinstance(work, Attention):
             cls = sample.cls.replace("fwd", "bwd") if work.backward else sample.cls
             total += attention_cost(work, cls, gpu, kernels, share).duration
+        elif isinstance(work, DecodeAttention):
+            total += decode_attention_cost(work, sample.cls, gpu, kernels, share).duration
         elif isinstance(work, Streaming):
             total += streaming_cost(work, sample.cls, gpu, kernels, share).duration
         else:

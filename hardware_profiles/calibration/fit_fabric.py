@@ -13,7 +13,8 @@ ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `score
 measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); `weighted`: a
 combine that also sums the gradients of the gate weights; a published bandwidth was turned into `time_us` with the
 bytes it counts (`note`). `fabric_collective`: `bytes` as in
-`simulator.ops.Collective`. `fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
+`simulator.ops.Collective`. `fabric_all_reduce`: a serving engine's own all-reduce within a node, in a CUDA graph.
+`fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from scipy.optimize import least_squares, lsq_linear
 
 from hardware_profiles.calibration.evaluate import Errors, Judged, summed
 from hardware_profiles.calibration.report import write
-from simulator.cost.collective_cost import p2p_cost
+from simulator.cost.collective_cost import collective_cost, p2p_cost
 from simulator.cost.topology import SWITCH_PRICE
 from simulator.inputs.files import find, read_extended
-from simulator.ops import PointToPoint
+from simulator.ops import Collective, PointToPoint
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Gpu, Node, Peak
 from simulator.spec.kernel_params import Kernels
@@ -79,6 +80,30 @@ FITS = (
             ("nvlink.all_to_all_alpha",),
         ),
     ),
+    *(
+        Fit(
+            name=f"all-reduce of {kernels}, H200",
+            hardware="h200",
+            table="fabric_all_reduce",
+            kernels=(kernels,),
+            free=tuple(
+                (f"all_reduce.{kernels}.{name}",)
+                for name in ("one_alpha", "one_peer", "one_rate", "two_alpha", "two_peer", "two_rate")
+                if (kernels, name) != ("vllm", "two_peer")
+            ),
+        )
+        for kernels in ("vllm", "sglang", "trtllm")
+    ),
+    *(
+        Fit(
+            name=f"all-reduce of {kernels}, H100",
+            hardware="h100",
+            table="fabric_all_reduce",
+            kernels=(kernels,),
+            free=(),
+        )
+        for kernels in ("vllm", "sglang", "trtllm")
+    ),
     Fit(
         name="NVLink collectives, 2 H200",
         hardware="h200",
@@ -102,11 +127,18 @@ FITS = (
         ),
     ),
     Fit(
-        name="expert kernels in one node, H100",
+        name="expert kernels by SMs and nodes, H100",
         hardware="h100",
         table="fabric_ep",
         kernels=("deepep",),
-        free=(("ep.deepep.forward_rate",),),
+        free=(
+            ("ep.deepep.send_rate",),
+            ("ep.deepep.forward_rate",),
+            ("ep.deepep.reduce",),
+            ("ep.deepep.overlap",),
+            ("ep.deepep.startup",),
+            ("ep.deepep.startup_combine",),
+        ),
     ),
     Fit(
         name="NVLink collectives, B200",
@@ -211,13 +243,16 @@ FITS = (
         free=(("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),),
     ),
     Fit(
-        name="low latency in one node, H100",
+        name="low latency by ranks and tokens, H100",
         hardware="h100",
         table="fabric_low_latency",
         kernels=("deepep",),
         free=(
-            ("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),
-            ("low_latency.deepep.staging_dispatch", "low_latency.deepep.staging_combine"),
+            ("low_latency.deepep.alpha_dispatch",),
+            ("low_latency.deepep.alpha_combine",),
+            ("low_latency.deepep.hop",),
+            ("low_latency.deepep.staging_dispatch",),
+            ("low_latency.deepep.staging_combine",),
         ),
     ),
     Fit(
@@ -278,6 +313,12 @@ def cluster_of(name: str, doc: Doc, *, sharp: bool = False) -> Cluster:
 
 def predict(table: str, row: Row, cluster: Cluster) -> float:
     """Predicted time of one row [s]."""
+    if table == "fabric_all_reduce":
+        ranks = int(row["ranks"])
+        work = Collective(
+            kind="all_reduce", bytes=float(row["bytes"]), ranks=ranks, per_node=ranks, kernels=row["kernels"]
+        )
+        return collective_cost(work, cluster).duration
     if table == "fabric_collective":
         least, added = HOST.get(row["hardware"], (0.0, 0.0))
         return max(least, added + _collective(row, cluster))
@@ -367,6 +408,8 @@ def class_of(fit: Fit, row: Row) -> str:
     """The kernel class a row measures; of exchanges with the kernels that did it: `comm.dispatch@deepep`."""
     if fit.table == "fabric_collective":
         return "comm.p2p" if row["op"] == "send_recv" else f"comm.{row['op']}"
+    if fit.table == "fabric_all_reduce":
+        return f"comm.all_reduce@{row['kernels']}"
     return f"comm.{row['direction']}@{row['kernels']}" + (".low_latency" if fit.table == "fabric_low_latency" else "")
 
 

@@ -34,16 +34,25 @@ from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Rec
 from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
-from simulator.spec.kernel_params import AttentionParams, AttentionRate, FixedParams, GemmParams, Kernels, StreamParams
+from simulator.spec.kernel_params import (
+    AttentionParams,
+    AttentionRate,
+    DecodeAttentionParams,
+    FixedParams,
+    GemmParams,
+    Kernels,
+    StreamParams,
+)
 
 HERE = Path(__file__).parent
 SEED = 20250601
 LOG_CAP = 0.3
-Params = GemmParams | AttentionParams | StreamParams
-Class = type[GemmParams] | type[AttentionParams] | type[StreamParams]
+Params = GemmParams | AttentionParams | DecodeAttentionParams | StreamParams
+Class = type[GemmParams] | type[AttentionParams] | type[DecodeAttentionParams] | type[StreamParams]
 KIND: dict[str, tuple[str, Class]] = {
     "gemm": ("gemm", GemmParams),
     "attention": ("attention", AttentionParams),
+    "decode": ("decode", DecodeAttentionParams),
     "stream": ("stream", StreamParams),
 }
 
@@ -194,7 +203,7 @@ def moved(params: Params, target: str, origin: str) -> Params:
     if isinstance(params, StreamParams) or scale == 1.0:
         return params
     params = replace(params, power_rate=float(f"{params.power_rate * scale:.4g}"))
-    if isinstance(params, AttentionParams):
+    if isinstance(params, AttentionParams | DecodeAttentionParams):
         return params
     return replace(params, rate=min(params.rate, 1.0), loop_rate=float(f"{params.loop_rate * scale:.4g}"))
 
@@ -231,6 +240,7 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         comm_traffic=COMM_TRAFFIC,
         gemm=of(GemmParams),
         attention=of(AttentionParams),
+        decode=of(DecodeAttentionParams),
         stream=of(StreamParams),
         fixed=fixed,
         source="written by hardware_profiles/calibration/fit_kernels.py",
@@ -244,7 +254,7 @@ def measured_before(name: str) -> dict[str, Params]:
         return {}
     text = file.read_text(encoding="utf-8")
     kernels = TypeAdapter(Kernels).validate_python(tomllib.loads(text))
-    classes: dict[str, Params] = {**kernels.gemm, **kernels.attention, **kernels.stream}
+    classes: dict[str, Params] = {**kernels.gemm, **kernels.attention, **kernels.decode, **kernels.stream}
     return {cls: p for cls, p in classes.items() if not p.assumed and SAME_SM not in p.source}
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, integer, number, rows
-from simulator.ops import Attention, Gemm, GemmForm
+from simulator.ops import Attention, DecodeAttention, Gemm, GemmForm
 
 ROWS_FROM, ROWS_TO = 0.7, 1.3
 """Each group of InferSim's grouped products has so many times the nominal rows, drawn evenly between these
@@ -69,6 +69,24 @@ def _as_drawn(work: Work, hardware: str, row: Row, product: str, peak: float) ->
     return replace(work, m=work.m if work.form == "masked" else sum(drawn), rows=drawn)
 
 
+HOST_BOUND = 40.0
+"""FlashInfer's decode kernels were timed by calls from Python one after the other, without a graph
+(kernel_benchmark/flashinfer_mha_decode.py): below 40 us the table shows the host (27 to 37 us for any shape)."""
+
+
+def mla_decode(batch: int, keys: int, q_len: int = 1) -> DecodeAttention:
+    """Absorbed attention of DeepSeek-V3's 128 heads over a BF16 cache of 576 entries a token."""
+    return DecodeAttention(batch=batch, heads=128, kv_heads=1, d_qk=576, d_v=512, kv_len=keys, q_len=q_len, latent=True)
+
+
+def _mha_decode(row: Row) -> DecodeAttention:
+    heads, kv_heads, dim = (int(x) for x in row["heads"].split("-"))
+    return DecodeAttention(
+        batch=integer(row, "batch_size"), heads=heads, kv_heads=kv_heads, d_qk=dim, d_v=dim,
+        kv_len=integer(row, "kv_len"),
+    )  # fmt: skip
+
+
 def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
     kind = row["kind"]
     if kind == "gemm_fp8":
@@ -87,6 +105,14 @@ def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
         seq = integer(row, "seq_len")
         mla = Attention(batch=1, seq_q=seq, seq_kv=seq, heads=128, kv_heads=128, d_qk=192, d_v=128)
         yield "attn.fwd", mla, number(row, "latency_us")
+    elif kind == "mla_decode":
+        yield (
+            "attn.decode.mla@flashmla",
+            mla_decode(integer(row, "batch_size"), integer(row, "kv_len")),
+            number(row, "latency_us"),
+        )
+    elif kind == "mha_decode" and number(row, "latency_us") > HOST_BOUND:
+        yield "attn.decode@flashinfer", _mha_decode(row), number(row, "latency_us")
     elif kind == "mha_prefill":
         seq, heads, dim = integer(row, "seq_len"), integer(row, "heads"), integer(row, "head_dim")
         mha = Attention(

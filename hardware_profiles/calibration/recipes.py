@@ -172,6 +172,46 @@ def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str
     )  # fmt: skip
 
 
+FA2_TORCH = "PyTorch's FlashAttention-2 on one H200 (table h200_decode_attention)"
+FA2_DECODE: dict[str, Any] = {
+    "block_q": 64, "block_kv": 128, "whole_q": 128, "whole_kv": 64, "resident": 2, "full": 0.8, "keep": 0.85,
+    "most": 128, "power_rate": 0.9,
+}  # fmt: skip
+"""Tiles, CTAs on an SM (their shared memory: 80 and 64 kB of 227) and the rule of parts: flash-attention 2.8,
+csrc/flash_attn/{flash_api.cpp, src/flash_fwd_launch_template.h}, for heads of 128."""
+AIC_DECODE = "aiconfigurator database, SGLang 0.5.14, FlashAttention-3 on H200 (table aic_decode_attention)"
+FA3_DECODE: dict[str, Any] = {
+    "block_q": 128, "block_kv": 128, "resident": 1, "full": 0.8, "keep": 0.85, "most": 128, "power_rate": 0.9,
+}  # fmt: skip
+"""FlashAttention-3's rule of parts and its tiles (hopper/{heuristics.h, tile_size.h}): of heads of 128 with packed
+groups; MLA's blocks hold 64 keys. One CTA fits on an SM."""
+FLASHINFER_DECODE: dict[str, Any] = {
+    "block_q": 64, "block_kv": 64, "resident": 2, "even": True, "rate": 0.6, "block_time": 0.0,
+    "merge_step": 0.0, "tile_time": 0.0, "power_rate": 0.9,
+}  # fmt: skip
+"""FlashInfer 0.2 spreads pages evenly over the CTAs that run at once (include/flashinfer/attention/scheduler.cuh).
+Its samples are all bound by memory: they tell launch, merge and bandwidth, the rest is assumed. Calls from Python
+hide part of a launch, so it may not exceed 10 us."""
+FLASHMLA_DECODE: dict[str, Any] = {
+    "block_q": 64, "block_kv": 64, "resident": 1, "even": True, "overhead": 5, "merge_step": 0.0, "bandwidth": 0.9,
+}  # fmt: skip
+"""deepseek-ai/FlashMLA, csrc: tiles of 64 rows and 64 keys, a new sequence counted as 5 blocks. Bandwidth: 3000 of
+3350 GB/s (its README)."""
+
+
+def decode(cls: str, home: str, source: str, text: str, also: str, free: tuple[str, ...], **fixed: Any) -> Recipe:
+    """A decode attention class."""
+    bounds: dict[str, Bounds] = {
+        "launch": (2e-6, 1e-5), "tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-6), "rate": (0.15, 1.0),
+        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.7, 0.97),
+        "l2_writeback": (0.0, 1.0),
+    }  # fmt: skip
+    return Recipe(
+        cls=cls, kind="decode", home=home, hardware=(home,), samples=(cls,), source=source, range=text,
+        also=(also,) if also else (), free={name: bounds[name] for name in free}, fixed=fixed, effort=150, starts=2,
+    )  # fmt: skip
+
+
 DELAY = 3e-6
 """What starting beside an exchange takes longer [s], where a class has too few samples of its own: as scale_t and
 scale_t.rows, whose kernels run alone and beside one. (quant.chan_t, too.)"""
@@ -259,6 +299,20 @@ RECIPES = (
               free=PASSES, like="h100"),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
+    decode("attn.decode@fa2", "h200", FA2_TORCH, "heads of 128, groups of 4 to 8, 512 to 131072 keys",
+           "attn.decode",
+           ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "l2_writeback"),
+           **FA2_DECODE),
+    decode("attn.decode@fa3", "h200", AIC_DECODE, "heads of 128, groups of 1 to 12, 512 to 131072 keys", "",
+           ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "l2_writeback"),
+           **FA3_DECODE),
+    decode("attn.decode.mla@fa3", "h200", AIC_DECODE, "16 to 128 heads, 512 to 131072 keys", "attn.decode.mla",
+           ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "power_rate",
+            "l2_writeback"), **FA3_DECODE | {"block_q": 64, "block_kv": 64}),
+    decode("attn.decode@flashinfer", "h800", f"{INFERSIM}, FlashInfer", "heads of 128, kernels of more than 40 us",
+           "attn.decode", ("launch", "merge", "bandwidth"), **FLASHINFER_DECODE),
+    decode("attn.decode.mla@flashmla", "h800", f"{INFERSIM}, FlashMLA of 2025", "128 heads, 1024 to 131072 keys, BF16",
+           "attn.decode.mla", ("launch", "tile_time", "block_time", "rate", "merge", "power_rate"), **FLASHMLA_DECODE),
     stream("quant.token", "h800", DEEPSEEK, "sm_rate", "traffic", "l2_gain", "concurrent_delay"),
     stream("quant.chan_t", "h800", DEEPSEEK, "traffic", "l2_gain", concurrent_delay=DELAY),
     stream("quant.chan_t.permuted", "h800", DEEPSEEK, launch=4e-6),

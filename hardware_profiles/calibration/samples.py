@@ -11,7 +11,7 @@ from hardware_profiles.calibration.infersim import infersim
 from hardware_profiles.calibration.sample import TABLES, Row, Sample, Work, gemm, integer, merged, number, rows
 from simulator.errors import InputError
 from simulator.graph.attention import softmax_class
-from simulator.ops import Attention, GemmForm, GemmPrecision, Streaming
+from simulator.ops import Attention, DecodeAttention, GemmForm, GemmPrecision, Streaming
 
 # --- published figures ----------------------------------------------------------------------------------------------
 
@@ -230,6 +230,28 @@ def h200_measured() -> list[Sample]:
     return own_table(TABLES / "h200_measured.csv", "h200")
 
 
+def _decode(row: Row, hardware: str, cls: str, table: str) -> Sample:
+    work = DecodeAttention(
+        batch=integer(row, "batch"), heads=integer(row, "heads"), kv_heads=integer(row, "kv_heads"),
+        d_qk=integer(row, "d_qk"), d_v=integer(row, "d_v"), kv_len=integer(row, "kv_len"), q_len=integer(row, "q_len"),
+        latent=row["d_qk"] != row["d_v"],
+    )  # fmt: skip
+    label = f"{work.batch} x {work.heads}/{work.kv_heads} x {work.kv_len}"
+    return Sample(hardware=hardware, cls=cls, seconds=number(row, "us") * 1e-6, table=table, label=label, work=(work,))
+
+
+def decode_attention() -> list[Sample]:
+    """Decode attention: PyTorch's FlashAttention-2 on one H200, L2 flushed before each call, and what aiconfigurator
+    measured of SGLang's FlashAttention-3 on H200 and H100."""
+    table, of_aic = "h200_decode_attention", "aic_decode_attention"
+    own = [_decode(row, "h200", "attn.decode@fa2", table) for row in rows(f"{table}.csv")]
+    others = [
+        _decode(row, row["hardware"], f"attn.decode{'.mla' if row['d_qk'] != row['d_v'] else ''}@fa3", of_aic)
+        for row in rows(f"{of_aic}.csv")
+    ]
+    return [*own, *others]
+
+
 def h100_measured() -> list[Sample]:
     """What `measure_rested.py` measured on an H100; layouts of operands, and a shape in both tables, count as runs of
     one shape."""
@@ -276,4 +298,4 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    return [*trace(), *infersim(), *published(), *h200, *h100_measured(), *deepgemm()]
+    return [*trace(), *infersim(), *published(), *h200, *decode_attention(), *h100_measured(), *deepgemm()]

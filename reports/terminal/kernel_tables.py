@@ -11,7 +11,7 @@ from rich.text import Text
 from reports.terminal.elements import columns
 from reports.views import words
 from simulator.cost.cost import Cost
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, PointToPoint, Streaming
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, PointToPoint, Streaming
 from simulator.spec.hardware import Cluster
 from simulator.studies.kernel import Answer, Lasting, Table
 from simulator.units import si
@@ -39,6 +39,11 @@ def shape(op: Op) -> str:
             which = "backward" if work.backward else "forward"
             sizes = f"{work.batch} x {work.seq_q} tokens{keys}, {work.heads} heads{kv} of {work.d_qk}/{work.d_v}"
             return f"{sizes}, {mask}, {which}"
+        case DecodeAttention():
+            kv = f" ({work.kv_heads} kv)" if work.kv_heads != work.heads else ""
+            new = f"{work.q_len} new token{'s' if work.q_len > 1 else ''}"
+            heads = f"{work.heads} heads{kv} of {work.d_qk}/{work.d_v}"
+            return f"{new} over {work.kv_len} keys of {work.batch} sequences, {heads}"
         case Streaming():
             return f"{si(work.bytes, 'B')} read and written"
         case AllToAll():
@@ -102,7 +107,7 @@ def _rates(answer: Answer, cluster: Cluster) -> list[tuple[str, str]]:
         peak = cluster.gpu.peak.fp8 if fp8 else cluster.gpu.peak.bf16
         share = f"{100 * answer.flops / seconds / peak:.1f} % of the dense {'FP8' if fp8 else 'BF16'} peak"
         return [("rate", f"{answer.flops / seconds / 1e12:.4g} TFLOP/s, {share}")]
-    if isinstance(work, Streaming):
+    if isinstance(work, (Streaming, DecodeAttention)):
         share = f"{100 * work.bytes / seconds / cluster.gpu.hbm_bandwidth:.1f} % of the displayed bandwidth"
         return [("rate", f"{si(work.bytes / seconds, 'B/s')}, {share}")]
     links = ((answer.cost.nic_bytes, "over the NIC"), (answer.cost.nvlink_bytes, "over NVLink"))

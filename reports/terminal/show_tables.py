@@ -169,8 +169,10 @@ def hardware(cluster: Cluster, verbose: bool = False) -> list[RenderableType]:
 
 def _measured(kernels: Kernels) -> str:
     """How many of the kernel classes somebody measured."""
-    gemm, attention, stream = kernels.gemm.values(), kernels.attention.values(), kernels.stream.values()
+    gemm, stream = kernels.gemm.values(), kernels.stream.values()
+    attention, decode = kernels.attention.values(), kernels.decode.values()
     assumed = [p.assumed for p in gemm] + [p.assumed for p in attention] + [p.assumed for p in stream]
+    assumed += [p.assumed for p in decode]
     known = assumed.count(False)
     return f"{kernels.name}: {known} of {len(assumed)} measured there or on the same SM, the others assumed"
 

@@ -185,6 +185,25 @@ for _command in (
         _IMPL,
     ),
     _asks(
+        "decode_attention",
+        "Attention of the newest tokens over a cache (flash decoding), grouped heads or MLA.",
+        _integer("heads", "Query heads.", required=True),
+        _integer("kv-len", "Cached tokens of a sequence, the new ones too.", required=True),
+        _integer("batch", "Sequences. [default: 1]"),
+        _integer("kv-heads", "Key/value heads; 1 with --d-v below --d-qk: MLA, absorbed. [default: as many]"),
+        _integer("d-qk", "Width of a query head. [default: 128]"),
+        _integer("d-v", "Width of a value head. [default: as the query's]"),
+        _integer("q-len", "New tokens of a sequence. [default: 1]"),
+        click.option("--kv-dtype", type=click.Choice(["bf16", "fp8"]), help="Of the cache. [default: bf16]"),
+        _SMS,
+        _CONCURRENT,
+        _CLS,
+        click.option(
+            "--impl",
+            help="Whose kernel: fa2 (PyTorch's), fa3, flashinfer, flashmla (MLA). [default: as measured on the GPU]",
+        ),
+    ),
+    _asks(
         "stream",
         "A memory-bound kernel.",
         _bytes("Read and written together, half and half."),
@@ -199,7 +218,14 @@ for _command in (
         _bytes("The message: 58.7MB, 1e6."),
         _integer("nodes", "1: within a node, over NVLink; 2: over the NIC. [default: 1]"),
     ),
-    _asks("all_reduce", "Sum over ranks, the result on all of them.", *_COLLECTIVE),
+    _asks(
+        "all_reduce",
+        "Sum over ranks, the result on all of them.",
+        *_COLLECTIVE,
+        click.option(
+            "--impl", help="Whose kernel: nccl, or of a serving engine: vllm, sglang, trtllm. [default: nccl]"
+        ),
+    ),
     _asks("all_gather", "Shards of all ranks, gathered on each.", *_COLLECTIVE),
     _asks("reduce_scatter", "Sum over ranks, a shard of it on each.", *_COLLECTIVE),
 ):
@@ -209,8 +235,9 @@ for _command in (
 @kernel.command(
     "table",
     epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, rows,"
-    " form, sms, seq, heads, kv_heads, batch, d_qk, d_v, causal, backward, bytes, ranks, nodes, tokens, hidden, top_k,"
-    " node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be missing or empty but op.",
+    " form, sms, seq, heads, kv_heads, batch, d_qk, d_v, q_len, kv_len, kv_dtype, causal, backward, bytes, ranks,"
+    " nodes, tokens, hidden, top_k, node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be"
+    " missing or empty but op.",
 )
 @click.argument("file", metavar="IN.csv")
 @click.option("--hardware", type=Input("hardware"), default="h800", show_default=True, help="Of rows that name none.")

@@ -10,7 +10,7 @@ from simulator.cost.attention_cost import attention_bytes
 from simulator.cost.gemm_cost import gemm_bytes
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, Gemm, Notify, Op, Streaming, Wait
+from simulator.ops import Attention, DecodeAttention, Gemm, Notify, Op, Streaming, Wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def bytes_of(op: Op) -> float:
             return gemm_bytes(op.work) * op.count
         case Attention():
             return attention_bytes(op.work) * op.count
-        case Streaming():
+        case Streaming() | DecodeAttention():
             return op.work.bytes * op.count
         case _:
             return 0.0

@@ -3,7 +3,9 @@
 A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC
 carries it, SMs of the receiving node forward it over NVLink to each rank that wants it. The links work side
 by side, so the slower of NIC and NVLink decides between them; SM stages overlap with the links less than
-perfectly, which the norm with exponent `overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p).
+perfectly, which the norm with exponent `overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p). Where it
+was measured over SMs and nodes (H100), both SM stages share the SMs' time (`sm_overlap` 1) before they meet the links:
+time falls with the SMs until a link is full, at some 8 SMs over 4 nodes of InfiniBand and at more than 24 over 2.
 Without SMs (a communication co-processor) only the links are left.
 
 What SMs do per token comes on top of the bytes: a first dispatch carries its layout and the gate's indices and
@@ -30,6 +32,8 @@ from simulator.spec.comm_params import EpParams, LowLatency
 from simulator.spec.hardware import Cluster
 
 LAYOUT = "comm.layout"
+FORMULA = "startup + (max(nic, nvlink)^p + send^p + forward^p)^(1/p)"
+FORMULA_OF_SHARED = "startup + (max(nic, nvlink)^p + ((send^q + forward^q)^(1/q))^p)^(1/p)"
 T = TypeVar("T")
 
 
@@ -121,17 +125,21 @@ def _throughput(
 ) -> Cost:
     stages = _link_stages(moved, cluster, work.ranks) + _sm_stages(work, params, moved, sms, concurrent_with_compute)
     link = max(time for _, time in stages[:2])
-    p = params.overlap
-    joint = _norm((link, *(time for _, time in stages[2:])), p)
+    p, staged = params.overlap, tuple(time for _, time in stages[2:])
+    if params.sm_overlap and staged:
+        staged = (_norm(staged, params.sm_overlap),)
+    joint = _norm((link, *staged), p)
+    startup = (work.direction == "combine" and params.startup_combine) or params.startup
     name, slowest = max(stages, key=lambda stage: stage[1])
     return Cost(
-        duration=params.startup + joint,
-        bound_by=_BOUND[name] if slowest >= params.startup else "latency",
-        formula="startup + (max(nic, nvlink)^p + send^p + forward^p)^(1/p)",
+        duration=startup + joint,
+        bound_by=_BOUND[name] if slowest >= startup else "latency",
+        formula=FORMULA_OF_SHARED if params.sm_overlap else FORMULA,
         terms=(
-            ("startup_s", params.startup),
+            ("startup_s", startup),
             *((f"{name}_s", time) for name, time in stages),
             ("overlap_p", p),
+            *((("sm_overlap_q", params.sm_overlap),) if params.sm_overlap else ()),
             ("sms", float(sms)),
             ("nic_bytes", moved.nic),
             ("nvlink_bytes", moved.nvlink),
@@ -165,7 +173,7 @@ def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, concu
         slow *= params.first_dispatch_factor
     if work.weighted and not dispatch:
         slow *= params.weighted
-    send = moved.sent if moved.nic > 0 else 0.0
+    send = moved.sent * (1.0 if dispatch else params.reduce) if moved.nic > 0 else 0.0
     return (
         ("send", slow * send / (sms * params.send_rate)),
         ("forward", slow * moved.delivered / (sms * params.forward_rate)),
@@ -173,8 +181,8 @@ def _sm_stages(work: AllToAll, params: EpParams, moved: Traffic, sms: int, concu
 
 
 def _norm(times: tuple[float, ...], p: float) -> float:
-    """(sum of t^p)^(1/p), scaled so that no power overflows."""
-    top = max(times)
+    """(sum of t^p)^(1/p), scaled so that no power overflows; p below 1 is 1: no stage lasts longer than alone."""
+    top, p = max(times), max(1.0, p)
     return top * float(sum((t / top) ** p for t in times) ** (1.0 / p)) if top > 0 else 0.0
 
 

@@ -5,7 +5,7 @@ Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; ac
 the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
 by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
 or a double binary tree, or, where NVLink switches reduce, one pass. Of the library's protocols the cheapest
-is taken for each message."""
+is taken for each message. Serving engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     nodes = work.ranks // group
     if work.ranks == 1:
         return Cost(duration=0.0, bound_by="latency", formula="one rank: nothing to move", source="definition")
+    direct = _direct(work, nodes, cluster)
+    if direct is not None:
+        return direct
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
     held = held_sms(group, nodes, cluster.fabric) / cluster.fabric.nvlink.sms
@@ -49,6 +52,40 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     part = work.bytes / (1 if work.kind == "broadcast" else group)
     across = _best(_algorithms(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
     return replace(_join(inside, across), held=held)
+
+
+def _direct(work: Collective, nodes: int, cluster: Cluster) -> Cost | None:
+    """A serving engine's own all-reduce, one-shot or two-shot by size; None where it leaves the buffer to NCCL."""
+    if work.kernels == "nccl":
+        return None
+    fabric = cluster.fabric
+    if work.kernels not in fabric.all_reduce:
+        known = ", ".join(["nccl", *sorted(fabric.all_reduce)])
+        raise InputError(f"no kernels '{work.kernels}' in fabric.all_reduce; the hardware profile has {known}")
+    p, n = fabric.all_reduce[work.kernels], work.ranks
+    limit = next((size for ranks, size in p.below if n <= ranks), None)
+    if work.kind != "all_reduce" or nodes > 1 or limit is None or work.bytes > p.most:
+        return None
+    one = work.bytes < limit
+    alpha, peer, rate = (p.one_alpha, p.one_peer, p.one_rate) if one else (p.two_alpha, p.two_peer, p.two_rate)
+    wire, rate = (n - 1) * work.bytes * (1.0 if one else 2.0 / n), min(rate, cluster.node.nvlink.bandwidth)
+    fixed, moving = alpha + (n - 2) * peer, wire / rate
+    return Cost(
+        duration=fixed + moving,
+        bound_by=_bound("nvlink", fixed, moving),
+        formula=f"alpha + peers x peer + bytes / rate, {'one' if one else 'two'}-shot",
+        terms=(
+            ("alpha_s", alpha),
+            ("peers", float(n - 2)),
+            ("peer_s", peer),
+            ("nvlink_bytes", wire),
+            ("rate", rate),
+        ),
+        source=p.source,
+        calibrated=not p.assumed,
+        nvlink_bytes=wire,
+        held=p.sms / fabric.nvlink.sms,
+    )
 
 
 def held_sms(group: int, nodes: int, fabric: Fabric) -> int:

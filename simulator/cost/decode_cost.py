@@ -1,43 +1,135 @@
-"""Time of latent attention for one new token a sequence (MLA as DeepSeek serves it), from attention's parameters.
+"""Time of decode attention: few new tokens over a long cache of keys, cut into parts so that all SMs take part.
 
-    t = launch + norm4( FLOP / main-loop rate, FLOP / power rate, bytes / bandwidth )
+    t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth ) + merge
 
-All heads of a sequence read one latent a key, whose first `rank` entries are the values too: they stand in tiles as
-queries do in training, and keys are cut so that all SMs end together (flash decoding). Nothing is fitted here: the
-parameters are those of the forward kernel, at its widest heads. No job has this kernel; `validate` compares with it.
+`t_tensor` is what the busiest SM's CTAs take: key blocks, each a wait for its loads and the multiply-adds of the CTAs
+that share the SM, on tiles of heads whose empty rows cost like full ones. With few heads a group memory bounds; with
+128 heads on one latent (MLA) the tensor cores do. How keys are cut is the library's rule (`DecodeAttentionParams`):
+evenly over the CTAs that run at once, or every sequence into as many parts as fill waves of CTAs well. Parts are added
+up by a second kernel, which walks over the parts of a sequence.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil
+from typing import NamedTuple
 
-from simulator.cost.attention_cost import rate_of
 from simulator.cost.classes import params_for
-from simulator.cost.cost import Cost
-from simulator.cost.gemm_cost import norm4, tensor_peak
+from simulator.cost.cost import Cost, Share
+from simulator.cost.gemm_cost import norm4, tensor_peak, written_back
+from simulator.errors import InputError
+from simulator.ops import DecodeAttention
 from simulator.spec.hardware import Gpu
-from simulator.spec.kernel_params import Kernels
+from simulator.spec.kernel_params import DecodeAttentionParams, Kernels
 
-TILE = 64
-"""Heads in a tile (FlashMLA's block of queries)."""
+FORMULA = "launch + norm4(waves*(blocks*block + ends), power, memory) * traffic_factor + merge"
 
 
-def latent_decode_cost(
-    batch: int, keys: int, gpu: Gpu, kernels: Kernels, *, heads: int = 128, rank: int = 512, rope: int = 64
-) -> Cost:
-    """Cost of one query in each of `batch` sequences over `keys` cached latents of `rank` + `rope` entries in BF16."""
-    p, _, source = params_for(kernels.attention, "attn.fwd", kernels.name)
-    width, rows = rank + rope, ceil(heads / TILE) * TILE
-    flops = 2.0 * batch * rows * keys * (width + rank)
-    size = 2.0 * batch * (keys * width + heads * (width + rank))
-    peak = tensor_peak(gpu, "bf16")
-    tensor, power = flops / (rate_of(p, width, rank) * peak), flops / (p.power_rate * peak)
-    memory = size / (p.bandwidth * gpu.hbm_bandwidth)
+class Cut(NamedTuple):
+    """How keys are cut: parts of a sequence, CTAs, waves of them, key blocks of a CTA, and its tile's rows and keys."""
+
+    parts: int
+    ctas: int
+    waves: int
+    blocks: int
+    rows: int
+    keys: int
+
+
+@lru_cache(maxsize=4096)
+def parts_of(tiles: int, slots: int, blocks: int, full: float, keep: float, most: int) -> int:
+    """Parts of a sequence of `blocks` key blocks where `tiles` sequences and heads share `slots` CTAs.
+
+    FlashAttention-2's rule (Dao, flash-attention 2.8, csrc/flash_attn/flash_api.cpp): waves filled well, few parts.
+    """
+    if tiles >= full * slots:
+        return 1
+    filled = {}
+    for parts in range(1, min(most, slots, blocks) + 1):
+        if parts == 1 or ceil(blocks / parts) != ceil(blocks / (parts - 1)):
+            waves = tiles * parts / slots
+            filled[parts] = waves / ceil(waves)
+    best = max(filled.values())
+    return min(parts for parts, share in filled.items() if share >= min(1.0, keep) * best)
+
+
+def _tiles(work: DecodeAttention, rows: int) -> int:
+    """Tiles of query rows over all heads of keys of one sequence."""
+    return work.kv_heads * ceil(work.heads // work.kv_heads * work.q_len / rows)
+
+
+def cut(work: DecodeAttention, p: DecodeAttentionParams, sms: int) -> Cut:
+    """How the library cuts the keys on `sms` SMs."""
+    slots, blocks, tiles = p.resident * sms, ceil(work.kv_len / p.block_kv), _tiles(work, p.block_q)
+    if p.even:
+        ranks = max(1, slots // tiles)
+        rounds = ceil(tiles * ranks / slots)
+        mine = ceil(work.batch * (blocks + p.overhead) / ranks)
+        parts = max(1, ceil(blocks / mine))
+        return Cut(parts, tiles * min(ranks, work.batch * parts), rounds, mine, p.block_q, p.block_kv)
+    parts = parts_of(work.batch * tiles, slots, blocks, p.full, p.keep, p.most)
+    if parts > 1 or not p.whole_q:
+        ctas = work.batch * tiles * parts
+        return Cut(parts, ctas, ceil(ctas / slots), ceil(blocks / parts), p.block_q, p.block_kv)
+    ctas = work.batch * _tiles(work, p.whole_q)
+    keys = p.whole_kv or p.block_kv
+    return Cut(1, ctas, ceil(ctas / slots), ceil(work.kv_len / keys), p.whole_q, keys)
+
+
+def _check(work: DecodeAttention, sms: int) -> None:
+    sizes = (work.batch, work.heads, work.kv_heads, work.d_qk, work.d_v, work.kv_len, work.q_len)
+    if min(sizes) < 1:
+        raise InputError(
+            f"decode attention with batch, heads, kv_heads, d_qk, d_v, kv_len, q_len = {sizes}: must be at least 1"
+        )
+    if work.heads % work.kv_heads:
+        raise InputError(f"decode attention: kv_heads {work.kv_heads}: must divide the {work.heads} query heads")
+    if sms < 1:
+        raise InputError(f"decode attention granted {sms} SMs: must be at least 1")
+
+
+def decode_attention_cost(work: DecodeAttention, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of decode attention of class `cls`, its merge included, on the SMs of `share` [s]."""
+    _check(work, share.sms)
+    p, calibrated, source = params_for(kernels.decode, cls, kernels.name)
+    sms, peak = min(share.sms, gpu.sms), tensor_peak(gpu, "bf16")
+    how = cut(work, p, sms)
+    busy = min(p.resident, ceil(how.ctas / sms))
+    multiply = 2.0 * how.rows * how.keys * (work.d_qk + work.d_v) / (p.rate * peak / gpu.sms)
+    block = p.block_time + busy * multiply
+    chain = how.waves * (how.blocks * block + p.tile_time)
+    size = work.bytes + written_back(work.bytes, p.l2_writeback, gpu)
+    power, memory = work.flops / (p.power_rate * peak), size / (p.bandwidth * gpu.hbm_bandwidth)
+    merge = p.merge + how.parts * p.merge_step if how.parts > 1 else 0.0
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    body = norm4(chain, power, memory)
+    fixed = p.launch + merge > body
     return Cost(
-        duration=p.launch + norm4(tensor, power, memory),
-        bound_by="memory" if memory > tensor else "tensor",
-        formula="launch + norm4(flop/rate, flop/power rate, bytes/bandwidth)",
-        terms=(("tensor_s", tensor), ("power_s", power), ("memory_s", memory), ("launch_s", p.launch)),
-        source=f"forward kernel: {source}",
-        calibrated=False,
+        duration=p.launch + body * slow + merge,
+        bound_by="latency" if fixed else "memory" if memory > max(chain, power) else "tensor",
+        formula=FORMULA,
+        terms=(
+            ("tile_rows", float(how.rows)),
+            ("block_keys", float(how.keys)),
+            ("parts", float(how.parts)),
+            ("ctas", float(how.ctas)),
+            ("sms", float(sms)),
+            ("waves", float(how.waves)),
+            ("blocks", float(how.blocks)),
+            ("block_s", block),
+            ("ends_s", p.tile_time),
+            ("tensor_s", chain),
+            ("power_rate", p.power_rate * peak),
+            ("power_s", power),
+            ("bytes", work.bytes),
+            *((("written_back_bytes", size - work.bytes),) if p.l2_writeback else ()),
+            ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
+            ("memory_s", memory),
+            ("merge_s", merge),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
     )

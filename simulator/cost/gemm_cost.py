@@ -235,15 +235,16 @@ def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) ->
     return groups * size * max(0.0, passes - 1.0) * max(0.0, 1.0 - gpu.l2_bytes / L2_HALVES / size)
 
 
-def written_back(size: float, p: GemmParams, gpu: Gpu) -> float:
-    """Bytes of others that `size` bytes push out of L2 into memory, a line at random making room for each [B]."""
-    return p.l2_writeback * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if p.l2_writeback else 0.0
+def written_back(size: float, l2_writeback: float, gpu: Gpu) -> float:
+    """Bytes of others that `size` bytes push out of L2 into memory, a line at random making room for each [B]; the
+    share `l2_writeback` of L2 holds such bytes."""
+    return l2_writeback * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if l2_writeback else 0.0
 
 
 def _memory_time(size: float, p: GemmParams, gpu: Gpu, sms: int) -> float:
     """Time to move `size` bytes through memory, with what they push out of L2, and into the SMs granted [s]."""
     load = size / (p.load_rate * min(sms, gpu.sms)) if p.load_rate else 0.0
-    return p.fill + norm4((size + written_back(size, p, gpu)) / (p.bandwidth * gpu.hbm_bandwidth), load)
+    return p.fill + norm4((size + written_back(size, p.l2_writeback, gpu)) / (p.bandwidth * gpu.hbm_bandwidth), load)
 
 
 def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tuple[tuple[str, float], ...]:
@@ -275,7 +276,7 @@ def _terms_of_bounds(work: Gemm, p: GemmParams, gpu: Gpu, size: float, again: fl
         ("power_s", work.flops / _power_rate(work, p, gpu)),
         ("bytes", size),
         *((("read_again_bytes", again),) if again else ()),
-        *((("written_back_bytes", written_back(size, p, gpu)),) if p.l2_writeback else ()),
+        *((("written_back_bytes", written_back(size, p.l2_writeback, gpu)),) if p.l2_writeback else ()),
         ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
         *((("load_rate", p.load_rate),) if p.load_rate else ()),
         ("fill_s", p.fill),

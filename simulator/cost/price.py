@@ -6,12 +6,14 @@ from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.attention_cost import attention_cost
 from simulator.cost.collective_cost import collective_cost, p2p_cost
 from simulator.cost.cost import Cost, Share
+from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.ops import (
     AllToAll,
     Attention,
     Collective,
+    DecodeAttention,
     Fixed,
     Gemm,
     Notify,
@@ -34,6 +36,8 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             return gemm_cost(work, op.cls, gpu, kernels, share)
         case Attention():
             return attention_cost(work, op.cls, gpu, kernels, share)
+        case DecodeAttention():
+            return decode_attention_cost(work, op.cls, gpu, kernels, share)
         case Streaming():
             return streaming_cost(work, op.cls, gpu, kernels, share)
         case Fixed():

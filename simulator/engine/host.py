@@ -20,7 +20,7 @@ from collections.abc import Callable
 from simulator.cost.price import launches_of
 from simulator.engine.kernel_sequence import ALONE, KernelSequence
 from simulator.engine.program import Program
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Notify, Op, Wait
 from simulator.spec.stack import Stack
 
 Issue = Callable[[KernelSequence], tuple[float, float]]
@@ -29,7 +29,7 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 
 def seconds(op: Op, stack: Stack) -> float:
     """Host time of one launch of an op [s]."""
-    if isinstance(op.work, (Gemm, Attention)):
+    if isinstance(op.work, (Gemm, Attention, DecodeAttention)):
         return stack.host_gemm
     return stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
 

@@ -9,7 +9,7 @@ from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.kernel_sequence import Priced
-from simulator.ops import AllToAll, Attention, Gemm, Op
+from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
 from simulator.spec.scenario import Scenario
@@ -60,6 +60,8 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 
 def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class of the kernel that the software runs for an op's class, where the profile tells it from others."""
+    if cls.startswith("attn.decode"):
+        return class_of(cls, stack.attention, kernels.decode)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
     return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
@@ -92,7 +94,8 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        if isinstance(op.work, (Gemm, Attention)):
+        tensor = isinstance(op.work, DecodeAttention) and cost.bound_by == "tensor"
+        if tensor or isinstance(op.work, (Gemm, Attention)):
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 

@@ -6,7 +6,7 @@ below are fixed times, the work that SMs do per byte, and how well stages overla
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 NetworkKind = Literal["fat_tree_2", "fat_tree_3", "multi_plane_fat_tree", "rail_optimised", "slim_fly", "dragonfly"]
@@ -43,6 +43,30 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DirectAllReduce:
+    """All-reduces of serving engines within a node: ranks read each other's buffers over NVLink, no ring.
+
+    One-shot: each reads all others' and sums. Two-shot: each sums its part, then reads the others' sums; one
+    synchronisation more, n / 2 times fewer bytes. Either takes `alpha` [s], `peer` [s] for each rank beyond two, and
+    its bytes at `rate` [B/s], what the loads of its few CTAs pull. `below`: (ranks, bytes) pairs by rising ranks: up to
+    so many ranks, buffers of fewer bytes go in one shot. `most` [B]: larger ones, and more ranks than `below` names,
+    are left to NCCL. `sms` held.
+    """
+
+    one_alpha: float
+    one_peer: float
+    one_rate: float
+    two_alpha: float
+    two_peer: float
+    two_rate: float
+    below: tuple[tuple[int, float], ...]
+    most: float
+    sms: int
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class P2p:
     """Point-to-point messages: `alpha` [s] of launch and handshake."""
 
@@ -58,11 +82,13 @@ class EpParams:
     `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included.
     `forward_rate` [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent
     p of the norm that joins the links' time with the SM stages' (1: one after the other, large: perfectly
-    side by side). `startup` [s]. `concurrent_dispatch_factor`, `concurrent_combine_factor` (>= 1): SM stages last that
-    much longer while compute fills the other SMs; the two are different kernels, one copies and one sums. Metadata is
-    per-token work of every stage: `first_dispatch_factor` (>= 1) are the SM stages of a dispatch that also carries its
-    layout, gate indices and weights, against one that reuses them; `weighted` (>= 1) those of a combine that also sums
-    the gate weights' gradients."""
+    side by side); `sm_overlap` (0: the same) joins the SM stages with each other first, 1 where staging and forwarding
+    share the SMs' time. `startup` [s]; `startup_combine` that of a combine (0: the same). A combine stages for the NIC
+    what it has summed over the ranks of a node: `reduce` times as long a byte. `concurrent_dispatch_factor`,
+    `concurrent_combine_factor` (>= 1): SM stages last that much longer while compute fills the other SMs; the two are
+    different kernels, one copies and one sums. Metadata is per-token work of every stage: `first_dispatch_factor` (>=
+    1) are the SM stages of a dispatch that also carries its layout, gate indices and weights, against one that reuses
+    them; `weighted` (>= 1) those of a combine that also sums the gate weights' gradients."""
 
     send_rate: float
     forward_rate: float
@@ -72,6 +98,9 @@ class EpParams:
     concurrent_combine_factor: float
     first_dispatch_factor: float
     weighted: float
+    sm_overlap: float = 0.0
+    startup_combine: float = 0.0
+    reduce: float = 1.0
     source: str
     assumed: bool = False
 
@@ -133,7 +162,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
-    """All parameters of communication of one cluster. `ep` and `low_latency` by the name of the kernels."""
+    """All parameters of communication of one cluster. `ep`, `low_latency` and `all_reduce` by the name of the
+    kernels."""
 
     nvlink: Tier
     nic: Tier
@@ -143,3 +173,4 @@ class Fabric:
     low_latency: dict[str, LowLatency]
     notify: NotifyParams
     network: Network
+    all_reduce: dict[str, DirectAllReduce] = field(default_factory=dict)

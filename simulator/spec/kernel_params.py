@@ -120,6 +120,51 @@ class AttentionParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeAttentionParams:
+    """Attention of the newest tokens over a cache of keys (flash decoding): the keys of a sequence are cut into parts.
+
+    Query heads that share keys, times the new tokens, stand in tiles of `block_q` rows; a CTA walks over blocks of
+    `block_kv` keys. A block takes `block_time` [s] of waiting for its loads plus the multiply-adds of all CTAs on the
+    SM (at most `resident`) at `rate`, a share of the tensor peak of one SM; rows that fill no tile cost as if there. A
+    CTA pays `tile_time` [s] once. `launch` [s] a call. Parts are added up by a second kernel: `merge` [s] and
+    `merge_step` [s] for each part of a sequence, one after the other.
+
+    Two ways to cut. `even`: as many CTAs as run at once, all with as many blocks, a new sequence counted as `overhead`
+    blocks more (FlashMLA, FlashInfer). Otherwise all sequences into equally many parts (FlashAttention-2): one where
+    the tiles fill the share `full` of the CTAs that run at once; else, of at most `most`, the fewest whose waves are
+    filled `keep` times as well as the best's. An uncut sequence then runs in another kernel, with tiles of `whole_q`
+    rows and blocks of `whole_kv` keys (0: the same).
+
+    `power_rate`: share of the tensor peak that the GPU's power sustains. `bandwidth`: attainable share of the displayed
+    memory bandwidth. `l2_writeback`, `traffic`: as in `GemmParams`.
+    """
+
+    block_q: int
+    block_kv: int
+    resident: int
+    rate: float
+    block_time: float
+    tile_time: float
+    launch: float
+    merge: float
+    merge_step: float
+    power_rate: float
+    bandwidth: float
+    even: bool = False
+    overhead: int = 0
+    full: float = 1.0
+    keep: float = 1.0
+    most: int = 128
+    whole_q: int = 0
+    whole_kv: int = 0
+    l2_writeback: float = 0.0
+    traffic: float = 0.0
+    source: str
+    range: str = ""
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParams:
     """A memory-bound kernel: `launch` [s] plus its bytes at a bandwidth, or the chain of accesses of its CTAs.
 
@@ -174,6 +219,7 @@ class Kernels:
     comm_traffic: float = 3e11
     gemm: dict[str, GemmParams] = field(default_factory=dict)
     attention: dict[str, AttentionParams] = field(default_factory=dict)
+    decode: dict[str, DecodeAttentionParams] = field(default_factory=dict)
     stream: dict[str, StreamParams] = field(default_factory=dict)
     fixed: dict[str, FixedParams] = field(default_factory=dict)
     source: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from simulator.cost.decode_cost import latent_decode_cost
 from simulator.cost.topology import latency as network_latency
 from simulator.ops import Gate
 from simulator.routing.traffic import traffic
@@ -99,9 +98,11 @@ def latent_decode(figure: Figure) -> float:
     c = figure.config
     if c["kv_dtype"] != "bf16":
         raise CannotCompute("the kernel that widens an FP8 cache is in no table")
-    h100 = cluster("h100")
-    cost = latent_decode_cost(int(c["batch"]), int(c["kv_len"]), h100.gpu, h100.kernels, heads=int(c["heads"]))
-    return cost.duration * 1e3
+    question = Question(
+        op="decode_attention", hardware="h100", batch=int(c["batch"]), heads=int(c["heads"]), kv_heads=1, d_qk=576,
+        d_v=512, kv_len=int(c["kv_len"]), impl="fa3",
+    )  # fmt: skip
+    return _seconds(question) * 1e3
 
 
 def attention_ablation(figure: Figure) -> float:

@@ -243,11 +243,11 @@ def test_links_are_a_lower_bound(work: AllToAll) -> None:
 
 LIMITS = {  # MAPE [%] of fitted and of held-out rows
     "expert kernels, H800": (4.5, 4.5),
-    "expert kernels in one node, H100": (1.5, 3.0),
+    "expert kernels by SMs and nodes, H100": (3.0, 4.5),
     "Hybrid-EP, H100": (8.0, 8.0),
     "low latency over InfiniBand, H800": (1.5, 2.0),
     "low latency with NVLink, H800": (2.0, 9.0),
-    "low latency in one node, H100": (5.0, 0.0),
+    "low latency by ranks and tokens, H100": (4.0, 4.0),
     "low latency of pplx, H100": (5.0, 9.0),
 }
 
@@ -260,6 +260,28 @@ def test_measured_kernels(name: str) -> None:
     for use, limit in zip(("fit", "held out"), LIMITS[name], strict=True):
         part = [x for x, row in zip(logs, rows, strict=True) if row["use"] == use]
         assert fit_fabric.mape(part) <= limit
+
+
+def test_more_sms_help_until_a_link_is_full() -> None:
+    """H100: over 4 nodes InfiniBand is full from some 12 SMs on, over 2 nodes not even at 24; a combine needs more."""
+
+    def times(work: AllToAll, ranks: int) -> list[float]:
+        one = choosing(replace(work, ranks=ranks), groups=ranks // 8, node_limit=0)
+        return [price(one, H100, sms=sms).duration for sms in (8, 12, 16, 24)]
+
+    two, four, combine = times(V3, 16), times(V3, 32), times(COMBINE, 32)
+    assert two == sorted(two, reverse=True)
+    assert four == sorted(four, reverse=True)
+    assert four[2] / four[3] < 1.05 < 1.3 < two[2] / two[3]
+    assert combine[0] / combine[3] > four[0] / four[3]
+
+
+def test_what_a_combine_sums_takes_sms_only_across_nodes() -> None:
+    plain = replace(H100.fabric.ep["deepep"], reduce=1.0)
+    other = replace(H100, fabric=replace(H100.fabric, ep={"deepep": plain}))
+    for ranks, same in ((8, True), (16, False)):
+        work = choosing(replace(COMBINE, ranks=ranks), groups=0, node_limit=0)
+        assert (price(work, H100, sms=16).duration == price(work, other, sms=16).duration) is same
 
 
 def test_training_trace_within_eight_percent() -> None:
@@ -281,7 +303,7 @@ def test_profiles_hold_what_the_fit_finds(fit: fit_fabric.Fit) -> None:
 def test_no_row_of_the_tables_is_a_training_step() -> None:
     for table in ("fabric_ep", "fabric_low_latency", "fabric_collective"):
         times = [float(row["time_us"]) for row in fit_fabric.rows_of(table)]
-        assert max(times) < 20_000  # kernels take microseconds to milliseconds, steps take seconds
+        assert max(times) < 25_000  # kernels take microseconds to milliseconds, steps take seconds
 
 
 # Errors ------------------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_the_kernel_files_are_of_one_fit() -> None:
     fit_kernels.carry(found)
     for name, params in found.items():
         own = kernels_of(name)
-        assert params == {**own.gemm, **own.attention, **own.stream}
+        assert params == {**own.gemm, **own.attention, **own.decode, **own.stream}
 
 
 def test_power_follows_a_gpu_s_watts_per_flop_within_its_architecture() -> None:
@@ -235,7 +235,8 @@ def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls
 
 
 KERNEL_TABLES = (
-    "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "published_kernels", "a100_gemm", "a100_attention",
+    "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "h200_decode_attention", "aic_decode_attention",
+    "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
     "h100_deepgemm", "h20_kernels", "gb200_gemm", "gb300_gemm",
 )  # fmt: skip
@@ -330,7 +331,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_host.csv",
         "h200x2_collectives.csv",
     }
-    known |= {f"fabric_{name}.csv" for name in ("collective", "ep", "low_latency", "latency", "topology")}
+    known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known
     for name in known:
         for row in rows_of(name):
@@ -421,7 +422,7 @@ def test_the_report_is_of_these_parameters() -> None:
             mine = [s for s in rows if s.hardware == recipe.home]
             if mine:
                 own = kernels_of(recipe.home)
-                params = {**own.gemm, **own.attention, **own.stream}[recipe.cls]
+                params = {**own.gemm, **own.attention, **own.decode, **own.stream}[recipe.cls]
                 now = errors(recipe.cls, recipe.home, part, mine, fit_kernels.as_kernels(recipe, params))
                 assert found[recipe.cls, recipe.home, part].mape == pytest.approx(now.mape, rel=0.02, abs=1e-3)
                 seen += 1

@@ -207,3 +207,58 @@ def test_a_collective_holds_an_sm_for_each_channel(ranks: int, per_node: int, he
     """Within a node 24 on H100, across nodes two for each NIC that the group has there."""
     cost = collective_cost(Collective(kind="all_gather", bytes=1e8, ranks=ranks, per_node=per_node), H100)
     assert cost.held == pytest.approx(held)
+
+
+# All-reduces of serving engines ------------------------------------------------------------------------------------
+
+
+def direct(size: float, ranks: int, kernels: str = "vllm", cluster: Cluster = H100) -> float:
+    work = Collective(kind="all_reduce", bytes=size, ranks=ranks, per_node=8, kernels=kernels)
+    return collective_cost(work, cluster).duration
+
+
+def test_one_shot_and_two_shot_by_hand() -> None:
+    """8 ranks: 7 x 128 KiB in one shot, 2 x 7/8 of 1 MiB in two."""
+    p = H100.fabric.all_reduce["vllm"]
+    assert direct(131072, 8) == pytest.approx(p.one_alpha + 6 * p.one_peer + 7 * 131072 / p.one_rate)
+    assert direct(2**20, 8) == pytest.approx(p.two_alpha + 6 * p.two_peer + 1.75 * 2**20 / p.two_rate)
+
+
+@pytest.mark.parametrize(("ranks", "limit"), [(4, 512 * 1024), (8, 256 * 1024)])
+def test_vllm_goes_to_two_shots_at_its_published_sizes(ranks: int, limit: int) -> None:
+    def formula(size: float) -> str:
+        work = Collective(kind="all_reduce", bytes=size, ranks=ranks, per_node=8, kernels="vllm")
+        return collective_cost(work, H100).formula
+
+    assert formula(limit - 16).endswith("one-shot")
+    assert formula(limit).endswith("two-shot")
+
+
+@pytest.mark.parametrize("kernels", ["vllm", "sglang", "trtllm"])
+def test_small_all_reduces_are_several_times_as_fast_as_nccls(kernels: str) -> None:
+    for ranks in (2, 4, 8):
+        assert 2 * direct(16384, ranks, kernels) < seconds(H100, "all_reduce", 16384, ranks)
+
+
+def test_what_they_do_not_do_is_left_to_nccl() -> None:
+    assert direct(16e6, 8) == seconds(H100, "all_reduce", 16e6, 8)  # too large
+    assert direct(16384, 16) == seconds(H100, "all_reduce", 16384, 16)  # two nodes
+    other = Collective(kind="all_gather", bytes=16384, ranks=8, per_node=8, kernels="vllm")
+    assert collective_cost(other, H100).duration == seconds(H100, "all_gather", 16384, 8)
+    with pytest.raises(InputError, match=r"no kernels 'x' in fabric.all_reduce; the hardware profile has nccl, sglang"):
+        direct(16384, 8, "x")
+
+
+def test_they_are_no_faster_than_nvlink() -> None:
+    for kernels in ("vllm", "sglang", "trtllm"):
+        for size in (1024, 2**18, 2**23):
+            assert direct(size, 2, kernels, H800) >= size / H800.node.nvlink.bandwidth
+
+
+@pytest.mark.parametrize("fit", [f for f in fit_fabric.FITS if f.table == "fabric_all_reduce"], ids=lambda f: f.name)
+def test_measured_all_reduces_of_engines(fit: fit_fabric.Fit) -> None:
+    rows = fit_fabric.chosen(fit)
+    logs = fit_fabric.errors(fit, fit_fabric.document(fit.hardware), rows)
+    held = [x for x, row in zip(logs, rows, strict=True) if row["use"] == "held out"]
+    assert len(rows) == 42
+    assert fit_fabric.mape(held) < 6.0

@@ -18,7 +18,7 @@ from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import TOLD
 from simulator.inputs.typed import hints
-from simulator.ops import AllToAll, Attention, Fixed, Gate, Gemm, Op, Streaming, Work
+from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -122,6 +122,8 @@ def _listed(path: str) -> str:
         return "the name of a file"
     if path.startswith("hardware.fabric.low_latency."):
         return "kernels for decoding, which no training job runs: asked with foretrain kernel, below"
+    if path.startswith("hardware.fabric.all_reduce."):
+        return "all-reduces of serving engines, which no training job runs: asked with foretrain kernel, below"
     if path.startswith("hardware.fabric.ep.deepep_tuned."):
         return "releases of DeepEP that no stack names: asked with foretrain kernel, below"
     if path.startswith(KERNELS):
@@ -134,7 +136,7 @@ _LISTED = {
     "model.sliding_window": "a warning says that the forecast attends to all tokens",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
-KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "stream", "fixed"))
+KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "stream", "fixed"))
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
@@ -349,7 +351,19 @@ _CORES: tuple[Work, ...] = tuple(
         (8192, 32, 128, True),
     )
 )
-TABLES = ("gemm", "attention", "stream", "fixed")
+_DECODES: tuple[Work, ...] = tuple(
+    DecodeAttention(batch=batch, heads=heads, kv_heads=kv, d_qk=d, d_v=v, kv_len=length, latent=kv == 1)
+    for batch, heads, kv, d, v, length in (
+        (1, 32, 8, 128, 128, 131072),
+        (4, 32, 8, 128, 128, 3000),
+        (3, 32, 8, 128, 128, 1000),
+        (64, 32, 8, 128, 128, 4096),
+        (33, 128, 1, 576, 512, 777),
+        (128, 128, 1, 576, 512, 4096),
+        (600, 8, 8, 128, 128, 130),
+    )
+)
+TABLES = ("gemm", "attention", "decode", "stream", "fixed")
 
 
 def _works(table: str, sms: int) -> tuple[Work, ...]:
@@ -358,7 +372,13 @@ def _works(table: str, sms: int) -> tuple[Work, ...]:
         Streaming(read=size, written=size, blocks=blocks)
         for size, blocks in ((1e3, 0), (1e6, sms), (2e7, 2 * sms), (3e8, 0), (3e8, sms), (3e8, 4 * sms), (3e8, 100_000))
     )
-    return {"gemm": _GEMMS, "attention": _CORES, "stream": streams, "fixed": (Fixed(launches=1),)}[table]
+    return {
+        "gemm": _GEMMS,
+        "attention": _CORES,
+        "decode": _DECODES,
+        "stream": streams,
+        "fixed": (Fixed(launches=1),),
+    }[table]
 
 
 def _prices(cluster: Cluster, table: str, cls: str) -> list[float]:
@@ -392,6 +412,14 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "cta_most": {"cta_time": 1e-3},
     "resident": {"cta_time": 1e-3},
     "wave_time": {"resident": 0},
+    "full": {"even": False},
+    "keep": {"even": False, "full": 0.8, "keep": 0.85},
+    "most": {"even": False, "full": 0.8, "keep": 0.85, "most": 2},
+    "whole_q": {"even": False, "full": 0.1},
+    "whole_kv": {"even": False, "full": 0.1, "whole_q": 64},
+    "overhead": {"even": True},
+    "merge": {"even": False, "full": 0.8, "keep": 0.85, "most": 128},
+    "merge_step": {"even": False, "full": 0.8, "keep": 0.85, "most": 128},
 }
 """Other parameters of a class without which one has no say: a library with one tile does not choose among tiles."""
 

@@ -23,7 +23,6 @@ ALIASES: Mapping[str, str] = {
     "prec": "precision",
     "topk": "top_k",
     "head_dim": "d_qk",
-    "kv_len": "seq_kv",
     "gpu": "hardware",
     "us": MEASURED,
     "latency_us": MEASURED,

@@ -29,6 +29,11 @@ OPS: Mapping[str, str] = {
     "mla": "attention",
     "mha": "attention",
     "gqa": "attention",
+    "decode_attention": "decode_attention",
+    "flash_decoding": "decode_attention",
+    "gqa_decode": "decode_attention",
+    "mha_decode": "decode_attention",
+    "mla_decode": "decode_attention",
     "stream": "stream",
     "streaming": "stream",
     "elementwise": "stream",
@@ -73,7 +78,13 @@ PRECISIONS: Mapping[str, str] = {
 }
 """Spelling -> precision. FP16 runs at the speed of BF16 on every GPU here."""
 
+KV_DTYPES: Mapping[str, str] = {
+    name: "fp8" if precision.startswith("fp8") else "bf16" for name, precision in PRECISIONS.items()
+}
+"""Spelling -> type of a cache."""
+
 FORMS = ("dense", "wgrad", "grouped", "masked", "grouped_wgrad", "low_latency")
+DIRECTIONS = ("dispatch", "combine")
 TRUE, FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
 
 
@@ -92,8 +103,9 @@ class Question:
 
     `m`, `n`, `k` of a GEMM (grouped: m is the total over `groups`; masked: the rows of each group; weight gradient:
     the output is m x n, k the tokens); `rows`: those of every group, apart by spaces, where they are not equal (masked:
-    m is what the library expects of a group then). `seq`, `heads`, ... of an attention core. `bytes` [B] read and
-    written of a streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
+    m is what the library expects of a group then). `seq`, `heads`, ... of an attention core; `q_len` new tokens over
+    `kv_len` cached ones, these too, of decode attention, whose cache is `kv_dtype`. `bytes` [B] read and written of a
+    streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
     `tokens` per rank, `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a
     kernel, or held by an exchange. `concurrent`: other work runs at the same time. `cls`: kernel class instead of the
     usual one. `impl`: whose kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its
@@ -112,6 +124,9 @@ class Question:
     sms: int | None = None
     seq: int | None = None
     seq_kv: int | None = None
+    q_len: int | None = None
+    kv_len: int | None = None
+    kv_dtype: str | None = None
     heads: int | None = None
     kv_heads: int | None = None
     batch: int | None = None
@@ -144,6 +159,16 @@ _FORMER = {"beside": "concurrent"}
 _MAY_BE_ZERO = frozenset(("node_limit", "sms"))
 
 
+_CHOICES: Mapping[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
+    "op": (OPS, tuple(dict.fromkeys(name.replace("_", "-") for name in OPS.values()))),
+    "precision": (PRECISIONS, ("fp8", "bf16", "fp8_tensor", "fp8_row")),
+    "kv_dtype": (KV_DTYPES, ("bf16", "fp8")),
+    "form": ({form: form for form in FORMS}, FORMS),
+    "direction": ({word: word for word in DIRECTIONS}, DIRECTIONS),
+}
+"""Column -> what its words mean, and the words to choose from."""
+
+
 def question_from_text(texts: Mapping[str, str], hardware: str = DEFAULT_HARDWARE) -> Question:
     """The question of one row of a table: column -> text. Empty texts are as good as none.
 
@@ -159,7 +184,7 @@ def question_from_text(texts: Mapping[str, str], hardware: str = DEFAULT_HARDWAR
 
 def known_ops() -> list[str]:
     """The operations, each in its plainest spelling."""
-    return list(dict.fromkeys(name.replace("_", "-") for name in OPS.values()))
+    return list(_CHOICES["op"][1])
 
 
 def number(column: str, text: str) -> float:
@@ -197,15 +222,10 @@ def _typed(name: str, text: str) -> Any:
         except ValueError:
             raise BadColumn(name, text, "must be a size from 0: 58.7e6, 58.7MB or 512MiB") from None
     word = text.lower().replace("-", "_").replace(" ", "_")
-    if name == "op":
-        return _chosen(name, text, OPS.get(word), known_ops())
-    if name == "precision":
-        return _chosen(name, text, PRECISIONS.get(word), ["fp8", "bf16", "fp8_tensor", "fp8_row"])
-    if name == "form":
-        return _chosen(name, text, word if word in FORMS else None, FORMS)
-    if name == "direction":
-        return _chosen(name, text, word if word in ("dispatch", "combine") else None, ("dispatch", "combine"))
-    return text
+    if name not in _CHOICES:
+        return text
+    meant, said = _CHOICES[name]
+    return _chosen(name, text, meant.get(word), said)
 
 
 def _chosen(name: str, text: str, value: str | None, known: Any) -> str:

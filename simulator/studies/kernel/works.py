@@ -13,6 +13,7 @@ from simulator.ops import (
     Attention,
     Collective,
     CollectiveKind,
+    DecodeAttention,
     Gate,
     Gemm,
     GemmForm,
@@ -76,6 +77,10 @@ IMPLS = ("library", "training", "fa2")
 SAID = {"fa3": "training", "flash2": "fa2", "cudnn": "library", "cublas": "library", "deepgemm": "library"}
 """Other names of implementations, where a profile has no kernels by that name: DeepSeek's training ran
 FlashAttention-3, and the FP8 library of an H800 is DeepGEMM."""
+
+
+DECODE_SAID = {"library": "", "torch": "fa2", "torch_flash": "fa2", "flash2": "fa2"}
+"""Other names of decode attention's kernels; library: those measured on the GPU."""
 
 
 def _class(cls: str, impl: str, table: Container[str]) -> str:
@@ -213,15 +218,15 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
     _known(question, cluster.kernels.attention)
     fp8 = question.precision == "fp8_block"
     heads, seq = _need(question, "heads"), _need(question, "seq")
-    kv_heads = question.kv_heads or heads
-    if heads % kv_heads:
-        raise BadColumn("kv_heads", str(kv_heads), f"must divide the {heads} query heads")
+    kv_heads = _kv_heads(question, heads)
+    if seq == 1 and (question.seq_kv or question.kv_len or 1) > 1:
+        raise BadColumn("seq", "1", "one query over a cache runs in other kernels; ask decode-attention")
     d_qk = question.d_qk or question.d_v or 128
     backward = bool(question.backward)
     work = Attention(
         batch=question.batch or 1,
         seq_q=seq,
-        seq_kv=question.seq_kv or seq,
+        seq_kv=question.seq_kv or question.kv_len or seq,
         heads=heads,
         kv_heads=kv_heads,
         d_qk=d_qk,
@@ -233,6 +238,56 @@ def _attention(question: Question, cluster: Cluster) -> Asked:
     cls = ("attn.bwd" if backward else "attn.fwd") + (".fp8" if fp8 else "")
     cls = _class(cls, question.impl or "", cluster.kernels.attention)
     return Asked(op=_op(question, cls, work), sms=_granted(question, cluster))
+
+
+def _kv_heads(question: Question, heads: int) -> int:
+    kv_heads = question.kv_heads or heads
+    if heads % kv_heads:
+        raise BadColumn("kv_heads", str(kv_heads), f"must divide the {heads} query heads")
+    return kv_heads
+
+
+def _decode_class(base: str, impl: str, cluster: Cluster) -> str:
+    """The class of decode attention of somebody's kernel: who has none for such heads is refused."""
+    impl = DECODE_SAID.get(impl, impl)
+    if not impl:
+        return base
+    have = [name.partition("@")[2] for name in cluster.kernels.decode if name.startswith(f"{base}@")]
+    if impl not in have:
+        raise BadColumn("impl", impl, f"choose one of {', '.join(['library', *have])} for {base}")
+    return f"{base}@{impl}"
+
+
+LATENT = "values are the first entries of the keys, cached once (MLA, absorbed)"
+
+
+def _decode_attention(question: Question, cluster: Cluster) -> Asked:
+    _known(replace(question, impl=None), cluster.kernels.decode)
+    if question.precision not in (None, "bf16"):
+        raise BadColumn("precision", str(question.precision), "runs in bf16; for the cache write kv_dtype")
+    heads = _need(question, "heads")
+    kv_heads = _kv_heads(question, heads)
+    d_qk = question.d_qk or question.d_v or 128
+    d_v = question.d_v or d_qk
+    latent = kv_heads == 1 and d_qk > d_v
+    kv_len, q_len = question.kv_len or question.seq_kv, question.q_len or 1
+    if kv_len is None:
+        raise BadColumn("kv_len", "", "missing: decode-attention needs it")
+    if q_len > kv_len:
+        raise BadColumn("q_len", str(q_len), f"new tokens must be among the {kv_len} of kv_len")
+    work = DecodeAttention(
+        batch=question.batch or 1,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_qk=d_qk,
+        d_v=d_v,
+        kv_len=kv_len,
+        q_len=q_len,
+        kv_dtype="fp8" if question.kv_dtype == "fp8" else "bf16",
+        latent=latent,
+    )
+    cls = _decode_class("attn.decode.mla" if latent else "attn.decode", question.impl or "library", cluster)
+    return Asked(op=_op(question, cls, work), sms=_granted(question, cluster), note=LATENT if latent else "")
 
 
 def _stream(question: Question, cluster: Cluster) -> Asked:
@@ -266,9 +321,22 @@ def _collective(question: Question, cluster: Cluster) -> Asked:
         raise BadColumn("ranks", str(ranks), f"do not fill {nodes} nodes evenly")
     if ranks // nodes > cluster.node.gpus:
         raise BadColumn("nodes", str(nodes), f"{ranks // nodes} ranks a node, but a node has {cluster.node.gpus} GPUs")
-    work = Collective(kind=kinds[question.op], bytes=_bytes(question), ranks=ranks, per_node=ranks // nodes)
+    kernels = _all_reduce_kernels(question, cluster)
+    work = Collective(
+        kind=kinds[question.op], bytes=_bytes(question), ranks=ranks, per_node=ranks // nodes, kernels=kernels
+    )
     note = f"{ranks} ranks on {nodes} node{'s' if nodes > 1 else ''}; bytes are the whole buffer"
     return Asked(op=_op(question, f"comm.{question.op}", work, "comm"), sms=0, note=note)
+
+
+def _all_reduce_kernels(question: Question, cluster: Cluster) -> str:
+    """Whose kernels an all-reduce runs."""
+    impl = question.impl or "library"
+    if question.op != "all_reduce" or impl in ("library", "nccl"):
+        return "nccl"
+    if impl not in cluster.fabric.all_reduce:
+        raise BadColumn("impl", impl, f"choose one of {', '.join(['nccl', *cluster.fabric.all_reduce])}")
+    return impl
 
 
 def _all_to_all(question: Question, cluster: Cluster) -> Asked:
@@ -339,6 +407,7 @@ _BUILD: Mapping[str, Callable[[Question, Cluster], Asked]] = {
     "gemm": _gemm,
     "grouped_gemm": _gemm,
     "attention": _attention,
+    "decode_attention": _decode_attention,
     "stream": _stream,
     "all_to_all": _all_to_all,
     "dispatch": _all_to_all,
