@@ -22,13 +22,13 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
     "search": ("reports.verbs.search:search", "Try layouts, schedules or hardware, and rank what fits."),
     "plan": ("reports.verbs.plan:plan", "Forecast a whole run: phases, failures, price, energy."),
-    "check": ("reports.verbs.check:check", "Say whether a job's numbers fit together."),
+    "check": ("reports.verbs.check:check", "Check whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, schedule, job, stack or op graph."),
     "explain": ("reports.verbs.explain:explain", "Explain every op, and what the step depends on."),
     "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
     "numerics": ("reports.verbs.numerics:numerics", "Check the claims of DeepSeek-V3's report by numbers."),
     "trace": ("reports.verbs.trace_compare:trace", "Hold a PyTorch profile against the simulation of its job."),
-    "validate": ("reports.verbs.validate:validate", "Compute published figures; show predicted beside published."),
+    "validate": ("reports.verbs.validate:validate", "Compute published figures; show predicted next to published."),
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 
@@ -164,7 +164,7 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
 def foretrain() -> None:
     """Forecast a training step of DeepSeek-V3-class models on GPU clusters.
 
-    Says how long a step takes, where the time goes, how large the bubbles are, and what the whole run costs. A JOB
+    Reports how long a step takes, where the time goes, how large the bubbles are, and what the whole run costs. A JOB
     is the name of a shipped job (foretrain show job lists them) or the path of a TOML file. Any value of a job, its
     model, hardware or software stack can be changed with --set path=value.
 

@@ -37,9 +37,9 @@ def contention() -> list[Sample]:
 
 
 BESIDE_CASES = {
-    "beside:gemm_bf16_4096x24576x1536": ("gemm.bf16", gemm(4096, 24576, 1536, "bf16")),
-    "beside:gemm_fp8_tensor_8192x8192x8192": ("gemm.fp8_tensor", gemm(8192, 8192, 8192, "fp8_tensor")),
-    "beside:gemm_fp8_block_8192x8192x8192": ("gemm.fp8@library", gemm(8192, 8192, 8192, "fp8_block")),
+    "concurrent:gemm_bf16_4096x24576x1536": ("gemm.bf16", gemm(4096, 24576, 1536, "bf16")),
+    "concurrent:gemm_fp8_tensor_8192x8192x8192": ("gemm.fp8_tensor", gemm(8192, 8192, 8192, "fp8_tensor")),
+    "concurrent:gemm_fp8_block_8192x8192x8192": ("gemm.fp8@library", gemm(8192, 8192, 8192, "fp8_block")),
 }
 
 
@@ -76,12 +76,12 @@ def concurrent_collectives() -> list[Sample]:
     taken = collective_of(cluster)
     out = []
     for row in rows("h100_overlap.csv"):
-        if row["us_beside"]:
+        if row["us_concurrent"]:
             cls, work = _overlapped(row)
             out.append(
                 Sample(
-                    hardware="h100", cls=cls, work=(work,), seconds=number(row, "us_beside") * 1e-6,
-                    table="h100_overlap", label="beside:collective", sms=cluster.gpu.sms - taken.sms,
+                    hardware="h100", cls=cls, work=(work,), seconds=number(row, "us_concurrent") * 1e-6,
+                    table="h100_overlap", label="concurrent:collective", sms=cluster.gpu.sms - taken.sms,
                     traffic=taken.traffic, rested=1.0,
                 )
             )  # fmt: skip

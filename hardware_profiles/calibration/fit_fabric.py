@@ -429,7 +429,7 @@ def judged() -> list[Errors]:
 HEAD = (
     "# Errors of communication",
     "",
-    "Written by `fit_fabric.py`, columns as for kernels. An exchange is named with the kernels that do it",
+    "Written by `fit_fabric.py`, columns as for kernels. An all-to-all is named with its kernels",
     "(`fabric.ep`, `fabric.low_latency` of a hardware profile).",
 )
 

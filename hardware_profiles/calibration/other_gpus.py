@@ -211,12 +211,12 @@ B200 = (
     ),
     _wide(
         library_gemm("gemm.bf16.grouped", "b200", BLACKWELL_TILES, f"{SIMUMAX}, Transformer Engine's grouped linear",
-                     "20 to 256 groups of 128 to 9832 rows", k_block=64, fill=2e-6, launch=6e-6, streams=TE_STREAMS),
+                     "20 to 256 groups of 128 to 9832 tokens", k_block=64, fill=2e-6, launch=6e-6, streams=TE_STREAMS),
         **BLACKWELL, **STARTS, **MEMORY,
     ),
     _wide(
         library_gemm("gemm.bf16.grouped_wgrad", "b200", BLACKWELL_TILES,
-                     f"{SIMUMAX}, Transformer Engine's grouped linear", "20 to 256 groups of 128 to 9832 rows",
+                     f"{SIMUMAX}, Transformer Engine's grouped linear", "20 to 256 groups of 128 to 9832 tokens",
                      k_block=64, fill=2e-6, launch=6e-6, streams=TE_STREAMS),
         **BLACKWELL, **STARTS, **MEMORY,
     ),
@@ -259,14 +259,14 @@ A100 = (
     ),
     _wide(
         library_gemm("gemm.bf16.grouped", "a100", CUBLAS_TILES,
-                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
+                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20, 40 groups of 616, 1232 tokens",
                      k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75,
                      streams=TE_STREAMS),
         **STARTS,
     ),
     _wide(
         library_gemm("gemm.bf16.grouped_wgrad", "a100", CUBLAS_TILES,
-                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20 and 40 groups of 616 and 1232 rows",
+                     f"{SIMUMAX}, Transformer Engine's grouped linear, {PCIE}", "20, 40 groups of 616, 1232 tokens",
                      k_block=32, fill=2e-6, launch=6e-6, load_rate=3e10, store_rate=1e11, power_rate=0.75,
                      streams=TE_STREAMS),
         **STARTS,
@@ -286,11 +286,11 @@ H20 = (
     ),
     replace(
         library_gemm("gemm.fp8.grouped@library", "h20", GROUPED_DEEPGEMM_TILES, f"{INFERSIM_H20}, DeepGEMM",
-                     "4 to 128 groups, 256 to 9830 rows a group", row_align=128, fill=2e-6),
+                     "4 to 128 groups, 256 to 9830 tokens per expert", row_align=128, fill=2e-6),
         also=("gemm.fp8.grouped",),
     ),
     library_gemm("gemm.fp8.masked", "h20", MASKED_TILES, f"{INFERSIM_H20}, DeepGEMM",
-                 "4 to 128 groups, 4 to 154 rows a group", grid_from_expected_m=True),
+                 "4 to 128 groups, 4 to 154 tokens per expert", grid_from_expected_m=True),
     attention("attn.fwd", "h20", ("256:256",), f"{INFERSIM_H20}, FlashAttention-3", "1024 to 32768 tokens, 16 heads",
               also=("attn.fwd@library",), fixed={"tail": 0.25}),
 )  # fmt: skip

@@ -67,7 +67,7 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
 
 
 def timeline_table(result: Result) -> pd.DataFrame:
-    """Every run of every stream, one a row."""
+    """Every kernel sequence of every stream, one a row."""
     tasks = result.timeline.tasks
     lane = np.asarray(tasks.lane, dtype=np.int64)
     action = np.full(len(lane), -1)
@@ -78,7 +78,7 @@ def timeline_table(result: Result) -> pd.DataFrame:
         {
             "rank": lane // LANES,
             "stream": pd.Categorical(np.asarray(STREAMS)[lane % LANES], categories=STREAMS),
-            "run": names,
+            "kernel_sequence": names,
             "kind": pd.Categorical([sequence.kind for sequence in tasks.sequence]),
             "action": action,
             "start_s": result.timeline.start,

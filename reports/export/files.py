@@ -1,4 +1,4 @@
-"""Writing files: to a temporary one beside, then renamed, so that nobody ever reads half a file."""
+"""Writing files: to a temporary one in the same folder, then renamed, so that nobody ever reads half a file."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ from simulator.errors import InputError
 from simulator.inputs.renamed import with_current_names
 from simulator.results.result import SCHEMA
 
-COMPARISON = "foretrain.compare/1"
+COMPARISON = "foretrain.compare/2"
+"""What `compare --json` writes now."""
+VARIANTS: Mapping[str, str] = {COMPARISON: "variants", "foretrain.compare/1": "runs"}
+"""Form of a comparison -> key of the list of its variants."""
 
 
 def _with_standard_names(result: dict[str, Any]) -> dict[str, Any]:
@@ -57,23 +60,24 @@ def read_saved(file: Path) -> list[Saved]:
     Raises InputError with one line that says what is wrong.
     """
     value = _parsed(file)
-    if value.get("schema") == COMPARISON:
-        runs = value.get("runs")
-        if not isinstance(runs, list):
-            raise InputError(f"{file}: runs: is missing")
+    key = VARIANTS.get(value["schema"])
+    if key is not None:
+        variants = value.get(key)
+        if not isinstance(variants, list):
+            raise InputError(f"{file}: {key}: is missing or not a list")
         return [
-            Saved(title=_title(run, file.stem), result=current(run["result"], str(file)))
-            for run in runs
-            if isinstance(run, dict) and isinstance(run.get("result"), dict)
+            Saved(title=_title(one, file.stem), result=current(one["result"], str(file)))
+            for one in variants
+            if isinstance(one, dict) and isinstance(one.get("result"), dict)
         ]
     result = current(value, str(file))
     return [Saved(title=file.stem, result=result)]
 
 
-def _title(run: Mapping[str, Any], fallback: str) -> str:
-    settings = run.get("set")
+def _title(variant: Mapping[str, Any], fallback: str) -> str:
+    settings = variant.get("set")
     varied = ", ".join(f"{path}={value}" for path, value in settings.items()) if isinstance(settings, dict) else ""
-    return varied or str(run.get("job", fallback))
+    return varied or str(variant.get("job", fallback))
 
 
 def _parsed(file: Path) -> dict[str, Any]:

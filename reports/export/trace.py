@@ -1,8 +1,8 @@
 """A simulated step as a Chrome trace, for ui.perfetto.dev or chrome://tracing: a process per rank, a thread per stream.
 
 The format is that of "Trace Event Format" (Google, 2016): complete events `X`, flow arrows `s` and `f`, metadata `M`.
-A full step has over a million ops, so nothing is kept: every run has a template of its events, into which its times
-are filled at once, and the text goes through gzip as it comes.
+A full step has over a million ops, so nothing is kept: every kernel sequence has a template of its events,
+into which its times are filled at once, and the text goes through gzip as it comes.
 
 What Perfetto makes of such a file decides some details (v52; the tests ask its importer). It rounds times, written in
 microseconds, to whole nanoseconds: ours are such, so that events touch and nest without gaps. A thread 0 takes its
@@ -35,14 +35,14 @@ from simulator.schedule import Action, Step, halves, stages_on
 
 THREADS = {
     COMPUTE: (0, "compute"),
-    COMM: (1, "exchanges"),
+    COMM: (1, "all-to-all"),
     SEND_NEXT: (4, "sends to the next stage"),
     SEND_PREVIOUS: (5, "sends to the previous stage"),
     SYNC: (6, "gradient sync"),
 }
 """Stream -> thread of a rank (in the order shown), and its name."""
-LINKS = {"nic": (2, "IB: expert exchange"), "nvlink": (3, "NVLink: expert exchange")}
-"""Links that an exchange crosses, each a thread of its own."""
+LINKS = {"nic": (2, "IB: all-to-all"), "nvlink": (3, "NVLink: all-to-all")}
+"""Links that an all-to-all crosses, each a thread of its own."""
 
 _FIRST, _APART = 100, 100  # number of the first rank's process, and how far the next one is away
 _LEVEL = 5  # of gzip: half the size of level 1 for twice its time
@@ -253,7 +253,7 @@ class _Trace:
         return template.replace(_HERE, f'{_place(rank, THREADS[stream][0])},"args":{{{about}') % tuple(times)
 
     def _crossings(self, rank: int, link: str, mine: Sequence[int]) -> Iterator[str]:
-        """Exchanges as the link that they cross sees them."""
+        """All-to-alls as the link that they cross sees them."""
         timeline = self.timeline
         for task in mine:
             sequence, start, end = timeline.tasks.sequence[task], timeline.start[task], timeline.end[task]
@@ -291,8 +291,8 @@ class _Trace:
             (sms, counters.memory_samples(self.result, rank)), counters.NAMES.items(), strict=True
         ):
             for at, values in counters.clipped(samples, begin, end):
-                told = ",".join(f'"{one}":{value}' for one, value in zip(series, values, strict=True))
-                yield f',\n{{"ph":"C","name":"{name}",{_place(rank, 0)},{_at(at)},"args":{{{told}}}}}'
+                shown = ",".join(f'"{one}":{value}' for one, value in zip(series, values, strict=True))
+                yield f',\n{{"ph":"C","name":"{name}",{_place(rank, 0)},{_at(at)},"args":{{{shown}}}}}'
 
 
 def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
@@ -332,7 +332,7 @@ def _place(rank: int, place: int) -> str:
 
 
 def _at(nanos: int) -> str:
-    """A moment, in microseconds."""
+    """A time, in microseconds."""
     return f'"ts":{nanos / 1e3:.3f}'
 
 

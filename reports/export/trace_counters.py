@@ -13,7 +13,7 @@ from simulator.results.result import Result
 Sample = tuple[int, tuple[int, ...]]
 """From this nanosecond on, these values."""
 
-NAMES = {"SMs in use": ("compute", "exchanges", "collectives"), "memory in use": ("bytes",)}
+NAMES = {"SMs in use": ("compute", "all_to_alls", "collectives"), "memory in use": ("bytes",)}
 """Counter -> its series."""
 
 
@@ -25,10 +25,10 @@ def nanoseconds(seconds: float) -> int:
 def sm_samples(
     result: Result, compute: Sequence[int], all_to_alls: Sequence[int], collectives: Sequence[int]
 ) -> list[Sample]:
-    """SMs open to the compute kernel that runs, and held by exchange kernels and collectives, given a rank's tasks of
+    """SMs open to the compute kernel that runs, and held by all-to-all kernels and collectives, given a rank's tasks of
     each stream.
 
-    An exchange holds its SMs from its barrier on. A rank that computes has all that its exchange leaves or, without
+    An all-to-all holds its SMs from its barrier on. A rank that computes has all that its all-to-all leaves or, without
     one, its collective: as in the engine.
     """
     cluster, sequences = result.scenario.cluster, result.timeline.tasks.sequence
@@ -41,9 +41,9 @@ def sm_samples(
         [(task, round(sequences[task].held * channels)) for task in collectives],
     )
     out: list[Sample] = [(0, (0, 0, 0))]
-    for at, (computing, exchanging, collecting) in _levels(result.timeline, *streams):
-        left = cluster.gpu.sms - (exchanging or collecting)
-        _append(out, at, (left if computing else 0, exchanging, collecting))
+    for at, (computing, dispatching, collecting) in _levels(result.timeline, *streams):
+        left = cluster.gpu.sms - (dispatching or collecting)
+        _append(out, at, (left if computing else 0, dispatching, collecting))
     return out
 
 
@@ -52,7 +52,7 @@ def _held(result: Result, sequence: KernelSequence) -> int:
 
 
 def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The sum over the tasks of each stream that run, of what stands beside them, from each moment at which it
+    """The sum over the tasks of each stream that run, of their second values, from each time at which it
     changes."""
     edges: list[tuple[int, int, int]] = []
     for stream, tasks in enumerate(streams):
@@ -60,10 +60,10 @@ def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator
         edges += [(nanoseconds(timeline.end[task]), stream, -many) for task, many in tasks]
     edges.sort()
     level = [0] * len(streams)
-    for at, (moment, stream, change) in enumerate(edges):
+    for at, (time, stream, change) in enumerate(edges):
         level[stream] += change
-        if at + 1 == len(edges) or edges[at + 1][0] != moment:
-            yield moment, tuple(level)
+        if at + 1 == len(edges) or edges[at + 1][0] != time:
+            yield time, tuple(level)
 
 
 def memory_samples(result: Result, rank: int) -> list[Sample]:
@@ -76,7 +76,7 @@ def memory_samples(result: Result, rank: int) -> list[Sample]:
 
 
 def _append(samples: list[Sample], at: int, values: tuple[int, ...]) -> None:
-    """Add a sample: of one moment the last counts, and equal neighbours are one."""
+    """Add a sample: of one time the last counts, and equal consecutive ones are one."""
     if samples and samples[-1][0] == at:
         samples.pop()
     if not samples or samples[-1][1] != values:

@@ -45,14 +45,14 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "classes", classes_figure(result.classes, step)
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
     curve = curve_of(result.built, result.schedule, result.timeline, result.memory.worst.rank)
-    yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank}, the fullest")
+    yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank} (highest peak)")
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
 
 
 def write_comparison_figures(
     titles: Sequence[str], results: Sequence[Mapping[str, Any]], varied: Mapping[str, Sequence[str]], folder: Path
 ) -> list[Path]:
-    """Draw runs beside each other, and curves over the input that varies if that is one number."""
+    """Draw variants next to each other, and curves over the input that varies if that is one number."""
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         written = save(runs_figure(titles, results), folder, "runs")

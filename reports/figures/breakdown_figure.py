@@ -72,7 +72,7 @@ def classes_figure(classes: Sequence[ClassTime], step: float) -> Figure:
     _annotate(axes, values, [words.percent(value / step) for value in values])
     axes.set_yticks(range(len(shown)), [words.of_class(item.cls) for item in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel("time on a mean rank [s]; compute and communication run beside each other")
+    axes.set_xlabel("time on a mean rank [s]; compute and communication overlap")
     axes.set_title("Kernel classes by time (hatched: not calibrated on this GPU)")
     axes.tick_params(left=False)
     used = dict.fromkeys(item.bound_by for item in shown)

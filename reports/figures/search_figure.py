@@ -26,7 +26,7 @@ def write_search_figures(asked: Question, candidates: Iterable[Candidate], folde
     with styled():
         points = [Point(x=one.by("memory") / GB, y=1e9 * one.by("time"), name=str(one.number)) for one in ran]
         written += save(
-            pareto_figure(_shown(asked, points), "memory of the fullest rank [GB]", _TIME), folder, "pareto"
+            pareto_figure(_shown(asked, points), "peak memory of the most loaded rank [GB]", _TIME), folder, "pareto"
         )
         if _apart([one.by("cost") / one.by("time") for one in ran]):
             points = [Point(x=one.by("cost") / 1e6, y=1e9 * one.by("time"), name=str(one.number)) for one in ran]

@@ -1,4 +1,4 @@
-"""The page of several results beside each other, on one time axis."""
+"""The page of several results next to each other, on one time axis."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def comparison_context(shown: Sequence[Shown], failed: Sequence[tuple[str, str]]
     longest = max((result["metrics"]["step_time_s"] for result in results), default=1.0)
     used = [phase for phase in PHASES if any(result["breakdown_s"].get(phase, 0.0) > 1e-9 for result in results)]
     return {
-        "title": "foretrain: " + (", ".join(titles) if len(titles) <= 3 else f"{len(titles)} runs compared"),
+        "title": "foretrain: " + (", ".join(titles) if len(titles) <= 3 else f"{len(titles)} results compared"),
         "shown": shown,
         "titles": titles,
         "answer": sentence(titles, results) if results else "None of the variants can run.",

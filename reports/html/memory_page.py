@@ -73,16 +73,16 @@ def chart(curve: Curve, capacity: float) -> dict[str, Any]:
 
 
 def thinned(curve: Curve, most: int) -> tuple[list[float], list[list[float]]]:
-    """The curve at no more than `most` times; of each interval the fullest moment is kept."""
+    """The curve at no more than `most` times; of each interval the time of highest use is kept."""
     end, groups = curve.times[-1], [curve.groups[name] for name in GROUPS]
     times: list[float] = []
     columns: list[list[float]] = []
     for at in range(most):
         first = max(0, bisect_right(curve.times, end * at / most) - 1)
         last = max(first + 1, bisect_right(curve.times, end * (at + 1) / most))
-        fullest = max(range(first, last), key=lambda i: sum(group[i] for group in groups))
+        highest = max(range(first, last), key=lambda i: sum(group[i] for group in groups))
         times.append(end * at / most)
-        columns.append([group[fullest] for group in groups])
+        columns.append([group[highest] for group in groups])
     return [*times, end], [*columns, columns[-1]]
 
 

@@ -1,4 +1,4 @@
-"""What a page's scripts draw, as compact JSON: actions in full, the runs inside them packed."""
+"""What a page's scripts draw, as compact JSON: actions in full, the kernel sequences inside them packed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from reports.views.palette import COMMUNICATION, DIRECTIONS, PHASES, WAIT
 from simulator.engine.kernel_sequence import KernelSequence
 from simulator.engine.tasks import LANES, Timeline
 
-MOST_RUNS = 400_000
-"""Beyond this many runs a page carries actions only, to stay small."""
-STREAMS = ("compute", "exchanges", "sends to the next stage", "sends to the previous stage", "gradient sync")
+MOST_SEQUENCES = 400_000
+"""Beyond this many kernel sequences a page carries actions only, to stay small."""
+STREAMS = ("compute", "all-to-all", "sends to the next stage", "sends to the previous stage", "gradient sync")
 
 _ORDER = tuple(PHASES)
 COLOURS = [*PHASES.values(), COMMUNICATION, WAIT]
@@ -29,7 +29,7 @@ _DIRECTION = {"F": _ORDER.index("forward"), "B": _ORDER.index("backward"), "W": 
 _WHAT = {
     "compute": "compute kernels",
     "work": "kernels on the communication stream",
-    "notify": "barrier and exchange of counts",
+    "notify": "barrier and token counts (notify)",
     "all_to_all": "all-to-all",
     "send": "send to another stage",
     "collective": "collective",
@@ -45,7 +45,7 @@ def embedded(value: Any) -> Markup:
 def steps_payload(
     name: str, actions: Sequence[ActionSpan], end: float, stages: Sequence[str], timeline: Timeline | None = None
 ) -> dict[str, Any]:
-    """The timeline of one step for the element `name`; with the runs inside its actions if a timeline is given."""
+    """The timeline of one step for the element `name`; with its kernel sequences if a timeline is given."""
     tick = max(1e-7, end / 4e9)
     ranks = 1 + max((action.rank for action in actions), default=0)
     rows: list[dict[str, list[Any]]] = [{"start": [], "end": [], "phase": [], "name": []} for _ in range(ranks)]
@@ -64,13 +64,13 @@ def steps_payload(
         "stages": list(stages),
         "rows": rows,
     }
-    if timeline is not None and len(timeline.tasks.sequence) <= MOST_RUNS:
+    if timeline is not None and len(timeline.tasks.sequence) <= MOST_SEQUENCES:
         payload["runs"] = _runs(timeline, tick)
     return payload
 
 
 def _runs(timeline: Timeline, tick: float) -> dict[str, Any]:
-    """All runs in columns, by lane and time: starts, durations [ticks], and the number of their name."""
+    """All kernel sequences in columns, by lane and time: starts, durations [ticks], and the number of their name."""
     tasks = timeline.tasks
     lane = np.asarray(tasks.lane, dtype=np.int64)
     start = np.asarray(timeline.start)
@@ -99,7 +99,7 @@ def _runs(timeline: Timeline, tick: float) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[KernelSequence]) -> tuple[list[dict[str, Any]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Distinct names of runs, and for every run the number of its own."""
+    """Distinct names of kernel sequences, and for each the number of its name."""
     known: dict[tuple[str, str, int], int] = {}
     by_run: dict[int, int] = {}
     index = np.empty(len(runs), dtype=np.int64)

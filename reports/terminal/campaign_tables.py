@@ -13,7 +13,7 @@ from simulator.units import DAY, GB
 
 
 def report(found: Forecast) -> list[RenderableType]:
-    """Everything `built` prints."""
+    """Everything `plan` prints."""
     head = Text(f"The whole run of {found.campaign.name} on {found.gpus:,} GPUs", style="bold")
     parts: list[RenderableType] = [head, *section("Phases", phases(found))]
     remarks = [(phase.name, phase.batch, remark) for phase in found.phases for remark in phase.remarks]
@@ -22,8 +22,8 @@ def report(found: Forecast) -> list[RenderableType]:
         for name, batch, remark in remarks:
             table.add_row("-", name, f"at {batch} sequences: {remark}")
         parts += section("What had to differ, or does not fit", table)
-    beside = [note("Published figures are only shown beside; nothing is fitted to them.")]
-    parts += section("Parts", totals(found), *(beside if found.campaign.published else []))
+    published = [note("Published figures are only for comparison; nothing is fitted to them.")]
+    parts += section("Parts", totals(found), *(published if found.campaign.published else []))
     if found.goodput is not None:
         parts += section("Failures", failures(found))
     parts += section("Energy", energy(found))
@@ -49,7 +49,7 @@ def phases(found: Forecast) -> Table:
 
 
 def totals(found: Forecast) -> Table:
-    """GPU-hours and dollars by part, beside what was published."""
+    """GPU-hours and dollars by part, next to what was published."""
     published = found.campaign.published
     headers = ["", ">GPU-hours", ">price"] + ([">published", ">difference"] if published else [])
     table = columns(*headers)

@@ -1,4 +1,4 @@
-"""The table of `compare` for the terminal: a line a variant, what tells them apart first."""
+"""The table of `compare` for the terminal: a line a variant, what differs between them first."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def heading(outcomes: Sequence[Outcome]) -> Text:
 
 _NOTE = (
     "change: of the step time, against the first that ran. MFU: causal attention, BF16 peak. bubble: mean over ranks."
-    " exposed: communication without compute beside it, mean over ranks. GPU-hours: per 1e12 tokens. price: of the run."
+    " exposed: communication not overlapped with compute, mean over ranks. GPU-hours: per 1e12 tokens."
+    " price: of the run."
 )
 
 

@@ -51,20 +51,20 @@ _BLOCKS_NOTE = "Of one microbatch, gaps between kernels included. n: how often t
 
 
 def _listed_note(found: Explanation) -> str:
-    concurrent = "a collective of a whole node runs too (gathers parameters, sums gradients)"
+    concurrent = "a collective of a whole node runs at the same time (gathers parameters, sums gradients)"
     if _meets_all_to_alls(found):
-        concurrent = "an exchange runs too (an exchange: compute runs too)"
-    text = f"alone: nothing else runs. beside: {concurrent}."
+        concurrent = "an all-to-all runs at the same time (for an all-to-all: compute)"
+    text = f"alone: nothing else runs. overlapped: {concurrent}."
     return text + (f" *: not calibrated on {found.scenario.cluster.name}." if found.uncalibrated else "")
 
 
 def _meets_all_to_alls(found: Explanation) -> bool:
-    """Whether the job has exchange kernels that compute runs beside."""
+    """Whether the job has all-to-all kernels that compute overlaps with."""
     return found.scenario.job.layout.ep > 1
 
 
 def _listed(ops: Sequence[ExplainedOp], all_to_alls: bool) -> Table:
-    table = columns("", "work", ">alone", ">beside", "limit", gap=1)
+    table = columns("", "work", ">alone", ">overlapped", "limit", gap=1)
     for one in ops:
         op, cost = one.priced.op, one.priced.cost
         count = f"{op.count} x " if op.count > 1 else ""
@@ -110,7 +110,7 @@ def _detailed(one: ExplainedOp) -> list[RenderableType]:
 
 
 def _blocks(blocks: Sequence[BlockTime]) -> Table:
-    table = columns("", ">n", ">forward", ">again", ">input grad", ">weight grad", ">exchange", ">all", gap=1)
+    table = columns("", ">n", ">forward", ">again", ">input grad", ">weight grad", ">all-to-all", ">all", gap=1)
     for b in blocks:
         times = (b.forward, b.recomputed, b.input_gradient, b.weight_gradient, b.communication, b.total)
         table.add_row(b.kind, str(b.count), *(f"{1e3 * value:.3f}" for value in times))

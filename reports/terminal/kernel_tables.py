@@ -30,7 +30,7 @@ def shape(op: Op) -> str:
         case Gemm():
             form = "" if work.form == "dense" else f", {work.form}"
             groups = f", {work.groups} groups" if work.groups > 1 else ""
-            groups += f" of {min(work.rows)} to {max(work.rows)} rows" if len(set(work.rows)) > 1 else ""
+            groups += f" of {min(work.rows)} to {max(work.rows)} tokens" if len(set(work.rows)) > 1 else ""
             return f"{work.m} x {work.n} x {work.k} {work.precision}{form}{groups}"
         case Attention():
             mask = "causal" if work.causal else "full"
@@ -74,7 +74,7 @@ def _facts(answer: Answer, cluster: Cluster) -> RichTable:
     if answer.looped:
         table.add_row("clock", "of a benchmark's loop, as the power limit leaves it")
     if answer.lasting is not None:
-        table.add_row("lasting load", _lasting(answer.lasting))
+        table.add_row("sustained load", _lasting(answer.lasting))
     return table
 
 
@@ -82,9 +82,9 @@ def _lasting(found: Lasting) -> str:
     """What the power limit makes of a kernel that runs over and over."""
     time, draws = words.seconds(found.time), f"{found.demand:.0f} W at full clock"
     if found.slowdown == 1.0:
-        return f"{time}, not slowed: it draws {draws}, and {found.limit:.0f} W are allowed"
+        return f"{time}, not slowed: it needs {draws}, and {found.limit:.0f} W are allowed"
     full = words.seconds(found.full_clock)
-    return f"{time}: {found.slowdown:.3f} times {full}, for it would draw {draws} and {found.limit:.0f} W are allowed"
+    return f"{time}: {found.slowdown:.3f} times {full}, it would need {draws} and {found.limit:.0f} W are allowed"
 
 
 def limit(cost: Cost) -> str:
@@ -130,7 +130,7 @@ CLOCK = 5e-10
 
 
 def term(name: str, value: float) -> str:
-    """A term of a formula with its unit, which its name tells."""
+    """A term of a formula with its unit, which is in its name."""
     if name.endswith("_s"):
         return words.seconds(value) if value >= CLOCK else "0"
     if name.endswith("bytes") or name == "bytes":

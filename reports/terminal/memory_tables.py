@@ -20,7 +20,7 @@ def report(title: str, memory: MemoryReport, measures: Sequence[Measure] = ()) -
         Text(f"Memory of one training step of {title}", style="bold"),
         *section("The answer", answer(memory)),
         *section(f"Rank {worst.rank} at its peak [GB]", items(worst)),
-        *section("Peak of each rank [GB]", ranks(memory), note("Equal neighbours share a line.")),
+        *section("Peak of each rank [GB]", ranks(memory), note("Equal consecutive ranks share a line.")),
     ]
     if measures:
         parts += section("What each measure saves on the worst rank [GB]", saved(measures))
@@ -33,13 +33,13 @@ def gigabytes(value: float) -> str:
 
 
 def answer(memory: MemoryReport) -> Text:
-    """Whether it fits, by how much, and when it is fullest."""
+    """Whether it fits, by how much, and when the peak is."""
     worst, left = memory.worst, memory.capacity - memory.peak
     verdict = f"fits, {gigabytes(left)} GB to spare" if memory.fits else f"does NOT fit, {gigabytes(-left)} GB too much"
-    moment = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
+    when = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
     return Text(
         f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB: {verdict}.\n"
-        f"Fullest:{moment} on rank {worst.rank}, during {worst.during}."
+        f"Peak:{when} on rank {worst.rank}, during {worst.during}."
     )
 
 
@@ -67,7 +67,7 @@ def ranks(memory: MemoryReport) -> Table:
 
 
 def _alike(ranks: Sequence[RankMemory]) -> list[tuple[int, int, RankMemory]]:
-    """Runs of neighbours with the same peak to three digits."""
+    """Consecutive ranks with the same peak to three digits."""
     out: list[tuple[int, int, RankMemory]] = []
     for rank in ranks:
         if out and gigabytes(out[-1][2].peak) == gigabytes(rank.peak):

@@ -1,4 +1,4 @@
-"""A profile beside the simulation, for the terminal."""
+"""A profile next to the simulation, for the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report(found: Comparison, *, verbose: bool = False) -> list[RenderableType]:
 
 def _heading(found: Comparison) -> Text:
     recording, scenario = found.recording, found.scenario
-    text = Text(f"{recording.path} beside {scenario.name}", style="bold")
+    text = Text(f"{recording.path} against {scenario.name}", style="bold")
     matched = sum(len(one.kernels) for one in found.matched)
     return text.append(
         f"\n{len(recording.kernels):,} kernels of device {recording.device} in {words.seconds(recording.span)};"
@@ -39,11 +39,11 @@ def _heading(found: Comparison) -> Text:
 
 _PAIR_NOTE = (
     "Forward and backward layers against each other, from the start of the first compute kernel to the end of the last,"
-    " simulated with the rows that the profile's own gate sent to this rank."
+    " simulated with the tokens that the profile's own gate sent to this rank."
 )
 _PHASES_NOTE = (
-    "Kernels: time in which kernels of the phase run, predicted for what ran beside them in the profile (of an"
-    " exchange: without the barrier before it). Span: from first start to last end, waits included. Late: the part of"
+    "Kernels: time in which kernels of the phase run, predicted for what ran at the same time in the profile (of an"
+    " all-to-all: without the barrier before it). Span: from first start to last end, waits included. Late: the part of"
     " it in which the CPU had not launched the next kernel yet, as at the start of a profile; it is taken out of the"
     " error."
 )
@@ -70,7 +70,7 @@ def _pair(found: Comparison) -> Table:
         table.add_row(name, _ms(measured), _ms(predicted), signed(predicted / measured - 1.0) if measured else "")
     for number, layers in enumerate(pair.periods):
         if layers.forward.rows or layers.backward.rows:
-            table.add_row(f"expert rows of pair {number}", f"{layers.forward.rows} F", f"{layers.backward.rows} B", "")
+            table.add_row(f"routed tokens, pair {number}", f"{layers.forward.rows} F", f"{layers.backward.rows} B", "")
     return table
 
 
@@ -104,10 +104,10 @@ def _classes(found: Comparison) -> Table:
 def _classes_note(found: Comparison) -> str:
     text = "error: of the sum. mean |e|: of the errors of all ops, without signs."
     if found.recording.clock:
-        text += " past clock: what half a µs a kernel does not explain, since this profile tells whole µs only."
+        text += " past clock: what half a µs a kernel does not explain: this profile has whole µs only."
     text += " Kernels side by side on two compute streams share their time."
     if any(c.cls == WAIT for c in found.classes):
-        text += " comm.notify is mostly a wait for the slowest rank, which one rank's profile cannot tell apart."
+        text += " comm.notify is mostly a wait for the slowest rank, which the profile of one rank cannot show."
     if any(not c.calibrated for c in found.classes):
         text += f" *: not calibrated on {found.scenario.cluster.name}."
     return text

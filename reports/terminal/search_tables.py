@@ -73,7 +73,7 @@ def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequenc
 
 
 def _short(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, or as many as tell them apart."""
+    """The last part of each path, or as many as distinguish them."""
     parts = [path.split(".") for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = [".".join(part[-length:]) for part in parts]
@@ -86,7 +86,7 @@ def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
     """The object that `--json` prints."""
     asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
 
-    def told(one: Candidate) -> dict[str, Any]:
+    def row_of(one: Candidate) -> dict[str, Any]:
         line = {**record(asked, one)}
         if one.number in sure:
             engine = sure[one.number]
@@ -101,8 +101,8 @@ def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
         "rank": found.rank,
         "complete": found.complete,
         "counts": found.counts,
-        "best": [told(one) for one in found.best],
-        "pareto": [told(one) for one in found.front],
+        "best": [row_of(one) for one in found.best],
+        "pareto": [row_of(one) for one in found.front],
     }
 
 

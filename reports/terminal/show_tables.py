@@ -117,7 +117,7 @@ def _parameters(spec: ModelSpec) -> RenderableType:
         "active for a token", f"{spec.activated_parameters():,}", words.percent(spec.activated_parameters() / total)
     )
     if tree.mtp:
-        table.add_row("MTP modules, beside", f"{tree.mtp:,}", "")
+        table.add_row("MTP modules, extra", f"{tree.mtp:,}", "")
     return table
 
 
@@ -178,8 +178,8 @@ def _measured(kernels: Kernels) -> str:
 
 
 def stack(settings: Stack) -> list[RenderableType]:
-    """Every habit of a software stack with its source."""
-    return [Text(settings.name, style="bold"), *section("Habits", sourced(dict(_leaves(settings)), settings.sources))]
+    """Every setting of a software stack with its source."""
+    return [Text(settings.name, style="bold"), *section("Settings", sourced(dict(_leaves(settings)), settings.sources))]
 
 
 def sourced(values: Mapping[str, Any], sources: Mapping[str, str]) -> RenderableType:

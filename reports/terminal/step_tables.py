@@ -146,13 +146,13 @@ def exposed(result: Result, unit: words.Unit) -> Text:
     mean = result.metrics["exposed_comm_s"]
     share = words.percent(mean / result.metrics["step_time_s"])
     return Text(
-        f"Exposed communication, with no compute beside it: {unit.of(mean)} {unit.name} ({share}) on a mean rank,"
+        f"Exposed communication, not overlapped with compute: {unit.of(mean)} {unit.name} ({share}) on a mean rank,"
         f" {unit.of(worst.exposed_comm)} {unit.name} on rank {worst.rank}; it is part of the phases above."
     )
 
 
 _RANKS_NOTE = (
-    "weight, sync: weight gradients, gradient sync and optimizer. exposed: communication without compute beside it."
+    "weight, sync: weight gradients, gradient sync and optimizer. exposed: communication not overlapped with compute."
     " compute: a kernel runs on the compute stream. The last two overlap with the phases left of them."
 )
 
@@ -189,7 +189,7 @@ def _shown(ranks: Sequence[RankTimes], verbose: bool) -> Iterator[RankTimes | No
 
 
 def stages(held: Sequence[Sequence[str]]) -> Table:
-    """What stands on which stage; equal neighbours share a line."""
+    """The blocks of each stage; equal consecutive stages share a line."""
     table = columns("", "")
     first = 0
     for at, blocks in enumerate(held):
@@ -207,7 +207,7 @@ def _listed(result: Result, verbose: bool) -> list[ClassTime]:
 
 
 def _classes_note(result: Result, verbose: bool) -> str:
-    shares = "Shares of the step on a mean rank; compute and communication run beside each other."
+    shares = "Shares of the step on a mean rank; compute and communication overlap."
     loose = any(not item.calibrated for item in _listed(result, verbose))
     return shares + (f" *: not calibrated on {result.scenario.cluster.name}." if loose else "")
 
@@ -236,7 +236,7 @@ def remarks(result: Result) -> Table:
     scenario = result.scenario
     said = [
         f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
-        f"all {scenario.job.dp} are taken to be alike.",
+        f"all {scenario.job.dp} are assumed to be equal.",
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),

@@ -1,4 +1,4 @@
-"""Published figures beside predictions, for the terminal and as Markdown."""
+"""Published figures next to predictions, for the terminal and as Markdown."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ BROKEN, TOO_BIG = 2, 3
 @click.option("--ramp-from", type=click.IntRange(min=1), metavar="N", help="First batch of a ramp [sequences].")
 @click.pass_context
 def check(ctx: click.Context, job: str, overrides: tuple[str, ...], as_json: bool, ramp_from: int | None) -> None:
-    """Say whether the numbers of JOB fit together, and into memory.
+    """Check whether the numbers of JOB fit together, and into memory.
 
-    Names every broken rule with what would do, and exits with 2; or says what does not fit into memory with the
-    cheapest changes that make it fit, found by trying them, and exits with 3; or says that all is fine, and what
-    follows: data parallelism, microbatches, layers on stages. With --ramp-from, also whether the layout can run the
-    smaller batches of a ramp.
+    Names every broken rule with a value that would do, and exits with 2; or shows what does not fit into memory with
+    the cheapest changes that make it fit, found by trying them, and exits with 3; or confirms that all is fine, and
+    shows what follows: data parallelism, microbatches, layers on stages. With --ramp-from, also whether the layout can
+    run the smaller batches of a ramp.
     """
     from reports.terminal import verdict
     from simulator.inputs import load_scenario

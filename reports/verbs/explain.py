@@ -56,7 +56,7 @@ def explain(
 
         print_json(
             {
-                "schema": "foretrain.explain/1",
+                "schema": "foretrain.explain/2",
                 "job": found.scenario.name,
                 "hardware": found.scenario.cluster.name,
                 "ops": [one.as_dict() for one in found.ops],

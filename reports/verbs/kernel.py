@@ -122,11 +122,11 @@ def _gemm_options(grouped: bool) -> tuple[Callable[[Any], Any], ...]:
         _integer("k", "Length of the sum.", required=True),
         _PRECISION,
         click.option("--groups", type=_LEAST_ONE, required=grouped, help="Groups, one weight each (local experts)."),
-        click.option("--rows", help="Rows of every group, '120 88 ...'. [default: equal]"),
+        click.option("--rows", help="Tokens per expert, '120 88 ...'. [default: equal]"),
         click.option(
             "--form",
             type=click.Choice(forms),
-            help="wgrad: added to FP32 gradients. masked: m is rows of each group (with --rows: expected).",
+            help="wgrad: added to FP32 gradients. masked: m is tokens per expert (with --rows: expected).",
         ),
         _SMS,
         _CONCURRENT,
@@ -150,7 +150,7 @@ _EXCHANGE = (
     _integer("groups", "Groups of the gate. [default: the nodes]"),
     click.option("--direction", type=click.Choice(["dispatch", "combine"]), help="[default: dispatch]"),
     _PRECISION,
-    _integer("sms", "SMs the exchange holds (0: none, a co-processor). [default: 24]", least=0),
+    _integer("sms", "SMs the all-to-all holds (0: none, a co-processor). [default: 24]", least=0),
     click.option(
         "--low-latency/--throughput",
         default=None,
@@ -164,8 +164,8 @@ _EXCHANGE = (
 )
 
 for _command in (
-    _asks("gemm", "A matrix product of (m x k) by (k x n).", *_gemm_options(grouped=False)),
-    _asks("grouped_gemm", "Products of experts in one kernel; m is the total of rows.", *_gemm_options(grouped=True)),
+    _asks("gemm", "A GEMM of (m x k) by (k x n).", *_gemm_options(grouped=False)),
+    _asks("grouped_gemm", "GEMMs of experts in one kernel; m is the total of tokens.", *_gemm_options(grouped=True)),
     _asks(
         "attention",
         "An attention core, forward or backward.",
@@ -214,7 +214,7 @@ for _command in (
     _asks("all_to_all", "Dispatch or combine of experts, or with --bytes a plain all-to-all.", *_EXCHANGE),
     _asks(
         "p2p",
-        "A message to one neighbour.",
+        "A message to one other rank.",
         _bytes("The message: 58.7MB, 1e6."),
         _integer("nodes", "1: within a node, over NVLink; 2: over the NIC. [default: 1]"),
     ),

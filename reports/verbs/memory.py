@@ -28,10 +28,10 @@ def _figure_file(path: str) -> Path:
 @job_argument
 @set_option
 @json_option
-@click.option("--measures", "with_measures", is_flag=True, help="Say what each of DeepSeek-V3's measures saves.")
+@click.option("--measures", "with_measures", is_flag=True, help="Show what each of DeepSeek-V3's measures saves.")
 @click.option("--figure", metavar="FILE", help="Draw memory over the step, stacked (.png, .svg, .pdf).")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
-@click.option("--rank", type=int, metavar="N", help="Pipeline rank to draw. [default: the fullest]")
+@click.option("--rank", type=int, metavar="N", help="Pipeline rank to draw. [default: the one with the highest peak]")
 @quiet_option
 def memory(
     job: str,
@@ -76,13 +76,13 @@ def memory(
             write_memory(scenario.name, found, curve, page, saved)
             say(f"wrote {page}", quiet=quiet)
     if as_json:
-        told = found.as_dict()
+        shown = found.as_dict()
         if with_measures:
-            told["measures"] = [
+            shown["measures"] = [
                 {"name": m.name, "source": m.source, "saves_bytes": m.saves, "peak_without_bytes": m.peak_without}
                 for m in saved
             ]
-        print_json(told)
+        print_json(shown)
     else:
         print_report(*words.report(scenario.name, found, saved))
     return 0 if found.fits else 3

@@ -59,7 +59,7 @@ def numerics(
 ) -> int:
     """Check the claims of DeepSeek-V3's report that numbers can check.
 
-    A small DeepSeek-V3 in NumPy, run on the spot: FP8 products and training, routing and balancing, multi-token
+    A small DeepSeek-V3 in NumPy, run on the spot: FP8 GEMMs and training, routing and balancing, multi-token
     prediction, activations held by pipeline schedules. Exit code 3 if a claim disagrees.
     """
     if "numpy" not in sys.modules:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from reports.export.saved import Saved
 
-SCHEMA = "foretrain.report/1"
+SCHEMA = "foretrain.report/2"
 
 
 @click.group(epilog="Example: foretrain report compare before.json after.json --html change.html")
@@ -24,7 +24,7 @@ def report() -> None:
 
 @report.command(epilog="Example: foretrain report compare before.json after.json --html change.html")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--html", metavar="FILE", help="Write a page with all runs side by side.")
+@click.option("--html", metavar="FILE", help="Write a page with all results side by side.")
 @json_option
 @quiet_option
 def compare(files: tuple[str, ...], html: str | None, as_json: bool, quiet: bool) -> None:
@@ -55,7 +55,7 @@ def as_dict(saved: list[Saved]) -> dict[str, Any]:
 
     return {
         "schema": SCHEMA,
-        "runs": [
+        "results": [
             {
                 "title": one.title,
                 "scenario": one.result["scenario"].get("hash"),

@@ -1,4 +1,4 @@
-"""`foretrain trace compare TRACE JOB`: a recorded profile beside the simulation of the same job."""
+"""`foretrain trace compare TRACE JOB`: a recorded profile against the simulation of the same job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trace() -> None:
 def compare(
     profile: str, job: str, overrides: tuple[str, ...], device: str | None, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
-    """Show measured beside predicted: kernel classes, phases, and the overlapped pair.
+    """Show measured next to predicted: kernel classes, phases, and the overlapped pair.
 
     TRACE is a Chrome trace of the PyTorch profiler, plain or gzip, of any size. The phases of each layer must be
     marked in it by name, as in attn(F), mlp(W) or dispatch(B). JOB is the job that was profiled.

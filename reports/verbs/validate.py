@@ -1,4 +1,4 @@
-"""`foretrain validate`: published figures beside predictions."""
+"""`foretrain validate`: published figures next to predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reports.verbs.options import json_option, output_file, print_json, print_re
 @json_option
 @verbosity
 def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Compute every published figure that can be computed, and show predicted beside published.
+    """Compute every published figure that can be computed, and show predicted next to published.
 
     Each figure is marked: used for calibration, given to the program, or only compared with. End-to-end figures, such
     as step times and GPU-hours, are always only compared with.

@@ -43,7 +43,7 @@ def doubt_in_words(doubt: Doubt, hardware: str) -> str:
     rest = 1.0 - doubt.covered - doubt.uncalibrated
     if rest > 0.001:
         said.append(f"For the other {words.percent(rest)}, calibrated without samples to spare, no error can be given.")
-    said.append("Routing, network congestion and software habits are assumptions, with no error bar.")
+    said.append("Routing, network congestion and software settings are assumptions, with no error bar.")
     return " ".join(said)
 
 
@@ -52,12 +52,12 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     job, layout, stack = scenario.job, scenario.job.layout, scenario.stack
     degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
     each = words.counted(job.batch.microbatch_size, "sequence")
-    all_to_alls = f", exchanges by {stack.dispatcher}" if layout.ep > 1 else ""
+    all_to_alls = f", all-to-all by {stack.dispatcher}" if layout.ep > 1 else ""
     shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
     return [
         (
             "what is simulated",
-            f"one pipeline of {words.counted(layout.pp, 'rank')}; all {job.dp} replicas of it are taken to be alike",
+            f"one pipeline of {words.counted(layout.pp, 'rank')}; all {job.dp} replicas of it are assumed to be equal",
         ),
         ("parallelism", f"{shown}; ZeRO stage {layout.zero}"),
         ("schedule", f"{layout.schedule}, {words.counted(job.microbatches, 'microbatch')} of {each}"),
@@ -80,7 +80,7 @@ def _communication_sms(scenario: Scenario) -> str:
     job, stack, fabric = scenario.job, scenario.stack, scenario.cluster.fabric
     takers = []
     if job.layout.ep > 1 and stack.dispatcher != "nccl":
-        takers.append(f"{job.overlap.comm_sms} for exchanges")
+        takers.append(f"{job.overlap.comm_sms} for the all-to-all")
     if job.layout.zero >= 2 or stack.grad_sync_overlap or stack.param_gather_overlap:
         takers.append(f"{fabric.nic.sms} a NIC and at most {fabric.nvlink.sms} for collectives")
     return f"of {scenario.cluster.gpu.sms}, {', '.join(takers)}" if takers else "none"

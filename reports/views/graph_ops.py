@@ -96,11 +96,11 @@ def sentence(shown: BlockGraph) -> str:
     compute = sum(data["seconds"] for data in spans if data["stream"] == "compute")
     other, host = shown.seconds - compute - host_seconds(shown), host_seconds(shown)
     parts = [("compute", compute), ("communication", other), ("the host's issue", host)]
-    told = " and ".join(f"{words.seconds(value)} of {name}" for name, value in parts if value > 1e-9 * shown.seconds)
+    path = " and ".join(f"{words.seconds(value)} of {name}" for name, value in parts if value > 1e-9 * shown.seconds)
     moving = sum(d["seconds"] for d in ops_in(shown.graph).values() if d["stream"] == "communication")
     hidden = moving - max(0.0, other)
-    rest = f" {words.seconds(hidden)} of communication run beside it." if hidden > 1e-9 * shown.seconds else ""
-    return f"It takes {words.seconds(shown.seconds)}. The critical path is {told}.{rest}"
+    rest = f" {words.seconds(hidden)} of communication overlap with it." if hidden > 1e-9 * shown.seconds else ""
+    return f"It takes {words.seconds(shown.seconds)}. The critical path is {path}.{rest}"
 
 
 def as_dict(shown: BlockGraph) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CAUSES = {
     "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
     "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
     "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
-    "all_to_all": ("exposed communication", "exchanges and collectives inside actions that no compute hides"),
+    "all_to_all": ("exposed communication", "all-to-alls and collectives inside actions that no compute hides"),
     "sync": ("exposed gradient sync", "gradient and parameter collectives that no compute hides"),
     "other": ("other", "neither compute nor communication runs inside an action"),
 }

@@ -47,7 +47,7 @@ MEMORY = {
 """What fills memory; the keys are `simulator.memory.GROUPS`."""
 
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-"""Runs or lines beside each other, in this order."""
+"""Bars or lines next to each other, in this order."""
 
 
 def luminance(colour: str) -> float:

@@ -1,4 +1,4 @@
-"""Results beside each other: their metrics, what their inputs differ in, and the changes against the first."""
+"""Results next to each other: their metrics, what their inputs differ in, and the changes against the first."""
 
 from __future__ import annotations
 

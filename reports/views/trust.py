@@ -52,7 +52,7 @@ def trust_of(result: Result) -> list[ClassTrust]:
 
 
 def measured_as(cls: str, stack: Stack, kernels: Kernels) -> str:
-    """The class as the calibration measured it: exchanges, attention and norms by the kernels that the software runs, a
+    """The class as the calibration measured it: all-to-all, attention and norms by the kernels the software runs, a
     collective whatever for."""
     if cls in ("comm.dispatch", "comm.combine"):
         return "comm.all_to_all" if stack.dispatcher == "nccl" else f"{cls}@{stack.dispatcher}"

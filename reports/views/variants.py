@@ -21,7 +21,7 @@ from simulator.plugins import registered_by_script
 if TYPE_CHECKING:
     from reports.views.actions import ActionSpan
 
-SCHEMA = "foretrain.compare/1"
+SCHEMA = "foretrain.compare/2"
 Engine = Literal["events", "longest-path"]
 
 AS_IS = "as it is"
@@ -143,7 +143,7 @@ def run(variant: Variant, engine: Engine, draw: bool = False) -> Outcome:
 
 
 def _reason(error: str, job: str) -> str:
-    """An error without the job's name before each line: it stands beside the variant."""
+    """An error without the job's name before each line: it is shown with the variant."""
     lines = (line.removeprefix(f"{job}: ").replace("--set:", "--vary:", 1) for line in error.splitlines())
     return "\n".join(lines)
 
@@ -157,7 +157,7 @@ def run_all(
 ) -> list[Outcome]:
     """Simulate all variants, in their order. `draw`: keep their actions.
 
-    The first that runs tells how long one takes: quick ones follow in this process, others on all cores (unless a
+    The first that runs shows how long one takes: quick ones follow in this process, others on all cores (unless a
     script registered a schedule or an architecture, which other processes do not have).
     """
     outcomes: list[Outcome] = []
@@ -197,7 +197,7 @@ def _tell(progress: Callable[[float], None] | None, done: int, of: int) -> None:
 
 def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The object that `compare --json` prints."""
-    runs = [
+    variants = [
         {
             "job": o.variant.job,
             "set": dict(_settings(o.variant)),
@@ -207,7 +207,7 @@ def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         }
         for o in outcomes
     ]
-    return {"schema": SCHEMA, "runs": runs}
+    return {"schema": SCHEMA, "variants": variants}
 
 
 def _settings(variant: Variant) -> Iterator[tuple[str, str]]:
@@ -218,7 +218,7 @@ def _settings(variant: Variant) -> Iterator[tuple[str, str]]:
 
 
 def differences(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """What tells the variants apart, by column: varied paths, what-ifs, and with several jobs, job and differing job
+    """What the variants differ in, by column: varied paths, what-ifs, and with several jobs, job and differing job
     values."""
     found: dict[str, list[str]] = {}
     jobs = [outcome.variant.job for outcome in outcomes]

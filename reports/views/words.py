@@ -41,8 +41,8 @@ _CLASSES = {
     "attn.bwd_aux": "attention, backward: preparation",
     "comm.dispatch": "expert dispatch (all-to-all)",
     "comm.combine": "expert combine (all-to-all)",
-    "comm.notify": "exchange of token counts",
-    "comm.layout": "token layout of the exchange",
+    "comm.notify": "all-to-all notify (token counts)",
+    "comm.layout": "all-to-all layout (token order)",
     "comm.p2p": "sends between stages",
     "comm.all_gather": "all-gather",
     "comm.all_reduce": "all-reduce",
@@ -200,7 +200,7 @@ def percent(part: float) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers with runs joined: `0, 2-14`."""
+    """Ascending numbers with consecutive ones joined: `0, 2-14`."""
     parts: list[str] = []
     first = 0
     for at, number in enumerate(numbers):
@@ -222,7 +222,7 @@ def of_recompute(recompute: str, selective: str) -> str:
     if recompute == "selective":
         return {
             "core": "the attention core",
-            "products": "all of a layer but the attention core and every second matrix product",
+            "products": "all of a layer but the attention core and every second GEMM",
         }[selective]
     return {
         "none": "nothing",

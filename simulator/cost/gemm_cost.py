@@ -258,7 +258,7 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
         *((("split_k", float(tiling.parts)),) if tiling.parts > 1 else ()),
         ("sms", float(sms)),
         *((("usable_sms", float(usable)),) if usable < sms else ()),
-        *((("walk", float(p.tiles_per_cta)),) if tiling.walks and p.tiles_per_cta > 1 else ()),
+        *((("tiles_per_cta", float(p.tiles_per_cta)),) if tiling.walks and p.tiles_per_cta > 1 else ()),
         ("waves", float(tiling.waves)),
         ("k_steps", float(tile.k_steps)),
         ("step_s", tile.step),

@@ -143,7 +143,7 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
         return
     for which, width in (("q", q), ("k", kv // 2)):
         values = s.tokens * width
-        builder.add(f"rope.{which}.products.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
+        builder.add(f"rope.{which}.multiply.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
         if name == "bwd":
             builder.add(f"rope.{which}.sign.{name}", "elem", cast(values / 2, BF16, BF16), part=part)
         builder.add(f"rope.{which}.sums.{name}", "elem", sum_of_two(values / 2), part=part, count=2)
@@ -171,7 +171,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     )
     _place_heads(builder, s)
     kept = t * q * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
-    circulate_keys(builder, "attn.kv.exchange", s, kv, passes=1)
+    circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
@@ -197,7 +197,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         _place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
-    circulate_keys(builder, "attn.dkv.exchange", s, kv, passes=2)
+    circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)
     core_backward(builder, s)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")

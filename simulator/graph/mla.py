@@ -176,7 +176,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     _up_projections(builder, s, d, again=False)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
-    circulate_keys(builder, "attn.kv.exchange", s, d.q + d.out, passes=1)
+    circulate_keys(builder, "attn.kv.transfer", s, d.q + d.out, passes=1)
     builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
         builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
@@ -192,7 +192,7 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     t = d.tokens
     prepare_backward(builder, s, t * d.q, t * d.out, part="I")
-    circulate_keys(builder, "attn.dkv.exchange", s, d.q + d.out, passes=2)
+    circulate_keys(builder, "attn.dkv.transfer", s, d.q + d.out, passes=2)
     builder.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
     finish_backward(builder, s, t * d.q)
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))

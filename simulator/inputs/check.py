@@ -343,7 +343,7 @@ def _features(s: Scenario) -> Iterator[Problem]:
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
         yield Problem(
-            rule="exchange kernels",
+            rule="all-to-all kernels",
             key="stack.dispatcher",
             value=kernels,
             message=f"{s.cluster.name} has no parameters of these kernels",

@@ -40,14 +40,14 @@ class Assumptions:
 
     def lines(self) -> list[str]:
         """Each in words."""
-        matrices = "in FP8 only" if self.fp8_weights else "in BF16 beside FP8"
+        matrices = "in FP8 only" if self.fp8_weights else "in BF16 in addition to FP8"
         return [
             f"context and libraries {si(self.context, 'B')}",
             f"slack of the allocator {self.slack:.0%} of activations and temporaries",
             f"master weights {self.master:g} B and each moment {self.moment:g} B a parameter",
             f"matrices under FP8 kept {matrices}",
             f"moving average of the weights on the {'GPU' if self.ema_on_gpu else 'CPU'}",
-            f"MTP modules {'share embedding and head where these stand' if self.share_mtp else 'hold their own ends'}",
+            f"MTP modules {'share embedding and head of their stage' if self.share_mtp else 'hold their own ends'}",
             f"DeepEP queues of {self.nvl_tokens} tokens over NVLink and {self.rdma_tokens} over RDMA",
             f"pipeline messages posted ahead per direction and stage {self.receive_buffers}",
         ]

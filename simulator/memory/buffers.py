@@ -34,8 +34,8 @@ def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assum
         nvlink, rdma = queue_bytes(
             hidden * BF16, job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
         )
-        items.append(Item(group="buffers", name="expert exchange, NVLink queues", bytes=nvlink))
-        items.append(Item(group="buffers", name="expert exchange, RDMA queues", bytes=rdma))
+        items.append(Item(group="buffers", name="expert all-to-all, NVLink queues", bytes=nvlink))
+        items.append(Item(group="buffers", name="expert all-to-all, RDMA queues", bytes=rdma))
     if job.layout.pp > 1:
         message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * hidden * BF16
         size = 2 * assumed.receive_buffers * stages * message

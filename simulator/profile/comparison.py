@@ -16,7 +16,7 @@ from simulator.results.metrics import length, merged
 from simulator.results.simulate import prepare
 from simulator.spec.scenario import Scenario
 
-SCHEMA = "foretrain.trace-compare/1"
+SCHEMA = "foretrain.trace-compare/2"
 COMPUTE_PHASES = ("attn(F)", "mlp(B)", "mlp(W)", "mlp(F)", "attn(B)", "attn(W)")
 COMM_PHASES = ("dispatch(F)", "dispatch(B)", "combine(F)", "combine(B)")
 FORWARD_ROWS = ("moe.up_gate.save_fp8", "moe.unpermute.fwd")
@@ -142,10 +142,10 @@ class Comparison:
                 "predicted_comm_busy_s": pair.predicted_comm_busy,
                 "layers": [
                     {
-                        "forward_rows": p.forward.rows,
-                        "forward_received": p.forward.received,
-                        "backward_rows": p.backward.rows,
-                        "backward_received": p.backward.received,
+                        "forward_routed_tokens": p.forward.rows,
+                        "forward_received_tokens": p.forward.received,
+                        "backward_routed_tokens": p.backward.rows,
+                        "backward_received_tokens": p.backward.received,
                     }
                     for p in pair.periods
                 ],

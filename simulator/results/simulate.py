@@ -182,7 +182,7 @@ def _held_back(built: PricedModel) -> Iterator[str]:
         yield f"no power model of {built.scenario.cluster.name}: tensor kernels run at the clock of their benchmarks"
     if factor > 1.0:
         gpus = built.scenario.job.gpus
-        whose = f" on the hungriest of {gpus:,} GPUs, for which all wait" if gpus > 1 else ""
+        whose = f" on the GPU with the highest power demand of {gpus:,}; the others wait for it" if gpus > 1 else ""
         yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock{whose}"
 
 

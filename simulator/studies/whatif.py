@@ -75,7 +75,7 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
     {
         "coprocessor": WhatIf(
             asks="communication offloaded to a co-processor",
-            assumes="exchanges hold no SMs and run at the speed of the links",
+            assumes="the all-to-all holds no SMs and runs at the speed of the links",
             source="section 3.5.1",
             change=_coprocessor,
         ),

@@ -51,6 +51,6 @@ def all_to_all_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bo
         f"comm.{work.direction}",
         cluster,
         sms=int(row.get("sms") or 0),
-        concurrent_with_compute=row.get("beside_compute") == "1",
+        concurrent_with_compute=row.get("concurrent_with_compute") == "1",
         dispatcher=row["kernels"],
     ).duration

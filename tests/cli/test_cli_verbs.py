@@ -149,7 +149,7 @@ def test_a_wrong_what_if_names_the_nearest(verb: str, run: Any) -> None:
 
 def test_compare_puts_what_ifs_beside_the_job_as_it_is(run: Any) -> None:
     args = ("compare", "tiny-dualpipe", "--what-if", "coprocessor", "--what-if", "fused-casts")
-    runs = numbers(run, *args, "--vary", "batch.microbatch_size=1,2")["runs"]
+    runs = numbers(run, *args, "--vary", "batch.microbatch_size=1,2")["variants"]
     assert [one["what_if"] for one in runs] == [None, "coprocessor", "fused-casts"] * 2
     alone = numbers(run, "simulate", "tiny-dualpipe", "--what-if", "coprocessor")["metrics"]["step_time_s"]
     assert runs[1]["result"]["metrics"]["step_time_s"] == alone
@@ -173,7 +173,7 @@ def test_warnings_name_kernel_classes_in_words(run: Any) -> None:
     for result in (run("simulate", "tiny-dualpipe"), run("simulate", "tiny-dualpipe", "--json")):
         said = result.stderr + (result.stdout if not result.stdout.startswith("{") else "")
         assert "comm.notify" not in said
-        assert "exchange of token counts; sends between stages" in " ".join(said.split())
+        assert "all-to-all notify (token counts); sends between stages" in " ".join(said.split())
 
 
 def test_schedule_of_a_job_with_simulated_times(run: Any) -> None:
@@ -209,15 +209,15 @@ def test_a_crash_is_not_hidden(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_compare_tries_every_combination_in_order(run: Any) -> None:
     result = numbers(run, "compare", "tiny-1f1b", "--vary", "layout.schedule=gpipe,1f1b", "--vary", "layout.pp=2,4")
-    assert result["schema"] == "foretrain.compare/1"
-    assert [entry["set"] for entry in result["runs"]] == [
+    assert result["schema"] == "foretrain.compare/2"
+    assert [entry["set"] for entry in result["variants"]] == [
         {"layout.schedule": schedule, "layout.pp": pp} for schedule in ("gpipe", "1f1b") for pp in ("2", "4")
     ]
-    assert all(entry["error"] is None for entry in result["runs"])
+    assert all(entry["error"] is None for entry in result["variants"])
 
 
 def test_compare_gives_each_variant_what_simulate_gives(run: Any) -> None:
-    both = numbers(run, "compare", "tiny-1f1b", "--set", "layout.zero=0", "--vary", "layout.pp=2,4")["runs"]
+    both = numbers(run, "compare", "tiny-1f1b", "--set", "layout.zero=0", "--vary", "layout.pp=2,4")["variants"]
     alone = numbers(run, "simulate", "tiny-1f1b", "--set", "layout.zero=0", "--set", "layout.pp=4")
     assert both[1]["result"] == alone
 
@@ -227,7 +227,7 @@ def test_compare_keeps_what_breaks_a_rule_with_its_reason(run: Any) -> None:
     assert result.exit_code == 0
     assert "Not possible" in result.stdout
     assert "dualpipe needs an even pp: pp is 5" in " ".join(result.stdout.split())
-    entries = numbers(run, "compare", "tiny-dualpipe", "--vary", "layout.pp=4,5")["runs"]
+    entries = numbers(run, "compare", "tiny-dualpipe", "--vary", "layout.pp=4,5")["variants"]
     assert [entry["result"] is None for entry in entries] == [False, True]
     assert "needs an even pp" in entries[1]["error"]
 

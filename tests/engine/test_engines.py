@@ -138,7 +138,7 @@ def test_each_kernel_of_a_run_has_its_own_pace() -> None:
     assert spans[1] == pytest.approx((4.0, 9.0))  # 4 s do half of it, 1 s the rest
 
 
-def test_an_exchange_is_slower_beside_compute() -> None:
+def test_an_exchange_is_slower_concurrent_with_compute() -> None:
     """Alone 4 s, beside compute 8 s; compute runs 2 s."""
     work = tasks(nic=1e9)
     work.add(COMPUTE, steady(2.0), ())

@@ -63,8 +63,9 @@ def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
     equal, uneven = asked(*MASKED), asked(*MASKED, "--rows", ROWS)
     assert uneven["work"]["rows"] == [int(r) for r in ROWS.split()]
     assert uneven["time_us"] > equal["time_us"]
-    assert "8 groups of 100 to 166 rows" in " ".join(run(*MASKED, "--rows", ROWS).output.split())
-    assert [one["note"].endswith("as many rows in every group (other ones: rows)") for one in (equal, uneven)] == [
+    assert "8 groups of 100 to 166 tokens" in " ".join(run(*MASKED, "--rows", ROWS).output.split())
+    note = "as many tokens for every expert (other numbers: rows)"
+    assert [one["note"].endswith(note) for one in (equal, uneven)] == [
         True,
         False,
     ]
@@ -75,11 +76,11 @@ def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
 @pytest.mark.parametrize(
     ("rows", "form", "said"),
     [
-        ("1 2", "masked", "must list the rows of 8 groups, not of 2"),
+        ("1 2", "masked", "must list the tokens of 8 groups, not of 2"),
         ("a b", "masked", "must be integers from 0"),
-        ("0 0 0 0 0 0 0 0", "masked", "one group must have rows"),
+        ("0 0 0 0 0 0 0 0", "masked", "one group must have tokens"),
         (ROWS, "grouped", "sum to 1061; must sum to m, 128"),
-        (ROWS, "wgrad", "has no meaning for grouped_wgrad products"),
+        (ROWS, "wgrad", "has no meaning for grouped_wgrad GEMMs"),
     ],
 )
 def test_rows_that_fit_no_product_are_refused(rows: str, form: str, said: str) -> None:
@@ -109,8 +110,8 @@ def test_lasting_load_is_what_was_measured_at_the_power_limit(hardware: str) -> 
         else:
             continue
         one, measured = asked(*args, "--hardware", hardware), float(row["us"])
-        assert one["lasting_load"]["slowdown"] == pytest.approx(measured / float(row["us_burst"]), rel=0.1)
-        lasting.append(abs(one["lasting_load"]["time_us"] / measured - 1.0))
+        assert one["sustained_load"]["slowdown"] == pytest.approx(measured / float(row["us_burst"]), rel=0.1)
+        lasting.append(abs(one["sustained_load"]["time_us"] / measured - 1.0))
         once.append(abs(one["time_us"] / measured - 1.0))
     assert len(lasting) == 22
     assert sum(lasting) / 22 < 0.05 < sum(once) / 22
@@ -121,27 +122,27 @@ def test_lasting_load_by_hand() -> None:
     plain = ("gemm", "--hardware", "h100", "--m", "4096", "--n", "24576", "--k", "1536")
     one = asked(*plain)
     factor = (945.6 / (0.9889 * 700)) ** 0.5169
-    assert one["lasting_load"]["time_us"] == pytest.approx(one["time_us"] * factor)
+    assert one["sustained_load"]["time_us"] == pytest.approx(one["time_us"] * factor)
     assert not one["benchmark_loop"]  # rested
-    assert "lasting load" in run(*plain).stdout
+    assert "sustained load" in run(*plain).stdout
     held = asked(*plain, "--set", "hardware.gpu.tdp=500")
-    assert held["lasting_load"]["time_us"] == pytest.approx(one["lasting_load"]["time_us"] * (700 / 500) ** 0.5169)
+    assert held["sustained_load"]["time_us"] == pytest.approx(one["sustained_load"]["time_us"] * (700 / 500) ** 0.5169)
 
 
 def test_lasting_load_starts_from_the_full_clock_where_a_class_was_measured_in_loops() -> None:
     one = asked("gemm", "--hardware", "h200", "--m", "4096", "--n", "24576", "--k", "1536")
     assert one["benchmark_loop"]
-    assert one["lasting_load"]["full_clock_us"] < one["time_us"] < one["lasting_load"]["time_us"]
+    assert one["sustained_load"]["full_clock_us"] < one["time_us"] < one["sustained_load"]["time_us"]
     text = run("gemm", "--hardware", "h800", "--m", "4096", "--n", "24576", "--k", "1536").stdout
     assert "benchmark's loop" in text
-    assert "lasting load" not in run("gemm", "--hardware", "a100", "--m", "4096", "--n", "4096", "--k", "4096").stdout
+    assert "sustained load" not in run("gemm", "--hardware", "a100", "--m", "4096", "--n", "4096", "--k", "4096").stdout
 
 
 def test_what_waits_for_memory_is_not_slowed_by_the_power_limit() -> None:
     few = asked("gemm", "--hardware", "h100", "--m", "8", "--n", "24576", "--k", "1536")
     assert few["bound_by"] == "memory"
-    assert few["lasting_load"]["time_us"] == few["time_us"]
-    assert asked("stream", "--hardware", "h100", "--bytes", "1e9")["lasting_load"] is None
+    assert few["sustained_load"]["time_us"] == few["time_us"]
+    assert asked("stream", "--hardware", "h100", "--bytes", "1e9")["sustained_load"] is None
 
 
 def test_a_changed_gpu_changes_the_answer() -> None:

@@ -350,7 +350,7 @@ def concurrent_traffic(rec: Recorder) -> None:
             e.record()
             torch.cuda.synchronize()
             row = {
-                "op": f"beside:{name}",
+                "op": f"concurrent:{name}",
                 "mode": "hot",
                 "held_sms": held,
                 "traffic": round(alone),

@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 hardware_profiles/calibration/measuring/measure_overlap.py OUT.csv
 
 Each rank runs the same kernel in a loop on one stream while NCCL runs one collective in a loop on another; both loops
-are long enough that either is always beside the other while it is timed. `op` is a product of m x k by k x n, an
-attention of m tokens and n heads of k, or a norm or sum of m x n BF16 values. Columns: `us_alone`, `us_beside` of the
-kernel; `comm_us_alone`, `comm_us_beside` of the collective (mean of the loop), `bytes` its output (all-gather) or
-input (reduce-scatter) on a rank. Loops run at the power limit, alone and beside.
+are long enough that either always overlaps with the other while it is timed. `op` is a GEMM of m x k by k x n, an
+attention of m tokens and n heads of k, or a norm or sum of m x n BF16 values. Columns: `us_alone`, `us_concurrent` of
+the kernel; `comm_us_alone`, `comm_us_concurrent` of the collective (mean of the loop), `bytes` its output (all-gather)
+or input (reduce-scatter) on a rank. Loops run at the power limit, alone and overlapped.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def main() -> None:
                 dist.barrier()
                 comm_slow = beside((comm, call, comm_us), (compute, product, us))
                 shape = {"gpus": world, "op": op, "m": m, "n": n, "k": k, "collective": kind, "bytes": size << 20}
-                times = {"us_alone": us, "us_beside": slow, "comm_us_alone": comm_us, "comm_us_beside": comm_slow}
+                times = {"us_alone": us, "us_concurrent": slow}
+                times |= {"comm_us_alone": comm_us, "comm_us_concurrent": comm_slow}
                 rows.append(shape | {key: round(value, 2) for key, value in times.items()})
                 if rank == 0:
                     print(rows[-1], flush=True)

@@ -41,7 +41,7 @@ function wordsOf(name, steps) {
 }
 
 async function addRuns(spec, steps) {
-  /* Runs inside actions: lanes of compute, exchanges, sends and gradient sync, drawn where there is room. */
+  /* Kernel sequences inside actions: lanes of compute, all-to-all, sends and gradient sync, drawn where there is room. */
   const runs = steps.runs;
   const buffer = await unpacked(runs.packed), n = runs.count;
   const start = new Float64Array(n), end = new Float64Array(n);

@@ -14,7 +14,7 @@ from simulator.spec.kernel_params import rested
 from simulator.studies.kernel.question import Question
 from simulator.studies.kernel.works import Asked, asked, fewest
 
-SCHEMA = "foretrain.kernel/1"
+SCHEMA = "foretrain.kernel/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Answer:
             "calibrated": self.cost.calibrated,
             "note": self.note,
             "benchmark_loop": self.looped,
-            "lasting_load": None if self.lasting is None else self.lasting.as_dict(),
+            "sustained_load": None if self.lasting is None else self.lasting.as_dict(),
         }
 
 

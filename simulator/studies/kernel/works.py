@@ -147,7 +147,7 @@ def _gemm(question: Question, cluster: Cluster) -> Asked:
     return Asked(op=_op(question, cls, work), sms=sms, note="; ".join(note for note in notes if note))
 
 
-EQUAL = "as many rows in every group (other ones: rows)"
+EQUAL = "as many tokens for every expert (other numbers: rows)"
 """Said because groups seldom are equal, and one row over a tile costs another tile."""
 
 
@@ -172,11 +172,11 @@ def _check_rows(rows: tuple[int, ...], question: Question, groups: int, form: Ge
     if text is None:
         return
     if form not in ("grouped", "masked"):
-        raise BadColumn("rows", text, f"has no meaning for {form} products, only for grouped and masked ones")
+        raise BadColumn("rows", text, f"has no meaning for {form} GEMMs, only for grouped and masked ones")
     if len(rows) != groups:
-        raise BadColumn("rows", text, f"must list the rows of {groups} groups, not of {len(rows)}")
+        raise BadColumn("rows", text, f"must list the tokens of {groups} groups, not of {len(rows)}")
     if not any(rows):
-        raise BadColumn("rows", text, "one group must have rows")
+        raise BadColumn("rows", text, "one group must have tokens")
     if form == "grouped" and sum(rows) != question.m:
         raise BadColumn("rows", text, f"sum to {sum(rows)}; must sum to m, {question.m}")
 
@@ -346,7 +346,7 @@ def _all_to_all(question: Question, cluster: Cluster) -> Asked:
     direction = question.op if question.op in ("dispatch", "combine") else question.direction or "dispatch"
     ranks = question.ep or question.ranks
     if ranks is None:
-        raise BadColumn("ep", "", "missing: an expert exchange needs the number of ranks")
+        raise BadColumn("ep", "", "missing: an expert all-to-all needs the number of ranks")
     tokens, hidden = _need(question, "tokens"), question.hidden or HIDDEN
     low_latency = _is_low_latency(question, tokens)
     experts, top_k = question.experts or max(EXPERTS, ranks), question.top_k or TOP_K

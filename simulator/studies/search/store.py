@@ -48,8 +48,8 @@ class Store:
                 self.base.execute("INSERT INTO search VALUES (?, ?)", (mark, json.dumps(asdict(asked))))
         elif known[0] != mark:
             raise InputError(
-                f"--resume: {self.file}: holds another search (the job, its files or the axes differ: {known[1]});"
-                " give another file"
+                f"--resume: {self.file}: holds another search (the job, its files, the axes or the version differ:"
+                f" {known[1]}); give another file"
             )
 
     def __enter__(self) -> Store:

@@ -14,6 +14,8 @@ from reports.export.saved import read_saved
 from reports.views.sidebyside import input_differences, sentence, table
 from simulator.errors import InputError
 from simulator.inputs import load_scenario
+from simulator.inputs.renamed import RENAMED
+from simulator.results.result import SCHEMA
 from simulator.results.simulate import simulate
 
 STORED = Path(__file__).parents[2] / "golden" / "saved"
@@ -31,7 +33,7 @@ def test_every_form_ever_written_can_be_read_and_compared(file: Path, tmp_path: 
     run = CliRunner().invoke(foretrain, ["report", "compare", str(file), str(new), "--html", str(tmp_path / "p.html")])
     assert run.exit_code == 0, run.output
     assert "step time" in run.output
-    assert "runs side by side" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "results side by side" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_a_comparison_holds_its_results(tmp_path: Path) -> None:
@@ -68,6 +70,38 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(InputError):
         read_saved(file)
+
+
+def test_a_comparison_of_the_form_before_holds_its_results_too(tmp_path: Path) -> None:
+    file = tmp_path / "old.json"
+    entry = {"job": "tiny-1f1b", "set": {"layout.pp": "4"}, "what_if": None, "result": stored(), "error": None}
+    broken = entry | {"result": None, "error": "cannot be"}
+    file.write_text(json.dumps({"schema": "foretrain.compare/1", "runs": [entry, broken]}))
+    (one,) = read_saved(file)
+    assert one.title == "layout.pp=4"
+    assert one.result["schema"] == SCHEMA
+    assert one.result["metrics"] == stored()["metrics"]
+
+
+def test_a_comparison_without_its_list_says_which_key_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "none.json"
+    for schema, key in (("foretrain.compare/1", "runs"), ("foretrain.compare/2", "variants")):
+        file.write_text(json.dumps({"schema": schema}))
+        with pytest.raises(InputError, match=f"{key}: is missing"):
+            read_saved(file)
+
+
+def test_settings_of_the_first_form_have_todays_names(tmp_path: Path) -> None:
+    """What form 1 called `walk`, `dirty`, `sized`, `stranded`, `beside` and `uncached`."""
+    (one,) = read_saved(STORED / "result-1.json")
+    old, new = stored()["scenario"]["cluster"]["kernels"]["gemm"], one.result["scenario"]["cluster"]["kernels"]["gemm"]
+    assert old.keys() == new.keys()
+    for cls, params in old.items():
+        for was, now in RENAMED.items():
+            assert was not in new[cls]
+            if was in params:
+                assert new[cls][now] == params[was]
+    assert any(was in params for params in old.values() for was in RENAMED)
 
 
 def test_a_missing_file_exits_2() -> None:

@@ -244,14 +244,14 @@ def test_sms_in_use_follow_the_streams(result: Result, events: list[Event]) -> N
                 spans[stream].append((timeline.start[task], timeline.end[task]))
         samples = counter(events, "SMs in use", rank)
         assert samples[0][0] == pytest.approx(0.0, abs=1e-9)
-        assert samples[-1][1] == {"compute": 0, "exchanges": 0, "collectives": 0}
+        assert samples[-1][1] == {"compute": 0, "all_to_alls": 0, "collectives": 0}
         for (begin, values), (end, _) in pairwise(samples):
             middle = (begin + end) / 2
             busy = {stream: any(a <= middle < b for a, b in found) for stream, found in spans.items()}
             collectives.add(values["collectives"])
-            assert values["exchanges"] == (held if busy[COMM] else 0)
+            assert values["all_to_alls"] == (held if busy[COMM] else 0)
             assert (values["collectives"] > 0) == busy[SYNC]
-            left = total - (values["exchanges"] or values["collectives"])
+            left = total - (values["all_to_alls"] or values["collectives"])
             assert values["compute"] == (left if busy[COMPUTE] else 0)
     assert collectives == {0, 2, 16}  # one NIC's channels, and those of a node
 

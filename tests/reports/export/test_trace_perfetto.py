@@ -87,7 +87,7 @@ def test_slices_nest_as_ops_in_actions(loaded: TraceProcessor) -> None:
         "select distinct thread.name as thread, depth, category glob 'action,*' as action"
         f" from slice join {OF_THREAD} order by tid, depth"
     )
-    deep = {"compute", "exchanges"}
+    deep = {"compute", "all-to-all"}
     assert set(depths) == {(name, int(name in deep), 0) for name in TRACKS} | {(name, 0, 1) for name in deep}
     outside = loaded.query(
         "select count(*) from slice op join slice action on op.parent_id = action.id"
@@ -123,7 +123,7 @@ def test_counters_keep_their_values(loaded: TraceProcessor, result: Result, even
     for rank in ranks:
         assert most[process(rank.rank), "memory in use bytes"] == pytest.approx(rank.peak, abs=1.0)
         assert most[process(rank.rank), "SMs in use compute"] == result.scenario.cluster.gpu.sms
-        assert most[process(rank.rank), "SMs in use exchanges"] == result.scenario.job.overlap.comm_sms
+        assert most[process(rank.rank), "SMs in use all_to_alls"] == result.scenario.job.overlap.comm_sms
 
 
 def test_arrows_join_sends_with_what_waits_for_them(loaded: TraceProcessor, result: Result) -> None:

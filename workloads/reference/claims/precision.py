@@ -46,7 +46,7 @@ def accumulation(out: Path, *, quick: bool) -> list[Claim]:
         ax.set_xscale("log", base=2)
         ax.set_xticks(ks, [str(k) for k in ks])
         logarithmic(ax)
-        labels(ax, "Sums of FP8 products in a 14-bit accumulator", "K [elements]", "largest error / RMS of result [%]")
+        labels(ax, "FP8 GEMMs with a 14-bit accumulator", "K [elements]", "largest error / RMS of result [%]")
 
     figure = draw(out / "fp8_accumulation.png", [panel])
     (plain, promoted), biased = normal[at], positive[at][0]
@@ -60,7 +60,7 @@ def accumulation(out: Path, *, quick: bool) -> list[Claim]:
             figure=figure,
             remark="Largest error over the RMS of the result, normal entries. By element the maximum has no "
             "bound, because some results nearly cancel; with all entries positive nothing cancels, every "
-            f"truncation has the same sign, and the error is {percent(biased, 1)}. The report does not say which it "
+            f"truncation has the same sign, and the error is {percent(biased, 1)}. The report does not state which it "
             "used; of those tried, this is the definition that comes near its figure.",
             values=(("max_over_rms", plain), ("positive_max_over_rms", biased)),
             agrees=0.015 <= plain <= 0.03,

@@ -126,7 +126,7 @@ def balancing(out: Path, *, quick: bool) -> list[Claim]:
             agrees=batch[bias] < 0.5 * batch["nothing"],
             values=tuple((f"batch {k}", v) for k, v in batch.items()),
             remark=f"Busiest expert over mean, {bias}, synthetic skewed tokens, batches of 2048. An auxiliary loss "
-            f"reaches {batch['auxiliary loss']:.2f}. Topics drawn anew per batch keep single batches uneven.",
+            f"reaches {batch['auxiliary loss']:.2f}. Topics resampled per batch keep single batches uneven.",
         ),
         Claim(
             key="balance.sequence",

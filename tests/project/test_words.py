@@ -1,0 +1,162 @@
+"""What users read is written in the field's standard words: none that this project once coined comes back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import foretrain
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+HELP = sorted((ROOT / "tests" / "golden" / "cli").glob("*.txt"))
+GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"
+
+RETIRED = {
+    r"exchang(?:e|es|ed|ing)": "all-to-all, dispatch, combine",
+    r"beside": "overlapped with, concurrent with; next to, of a place",
+    r"products?": "GEMM",
+    r"habits?": "setting",
+    r"fullest": "most loaded, highest peak",
+    r"hungriest": "GPU with the highest power demand",
+    r"drawn (?:anew|again)|redrawn": "resampled",
+    r"(?:expert|routed) rows?|rows? (?:of|a|per|in) (?:every |each )?(?:expert|group)s?": "tokens per expert",
+    r"moments?": "time",
+    r"dirty": "l2_writeback",
+    r"sized": "grid_from_expected_m",
+    r"walks?": "tiles_per_cta",
+    r"stranded": "unusable_sms",
+    r"uncached": "first_dispatch_factor",
+    r"@tall": "@tile256",
+    r"told|tells?": "say what it does: prints, shows, names",
+    r"lasting load": "sustained load",
+    r"runs? of (?:kernels|every stream|each stream)": "kernel sequence",
+}
+"""Word of earlier versions -> what to write. Matched as whole words, also as parts of `names_like_this`."""
+
+ALLOWED = (
+    r"moment_bytes|each moment [\d.]+ B a parameter|(?:BF16|FP32|two) moments|moments in BF16|^\| moments \|",  # Adam's
+    r"selective[\s=\"]+products",  # the value of a setting
+    r"scaled_dot_product_attention",
+    r"^\| GEMM \| a matrix product",  # what the glossary explains it by
+    r"--beside",  # an option that is still accepted
+)
+_WORDS = re.compile("|".join(rf"(?<![A-Za-z])(?:{word})(?![A-Za-z])" for word in RETIRED), re.IGNORECASE)
+_EXCUSED = re.compile("|".join(ALLOWED))
+
+
+def retired(text: str, where: str) -> list[str]:
+    """Every retired word in a text, each with its place and what to write."""
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        for match in _WORDS.finditer(_EXCUSED.sub("", line)):
+            better = next(to for word, to in RETIRED.items() if re.fullmatch(word, match[0], re.IGNORECASE))
+            found.append(f"{where}:{number}: {match[0]!r}: write {better}")
+    return found
+
+
+@pytest.mark.parametrize("file", [*PAGES, *HELP], ids=lambda file: str(file.relative_to(ROOT)))
+def test_pages_and_recorded_output_use_standard_words(file: Path) -> None:
+    found = retired(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT)))
+    assert not found, "\n".join(found)
+
+
+COMMANDS = (
+    "simulate tiny-dualpipe -v",
+    "simulate tiny-dualpipe --json",
+    "simulate llama-3-8b -v",
+    "explain tiny-dualpipe --no-sensitivity",
+    "explain tiny-dualpipe --json --no-sensitivity",
+    "memory tiny-dualpipe --measures",
+    "memory tiny-dualpipe --json",
+    "compare tiny-dualpipe --vary layout.schedule=1f1b,dualpipe --json",
+    "check tiny-dualpipe",
+    "show stack torch",
+    "show stack megatron-core",
+    "show hardware h200",
+    "show graph tiny-dualpipe -v",
+    "kernel gemm --hardware h200 --m 4096 --n 24576 --k 1536",
+    "kernel all-to-all --tokens 4096 --hidden 7168 --top-k 8 --node-limit 4 --ep 64 --json",
+)
+
+
+def printed(command: str) -> str:
+    """What a command prints, as wide as a page so that no sentence is broken."""
+    run = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(foretrain, command.split())
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout.strip()
+    return run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_output_uses_standard_words(command: str) -> None:
+    found = retired(printed(command), f"foretrain {command}")
+    assert not found, "\n".join(found)
+
+
+VISIBLE = sorted((ROOT / "reports" / "html" / "templates").glob("*.html"))
+DATA = [
+    *sorted((ROOT / "workloads" / "stacks").glob("*.toml")),
+    *sorted((ROOT / "workloads" / "jobs").glob("*.toml")),
+    *sorted((ROOT / "hardware_profiles").glob("*.toml")),
+    *sorted((ROOT / "hardware_profiles" / "fabric").glob("*.toml")),
+    *sorted((ROOT / "hardware_profiles" / "kernels").glob("*.toml")),
+    *sorted((ROOT / "hardware_profiles" / "calibration").glob("*.md")),
+    ROOT / "hardware_profiles" / "calibration" / "tables" / "README.md",
+]
+
+
+@pytest.mark.parametrize("file", [*VISIBLE, *DATA], ids=lambda file: str(file.relative_to(ROOT)))
+def test_templates_and_sources_use_standard_words(file: Path) -> None:
+    found = retired(file.read_text(encoding="utf-8"), str(file.relative_to(ROOT)))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("compute and communication run beside each other", "beside"),
+        ("Expert exchanges by deepep", "exchanges"),
+        ("FP8 products", "products"),
+        ("the fullest moment", "fullest"),
+        ("the term walk_s", "walk"),
+        ('{"beside_us": 1.0}', "beside"),
+        ("120 rows a group", "rows a group"),
+        ("expert rows of pair 0", "expert rows"),
+        ("Adam's moments at this moment", "moments"),
+        ("a run of kernels", "run of kernels"),
+    ],
+)
+def test_a_retired_word_is_found_with_its_line(line: str, word: str) -> None:
+    found = retired(f"fine\n{line}\n", "page.md")
+    assert found
+    assert found[0].startswith(f"page.md:2: {word!r}: write ")
+
+
+def test_allowed_contexts_hide_nothing_else() -> None:
+    assert retired("moment_bytes = 2.0", "x") == []
+    assert retired("moment_bytes = 2.0 at that moment", "x") == ["x:1: 'moment': write time"]
+
+
+def terms() -> Iterator[tuple[str, str]]:
+    """Term and meaning of every row of the glossary."""
+    for line in GLOSSARY.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| ") and cells[0] != "term":
+            yield cells[0], cells[1]
+
+
+def test_every_term_of_the_glossary_has_a_meaning_once() -> None:
+    names = [name for name, _ in terms()]
+    assert len(names) > 60
+    assert len(names) == len(set(names))
+    assert all(meaning for _, meaning in terms())
+
+
+def test_the_glossary_is_linked() -> None:
+    assert "(reference/glossary.md)" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert "(docs/reference/glossary.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
