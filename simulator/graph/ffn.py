@@ -12,7 +12,13 @@ from simulator.dtypes import fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import BF16, FP8, cast, scales
-from simulator.graph.norm import add_residual, drop_backward, norm_forward
+from simulator.graph.norm import (
+    enter_ffn_backward,
+    kept_of_ffn_input,
+    leave_ffn,
+    leave_ffn_backward,
+    norm_forward,
+)
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gemm, Streaming
@@ -115,7 +121,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         recipe=f.recipe,
         place=f.first,
         cast_input=cast_input or f.recipe == "fp8_tensor",
-        saved=kept_up(s, f.tokens, f.up),
+        saved=kept_up(s, f.tokens, f.up) + (kept_of_ffn_input(s) if f.name == "dense" else 0.0),
     )
 
 
@@ -196,7 +202,7 @@ def up_backward(builder: SegmentBuilder, f: Ffn) -> None:
         linear.input_gradient(builder, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
 
 
-def dense_forward(s: Shapes) -> Segment:
+def dense_forward(s: Shapes, sms: int) -> Segment:
     """`mlp.F` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.F", "F", s)
@@ -205,7 +211,7 @@ def dense_forward(s: Shapes) -> Segment:
     down(builder, f, s)
     save(builder, f)
     scatter(builder, "dense", s, f.hidden)
-    add_residual(builder, "dense", s, f.hidden, leaves=True)
+    leave_ffn(builder, s, sms)
     return builder.done()
 
 
@@ -213,14 +219,15 @@ def dense_backward(s: Shapes, sms: int) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.B", "I", s)
-    drop_backward(builder, "dense", s, f.hidden)
+    enter_ffn_backward(builder, s, sms)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, sms, gradient_fp8=False)
-    if s.recompute_norms:
+    if s.recompute_norms and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, sms, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)
     scatter(builder, "dense.dx", s, f.hidden, gradient=True)
+    leave_ffn_backward(builder, s)
     return builder.done()
 
 

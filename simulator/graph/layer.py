@@ -22,7 +22,7 @@ def _attention_weights(s: Shapes) -> Segment:
 
 def dense_layer(s: Shapes, sms: int) -> Block:
     """Attention and a dense feed-forward part: no expert parallelism, nothing to communicate (but tp and cp)."""
-    ahead = (_attention(s, sms).done(), ffn.dense_forward(s))
+    ahead = (_attention(s, sms).done(), ffn.dense_forward(s, sms))
     back = (
         ffn.dense_backward(s, sms),
         ffn.dense_weights(s),

@@ -1,4 +1,11 @@
-"""RMSNorm, forward and backward (one kernel each way, a finalize and an accumulation for the weight gradient)."""
+"""Norms, forward and backward (one kernel each way, a finalize and an accumulation for the weight gradient), and the
+residual stream they stand on.
+
+`pre`: each branch reads a norm of the stream. `post`: each branch's output is normed before it is added (OLMo 2, arXiv
+2501.00656, section 2.1). `both`: a norm before and one behind (GLM-4). A parallel block: both branches read the layer's
+input, by a norm each (GPT-NeoX, arXiv 2204.06745, section 2.1) or by one that they share (Falcon-7B, GPT-J). Tensor
+parallelism reduces each branch's output by itself, as row-parallel layers do.
+"""
 
 from __future__ import annotations
 
@@ -109,3 +116,85 @@ def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> 
         values = sharded_tokens(s) * width
         work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
         builder.add(f"{name}.dropout_add.bwd", "elem", work)
+
+
+def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes, sms: int) -> float:
+    """The norm before a branch, with what it keeps. Returns the bytes that the branch's first GEMM keeps instead, its
+    input, where no norm stands before it [B]."""
+    rows, h = sharded_tokens(s), s.model.hidden_size
+    if s.model.norm_placement == "post":
+        return rows * h * BF16
+    norm_forward(builder, norm, rows, h, sms, saved=rows * h * BF16 + norm_output(s, rows, h))
+    return 0.0
+
+
+def _norm_behind(builder: SegmentBuilder, branch: str, s: Shapes, sms: int) -> None:
+    """The norm of a branch's output; it keeps the output, and its statistics, but nothing reads what it makes again."""
+    rows, h = sharded_tokens(s), s.model.hidden_size
+    if s.model.norm_placement != "pre":
+        statistics = FP32 * (2 if s.model.norm == "layer" else 1)
+        norm_forward(builder, f"norm.{branch}.out.fwd", rows, h, sms, saved=rows * (h * BF16 + statistics))
+
+
+def _norm_behind_backward(builder: SegmentBuilder, branch: str, s: Shapes, sms: int) -> None:
+    if s.model.norm_placement != "pre":
+        norm_backward(builder, f"norm.{branch}.out", sharded_tokens(s), s.model.hidden_size, sms)
+
+
+def leave_attention(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
+    """From the output of attention to the input of the feed-forward part."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement == "pre" and not model.parallel_block:
+        add_residual(builder, "attn", s, h)
+        kept = rows * h * BF16 + norm_output(s, rows, h)
+        norm_forward(builder, "norm.ffn.fwd_residual", rows, h, sms, residual=True, saved=kept)
+        return
+    _norm_behind(builder, "attn", s, sms)
+    add_residual(builder, "attn", s, h, leaves=True)
+    if model.norm_placement == "both":
+        enter_branch(builder, "norm.ffn.fwd", s, sms)
+    elif model.parallel_block and not model.shared_norm:  # it reads the layer's input, which the first norm keeps
+        norm_forward(builder, "norm.ffn.fwd", rows, h, sms, saved=norm_output(s, rows, h))
+
+
+def kept_of_ffn_input(s: Shapes) -> float:
+    """Bytes that the first GEMM of the feed-forward part keeps of its input, where no norm stands before it [B]."""
+    return sharded_tokens(s) * s.model.hidden_size * BF16 if s.model.norm_placement == "post" else 0.0
+
+
+def leave_ffn(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
+    """From the output of a dense feed-forward part to that of the layer."""
+    _norm_behind(builder, "dense", s, sms)
+    add_residual(builder, "dense", s, s.model.hidden_size, leaves=True)
+
+
+def enter_ffn_backward(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
+    """From the gradient of the layer's output to that of the dense feed-forward part's."""
+    drop_backward(builder, "dense", s, s.model.hidden_size)
+    _norm_behind_backward(builder, "dense", s, sms)
+
+
+def leave_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """The gradient that by-passes the dense feed-forward part, where no norm's backward adds it."""
+    if s.model.norm_placement == "post":
+        builder.add("dense.residual.bwd", "elem", sum_of_two(sharded_tokens(s) * s.model.hidden_size))
+
+
+def enter_attention_backward(builder: SegmentBuilder, s: Shapes, sms: int) -> None:
+    """From the gradient of the feed-forward part's input to that of attention's output."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
+        norm_backward(builder, "norm.ffn", rows, h, sms, residual=True)
+    drop_backward(builder, "attn", s, h)
+    _norm_behind_backward(builder, "attn", s, sms)
+
+
+def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes, sms: int) -> None:
+    """From the gradient of attention's first GEMM to that of the layer's input."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement == "post":
+        builder.add(f"{branch}.residual.bwd", "elem", sum_of_two(rows * h))
+        return
+    if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
+        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
+    norm_backward(builder, f"norm.{branch}", rows, h, sms, residual=True)

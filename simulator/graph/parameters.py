@@ -71,7 +71,8 @@ def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
     if kind == "embed":
         return Held(dense=vocabulary)
     if kind == "head":
-        return Held(dense=model.hidden_size + (0 if model.tie_word_embeddings else vocabulary))
+        bias = model.vocab_size // tp if model.head_bias else 0
+        return Held(dense=model.hidden_size + bias + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 

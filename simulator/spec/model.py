@@ -54,6 +54,13 @@ class ModelSpec:
     Mixtral's `num_local_experts` and Qwen's `num_experts`. `kv_lora_rank is None` means grouped-query attention, else
     multi-head latent attention. `shared_expert_intermediate_size` is the width of all shared experts together where a
     config gives that instead of `n_shared_experts`. `mlp_only_layers` are dense although their index says MoE.
+
+    `norm_bias`: a LayerNorm has a bias beside its gain (an RMSNorm never has one). `norm_placement`: norms stand before
+    the branches (`pre`), behind them (`post`: OLMo 2, arXiv 2501.00656, section 2.1) or both. `parallel_block`: both
+    branches read the layer's input and their outputs are summed (GPT-J, GPT-NeoX, arXiv 2204.06745, section 2.1);
+    with `shared_norm` they read one norm of it. `qk_norm_over`: a norm of queries and one of keys for each head
+    (Qwen3), or over the whole projection (OLMo 2). `partial_rotary_factor` is the part of a head that rotates,
+    `nope_layers` the number of layers that rotate nothing. `head_bias`: the output head has a bias.
     """
 
     name: str
@@ -94,11 +101,19 @@ class ModelSpec:
     hidden_act: Literal["silu", "gelu"] = "silu"
     gated_mlp: bool = True
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    parallel_block: bool = False
+    shared_norm: bool = False
     positions: Literal["rope", "learned"] = "rope"
+    partial_rotary_factor: float = 1.0
+    nope_layers: int = 0
     attention_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_over: Literal["head", "projection"] = "head"
+    head_bias: bool = False
     sliding_window: int | None = None
     tie_word_embeddings: bool = False
 
@@ -137,6 +152,26 @@ class ModelSpec:
         """Matrices of one feed-forward block: 3 gated (gate, up, down), 2 plain."""
         return 3 if self.gated_mlp else 2
 
+    @property
+    def norms_per_layer(self) -> int:
+        """Hidden-wide norms of one layer."""
+        if self.norm_placement == "both":
+            return 4
+        return 1 if self.parallel_block and self.shared_norm else 2
+
+    @property
+    def rotated_share(self) -> float:
+        """Part of the values of queries and keys that is rotated, mean over the layers."""
+        return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
+
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Values under one norm of the queries and one of the keys; (0, 0) without such norms."""
+        if not self.qk_norm:
+            return 0, 0
+        if self.qk_norm_over == "head":
+            return self.v_dim, self.v_dim
+        return self.num_attention_heads * self.v_dim, self.num_key_value_heads * self.v_dim
+
     def layer_kind(self, layer: int) -> LayerKind:
         """Kind of the feed-forward block of `layer`, counted from 0; MTP modules follow the last layer."""
         if not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
@@ -165,7 +200,7 @@ class ModelSpec:
 
     def layer_parameters(self, kind: LayerKind) -> Parameters:
         """Parameters of one layer."""
-        common = Parameters(attention=_attention(self), norms=2 * _norm(self))
+        common = Parameters(attention=_attention(self), norms=self.norms_per_layer * _norm(self))
         if kind == "dense":
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
@@ -192,7 +227,7 @@ class ModelSpec:
         tree = Parameters(
             embedding=embed + learned,
             norms=_norm(self),
-            head=0 if self.tie_word_embeddings else embed,
+            head=(0 if self.tie_word_embeddings else embed) + (self.vocab_size if self.head_bias else 0),
             mtp=mtp,
         )
         for kind in self.layer_kinds():
@@ -211,7 +246,7 @@ class ModelSpec:
         """
         tree = self.parameter_tree()
         routed = tree.routed_expert * self.num_experts_per_tok // self.n_routed_experts if self.n_routed_experts else 0
-        head = self.vocab_size * self.hidden_size
+        head = self.vocab_size * self.hidden_size + (self.vocab_size if self.head_bias else 0)
         return tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn + head + routed
 
     def flops_per_token(self, seq: int, causal: bool = True, mtp: bool = False) -> float:
@@ -258,8 +293,8 @@ class ModelSpec:
 
 
 def _norm(m: ModelSpec) -> int:
-    """Parameters of one hidden-wide norm: RMSNorm has a gain, LayerNorm also a bias."""
-    return m.hidden_size * (1 if m.norm == "rms" else 2)
+    """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
+    return m.hidden_size * (2 if m.norm == "layer" and m.norm_bias else 1)
 
 
 def _ffn(m: ModelSpec, width: int) -> int:
@@ -277,8 +312,8 @@ def _attention(m: ModelSpec) -> int:
     count = sum(k * n for k, n in shapes.values())
     if m.kv_lora_rank is not None:
         count += m.kv_lora_rank + (m.q_lora_rank or 0)
-    elif m.qk_norm:
-        count += 2 * m.v_dim
+    else:
+        count += sum(m.qk_norm_widths())
     biased = ("q_a", "kv_a") if m.is_mla else ("q", "k", "v")
     if m.attention_bias:
         count += sum(shapes[name][1] for name in biased if name in shapes)
