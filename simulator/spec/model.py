@@ -238,16 +238,21 @@ class ModelSpec:
         """All parameters without the MTP modules."""
         return self.parameter_tree().total
 
-    def activated_parameters(self) -> int:
-        """Parameters that one token meets in the main model, without the input embedding and the MTP modules.
+    def activated_parameters(self, *, embedding: bool = False) -> int:
+        """Parameters that one token meets in the main model, without the MTP modules.
 
         The head counts (also where it shares the embedding's matrix): it multiplies; looking up a row does not. So
-        counted DeepSeek-V3 activates 36.6e9, published as 37B.
+        counted DeepSeek-V3 activates 36.6e9, published as 37B. Some publishers count the input embedding, too: with
+        `embedding` it counts, but not twice where the head shares it.
         """
         tree = self.parameter_tree()
         routed = tree.routed_expert * self.num_experts_per_tok // self.n_routed_experts if self.n_routed_experts else 0
         head = self.vocab_size * self.hidden_size + (self.vocab_size if self.head_bias else 0)
-        return tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn + head + routed
+        looked_up = tree.embedding if embedding else 0
+        if embedding and self.tie_word_embeddings:
+            looked_up -= self.vocab_size * self.hidden_size
+        layers = tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn
+        return layers + routed + head + looked_up
 
     def flops_per_token(self, seq: int, causal: bool = True, mtp: bool = False) -> float:
         """Training FLOP per token of sequences of `seq` tokens: forward and twice that backward [FLOP].

@@ -196,8 +196,13 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model_type": "mamba"}, 'model_type: "mamba": not a known architecture; known are deepseek_v2, deepseek_v3,'),
-        ({"model_type": None}, "model_type: null: not a known architecture; known are deepseek_v2, deepseek_v3,"),
+        (
+            {"model_type": "mamba"},
+            'model_type: "mamba": not supported: Mamba layers, which the forecast does not have; the nearest supported'
+            " type is llama; docs/howto/model.md says how to add one",
+        ),
+        ({"model_type": "lamma"}, 'model_type: "lamma": not a known architecture: did you mean llama?; docs/howto/'),
+        ({"model_type": None}, "model_type: null: not a known architecture: `foretrain show models` lists those that"),
         (
             {"index_topk": 2048},
             "index_topk: 2048: unknown key for deepseek_v3, it may change the shape",
@@ -249,7 +254,7 @@ def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, An
 def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     told = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
-    assert told.startswith('config.json: model_type: "mamba": not a known architecture')
+    assert told.startswith('config.json: model_type: "mamba": not supported: Mamba layers')
 
 
 def test_a_number_of_thousands_of_digits(folder: Path) -> None:

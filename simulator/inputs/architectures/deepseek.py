@@ -1,0 +1,128 @@
+"""DeepSeek's latent attention and its mixture of experts, and the models that took one or both.
+
+First layers dense, shared experts, a gate with sigmoid scores and a correction bias (arXiv 2412.19437, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from simulator.inputs.architectures.architecture import (
+    EXPERT_COUNT,
+    ROTARY,
+    Architecture,
+    Only,
+    Table,
+    Unsupported,
+    grouped_query,
+    output_bias,
+    spelled,
+    steps,
+)
+from simulator.inputs.architectures.layers import mlp_layer_types, rotary_dim, window
+from simulator.inputs.architectures.llama import published
+
+LATENT = (
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "qk_head_dim",
+    "attention_bias",
+)
+MOE = (
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "moe_layer_freq",
+    "n_group",
+    "topk_group",
+    "topk_method",
+    "scoring_func",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "num_nextn_predict_layers",
+    "mlp_layer_types",
+)
+AUX_FREE = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""DeepSeek-V3's gate."""
+
+
+def _latent(table: Table) -> Table:
+    """`qk_head_dim` follows from its two parts."""
+    whole = table.pop("qk_head_dim", None)
+    parts = table.get("qk_nope_head_dim", 0), table.get("qk_rope_head_dim", 0)
+    if whole is not None and all(isinstance(part, int) for part in parts) and whole != sum(parts):
+        raise Unsupported("qk_head_dim", whole, f"must be qk_nope_head_dim + qk_rope_head_dim = {sum(parts)}")
+    return table
+
+
+_LATENT_KEYS = spelled(*LATENT, *MOE) | EXPERT_COUNT
+_OF_LATENT = {
+    "head_dim": "of latent attention: qk_nope_head_dim, qk_rope_head_dim and v_head_dim give the widths",
+    **dict.fromkeys(ROTARY, "of latent attention: qk_rope_head_dim gives the part that rotates"),
+}
+_NO_BIAS = Only(values=(False,), otherwise="biases in the feed-forward parts")
+_NO_INDEXER = {"mlp_bias": _NO_BIAS}
+
+
+def _v3(title: str, source: str) -> Architecture:
+    return Architecture(
+        keys=_LATENT_KEYS,
+        fixed=AUX_FREE,
+        finish=steps(_latent, output_bias, mlp_layer_types),
+        only=_NO_INDEXER,
+        ignored=_OF_LATENT,
+        moe=True,
+        title=title,
+        source=source,
+    )
+
+
+_GLM = Architecture(
+    keys=grouped_query("attention_bias", *MOE, use_qk_norm="qk_norm") | EXPERT_COUNT,
+    fixed={**AUX_FREE, "partial_rotary_factor": 0.5},
+    finish=steps(window, mlp_layer_types, rotary_dim),
+    moe=True,
+    dense="glm4",
+    title="GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7",
+    source=published("glm4_moe"),
+)
+
+SHIPPED: Mapping[str, Architecture] = {
+    "deepseek_v2": Architecture(
+        keys=_LATENT_KEYS,
+        fixed={"topk_method": "greedy", "scoring_func": "softmax"},
+        finish=steps(_latent, output_bias, mlp_layer_types),
+        only=_NO_INDEXER,
+        ignored=_OF_LATENT,
+        moe=True,
+        title="DeepSeek-V2, V2-Lite, Coder-V2",
+        source=published("deepseek_v2"),
+    ),
+    "deepseek_v3": _v3("DeepSeek-V3, R1, V3.1, Moonlight", published("deepseek_v3")),
+    "kimi_k2": _v3("Kimi K2, and K2.5 to K2.7 as a text_config", "huggingface.co/moonshotai/Kimi-K2-Instruct"),
+    "glm4_moe_lite": _v3("GLM-4.7-Flash", published("glm4_moe_lite")),
+    "deepseek": Architecture(
+        keys=grouped_query("attention_bias", *MOE) | EXPERT_COUNT,
+        fixed={"topk_method": "greedy", "scoring_func": "softmax"},
+        finish=steps(window, output_bias, rotary_dim),
+        moe=True,
+        dense="llama",
+        title="DeepSeekMoE 16B",
+        source="huggingface.co/deepseek-ai/deepseek-moe-16b-base, arXiv 2401.06066",
+    ),
+    "dots1": Architecture(
+        keys=grouped_query("attention_bias", *MOE) | EXPERT_COUNT,
+        fixed={**AUX_FREE, "qk_norm": True},
+        finish=steps(window, output_bias, rotary_dim),
+        moe=True,
+        dense="qwen3",
+        title="dots.llm1",
+        source=published("dots1"),
+    ),
+    "glm4_moe": _GLM,
+    "glm4v_moe_text": _GLM,
+}
