@@ -59,6 +59,14 @@ def _latent(table: Table) -> Table:
     return table
 
 
+def _glm_heads(table: Table) -> Table:
+    """Without a head width transformers rounds hidden size over heads down; GLM's own files give one."""
+    hidden, heads = table.get("hidden_size"), table.get("num_attention_heads")
+    if "head_dim" not in table and isinstance(hidden, int) and isinstance(heads, int) and 0 < heads <= hidden:
+        return table | {"head_dim": hidden // heads}
+    return table
+
+
 _LATENT_KEYS = spelled(*LATENT, *MOE) | EXPERT_COUNT
 _OF_LATENT = {
     "head_dim": "of latent attention: qk_nope_head_dim, qk_rope_head_dim and v_head_dim give the widths",
@@ -84,7 +92,7 @@ def _v3(title: str, source: str) -> Architecture:
 _GLM = Architecture(
     keys=grouped_query("attention_bias", *MOE, use_qk_norm="qk_norm") | EXPERT_COUNT,
     fixed={**AUX_FREE, "partial_rotary_factor": 0.5},
-    finish=steps(window, mlp_layer_types, rotary_dim),
+    finish=steps(window, mlp_layer_types, _glm_heads, rotary_dim),
     moe=True,
     dense="glm4",
     title="GLM-4.5, GLM-4.5-Air, GLM-4.6, GLM-4.7",
