@@ -78,6 +78,7 @@ def _shape(spec: ModelSpec) -> RenderableType:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}"),
         ("attention", _attention(spec)),
+        *_block(spec),
     ]
     if "dense" in kinds:
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
@@ -95,6 +96,27 @@ def _shape(spec: ModelSpec) -> RenderableType:
     if spec.num_nextn_predict_layers:
         rows.append(("multi-token prediction", f"{spec.num_nextn_predict_layers} module"))
     return _pairs(rows)
+
+
+def _block(spec: ModelSpec) -> list[tuple[str, str]]:
+    """What is not as in most models: where norms stand, what rotates."""
+    rows = []
+    if spec.parallel_block:
+        norms = "one norm" if spec.shared_norm else "a norm each"
+        rows.append(("block", f"attention and feed-forward part side by side, {norms}"))
+    if spec.norm_placement != "pre":
+        where = "behind each branch" if spec.norm_placement == "post" else "before and behind each branch"
+        rows.append(("norms", where))
+    if spec.qk_norm:
+        over = "for each head" if spec.qk_norm_over == "head" else "over all heads"
+        rows.append(("norms of queries and keys", over))
+    if spec.positions == "rope" and spec.partial_rotary_factor < 1:
+        rows.append(("rotary embedding", f"of {words.percent(spec.partial_rotary_factor)} of each head"))
+    if spec.nope_layers:
+        rows.append(("without rotary embedding", f"{spec.nope_layers} of {spec.num_hidden_layers} layers"))
+    if spec.sliding_window is not None:
+        rows.append(("window", f"{spec.sliding_window:,} tokens; the forecast attends to all"))
+    return rows
 
 
 def _attention(spec: ModelSpec) -> str:

@@ -218,10 +218,10 @@ def _why_ignored(key: str, value: Any, architecture: Architecture, source: str, 
         return why
     near = nearest(key, architecture.keys)
     right = f"unknown key for {kind}, it may change the shape"
-    if near.startswith("did"):
-        right += f"; {near}"
-    elif key in KEYS:
+    if key in KEYS:
         right += f": {KEYS[key]} is not modelled for {kind}"
+    elif near.startswith("did"):
+        right += f"; {near}"
     raise problem(source, key, value, f"{right}; {HOW_TO}")
 
 
@@ -263,8 +263,8 @@ def _implied(model: ModelSpec, values: Table, given: set[str]) -> tuple[tuple[st
 def _notes(model: ModelSpec, known: Table) -> list[str]:
     """What is unusual in a file, though no mistake."""
     notes = []
-    window, longest = known.get("sliding_window"), model.max_position_embeddings
-    if isinstance(window, int) and longest and window >= longest:
+    window, longest = model.sliding_window, model.max_position_embeddings
+    if window is not None and longest and window >= longest:
         notes.append(f"sliding_window {window} is not shorter than the longest sequence, {longest}: it never counts")
     for key in ("decoder_sparse_step", "moe_layer_interval", "no_rope_layer_interval", "moe_layer_freq"):
         step = known.get(key)

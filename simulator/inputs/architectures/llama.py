@@ -14,7 +14,7 @@ from simulator.inputs.architectures.architecture import (
 )
 from simulator.inputs.architectures.layers import no_window_unless_used, rotary_dim, window, without_rotation
 
-_TRANSFORMERS = "github.com/huggingface/transformers, models/{}"
+_TRANSFORMERS = "transformers, models/{}"
 
 
 def published(folder: str) -> str:
