@@ -107,6 +107,9 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, ke
     return print_report(*shown.model(spec, sequence_length), *(model_tables.reading(found) if explained else ()))
 
 
+show.add_command(models)
+
+
 @show.command(
     short_help="What is read of the config.json of a model_type.",
     epilog="Example: foretrain show architecture qwen3_moe",
@@ -247,7 +250,6 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 show.add_command(graph)
-show.add_command(models)
 
 
 def _simulated(name: str, overrides: Sequence[str]) -> Result:

@@ -59,6 +59,18 @@ def _block_rules(m: ModelSpec) -> list[Rule]:
             f"must be at most num_hidden_layers {m.num_hidden_layers}",
         ),
         (
+            m.parallel_block or not m.shared_norm,
+            "shared_norm",
+            m.shared_norm,
+            "branches share a norm in a parallel block only: set parallel_block, too",
+        ),
+        (
+            not m.is_mla or m.rotated_share == 1,
+            "partial_rotary_factor" if m.partial_rotary_factor < 1 else "nope_layers",
+            m.partial_rotary_factor if m.partial_rotary_factor < 1 else m.nope_layers,
+            "of latent attention qk_rope_head_dim gives the part that rotates",
+        ),
+        (
             m.qk_norm_over == "head" or not m.is_mla,
             "qk_norm_over",
             m.qk_norm_over,

@@ -297,6 +297,9 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
         ("model.parallel_block=true", "only dense models with grouped queries have such blocks here"),
         ("model.norm_placement=post", "only dense models with grouped queries have such blocks here"),
         ("model.qk_norm_over=projection", "latent attention norms its latents only"),
+        ("model.partial_rotary_factor=0.5", "of latent attention qk_rope_head_dim gives the part that rotates"),
+        ("model.nope_layers=2", "of latent attention qk_rope_head_dim gives the part that rotates"),
+        ("model.shared_norm=true", "branches share a norm in a parallel block only"),
         ("model.nope_layers=99", "must be at most num_hidden_layers 6"),
     ],
 )
