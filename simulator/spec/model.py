@@ -98,7 +98,7 @@ class ModelSpec:
     # multi-token prediction (arXiv 2412.19437, section 2.2)
     num_nextn_predict_layers: int = 0
     # what the blocks are made of
-    hidden_act: Literal["silu", "gelu"] = "silu"
+    hidden_act: Literal["silu", "gelu", "relu", "relu2"] = "silu"  # kernels of one cost: they stream the same bytes
     gated_mlp: bool = True
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True

@@ -218,7 +218,7 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
         ({"num_hidden_layers": -3}, "num_hidden_layers: -3: must be from 1 to 1024"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers: 1000000000000: must be from 1 to 1024"),
         ({"routed_scaling_factor": math.nan}, "routed_scaling_factor: nan: must be a finite number"),
-        ({"hidden_act": "relu"}, 'hidden_act: "relu": must be "silu" or "gelu"'),
+        ({"hidden_act": "tanh"}, 'hidden_act: "tanh": must be "silu", "gelu", "relu" or "relu2"'),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: 17: must be from 1 to the 16 routed experts"),
         ({"n_group": 3}, "n_group: 3: must divide the 16 routed experts"),
         ({"topk_group": 5}, "topk_group: 5: must be from 1 to n_group 4"),

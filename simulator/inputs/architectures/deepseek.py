@@ -14,6 +14,7 @@ from simulator.inputs.architectures.architecture import (
     Only,
     Table,
     Unsupported,
+    fill,
     grouped_query,
     output_bias,
     spelled,
@@ -73,17 +74,30 @@ _OF_LATENT = {
     **dict.fromkeys(ROTARY, "of latent attention: qk_rope_head_dim gives the part that rotates"),
 }
 _NO_BIAS = Only(values=(False,), otherwise="biases in the feed-forward parts")
-_NO_INDEXER = {"mlp_bias": _NO_BIAS}
+_SOFTMAX = {"topk_method": "greedy", "scoring_func": "softmax"}
 
 
-def _v3(title: str, source: str) -> Architecture:
+def _latent_moe(title: str, source: str, gate: Table) -> Architecture:
+    """Latent attention and DeepSeek's experts."""
     return Architecture(
         keys=_LATENT_KEYS,
-        fixed=AUX_FREE,
+        fixed=gate,
         finish=steps(_latent, output_bias, mlp_layer_types),
-        only=_NO_INDEXER,
+        only={"mlp_bias": _NO_BIAS},
         ignored=_OF_LATENT,
         moe=True,
+        title=title,
+        source=source,
+    )
+
+
+def _latent_dense(title: str, source: str) -> Architecture:
+    """Latent attention without experts."""
+    return Architecture(
+        keys=spelled(*LATENT, "mlp_bias"),
+        fixed={"tie_word_embeddings": True},
+        finish=steps(_latent, output_bias),
+        ignored=_OF_LATENT | dict.fromkeys(("scale_emb", "dim_model_base"), "a number inside a scaling, not a size"),
         title=title,
         source=source,
     )
@@ -100,22 +114,54 @@ _GLM = Architecture(
 )
 
 SHIPPED: Mapping[str, Architecture] = {
-    "deepseek_v2": Architecture(
-        keys=_LATENT_KEYS,
-        fixed={"topk_method": "greedy", "scoring_func": "softmax"},
-        finish=steps(_latent, output_bias, mlp_layer_types),
-        only=_NO_INDEXER,
-        ignored=_OF_LATENT,
-        moe=True,
-        title="DeepSeek-V2, V2-Lite, Coder-V2",
-        source=published("deepseek_v2"),
+    "deepseek_v2": _latent_moe("DeepSeek-V2, V2-Lite, Coder-V2", published("deepseek_v2"), _SOFTMAX),
+    "mistral4": _latent_moe("Mistral 4", published("mistral4"), _SOFTMAX),
+    "deepseek_v3": _latent_moe("DeepSeek-V3, R1, V3.1, Moonlight", published("deepseek_v3"), AUX_FREE),
+    "kimi_k2": _latent_moe(
+        "Kimi K2, and K2.5 to K2.7 as a text_config", "huggingface.co/moonshotai/Kimi-K2-Instruct", AUX_FREE
     ),
-    "deepseek_v3": _v3("DeepSeek-V3, R1, V3.1, Moonlight", published("deepseek_v3")),
-    "kimi_k2": _v3("Kimi K2, and K2.5 to K2.7 as a text_config", "huggingface.co/moonshotai/Kimi-K2-Instruct"),
-    "glm4_moe_lite": _v3("GLM-4.7-Flash", published("glm4_moe_lite")),
+    "glm4_moe_lite": _latent_moe("GLM-4.7-Flash", published("glm4_moe_lite"), AUX_FREE),
+    "sarvam_mla": _latent_moe("Sarvam 105B", published("sarvam_mla"), AUX_FREE),
+    "youtu": _latent_dense("Youtu-LLM", published("youtu")),
+    "minicpm3": _latent_dense("MiniCPM3", published("minicpm3")),
+    "sarvam_moe": Architecture(
+        keys=grouped_query("attention_bias", *MOE, use_qk_norm="qk_norm") | EXPERT_COUNT,
+        fixed={**AUX_FREE, "qk_norm": True},
+        finish=steps(window, output_bias, mlp_layer_types, rotary_dim),
+        moe=True,
+        dense="qwen3",
+        title="Sarvam 30B",
+        source=published("sarvam_moe"),
+    ),
+    "solar_open": Architecture(
+        keys=grouped_query("attention_bias", *MOE) | EXPERT_COUNT,
+        fixed=AUX_FREE,
+        finish=steps(window, fill(intermediate_size="moe_intermediate_size"), rotary_dim),
+        moe=True,
+        dense="llama",
+        title="Solar Open 100B",
+        source=published("solar_open"),
+    ),
+    "hy_v3": Architecture(
+        keys=grouped_query(
+            "attention_bias",
+            "mlp_bias",
+            *MOE,
+            num_shared_experts="n_shared_experts",
+            router_scaling_factor="routed_scaling_factor",
+        )
+        | EXPERT_COUNT,
+        fixed={**AUX_FREE, "qk_norm": True, "n_shared_experts": 1},
+        finish=steps(window, output_bias, mlp_layer_types, rotary_dim),
+        ignored={"enable_moe_fp32_combine": "how a forward call is programmed"},
+        moe=True,
+        dense="hunyuan_v1_dense",
+        title="Hunyuan 3",
+        source=published("hy_v3"),
+    ),
     "deepseek": Architecture(
         keys=grouped_query("attention_bias", *MOE) | EXPERT_COUNT,
-        fixed={"topk_method": "greedy", "scoring_func": "softmax"},
+        fixed=_SOFTMAX,
         finish=steps(window, output_bias, rotary_dim),
         moe=True,
         dense="llama",

@@ -172,6 +172,17 @@ SHIPPED: Mapping[str, Architecture] = {
         title="Granite 3, MoE",
         source=published("granitemoe"),
     ),
+    "granitemoeshared": Architecture(
+        keys=grouped_query(
+            "attention_bias", "num_experts_per_tok", shared_intermediate_size="shared_expert_intermediate_size"
+        )
+        | EXPERT_COUNT,
+        finish=steps(window, output_bias, experts_as_wide_as_dense, rotary_dim),
+        moe=True,
+        dense="granite",
+        title="Granite 3, MoE with a shared expert",
+        source=published("granitemoeshared"),
+    ),
     "hunyuan_v1_moe": Architecture(
         keys=grouped_query(
             "attention_bias",

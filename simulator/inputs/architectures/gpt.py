@@ -8,9 +8,11 @@ from simulator.inputs.architectures.architecture import (
     Architecture,
     Only,
     Table,
+    Unsupported,
     fill,
     grouped_query,
     output_bias,
+    spelled,
     steps,
 )
 from simulator.inputs.architectures.layers import rotary_dim, window
@@ -48,6 +50,19 @@ def _falcon(table: Table) -> Table:
     two = (norms or (2 if newer else 1)) == 2
     shape = {"num_key_value_heads": kv_heads, "parallel_block": parallel, "shared_norm": bool(parallel) and not two}
     return table | shape | dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias"), biased)
+
+
+def _opt(table: Table) -> Table:
+    """One key for all biases; an embedding of two positions more than the longest sequence, which starts at the third;
+    embeddings as wide as the model."""
+    longest, wide = table.get("max_position_embeddings", 2048), table.pop("word_embed_proj_dim", None)
+    if wide not in (None, table.get("hidden_size")):
+        raise Unsupported(
+            "word_embed_proj_dim", wide, "must be hidden_size: projections of embeddings are not modelled"
+        )
+    biased = table.pop("enable_bias")
+    more = {"max_position_embeddings": longest + 2} if isinstance(longest, int) else {}
+    return table | more | dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias"), biased)
 
 
 def _parallel(table: Table) -> Table:
@@ -99,6 +114,40 @@ SHIPPED: Mapping[str, Architecture] = {
         ignored={"ff_factor": "ffn_hidden_size says it"},
         title="Falcon 7B, 40B, 180B and Falcon 2 11B",
         source=f"{published('falcon')}; arXiv 2311.16867",
+    ),
+    "opt": Architecture(
+        keys=spelled(
+            "enable_bias", "word_embed_proj_dim", ffn_dim="intermediate_size", activation_function="hidden_act"
+        ),
+        fixed={
+            **_LAYER,
+            "hidden_act": "relu",
+            "positions": "learned",
+            "tie_word_embeddings": True,
+            "enable_bias": True,
+        },
+        finish=_opt,
+        only={
+            "do_layer_norm_before": Only(values=(True,), otherwise="norms behind the residual"),
+            "layer_norm_elementwise_affine": Only(values=(True,), otherwise="LayerNorm without weights"),
+            "_remove_final_layer_norm": Only(values=(False,), otherwise="no norm before the head"),
+        },
+        title="OPT",
+        source=f"{published('opt')}; arXiv 2205.01068",
+    ),
+    "nemotron": Architecture(
+        keys=grouped_query("attention_bias", "mlp_bias"),
+        fixed={"norm": "layer", "gated_mlp": False, "hidden_act": "relu2", "partial_rotary_factor": 0.5},
+        finish=steps(output_bias, rotary_dim),
+        title="Nemotron-4, Minitron",
+        source=published("nemotron"),
+    ),
+    "jais2": Architecture(
+        keys=grouped_query("attention_bias", "mlp_bias"),
+        fixed={"norm": "layer", "gated_mlp": False, "hidden_act": "relu2", "attention_bias": True, "mlp_bias": True},
+        finish=steps(output_bias, rotary_dim),
+        title="Jais 2",
+        source=published("jais2"),
     ),
     "phi": Architecture(
         keys=grouped_query(),

@@ -29,7 +29,8 @@ _WORDS = {
         moe_dense_experts_token_type_id
     """,
     "training only: dropout, initialisation and losses": """
-        initializer_range initializer_factor init_std aux_loss_alpha seq_aux router_aux_loss_coef router_z_loss_coef
+        initializer_range embedding_initializer_range initializer_factor init_std aux_loss_alpha
+        seq_aux router_aux_loss_coef router_z_loss_coef
         router_jitter_noise input_jitter_noise moe_jitter_eps moe_loss_weight mtp_loss_scaling_factor layerdrop
         router_bias_update_rate moe_group_use_gate moe_aux_loss_lambda moe_orthogonal_loss_lambda moe_z_loss_lambda
         classifier_dropout mtp_loss_weight

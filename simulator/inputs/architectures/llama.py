@@ -28,6 +28,11 @@ def _use_bias(table: Table) -> Table:
     return table | dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias"), biased)
 
 
+def _post_norm(table: Table) -> Table:
+    """HyperCLOVA X's key for norms behind the branches, beside those before them."""
+    return table | {"norm_placement": "both" if table.get("norm_placement") else "pre"}
+
+
 LLAMA = Architecture(
     keys=grouped_query("attention_bias", "mlp_bias"),
     finish=steps(window, output_bias, rotary_dim),
@@ -63,8 +68,48 @@ GEMMA = Architecture(
     source=published("gemma"),
 )
 
+
+_GLM4 = Architecture(
+    keys=grouped_query("attention_bias"),
+    fixed={"attention_bias": True, "partial_rotary_factor": 0.5, "norm_placement": "both"},
+    finish=steps(window, rotary_dim),
+    title="GLM-4-0414, dense, and GLM-4.1V",
+    source=published("glm4"),
+)
+
+
+def _like_llama(title: str, source: str, **fixed: object) -> Architecture:
+    """Llama's keys and shape, by another name."""
+    return Architecture(
+        keys=LLAMA.keys, fixed=dict(fixed), finish=steps(window, output_bias, rotary_dim), title=title, source=source
+    )
+
+
 SHIPPED: Mapping[str, Architecture] = {
     "llama": LLAMA,
+    "internlm3": _like_llama("InternLM3", published("internlm3")),
+    "exaone": Architecture(
+        keys={**LLAMA.keys, "num_layers": "num_hidden_layers", "activation_function": "hidden_act"},
+        finish=LLAMA.finish,
+        title="EXAONE 3.0 and 3.5",
+        source=published("exaone"),
+    ),
+    "iquestcoder": _like_llama("IQuest-Coder", published("iquestcoder")),
+    "helium": _like_llama("Helium 1", published("helium"), attention_out_bias=False),
+    "arcee": _like_llama("AFM-4.5B", published("arcee"), gated_mlp=False, hidden_act="relu2"),
+    "internlm2": Architecture(
+        keys=grouped_query(bias="attention_bias"),
+        finish=steps(window, output_bias, rotary_dim),
+        title="InternLM2 and 2.5",
+        source="huggingface.co/internlm/internlm2-20b, arXiv 2403.17297",
+    ),
+    "hyperclovax": Architecture(
+        keys=grouped_query("attention_bias", "mlp_bias", use_post_norm="norm_placement"),
+        fixed={"norm_placement": True},
+        finish=steps(window, output_bias, _post_norm, rotary_dim),
+        title="HyperCLOVA X",
+        source=published("hyperclovax"),
+    ),
     "mistral": MISTRAL,
     "ministral3": MISTRAL,
     "qwen2": QWEN2,
@@ -125,13 +170,8 @@ SHIPPED: Mapping[str, Architecture] = {
         title="GLM-4-9B",
         source=published("glm"),
     ),
-    "glm4": Architecture(
-        keys=grouped_query("attention_bias"),
-        fixed={"attention_bias": True, "partial_rotary_factor": 0.5, "norm_placement": "both"},
-        finish=steps(window, rotary_dim),
-        title="GLM-4-0414, dense",
-        source=published("glm4"),
-    ),
+    "glm4": _GLM4,
+    "glm4v_text": _GLM4,
     "granite": Architecture(
         keys=grouped_query("attention_bias", "mlp_bias"),
         fixed={"tie_word_embeddings": False},
