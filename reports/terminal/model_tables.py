@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.console import RenderableType
@@ -277,6 +278,18 @@ def reading_dict(found: Reading) -> dict[str, Any]:
         "implied": {name: list(value) if isinstance(value, tuple) else value for name, value in found.implied},
         "ignored": [{"key": one.key, "value": one.value, "why": one.why} for one in found.ignored],
         "notes": list(found.notes),
+    }
+
+
+def parameters_dict(spec: ModelSpec) -> dict[str, int]:
+    """Parameters of a model by component, all of them, and those that a token meets."""
+    tree = spec.parameter_tree()
+    return {
+        **{part.name: getattr(tree, part.name) for part in fields(tree)},
+        "total": tree.total,
+        "total_with_mtp": tree.total_with_mtp,
+        "active": spec.activated_parameters(),
+        "active_with_embedding": spec.activated_parameters(embedding=True),
     }
 
 

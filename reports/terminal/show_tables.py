@@ -134,9 +134,11 @@ def _parameters(spec: ModelSpec) -> RenderableType:
         if count:
             table.add_row(title, f"{count:,}", words.percent(count / total))
     table.add_row("all", f"{total:,}", words.percent(1.0), style="bold")
-    table.add_row(
-        "active for a token", f"{spec.activated_parameters():,}", words.percent(spec.activated_parameters() / total)
-    )
+    active = spec.activated_parameters()
+    table.add_row("active for a token", f"{active:,}", words.percent(active / total))
+    with_embedding = spec.activated_parameters(embedding=True)
+    if with_embedding != active:
+        table.add_row("and with the input embedding", f"{with_embedding:,}", words.percent(with_embedding / total))
     if tree.mtp:
         table.add_row("MTP modules, beside", f"{tree.mtp:,}", "")
     return table
@@ -153,12 +155,21 @@ def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
 
 
 def architecture(model_type: str, found: Architecture, origin: str) -> list[RenderableType]:
-    """The keys that are read, each with the field of the model that it fills, and what needs no key."""
+    """The keys that are read, each with the field of the model that it fills, what needs no key, what is ignored."""
     implied = [(key, str(value)) for key, value in found.fixed.items()]
+    only = [(key, f"{' or '.join(map(str, one.values))}, else {one.otherwise}") for key, one in found.only.items()]
+    about = [("models", found.title), ("from", found.source), ("kind", "MoE" if found.moe else "dense")]
     return [
         Text.assemble((model_type, "bold"), f" ({origin})"),
+        *section("About", _pairs([(key, value) for key, value in about if value])),
         *section("Keys of config.json, and what they are called here", _pairs(list(found.keys.items()))),
-        *(section("Implied", _pairs(implied)) if implied else ()),
+        *(section("Implied where the file does not say otherwise", _pairs(implied)) if implied else ()),
+        *(section("Allowed with these values only", _pairs(only)) if only else ()),
+        *(
+            section("Ignored, beside what every type ignores", _pairs(list(found.ignored.items())))
+            if found.ignored
+            else ()
+        ),
     ]
 
 
@@ -169,6 +180,11 @@ def architecture_dict(model_type: str, found: Architecture) -> dict[str, Any]:
         "model_type": model_type,
         "keys": dict(found.keys),
         "implied": dict(found.fixed),
+        "only": {key: {"values": list(one.values), "otherwise": one.otherwise} for key, one in found.only.items()},
+        "ignored": dict(found.ignored),
+        "moe": found.moe,
+        "models": found.title,
+        "source": found.source,
     }
 
 

@@ -103,7 +103,7 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, ke
     explained = name.lower() not in list_names("model") if keys is None else keys
     if as_json:
         account = {"keys": model_tables.reading_dict(found)} if explained else {}
-        return print_json(_as_dict("model", spec) | account)
+        return print_json(_as_dict("model", spec) | {"parameters": model_tables.parameters_dict(spec)} | account)
     return print_report(*shown.model(spec, sequence_length), *(model_tables.reading(found) if explained else ()))
 
 

@@ -87,7 +87,20 @@ def test_show_model_explains_what_it_is_asked_to(run: Any, file: str) -> None:
         "ignored"
     ]
     assert {"key": "vocab_size", "value": 1000, "field": "vocab_size"} in keys["read"]
+    parameters = json.loads(run("show", "model", "deepseek-v3", "--json").stdout)["parameters"]
+    assert parameters["total"] == 671_026_419_200
+    assert parameters["active_with_embedding"] - parameters["active"] == parameters["embedding"] == 129280 * 7168
     assert "keys" not in json.loads(run("show", "model", "deepseek-v3", "--json").stdout)
+
+
+def test_show_architecture_says_all_of_a_type(run: Any) -> None:
+    page = words(run("show", "architecture", "falcon").stdout)
+    assert "models Falcon 7B, 40B, 180B and Falcon 2 11B" in page
+    assert "alibi False, else ALiBi" in page
+    assert "ff_factor ffn_hidden_size says it" in page
+    told = json.loads(run("show", "architecture", "falcon", "--json").stdout)
+    assert told["only"]["alibi"]["values"] == [False]
+    assert told["moe"] is False
 
 
 def test_show_model_of_a_block_that_is_not_llamas(run: Any, tmp_path: Path) -> None:
