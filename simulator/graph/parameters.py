@@ -69,10 +69,10 @@ def held_by_block(kind: str, model: ModelSpec, job: Job) -> Held:
             matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
         )
     if kind == "embed":
-        return Held(dense=vocabulary)
+        return Held(dense=vocabulary + model.learned_positions)
     if kind == "head":
         bias = model.vocab_size // tp if model.head_bias else 0
-        return Held(dense=model.hidden_size + bias + (0 if model.tie_word_embeddings else vocabulary))
+        return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 
@@ -83,5 +83,5 @@ def held_by_stage(blocks: Sequence[str], model: ModelSpec, job: Job) -> Held:
     for kind in blocks:
         heads += kind == "head"
         again = kind == "head" and heads > 1
-        total = total + (Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
+        total = total + (Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
     return total

@@ -160,6 +160,16 @@ class ModelSpec:
         return 1 if self.parallel_block and self.shared_norm else 2
 
     @property
+    def norm_weights(self) -> int:
+        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
+        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
+
+    @property
     def rotated_share(self) -> float:
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
@@ -200,7 +210,7 @@ class ModelSpec:
 
     def layer_parameters(self, kind: LayerKind) -> Parameters:
         """Parameters of one layer."""
-        common = Parameters(attention=_attention(self), norms=self.norms_per_layer * _norm(self))
+        common = Parameters(attention=_attention(self), norms=self.norms_per_layer * self.norm_weights)
         if kind == "dense":
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
@@ -216,17 +226,16 @@ class ModelSpec:
 
         Its projection of the two concatenated states counts as `dense_ffn`, its three norms as `norms`.
         """
-        extra = Parameters(dense_ffn=2 * self.hidden_size * self.hidden_size, norms=3 * _norm(self))
+        extra = Parameters(dense_ffn=2 * self.hidden_size * self.hidden_size, norms=3 * self.norm_weights)
         return self.layer_parameters(self.layer_kind(self.num_hidden_layers)) + extra
 
     def parameter_tree(self) -> Parameters:
         """Parameters of the whole model by component."""
         embed = self.vocab_size * self.hidden_size
-        learned = self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
         mtp = self.num_nextn_predict_layers * self.mtp_parameters().total if self.num_nextn_predict_layers else 0
         tree = Parameters(
-            embedding=embed + learned,
-            norms=_norm(self),
+            embedding=embed + self.learned_positions,
+            norms=self.norm_weights,
             head=(0 if self.tie_word_embeddings else embed) + (self.vocab_size if self.head_bias else 0),
             mtp=mtp,
         )
@@ -295,11 +304,6 @@ class ModelSpec:
         if self.kv_lora_rank is not None:
             return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim) * width
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.v_dim * width
-
-
-def _norm(m: ModelSpec) -> int:
-    """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
-    return m.hidden_size * (2 if m.norm == "layer" and m.norm_bias else 1)
 
 
 def _ffn(m: ModelSpec, width: int) -> int:
