@@ -1,4 +1,5 @@
-"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`; `show graph JOB` has a module of its own."""
+"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`; `show graph` and `show models` have modules of
+their own."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from reports.verbs.options import (
     verbosity,
 )
 from reports.verbs.show_graph import graph
+from reports.verbs.show_models import models
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
@@ -78,18 +80,34 @@ def _named(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     metavar="TOKENS",
     help="Sequence length that FLOP per token are counted at.",
 )
+@click.option(
+    "--keys/--no-keys",
+    default=None,
+    help="Which keys of config.json were read, which were ignored and why. [default: for a file of yours]",
+)
 @json_option
-def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, as_json: bool) -> None:
-    """Shape, parameters by component and FLOP per token of a model (config.json)."""
+def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, keys: bool | None, as_json: bool) -> None:
+    """Shape, parameters by component and FLOP per token of a model (config.json).
+
+    NAME is a shipped model, the path of a config.json, or of a folder that
+    holds one. `foretrain show models` lists what can be read.
+    """
     if name is None:
         return _listed("model")
+    from reports.terminal import model_tables
     from reports.terminal import show_tables as shown
-    from simulator.inputs import load_model
+    from simulator.inputs import list_names, read_model
 
-    spec = _changed("model", name, overrides).model if overrides else load_model(name)
+    found = read_model(name)
+    spec = _changed("model", name, overrides).model if overrides else found.model
+    explained = name.lower() not in list_names("model") if keys is None else keys
     if as_json:
-        return print_json(_as_dict("model", spec))
-    return print_report(*shown.model(spec, sequence_length))
+        account = {"keys": model_tables.reading_dict(found)} if explained else {}
+        return print_json(_as_dict("model", spec) | {"parameters": model_tables.parameters_dict(spec)} | account)
+    return print_report(*shown.model(spec, sequence_length), *(model_tables.reading(found) if explained else ()))
+
+
+show.add_command(models)
 
 
 @show.command(

@@ -55,6 +55,11 @@ def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
         )
 
 
+def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
+    """Sum over the tensor-parallel ranks of `row` bytes a token."""
+    _collective(builder, name, "all_reduce", s, row, concurrent_with="nothing")
+
+
 def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """The same once more in backward, for the weight gradient: beside the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:

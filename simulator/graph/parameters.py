@@ -66,9 +66,10 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
             matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
         )
     if kind == BlockKind.EMBED:
-        return Held(dense=vocabulary)
+        return Held(dense=vocabulary + model.learned_positions)
     if kind == BlockKind.HEAD:
-        return Held(dense=model.hidden_size + (0 if model.tie_word_embeddings else vocabulary))
+        bias = model.vocab_size // tp if model.head_bias else 0
+        return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 
@@ -84,5 +85,5 @@ def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> l
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
+        held.append(Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
     return held

@@ -86,9 +86,14 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "shared_expert_intermediate_size",
         "first_k_dense_replace",
         "mlp_only_layers",
+        "nope_layers",
     ),
     _NOT_NEGATIVE,
-) | {"num_hidden_layers": Range(low=1, high=1024), "num_nextn_predict_layers": Range(low=0, high=256)}
+) | {
+    "num_hidden_layers": Range(low=1, high=1024),
+    "num_nextn_predict_layers": Range(low=0, high=256),
+    "partial_rotary_factor": Range(low=0, high=1),
+}
 
 
 def check_ranges(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
-from simulator.inputs.hf_config import model_from_config, settable
+from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
 from simulator.inputs.idle import refuse_idle, refuse_told
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
@@ -44,6 +44,12 @@ class _Profile:
 def load_model(name_or_path: str) -> ModelSpec:
     """The model of a shipped name, of a config.json, or of a folder that holds one."""
     return _model(name_or_path, [])
+
+
+def read_model(name_or_path: str) -> Reading:
+    """The model as `load_model` gives it, with what was read of its config.json and what was ignored."""
+    source = find("model", name_or_path)
+    return read_config(read(source), source.name, source.label)
 
 
 def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:

@@ -48,7 +48,7 @@ def shards_of(scenario: Scenario, copies: int) -> Shards:
 def copied_ends(blocks: Sequence[BlockKind], model: ModelSpec, job: Job, share: bool) -> Held:
     """Embedding and head a rank must hold once more: for an MTP module that cannot share them (or does not, `share`),
     and for a head tied to an embedding that stands elsewhere."""
-    table = held_by_block(BlockKind.EMBED, model, job).dense
+    table = held_by_block(BlockKind.EMBED, model, job).dense - model.learned_positions
     extra = 0
     if BlockKind.MTP in blocks:
         extra += table * (0 if share and BlockKind.EMBED in blocks else 1)

@@ -43,6 +43,17 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         "llama-3-8b",
         ("hardware=h800", "layout.tp=8", "layout.pp=1", "batch.global_batch_size=4", "batch.sequence_length=2048"),
     ),
+    "parallel": (
+        "llama-3-8b",
+        (
+            "model.parallel_block=true",
+            "gpus=8",
+            "layout.tp=8",
+            "layout.pp=1",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "ddp": (
         "llama-3-8b",
         (
@@ -159,6 +170,8 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.max_position_embeddings": ("gpt", "longest-path"),
     "model.num_key_value_heads": ("dense", "longest-path"),
     "model.qk_norm": ("dense", "longest-path"),
+    "model.qk_norm_over": ("qwen", "longest-path"),
+    "model.shared_norm": ("parallel", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),

@@ -197,8 +197,13 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"model_type": "mamba"}, 'model_type: "mamba": not a known architecture; known are deepseek_v2, deepseek_v3,'),
-        ({"model_type": None}, "model_type: null: not a known architecture; known are deepseek_v2, deepseek_v3,"),
+        (
+            {"model_type": "mamba"},
+            'model_type: "mamba": not supported: Mamba layers, which the forecast does not have; the nearest supported'
+            " type is llama; docs/howto/model.md says how to add one",
+        ),
+        ({"model_type": "lamma"}, 'model_type: "lamma": not a known architecture: did you mean llama?; docs/howto/'),
+        ({"model_type": None}, "model_type: null: not a known architecture: `foretrain show models` lists those that"),
         (
             {"index_topk": 2048},
             "index_topk: 2048: unknown key for deepseek_v3, it may change the shape",
@@ -214,7 +219,7 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
         ({"num_hidden_layers": -3}, "num_hidden_layers: -3: must be from 1 to 1024"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers: 1000000000000: must be from 1 to 1024"),
         ({"intermediate_size": math.nan}, "intermediate_size: nan: must be an integer"),
-        ({"hidden_act": "relu"}, 'hidden_act: "relu": must be "silu" or "gelu"'),
+        ({"hidden_act": "tanh"}, 'hidden_act: "tanh": must be "silu", "gelu", "relu" or "relu2"'),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: 17: must be from 1 to the 16 routed experts"),
         ({"n_group": 3}, "n_group: 3: must divide the 16 routed experts"),
         ({"topk_group": 5}, "topk_group: 5: must be from 1 to n_group 4"),
@@ -250,7 +255,7 @@ def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, An
 def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     told = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
-    assert told.startswith('config.json: model_type: "mamba": not a known architecture')
+    assert told.startswith('config.json: model_type: "mamba": not supported: Mamba layers')
 
 
 def test_a_number_of_thousands_of_digits(folder: Path) -> None:

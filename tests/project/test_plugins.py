@@ -217,7 +217,7 @@ def test_a_comparison_knows_what_its_script_registered(install: Install, monkeyp
 def test_a_script_registers_an_architecture(install: Install, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(LLAMA | {"model_type": "mine"}))
-    with pytest.raises(InputError, match=r"model_type: \"mine\": not a known architecture; known are deepseek_v2, "):
+    with pytest.raises(InputError, match=r"model_type: \"mine\": not a known architecture: "):
         load_model(str(file))
     register_architecture("mine", ARCHITECTURES["llama"])
     assert load_model(str(file)).hidden_size == 512
