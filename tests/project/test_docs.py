@@ -102,6 +102,14 @@ def test_every_picture_exists() -> None:
     assert [(page, target) for page, target in pictures if not (page.parent / target).is_file()] == []
 
 
+def test_every_module_that_a_page_shows_exists() -> None:
+    marked = {
+        name for page in PAGES for name in re.findall(r"^<!-- module ([\w.]+) -->$", page.read_text(), re.MULTILINE)
+    }
+    assert len(marked) > 5
+    assert {name for name in marked if not (DOCS.parent / f"{name.replace('.', '/')}.py").is_file()} == set()
+
+
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")
 def test_generated_pages_say_what_the_program_says() -> None:
     sys.path.insert(0, str(DOCS))
