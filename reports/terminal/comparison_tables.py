@@ -32,10 +32,10 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     memory = [(at, outcome.result.get("memory")) for at, outcome in enumerate(outcomes) if outcome.result]
     tight = [(at, needed(found)) for at, found in memory if found and not found["fits"]]
     if tight:
-        parts += section("Do not fit (foretrain memory shows why)", _told(outcomes, tight, labels))
+        parts += section("Do not fit (foretrain memory shows why)", _variant_lines(outcomes, tight, labels))
     if failed:
         reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
-        parts += section("Not possible", _told(outcomes, reasons, labels))
+        parts += section("Not possible", _variant_lines(outcomes, reasons, labels))
     return parts
 
 
@@ -118,7 +118,7 @@ def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
     return table
 
 
-def _told(
+def _variant_lines(
     outcomes: Sequence[Outcome], lines: Sequence[tuple[int, str]], labels: Mapping[str, list[str]]
 ) -> RenderableType:
     """Lines about variants, each variant named once."""

@@ -52,15 +52,15 @@ def verdict(scenario: Scenario, problems: Sequence[Problem], held: Sequence[Sequ
     title = f"{scenario.name}: {len(errors)} rule{many} broken" if errors else f"{scenario.name}: fine"
     parts: list[RenderableType] = [Text(title, style="bold red" if errors else "bold green")]
     if errors:
-        parts.append(Padding(_told(errors), (0, 0, 0, 2)))
+        parts.append(Padding(_problem_table(errors), (0, 0, 0, 2)))
     if warnings:
-        parts += section("Warnings", _told(warnings))
+        parts += section("Warnings", _problem_table(warnings))
     if not errors:
         parts += [*section("What follows", _follows(scenario)), *section("Layers on stages", stages(held))]
     return parts
 
 
-def _told(problems: Sequence[Problem]) -> RenderableType:
+def _problem_table(problems: Sequence[Problem]) -> RenderableType:
     """A list of problems: key and value, what is wrong, what would do, and the rule."""
     table = columns("", "")
     for problem in problems:

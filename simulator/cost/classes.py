@@ -107,7 +107,7 @@ def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool,
 
 
 def class_of(cls: str, impl: str, table: Container[str]) -> str:
-    """The class of somebody's kernel, where a profile tells it from others.
+    """The class of an implementation's kernel if the profile has one, else the general class.
 
     On an H800 `gemm.fp8` is what DeepSeek's training ran (CUTLASS, 112 SMs) and `gemm.fp8@library` DeepGEMM on all SMs.
     """

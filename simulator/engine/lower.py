@@ -25,11 +25,19 @@ from simulator.spec.scenario import Scenario
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedModel:
-    """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
+    """What is built once for a scenario: blocks, their prices, and the blocks of each stage.
 
-    `pace` is how much longer tensor kernels last at the clock of the step. `imbalance` is the load of the most loaded
-    expert-parallel rank over the mean; `resampled_per_layer`: another rank is the most loaded in every layer and
-    microbatch.
+    Parameters
+    ----------
+    scenario : the scenario.
+    shapes : one rank's view of a microbatch.
+    blocks : the ops of each kind of block.
+    price : prices an op.
+    imbalance : load of the most loaded expert-parallel rank over the mean.
+    stages : kinds of blocks on each stage.
+    block_seconds : time of each kind of block, forward and backward [s].
+    pace : how much longer tensor kernels take at the clock of the step.
+    resampled_per_layer : whether another rank is the most loaded in every layer and microbatch.
     """
 
     scenario: Scenario
@@ -69,7 +77,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
 
 
 def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool) -> dict[BlockKind, float]:
-    """Time of each kind of block, forward and backward [s]; without its exchanges where they are `hidden`."""
+    """Time of each kind of block, forward and backward [s]; without its all-to-alls where they are `hidden`."""
     return {
         kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
         for kind, block in blocks.items()
@@ -77,7 +85,7 @@ def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool)
 
 
 def overlaps(scenario: Scenario) -> bool:
-    """Whether exchanges mostly hide behind another microbatch's compute: stages are balanced without them then."""
+    """Whether all-to-alls mostly hide behind another microbatch's compute: then stages are balanced without them."""
     record = record_of(scenario.job.layout.schedule)
     return scenario.stack.overlapped_pair and record is not None and record.overlapped_pairs
 
@@ -89,7 +97,7 @@ def mirrored(scenario: Scenario) -> bool:
 
 
 def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
-    """The exchange that compute meets most: a combine."""
+    """The all-to-all that compute overlaps with most: a combine."""
     found = [(op.work, op) for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
     return max(found, key=lambda each: each[0].direction == "combine", default=(None, None))[1]
 
@@ -183,7 +191,7 @@ class _Lowering:
         self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:
-        """Tasks of one step and the sends behind it."""
+        """Tasks of one step and the sends after it."""
         tasks, program = self.tasks, self.programs.of(step)
         entry = set(self.tails[rank])
         for need in step_needs(step, self.schedule.stages):

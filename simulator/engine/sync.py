@@ -29,7 +29,7 @@ def _op(name: str, cls: str, work: Work, stream: str = "compute") -> Op:
 def _collective(
     price: Pricer, name: str, kind: CollectiveKind, size: float, ranks: int, per_node: int
 ) -> KernelSequence | None:
-    """One collective, or None where there is nobody to talk to."""
+    """One collective, or None for a group of one rank."""
     if ranks <= 1 or size <= 0:
         return None
     work = Collective(kind=kind, bytes=size, ranks=ranks, per_node=min(per_node, ranks))
@@ -55,7 +55,7 @@ def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[
     """Kernels of the update on one rank: gradient norm, Adam, clearing the gradients, the FP8 copy of the weights.
 
     Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
-    BF16 beside FP8 gather BF16 and cast all that the rank holds.
+    both BF16 and FP8 gather BF16 and cast everything that the rank holds.
     """
     zero, moment, recipe = scenario.job.layout.zero, scenario.stack.moment_bytes, scenario.job.precision.recipe
     parts = (shards[0], shards[1]) if zero else (1, 1)
@@ -135,7 +135,7 @@ class Sharding:
 def gather_parameters(
     scenario: Scenario, stages: Sequence[Sequence[BlockKind]], price: Pricer, tasks: Tasks, schedule: Schedule
 ) -> dict[tuple[int, int], tuple[int | None, ...]]:
-    """With `param_gather_overlap`, the updated parameters arrive block by block beside the first forward.
+    """With `param_gather_overlap`, the updated parameters arrive block by block, overlapped with the first forward.
 
     In a steady run the gather that ends one step is the one that begins the next, so it stands at the beginning.
     Returns, for each (rank, stage), the last gather of each block.

@@ -69,14 +69,14 @@ def _scores(s: Shapes) -> int:
 
 
 def _batched(s: Shapes, n: int, k: int) -> Gemm:
-    """One product per head."""
+    """One GEMM per head."""
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
 
 
 def core_forward(
     builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0
 ) -> None:
-    """The attention core: one fused kernel, or products, masked softmax and dropout on scores in memory
+    """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
     if s.stack.attention_fused:
         builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
@@ -106,7 +106,7 @@ def finish_backward(builder: SegmentBuilder, s: Shapes, queries: int) -> None:
 
 
 def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
-    """Backward of the core: fused with its kernels before and after, or product by product."""
+    """Backward of the core: fused with its kernels before and after, or GEMM by GEMM."""
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * q)
@@ -157,7 +157,8 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     """Rotary embedding of queries and keys: one kernel, or written in eager modules on the halves (a, b) of each head,
     (a cos - b sin, b cos + a sin).
 
-    Eager forward: four products, two sums, and the concatenation. Backward: four products and a sign, two sums of
+    Eager forward: four multiplications, two sums, and the concatenation. Backward: four multiplications and a
+    sign, two sums of
     gradients, and the concatenation of the halves' gradients. Where a part of each head rotates, or some layers do not,
     only the values that rotate count: a block stands for the mean layer.
     """

@@ -125,7 +125,7 @@ def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool 
 
 
 def persistent(s: Shapes) -> int:
-    """Grid of a persistent kernel: all SMs, or those that a stack never gives to the exchanges."""
+    """Grid of a persistent kernel: all SMs, or those that a stack never gives to the all-to-all."""
     return s.sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else s.sms
 
 

@@ -18,7 +18,7 @@ from simulator.ops import Part, Streaming
 SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
 
 ONE_WARP = 2304
-"""Up to this width a warp normalises a row by itself, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
+"""Up to this width one warp normalises a row, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
 profile, whose narrow kernels use no shared memory."""
 
 

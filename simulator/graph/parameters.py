@@ -75,12 +75,12 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
 
 
 def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:
-    """Parameters of one stage on one rank; a head that stands twice (MTP) is held once."""
+    """Parameters of one stage on one rank; a head that occurs twice (MTP) is held once."""
     return sum(held_by_blocks(blocks, model, job), Held())
 
 
 def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
-    """What one rank holds of each block of a stage; of a head that stands once more (MTP) only the norm."""
+    """What one rank holds of each block of a stage; of a head that occurs again (MTP) only the norm."""
     held, heads = [], 0
     for kind in blocks:
         heads += kind == BlockKind.HEAD

@@ -107,13 +107,13 @@ def _by_counts(kinds: Sequence[BlockKind], counts: Sequence[int]) -> tuple[tuple
 def _balanced(
     kinds: Sequence[BlockKind], stages: int, weights: Mapping[BlockKind, float], slacks: Sequence[float]
 ) -> tuple[tuple[BlockKind, ...], ...]:
-    """Cut before layers only, so that the slowest stage is as fast as possible.
+    """Cut before layers only, so that the longest stage is as short as possible.
 
-    Stages that share a rank may make good for each other: with several `slacks` one stage may be slower by them, and
-    the cut with the fastest slowest rank wins. Of cuts within `TIE` of each other the one wins whose fullest stage
-    holds the fewest blocks (it sets the memory), then the smallest sum of squares. The tail (head, MTP) stays on one
-    stage: its head is shared. Loads are whole numbers, so that cuts which only swap equal stages tie exactly, whatever
-    the last bits of the weights are.
+    Stages that share a rank can compensate each other: with several `slacks` one stage may be slower by them, and the
+    cut with the shortest time of the slowest rank is taken. Of cuts within `TIE` of each other, the one is taken whose
+    largest stage has the fewest blocks (it sets the memory), then the one with the smallest sum of squares. The end
+    (head, MTP) stays on one stage: its head is shared. Loads are integers, so that cuts which only swap equal stages
+    tie exactly.
     """
     units = _units(kinds)
     unit_load = max(weights.values()) * 1e-9 or 1.0
@@ -136,7 +136,7 @@ def _slowest_pair(total: Sequence[int], cut: Sequence[int]) -> int:
 
 
 def _cut(total: Sequence[int], stages: int, limit: float) -> tuple[int, ...]:
-    """Bounds of stages that each stay below `limit`, with the fewest units on the fullest, then the least squares.
+    """Bounds of stages that each stay below `limit`, with the fewest units on the largest, then the least squares.
 
     Exact dynamic programme over the cuts; `total` are the loads of all units before each one.
     """

@@ -24,9 +24,15 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One broken `rule`. `key` and `value` as in the job file, `message` with the numbers, `suggestion` what would do.
+    """A broken rule. An error makes the job impossible; a warning says that the forecast leaves something out.
 
-    An error makes the job impossible; a warning says that the forecast leaves something out.
+    Parameters
+    ----------
+    rule : name of the rule.
+    key, value : as in the job file.
+    message : what is wrong, with the numbers.
+    suggestion : what would be right.
+    severity : error or warning.
     """
 
     rule: str
@@ -122,7 +128,7 @@ def _schedule(s: Scenario) -> Iterator[Problem]:
     if _is_file(layout.schedule):
         return
     if not job.dp or job.microbatches < 1 or _is_endless(s):
-        return  # told by the rules above
+        return  # the rules above report it
     try:
         broken = rules(layout.schedule, layout.pp, job.microbatches, layout.vpp)
     except ScheduleError as error:
@@ -140,7 +146,7 @@ def _stages(s: Scenario) -> Iterator[Problem]:
     try:
         stages = stages_of(layout.schedule, layout.pp, layout.vpp)
     except ScheduleError:
-        return  # told by the rule above
+        return  # the rule above reports it
     if isinstance(layout.stages, tuple):
         yield from _explicit_stages(layout.stages, stages, layers)
     elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone

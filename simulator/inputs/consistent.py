@@ -1,4 +1,4 @@
-"""Sizes of a model that must go together, told with the key to change."""
+"""Sizes of a model that must go together, reported with the key to change."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Settings that change nothing, refused where `--set` names them, since a change is expected then.
 
-Two kinds: what a stack sets for all jobs and some jobs have no use for, and what a hardware profile tells only.
+Two kinds: settings of a stack that some jobs do not use, and numbers of a hardware profile that are only shown.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
 
-def refuse_told(change: Override) -> None:
+def refuse_shown_only(change: Override) -> None:
     """Raise InputError for a change of a hardware number that nothing is computed from."""
-    if change.path in TOLD:
-        raise problem(OPTION, change.path, change.text, f"changes nothing: {TOLD[change.path]}")
+    if change.path in SHOWN_ONLY:
+        raise problem(OPTION, change.path, change.text, f"changes nothing: {SHOWN_ONLY[change.path]}")
 
 
-TOLD: Mapping[str, str] = {
-    "hardware.gpu.boost_clock": "it tells at which clock the peaks hold; set hardware.gpu.peak.bf16 and fp8",
-    "hardware.node.nic.peak": "it is told beside what can be attained; set hardware.node.nic.bandwidth",
+SHOWN_ONLY: Mapping[str, str] = {
+    "hardware.gpu.boost_clock": "the peaks are quoted at this clock; set hardware.gpu.peak.bf16 and fp8",
+    "hardware.node.nic.peak": "it is only shown next to the attainable bandwidth; set hardware.node.nic.bandwidth",
     "hardware.fabric.network.kind": "messages take hardware.node.nic.latency, whatever switches they cross; set that",
     "hardware.fabric.network.base_latency": "messages take hardware.node.nic.latency; set that",
     "hardware.fabric.network.hop_latency": "messages take hardware.node.nic.latency; set that",
@@ -54,10 +54,10 @@ def _without_pairs(scenario: Scenario) -> str:
         else:
             made = parse_schedule(Path(layout.schedule).read_text(encoding="utf-8"), source=layout.schedule)
     except (ScheduleError, OSError, UnicodeDecodeError):
-        return ""  # told when the job is checked
+        return ""  # reported when the job is checked
     if any(isinstance(step, Pair) for row in made.rows for step in row):
         return ""
-    return f"the schedule {layout.schedule} runs no forward beside a backward; dualpipe and dualpipev do"
+    return f"the schedule {layout.schedule} overlaps no forward with a backward; dualpipe and dualpipev do"
 
 
 def _without_shared_experts(scenario: Scenario) -> str:

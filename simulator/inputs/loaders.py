@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
-from simulator.inputs.idle import refuse_idle, refuse_told
+from simulator.inputs.idle import refuse_idle, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
@@ -179,7 +179,7 @@ def _check_job(job: Job, source: str) -> None:
 
 def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
     changed = replaced(cluster, change, change.rest, paths(cluster, "hardware"))
-    refuse_told(change)
+    refuse_shown_only(change)
     _check_cluster(changed, OPTION, "hardware.")
     return replace(changed, sources=changed.sources | {change.rest: "set by the user"})
 

@@ -1,4 +1,4 @@
-"""Memory of every rank over a step: what is held always, what microbatches keep, what ops need for a moment."""
+"""Memory of every rank over a step: what is resident, what microbatches keep, what ops need while they run."""
 
 from simulator.memory.account import curve_of, memory_of, memory_of_rows
 from simulator.memory.assumptions import Assumptions

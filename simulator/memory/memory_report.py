@@ -17,7 +17,14 @@ GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One thing that takes memory: its group, name and size [B]."""
+    """Something that takes memory.
+
+    Parameters
+    ----------
+    group : group that it counts in.
+    name : what it is.
+    bytes : its size [B].
+    """
 
     group: str
     name: str
@@ -28,8 +35,13 @@ class Item:
 class RankMemory:
     """Peak of one rank.
 
-    `at` [s] is when (None where no timeline was asked), `during` the step of the rank's row, `items` what is there at
-    that moment: they add up to `peak` [B].
+    Parameters
+    ----------
+    rank : pipeline rank.
+    stages : stages that it holds.
+    at : time of the peak [s] (None without a timeline).
+    during : step of the rank's row at that time.
+    items : what is allocated then; their sizes add up to `peak` [B].
     """
 
     rank: int
@@ -50,7 +62,14 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """Peaks of all ranks of one pipeline; other pipelines are equal to it. `capacity` [B] of one GPU."""
+    """Peaks of all ranks of one pipeline; other pipelines are equal.
+
+    Parameters
+    ----------
+    ranks : peak of each rank.
+    capacity : memory of one GPU [B].
+    assumptions : what was assumed.
+    """
 
     ranks: tuple[RankMemory, ...]
     capacity: float
@@ -109,7 +128,14 @@ def needed(verdict: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Memory of one rank over time: from `times[i]` [s] on, `groups[name][i]` [B] are in use."""
+    """Memory of one rank over time.
+
+    Parameters
+    ----------
+    rank : pipeline rank.
+    times : times of changes [s].
+    groups : by group, bytes in use from each of these times on [B].
+    """
 
     rank: int
     times: Sequence[float]

@@ -1,4 +1,4 @@
-"""What a rank holds from the first to the last moment of a step: weights, gradients, optimizer states.
+"""What a rank holds during a whole step: weights, gradients, optimizer states.
 
 Parameters come from `graph.state`, the groups they are sharded over from `engine.sync`: what the forecast of the
 traffic uses, memory uses too.
@@ -20,7 +20,7 @@ from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
 
 FP8_LAYOUTS = 2 * FP8
-"""Bytes of one weight in FP8 and transposed FP8, beside BF16 (Transformer Engine's per-tensor recipes) [B]."""
+"""Bytes of one weight in FP8 and transposed FP8, in addition to BF16 (Transformer Engine's per-tensor recipes) [B]."""
 IN_FLIGHT = 2
 """Blocks that are whole at once under ZeRO-2 and -3, of weights and of gradients: the one that computes, and the one
 that is gathered for it next or whose gradients are being reduced (PyTorch FSDP2's prefetch and its wait for the

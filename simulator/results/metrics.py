@@ -19,10 +19,16 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
-    """One rank's step [s]: the phases add up to the step time; `exposed_comm` lies inside them.
+    """One rank's step.
 
-    Of training, `forward`, `backward`, `weight` are actions that run alone (a full backward counts as backward), with
-    the communication they expose, `overlapped` forward/backward pairs; for the others see `spec.workload.Training`.
+    Parameters
+    ----------
+    rank : pipeline rank.
+    phases : time of each phase [s]; they add up to the step time (see `spec.workload.Training`). `forward`, `backward`
+        and `weight` are actions that run alone, with the communication that they expose; a full backward counts as
+        `backward`.
+    exposed_comm : communication while nothing computes, part of the phases [s].
+    compute_busy : time in compute kernels [s].
     """
 
     rank: int
@@ -113,8 +119,17 @@ def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTime:
-    """Time that ops of one kernel class take on a mean rank [s], their number, what bounds most of it, and its
-    place: the compute or the comm stream."""
+    """Ops of one kernel class on a mean rank.
+
+    Parameters
+    ----------
+    cls : kernel class.
+    seconds : their time [s].
+    launches : their number.
+    bound_by : what limits most of it.
+    stream : compute or comm.
+    calibrated : whether the class was measured on this GPU.
+    """
 
     cls: str
     seconds: float
@@ -125,7 +140,8 @@ class ClassTime:
 
 
 def class_times(timeline: Timeline) -> list[ClassTime]:
-    """Kernel classes by time, mean over ranks. A run's actual time is spread over its ops as when alone."""
+    """Kernel classes by time, mean over ranks. The time of a kernel sequence is divided among its ops in proportion to
+    their times alone."""
     tasks = timeline.tasks
     total: dict[int, float] = defaultdict(float)
     count: dict[int, int] = defaultdict(int)

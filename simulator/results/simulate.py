@@ -61,7 +61,7 @@ def schedule_of(scenario: Scenario) -> Schedule:
 def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[PricedModel, Schedule]:
     """Check a scenario, then build, price and split its blocks, at the clock its power limit allows.
 
-    That of the slowest GPU, for which the others wait, or with `typical` that of a mean one, as a profile shows it.
+    That of the slowest GPU, for which the others wait, or with `typical` that of a mean one, as in a profile.
     Raises InputError with every broken rule, one a line.
     """
     broken = [f"{scenario.name}: {problem}" for problem in check(scenario) if problem.severity == "error"]
@@ -74,7 +74,7 @@ def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[PricedModel, 
 def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[PricedModel, float, float | None]:
     """(plan, slowdown of tensor kernels, mean power demanded at full clock [W] or None without a power model).
 
-    One quick pass at full clock tells what the step would draw; `gpus` wait for the slowest of them.
+    A quick pass at full clock gives the power that the step would draw; `gpus` wait for the slowest of them.
     """
     fresh = price_model(scenario, schedule.stages)
     factor, watts = at_the_limit(
@@ -162,14 +162,14 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
 
 
 def _settings(stack: Stack) -> Iterator[str]:
-    """Habits of the software that nobody measured or published, with the value that stands for them."""
+    """Settings of the software that nobody measured or published, with their assumed values."""
     if stack.assumed:
         values = ", ".join(f"{name} = {_spelled(name, getattr(stack, name))}" for name in stack.assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 
 def _spelled(name: str, value: object) -> str:
-    """A habit's value with its unit, truth as a job file spells it."""
+    """A setting's value with its unit, booleans as a job file spells them."""
     if isinstance(value, float):
         return si(value, STACK[name].unit)
     return str(value).lower() if isinstance(value, bool) else str(value)

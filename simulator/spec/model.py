@@ -17,10 +17,17 @@ __all__ = ["BlockKind", "LayerKind", "ModelSpec", "Parameters"]
 class Parameters:
     """Parameter counts by component, of a layer or of a whole model.
 
-    `norms` are the hidden-wide norms; norms and biases inside attention count as `attention`. `router` includes the
-    correction bias of the auxiliary-loss-free gate. `routed_expert` is all routed experts together. `mtp` is the
-    multi-token-prediction modules without the embedding and head, which they share with the main model
-    (arXiv 2412.19437, section 2.2).
+    Parameters
+    ----------
+    embedding : token embedding, and learned positions.
+    attention : attention with its inner norms and biases.
+    norms : norms of hidden width.
+    router : gates, with the correction bias of the auxiliary-loss-free gate.
+    routed_expert : all routed experts.
+    shared_expert : all shared experts.
+    dense_ffn : feed-forward blocks of dense layers.
+    head : output head; 0 if tied to the embedding.
+    mtp : MTP modules without embedding and head, which they share (arXiv 2412.19437, section 2.2).
     """
 
     embedding: int = 0
@@ -109,7 +116,7 @@ class ModelSpec(ModelShape):
     def flops_per_token(self, seq: int, causal: bool = True, mtp: bool = False) -> float:
         """Training FLOP per token of sequences of `seq` tokens: forward and twice that backward [FLOP].
 
-        Matrix products only, 2 FLOP a multiply-add; recomputation does not count. `causal` counts one half of the
+        GEMMs and attention only, 2 FLOP per multiply-add, without recomputation. `causal` counts one half of the
         square of scores, else all of it. `mtp` adds the multi-token-prediction modules, each with its own pass
         through the head.
         """

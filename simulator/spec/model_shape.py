@@ -44,40 +44,40 @@ class ModelShape:
     `nope_layers` the number of layers that rotate nothing. `head_bias`: the output head has a bias.
     """
 
-    name: str
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    head_dim: int | None = None
-    max_position_embeddings: int = 0
+    name: str  # the model's name
+    model_type: str  # architecture, as in config.json
+    vocab_size: int  # [tokens]
+    hidden_size: int  # width of the residual stream [elements]
+    num_hidden_layers: int  # layers, without MTP modules
+    num_attention_heads: int  # query heads
+    num_key_value_heads: int  # heads of keys and values
+    intermediate_size: int  # width of a dense feed-forward block [elements]
+    head_dim: int | None = None  # width of a head [elements]; None: hidden_size / heads
+    max_position_embeddings: int = 0  # rows of the learned positions [tokens]
     # multi-head latent attention (arXiv 2405.04434, section 2.1)
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_nope_head_dim: int = 0
-    qk_rope_head_dim: int = 0
-    v_head_dim: int = 0
+    q_lora_rank: int | None = None  # width of compressed queries [elements]; None: not compressed
+    kv_lora_rank: int | None = None  # width of the latent [elements]; None: grouped-query attention
+    qk_nope_head_dim: int = 0  # part of a query or key head without rotation [elements]
+    qk_rope_head_dim: int = 0  # part with rotation [elements]
+    v_head_dim: int = 0  # width of a value head [elements]
     # mixture of experts (arXiv 2412.19437, section 2.1.2)
-    n_routed_experts: int = 0
-    num_experts_per_tok: int = 0
-    moe_intermediate_size: int = 0
-    n_shared_experts: int = 0
-    shared_expert_intermediate_size: int = 0
-    shared_expert_gate: bool = False
-    first_k_dense_replace: int = 0
-    moe_layer_freq: int = 1
-    mlp_only_layers: tuple[int, ...] = ()
-    n_group: int = 1
-    topk_group: int = 1
+    n_routed_experts: int = 0  # routed experts of a layer; 0: dense
+    num_experts_per_tok: int = 0  # experts that the gate chooses for a token
+    moe_intermediate_size: int = 0  # width of an expert [elements]
+    n_shared_experts: int = 0  # experts that all tokens pass
+    shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
+    shared_expert_gate: bool = False  # a gate scales the shared experts' output
+    first_k_dense_replace: int = 0  # leading dense layers
+    moe_layer_freq: int = 1  # every so many layers is MoE
+    mlp_only_layers: tuple[int, ...] = ()  # layers that are dense although their index says MoE
+    n_group: int = 1  # groups of experts
+    topk_group: int = 1  # groups that a token may choose from
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
     # multi-token prediction (arXiv 2412.19437, section 2.2)
-    num_nextn_predict_layers: int = 0
+    num_nextn_predict_layers: int = 0  # MTP modules
     # what the blocks are made of
     hidden_act: Literal["silu", "gelu", "relu", "relu2"] = "silu"  # kernels of one cost: they stream the same bytes
-    gated_mlp: bool = True
+    gated_mlp: bool = True  # gate, up and down; otherwise up and down
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
     norm_placement: Literal["pre", "post", "both"] = "pre"
@@ -86,14 +86,14 @@ class ModelShape:
     positions: Literal["rope", "learned"] = "rope"
     partial_rotary_factor: float = 1.0
     nope_layers: int = 0
-    attention_bias: bool = False
-    attention_out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
+    attention_bias: bool = False  # biases of query, key, value projections
+    attention_out_bias: bool = False  # bias of the output projection
+    mlp_bias: bool = False  # biases of the feed-forward block
+    qk_norm: bool = False  # norms of query and key heads
     qk_norm_over: Literal["head", "projection"] = "head"
     head_bias: bool = False
-    sliding_window: int | None = None
-    tie_word_embeddings: bool = False
+    sliding_window: int | None = None  # keys that a query attends to [tokens]; None: all
+    tie_word_embeddings: bool = False  # the head uses the embedding's matrix
 
     @property
     def is_mla(self) -> bool:

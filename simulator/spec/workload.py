@@ -1,8 +1,9 @@
-"""What a job does with its model. Graph, lowering, metrics, memory and check ask it for all that differs by it.
+"""What a job does with its model. Graph, lowering, metrics, memory and check read from it what differs between
+workloads.
 
-A workload is a frozen value; `Workload` is the union of them. What is a fact (which directions run, which phases a
-rank's time goes to, what must be resident) is a field here. What is code of its own (rules, headline numbers) stands in
-a table by the workload's name on each floor, so that another workload is one more entry, and one more module, there.
+A workload is a frozen value; `Workload` is the union of them. Facts (directions that run, phases of a rank's time, what
+is resident) are fields here. Code (rules, headline numbers) is in a table by workload name in each package, so that
+another workload adds one entry and one module there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Direction = Literal["F", "B", "W"]
 """F forward, B input gradients (and what is recomputed for them), W weight gradients."""
 
 Resident = Literal["weights", "gradients", "optimizer"]
-"""What a rank holds of its parameters from the first to the last moment."""
+"""What a rank holds of its parameters during the whole step."""
 
 WorkloadName = Literal["training"]
 """How a job file names its workload."""
@@ -26,13 +27,16 @@ _TRAINING_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "weig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """Pre-training: one optimizer step, of forward, the gradients of inputs and weights, and the update.
+    """Pre-training: one optimizer step of forward, input gradients, weight gradients and the update.
 
-    `directions` run of every block, and what forward keeps for backward is kept where B is among them. `resident` is
-    what a rank holds of its parameters; where the optimizer's states are resident a step ends with gradient sync and
-    update. `phase_of` names the phase of a kind of action (F, B, I, W or an overlapped `pair`); `phases` are all of
-    them in the order of reports, with the `bubble` in which no action runs, the `optimizer` (gradient sync that nothing
-    hides, and the update) and `other`, the rest, so that they add up to the step.
+    Parameters
+    ----------
+    name : how a job file names it.
+    directions : directions that run of every block; forward keeps activations if B is among them.
+    resident : what a rank holds of its parameters; with "optimizer" a step ends with gradient sync and update.
+    phase_of : phase of each kind of action (F, B, I, W, or an overlapped `pair`).
+    phases : all phases in the order of reports, with `bubble` (no action runs), `optimizer` (exposed gradient sync, and
+        the update) and `other` (the rest); they add up to the step time.
     """
 
     name: WorkloadName = "training"
@@ -53,7 +57,7 @@ class Training:
 
 
 Workload: TypeAlias = Training
-"""Every workload there is; a union as soon as there are two."""
+"""Every workload; a union as soon as there are two."""
 
 WORKLOADS: Mapping[str, Workload] = {one.name: one for one in (Training(),)}
 """Workloads by the name that a job file gives."""

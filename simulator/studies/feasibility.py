@@ -58,11 +58,11 @@ def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
         key="hardware.gpu.hbm_bytes",
         value=f"{memory.capacity / GB:g}e9",
         message=f"{needed(memory.verdict())}; largest: {largest}",
-        suggestion=told(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
+        suggestion=fixes_in_words(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
     )
 
 
-def told(found: Sequence[Fix]) -> str:
+def fixes_in_words(found: Sequence[Fix]) -> str:
     """The cheapest fixes in words: "layout.recompute=full fits in 61.2 GB at 25.3 s a step; ..."."""
     each = [
         f"{fix.change} fits in {(fix.candidate.memory or 0.0) / GB:.1f} GB at {fix.candidate.step or 0.0:.3g} s a step"
@@ -144,7 +144,7 @@ def ramp(scenario: Scenario, sizes: Sequence[int]) -> Iterator[Problem]:
                 key="batch.global_batch_size",
                 value=size,
                 message=f"leaves {job.microbatches} microbatches to a pipeline: {broken[0].message}",
-                suggestion=told_for_ramp(substitutes(smaller)) or "use fewer GPUs while the batch is small",
+                suggestion=substitutes_in_words(substitutes(smaller)) or "use fewer GPUs while the batch is small",
                 severity="warning",
             )
 
@@ -165,7 +165,7 @@ def substitutes(scenario: Scenario) -> list[Fix]:
     return sorted(found, key=lambda fix: (fix.candidate.by("cost"), fix.change))
 
 
-def told_for_ramp(found: Sequence[Fix]) -> str:
+def substitutes_in_words(found: Sequence[Fix]) -> str:
     """The cheapest substitutes in words."""
     each = [f"{fix.change} runs it at {fix.candidate.step or 0.0:.3g} s a step" for fix in found[:SHOWN_FIXES]]
     return "; ".join(each)

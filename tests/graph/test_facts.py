@@ -67,7 +67,7 @@ def test_a_ring_holds_a_part_of_what_it_passes_on(kind: str, parts: int) -> None
     assert read == op.work.bytes / parts  # type: ignore[union-attr]
 
 
-def test_matrices_of_joined_layers_are_told_apart() -> None:
+def test_matrices_of_joined_layers_are_distinguished() -> None:
     dense = blocks("llama-3-8b", "layout.tp=1")[BlockKind.DENSE]
     assert named(dense, "attn.qkv.fwd").matrices == (4096, 1024, 1024)
     assert named(dense, "dense.up_gate.fwd").matrices == (14336, 14336)

@@ -160,7 +160,7 @@ def test_a_window_of_all_layers_is_a_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "shown"),
     [
         (
             {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 64},
@@ -175,8 +175,8 @@ def test_a_window_of_all_layers_is_a_window() -> None:
         ),
     ],
 )
-def test_layers_that_differ_are_refused(keys: dict[str, Any], told: str) -> None:
-    assert told in refusal("qwen3", **keys)
+def test_layers_that_differ_are_refused(keys: dict[str, Any], shown: str) -> None:
+    assert shown in refusal("qwen3", **keys)
 
 
 def test_layers_without_rotary_embedding_are_counted() -> None:
@@ -211,9 +211,9 @@ def test_a_mixture_of_experts_says_how_many(model_type: str, value: Any) -> None
         else SMALL
     )
     keys = {} if value == "absent" or model_type == "dbrx" else {"num_experts": value}
-    told = refusal(model_type, small=small, **keys)
-    assert f"missing: {model_type} is a mixture of experts, and says how many: at least 1" in told
-    assert told.endswith("docs/howto/model.md says how to add one")
+    shown = refusal(model_type, small=small, **keys)
+    assert f"missing: {model_type} is a mixture of experts, and says how many: at least 1" in shown
+    assert shown.endswith("docs/howto/model.md says how to add one")
 
 
 def test_a_dense_relative_is_named() -> None:
@@ -226,7 +226,7 @@ def test_experts_may_be_set_to_none_on_purpose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "keys", "told"),
+    ("model_type", "keys", "shown"),
     [
         (
             "llama",
@@ -272,10 +272,10 @@ def test_experts_may_be_set_to_none_on_purpose() -> None:
         ("qwen33", {}, 'model_type: "qwen33": not a known architecture: did you mean qwen3'),
     ],
 )
-def test_what_is_not_modelled_is_told_in_one_line(model_type: str, keys: dict[str, Any], told: str) -> None:
+def test_what_is_not_modelled_is_told_in_one_line(model_type: str, keys: dict[str, Any], shown: str) -> None:
     if model_type == "gpt2":
         keys = {"small": {}, "n_embd": 96, "n_layer": 4, "n_head": 8, "vocab_size": 1000, **keys}
-    assert refusal(model_type, **keys).startswith(told)
+    assert refusal(model_type, **keys).startswith(shown)
 
 
 def test_a_known_type_that_is_refused_is_told_before_its_parts() -> None:
@@ -292,7 +292,7 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "shown"),
     [
         ("model.parallel_block=true", "only dense models with grouped queries have such blocks here"),
         ("model.norm_placement=post", "only dense models with grouped queries have such blocks here"),
@@ -303,6 +303,6 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
         ("model.nope_layers=99", "must be at most num_hidden_layers 6"),
     ],
 )
-def test_blocks_that_the_graph_does_not_have(setting: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_blocks_that_the_graph_does_not_have(setting: str, shown: str) -> None:
+    with pytest.raises(InputError, match=shown):
         load_scenario("tiny-1f1b", [setting])

@@ -80,7 +80,7 @@ def test_shipped_hardware_loads_and_every_number_has_a_source(name: str) -> None
 
 
 @pytest.mark.parametrize("name", list_names("stack"))
-def test_shipped_stacks_load_and_every_habit_has_a_source(name: str) -> None:
+def test_shipped_stacks_load_and_every_setting_has_a_source(name: str) -> None:
     stack = load_stack(name)
     assert {f.name for f in fields(stack)} - {"name", "sources"} == set(stack.sources)
 
@@ -254,8 +254,8 @@ def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, An
 
 def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "mamba"}')
-    told = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
-    assert told.startswith('config.json: model_type: "mamba": not supported: Mamba layers')
+    shown = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
+    assert shown.startswith('config.json: model_type: "mamba": not supported: Mamba layers')
 
 
 def test_a_number_of_thousands_of_digits(folder: Path) -> None:
@@ -433,12 +433,12 @@ def test_a_float_set_is_the_float_got(value: float) -> None:
 def test_whatever_is_set_either_works_or_is_explained(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(_PATHS) | st.text(max_size=12))
     value = data.draw(st.sampled_from(["0", "-1", "1e400", "nan", "[]", "[1,2]", "{}", "x", "true", "''"]) | st.text())
-    told = ""
+    shown = ""
     try:
         load_scenario("tiny-dualpipe", [f"{path}={value}"])
     except ForetrainError as error:
-        told = str(error)
-    assert "\n" not in told
+        shown = str(error)
+    assert "\n" not in shown
 
 
 @settings(max_examples=150)

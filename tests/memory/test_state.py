@@ -119,7 +119,7 @@ def test_average_of_weights_on_the_gpu_takes_a_shard_in_fp32():
     assert found["moving average of the weights"] == found["master weights"]
 
 
-def test_exchange_queues_by_hand():
+def test_all_to_all_queues_by_hand():
     nvlink, rdma = queue_bytes(14336, 64, 20, 288, 128)
     entry = 14336 + 128 * 16 + 8
     assert nvlink == 10 * 8 * 288 * entry

@@ -70,7 +70,7 @@ def sparse_step(table: Table) -> Table:
     step = table.pop("decoder_sparse_step", 1)
     named = table.get("mlp_only_layers", [])
     if not (counts_layers(table) and isinstance(step, int) and step > 1 and are_integers(named)):
-        return table  # what is wrong is told when the values are checked
+        return table  # what is wrong is reported when the values are checked
     dense = {i for i in range(table["num_hidden_layers"]) if (i + 1) % step}
     return table | {"mlp_only_layers": sorted(dense | set(named))}
 

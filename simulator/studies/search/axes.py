@@ -25,7 +25,7 @@ _QUICK = (
     "batch.global_batch_size",
 )
 _COUNTING = ("batch.microbatch_size", "layout.tp", "layout.cp")
-"""Axes that also change the number of microbatches, so that schedules must be made anew."""
+"""Axes that also change the number of microbatches, so that schedules must be rebuilt."""
 _HEAVY = ("model", "hardware", "stack")
 
 
@@ -38,7 +38,7 @@ class Axis:
 
     @property
     def heavy(self) -> bool:
-        """Whether it changes model, hardware or stack, which are then loaded anew."""
+        """Whether it changes model, hardware or stack, which are then loaded again."""
         return self.path.partition(".")[0] in _HEAVY
 
 
