@@ -185,7 +185,7 @@ def test_layers_without_rotary_embedding_are_counted() -> None:
     assert "one 0 or 1 for each of the 4 layers" in refusal("smollm3", no_rope_layers=[1, 0])
 
 
-def test_a_pattern_that_does_not_divide_the_layers_is_told() -> None:
+def test_a_pattern_that_does_not_divide_the_layers_is_reported() -> None:
     found = reading("qwen3_moe", **MOE, decoder_sparse_step=3)
     assert found.model.layer_kinds() == ("dense", "dense", "moe", "dense")
     assert found.notes == ("decoder_sparse_step 3 does not divide num_hidden_layers 4: the last is cut",)
@@ -193,7 +193,7 @@ def test_a_pattern_that_does_not_divide_the_layers_is_told() -> None:
     assert none.notes[-1] == "none of the 4 layers has experts"
 
 
-def test_a_window_that_is_no_limit_is_told() -> None:
+def test_a_window_that_is_no_limit_is_reported() -> None:
     found = reading("mistral", sliding_window=4096, max_position_embeddings=2048)
     assert found.notes == ("sliding_window 4096 is not shorter than the longest sequence, 2048: it never counts",)
 
@@ -272,13 +272,13 @@ def test_experts_may_be_set_to_none_on_purpose() -> None:
         ("qwen33", {}, 'model_type: "qwen33": not a known architecture: did you mean qwen3'),
     ],
 )
-def test_what_is_not_modelled_is_told_in_one_line(model_type: str, keys: dict[str, Any], shown: str) -> None:
+def test_what_is_not_modelled_is_reported_in_one_line(model_type: str, keys: dict[str, Any], shown: str) -> None:
     if model_type == "gpt2":
         keys = {"small": {}, "n_embd": 96, "n_layer": 4, "n_head": 8, "vocab_size": 1000, **keys}
     assert refusal(model_type, **keys).startswith(shown)
 
 
-def test_a_known_type_that_is_refused_is_told_before_its_parts() -> None:
+def test_a_known_type_that_is_refused_is_reported_before_its_parts() -> None:
     table = {"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}
     with pytest.raises(InputError, match=r"^config.json: model_type: \"llama4\": not supported: chunked attention"):
         read_config(table, "mine", "config.json")
