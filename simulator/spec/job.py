@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import Serving
 from simulator.spec.workload import WorkloadName
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
@@ -38,11 +39,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """`sequence_length` [tokens], `microbatch_size` and `global_batch_size` [sequences]."""
+    """Of training: `sequence_length` [tokens], `microbatch_size` and `global_batch_size` [sequences]."""
 
     sequence_length: int
     microbatch_size: int
     global_batch_size: int
+
+
+NO_BATCH = Batch(sequence_length=1, microbatch_size=1, global_batch_size=1)
+"""Stands in a serving job, which has no batch of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +95,14 @@ class Run:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job file. `model` and `hardware` are names or paths; `stack` names the software's habits, `workload` what is
-    done with the model."""
+    done with the model. `batch` is of training jobs, `serving` of the others (`simulator.inputs.workloads`)."""
 
     model: str
     hardware: str
     gpus: int
     layout: Layout
-    batch: Batch
+    batch: Batch = NO_BATCH
+    serving: Serving | None = None
     stack: str = "deepseek"
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)

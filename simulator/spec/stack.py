@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import ServingStack
+
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
 
 
@@ -35,7 +37,7 @@ class Stack:
     gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_gemm`, `host_collective`:
     time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
     (`simulator.engine.host`). `norm_kernels`: whose norm kernels run, as `attention` (training: DeepSeek's; compiled:
-    torch.compile's).
+    torch.compile's). `serving`: what software that serves does differently; none: it only trains.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Stack:
     host_gemm: float = 0.0
     host_collective: float = 0.0
     moment_bytes: float = 4.0
+    serving: ServingStack | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

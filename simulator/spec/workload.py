@@ -15,10 +15,10 @@ from typing import Literal, TypeAlias
 Direction = Literal["F", "B", "W"]
 """F forward, B input gradients (and what is recomputed for them), W weight gradients."""
 
-Resident = Literal["weights", "gradients", "optimizer"]
-"""What a rank holds of its parameters from the first to the last moment."""
+Resident = Literal["weights", "gradients", "optimizer", "kv_cache"]
+"""What a rank holds from the first to the last moment."""
 
-WorkloadName = Literal["training"]
+WorkloadName = Literal["training", "prefill", "decode"]
 """How a job file names its workload."""
 
 _TRAINING_PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "weight", "pair": "overlapped"}
@@ -32,7 +32,8 @@ class Training:
     what a rank holds of its parameters; where the optimizer's states are resident a step ends with gradient sync and
     update. `phase_of` names the phase of a kind of action (F, B, I, W or an overlapped `pair`); `phases` are all of
     them in the order of reports, with the `bubble` in which no action runs, the `optimizer` (gradient sync that nothing
-    hides, and the update) and `other`, the rest, so that they add up to the step.
+    hides, and the update) and `other`, the rest, so that they add up to the step. `serves`: whether it answers
+    requests, with a KV cache and without a pipeline; the MTP modules run in training only.
     """
 
     name: WorkloadName = "training"
@@ -40,6 +41,7 @@ class Training:
     resident: frozenset[Resident] = frozenset(("weights", "gradients", "optimizer"))
     phase_of: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_TRAINING_PHASES), hash=False)
     phases: tuple[str, ...] = ("forward", "backward", "weight", "overlapped", "bubble", "optimizer", "other")
+    serves: bool = False
 
     @property
     def updates(self) -> bool:
@@ -52,8 +54,40 @@ class Training:
         return "B" in self.directions
 
 
-Workload: TypeAlias = Training
-"""Every workload there is; a union as soon as there are two."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """One forward step over the new tokens of prompts, which leaves their keys and values in the KV cache.
 
-WORKLOADS: Mapping[str, Workload] = {one.name: one for one in (Training(),)}
+    Fields as those of `Training`.
+    """
+
+    name: WorkloadName = "prefill"
+    directions: tuple[Direction, ...] = ("F",)
+    resident: frozenset[Resident] = frozenset(("weights", "kv_cache"))
+    phase_of: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"F": "forward"}), hash=False)
+    phases: tuple[str, ...] = ("forward", "bubble", "other")
+    serves: bool = True
+
+    @property
+    def updates(self) -> bool:
+        """No parameters are updated."""
+        return False
+
+    @property
+    def keeps_activations(self) -> bool:
+        """Nothing is kept for a backward."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decode(Prefill):
+    """One forward step over the newest tokens of running sequences, which read the whole KV cache."""
+
+    name: WorkloadName = "decode"
+
+
+Workload: TypeAlias = Training | Prefill | Decode
+"""Every workload there is."""
+
+WORKLOADS: Mapping[str, Workload] = {one.name: one for one in (Training(), Prefill(), Decode())}
 """Workloads by the name that a job file gives."""
