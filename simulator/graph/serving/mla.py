@@ -61,9 +61,9 @@ def core(s: ServingShapes) -> SegmentBuilder:
 
 
 def _per_head(builder: SegmentBuilder, name: str, d: Dims, n: int, k: int) -> None:
-    """One product for each head, in BF16 (a batched GEMM)."""
+    """One product for each head, in BF16: a batched GEMM of the library's, not its grouped kernels."""
     work = Gemm(m=d.tokens * d.heads, n=n, k=k, precision="bf16", form="grouped", groups=d.heads)
-    builder.add(name, "gemm.bf16.grouped", work)
+    builder.add(name, "gemm.bf16", work)
 
 
 def _expand(builder: SegmentBuilder, s: ServingShapes, d: Dims) -> None:

@@ -20,6 +20,8 @@ from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
 from simulator.routing.loads import imbalance
 
+INDEX = 8.0
+"""Bytes of an index of PyTorch [B]."""
 EAGER_WEIGHTS, EAGER_COUNTS, EAGER_SORT = 3, 3, 6
 """Kernels that eager modules run for the weights of the chosen experts (sum, division, cast), for the rows of each
 expert (histogram, cumulative sum, cast) and to sort rows by expert (`workloads/facts/measure_decode_step.py`)."""
@@ -50,10 +52,11 @@ def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
     """Scores of the experts and the choice; before a normal dispatch, the cast of what travels."""
     t, h, experts = tokens_of(s), s.model.hidden_size, s.model.n_routed_experts
     gate = Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32)
-    builder.add("router.gate", "gemm.bf16.router", gate)
+    builder.add("router.gate", "gemm.bf16", gate)  # the router's own class was measured at training's 4096 tokens
     if not s.software.router_fused:
         builder.add("router.scores", "router.scores", cast(t * experts, FP32, FP32), count=2)
-        builder.add("router.weights", "router.weights", Fixed(launches=EAGER_WEIGHTS))
+        chosen = cast(t * s.model.num_experts_per_tok, FP32, FP32)
+        builder.add("router.weights", "elem", chosen, count=EAGER_WEIGHTS)
     builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
     if s.fp8 and s.all_to_all and not s.decodes:
         builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
@@ -128,9 +131,12 @@ def _experts(s: ServingShapes) -> Segment:
     after = ("moe.dispatch.a2a",) if s.all_to_all else ()
     width = fp8_bytes(h) if s.fp8 else h * BF16
     if not laid_out:
-        counts, sort = (1, 1) if s.software.router_fused else (EAGER_COUNTS, EAGER_SORT)
-        builder.add("moe.map.count", "permute.map.count", Fixed(launches=counts), after=after, scales_with_load=True)
-        builder.add("moe.map.build", "permute.map.build", Fixed(launches=sort), scales_with_load=True)
+        if s.software.router_fused:
+            builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
+            builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
+        else:
+            ids = cast(s.rows, INDEX, INDEX)
+            builder.add("moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True)
         moved = Streaming(read=s.received * width, written=s.rows * width)
         builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
         after = ()
