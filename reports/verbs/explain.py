@@ -43,7 +43,8 @@ def explain(
     from simulator.studies.explain import explain as explained
     from simulator.studies.sensitivity import tornado
 
-    found = explained(load_scenario(job, overrides), pattern)
+    scenario = load_scenario(job, overrides)
+    found = explained(scenario, pattern)
     if not found.ops:
         raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; try attn.* or gemm.*")
     path = found.critical_path(engine)

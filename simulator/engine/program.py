@@ -58,7 +58,8 @@ class PlacedSegment:
     """A segment in program order. `waits_for_all_to_all`: its first compute kernels wait for the all-to-all that ended
     the block before.
 
-    `block` is the number of its block on the stage, `microbatch` which of two it belongs to that run against each other.
+    `block` is the number of its block on the stage, `microbatch` which it belongs to of two that run against each
+    other.
     """
 
     segment: Segment

@@ -127,7 +127,7 @@ def microbatches(s: Scenario) -> Iterator[Problem]:
 
 
 def experts(s: Scenario) -> Iterator[Problem]:
-    """How tokens reach the experts: all-to-alls between data-parallel ranks, or an all-reduce inside tensor parallelism."""
+    """How tokens reach the experts: all-to-alls between data-parallel ranks, or all-reduces of tensor-parallel ones."""
     layout, model = s.job.layout, s.model
     if not model.is_moe:
         return
@@ -137,7 +137,7 @@ def experts(s: Scenario) -> Iterator[Problem]:
                 rule="experts on ranks",
                 key="layout.ep",
                 value=layout.ep,
-                message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels the tensor-parallel ranks"
+                message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels tensor-parallel ranks"
                 " share the experts and sum them up by an all-reduce",
                 suggestion="let ep x etp be tp, or use a stack whose dispatcher is deepep",
             )

@@ -19,7 +19,7 @@ _SERVING: Mapping[str, Table] = {
     "decode": {"context": 0, "tokens": 1, "cuda_graphs": True},
     "prefill": {"context": 0, "cuda_graphs": False},
 }
-"""`[serving]` of each workload where the file does not say; engines run prefill without CUDA graphs, its shapes vary."""
+"""`[serving]` where the file does not say; engines run prefill without CUDA graphs, since its shapes vary."""
 _NEEDED: Mapping[str, tuple[str, ...]] = {"decode": ("sequences",), "prefill": ("sequences", "tokens")}
 
 

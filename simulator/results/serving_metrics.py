@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from simulator.dtypes import WIDTH
 from simulator.engine.tasks import Timeline
 from simulator.memory.serving import fits_with, peak_with
@@ -76,5 +75,3 @@ def largest_batch(scenario: Scenario) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits_with(scenario, middle * unit) else (low, middle)
     return low * unit
-
-

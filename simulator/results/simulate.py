@@ -83,9 +83,7 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
     factor, watts = at_the_limit(
         scenario.cluster.gpu,
         gpus,
-        lambda power: demand(
-            longest_path(lower(fresh, schedule)), power, waiting_products=scenario.workload.serves
-        ),
+        lambda power: demand(longest_path(lower(fresh, schedule)), power, waiting_products=scenario.workload.serves),
     )
     if watts is None:
         return fresh, factor, None

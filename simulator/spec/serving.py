@@ -13,10 +13,10 @@ class Serving:
     """One step of one attention-data-parallel rank (`tp` GPUs that share the heads).
 
     `sequences`: running ones (decode) or prompts (prefill). `context` [tokens]: cached of each before the step.
-    `tokens` [tokens]: new ones of each. `kv_dtype`: width of the KV cache; products run in BF16. `cuda_graphs`: the step
-    is replayed, so that the host's time to issue kernels does not count. `two_batch_overlap`: the sequences run as two
-    microbatches, one of which computes while the other's tokens travel to and from the experts (DeepSeek-V3 report,
-    arXiv 2412.19437, section 3.4).
+    `tokens` [tokens]: new ones of each. `kv_dtype`: width of the KV cache; products run in BF16. `cuda_graphs`: the
+    step is replayed, so that the host's time to issue kernels does not count. `two_batch_overlap`: the sequences run as
+    two microbatches, one of which computes while the other's tokens travel to and from the experts (DeepSeek-V3
+    report, arXiv 2412.19437, section 3.4).
     """
 
     sequences: int

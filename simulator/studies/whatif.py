@@ -118,6 +118,8 @@ def named(name: str) -> WhatIf:
 
 def apply(scenario: Scenario, name: str) -> Scenario:
     """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
+    if scenario.workload.serves:
+        raise InputError(f'{scenario.name}: workload: "{scenario.job.workload}": what-ifs know training jobs only')
     return replace(named(name).change(pinned(scenario)), name=f"{scenario.name} + {name}")
 
 

@@ -95,12 +95,24 @@ def _dispatch(s: ServingShapes) -> Segment:
 def _combine(s: ServingShapes) -> Segment:
     """`combine.F`: what the experts made travels home; low-latency kernels weigh and sum on arrival."""
     builder = SegmentBuilder("combine.F", "F", s, "comm")
-    after = ("moe.down",) if s.decodes else ("moe.unpermute",)
+    after: tuple[str, ...] = (_last(s),)
     if not s.decodes:
-        builder.add("moe.combine.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=tokens_of(s)), after=after)
+        builder.add(
+            "moe.combine.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=tokens_of(s)), after=after
+        )
         after = ()
     builder.add("moe.combine.a2a", "comm.combine", _travel(s, "combine"), after=after)
     return builder.done()
+
+
+def _laid_out(s: ServingShapes) -> bool:
+    """Whether tokens arrive sorted by expert, as masked GEMMs read them."""
+    return s.decodes and s.software.masked and s.all_to_all
+
+
+def _last(s: ServingShapes) -> str:
+    """The last op of the experts."""
+    return "moe.down" if _laid_out(s) else "moe.unpermute"
 
 
 def _shared(s: ServingShapes) -> Segment:
@@ -126,9 +138,9 @@ def _products(s: ServingShapes, n: int, k: int) -> tuple[str, Gemm]:
 def _experts(s: ServingShapes) -> Segment:
     """`mlp.F`: the two GEMMs of the routed experts, with the kernels that sort rows by expert where none is masked."""
     h, inner = s.model.hidden_size, s.model.moe_intermediate_size // s.job.layout.etp
-    laid_out = s.decodes and s.software.masked and s.all_to_all
+    laid_out = _laid_out(s)
     builder = SegmentBuilder("mlp.F", "F", s)
-    after = ("moe.dispatch.a2a",) if s.all_to_all else ()
+    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
     width = fp8_bytes(h) if s.fp8 else h * BF16
     if not laid_out:
         if s.software.router_fused:
@@ -136,7 +148,9 @@ def _experts(s: ServingShapes) -> Segment:
             builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
         else:
             ids = cast(s.rows, INDEX, INDEX)
-            builder.add("moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True)
+            builder.add(
+                "moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True
+            )
         moved = Streaming(read=s.received * width, written=s.rows * width)
         builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
         after = ()

@@ -39,7 +39,8 @@ def microbatches_of(serving: Serving) -> int:
 def serving_shapes(scenario: Scenario) -> ServingShapes:
     """The shapes of a serving scenario's mean rank."""
     job, model, serving, software = scenario.job, scenario.model, scenario.job.serving, scenario.stack.serving
-    assert serving is not None and software is not None  # `simulator.inputs` refuses a job without them
+    assert serving is not None  # `simulator.inputs` refuses a job without
+    assert software is not None
     batch = serving.sequences // microbatches_of(serving)
     tokens = batch * serving.tokens
     all_to_all = model.is_moe and scenario.stack.dispatcher != "nccl" and job.layout.ep > 1
@@ -69,7 +70,8 @@ def serving_shapes(scenario: Scenario) -> ServingShapes:
 
 def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
     """Expected number of `experts` that at least one of `tokens` tokens chooses, each `top_k` at random."""
-    return experts * (1.0 - (1.0 - top_k / experts) ** tokens)
+    missed: float = (1.0 - top_k / experts) ** tokens
+    return experts * (1.0 - missed)
 
 
 def _expert_rows(scenario: Scenario, tokens: int, all_to_all: bool) -> tuple[int, int, int]:
