@@ -1,23 +1,18 @@
-"""What commands do with training jobs only, refused in one line for the others."""
+"""Options and commands that know training jobs only."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from simulator.errors import InputError
 
 if TYPE_CHECKING:
     from simulator.spec.scenario import Scenario
 
 
 def refuse_serving(scenario: Scenario, **asked: object) -> None:
-    """Raise for the first option that was given, in Python's spelling, if the scenario serves."""
-    if not scenario.workload.serves:
-        return
+    """Raise InputError for the first of these that was asked of a serving job, named in Python's spelling."""
+    from simulator.inputs import only_training
+
     for name, value in asked.items():
         if value:
-            option = name.replace("_", "-")
-            raise InputError(
-                f'{scenario.name}: workload: "{scenario.job.workload}": {option} knows training jobs only;'
-                " simulate, compare, check, memory and explain know serving jobs"
-            )
+            words = name.replace("_", "-") if name.startswith("__") else name.replace("_", " ")
+            only_training.refuse_serving(scenario, words)
