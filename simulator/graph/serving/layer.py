@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
@@ -21,7 +23,22 @@ def build_block(kind: BlockKind, s: ServingShapes) -> Block:
         BlockKind.MOE: _moe_layer,
         BlockKind.HEAD: _head,
     }
-    return Block(kind=kind, forward=build[kind](s), backward=())
+    return Block(kind=kind, forward=tuple(_small_apart(segment) for segment in build[kind](s)), backward=())
+
+
+SMALL = 1e6
+"""Bytes below which an elementwise kernel is of a class of its own: the least that class `elem` was measured at [B]."""
+
+
+def _small_apart(segment: Segment) -> Segment:
+    """The segment with elementwise kernels over few bytes in class `elem.small`: decode steps are full of them."""
+    ops = (
+        replace(op, cls="elem.small")
+        if op.cls == "elem" and isinstance(op.work, Streaming) and op.work.bytes < SMALL
+        else op
+        for op in segment.ops
+    )
+    return replace(segment, ops=tuple(ops))
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
