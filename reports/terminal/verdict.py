@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from reports.terminal.elements import columns, section
+from reports.terminal.serving_tables import follows
 from reports.terminal.step_tables import stages
 from reports.views import words
 from simulator.inputs.check import Problem
@@ -22,6 +23,15 @@ SCHEMA = "foretrain.check/1"
 def derived(scenario: Scenario) -> dict[str, int]:
     """Numbers that follow from the job's."""
     job = scenario.job
+    if job.serving is not None:
+        return {
+            "gpus": job.gpus,
+            "gpus_per_node": scenario.cluster.node.gpus,
+            "data_parallel": job.dp,
+            "expert_data_parallel": job.edp,
+            "sequences": job.dp * job.serving.sequences,
+            "tokens_per_step": job.dp * job.serving.sequences * job.serving.tokens,
+        }
     return {
         "gpus": job.gpus,
         "gpus_per_node": scenario.cluster.node.gpus,
@@ -72,6 +82,8 @@ def _problem_table(problems: Sequence[Problem]) -> RenderableType:
 
 
 def _follows(scenario: Scenario) -> RenderableType:
+    if scenario.workload.serves:
+        return follows(scenario)
     job, layout = scenario.job, scenario.job.layout
     nodes = -(-job.gpus // scenario.cluster.node.gpus)
     table = columns("", ">", "")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     engine_option,
@@ -65,7 +66,9 @@ def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
     from simulator.studies.campaign import campaign_of_job, load_campaign
 
     if name.lower() in {known.lower() for known in list_names("job")} - set(list_names("campaign")):
-        return campaign_of_job(load_scenario(name, overrides), name)
+        scenario = load_scenario(name, overrides)
+        refuse_serving(scenario, plan=True)
+        return campaign_of_job(scenario, name)
     return load_campaign(name)
 
 

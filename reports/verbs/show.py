@@ -20,8 +20,8 @@ from reports.verbs.options import (
     set_option,
     verbosity,
 )
-from reports.verbs.show_graph import graph
-from reports.verbs.show_models import models
+from reports.verbs.showing.graph import graph
+from reports.verbs.showing.models import models
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
@@ -94,8 +94,8 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, ke
     """
     if name is None:
         return _listed("model")
-    from reports.terminal import model_tables
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import model_tables
+    from reports.terminal.showing import show_tables as shown
     from simulator.inputs import list_names, read_model
 
     found = read_model(name)
@@ -129,7 +129,7 @@ def architecture(name: str | None, as_json: bool) -> None:
     found = ARCHITECTURES.get(name)
     if found is None:
         raise InputError(f"architecture {name!r} is not known: {nearest(name, ARCHITECTURES)}")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
 
     if as_json:
         return print_json(shown.architecture_dict(name, found))
@@ -148,7 +148,7 @@ def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet:
     """Every number of a hardware profile, with its source."""
     if name is None:
         return _listed("hardware")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.inputs import load_hardware
 
     cluster = _changed("hardware", name, overrides).cluster if overrides else load_hardware(name)
@@ -192,7 +192,7 @@ def schedule(
 
     NAME is a schedule, a schedule file, or a job, whose schedule is shown.
     """
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.schedule import SCHEDULES, format_schedule
 
     if name is None:
@@ -224,7 +224,7 @@ def job(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """A job with all its values, as a TOML file that can be edited and run."""
     if name is None:
         return _listed("job")
-    from reports.terminal.show_tables import job_toml
+    from reports.terminal.showing.show_tables import job_toml
     from simulator.inputs import load_scenario
 
     found = load_scenario(name, overrides).job
@@ -242,7 +242,7 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """What a software stack does differently, with sources."""
     if name is None:
         return _listed("stack")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.inputs import load_stack
 
     settings = _changed("stack", name, overrides).stack if overrides else load_stack(name)
@@ -268,8 +268,8 @@ def _simulated(name: str, overrides: Sequence[str]) -> Result:
 
 
 def _timed(result: Result, start: int, wrap: bool, as_json: bool) -> None:
-    from reports.terminal import show_tables as shown
     from reports.terminal.console import width
+    from reports.terminal.showing import show_tables as shown
 
     if as_json:
         return print_json(shown.schedule_dict(result.schedule, shown.times_of(result)))

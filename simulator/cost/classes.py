@@ -27,6 +27,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "loss.bwd": ("loss", "softmax", "elem"),
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
+    "elem.small": ("elem.norm_weight", "elem"),
     "optimizer": ("elem",),
     "quant.chan_t": ("quant.token", "elem"),
     "quant.token": ("quant.chan_t", "elem"),

@@ -12,7 +12,9 @@ from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
+from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
+from simulator.graph.serving.shapes import serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
@@ -57,7 +59,7 @@ class PricedModel:
 
 def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
     """Build and price the blocks of a scenario and spread them over `stages`."""
-    shapes = shapes_of(scenario)
+    shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
     blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
@@ -96,6 +98,11 @@ def mirrored(scenario: Scenario) -> bool:
     return record is not None and record.mirrored
 
 
+def is_issued(scenario: Scenario) -> bool:
+    """Whether the host issues the kernels of a step one by one; else it replays a CUDA graph."""
+    return scenario.job.serving is None or not scenario.job.serving.cuda_graphs
+
+
 def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
     """The all-to-all that compute overlaps with most: a combine."""
     found = [(op.work, op) for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
@@ -128,6 +135,10 @@ class Programs:
             if not built.scenario.stack.overlapped_pair:
                 return sequential_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
             return pair_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
+        serving = built.scenario.job.serving
+        if serving is not None and serving.two_batch_overlap:
+            blocks, workload = built.blocks_of(step.stage), built.scenario.job.workload
+            return two_batch_program(blocks, workload, built.price, built.imbalance, built.resampled_per_layer)
         return lone_program(
             step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer
         )
@@ -187,7 +198,7 @@ class _Lowering:
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
         self.sharding = Sharding(built.scenario, built.stages, built.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.issue = issuing(built.scenario.stack)
+        self.issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
         self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:

@@ -27,8 +27,12 @@ def draw(op: Op, power: Power) -> float:
     return power.attention if isinstance(op.work, (Attention, DecodeAttention)) else power.memory
 
 
-def demand(timeline: Timeline, power: Power) -> float:
-    """Mean power that a step would draw at full clock, over all ranks and its whole length [W]."""
+def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:
+    """Mean power that a step would draw at full clock, over all ranks and its whole length [W].
+
+    `waiting_GEMMs`: GEMMs that wait for memory draw what memory-bound kernels do, as most of a decode step's
+    are; a training step has hardly any.
+    """
     tasks = timeline.tasks
     sequences = {id(sequence): sequence for sequence in tasks.sequence}
     count: dict[int, int] = defaultdict(int)
@@ -39,7 +43,7 @@ def demand(timeline: Timeline, power: Power) -> float:
     for key, times in count.items():
         for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
-            energy += seconds * draw(priced.op, power)
+            energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
             busy += seconds
     total = timeline.makespan * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle

@@ -35,6 +35,8 @@ def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
     comm_sms = scenario.job.overlap.comm_sms
     if all_to_all is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
+    if isinstance(all_to_all.work, AllToAll) and all_to_all.work.low_latency:
+        return Neighbour(0, 0.0)  # the NIC moves the tokens; the short kernels that send and receive are left out
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 
 
@@ -67,7 +69,9 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class of the software's kernel for an op's class, if the profile has one."""
     if cls.startswith("attn.decode"):
-        return class_of(cls, stack.attention, kernels.decode)
+        return cls if "@" in cls else class_of(cls, stack.attention, kernels.decode)
+    if cls.startswith("gemm.") and stack.serving is not None:
+        return class_of(cls, stack.serving.gemm, kernels.gemm)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
     return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
@@ -100,8 +104,11 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        tensor = isinstance(op.work, DecodeAttention) and cost.bound_by == "tensor"
-        if tensor or isinstance(op.work, (Gemm, Attention)):
+        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and scenario.workload.serves):
+            slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
+        else:
+            slowed = isinstance(op.work, (Gemm, Attention))
+        if slowed:
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 

@@ -6,6 +6,7 @@ overlapped pair. Equal actions share one program.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import hypot
@@ -69,11 +70,13 @@ class PlacedSegment:
     segment : the segment.
     waits_for_all_to_all : its first compute kernels wait for the all-to-all that ended the block before.
     block : number of its block on the stage.
+    microbatch : which microbatch it belongs to, of two that overlap in serving.
     """
 
     segment: Segment
     waits_for_all_to_all: bool
     block: int
+    microbatch: int = 0
 
 
 def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list[list[PlacedSegment]]]:
@@ -164,9 +167,9 @@ class _Assembler:
         self.price = price
         self.imbalance = imbalance
         self.resampled_per_layer = resampled_per_layer
-        self.experts = {"F": 0.0, "B": 0.0}
+        self.experts: dict[str, float] = defaultdict(float)
         self.steps: list[ProgramStep] = []
-        self.owners: dict[str, dict[str, int]] = {"F": {}, "B": {}}
+        self.owners: dict[str, dict[str, int]] = defaultdict(dict)
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
@@ -179,8 +182,9 @@ class _Assembler:
         half = "F" if placed.segment.direction == "F" else "B"
         (self.forward_start if half == "F" else self.backward_start).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
-        owner = self.owners[half]
-        for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), half)):
+        whose = f"{half}{placed.microbatch}"
+        owner = self.owners[whose]
+        for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), whose)):
             stream = COMM if sequence.kind == "collective" else home
             waits = {owner[name] for name in sequence.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
@@ -188,19 +192,19 @@ class _Assembler:
                 self.blocking = None
             if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an all-to-all is issued after the compute before it
-            if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and half in self.loose:
-                waits.add(self.loose[half])
+            if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and whose in self.loose:
+                waits.add(self.loose[whose])
             self.last[stream] = len(self.steps)
             owner.update(dict.fromkeys([priced.op.name for priced in sequence.ops], len(self.steps)))
             if sequence.kind == "all_to_all":
-                self.loose[half] = len(self.steps)
+                self.loose[whose] = len(self.steps)
             if sequence.kind == "collective":
                 self.blocking = len(self.steps)  # compute after a collective needs its result
             self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F"))
         if half == "B":
             self.wgrad_end[placed.block] = len(self.steps) - 1
 
-    def _with_waits(self, sequences: list[KernelSequence], half: str) -> list[KernelSequence]:
+    def _with_waits(self, sequences: list[KernelSequence], whose: str) -> list[KernelSequence]:
         """Lengthen each barrier by the wait for the most loaded rank: its experts' extra time since the last barrier.
 
         A pair works on two layers between barriers. If the most loaded rank is always the same, its extra times add up;
@@ -210,16 +214,22 @@ class _Assembler:
             return sequences
         out = []
         for sequence in sequences:
-            self.experts[half] += sum(p.durations[ALONE] for p in sequence.ops if p.op.scales_with_load)
-            if sequence.kind == "notify":
+            self.experts[whose] += sum(p.durations[ALONE] for p in sequence.ops if p.op.scales_with_load)
+            if sequence.kind == "notify" or _sums_up(sequence):
                 times = self.experts.values()
                 both = hypot(*times) if self.resampled_per_layer else sum(times)
                 extra = waiting((self.imbalance - 1.0) * both, sequence.ops[-1].op)
-                self.experts = {"F": 0.0, "B": 0.0}
-                out.append(sequence_of("notify", sequence.name, [*sequence.ops, extra]))
+                self.experts.clear()
+                out.append(sequence_of(sequence.kind, sequence.name, [*sequence.ops, extra]))
             else:
                 out.append(sequence)
         return out
+
+
+def _sums_up(sequence: KernelSequence) -> bool:
+    """Whether it ends with a low-latency combine, which has no barrier but waits for the tokens of all ranks."""
+    work = sequence.ops[-1].op.work
+    return isinstance(work, AllToAll) and work.low_latency and work.direction == "combine"
 
 
 def waiting(seconds: float, barrier: Op) -> Priced:

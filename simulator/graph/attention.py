@@ -141,7 +141,7 @@ def _reduce_statistics(builder: SegmentBuilder, s: Shapes, name: str) -> None:
         all_reduce(builder, name, s, FP32)
 
 
-def _place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> None:
+def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> None:
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
@@ -198,7 +198,7 @@ def forward(s: Shapes) -> SegmentBuilder:
         saved=t * (q + kv) * BF16 + entered,
         matrices=(q, kv // 2, kv // 2),
     )
-    _place_heads(builder, s)
+    place_heads(builder, s)
     kept = t * q * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
@@ -221,7 +221,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
     if s.model.qk_norm and "norm" in s.recompute:
-        _place_heads(builder, s, again=True)
+        place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
     circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)

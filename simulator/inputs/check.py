@@ -7,11 +7,12 @@ time or memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import gcd, lcm
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from simulator.errors import ScheduleError
+from simulator.inputs import serving_check
+from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
@@ -19,37 +20,11 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
 from simulator.spec.workload import WorkloadName
 
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A broken rule. An error makes the job impossible; a warning says that the forecast leaves something out.
-
-    Parameters
-    ----------
-    rule : name of the rule.
-    key, value : as in the job file.
-    message : what is wrong, with the numbers.
-    suggestion : what would be right.
-    severity : error or warning.
-    """
-
-    rule: str
-    key: str
-    value: object
-    message: str
-    suggestion: str = ""
-    severity: Severity = "error"
-
-    def __str__(self) -> str:
-        advice = f"; {self.suggestion}" if self.suggestion else ""
-        return f"{self.key}: {self.value}: {self.message}{advice}"
-
-
 LEAST_USED = 0.85
 """Of a node; a job that would leave more of its GPUs idle is not advised to."""
 _MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
+
+__all__ = ["LEAST_USED", "Problem", "Rule", "Severity", "check"]
 
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
 
@@ -327,6 +302,13 @@ def _nodes(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _serving_nodes(s: Scenario) -> Iterator[Problem]:
+    """The same; low-latency kernels send each copy by itself, whatever the gate's limit."""
+    for problem in _nodes(s):
+        if s.job.workload != "decode" or problem.severity == "error":
+            yield problem
+
+
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
@@ -366,6 +348,19 @@ def _features(s: Scenario) -> Iterator[Problem]:
         )
 
 
+_SERVING: tuple[Rule, ...] = (
+    serving_check.training_keys,
+    serving_check.software,
+    _world,
+    _experts,
+    serving_check.experts,
+    _routing,
+    _tensor,
+    serving_check.positions,
+    serving_check.microbatches,
+    _serving_nodes,
+    _features,
+)
 _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
     "training": (
         _world,
@@ -379,6 +374,8 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _nodes,
         _features,
     ),
+    "prefill": _SERVING,
+    "decode": _SERVING,
 }
 """Rules by workload."""
 

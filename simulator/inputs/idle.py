@@ -17,7 +17,7 @@ from simulator.spec.scenario import Scenario
 def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
     """Raise InputError for the first change of a setting that changes nothing in this scenario."""
     for change in changes:
-        why = _WHY.get(change.path, _used)(scenario)
+        why = _WHY.get(change.path, _used)(scenario) or _of_training(scenario, change.path)
         if why:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
@@ -41,6 +41,61 @@ SHOWN_ONLY: Mapping[str, str] = {
 
 def _used(scenario: Scenario) -> str:
     return ""
+
+
+SERVED = (
+    "kernel_gap",
+    "gemm_sms_reserved",
+    "fused_quant",
+    "dispatcher",
+    "swiglu_fused",
+    "rope_fused",
+    "norm_fused",
+    "residual_fused",
+    "norm_kernels",
+    "attention",
+    "host_kernel",
+    "host_gemm",
+    "host_collective",
+)
+"""Settings of a stack, apart from those of serving, that a serving step depends on."""
+
+
+def _of_training(scenario: Scenario, path: str) -> str:
+    """Why a setting of the software changes nothing in a serving job; empty elsewhere."""
+    if not scenario.workload.serves or path.startswith("stack.serving."):
+        return ""
+    name = path.removeprefix("stack.")
+    if name not in SERVED:
+        return f'a job with workload "{scenario.job.workload}" does not read it'
+    if name == "attention" and scenario.job.workload == "decode":
+        return "decode runs the kernels of stack.serving.decode_attention"
+    serving = scenario.job.serving
+    if name.startswith("host_") and serving is not None and serving.cuda_graphs:
+        return "the step is replayed as a CUDA graph; set serving.cuda_graphs=false"
+    return ""
+
+
+def _in_prefill(scenario: Scenario) -> str:
+    return "" if scenario.job.workload == "decode" else "prefill runs the kernels of stack.attention"
+
+
+def _in_bf16(scenario: Scenario) -> str:
+    return "" if scenario.job.precision.recipe == "fp8" else "profiles tell kernels apart in FP8 only"
+
+
+def _without_tensor_parallelism(scenario: Scenario) -> str:
+    layout = scenario.job.layout
+    return "" if layout.tp > 1 and not layout.sp else "there are no all-reduces; they take layout.tp > 1 without sp"
+
+
+def _without_experts(scenario: Scenario) -> str:
+    return "" if scenario.model.is_moe else f"{scenario.model.name} has no experts"
+
+
+def _without_masked(scenario: Scenario) -> str:
+    decodes = scenario.job.workload == "decode"
+    return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
 
 
 def _without_pairs(scenario: Scenario) -> str:
@@ -68,5 +123,10 @@ def _without_shared_experts(scenario: Scenario) -> str:
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,
+    "stack.serving.decode_attention": _in_prefill,
+    "stack.serving.gemm": _in_bf16,
+    "stack.serving.all_reduce": _without_tensor_parallelism,
+    "stack.serving.masked": _without_masked,
+    "stack.serving.router_fused": _without_experts,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""

@@ -71,6 +71,7 @@ STACK: Mapping[str, Range] = {
 }
 
 JOB: Mapping[str, Range] = {
+    "serving.context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
     "overlap.comm_sms": _NOT_NEGATIVE,

@@ -15,6 +15,7 @@ from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, che
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
 from simulator.inputs.typed import build, field_names, hints
+from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
@@ -22,6 +23,7 @@ from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.workload import WORKLOADS
 
 T = TypeVar("T")
 
@@ -103,9 +105,19 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
+    if WORKLOADS[job.workload].serves:
+        model = _without_mtp(model, below["model"])
     scenario = Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
     refuse_idle(scenario, below["stack"])
     return scenario
+
+
+def _without_mtp(model: ModelSpec, changes: Iterable[Override]) -> ModelSpec:
+    """The model as it is served: the MTP modules do not run."""
+    for change in changes:
+        if change.rest == "num_nextn_predict_layers":
+            raise problem(OPTION, change.path, change.text, "changes nothing: the MTP modules are not served")
+    return replace(model, num_nextn_predict_layers=0)
 
 
 def override_job(job: Job, text: str) -> Job:
@@ -124,7 +136,7 @@ def settable_paths(scenario: Scenario) -> list[str]:
 
 
 def _job(source: Source) -> Job:
-    job = build(Job, _anchored(source), source.label)
+    job = build(Job, with_defaults(_anchored(source), source.label), source.label)
     _check_job(job, source.label)
     return job
 
@@ -166,7 +178,9 @@ def _model(name_or_path: str, changes: Iterable[Override]) -> ModelSpec:
 
 
 def _changed_job(job: Job, change: Override) -> Job:
+    refuse_other_workload(job, change)
     changed = replaced(job, change, change.path, paths(job))
+    refuse_changed_kind(job, changed)
     _check_job(changed, OPTION)
     return changed
 

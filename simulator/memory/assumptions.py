@@ -55,6 +55,11 @@ class Assumptions:
             f"pipeline messages posted ahead per direction and stage {self.receive_buffers}",
         ]
 
+    def serving_lines(self) -> list[str]:
+        """Those that a serving step rests on."""
+        lines = self.lines()
+        return [*lines[:2], "the largest op stands beside the residual stream", lines[6]]
+
 
 def assumptions_for(scenario: Scenario) -> Assumptions:
     """The assumptions that follow from a scenario's software."""

@@ -14,6 +14,9 @@ SCHEMA = "foretrain.memory/1"
 GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buffers", "context", "slack")
 """Groups of items, in the order they are stacked."""
 
+SERVED = ("weights", "kv_cache", "temporary", "buffers", "context", "slack")
+"""The groups of a serving step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -76,6 +79,11 @@ class MemoryReport:
     assumptions: Assumptions
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that items may be of: others where a KV cache is held."""
+        return SERVED if self.worst.group("kv_cache") else GROUPS
+
+    @property
     def worst(self) -> RankMemory:
         """The rank with the highest peak."""
         return max(self.ranks, key=lambda rank: rank.peak)
@@ -111,12 +119,12 @@ class MemoryReport:
                     "peak_bytes": rank.peak,
                     "at_s": rank.at,
                     "during": rank.during,
-                    "groups_bytes": {name: rank.group(name) for name in GROUPS},
+                    "groups_bytes": {name: rank.group(name) for name in self.groups},
                     "items": [{"group": i.group, "name": i.name, "bytes": i.bytes} for i in rank.items],
                 }
                 for rank in self.ranks
             ],
-            "assumptions": self.assumptions.lines(),
+            "assumptions": self.assumptions.serving_lines() if self.groups is SERVED else self.assumptions.lines(),
         }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.results.serving_metrics import serving_metrics
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
@@ -90,7 +91,8 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
     for rank in range(tasks.ranks):
         busy, moving, acted = merged(compute[rank]), merged(comm[rank]), merged(covered[rank])
         own = phases[rank]
-        own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
+        if "optimizer" in own:
+            own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
         rest = timeline.makespan - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
@@ -227,6 +229,10 @@ def metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) 
     return HEADLINES[scenario.workload.name](timeline, scenario, ranks)
 
 
+def _serving(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
+    return serving_metrics(timeline, scenario, sum(r.exposed_comm for r in ranks) / len(ranks))
+
+
 def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
     step, model = timeline.makespan, scenario.model
@@ -246,5 +252,7 @@ def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[Ran
 
 HEADLINES: Mapping[WorkloadName, Callable[[Timeline, Scenario, Sequence[RankTimes]], dict[str, float]]] = {
     "training": training_metrics,
+    "prefill": _serving,
+    "decode": _serving,
 }
 """Headline numbers by workload."""

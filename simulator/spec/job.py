@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import Serving
 from simulator.spec.workload import WorkloadName
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
@@ -48,7 +49,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Sizes of a step.
+    """Sizes of a training step.
 
     Parameters
     ----------
@@ -60,6 +61,10 @@ class Batch:
     sequence_length: int
     microbatch_size: int
     global_batch_size: int
+
+
+NO_BATCH = Batch(sequence_length=1, microbatch_size=1, global_batch_size=1)
+"""Stands in a serving job, which has no batch of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +141,8 @@ class Job:
     hardware : name of a shipped hardware profile, or a path.
     gpus : GPUs of the job.
     layout : degrees of parallelism and schedule.
-    batch : sizes of a step.
+    batch : sizes of a training step; None for serving.
+    serving : sequences, context and tokens of a serving step; None for training (`simulator.inputs.workloads`).
     stack : name of the software's settings, or a path.
     workload : what is done with the model.
     precision : number formats.
@@ -149,7 +155,8 @@ class Job:
     hardware: str
     gpus: int
     layout: Layout
-    batch: Batch
+    batch: Batch = NO_BATCH
+    serving: Serving | None = None
     stack: str = "deepseek"
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import ServingStack
+
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
 
 
@@ -45,6 +47,7 @@ class Stack:
     host_gemm : host time to issue a GEMM or attention kernel [s].
     host_collective : host time to issue a collective [s].
     moment_bytes : width of each of Adam's two moments [B].
+    serving : settings of software that serves; None: it only trains.
     sources : source of each setting by name; an assumed one starts with "assumed".
     """
 
@@ -79,6 +82,7 @@ class Stack:
     host_gemm: float = 0.0
     host_collective: float = 0.0
     moment_bytes: float = 4.0
+    serving: ServingStack | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

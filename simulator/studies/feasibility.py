@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import Problem, check
-from simulator.memory import MemoryReport, memory_of_rows, needed
+from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import prepare
 from simulator.schedule import SCHEDULES, Schedule, stages_on
 from simulator.spec.job import Job, Layout, Recompute
@@ -38,6 +39,8 @@ def problems(scenario: Scenario) -> list[Problem]:
     found = check(scenario)
     if any(problem.severity == "error" for problem in found):
         return found
+    if scenario.workload.serves:
+        return sorted([*found, *_serving_memory(scenario)], key=lambda problem: problem.severity)
     built, schedule = prepare(scenario)
     memory = memory_of_rows(built, schedule)
     more = [
@@ -45,6 +48,19 @@ def problems(scenario: Scenario) -> list[Problem]:
         *_balance(scenario, built.stages, built.block_seconds, schedule),
     ]
     return sorted([*found, *more], key=lambda problem: problem.severity)
+
+
+def _serving_memory(scenario: Scenario) -> Iterator[Problem]:
+    """A serving step that does not fit, and how many sequences would."""
+    memory, most = memory_of_serving(scenario), largest_batch(scenario)
+    if not memory.fits and scenario.job.serving is not None:
+        yield Problem(
+            rule="memory",
+            key="serving.sequences",
+            value=scenario.job.serving.sequences,
+            message=needed(memory.verdict()),
+            suggestion=f"use at most {most}" if most else "the weights alone leave no room: use more GPUs for a copy",
+        )
 
 
 def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from simulator.errors import InputError
+from simulator.inputs.only_training import refuse_serving
 from simulator.results import simulate as run
 from simulator.results.result import Result
 from simulator.spec.comm_params import EpParams
@@ -118,6 +119,7 @@ def named(name: str) -> WhatIf:
 
 def apply(scenario: Scenario, name: str) -> Scenario:
     """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
+    refuse_serving(scenario, "a what-if")
     return replace(named(name).change(pinned(scenario)), name=f"{scenario.name} + {name}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.terminal.console import rendered
-from reports.terminal.show_tables import hardware
+from reports.terminal.showing.show_tables import hardware
 from simulator.inputs import load_hardware, load_scenario
 from simulator.inputs.check import check
 from simulator.results.simulate import Result, simulate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.terminal import model_tables
+from reports.terminal.showing import model_tables
 from simulator.inputs import ARCHITECTURES, list_names
 from simulator.inputs.architectures.refused import REFUSED
 from simulator.validation.public_models import (

@@ -13,6 +13,7 @@ from typing import Any
 
 from simulator.errors import InputError
 from simulator.inputs import load_scenario, override_job
+from simulator.inputs.only_training import refuse_serving
 from simulator.spec.scenario import Scenario
 
 _QUICK = (
@@ -115,6 +116,7 @@ class Scenarios:
     def __init__(self, asked: Question) -> None:
         self.asked = asked
         self.base = load_scenario(asked.job, asked.overrides)
+        refuse_serving(self.base, "search")
         self.typed: dict[tuple[str, str], Any] = {}
         for axis in asked.axes:
             for value in axis.values:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import foretrain
-from reports.terminal.graph_tables import MARK, lines_of
+from reports.terminal.showing.graph_tables import MARK, lines_of
 from reports.views.graph_ops import graph_ops
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate

@@ -17,7 +17,7 @@ from reports.verbs.options import json_option, output_file, print_json, print_re
 def models(public: bool, markdown: str | None, as_json: bool) -> None:
     """Types of config.json that can be read, and the shipped models with their parameters and sources."""
     file = output_file(markdown, "--markdown") if markdown is not None else None
-    from reports.terminal import model_tables as tables
+    from reports.terminal.showing import model_tables as tables
     from simulator.validation.public_models import tried
 
     if file is not None:
@@ -33,7 +33,7 @@ def models(public: bool, markdown: str | None, as_json: bool) -> None:
 
 def _overview(as_json: bool) -> None:
     """Types and shipped models."""
-    from reports.terminal import model_tables as tables
+    from reports.terminal.showing import model_tables as tables
     from simulator.inputs import list_names, load_model
     from simulator.validation.public_models import shipped_sources
 

@@ -265,7 +265,10 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
 
 def job_toml(job: Job) -> str:
     """The job with all its values, as the TOML file that would give it."""
-    return toml_text(_set_values(asdict(job)))
+    values = _set_values(asdict(job))
+    if job.serving is not None:
+        del values["batch"]  # of training jobs
+    return toml_text(values)
 
 
 def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
