@@ -30,8 +30,8 @@ MODELS: Mapping[str, tuple[str, ...]] = {
 COMPILED = ("stack.rope_fused=true", "stack.swiglu_fused=true", "stack.residual_fused=true")
 """What torch.compile fuses of the eager modules."""
 PROFILES: Mapping[str, float] = {"deepseek-v3-decode-ep128": 2325.0, "deepseek-v3-prefill-ep32": 7839.0}
-"""Jobs of published profiles -> tokens/s on each GPU (7,839: figures of deepseek-ai/profile-data, README, 2025-02, and
-2,325 likewise)."""
+"""Jobs of DeepSeek's public profile (github.com/deepseek-ai/profile-data, 2025-02) -> tokens/s on each GPU that are
+quoted for it; recalled, not read in the source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
