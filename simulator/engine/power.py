@@ -80,7 +80,12 @@ def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
 
     All GPUs of a job wait for the slowest: the one that needs most power for the same work.
     """
+    return slowdown_above(watts, gpu, hungriest(gpus))
+
+
+def slowdown_above(watts: float, gpu: Gpu, above: float) -> float:
+    """The same where the slowest GPU demands `above` standard deviations more than the mean."""
     if gpu.power is None:
         return 1.0
-    worst = watts * (1.0 + gpu.power.spread * hungriest(gpus))
+    worst = watts * (1.0 + gpu.power.spread * above)
     return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)

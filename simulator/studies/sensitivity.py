@@ -45,6 +45,8 @@ MAIN = {"gemm": "rate", "stream": "bandwidth", "fixed": "time"}
 """For an assumed kernel class, the parameter that is moved."""
 SHARES = ("payload", "collisions")
 """Numbers that cannot exceed 1."""
+UNTIMED = ("hardware.price_per_gpu_hour",)
+"""Assumed numbers that no step time depends on."""
 _RANGE = re.compile(r"range (?:from )?([-+.\deE]+) to ([-+.\deE]+)")
 
 
@@ -126,6 +128,15 @@ def knobs(scenario: Scenario) -> list[Knob]:
     if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
         out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
     return [knob for knob in out if knob.path not in TOLD]
+
+
+def assumed_knobs(scenario: Scenario) -> list[Knob]:
+    """Assumed numbers of the hardware and of the software; neither links nor kernel classes, whose errors are known by
+    class."""
+    cluster, stack = scenario.cluster, scenario.stack
+    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in cluster.assumed]
+    found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in stack.assumed]
+    return [_knob(path, "assumed", value, source) for path, value, source in found if value and path not in UNTIMED]
 
 
 def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:
