@@ -72,8 +72,8 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
     unit = words.unit_for(max((m["step_time_s"] for m in ran), default=1.0))
     headers = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
     between = [f"8 of 10 [{unit.name}]"] if any("interval" in o.result for o in outcomes if o.result) else []
-    named = (headers[0], *between, *headers[1:])
-    table = columns(*map(_short, labels), *(f">{header}" for header in named), gap=1)
+    titles = (headers[0], *between, *headers[1:])
+    table = columns(*map(_short, labels), *(f">{header}" for header in titles), gap=1)
     best = min((m["step_time_s"] for m in ran), default=0.0)
     for at, outcome in enumerate(outcomes):
         named = [Text(values[at], style="bold") for values in labels.values()]

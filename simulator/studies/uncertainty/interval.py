@@ -110,6 +110,7 @@ def interval(
     draws: int = DRAWS,
     seed: int = SEED,
     sources: Sequence[Source] | None = None,
+    shares: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Interval:
     """The interval of a scenario's step time.
@@ -118,6 +119,7 @@ def interval(
     ----------
     draws, seed : how many, and of which random numbers; the same give the same bytes.
     sources : what is uncertain; None: all that is known to be (`sources_of`).
+    shares : whether to find out what contributes how much, which takes two more steps for each source.
 
     Raises InputError with every broken rule of the scenario, or for fewer than two draws.
     """
@@ -134,11 +136,13 @@ def interval(
         times.append(repricer.step_time(one))
         if progress is not None:
             progress(number / draws)
-    return _summed(known, repricer, drawn, np.array(times), seed)
+    return _summed(known, repricer, drawn, np.array(times), seed, shares)
 
 
-def _summed(known: Priceable, repricer: Repricer, drawn: Sequence[Draw], times: Array, seed: int) -> Interval:
-    shares, rest = contributions(known, repricer, drawn, np.log(times))
+def _summed(
+    known: Priceable, repricer: Repricer, drawn: Sequence[Draw], times: Array, seed: int, explained: bool
+) -> Interval:
+    shares, rest = contributions(known, repricer, drawn, np.log(times)) if explained else ({}, 1.0)
     p10, p50, p90 = (float(value) for value in np.percentile(times, (LOW, 50.0, HIGH)))
     found = [
         Contribution(source=source.name, group=source.group, share=shares[source.name], text=source.text)
