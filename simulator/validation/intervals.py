@@ -18,7 +18,7 @@ from simulator.studies.uncertainty import interval
 from simulator.validation.computations import rule_for
 from simulator.validation.figures import Figure
 from simulator.validation.outcome import Outcome
-from simulator.validation.training_figures import steps_asked
+from simulator.validation.training_figures import step_asked
 
 DRAWS = 100
 TIMES = ("step_time", "time_per_step", "gpu_hours_per_trillion_tokens")
@@ -94,15 +94,15 @@ def _all(steps: Sequence[Outcome], draws: int, processes: int) -> Iterable[Place
 
 
 def _placed(outcome: Outcome, draws: int) -> Placed | None:
-    """A step in its interval; None where its forecast is not one step."""
+    """A step in its interval; None where its forecast is no simulated step."""
     figure, published = outcome.figure, outcome.figure.number
     if not published or not outcome.predicted:
         return None
-    asked = steps_asked(lambda: rule_for(figure).compute(figure))
-    if len(set(asked)) != 1:
+    asked = step_asked(lambda: rule_for(figure).compute(figure))
+    if asked is None:
         return None
     try:
-        found = interval(load_scenario(*asked[0]), draws=draws, shares=False)
+        found = interval(load_scenario(*asked), draws=draws, shares=False)
     except ForetrainError:
         return None
     longer = published / outcome.predicted

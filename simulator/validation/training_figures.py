@@ -43,18 +43,24 @@ class Step:
 
 
 _ASKED: ContextVar[list[tuple[str, Overrides]] | None] = ContextVar("asked", default=None)
-"""Where jobs are noted whose steps are asked for, within `steps_asked`."""
+"""Where jobs are noted whose steps are asked for, within `step_asked`."""
 
 
-def steps_asked(compute: Callable[[], object]) -> list[tuple[str, Overrides]]:
-    """Jobs with their overrides whose steps a computation asks for."""
+class _Noted(Exception):
+    """A step is asked for, and that is all that was to be found out."""
+
+
+def step_asked(compute: Callable[[], object]) -> tuple[str, Overrides] | None:
+    """The job with its overrides whose step a computation asks for first, without simulating it; None if none is."""
     asked: list[tuple[str, Overrides]] = []
     token = _ASKED.set(asked)
     try:
         compute()
+    except _Noted:
+        return asked[0]
     finally:
         _ASKED.reset(token)
-    return asked
+    return None
 
 
 def step(job: str, overrides: Overrides = (), engine: Engine = "events") -> Step:
@@ -62,6 +68,7 @@ def step(job: str, overrides: Overrides = (), engine: Engine = "events") -> Step
     noted = _ASKED.get()
     if noted is not None:
         noted.append((job, overrides))
+        raise _Noted
     return _simulated(job, overrides, engine)
 
 
