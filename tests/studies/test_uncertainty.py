@@ -188,3 +188,14 @@ def test_bad_requests_are_one_line(dense: Scenario) -> None:
     broken = replace(dense, job=replace(dense.job, gpus=7))
     with pytest.raises(InputError, match="gpus"):
         interval(broken, draws=2)
+
+
+def test_a_host_taken_as_nothing_may_be_as_slow_as_its_source_expects(dense: Scenario) -> None:
+    numbers = {one.name: one for one in sources_of(dense, ()) if isinstance(one, AssumedNumber)}
+    kernel, gemm = numbers["stack.host_kernel"], numbers["stack.host_gemm"]
+    assert (kernel.value, kernel.low, kernel.high) == (0.0, 0.0, 1.2e-5)
+    assert (gemm.low, gemm.high) == (0.0, 1.2e-5)  # "as host_kernel"
+    slow = [replace(kernel, high=1e-3)]
+    assert interval(dense, draws=10, sources=slow).p90_s > interval(dense, draws=10, sources=()).p90_s
+    known = load_scenario("deepseek-v3-pretrain")  # a trace shows that its host is ahead
+    assert not [one for one in sources_of(known, ()) if one.name.startswith("stack.host_")]

@@ -29,9 +29,9 @@ from simulator.studies.uncertainty.sources import (
     Group,
     SlowestClock,
     Source,
-    UnknownLoads,
     by_group,
     left_out,
+    one_sided,
     sources_of,
 )
 
@@ -176,7 +176,7 @@ def _drawn(repricer: Repricer, draws: int, seed: int) -> list[Draw]:
         elif isinstance(source, SlowestClock):
             at[:, number] = _hungriest(random.random(draws), source.gpus) - hungriest(source.gpus)
         else:
-            low = 0.0 if isinstance(source, UnknownLoads) else -1.0
+            low = 0.0 if one_sided(source) else -1.0
             at[:, number] = random.uniform(low, 1.0, draws)
     return [Draw(at=a, each=e) for a, e in zip(at, each, strict=True)]
 
@@ -228,7 +228,7 @@ def _line(
         weights = weights / weights.sum() if weights.sum() else weights
         moved = source.shared * at + source.each * (each[:, mine] @ weights)
         return np.asarray(moved * effect(number, sigma) / sigma)
-    up, down = effect(number, 1.0), 0.0 if isinstance(source, UnknownLoads) else effect(number, -1.0)
+    up, down = effect(number, 1.0), 0.0 if one_sided(source) else effect(number, -1.0)
     return np.where(at > 0.0, at * up, -at * down)
 
 

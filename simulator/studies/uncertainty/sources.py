@@ -45,7 +45,8 @@ class ClassError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssumedNumber:
-    """A number that may lie anywhere between `low` and `high`; `name` is what `--set` takes."""
+    """A number that may lie anywhere between `low` and `high`, both of which may be its `value`; `name` is what `--set`
+    takes."""
 
     name: str
     value: float
@@ -74,6 +75,11 @@ class SlowestClock:
     text: str
     name: str = "slowest GPU"
     group: Group = "clocks"
+
+
+def one_sided(source: Source) -> bool:
+    """Whether the forecast stands at the lower end of a source's range."""
+    return isinstance(source, UnknownLoads) or (isinstance(source, AssumedNumber) and source.low == source.value)
 
 
 Source = ClassError | AssumedNumber | UnknownLoads | SlowestClock
