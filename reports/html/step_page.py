@@ -21,14 +21,20 @@ from reports.views.trust import doubt_of, trust_of
 from simulator.memory import curve_of, memory_of
 from simulator.results.result import Result, plain
 from simulator.studies.sensitivity import Tornado
+from simulator.studies.uncertainty import Interval
 
 
-def write_simulation(result: Result, file: Path, tornado: Tornado | None = None) -> None:
-    """Write the page of `result`; with a section of what the step depends on if `tornado` says so."""
-    write("simulation.html", simulation_context(result, tornado), file)
+def write_simulation(
+    result: Result, file: Path, tornado: Tornado | None = None, interval: Interval | None = None
+) -> None:
+    """Write the page of `result`; with a section of what the step depends on if `tornado` says so, and one of how sure
+    it is with an `interval`."""
+    write("simulation.html", simulation_context(result, tornado, interval), file)
 
 
-def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[str, Any]:
+def simulation_context(
+    result: Result, tornado: Tornado | None = None, interval: Interval | None = None
+) -> dict[str, Any]:
     """Everything the template shows."""
     timeline, scenario = result.timeline, result.scenario
     actions = action_list(timeline)
@@ -61,6 +67,8 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
         "memory": memory_context(memory, curve_of(result.built, result.schedule, timeline, memory.worst.rank)),
         "costs": _costs(result),
         "sensitivity": _swings(tornado),
+        "interval": interval,
+        "contributions": interval.contributions[:MOST_CONTRIBUTIONS] if interval else (),
         "trust": trust,
         "sources": sorted(scenario.cluster.sources.items()),
         "stages": [words.of_blocks(blocks) for blocks in result.built.stages],
@@ -69,7 +77,7 @@ def simulation_context(result: Result, tornado: Tornado | None = None) -> dict[s
     }
 
 
-MOST_SWINGS = 15
+MOST_SWINGS, MOST_CONTRIBUTIONS = 15, 15
 _PAIR_LEGEND = [
     ("forward", DIRECTIONS["F"]),
     ("backward for input", DIRECTIONS["B"]),

@@ -16,16 +16,21 @@ from simulator.memory import needed
 _METRICS_WIDTH = 55
 """Columns that the metrics take."""
 
+_SPREAD_WIDTH = 18
+"""Columns that an interval takes."""
+
 
 def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False) -> list[RenderableType]:
     """Everything that `compare` prints: the table, what its words mean, and why variants have no numbers."""
     labels = differences(outcomes)
-    room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + _METRICS_WIDTH <= width
+    spread = any("interval" in outcome.result for outcome in outcomes if outcome.result)
+    taken = _METRICS_WIDTH + (_SPREAD_WIDTH if spread else 0)
+    room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + taken <= width
     parts: list[RenderableType] = [heading(outcomes), Text("")]
     if not room:
         parts += [_legend(labels), Text("")]
     parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
-    parts.append(note(_SERVING_NOTE if _serves(outcomes) else _NOTE))
+    parts.append(note((_SERVING_NOTE if _serves(outcomes) else _NOTE) + (_SPREAD_NOTE if spread else "")))
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -55,6 +60,7 @@ _NOTE = (
 )
 
 
+_SPREAD_NOTE = " 8 of 10: between which times the step lies in 8 of 10 draws; variants share their errors."
 _SERVING_NOTE = (
     "change: of the step time, against the first that ran. MFU: forward, causal attention, BF16 peak."
     " most sequences: of this length, that fit on a rank."
@@ -78,7 +84,9 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
     headers: tuple[str, ...] = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
     if serves:
         headers = (headers[0], "change", *(title for title, _, _ in COMPARED))
-    table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
+    between = [f"8 of 10 [{unit.name}]"] if any("interval" in o.result for o in outcomes if o.result) else []
+    titles = (headers[0], *between, *headers[1:])
+    table = columns(*map(_short, labels), *(f">{header}" for header in titles), gap=1)
     best = min((m["step_time_s"] for m in ran), default=0.0)
     for at, outcome in enumerate(outcomes):
         named = [Text(values[at], style="bold") for values in labels.values()]
@@ -90,6 +98,7 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
         table.add_row(
             *named,
             Text(unit.of(m["step_time_s"]), style="bold green" if m["step_time_s"] == best else ""),
+            *(_between(outcome.result["interval"], unit) for _ in between),
             "" if m is ran[0] else _change(change),
             *(compared(m) if serves else _training_cells(m, unit)),
         )
@@ -105,6 +114,11 @@ def _training_cells(m: Mapping[str, float], unit: words.Unit) -> tuple[str, ...]
         f"{m['gpu_hours_per_trillion_tokens']:,.0f}",
         words.compact(m["run_cost_usd"]),
     )
+
+
+def _between(found: Mapping[str, float], unit: words.Unit) -> str:
+    """The interval of a step time."""
+    return f"{unit.of(found['p10_s'])} to {unit.of(found['p90_s'])}"
 
 
 def _change(change: float) -> Text:

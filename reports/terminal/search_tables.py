@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,17 +14,24 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.studies.search import Candidate, Confirmed, Found, Question
+from simulator.studies.uncertainty import Interval
 from simulator.units import GB
 
 SCHEMA = "foretrain.search/1"
 _BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
 _FAST = "step: by the fast path. M$: price of the whole run."
 _NOTE = f"{_FAST} events: step by the full discrete-event engine, and the place there. off: the fast path against it."
+_BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."
 FRONT = 20
 """Members of the front that are printed; JSON holds all."""
 
 
-def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list[RenderableType]:
+def report(
+    found: Found,
+    confirmed: Sequence[Confirmed],
+    seconds: float,
+    intervals: Mapping[int, Interval] = MappingProxyType({}),
+) -> list[RenderableType]:
     """Everything `search` prints."""
     asked = found.asked
     head = Text(f"Search from {asked.job}: {asked.size:,} combinations", style="bold")
@@ -32,12 +40,16 @@ def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list
         why = f" Most often: {found.obstacle}" if found.obstacle else ""
         return [*parts, Text(f"Nothing that was judged can run.{why}")]
     title = f"Best by {_BY[found.rank]}"
-    parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST))
+    parts += section(title, *ranking(asked, found.best, confirmed, intervals), note(_notes(confirmed, intervals)))
     if len(found.front) > 1:
         shown = found.front[:FRONT]
         title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
         parts += section(title, *ranking(asked, shown, ()))
     return parts
+
+
+def _notes(confirmed: Sequence[Confirmed], intervals: Mapping[int, Interval]) -> str:
+    return (_NOTE if confirmed else _FAST) + (_BETWEEN if intervals else "")
 
 
 def summary(found: Found, seconds: float) -> str:
@@ -50,14 +62,20 @@ def summary(found: Found, seconds: float) -> str:
     return text + (f"; interrupted, {left:,} left" if left else "") + "."
 
 
-def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[RenderableType]:
+def ranking(
+    asked: Question,
+    candidates: Sequence[Candidate],
+    confirmed: Sequence[Confirmed],
+    intervals: Mapping[int, Interval] = MappingProxyType({}),
+) -> list[RenderableType]:
     """A line per candidate: the values in which they differ, and what it costs. What all share stands below."""
     sure = {one.candidate.number: one for one in confirmed}
     values = {one.number: asked.values(one.number) for one in candidates}
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
     names = _short([axis.path for axis in asked.axes])
     headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
-    table = columns(*headers, *([">events [s]", ">place", ">off"] if sure else []), gap=1)
+    headers += [">events [s]", ">place", ">off"] if sure else []
+    table = columns(*headers, *([">8 of 10 [s]"] if intervals else []), gap=1)
     for place, one in enumerate(candidates, 1):
         if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
             continue
@@ -66,6 +84,11 @@ def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequenc
         if one.number in sure:
             engine = sure[one.number]
             row += [f"{engine.step:.4g}", str(engine.place), f"{100 * engine.difference:+.2f}%"]
+        elif sure:
+            row += [""] * 3
+        if one.number in intervals:
+            around = intervals[one.number]
+            row.append(f"{around.p10_s:.4g} to {around.p90_s:.4g} (±{words.percent(around.half_width)})")
         table.add_row(*row)
     first = values[candidates[0].number] if candidates else ()
     same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
@@ -82,7 +105,9 @@ def _short(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
+def as_dict(
+    found: Found, confirmed: Sequence[Confirmed], intervals: Mapping[int, Interval] = MappingProxyType({})
+) -> dict[str, Any]:
     """The object that `--json` prints."""
     asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
 
@@ -91,6 +116,8 @@ def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
         if one.number in sure:
             engine = sure[one.number]
             line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
+        if one.number in intervals:
+            line["interval"] = intervals[one.number].as_dict()
         return line
 
     return {

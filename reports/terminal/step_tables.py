@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -16,8 +17,15 @@ from simulator.results.result import Result
 from simulator.schedule import stages_on
 from simulator.spec.scenario import Scenario
 
+if TYPE_CHECKING:
+    from simulator.studies.uncertainty import Interval
+
 TOP = 5
 """Kernel classes shown unless all are asked for."""
+
+
+_LEAST_SHARE = 0.01
+"""Of the variance: sources with less are shown only on demand."""
 
 
 _BAR = 20
@@ -30,12 +38,13 @@ _MANY_RANKS = 32
 _COLOURS = {**COLOURS, "bubble": "dim", "other": "dim"}
 
 
-def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
+def report(result: Result, *, verbose: bool = False, interval: Interval | None = None) -> list[RenderableType]:
     """Everything `simulate` prints, part by part."""
     unit = words.unit_for(result.metrics["step_time_s"])
     return [
         heading(result.scenario),
         *section("The answer", answer(result), note(_MFU_NOTE)),
+        *(section("How sure the step time is", *sureness(interval, verbose)) if interval is not None else ()),
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
         *section("Layers on stages", stages(result.built.stages)),
@@ -99,6 +108,23 @@ def answer(result: Result) -> Table:
     for name, value, remark in rows:
         table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))
     return table
+
+
+def sureness(found: Interval, verbose: bool = False) -> list[RenderableType]:
+    """The interval, and the sources of its width, those of a percent and more unless all are asked for."""
+    unit = words.unit_for(found.p90_s)
+    said = Text(f"{unit.of(found.p10_s)} to {unit.of(found.p90_s)} {unit.name}", style="bold")
+    said.append(f" in 8 of 10 cases, median {unit.of(found.p50_s)} {unit.name}", style="not bold")
+    table = columns("what contributes", ">share", "how far it may be off")
+    for one in found.contributions:
+        if verbose or one.share >= _LEAST_SHARE:
+            table.add_row(one.source, words.percent(one.share), Text(one.text, style="dim"))
+    left = f" Not varied, though assumed: {', '.join(found.left_out)}." if found.left_out else ""
+    return [
+        said,
+        *([table] if found.contributions else []),
+        note(f"{found.draws} draws, seed {found.seed}. Shares are of the variance.{left}"),
+    ]
 
 
 def _run_time(metrics: dict[str, float]) -> str:

@@ -11,6 +11,8 @@ from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     engine_option,
+    interval_asked,
+    interval_options,
     json_option,
     output_file,
     output_folder,
@@ -46,6 +48,7 @@ NONE_POSSIBLE = 2
 @what_if_option("each is compared with the job as it is")
 @set_option
 @engine_option
+@interval_options
 @json_option
 @click.option("--html", metavar="FILE", help="Write a page with all variants side by side, on one time axis.")
 @click.option("--figures", metavar="DIR", help="Draw the variants, and curves over a varied number, into DIR.")
@@ -58,6 +61,9 @@ def compare(
     what_ifs: tuple[str, ...],
     overrides: tuple[str, ...],
     engine: Literal["events", "longest-path"],
+    interval: bool,
+    draws: int | None,
+    seed: int | None,
     as_json: bool,
     html: str | None,
     figures: str | None,
@@ -70,6 +76,7 @@ def compare(
     """
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
+    asked = interval_asked(interval, draws, seed)
     from reports.views import variants as runs
     from reports.views import words
     from simulator.errors import InputError
@@ -83,10 +90,12 @@ def compare(
         if not all(served):
             raise InputError("compare: some of these jobs train and some serve; compare them apart")
         for each in jobs:
-            refuse_serving(load_scenario(each, overrides), __html=page, __figures=folder, __what_if=what_ifs)
+            refuse_serving(
+                load_scenario(each, overrides), __html=page, __figures=folder, __what_if=what_ifs, __interval=interval
+            )
     began = perf_counter()
     with progress(f"simulating {words.counted(len(chosen), 'variant')}", quiet=quiet) as done:
-        outcomes = runs.run_all(chosen, engine, done, draw=page is not None)
+        outcomes = runs.run_all(chosen, engine, done, draw=page is not None, spread=asked)
     _write_looks(outcomes, page, folder, quiet)
     if as_json:
         print_json(runs.as_dict(outcomes))

@@ -96,6 +96,37 @@ engine_option = click.option(
 )
 
 
+def interval_options(command: Command) -> Command:
+    """`--interval`, `--draws` and `--seed`; see `interval_asked`."""
+    command = click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of --interval. [default: 0]")(
+        command
+    )
+    return interval_and_draws(command)
+
+
+def interval_and_draws(command: Command) -> Command:
+    """`--interval` and `--draws`, for a verb whose `--seed` serves more."""
+    for option in (
+        click.option("--draws", type=click.IntRange(min=2), metavar="N", help="Draws of --interval. [default: 200]"),
+        click.option(
+            "--interval", is_flag=True, help="Between which times the step lies in 8 of 10 cases, by Monte-Carlo."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def interval_asked(interval: bool, draws: int | None, seed: int | None) -> tuple[int, int] | None:
+    """Draws and seed of an interval, None where none is asked for."""
+    if not interval:
+        if draws is not None or seed is not None:
+            raise click.UsageError("--draws and --seed belong to --interval", click.get_current_context())
+        return None
+    from simulator.studies.uncertainty import DRAWS, SEED
+
+    return DRAWS if draws is None else draws, SEED if seed is None else seed
+
+
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 
 _verbose_option = click.option(

@@ -10,6 +10,8 @@ from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     engine_option,
+    interval_and_draws,
+    interval_asked,
     json_option,
     print_json,
     print_report,
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
 @click.argument("campaign", type=Input("campaign"), metavar="CAMPAIGN")
 @set_option
 @engine_option
+@interval_and_draws
 @json_option
 @click.option("--mtbf", type=float, metavar="HOURS", help="GPU-hours between two failures, in place of the campaign's.")
-@click.option("--seed", type=int, metavar="N", help="Seed of the sampled failures.")
+@click.option("--seed", type=int, metavar="N", help="Seed of the sampled failures, and of --interval.")
 @quiet_option
 @click.pass_context
 def plan(
@@ -36,6 +39,8 @@ def plan(
     campaign: str,
     overrides: tuple[str, ...],
     engine: Literal["events", "longest-path"],
+    interval: bool,
+    draws: int | None,
     as_json: bool,
     mtbf: float | None,
     seed: int | None,
@@ -46,16 +51,23 @@ def plan(
     CAMPAIGN is the name of a shipped campaign, the path of a TOML file, or a job, which is then one phase. Exit code 3
     if a phase does not fit into memory.
     """
+    spread = interval_asked(interval, draws, seed if interval else None)
     from reports.terminal import campaign_tables as words
     from simulator.studies.campaign import forecast
 
     asked = _with_failures(_campaign(campaign, overrides), mtbf, seed)
     with progress("simulating phases", quiet=quiet) as done:
         found = forecast(asked, overrides, engine=engine, progress=done)
+    around = None
+    if spread is not None:
+        from simulator.studies.campaign import run_interval
+
+        with progress("drawing", quiet=quiet) as done:
+            around = run_interval(asked, overrides, found, draws=spread[0], seed=spread[1], progress=done)
     if as_json:
-        print_json(found.as_dict())
+        print_json(found.as_dict() | ({"interval": around.as_dict()} if around else {}))
     else:
-        print_report(*words.report(found))
+        print_report(*words.report(found, around))
     if any("does not fit" in remark for phase in found.phases for remark in phase.remarks):
         ctx.exit(3)
 

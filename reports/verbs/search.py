@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from reports.verbs.options import (
+    interval_asked,
+    interval_options,
     job_argument,
     json_option,
     output_file,
@@ -21,11 +23,12 @@ from reports.verbs.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from simulator.studies.search import Candidate, Question, Rank
+    from simulator.studies.search import Candidate, Confirmed, Found, Question, Rank
     from simulator.studies.search.ranking import Executor
+    from simulator.studies.uncertainty import Interval
 
 INTERRUPTED = 130
 
@@ -56,6 +59,7 @@ INTERRUPTED = 130
     metavar="N",
     help="Run the best N through the full discrete-event engine. [default: all shown]",
 )
+@interval_options
 @json_option
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--csv", metavar="FILE", help="Write every combination that was judged.")
@@ -80,6 +84,9 @@ def search(
     rank: Rank,
     top: int,
     confirm: int | None,
+    interval: bool,
+    draws: int | None,
+    seed: int | None,
     as_json: bool,
     html: str | None,
     csv: str | None,
@@ -100,6 +107,7 @@ def search(
     kept = output_file(resume, "--resume") if resume else None
     if executor == "dask" and not address:
         raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
+    spread = interval_asked(interval, draws, seed)
     from reports.terminal import search_tables as words
     from simulator.studies import search as engine
 
@@ -122,15 +130,16 @@ def search(
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
             sure = engine.confirm(asked, found.best[: top if confirm is None else confirm], done)
+    around = _intervals(asked, found, sure, spread, quiet)
     if page is not None:
         from reports.html import write_search
 
         write_search(found, sure, page)
         say(f"wrote {page}", quiet=quiet)
     if as_json:
-        print_json(words.as_dict(found, sure))
+        print_json(words.as_dict(found, sure, around))
     else:
-        print_report(*words.report(found, sure, took))
+        print_report(*words.report(found, sure, took, around))
     for path in filter(None, (table, folder)):
         say(f"wrote {path}", quiet=quiet)
     if not found.complete:
@@ -138,6 +147,19 @@ def search(
         ctx.exit(INTERRUPTED)
     if not found.best:
         ctx.exit(3)
+
+
+def _intervals(
+    asked: Question, found: Found, sure: Sequence[Confirmed], spread: tuple[int, int] | None, quiet: bool
+) -> dict[int, Interval]:
+    """Intervals of the best by number, by as many draws and with the seed that were asked for."""
+    if spread is None or not found.complete:
+        return {}
+    from simulator.studies.search import intervals
+
+    steps = {one.candidate.number: one.step for one in sure}
+    with progress("drawing", quiet=quiet) as done:
+        return intervals(asked, found.best, draws=spread[0], seed=spread[1], steps=steps, progress=done)
 
 
 def _kept(asked: Question, table: Path | None, folder: Path | None) -> Callable[[Iterable[Candidate]], None] | None:

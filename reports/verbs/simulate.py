@@ -10,6 +10,8 @@ import click
 from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     engine_option,
+    interval_asked,
+    interval_options,
     job_argument,
     json_option,
     output_file,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from reports.export.trace import Selection
     from simulator.results.result import Result
+    from simulator.studies.uncertainty import Interval
 
 
 @click.command(
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 @set_option
 @what_if_option("all at once")
 @engine_option
+@interval_options
 @json_option
 @click.option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev or chrome://tracing (.json.gz).")
 @click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
@@ -52,6 +56,9 @@ def simulate(
     overrides: tuple[str, ...],
     what_ifs: tuple[str, ...],
     engine: Literal["events", "longest-path"],
+    interval: bool,
+    draws: int | None,
+    seed: int | None,
     as_json: bool,
     trace: str | None,
     ranks: str | None,
@@ -71,29 +78,33 @@ def simulate(
     _check_usage(page is None and sensitivity, "--sensitivity belongs to --html")
     _check_usage(sensitivity and bool(what_ifs), "--sensitivity moves numbers of the job itself: not with --what-if")
     _check_usage(file is None and not (ranks is None and window is None), "--ranks and --window belong to --trace")
+    asked = interval_asked(interval, draws, seed)
     from simulator.inputs import load_scenario
     from simulator.studies.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
-    refuse_serving(scenario, __html=page, __figures=folder, __what_if=what_ifs, __export=tables)
+    refuse_serving(scenario, __html=page, __figures=folder, __what_if=what_ifs, __export=tables, __interval=interval)
     chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
         result = run(scenario, what_ifs, engine=engine, progress=done)
     took = perf_counter() - began
+    spread = _interval(result, asked, quiet)
     if file is not None:
         _write_trace(result, file, chosen, quiet)
     if page is not None:
-        _write_page(result, page, (job, overrides) if sensitivity else None, quiet)
+        _write_page(result, page, (job, overrides) if sensitivity else None, spread, quiet)
     _write_looks(result, folder, tables, quiet)
     if as_json:
         warn(result.warnings, quiet=quiet)
-        print_json(result.as_dict())
+        print_json(result.as_dict() | ({"interval": spread.as_dict()} if spread else {}))
     else:
         from reports.terminal import serving_tables, step_tables
 
-        tables_of = serving_tables if scenario.workload.serves else step_tables
-        print_report(*tables_of.report(result, verbose=verbose))
+        if scenario.workload.serves:
+            print_report(*serving_tables.report(result, verbose=verbose))
+        else:
+            print_report(*step_tables.report(result, verbose=verbose, interval=spread))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
 
 
@@ -117,7 +128,20 @@ def _write_trace(result: Result, file: Path, chosen: Selection | None, quiet: bo
     say(f"wrote {events:,} events to {file}", quiet=quiet)
 
 
-def _write_page(result: Result, page: Path, moved: tuple[str, tuple[str, ...]] | None, quiet: bool) -> None:
+def _interval(result: Result, asked: tuple[int, int] | None, quiet: bool) -> Interval | None:
+    """The interval around the step time of a result, by as many draws and with the seed that were asked for."""
+    if asked is None:
+        return None
+    from simulator.studies.uncertainty import interval
+
+    with progress("drawing", quiet=quiet) as done:
+        found = interval(result.scenario, draws=asked[0], seed=asked[1], progress=done)
+    return found.scaled_to(result.metrics["step_time_s"])
+
+
+def _write_page(
+    result: Result, page: Path, moved: tuple[str, tuple[str, ...]] | None, spread: Interval | None, quiet: bool
+) -> None:
     """The page; with what the step depends on if a job is given whose numbers are to be moved."""
     from reports.html import write_simulation
 
@@ -127,7 +151,7 @@ def _write_page(result: Result, page: Path, moved: tuple[str, tuple[str, ...]] |
 
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(*moved, progress=done)
-    write_simulation(result, page, swings)
+    write_simulation(result, page, swings, spread)
     say(f"wrote {page}", quiet=quiet)
 
 

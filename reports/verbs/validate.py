@@ -13,9 +13,18 @@ from reports.verbs.options import json_option, output_file, print_json, print_re
 )
 @click.option("--markdown", metavar="FILE", help="Write a page with every figure and its source.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that simulate steps.")
+@click.option("--interval", is_flag=True, help="Count the published steps in their forecasts' intervals. Minutes.")
 @json_option
 @verbosity
-def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def validate(
+    only: tuple[str, ...],
+    markdown: str | None,
+    jobs: int,
+    interval: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Compute every published figure that can be computed, and show predicted next to published.
 
     Each figure is marked: used for calibration, given to the program, or only compared with. End-to-end figures, such
@@ -24,6 +33,7 @@ def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bo
     file = output_file(markdown, "--markdown") if markdown is not None else None
     from reports.terminal import validation_tables as validation
     from simulator.errors import InputError
+    from simulator.validation import intervals_of
     from simulator.validation import validate as compute
 
     with progress("computing", quiet=quiet) as done:
@@ -32,6 +42,10 @@ def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bo
         raise InputError(
             f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep or E"
         )
+    placed = None
+    if interval:
+        with progress("drawing", quiet=quiet) as done:
+            placed = intervals_of(outcomes, processes=jobs, progress=done)
     if file is not None:
         from reports.export.files import replacing
 
@@ -39,6 +53,6 @@ def validate(only: tuple[str, ...], markdown: str | None, jobs: int, as_json: bo
             out.write(validation.markdown(outcomes).encode())
         say(f"wrote {file}", quiet=quiet)
     if as_json:
-        print_json(validation.as_dict(outcomes))
+        print_json(validation.as_dict(outcomes, placed))
     elif file is None or not quiet:
-        print_report(*validation.report(outcomes, verbose=verbose))
+        print_report(*validation.report(outcomes, placed, verbose=verbose))

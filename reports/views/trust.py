@@ -6,22 +6,13 @@ where there are none on those that took no part in it (`held out`), else on the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
 
 from simulator.engine.kernel_sequence import KernelSequence
-from simulator.engine.pricing import kernel_class
 from simulator.results.metrics import ClassTime
 from simulator.results.result import Result
-from simulator.spec.kernel_params import Kernels
-from simulator.spec.stack import Stack
-
-REPORTS = ("report.json", "report_fabric.json")
-Known = tuple[float, int, str]
-"""Error, samples, and which: `unseen`, `held out` or `fitted`."""
+from simulator.studies.uncertainty.errors import KnownError, known_errors, measured_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +43,7 @@ def trust_of(result: Result) -> list[ClassTrust]:
     """All kernel classes used, by time."""
     sources = _sources(result.timeline.tasks.sequence)
     stack, kernels = result.scenario.stack, result.scenario.cluster.kernels
-    measured = _errors(kernels.name)
+    measured = known_errors(kernels.name)
     found: dict[str, ClassTrust] = {}
     for item in result.classes:
         before = found.get(item.cls)
@@ -61,23 +52,15 @@ def trust_of(result: Result) -> list[ClassTrust]:
     return sorted(found.values(), key=lambda item: (-item.seconds, item.cls))
 
 
-def measured_as(cls: str, stack: Stack, kernels: Kernels) -> str:
-    """The class as the calibration measured it: all-to-all, attention and norms by the kernels the software runs, a
-    collective whatever for."""
-    if cls in ("comm.dispatch", "comm.combine"):
-        return "comm.all_to_all" if stack.dispatcher == "nccl" else f"{cls}@{stack.dispatcher}"
-    return f"comm.{cls.rpartition('.')[2]}" if cls.startswith("comm.") else kernel_class(cls, stack, kernels)
-
-
-def _trust(item: ClassTime, known: Known | None, sources: dict[str, str], more: float) -> ClassTrust:
-    error, samples, kind = known if known and item.calibrated else (None, 0, "")
+def _trust(item: ClassTime, known: KnownError | None, sources: dict[str, str], more: float) -> ClassTrust:
+    judged = known if item.calibrated else None
     return ClassTrust(
         cls=item.cls,
         seconds=item.seconds + more,
         calibrated=item.calibrated,
-        error=error,
-        samples=samples,
-        kind=kind,
+        error=judged.mape if judged else None,
+        samples=judged.samples if judged else 0,
+        kind=judged.part if judged else "",
         source=sources.get(item.cls, ""),
     )
 
@@ -89,23 +72,6 @@ def _sources(sequences: Sequence[KernelSequence]) -> dict[str, str]:
         for priced in sequence.ops:
             out.setdefault(priced.op.cls, priced.cost.source)
     return out
-
-
-def _errors(hardware: str) -> dict[str, Known]:
-    """Kernel class -> (error, samples, which ones) from the calibration's own reports."""
-    out: dict[str, Known] = {}
-    rows = [row for name in REPORTS for row in _report(name) if row["hardware"] == hardware]
-    for part in ("fitted", "held out", "unseen"):  # the latest wins
-        for row in rows:
-            if row["part"] == part:
-                out[row["cls"]] = (float(row["mape"]), int(row["count"]), part)
-    return out
-
-
-def _report(name: str) -> list[dict[str, Any]]:
-    file = files("hardware_profiles").joinpath("calibration", name)
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

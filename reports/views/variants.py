@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, repeat
 from multiprocessing import get_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from simulator.plugins import registered_by_script
 
 if TYPE_CHECKING:
     from reports.views.actions import ActionSpan
+    from simulator.results.result import Result
 
 SCHEMA = "foretrain.compare/2"
 Engine = Literal["events", "longest-path"]
@@ -123,8 +124,9 @@ def _require(job: str, overrides: Sequence[str]) -> None:
         raise InputError(str(error).replace("--set:", "--vary:", 1)) from None
 
 
-def run(variant: Variant, engine: Engine, draw: bool = False) -> Outcome:
-    """Simulate one variant; an error that the user can mend becomes part of the outcome. `draw`: keep its actions."""
+def run(variant: Variant, engine: Engine, draw: bool = False, spread: tuple[int, int] | None = None) -> Outcome:
+    """Simulate one variant; an error that the user can mend becomes part of the outcome. `draw`: keep its actions;
+    `spread`: draws and seed of the interval to add to its result."""
     from simulator.inputs import load_scenario
     from simulator.studies.whatif import simulate
 
@@ -135,11 +137,20 @@ def run(variant: Variant, engine: Engine, draw: bool = False) -> Outcome:
         result = simulate(scenario, [variant.what_if] if variant.what_if else [], engine=engine)
     except ForetrainError as error:
         return Outcome(variant=variant, error=_reason(str(error), name))
+    said = result.as_dict() | (_interval(result, *spread) if spread is not None else {})
     if not draw:
-        return Outcome(variant=variant, result=result.as_dict())
+        return Outcome(variant=variant, result=said)
     from reports.views.actions import action_list
 
-    return Outcome(variant=variant, result=result.as_dict(), actions=tuple(action_list(result.timeline)))
+    return Outcome(variant=variant, result=said, actions=tuple(action_list(result.timeline)))
+
+
+def _interval(result: Result, draws: int, seed: int) -> dict[str, Any]:
+    """The interval of a result's step time, as an entry of its JSON."""
+    from simulator.studies.uncertainty import interval
+
+    found = interval(result.scenario, draws=draws, seed=seed)
+    return {"interval": found.scaled_to(result.metrics["step_time_s"]).as_dict()}
 
 
 def _reason(error: str, job: str) -> str:
@@ -154,8 +165,9 @@ def run_all(
     progress: Callable[[float], None] | None = None,
     *,
     draw: bool = False,
+    spread: tuple[int, int] | None = None,
 ) -> list[Outcome]:
-    """Simulate all variants, in their order. `draw`: keep their actions.
+    """Simulate all variants, in their order. `draw`: keep their actions; `spread`: draws and seed of their intervals.
 
     The first that runs shows how long one takes: quick ones follow in this process, others on all cores (unless a
     script registered a schedule or an architecture, which other processes do not have).
@@ -164,17 +176,17 @@ def run_all(
     took = 0.0
     while len(outcomes) < len(chosen) and took < _WORTH_A_PROCESS:
         began = monotonic()
-        outcomes.append(run(chosen[len(outcomes)], engine, draw))
+        outcomes.append(run(chosen[len(outcomes)], engine, draw, spread))
         took = monotonic() - began
         _show_progress(progress, len(outcomes), len(chosen))
     rest = chosen[len(outcomes) :]
     if len(rest) <= 1 or registered_by_script():
         for variant in rest:
-            outcomes.append(run(variant, engine, draw))
+            outcomes.append(run(variant, engine, draw, spread))
             _show_progress(progress, len(outcomes), len(chosen))
         return outcomes
     with _pool(len(rest)) as pool:
-        for outcome in pool.map(run, rest, [engine] * len(rest), [draw] * len(rest)):
+        for outcome in pool.map(run, rest, repeat(engine), repeat(draw), repeat(spread)):
             outcomes.append(outcome)
             _show_progress(progress, len(outcomes), len(chosen))
     return outcomes

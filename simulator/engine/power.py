@@ -84,7 +84,12 @@ def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
 
     All GPUs of a job wait for the slowest: the one that needs the most power for the same work.
     """
+    return slowdown_above(watts, gpu, highest_demand(gpus))
+
+
+def slowdown_above(watts: float, gpu: Gpu, above: float) -> float:
+    """The same where the slowest GPU demands `above` standard deviations more than the mean."""
     if gpu.power is None:
         return 1.0
-    worst = watts * (1.0 + gpu.power.spread * highest_demand(gpus))
+    worst = watts * (1.0 + gpu.power.spread * above)
     return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)

@@ -84,8 +84,41 @@ def alone(scenario: Scenario) -> float | None:
     return _step(c, built, costs, [0.0] * len(costs), _tail(c, built, shared))
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Blocks on their `stages` as a step runs them, and the mean power it demands at full clock [W] (None without a
+    power model)."""
+
+    stages: Stages
+    watts: float | None
+
+
+def placed(scenario: Scenario, shared: SharedPrices) -> Placed:
+    """Which blocks stand on which stage of a valid scenario, and what its step draws."""
+    c = compiled_for(scenario)
+    stages = shared.stages(scenario, c.stages, 1.0)
+    factor, watts = _at_the_limit(c, scenario, shared, stages)
+    return Placed(shared.stages(scenario, c.stages, factor), watts)
+
+
+def repriced(scenario: Scenario, base: PricedModel, stages: Stages) -> float:
+    """Step time of a valid scenario at the prices of `base`, whatever the power limit says [s]."""
+    c, shared = compiled_for(scenario), SharedPrices(scenario, "events")
+    clock = shared.clocks[0, "events"] = PricedAtClock(scenario, 1.0, "events", base)
+    built = clock.priced(scenario, stages)
+    costs = [clock.cost(stages, step, scenario) for step in c.examples]
+    grad_sync = _tail(c, built, shared)
+    slowed = [_sharing(step, built, shared, grad_sync) for step in c.examples]
+    return _step(c, built, costs, slowed, grad_sync)
+
+
 def _slowdown(c: Compiled, scenario: Scenario, shared: SharedPrices, stages: Stages) -> float:
-    """How much longer tensor kernels last at the power limit, by a pass over the actions at full clock."""
+    """How much longer tensor kernels last at the power limit."""
+    return _at_the_limit(c, scenario, shared, stages)[0]
+
+
+def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages: Stages) -> tuple[float, float | None]:
+    """The same and the power demanded [W] (None: not modelled), by a pass over the actions at full clock."""
 
     def watts(power: Power) -> float:
         clock: PricedAtClock = shared.clock(0, "longest-path")
@@ -97,7 +130,7 @@ def _slowdown(c: Compiled, scenario: Scenario, shared: SharedPrices, stages: Sta
         energy += sum(grad_sync.update(held) for held in c.on) * (power.memory - power.idle)
         return power.idle + energy / (step * len(c.rows))
 
-    return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)[0]
+    return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)
 
 
 def _tail(c: Compiled, built: PricedModel, shared: SharedPrices) -> GradSync:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeVar, cast
 
 from simulator.engine.des import simulate as run_events
@@ -96,22 +97,26 @@ def signature(stages: Stages, step: Step) -> Hashable:
     return step.kind, stages[step.stage]
 
 
-def _one_stage(scenario: Scenario) -> Scenario:
+def one_stage(scenario: Scenario) -> Scenario:
     """The scenario with all blocks on one stage, whatever its layout says of several."""
     return replace(scenario, job=replace(scenario.job, layout=replace(scenario.job.layout, stages="even")))
 
 
 class PricedAtClock:
-    """Prices and actions at one slowdown of tensor kernels."""
+    """Prices and actions at one slowdown of tensor kernels, or those of a `base` that is already priced."""
 
-    def __init__(self, scenario: Scenario, slowdown: float, timing: Timing) -> None:
+    def __init__(self, scenario: Scenario, slowdown: float, timing: Timing, base: PricedModel | None = None) -> None:
         self.scenario, self.timing = scenario, timing
-        self.base = price_model(_one_stage(scenario), 1, pace=slowdown)
-        self.usages = Usages(self.base)
+        self.base = price_model(one_stage(scenario), 1, pace=slowdown) if base is None else base
         self.costs: dict[Hashable, ActionCost] = {}
         self.programs: dict[Hashable, Program] = {}
         self.memory_deltas: dict[Hashable, MemoryDelta] = {}
         self.weights: dict[bool, dict[BlockKind, float]] = {}
+
+    @cached_property
+    def usages(self) -> Usages:
+        """What each action keeps in memory."""
+        return Usages(self.base)
 
     def seconds(self, hidden: bool) -> dict[BlockKind, float]:
         """Time of each kind of block, by which stages are balanced, all-to-alls `hidden` or not [s]."""

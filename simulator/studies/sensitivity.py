@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -45,6 +45,10 @@ MAIN = {"gemm": "rate", "stream": "bandwidth", "fixed": "time"}
 """For an assumed kernel class, the parameter that is moved."""
 SHARES = ("payload", "collisions")
 """Numbers that cannot exceed 1."""
+UNTIMED = ("hardware.price_per_gpu_hour",)
+"""Assumed numbers that no step time depends on."""
+_EXPECTED = re.compile(r"expected ([-+.\deE]+) to ([-+.\deE]+)")
+_ALIKE = re.compile(r"^assumed: none, as (\w+)")
 _RANGE = re.compile(r"range (?:from )?([-+.\deE]+) to ([-+.\deE]+)")
 
 
@@ -135,6 +139,31 @@ def knobs(scenario: Scenario) -> list[Knob]:
     if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
         out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
     return [knob for knob in out if knob.path not in SHOWN_ONLY]
+
+
+def assumed_knobs(scenario: Scenario) -> list[Knob]:
+    """Assumed numbers of the hardware and of the software; neither links nor kernel classes, whose errors are known by
+    class.
+
+    What is taken as nothing may be up to what its source expects (`expected 3e-6 to 1.2e-5`), or that of the number
+    that it is said to be `as`.
+    """
+    cluster, stack = scenario.cluster, scenario.stack
+    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in cluster.assumed]
+    found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in stack.assumed]
+    out = [_knob(path, "assumed", value, source) for path, value, source in found if value and path not in UNTIMED]
+    for path, value, source in found:
+        high = _expected(source, stack.sources) if value == 0 else 0.0
+        if high:
+            out.append(Knob(path=path, kind="assumed", value=0.0, low=0.0, high=high, source=source))
+    return out
+
+
+def _expected(source: str, others: Mapping[str, str]) -> float:
+    """The upper end of what a source expects; 0 if it says nothing."""
+    alike = _ALIKE.search(source)
+    stated = _EXPECTED.search(others.get(alike[1], "") if alike else source)
+    return float(stated[2]) if stated else 0.0
 
 
 def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:

@@ -6,6 +6,8 @@ here, or in what it calls, is fitted to these figures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,9 +42,38 @@ class Step:
         return self.metrics["step_time_s"]
 
 
-@lru_cache(maxsize=16)
+_ASKED: ContextVar[list[tuple[str, Overrides]] | None] = ContextVar("asked", default=None)
+"""Where jobs are noted whose steps are asked for, within `step_asked`."""
+
+
+class _Noted(Exception):
+    """A step is asked for, and that is all that was to be found out."""
+
+
+def step_asked(compute: Callable[[], object]) -> tuple[str, Overrides] | None:
+    """The job with its overrides whose step a computation asks for first, without simulating it; None if none is."""
+    asked: list[tuple[str, Overrides]] = []
+    token = _ASKED.set(asked)
+    try:
+        compute()
+    except _Noted:
+        return asked[0]
+    finally:
+        _ASKED.reset(token)
+    return None
+
+
 def step(job: str, overrides: Overrides = (), engine: Engine = "events") -> Step:
     """One simulated step."""
+    noted = _ASKED.get()
+    if noted is not None:
+        noted.append((job, overrides))
+        raise _Noted
+    return _simulated(job, overrides, engine)
+
+
+@lru_cache(maxsize=16)
+def _simulated(job: str, overrides: Overrides, engine: Engine) -> Step:
     scenario = load_scenario(job, overrides)
     result = simulate(scenario, engine=engine)
     return Step(metrics=result.metrics, phases=result.breakdown_s, job=scenario.job, model=scenario.model)

@@ -4,6 +4,7 @@ from simulator.studies.campaign.campaign import Campaign, Failures, Phase, Suppl
 from simulator.studies.campaign.energy import Energy, energy_of
 from simulator.studies.campaign.forecast import Forecast, PhaseForecast, forecast
 from simulator.studies.campaign.goodput import Goodput, expected, optimum_interval, sampled
+from simulator.studies.campaign.run_interval import PhaseInterval, RunInterval, run_interval
 
 __all__ = [
     "Campaign",
@@ -13,6 +14,8 @@ __all__ = [
     "Goodput",
     "Phase",
     "PhaseForecast",
+    "PhaseInterval",
+    "RunInterval",
     "Supply",
     "campaign_of_job",
     "energy_of",
@@ -20,5 +23,6 @@ __all__ = [
     "forecast",
     "load_campaign",
     "optimum_interval",
+    "run_interval",
     "sampled",
 ]

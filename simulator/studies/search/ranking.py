@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,10 @@ from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import Candidate, Rank, pareto
 from simulator.studies.search.store import Store
 from simulator.studies.search.workers import chunks, cores, dask, pool, serial
+from simulator.studies.uncertainty import Interval, interval
 
 Executor = Literal["local", "dask"]
+
 Progress = Callable[[int, int], None]
 """Called with the combinations done and their number."""
 
@@ -116,6 +118,26 @@ def _work(
         return dask(scenarios, left, address)
     many = 1 if registered_by_script() else min(jobs or cores(), len(left))
     return pool(scenarios, left, many) if many > 1 else serial(scenarios, left)
+
+
+def intervals(
+    asked: Question,
+    candidates: Sequence[Candidate],
+    *,
+    draws: int,
+    seed: int,
+    steps: Mapping[int, float],
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, Interval]:
+    """Number of a candidate -> the interval of its step time, around `steps` [s] where that has one."""
+    scenarios, found = Scenarios(asked), {}
+    for at, one in enumerate(candidates):
+        around = interval(scenarios.of(one.number), draws=draws, seed=seed)
+        step = steps.get(one.number, one.step)
+        found[one.number] = around if step is None else around.scaled_to(step)
+        if progress is not None:
+            progress((at + 1) / len(candidates))
+    return found
 
 
 def confirm(
