@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 
 from simulator.errors import ScheduleError
 from simulator.routing.loads import loads_problem
+from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
 from simulator.spec.scenario import Scenario
@@ -43,8 +44,6 @@ class Problem:
 
 LEAST_USED = 0.85
 """Of a node; a job that would leave more of its GPUs idle is not advised to."""
-_MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
-
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
 
 
@@ -101,13 +100,13 @@ def _batch(s: Scenario) -> Iterator[Problem]:
             rule="length of the step",
             key="batch.global_batch_size",
             value=batch.global_batch_size,
-            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated",
+            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated ({MOST_CHUNKS:,} over all ranks)",
             suggestion=f"use at most {_most_microbatches(s) * share}",
         )
 
 
 def _most_microbatches(s: Scenario) -> int:
-    return max(1, _MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
+    return max(1, MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
 
 
 def _is_endless(s: Scenario) -> bool:

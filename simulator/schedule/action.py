@@ -12,6 +12,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["F", "B", "I", "W"]
 
+MOST_CHUNKS = 25_000
+"""Microbatches times ranks times chunks of a rank [1] beyond which no schedule is made. The published step of
+DeepSeek-V3 has 1,920; so many take half a minute and a gigabyte of a simulation, and more tell nothing new: the steady
+state repeats."""
+
 
 class Action(NamedTuple):
     """One part of one stage's work on one microbatch; unique in a schedule, its rank is where it stands."""
