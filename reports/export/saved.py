@@ -107,7 +107,8 @@ def current(result: dict[str, Any], where: str) -> dict[str, Any]:
 def _check_numbers(result: Mapping[str, Any], where: str) -> None:
     """Raise unless metrics and the breakdown are numbers that a step can have."""
     for name in METRICS:
-        if result["metrics"].get(name) is None:
+        value = result["metrics"].get(name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise InputError(f"{where}: metrics.{name}: is missing or not a number")
     for table in ("metrics", "breakdown_s"):
         for name, value in result[table].items():
@@ -128,9 +129,10 @@ def _check_parts(result: Mapping[str, Any], where: str) -> None:
     for key in ("job", "model", "cluster", "stack"):
         if not isinstance(result["scenario"].get(key, {}), dict):
             raise problem(where, f"scenario.{key}", result["scenario"][key], "must be a table")
-    for at, name in enumerate(result["stages"]):
-        if not isinstance(name, str):
-            raise problem(where, f"stages[{at}]", name, "must be a string")
+    for key in ("stages", "warnings"):
+        for at, text in enumerate(result[key]):
+            if not isinstance(text, str):
+                raise problem(where, f"{key}[{at}]", text, "must be a string")
 
 
 _AMOUNT = "must be a finite number that is not negative"

@@ -51,7 +51,7 @@ def _without_pairs(scenario: Scenario) -> str:
     layout, job = scenario.job.layout, scenario.job
     try:
         if layout.schedule in SCHEDULES:
-            made = build(layout.schedule, pp=layout.pp, microbatches=job.microbatches if job.dp else 0, vpp=layout.vpp)
+            made = build(layout.schedule, pp=layout.pp, microbatches=job.microbatches, vpp=layout.vpp)
         else:
             made = parse_schedule(schedule_text(Path(layout.schedule)), source=layout.schedule)
     except (ScheduleError, InputError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from simulator.errors import InputError
-from simulator.inputs.problems import nearest, problem, shown
+from simulator.inputs.problems import cut, nearest, problem, shown
 from simulator.inputs.reading import refuse_odd
 from simulator.inputs.renamed import current_name
 from simulator.inputs.typed import child, convert, field_names
@@ -45,7 +45,7 @@ def parse_override(text: str) -> Override:
         raise InputError(f"{OPTION}: {shown(text)}: holds {shown(odd)}; write one line of plain text for each {OPTION}")
     path, equals, value = text.partition("=")
     if not equals or not path.strip() or not value.strip():
-        raise InputError(f"{OPTION}: {shown(text)}: must be path=value, as in layout.pp=8")
+        raise InputError(f"{OPTION}: {cut(repr(text))}: must be path=value, as in layout.pp=8")
     return Override(path=path.strip(), text=value.strip())
 
 

@@ -15,7 +15,7 @@ def problem(source: str, key: str, value: object, right: str) -> InputError:
 
     A source that ends in a dot is the start of the key: `--set: model.`.
     """
-    named = _cut(printable(key))
+    named = cut(printable(key))
     place = f"{source}{named}" if source.endswith(".") else f"{source}: {named}"
     return InputError(f"{place}: {shown(value)}: {right}")
 
@@ -23,10 +23,11 @@ def problem(source: str, key: str, value: object, right: str) -> InputError:
 def shown(value: object) -> str:
     """`value` as it would stand in a file, on one line and not too long."""
     text = json.dumps(value, ensure_ascii=False, default=str).replace("NaN", "nan").replace("Infinity", "inf")
-    return _cut(printable(text))
+    return cut(printable(text))
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """`text`, not too long for a line."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

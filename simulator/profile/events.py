@@ -17,8 +17,10 @@ from simulator.errors import InputError
 
 PIECE = 1 << 13
 """Bytes parsed at a time. Small, because nesting is checked once a piece."""
-LONGEST = 1 << 26
+LONGEST = 1 << 24
 """Bytes without a new event after which the file is taken to be no trace."""
+LONGEST_TOKEN = 1 << 20
+"""Bytes of one text or number; the parser reads an unfinished one anew with each piece."""
 DEEPEST = 1000
 """Brackets open at once after which the file is taken to be no trace; the parser's memory grows with their square."""
 _SPACE = b" \t\r\n"
@@ -55,6 +57,7 @@ class _Source:
         self.path, self.file, self.tick = path, file, tick
         self.passed = 0  # bytes read in all
         self.since, self.depth = 0, 0  # bytes and brackets left open since the last event
+        self.unbroken = 0  # bytes without a comma or a quotation mark
 
     def read(self, size: int = PIECE) -> bytes:
         """The next bytes of the file, at most `size`."""
@@ -63,6 +66,9 @@ class _Source:
         self.since += len(data)
         # Brackets in names are counted, too; they do not add up, because every event starts the count anew.
         self.depth += data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
+        self.unbroken = 0 if b"," in data or b'"' in data else self.unbroken + len(data)
+        if self.unbroken > LONGEST_TOKEN:
+            raise self.wrong("a text or number in it has more than 1 MiB")
         if self.depth > DEEPEST:
             raise self.wrong("it is nested too deeply")
         if self.since > LONGEST:
@@ -116,6 +122,8 @@ def _events(source: _Source) -> Iterator[dict[str, Any]]:
             raise source.wrong("it has no traceEvents")
     except ijson.JSONError as error:
         raise _damaged(source, error) from None
+    except (ValueError, ArithmeticError):  # numbers of thousands of digits
+        raise source.wrong("it holds a number that cannot be read") from None
 
 
 def _has_list(source: _Source) -> bool:
