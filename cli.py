@@ -233,7 +233,7 @@ def main() -> None:
 
 
 def _with_streams() -> bool:
-    """Whether there is a stdout. Closed descriptors lead nowhere now, lest a file that is written becomes one of them."""
+    """Whether there is a stdout. Closed descriptors lead nowhere now, lest a file that is opened becomes one."""
     closed = [number for number in (0, 1, 2) if not _is_open(number)]
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free

@@ -100,7 +100,8 @@ def _batch(s: Scenario) -> Iterator[Problem]:
             rule="length of the step",
             key="batch.global_batch_size",
             value=batch.global_batch_size,
-            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated ({MOST_CHUNKS:,} over all ranks)",
+            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated: "
+            f"{MOST_CHUNKS:,} over all ranks",
             suggestion=f"use at most {_most_microbatches(s) * share}",
         )
 

@@ -305,11 +305,26 @@ def _consistent(m: ModelSpec, source: str) -> None:
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
     ]
-    if m.n_routed_experts:
-        rules += _expert_rules(m)
+    rules += _expert_rules(m) if m.n_routed_experts else _no_expert_rules(m)
     for holds, key, value, right in rules:
         if not holds:
             raise problem(source, key, value, right)
+
+
+def _no_expert_rules(m: ModelSpec) -> list[tuple[bool, str, object, str]]:
+    """A config that speaks of experts and has none has lost a key: it would be taken for a dense model."""
+    return [
+        (
+            not stated,
+            "n_routed_experts",
+            m.n_routed_experts,
+            f"no experts, though {key} is {stated}; give their number, or leave out both",
+        )
+        for key, stated in (
+            ("num_experts_per_tok", m.num_experts_per_tok),
+            ("moe_intermediate_size", m.moe_intermediate_size),
+        )
+    ]
 
 
 def _expert_rules(m: ModelSpec) -> list[tuple[bool, str, object, str]]:

@@ -37,12 +37,14 @@ JOB = "\n".join(
     [
         'model = "./config.json"\nhardware = "./profile.toml"\nstack = "./stack.toml"\ngpus = 16\n',
         '[layout]\npp = 2\nep = 8\nschedule = "1f1b"\nzero = 1\ntp = 1\nvpp = 1\ncp = 1\nrecompute = "none"\n',
-        '[batch]\nsequence_length = 1024\nmicrobatch_size = 1\nglobal_batch_size = 64\n',
+        "[batch]\nsequence_length = 1024\nmicrobatch_size = 1\nglobal_batch_size = 64\n",
         '[precision]\nrecipe = "fp8"\n[overlap]\ncomm_sms = 20\n',
         '[routing]\nkind = "sampled"\nmax_over_mean = 1.5\ncv = 0.1\n[run]\ntokens = 1e12\nprice_per_gpu_hour = 2.0\n',
     ]
 )
-SCHEDULE = "# name=mine stages=2 microbatches=4\n0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3\n1: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3\n"
+SCHEDULE = (
+    "# name=mine stages=2 microbatches=4\n0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3\n1: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3\n"
+)
 TABLE = (
     "op,m,n,k,precision,groups,form,tokens,hidden,top_k,ep,bytes,ranks,time_us\n"
     "gemm,4096,4096,7168,fp8,,,,,,,,,300\n"

@@ -398,7 +398,10 @@ def test_models_take_their_own_spelling_and_ours() -> None:
             "hardware.node.nvlink.bandwidth=400",
             "--set: hardware.node.nvlink.bandwidth: 400.0: 400 B/s is implausible: write 400e9",
         ),
-        ("hardware.kernels.comm_traffic=-1", "--set: hardware.kernels.comm_traffic: -1.0: must be from 1e+06 to 1e+16 B/s"),
+        (
+            "hardware.kernels.comm_traffic=-1",
+            "--set: hardware.kernels.comm_traffic: -1.0: must be from 1e+06 to 1e+16 B/s",
+        ),
         ("stack.kernel_gap=2", "--set: stack.kernel_gap: 2.0: 2 s is implausible: write 2e-6"),
         ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep" or "nccl"'),
         ("hardware=h801", "hardware 'h801' is not known: did you mean h800?"),

@@ -166,7 +166,9 @@ _FORMER = {"beside": "concurrent"}
 """Columns of earlier versions under today's names."""
 _NUMBERS = (*sorted(_INTEGERS), "bytes")
 _MOST_OF_A_SHAPE = 1e9
-_MOST: Mapping[str, float] = {"bytes": 1e18} | dict.fromkeys(("groups", "ranks", "nodes", "ep", "experts", "top_k"), 1e5)
+_MOST: Mapping[str, float] = {"bytes": 1e18} | dict.fromkeys(
+    ("groups", "ranks", "nodes", "ep", "experts", "top_k"), 1e5
+)
 """The largest number of a column: a thousand times what is built, so that nothing overflows or counts for ever."""
 _MAY_BE_ZERO = frozenset(("node_limit", "sms"))
 
