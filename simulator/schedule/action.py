@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["F", "B", "I", "W"]
 
-MOST_CHUNKS = 25_000
+MOST_CHUNKS = 50_000
 """Microbatches times ranks times chunks of a rank [1] beyond which no schedule is made. The published step of
-DeepSeek-V3 has 1,920; so many take half a minute and a gigabyte of a simulation, and more tell nothing new: the steady
+DeepSeek-V3 has 1,920; so many take a minute and two gigabytes of a simulation, and more tell nothing new: the steady
 state repeats."""
 
 

@@ -118,11 +118,11 @@ def test_check_of_too_few_gpus_is_an_answer_in_json() -> None:
 def test_steps_of_more_than_can_be_simulated_are_refused() -> None:
     result = invoke("show", "schedule", "gpipe", "--pp", "100000", "--microbatches", "100000")
     assert result.exit_code == 2
-    assert "their product may be 25,000" in result.stderr
+    assert "their product may be 50,000" in result.stderr
     changes = ("layout.pp=1", "layout.ep=8", "batch.global_batch_size=6400000")
     result = invoke("simulate", "tiny-1f1b", *(text for change in changes for text in ("--set", change)))
     assert result.exit_code == 2
-    assert "more than can be simulated: 25,000" in result.stderr
+    assert "more than can be simulated: 50,000" in result.stderr
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
