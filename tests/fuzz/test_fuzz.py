@@ -85,7 +85,6 @@ FILES: dict[str, Callable[[], str]] = {
     "kernels.toml": lambda: _shipped("hardware_profiles", "kernels/h800.toml"),
     "fabric.toml": lambda: _shipped("hardware_profiles", "fabric/h800.toml"),
     "stack.toml": lambda: _shipped("workloads", "stacks/deepseek.toml"),
-    "campaign.toml": lambda: _shipped("workloads", "campaigns/deepseek-v3.toml"),
     "schedule.txt": lambda: SCHEDULE,
     "table.csv": lambda: TABLE,
     "trace.json": lambda: json.dumps(TRACE),
