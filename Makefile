@@ -7,17 +7,19 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCES := $(wildcard cli.py) simulator workloads reports hardware_profiles
 JOBS   ?= 2
+FUZZ   ?= 1000
 
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-all demo test test-quick unit wheel-test bench lint format calibrate docs figures clean
+.PHONY: help setup setup-all demo test test-quick unit fuzz wheel-test bench lint format calibrate docs figures clean
 
 help:
 	@echo 'make demo       simulate one training step of DeepSeek-V3 on 2048 H800 and show the report'
 	@echo 'make test       style, types, layers and tests'
 	@echo 'make test-quick the same without the long tests'
 	@echo 'make setup-all  what optional tests need as well: Dask, Parquet, PyTorch, a browser'
+	@echo 'make fuzz       so many wrong files of every kind as FUZZ says (1000), fresh ones each time'
 	@echo 'make wheel-test the wheel, installed apart, under every Python that is here'
 	@echo 'make lint       style, types, layers and dead names only'
 	@echo 'make format     put the code into its one format'
@@ -52,6 +54,9 @@ unit: $(READY)
 
 test-quick: lint
 	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long'
+
+fuzz: $(READY)
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) tests/fuzz
 
 wheel-test: $(READY)
 	@.ci/wheel-test $(BIN)/python $$(.ci/pythons)

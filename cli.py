@@ -32,7 +32,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
 }
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 
-USAGE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+FAULT, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+DEBUG = "debug"
+"""What the context holds if tracebacks are wanted."""
 
 
 class ReaderGone(Exception):
@@ -75,9 +77,13 @@ class Verbs(click.Group):
             raise click.Abort from None
         except BrokenPipeError:
             raise ReaderGone from None
+        except Exception:
+            if ctx.obj == DEBUG:
+                _show_traceback()
+            raise
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
-        """Run and exit: 0 fine, 1 a crash, 2 usage or a bad file, 3 the answer is no, 130 interrupted."""
+        """Run and exit: 0 fine, 1 a fault of foretrain, 2 usage or a bad file, 3 the answer is no, 130 interrupted."""
         extra["standalone_mode"] = False
         sys.exit(_guarded(lambda: super(Verbs, self).main(args, *rest, **extra)))
 
@@ -98,34 +104,64 @@ def _guarded(run: Any) -> int:
         _complain("interrupted")
         return INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        _drop_stdout()
+        _drop(sys.stdout)
         return BROKEN_PIPE
     except Exception as error:
-        from simulator.errors import ForetrainError
+        return _code_of(error)
 
-        if isinstance(error, OSError) and error.strerror:
-            _complain(_of_system(error))
-            return USAGE
-        if not isinstance(error, ForetrainError):
-            raise
+
+def _code_of(error: Exception) -> int:
+    """The exit code for an error, said in its lines; what nobody foresaw is a fault of ours, and one line, too."""
+    from simulator.errors import ForetrainError
+
+    if isinstance(error, ForetrainError):
         _complain(str(error))
         return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        _complain(_of_system(error))
+        if error.filename is None:
+            _drop(sys.stdout)
+        return USAGE
+    if isinstance(error, MemoryError):
+        _complain("there is not enough memory for this")
+        return FAULT
+    said = " ".join(str(error).split())[:_SAID]
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    _complain(f"{what}: this is a fault of foretrain, please report it (foretrain --debug ... shows where it happened)")
+    return FAULT
+
+
+_SAID = 120  # characters of an unforeseen error's message that are repeated
 
 
 def _of_system(error: OSError) -> str:
     """What the system said of a file: a name too long, a disk that is full."""
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    return f"{error.filename if error.filename is not None else 'output'}: {error.strerror}"
 
 
-def _drop_stdout() -> None:
-    """Let what is still to be written go nowhere, so that nothing complains at exit."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _show_traceback() -> None:
+    """The traceback of the error at hand, if stderr takes it."""
+    from traceback import format_exc
+
+    with suppress(OSError):
+        click.echo(format_exc(), err=True, nl=False)
+
+
+def _drop(stream: Any) -> None:
+    """Let what is still to be written to stdout or stderr go nowhere, so that nothing complains at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(text: str) -> None:
-    for line in text.splitlines():
-        click.echo(f"foretrain: {line}", err=True)
+    """The lines of an error on stderr. Where it takes none (a full disk), the exit code has to do."""
+    from simulator.errors import printable
+
+    try:
+        for line in text.split("\n"):
+            click.echo(f"foretrain: {printable(line)}", err=True)
+    except OSError:
+        _drop(sys.stderr)
 
 
 def _usage(error: click.ClickException) -> str:
@@ -153,10 +189,22 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
+def _debugged(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.obj = DEBUG
+
+
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="Start with: foretrain simulate deepseek-v3-pretrain",
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_debugged,
+    help="Show the traceback of an error that nobody foresaw.",
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version and exit."
@@ -168,17 +216,38 @@ def foretrain() -> None:
     is the name of a shipped job (foretrain show job lists them) or the path of a TOML file. Any value of a job, its
     model, hardware or software stack can be changed with --set path=value.
 
-    Exit codes: 0 fine; 1 a crash; 2 wrong usage or a bad file; 3 the answer is no; 130 interrupted.
+    Exit codes: 0 fine; 1 a fault of foretrain; 2 wrong usage or a bad file; 3 the answer is no; 130 interrupted.
     """
 
 
 def main() -> None:
     """Entry point of the console script."""
+    if not _with_streams():
+        _complain("stdout is closed: redirect it to /dev/null if nothing is to be printed")
+        sys.exit(USAGE)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal without a glyph shows "?", not a traceback
     foretrain(prog_name="foretrain")
+
+
+def _with_streams() -> bool:
+    """Whether there is a stdout. Closed descriptors lead nowhere now, lest a file that is opened becomes one."""
+    closed = [number for number in (0, 1, 2) if not _is_open(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if 2 in closed:
+        sys.stderr = os.fdopen(2, "w")
+    return 1 not in closed
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -32,6 +32,14 @@ class UncalibratedError(ForetrainError):
     """A kernel class that the hardware profile has no parameters for."""
 
 
+def printable(text: str) -> str:
+    """`text` with everything that a terminal would not show, or would show elsewhere, escaped as in Python.
+
+    That is control characters, marks that turn the direction of writing, and halves of characters.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def nearest_name(word: str, choices: Iterable[str], *, cutoff: float = LIKE) -> str | None:
     """The one of `choices` that `word`, whatever its case, is most like; None where none is like it by `cutoff`."""
     from difflib import get_close_matches

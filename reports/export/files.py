@@ -35,7 +35,7 @@ def _in_place(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _via_temporary(path: Path) -> Iterator[BinaryIO]:
-    path = path.resolve() if path.is_symlink() else path
+    path = target(path)
     try:
         handle, name = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -51,6 +51,14 @@ def _via_temporary(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         raise
+
+
+def target(path: Path) -> Path:
+    """The file behind a link; the path itself if it is none. InputError for links that lead to each other."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (RuntimeError, OSError):  # RuntimeError before Python 3.13
+        raise InputError(f"{path}: cannot be written: the link leads back to itself") from None
 
 
 def _umask() -> int:

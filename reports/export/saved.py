@@ -6,13 +6,15 @@ step at a time; forms of the future are refused with a line that says so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.inputs.problems import problem
+from simulator.inputs.reading import parse_json, read_text
 from simulator.inputs.renamed import with_current_names
 from simulator.results.result import SCHEMA
 
@@ -81,12 +83,7 @@ def _title(variant: Mapping[str, Any], fallback: str) -> str:
 
 
 def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file}: is not JSON: {error}") from None
+    value = parse_json(read_text(file, str(file), "result"), str(file))
     if not isinstance(value, dict) or not isinstance(value.get("schema"), str):
         raise InputError(f"{file}: is not a saved result: write one with foretrain simulate JOB --json > {file.name}")
     return value
@@ -102,7 +99,44 @@ def current(result: dict[str, Any], where: str) -> dict[str, Any]:
     for key, kind in NEEDED.items():
         if not isinstance(result.get(key), kind):
             raise InputError(f"{where}: {key}: is missing or not a {'table' if kind is dict else 'list'}")
-    for name in METRICS:
-        if not isinstance(result["metrics"].get(name), (int, float)):
-            raise InputError(f"{where}: metrics.{name}: is missing or not a number")
+    _check_numbers(result, where)
+    _check_parts(result, where)
     return result
+
+
+def _check_numbers(result: Mapping[str, Any], where: str) -> None:
+    """Raise unless metrics and the breakdown are numbers that a step can have."""
+    for name in METRICS:
+        value = result["metrics"].get(name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise InputError(f"{where}: metrics.{name}: is missing or not a number")
+    for table in ("metrics", "breakdown_s"):
+        for name, value in result[table].items():
+            if value is not None and not _is_amount(value):
+                raise problem(where, f"{table}.{name}", value, _AMOUNT)
+    if not result["metrics"]["step_time_s"]:
+        raise problem(where, "metrics.step_time_s", result["metrics"]["step_time_s"], "a step lasts longer than 0 s")
+    for name, value in result["breakdown_s"].items():
+        if value is None:
+            raise problem(where, f"breakdown_s.{name}", value, _AMOUNT)
+
+
+def _check_parts(result: Mapping[str, Any], where: str) -> None:
+    """Raise unless kernel classes and inputs have the form that reports read."""
+    for at, item in enumerate(result["classes"]):
+        if not isinstance(item, dict) or not isinstance(item.get("cls"), str) or not _is_amount(item.get("seconds")):
+            raise problem(where, f"classes[{at}]", item, "must be a table with cls, a name, and seconds, a number")
+    for key in ("job", "model", "cluster", "stack"):
+        if not isinstance(result["scenario"].get(key, {}), dict):
+            raise problem(where, f"scenario.{key}", result["scenario"][key], "must be a table")
+    for key in ("stages", "warnings"):
+        for at, text in enumerate(result[key]):
+            if not isinstance(text, str):
+                raise problem(where, f"{key}[{at}]", text, "must be a string")
+
+
+_AMOUNT = "must be a finite number that is not negative"
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from reports.export.files import replacing
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.studies.search import Candidate, Confirmed, Found, Question
@@ -152,7 +154,7 @@ def record(asked: Question, one: Candidate) -> dict[str, Any]:
 def write_csv(file: Path, asked: Question, candidates: Iterable[Candidate]) -> int:
     """Every candidate as a line; returns their number."""
     count = 0
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(file) as binary, TextIOWrapper(binary, newline="", encoding="utf-8") as stream:
         writer: csv.DictWriter[str] | None = None
         for one in candidates:
             line = record(asked, one)

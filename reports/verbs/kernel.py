@@ -281,12 +281,6 @@ def _text(file: str) -> str:
     from pathlib import Path
     from sys import stdin
 
-    from simulator.errors import InputError
+    from simulator.inputs.reading import decoded, read_text
 
-    try:
-        data = stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start}: not UTF-8; save the file as UTF-8 text") from None
+    return decoded(stdin.buffer, "stdin", "table") if file == "-" else read_text(Path(file), file, "table")

@@ -100,6 +100,7 @@ def _write_loads(file: Path, job: str, balancing: str, steps: int, quiet: bool) 
     """A job file with the loads that the job's gate ends up with."""
     from typing import cast
 
+    from reports.export.files import replacing
     from reports.terminal.numerics_tables import gate_of
     from simulator.errors import InputError
     from simulator.inputs import load_scenario
@@ -111,6 +112,7 @@ def _write_loads(file: Path, job: str, balancing: str, steps: int, quiet: bool) 
     ranks = scenario.job.layout.ep
     found = loads_of_ranks(gate_of(scenario.model), ranks, cast(Method, balancing), steps=steps)
     base = str(Path(job).resolve()) if Path(job).is_file() else job
-    file.write_text(as_toml(found, model=scenario.model.name, extends=base), encoding="utf-8")
+    with replacing(file) as stream:
+        stream.write(as_toml(found, model=scenario.model.name, extends=base).encode())
     say(f"wrote {file}: the busiest of {ranks} ranks gets {found.max_over_mean:.2f} times the mean", quiet=quiet)
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,9 +142,13 @@ def verbosity(command: Command) -> Command:
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """A remark on stderr."""
+    """A remark on stderr; lost where that is full, since the result matters more."""
     if not quiet:
-        click.echo(text, err=True)
+        try:
+            click.echo(text, err=True)
+        except OSError:
+            with suppress(OSError, ValueError):  # nothing is to complain at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def warn(warnings: Iterable[str], *, quiet: bool = False) -> None:
@@ -183,8 +189,10 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[float], N
 def output_file(path: str, option: str, endings: Collection[str] = ()) -> Path:
     """The path that an option writes to, or an error before anything is computed.
 
-    `endings`: the kinds of files that can be written, any if empty.
+    `endings`: the kinds of files that can be written, any if empty. What another parameter of the command reads or
+    writes is refused: it would be lost.
     """
+    from reports.export.files import target
     from simulator.errors import InputError
 
     file = Path(path)
@@ -194,7 +202,41 @@ def output_file(path: str, option: str, endings: Collection[str] = ()) -> Path:
         raise InputError(f"{option}: {path}: the name must end in {', '.join(endings)}")
     if not file.parent.is_dir():
         raise InputError(f"{option}: {path}: there is no directory {file.parent}")
+    target(file)
+    for other, name in _others(option):
+        if any(_same(file, one) for one in _files_of(other)):
+            raise InputError(f"{option}: {path}: is what {name} names or needs, too; give another file")
     return file
+
+
+def _others(option: str) -> Iterator[tuple[str, str]]:
+    """Value and name of every other parameter of this command that may be a file."""
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context is not None else ():
+        if context is None or option in parameter.opts or parameter.name is None:
+            continue
+        given = context.params.get(parameter.name)
+        name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, str):
+                yield value, name
+
+
+def _files_of(value: str) -> Iterator[Path]:
+    """The files a parameter stands for: a path, the files that one names, the path in `layout.schedule=path`."""
+    from simulator.inputs.files import files_behind
+
+    for text in (value, value.partition("=")[2]):
+        if text:
+            with suppress(OSError, ValueError):
+                yield from (files_behind(Path(text)) or [Path(text)])
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, or would be. Devices and pipes hold nothing that could be lost."""
+    if one.exists() and other.exists():
+        return one.is_file() and one.samefile(other)
+    return one.resolve() == other.resolve()
 
 
 def output_folder(path: str, option: str) -> Path:

@@ -301,12 +301,13 @@ def _schedule(
 def _of_file_or_job(name: str, overrides: Sequence[str]) -> Schedule:
     from simulator.errors import InputError
     from simulator.inputs import list_names, load_scenario
+    from simulator.inputs.reading import schedule_text
     from simulator.results.simulate import schedule_of
     from simulator.schedule import SCHEDULES, parse_schedule, validate
 
     path = Path(name)
     if path.is_file() and path.suffix != ".toml":
-        found = parse_schedule(_text(path), source=name)
+        found = parse_schedule(schedule_text(path), source=name)
         validate(found)
         return found
     if not path.suffix and "/" not in name and name.lower() not in map(str.lower, list_names("job")):
@@ -315,12 +316,3 @@ def _of_file_or_job(name: str, overrides: Sequence[str]) -> Schedule:
         advice = nearest(name, [*SCHEDULES, *list_names("job")])
         raise InputError(f"{name!r} is neither a schedule, nor a job, nor a file: {advice}")
     return schedule_of(load_scenario(name, overrides))
-
-
-def _text(path: Path) -> str:
-    from simulator.errors import InputError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None

@@ -81,7 +81,7 @@ def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     )
     scores, weights, balance = ROUTER_FORWARD_KERNELS
     builder.add("router.scores", "router.scores", _scores(s), count=scores)
-    builder.add("router.top8_of_256", "router.topk", cast(t * experts, FP32, 0.0))
+    builder.add(f"router.top{s.model.num_experts_per_tok}_of_{experts}", "router.topk", cast(t * experts, FP32, 0.0))
     builder.add("router.weights", "router.weights", Fixed(launches=weights))
     builder.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
     builder.add("router.balance", "router.balance", Fixed(launches=balance))

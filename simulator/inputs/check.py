@@ -14,6 +14,7 @@ from simulator.errors import ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
+from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
 from simulator.spec.scenario import Scenario
@@ -22,8 +23,6 @@ from simulator.spec.workload import WorkloadName
 
 LEAST_USED = 0.85
 """Of a node; a job that would leave more of its GPUs idle is not advised to."""
-_MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
-
 __all__ = ["LEAST_USED", "Problem", "Rule", "Severity", "check"]
 
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
@@ -82,13 +81,14 @@ def _batch(s: Scenario) -> Iterator[Problem]:
             rule="length of the step",
             key="batch.global_batch_size",
             value=batch.global_batch_size,
-            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated",
+            message=f"makes {s.job.microbatches} microbatches in each pipeline, more than can be simulated: "
+            f"{MOST_CHUNKS:,} over all ranks",
             suggestion=f"use at most {_most_microbatches(s) * share}",
         )
 
 
 def _most_microbatches(s: Scenario) -> int:
-    return max(1, _MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
+    return max(1, MOST_CHUNKS // (s.job.layout.pp * s.job.layout.vpp))
 
 
 def _is_endless(s: Scenario) -> bool:

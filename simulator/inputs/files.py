@@ -5,8 +5,6 @@ Shipped files are read as resources of the data packages, which are named by str
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from simulator.errors import InputError
 from simulator.inputs.problems import nearest, problem
+from simulator.inputs.reading import parse_json, parse_toml, read_text
 
 Kind = Literal["model", "hardware", "job", "stack", "campaign", "kernels", "fabric"]
 Table = dict[str, Any]
@@ -32,7 +31,6 @@ _FOLDERS: Mapping[Kind, tuple[str, str]] = {
 _DEEPEST_EXTENDS = 16
 LEFT_OUT = "none"
 """Written in place of a table of the file that is extended."""
-_TOO_LONG = "a number has thousands of digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +80,11 @@ def named_in(source: Source, kind: Kind, name: str, key: str = "") -> Source:
 
 def read(source: Source) -> Table:
     """The table a file holds, JSON or TOML by its ending."""
-    text = _text(source)
+    text = read_text(source.file, source.label)
     if not text.strip():
         raise InputError(f"{source.label}: the file is empty")
-    parse = _json if source.file.name.lower().endswith(".json") else _toml
-    table = parse(source.label, text)
+    parse = parse_json if source.file.name.lower().endswith(".json") else parse_toml
+    table = parse(text, source.label)
     if not isinstance(table, dict):
         raise InputError(f"{source.label}: must hold an object {{…}}, not {type(table).__name__}")
     return table
@@ -104,6 +102,31 @@ def read_extended(kind: Kind, source: Source, depth: int = 0) -> Table:
         raise problem(source.label, "extends", parent, "the files extend each other in a circle")
     base = read_extended(kind, named_in(source, kind, parent, "extends"), depth + 1)
     return merged(base, table)
+
+
+_NAMING = ("extends", "model", "hardware", "stack", "kernels", "fabric", "schedule", "job")
+"""Keys that may hold the path of another file."""
+
+
+def files_behind(path: Path, depth: int = 0) -> list[Path]:
+    """The file at `path` and all that it names, and they name: what it extends, its model, its schedule.
+
+    Shipped files are left out, and so is what cannot be read: loading reports it.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file() or depth > _DEEPEST_EXTENDS:
+        return []
+    if path.suffix.lower() != ".toml":
+        return [path]
+    try:
+        table = parse_toml(read_text(path, str(path)), str(path))
+    except InputError:
+        return [path]
+    named = [
+        value for key, value in leaves(table).items() if key.rpartition(".")[2] in _NAMING and isinstance(value, str)
+    ]
+    return [path, *(file for name in named if name for file in files_behind(path.parent / name, depth + 1))]
 
 
 def merged(base: Table, over: Table) -> Table:
@@ -156,51 +179,3 @@ def _by_path(kind: Kind, path: Path) -> Source:
         raise InputError(f"{path}: no such file; shipped are {', '.join(list_names(kind))}")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return Source(name=name, label=str(path), file=path, folder=path.parent)
-
-
-def _text(source: Source) -> str:
-    try:
-        return source.file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source.label}: byte {error.start}: not UTF-8; save the file as UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{source.label}: cannot be read: {error.strerror}") from None
-
-
-def _json(label: str, text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _without_doubles(label, pairs))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{label}: line {error.lineno}, column {error.colno}: invalid JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(f"{label}: invalid JSON: nested too deeply") from None
-    except ValueError:
-        raise InputError(f"{label}: invalid JSON: {_TOO_LONG}") from None
-
-
-def _without_doubles(label: str, pairs: list[tuple[str, Any]]) -> Table:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise problem(label, double, table[double], "the key is given twice; keep one")
-    return table
-
-
-def _toml(label: str, text: str) -> Any:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        what, _, place = message.rpartition(" (at ")
-        where = place.removesuffix(")") if what else ""
-        return _bad_toml(label, where, what or message)
-    except RecursionError:
-        raise InputError(f"{label}: invalid TOML: nested too deeply") from None
-    except ValueError:
-        raise InputError(f"{label}: invalid TOML: {_TOO_LONG}") from None
-
-
-def _bad_toml(label: str, where: str, what: str) -> None:
-    place = f"{where}: " if where else ""
-    raise InputError(f"{label}: {place}invalid TOML: {what}")

@@ -13,9 +13,9 @@ from simulator.errors import InputError
 from simulator.inputs.architectures import SHIPPED, Architecture, Unsupported
 from simulator.inputs.architectures.ignored import ENCODER, NOT_SET, reason
 from simulator.inputs.architectures.refused import KEYS, REFUSED
-from simulator.inputs.consistent import check_consistent
 from simulator.inputs.limits import MODEL, check_ranges
 from simulator.inputs.problems import nearest, problem
+from simulator.inputs.ranges.consistent import check_consistent
 from simulator.inputs.typed import build, field_names
 from simulator.plugins import Registry
 from simulator.spec.model import ModelSpec

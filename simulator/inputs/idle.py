@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from simulator.errors import ScheduleError
+from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
+from simulator.inputs.reading import schedule_text
 from simulator.spec.scenario import Scenario
 
 
@@ -105,10 +106,10 @@ def _without_pairs(scenario: Scenario) -> str:
     layout, job = scenario.job.layout, scenario.job
     try:
         if layout.schedule in SCHEDULES:
-            made = build(layout.schedule, pp=layout.pp, microbatches=job.microbatches if job.dp else 0, vpp=layout.vpp)
+            made = build(layout.schedule, pp=layout.pp, microbatches=job.microbatches, vpp=layout.vpp)
         else:
-            made = parse_schedule(Path(layout.schedule).read_text(encoding="utf-8"), source=layout.schedule)
-    except (ScheduleError, OSError, UnicodeDecodeError):
+            made = parse_schedule(schedule_text(Path(layout.schedule)), source=layout.schedule)
+    except (ScheduleError, InputError):
         return ""  # reported when the job is checked
     if any(isinstance(step, Pair) for row in made.rows for step in row):
         return ""

@@ -118,22 +118,17 @@ def check_ranges(
         default = _POSITIVE if isinstance(number, int) else None
         limit = ranges.get(path, default)
         if limit is not None and not limit.holds(number):
-            raise problem(source, prefix + path, number, _advice(limit, number))
+            raise problem(source, prefix + path, number, advice(limit, number))
 
 
-def check_not_negative(value: Any, source: str, prefix: str = "") -> None:
-    """Raise for the first negative number below `value`."""
-    for path, number in _numbers(value):
-        if number < 0:
-            raise problem(source, prefix + path, number, "must be at least 0")
-
-
-def _advice(limit: Range, number: float) -> str:
+def advice(limit: Range, number: float) -> str:
     """What to write; numbers in the notation that profiles use."""
     for factor in limit.factors:
         if number > 0 and limit.holds(number * float(f"1{factor}")):
             return f"{_plain(number)} {limit.unit} is implausible: write {_plain(number)}{factor}"
     unit = f" {limit.unit}" if limit.unit else ""
+    if limit.or_zero:
+        return f"must be 0, or from {_plain(limit.low)} to {_plain(limit.high)}{unit}"
     if number < limit.low and limit.high >= _POSITIVE.high and not limit.unit:
         return f"must be at least {_plain(limit.low)}{unit}"
     return f"must be from {_plain(limit.low)} to {_plain(limit.high)}{unit}"

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
 from simulator.inputs.idle import refuse_idle, refuse_shown_only
-from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
+from simulator.inputs.limits import CLUSTER, JOB, STACK, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
+from simulator.inputs.ranges.parameter_limits import check_parameters
 from simulator.inputs.typed import build, field_names, hints
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.spec.comm_params import Fabric
@@ -200,8 +201,9 @@ def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
 
 def _check_cluster(cluster: Cluster, source: str, prefix: str) -> None:
     check_ranges(cluster, CLUSTER, source, prefix, skip=("kernels", "fabric"))
-    check_not_negative(cluster.kernels, source, f"{prefix}kernels.")
-    check_not_negative(cluster.fabric, source, f"{prefix}fabric.")
+    check_parameters(cluster.kernels, source, f"{prefix}kernels")
+    check_parameters(cluster.fabric, source, f"{prefix}fabric")
+    check_parameters(cluster.gpu.power, source, f"{prefix}gpu.power")
     for name in ("nvlink", "nic"):
         link = getattr(cluster.node, name)
         if link.bandwidth > link.peak and source != OPTION:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from simulator.errors import InputError
-from simulator.inputs.problems import nearest, problem
+from simulator.inputs.problems import cut, nearest, problem, shown
+from simulator.inputs.reading import refuse_odd
 from simulator.inputs.renamed import current_name
 from simulator.inputs.typed import child, convert, field_names
 
@@ -41,15 +42,18 @@ class Override:
 
 def parse_override(text: str) -> Override:
     """`layout.pp=8` -> its path and value."""
+    odd = next((c for c in text if not c.isprintable() and c != "\t"), None)
+    if odd is not None:
+        raise InputError(f"{OPTION}: {shown(text)}: holds {shown(odd)}; write one line of plain text for each {OPTION}")
     path, equals, value = text.partition("=")
     if not equals or not path.strip() or not value.strip():
-        raise InputError(f"{OPTION}: {text!r}: must be path=value, as in layout.pp=8")
+        raise InputError(f"{OPTION}: {cut(repr(text))}: must be path=value, as in layout.pp=8")
     return Override(path=path.strip(), text=value.strip())
 
 
 def typed(hint: Any, override: Override) -> Any:
     """The override's text as a value of type `hint`: TOML if it is some, else a bare string, else `none`."""
-    candidates = [*_as_toml(override.text), override.text]
+    candidates = [*_as_toml(override), override.text]
     if override.text.lower() in ("none", "null"):
         candidates.append(None)
     first: InputError | None = None
@@ -123,8 +127,15 @@ def _part(current: Any, hint: Any, rest: list[str], override: Override, known: l
     return typed(hint, override)
 
 
-def _as_toml(text: str) -> list[Any]:
+def _as_toml(override: Override) -> list[Any]:
+    """The value that the text is in TOML, if it is any."""
     try:
-        return [tomllib.loads(f"x = {text}")["x"]]
+        value = tomllib.loads(f"x = {override.text}")["x"]
     except tomllib.TOMLDecodeError:
         return []
+    except RecursionError:
+        raise problem(OPTION, override.path, override.text, "nested too deeply") from None
+    except ValueError:
+        raise problem(OPTION, override.path, override.text, "a number has thousands of digits") from None
+    refuse_odd(value, f"{OPTION}: {override.path}")
+    return [value]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from simulator.errors import InputError, meant
+from simulator.errors import InputError, meant, printable
 
-_SHOWN = 60  # characters of a value that an error repeats
+_SHOWN = 60  # characters of a key or a value that an error repeats
 
 
 def problem(source: str, key: str, value: object, right: str) -> InputError:
@@ -15,7 +15,7 @@ def problem(source: str, key: str, value: object, right: str) -> InputError:
 
     A source that ends in a dot is the start of the key: `--set: model.`.
     """
-    named = key if key.isprintable() else repr(key)
+    named = cut(printable(key))
     place = f"{source}{named}" if source.endswith(".") else f"{source}: {named}"
     return InputError(f"{place}: {shown(value)}: {right}")
 
@@ -23,6 +23,11 @@ def problem(source: str, key: str, value: object, right: str) -> InputError:
 def shown(value: object) -> str:
     """`value` as it would stand in a file, on one line and not too long."""
     text = json.dumps(value, ensure_ascii=False, default=str).replace("NaN", "nan").replace("Infinity", "inf")
+    return cut(printable(text))
+
+
+def cut(text: str) -> str:
+    """`text`, not too long for a line."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

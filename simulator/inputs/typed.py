@@ -18,6 +18,9 @@ from simulator.inputs.renamed import current_name
 
 T = TypeVar("T")
 
+_WHOLE = 2.0**53
+"""Up to here a float holds every whole number, so that one may be advised."""
+
 
 def build(cls: type[T], table: dict[str, Any], source: str, prefix: str = "") -> T:
     """An instance of the dataclass `cls` from `table`, or the first error as one line naming `source` and the key."""
@@ -116,10 +119,10 @@ def _tuple_args(hint: Any) -> list[Any]:
 
 def _hint(hint: Any, value: Any) -> str:
     """What to write instead, where that is plain."""
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
         return f"; write {int(value)}"
     if hint in (int, float) and isinstance(value, str):
-        return f"; write {value} without quotes" if _is_number(value) else ""
+        return f"; write {value} without quotes" if len(value) <= 30 and _is_number(value) else ""
     return ""
 
 

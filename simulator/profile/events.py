@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,15 @@ from simulator.errors import InputError
 
 PIECE = 1 << 13
 """Bytes parsed at a time. Small, because nesting is checked once a piece."""
-LONGEST = 1 << 26
+LONGEST = 1 << 24
 """Bytes without a new event after which the file is taken to be no trace."""
+LONGEST_TOKEN = 1 << 20
+"""Bytes of one text; the parser reads an unfinished one anew with each piece."""
 DEEPEST = 1000
 """Brackets open at once after which the file is taken to be no trace; the parser's memory grows with their square."""
+_DIGITS = re.compile(rb"[0-9]{2048}")
+"""Half of the digits that Python reads as a whole number: of a longer one, one of two pieces holds so many. ijson's C
+backend (3.6) crashes over it, so that no parser may see it."""
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 Progress = Callable[[float], None]
@@ -55,6 +61,7 @@ class _Source:
         self.path, self.file, self.tick = path, file, tick
         self.passed = 0  # bytes read in all
         self.since, self.depth = 0, 0  # bytes and brackets left open since the last event
+        self.unbroken = 0  # bytes without a comma or a quotation mark
 
     def read(self, size: int = PIECE) -> bytes:
         """The next bytes of the file, at most `size`."""
@@ -63,6 +70,11 @@ class _Source:
         self.since += len(data)
         # Brackets in names are counted, too; they do not add up, because every event restarts the count.
         self.depth += data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
+        self.unbroken = 0 if b"," in data or b'"' in data else self.unbroken + len(data)
+        if _DIGITS.search(data):
+            raise self.wrong("it holds a number of thousands of digits")
+        if self.unbroken > LONGEST_TOKEN:
+            raise self.wrong("a text in it has more than 1 MiB")
         if self.depth > DEEPEST:
             raise self.wrong("it is nested too deeply")
         if self.since > LONGEST:
@@ -116,6 +128,8 @@ def _events(source: _Source) -> Iterator[dict[str, Any]]:
             raise source.wrong("it has no traceEvents")
     except ijson.JSONError as error:
         raise _damaged(source, error) from None
+    except (ValueError, ArithmeticError):  # of an exponent that is none
+        raise source.wrong("it holds a number that cannot be read") from None
 
 
 def _has_list(source: _Source) -> bool:

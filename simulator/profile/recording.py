@@ -18,6 +18,8 @@ from simulator.results.metrics import Interval, length, merged
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")
 US = 1e-6
+_LATEST = 1e17
+"""Times of events are at most so far from zero [µs]: 3,000 years, where clocks count from 1970."""
 PHASE = re.compile(r"^\s*(attn|mlp|dispatch|combine)\s*\(\s*([FBW])\s*\)\s*$", re.IGNORECASE)
 """Names of the ranges that DeepSeek's profile marks: `attn(F)`, `mlp(W)`, `combine(B)` ..."""
 
@@ -138,22 +140,39 @@ class _Collected:
         category = str(event.get("cat", "")).lower()
         if category in ON_GPU:
             args = event.get("args") or {}
-            grid = tuple(int(n) for n in args.get("grid") or ())
+            grid = tuple(_whole(n) for n in args.get("grid") or ())
             device = str(args.get("device", event.get("pid", 0)))
-            stream = int(args.get("stream", event.get("tid", 0)))
-            start, took = float(event["ts"]), float(event.get("dur", 0.0))
+            stream = _whole(args.get("stream", event.get("tid", 0)))
+            start, took = _micros(event["ts"]), _micros(event.get("dur", 0.0), least=0.0)
             self.kernels[device].append(
                 (intern(str(event.get("name", ""))), stream, start, took, grid, args.get("correlation"))
             )
         elif category in LAUNCHING:
             correlation = (event.get("args") or {}).get("correlation")
             if correlation is not None:
-                self.launches[correlation] = float(event["ts"])
+                self.launches[correlation] = _micros(event["ts"])
         elif category == "user_annotation":
             found = PHASE.match(str(event.get("name", "")))
             if found:
                 phase = f"{found[1].lower()}({found[2].upper()})"
-                self.marks.append((phase, float(event["ts"]), float(event["ts"]) + float(event.get("dur", 0.0))))
+                start = _micros(event["ts"])
+                self.marks.append((phase, start, start + _micros(event.get("dur", 0.0), least=0.0)))
+
+
+def _micros(value: Any, least: float = -_LATEST) -> float:
+    """A time of an event [µs]; ValueError if it is none."""
+    number = float(value)
+    if not least <= number <= _LATEST:
+        raise ValueError(value)
+    return number
+
+
+def _whole(value: Any) -> int:
+    """A whole number of an event; ValueError if it is none that a GPU could have."""
+    number = float(value)
+    if not abs(number) <= _LATEST:
+        raise ValueError(value)
+    return int(number)
 
 
 def read_recording(path: Path, progress: Progress | None = None, device: str | None = None) -> Recording:
@@ -162,7 +181,7 @@ def read_recording(path: Path, progress: Progress | None = None, device: str | N
     for event in trace_events(path, progress):
         try:
             kept.add(event)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             name = str(event.get("name", ""))[:60]
             raise InputError(f"{path}: not a trace of the PyTorch profiler: event {name!r} cannot be read") from None
     if not kept.kernels:

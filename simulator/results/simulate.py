@@ -20,6 +20,7 @@ from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
 from simulator.inputs.limits import STACK
+from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
 from simulator.results import metrics as m
 from simulator.results.result import Result
@@ -47,11 +48,7 @@ def schedule_of(scenario: Scenario) -> Schedule:
         raise InputError(
             f"layout.schedule: {layout.schedule!r} is neither a schedule ({', '.join(SCHEDULES)}) nor a readable file"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start}: not UTF-8; save the file as UTF-8 text") from None
-    schedule = parse_schedule(text, source=str(path))
+    schedule = parse_schedule(schedule_text(path), source=str(path))
     validate(schedule)
     if schedule.ranks != layout.pp or schedule.microbatches != scenario.job.microbatches:
         raise InputError(

@@ -12,6 +12,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["F", "B", "I", "W"]
 
+MOST_CHUNKS = 50_000
+"""Microbatches times ranks times chunks of a rank [1] beyond which no schedule is made. The published step of
+DeepSeek-V3 has 1,920; so many take a minute and two gigabytes of a simulation, and more add nothing new: the steady
+state repeats."""
+
 
 class Action(NamedTuple):
     """One part of one stage's work on one microbatch; unique in a schedule; its rank is that of its row."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from simulator.errors import ScheduleError
-from simulator.schedule.action import Row, Schedule
+from simulator.schedule.action import MOST_CHUNKS, Row, Schedule
 
 Generator: TypeAlias = Callable[[int, int, int], tuple[Row, ...]]
 """(pp, microbatches, vpp) -> a row of steps for each rank."""
@@ -78,6 +78,12 @@ class ScheduleRecord:
         broken = self.broken(ranks, microbatches, vpp)
         if broken:
             raise ScheduleError("; ".join(broken))
+        if microbatches * ranks * vpp > MOST_CHUNKS:
+            held = f"{microbatches} microbatches on {ranks} ranks" + (f" of {vpp} chunks" if vpp > 1 else "")
+            raise ScheduleError(
+                f"{self.name}: {held} are more than can be simulated, for memory and time: "
+                f"their product may be {MOST_CHUNKS:,}"
+            )
         return Schedule(
             name=self.name,
             stages=self.stages(ranks, vpp),

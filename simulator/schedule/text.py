@@ -11,7 +11,7 @@ import re
 from typing import NoReturn, cast
 
 from simulator.errors import ScheduleError
-from simulator.schedule.action import Action, Kind, Pair, Row, Schedule, Step
+from simulator.schedule.action import MOST_CHUNKS, Action, Kind, Pair, Row, Schedule, Step
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _HEADER = re.compile(r"#\s*name=(\S+)\s+stages=(\S+)\s+microbatches=(\S+)")
@@ -68,7 +68,10 @@ def _parse_header(line: str, where: str) -> tuple[str, int, int] | None:
     name, stages, microbatches = match.groups()
     if not _NAME.fullmatch(name):
         _fail(where, f"name={name}: use letters, digits and . _ + - only")
-    return name, _count("stages", stages, where), _count("microbatches", microbatches, where)
+    sizes = _count("stages", stages, where), _count("microbatches", microbatches, where)
+    if sizes[0] * sizes[1] > MOST_CHUNKS:
+        _fail(where, f"{sizes[1]} microbatches of {sizes[0]} stages are more than can be simulated: {MOST_CHUNKS:,}")
+    return name, *sizes
 
 
 def _count(key: str, value: str, where: str) -> int:

@@ -176,8 +176,8 @@ class Job:
 
     @property
     def microbatches(self) -> int:
-        """Microbatches a pipeline sees per step."""
-        return self.batch.global_batch_size // (self.dp * self.batch.microbatch_size)
+        """Microbatches a pipeline sees per step; 0 where the GPUs do not fill one."""
+        return self.batch.global_batch_size // (self.dp * self.batch.microbatch_size) if self.dp else 0
 
     @property
     def tokens_per_step(self) -> int:

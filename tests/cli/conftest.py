@@ -22,6 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         result = CliRunner().invoke(cli.foretrain, list(args), prog_name="foretrain")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
+        assert "this is a fault of foretrain" not in result.stderr, result.stderr
         return result
 
     return invoke

@@ -196,17 +196,6 @@ def test_an_interrupt_is_reported_and_exits_with_130(run: Any, monkeypatch: pyte
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "foretrain: interrupted\n")
 
 
-def test_a_crash_is_not_hidden(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of the program itself keeps its traceback: exit code 1."""
-
-    def broken(*_args: object, **_kwargs: object) -> None:
-        raise RuntimeError("a fault")
-
-    monkeypatch.setattr("simulator.results.simulate.simulate", broken)
-    with pytest.raises(RuntimeError, match="a fault"):
-        run("simulate", "tiny-1f1b")
-
-
 def test_compare_tries_every_combination_in_order(run: Any) -> None:
     result = numbers(run, "compare", "tiny-1f1b", "--vary", "layout.schedule=gpipe,1f1b", "--vary", "layout.pp=2,4")
     assert result["schema"] == "foretrain.compare/2"

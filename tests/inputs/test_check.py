@@ -115,7 +115,7 @@ def test_shipped_jobs_are_valid(name: str) -> None:
         (
             ["batch.global_batch_size=1000000000000"],
             "batch.global_batch_size: 1000000000000: makes 7812500000 microbatches in each pipeline, more than can be"
-            " simulated; use at most 800000",
+            " simulated: 50,000 over all ranks; use at most 400000",
         ),
         (
             ["routing.max_over_mean=1.3"],

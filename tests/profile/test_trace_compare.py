@@ -230,6 +230,19 @@ WHOLE = '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "du
         ('{"a": ' + 9000 * "[", "nested too deeply"),
         ('{"traceEvents": [{"a": ' + 9000 * '{"b":', "nested too deeply"),
         ('{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k"}]}', "event 'k' cannot be read"),
+        ('{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1e30}]}', "event 'k' cannot be read"),
+        (
+            '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "dur": -1}]}',
+            "event 'k' cannot be read",
+        ),
+        (
+            '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "args": 3}]}',
+            "event 'k' cannot be read",
+        ),
+        ('{"traceEvents": [{"a": ' + 9000 * "9" + "}]}", "a number of thousands of digits"),
+        ('{"a": ' + (1 << 21) * "9" + "}", "a number of thousands of digits"),
+        ('{"a": "' + (1 << 21) * "x" + '"}', "a text in it has more than 1 MiB"),
+        ('{"a": [' + (1 << 24) * "1," + "1]}", "there is no event in 16 MiB"),
         (WHOLE, "no whole layer pair"),
     ],
 )

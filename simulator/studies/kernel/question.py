@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.inputs.problems import cut
 
 DEFAULT_HARDWARE = "h800"
 
@@ -93,7 +94,7 @@ class BadColumn(InputError):
 
     def __init__(self, column: str, value: str, right: str) -> None:
         self.column = column
-        shown = f": {value!r}" if value else ""
+        shown = f": {cut(repr(value))}" if value else ""
         super().__init__(f"{column}{shown}: {right}")
 
 
@@ -171,12 +172,25 @@ class Question:
     cls: str | None = None
     impl: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises BadColumn for the first number that is beyond all that is built."""
+        for name in _NUMBERS:
+            value, most = getattr(self, name), _MOST.get(name, _MOST_OF_A_SHAPE)
+            if value is not None and not 0 <= value <= most:
+                raise BadColumn(name, f"{value:g}" if value <= 1e300 else "", f"must be from 0 to {most:g}")
+
 
 COLUMNS = tuple(f.name for f in fields(Question))
 _INTEGERS = frozenset(f.name for f in fields(Question) if "int" in str(f.type))
 _BOOLEANS = frozenset(f.name for f in fields(Question) if "bool" in str(f.type))
 _FORMER = {"beside": "concurrent"}
 """Columns of earlier versions under today's names."""
+_NUMBERS = (*sorted(_INTEGERS), "bytes")
+_MOST_OF_A_SHAPE = 1e9
+_MOST: Mapping[str, float] = {"bytes": 1e18} | dict.fromkeys(
+    ("groups", "ranks", "nodes", "ep", "experts", "top_k"), 1e5
+)
+"""The largest number of a column: a thousand times what is built, so that nothing overflows or counts for ever."""
 _MAY_BE_ZERO = frozenset(("node_limit", "sms"))
 
 

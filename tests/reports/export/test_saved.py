@@ -53,6 +53,14 @@ def test_a_comparison_holds_its_results(tmp_path: Path) -> None:
         ({"metrics": []}, "metrics: is missing or not a table"),
         ({"ranks": {}}, "ranks: is missing or not a list"),
         ({"metrics": {"step_time_s": "long"}}, "metrics.step_time_s: is missing or not a number"),
+        ({"metrics": stored()["metrics"] | {"step_time_s": True}}, "metrics.step_time_s: is missing or not a number"),
+        ({"metrics": stored()["metrics"] | {"step_time_s": 0}}, "a step lasts longer than 0 s"),
+        ({"metrics": stored()["metrics"] | {"mfu_causal": float("nan")}}, "metrics.mfu_causal: nan: must be a finite"),
+        ({"metrics": stored()["metrics"] | {"run_cost_usd": -1}}, "metrics.run_cost_usd: -1: must be a finite number"),
+        ({"breakdown_s": {"attn.F": None}}, "breakdown_s.attn.F: null: must be a finite number"),
+        ({"classes": [{"cls": 2, "seconds": 1}]}, r"classes\[0\]: .*must be a table with cls"),
+        ({"warnings": [3]}, r"warnings\[0\]: 3: must be a string"),
+        ({"scenario": {"job": []}}, "scenario.job: .*must be a table"),
     ],
 )
 def test_what_cannot_be_read_says_why_in_one_line(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Ranges of numbers, and sizes that must go together."""
