@@ -115,17 +115,23 @@ def forecast(
         done.append(_phase(campaign, phase, scenario, tokens, engine, known))
         if progress is not None:
             progress((at + 1) / len(pieces))
-    seconds = sum(phase.seconds for phase in done)
-    failures = campaign.failures
     return Forecast(
         campaign=campaign,
         gpus=whole.job.gpus,
         phases=tuple(done),
-        goodput=sampled(failures, whole.job.gpus, seconds) if failures is not None else None,
+        goodput=_goodput(campaign, whole.job.gpus, done),
         assumptions=tuple(
             dict.fromkeys([*campaign.assumptions, *_common(whole), *(phase.energy.how for phase in done)])
         ),
     )
+
+
+def _goodput(campaign: Campaign, gpus: int, phases: Sequence[PhaseForecast]) -> Goodput | None:
+    """What failures leave of the run; a checkpoint can be taken after the longest step."""
+    if campaign.failures is None:
+        return None
+    seconds, step = sum(phase.seconds for phase in phases), max(phase.step for phase in phases)
+    return sampled(campaign.failures, gpus, seconds, step)
 
 
 def _common(scenario: Scenario) -> list[str]:
