@@ -44,6 +44,8 @@ def summary(found: Found, seconds: float) -> str:
     """How many there were of what, and how fast."""
     c = found.counts
     text = f"{c['ok']:,} can run, {c['too big']:,} do not fit into memory, {c['invalid']:,} are invalid"
+    if c["failed"]:
+        text += f", {c['failed']:,} failed ({found.fault})"
     if found.judged:
         text += f"; {found.judged:,} judged in {seconds:.1f} s"
     left = found.asked.size - sum(c.values())

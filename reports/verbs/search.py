@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from simulator.studies.search import Candidate, Question, Rank
+    from simulator.studies.search import Candidate, Found, Question, Rank
     from simulator.studies.search.ranking import Executor
 
 INTERRUPTED = 130
@@ -133,6 +133,17 @@ def search(
         print_report(*words.report(found, sure, took))
     for path in filter(None, (table, folder)):
         say(f"wrote {path}", quiet=quiet)
+    _close(ctx, found, kept, quiet)
+
+
+def _close(ctx: click.Context, found: Found, kept: Path | None, quiet: bool) -> None:
+    """The exit code, and what went wrong: lines on stderr that --quiet does not silence."""
+    for line in filter(None, (found.stopped, found.unsaved)):
+        click.echo(f"foretrain: {line}", err=True)
+    if found.stopped:
+        say("what was judged is shown" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
+    if found.stopped or found.unsaved:
+        ctx.exit(2)
     if not found.complete:
         say("interrupted" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
         ctx.exit(INTERRUPTED)

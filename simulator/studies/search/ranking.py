@@ -14,7 +14,7 @@ from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import Candidate, Rank, pareto
 from simulator.studies.search.store import Store
-from simulator.studies.search.workers import chunks, cores, dask, pool, serial
+from simulator.studies.search.workers import WorkersLostError, chunks, cores, dask, pool, serial
 
 Executor = Literal["local", "dask"]
 Progress = Callable[[int, int], None]
@@ -39,7 +39,8 @@ class Confirmed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """The answer: the best by `rank`, the Pareto front of time, cost and memory, how many there are of each status, the
-    `obstacle` that makes most invalid, and how many this run `judged` itself."""
+    `obstacle` that makes most invalid, the commonest `fault` of those that failed, and how many this run `judged`
+    itself. `stopped`: why the search ended early other than by Ctrl-C. `unsaved`: what its file lacks and why."""
 
     asked: Question
     rank: Rank
@@ -48,6 +49,9 @@ class Found:
     counts: dict[str, int]
     complete: bool
     obstacle: str = ""
+    fault: str = ""
+    stopped: str = ""
+    unsaved: str = field(default="", compare=False)
     judged: int = field(default=0, compare=False)
 
 
@@ -65,13 +69,13 @@ def search(
 ) -> Found:
     """Judge all combinations of a question that `file` does not hold yet.
 
-    Ctrl-C keeps what is done: the answer then says that it is not `complete`. `every` is handed all candidates, by
-    number, at the end. Where a script registered a schedule or an architecture, this process judges alone: others do
-    not have it.
+    Ctrl-C, and workers that are lost, keep what is done: the answer then says that it is not `complete`. `every` is
+    handed all candidates, by number, at the end. Where a script registered a schedule or an architecture, this process
+    judges alone: others do not have it.
     """
     with Store(asked, file) as store:
         done, scenarios = store.done(), Scenarios(asked)
-        ready, complete = len(done), True
+        ready, complete, stopped = len(done), True, ""
         try:
             with closing(_work(scenarios, done, jobs, executor, address)) as work:
                 for found in work:
@@ -81,6 +85,10 @@ def search(
                         progress(ready, asked.size)
         except KeyboardInterrupt:
             complete = False
+        except WorkersLostError as error:
+            if not ready:
+                raise
+            complete, stopped = False, str(error)
         if every is not None:
             every(store)
         return Found(
@@ -90,7 +98,10 @@ def search(
             front=pareto(store),
             counts=store.counts(),
             complete=complete,
-            obstacle=store.obstacle(),
+            obstacle=store.commonest("invalid"),
+            fault=store.commonest("failed"),
+            stopped=stopped,
+            unsaved=store.unsaved(),
             judged=ready - len(done),
         )
 
