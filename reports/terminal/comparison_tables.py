@@ -9,6 +9,7 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
+from reports.views.sidebyside import fits, prices, tokens_per_second, work_differs
 from reports.views.variants import Outcome, differences
 from simulator.memory import needed
 
@@ -19,12 +20,16 @@ _METRICS_WIDTH = 55
 def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False) -> list[RenderableType]:
     """Everything that `compare` prints: the table, what its words mean, and why variants have no numbers."""
     labels = differences(outcomes)
-    room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + _METRICS_WIDTH <= width
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    differs = work_differs(ran)
+    taken = _METRICS_WIDTH + (0 if all(map(fits, ran)) else 5) + (9 if differs else 0)
+    room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + taken <= width
     parts: list[RenderableType] = [heading(outcomes), Text("")]
     if not room:
         parts += [_legend(labels), Text("")]
     parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
-    parts.append(note(_NOTE))
+    parts.append(note((_BY_RATE if differs else _BY_STEP) + _NOTE))
+    parts += [note(f"Prices: {'; '.join(told)}.")] if (told := prices(ran)) else []
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -44,11 +49,22 @@ def heading(outcomes: Sequence[Outcome]) -> Text:
     jobs = ", ".join(dict.fromkeys(outcome.variant.job for outcome in outcomes))
     common = outcomes[0].variant.fixed
     text = Text(f"{words.counted(len(outcomes), 'variant')} of {jobs}", style="bold")
-    return text.append(f"\nall with {', '.join(common)}", style="not bold") if common else text
+    if common:
+        text.append(f"\nall with {', '.join(common)}", style="not bold")
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    small = sum(not fits(result) for result in ran)
+    if small:
+        text.append(f"\n{small} of {len(ran)} that ran DO NOT FIT into memory, and can be no answer", style="red")
+    differs = work_differs(ran)
+    if differs:
+        text.append(f"\nthe work differs ({', '.join(differs)}): compare tokens/s and GPU-hours", style="not bold")
+    return text
 
 
+_BY_STEP = "change: of the step time, against the first that ran."
+_BY_RATE = "change: of tokens/s, against the first that ran, for the work of a step differs."
 _NOTE = (
-    "change: of the step time, against the first that ran. MFU: causal attention, BF16 peak. bubble: mean over ranks."
+    " MFU: causal attention, BF16 peak. bubble: mean over ranks."
     " exposed: communication not overlapped with compute, mean over ranks. GPU-hours: per 1e12 tokens."
     " price: of the run."
 )
@@ -60,22 +76,27 @@ def _short(path: str) -> str:
 
 
 def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> RenderableType:
-    ran = [outcome.result["metrics"] for outcome in outcomes if outcome.result]
-    unit = words.unit_for(max((m["step_time_s"] for m in ran), default=1.0))
-    headers = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    unit = words.unit_for(max((result["metrics"]["step_time_s"] for result in ran), default=1.0))
+    differs, tight = bool(work_differs(ran)), not all(map(fits, ran))
+    headers = [*(["fits"] if tight else []), f"step [{unit.name}]", *(["tokens/s"] if differs else [])]
+    headers += ["change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]"]
     table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
-    best = min((m["step_time_s"] for m in ran), default=0.0)
+    best = max((tokens_per_second(result) for result in ran if fits(result)), default=0.0)
     for at, outcome in enumerate(outcomes):
         named = [Text(values[at], style="bold") for values in labels.values()]
         if outcome.result is None:
             table.add_row(*named, Text("-", style="dim"), style="dim")
             continue
-        m = outcome.result["metrics"]
-        change = m["step_time_s"] / ran[0]["step_time_s"] - 1
+        m, able, rate = outcome.result["metrics"], fits(outcome.result), tokens_per_second(outcome.result)
+        first = ran[0]["metrics"]["step_time_s"]
+        change = rate / tokens_per_second(ran[0]) - 1 if differs else m["step_time_s"] / first - 1
         table.add_row(
             *named,
-            Text(unit.of(m["step_time_s"]), style="bold green" if m["step_time_s"] == best else ""),
-            "" if m is ran[0] else _change(change),
+            *([Text("yes" if able else "NO", style="" if able else "bold red")] if tight else []),
+            Text(unit.of(m["step_time_s"]), style="bold green" if able and rate == best else ""),
+            *([words.compact(rate)] if differs else []),
+            "" if outcome.result is ran[0] else _change(change, -1 if differs else 1),
             words.percent(m["mfu_causal"]),
             words.percent(m["bubble_ratio"]),
             unit.of(m["exposed_comm_s"]),
@@ -85,9 +106,10 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
     return table
 
 
-def _change(change: float) -> Text:
-    """Faster is green, slower is red; the sign says it again."""
-    return Text(f"{100 * change:+.1f} %", style="green" if change < 0 else "red" if change > 0 else "")
+def _change(change: float, less: int) -> Text:
+    """Faster is green, slower is red; the sign says it again. `less`: 1 where less is better, else -1."""
+    style = "green" if change * less < 0 else "red" if change * less > 0 else ""
+    return Text(f"{100 * change:+.1f} %", style=style)
 
 
 def _legend(labels: Mapping[str, list[str]]) -> RenderableType:

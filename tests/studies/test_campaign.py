@@ -263,7 +263,7 @@ def test_the_verb_prints_parts_beside_what_was_published():
     text = " ".join(done.stdout.split())
     told = (
         "Reinforcement learning is left out",
-        "$2.00: the price of the job",
+        "$2.00: the price of the hardware profile h800 (arXiv 2412.19437v2 table 1: assumed rental price, 2024-12)",
         "the power model of H800 SXM 80GB says",
     )
     for word in told:
