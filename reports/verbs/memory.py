@@ -53,6 +53,7 @@ def memory(
     from simulator.inputs import load_scenario
     from simulator.memory import curve_of, measures, memory_of
     from simulator.results.simulate import prepare, timeline_of
+    from simulator.studies.feasibility import SHOWN_FIXES, fixes
 
     scenario = load_scenario(job, overrides)
     built, schedule = prepare(scenario)
@@ -61,6 +62,7 @@ def memory(
     timeline = timeline_of(built, schedule, "longest-path")
     found = memory_of(built, schedule, timeline)
     saved = measures(built, schedule) if with_measures else []
+    advice = [] if found.fits else fixes(scenario)[:SHOWN_FIXES]
     if file is not None or page is not None:
         curve = curve_of(built, schedule, timeline, found.worst.rank if rank is None else rank)
         if file is not None:
@@ -82,7 +84,12 @@ def memory(
                 {"name": m.name, "source": m.source, "saves_bytes": m.saves, "peak_without_bytes": m.peak_without}
                 for m in saved
             ]
+        if not found.fits:
+            shown["fixes"] = [
+                {"set": fix.change, "peak_bytes": fix.candidate.memory, "step_time_s": fix.candidate.step}
+                for fix in advice
+            ]
         print_json(shown)
     else:
-        print_report(*words.report(scenario.name, found, saved))
+        print_report(*words.report(scenario.name, found, saved, advice))
     return 0 if found.fits else 3
