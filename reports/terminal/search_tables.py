@@ -12,13 +12,17 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
-from simulator.studies.search import Candidate, Confirmed, Found, Question
+from simulator.studies.search import Candidate, Confirmed, Found, Question, in_confirmed_order
 from simulator.units import GB
 
 SCHEMA = "foretrain.search/1"
 _BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
 _FAST = "step: by the fast path. M$: price of the whole run."
-_NOTE = f"{_FAST} events: step by the full discrete-event engine, and the place there. off: the fast path against it."
+_NOTE = (
+    "step, MFU, M$: by the full discrete-event engine, as simulate gives them; * by the fast path only. fast: step by"
+    " the fast path, the place there, and how far it is off. M$: price of the whole run."
+)
+_TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
 FRONT = 20
 """Members of the front that are printed; JSON holds all."""
 
@@ -31,12 +35,13 @@ def report(found: Found, confirmed: Sequence[Confirmed], seconds: float) -> list
     if not found.best:
         why = f" Most often: {found.obstacle}" if found.obstacle else ""
         return [*parts, Text(f"Nothing that was judged can run.{why}")]
+    prices = [note(f"Prices: {'; '.join(found.prices)}.")] if found.prices else []
     title = f"Best by {_BY[found.rank]}"
-    parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST))
+    parts += section(title, *ranking(asked, found.best, confirmed), note(_NOTE if confirmed else _FAST), *prices)
     if len(found.front) > 1:
         shown = found.front[:FRONT]
         title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
-        parts += section(title, *ranking(asked, shown, ()))
+        parts += section(title, *ranking(asked, shown, ()), note(_FAST))
     return parts
 
 
@@ -55,19 +60,22 @@ def summary(found: Found, seconds: float) -> str:
 def ranking(asked: Question, candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[RenderableType]:
     """A line per candidate: the values in which they differ, and what it costs. What all share stands below."""
     sure = {one.candidate.number: one for one in confirmed}
+    candidates = in_confirmed_order(candidates, confirmed)
     values = {one.number: asked.values(one.number) for one in candidates}
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
     names = _short([axis.path for axis in asked.axes])
     headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
-    table = columns(*headers, *([">events [s]", ">place", ">off"] if sure else []), gap=1)
+    table = columns(*headers, *([">fast [s]", ">place", ">off"] if sure else []), gap=1)
     for place, one in enumerate(candidates, 1):
         if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
             continue
-        row = [str(place), *(values[one.number][at] for at in differ), f"{one.step:.4g}", words.percent(one.mfu)]
-        row += [f"{one.memory / GB:.1f}", f"{one.cost / 1e6:.3f}"]
-        if one.number in sure:
-            engine = sure[one.number]
-            row += [f"{engine.step:.4g}", str(engine.place), f"{100 * engine.difference:+.2f}%"]
+        engine = sure.get(one.number)
+        step, mfu, cost = (engine.step, engine.mfu, engine.cost) if engine else (one.step, one.mfu, one.cost)
+        star = "*" if sure and not engine else ""
+        row = [str(place), *(values[one.number][at] for at in differ), f"{step:.4g}{star}", words.percent(mfu)]
+        row += [f"{one.memory / GB:.1f}", f"{cost / 1e6:.3f}"]
+        if engine:
+            row += [f"{one.step:.4g}", str(engine.guess), f"{100 * engine.difference:+.2f}%"]
         table.add_row(*row)
     first = values[candidates[0].number] if candidates else ()
     same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
@@ -89,9 +97,17 @@ def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
     asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
 
     def row_of(one: Candidate) -> dict[str, Any]:
-        line = {**record(asked, one)}
+        line = {**record(asked, one), "engine": "fast path"}
         if one.number in sure:
             engine = sure[one.number]
+            line["fast_path"] = {key: line[key] for key in _TIMED} | {"place": engine.guess}
+            line |= {
+                "engine": "events",
+                "step_time_s": engine.step,
+                "time_per_token_s": engine.per_token,
+                "mfu_causal": engine.mfu,
+                "run_cost_usd": engine.cost,
+            }
             line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
         return line
 
@@ -103,7 +119,8 @@ def as_dict(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
         "rank": found.rank,
         "complete": found.complete,
         "counts": found.counts,
-        "best": [row_of(one) for one in found.best],
+        "prices": list(found.prices),
+        "best": [row_of(one) for one in in_confirmed_order(found.best, confirmed)],
         "pareto": [row_of(one) for one in found.front],
     }
 

@@ -12,6 +12,7 @@ from reports.verbs.options import (
     output_file,
     print_json,
     print_report,
+    progress,
     quiet_option,
     say,
     set_option,
@@ -59,7 +60,8 @@ def memory(
     built, schedule = prepare(scenario)
     if rank is not None and not 0 <= rank < schedule.ranks:
         raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")
-    timeline = timeline_of(built, schedule, "longest-path")
+    with progress("simulating", quiet=quiet) as done:
+        timeline = timeline_of(built, schedule, "events", done)  # as simulate, so that the peak is at the same time
     found = memory_of(built, schedule, timeline)
     saved = measures(built, schedule) if with_measures else []
     advice = [] if found.fits else fixes(scenario)[:SHOWN_FIXES]

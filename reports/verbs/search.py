@@ -18,6 +18,7 @@ from reports.verbs.options import (
     quiet_option,
     say,
     set_option,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -118,10 +119,11 @@ def search(
             every=_kept(asked, table, folder),
         )
     took = perf_counter() - began
-    sure = []
+    sure, complaints = [], list[str]()
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
-            sure = engine.confirm(asked, found.best[: top if confirm is None else confirm], done)
+            chosen = found.best[: top if confirm is None else confirm]
+            sure = engine.confirm(asked, chosen, done, rank=rank, failed=complaints.append)
     if page is not None:
         from reports.html import write_search
 
@@ -131,6 +133,7 @@ def search(
         print_json(words.as_dict(found, sure))
     else:
         print_report(*words.report(found, sure, took))
+    warn(complaints, quiet=quiet)
     for path in filter(None, (table, folder)):
         say(f"wrote {path}", quiet=quiet)
     _close(ctx, found, kept, quiet)

@@ -287,7 +287,18 @@ def test_confirmed_by_the_full_engine(asked, whole):
     sure = confirm(asked, whole.best[:3])
     assert [one.candidate for one in sure] == whole.best[:3]
     assert sorted(one.place for one in sure) == [1, 2, 3]
+    assert [one.guess for one in sure] == [1, 2, 3]
     assert all(abs(one.difference) < 0.03 for one in sure)
+
+
+def test_a_candidate_that_cannot_be_confirmed_costs_no_other(asked, whole, monkeypatch):
+    bad, told = whole.best[1].number, []
+    real = Scenarios.of
+    monkeypatch.setattr(Scenarios, "of", lambda self, number: None if number == bad else real(self, number))
+    sure = confirm(asked, whole.best[:3], failed=told.append)
+    assert [one.candidate for one in sure] == [whole.best[0], whole.best[2]]
+    assert len(told) == 1
+    assert f"combination {bad} cannot be confirmed" in told[0]
 
 
 def test_what_is_too_big_is_said_with_its_memory():

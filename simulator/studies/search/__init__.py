@@ -2,7 +2,7 @@
 
 from simulator.studies.search.axes import Axis, Question, Scenarios, question
 from simulator.studies.search.candidate import Candidate, Rank, pareto
-from simulator.studies.search.ranking import Confirmed, Found, confirm, search
+from simulator.studies.search.ranking import Confirmed, Found, confirm, in_confirmed_order, search
 from simulator.studies.search.store import Store
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Scenarios",
     "Store",
     "confirm",
+    "in_confirmed_order",
     "pareto",
     "question",
     "search",
