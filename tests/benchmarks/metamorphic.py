@@ -5,6 +5,7 @@
 Prints each perturbed step that got slower, and why. Causes that are no fault of the engine:
 
 * `power`: less waiting draws more power, so that the clock falls.
+* `stages`: `layout.stages=balanced` cuts the layers by their times, and another cut happens to run worse.
 * `order`: no kernel takes longer by itself, but work that now starts earlier meets other work on a link or on the SMs
   that it missed before. That is the anomaly of list scheduling (Graham, "Bounds on multiprocessing timing anomalies",
   SIAM J. Appl. Math. 17, 1969); real clusters have it, too.
@@ -108,6 +109,8 @@ def cause_of(before: Result, after: Result) -> str:
     """Why a step is slower after an improvement."""
     if after.built.pace > before.built.pace * (1 + SLOWER):
         return "power"
+    if after.stages != before.stages:
+        return "stages"
     longer = [
         name for name, (old, new) in _durations(before.timeline, after.timeline).items() if new > old * (1 + 1e-9)
     ]
