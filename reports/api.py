@@ -35,7 +35,8 @@ __all__ = [
 def compare(
     job: str, vary: Mapping[str, Sequence[Any]], overrides: Sequence[str] = (), *, engine: Engine = "events"
 ) -> pd.DataFrame:
-    """Simulate every combination of varied values: a row each, its metrics in columns, the reason where it cannot run.
+    """Simulate every combination of varied values: a row each, its metrics in columns, whether it `fits`, the reason
+    where it cannot run.
 
     Parameters
     ----------
@@ -55,7 +56,14 @@ def compare(
     for variant in variants([job], varied, overrides):
         outcome = run(variant, engine)
         metrics = outcome.result["metrics"] if outcome.result else {}
-        rows.append({**dict(outcome.variant.varied), **metrics, "error": outcome.error or ""})
+        rows.append(
+            {
+                **dict(outcome.variant.varied),
+                **metrics,
+                "fits": outcome.result["memory"]["fits"] if outcome.result else None,
+                "error": outcome.error or "",
+            }
+        )
     return pd.DataFrame(rows)
 
 

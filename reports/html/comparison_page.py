@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from reports.html.payload import embedded, steps_payload
 from reports.views import words
 from reports.views.actions import ActionSpan
 from reports.views.palette import PHASES
-from reports.views.sidebyside import class_changes, input_differences, sentence, table
+from reports.views.sidebyside import class_changes, input_differences, marked, prices, sentence, table
 
 MOST_CLASSES = 15
 
@@ -33,6 +33,7 @@ def write_comparison(shown: Sequence[Shown], file: Path, failed: Sequence[tuple[
 
 def comparison_context(shown: Sequence[Shown], failed: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Everything the template shows."""
+    shown = [replace(one, title=marked(one.title, one.result)) for one in shown]
     titles, results = [one.title for one in shown], [one.result for one in shown]
     steps = [
         steps_payload(f"steps-{at}", one.actions, one.result["metrics"]["step_time_s"], one.result["stages"])
@@ -56,6 +57,7 @@ def comparison_context(shown: Sequence[Shown], failed: Sequence[tuple[str, str]]
         "unit": words.unit_for(longest),
         "phases": used,
         "legend": [(words.PHASES[phase], PHASES[phase]) for phase in used if phase != "bubble"],
+        "prices": prices(results),
         "failed": failed,
         "data": embedded({"steps": steps, "pair": None}),
     }

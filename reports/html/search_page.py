@@ -10,7 +10,7 @@ from reports.html.charts import ticks
 from reports.html.page import write
 from reports.html.payload import embedded
 from reports.views import words
-from simulator.studies.search import Candidate, Confirmed, Found
+from simulator.studies.search import Candidate, Confirmed, Found, in_confirmed_order
 from simulator.units import GB
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720.0, 300.0, 48.0, 40.0, 12.0
@@ -24,7 +24,7 @@ def write_search(found: Found, confirmed: Sequence[Confirmed], file: Path) -> No
 def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, Any]:
     """Everything the template shows."""
     sure = {one.candidate.number: one for one in confirmed}
-    best = [_row(found, one, sure) for one in found.best if one.step is not None]
+    best = [_row(found, one, sure) for one in in_confirmed_order(found.best, confirmed) if one.step is not None]
     return {
         "title": f"foretrain: search from {found.asked.job}",
         "job": found.asked.job,
@@ -37,6 +37,7 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "best": best,
         "front": [_row(found, one, sure) for one in found.front if one.step is not None],
         "confirmed": bool(sure),
+        "prices": found.prices,
         "chart": scatter(found),
         "GB": GB,
         "answer": _answer(found, best),
@@ -48,11 +49,11 @@ def _row(found: Found, one: Candidate, sure: dict[int, Confirmed]) -> dict[str, 
     engine = sure.get(one.number)
     return {
         "values": [str(value) for value in found.asked.values(one.number)],
-        "step": one.step,
-        "mfu": one.mfu or 0.0,
+        "step": engine.step if engine else one.step,
+        "mfu": engine.mfu if engine else one.mfu or 0.0,
         "memory": one.memory or 0.0,
-        "cost": one.cost or 0.0,
-        "events": engine.step if engine else None,
+        "cost": engine.cost if engine else one.cost or 0.0,
+        "fast": one.step if engine else None,
         "difference": engine.difference if engine else None,
     }
 
@@ -62,7 +63,7 @@ def _answer(found: Found, best: Sequence[dict[str, Any]]) -> str:
         return f"None of the {found.asked.size:,} combinations can run."
     paths = [axis.path for axis in found.asked.axes]
     chosen = ", ".join(f"{path} = {value}" for path, value in zip(paths, best[0]["values"], strict=True))
-    step = best[0]["events"] or best[0]["step"]
+    step = best[0]["step"]
     return (
         f"Of {found.asked.size:,} combinations, {found.counts.get('ok', 0):,} can run; the best by {found.rank} is "
         f"{chosen}: {words.seconds(step)} a step, {best[0]['memory'] / GB:.1f} GB, {words.dollars(best[0]['cost'])}."

@@ -95,7 +95,7 @@ def failures(found: Forecast) -> Table:
     hours = sum(phase.gpu_hours for phase in found.phases)
     table = columns("", ">", "")
     table.add_row("failures", f"{good.failures:.0f}", f"one in {spec.mtbf_gpu_hours:,.0f} GPU-hours")
-    table.add_row("checkpoints", f"every {good.interval / 60:.0f} min", f"{spec.checkpoint_s:g} s each")
+    table.add_row("checkpoints", f"every {_interval(good.interval)}", f"{spec.checkpoint_s:g} s each")
     table.add_row("goodput, expected", words.percent(good.expected), "share of the time that trains")
     span = f"90% of {spec.runs} runs: {100 * good.low:.1f} to {100 * good.high:.1f}%; seed {spec.seed}"
     table.add_row("goodput, sampled", words.percent(good.mean), span)
@@ -103,6 +103,10 @@ def failures(found: Forecast) -> Table:
         "GPU-hours with failures", f"{hours / good.expected:,.0f}", f"{found.seconds / good.expected / DAY:.1f} days"
     )
     return table
+
+
+def _interval(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else words.seconds(seconds)
 
 
 def energy(found: Forecast) -> Text:

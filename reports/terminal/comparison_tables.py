@@ -10,6 +10,7 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.terminal.serving_tables import COMPARED, compared
 from reports.views import words
+from reports.views.sidebyside import fits, prices, tokens_per_second, work_differs
 from reports.views.variants import Outcome, differences
 from simulator.memory import needed
 
@@ -23,14 +24,18 @@ _SPREAD_WIDTH = 18
 def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False) -> list[RenderableType]:
     """Everything that `compare` prints: the table, what its words mean, and why variants have no numbers."""
     labels = differences(outcomes)
-    spread = any("interval" in outcome.result for outcome in outcomes if outcome.result)
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    spread, differs = any("interval" in result for result in ran), work_differs(ran)
     taken = _METRICS_WIDTH + (_SPREAD_WIDTH if spread else 0)
+    taken += (0 if all(map(fits, ran)) else 5) + (9 if differs else 0)
     room = sum(max(map(len, [_short(path), *values])) + 2 for path, values in labels.items()) + taken <= width
     parts: list[RenderableType] = [heading(outcomes), Text("")]
     if not room:
         parts += [_legend(labels), Text("")]
     parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
-    parts.append(note((_SERVING_NOTE if _serves(outcomes) else _NOTE) + (_SPREAD_NOTE if spread else "")))
+    legend = _SERVING_NOTE if _serves(outcomes) else (_BY_RATE if differs else _BY_STEP) + _NOTE
+    parts.append(note(legend + (_SPREAD_NOTE if spread else "")))
+    parts += [note(f"Prices: {'; '.join(taken_from)}.")] if (taken_from := prices(ran)) else []
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -50,11 +55,22 @@ def heading(outcomes: Sequence[Outcome]) -> Text:
     jobs = ", ".join(dict.fromkeys(outcome.variant.job for outcome in outcomes))
     common = outcomes[0].variant.fixed
     text = Text(f"{words.counted(len(outcomes), 'variant')} of {jobs}", style="bold")
-    return text.append(f"\nall with {', '.join(common)}", style="not bold") if common else text
+    if common:
+        text.append(f"\nall with {', '.join(common)}", style="not bold")
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    small = sum(not fits(result) for result in ran)
+    if small:
+        text.append(f"\n{small} of {len(ran)} that ran DO NOT FIT into memory, and can be no answer", style="red")
+    differs = work_differs(ran)
+    if differs:
+        text.append(f"\nthe work differs ({', '.join(differs)}): compare tokens/s and GPU-hours", style="not bold")
+    return text
 
 
+_BY_STEP = "change: of the step time, against the first that ran."
+_BY_RATE = "change: of tokens/s, against the first that ran, for the work of a step differs."
 _NOTE = (
-    "change: of the step time, against the first that ran. MFU: causal attention, BF16 peak. bubble: mean over ranks."
+    " MFU: causal attention, BF16 peak. bubble: mean over ranks."
     " exposed: communication not overlapped with compute, mean over ranks. GPU-hours: per 1e12 tokens."
     " price: of the run."
 )
@@ -78,28 +94,30 @@ def _short(path: str) -> str:
 
 
 def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> RenderableType:
-    ran = [outcome.result["metrics"] for outcome in outcomes if outcome.result]
-    unit = words.unit_for(max((m["step_time_s"] for m in ran), default=1.0))
-    serves = _serves(outcomes)
-    headers: tuple[str, ...] = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
-    if serves:
-        headers = (headers[0], "change", *(title for title, _, _ in COMPARED))
-    between = [f"8 of 10 [{unit.name}]"] if any("interval" in o.result for o in outcomes if o.result) else []
-    titles = (headers[0], *between, *headers[1:])
-    table = columns(*map(_short, labels), *(f">{header}" for header in titles), gap=1)
-    best = min((m["step_time_s"] for m in ran), default=0.0)
+    ran = [outcome.result for outcome in outcomes if outcome.result]
+    unit = words.unit_for(max((result["metrics"]["step_time_s"] for result in ran), default=1.0))
+    differs, tight, serves = bool(work_differs(ran)), not all(map(fits, ran)), _serves(outcomes)
+    between = [f"8 of 10 [{unit.name}]"] if any("interval" in result for result in ran) else []
+    headers = [*(["fits"] if tight else []), f"step [{unit.name}]", *between, *(["tokens/s"] if differs else [])]
+    cells = [title for title, _, _ in COMPARED] if serves else ["MFU", "bubble", "exposed", "GPU-hours", "price [$]"]
+    headers += ["change", *cells]
+    table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
+    best = max((tokens_per_second(result) for result in ran if fits(result)), default=0.0)
     for at, outcome in enumerate(outcomes):
         named = [Text(values[at], style="bold") for values in labels.values()]
         if outcome.result is None:
             table.add_row(*named, Text("-", style="dim"), style="dim")
             continue
-        m = outcome.result["metrics"]
-        change = m["step_time_s"] / ran[0]["step_time_s"] - 1
+        m, able, rate = outcome.result["metrics"], fits(outcome.result), tokens_per_second(outcome.result)
+        first = ran[0]["metrics"]["step_time_s"]
+        change = rate / tokens_per_second(ran[0]) - 1 if differs else m["step_time_s"] / first - 1
         table.add_row(
             *named,
-            Text(unit.of(m["step_time_s"]), style="bold green" if m["step_time_s"] == best else ""),
+            *([Text("yes" if able else "NO", style="" if able else "bold red")] if tight else []),
+            Text(unit.of(m["step_time_s"]), style="bold green" if able and rate == best else ""),
             *(_between(outcome.result["interval"], unit) for _ in between),
-            "" if m is ran[0] else _change(change),
+            *([words.compact(rate)] if differs else []),
+            "" if outcome.result is ran[0] else _change(change, -1 if differs else 1),
             *(compared(m) if serves else _training_cells(m, unit)),
         )
     return table
@@ -121,9 +139,10 @@ def _between(found: Mapping[str, float], unit: words.Unit) -> str:
     return f"{unit.of(found['p10_s'])} to {unit.of(found['p90_s'])}"
 
 
-def _change(change: float) -> Text:
-    """Faster is green, slower is red; the sign says it again."""
-    return Text(f"{100 * change:+.1f} %", style="green" if change < 0 else "red" if change > 0 else "")
+def _change(change: float, less: int) -> Text:
+    """Faster is green, slower is red; the sign says it again. `less`: 1 where less is better, else -1."""
+    style = "green" if change * less < 0 else "red" if change * less > 0 else ""
+    return Text(f"{100 * change:+.1f} %", style=style)
 
 
 def _legend(labels: Mapping[str, list[str]]) -> RenderableType:

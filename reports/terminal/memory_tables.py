@@ -9,16 +9,21 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
+from reports.views import words
 from simulator.memory import GROUPS, Measure, MemoryReport, RankMemory
+from simulator.studies.feasibility import Fix
 from simulator.units import GB
 
 
-def report(title: str, memory: MemoryReport, measures: Sequence[Measure] = ()) -> list[RenderableType]:
+def report(
+    title: str, memory: MemoryReport, measures: Sequence[Measure] = (), advice: Sequence[Fix] = ()
+) -> list[RenderableType]:
     """Everything `memory` prints, part by part."""
     worst = memory.worst
     parts: list[RenderableType] = [
         Text(f"Memory of one training step of {title}", style="bold"),
         *section("The answer", answer(memory)),
+        *([] if memory.fits else section("What would make it fit", fixes(advice))),
         *section(f"Rank {worst.rank} at its peak [GB]", items(worst)),
         *section("Peak of each rank [GB]", ranks(memory), note("Equal consecutive ranks share a line.")),
     ]
@@ -41,6 +46,16 @@ def answer(memory: MemoryReport) -> Text:
         f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB: {verdict}.\n"
         f"Peak:{when} on rank {worst.rank}, during {worst.during}."
     )
+
+
+def fixes(advice: Sequence[Fix]) -> RenderableType:
+    """Single changes that make it fit, the quickest first."""
+    if not advice:
+        return Text("No single change that was tried makes it fit.")
+    table = columns("", ">GB", ">step")
+    for fix in advice:
+        table.add_row(fix.change, gigabytes(fix.candidate.memory or 0.0), words.seconds(fix.candidate.step or 0.0))
+    return table
 
 
 def items(rank: RankMemory) -> Table:

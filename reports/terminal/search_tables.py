@@ -15,14 +15,18 @@ from rich.text import Text
 from reports.export.files import replacing
 from reports.terminal.elements import columns, note, section
 from reports.views import words
-from simulator.studies.search import Candidate, Confirmed, Found, Question
+from simulator.studies.search import Candidate, Confirmed, Found, Question, in_confirmed_order
 from simulator.studies.uncertainty import Interval
 from simulator.units import GB
 
 SCHEMA = "foretrain.search/1"
 _BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
 _FAST = "step: by the fast path. M$: price of the whole run."
-_NOTE = f"{_FAST} events: step by the full discrete-event engine, and the place there. off: the fast path against it."
+_NOTE = (
+    "step, MFU, M$: by the full discrete-event engine, as simulate gives them; * by the fast path only. fast: step by"
+    " the fast path, the place there, and how far it is off. M$: price of the whole run."
+)
+_TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
 _BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."
 FRONT = 20
 """Members of the front that are printed; JSON holds all."""
@@ -41,12 +45,14 @@ def report(
     if not found.best:
         why = f" Most often: {found.obstacle}" if found.obstacle else ""
         return [*parts, Text(f"Nothing that was judged can run.{why}")]
+    prices = [note(f"Prices: {'; '.join(found.prices)}.")] if found.prices else []
     title = f"Best by {_BY[found.rank]}"
-    parts += section(title, *ranking(asked, found.best, confirmed, intervals), note(_notes(confirmed, intervals)))
+    notes = (note(_notes(confirmed, intervals)), *prices)
+    parts += section(title, *ranking(asked, found.best, confirmed, intervals), *notes)
     if len(found.front) > 1:
         shown = found.front[:FRONT]
         title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
-        parts += section(title, *ranking(asked, shown, ()))
+        parts += section(title, *ranking(asked, shown, ()), note(_FAST))
     return parts
 
 
@@ -58,6 +64,8 @@ def summary(found: Found, seconds: float) -> str:
     """How many there were of what, and how fast."""
     c = found.counts
     text = f"{c['ok']:,} can run, {c['too big']:,} do not fit into memory, {c['invalid']:,} are invalid"
+    if c["failed"]:
+        text += f", {c['failed']:,} failed ({found.fault})"
     if found.judged:
         text += f"; {found.judged:,} judged in {seconds:.1f} s"
     left = found.asked.size - sum(c.values())
@@ -72,20 +80,23 @@ def ranking(
 ) -> list[RenderableType]:
     """A line per candidate: the values in which they differ, and what it costs. What all share stands below."""
     sure = {one.candidate.number: one for one in confirmed}
+    candidates = in_confirmed_order(candidates, confirmed)
     values = {one.number: asked.values(one.number) for one in candidates}
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
     names = _short([axis.path for axis in asked.axes])
     headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
-    headers += [">events [s]", ">place", ">off"] if sure else []
+    headers += [">fast [s]", ">place", ">off"] if sure else []
     table = columns(*headers, *([">8 of 10 [s]"] if intervals else []), gap=1)
     for place, one in enumerate(candidates, 1):
         if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
             continue
-        row = [str(place), *(values[one.number][at] for at in differ), f"{one.step:.4g}", words.percent(one.mfu)]
-        row += [f"{one.memory / GB:.1f}", f"{one.cost / 1e6:.3f}"]
-        if one.number in sure:
-            engine = sure[one.number]
-            row += [f"{engine.step:.4g}", str(engine.place), f"{100 * engine.difference:+.2f}%"]
+        engine = sure.get(one.number)
+        step, mfu, cost = (engine.step, engine.mfu, engine.cost) if engine else (one.step, one.mfu, one.cost)
+        star = "*" if sure and not engine else ""
+        row = [str(place), *(values[one.number][at] for at in differ), f"{step:.4g}{star}", words.percent(mfu)]
+        row += [f"{one.memory / GB:.1f}", f"{cost / 1e6:.3f}"]
+        if engine:
+            row += [f"{one.step:.4g}", str(engine.guess), f"{100 * engine.difference:+.2f}%"]
         elif sure:
             row += [""] * 3
         if one.number in intervals:
@@ -114,9 +125,17 @@ def as_dict(
     asked, sure = found.asked, {one.candidate.number: one for one in confirmed}
 
     def row_of(one: Candidate) -> dict[str, Any]:
-        line = {**record(asked, one)}
+        line = {**record(asked, one), "engine": "fast path"}
         if one.number in sure:
             engine = sure[one.number]
+            line["fast_path"] = {key: line[key] for key in _TIMED} | {"place": engine.guess}
+            line |= {
+                "engine": "events",
+                "step_time_s": engine.step,
+                "time_per_token_s": engine.per_token,
+                "mfu_causal": engine.mfu,
+                "run_cost_usd": engine.cost,
+            }
             line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
         if one.number in intervals:
             line["interval"] = intervals[one.number].as_dict()
@@ -130,7 +149,8 @@ def as_dict(
         "rank": found.rank,
         "complete": found.complete,
         "counts": found.counts,
-        "best": [row_of(one) for one in found.best],
+        "prices": list(found.prices),
+        "best": [row_of(one) for one in in_confirmed_order(found.best, confirmed)],
         "pareto": [row_of(one) for one in found.front],
     }
 

@@ -12,7 +12,8 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from reports.views.palette import PHASES as COLOURS
-from simulator.results.metrics import ClassTime, RankTimes
+from simulator.memory import MemoryReport, needed
+from simulator.results.metrics import ClassTime, RankTimes, price_of
 from simulator.results.result import Result
 from simulator.schedule import stages_on
 from simulator.spec.scenario import Scenario
@@ -42,7 +43,7 @@ def report(result: Result, *, verbose: bool = False, interval: Interval | None =
     """Everything `simulate` prints, part by part."""
     unit = words.unit_for(result.metrics["step_time_s"])
     return [
-        heading(result.scenario),
+        heading(result.scenario, result.memory),
         *section("The answer", answer(result), note(_MFU_NOTE)),
         *(section("How sure the step time is", *sureness(interval, verbose)) if interval is not None else ()),
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
@@ -53,8 +54,8 @@ def report(result: Result, *, verbose: bool = False, interval: Interval | None =
     ]
 
 
-def heading(scenario: Scenario) -> Text:
-    """Which step this is, in three lines."""
+def heading(scenario: Scenario, memory: MemoryReport) -> Text:
+    """Which step this is, and whether it fits, in three lines."""
     job, layout, model = scenario.job, scenario.job.layout, scenario.model
     degrees = [f"{layout.pp} pipeline ({layout.schedule})"]
     degrees += [f"{n} {word}" for n, word in ((layout.tp, "tensor"), (layout.cp, "context")) if n > 1]
@@ -67,6 +68,8 @@ def heading(scenario: Scenario) -> Text:
         f" {words.counted(job.microbatches, 'microbatch')} of {job.batch.microbatch_size} in each pipeline",
     )
     text = Text(f"One training step of {scenario.name}", style="bold")
+    if not memory.fits:
+        text.append(f": DOES NOT FIT, {needed(memory.verdict())}", style="red")
     return text.append("\n" + "\n".join(lines), style="not bold")
 
 
@@ -266,6 +269,7 @@ def remarks(result: Result) -> Table:
         f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
         f"all {scenario.job.dp} are assumed to be equal.",
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
+        f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from reports.views.variants import Outcome
 
-NONE_POSSIBLE = 2
+NONE_POSSIBLE, NONE_FITS = 2, 3
 
 
 @click.command(
@@ -72,13 +72,14 @@ def compare(
 ) -> None:
     """Simulate several jobs, or one job with varied values, side by side.
 
-    A combination that breaks a rule stays in the table, with the reason.
+    A combination that breaks a rule stays in the table, with the reason. Exit code 3 if none fits into memory.
     """
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
     asked = interval_asked(interval, draws, seed)
     from reports.views import variants as runs
     from reports.views import words
+    from reports.views.sidebyside import fits
     from simulator.errors import InputError
     from simulator.inputs import load_scenario
 
@@ -108,6 +109,8 @@ def compare(
     say(f"simulated {words.counted(len(chosen), 'variant')} by {engine} in {perf_counter() - began:.1f} s", quiet=quiet)
     if all(outcome.error for outcome in outcomes):
         ctx.exit(NONE_POSSIBLE)
+    if not any(outcome.result and fits(outcome.result) for outcome in outcomes):
+        ctx.exit(NONE_FITS)
 
 
 def _write_looks(outcomes: list[Outcome], page: Path | None, folder: Path | None, quiet: bool) -> None:
@@ -125,9 +128,10 @@ def _write_looks(outcomes: list[Outcome], page: Path | None, folder: Path | None
         say(f"wrote {page}", quiet=quiet)
     if folder is not None and ran:
         from reports.figures import write_comparison_figures
+        from reports.views.sidebyside import marked
 
         varied = {path: [values[at] for _, _, at in ran] for path, values in columns.items()}
         files = write_comparison_figures(
-            [title for title, _, _ in ran], [result for _, result, _ in ran], varied, folder
+            [marked(title, result) for title, result, _ in ran], [result for _, result, _ in ran], varied, folder
         )
         say(f"drew {len(files)} files into {folder}", quiet=quiet)

@@ -14,6 +14,7 @@ from reports.verbs.options import (
     output_file,
     print_json,
     print_report,
+    progress,
     quiet_option,
     say,
     set_option,
@@ -73,6 +74,7 @@ def memory(
     from simulator.inputs import load_scenario
     from simulator.memory import curve_of, measures, memory_of
     from simulator.results.simulate import prepare, timeline_of
+    from simulator.studies.feasibility import SHOWN_FIXES, fixes
 
     scenario = load_scenario(job, overrides)
     if scenario.workload.serves:
@@ -81,9 +83,11 @@ def memory(
     built, schedule = prepare(scenario)
     if rank is not None and not 0 <= rank < schedule.ranks:
         raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")
-    timeline = timeline_of(built, schedule, "longest-path")
+    with progress("simulating", quiet=quiet) as done:
+        timeline = timeline_of(built, schedule, "events", done)  # as simulate, so that the peak is at the same time
     found = memory_of(built, schedule, timeline)
     saved = measures(built, schedule) if with_measures else []
+    advice = [] if found.fits else fixes(scenario)[:SHOWN_FIXES]
     if file is not None or page is not None:
         curve = curve_of(built, schedule, timeline, found.worst.rank if rank is None else rank)
         if file is not None:
@@ -105,7 +109,12 @@ def memory(
                 {"name": m.name, "source": m.source, "saves_bytes": m.saves, "peak_without_bytes": m.peak_without}
                 for m in saved
             ]
+        if not found.fits:
+            shown["fixes"] = [
+                {"set": fix.change, "peak_bytes": fix.candidate.memory, "step_time_s": fix.candidate.step}
+                for fix in advice
+            ]
         print_json(shown)
     else:
-        print_report(*words.report(scenario.name, found, saved))
+        print_report(*words.report(scenario.name, found, saved, advice))
     return 0 if found.fits else 3

@@ -87,13 +87,16 @@ def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
 def _with_failures(asked: Campaign, mtbf: float | None, seed: int | None) -> Campaign:
     from dataclasses import replace
 
-    from simulator.studies.campaign import Failures
+    from simulator.inputs.limits import check_ranges
+    from simulator.studies.campaign import FAILURES, Failures
 
     failures = asked.failures
     if mtbf is not None:
-        if mtbf <= 0:
-            raise click.UsageError(f"--mtbf: {mtbf:g}: must be above 0")
         failures = replace(failures or Failures(mtbf_gpu_hours=mtbf), mtbf_gpu_hours=mtbf)
-    if seed is not None and failures is not None:
+        check_ranges({"mtbf": mtbf}, {"mtbf": FAILURES["mtbf_gpu_hours"]}, "plan", "--")
+    if seed is not None:
+        if failures is None:
+            raise click.UsageError("--seed: there are no failures to sample; give --mtbf", click.get_current_context())
         failures = replace(failures, seed=seed)
+        check_ranges({"seed": seed}, {"seed": FAILURES["seed"]}, "plan", "--")
     return replace(asked, failures=failures)

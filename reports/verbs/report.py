@@ -51,15 +51,17 @@ def compare(files: tuple[str, ...], html: str | None, as_json: bool, quiet: bool
 
 def as_dict(saved: list[Saved]) -> dict[str, Any]:
     """The object that `--json` prints."""
-    from reports.views.sidebyside import METRICS
+    from reports.views.sidebyside import METRICS, fits, value_of, work_differs
 
     return {
         "schema": SCHEMA,
+        "work_differs": work_differs([one.result for one in saved]),
         "results": [
             {
                 "title": one.title,
                 "scenario": one.result["scenario"].get("hash"),
-                "metrics": {m.key: one.result["metrics"].get(m.key) for m in METRICS},
+                "metrics": {m.key: value_of(one.result, m.key) for m in METRICS},
+                "fits": fits(one.result),
                 "breakdown_s": one.result["breakdown_s"],
             }
             for one in saved
@@ -72,9 +74,10 @@ def tables(saved: list[Saved]) -> list[RenderableType]:
     from rich.text import Text
 
     from reports.terminal.elements import columns, section
-    from reports.views.sidebyside import input_differences, sentence, table
+    from reports.views.sidebyside import input_differences, marked, prices, sentence, table
 
-    results, titles = [one.result for one in saved], [one.title for one in saved]
+    results = [one.result for one in saved]
+    titles = [marked(one.title, one.result) for one in saved]
     metrics = columns("", *(f">{title}" for title in titles))
     for metric, cells in table(results):
         texts = [cell.text + ("" if cell.change is None else f" ({100 * cell.change:+.1f} %)") for cell in cells]
@@ -84,4 +87,5 @@ def tables(saved: list[Saved]) -> list[RenderableType]:
     for path, values in differences:
         inputs.add_row(path, *values)
     parts: list[RenderableType] = [Text(sentence(titles, results), style="bold"), *section("Results", metrics)]
+    parts += section("Prices", Text("\n".join(prices(results)) or "not said"))
     return parts + list(section("Inputs that differ", inputs if differences else Text("none")))

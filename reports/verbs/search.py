@@ -20,6 +20,7 @@ from reports.verbs.options import (
     quiet_option,
     say,
     set_option,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -126,10 +127,11 @@ def search(
             every=_kept(asked, table, folder),
         )
     took = perf_counter() - began
-    sure = []
+    sure, complaints = [], list[str]()
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
-            sure = engine.confirm(asked, found.best[: top if confirm is None else confirm], done)
+            chosen = found.best[: top if confirm is None else confirm]
+            sure = engine.confirm(asked, chosen, done, rank=rank, failed=complaints.append)
     around = _intervals(asked, found, sure, spread, quiet)
     if page is not None:
         from reports.html import write_search
@@ -140,8 +142,20 @@ def search(
         print_json(words.as_dict(found, sure, around))
     else:
         print_report(*words.report(found, sure, took, around))
+    warn(complaints, quiet=quiet)
     for path in filter(None, (table, folder)):
         say(f"wrote {path}", quiet=quiet)
+    _close(ctx, found, kept, quiet)
+
+
+def _close(ctx: click.Context, found: Found, kept: Path | None, quiet: bool) -> None:
+    """The exit code, and what went wrong: lines on stderr that --quiet does not silence."""
+    for line in filter(None, (found.stopped, found.unsaved)):
+        click.echo(f"foretrain: {line}", err=True)
+    if found.stopped:
+        say("what was judged is shown" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
+    if found.stopped or found.unsaved:
+        ctx.exit(2)
     if not found.complete:
         say("interrupted" + (f"; go on with --resume {kept}" if kept else ""), quiet=quiet)
         ctx.exit(INTERRUPTED)

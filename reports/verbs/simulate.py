@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from simulator.results.result import Result
     from simulator.studies.uncertainty import Interval
 
+DOES_NOT_FIT = 3
+
 
 @click.command(
     epilog="Example: foretrain simulate deepseek-v3-pretrain --set layout.schedule=zb1p --trace step.json.gz"
@@ -69,8 +71,11 @@ def simulate(
     export: str | None,
     quiet: bool,
     verbose: bool,
-) -> None:
-    """Simulate one training step of JOB and report where the time goes."""
+) -> int:
+    """Simulate one training step of JOB and report where the time goes.
+
+    Exit code 3 if it does not fit into memory.
+    """
     file = output_file(trace, "--trace") if trace is not None else None
     page = output_file(html, "--html") if html is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
@@ -106,6 +111,7 @@ def simulate(
         else:
             print_report(*step_tables.report(result, verbose=verbose, interval=spread))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
+    return 0 if result.memory.fits else DOES_NOT_FIT
 
 
 def _check_usage(wrong: bool, text: str) -> None:

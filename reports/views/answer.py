@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from reports.views import words
 from reports.views.trust import Doubt
+from simulator.memory import needed
+from simulator.results.metrics import price_of
 from simulator.results.result import Result
 from simulator.spec.scenario import Scenario
 
@@ -12,8 +14,9 @@ def answer_of(result: Result) -> str:
     """What came out, for someone who did not run it."""
     m, scenario = result.metrics, result.scenario
     model, gpu = scenario.model, scenario.cluster.gpu
+    fits = "" if result.memory.fits else f"DOES NOT FIT into memory: {needed(result.memory.verdict())}. "
     return (
-        f"One training step of {model.name} ({words.large(model.parameters())} parameters, "
+        f"{fits}One training step of {model.name} ({words.large(model.parameters())} parameters, "
         f"{scenario.job.precision.recipe.upper()}) on {scenario.job.gpus} {gpu.name} is forecast to take "
         f"{words.seconds(m['step_time_s'])}: {words.large(m['tokens_per_day'])} tokens a day at "
         f"{words.percent(m['mfu_causal'])} of the BF16 peak; the run of {words.large(scenario.job.run.tokens)} tokens "
@@ -70,7 +73,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ),
         ("communication SMs", _communication_sms(scenario)),
         ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{all_to_alls}"),
-        ("price", f"{words.dollars(_price(scenario))} per GPU-hour"),
+        ("price", f"{words.dollars(price_of(scenario)[0])} per GPU-hour, {price_of(scenario)[1]}"),
         ("not included", "failures, restarts, checkpoints, evaluation and data loading"),
     ]
 
@@ -84,8 +87,3 @@ def _communication_sms(scenario: Scenario) -> str:
     if job.layout.zero >= 2 or stack.grad_sync_overlap or stack.param_gather_overlap:
         takers.append(f"{fabric.nic.sms} a NIC and at most {fabric.nvlink.sms} for collectives")
     return f"of {scenario.cluster.gpu.sms}, {', '.join(takers)}" if takers else "none"
-
-
-def _price(scenario: Scenario) -> float:
-    own = scenario.job.run.price_per_gpu_hour
-    return scenario.cluster.price_per_gpu_hour if own is None else own

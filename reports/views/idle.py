@@ -26,8 +26,11 @@ CAUSES = {
     "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
     "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
     "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
-    "all_to_all": ("exposed communication", "all-to-alls and collectives inside actions that no compute hides"),
-    "sync": ("exposed gradient sync", "gradient and parameter collectives that no compute hides"),
+    "all_to_all": (
+        "all-to-alls inside actions",
+        "the part of the exposed communication that lies inside actions: all-to-alls and collectives",
+    ),
+    "sync": ("gradient sync", "gradient and parameter collectives outside actions that no compute hides"),
     "other": ("other", "neither compute nor communication runs inside an action"),
 }
 """Cause -> its name, and what it says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.views import words
@@ -20,6 +20,8 @@ class Metric:
     less: bool | None
 
 
+PRICE_OF_TOKENS = "cost_per_trillion_tokens_usd"
+
 METRICS = (
     Metric(key="step_time_s", name="step time", write=words.seconds, less=True),
     Metric(key="tokens_per_day", name="tokens a day", write=words.large, less=False),
@@ -28,6 +30,7 @@ METRICS = (
     Metric(key="bubble_ratio_worst", name="bubble, worst rank", write=words.percent, less=True),
     Metric(key="exposed_comm_s", name="exposed communication", write=words.seconds, less=True),
     Metric(key="gpu_hours_per_trillion_tokens", name="GPU-hours per 10¹² tokens", write="{:,.0f}".format, less=True),
+    Metric(key=PRICE_OF_TOKENS, name="price per 10¹² tokens", write=words.dollars, less=True),
     Metric(key="run_days", name="days of the run", write="{:,.1f}".format, less=True),
     Metric(key="run_cost_usd", name="price of the run", write=words.dollars, less=True),
 )
@@ -45,12 +48,70 @@ class Cell:
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[Metric, list[Cell]]]:
     """A line per metric that all results have."""
-    rows = []
+    rows, differs = [], bool(work_differs(results))
     for metric in METRICS:
-        values = [result["metrics"].get(metric.key) for result in results]
+        values = [value_of(result, metric.key) for result in results]
+        aside = differs and metric.key in _PER_STEP  # neither is better: the steps do different work
+        judged = replace(metric, less=None) if aside else metric
         if all(isinstance(value, (int, float)) for value in values):
-            rows.append((metric, [_cell(metric, value, values[0], at) for at, value in enumerate(values)]))
+            rows.append((metric, [_cell(judged, value, values[0], at) for at, value in enumerate(values)]))
     return rows
+
+
+_PER_STEP = ("step_time_s", "exposed_comm_s")
+
+
+def value_of(result: Mapping[str, Any], key: str) -> Any:
+    """A metric of a result; None where it has none."""
+    metrics = result["metrics"]
+    if key == PRICE_OF_TOKENS:
+        hours, price = metrics.get("gpu_hours_per_trillion_tokens"), metrics.get("price_per_gpu_hour_usd")
+        return hours * price if isinstance(hours, (int, float)) and isinstance(price, (int, float)) else None
+    return metrics.get(key)
+
+
+def fits(result: Mapping[str, Any]) -> bool:
+    """Whether a result fits into memory, as far as it says."""
+    memory = result.get("memory")
+    return not isinstance(memory, Mapping) or memory.get("fits") is not False
+
+
+def marked(title: str, result: Mapping[str, Any]) -> str:
+    """The title of a result, marked where it cannot run."""
+    return title if fits(result) else f"{title} (DOES NOT FIT)"
+
+
+def work_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of the work of a step is not the same in all results, in words."""
+    seen = [_work(result) for result in results]
+    return [name for name in seen[0] if len({str(one[name]) for one in seen}) > 1] if seen else []
+
+
+def _work(result: Mapping[str, Any]) -> dict[str, Any]:
+    scenario = result["scenario"]
+    batch = (scenario.get("job") or {}).get("batch") or {}
+    return {
+        "model": (scenario.get("model") or {}).get("name"),
+        "tokens per step": result["metrics"].get("tokens_per_step"),
+        "sequence length": batch.get("sequence_length"),
+    }
+
+
+def tokens_per_second(result: Mapping[str, Any]) -> float:
+    """Tokens a second of all GPUs; of a result that says no tokens, steps a second."""
+    metrics = result["metrics"]
+    return float(metrics.get("tokens_per_step", 1.0) / metrics["step_time_s"])
+
+
+def prices(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which prices of a GPU-hour the results take, each once, with whose it is and its source."""
+    told = []
+    for result in results:
+        price = result["metrics"].get("price_per_gpu_hour_usd")
+        whose = result.get("provenance", {}).get("price_per_gpu_hour")
+        if isinstance(price, (int, float)):
+            told.append(f"{words.dollars(price)} a GPU-hour" + (f", the price {whose}" if whose else ""))
+    return list(dict.fromkeys(told))
 
 
 def _cell(metric: Metric, value: float, base: float, at: int) -> Cell:
@@ -102,8 +163,33 @@ def class_changes(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
 
 
 def sentence(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
-    """Which is fastest, and by how much."""
-    steps = [result["metrics"]["step_time_s"] for result in results]
+    """Which of those that fit is fastest, and by how much: by step time, or by tokens/s where their work differs."""
+    able = [at for at, result in enumerate(results) if fits(result)]
+    left_out = len(results) - len(able)
+    aside = f" {left_out} of {len(results)} do not fit into memory and are left out." if left_out else ""
+    if not able:
+        return f"None of the {len(results)} fits into memory."
+    names, chosen = [titles[at] for at in able], [results[at] for at in able]
+    differs = work_differs(chosen)
+    if differs:
+        return f"The work differs ({', '.join(differs)}): {_by_rate(names, chosen)}{aside}"
+    return _by_step(names, [result["metrics"]["step_time_s"] for result in chosen]) + aside
+
+
+def _by_rate(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
+    rates = [tokens_per_second(result) for result in results]
+    best = max(range(len(rates)), key=rates.__getitem__)
+    said = f"{titles[best]} has the most tokens a second of {len(rates)}, {words.large(rates[best])}"
+    if best:
+        said += f", {words.percent(rates[best] / rates[0] - 1)} more than {titles[0]} ({words.large(rates[0])})"
+    costs = [value_of(result, PRICE_OF_TOKENS) for result in results]
+    if all(isinstance(cost, (int, float)) for cost in costs):
+        least = min(range(len(costs)), key=costs.__getitem__)
+        said += f"; {titles[least]} the lowest price, {words.dollars(costs[least])} per 10¹² tokens"
+    return f"{said}."
+
+
+def _by_step(titles: Sequence[str], steps: Sequence[float]) -> str:
     best = min(range(len(steps)), key=steps.__getitem__)
     said = f"{titles[best]} is the fastest of {len(steps)}, with {words.seconds(steps[best])} a step"
     if best:

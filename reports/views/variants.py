@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from reports.views.sidebyside import work_differs
 from simulator.errors import ForetrainError, InputError
 from simulator.plugins import registered_by_script
 
@@ -219,7 +220,8 @@ def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         }
         for o in outcomes
     ]
-    return {"schema": SCHEMA, "variants": variants}
+    ran = [o.result for o in outcomes if o.result]
+    return {"schema": SCHEMA, "work_differs": work_differs(ran), "variants": variants}
 
 
 def _settings(variant: Variant) -> Iterator[tuple[str, str]]:

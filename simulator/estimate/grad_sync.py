@@ -182,7 +182,7 @@ class GradSync:
             (at, self.stage(stage).reduce[block].seconds)
             for stage, block, at in self.order.reduces(step, cost.wgrad_end)
         ]
-        later = 1.0 + sharing / cost.duration
+        later = 1.0 + sharing / cost.duration if cost.duration else 1.0  # stages without layers have empty actions
         return Traffic(
             duration=cost.duration + sharing,
             gathers=tuple((later * at, seconds) for at, seconds in gathers),

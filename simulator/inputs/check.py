@@ -7,7 +7,7 @@ time or memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import gcd, lcm
+from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
 from simulator.errors import ScheduleError
@@ -161,14 +161,14 @@ def _experts(s: Scenario) -> Iterator[Problem]:
             if value > 1:
                 yield _dense_problem(key, value, s.model.name)
         return
-    both = gcd(experts, stage // layout.etp) or 1
+    advice = _expert_advice(s)
     if experts % layout.ep:
         yield Problem(
             rule="experts on ranks",
             key="layout.ep",
             value=layout.ep,
             message=f"does not divide the {experts} routed experts",
-            suggestion=f"use {_divisors(both, layout.ep)}",
+            suggestion=advice,
         )
     if stage % (layout.ep * layout.etp):
         yield Problem(
@@ -177,7 +177,7 @@ def _experts(s: Scenario) -> Iterator[Problem]:
             value=layout.ep,
             message=f"x etp {layout.etp} = {layout.ep * layout.etp} does not divide the tp {layout.tp} x cp {layout.cp}"
             f" x dp {s.job.dp} = {stage} ranks of a stage",
-            suggestion=f"use {_divisors(both, layout.ep)}",
+            suggestion=advice,
         )
     wrong = loads_problem(s.job.routing, layout.ep)
     if wrong:
@@ -186,6 +186,30 @@ def _experts(s: Scenario) -> Iterator[Problem]:
         )
     if s.model.moe_intermediate_size % layout.etp:
         yield _width_problem("layout.etp", layout.etp, "moe_intermediate_size", s.model.moe_intermediate_size)
+
+
+def expert_degrees(s: Scenario) -> list[int]:
+    """Every `layout.ep` that divides the model's experts and the ranks of a stage, ascending."""
+    layout, experts = s.job.layout, s.model.n_routed_experts
+    ranks = layout.tp * layout.cp * s.job.dp
+    if not experts or not ranks or ranks % layout.etp or s.job.gpus % (layout.tp * layout.cp * layout.pp):
+        return []
+    return divisors(gcd(experts, ranks // layout.etp))
+
+
+def _expert_advice(s: Scenario) -> str:
+    """The degrees around the job's; none where other numbers must change first."""
+    degrees, ep = expert_degrees(s), s.job.layout.ep
+    if not degrees:
+        return ""
+    near = [max((d for d in degrees if d <= ep), default=degrees[0]), *[d for d in degrees if d > ep][:1]]
+    return f"use {' or '.join(str(d) for d in near)}"
+
+
+def divisors(value: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, isqrt(value) + 1) if value % d == 0]
+    return sorted({*small, *(value // d for d in small)})
 
 
 def _routing(s: Scenario) -> Iterator[Problem]:

@@ -208,12 +208,21 @@ def throughput(step: float, job: Job, model: ModelSpec, peak_bf16: float) -> dic
     }
 
 
+def price_of(scenario: Scenario) -> tuple[float, str]:
+    """Price of a GPU-hour [USD], and whose it is: the hardware profile's, with its source and date, unless the job
+    has one of its own."""
+    own, cluster = scenario.job.run.price_per_gpu_hour, scenario.cluster
+    if own is not None:
+        return own, "of the job"
+    source = cluster.sources.get("price_per_gpu_hour", "no source given")
+    return cluster.price_per_gpu_hour, f"of the hardware profile {cluster.name} ({source})"
+
+
 def price_of_run(step: float, scenario: Scenario) -> dict[str, float]:
     """GPU-hours and dollars of the whole run at this step time."""
     job = scenario.job
     hours_per_token = job.gpus * step / HOUR / job.tokens_per_step
-    dollars = job.run.price_per_gpu_hour
-    price = scenario.cluster.price_per_gpu_hour if dollars is None else dollars
+    price = price_of(scenario)[0]
     hours = hours_per_token * job.run.tokens
     return {
         "gpu_hours_per_trillion_tokens": hours_per_token * 1e12,

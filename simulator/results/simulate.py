@@ -203,4 +203,5 @@ def provenance(scenario: Scenario, engine: Engine) -> dict[str, Any]:
         "hardware": scenario.cluster.name,
         "kernels": scenario.cluster.kernels.name,
         "stack": scenario.stack.name,
+        "price_per_gpu_hour": m.price_of(scenario)[1],
     }

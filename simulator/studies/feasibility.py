@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.estimate.shared_prices import SharedPricesMemo
-from simulator.inputs.check import Problem, check
+from simulator.inputs.check import Problem, check, divisors, expert_degrees
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
 from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import prepare
@@ -99,22 +99,29 @@ def fixes(scenario: Scenario) -> list[Fix]:
 
 
 def _changes(scenario: Scenario) -> Iterator[tuple[str, Job]]:
-    """What is tried: recomputation, sharding, wider or deeper parallelism, another schedule, smaller microbatches."""
+    """What is tried: recomputation, sharding, every other degree of expert parallelism, deeper and wider pipeline and
+    tensor parallelism, another schedule, smaller microbatches."""
     job = scenario.job
     layout = job.layout
     policies: tuple[Recompute, ...] = ("deepseek", "full")
     tried: list[tuple[str, Layout]] = [
         *((f"layout.recompute={how}", replace(layout, recompute=how)) for how in policies if how != layout.recompute),
         *((f"layout.zero={zero}", replace(layout, zero=zero)) for zero in range(layout.zero + 1, 4)),
-        *((f"layout.ep={n * layout.ep}", replace(layout, ep=n * layout.ep)) for n in (2, 4)),
-        *((f"layout.pp={n * layout.pp}", replace(layout, pp=n * layout.pp)) for n in (2, 4)),
-        *((f"layout.tp={n * layout.tp}", replace(layout, tp=n * layout.tp)) for n in (2, 4, 8)),
+        *((f"layout.ep={ep}", replace(layout, ep=ep)) for ep in expert_degrees(scenario) if ep != layout.ep),
+        *((f"layout.pp={pp}", replace(layout, pp=pp)) for pp in _deeper(scenario)),
+        *((f"layout.tp={tp}", replace(layout, tp=tp)) for tp in divisors(scenario.cluster.node.gpus) if tp > layout.tp),
         *((f"layout.schedule={name}", replace(layout, schedule=name)) for name in SCHEDULES if name != layout.schedule),
     ]
     yield from ((change, replace(job, layout=other)) for change, other in tried)
-    size = job.batch.microbatch_size
-    if size > 1:
-        yield f"batch.microbatch_size={size // 2}", replace(job, batch=replace(job.batch, microbatch_size=size // 2))
+    for size in divisors(job.batch.microbatch_size)[:-1]:
+        yield f"batch.microbatch_size={size}", replace(job, batch=replace(job.batch, microbatch_size=size))
+
+
+def _deeper(scenario: Scenario) -> list[int]:
+    """Deeper pipelines that the GPUs and the layers allow."""
+    layout, layers = scenario.job.layout, scenario.model.num_hidden_layers
+    ranks = scenario.job.gpus // (layout.tp * layout.cp)
+    return [pp for pp in divisors(ranks) if layout.pp < pp <= layers + 2]  # embedding and head may stand alone
 
 
 def _balance(

@@ -8,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from reports.verbs.memory import memory
+from simulator.inputs import load_scenario
+from simulator.memory import memory_of
+from simulator.results.simulate import simulate
 
 
 def ask(*arguments):
@@ -54,3 +57,12 @@ def test_an_ending_that_no_figure_has_is_said_before_anything_is_computed(tmp_pa
 @pytest.mark.parametrize("rank", ["-1", "4"])
 def test_a_rank_that_is_not_there_is_named(rank):
     assert "ranks 0 to 3" in str(ask("--rank", rank).exception)
+
+
+def test_the_peak_is_where_simulate_has_it():
+    """One engine for both verbs: the same peak at the same time."""
+    result = simulate(load_scenario("tiny-dualpipe"))
+    page = memory_of(result.built, result.schedule, result.timeline)
+    told = json.loads(ask("--json", "-q").stdout)
+    worst = told["ranks"][told["worst_rank"]]
+    assert (worst["at_s"], worst["peak_bytes"]) == (page.worst.at, page.worst.peak)

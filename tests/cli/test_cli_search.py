@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from reports.verbs.search import search
+from simulator.inputs import load_scenario
+from simulator.results.simulate import simulate
 
 OVER = ["--over", "layout.schedule=1f1b,zb1p,gpipe", "--over", "layout.zero=0,1"]
 
@@ -30,7 +32,7 @@ def test_the_best_come_first_and_are_confirmed():
     done = ask("--top", "2", "-q")
     assert done.exit_code == 0
     assert "Best by time per token" in done.stdout
-    assert "events" in done.stdout
+    assert "discrete-event engine" in done.stdout
     assert "6 combinations" in done.stdout
 
 
@@ -44,6 +46,31 @@ def test_json_and_csv_hold_the_same(tmp_path):
     assert len(rows) == sum(shown["counts"].values()) == 6
     steps = {row["number"]: float(row["step_time_s"]) for row in rows}
     assert {str(one["number"]): one["step_time_s"] for one in shown["best"]} == steps
+
+
+def test_what_was_confirmed_has_the_numbers_of_simulate():
+    """Step, MFU and price of the best are those that `simulate` gives; the fast path's stand apart."""
+    over = ["--over", "layout.recompute=none,full", "--rank", "cost"]
+    told = json.loads(ask("--json", "--top", "3", "--confirm", "2", *over, "-q").stdout)
+    assert [one["engine"] for one in told["best"]] == ["events", "events", "fast path"]
+    for one in told["best"][:2]:
+        names = ("layout.schedule", "layout.zero", "layout.recompute")
+        metrics = simulate(load_scenario("tiny-1f1b", [f"{name}={one[name]}" for name in names])).metrics
+        assert one["step_time_s"] == metrics["step_time_s"]
+        assert one["run_cost_usd"] == metrics["run_cost_usd"]
+        assert one["mfu_causal"] == metrics["mfu_causal"]
+        assert one["time_per_token_s"] == pytest.approx(metrics["step_time_s"] / metrics["tokens_per_step"])
+        assert one["fast_path"]["step_time_s"] == pytest.approx(one["step_time_s"], rel=0.03)
+    assert told["best"][0]["run_cost_usd"] <= told["best"][1]["run_cost_usd"]
+
+
+def test_cost_over_hardware_takes_each_price_and_says_it():
+    over = ["--over", "hardware=h800,b200", "--rank", "cost", "--confirm", "0", "--jobs", "1", "-q"]
+    done = CliRunner().invoke(search, ["tiny-1f1b", *over, "--json"], standalone_mode=False)
+    told = json.loads(done.stdout)
+    cost = {one["hardware"]: one["run_cost_usd"] / one["step_time_s"] for one in told["best"]}
+    assert cost["b200"] / cost["h800"] == pytest.approx(4.6 / 2.0)
+    assert any(line.startswith("$4.60 a GPU-hour, the price of the hardware profile b200") for line in told["prices"])
 
 
 def test_figures_show_what_can_run(tmp_path):

@@ -178,3 +178,21 @@ def test_a_suggested_expert_parallelism_breaks_neither_rule(ep):
     for number in re.findall(r"\d+", shown.pop()):
         again = check(load_scenario("deepseek-v3-pretrain", [*job, f"layout.ep={number}"]))
         assert not [problem for problem in again if problem.rule == "experts on ranks"]
+
+
+@pytest.mark.parametrize("gpus", [64, 96, 120, 192])
+@pytest.mark.parametrize(("tp", "etp"), [(1, 1), (2, 1), (4, 2), (8, 4), (1, 2)])
+def test_a_suggested_expert_parallelism_always_divides(gpus, tp, etp):
+    """Whatever ep is wrong, each that is suggested breaks no rule of experts."""
+    base = ["layout.pp=4", f"gpus={gpus}", f"layout.tp={tp}", f"layout.etp={etp}"]
+    seen = 0
+    for ep in (3, 5, 6, 7, 12, 24, 48, 100, 256):
+        for problem in check(load_scenario("tiny-1f1b", [*base, f"layout.ep={ep}"])):
+            if problem.rule != "experts on ranks" or problem.key != "layout.ep" or not problem.suggestion:
+                continue
+            for degree in problem.suggestion.removeprefix("use ").split(" or "):
+                again = check(load_scenario("tiny-1f1b", [*base, f"layout.ep={degree}"]))
+                wrong = [one for one in again if one.rule == "experts on ranks" and one.key == "layout.ep"]
+                assert not wrong, (ep, problem.suggestion)
+                seen += 1
+    assert seen or gpus % (4 * tp) or (gpus // 4) % etp

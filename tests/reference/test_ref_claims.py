@@ -9,6 +9,7 @@ from workloads.reference.claims.page import CAPTIONS, HEADER, VERDICT, page
 from workloads.reference.claims.pipeline import memory
 from workloads.reference.claims.precision import accumulation, granularity
 from workloads.reference.claims.routing import most_experts, node_limit
+from workloads.reference.claims.training import training, verdict
 
 
 @pytest.mark.parametrize("check", [accumulation, granularity, node_limit, memory])
@@ -21,6 +22,23 @@ def test_quick_claims_agree_and_draw(check: object, tmp_path: Path) -> None:
         png = (tmp_path / claim.figure).read_bytes()
         assert png.startswith(b"\x89PNG")
         assert len(png) > 5_000
+
+
+@pytest.mark.parametrize(
+    ("gap", "noise", "agrees"),
+    [(0.001, 0.0006, True), (-0.004, -0.0006, False), (0.001, 0.0022, None), (-0.004, -0.0022, None)],
+)
+def test_a_difference_within_the_noise_is_no_verdict(gap: float, noise: float, agrees: bool | None) -> None:
+    assert verdict(gap, noise) is agrees
+
+
+@pytest.mark.long
+def test_the_quick_run_of_training_disagrees_with_nothing(tmp_path: Path) -> None:
+    """Too few steps for a verdict on FP8 are no disagreement, and are said."""
+    claims = {claim.key: claim for claim in training(tmp_path, quick=True)}
+    assert all(claim.agrees is not False for claim in claims.values())
+    assert claims["fp8.training"].agrees is None
+    assert "too much for a verdict" in claims["fp8.training"].remark
 
 
 def test_figures_repeat_byte_for_byte(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from math import exp, expm1
 
+import numpy as np
 import pytest
+from click import UsageError
 from click.testing import CliRunner
 
 from reports.verbs.plan import plan
@@ -26,6 +28,7 @@ from simulator.studies.campaign import (
     sampled,
 )
 from simulator.studies.campaign.forecast import plateaus, runnable
+from simulator.studies.campaign.goodput import _wasted
 
 FAILURES = Failures(mtbf_gpu_hours=50_000, checkpoint_s=60, restart_s=900)
 
@@ -142,6 +145,93 @@ def test_goodput_moves_the_right_way():
     assert exp(0) > base > 0
 
 
+def test_checkpoints_that_do_not_stop_training_are_taken_after_every_step():
+    free = replace(FAILURES, checkpoint_s=0)
+    assert optimum_interval(free, 2048, 4.0) == 4.0
+    lost = 2048 / (50_000 * 3600)
+    assert sampled(free, 2048, 1e6, 4.0).expected == pytest.approx(1 / (1 + lost * (900 + 2)), rel=1e-4)
+    assert optimum_interval(FAILURES, 2048, 4.0) == optimum_interval(FAILURES, 2048)
+
+
+def test_runs_too_long_to_draw_failure_by_failure_have_the_same_mean_and_spread():
+    often = Failures(mtbf_gpu_hours=500, checkpoint_s=60, restart_s=900, runs=300)
+    lost, span = 1024 / (500 * 3600), optimum_interval(often, 1024) + 60
+    random = np.random.default_rng(3)
+    rare = replace(often, runs=10**8)  # leaves less than one draw to each
+    drawn, summed = ([_wasted(random, which, lost, span, 400) for _ in range(600)] for which in (often, rare))
+    assert np.mean(summed) == pytest.approx(np.mean(drawn), rel=0.02)
+    assert np.std(summed) == pytest.approx(np.std(drawn), rel=0.15)
+
+
+def test_a_run_of_a_billion_steps_is_sampled():
+    found = sampled(FAILURES, 2048, 1e16, 4.0)
+    assert found.mean == pytest.approx(found.expected, rel=1e-4)
+    assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("mtbf", [1.0, 1e-6])
+def test_failures_that_let_no_segment_through_are_said(mtbf):
+    with pytest.raises(PlanError, match="never ends"):
+        sampled(replace(FAILURES, mtbf_gpu_hours=mtbf), 100_000, 1e6)
+
+
+BAD = [
+    ("failures", "mtbf_gpu_hours", "-5"),
+    ("failures", "mtbf_gpu_hours", "0"),
+    ("failures", "checkpoint_s", "-60"),
+    ("failures", "restart_s", "-9e6"),
+    ("failures", "interval_s", "-5"),
+    ("failures", "runs", "0"),
+    ("failures", "runs", "1000000000000"),
+    ("failures", "seed", "-1"),
+    ("power", "pue", "-1.2"),
+    ("power", "pue", "0.5"),
+    ("power", "gpu_share", "-8e9"),
+    ("power", "gpu_share", "1.5"),
+    ("power", "rest_watts", "-1"),
+    ("published", "training", "-1.0"),
+]
+
+
+@pytest.mark.parametrize(("table", "key", "value"), BAD)
+def test_numbers_out_of_range_are_one_line_with_file_key_and_value(table, key, value, tmp_path):
+    values = {"mtbf_gpu_hours": "50700"} if table == "failures" else {}
+    lines = [f"{name} = {text}" for name, text in (values | {key: value}).items()]
+    file = tmp_path / "c.toml"
+    file.write_text(
+        f'job = "tiny-1f1b"\n[[phases]]\nname = "a"\ntokens = 1e9\n[{table}]\n' + "\n".join(lines), encoding="utf-8"
+    )
+    with pytest.raises(InputError, match=rf"c\.toml: {table}\.{key}: .*must be") as told:
+        load_campaign(str(file))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["steps = 1000000000000000000", "tokens = 1e30", "tokens = 1e9\nramp_from = 32\nramp_steps = 1000000"]
+)
+def test_phases_beyond_what_can_be_meant_are_refused(line, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text(f'job = "tiny-1f1b"\n[[phases]]\nname = "a"\n{line}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"c\.toml: phases\[0\] \(a\): \w+: .*must be from 1 to"):
+        load_campaign(str(file))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--mtbf", "nan"], InputError),
+        (["--mtbf", "1e-9"], InputError),
+        (["--mtbf", "inf"], InputError),
+        (["--mtbf", "50000", "--seed", "-1"], InputError),
+        (["--seed", "3"], UsageError),  # a job has no failures of its own: nothing to sample
+    ],
+)
+def test_options_out_of_range_are_refused(options, error):
+    done = CliRunner().invoke(plan, ["tiny-1f1b", *options, "-q"], standalone_mode=False)
+    assert isinstance(done.exception, error)
+    assert options[-2] in str(done.exception)
+
+
 def test_energy_by_hand():
     h800, h200 = load_scenario("tiny-dualpipe"), load_scenario("tiny-dualpipe", ["hardware=h200"])
     supply = Supply(gpu_share=0.5, rest_watts=100.0, pue=2.0)
@@ -173,7 +263,7 @@ def test_the_verb_prints_parts_next_to_what_was_published():
     text = " ".join(done.stdout.split())
     shown = (
         "Reinforcement learning is left out",
-        "$2.00: the price of the job",
+        "$2.00: the price of the hardware profile h800 (arXiv 2412.19437v2 table 1: assumed rental price, 2024-12)",
         "the power model of H800 SXM 80GB says",
     )
     for word in shown:

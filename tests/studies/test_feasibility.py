@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from reports.terminal.console import rendered
+from reports.terminal.memory_tables import report as memory_report
 from simulator.inputs import load_scenario
+from simulator.inputs.check import check
 from simulator.memory import memory_of_rows
 from simulator.results.simulate import prepare, simulate
-from simulator.studies.feasibility import fixes, problems, ramp, ramp_sizes, substitutes
+from simulator.studies.feasibility import _changes, fixes, problems, ramp, ramp_sizes, substitutes
 
 
 def rules_of(found):
@@ -51,6 +54,37 @@ def test_what_does_not_fit_is_reported_with_its_largest_items_and_fixes(tight):
     assert found.severity == "error"
     assert "GB; largest: " in found.message
     assert " fits in " in found.suggestion
+
+
+def test_every_degree_of_expert_parallelism_is_tried():
+    job = load_scenario("deepseek-v3-pretrain", ["layout.ep=8", "layout.zero=0"])
+    tried = [int(change.removeprefix("layout.ep=")) for change, _ in _changes(job) if change.startswith("layout.ep=")]
+    assert tried == [1, 2, 4, 16, 32, 64, 128]
+    for change, _ in _changes(job):
+        if change.startswith("layout.ep="):
+            broken = check(load_scenario("deepseek-v3-pretrain", ["layout.zero=0", change]))
+            assert not [problem for problem in broken if problem.rule == "experts on ranks"]
+
+
+def test_no_expert_parallelism_is_tried_without_experts():
+    assert not [change for change, _ in _changes(load_scenario("llama-3-8b")) if change.startswith("layout.ep")]
+
+
+def test_an_expert_parallel_degree_beyond_four_times_is_found():
+    """Twice and four times the expert parallelism are not enough here; all that fit are shown, the quickest first."""
+    found = fixes(load_scenario("deepseek-v3-1f1b", ["layout.ep=1", "hardware.gpu.hbm_bytes=90e9"]))
+    assert {"layout.ep=8", "layout.ep=16", "layout.ep=32", "layout.ep=64"} <= {fix.change for fix in found}
+    assert not {"layout.ep=2", "layout.ep=4"} & {fix.change for fix in found}
+    assert [fix.candidate.per_token for fix in found] == sorted(fix.candidate.per_token for fix in found)
+
+
+def test_memory_says_what_would_make_it_fit(tight):
+    told = [fix.change for fix in fixes(tight)][:3]
+    text = rendered(
+        *memory_report("tight", memory_of_rows(*prepare(tight)), (), fixes(tight)[:3]), columns=100, colour=False
+    )
+    section = text.partition("What would make it fit")[2]
+    assert [change for change in told if change in section] == told
 
 
 def test_every_fix_really_fits_and_the_quickest_leads(tight):

@@ -7,16 +7,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from itertools import product
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
 from reports.terminal.console import rendered
-from reports.terminal.search_tables import report
-from simulator.errors import InputError
+from reports.terminal.search_tables import report, summary
+from simulator.errors import ForetrainError, InputError
 from simulator.inputs import load_scenario
-from simulator.studies.search import Store, confirm, pareto, question, search
+from simulator.studies.search import Store, candidate, confirm, pareto, question, search, store, workers
 from simulator.studies.search.axes import Scenarios, parse_axis
 from simulator.studies.search.candidate import Candidate, Judge, dominates
 from simulator.studies.search.workers import chunks
@@ -129,6 +131,130 @@ def test_a_file_that_is_no_database_is_refused(asked, tmp_path):
         search(asked, file=file)
 
 
+def test_one_bad_candidate_is_a_row_with_its_error(asked, whole, monkeypatch, tmp_path):
+    """A fault in judging one combination is kept next to the others, with a file too, and does not spoil the rest."""
+    real = candidate.judge
+
+    def judge(number, scenario, memo):
+        if number == 7:
+            raise ZeroDivisionError("float division\nby zero")
+        return real(number, scenario, memo)
+
+    monkeypatch.setattr(candidate, "judge", judge)
+    file = tmp_path / "search.sqlite"
+    found = search(asked, jobs=1, file=file)
+    assert found.complete
+    assert found.counts["failed"] == 1
+    assert found.fault == "a fault of foretrain, please report it: ZeroDivisionError: float division by zero"
+    assert f"1 failed ({found.fault})" in summary(found, 1.0)
+    assert [one for one in found.best if one.number != 7] == [one for one in whole.best if one.number != 7]
+    assert search(asked, jobs=1, file=file).counts == found.counts
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("schedule", ["zb1p", "dualpipe", "1f1b"])
+def test_stages_without_layers_can_be_judged(schedule, zero):
+    """Eight stages of few layers leave actions that hold nothing and take no time."""
+    over = ["layout.pp=8", f"layout.schedule={schedule}", f"layout.zero={zero}", "layout.ep=8"]
+    found = search(question("tiny-1f1b", (), over), jobs=1)
+    assert found.counts == {"ok": 1, "too big": 0, "invalid": 0, "failed": 0}
+    assert abs(confirm(found.asked, found.best)[0].difference) < 0.05
+
+
+def run_sql(file, statement):
+    with closing(sqlite3.connect(file)) as base, base:
+        base.execute(statement)
+
+
+def spoil(file, statement):
+    search(question("tiny-1f1b", (), OVER), jobs=1, file=file)
+    run_sql(file, statement)
+
+
+def scramble(file):
+    search(question("tiny-1f1b", (), OVER), jobs=1, file=file)
+    content = bytearray(file.read_bytes())
+    content[4096:4196] = b"\xff" * 100
+    file.write_bytes(content)
+
+
+BROKEN_FILES = {
+    "no database": lambda file: file.write_text("not a database, but long enough to be looked at" * 50),
+    "a loop of links": lambda file: file.symlink_to(file),
+    "of a folder that is not there": lambda file: file.symlink_to(file.parent / "none" / "x.sqlite"),
+    "another table": lambda file: run_sql(file, "CREATE TABLE candidate (a, b)"),
+    "other rows": lambda file: spoil(file, "UPDATE candidate SET step = 'quick' WHERE status = 'ok'"),
+    "numbers of no combination": lambda file: spoil(file, "UPDATE candidate SET number = number + 1000"),
+    "bytes": scramble,
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_FILES)
+def test_a_file_that_cannot_be_used_is_one_line(asked, what, tmp_path):
+    file = tmp_path / "search.sqlite"
+    BROKEN_FILES[what](file)
+    with pytest.raises(InputError, match=r"--resume: .*search\.sqlite: ") as told:
+        search(asked, jobs=1, file=file)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_file_is_refused(asked, tmp_path):
+    file = tmp_path / "search.sqlite"
+    file.touch(0o400)
+    with pytest.raises(InputError, match="cannot be written"):
+        search(asked, jobs=1, file=file)
+
+
+def test_a_file_that_another_process_holds_is_refused(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_WAIT", 0.1)
+    file = tmp_path / "search.sqlite"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match="another process holds it"):
+            search(asked, jobs=1, file=file)
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_file_that_is_locked_meanwhile_costs_no_result(asked, whole, tmp_path, monkeypatch, freed):
+    """What could not be written is written as soon as it can be; else it is said how much is missing."""
+    monkeypatch.setattr(store, "_WAIT", 0.1)
+    monkeypatch.setattr(store, "_LAST_WAIT", 0.1)
+    file = tmp_path / "search.sqlite"
+    with closing(sqlite3.connect(tmp_path / "search.sqlite", isolation_level=None)) as other:
+
+        def lock(done, size):
+            if done <= 12:
+                other.execute("BEGIN EXCLUSIVE") if not other.in_transaction else None
+            elif freed and other.in_transaction:
+                other.execute("ROLLBACK")
+
+        found = search(asked, jobs=1, file=file, progress=lock)
+    assert found == whole
+    assert found.unsaved == "" if freed else "combinations that were judged are not in it" in found.unsaved
+    again = search(asked, jobs=1, file=file)
+    assert (again, again.judged == 0) == (whole, freed)
+
+
+def test_a_killed_worker_keeps_what_is_done(tmp_path):
+    """A process that the system kills ends the search, not its results: it goes on from its file."""
+    asked = question("tiny-1f1b", (), [*OVER, "overlap.comm_sms=8,12,16,20,24,28"])
+    file, seen = tmp_path / "search.sqlite", []
+
+    def kill(done, size):
+        if not seen:
+            seen.append(done)
+            for child in active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    stopped = search(asked, jobs=2, file=file, progress=kill)
+    assert not stopped.complete
+    assert "killed" in stopped.stopped
+    assert 0 < sum(stopped.counts.values()) < asked.size
+    assert not active_children()
+    assert search(asked, jobs=1, file=file) == search(asked, jobs=1)
+
+
 def test_a_torn_write_leaves_whole_candidates(asked, tmp_path):
     """A process that dies in the middle of adding leaves the file as it was before."""
     file = tmp_path / "search.sqlite"
@@ -161,7 +287,18 @@ def test_confirmed_by_the_full_engine(asked, whole):
     sure = confirm(asked, whole.best[:3])
     assert [one.candidate for one in sure] == whole.best[:3]
     assert sorted(one.place for one in sure) == [1, 2, 3]
+    assert [one.guess for one in sure] == [1, 2, 3]
     assert all(abs(one.difference) < 0.03 for one in sure)
+
+
+def test_a_candidate_that_cannot_be_confirmed_costs_no_other(asked, whole, monkeypatch):
+    bad, told = whole.best[1].number, []
+    real = Scenarios.of
+    monkeypatch.setattr(Scenarios, "of", lambda self, number: None if number == bad else real(self, number))
+    sure = confirm(asked, whole.best[:3], failed=told.append)
+    assert [one.candidate for one in sure] == [whole.best[0], whole.best[2]]
+    assert len(told) == 1
+    assert f"combination {bad} cannot be confirmed" in told[0]
 
 
 def test_what_is_too_big_is_said_with_its_memory():
@@ -207,6 +344,33 @@ def test_dask_survives_the_death_of_a_worker(asked, whole):
         found = search(asked, executor="dask", address=cluster.scheduler_address, progress=kill)
     assert killed
     assert found == whole
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "x://:y", "tcp://no-such-host.invalid:8786"])
+def test_a_cluster_that_is_not_there_is_one_line(asked, address, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(workers, "_PATIENCE", 1)
+    with pytest.raises(ForetrainError, match=f"--address {address}: the cluster cannot be reached") as told:
+        search(asked, executor="dask", address=address)
+    assert "\n" not in str(told.value)
+
+
+def test_a_cluster_that_dies_keeps_what_is_done(asked, whole, monkeypatch, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(workers, "_PATIENCE", 1)
+    file = tmp_path / "search.sqlite"
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+    closed = []
+
+    def close(done, size):
+        if not closed:
+            closed.append(cluster.close())
+
+    found = search(asked, executor="dask", address=cluster.scheduler_address, progress=close, file=file)
+    assert not found.complete
+    assert "was lost" in found.stopped
+    assert 0 < sum(found.counts.values()) < asked.size
+    assert search(asked, jobs=1, file=file) == whole
 
 
 def test_without_dask_the_error_says_what_to_install(asked, monkeypatch):

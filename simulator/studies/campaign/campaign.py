@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from simulator.errors import InputError
 from simulator.inputs.files import find, read_extended
+from simulator.inputs.limits import Range, check_ranges
 from simulator.inputs.typed import build
 from simulator.spec.scenario import Scenario
 
@@ -41,9 +43,9 @@ class Failures:
     Parameters
     ----------
     mtbf_gpu_hours : GPU-hours between two failures.
-    checkpoint_s : time that one checkpoint stops training [s].
+    checkpoint_s : time that one checkpoint stops training [s] (0: it is written while training goes on).
     restart_s : from a failure until training continues from the last checkpoint [s].
-    interval_s : training between two checkpoints [s] (0: the optimum).
+    interval_s : training between two checkpoints [s] (0: the optimum, at least a step).
     runs : Monte-Carlo runs.
     seed : of the Monte-Carlo runs.
     """
@@ -98,6 +100,29 @@ class Campaign:
     assumptions: tuple[str, ...] = ()
 
 
+_WEEK = 604_800.0
+PHASE: Mapping[str, Range] = {
+    "tokens": Range(low=1, high=1e20),
+    "steps": Range(low=1, high=1e12),
+    "ramp_from": Range(low=1, high=1e9),
+    "ramp_steps": Range(low=1, high=1000),  # each is simulated
+}
+FAILURES: Mapping[str, Range] = {
+    "mtbf_gpu_hours": Range(low=1, high=1e12, unit="GPU-hours"),
+    "checkpoint_s": Range(low=0, high=_WEEK, unit="s"),
+    "restart_s": Range(low=0, high=_WEEK, unit="s"),
+    "interval_s": Range(low=0, high=1e9, unit="s"),
+    "runs": Range(low=1, high=10_000),
+    "seed": Range(low=0, high=2**63 - 1),
+}
+POWER: Mapping[str, Range] = {
+    "gpu_share": Range(low=0, high=1),
+    "rest_watts": Range(low=0, high=1e5, unit="W"),
+    "pue": Range(low=1, high=10),
+}
+"""What the numbers of a campaign file may be; a campaign outside them is a mistake."""
+
+
 def load_campaign(name_or_path: str) -> Campaign:
     """The campaign of a shipped name or of a TOML file."""
     source = find("campaign", name_or_path)
@@ -106,6 +131,10 @@ def load_campaign(name_or_path: str) -> Campaign:
         _check(phase, f"{source.label}: phases[{number}] ({phase.name})")
     if not made.phases:
         raise InputError(f"{source.label}: phases: there is none; add [[phases]]")
+    if made.failures is not None:
+        check_ranges(made.failures, FAILURES, source.label, "failures.")
+    check_ranges(made.power, POWER, source.label, "power.")
+    check_ranges(made.published, dict.fromkeys(made.published, Range(low=0)), source.label, "published.")
     return made
 
 
@@ -116,6 +145,7 @@ def _check(phase: Phase, where: str) -> None:
         raise InputError(f"{where}: tokens and steps must be above 0")
     if phase.ramp_from is not None and (phase.tokens is None or phase.ramp_from < 1 or phase.ramp_steps < 1):
         raise InputError(f"{where}: a ramp needs tokens, a ramp_from and ramp_steps of at least 1")
+    check_ranges(phase, PHASE, where)
 
 
 def campaign_of_job(scenario: Scenario, job: str) -> Campaign:

@@ -10,6 +10,7 @@ from simulator.errors import PlanError
 from simulator.inputs import load_scenario
 from simulator.inputs.check import Problem, check
 from simulator.memory import memory_of_rows
+from simulator.results.metrics import price_of
 from simulator.results.result import plain
 from simulator.results.simulate import Engine, powered_plan, schedule_of, timeline_of
 from simulator.spec.scenario import Scenario
@@ -128,26 +129,31 @@ def forecast(
         done.append(_phase(campaign, phase, scenario, tokens, engine, known))
         if progress is not None:
             progress((at + 1) / len(pieces))
-    seconds = sum(phase.seconds for phase in done)
-    failures = campaign.failures
     return Forecast(
         campaign=campaign,
         gpus=whole.job.gpus,
         phases=tuple(done),
-        goodput=sampled(failures, whole.job.gpus, seconds) if failures is not None else None,
+        goodput=_goodput(campaign, whole.job.gpus, done),
         assumptions=tuple(
             dict.fromkeys([*campaign.assumptions, *_common(whole), *(phase.energy.how for phase in done)])
         ),
     )
 
 
+def _goodput(campaign: Campaign, gpus: int, phases: Sequence[PhaseForecast]) -> Goodput | None:
+    """What failures leave of the run; a checkpoint can be taken after the longest step."""
+    if campaign.failures is None:
+        return None
+    seconds, step = sum(phase.seconds for phase in phases), max(phase.step for phase in phases)
+    return sampled(campaign.failures, gpus, seconds, step)
+
+
 def _common(scenario: Scenario) -> list[str]:
     """What every forecast of a whole run assumes."""
-    run, price = scenario.job.run.price_per_gpu_hour, scenario.cluster.price_per_gpu_hour
-    where = f"of the hardware profile {scenario.cluster.name}" if run is None else "of the job"
+    price, whose = price_of(scenario)
     return [
         "Every step of a phase lasts as long as the one simulated; evaluation and data loading take no time.",
-        f"A GPU-hour costs ${price if run is None else run:.2f}: the price {where}.",
+        f"A GPU-hour costs ${price:.2f}: the price {whose}.",
     ]
 
 
@@ -219,7 +225,6 @@ def _phase(
         remarks += (f"does not fit: {memory / 1e9:.1f} of {_capacity(scenario) / 1e9:.1f} GB",)
     steps = tokens / job.tokens_per_step
     hours = steps * step * job.gpus / HOUR
-    price = job.run.price_per_gpu_hour
     return PhaseForecast(
         name=phase.name,
         part=phase.part or phase.name,
@@ -230,7 +235,7 @@ def _phase(
         tokens=tokens,
         step=step,
         gpu_hours=hours,
-        dollars=hours * (scenario.cluster.price_per_gpu_hour if price is None else price),
+        dollars=hours * price_of(scenario)[0],
         memory=memory,
         energy=energy_of(scenario, watts, hours, campaign.power),
         remarks=remarks,

@@ -8,10 +8,22 @@ checkpoint, restart included. Then a segment of tau takes (1/lambda + R)(exp(lam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import expm1, sqrt
+from math import expm1, sinh, sqrt
+from typing import TYPE_CHECKING
 
+from simulator.errors import PlanError
 from simulator.studies.campaign.campaign import Failures
 from simulator.units import HOUR
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+_DRAWS = 1e8
+"""Random numbers drawn for all sampled runs, at most; a run that needs more is sampled by the sum's distribution."""
+_FAILURES = 1e15
+"""A run with more failures than this never ends."""
+_FLAT = 1e-3
+"""Failures per segment below which the time of a failure is as good as uniform within the segment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +51,13 @@ def rate(failures: Failures, gpus: int) -> float:
     return gpus / (failures.mtbf_gpu_hours * HOUR)
 
 
-def optimum_interval(failures: Failures, gpus: int) -> float:
-    """Training between two checkpoints that costs least, sqrt(2 delta / lambda) (Young, CACM 1974) [s]."""
-    return failures.interval_s or sqrt(2 * failures.checkpoint_s / rate(failures, gpus))
+def optimum_interval(failures: Failures, gpus: int, step: float = 0.0) -> float:
+    """Training between two checkpoints that costs least, sqrt(2 delta / lambda) (Young, CACM 1974) [s].
+
+    At least a `step` [s]: a checkpoint holds the state after one. Checkpoints that do not stop training (delta 0) are
+    best taken after every step.
+    """
+    return failures.interval_s or max(step, sqrt(2 * failures.checkpoint_s / rate(failures, gpus)))
 
 
 def expected(failures: Failures, gpus: int, interval: float) -> float:
@@ -51,20 +67,21 @@ def expected(failures: Failures, gpus: int, interval: float) -> float:
     return interval / segment
 
 
-def sampled(failures: Failures, gpus: int, work: float) -> Goodput:
-    """The same by sampling whole runs of `work` seconds of training."""
+def sampled(failures: Failures, gpus: int, work: float, step: float = 0.0) -> Goodput:
+    """The same by sampling whole runs of `work` seconds of training in steps of `step` [s].
+
+    Raises PlanError where failures come so often that the run never ends.
+    """
     import numpy as np
 
-    lost, interval = rate(failures, gpus), optimum_interval(failures, gpus)
+    lost, interval = rate(failures, gpus), optimum_interval(failures, gpus, step)
     segments = max(1, round(work / interval))
     span = interval + failures.checkpoint_s
+    _check_ends(lost, span, segments)
     random = np.random.default_rng(failures.seed)
     shares = []
     for _ in range(failures.runs):
-        # Each segment is tried until it gets through: the tries that fail are geometric, their lengths exponential.
-        tries = int((random.geometric(np.exp(-lost * span), segments) - 1).sum())
-        uniform = random.random(tries) * -expm1(-lost * span)
-        wasted = float((-np.log1p(-uniform) / lost).sum()) + tries * failures.restart_s
+        wasted = _wasted(random, failures, lost, span, segments)
         shares.append(segments * interval / (segments * span + wasted))
     low, high = np.percentile(shares, [5, 95])
     share = expected(failures, gpus, interval)
@@ -76,3 +93,35 @@ def sampled(failures: Failures, gpus: int, work: float) -> Goodput:
         interval=interval,
         failures=lost * work / share,
     )
+
+
+def _check_ends(lost: float, span: float, segments: int) -> None:
+    tries = expm1(min(lost * span, 700.0))  # beyond it no float holds them
+    if segments * tries > _FAILURES:
+        raise PlanError(
+            f"failures: one every {1 / lost:.3g} s, and {span:.3g} s to get from one checkpoint through the next: the"
+            " run never ends; checkpoint more often, or give a longer mtbf_gpu_hours"
+        )
+
+
+def _wasted(random: Generator, failures: Failures, lost: float, span: float, segments: int) -> float:
+    """Time that failures take of one sampled run [s]."""
+    import numpy as np
+
+    if segments * (1 + expm1(lost * span)) <= _DRAWS / failures.runs:
+        # Each segment is tried until it gets through: the tries that fail are geometric, their lengths exponential.
+        tries = int((random.geometric(np.exp(-lost * span), segments) - 1).sum())
+        uniform = random.random(tries) * -expm1(-lost * span)
+        return float((-np.log1p(-uniform) / lost).sum()) + tries * failures.restart_s
+    # The same sums by their distributions: geometric ones add up to a negative binomial, many lengths to a normal.
+    tries = int(random.negative_binomial(segments, np.exp(-lost * span)))
+    mean, deviation = _length(lost, span)
+    return tries * (mean + failures.restart_s) + sqrt(tries) * deviation * float(random.standard_normal())
+
+
+def _length(lost: float, span: float) -> tuple[float, float]:
+    """Mean and standard deviation of the time until a failure within a segment [s]: an exponential cut at `span`."""
+    if lost * span < _FLAT:
+        return span / 2, span / sqrt(12)
+    mean = 1 / lost - span / expm1(lost * span)
+    return mean, sqrt(max(0.0, 1 / lost**2 - (span / (2 * sinh(lost * span / 2))) ** 2))

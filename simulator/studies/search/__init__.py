@@ -2,7 +2,7 @@
 
 from simulator.studies.search.axes import Axis, Question, Scenarios, question
 from simulator.studies.search.candidate import Candidate, Rank, pareto
-from simulator.studies.search.ranking import Confirmed, Found, confirm, intervals, search
+from simulator.studies.search.ranking import Confirmed, Found, confirm, in_confirmed_order, intervals, search
 from simulator.studies.search.store import Store
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Store",
     "confirm",
     "intervals",
+    "in_confirmed_order",
     "pareto",
     "question",
     "search",

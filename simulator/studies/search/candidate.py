@@ -14,7 +14,8 @@ from simulator.results.metrics import price_of_run, throughput
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.axes import Scenarios
 
-Status = Literal["ok", "invalid", "too big"]
+Status = Literal["ok", "invalid", "too big", "failed"]
+"""`failed`: a fault of the program, not of the combination."""
 Rank = Literal["time", "cost", "memory"]
 
 
@@ -31,7 +32,7 @@ class Candidate:
     cost : cost of the whole run [USD].
     memory : highest peak of a rank [B].
     mfu : model FLOP utilisation with causal attention.
-    why : why it is invalid.
+    why : why it is invalid or failed.
     """
 
     number: int
@@ -81,7 +82,23 @@ class Judge:
 
     def __call__(self, numbers: Iterable[int]) -> list[Candidate]:
         """All of `numbers`, in their order."""
-        return [judge(number, self.scenarios.of(number), self.memo) for number in numbers]
+        return [self._judged(number) for number in numbers]
+
+    def _judged(self, number: int) -> Candidate:
+        """One of them; a fault in judging it is its own, so that one bad combination never ends a search."""
+        try:
+            return judge(number, self.scenarios.of(number), self.memo)
+        except ForetrainError as error:
+            return Candidate(number=number, status="invalid", why=str(error).splitlines()[0])
+        except Exception as error:
+            self.memo = SharedPricesMemo()  # it may hold what was left half made
+            return Candidate(number=number, status="failed", why=fault(error))
+
+
+def fault(error: Exception) -> str:
+    """An error nobody foresaw, as one line."""
+    text = " ".join(str(error).split())
+    return f"a fault of foretrain, please report it: {type(error).__name__}" + (f": {text}" if text else "")
 
 
 _AIMS: tuple[Callable[[Candidate], float], ...] = (

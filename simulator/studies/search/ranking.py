@@ -10,11 +10,12 @@ from typing import Literal
 
 from simulator.errors import InputError
 from simulator.plugins import registered_by_script
+from simulator.results.metrics import price_of
 from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
-from simulator.studies.search.candidate import Candidate, Rank, pareto
+from simulator.studies.search.candidate import Candidate, Rank, fault, pareto
 from simulator.studies.search.store import Store
-from simulator.studies.search.workers import chunks, cores, dask, pool, serial
+from simulator.studies.search.workers import WorkersLostError, chunks, cores, dask, pool, serial
 from simulator.studies.uncertainty import Interval, interval
 
 Executor = Literal["local", "dask"]
@@ -25,11 +26,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmed:
-    """A candidate as the full discrete-event engine sees it: `step` [s], and its place in that engine's ranking."""
+    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu` with causal attention, `cost` of the run
+    [USD], its `place` among the confirmed by the search's rank, and the `guess`ed place that the fast path gave it."""
 
     candidate: Candidate
     step: float
+    mfu: float
+    cost: float
     place: int
+    guess: int
+
+    @property
+    def per_token(self) -> float:
+        """Time per token [s]: the fast path's, as much longer as the step is."""
+        assert self.candidate.per_token is not None
+        return self.candidate.per_token / (1.0 + self.difference)
 
     @property
     def difference(self) -> float:
@@ -52,6 +63,10 @@ class Found:
     complete : whether all were judged.
     obstacle : what makes most of them invalid.
     judged : how many this run judged itself.
+    fault : the commonest fault of those that failed.
+    prices : price of a GPU-hour that the best and the front take, and whose it is.
+    stopped : why the search ended early, other than by Ctrl-C.
+    unsaved : what its file lacks, and why.
     """
 
     asked: Question
@@ -61,6 +76,10 @@ class Found:
     counts: dict[str, int]
     complete: bool
     obstacle: str = ""
+    fault: str = ""
+    stopped: str = ""
+    prices: tuple[str, ...] = ()
+    unsaved: str = field(default="", compare=False)
     judged: int = field(default=0, compare=False)
 
 
@@ -78,13 +97,13 @@ def search(
 ) -> Found:
     """Judge all combinations of a question that `file` does not hold yet.
 
-    Ctrl-C keeps what is done: the answer then says that it is not `complete`. `every` is handed all candidates, by
-    number, at the end. Where a script registered a schedule or an architecture, this process judges alone: others do
-    not have it.
+    Ctrl-C, and workers that are lost, keep what is done: the answer then says that it is not `complete`. `every` is
+    handed all candidates, by number, at the end. Where a script registered a schedule or an architecture, this process
+    judges alone: others do not have it.
     """
     with Store(asked, file) as store:
         done, scenarios = store.done(), Scenarios(asked)
-        ready, complete = len(done), True
+        ready, complete, stopped = len(done), True, ""
         try:
             with closing(_work(scenarios, done, jobs, executor, address)) as work:
                 for found in work:
@@ -94,18 +113,32 @@ def search(
                         progress(ready, asked.size)
         except KeyboardInterrupt:
             complete = False
+        except WorkersLostError as error:
+            if not ready:
+                raise
+            complete, stopped = False, str(error)
         if every is not None:
             every(store)
+        best, front = store.best(rank, top), pareto(store)
         return Found(
             asked=asked,
             rank=rank,
-            best=store.best(rank, top),
-            front=pareto(store),
+            best=best,
+            front=front,
             counts=store.counts(),
             complete=complete,
-            obstacle=store.obstacle(),
+            obstacle=store.commonest("invalid"),
+            fault=store.commonest("failed"),
+            stopped=stopped,
+            prices=_prices(scenarios, [*best, *front]),
+            unsaved=store.unsaved(),
             judged=ready - len(done),
         )
+
+
+def _prices(scenarios: Scenarios, shown: Iterable[Candidate]) -> tuple[str, ...]:
+    each = dict.fromkeys(price_of(scenarios.of(one.number)) for one in shown)
+    return tuple(f"${price:,.2f} a GPU-hour, the price {whose}" for price, whose in each)
 
 
 def _work(
@@ -141,20 +174,49 @@ def intervals(
 
 
 def confirm(
-    asked: Question, candidates: Sequence[Candidate], progress: Callable[[float], None] | None = None
+    asked: Question,
+    candidates: Sequence[Candidate],
+    progress: Callable[[float], None] | None = None,
+    *,
+    rank: Rank = "time",
+    failed: Callable[[str], object] | None = None,
 ) -> list[Confirmed]:
-    """The candidates through the full discrete-event engine, in the order given."""
-    scenarios = Scenarios(asked)
-    steps = []
+    """The candidates through the full discrete-event engine, in the order given.
+
+    One that cannot be run by it is left out, and `failed` is shown why; without `failed` the error is raised.
+    """
+    scenarios, ran = Scenarios(asked), []
     for at, one in enumerate(candidates):
-        steps.append(simulate(scenarios.of(one.number)).metrics["step_time_s"])
+        try:
+            ran.append((at + 1, one, simulate(scenarios.of(one.number)).metrics))
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(f"combination {one.number} cannot be confirmed: {fault(error)}")
         if progress is not None:
             progress((at + 1) / len(candidates))
-    per_token = [
-        step / scenarios.of(one.number).job.tokens_per_step for step, one in zip(steps, candidates, strict=True)
-    ]
-    places = {at: place for place, at in enumerate(sorted(range(len(steps)), key=lambda at: (per_token[at], at)), 1)}
+
+    def by(at: int) -> tuple[float, int]:
+        _, one, metrics = ran[at]
+        tokens = metrics["tokens_per_step"]
+        aims = {"time": metrics["step_time_s"] / tokens, "cost": metrics["run_cost_usd"], "memory": one.memory or 0.0}
+        return aims[rank], at
+
+    places = {at: place for place, at in enumerate(sorted(range(len(ran)), key=by), 1)}
     return [
-        Confirmed(candidate=one, step=step, place=places[at])
-        for at, (one, step) in enumerate(zip(candidates, steps, strict=True))
+        Confirmed(
+            candidate=one,
+            step=metrics["step_time_s"],
+            mfu=metrics["mfu_causal"],
+            cost=metrics["run_cost_usd"],
+            place=places[at],
+            guess=guess,
+        )
+        for at, (guess, one, metrics) in enumerate(ran)
     ]
+
+
+def in_confirmed_order(candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[Candidate]:
+    """The confirmed ones by their place, then the others as they were."""
+    places = {one.candidate.number: one.place for one in confirmed}
+    return sorted(candidates, key=lambda one: places.get(one.number, len(candidates) + 1))

@@ -1,4 +1,4 @@
-"""Worker processes that do not run the caller's main module again.
+"""Worker processes that do not run the caller's main module again, and that can be ended at once.
 
 A spawned process imports the main module of its parent: a script that starts workers and has no `if __name__ ==
 "__main__"` starts them again in each worker, and one read from stdin cannot be found. What workers do here lives in
@@ -28,6 +28,22 @@ class _Process(SpawnProcess):
 
 
 class Spawning(SpawnContext):
-    """Context for pools; what they run, and its arguments, must not come from the main module."""
+    """Context for executors; what they run, and its arguments, must not come from the main module."""
 
-    Process = _Process
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[_Process] = []
+
+    def Process(self, *arguments: Any, **named: Any) -> _Process:  # type: ignore[override]
+        """A process that is remembered."""
+        made = _Process(*arguments, **named)
+        self.started.append(made)
+        return made
+
+    def end(self) -> None:
+        """End every process that was started."""
+        for process in self.started:
+            if process.is_alive():
+                process.terminate()
+        for process in self.started:
+            process.join()

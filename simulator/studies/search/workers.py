@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from asyncio import CancelledError
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
-from simulator.errors import InputError
+from simulator.errors import ForetrainError, InputError
 from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import Candidate, Judge
 
 CHUNK = 256
 """Most combinations that a worker takes at once."""
+
+_AHEAD = 4
+"""Chunks that a worker process has waiting: a search may have hundreds of thousands."""
+_PATIENCE = 10
+"""How long a Dask scheduler may take to answer [s]."""
+_TOLD = 200
+"""Characters of a cluster's own error that are repeated."""
+
+
+class WorkersLostError(ForetrainError):
+    """Whoever judged combinations is gone; what was judged stays."""
+
 
 _judge: Judge | None = None
 
@@ -48,11 +65,25 @@ def serial(scenarios: Scenarios, left: Iterable[Sequence[int]]) -> Generator[lis
 
 
 def pool(scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
-    """Chunks over `jobs` processes, in any order."""
+    """Chunks over `jobs` processes, in any order. Raises WorkersLostError where one of them is killed."""
     from simulator.studies.search.spawn import Spawning
 
-    with Spawning().Pool(jobs, _begin, (scenarios,)) as workers:  # leaving it ends the workers
-        yield from workers.imap_unordered(_work, left)
+    context, waiting = Spawning(), iter(left)
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(scenarios,))
+    try:
+        running = {executor.submit(_work, numbers) for numbers in islice(waiting, _AHEAD * jobs)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {executor.submit(_work, numbers) for numbers in islice(waiting, len(done))}
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise WorkersLostError(
+            "a worker process was killed, perhaps for want of memory; --jobs 1 needs the least"
+        ) from None
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        context.end()
 
 
 def cores() -> int:
@@ -72,14 +103,34 @@ def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
 
 
 def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> Generator[list[Candidate], None, None]:
-    """Chunks over a Dask cluster; those of workers that die are done again by others."""
+    """Chunks over a Dask cluster; those of workers that die are done again by others.
+
+    Raises WorkersLostError where there is no scheduler at `address`, or where it or all workers die.
+    """
     try:
         import distributed  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise InputError("--executor dask: dask.distributed is missing; pip install 'foretrain[dask]'") from None
-    client: Any
-    with distributed.Client(address) as client:
+    logging.getLogger("distributed").setLevel(
+        logging.CRITICAL
+    )  # it logs a traceback for everything that is reported here
+    client: Any = None
+    try:
+        client = distributed.Client(address, timeout=_PATIENCE)
         futures = [client.submit(_work_anywhere, scenarios.asked, numbers, pure=False, retries=3) for numbers in left]
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()
+    except ForetrainError:
+        raise
+    except (Exception, CancelledError) as error:  # a Dask cluster fails in many ways: sockets, comms, killed workers
+        what = "was lost" if client is not None else "cannot be reached"
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise WorkersLostError(
+            f"--executor dask: --address {address}: the cluster {what}: {told[:_TOLD]}"
+            + ("" if client is not None else "; it is written as in tcp://host:8786")
+        ) from None
+    finally:
+        if client is not None:
+            with suppress(Exception, CancelledError):
+                client.close(timeout=_PATIENCE)

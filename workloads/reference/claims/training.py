@@ -30,6 +30,19 @@ def training(out: Path, *, quick: bool) -> list[Claim]:
     return [_fp8_claim(out, cfg, settings, runs), *_mtp_claims(out, cfg, settings, runs["BF16"], quick=quick)]
 
 
+BOUND = 0.0025
+"""What the report says that the loss of FP8 training differs by at most (DeepSeek-V3, 3.3)."""
+
+
+def verdict(gap: float, noise: float) -> bool | None:
+    """Whether a relative difference of losses stays below the published bound.
+
+    None where `noise`, the difference that float32 makes, is not below half of it. Then the bound is not resolved: over
+    three seeds, 80 steps gave differences of -0.6 to 0.3 % for FP8 and of -0.6 to 0.2 % for float32.
+    """
+    return abs(gap) < BOUND if abs(noise) < BOUND / 2 else None
+
+
 def _fp8_claim(out: Path, cfg: RefConfig, settings: TrainSettings, runs: dict[str, Trained]) -> Claim:
     tail = settings.steps // 3
     mean = {name: float(run.losses[-tail:].mean()) for name, run in runs.items()}
@@ -59,6 +72,7 @@ def _fp8_claim(out: Path, cfg: RefConfig, settings: TrainSettings, runs: dict[st
         ax.axhspan(-0.25, 0.25, color=COLOURS[5], alpha=0.3, label="published: within 0.25 %")
         labels(ax, "Relative difference of means of 20 steps", "step", "difference [%]")
 
+    unsure = ", too much for a verdict in so few steps" if verdict(gap, noise) is None else ""
     return Claim(
         key="fp8.training",
         claim="FP8 training: relative loss difference to BF16",
@@ -66,12 +80,12 @@ def _fp8_claim(out: Path, cfg: RefConfig, settings: TrainSettings, runs: dict[st
         ours=f"{percent(abs(gap), 2)} (held-out text: {percent(abs(held[1] / held[0] - 1), 2)})",
         source="DeepSeek-V3, 3.3",
         values=(("relative_gap", gap), ("noise", noise), ("held_out_gap", held[1] / held[0] - 1)),
-        agrees=abs(gap) < 0.0025,
+        agrees=verdict(gap, noise),
         figure=draw(out / "fp8_training.png", [losses, gaps]),
         remark=f"Mean of the last {tail} of {settings.steps} steps, same data, same start. Plain float32 differs from "
-        f"BF16 by {percent(abs(noise), 2)}: at this size that is the noise. While the loss still falls, means of 20 "
-        f"steps differ by up to {percent(worst['FP8'], 1)} ({percent(worst['float32'], 1)} for float32). The published "
-        "runs are 16B and 230B models on a trillion tokens, so a toy can only show that nothing breaks.",
+        f"BF16 by {percent(abs(noise), 2)}: at this size that is the noise{unsure}. While the loss still falls, means "
+        f"of 20 steps differ by up to {percent(worst['FP8'], 1)} ({percent(worst['float32'], 1)} for float32). The "
+        "published runs are 16B and 230B models on a trillion tokens, so a toy can only show that nothing breaks.",
     )
 
 
