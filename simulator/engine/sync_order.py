@@ -24,11 +24,13 @@ Due = tuple[int, int, T]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncOrder:
-    """The order of one layout. `zero`: its ZeRO stage. `by_block`: gradients leave block by block, beside the backward
+    """The order of one layout. `zero`: its ZeRO stage. `updates`: the step ends with an update, after which
+    parameters are gathered. `by_block`: gradients leave block by block, beside the backward
     of the blocks before; else all of a stage together when all compute is over. `gathers_beside`: parameters that are
     gathered once a step arrive beside the first forwards; else behind the update."""
 
     zero: int
+    updates: bool
     by_block: bool
     gathers_beside: bool
 
@@ -40,7 +42,7 @@ class SyncOrder:
     @property
     def gathers_once(self) -> bool:
         """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
-        return self.zero in (1, 2)
+        return self.updates and self.zero in (1, 2)
 
     @property
     def gathers_before(self) -> bool:
@@ -101,6 +103,7 @@ def sync_order(scenario: Scenario) -> SyncOrder:
     stack = scenario.stack
     return SyncOrder(
         zero=scenario.job.layout.zero,
+        updates=scenario.states.updates,
         by_block=stack.grad_sync_overlap,
         gathers_beside=stack.param_gather_overlap,
     )

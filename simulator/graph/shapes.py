@@ -11,6 +11,7 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.states import States
 from simulator.spec.workload import Workload
 
 
@@ -21,7 +22,7 @@ class Shapes:
     `tokens` [tokens] it computes outside attention, `batch` [sequences] x `seq` [tokens of its context share],
     `seq_kv` [tokens] the keys it attends to. `rows` are the token-expert rows of its local experts, padded to
     `PADDING` per expert under FP8; `received` the distinct tokens that arrive. `sms` of the GPU set the grids of
-    persistent kernels, `recompute` are the modules that backward makes anew.
+    persistent kernels, `recompute` are the modules that backward makes anew, `states` the formats of gradients.
     """
 
     model: ModelSpec
@@ -38,6 +39,7 @@ class Shapes:
     sms: int
     recompute: Modules
     workload: Workload
+    states: States
     node_gpus: int = 8
 
     @property
@@ -70,6 +72,7 @@ def shapes_of(scenario: Scenario) -> Shapes:
         sms=scenario.cluster.gpu.sms,
         recompute=recomputed_modules(job.layout, scenario.stack),
         workload=scenario.workload,
+        states=scenario.states,
         node_gpus=scenario.cluster.node.gpus,
     )
 

@@ -17,6 +17,7 @@ from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
+from simulator.spec.states import impossible
 from simulator.spec.workload import WorkloadName
 
 Severity = Literal["error", "warning"]
@@ -360,6 +361,23 @@ def _features(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _optimizer(s: Scenario) -> Iterator[Problem]:
+    """Formats of the states that exclude each other; Muon needs whole matrices."""
+    layout, states = s.job.layout, s.states
+    wrong = impossible(s.job.optimizer, states)
+    if wrong is not None:
+        key, value, message = wrong
+        yield Problem(rule="optimizer states", key=f"optimizer.{key}", value=value, message=message)
+    if states.kind == "muon" and layout.tp * layout.etp > 1:
+        yield Problem(
+            rule="optimizer states",
+            key="optimizer.kind",
+            value="muon",
+            message=f"needs whole matrices, and tp {layout.tp} x etp {layout.etp} splits them: not modelled",
+            suggestion="use layout.tp=1 and layout.etp=1, or adamw",
+        )
+
+
 _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
     "training": (
         _world,
@@ -372,6 +390,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _sequence,
         _nodes,
         _features,
+        _optimizer,
     ),
 }
 """Rules by workload."""

@@ -59,7 +59,6 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "moment_bytes": Range(low=0, high=8, unit="B"),
 }
 
 JOB: Mapping[str, Range] = {

@@ -10,7 +10,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel
 from simulator.engine.program import Program
 from simulator.engine.tasks import ActionOf, Tasks, Timeline
-from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import buffer_items
 from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
@@ -123,7 +123,7 @@ class _Accounts:
 
     def __init__(self, built: PricedModel, schedule: Schedule, assumed: Assumptions | None) -> None:
         self.built = built
-        self.assumed = assumed or assumptions_for(built.scenario)
+        self.assumed = assumed or Assumptions()
         self.usages = Usages(built)
         self.on = stages_on(schedule)
         copies = sum(len(stages) for stages in self.on) // schedule.stages

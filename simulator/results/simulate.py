@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,7 +165,7 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
 def _settings(stack: Stack) -> Iterator[str]:
     """Habits of the software that nobody measured or published, with the value that stands for them."""
     if stack.assumed:
-        values = ", ".join(f"{name} = {_spelled(name, getattr(stack, name))}" for name in stack.assumed)
+        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in stack.assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.states import Optimizer
 from simulator.spec.workload import WorkloadName
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
@@ -100,6 +101,7 @@ class Job:
     stack: str = "deepseek"
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     run: Run = field(default_factory=Run)

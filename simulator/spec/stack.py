@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.states import States
+
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
 
 
@@ -35,7 +37,7 @@ class Stack:
     gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_gemm`, `host_collective`:
     time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
     (`simulator.engine.host`). `norm_kernels`: whose norm kernels run, as `attention` (training: DeepSeek's; compiled:
-    torch.compile's).
+    torch.compile's). `optimizer`: what is kept of the parameters, and in which formats, where a job does not say.
     """
 
     name: str
@@ -64,11 +66,11 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     norm_kernels: Literal["training", "compiled"]
+    optimizer: States
     dropout: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0
-    moment_bytes: float = 4.0
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -82,7 +82,8 @@ def test_shipped_hardware_loads_and_every_number_has_a_source(name: str) -> None
 @pytest.mark.parametrize("name", list_names("stack"))
 def test_shipped_stacks_load_and_every_habit_has_a_source(name: str) -> None:
     stack = load_stack(name)
-    assert {f.name for f in fields(stack)} - {"name", "sources"} == set(stack.sources)
+    states = {f"optimizer.{f.name}" for f in fields(stack.optimizer)}
+    assert {f.name for f in fields(stack)} - {"name", "sources", "optimizer"} | states == set(stack.sources)
 
 
 def test_the_published_job(v3: Scenario) -> None:
@@ -367,13 +368,13 @@ def test_models_take_their_own_spelling_and_ours() -> None:
     ("override", "error"),
     [
         ("pp=8", '--set: pp: "8": unknown key; did you mean layout.pp?'),
-        ("stack.moment_bytes=-1", "--set: stack.moment_bytes: -1.0: must be from 0 to 8 B"),
+        ("optimizer.masters=fp64", '--set: optimizer.masters: "fp64": must be "fp32" or "none"'),
         ("layout.ppp=8", '--set: layout.ppp: "8": unknown key; did you mean layout.pp?'),
         ("layot.pp=8", '--set: layot.pp: "8": unknown key; did you mean layout.pp?'),
         (
             "zzz.yyy=8",
-            '--set: zzz.yyy: "8": unknown key; choose one below layout, batch, precision, overlap, routing, run, model,'
-            " hardware or stack, as in layout.pp",
+            '--set: zzz.yyy: "8": unknown key; choose one below layout, batch, precision, optimizer, overlap, routing,'
+            " run, model, hardware or stack, as in layout.pp",
         ),
         ("layout.pp=8.0", "--set: layout.pp: 8.0: must be an integer; write 8"),
         ("layout.pp=eight", '--set: layout.pp: "eight": must be an integer'),
