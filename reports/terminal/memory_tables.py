@@ -33,14 +33,26 @@ def gigabytes(value: float) -> str:
 
 
 def answer(memory: MemoryReport) -> Text:
-    """Whether it fits, by how much, and when the peak is."""
-    worst, left = memory.worst, memory.capacity - memory.peak
-    verdict = f"fits, {gigabytes(left)} GB to spare" if memory.fits else f"does NOT fit, {gigabytes(-left)} GB too much"
+    """Whether it fits, by how much, what is left free, and when the peak is."""
+    worst, (low, high) = memory.worst, memory.reserve
     when = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
+    kept = f", {gigabytes(memory.headroom)} GB of it left free" if memory.headroom else ""
     return Text(
-        f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB: {verdict}.\n"
+        f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB{kept}: {_margin(memory)}.\n"
+        f"{gigabytes(memory.least)} to {gigabytes(memory.most)} GB with {low:.0%} to {high:.0%} of activations and"
+        " temporary memory reserved by the allocator.\n"
         f"Peak:{when} on rank {worst.rank}, during {worst.during}."
     )
+
+
+def _margin(memory: MemoryReport) -> str:
+    """The verdict with its margin to what may be filled."""
+    least, most = memory.usable - memory.least, memory.usable - memory.most
+    if memory.answer == "fits":
+        return f"fits, {gigabytes(most)} GB to spare"
+    if memory.answer == "tight":
+        return f"tight, from {gigabytes(least)} GB to spare to {gigabytes(-most)} GB too much"
+    return f"does NOT fit, {gigabytes(-least)} GB too much"
 
 
 def items(rank: RankMemory) -> Table:

@@ -19,6 +19,7 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
 from simulator.spec.states import impossible
 from simulator.spec.workload import WorkloadName
+from simulator.units import GB
 
 Severity = Literal["error", "warning"]
 
@@ -378,6 +379,28 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _memory(s: Scenario) -> Iterator[Problem]:
+    """The reserve of the allocator runs from less to more, and the headroom leaves something."""
+    memory, whole = s.job.memory, s.cluster.gpu.hbm_bytes
+    low, high = memory.reserve
+    if low > high:
+        yield Problem(
+            rule="reserve",
+            key="memory.reserve",
+            value=list(memory.reserve),
+            message="the least is above the most",
+            suggestion=f"use [{high:g}, {low:g}]",
+        )
+    if memory.headroom * whole + memory.headroom_bytes >= whole:
+        yield Problem(
+            rule="headroom",
+            key="memory.headroom_bytes" if memory.headroom_bytes else "memory.headroom",
+            value=memory.headroom_bytes or memory.headroom,
+            message=f"leaves nothing of the {whole / GB:.1f} GB that CUDA reports",
+            suggestion="use less",
+        )
+
+
 _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
     "training": (
         _world,
@@ -391,6 +414,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _nodes,
         _features,
         _optimizer,
+        _memory,
     ),
 }
 """Rules by workload."""

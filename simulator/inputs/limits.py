@@ -64,6 +64,9 @@ STACK: Mapping[str, Range] = {
 JOB: Mapping[str, Range] = {
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
+    "memory.headroom": Range(low=0, high=0.9),
+    "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", habits=("e9", "e6"), or_zero=True),
+    "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 OPTION = "--set"
 _FIXED = ("name", "sources")
-_ROOTS = "layout, batch, precision, optimizer, overlap, routing, run, model, hardware or stack"
+_ROOTS = "layout, batch, precision, optimizer, memory, overlap, routing, run, model, hardware or stack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

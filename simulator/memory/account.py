@@ -12,6 +12,7 @@ from simulator.engine.program import Program
 from simulator.engine.tasks import ActionOf, Tasks, Timeline
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import buffer_items
+from simulator.memory.capacity import headroom
 from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import Shards, shards_of, state_items
@@ -150,6 +151,17 @@ class _Accounts:
             items=tuple(sorted(items, key=lambda item: order[item.group])),
         )
 
+    def report(self, ranks: Iterable[RankMemory]) -> MemoryReport:
+        """The ranks beside what each may fill."""
+        scenario = self.built.scenario
+        return MemoryReport(
+            ranks=tuple(ranks),
+            capacity=scenario.cluster.gpu.hbm_bytes,
+            headroom=headroom(scenario),
+            reserve=scenario.job.memory.reserve,
+            assumptions=self.assumed,
+        )
+
     def _count(self, label: str, size: float) -> str:
         """`27.0 x moe`: how many blocks' worth a label holds."""
         kind = BlockKind(label.partition(",")[0])
@@ -167,7 +179,7 @@ def memory_of(
     for rank, actions in enumerate(_actions_by_rank(timeline)):
         moment = _fullest(_events_of_rank(timeline, actions, accounts.usages))
         ranks.append(accounts.rank(rank, moment, schedule.rows[rank], True))
-    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return accounts.report(ranks)
 
 
 def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> MemoryReport:
@@ -178,7 +190,7 @@ def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions 
     for rank, row in enumerate(schedule.rows):
         moment = _fullest(event for place, step in enumerate(row) for event in lone.events(step, place))
         ranks.append(accounts.rank(rank, moment, row, False))
-    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return accounts.report(ranks)
 
 
 def curve_of(

@@ -45,6 +45,9 @@ class Power:
 class Gpu:
     """One GPU. `boost_clock` [Hz] is the clock the peaks are quoted at; `hbm_bandwidth` [B/s] the displayed peak.
 
+    `hbm_bytes` [B] is the memory that CUDA reports (cudaMemGetInfo's total, PyTorch's "total capacity"), not the size
+    in the product's name: the driver keeps a part, and 80 "GB" are 80 GiB less that.
+
     `power` is None where the kernel parameters were measured inside training, under the load they describe.
     """
 

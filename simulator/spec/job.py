@@ -55,6 +55,20 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a job may fill of a GPU's memory.
+
+    `headroom` [share of what CUDA reports] and `headroom_bytes` [B] are left free, both together. `reserve`: least and
+    most that the caching allocator reserves beyond what is allocated [share of activations and temporary memory]. A job
+    fits with the most, is tight if it fits with the least only, and else does not fit.
+    """
+
+    headroom: float = 0.0
+    headroom_bytes: float = 0.0
+    reserve: tuple[float, float] = (0.0, 0.10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """`comm_sms`: SMs given to the all-to-all kernels; 0 offloads them to a co-processor."""
 
@@ -102,6 +116,7 @@ class Job:
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    memory: Memory = field(default_factory=Memory)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     run: Run = field(default_factory=Run)

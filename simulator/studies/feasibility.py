@@ -48,7 +48,17 @@ def problems(scenario: Scenario) -> list[Problem]:
 
 
 def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
-    if memory.fits:
+    if memory.answer == "fits":
+        return
+    if memory.answer == "tight":
+        yield Problem(
+            rule="memory",
+            key="memory.reserve",
+            value=list(memory.reserve),
+            message=f"tight: {needed(memory.verdict())}, and {memory.most / GB:.1f} GB with the most reserve",
+            suggestion="let the allocator use expandable segments, or recompute more",
+            severity="warning",
+        )
         return
     worst = memory.worst
     items = sorted(worst.items, key=lambda item: -item.bytes)[:SHOWN_ITEMS]
