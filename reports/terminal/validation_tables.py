@@ -11,7 +11,7 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
-from simulator.validation import Group, Outcome, grouped
+from simulator.validation import Group, Outcome, Verdict, counts, grouped
 
 SCHEMA = "foretrain.validation/1"
 USES = {
@@ -26,7 +26,7 @@ MEANING = {
 }
 
 
-def as_dict(outcomes: Sequence[Outcome]) -> dict[str, object]:
+def as_dict(outcomes: Sequence[Outcome], judged: Sequence[Verdict] = ()) -> dict[str, object]:
     """The object that `--json` prints."""
     return {
         "schema": SCHEMA,
@@ -48,6 +48,10 @@ def as_dict(outcomes: Sequence[Outcome]) -> dict[str, object]:
             for one in outcomes
             if one.predicted is None
         ],
+        "verdicts": {
+            "counts": [{"outcome": one.outcome, "runs": one.runs, "right": one.right} for one in counts(judged)],
+            "runs": [one.as_dict() for one in judged],
+        },
     }
 
 
@@ -63,7 +67,9 @@ def number(value: float | int | str | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
-def report(outcomes: Sequence[Outcome], *, verbose: bool = False) -> list[RenderableType]:
+def report(
+    outcomes: Sequence[Outcome], judged: Sequence[Verdict] = (), *, verbose: bool = False
+) -> list[RenderableType]:
     """Groups with their errors, every figure of few or on demand, and what is not computed."""
     groups = grouped(outcomes)
     computed = sum(len(group.outcomes) for group in groups)
@@ -80,6 +86,9 @@ def report(outcomes: Sequence[Outcome], *, verbose: bool = False) -> list[Render
     left = [one for one in outcomes if one.predicted is None]
     if left:
         parts += section(f"Not computed: {len(left)}", _reasons(left))
+    if judged:
+        parts += section(f"Verdicts on {len(judged)} runs of others", verdict_counts(judged), note(RUNS))
+        parts += section("Runs", _runs(judged))
     return parts
 
 
@@ -107,7 +116,7 @@ def _reasons(left: Sequence[Outcome]) -> Table:
     return table
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(outcomes: Sequence[Outcome], judged: Sequence[Verdict] = ()) -> str:
     """A page: groups, then every figure with its source, then what is not computed."""
     groups = grouped(outcomes)
     computed = sum(len(group.outcomes) for group in groups)
@@ -127,6 +136,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines += ["", f"## Not computed: {len(left)}", "", *_row("family", "figures", "why"), *_rule("-", "-:", "-")]
     for (name, reason), count in Counter((one.figure.group, one.reason) for one in left).items():
         lines += _row(name, str(count), reason)
+    if judged:
+        lines += ["", f"## Verdicts on {len(judged)} runs of others", "", RUNS, "", *_verdict_lines(judged)]
     return "\n".join(lines) + "\n"
 
 
@@ -151,6 +162,47 @@ def _figure_lines(group: Group) -> list[str]:
     for one in group.outcomes:
         f = one.figure
         lines += _row(f"`{f.id}`", number(f.value), number(one.predicted), signed(one.error), f.unit, f.source)
+    return lines
+
+
+RUNS = (
+    "Counted are runs that a job can say in full. Right: a run that ran is said to fit, if tightly; one that ran out of"
+    " memory, not to. Reported peaks are compared with the forecast of all that a GPU holds."
+)
+
+
+def verdict_counts(judged: Sequence[Verdict]) -> Table:
+    """How many verdicts on runs of each outcome are right."""
+    table = columns("the run", ">counted", ">right", ">wrong")
+    for one in counts(judged):
+        table.add_row(one.outcome, str(one.runs), str(one.right), str(one.runs - one.right))
+    return table
+
+
+def _cells(one: Verdict) -> tuple[str, ...]:
+    """A run: its name, outcome, verdict, peaks [GiB] and error, and why it does not count or is wrong."""
+    why = one.reason or one.run.cannot_say or ("" if one.right else "wrong")
+    peaks = tuple(number(value) if value is not None else "" for value in (one.run.peak_GiB, one.peak))
+    return one.run.id, one.run.outcome, one.answer or "", *peaks, signed(one.error), why
+
+
+_RUN_HEAD = ("run", "outcome", "verdict", "reported [GiB]", "forecast [GiB]", "error", "remark")
+
+
+def _runs(judged: Sequence[Verdict]) -> Table:
+    table = columns("", "", "", ">reported [GiB]", ">forecast [GiB]", ">error", "")
+    for one in judged:
+        table.add_row(*_cells(one))
+    return table
+
+
+def _verdict_lines(judged: Sequence[Verdict]) -> list[str]:
+    lines = [*_row("the run", "counted", "right"), *_rule("-", "-:", "-:")]
+    for one in counts(judged):
+        lines += _row(one.outcome, str(one.runs), str(one.right))
+    lines += ["", *_row(*_RUN_HEAD, "source"), *_rule("-", "-", "-", "-:", "-:", "-:", "-", "-")]
+    for verdict in judged:
+        lines += _row(*_cells(verdict), verdict.run.source)
     return lines
 
 
