@@ -110,7 +110,7 @@ class Job:
     model: str
     hardware: str
     gpus: int
-    layout: Layout
+    layout: Layout = field(default_factory=Layout)
     batch: Batch
     stack: str = "deepseek"
     workload: WorkloadName = "training"

@@ -174,7 +174,11 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         (JOB + "[run]\ntokens = -inf\n", "job.toml: run.tokens: -inf: must be a finite number"),
         (JOB + "[run]\ntokens = 0\n", "job.toml: run.tokens: 0.0: must be above 0, as in 14.8e12"),
         (JOB + "[run]\ntokens = 2026-01-01\n", 'job.toml: run.tokens: "2026-01-01": must be a finite number'),
-        (JOB.partition("[batch]")[0], "job.toml: batch: missing: must be a table"),
+        (
+            JOB.partition("[batch]")[0],
+            "job.toml: missing: batch.sequence_length (an integer), batch.microbatch_size (an integer),"
+            " batch.global_batch_size (an integer)",
+        ),
         ("layout = 3\nbatch = 4\n" + JOB.partition("[layout]")[0], "job.toml: layout: 3: must be a table"),
         ('model = "a\n', "job.toml: line 1, column 11: invalid TOML: Illegal character '\\n'"),
         (JOB + "gpus == 3\n", "job.toml: line 11, column 7: invalid TOML: Invalid value"),

@@ -1,6 +1,14 @@
 """The whole run: phases of training with a batch ramp, failures, GPU-hours, dollars and energy."""
 
-from simulator.studies.campaign.campaign import Campaign, Failures, Phase, Supply, campaign_of_job, load_campaign
+from simulator.studies.campaign.campaign import (
+    Campaign,
+    Failures,
+    Phase,
+    Supply,
+    campaign_of_job,
+    is_job_file,
+    load_campaign,
+)
 from simulator.studies.campaign.energy import Energy, energy_of
 from simulator.studies.campaign.forecast import Forecast, PhaseForecast, forecast
 from simulator.studies.campaign.goodput import Goodput, expected, optimum_interval, sampled
@@ -18,6 +26,7 @@ __all__ = [
     "energy_of",
     "expected",
     "forecast",
+    "is_job_file",
     "load_campaign",
     "optimum_interval",
     "sampled",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from simulator.errors import InputError
-from simulator.inputs.files import find, read_extended
+from simulator.inputs.files import find, list_names, read, read_extended
 from simulator.inputs.typed import build
 from simulator.spec.scenario import Scenario
 
@@ -83,6 +84,17 @@ def load_campaign(name_or_path: str) -> Campaign:
     if not made.phases:
         raise InputError(f"{source.label}: phases: there is none; add [[phases]]")
     return made
+
+
+def is_job_file(name_or_path: str) -> bool:
+    """Whether a path leads to a TOML file with a job: it has a job's keys and no phases, or extends a shipped job."""
+    path = Path(name_or_path)
+    if path.suffix.lower() != ".toml" or not path.is_file():
+        return False
+    table = read(find("campaign", str(path) if len(path.parts) > 1 else f"./{path}"))
+    if "phases" in table or "job" in table:
+        return False
+    return bool({"model", "layout", "batch"} & set(table)) or table.get("extends") in list_names("job")
 
 
 def _check(phase: Phase, where: str) -> None:
