@@ -50,7 +50,7 @@ def test_what_is_known_of_memory_is_met() -> None:
     """Not better than this today: a change that makes it worse must be seen."""
     ran, short = counts(verdicts(known_runs()))
     assert (ran.runs, short.runs) == (19, 3)
-    assert ran.right >= 16
+    assert ran.right >= 18
     assert short.right == 3
 
 
