@@ -11,12 +11,13 @@ JOBS   ?= 2
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-quick unit wheel-test bench lint format calibrate docs figures clean
+.PHONY: help setup setup-all demo test test-quick unit wheel-test bench lint format calibrate docs figures clean
 
 help:
 	@echo 'make demo       simulate one training step of DeepSeek-V3 on 2048 H800 and show the report'
 	@echo 'make test       style, types, layers and tests'
 	@echo 'make test-quick the same without the long tests'
+	@echo 'make setup-all  what optional tests need as well: Dask, Parquet, PyTorch, a browser'
 	@echo 'make wheel-test the wheel, installed apart, under every Python that is here'
 	@echo 'make lint       style, types, layers and dead names only'
 	@echo 'make format     put the code into its one format'
@@ -36,13 +37,18 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# What all tests need: documentation, Dask, Parquet, PyTorch, a browser. CI runs with it.
+setup-all: $(READY)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs,dask,parquet,browser,torch]'
+	@.ci/browser
+
 demo: $(READY)
 	@$(BIN)/foretrain simulate deepseek-v3-pretrain
 
 test: lint unit
 
 unit: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) -rs
 
 test-quick: lint
 	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long'

@@ -28,7 +28,12 @@ _RUN = re.compile(r"^<!-- run foretrain (.+) -->$", re.MULTILINE)
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     sys.path.insert(0, str(ROOT))
-    for name, text in (("reference/cli.md", command_line()), ("reference/validation.md", validation())):
+    pages = {
+        "reference/cli.md": command_line(),
+        "reference/validation.md": validation(),
+        "reference/public-models.md": public_models(),
+    }
+    for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
@@ -121,13 +126,23 @@ def _command(command: click.Command, names: list[str], above: click.Context | No
 
 def validation() -> str:
     """What `foretrain validate --markdown` writes, and the errors of the last calibration."""
+    return f"{_written('validate', '--quiet').strip()}\n\n{_calibration()}\n"
+
+
+def public_models() -> str:
+    """What `foretrain show models --markdown` writes."""
+    return _written("show", "models")
+
+
+def _written(*words: str) -> str:
+    """The page that a command writes with `--markdown`."""
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "validation.md"
-        command = [sys.executable, "-m", "cli", "validate", "--quiet", "--markdown", str(file)]
+        file = Path(folder) / "page.md"
+        command = [sys.executable, "-m", "cli", *words, "--markdown", str(file)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if run.returncode not in (0, 3):
-            raise RuntimeError(f"foretrain validate --markdown: {run.stderr}")
-        return f"{file.read_text(encoding='utf-8').strip()}\n\n{_calibration()}\n"
+            raise RuntimeError(f"foretrain {' '.join(words)} --markdown: {run.stderr}")
+        return file.read_text(encoding="utf-8")
 
 
 def _calibration() -> str:

@@ -16,21 +16,30 @@ Part = Literal["F", "I", "W", "R"]
 
 Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
-"""What a collective of the compute stream runs beside: nothing; the GEMM that it feeds or drains, chunk by chunk; as a
-whole, one that does not need it."""
+"""What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
+a whole, a GEMM that does not need it."""
 GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
 GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemm:
-    """`groups` products of (m x k) by (k x n) in one kernel.
+    """(m x k) by (k x n), or one such multiplication for each of `groups`, in one kernel.
 
-    `dense`/`wgrad`: groups = 1. `grouped`: m is the *total* of rows over the groups (padded), each group has its own
-    (k x n) weight. `masked`: m is the rows *per group*, of which the library knows beforehand no more than this number;
-    `rows`, where given, are those that are there. `grouped_wgrad`: k is the total over groups.
-    `wgrad` forms accumulate into FP32 gradients: the output is read and written in FP32.
-    `rows` may list unequal rows per group (before padding) of a grouped or masked GEMM; empty: equal.
+    Forms: `dense` and `wgrad`: groups = 1. `grouped`: each group has its own (k x n) weight. `masked`: a grouped one
+    that knows only an upper bound of the tokens per group. `wgrad` forms accumulate into FP32 gradients: the output is
+    read and written in FP32.
+
+    Parameters
+    ----------
+    m : rows of the output; grouped: the total over groups, padded; masked: expected tokens per group.
+    n : columns of the output.
+    k : length of the sums; grouped_wgrad: the total over groups.
+    precision : format of the operands, and how FP8 is scaled.
+    form : see above.
+    groups : number of GEMMs in the kernel.
+    rows : tokens of each group before padding, of a grouped or masked GEMM (empty: equal).
+    out_bytes : width of an output value [B].
     """
 
     m: int
@@ -62,7 +71,21 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Scaled-dot-product attention core, forward or backward (FlashAttention-like; scores never leave the chip)."""
+    """The attention core, forward or backward (FlashAttention-like; scores never leave the chip).
+
+    Parameters
+    ----------
+    batch : sequences.
+    seq_q : queries of a sequence [tokens].
+    seq_kv : keys of a sequence [tokens].
+    heads : query heads.
+    kv_heads : heads of keys and values.
+    d_qk : width of a query or key head [elements].
+    d_v : width of a value head [elements].
+    causal : whether queries attend only to earlier keys.
+    backward : whether it is the backward.
+    precision : format of the operands.
+    """
 
     batch: int
     seq_q: int
@@ -77,7 +100,7 @@ class Attention:
 
     @property
     def flops_full(self) -> float:
-        """FLOP over the full square of scores: 2 products forward, 5 backward (scores are recomputed)."""
+        """FLOP over the full square of scores: 2 GEMMs forward, 5 backward (scores are recomputed)."""
         pairs = 2.0 * self.batch * self.heads * self.seq_q * self.seq_kv
         return pairs * (3 * self.d_qk + 2 * self.d_v) if self.backward else pairs * (self.d_qk + self.d_v)
 
@@ -89,11 +112,20 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeAttention:
-    """Attention of the `q_len` newest tokens of each of `batch` sequences over `kv_len` cached keys, these tokens' too.
+    """Attention of the newest tokens over a KV cache. The mask among the new tokens is left out: they are few.
 
-    `latent`: the first `d_v` entries of a key are its value, so that the cache holds `d_qk` entries a token and head of
-    keys (MLA absorbed: 1 head, 576 and 512). `kv_dtype`: of the cache; products run in BF16. The mask among the new
-    tokens is left out: they are few.
+    Parameters
+    ----------
+    batch : sequences.
+    heads : query heads.
+    kv_heads : heads of keys and values.
+    d_qk : width of a query or key head [elements].
+    d_v : width of a value head [elements].
+    kv_len : cached keys of a sequence, the new tokens' included [tokens].
+    q_len : new tokens of a sequence [tokens].
+    kv_dtype : format of the cache; GEMMs run in BF16.
+    latent : the first `d_v` entries of a key are its value, so the cache holds `d_qk` entries per token and head of
+        keys (absorbed MLA: 1 head, 576 and 512).
     """
 
     batch: int
@@ -125,7 +157,14 @@ class DecodeAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streaming:
-    """A memory-bound kernel: bytes read and written [B], and the CTAs of its grid (0: as many as it likes)."""
+    """A memory-bound kernel.
+
+    Parameters
+    ----------
+    read : bytes read [B].
+    written : bytes written [B].
+    blocks : CTAs of its grid (0: as many as fit).
+    """
 
     read: float
     written: float
@@ -139,18 +178,23 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """Kernels too small for bytes to matter: `launches` of them, each costs its class's fixed time."""
+    """Kernels too small for their bytes to matter: `launches` of them, each with its class's fixed time."""
 
     launches: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Which experts a token may choose: `top_k` of `experts`, from the best `node_limit` of equal `groups`.
+    """The experts that a token may choose. What a token reaches through a gate is in `simulator.routing.gate`.
 
-    `groups` and `node_limit` [1] are 0 where a token may choose any expert. A group is scored by the sum of its
-    `scored` highest affinities (2: DeepSeek-V3, arXiv 2412.19437, section 2.1.2; 1: DeepSeek-V2, arXiv 2405.04434,
-    section 2.1.2). What a token reaches through a gate is in `simulator.routing.gate`.
+    Parameters
+    ----------
+    experts : routed experts of a layer.
+    top_k : experts of a token.
+    groups : equal groups of experts (0: a token may choose any expert).
+    node_limit : groups that a token may choose from (0: all).
+    scored : a group's score is the sum of so many highest affinities (2: DeepSeek-V3, arXiv 2412.19437, section 2.1.2;
+        1: DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
     """
 
     experts: int
@@ -172,11 +216,20 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllToAll:
-    """Expert dispatch or combine of one rank: `tokens` local tokens of `hidden` values, `bytes_per_token` [B] each.
+    """Dispatch or combine of one rank. Volumes follow from `ranks` and `gate` in `simulator.routing`.
 
-    `ranks` expert-parallel ranks hold the experts of the `gate`; volumes follow from both in `simulator.routing`.
-    `weighted`: a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
-    `imbalance`: load of the fullest rank over the mean.
+    Parameters
+    ----------
+    direction : dispatch or combine.
+    tokens : local tokens.
+    hidden : values of a token.
+    bytes_per_token : size of a token on the wire [B].
+    ranks : expert-parallel ranks.
+    gate : gate of the experts.
+    cached : whether a dispatch reuses the layout of an earlier one.
+    low_latency : whether the kernels for decoding run.
+    weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
+    imbalance : load of the most loaded rank over the mean.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -193,7 +246,13 @@ class AllToAll:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notify:
-    """Barrier and exchange of counts over `ranks` ranks before an all-to-all."""
+    """The barrier before an all-to-all, with which ranks send token counts.
+
+    Parameters
+    ----------
+    ranks : ranks of the all-to-all.
+    tokens : local tokens.
+    """
 
     ranks: int
     tokens: int
@@ -201,7 +260,13 @@ class Notify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointToPoint:
-    """One message to a neighbour [B]; `tier` tells which link it takes."""
+    """One message to a neighbour.
+
+    Parameters
+    ----------
+    bytes : size of the message [B].
+    tier : link that it takes.
+    """
 
     bytes: float
     tier: Literal["nvlink", "nic"]
@@ -212,9 +277,17 @@ CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """A collective over `ranks` ranks, `per_node` of which share a node. `bytes` is the full buffer: the sum of all
-    shards for all_gather (output) and reduce_scatter (input), the buffer of one rank for all_reduce/all_to_all.
-    `kernels`: whose, a name in `fabric.all_reduce` of the hardware profile, or NCCL's; NCCL does what those do not."""
+    """A collective.
+
+    Parameters
+    ----------
+    kind : which collective.
+    bytes : full buffer [B]: the sum of all shards for all_gather (output) and reduce_scatter (input), one rank's buffer
+        for all_reduce and all_to_all.
+    ranks : ranks of the group.
+    per_node : ranks of the group that share a node.
+    kernels : a name in `fabric.all_reduce` of the hardware profile, or "nccl"; NCCL runs what the named kernels do not.
+    """
 
     kind: CollectiveKind
     bytes: float
@@ -225,8 +298,8 @@ class Collective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """No kernel: at a barrier, `seconds` until the most loaded rank arrives [s]. Made by the engine, which alone knows
-    how long the others work."""
+    """No kernel: `seconds` at a barrier until the most loaded rank arrives [s]. Added by the engine, which knows how
+    long other ranks compute."""
 
     seconds: float
 
@@ -235,7 +308,7 @@ Work = Gemm | Attention | DecodeAttention | Streaming | Fixed | AllToAll | Notif
 
 
 class Facts(TypedDict, total=False):
-    """The fields of an `Op` that others ask instead of its name, for functions that hand them on."""
+    """Fields of an `Op` that state facts about it, for functions that pass them on."""
 
     scales_with_load: bool
     reads_resident: bool
@@ -248,23 +321,28 @@ class Facts(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
-    """One kernel (or `count` equal ones, back to back).
+    """One kernel, or `count` equal ones back to back. It carries work, never a time.
 
-    `name` is unique in its layer (`attn.q_b.fwd`), `cls` the kernel class that the cost model prices (`gemm.fp8`,
-    `quant.token` ...), `part` F/I/W/R, `segment` where it stands in the layer (`attn.F`), `after` the ops of *other*
-    streams it waits for, `saved` the bytes it keeps for backward [B], `concurrent_with` what a collective runs
-    beside.
-
-    Facts that follow from where the op was made:
-
-    - `scales_with_load`: counted with the work of this rank's experts, which is longer on the most loaded rank;
-    - `reads_resident`: reads what is in memory anyway (weights, kept logits), not activations of its own;
-    - `adds_to_resident`: adds into gradients, which are in memory anyway;
-    - `saves_input`: what it keeps for backward is (also) its input, the result of the op before;
-    - `in_ring`: a collective that passes parts on instead of gathering the whole buffer;
-    - `read_by_backward`: whether the backward of its layer reads what it makes;
-    - `matrices`: output widths of the weight matrices that a GEMM multiplies by in one, of a linear layer that
-      selective checkpointing counts (query, key, value: three); empty for everything else.
+    Parameters
+    ----------
+    name : unique in its layer (`attn.q_b.fwd`).
+    cls : kernel class that the cost model prices (`gemm.fp8`, `quant.token` ...).
+    part : F, I, W or R.
+    segment : where it is in the layer (`attn.F`).
+    work : what it does.
+    stream : stream that it runs on.
+    count : number of kernels.
+    after : ops of other streams that it waits for.
+    saved : bytes that it keeps for backward [B].
+    concurrent_with : what a collective is overlapped with.
+    scales_with_load : counted as work of this rank's experts, which is longer on the most loaded rank.
+    reads_resident : reads what is in memory anyway (weights, kept logits), not activations of its own.
+    adds_to_resident : adds into gradients, which are in memory anyway.
+    saves_input : what it keeps for backward is (also) its input, the result of the op before.
+    in_ring : a collective that passes parts on instead of gathering the whole buffer.
+    read_by_backward : whether the backward of its layer reads its output.
+    matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
+        checkpointing counts (query, key, value: three); empty for everything else.
     """
 
     name: str

@@ -27,7 +27,7 @@ _registered: set[str] = set()
 
 
 def registered_by_script() -> bool:
-    """Whether this process knows a value that no other process would know: work on it then stays here."""
+    """Whether a value is registered in this process only: work on it then stays here."""
     return bool(_registered)
 
 
@@ -98,7 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
         except Exception as error:
             if name in self.shipped:
                 raise
-            raise self.error(f"{self.kind} {name!r}, {self.origin(name)}, fails: {_told(error)}") from error
+            raise self.error(f"{self.kind} {name!r}, {self.origin(name)}, fails: {_message(error)}") from error
 
     def _offered(self) -> dict[str, list[EntryPoint]]:
         """Entry points by name, sorted: an order of names that no disk decides."""
@@ -108,7 +108,7 @@ class Registry(Mapping[str, T], Generic[T]):
             try:
                 found = list(entry_points(group=self.group))
             except Exception as error:  # a package with a broken entry_points.txt
-                raise self.error(f"{self.group}: the installed packages cannot be read: {_told(error)}") from error
+                raise self.error(f"{self.group}: the installed packages cannot be read: {_message(error)}") from error
             self._offers = {}
             for offer in sorted(found, key=lambda offer: (offer.name, offer.value)):
                 self._offers.setdefault(offer.name, []).append(offer)
@@ -118,7 +118,7 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             value = offer.load()
         except Exception as error:
-            raise self.error(f"{self.kind} {name!r}, {_package(offer)}, cannot be loaded: {_told(error)}") from error
+            raise self.error(f"{self.kind} {name!r}, {_package(offer)}, cannot be loaded: {_message(error)}") from error
         return self._checked(name, value, _package(offer))
 
     def _checked(self, name: str, value: object, origin: str) -> T:
@@ -137,6 +137,6 @@ def _package(offer: EntryPoint) -> str:
     return f"{offer.value} {package}"
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """An error of foreign code in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""Samples of kernels beside others: nothing is fitted to them."""
+"""Samples of kernels that run concurrently with others: nothing is fitted to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTENTION_CASES: dict[str, tuple[str, Work]] = {
 
 
 def contention() -> list[Sample]:
-    """Kernels on an H200 beside one that holds SMs (and moves memory): compared with, not fitted."""
+    """Kernels on an H200 concurrent with one that holds SMs (and moves memory): compared with, not fitted."""
     out = []
     for row in rows("h200_sm_contention.csv"):
         cls, work = CONTENTION_CASES[row["case"]]
@@ -36,7 +36,7 @@ def contention() -> list[Sample]:
     return out
 
 
-BESIDE_CASES = {
+CONCURRENT_CASES = {
     "concurrent:gemm_bf16_4096x24576x1536": ("gemm.bf16", gemm(4096, 24576, 1536, "bf16")),
     "concurrent:gemm_fp8_tensor_8192x8192x8192": ("gemm.fp8_tensor", gemm(8192, 8192, 8192, "fp8_tensor")),
     "concurrent:gemm_fp8_block_8192x8192x8192": ("gemm.fp8@library", gemm(8192, 8192, 8192, "fp8_block")),
@@ -44,15 +44,15 @@ BESIDE_CASES = {
 
 
 def concurrent_traffic() -> list[Sample]:
-    """GEMMs on an H200 beside a copy whose own traffic is known."""
+    """GEMMs on an H200 concurrent with a copy whose own traffic is known."""
     return [
         Sample(
-            hardware="h200", cls=BESIDE_CASES[row["op"]][0], work=(BESIDE_CASES[row["op"]][1],),
+            hardware="h200", cls=CONCURRENT_CASES[row["op"]][0], work=(CONCURRENT_CASES[row["op"]][1],),
             seconds=number(row, "us") * 1e-6, table="h200_measured", label=row["op"],
             sms=132 - integer(row, "held_sms"), traffic=number(row, "traffic"), rested=1.0,
         )
         for row in rows("h200_measured.csv")
-        if row["op"] in BESIDE_CASES
+        if row["op"] in CONCURRENT_CASES
     ]  # fmt: skip
 
 
@@ -68,9 +68,9 @@ def _overlapped(row: Row) -> tuple[str, Work]:
 
 
 def concurrent_collectives() -> list[Sample]:
-    """Kernels on an H100 beside NCCL's collectives, which run all the time: compared with, not fitted.
+    """Kernels on an H100 concurrent with NCCL's collectives, which run all the time: compared with, not fitted.
 
-    Beside them, with SMs taken, a loop stays below the power limit (`h100_overlap.csv` has what it takes alone).
+    With SMs taken, a loop stays below the power limit (`h100_overlap.csv` has what it takes alone).
     """
     cluster = load_hardware("h100")
     taken = collective_of(cluster)

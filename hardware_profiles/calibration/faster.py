@@ -2,7 +2,8 @@
 
     python -m hardware_profiles.calibration.faster RUN.csv AGAIN.csv OUT.csv
 
-Runs of a kernel on a rested GPU differ by less than 1 %; where something else ran beside, one is up to twice as long.
+Runs of a kernel on a rested GPU differ by less than 1 %; where something else was concurrent, one takes up to twice as
+long.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m hardware_profiles.calibration.fit_fabric            # fit, print parameters and errors
     python -m hardware_profiles.calibration.fit_fabric --check    # errors of the parameters as they stand
 
-Either way the errors of the parameters as they stand go to `report_fabric.json` and `report_fabric.md`, beside
+Either way the errors of the parameters as they stand go to `report_fabric.json` and `report_fabric.md`, next to
 those of the kernels. Rows marked `fit` decide the parameters, rows marked `held out` only judge them. Only kernels
 and links are in these tables, never a training step. To refit for another cluster, add rows with its name and copy
 a TOML file. Needs scipy.
@@ -405,7 +405,7 @@ def report(fit: Fit, doc: Doc, *, rows_too: bool) -> None:
 
 
 def class_of(fit: Fit, row: Row) -> str:
-    """The kernel class a row measures; of exchanges with the kernels that did it: `comm.dispatch@deepep`."""
+    """The kernel class that a row measures; for all-to-alls with the name of the kernels: `comm.dispatch@deepep`."""
     if fit.table == "fabric_collective":
         return "comm.p2p" if row["op"] == "send_recv" else f"comm.{row['op']}"
     if fit.table == "fabric_all_reduce":

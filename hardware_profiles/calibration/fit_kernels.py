@@ -4,7 +4,7 @@
     python -m hardware_profiles.calibration.fit_kernels --home h20     # this GPU only; with --only, these classes of it
     python -m hardware_profiles.calibration.fit_kernels --carry        # no fit: hand on and score what there is
 
-Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, beside this file, `report.json` and
+Writes `hardware_profiles/kernels/NAME.toml` of every GPU in `evaluate.GPUS` and, next to this file, `report.json` and
 `report.md` with the error of every class on the samples it was fitted to and on those held out. Deterministic: a fixed
 split of the shapes (`sample.split`) and a seeded search. Only kernel-level measurements enter, no
 end-to-end figure. Needs SciPy, which foretrain itself does not.
@@ -195,7 +195,7 @@ def budget(target: str, origin: str) -> float:
 def moved(params: Params, target: str, origin: str) -> Params:
     """Parameters of a class as they hold on another GPU: rates stay shares of a peak, power is its own.
 
-    A rate above 1 tells how far a GPU's clock exceeds the one that its peak is quoted at; that of another is unknown.
+    A rate above 1 shows how far a GPU's clock exceeds the one of its peak; that of another GPU is unknown.
     """
     scale = budget(target, origin)
     if isinstance(params, GemmParams) and params.cluster_sms:
@@ -278,7 +278,7 @@ HEAD = (
 
 
 def compared(profiles: dict[str, Kernels]) -> list[Errors]:
-    """Errors on samples that no fit saw: other GPUs, new shapes, and kernels beside others."""
+    """Errors on samples that no fit saw: other GPUs, new shapes, and concurrent kernels."""
     known = everything()
     fitted = {s for r in RECIPES for s in chosen(r, known)}
     out = _compared([s for s in known if s not in fitted], "compared", profiles)

@@ -39,21 +39,21 @@ def fit(gpu: str = "h200") -> dict[str, float]:
     only = {r["form"]: float(r["power_w"]) for r in table if r["op"] == "duty" and not r["k"]}
     equations, powers, pressed = [], [], []
     for r in duty:
-        beside = float(r["seq"])
-        slow = (float(r["us"]) - beside) / alone
+        others = float(r["seq"])
+        slow = (float(r["us"]) - others) / alone
         if slow < SLOWED:
-            part = alone / (alone + beside)
+            part = alone / (alone + others)
             equations.append([part, *(((1 - part), 0.0) if r["form"] == "copy" else (0.0, 1 - part))])
             powers.append(float(r["power_w"]))
         else:
-            pressed.append((r["form"], alone, beside, slow, float(r["power_w"])))
+            pressed.append((r["form"], alone, others, slow, float(r["power_w"])))
     gemm, copy, idle = np.linalg.lstsq(
         np.array([*equations, [0.0, 1.0, 0.0]]), np.array([*powers, only["copy only"]]), rcond=None
     )[0]
     cap = float(np.mean([p[-1] for p in pressed]))
     exponents = []
-    for form, own, beside, slow, _ in pressed:
-        demand = (own * gemm + beside * (copy if form == "copy" else idle)) / (own + beside)
+    for form, own, others, slow, _ in pressed:
+        demand = (own * gemm + others * (copy if form == "copy" else idle)) / (own + others)
         if demand > cap * 1.02:
             exponents.append(log(slow) / log(demand / cap))
     exponent = float(np.mean(exponents))

@@ -52,7 +52,7 @@ for the balance; backward, on all scores again."""
 
 def _trace_share(row: Row, gemm: bool) -> tuple[int, float]:
     if row["op"] == "moe.combine.bwd.quant" and row["period"] == "1":
-        return 20, 0.0  # on the communication stream, beside a GEMM that holds 112 SMs
+        return 20, 0.0  # on the communication stream, concurrent with a GEMM that holds 112 SMs
     time = number(row, "dur_us")
     moving = number(row, "ov_dispatch") + number(row, "ov_combine")
     resident = moving + number(row, "ov_notify")

@@ -11,11 +11,11 @@ from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, intege
 from simulator.ops import Attention, DecodeAttention, Gemm, GemmForm
 
 ROWS_FROM, ROWS_TO = 0.7, 1.3
-"""Each group of InferSim's grouped products has so many times the nominal rows, drawn evenly between these
+"""Each group of InferSim's grouped GEMMs has so many times the nominal rows, sampled uniformly between these
 (kernel_benchmark/deepgemm_grouped_gemm_{contiguous,masked}.py)."""
 GPU_COUNTS = (1, 4, 8, 16, 32, 64, 128, 256)
 SETS = {"grouped": 1, "masked": 10}
-"""Sets of rows that those scripts draw for a product; the last one is timed."""
+"""Sets of rows that those scripts sample for a GEMM; the last one is timed."""
 LEAST_GROUPS = {"grouped": 4, "masked": 1}
 SIZES = {
     ("h800", "grouped"): (1024, 4096, 8192, 16384),
@@ -24,13 +24,13 @@ SIZES = {
     ("h20", "masked"): (16, 32, 64, 128, 256, 512),
 }
 """Tokens of a GPU, in the order of the runs."""
-Drawn = dict[tuple[int, int, str], tuple[int, ...]]
+Sampled = dict[tuple[int, int, str], tuple[int, ...]]
 
 
 @cache
-def _drawn(hardware: str, form: str, experts: int, top_k: int) -> Drawn:
-    """Rows of every group that ran, by GPUs, tokens of each and product: the scripts seed their random numbers with 0,
-    so that they can be drawn again, in the order of the runs."""
+def _sampled_rows(hardware: str, form: str, experts: int, top_k: int) -> Sampled:
+    """Tokens per group that ran, by GPUs, tokens of each and GEMM: the scripts seed their random numbers with 0, so
+    they can be sampled again in the order of the runs."""
     rng, out = random.Random(0), {}
     for gpus in GPU_COUNTS:
         groups = experts // gpus
@@ -38,10 +38,10 @@ def _drawn(hardware: str, form: str, experts: int, top_k: int) -> Drawn:
             continue
         for tokens in SIZES[hardware, form]:
             mean = round(tokens * top_k / groups)
-            for product in ("up", "down") if mean else ():
+            for projection in ("up", "down") if mean else ():
                 for _ in range(SETS[form]):
-                    drawn = tuple(int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups))
-                out[gpus, tokens, product] = drawn
+                    sampled = tuple(int(mean * rng.uniform(ROWS_FROM, ROWS_TO)) for _ in range(groups))
+                out[gpus, tokens, projection] = sampled
     return out
 
 
@@ -49,24 +49,24 @@ DIGITS = 5e-4
 """Times of InferSim's tables have four digits."""
 
 
-def _as_drawn(work: Work, hardware: str, row: Row, product: str, peak: float) -> Work:
-    """A grouped product with the rows that ran.
+def _as_sampled(work: Work, hardware: str, row: Row, projection: str, peak: float) -> Work:
+    """A grouped GEMM with the rows that ran.
 
-    Their total follows from the utilisation of `peak` [FLOP/s] that stands beside the time. Where the rows drawn again
-    have another total, a run of another order, they are spread as they were drawn on average.
+    Their total follows from the utilisation of `peak` [FLOP/s] that is given with the time. Where the rows sampled
+    again have another total, since the order of runs differed, they are spread as on average.
     """
     if not isinstance(work, Gemm) or work.form == "dense":
         return work
-    mfu, us = row[f"{product}_mfu"], number(row, f"{product}_proj_us")
+    mfu, us = row[f"{projection}_mfu"], number(row, f"{projection}_proj_us")
     total = float(mfu) * peak * us * 1e-6 / (2.0 * work.n * work.k)
-    run = integer(row, "num_gpus"), integer(row, "seq_len_per_gpu") or integer(row, "batch_size_per_gpu"), product
-    drawn = _drawn(hardware, work.form, integer(row, "num_experts"), integer(row, "topk")).get(run, ())
+    run = integer(row, "num_gpus"), integer(row, "seq_len_per_gpu") or integer(row, "batch_size_per_gpu"), projection
+    sampled = _sampled_rows(hardware, work.form, integer(row, "num_experts"), integer(row, "topk")).get(run, ())
     rounding = 0.5 * 10.0 ** -len(mfu.partition(".")[2]) / float(mfu) + DIGITS
-    if abs(sum(drawn) / total - 1.0) > rounding:
+    if abs(sum(sampled) / total - 1.0) > rounding:
         step = (ROWS_TO - ROWS_FROM) / work.groups
-        drawn = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
-    drawn = tuple(max(1, r) for r in drawn)
-    return replace(work, m=work.m if work.form == "masked" else sum(drawn), rows=drawn)
+        sampled = tuple(round(total / work.groups * (ROWS_FROM + step * (i + 0.5))) for i in range(work.groups))
+    sampled = tuple(max(1, r) for r in sampled)
+    return replace(work, m=work.m if work.form == "masked" else sum(sampled), rows=sampled)
 
 
 HOST_BOUND = 40.0
@@ -122,7 +122,7 @@ def _infersim_row(row: Row) -> Iterator[tuple[str, Work, float]]:
 
 
 def _tall(work: Work, sms: int) -> bool:
-    """Whether the DeepGEMM of InferSim's tables took tiles of 256 rows for a masked product.
+    """Whether the DeepGEMM of InferSim's tables took tiles of 256 rows for a masked GEMM.
 
     It took, of tiles not wider than 160 columns, those with the fewest waves, then with the most in the last one
     (csrc/jit_kernels/heuristics/common.hpp of 2025). Groups of more rows than expected then cost a whole tile more;
@@ -142,13 +142,13 @@ def _tall(work: Work, sms: int) -> bool:
 def infersim() -> list[Sample]:
     """InferSim's tables (DeepGEMM, FlashAttention-3) on all SMs of H800 and H20.
 
-    Masked products in tiles of 256 rows are apart: no class stands for them.
+    Masked GEMMs in tiles of 256 rows are apart: no class stands for them.
     """
     out = []
     for hardware, sms, peak in (("h800", 132, 1979e12), ("h20", 78, 296e12)):
         for row in rows(f"{hardware}_kernels.csv"):
-            for (cls, work, us), product in zip(_infersim_row(row), ("up", "down"), strict=False):
-                ran = _as_drawn(work, hardware, row, product, peak)
+            for (cls, work, us), projection in zip(_infersim_row(row), ("up", "down"), strict=False):
+                ran = _as_sampled(work, hardware, row, projection, peak)
                 out.append(
                     Sample(
                         hardware=hardware, cls=f"{cls}@tile256" if _tall(work, sms) else cls, work=(ran,),

@@ -1,8 +1,8 @@
-"""Samples and recipes of the GPUs that only others measured: B200, A100 and H20, and more GEMMs of H100, GB200, GB300.
+"""Samples and recipes of GPUs that were measured by others: B200, A100 and H20, and more GEMMs of H100, GB200, GB300.
 
 The tables `b200_*.csv`, `a100_*.csv` and `{h100,gb200,gb300}_gemm.csv` hold kernel times of SimuMax and
 aiconfigurator. They differ in how long the GPU had run: a Blackwell's tensor cores outrun its power most, and after
-`BOOST` of products its clock falls by a quarter. SimuMax runs one kernel in a loop of 100, several such loops and then
+`BOOST` of GEMMs its clock falls by a quarter. SimuMax runs one kernel in a loop of 100, several such loops and then
 a pause, aiconfigurator launches it nine times. `Sample.rested` says which share of a time lies before `BOOST`.
 """
 
@@ -29,7 +29,7 @@ from hardware_profiles.calibration.sample import Row, Sample, merged, rows
 from simulator.ops import Attention, Gemm
 
 BOOST = 0.06
-"""For so long [s] a rested B200 runs products at its boost clock: in SimuMax's file the 31 loops that end within 60 ms
+"""For so long [s] a rested B200 runs GEMMs at its boost clock: in SimuMax's file the 31 loops that end within 60 ms
 of a pause reach 0.52 to 0.66 of the BF16 peak (median 0.62), the 18 that begin later and end within 160 ms 0.32 to 0.60
 (median 0.49)."""
 SETTLED = 2e-3
@@ -42,7 +42,7 @@ AICONF_RUNS, AICONF_WARMUP, COPIES = 9, 3, 5
 """Rounds of aiconfigurator, those it does not time, and up to how many weights a round goes through so that together
 they fill L2."""
 TE_STREAMS = 4
-"""Streams over which Transformer Engine spreads the products of a grouped linear, a cuBLAS kernel each."""
+"""Streams over which Transformer Engine spreads the GEMMs of a grouped linear, a cuBLAS kernel each."""
 TRACED = 15
 """Runs of an attention kernel before the one whose time SimuMax takes: the median of 20 after 5 others."""
 SHORTEST = 4e-5
@@ -68,7 +68,7 @@ def _before_boost_ends(start: float, end: float) -> float:
 
 
 def _rested(hardware: str, row: Row, seconds: float) -> float:
-    """Share of a product's measured time at the boost clock; a loop of which nobody knows when it ran had none."""
+    """Share of a GEMM's measured time at the boost clock; 0 for a loop with an unknown start."""
     if hardware not in BLACKWELLS:
         return 0.0
     if row["source"].startswith("aic"):

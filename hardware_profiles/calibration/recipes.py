@@ -49,7 +49,7 @@ DEEPGEMM_TILES = (*MASKED_TILES, (256, 128))
 """Of the 60 that DeepGEMM may take, those that cost least for their size: it takes others where they fill a wave
 better, and columns that are no multiple of 32 then cost up to a quarter more."""
 WGRAD_TILES = ((128, 72), (128, 104), (128, 120), (128, 136), (128, 152))
-"""Of 128 rows, as the names of its kernels tell them."""
+"""Of 128 rows, as in the names of its kernels."""
 GROUPED_DEEPGEMM_TILES = ((128, 64), (128, 128), (128, 192))
 """Its groups are padded to 128 rows."""
 CUBLAS_TILES = ((64, 64), (64, 128), (128, 128), (128, 192), (256, 128), (128, 256))
@@ -60,7 +60,7 @@ ALONE = (
 """Tiles that the warp groups of an SM do not share (no `coop` in the name): of weight gradients cuBLAS runs them only
 where one wave is enough (all 22 in the tables)."""
 NVJET_TILES = (*ALONE, (192, 192), (256, 128), (128, 256), (128, 320), (128, 192))
-"""Of cuBLAS on Hopper, as the names of its kernels tell them (`nvjet_..._192x128_...`)."""
+"""Of cuBLAS on Hopper, as in the names of its kernels (`nvjet_..._192x128_...`)."""
 NVJET_FP8_TILES = (*(tile for tile in NVJET_TILES if tile != (256, 128)), (256, 128))
 """The same, and the last one is what its FP8 kernels keep for large problems."""
 SQUARE = ((128, 128),)
@@ -68,7 +68,7 @@ SQUARE = ((128, 128),)
 CUTLASS_TILES = ((64, 128), (128, 256))
 CUTLASS_FP8_TILES = ((64, 128), (128, 256), (256, 128))
 GROUPED: dict[str, Any] = {"few": 128, "by_columns": True}
-"""PyTorch's grouped products (aten/src/ATen/native/cuda/GroupMM.cu, ScaledGroupMM.cu): CUTLASS kernels of two or three
+"""PyTorch's grouped GEMMs (aten/src/ATen/native/cuda/GroupMM.cu, ScaledGroupMM.cu): CUTLASS kernels of two or three
 tiles, by the shape of a mean group, in clusters, without swizzling."""
 GROUPED_BF16 = GROUPED | {"cluster": (2, 1), "k_block": 64}
 GROUPED_FP8 = GROUPED | {"cluster": (2, 2), "cluster_sms": 120, "large": 2048}
@@ -113,13 +113,14 @@ RESTED: Mapping[str, Bounds] = {
     "launch": (1e-6, 2e-5), "fill": (0.0, 5e-6), "bandwidth": (0.4, 0.95), "reset": (0.0, 8e-6),
     "power_rate": (0.7, BOOST), "l2_writeback": (0.0, 1.0),
 }  # fmt: skip
-"""The flush before each launch wrote L2, so part of it is dirty when a kernel starts."""
+"""The flush before each launch wrote L2, so part of it must be written back when a kernel starts."""
 PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
 SUMS: dict[str, Bounds] = {"sums": (0.0, 6.0)}
 LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
 SHARED: dict[str, Any] = {"unusable_sms": 2, "tiles_per_cta": 2, "traffic": 0.17}
-"""Beside others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a copy's
-traffic slows by 0.08 to 0.31 of its share of the bandwidth (rows `concurrent_delay` of h200_measured, mean of nine)."""
+"""Concurrent with others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a
+copy's traffic slows by 0.08 to 0.31 of its share of the bandwidth (rows `concurrent_delay` of h200_measured, mean of
+nine)."""
 NO_LIMIT = 2.0
 """A share of the tensor peak that no kernel reaches: a rested GPU is not held back by its power limit."""
 
@@ -190,7 +191,7 @@ FLASHINFER_DECODE: dict[str, Any] = {
     "merge_step": 0.0, "tile_time": 0.0, "power_rate": 0.9,
 }  # fmt: skip
 """FlashInfer 0.2 spreads pages evenly over the CTAs that run at once (include/flashinfer/attention/scheduler.cuh).
-Its samples are all bound by memory: they tell launch, merge and bandwidth, the rest is assumed. Calls from Python
+Its samples are all bound by memory: they determine launch, merge and bandwidth, the rest is assumed. Calls from Python
 hide part of a launch, so it may not exceed 10 us."""
 FLASHMLA_DECODE: dict[str, Any] = {
     "block_q": 64, "block_kv": 64, "resident": 1, "even": True, "overhead": 5, "merge_step": 0.0, "bandwidth": 0.9,
@@ -213,10 +214,10 @@ def decode(cls: str, home: str, source: str, text: str, also: str, free: tuple[s
 
 
 DELAY = 3e-6
-"""What starting beside an exchange takes longer [s], where a class has too few samples of its own: as scale_t and
-scale_t.rows, whose kernels run alone and beside one. (quant.chan_t, too.)"""
+"""How much later a kernel starts during an all-to-all [s], where a class has too few samples of its own: as for scale_t
+and scale_t.rows, which were measured alone and concurrent with one. (quant.chan_t, too.)"""
 SHORT = 1.5e-6
-"""Launch [s] where the samples cannot tell it from the rest: the profile's one-CTA kernels last 1 to 2 us."""
+"""Launch [s] where the samples do not determine it: the profile's one-CTA kernels last 1 to 2 us."""
 L2_GAIN = 1.7
 """L2 against memory, assumed: some 5.4 over 3.2 TB/s. The fits of quant.token and quant.chan_t find 1.3 and 1.4."""
 FULL = 16

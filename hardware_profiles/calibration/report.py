@@ -1,4 +1,4 @@
-"""Errors of calibrated classes as files beside this one: a JSON list for programs, a Markdown table for people."""
+"""Errors of calibrated classes as files next to this one: a JSON list for programs, a Markdown table for people."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware` beside `traffic` [B/s];
+    """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware`, concurrent with `traffic` [B/s];
     `repeat` counts measurements of the same shape in a table; `rested`: the share of the measured time in which the
     GPU, rested before, still ran at its boost clock (1: each launch found it there); `shape`: what the split knows it
     by, where `work` holds more than the table's own shape."""

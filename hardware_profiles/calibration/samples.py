@@ -92,7 +92,7 @@ PRECISION_CLASS = {
 
 
 OUT_BYTES = {"wgrad": 4.0, "wgrad_write": 4.0, "grouped_wgrad": 1.0}
-"""Bytes of an output of PyTorch's products: its grouped weight gradients are BF16 written once, which counts like FP8
+"""Bytes of an output of PyTorch's GEMMs: its grouped weight gradients are BF16 written once, which counts like FP8
 read and written."""
 
 
@@ -145,7 +145,7 @@ def _h200_attention(row: Row) -> Iterator[tuple[str, Work, float]]:
 
 def _measured_gemm(row: Row) -> tuple[str, Work] | None:
     form = row["form"]
-    if form == "wgrad_write":  # written, not accumulated: a plain product with an FP32 output
+    if form == "wgrad_write":  # written, not accumulated: a plain GEMM with an FP32 output
         cls = {"fp8_block_both": "gemm.fp8.wgrad@library"}.get(row["precision"])
         if cls is None:
             return None

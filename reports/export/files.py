@@ -1,4 +1,4 @@
-"""Writing files: to a temporary one in the same folder, then renamed, so that nobody ever reads half a file."""
+"""Writing files: to a temporary one in the same folder, then renamed, so that a file is never read half-written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from simulator.errors import InputError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write; it becomes `path` if all goes well, and vanishes otherwise.
 
-    A link stays one: the file behind it is replaced. Pipes and devices are written to as they are.
+    A link stays a link: its target is replaced. Pipes and devices are written to as they are.
     """
-    with _beside(path) if path.is_file() or not path.exists() else _in_place(path) as file:
+    with _via_temporary(path) if path.is_file() or not path.exists() else _in_place(path) as file:
         yield file
 
 
@@ -34,7 +34,7 @@ def _in_place(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[BinaryIO]:
+def _via_temporary(path: Path) -> Iterator[BinaryIO]:
     path = path.resolve() if path.is_symlink() else path
     try:
         handle, name = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

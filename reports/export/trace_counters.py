@@ -68,6 +68,8 @@ def _levels(timeline: Timeline, *streams: Sequence[tuple[int, int]]) -> Iterator
 
 def memory_samples(result: Result, rank: int) -> list[Sample]:
     """Bytes in use on a rank: what `foretrain memory` draws, added up."""
+    if result.scenario.workload.serves:  # nothing is kept between ops
+        return [(0, (round(result.memory.peak),))]
     curve = curve_of(result.built, result.schedule, result.timeline, rank)
     out: list[Sample] = []
     for time, *parts in zip(curve.times, *curve.groups.values(), strict=True):

@@ -59,7 +59,7 @@ def idle_figure(causes: Mapping[str, float], names: Mapping[str, tuple[str, str]
 
 
 def classes_figure(classes: Sequence[ClassTime], step: float) -> Figure:
-    """The most expensive kernel classes; colour says what limits them, hatching what nobody calibrated."""
+    """The most expensive kernel classes; colour shows what limits them, hatching that they are not calibrated."""
     shown = classes[:TOP]
     figure = new_figure(1.0 + 0.18 * len(shown))
     axes = figure.subplots()

@@ -69,7 +69,7 @@ def _si(value: float) -> str:
 
 
 def runs_figure(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Variants next to each other: the phases of a mean rank, stacked, and the step time behind them."""
+    """Variants next to each other: the phases of a mean rank, stacked, and the step time as their background."""
     figure = new_figure(1.1 + 0.28 * len(titles))
     axes = figure.subplots()
     left = [0.0] * len(titles)

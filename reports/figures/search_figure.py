@@ -46,14 +46,14 @@ def _shown(asked: Question, points: Sequence[Point]) -> list[Point]:
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values}) > 1]
     paths = [asked.axes[at].path.rpartition(".")[2] for at in differ]
     named = [
-        replace(point, name=", ".join(_told(path, line[at]) for path, at in zip(paths, differ, strict=True)))
+        replace(point, name=", ".join(_shown_value(path, line[at]) for path, at in zip(paths, differ, strict=True)))
         for point, line in zip(best, values, strict=True)
     ]
     return [*_thinned(points, {point.name for point in best}), *named]
 
 
-def _told(path: str, value: str) -> str:
-    """`ep 64`, but only `dualpipe`: words speak for themselves."""
+def _shown_value(path: str, value: str) -> str:
+    """`ep 64`, but only `dualpipe`: a name needs no key."""
     return value if value.isidentifier() else f"{path} {value}"
 
 

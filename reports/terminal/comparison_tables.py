@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
+from reports.terminal.serving_tables import COMPARED, compared
 from reports.views import words
 from reports.views.variants import Outcome, differences
 from simulator.memory import needed
@@ -24,7 +25,7 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     if not room:
         parts += [_legend(labels), Text("")]
     parts.append(_table(outcomes, labels if room else {"": [f"#{at + 1}" for at in range(len(outcomes))]}))
-    parts.append(note(_NOTE))
+    parts.append(note(_SERVING_NOTE if _serves(outcomes) else _NOTE))
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -32,10 +33,10 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     memory = [(at, outcome.result.get("memory")) for at, outcome in enumerate(outcomes) if outcome.result]
     tight = [(at, needed(found)) for at, found in memory if found and not found["fits"]]
     if tight:
-        parts += section("Do not fit (foretrain memory shows why)", _told(outcomes, tight, labels))
+        parts += section("Do not fit (foretrain memory shows why)", _variant_lines(outcomes, tight, labels))
     if failed:
         reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
-        parts += section("Not possible", _told(outcomes, reasons, labels))
+        parts += section("Not possible", _variant_lines(outcomes, reasons, labels))
     return parts
 
 
@@ -54,6 +55,17 @@ _NOTE = (
 )
 
 
+_SERVING_NOTE = (
+    "change: of the step time, against the first that ran. MFU: forward, causal attention, BF16 peak."
+    " most sequences: of this length, that fit on a rank."
+)
+
+
+def _serves(outcomes: Sequence[Outcome]) -> bool:
+    """Whether these are serving jobs."""
+    return any(o.result is not None and "mfu" in o.result["metrics"] for o in outcomes)
+
+
 def _short(path: str) -> str:
     """The last part of a path."""
     return path.rpartition(".")[2]
@@ -62,7 +74,10 @@ def _short(path: str) -> str:
 def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> RenderableType:
     ran = [outcome.result["metrics"] for outcome in outcomes if outcome.result]
     unit = words.unit_for(max((m["step_time_s"] for m in ran), default=1.0))
-    headers = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
+    serves = _serves(outcomes)
+    headers: tuple[str, ...] = (f"step [{unit.name}]", "change", "MFU", "bubble", "exposed", "GPU-hours", "price [$]")
+    if serves:
+        headers = (headers[0], "change", *(title for title, _, _ in COMPARED))
     table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
     best = min((m["step_time_s"] for m in ran), default=0.0)
     for at, outcome in enumerate(outcomes):
@@ -76,13 +91,20 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
             *named,
             Text(unit.of(m["step_time_s"]), style="bold green" if m["step_time_s"] == best else ""),
             "" if m is ran[0] else _change(change),
-            words.percent(m["mfu_causal"]),
-            words.percent(m["bubble_ratio"]),
-            unit.of(m["exposed_comm_s"]),
-            f"{m['gpu_hours_per_trillion_tokens']:,.0f}",
-            words.compact(m["run_cost_usd"]),
+            *(compared(m) if serves else _training_cells(m, unit)),
         )
     return table
+
+
+def _training_cells(m: Mapping[str, float], unit: words.Unit) -> tuple[str, ...]:
+    """What a training step is compared by."""
+    return (
+        words.percent(m["mfu_causal"]),
+        words.percent(m["bubble_ratio"]),
+        unit.of(m["exposed_comm_s"]),
+        f"{m['gpu_hours_per_trillion_tokens']:,.0f}",
+        words.compact(m["run_cost_usd"]),
+    )
 
 
 def _change(change: float) -> Text:
@@ -118,7 +140,7 @@ def _warnings(outcomes: Sequence[Outcome]) -> RenderableType:
     return table
 
 
-def _told(
+def _variant_lines(
     outcomes: Sequence[Outcome], lines: Sequence[tuple[int, str]], labels: Mapping[str, list[str]]
 ) -> RenderableType:
     """Lines about variants, each variant named once."""

@@ -13,7 +13,7 @@ from reports.views import words
 from simulator.cost.cost import Cost
 from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, PointToPoint, Streaming
 from simulator.spec.hardware import Cluster
-from simulator.studies.kernel import Answer, Lasting, Table
+from simulator.studies.kernel import Answer, SustainedLoad, Table
 from simulator.units import si
 
 
@@ -73,12 +73,12 @@ def _facts(answer: Answer, cluster: Cluster) -> RichTable:
         table.add_row("taken as", answer.note)
     if answer.looped:
         table.add_row("clock", "of a benchmark's loop, as the power limit leaves it")
-    if answer.lasting is not None:
-        table.add_row("sustained load", _lasting(answer.lasting))
+    if answer.sustained is not None:
+        table.add_row("sustained load", _sustained(answer.sustained))
     return table
 
 
-def _lasting(found: Lasting) -> str:
+def _sustained(found: SustainedLoad) -> str:
     """What the power limit makes of a kernel that runs over and over."""
     time, draws = words.seconds(found.time), f"{found.demand:.0f} W at full clock"
     if found.slowdown == 1.0:

@@ -34,14 +34,19 @@ def gigabytes(value: float) -> str:
 
 def answer(memory: MemoryReport) -> Text:
     """Whether it fits, by how much, what is left free, and when the peak is."""
-    worst, (low, high) = memory.worst, memory.reserve
+    worst = memory.worst
     when = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
+    return Text(f"{filled(memory)}\nPeak:{when} on rank {worst.rank}, during {worst.during}.")
+
+
+def filled(memory: MemoryReport) -> str:
+    """Whether it fits, by how much, what is left free, and how much the allocator's reserve matters."""
+    low, high = memory.reserve
     kept = f", {gigabytes(memory.headroom)} GB of it left free" if memory.headroom else ""
-    return Text(
+    return (
         f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB{kept}: {_margin(memory)}.\n"
         f"{gigabytes(memory.least)} to {gigabytes(memory.most)} GB with {low:.0%} to {high:.0%} of activations and"
-        " temporary memory reserved by the allocator.\n"
-        f"Peak:{when} on rank {worst.rank}, during {worst.during}."
+        " temporary memory reserved by the allocator."
     )
 
 

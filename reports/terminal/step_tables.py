@@ -39,7 +39,7 @@ def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
         *section("Layers on stages", stages(result.built.stages)),
-        *section(_classes_title(result, verbose), classes(result, unit, verbose), note(_classes_note(result, verbose))),
+        *section(classes_title(result, verbose), classes(result, unit, verbose), note(classes_note(result, verbose))),
         *section("Assumptions and warnings", remarks(result)),
     ]
 
@@ -206,13 +206,15 @@ def _listed(result: Result, verbose: bool) -> list[ClassTime]:
     return list(result.classes if verbose else result.classes[:TOP])
 
 
-def _classes_note(result: Result, verbose: bool) -> str:
+def classes_note(result: Result, verbose: bool) -> str:
+    """What the shares mean, and the mark of what is not calibrated."""
     shares = "Shares of the step on a mean rank; compute and communication overlap."
     loose = any(not item.calibrated for item in _listed(result, verbose))
     return shares + (f" *: not calibrated on {result.scenario.cluster.name}." if loose else "")
 
 
-def _classes_title(result: Result, verbose: bool) -> str:
+def classes_title(result: Result, verbose: bool) -> str:
+    """The title of the table of kernel classes."""
     return "Kernel classes" if verbose or len(result.classes) <= TOP else "The five most expensive kernel classes"
 
 

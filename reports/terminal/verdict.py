@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from reports.terminal.elements import columns, section
+from reports.terminal.serving_tables import follows
 from reports.terminal.step_tables import stages
 from reports.views import words
 from simulator.inputs.check import Problem
@@ -22,6 +23,15 @@ SCHEMA = "foretrain.check/1"
 def derived(scenario: Scenario) -> dict[str, int]:
     """Numbers that follow from the job's."""
     job = scenario.job
+    if job.serving is not None:
+        return {
+            "gpus": job.gpus,
+            "gpus_per_node": scenario.cluster.node.gpus,
+            "data_parallel": job.dp,
+            "expert_data_parallel": job.edp,
+            "sequences": job.dp * job.serving.sequences,
+            "tokens_per_step": job.dp * job.serving.sequences * job.serving.tokens,
+        }
     return {
         "gpus": job.gpus,
         "gpus_per_node": scenario.cluster.node.gpus,
@@ -52,15 +62,15 @@ def verdict(scenario: Scenario, problems: Sequence[Problem], held: Sequence[Sequ
     title = f"{scenario.name}: {len(errors)} rule{many} broken" if errors else f"{scenario.name}: fine"
     parts: list[RenderableType] = [Text(title, style="bold red" if errors else "bold green")]
     if errors:
-        parts.append(Padding(_told(errors), (0, 0, 0, 2)))
+        parts.append(Padding(_problem_table(errors), (0, 0, 0, 2)))
     if warnings:
-        parts += section("Warnings", _told(warnings))
+        parts += section("Warnings", _problem_table(warnings))
     if not errors:
         parts += [*section("What follows", _follows(scenario)), *section("Layers on stages", stages(held))]
     return parts
 
 
-def _told(problems: Sequence[Problem]) -> RenderableType:
+def _problem_table(problems: Sequence[Problem]) -> RenderableType:
     """A list of problems: key and value, what is wrong, what would do, and the rule."""
     table = columns("", "")
     for problem in problems:
@@ -72,6 +82,8 @@ def _told(problems: Sequence[Problem]) -> RenderableType:
 
 
 def _follows(scenario: Scenario) -> RenderableType:
+    if scenario.workload.serves:
+        return follows(scenario)
     job, layout = scenario.job, scenario.job.layout
     nodes = -(-job.gpus // scenario.cluster.node.gpus)
     table = columns("", ">", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import job_argument, json_option, print_json, print_report, set_option
 
 BROKEN, TOO_BIG = 2, 3
@@ -29,6 +30,7 @@ def check(ctx: click.Context, job: str, overrides: tuple[str, ...], as_json: boo
     from simulator.studies import feasibility as fit
 
     scenario = load_scenario(job, overrides)
+    refuse_serving(scenario, __ramp_from=ramp_from)
     problems = fit.problems(scenario)
     errors = [problem for problem in problems if problem.severity == "error"]
     broken = any(problem.rule != "memory" for problem in errors)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     engine_option,
@@ -71,10 +72,18 @@ def compare(
     folder = output_folder(figures, "--figures") if figures is not None else None
     from reports.views import variants as runs
     from reports.views import words
+    from simulator.errors import InputError
+    from simulator.inputs import load_scenario
 
     varied = [runs.parse_vary(text) for text in vary]
     chosen = runs.variants(jobs, varied, overrides, what_ifs)
     runs.check_inputs(jobs, varied, overrides)
+    served = [load_scenario(each, overrides).workload.serves for each in jobs]
+    if any(served):
+        if not all(served):
+            raise InputError("compare: some of these jobs train and some serve; compare them apart")
+        for each in jobs:
+            refuse_serving(load_scenario(each, overrides), __html=page, __figures=folder, __what_if=what_ifs)
     began = perf_counter()
     with progress(f"simulating {words.counted(len(chosen), 'variant')}", quiet=quiet) as done:
         outcomes = runs.run_all(chosen, engine, done, draw=page is not None)

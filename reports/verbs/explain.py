@@ -6,7 +6,16 @@ from typing import Literal
 
 import click
 
-from reports.verbs.options import job_argument, json_option, print_json, print_report, progress, set_option, verbosity
+from reports.verbs.options import (
+    job_argument,
+    json_option,
+    print_json,
+    print_report,
+    progress,
+    say,
+    set_option,
+    verbosity,
+)
 
 
 @click.command(epilog="Example: foretrain explain deepseek-v3-pretrain --op 'attn.core.*' --no-sensitivity")
@@ -43,12 +52,15 @@ def explain(
     from simulator.studies.explain import explain as explained
     from simulator.studies.sensitivity import tornado
 
-    found = explained(load_scenario(job, overrides), pattern)
+    scenario = load_scenario(job, overrides)
+    found = explained(scenario, pattern)
     if not found.ops:
         raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; try attn.* or gemm.*")
     path = found.critical_path(engine)
     swings = None
-    if sensitivity:
+    if sensitivity and scenario.workload.serves:
+        say("how far a step moves with each number is known of training jobs only", quiet=quiet)
+    elif sensitivity:
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(job, overrides, engine=engine, progress=done)
     if as_json:

@@ -140,7 +140,7 @@ _COLLECTIVE = (
     _integer("ranks", "Ranks that take part.", required=True),
     _integer("nodes", "Nodes they stand on. [default: as few as hold them]"),
 )
-_EXCHANGE = (
+_ALL_TO_ALL = (
     _integer("tokens", "Tokens of each rank."),
     _integer("hidden", "Values of a token. [default: 7168]"),
     _integer("top-k", "Experts of a token. [default: 8]"),
@@ -211,7 +211,7 @@ for _command in (
         _SMS,
         _CONCURRENT,
     ),
-    _asks("all_to_all", "Dispatch or combine of experts, or with --bytes a plain all-to-all.", *_EXCHANGE),
+    _asks("all_to_all", "Dispatch or combine of experts, or with --bytes a plain all-to-all.", *_ALL_TO_ALL),
     _asks(
         "p2p",
         "A message to one other rank.",

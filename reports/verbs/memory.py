@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     job_argument,
     json_option,
@@ -16,6 +18,24 @@ from reports.verbs.options import (
     say,
     set_option,
 )
+
+if TYPE_CHECKING:
+    from simulator.spec.scenario import Scenario
+
+
+def _serving(scenario: Scenario, as_json: bool) -> int:
+    """The memory of a serving step."""
+    from reports.terminal.serving_tables import memory_report
+    from simulator.memory import memory_of_serving
+    from simulator.results.simulate import prepare
+
+    prepare(scenario)
+    found = memory_of_serving(scenario)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_report(*memory_report(scenario.name, scenario.job.workload, found, found.assumptions.serving_lines()))
+    return 0 if found.fits else 3
 
 
 def _figure_file(path: str) -> Path:
@@ -55,6 +75,9 @@ def memory(
     from simulator.results.simulate import prepare, timeline_of
 
     scenario = load_scenario(job, overrides)
+    if scenario.workload.serves:
+        refuse_serving(scenario, __measures=with_measures, __figure=file, __html=page, __rank=rank is not None)
+        return _serving(scenario, as_json)
     built, schedule = prepare(scenario)
     if rank is not None and not 0 <= rank < schedule.ranks:
         raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")

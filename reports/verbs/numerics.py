@@ -83,15 +83,15 @@ def _run(out: str | None, quick: bool, quiet: bool) -> list[Claim]:
     from simulator.errors import InputError
     from workloads.reference.claims import run_claims
 
-    def tell(what: str) -> None:
+    def report(what: str) -> None:
         say(f"running: {what}", quiet=quiet)
 
     if out is None:
         with TemporaryDirectory(prefix="foretrain-") as folder:
-            return run_claims(Path(folder), quick=quick, tell=tell)
+            return run_claims(Path(folder), quick=quick, report=report)
     if Path(out).exists() and not Path(out).is_dir():
         raise InputError(f"--out: {out}: is a file; give the path of a directory")
-    claims = run_claims(Path(out), quick=quick, tell=tell)
+    claims = run_claims(Path(out), quick=quick, report=report)
     say(f"wrote {Path(out) / 'claims.md'} and its figures", quiet=quiet)
     return claims
 

@@ -136,7 +136,7 @@ def print_report(*parts: RenderableType) -> None:
 
 @contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[float], None] | None]:
-    """A function to report the done part to (0 to 1), or None where nobody would see the bar."""
+    """A function to report the done part to (0 to 1), or None if the bar would not be visible."""
     from reports.terminal.console import Bar, is_terminal
 
     if quiet or not is_terminal(stderr=True):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     engine_option,
@@ -66,7 +67,9 @@ def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
 
     jobs = {known.lower() for known in list_names("job")} - set(list_names("campaign"))
     if name.lower() in jobs or is_job_file(name):
-        return campaign_of_job(load_scenario(name, overrides), name)
+        scenario = load_scenario(name, overrides)
+        refuse_serving(scenario, plan=True)
+        return campaign_of_job(scenario, name)
     return load_campaign(name)
 
 

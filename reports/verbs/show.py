@@ -1,4 +1,5 @@
-"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`; `show graph JOB` has a module of its own."""
+"""`foretrain show model|architecture|hardware|schedule|job|stack NAME`; `show graph` and `show models` have modules of
+their own."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from reports.verbs.options import (
     set_option,
     verbosity,
 )
-from reports.verbs.show_graph import graph
+from reports.verbs.showing.graph import graph
+from reports.verbs.showing.models import models
 
 if TYPE_CHECKING:
     from simulator.inputs import Kind
@@ -78,18 +80,34 @@ def _named(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     metavar="TOKENS",
     help="Sequence length that FLOP per token are counted at.",
 )
+@click.option(
+    "--keys/--no-keys",
+    default=None,
+    help="Which keys of config.json were read, which were ignored and why. [default: for a file of yours]",
+)
 @json_option
-def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, as_json: bool) -> None:
-    """Shape, parameters by component and FLOP per token of a model (config.json)."""
+def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, keys: bool | None, as_json: bool) -> None:
+    """Shape, parameters by component and FLOP per token of a model (config.json).
+
+    NAME is a shipped model, the path of a config.json, or of a folder that
+    holds one. `foretrain show models` lists what can be read.
+    """
     if name is None:
         return _listed("model")
-    from reports.terminal import show_tables as shown
-    from simulator.inputs import load_model
+    from reports.terminal.showing import model_tables
+    from reports.terminal.showing import show_tables as shown
+    from simulator.inputs import list_names, read_model
 
-    spec = _changed("model", name, overrides).model if overrides else load_model(name)
+    found = read_model(name)
+    spec = _changed("model", name, overrides).model if overrides else found.model
+    explained = name.lower() not in list_names("model") if keys is None else keys
     if as_json:
-        return print_json(_as_dict("model", spec))
-    return print_report(*shown.model(spec, sequence_length))
+        account = {"keys": model_tables.reading_dict(found)} if explained else {}
+        return print_json(_as_dict("model", spec) | {"parameters": model_tables.parameters_dict(spec)} | account)
+    return print_report(*shown.model(spec, sequence_length), *(model_tables.reading(found) if explained else ()))
+
+
+show.add_command(models)
 
 
 @show.command(
@@ -111,7 +129,7 @@ def architecture(name: str | None, as_json: bool) -> None:
     found = ARCHITECTURES.get(name)
     if found is None:
         raise InputError(f"architecture {name!r} is not known: {nearest(name, ARCHITECTURES)}")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
 
     if as_json:
         return print_json(shown.architecture_dict(name, found))
@@ -130,7 +148,7 @@ def hardware(name: str | None, overrides: tuple[str, ...], as_json: bool, quiet:
     """Every number of a hardware profile, with its source."""
     if name is None:
         return _listed("hardware")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.inputs import load_hardware
 
     cluster = _changed("hardware", name, overrides).cluster if overrides else load_hardware(name)
@@ -174,7 +192,7 @@ def schedule(
 
     NAME is a schedule, a schedule file, or a job, whose schedule is shown.
     """
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.schedule import SCHEDULES, format_schedule
 
     if name is None:
@@ -206,7 +224,7 @@ def job(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """A job with all its values, as a TOML file that can be edited and run."""
     if name is None:
         return _listed("job")
-    from reports.terminal.show_tables import job_toml
+    from reports.terminal.showing.show_tables import job_toml
     from simulator.inputs import load_scenario
 
     found = load_scenario(name, overrides).job
@@ -224,7 +242,7 @@ def stack(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """What a software stack does differently, with sources."""
     if name is None:
         return _listed("stack")
-    from reports.terminal import show_tables as shown
+    from reports.terminal.showing import show_tables as shown
     from simulator.inputs import load_stack
 
     settings = _changed("stack", name, overrides).stack if overrides else load_stack(name)
@@ -250,8 +268,8 @@ def _simulated(name: str, overrides: Sequence[str]) -> Result:
 
 
 def _timed(result: Result, start: int, wrap: bool, as_json: bool) -> None:
-    from reports.terminal import show_tables as shown
     from reports.terminal.console import width
+    from reports.terminal.showing import show_tables as shown
 
     if as_json:
         return print_json(shown.schedule_dict(result.schedule, shown.times_of(result)))

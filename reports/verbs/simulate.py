@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     engine_option,
     job_argument,
@@ -74,6 +75,7 @@ def simulate(
     from simulator.studies.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
+    refuse_serving(scenario, __html=page, __figures=folder, __what_if=what_ifs, __export=tables)
     chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
@@ -88,9 +90,10 @@ def simulate(
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict())
     else:
-        from reports.terminal.step_tables import report
+        from reports.terminal import serving_tables, step_tables
 
-        print_report(*report(result, verbose=verbose))
+        tables_of = serving_tables if scenario.workload.serves else step_tables
+        print_report(*tables_of.report(result, verbose=verbose))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
 
 

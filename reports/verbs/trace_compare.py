@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     job_argument,
     json_option,
@@ -44,6 +45,7 @@ def compare(
     from simulator.profile import read_recording
 
     scenario = load_scenario(job, overrides)
+    refuse_serving(scenario, **{"trace-compare": True})
     began = perf_counter()
     with progress(f"reading {Path(profile).name}", quiet=quiet) as done:
         recording = read_recording(Path(profile), done, device)

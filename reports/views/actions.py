@@ -11,7 +11,18 @@ from simulator.schedule import actions_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionSpan:
-    """One action of one rank: when it ran [s], its text (`(2F7;13B3)`), and its tasks [first, last)."""
+    """One action of one rank.
+
+    Parameters
+    ----------
+    rank : pipeline rank.
+    text : as schedules spell it (`(2F7;13B3)`).
+    phase : phase that it counts in.
+    start, end : when it ran [s].
+    first, last : its tasks are [first, last).
+    microbatches : microbatches of its parts.
+    stages : stages of its parts.
+    """
 
     rank: int
     text: str

@@ -15,7 +15,23 @@ from simulator.ops import Attention, DecodeAttention, Gemm, Notify, Op, Streamin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpSpan:
-    """One op of an action. Times [s] count from the action's start; `direction` is F, B, W, or N for barriers."""
+    """One op of an action; times count from the action's start.
+
+    Parameters
+    ----------
+    name : name of the op.
+    cls : kernel class.
+    segment : segment of its layer.
+    stream : stream that it ran on.
+    direction : F, B, W, or N for barriers.
+    start, end : when it ran [s].
+    kernels : number of kernels.
+    bound_by : what limits it.
+    calibrated : whether the class was measured on this GPU.
+    alone : time with nothing concurrent [s].
+    flops : tensor work [FLOP].
+    bytes : bytes that its kernels move through memory, or put on links [B].
+    """
 
     name: str
     cls: str

@@ -26,8 +26,18 @@ Known = tuple[float, int, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTrust:
-    """One kernel class: its time on a mean rank [s], whether it is calibrated on this GPU, the mean absolute relative
-    error found (None: none known), over how many samples, of which kind, and its source in words."""
+    """One kernel class and the error of its times.
+
+    Parameters
+    ----------
+    cls : kernel class.
+    seconds : its time on a mean rank [s].
+    calibrated : whether it was measured on this GPU.
+    error : mean absolute relative error (None: not known).
+    samples : samples behind it.
+    kind : kind of these samples.
+    source : where the class comes from, in words.
+    """
 
     cls: str
     seconds: float
@@ -101,7 +111,7 @@ def _report(name: str) -> list[dict[str, Any]]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubt:
     """What is known of the error of kernel times: the time-weighted mean error of the classes that have one, the share
-    of kernel time they cover, and the share that nobody calibrated on this GPU."""
+    of kernel time they cover, and the share that is not calibrated on this GPU."""
 
     error: float | None
     covered: float

@@ -166,17 +166,17 @@ def run_all(
         began = monotonic()
         outcomes.append(run(chosen[len(outcomes)], engine, draw))
         took = monotonic() - began
-        _tell(progress, len(outcomes), len(chosen))
+        _show_progress(progress, len(outcomes), len(chosen))
     rest = chosen[len(outcomes) :]
     if len(rest) <= 1 or registered_by_script():
         for variant in rest:
             outcomes.append(run(variant, engine, draw))
-            _tell(progress, len(outcomes), len(chosen))
+            _show_progress(progress, len(outcomes), len(chosen))
         return outcomes
     with _pool(len(rest)) as pool:
         for outcome in pool.map(run, rest, [engine] * len(rest), [draw] * len(rest)):
             outcomes.append(outcome)
-            _tell(progress, len(outcomes), len(chosen))
+            _show_progress(progress, len(outcomes), len(chosen))
     return outcomes
 
 
@@ -190,7 +190,7 @@ def _pool(tasks: int) -> ProcessPoolExecutor:
     )
 
 
-def _tell(progress: Callable[[float], None] | None, done: int, of: int) -> None:
+def _show_progress(progress: Callable[[float], None] | None, done: int, of: int) -> None:
     if progress is not None:
         progress(done / of)
 

@@ -38,6 +38,8 @@ BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "hea
 _CLASSES = {
     "attn.fwd": "attention, forward",
     "attn.bwd": "attention, backward",
+    "attn.decode": "attention, decode",
+    "attn.decode.mla": "latent attention, decode",
     "attn.bwd_aux": "attention, backward: preparation",
     "comm.dispatch": "expert dispatch (all-to-all)",
     "comm.combine": "expert combine (all-to-all)",
@@ -59,6 +61,7 @@ _CLASSES = {
     "dequant": "casts from FP8",
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
+    "elem.small": "elementwise, small",
     "elem.reduce": "sums over heads",
     "elem.strided": "strided copies",
     "embedding": "embedding, forward",

@@ -1,20 +1,19 @@
 """Expert dispatch and combine, and the notify before them.
 
-A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC
-carries it, SMs of the receiving node forward it over NVLink to each rank that wants it. The links work side
-by side, so the slower of NIC and NVLink decides between them; SM stages overlap with the links less than
-perfectly, which the norm with exponent `overlap` says: time = startup + (link^p + send^p + forward^p)^(1/p). Where it
-was measured over SMs and nodes (H100), both SM stages share the SMs' time (`sm_overlap` 1) before they meet the links:
-time falls with the SMs until a link is full, at some 8 SMs over 4 nodes of InfiniBand and at more than 24 over 2.
-Without SMs (a communication co-processor) only the links are left.
+A throughput kernel (DeepEP-like) is a pipeline: SMs stage each token once per node for the NIC, the NIC carries it, SMs
+of the receiving node forward it over NVLink to each rank that wants it. NIC and NVLink work concurrently, so the slower
+one decides; SM stages overlap with the links only in part, which the norm with exponent `overlap` models: time =
+startup + (link^p + send^p + forward^p)^(1/p). Where it was measured over SMs and nodes (H100), both SM stages share the
+SMs' time (`sm_overlap` 1) before they meet the links: time falls with the SMs until a link is full, at some 8 SMs over
+4 nodes of InfiniBand and at more than 24 over 2. Without SMs (a communication co-processor) only the links are left.
 
-What SMs do per token comes on top of the bytes: a first dispatch carries its layout and the gate's indices and
-weights (`first_dispatch_factor`), the combine of a dispatch's backward sums the gate weights' gradients in every stage
-(`weighted`); DeepEP's own tests time neither. In DeepSeek's profile such a combine takes 6.55 and 6.54 ms, one
-without 6.00 and 6.07 ms. Two of each do not prove the cause (other compute runs beside them), but the rows of this
-rank are none: 34688 and 32512 rows take the same time, and cached dispatches of these take 3.32 and 3.58 ms. An
-exchange ends with the last rank that sends to this one, so it lasts as long on all ranks as around the fullest: what
-that rank's experts take comes over its own NVLink, and over the NICs and SMs that forward of its whole node."""
+Work per token comes on top of the bytes: a first dispatch carries its layout and the gate's indices and weights
+(`first_dispatch_factor`), the combine of a dispatch's backward sums the gate weights' gradients in every stage
+(`weighted`); DeepEP's own tests time neither. In DeepSeek's profile such a combine takes 6.55 and 6.54 ms, one without
+6.00 and 6.07 ms. Two of each do not prove the cause (other compute is concurrent), but the number of tokens is not it:
+34688 and 32512 routed tokens take the same time, and cached dispatches of these take 3.32 and 3.58 ms. An all-to-all
+ends with the last rank that sends to this one, so it takes as long on all ranks as around the most loaded one: the
+tokens of that rank's experts come over its own NVLink, and over the NICs and forwarding SMs of its whole node."""
 
 from __future__ import annotations
 
@@ -70,15 +69,15 @@ def all_to_all_cost(
 
 
 def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
-    """The traffic of a mean rank as the fullest and its node have it; staging for the NIC stays even."""
+    """The traffic of a mean rank scaled to the most loaded rank and its node; staging for the NIC stays even."""
     node = 1.0 + (work.imbalance - 1.0) / min(work.ranks, cluster.node.gpus)
     return replace(moved, nic=node * moved.nic, nvlink=work.imbalance * moved.nvlink, delivered=node * moved.delivered)
 
 
 def notify_cost(work: Notify, cls: str, cluster: Cluster) -> Cost:
-    """Time of the barrier and exchange of counts itself, or of counting the layout (class `comm.layout`).
+    """Time of the barrier that sends token counts, or of counting the layout (class `comm.layout`).
 
-    Waiting for the slowest rank is not in it: that is a wait, and the engine's.
+    Waiting for the most loaded rank is not included: the engine adds it.
     """
     params = cluster.fabric.notify
     layout = cls == LAYOUT
@@ -156,7 +155,7 @@ Stages = tuple[tuple[str, float], ...]
 
 
 def _link_stages(moved: Traffic, cluster: Cluster, ranks: int) -> Stages:
-    """Seconds each link needs; its bandwidth is attainable and used as it stands."""
+    """Seconds each link needs; its bandwidth is attainable and used without another factor."""
     nic = attained(cluster.fabric.network, cluster.node.nic.bandwidth, ranks)
     return ("nic", moved.nic / nic), ("nvlink", moved.nvlink / cluster.node.nvlink.bandwidth)
 

@@ -27,6 +27,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "loss.bwd": ("loss", "softmax", "elem"),
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
+    "elem.small": ("elem.norm_weight", "elem"),
     "optimizer": ("elem",),
     "quant.chan_t": ("quant.token", "elem"),
     "quant.token": ("quant.chan_t", "elem"),
@@ -37,6 +38,10 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "geglu": ("swiglu", "gelu", "elem"),
     "gelu": ("swiglu", "elem"),
     "silu": ("gelu", "swiglu", "elem"),
+    "reglu": ("swiglu", "geglu", "elem"),
+    "relu": ("gelu", "silu", "swiglu", "elem"),
+    "relu2_glu": ("reglu", "swiglu", "geglu", "elem"),
+    "relu2": ("relu", "gelu", "silu", "swiglu", "elem"),
     "rope": ("elem",),
     "kvcopy": ("elem",),
     "permute.reduce": ("permute.expand", "elem"),
@@ -103,7 +108,7 @@ def params_for(table: Mapping[str, P], cls: str, profile: str) -> tuple[P, bool,
 
 
 def class_of(cls: str, impl: str, table: Container[str]) -> str:
-    """The class of somebody's kernel, where a profile tells it from others.
+    """The class of an implementation's kernel if the profile has one, else the general class.
 
     On an H800 `gemm.fp8` is what DeepSeek's training ran (CUTLASS, 112 SMs) and `gemm.fp8@library` DeepGEMM on all SMs.
     """

@@ -24,8 +24,15 @@ SHARP = "sharp"  # the protocol in which NVLink switches reduce; all_reduce only
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """One way to do a collective on one tier: steps in a row, bytes over the rank's link [B], bytes copied
-    locally."""
+    """One way to do a collective on one tier.
+
+    Parameters
+    ----------
+    algorithm : its name.
+    steps : steps one after the other.
+    wire : bytes over the rank's link [B].
+    local : bytes copied locally [B].
+    """
 
     algorithm: str
     steps: int

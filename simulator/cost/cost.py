@@ -10,7 +10,13 @@ Bound = Literal["tensor", "memory", "sm", "nvlink", "ib", "latency", "fixed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What a kernel gets of the GPU: SMs granted, and the memory traffic of its neighbour [B/s]."""
+    """What a kernel gets of the GPU.
+
+    Parameters
+    ----------
+    sms : SMs granted.
+    partner_traffic : memory traffic of the concurrent communication kernel [B/s].
+    """
 
     sms: int
     partner_traffic: float = 0.0
@@ -20,12 +26,16 @@ class Share:
 class Cost:
     """Time of one kernel.
 
-    `duration` [s] excludes the gap to the next kernel; `bound_by` the resource that decides it; `terms` the parts of
-    the formula with their values in the order they are explained, e.g. (("waves", 9.0), ("tile_s", 4.1e-5));
-    `formula` the formula in words; `source` where the parameters come from; `calibrated` is False when the profile
-    holds no class of its own for this kernel (reports say so). `nic_bytes`/`nvlink_bytes` are what it puts on each
-    shared link [B]. `held`: of the SMs and the memory traffic of a collective over a whole node, the part that this one
-    takes.
+    Parameters
+    ----------
+    duration : time without the gap to the next kernel [s].
+    bound_by : resource that decides it.
+    formula : the formula in words.
+    terms : parts of the formula with their values, such as (("waves", 9.0), ("tile_s", 4.1e-5)).
+    source : where the parameters come from.
+    calibrated : False if the profile has no class of its own for this kernel (reports list it).
+    nic_bytes, nvlink_bytes : bytes that it puts on each shared link [B].
+    held : SMs and memory traffic that a collective takes, share of those of one over a whole node.
     """
 
     duration: float

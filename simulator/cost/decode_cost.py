@@ -1,12 +1,12 @@
-"""Time of decode attention: few new tokens over a long cache of keys, cut into parts so that all SMs take part.
+"""Time of decode attention: few new tokens over a long KV cache, cut into parts so that all SMs are used.
 
     t = launch + norm4( t_tensor, FLOP / power rate, bytes / bandwidth ) + merge
 
-`t_tensor` is what the busiest SM's CTAs take: key blocks, each a wait for its loads and the multiply-adds of the CTAs
-that share the SM, on tiles of heads whose empty rows cost like full ones. With few heads a group memory bounds; with
-128 heads on one latent (MLA) the tensor cores do. How keys are cut is the library's rule (`DecodeAttentionParams`):
-evenly over the CTAs that run at once, or every sequence into as many parts as fill waves of CTAs well. Parts are added
-up by a second kernel, which walks over the parts of a sequence.
+`t_tensor` is what the busiest SM's CTAs take: key blocks, each of which waits for its loads and computes the
+multiply-adds of the CTAs that share the SM, on tiles of heads whose empty rows cost as much as full ones. With few
+heads per group memory is the bound; with 128 heads on one latent (MLA) the tensor cores do. How keys are cut is the
+library's rule (`DecodeAttentionParams`): evenly over the CTAs that run at once, or every sequence into as many parts as
+fill waves of CTAs well. Parts are added up by a second kernel, which loops over the parts of a sequence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ FORMULA = "launch + norm4(waves*(blocks*block + ends), power, memory) * traffic_
 
 
 class Cut(NamedTuple):
-    """How keys are cut: parts of a sequence, CTAs, waves of them, key blocks of a CTA, and its tile's rows and keys."""
+    """How the keys of decode attention are cut.
+
+    Parameters
+    ----------
+    parts : parts of a sequence.
+    ctas : CTAs of the grid.
+    waves : rounds of CTAs over the GPU.
+    blocks : key blocks of a CTA.
+    rows : rows of a CTA's tile.
+    keys : keys of a block [tokens].
+    """
 
     parts: int
     ctas: int

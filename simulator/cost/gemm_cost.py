@@ -2,18 +2,18 @@
 
     t = launch + reset + ( t_tensor^4 + t_power^4 + t_memory^4 )^(1/4)
 
-`t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest
-among those the library takes for such a problem; from the third wave on a counter hands tiles out, which a small
-kernel before clears (`reset`). `t_power` = FLOP over the rate that the power budget of the whole GPU sustains.
-`t_memory` = a fill time, then operands and output once over the attainable memory bandwidth and into the SMs, with
-what others left in L2 and these push out; a kernel that walks down columns of tiles reads its rows again for the next
-columns, as far as L2 does not hold them. The 4-norm blends the bounds: alone each is exact, two equal ones cost 19 %
-more than one. Where a library starts a kernel for each group, these starts bound it, too, by the same norm, and so do
-the few streams they run on: each round of them is a wave, however few its tiles.
+`t_tensor` = waves x (K steps x step time + tile time): the slowest SM's tiles, for the tile shape that is fastest among
+those the library takes for such a problem; from the third wave on tiles are assigned by a counter, which a small kernel
+clears first (`reset`). `t_power` = FLOP over the rate that the power budget of the whole GPU sustains. `t_memory` = a
+fill time, then operands and output once over the attainable memory bandwidth and into the SMs, and the write-back of
+other kernels' data that these evict from L2; a kernel that goes down columns of tiles reads its rows again for the next
+columns if L2 does not hold them. The 4-norm combines the bounds: a single one is exact, two equal ones cost 19 % more
+than one. Where a library starts one kernel per group, these starts are a further bound in the same norm, and so are its
+streams: each round of them is a wave, however few its tiles.
 
 Before Blackwell the partial sums of block-scaled FP8 are scaled and added up outside the tensor cores, by the FP32
-units, beside the next step's products (`promotion_time`): a step takes no less. Every term grows with m, n, k and
-shrinks with SMs and bandwidth, and so does t.
+units, overlapped with the next step's multiply-adds (`promotion_time`): a step takes no less. Every term grows with m,
+n, k and shrinks with SMs and bandwidth, and so does t.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PROMOTED_EVERY = 128
 
 
 class Tile(NamedTuple):
-    """One output tile on one SM: steps of its main loop, time of each [s], and of what stands around them [s]."""
+    """One output tile on one SM: steps of its main loop, time of each [s], and of prologue and epilogue [s]."""
 
     k_steps: int
     step: float
@@ -57,10 +57,18 @@ class Tile(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Output tiles in waves: time of the busiest SM [s], waves, what clearing counters or adding up parts costs [s].
+    """Output tiles in waves.
 
-    Tiles are `bm` rows by `bn` columns, each cut along K into `parts`; where it `walks`, CTAs keep the tiles they were
-    given beforehand.
+    Parameters
+    ----------
+    tensor : time of the busiest SM [s].
+    waves : rounds of tiles.
+    reset : time to clear counters or add up parts [s].
+    tile : one tile.
+    bm, bn : rows and columns of a tile.
+    tiles : number of tiles.
+    parts : parts that each tile is cut into along K.
+    preassigned : CTAs keep the tiles that were assigned to them beforehand.
     """
 
     tensor: float
@@ -71,7 +79,7 @@ class Tiling(NamedTuple):
     bn: int
     tiles: int
     parts: int = 1
-    walks: bool = False
+    preassigned: bool = False
 
     @property
     def time(self) -> float:
@@ -93,7 +101,7 @@ def norm4(a: float, b: float, c: float = 0.0) -> float:
 
 
 def _group_rows(work: Gemm, align: int) -> tuple[int, ...]:
-    """Rows of each group, padded to `align`; one group for what is not grouped."""
+    """Tokens per group, padded to `align`; one group for what is not grouped."""
     if work.form == "masked":
         return work.rows or (work.m,) * work.groups
     if work.form != "grouped" or work.groups == 1:
@@ -117,8 +125,8 @@ def _row_tiles(work: Gemm, rows: tuple[int, ...], block: int, side: int = 1) -> 
 
 
 def _tiles_for(work: Gemm, p: GemmParams) -> tuple[tuple[int, int], ...]:
-    """The tiles that a library may pick: of one that goes by the shape of a mean group, fewer as that grows, so that
-    no larger product is a faster one."""
+    """The tiles that a library may pick: fewer as a mean group grows if it picks by shape, so that no larger GEMM is
+    faster."""
     rows = work.m / (work.groups if work.form == "grouped" else 1)
     if not p.few or min(rows, work.n) <= p.few:
         return p.tiles
@@ -130,7 +138,7 @@ def _tiles_for(work: Gemm, p: GemmParams) -> tuple[tuple[int, int], ...]:
 def promotion_time(work: Gemm, gpu: Gpu, sums: float) -> float:
     """Time in which the FP32 units of one SM scale and add `sums` partial sums, a multiply-add each [s].
 
-    None where tensor cores scale by block themselves (Blackwell), or the profile does not say the FP32 rate.
+    0 where tensor cores scale by block themselves (Blackwell), or the profile has no FP32 rate.
     """
     if work.precision != "fp8_block" or gpu.architecture == "blackwell" or not gpu.peak.fp32:
         return 0.0
@@ -148,13 +156,13 @@ def _tile(work: Gemm, p: GemmParams, gpu: Gpu, bm: int, bn: int, parts: int) -> 
 
 
 def _usable(p: GemmParams, gpu: Gpu, granted: int) -> int:
-    """SMs that tiles run on: those that whole clusters find, and less the stranded ones where others hold some."""
+    """SMs that tiles run on: those that whole clusters find, less the unusable ones where others hold some."""
     whole = min(p.cluster_sms or gpu.sms, gpu.sms)
     return whole if granted >= gpu.sms else max(1, min(whole, granted - p.unusable_sms))
 
 
 def _waves(work: Gemm, p: GemmParams, tiles: int, bm: int, bn: int, ctas: int) -> int:
-    """Waves of `tiles` over `ctas`; of a masked product over as many as its expected rows need in the fewest waves."""
+    """Waves of `tiles` over `ctas`; of a masked GEMM over the CTAs that its expected rows need in the fewest waves."""
     if not p.grid_from_expected_m or work.form != "masked":
         return -(-tiles // ctas)
     expected = -(-work.m // bm) * -(-work.n // bn) * work.groups
@@ -181,7 +189,7 @@ def _tiling(work: Gemm, p: GemmParams, gpu: Gpu, granted: int) -> Tiling:
         if waves > 1 and (bm, bn) in p.tiles[:-1][: p.one_wave]:
             continue
         reset = p.reset if waves > UNCOUNTED else 0.0
-        whole = Tiling(waves * tile.time, waves, reset, tile, bm, bn, tiles, walks=large)
+        whole = Tiling(waves * tile.time, waves, reset, tile, bm, bn, tiles, preassigned=large)
         if found is None or whole.time < found.time or large:
             found = whole
         parts = min(p.split, usable // tiles)
@@ -220,9 +228,9 @@ def _power_rate(work: Gemm, p: GemmParams, gpu: Gpu) -> float:
 
 
 def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) -> float:
-    """Bytes that a kernel which walks down columns of tiles reads again [B].
+    """Bytes that a kernel which goes down columns of tiles reads again [B].
 
-    All SMs together stand on `across` columns, or more where a column has fewer tiles. For the next ones the rows of
+    All SMs together work on `across` columns, or more where a column has fewer tiles. For the next ones the rows of
     the group are read again, all but what L2 still holds of them; each of its halves keeps what its own SMs read.
     """
     if not p.by_columns:
@@ -236,7 +244,7 @@ def read_again(work: Gemm, p: GemmParams, gpu: Gpu, tiling: Tiling, sms: int) ->
 
 
 def written_back(size: float, l2_writeback: float, gpu: Gpu) -> float:
-    """Bytes of others that `size` bytes push out of L2 into memory, a line at random making room for each [B]; the
+    """Bytes of other kernels that `size` bytes evict from L2 to memory, a line at random making room for each [B]; the
     share `l2_writeback` of L2 holds such bytes."""
     return l2_writeback * gpu.l2_bytes * -expm1(-size / gpu.l2_bytes) if l2_writeback else 0.0
 
@@ -258,7 +266,7 @@ def _terms_of_tiling(tiling: Tiling, p: GemmParams, sms: int, usable: int) -> tu
         *((("split_k", float(tiling.parts)),) if tiling.parts > 1 else ()),
         ("sms", float(sms)),
         *((("usable_sms", float(usable)),) if usable < sms else ()),
-        *((("tiles_per_cta", float(p.tiles_per_cta)),) if tiling.walks and p.tiles_per_cta > 1 else ()),
+        *((("tiles_per_cta", float(p.tiles_per_cta)),) if tiling.preassigned and p.tiles_per_cta > 1 else ()),
         ("waves", float(tiling.waves)),
         ("k_steps", float(tile.k_steps)),
         ("step_s", tile.step),

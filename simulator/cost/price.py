@@ -28,7 +28,7 @@ from simulator.spec.hardware import Cluster
 def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: bool, dispatcher: str) -> Cost:
     """Cost of one launch of `op` on the SMs of `share`; communication kernels hold `comm_sms` SMs.
 
-    `concurrent`: for an exchange, whether compute runs beside it.
+    `concurrent`: whether compute is concurrent with an all-to-all.
     """
     gpu, kernels, work = cluster.gpu, cluster.kernels, op.work
     match work:
@@ -76,7 +76,7 @@ def times(cost: Cost, op: Op, gap: float) -> float:
 
 
 def wait_cost(work: Wait) -> Cost:
-    """A wait for the most loaded rank: as long as the engine says."""
+    """A wait for the most loaded rank: as long as the engine sets."""
     return Cost(
         duration=work.seconds,
         bound_by="latency",

@@ -2,13 +2,13 @@
 
     t = launch + max(norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)), chain of the CTAs) x waves
 
-A CTA waits for its own loads, so it lasts a time of its own (or moves its bytes at a rate of its own) however idle
-memory is. A small grid cannot be faster than one CTA; a large one runs `resident` CTAs an SM at a time, and small CTAs
-then keep too little in flight to fill the memory (V3's rotary kernel: 1 KB each, 1.1 of 3.35 TB/s). Norms walk over
-their rows with a fixed grid: what each CTA moves decides.
+A CTA waits for its own loads, so it takes a fixed time (or moves its bytes at a fixed rate) even if memory is idle. A
+small grid cannot be faster than one CTA; a large one runs `resident` CTAs an SM at a time, and small CTAs then keep too
+little in flight to fill the memory (V3's rotary kernel: 1 KB each, 1.1 of 3.35 TB/s). Norms loop over their rows with a
+fixed grid: the bytes of one CTA decide.
 
 Tensors much smaller than L2 are still in it, and may go faster; a grid that exactly fills the GPU needs another wave
-when SMs are taken; a neighbour's memory traffic takes its part of the bandwidth, and a start beside it takes longer.
+when SMs are taken; a concurrent kernel's memory traffic takes its part of the bandwidth and delays the start.
 """
 
 from __future__ import annotations

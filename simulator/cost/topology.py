@@ -22,7 +22,16 @@ ENDPOINT_PRICE = 705.0  # cable from NIC to leaf switch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """A built network. `hops`: the most switches on a shortest path between two endpoints."""
+    """A built network.
+
+    Parameters
+    ----------
+    kind : its topology.
+    endpoints : NICs that it joins.
+    switches : number of switches.
+    links : number of links.
+    hops : most switches on a shortest path between two endpoints.
+    """
 
     kind: NetworkKind
     endpoints: int

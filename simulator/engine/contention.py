@@ -37,7 +37,7 @@ def max_min(flows: Mapping[K, Flow], capacity: Mapping[str, float]) -> dict[K, f
         for key in rising:
             rates[key] += step
         keep = {key: flow for key, flow in rising.items() if not _stopped(flow, rates[key], full)}
-        if len(keep) == len(rising):  # rounding left nobody at a limit: stop rather than spin
+        if len(keep) == len(rising):  # rounding left no flow at a limit: stop instead of looping
             break
         rising = keep
     return {key: flows[key].cap if _capped(flows[key], rate) else rate for key, rate in rates.items()}

@@ -1,8 +1,9 @@
 """The discrete-event engine: one SimPy process per stream, SM shares per rank, links as shared capacities.
 
-A compute run goes at the pace its condition allows (alone, beside a barrier, an exchange or a collective) and is
-re-timed when the condition changes; beside an exchange and a collective at once, by the exchange alone. Exchanges,
-sends and collectives are flows: each has a pace of its own, and where links fill up they share them max-min fairly.
+The speed of a compute sequence depends on its condition (alone, concurrent with a barrier, an all-to-all or a
+collective), and its end is recomputed when that changes; with an all-to-all and a collective at once, only the
+all-to-all counts. All-to-alls, sends and collectives are flows: each has its own rate, and full links are shared
+max-min fairly.
 """
 
 from __future__ import annotations
@@ -159,15 +160,15 @@ class _Engine:
         return done
 
     def set_neighbour(self, rank: int, kind: int, condition: Condition) -> None:
-        """A stream beside a rank's compute does something else now."""
+        """What is concurrent with a rank's compute has changed."""
         self.neighbour[kind][rank] = condition
-        now = self.neighbour[COMM][rank] or self.neighbour[SYNC][rank]  # ALONE is 0; an exchange tells the most
+        now = self.neighbour[COMM][rank] or self.neighbour[SYNC][rank]  # ALONE is 0; an all-to-all goes first
         if now != self.condition[rank]:
             self.condition[rank] = now
             self.retime(rank, now)
 
     def retime(self, rank: int, condition: Condition) -> None:
-        """Move what computes on a rank on to now, and let it go on under another condition."""
+        """Update the progress of a rank's compute, which goes on under another condition."""
         running = self.computing[rank]
         if running is None or not running.sequence.sensitive or running.version == OVER:
             return
@@ -197,7 +198,7 @@ class _Engine:
         return running.done
 
     def repace(self, rank: int) -> None:
-        """Compute on a rank started or stopped: the exchange beside it changes its own pace."""
+        """Compute on a rank started or stopped: the concurrent all-to-all changes its rate."""
         running = self.all_to_all[rank]
         if running is None or running.task not in self.flowing:
             return

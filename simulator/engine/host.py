@@ -1,16 +1,15 @@
-"""The host: no kernel starts before the process that drives its GPU has issued it.
+"""The host: no kernel starts before its process has issued it.
 
-A rank's host issues all kernels of a step in program order, on whatever stream, each for `stack.host_kernel`,
-`host_gemm` (matrix products and attention: a module's call) or `host_collective` seconds. It never waits for the
-GPU; software that reads something back, as the token counts of dropless experts, is slower than this. Where kernels are
-shorter than their issue the GPU runs dry. In a run of kernels with durations d_1 .. d_n, issued at H + h_1 <= .. <=
-H + h_n, the last one ends at
+A rank's host issues all kernels of a step in program order, on all streams. Each takes `stack.host_kernel`, `host_gemm`
+(GEMMs and attention: a module's call) or `host_collective` seconds. It never waits for the GPU; software that reads
+results back, such as token counts of dropless experts, is slower. Where kernels are shorter than their issue the GPU
+idles. In a kernel sequence with durations d_1 .. d_n, issued at H + h_1 <= .. <= H + h_n, the last one ends at
 
     max(S + d_1 + .. + d_n, max over i of (H + h_i + d_i + .. + d_n))
 
-if the run could start at S. Both engines start the run at max(S, H + lead), lead = max over i of (h_i - (d_1 + .. +
-d_{i-1})), which ends it at that time exactly, where nothing runs beside it, and puts all its idle time before it. Host
-times do not depend on the GPU, so that H + lead is known when the step is unrolled: a moment of release.
+if the sequence could start at S. Both engines start it at max(S, H + lead), lead = max over i of (h_i - (d_1 + .. +
+d_{i-1})), which gives exactly that end if nothing is concurrent, and puts all idle time before the sequence. Host times
+do not depend on the GPU, so H + lead is known when the step is unrolled: it is the task's release time.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm
 from simulator.spec.stack import Stack
 
 Issue = Callable[[KernelSequence], tuple[float, float]]
-"""Of a run: how long after the host turned to it the run can go through, and until all of it is issued [s]."""
+"""Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
 def seconds(op: Op, stack: Stack) -> float:
@@ -35,7 +34,7 @@ def seconds(op: Op, stack: Stack) -> float:
 
 
 def issuing(stack: Stack) -> Issue | None:
-    """How a stack issues runs, or None where that takes no time."""
+    """How a stack issues kernel sequences, or None where that takes no time."""
     if not (stack.host_kernel or stack.host_gemm or stack.host_collective):
         return None
     memo: dict[int, tuple[KernelSequence, tuple[float, float]]] = {}
@@ -61,7 +60,7 @@ def _of(sequence: KernelSequence, stack: Stack) -> tuple[float, float]:
 
 
 def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
-    """Moments before which the steps of a program cannot start, and when all is issued; the host begins at 0 [s]."""
+    """Earliest start of each step of a program, and the time when all is issued; the host begins at 0 [s]."""
     now, out = 0.0, []
     for step in program.steps:
         lead, total = issue(step.sequence)

@@ -1,9 +1,9 @@
-"""Runs: stretches of one stream with no waiting inside, priced under every condition they can meet.
+"""Kernel sequences: kernels of one stream with no wait between them, priced under every condition.
 
-A compute kernel's time depends on what its neighbour does meanwhile: nothing; an all-to-all kernel that holds SMs at a
-barrier, or holds SMs and moves memory; a collective that sums gradients or gathers parameters, which does so, too. A
-run keeps the cumulative time of its ops under each of the four, so that an engine can move it forward as one thing and
-still say when each kernel started (see `kernel_spans`).
+A compute kernel's time depends on what is concurrent: nothing; a barrier that holds SMs; an all-to-all or a collective
+(gradients, parameters), which hold SMs and use memory bandwidth. A sequence keeps the cumulative time of its ops under
+each of the four conditions, so that an engine advances it as a whole and the start of each kernel is still known
+(`kernel_spans`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from simulator.cost.cost import Cost
 from simulator.ops import Op
 
 ALONE, SM_SHARED, BANDWIDTH_SHARED, COLLECTIVE = 0, 1, 2, 3
-"""Conditions of a compute kernel: by itself, beside a barrier that holds SMs, beside an exchange that moves memory,
-beside a collective of a whole node."""
+"""Conditions of a compute kernel: alone, or concurrent with a barrier that holds SMs, with an all-to-all, with a
+collective over a node."""
 CONDITIONS = (ALONE, SM_SHARED, BANDWIDTH_SHARED, COLLECTIVE)
 
 Condition = float
@@ -32,9 +32,14 @@ Kind = Literal["compute", "work", "notify", "all_to_all", "send", "collective"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
-    """An op with its cost alone, and its duration with the gap behind it under the four conditions [s].
+    """An op with its cost.
 
-    For an exchange the second and third say how long it takes with compute running beside it.
+    Parameters
+    ----------
+    op : the op.
+    cost : its cost alone.
+    durations : under the four conditions, gaps included [s]; of an all-to-all the second and third are concurrent with
+        compute.
     """
 
     op: Op
@@ -44,11 +49,17 @@ class Priced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSequence:
-    """Ops that run back to back.
+    """Kernels of one stream with no wait between them.
 
-    `cumulative[condition]` has one entry more than there are ops [s]. `nic`, `nvlink` are the bytes it puts on the
-    links of its rank [B] (an exchange: out and in; a send: out here and in at the receiver). `held`: see `Cost.held`.
-    `sensitive`: whether its duration depends on what runs beside it.
+    Parameters
+    ----------
+    kind : compute, another kernel of the all-to-all stream (`work`), or a kind of communication.
+    name : the segment that it is from.
+    ops : its ops, priced.
+    cumulative : by condition, time at which each op starts, and the end of the last [s].
+    nic, nvlink : bytes that it puts on links of its rank [B] (all-to-all: both ways; send: out here, in at its peer).
+    held : see `Cost.held`.
+    sensitive : whether its duration depends on what is concurrent.
     """
 
     kind: Kind
@@ -62,7 +73,7 @@ class KernelSequence:
 
     @property
     def alone(self) -> float:
-        """Duration with nothing beside it [s]."""
+        """Duration with nothing concurrent [s]."""
         return self.cumulative[ALONE][-1]
 
     def under(self, condition: Condition) -> Sequence[float]:
@@ -74,7 +85,7 @@ class KernelSequence:
 
 
 def sequence_of(kind: Kind, name: str, ops: Sequence[Priced]) -> KernelSequence:
-    """Join priced ops into a run."""
+    """Join priced ops into a kernel sequence."""
     at = tuple(tuple(itertools.accumulate((p.durations[c] for p in ops), initial=0.0)) for c in CONDITIONS)
     return KernelSequence(
         kind=kind,
@@ -89,14 +100,14 @@ def sequence_of(kind: Kind, name: str, ops: Sequence[Priced]) -> KernelSequence:
 
 
 def condition_with(sequence: KernelSequence) -> Condition:
-    """The condition of compute beside a collective."""
+    """The condition of compute concurrent with a collective."""
     if 0.0 < sequence.held < 1.0:
         return BANDWIDTH_SHARED + sequence.held
     return COLLECTIVE if sequence.held else ALONE
 
 
 def time_at(at: Sequence[float], position: float) -> float:
-    """Time a run needs to come to `position` (op index plus the done part of that op), its ops ending `at` [s]."""
+    """Time that a sequence needs to reach `position` (op index plus the part done of that op); its ops end `at` [s]."""
     index = int(position)
     if index >= len(at) - 1:
         return at[-1]
@@ -115,10 +126,10 @@ def position_at(at: Sequence[float], elapsed: float) -> float:
 def kernel_spans(
     sequence: KernelSequence, start: float, end: float, changes: Sequence[tuple[float, Condition, float]]
 ) -> list[tuple[float, float]]:
-    """Start and end of every op of a run that began at `start`, given its changes of condition.
+    """Start and end of every op of a sequence that began at `start`, given its changes of condition.
 
-    `changes` are (time, condition from then on, position reached); the first one is at `start`. Exchanges and sends
-    have one op, which spans the run.
+    `changes` are (time, condition from then on, position reached); the first one is at `start`. All-to-alls and sends
+    have one op, which spans the sequence.
     """
     if len(sequence.ops) == 1:
         return [(start, end)]

@@ -10,7 +10,7 @@ from simulator.engine.tasks import LANES, Tasks, Timeline
 
 
 def longest_path(tasks: Tasks) -> Timeline:
-    """Start and end of every task when each run takes its time alone."""
+    """Start and end of every task when each kernel sequence takes its time alone."""
     free = [0.0] * (tasks.ranks * LANES)
     start: list[float] = []
     end: list[float] = []

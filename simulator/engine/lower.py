@@ -12,7 +12,9 @@ from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
+from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
+from simulator.graph.serving.shapes import serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
@@ -25,11 +27,19 @@ from simulator.spec.scenario import Scenario
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedModel:
-    """Everything that is built once: blocks, their prices, and which blocks stand on which stage.
+    """What is built once for a scenario: blocks, their prices, and the blocks of each stage.
 
-    `pace` is how much longer tensor kernels last at the clock of the step. `imbalance` is the load of the most loaded
-    expert-parallel rank over the mean; `resampled_per_layer`: another rank is the most loaded in every layer and
-    microbatch.
+    Parameters
+    ----------
+    scenario : the scenario.
+    shapes : one rank's view of a microbatch.
+    blocks : the ops of each kind of block.
+    price : prices an op.
+    imbalance : load of the most loaded expert-parallel rank over the mean.
+    stages : kinds of blocks on each stage.
+    block_seconds : time of each kind of block, forward and backward [s].
+    pace : how much longer tensor kernels take at the clock of the step.
+    resampled_per_layer : whether another rank is the most loaded in every layer and microbatch.
     """
 
     scenario: Scenario
@@ -49,7 +59,7 @@ class PricedModel:
 
 def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
     """Build and price the blocks of a scenario and spread them over `stages`."""
-    shapes = shapes_of(scenario)
+    shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
     blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
@@ -69,7 +79,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
 
 
 def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool) -> dict[BlockKind, float]:
-    """Time of each kind of block, forward and backward [s]; without its exchanges where they are `hidden`."""
+    """Time of each kind of block, forward and backward [s]; without its all-to-alls where they are `hidden`."""
     return {
         kind: sum(price(op).durations[ALONE] for op in block.ops() if not (hidden and op.stream == "comm"))
         for kind, block in blocks.items()
@@ -77,7 +87,7 @@ def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool)
 
 
 def overlaps(scenario: Scenario) -> bool:
-    """Whether exchanges mostly hide behind another microbatch's compute: stages are balanced without them then."""
+    """Whether all-to-alls mostly hide behind another microbatch's compute: then stages are balanced without them."""
     record = record_of(scenario.job.layout.schedule)
     return scenario.stack.overlapped_pair and record is not None and record.overlapped_pairs
 
@@ -88,8 +98,13 @@ def mirrored(scenario: Scenario) -> bool:
     return record is not None and record.mirrored
 
 
+def is_issued(scenario: Scenario) -> bool:
+    """Whether the host issues the kernels of a step one by one; else it replays a CUDA graph."""
+    return scenario.job.serving is None or not scenario.job.serving.cuda_graphs
+
+
 def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
-    """The exchange that compute meets most: a combine."""
+    """The all-to-all that compute overlaps with most: a combine."""
     found = [(op.work, op) for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
     return max(found, key=lambda each: each[0].direction == "combine", default=(None, None))[1]
 
@@ -120,6 +135,10 @@ class Programs:
             if not built.scenario.stack.overlapped_pair:
                 return sequential_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
             return pair_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
+        serving = built.scenario.job.serving
+        if serving is not None and serving.two_batch_overlap:
+            blocks, workload = built.blocks_of(step.stage), built.scenario.job.workload
+            return two_batch_program(blocks, workload, built.price, built.imbalance, built.resampled_per_layer)
         return lone_program(
             step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer
         )
@@ -179,11 +198,11 @@ class _Lowering:
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
         self.sharding = Sharding(built.scenario, built.stages, built.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.issue = issuing(built.scenario.stack)
+        self.issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
         self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:
-        """Tasks of one step and the sends behind it."""
+        """Tasks of one step and the sends after it."""
         tasks, program = self.tasks, self.programs.of(step)
         entry = set(self.tails[rank])
         for need in step_needs(step, self.schedule.stages):

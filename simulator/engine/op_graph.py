@@ -25,12 +25,12 @@ START, END = "start", "end"
 STREAMS = {COMPUTE: "compute", COMM: "communication"}
 
 EdgeKind = Literal["stream", "data", "issue", "host", "start", "end"]
-"""Why an op waits: in order on its stream; for data of another stream; an exchange for the compute issued before it;
+"""Why an op waits: in order on its stream; for data of another stream; an all-to-all for the compute issued before it;
 for the host; for nothing, at the start. `end`: nothing comes after it."""
 
 
 def tasks_alone(built: PricedModel, program: Program) -> Tasks:
-    """The tasks of a program by itself, on one rank, which both engines execute."""
+    """The tasks of a program alone on one rank, for either engine."""
     node = built.scenario.cluster.node
     tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
     append(tasks, 0, program, (), {})
@@ -45,7 +45,7 @@ def op_graph(timeline: Timeline) -> nx.DiGraph[str]:
 
     Of a node: `op`, `cls`, `part`, `segment`, `stream`, `kernels`, `bound_by`, `calibrated`, `flops` [FLOP],
     `link_bytes` [B] that it puts on links, when it
-    ran (`start`, `end`, `seconds`, `alone`: with nothing beside it [s]), whether it is on the critical path
+    ran (`start`, `end`, `seconds`, `alone`: with nothing concurrent [s]), whether it is on the critical path
     (`critical`), and by how much it could last longer, all else unchanged, before the action does (`slack` [s]).
     Of an edge: `kind` (`EdgeKind`), `seconds`.
     """
@@ -79,7 +79,7 @@ def critical_path(graph: nx.DiGraph[str]) -> list[str]:
 
 
 def ops_in(graph: nx.DiGraph[str]) -> dict[str, dict[str, Any]]:
-    """The nodes that are ops with what is known of them, in program order."""
+    """The nodes that are ops, with their attributes, in program order."""
     return {name: data for name, data in graph.nodes(data=True) if name not in (START, END)}
 
 
@@ -121,7 +121,7 @@ def _facts(priced: Priced) -> dict[str, Any]:
 
 
 def _why(tasks: Tasks, pred: int, task: int) -> EdgeKind:
-    """Why a task waits for one of another stream. A collective stands between the computes whose data it moves."""
+    """Why a task waits for one of another stream. A collective is between the compute kernels whose data it moves."""
     sequence = tasks.sequence[task]
     named = any(priced.op.name in sequence.ops[0].op.after for priced in tasks.sequence[pred].ops)
     issued = tasks.lane[task] % LANES == COMM and sequence.kind != "collective" and not named

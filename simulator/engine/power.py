@@ -1,10 +1,10 @@
 """Power: what a step draws, and how far the power limit slows tensor kernels.
 
 A benchmark of a few launches runs at full clock; a step that keeps the tensor cores busy for hours does not. Measured
-on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM alone demands 1.4 times the cap and
-lasts 1.2 times as long as rested; beside enough memory-bound work it runs at full clock. Mean power at full clock is
-the time-weighted mean over the kinds of work; beyond the cap, tensor kernels last (demand / cap)^exponent times as
-long, memory-bound kernels as long as ever.
+on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM alone demands 1.4 times the cap and takes
+1.2 times as long as after idle time; mixed with enough memory-bound work it runs at full clock. Mean power at full
+clock is the time-weighted mean over the kinds of work; above the cap, tensor kernels take (demand / cap)^exponent times
+as long, and memory-bound kernels do not change.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ def draw(op: Op, power: Power) -> float:
     return power.attention if isinstance(op.work, (Attention, DecodeAttention)) else power.memory
 
 
-def demand(timeline: Timeline, power: Power) -> float:
-    """Mean power that a step would draw at full clock, over all ranks and its whole length [W]."""
+def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:
+    """Mean power that a step would draw at full clock, over all ranks and its whole length [W].
+
+    `waiting_GEMMs`: GEMMs that wait for memory draw what memory-bound kernels do, as most of a decode step's
+    are; a training step has hardly any.
+    """
     tasks = timeline.tasks
     sequences = {id(sequence): sequence for sequence in tasks.sequence}
     count: dict[int, int] = defaultdict(int)
@@ -39,7 +43,7 @@ def demand(timeline: Timeline, power: Power) -> float:
     for key, times in count.items():
         for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
-            energy += seconds * draw(priced.op, power)
+            energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
             busy += seconds
     total = timeline.makespan * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
@@ -48,13 +52,13 @@ def demand(timeline: Timeline, power: Power) -> float:
 def alone(op: Op, cost: Cost, power: Power) -> float:
     """Power that one GPU would draw at full clock with this kernel over and over [W].
 
-    A product that waits for memory or for its launch draws what memory-bound kernels draw: tensor cores that idle.
+    A GEMM that waits for memory or for its launch draws as much as memory-bound kernels: its tensor cores idle.
     """
     return draw(op, power) if cost.bound_by == "tensor" else power.memory
 
 
-def hungriest(gpus: int) -> float:
-    """Standard deviations by which the hungriest of `gpus` GPUs is expected to exceed the mean (Blom, 1958)."""
+def highest_demand(gpus: int) -> float:
+    """Standard deviations by which the highest demand of `gpus` GPUs is expected to exceed the mean (Blom, 1958)."""
     return NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0
 
 
@@ -66,7 +70,7 @@ def energy_above_idle(ops: Iterable[Priced], power: Power) -> float:
 def at_the_limit(gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], float]) -> tuple[float, float | None]:
     """(how much longer tensor kernels last, mean power demanded at full clock [W] or None without a power model).
 
-    `pass_at_full_clock` executes the step quickly at full clock and says what a mean GPU draws meanwhile [W]; `gpus`
+    `pass_at_full_clock` executes the step quickly at full clock and returns the mean power of a GPU [W]; `gpus`
     wait for the slowest of them.
     """
     if gpu.power is None:
@@ -78,9 +82,9 @@ def at_the_limit(gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], floa
 def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
     """How much longer tensor kernels last when a mean GPU demands `watts` at full clock (>= 1).
 
-    All GPUs of a job wait for the slowest: the one that needs most power for the same work.
+    All GPUs of a job wait for the slowest: the one that needs the most power for the same work.
     """
     if gpu.power is None:
         return 1.0
-    worst = watts * (1.0 + gpu.power.spread * hungriest(gpus))
+    worst = watts * (1.0 + gpu.power.spread * highest_demand(gpus))
     return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)

@@ -18,27 +18,35 @@ from simulator.spec.stack import Stack
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """The exchange kernel that compute runs beside: SMs it holds and memory traffic it makes [B/s]."""
+    """The communication kernel that compute is concurrent with.
+
+    Parameters
+    ----------
+    sms : SMs that it holds.
+    traffic : its memory traffic [B/s].
+    """
 
     sms: int
     traffic: float
 
 
 def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
-    """What the scenario's exchanges take from the compute beside them: their SMs and memory bandwidth."""
+    """What the scenario's all-to-alls take from concurrent compute: SMs and memory bandwidth."""
     comm_sms = scenario.job.overlap.comm_sms
     if all_to_all is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
+    if isinstance(all_to_all.work, AllToAll) and all_to_all.work.low_latency:
+        return Neighbour(0, 0.0)  # the NIC moves the tokens; the short kernels that send and receive are left out
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 
 
 ACCESSES = 2.5
-"""Of memory, for a byte that a collective moves: an all-gather writes what comes and reads what goes on; a
-reduce-scatter reads its own beside it (2 and 3)."""
+"""Memory accesses per byte that a collective moves: an all-gather writes what it receives and reads what it sends (2);
+a reduce-scatter also reads its own part (3)."""
 
 
 def collective_of(cluster: Cluster) -> Neighbour:
-    """What a collective over a node takes from the compute beside it."""
+    """What a collective over a node takes from concurrent compute."""
     return Neighbour(cluster.fabric.nvlink.sms, ACCESSES * cluster.node.nvlink.bandwidth)
 
 
@@ -55,13 +63,15 @@ def paced(cost: Cost, factor: float) -> Cost:
 
 
 ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
-"""How kernel classes call the attention kernels that a stack may run."""
+"""Name of each stack's attention kernels in kernel classes."""
 
 
 def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
-    """The class of the kernel that the software runs for an op's class, where the profile tells it from others."""
+    """The class of the software's kernel for an op's class, if the profile has one."""
     if cls.startswith("attn.decode"):
-        return class_of(cls, stack.attention, kernels.decode)
+        return cls if "@" in cls else class_of(cls, stack.attention, kernels.decode)
+    if cls.startswith("gemm.") and stack.serving is not None:
+        return class_of(cls, stack.serving.gemm, kernels.gemm)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
     return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
@@ -73,8 +83,8 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     `pace`: how much longer tensor kernels last at the clock of the step than at the boost clock
     (`simulator.engine.power`).
 
-    Under `gemm_sms_reserved` a GEMM always leaves the exchange's SMs free (DeepSeek's 112 of 132), also when nothing
-    communicates: the tax is always paid.
+    Under `gemm_sms_reserved` a GEMM always leaves the SMs of the all-to-all free (DeepSeek's 112 of 132), even when
+    nothing communicates.
     """
     cluster, stack = scenario.cluster, scenario.stack
     if cluster.gpu.power is not None:
@@ -94,8 +104,11 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        tensor = isinstance(op.work, DecodeAttention) and cost.bound_by == "tensor"
-        if tensor or isinstance(op.work, (Gemm, Attention)):
+        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and scenario.workload.serves):
+            slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
+        else:
+            slowed = isinstance(op.work, (Gemm, Attention))
+        if slowed:
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 

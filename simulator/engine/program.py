@@ -1,4 +1,4 @@
-"""From blocks to a program: which runs an action consists of, on which stream, and what each waits for.
+"""From blocks to a program: the kernel sequences of an action, their streams, and what each waits for.
 
 An action is a lone forward (F), full backward (B), input gradient (I), weight gradient (W) of one stage, or an
 overlapped pair. Equal actions share one program.
@@ -6,6 +6,7 @@ overlapped pair. Equal actions share one program.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import hypot
@@ -23,10 +24,14 @@ Pricer = Callable[[Op], Priced]
 
 @dataclass(frozen=True, slots=True)
 class ProgramStep:
-    """One run of a program: its stream and the earlier steps it waits for beside its predecessor on the stream.
+    """One kernel sequence of a program. A step with no `waits` that is first on its stream starts with the action.
 
-    `forward`: whether it belongs to a forward or, also in an overlapped pair, to a backward. A step with no `waits`
-    that is first on its stream starts when the action may start.
+    Parameters
+    ----------
+    sequence : the kernels.
+    stream : `COMPUTE` or `COMM`.
+    waits : earlier steps that it waits for, besides its predecessor on the stream.
+    forward : whether it belongs to a forward, also in an overlapped pair.
     """
 
     sequence: KernelSequence
@@ -37,12 +42,16 @@ class ProgramStep:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Steps in program order.
+    """The steps of an action, in program order.
 
-    `tails` are the steps whose ends are the end of the action. What it hands to other stages leaves then, as in the
-    published DualPipe, which posts its sends behind the whole chunk. `forward_start` and `backward_start` are the first
-    steps of each block's forward and backward (-1: it has none, as an embedding whose weight gradients run later),
-    `wgrad_end` the last step of each block's weight gradients.
+    Parameters
+    ----------
+    steps : the steps.
+    tails : steps with which the action ends. Its sends start then, as in the published DualPipe, which posts them after
+        the whole chunk.
+    forward_start, backward_start : first step of each block's forward and backward (-1: none, for example an embedding
+        whose weight gradients run later).
+    wgrad_end : last step of each block's weight gradients.
     """
 
     steps: tuple[ProgramStep, ...]
@@ -54,15 +63,20 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSegment:
-    """A segment in program order. `waits_for_all_to_all`: its first compute kernels wait for the all-to-all that ended
-    the block before.
+    """A segment in program order.
 
-    `block` is the number of its block on the stage.
+    Parameters
+    ----------
+    segment : the segment.
+    waits_for_all_to_all : its first compute kernels wait for the all-to-all that ended the block before.
+    block : number of its block on the stage.
+    microbatch : which microbatch it belongs to, of two that overlap in serving.
     """
 
     segment: Segment
     waits_for_all_to_all: bool
     block: int
+    microbatch: int = 0
 
 
 def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list[list[PlacedSegment]]]:
@@ -81,7 +95,7 @@ def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list
 
 
 def _in_issue_order(unit: list[PlacedSegment]) -> list[PlacedSegment]:
-    """Compute, then its exchange, then deferred weight gradients: the exchange is issued before them."""
+    """Compute, then its all-to-all, then deferred weight gradients, which are issued last."""
     return [unit[0], *sorted(unit[1:], key=lambda placed: placed.segment.stream != "comm")]
 
 
@@ -153,9 +167,9 @@ class _Assembler:
         self.price = price
         self.imbalance = imbalance
         self.resampled_per_layer = resampled_per_layer
-        self.experts = {"F": 0.0, "B": 0.0}
+        self.experts: dict[str, float] = defaultdict(float)
         self.steps: list[ProgramStep] = []
-        self.owners: dict[str, dict[str, int]] = {"F": {}, "B": {}}
+        self.owners: dict[str, dict[str, int]] = defaultdict(dict)
         self.last = {COMPUTE: -1, COMM: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
@@ -164,51 +178,58 @@ class _Assembler:
         self.wgrad_end: dict[int, int] = {}
 
     def add(self, placed: PlacedSegment) -> None:
-        """Append the runs of one segment."""
+        """Append the kernel sequences of one segment."""
         half = "F" if placed.segment.direction == "F" else "B"
         (self.forward_start if half == "F" else self.backward_start).setdefault(placed.block, len(self.steps))
         home = COMM if placed.segment.stream == "comm" else COMPUTE
-        owner = self.owners[half]
-        for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), half)):
+        whose = f"{half}{placed.microbatch}"
+        owner = self.owners[whose]
+        for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), whose)):
             stream = COMM if sequence.kind == "collective" else home
             waits = {owner[name] for name in sequence.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
                 waits.add(self.blocking)
                 self.blocking = None
             if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
-                waits.add(self.last[COMPUTE])  # an exchange is issued behind the compute before it
-            if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and half in self.loose:
-                waits.add(self.loose[half])
+                waits.add(self.last[COMPUTE])  # an all-to-all is issued after the compute before it
+            if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and whose in self.loose:
+                waits.add(self.loose[whose])
             self.last[stream] = len(self.steps)
             owner.update(dict.fromkeys([priced.op.name for priced in sequence.ops], len(self.steps)))
             if sequence.kind == "all_to_all":
-                self.loose[half] = len(self.steps)
+                self.loose[whose] = len(self.steps)
             if sequence.kind == "collective":
-                self.blocking = len(self.steps)  # the compute behind a collective needs what it brings
+                self.blocking = len(self.steps)  # compute after a collective needs its result
             self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F"))
         if half == "B":
             self.wgrad_end[placed.block] = len(self.steps) - 1
 
-    def _with_waits(self, sequences: list[KernelSequence], half: str) -> list[KernelSequence]:
-        """Lengthen each barrier by the wait for the slowest rank: its experts' extra time since the last barrier.
+    def _with_waits(self, sequences: list[KernelSequence], whose: str) -> list[KernelSequence]:
+        """Lengthen each barrier by the wait for the most loaded rank: its experts' extra time since the last barrier.
 
-        A pair works on two layers between barriers. A rank that is always full is full in both, and its extra times
-        add up; where every layer draws its own loads, the two spreads add up as independent ones do.
+        A pair works on two layers between barriers. If the most loaded rank is always the same, its extra times add up;
+        if loads are resampled for each layer, the two spreads add up as independent ones.
         """
         if self.imbalance <= 1.0:
             return sequences
         out = []
         for sequence in sequences:
-            self.experts[half] += sum(p.durations[ALONE] for p in sequence.ops if p.op.scales_with_load)
-            if sequence.kind == "notify":
+            self.experts[whose] += sum(p.durations[ALONE] for p in sequence.ops if p.op.scales_with_load)
+            if sequence.kind == "notify" or _sums_up(sequence):
                 times = self.experts.values()
                 both = hypot(*times) if self.resampled_per_layer else sum(times)
                 extra = waiting((self.imbalance - 1.0) * both, sequence.ops[-1].op)
-                self.experts = {"F": 0.0, "B": 0.0}
-                out.append(sequence_of("notify", sequence.name, [*sequence.ops, extra]))
+                self.experts.clear()
+                out.append(sequence_of(sequence.kind, sequence.name, [*sequence.ops, extra]))
             else:
                 out.append(sequence)
         return out
+
+
+def _sums_up(sequence: KernelSequence) -> bool:
+    """Whether it ends with a low-latency combine, which has no barrier but waits for the tokens of all ranks."""
+    work = sequence.ops[-1].op.work
+    return isinstance(work, AllToAll) and work.low_latency and work.direction == "combine"
 
 
 def waiting(seconds: float, barrier: Op) -> Priced:
@@ -221,8 +242,8 @@ def waiting(seconds: float, barrier: Op) -> Priced:
 def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, resampled_per_layer: bool) -> Program:
     """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
 
-    `imbalance`: load of the fullest rank over the mean; `resampled_per_layer`: which rank that is changes from layer to
-    layer.
+    `imbalance`: load of the most loaded rank over the mean; `resampled_per_layer`: which rank that is changes from
+    layer to layer.
     """
     assembler = _Assembler(price, imbalance, resampled_per_layer)
     for placed in order:
@@ -239,11 +260,11 @@ def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, re
 
 
 _SEQUENCES: WeakKeyDictionary[Pricer, dict[int, tuple[Segment, list[KernelSequence]]]] = WeakKeyDictionary()
-"""Runs by pricer and segment (held, so that its id stays its own): equal layers are priced and joined once."""
+"""Kernel sequences by pricer and segment (kept alive, so that its id is not reused): equal layers are priced once."""
 
 
 def sequences_of(segment: Segment, price: Pricer) -> list[KernelSequence]:
-    """The runs of one segment; asked again, the same ones."""
+    """The kernel sequences of one segment; later calls return the same objects."""
     known = _SEQUENCES.setdefault(price, {})
     if id(segment) not in known:
         known[id(segment)] = segment, _sequences(segment, price)
@@ -264,12 +285,13 @@ def _sequences(segment: Segment, price: Pricer) -> list[KernelSequence]:
 
 
 def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced]) -> Priced:
-    """What shows of a collective that runs beside a kernel, G long.
+    """The exposed time of a collective that is overlapped with a kernel of duration G.
 
     Cut into one chunk per rank and pipelined with the kernel it feeds (or drains), comm time C and G in n chunks take
-    max(C, G) + min(C, G)/n; what exceeds G shows. (NVIDIA Transformer Engine's comm-GEMM overlap; Ring Attention, arXiv
-    2310.01889.) Beside a kernel that does not need it, a `whole` collective shows what exceeds G, and what the kernel
-    loses while the collective holds SMs: it lasts G' beside a long one, and does C/G' of its work beside a short one.
+    max(C, G) + min(C, G)/n; the rest above G is exposed. (NVIDIA Transformer Engine's comm-GEMM overlap; Ring
+    Attention, arXiv 2310.01889.) Overlapped with a kernel that does not need it, a `whole` collective exposes what
+    exceeds G, and what the kernel loses while the collective holds SMs: the kernel takes G' if the collective is long,
+    and does C/G' of its work during a short one.
     """
     work = collective.op.work
     assert isinstance(work, Collective)
@@ -284,7 +306,7 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:
         rest = max(time, alone) + min(time, alone) / work.ranks - alone
-    left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links beside the kernel
+    left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links during the kernel
     cost = collective.cost
     cost = replace(cost, nic_bytes=left * cost.nic_bytes, nvlink_bytes=left * cost.nvlink_bytes)
     return replace(collective, cost=cost, durations=(rest,) * 4)

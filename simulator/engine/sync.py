@@ -23,7 +23,7 @@ from simulator.spec.scenario import Scenario
 def _collective(
     price: Pricer, name: str, kind: CollectiveKind, size: float, ranks: int, per_node: int
 ) -> KernelSequence | None:
-    """One collective, or None where there is nobody to talk to."""
+    """One collective, or None for a group of one rank."""
     if ranks <= 1 or size <= 0:
         return None
     work = Collective(kind=kind, bytes=size, ranks=ranks, per_node=min(per_node, ranks))
@@ -111,7 +111,7 @@ class Sharding:
 def gather_parameters(
     scenario: Scenario, stages: Sequence[Sequence[BlockKind]], price: Pricer, tasks: Tasks, schedule: Schedule
 ) -> dict[tuple[int, int], tuple[int | None, ...]]:
-    """With `param_gather_overlap`, the updated parameters arrive block by block beside the first forward.
+    """With `param_gather_overlap`, the updated parameters arrive block by block, overlapped with the first forward.
 
     In a steady run the gather that ends one step is the one that begins the next, so it stands at the beginning.
     Returns, for each (rank, stage), the last gather of each block.

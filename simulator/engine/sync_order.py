@@ -24,15 +24,22 @@ Due = tuple[int, int, T]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncOrder:
-    """The order of one layout. `zero`: its ZeRO stage. `updates`: the step ends with an update, after which
-    parameters are gathered. `by_block`: gradients leave block by block, beside the backward
-    of the blocks before; else all of a stage together when all compute is over. `gathers_beside`: parameters that are
-    gathered once a step arrive beside the first forwards; else behind the update."""
+    """The order of one layout.
+
+    Parameters
+    ----------
+    zero : ZeRO stage.
+    updates : the step ends with an update, after which parameters are gathered.
+    by_block : gradients are reduced block by block, overlapped with the backward of earlier blocks; otherwise all of a
+        stage together after all compute.
+    gathers_overlapped : parameters that are gathered once a step arrive during the first forwards; otherwise after the
+        update.
+    """
 
     zero: int
     updates: bool
     by_block: bool
-    gathers_beside: bool
+    gathers_overlapped: bool
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -46,13 +53,13 @@ class SyncOrder:
 
     @property
     def gathers_before(self) -> bool:
-        """Whether they are gathered before (and beside) the first forwards."""
-        return self.gathers_once and self.gathers_beside
+        """Whether they are gathered before, and overlapped with, the first forwards."""
+        return self.gathers_once and self.gathers_overlapped
 
     @property
     def gathers_behind(self) -> bool:
-        """Whether they are gathered behind the update."""
-        return self.gathers_once and not self.gathers_beside
+        """Whether they are gathered after the update."""
+        return self.gathers_once and not self.gathers_overlapped
 
     @property
     def gathers_in_actions(self) -> bool:
@@ -79,7 +86,7 @@ class SyncOrder:
         return [due for due in found if due[2] >= 0]
 
     def reduces(self, step: Step, wgrad_end: Sequence[T]) -> list[Due[T]]:
-        """What an action reduces, in order, and the place behind which each block's gradients are there,
+        """What an action reduces, in order, and the place after which each block's gradients are complete,
         `wgrad_end`."""
         _, back = halves(step)
         if not self.reduces_in_actions or back.kind not in ("B", "W"):
@@ -89,7 +96,8 @@ class SyncOrder:
     def reductions(self, blocks: Mapping[int, int]) -> Iterator[tuple[int, int | None]]:
         """What a rank reduces at the end of a step, in order: (stage, block), or (stage, None) for all of it in one.
 
-        `blocks` is how many blocks each of its stages has. The block whose gradients are there first leads.
+        `blocks` is how many blocks each of its stages has. The block whose gradients are complete first is reduced
+        first.
         """
         for stage in sorted(blocks):
             if self.by_block:
@@ -105,5 +113,5 @@ def sync_order(scenario: Scenario) -> SyncOrder:
         zero=scenario.job.layout.zero,
         updates=scenario.states.updates,
         by_block=stack.grad_sync_overlap,
-        gathers_beside=stack.param_gather_overlap,
+        gathers_overlapped=stack.param_gather_overlap,
     )

@@ -1,4 +1,4 @@
-"""Tasks: what both engines execute. Plain lists, one entry a task, in an order that respects every dependency."""
+"""Tasks: what both engines execute. Plain lists, one entry per task, in an order that respects every dependency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simulator.schedule import Step
 
 COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
 LANES = 5
-"""Streams of a rank: compute, expert exchanges, sends to the next and to the previous stage, gradient sync."""
+"""Streams of a rank: compute, all-to-all, sends to the next and to the previous stage, gradient sync."""
 
 Phase = str
 """forward, backward, weight, overlapped, optimizer."""
@@ -17,7 +17,15 @@ Phase = str
 
 @dataclass(frozen=True, slots=True)
 class ActionOf:
-    """One step of a rank's row (None for the optimizer step), and the tasks [first, last) it consists of."""
+    """The tasks of one action.
+
+    Parameters
+    ----------
+    rank : pipeline rank.
+    step : step of the rank's row; None for the optimizer step.
+    phase : phase that its time counts in.
+    first, last : its tasks are [first, last).
+    """
 
     rank: int
     step: Step | None
@@ -30,9 +38,16 @@ class ActionOf:
 class Tasks:
     """All tasks of one optimizer step of one pipeline.
 
-    `lane` = rank x LANES + stream; tasks of a lane run in the order they are listed. `preds` are tasks that must have
-    ended. `peer` is the receiving rank of a send, `release` the moment before which a task cannot start because the
-    host has not issued it [s]. `nic`, `nvlink` are the attainable link bandwidths per rank [B/s].
+    Parameters
+    ----------
+    ranks : pipeline ranks.
+    lane : of each task, rank x LANES + stream; tasks of a lane run in the order of the list.
+    sequence : kernel sequence of each task.
+    preds : tasks that must have ended before each task.
+    peer : receiving rank of a send, by task.
+    release : earliest start because of the host [s], by task.
+    actions : the actions, with their tasks.
+    nic, nvlink : attainable link bandwidth per rank [B/s].
     """
 
     ranks: int
@@ -55,8 +70,14 @@ class Tasks:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When each task ran [s], and for compute runs that met several conditions, the changes (time, condition,
-    position reached)."""
+    """When each task ran.
+
+    Parameters
+    ----------
+    tasks : the tasks.
+    start, end : of each task [s].
+    changes : of compute sequences that ran under several conditions: (time [s], condition, position reached).
+    """
 
     tasks: Tasks
     start: list[float]

@@ -229,10 +229,16 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """One kind of step whose parameters are sharded: its `duration`, and the collectives beside it in their order, each
-    with the time from the step's start at which its block needs what it `gathers`, or has what it `reduces` [s].
+    """One kind of step whose parameters are sharded.
 
-    Beside a collective that the step before has left, it loses the share `lost` of that time."""
+    Parameters
+    ----------
+    duration : time of the step [s].
+    gathers : (time from the step's start at which the block needs its parameters, duration) of each gather in order
+        [s].
+    reduces : (time from the step's start at which the block's gradients are complete, duration) of each reduction [s].
+    lost : share of the time of concurrent collectives of the step before that this step loses.
+    """
 
     duration: float
     gathers: tuple[tuple[float, float], ...]
@@ -285,10 +291,10 @@ def times(
     ----------
     durations : of each kind of step [s].
     sends : of each link [s].
-    gates : moment from which a first forward could run through without waiting for parameters, and by how much what
-        is gathered beside it slows it [s], by gate.
+    gates : by gate, the time from which a first forward does not wait for parameters, and the time that it loses to
+        concurrent gathers [s].
     sends_block : a rank computes on only when its send is done.
-    beside : collectives of every step, which may hold it up.
+    concurrent : collectives of every step, which may delay it.
     hosts : of each kind of step, `ActionCost.lead` and `ActionCost.host` [s]; none where issuing takes no time.
     """
     free = [0.0] * len(c.rows)

@@ -1,9 +1,9 @@
 """The fast path: one layout's step time and memory at the granularity of actions.
 
 Equal to the longest path over all tasks where actions are timed by it (`timing="longest-path"`, the oracle of the
-tests); with actions timed by the discrete-event engine it leaves out only what ranks do to each other on the network
-and at which of its kernels an action waits for the host, and knows to first order what compute loses to collectives of
-other actions, or of the whole step, beside it.
+tests); with actions timed by the discrete-event engine it leaves out only network contention between ranks and the
+kernel at which an action waits for the host. What compute loses to concurrent collectives of other actions, or of the
+whole step, is included to first order.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ from simulator.spec.scenario import Scenario
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Step time [s] (None where it was not asked for) and peak memory of the fullest rank [B]: with the mean slack of
-    the allocator, and with the least reserve, by which it fits or not."""
+    """The quick estimate of one layout.
+
+    Parameters
+    ----------
+    step : step time [s]; None if not requested.
+    memory : highest peak of a rank, with the mean slack of the allocator [B].
+    least : the same with the least reserve of the allocator, which decides whether it fits [B].
+    """
 
     step: float | None
     memory: float
@@ -108,7 +114,7 @@ def _copies(c: Compiled) -> int:
 def _step(
     c: Compiled, built: PricedModel, costs: Sequence[ActionCost], slowed: Sequence[float], grad_sync: GradSync
 ) -> float:
-    """Step time [s]. `slowed`: by how much collectives beside each action lengthen it [s]."""
+    """Step time [s]. `slowed`: time that each action loses to concurrent collectives [s]."""
     gates, gathered = grad_sync.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
     sends = [_send(built, a, b, grad_sync.shared) for a, b in c.links]
     blocks = sends_block(built.scenario)
@@ -150,7 +156,7 @@ def _sharing(step: Step, built: PricedModel, shared: SharedPrices, grad_sync: Gr
 def _peaks(
     c: Compiled, built: PricedModel, shared: SharedPrices, memory_deltas: Sequence[MemoryDelta]
 ) -> tuple[float, float]:
-    """Peak memory of the fullest rank with the mean slack, and with the least reserve [B]."""
+    """The highest peak memory of a rank, with the mean slack, and with the least reserve [B]."""
     scenario = built.scenario
     shards, layout = shards_of(scenario, _copies(c)), scenario.job.layout
     net, peak = np.array([*memory_deltas, (0.0, -np.inf)]).T  # the last one fills rows up

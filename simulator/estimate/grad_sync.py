@@ -24,18 +24,20 @@ Place = tuple[int, int]
 
 
 class CollectiveTime(NamedTuple):
-    """Collectives: how long they take [s], and that time times the part of a whole node's that they hold [s]."""
+    """Collectives: their time [s], and that time × the share of SMs and memory traffic that they hold [s] (see
+    `Cost.held`)."""
 
     seconds: float
     held: float
 
     def share_lost(self, slowed: float) -> float:
-        """The part of their time that compute beside them loses, which a whole node's slow by the share `slowed`."""
+        """Share of their time that concurrent compute loses; a collective over a whole node slows it by the share
+        `slowed`."""
         part = slowed * self.held / self.seconds if self.seconds else 0.0
         return part / (1.0 + part)
 
     def lost(self, concurrent: float, slowed: float) -> float:
-        """What compute loses that runs `concurrent` them for so long [s]."""
+        """What compute loses that is `concurrent` with them for so long [s]."""
         return min(concurrent, self.seconds) * self.share_lost(slowed)
 
 
@@ -104,8 +106,7 @@ class GradSync:
     def gates(self, first: Mapping[Place, ActionCost], slots: Mapping[Place, int]) -> tuple[Gates, list[float]]:
         """When and how the first forwards start, and when each rank's gathers end [s].
 
-        A first forward could run through without waiting for parameters from a moment on, and is slowed by what is
-        gathered beside it.
+        From that time a first forward does not wait for parameters; it is slowed by concurrent gathers.
         """
         gates: Gates = {}
         ends = [0.0] * len(self.on)
@@ -147,7 +148,7 @@ class GradSync:
         return step
 
     def lost(self, stage: int, cost: ActionCost) -> float:
-        """What the last backward of a stage loses to the reductions beside it [s]."""
+        """What the last backward of a stage loses to concurrent reductions [s]."""
         if self.order.reduces_in_actions or not self.order.by_block or not cost.wgrad_end:
             return 0.0
         return together(self.stage(stage).reduce).lost(cost.duration - min(cost.wgrad_end), cost.slowed)
@@ -186,8 +187,8 @@ class GradSync:
         later = 1.0 + sharing / cost.duration
         return Traffic(
             duration=cost.duration + sharing,
-            gathers=tuple((later * moment, seconds) for moment, seconds in gathers),
-            reduces=tuple((later * moment, seconds) for moment, seconds in reduces),
+            gathers=tuple((later * at, seconds) for at, seconds in gathers),
+            reduces=tuple((later * at, seconds) for at, seconds in reduces),
             lost=together(self.stage(back.stage).reduce).share_lost(cost.slowed),
         )
 

@@ -1,9 +1,9 @@
 """What many layouts have in common: blocks, prices, and the time and memory of each distinct action.
 
-Layouts that differ only in schedule, stages, ZeRO or number of GPUs share a kit. An action is simulated once, alone on
-one rank, by the discrete-event engine: compute and exchange of one rank share SMs and memory there; only what ranks
-do to each other on the network is left out. Where a power limit slows tensor kernels, by a factor that differs from
-layout to layout, actions are simulated at a grid of factors and their times interpolated.
+Layouts that differ only in schedule, stages, ZeRO or number of GPUs share them. An action is simulated once, alone on
+one rank, by the discrete-event engine: compute and all-to-all of one rank share SMs and memory there; only network
+contention between ranks is left out. Where a power limit slows tensor kernels, by a factor that differs from layout to
+layout, actions are simulated at a grid of factors and their times interpolated.
 """
 
 from __future__ import annotations
@@ -41,11 +41,17 @@ GRID = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ActionCost:
-    """One action: its `duration` [s], when each block's forward `forward_start`, its backward `backward_start` (-1: it
-    has none) and its weight gradients are `wgrad_end` [s], and the `energy` it takes above that of an idle GPU [J].
+    """One action, simulated alone.
 
-    The host is busy with it for `host` [s]; it can go through without waiting for the host `lead` [s] after that began.
-    Beside a collective of a whole node its kernels last longer by the share `slowed`.
+    Parameters
+    ----------
+    duration : time of the action [s].
+    forward_start, backward_start : start of each block's forward and backward [s] (-1: it has none).
+    wgrad_end : end of each block's weight gradients [s].
+    energy : energy above that of an idle GPU [J].
+    lead : earliest start after the host begins to issue it, without a wait for the host inside [s].
+    host : host time to issue it [s].
+    slowed : how much longer it takes while a collective of a whole node is concurrent, share of its duration.
     """
 
     duration: float
@@ -107,7 +113,7 @@ class PricedAtClock:
         self.weights: dict[bool, dict[BlockKind, float]] = {}
 
     def seconds(self, hidden: bool) -> dict[BlockKind, float]:
-        """Time of each kind of block, by which stages are balanced, exchanges `hidden` or not [s]."""
+        """Time of each kind of block, by which stages are balanced, all-to-alls `hidden` or not [s]."""
         if hidden not in self.weights:
             self.weights[hidden] = seconds_by_kind(self.base.blocks, self.base.price, hidden)
         return self.weights[hidden]
@@ -171,7 +177,7 @@ class PricedAtClock:
         )
 
     def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:
-        """How much later than the host an action can start to last its `duration`, and how long the host issues it."""
+        """(lead, host): see `ActionCost` [s]."""
         issue = issuing(self.scenario.stack)
         if issue is None:
             return 0.0, 0.0
@@ -256,7 +262,7 @@ def parameters_of(job: Job) -> Hashable:
 
 
 class SharedPricesMemo:
-    """The last few kits; a kit is known by its objects and the shared part of its job."""
+    """The last few shared prices, by their objects and the shared part of the job."""
 
     def __init__(self, timing: Timing = "events", keep: int = 4) -> None:
         self.timing: Timing = timing
@@ -265,7 +271,7 @@ class SharedPricesMemo:
         self.common: dict[Hashable, dict[Hashable, object]] = {}
 
     def of(self, scenario: Scenario) -> SharedPrices:
-        """The kit of a scenario."""
+        """The shared prices of a scenario."""
         things = (id(scenario.model), id(scenario.cluster), id(scenario.stack))
         key = (*things, shared_job(scenario.job))
 
@@ -280,7 +286,7 @@ class SharedPricesMemo:
 
 
 def _recent(memo: dict[Hashable, T], key: Hashable, make: Callable[[], T], keep: int) -> T:
-    """What a key stands for, now the latest; only the `keep` latest stay."""
+    """The value of a key, now the latest; only the `keep` latest stay."""
     value = memo.pop(key) if key in memo else make()
     memo[key] = value
     while len(memo) > keep:

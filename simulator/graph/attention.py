@@ -6,8 +6,18 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
-from simulator.graph.norm import add_residual, drop_backward, norm_backward, norm_forward, norm_output, sum_of_two
+from simulator.graph.norm import (
+    enter_attention_backward,
+    enter_branch,
+    leave_attention,
+    leave_branch_backward,
+    norm_backward,
+    norm_forward,
+    norm_output,
+    sum_of_two,
+)
 from simulator.graph.parallel import (
+    all_reduce,
     circulate_keys,
     gather,
     heads_per_rank,
@@ -59,14 +69,14 @@ def _scores(s: Shapes) -> int:
 
 
 def _batched(s: Shapes, n: int, k: int) -> Gemm:
-    """One product per head."""
+    """One GEMM per head."""
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
 
 
 def core_forward(
     builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0
 ) -> None:
-    """The attention core: one fused kernel, or products, masked softmax and dropout on scores in memory
+    """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
     if s.stack.attention_fused:
         builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
@@ -96,7 +106,7 @@ def finish_backward(builder: SegmentBuilder, s: Shapes, queries: int) -> None:
 
 
 def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
-    """Backward of the core: fused with its kernels before and after, or product by product."""
+    """Backward of the core: fused with its kernels before and after, or GEMM by GEMM."""
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * q)
@@ -112,18 +122,31 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     builder.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
 
 
-def _normed_heads(s: Shapes) -> tuple[tuple[str, int], ...]:
-    """Norms of heads before their rotation, and how many heads each has (Qwen3, arXiv 2505.09388, section 2)."""
-    return (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
+def _head_norms(s: Shapes) -> tuple[tuple[str, int, int], ...]:
+    """Norms of queries and keys before their rotation: name, rows and width of each on this rank.
+
+    A row is a head (Qwen3, arXiv 2505.09388, section 2) or all heads of a token (OLMo 2, arXiv 2501.00656,
+    section 2.1).
+    """
+    d = s.model.qk_head_dim
+    heads = (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
+    if s.model.qk_norm_over == "projection":
+        return tuple((name, s.tokens, many * d) for name, many in heads)
+    return tuple((name, s.tokens * many, d) for name, many in heads)
 
 
-def _place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> None:
+def _reduce_statistics(builder: SegmentBuilder, s: Shapes, name: str) -> None:
+    """A norm over the heads of all ranks needs one sum a token from each of them, in FP32."""
+    if s.model.qk_norm_over == "projection":
+        all_reduce(builder, name, s, FP32)
+
+
+def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> None:
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
-    width = s.model.qk_head_dim
-    for norm, heads in _normed_heads(s):
-        rows = s.tokens * heads
+    for norm, rows, width in _head_norms(s):
+        _reduce_statistics(builder, s, f"{norm}.{name}")
         kept = 0.0 if again else norm_output(s, rows, width)
         norm_forward(builder, f"{norm}.{name}", rows, width, part=part, saved=kept)
     if s.model.positions == "rope":
@@ -134,15 +157,17 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     """Rotary embedding of queries and keys: one kernel, or written in eager modules on the halves (a, b) of each head,
     (a cos - b sin, b cos + a sin).
 
-    Eager forward: four products, two sums, and the concatenation. Backward: four products and a sign, two sums of
-    gradients, and the concatenation of the halves' gradients.
+    Eager forward: four multiplications, two sums, and the concatenation. Backward: four multiplications and a
+    sign, two sums of
+    gradients, and the concatenation of the halves' gradients. Where a part of each head rotates, or some layers do not,
+    only the values that rotate count: a block stands for the mean layer.
     """
     q, kv = widths(s)
     if s.stack.rope_fused:
-        builder.add(f"rope.qk.{name}", "rope", linear.rotation(s.tokens * (q + kv // 2)), part=part)
+        builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + kv // 2)), part=part)
         return
     for which, width in (("q", q), ("k", kv // 2)):
-        values = s.tokens * width
+        values = _rotated(s, width)
         builder.add(f"rope.{which}.multiply.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
         if name == "bwd":
             builder.add(f"rope.{which}.sign.{name}", "elem", cast(values / 2, BF16, BF16), part=part)
@@ -150,13 +175,17 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
         builder.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
 
 
+def _rotated(s: Shapes, width: int) -> int:
+    """Values that rotate of all tokens' `width`."""
+    return round(s.tokens * width * s.model.rotated_share)
+
+
 def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
-    t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
+    t, h = s.tokens, s.model.hidden_size
     q, kv = widths(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    kept_norm = sharded * h * BF16 + norm_output(s, sharded, h)
-    norm_forward(builder, "norm.attn.fwd", sharded, h, saved=kept_norm)
+    entered = enter_branch(builder, "norm.attn.fwd", s)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,
@@ -166,10 +195,10 @@ def forward(s: Shapes) -> SegmentBuilder:
         h,
         recipe=s.recipe,
         place="column",
-        saved=t * (q + kv) * BF16,
+        saved=t * (q + kv) * BF16 + entered,
         matrices=(q, kv // 2, kv // 2),
     )
-    _place_heads(builder, s)
+    place_heads(builder, s)
     kept = t * q * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
@@ -177,8 +206,7 @@ def forward(s: Shapes) -> SegmentBuilder:
         builder.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
     linear.forward(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
-    add_residual(builder, "attn", s, h)
-    norm_forward(builder, "norm.ffn.fwd_residual", sharded, h, residual=True, saved=kept_norm)
+    leave_attention(builder, s)
     return builder
 
 
@@ -186,26 +214,26 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
     q, kv = widths(s)
-    norm_backward(builder, "norm.ffn", sharded, h, residual=True)
-    drop_backward(builder, "attn", s, h)
+    enter_attention_backward(builder, s)
     gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
     if s.model.qk_norm and "norm" in s.recompute:
-        _place_heads(builder, s, again=True)
+        place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
     circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)
     core_backward(builder, s)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
-    for name, heads in _normed_heads(s):
-        norm_backward(builder, name, t * heads, s.model.qk_head_dim)
+    for name, rows, width in _head_norms(s):
+        norm_backward(builder, name, rows, width)
+        _reduce_statistics(builder, s, f"{name}.bwd")
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
-    if "norm" in s.recompute:
+    if "norm" in s.recompute and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
@@ -213,7 +241,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv, which="g")
     scatter(builder, "attn.dx", s, h, gradient=True)
-    norm_backward(builder, "norm.attn", sharded, h, residual=True)
+    leave_branch_backward(builder, "attn", s)
     return builder.done()
 
 

@@ -17,8 +17,8 @@ from simulator.spec.workload import Workload
 class Segment:
     """Consecutive ops of one stream (`attn.F`, `dispatch.F`, `mlp.B`, `mlp.W` ...).
 
-    `direction` F, B (input gradients, recomputation and the casts beside them) or W (weight gradients that a
-    schedule may defer).
+    `direction` is F, B (input gradients with their recomputation and casts) or W (weight gradients that a schedule may
+    defer).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One unit that layers are spread over stages in: an embedding, a layer, an MTP module, a head.
+    """What pipeline stages are made of: an embedding, a layer, an MTP module, a head.
 
     `forward` and `backward` are segments in program order; `backward` holds B and W segments, compute and comm.
     """

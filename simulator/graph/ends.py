@@ -1,4 +1,4 @@
-"""What stands before the first and after the last layer: embedding, final norm, head, loss, and the MTP projection.
+"""What comes before the first and after the last layer: embedding, final norm, head, loss, and the MTP projection.
 
 Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 report, section 3.3.1).
 """

@@ -13,7 +13,13 @@ from simulator.dtypes import BF16, FP8, fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, scales
-from simulator.graph.norm import add_residual, drop_backward, norm_forward
+from simulator.graph.norm import (
+    enter_ffn_backward,
+    kept_of_ffn_input,
+    leave_ffn,
+    leave_ffn_backward,
+    norm_forward,
+)
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gemm, Streaming
@@ -25,6 +31,10 @@ ACTIVATIONS = {
     ("gelu", True): "geglu",
     ("silu", False): "silu",
     ("gelu", False): "gelu",
+    ("relu", True): "reglu",
+    ("relu", False): "relu",
+    ("relu2", True): "relu2_glu",
+    ("relu2", False): "relu2",
 }
 """Kernel class of an activation by `hidden_act` and whether it is gated. All read and write the same bytes, which is
 what takes their time; one that a profile has not measured is priced as another, and the result says so."""
@@ -117,7 +127,7 @@ def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool 
 
 
 def persistent(s: Shapes) -> int:
-    """Grid of a persistent kernel: all SMs, or those that a stack never gives to the exchanges."""
+    """Grid of a persistent kernel: all SMs, or those that a stack never gives to the all-to-all."""
     return s.sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else s.sms
 
 
@@ -144,7 +154,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         recipe=f.recipe,
         place=f.first,
         cast_input=cast_input or f.recipe == "fp8_tensor",
-        saved=kept_up(s, f.tokens, f.up),
+        saved=kept_up(s, f.tokens, f.up) + (kept_of_ffn_input(s) if f.name == "dense" else 0.0),
         matrices=(f.inner,) * (2 if f.gated else 1),
     )
 
@@ -168,7 +178,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         recipe=f.recipe,
         place="row",
         cast_input=not fused,
-        read_by_backward=False,
+        read_by_backward=f.name == "dense" and s.model.norm_placement != "pre",  # by a norm behind the branch
     )
 
 
@@ -243,7 +253,7 @@ def dense_forward(s: Shapes) -> Segment:
     down(builder, f, s)
     save(builder, f)
     scatter(builder, "dense", s, f.hidden)
-    add_residual(builder, "dense", s, f.hidden, leaves=True)
+    leave_ffn(builder, s)
     return builder.done()
 
 
@@ -251,14 +261,15 @@ def dense_backward(s: Shapes) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.B", "I", s)
-    drop_backward(builder, "dense", s, f.hidden)
+    enter_ffn_backward(builder, s)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
-    if "norm" in s.recompute:
+    if "norm" in s.recompute and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)
     scatter(builder, "dense.dx", s, f.hidden, gradient=True)
+    leave_ffn_backward(builder, s)
     return builder.done()
 
 

@@ -34,7 +34,7 @@ def dense_layer(s: Shapes) -> Block:
 
 
 def moe_layer(s: Shapes) -> Block:
-    """Attention and the experts with their two exchanges each way."""
+    """Attention and the experts, with dispatch and combine in forward and in backward."""
     first = _attention(s)
     moe.router_forward(first, s)
     moe.shared_forward(first, s)

@@ -4,10 +4,10 @@ FP8 (DeepSeek-V3 report, section 3.3.2): the input is cast per 1x128 tile before
 the input gradient needs the transposed weight and a cast of the output gradient; the weight gradient needs both
 operands cast per 128x1. In BF16 only the three GEMMs remain.
 
-FP8 with one scale a tensor (Transformer Engine, delayed scaling): Hopper's FP8 products want both operands laid out
-along the sum, so that each of a layer's two activations is cast and transposed, by one kernel (cast_transpose). Where a
-norm comes before, it writes FP8 itself; what is gathered over tensor-parallel ranks travels in FP8, cast before. Both
-are transposed when the weight gradient needs them (transformer_engine/pytorch/module/linear.py, layernorm_linear.py).
+FP8 with one scale a tensor (Transformer Engine, delayed scaling): Hopper's FP8 GEMMs need both operands contiguous
+along K, so each of a layer's two activations is cast and transposed, by one kernel (cast_transpose). Where a norm comes
+before, it writes FP8 itself; what is gathered over tensor-parallel ranks travels in FP8, cast before. Both are
+transposed when the weight gradient needs them (transformer_engine/pytorch/module/linear.py, layernorm_linear.py).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def cast_tensor(builder: SegmentBuilder, name: str, elements: float, *, shards: 
 
 
 Place = Literal["column", "row", "alone"]
-"""Where a linear layer stands: `column` behind a norm, its input gathered from tensor-parallel ranks; `row` before a
+"""Where a linear layer is: `column` after a norm, its input gathered from tensor-parallel ranks; `row` before a
 reduce-scatter, whose gradient is gathered; `alone` neither."""
 
 

@@ -147,7 +147,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
         elementwise(d.tokens * d.heads * d.rope, 0.0, BF16),  # one head's keys are read, then found in L2
         part=part,
     )
-    if d.q_lora or not again:  # queries that no latent stands behind are kept as they are
+    if d.q_lora or not again:  # queries without a latent are kept themselves
         builder.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
 
 

@@ -1,11 +1,11 @@
 """DeepSeekMoE: gate, dispatch, routed and shared experts, combine (V3 report, sections 2.1.2 and 3.2.2).
 
-Order and bytes follow DeepSeek's public training profile. `rows` are the token-expert rows of the local experts
-(padded), `received` the distinct tokens that arrive at this rank.
+Order and bytes follow DeepSeek's public training profile. `rows` are the routed tokens of the local experts (padded),
+`received` the distinct tokens that arrive at this rank.
 
-Shared experts run while the exchanges do, as in that profile, or (`stack.shared_expert_overlap` false) in the segments
-of attention, which nothing hides behind: forward before the dispatch, backward after its gradient, as Megatron-Core
-does without --moe-shared-expert-overlap (megatron/core/transformer/moe/moe_layer.py, 2025).
+Shared experts are overlapped with the all-to-alls, as in that profile, or (`stack.shared_expert_overlap` false) run in
+the segments of attention, where nothing is overlapped with them: forward before the dispatch, backward after its
+gradient, as Megatron-Core does without --moe-shared-expert-overlap (megatron/core/transformer/moe/moe_layer.py, 2025).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expert_inner(s: Shapes) -> int:
 
 
 def shared_of(s: Shapes, *, overlapped: bool) -> ffn.Ffn | None:
-    """The shared experts, if there are any and the software runs them so: `overlapped` with the exchanges or not."""
+    """The shared experts, if there are any and the software runs them so: `overlapped` with the all-to-alls or not."""
     if not s.model.shared_width or s.stack.shared_expert_overlap is not overlapped:
         return None
     return ffn.ffn_of(s, "shared")
@@ -51,9 +51,9 @@ def dispatched_bytes(s: Shapes) -> float:
 
 
 def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward: bool = False) -> AllToAll:
-    """One expert-parallel exchange of this rank's tokens; combine is always BF16 (report, section 3.2.2).
+    """Dispatch or combine of this rank's tokens; combine is always BF16 (report, section 3.2.2).
 
-    In backward the layout of the forward's is reused, and a combine brings the gate weights' gradients home (DeepEP's
+    Backward reuses the layout of the forward, and a combine also returns the gate weights' gradients (DeepEP's
     README, `dispatch_backward`).
     """
     model = s.model
@@ -92,7 +92,7 @@ def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
 
 
 def shared_forward(builder: SegmentBuilder, s: Shapes) -> None:
-    """Shared experts that nothing overlaps, at the end of `attn.F`: the dispatch is issued behind them."""
+    """Shared experts without overlap, at the end of `attn.F`: the dispatch is issued after them."""
     shared = shared_of(s, overlapped=False)
     if shared:
         gather(builder, "shared.x", s, shared.hidden)
@@ -147,7 +147,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
 
 
 def dispatch(s: Shapes) -> Segment:
-    """`dispatch.F`: layout, notify, exchange."""
+    """`dispatch.F`: layout, notify, all-to-all."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
     last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
     if s.stack.dispatcher == "nccl":
@@ -161,7 +161,7 @@ def dispatch(s: Shapes) -> Segment:
 def _all_to_all_segment(
     s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str
 ) -> Segment:
-    """Notify and exchange after the op `after`."""
+    """Notify and all-to-all after the op `after`."""
     builder = SegmentBuilder(segment, "F" if segment.endswith("F") else "I", s, "comm")
     builder.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"

@@ -1,4 +1,11 @@
-"""RMSNorm, forward and backward (one kernel each way, a finalize and an accumulation for the weight gradient)."""
+"""Norms, forward and backward (one kernel each way, a finalize and an accumulation for the weight gradient), and the
+residual stream they stand on.
+
+`pre`: each branch reads a norm of the stream. `post`: each branch's output is normed before it is added (OLMo 2, arXiv
+2501.00656, section 2.1). `both`: a norm before and one behind (GLM-4). A parallel block: both branches read the layer's
+input, by a norm each (GPT-NeoX, arXiv 2204.06745, section 2.1) or by one that they share (Falcon-7B, GPT-J). Tensor
+parallelism reduces each branch's output by itself, as row-parallel layers do.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,7 @@ from simulator.ops import Part, Streaming
 SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
 
 ONE_WARP = 2304
-"""Up to this width a warp normalises a row by itself, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
+"""Up to this width one warp normalises a row, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
 profile, whose narrow kernels use no shared memory."""
 
 
@@ -94,10 +101,12 @@ def add_residual(
     width: int,
     *,
     leaves: bool = False,
+    alone: bool = False,
     after: tuple[str, ...] = (),
     scales_with_load: bool = False,
 ) -> None:
-    """The residual added by a kernel of its own, where no norm does it or the sum `leaves` the layer.
+    """The residual added by a kernel of its own, where no norm does it: the sum `leaves` the layer, or stands `alone`,
+    with no norm of it behind, or the software does not fuse the two.
 
     Bias and dropout ride on it (Megatron-LM, arXiv 2104.04473, section 4.2; Megatron-Core, fused_bias_dropout.py).
     """
@@ -105,7 +114,7 @@ def add_residual(
     if s.stack.dropout:
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
         kind, saved = "dropout_add", values * MASK
-    elif leaves or not s.stack.residual_fused:
+    elif leaves or alone or not s.stack.residual_fused:
         kind, saved, work = "residual", 0.0, sum_of_two(values)
     else:
         return
@@ -126,3 +135,85 @@ def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> 
         values = sharded_tokens(s) * width
         work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
         builder.add(f"{name}.dropout_add.bwd", "elem", work)
+
+
+def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes) -> float:
+    """The norm before a branch, with what it keeps. Returns the bytes that the branch's first GEMM keeps instead, its
+    input, where no norm stands before it [B]."""
+    rows, h = sharded_tokens(s), s.model.hidden_size
+    if s.model.norm_placement == "post":
+        return rows * h * BF16
+    norm_forward(builder, norm, rows, h, saved=rows * h * BF16 + norm_output(s, rows, h))
+    return 0.0
+
+
+def _norm_behind(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
+    """The norm of a branch's output; it keeps the output, and its statistics, but nothing reads what it makes again."""
+    rows, h = sharded_tokens(s), s.model.hidden_size
+    if s.model.norm_placement != "pre":
+        statistics = FP32 * (2 if s.model.norm == "layer" else 1)
+        norm_forward(builder, f"norm.{branch}.out.fwd", rows, h, saved=rows * (h * BF16 + statistics))
+
+
+def _norm_behind_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
+    if s.model.norm_placement != "pre":
+        norm_backward(builder, f"norm.{branch}.out", sharded_tokens(s), s.model.hidden_size)
+
+
+def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the output of attention to the input of the feed-forward part."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement == "pre" and not model.parallel_block:
+        add_residual(builder, "attn", s, h)
+        kept = rows * h * BF16 + norm_output(s, rows, h)
+        norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
+        return
+    _norm_behind(builder, "attn", s)
+    add_residual(builder, "attn", s, h, leaves=model.parallel_block, alone=True)  # a sequential block reads the sum
+    if model.norm_placement == "both":
+        enter_branch(builder, "norm.ffn.fwd", s)
+    elif model.parallel_block and not model.shared_norm:  # it reads the layer's input, which the first norm keeps
+        norm_forward(builder, "norm.ffn.fwd", rows, h, saved=norm_output(s, rows, h))
+
+
+def kept_of_ffn_input(s: Shapes) -> float:
+    """Bytes that the first GEMM of the feed-forward part keeps of its input, where no norm stands before it [B]."""
+    return sharded_tokens(s) * s.model.hidden_size * BF16 if s.model.norm_placement == "post" else 0.0
+
+
+def leave_ffn(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the output of a dense feed-forward part to that of the layer."""
+    _norm_behind(builder, "dense", s)
+    add_residual(builder, "dense", s, s.model.hidden_size, leaves=True)
+
+
+def enter_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradient of the layer's output to that of the dense feed-forward part's."""
+    drop_backward(builder, "dense", s, s.model.hidden_size)
+    _norm_behind_backward(builder, "dense", s)
+
+
+def leave_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """The gradient that by-passes the dense feed-forward part, where no norm's backward adds it."""
+    if s.model.norm_placement == "post":
+        builder.add("dense.residual.bwd", "elem", sum_of_two(sharded_tokens(s) * s.model.hidden_size))
+
+
+def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradient of the feed-forward part's input to that of attention's output."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
+        norm_backward(builder, "norm.ffn", rows, h, residual=True)
+    drop_backward(builder, "attn", s, h)
+    _norm_behind_backward(builder, "attn", s)
+
+
+def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
+    """From the gradient of attention's first GEMM to that of the layer's input."""
+    rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.norm_placement == "post":
+        builder.add(f"{branch}.residual.bwd", "elem", sum_of_two(rows * h))
+        return
+    if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
+        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
+    norm_backward(builder, f"norm.{branch}", rows, h, residual=True)

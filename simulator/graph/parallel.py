@@ -55,8 +55,13 @@ def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
         )
 
 
+def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
+    """Sum over the tensor-parallel ranks of `row` bytes a token."""
+    _collective(builder, name, "all_reduce", s, row, concurrent_with="nothing")
+
+
 def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
-    """The same once more in backward, for the weight gradient: beside the input gradient that comes next."""
+    """The same once more in backward, for the weight gradient: overlapped with the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
         each = FP8 if s.recipe == "fp8_tensor" else BF16
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
@@ -65,8 +70,8 @@ def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
 def scatter(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, gradient: bool = False) -> None:
     """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce.
 
-    After the input `gradient` of a column-parallel one, Megatron runs it beside the weight gradient; that is as long as
-    the input gradient, which stands for it here.
+    After the input `gradient` of a column-parallel one, Megatron overlaps it with the weight gradient; here the input
+    gradient, which takes as long, stands for it.
     """
     concurrent_with: ConcurrentWith = "chunks" if s.stack.tp_overlap and s.job.layout.sp else "nothing"
     if gradient and s.stack.tp_regather:

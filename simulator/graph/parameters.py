@@ -62,9 +62,10 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
             matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
         )
     if kind == BlockKind.EMBED:
-        return Held(dense=vocabulary)
+        return Held(dense=vocabulary + model.learned_positions)
     if kind == BlockKind.HEAD:
-        return Held(dense=model.hidden_size + (0 if model.tie_word_embeddings else vocabulary))
+        bias = model.vocab_size // tp if model.head_bias else 0
+        return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 
@@ -90,15 +91,15 @@ def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple
 
 
 def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:
-    """Parameters of one stage on one rank; a head that stands twice (MTP) is held once."""
+    """Parameters of one stage on one rank; a head that occurs twice (MTP) is held once."""
     return sum(held_by_blocks(blocks, model, job), Held())
 
 
 def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
-    """What one rank holds of each block of a stage; of a head that stands once more (MTP) only the norm."""
+    """What one rank holds of each block of a stage; of a head that occurs again (MTP) only the norm."""
     held, heads = [], 0
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.hidden_size) if again else held_by_block(kind, model, job))
+        held.append(Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
     return held

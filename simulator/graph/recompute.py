@@ -1,6 +1,6 @@
 """Recomputation of whole layers: what forward keeps, and what runs again before backward.
 
-Policies that recompute single ops (DeepSeek's, Megatron's attention core) stand where those ops are made.
+Policies that recompute single ops (DeepSeek's, Megatron's attention core) are applied where those ops are made.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Op
 
-CARRY_AWAY = ("combine.F", "out.F")
-"""The last exchange carries a layer's output away: backward does not need it again."""
+SENT_AWAY = ("combine.F", "out.F")
+"""The last all-to-all sends a layer's output away: backward does not need it again."""
 
 
 def recomputed(block: Block, s: Shapes) -> Block:
     """The layer with the job's policy applied."""
     if "full" in s.recompute:
         return _whole(block, s)
-    return _products(block, s) if "ops" in s.recompute else block
+    return _all_but_every_second_gemm(block, s) if "ops" in s.recompute else block
 
 
 def _again(op: Op, ops: dict[str, str]) -> Op:
@@ -58,16 +58,16 @@ def _whole(block: Block, s: Shapes) -> Block:
         )
         for index, segment in enumerate(block.forward)
     )
-    again = _rerun([segment for segment in block.forward if segment.name not in CARRY_AWAY])
+    again = _rerun([segment for segment in block.forward if segment.name not in SENT_AWAY])
     return replace(block, forward=ahead, backward=again + block.backward)
 
 
-def _products(block: Block, s: Shapes) -> Block:
+def _all_but_every_second_gemm(block: Block, s: Shapes) -> Block:
     """PyTorch's selective checkpointing as TorchTitan applies it (arXiv 2410.06511; its policy `op`).
 
-    Kept are the layer's input, what the attention core, exchanges and reduce-scatters give, and the first, third, ...
-    matrix product of the layer, counted by its matrices: query, key, value, output, gate, up, down. All else runs
-    again, as far as backward reads it; so do the grouped products of experts.
+    Kept are the layer's input, the outputs of the attention core, all-to-alls and reduce-scatters, and of the first,
+    third, ... GEMM of the layer, counted by its matrices: query, key, value, output, gate, up, down. Everything else
+    that backward reads is recomputed, the grouped GEMMs of experts too.
     """
     ahead, again = [], []
     inputs, count = sharded_tokens(s) * s.model.hidden_size * BF16, 0
@@ -89,7 +89,7 @@ def _products(block: Block, s: Shapes) -> Block:
 
 
 def _held(op: Op, width: int) -> float:
-    """Bytes of an op's output that are kept; `width` is that of its products that are."""
+    """Bytes of an op's output that are kept; `width` is that of its GEMMs that are."""
     match op.work:
         case Gemm() as work:
             return work.m * width * BF16
@@ -101,13 +101,13 @@ def _held(op: Op, width: int) -> float:
 
 
 def _read_again(op: Op) -> bool:
-    """Whether an op's output was not kept (a product's may be in part), and backward reads it."""
+    """Whether an op's output was not kept (a GEMM's may be in part), and backward reads it."""
     if op.stream == "comm" or isinstance(op.work, Attention) or not op.read_by_backward:
         return False
     return not isinstance(op.work, Collective) or op.work.kind == "all_gather"
 
 
 def _narrowed(op: Op, width: int) -> Op:
-    """A product with only `width` columns of output."""
+    """A GEMM with only `width` columns of output."""
     assert isinstance(op.work, Gemm)
     return replace(op, work=replace(op.work, n=width))

@@ -19,10 +19,24 @@ from simulator.spec.workload import Workload
 class Shapes:
     """One rank's view of one microbatch.
 
-    `tokens` [tokens] it computes outside attention, `batch` [sequences] x `seq` [tokens of its context share],
-    `seq_kv` [tokens] the keys it attends to. `rows` are the token-expert rows of its local experts, padded to
-    `PADDING` per expert under FP8; `received` the distinct tokens that arrive. `sms` of the GPU set the grids of
-    persistent kernels, `recompute` are the modules that backward makes anew, `states` the formats of gradients.
+    Parameters
+    ----------
+    model : the model.
+    job : the job.
+    stack : settings of the software.
+    tokens : tokens that it computes outside attention.
+    batch : sequences.
+    seq : tokens of a sequence on this context-parallel rank.
+    seq_kv : keys that a query attends to [tokens].
+    rows : routed tokens of its local experts, padded to `PADDING` per expert under FP8.
+    received : distinct tokens that a dispatch brings.
+    local_experts : experts of this rank.
+    recipe : number formats.
+    sms : SMs of the GPU, which set the grids of persistent kernels.
+    recompute : modules that backward recomputes.
+    workload : what is done with the model.
+    node_gpus : GPUs of a node.
+    states : formats of gradients.
     """
 
     model: ModelSpec

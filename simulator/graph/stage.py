@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from simulator.errors import InputError
 from simulator.graph import ends, layer
 from simulator.graph.block import Block, running
+from simulator.graph.serving.layer import build_block
+from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
 from simulator.spec.model import BlockKind, ModelSpec
@@ -38,6 +40,8 @@ def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
 
 def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
     """Each kind of block once, of the directions that the workload runs: equal layers are built once."""
+    if isinstance(s, ServingShapes):
+        return {kind: build_block(kind, s) for kind in dict.fromkeys(block_kinds(s.model))}
     build = {
         BlockKind.EMBED: lambda: ends.embedding(s),
         BlockKind.DENSE: lambda: layer.dense_layer(s),
@@ -107,13 +111,13 @@ def _by_counts(kinds: Sequence[BlockKind], counts: Sequence[int]) -> tuple[tuple
 def _balanced(
     kinds: Sequence[BlockKind], stages: int, weights: Mapping[BlockKind, float], slacks: Sequence[float]
 ) -> tuple[tuple[BlockKind, ...], ...]:
-    """Cut before layers only, so that the slowest stage is as fast as possible.
+    """Cut before layers only, so that the longest stage is as short as possible.
 
-    Stages that share a rank may make good for each other: with several `slacks` one stage may be slower by them, and
-    the cut with the fastest slowest rank wins. Of cuts within `TIE` of each other the one wins whose fullest stage
-    holds the fewest blocks (it sets the memory), then the smallest sum of squares. The tail (head, MTP) stays on one
-    stage: its head is shared. Loads are whole numbers, so that cuts which only swap equal stages tie exactly, whatever
-    the last bits of the weights are.
+    Stages that share a rank can compensate each other: with several `slacks` one stage may be slower by them, and the
+    cut with the shortest time of the slowest rank is taken. Of cuts within `TIE` of each other, the one is taken whose
+    largest stage has the fewest blocks (it sets the memory), then the one with the smallest sum of squares. The end
+    (head, MTP) stays on one stage: its head is shared. Loads are integers, so that cuts which only swap equal stages
+    tie exactly.
     """
     units = _units(kinds)
     unit_load = max(weights.values()) * 1e-9 or 1.0
@@ -136,7 +140,7 @@ def _slowest_pair(total: Sequence[int], cut: Sequence[int]) -> int:
 
 
 def _cut(total: Sequence[int], stages: int, limit: float) -> tuple[int, ...]:
-    """Bounds of stages that each stay below `limit`, with the fewest units on the fullest, then the least squares.
+    """Bounds of stages that each stay below `limit`, with the fewest units on the largest, then the least squares.
 
     Exact dynamic programme over the cuts; `total` are the loads of all units before each one.
     """

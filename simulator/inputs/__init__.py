@@ -3,8 +3,9 @@
 Every failure is an `InputError` of one line: `file: key: value: what would be right`.
 """
 
+from simulator.inputs.architectures import Architecture
 from simulator.inputs.files import Kind, list_names
-from simulator.inputs.hf_config import ARCHITECTURES, Architecture, register_architecture
+from simulator.inputs.hf_config import ARCHITECTURES, IgnoredKey, Reading, ReadKey, register_architecture
 from simulator.inputs.loaders import (
     load_hardware,
     load_job,
@@ -13,13 +14,17 @@ from simulator.inputs.loaders import (
     load_stack,
     measured_gpu,
     override_job,
+    read_model,
     settable_paths,
 )
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "IgnoredKey",
     "Kind",
+    "ReadKey",
+    "Reading",
     "list_names",
     "load_hardware",
     "load_job",
@@ -28,6 +33,7 @@ __all__ = [
     "load_stack",
     "measured_gpu",
     "override_job",
+    "read_model",
     "register_architecture",
     "settable_paths",
 ]

@@ -7,11 +7,12 @@ time or memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import gcd, lcm
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from simulator.errors import ScheduleError
+from simulator.inputs import serving_check
+from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
@@ -21,31 +22,11 @@ from simulator.spec.states import impossible
 from simulator.spec.workload import WorkloadName
 from simulator.units import GB
 
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One broken `rule`. `key` and `value` as in the job file, `message` with the numbers, `suggestion` what would do.
-
-    An error makes the job impossible; a warning says that the forecast leaves something out.
-    """
-
-    rule: str
-    key: str
-    value: object
-    message: str
-    suggestion: str = ""
-    severity: Severity = "error"
-
-    def __str__(self) -> str:
-        advice = f"; {self.suggestion}" if self.suggestion else ""
-        return f"{self.key}: {self.value}: {self.message}{advice}"
-
-
 LEAST_USED = 0.85
 """Of a node; a job that would leave more of its GPUs idle is not advised to."""
 _MOST_CHUNKS = 100_000  # microbatches times stages; the published step has 1,920
+
+__all__ = ["LEAST_USED", "Problem", "Rule", "Severity", "check"]
 
 Rule: TypeAlias = Callable[[Scenario], Iterator[Problem]]
 
@@ -124,7 +105,7 @@ def _schedule(s: Scenario) -> Iterator[Problem]:
     if _is_file(layout.schedule):
         return
     if not job.dp or job.microbatches < 1 or _is_endless(s):
-        return  # told by the rules above
+        return  # the rules above report it
     try:
         broken = rules(layout.schedule, layout.pp, job.microbatches, layout.vpp)
     except ScheduleError as error:
@@ -142,7 +123,7 @@ def _stages(s: Scenario) -> Iterator[Problem]:
     try:
         stages = stages_of(layout.schedule, layout.pp, layout.vpp)
     except ScheduleError:
-        return  # told by the rule above
+        return  # the rule above reports it
     if isinstance(layout.stages, tuple):
         yield from _explicit_stages(layout.stages, stages, layers)
     elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone
@@ -323,6 +304,13 @@ def _nodes(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _serving_nodes(s: Scenario) -> Iterator[Problem]:
+    """The same; low-latency kernels send each copy by itself, whatever the gate's limit."""
+    for problem in _nodes(s):
+        if s.job.workload != "decode" or problem.severity == "error":
+            yield problem
+
+
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
@@ -401,6 +389,20 @@ def _memory(s: Scenario) -> Iterator[Problem]:
         )
 
 
+_SERVING: tuple[Rule, ...] = (
+    serving_check.training_keys,
+    serving_check.software,
+    _world,
+    _experts,
+    serving_check.experts,
+    _routing,
+    _tensor,
+    serving_check.positions,
+    serving_check.microbatches,
+    _serving_nodes,
+    _features,
+    _memory,
+)
 _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
     "training": (
         _world,
@@ -416,6 +418,8 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _optimizer,
         _memory,
     ),
+    "prefill": _SERVING,
+    "decode": _SERVING,
 }
 """Rules by workload."""
 

@@ -1,15 +1,19 @@
-"""Hugging Face config.json of many architectures -> `ModelSpec`.
+"""Hugging Face config.json of many architectures -> `ModelSpec`, and an account of every key.
 
 A key is either read, known to leave the shape alone, or an error: nothing that changes the shape is dropped silently.
+What the architectures are stands in `simulator.inputs.architectures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from simulator.errors import InputError
+from simulator.inputs.architectures import SHIPPED, Architecture, Unsupported
+from simulator.inputs.architectures.ignored import ENCODER, NOT_SET, reason
+from simulator.inputs.architectures.refused import KEYS, REFUSED
+from simulator.inputs.consistent import check_consistent
 from simulator.inputs.limits import MODEL, check_ranges
 from simulator.inputs.problems import nearest, problem
 from simulator.inputs.typed import build, field_names
@@ -18,179 +22,47 @@ from simulator.spec.model import ModelSpec
 
 Table = dict[str, Any]
 
-_COMMON = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "hidden_act",
-    "tie_word_embeddings",
-)
-_LATENT = (
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-    "attention_bias",
-)
-_DEEPSEEK_MOE = (
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "n_shared_experts",
-    "first_k_dense_replace",
-    "moe_layer_freq",
-    "n_group",
-    "topk_group",
-    "topk_method",
-    "num_nextn_predict_layers",
-)
-_QWEN_MOE = (
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "mlp_only_layers",
-)
-
-_HARMLESS = frozenset(
-    """
-    architectures torch_dtype dtype transformers_version use_cache auto_map model_type name bos_token_id
-    eos_token_id pad_token_id unk_token_id decoder_start_token_id attention_dropout hidden_dropout resid_pdrop
-    embd_pdrop attn_pdrop dropout initializer_range initializer_factor rms_norm_eps layer_norm_epsilon
-    layer_norm_eps rope_theta rope_scaling rope_parameters rope_interleave partial_rotary_factor
-    original_max_position_embeddings pretraining_tp quantization_config ep_size aux_loss_alpha seq_aux
-    output_router_logits router_aux_loss_coef router_z_loss_coef router_jitter_noise max_window_layers
-    output_attentions output_hidden_states return_dict is_encoder_decoder is_decoder summary_type summary_use_proj
-    summary_activation summary_first_dropout summary_proj_to_labels task_specific_params n_ctx scale_attn_weights
-    scale_attn_by_inverse_layer_idx reorder_and_upcast_attn gradient_checkpointing attn_implementation
-    num_return_sequences chunk_size_feed_forward id2label label2id problem_type
-    scoring_func norm_topk_prob routed_scaling_factor
-    """.split()  # noqa: SIM905 - sixty quoted words are harder to read
-)
-
-
-def _same(table: Table) -> Table:
-    return table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """How one `model_type` spells its shape: `keys` native -> ours, `fixed` what it implies, `finish` the rest."""
-
-    keys: Mapping[str, str]
-    fixed: Table = field(default_factory=dict)
-    finish: Callable[[Table], Table] = _same
-
-
-def _keys(*names: str, **renamed: str) -> dict[str, str]:
-    return {name: name for name in (*_COMMON, *names)} | renamed
-
-
-def _experts_as_wide_as_dense(table: Table) -> Table:
-    return table | {"moe_intermediate_size": table.get("intermediate_size", 0)}
-
-
-def _output_bias(table: Table) -> Table:
-    return table | {"attention_out_bias": table.get("attention_bias", False)}
-
-
-def _no_window(table: Table) -> Table:
-    """Qwen names a window that counts only where `use_sliding_window` says so."""
-    used = table.pop("use_sliding_window", False)
-    return table if used else table | {"sliding_window": None}
-
-
-def _sparse_step(table: Table) -> Table:
-    """Qwen counts layers from 1: layer i is MoE where (i + 1) % step == 0."""
-    step = table.pop("decoder_sparse_step", 1)
-    layers, named = table.get("num_hidden_layers", 0), table.get("mlp_only_layers", [])
-    if not (isinstance(step, int) and isinstance(layers, int) and step > 1):
-        return table
-    if not MODEL["num_hidden_layers"].holds(layers) or not _are_integers(named):
-        return table  # told when the values are checked
-    dense = {i for i in range(layers) if (i + 1) % step}
-    return table | {"mlp_only_layers": sorted(dense | set(named))}
-
-
-def _are_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _qwen_moe(table: Table) -> Table:
-    return _sparse_step(_no_window(table))
-
-
-def _gpt(table: Table) -> Table:
-    hidden = table.get("hidden_size", 0)
-    wide = 4 * hidden if isinstance(hidden, int) else hidden
-    act = table.get("hidden_act", "gelu_new")
-    return table | {
-        "intermediate_size": table.get("intermediate_size", wide),
-        "hidden_act": "gelu" if str(act).startswith("gelu") else act,
-    }
-
-
-_DEEPSEEK = _keys(*_LATENT, *_DEEPSEEK_MOE)
-_WINDOW = {"sliding_window": "sliding_window", "use_sliding_window": "use_sliding_window"}
-_EXPERTS = {"num_experts": "n_routed_experts", "decoder_sparse_step": "decoder_sparse_step"}
-
-SHIPPED: Mapping[str, Architecture] = {
-    "deepseek_v2": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "greedy"}, finish=_output_bias),
-    "deepseek_v3": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc"}, finish=_output_bias),
-    "kimi_k2": Architecture(keys=_DEEPSEEK, fixed={"topk_method": "noaux_tc"}, finish=_output_bias),
-    "llama": Architecture(keys=_keys("head_dim", "attention_bias", "mlp_bias"), finish=_output_bias),
-    "mistral": Architecture(keys=_keys("head_dim", "sliding_window")),
-    "mixtral": Architecture(
-        keys=_keys("head_dim", "sliding_window", "num_experts_per_tok", num_local_experts="n_routed_experts"),
-        finish=_experts_as_wide_as_dense,
-    ),
-    "qwen2": Architecture(keys=_keys(**_WINDOW), fixed={"attention_bias": True}, finish=_no_window),
-    "qwen2_moe": Architecture(
-        keys=_keys(*_QWEN_MOE, "shared_expert_intermediate_size", qkv_bias="attention_bias", **_WINDOW, **_EXPERTS),
-        fixed={"attention_bias": True, "shared_expert_gate": True},
-        finish=_qwen_moe,
-    ),
-    "qwen3": Architecture(
-        keys=_keys("head_dim", "attention_bias", **_WINDOW),
-        fixed={"qk_norm": True},
-        finish=lambda table: _output_bias(_no_window(table)),
-    ),
-    "qwen3_moe": Architecture(
-        keys=_keys("head_dim", "attention_bias", *_QWEN_MOE, **_WINDOW, **_EXPERTS),
-        fixed={"qk_norm": True},
-        finish=lambda table: _output_bias(_qwen_moe(table)),
-    ),
-    "gpt2": Architecture(
-        keys={
-            "vocab_size": "vocab_size",
-            "n_embd": "hidden_size",
-            "n_layer": "num_hidden_layers",
-            "n_head": "num_attention_heads",
-            "n_inner": "intermediate_size",
-            "n_positions": "max_position_embeddings",
-            "activation_function": "hidden_act",
-            "tie_word_embeddings": "tie_word_embeddings",
-        },
-        fixed={
-            "gated_mlp": False,
-            "norm": "layer",
-            "positions": "learned",
-            "attention_bias": True,
-            "attention_out_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-        },
-        finish=_gpt,
-    ),
-}
+TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
+"""Tables in which a model of several modalities keeps its language model."""
+HOW_TO = "docs/howto/model.md says how to add one"
+_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     kind="architecture", cls=Architecture, group="foretrain.architectures", shipped=SHIPPED, error=InputError
 )
 """Architectures by `model_type`; `register_architecture` and installed packages add to the shipped ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadKey:
+    """A key of the file that shapes the model: the `field` of `ModelSpec` it fills, or what it helps to compute."""
+
+    key: str
+    value: Any
+    field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoredKey:
+    """A key of the file that leaves the shape alone, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A config.json as it was understood: the model, what was read, what the type implied, what was ignored.
+
+    `implied` are fields that no key of the file gives. `notes` are sentences on what is unusual, though no mistake.
+    """
+
+    model: ModelSpec
+    read: tuple[ReadKey, ...]
+    implied: tuple[tuple[str, Any], ...]
+    ignored: tuple[IgnoredKey, ...]
+    notes: tuple[str, ...] = ()
 
 
 def register_architecture(model_type: str, architecture: Architecture) -> None:
@@ -207,36 +79,65 @@ def model_from_config(table: Table, name: str, source: str, changes: Table | Non
 
     Errors name `source`, which may end in a key prefix: `--set: model.`.
     """
+    return read_config(table, name, source, changes).model
+
+
+def read_config(table: Table, name: str, source: str, changes: Table | None = None) -> Reading:
+    """The model of a parsed config.json with an account of every key; see `model_from_config`."""
+    table, source, around = _language_model(table, source)
     architecture = _architecture(table, source)
-    with ARCHITECTURES.guard(table["model_type"]):
-        values = _values(table, architecture, source, changes or {})
-        spelled = {v: k for k, v in architecture.keys.items()}
-    values |= {"name": name, "model_type": table["model_type"]}
-    for required in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    ):
+    kind = table["model_type"]
+    with ARCHITECTURES.guard(kind):
+        native, ours = _sort_changes(architecture, changes or {})
+        flat = _flat(table, architecture)
+        for key in native:
+            flat = {k: v for k, v in flat.items() if architecture.keys.get(k) != architecture.keys[key]}
+        known, ignored = _known(flat | native, architecture, source, kind)
+        values = _values(known, architecture, source) | ours
+    values |= {"name": name, "model_type": kind}
+    for required in _REQUIRED:
         if values.get(required) is None:
-            raise problem(source, spelled[required], None, "missing: must be an integer, at least 1")
+            raise problem(source, _spelling(architecture, required), None, "missing: must be an integer, at least 1")
+    if architecture.moe and not values.get("n_routed_experts") and "n_routed_experts" not in ours:
+        raise _without_experts(architecture, values.get("n_routed_experts"), source, kind)
     model = build(ModelSpec, values, source)
     check_ranges(model, MODEL, source)
-    _consistent(model, source)
-    return model
+    check_consistent(model, source)
+    return Reading(
+        model=model,
+        read=tuple(ReadKey(key=key, value=value, field=architecture.keys[key]) for key, value in known.items()),
+        implied=_implied(model, values, {architecture.keys[key] for key in known}),
+        ignored=(*ignored, *around),
+        notes=tuple(_notes(model, known)),
+    )
 
 
-def _values(table: Table, architecture: Architecture, source: str, changes: Table) -> Table:
-    """What the fields of `ModelSpec` are, by the architecture's spelling and what it implies."""
-    native, ours = _sort_changes(architecture, changes)
-    known = _known(table | native, architecture, source)
-    values: Table = dict(architecture.fixed)
-    for key, ours_key in architecture.keys.items():
-        if key in known:
-            values[ours_key] = known[key]
-    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-    return architecture.finish(values) | ours
+def _language_model(table: Table, source: str) -> tuple[Table, str, list[IgnoredKey]]:
+    """The part of a file of several modalities that is the language model, and what stands around it.
+
+    Whether the head shares the embedding's matrix is what stands around says, where it does: so transformers ties.
+    """
+    around: list[IgnoredKey] = []
+    while (part := _text_part(table)) is not None:
+        if (refusal := table.get("model_type")) in REFUSED and refusal not in ARCHITECTURES:
+            break
+        inner = dict(table[part])
+        if "tie_word_embeddings" in table:
+            inner["tie_word_embeddings"] = table["tie_word_embeddings"]
+        why = f"not the language model, which is in {part}"
+        around += [
+            IgnoredKey(key=key, value=value, why=why)
+            for key, value in table.items()
+            if key not in (part, "tie_word_embeddings")
+        ]
+        source = f"{source}{part}." if source.endswith(".") else f"{source}: {part}."
+        table = inner
+    return table, source, around
+
+
+def _text_part(table: Table) -> str | None:
+    found = (key for key in TEXT_PARTS if isinstance(table.get(key), dict) and table[key])
+    return None if table.get("model_type") in ARCHITECTURES.registered else next(found, None)
 
 
 def _architecture(table: Table, source: str) -> Architecture:
@@ -244,33 +145,145 @@ def _architecture(table: Table, source: str) -> Architecture:
     found = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
     if found is not None:
         return found
-    raise problem(source, "model_type", kind, f"not a known architecture; known are {', '.join(ARCHITECTURES)}")
+    if isinstance(kind, str) and kind in REFUSED:
+        refusal = REFUSED[kind]
+        right = f"not supported: {refusal.missing}, which the forecast does not have; the nearest supported type is"
+        raise problem(source, "model_type", kind, f"{right} {refusal.nearest}; {HOW_TO}")
+    near = nearest(kind, ARCHITECTURES) if isinstance(kind, str) else ""
+    near = near if near.startswith("did") else "`foretrain show models` lists those that are"
+    raise problem(source, "model_type", kind, f"not a known architecture: {near}; {HOW_TO}")
 
 
-def _known(table: Table, architecture: Architecture, source: str) -> Table:
-    """The keys that shape the model; a null says nothing (of a rank or a window it is the default)."""
-    shape: Table = {}
+def _without_experts(architecture: Architecture, value: Any, source: str, kind: str) -> InputError:
+    key = _spelling(architecture, "n_routed_experts")
+    dense = f"; a dense model like it is of type {architecture.dense}" if architecture.dense else ""
+    right = f"missing: {kind} is a mixture of experts, and says how many: at least 1{dense}; {HOW_TO}"
+    return problem(source, key, value, right)
+
+
+def _spelling(architecture: Architecture, field: str) -> str:
+    """The architecture's first key for a field."""
+    return next((key for key, filled in architecture.keys.items() if filled == field), field)
+
+
+def _flat(table: Table, architecture: Architecture) -> Table:
+    """The table with keys of inner tables as dotted ones, where the architecture reads such."""
+    flat: Table = {}
     for key, value in table.items():
-        if key in architecture.keys:
-            if value is not None:
-                shape[key] = value
-        elif value is not None and key not in _HARMLESS and not key.startswith("_"):
-            near = nearest(key, architecture.keys)
-            right = f"unknown key for {table['model_type']}, it may change the shape; {near}"
-            raise problem(source, key, value, right if near.startswith("did") else right.partition(";")[0])
-    return shape
+        if isinstance(value, dict) and any(known.startswith(f"{key}.") for known in architecture.keys):
+            flat |= {f"{key}.{k}": v for k, v in _flat_all(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _flat_all(table: Table) -> Table:
+    flat: Table = {}
+    for key, value in table.items():
+        inner = _flat_all(value) if isinstance(value, dict) else {}
+        flat |= {f"{key}.{k}": v for k, v in inner.items()} if inner else {key: value}
+    return flat
+
+
+def _known(table: Table, architecture: Architecture, source: str, kind: str) -> tuple[Table, list[IgnoredKey]]:
+    """The keys that shape the model, and those that do not (a null says nothing: of a window it is the default)."""
+    shape: Table = {}
+    ignored: list[IgnoredKey] = []
+    for key, value in table.items():
+        if key == "model_type":
+            continue
+        if key in architecture.keys and value is not None:
+            shape[key] = value
+        else:
+            why = NOT_SET if value is None else _why_ignored(key, value, architecture, source, kind)
+            ignored.append(IgnoredKey(key=key, value=value, why=why))
+    return shape, ignored
+
+
+def _why_ignored(key: str, value: Any, architecture: Architecture, source: str, kind: str) -> str:
+    """Why a key that is not read leaves the shape alone; raises where it would not."""
+    if key in architecture.only:
+        only = architecture.only[key]
+        if not _is_one_of(value, only.values):
+            right = " or ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in only.values)
+            raise problem(source, key, value, f"must be {right}: {only.otherwise}: not modelled for {kind}; {HOW_TO}")
+        return "the value with which this type is supported"
+    last = key.rpartition(".")[2]
+    if last in ENCODER:
+        if not _is_one_of(value, ENCODER[last]):
+            raise problem(source, key, value, f"only decoders are supported; {HOW_TO}")
+        return "a decoder only"
+    why = architecture.ignored.get(key) or reason(key)
+    if why:
+        return why
+    near = nearest(key, architecture.keys)
+    right = f"unknown key for {kind}, it may change the shape"
+    if key in KEYS:
+        right += f": {KEYS[key]} is not modelled for {kind}"
+    elif near.startswith("did"):
+        right += f"; {near}"
+    raise problem(source, key, value, f"{right}; {HOW_TO}")
+
+
+def _is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Equal and of the same type: 0 is not false."""
+    return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices)
+
+
+def _values(known: Table, architecture: Architecture, source: str) -> Table:
+    """What the fields of `ModelSpec` are, by the architecture's spelling and what it implies."""
+    values: Table = dict(architecture.fixed)
+    given: dict[str, str] = {}
+    for key, value in known.items():
+        field = architecture.keys[key]
+        if field in given and values[field] != value:
+            raise problem(source, key, value, f"contradicts {given[field]}: give one of them")
+        values[field], given[field] = value, key
+    if isinstance(values.get("hidden_act"), str):
+        values["hidden_act"] = _activation(values["hidden_act"])
+    values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+    try:
+        return architecture.finish(values)
+    except Unsupported as error:
+        key = given.get(error.field_name, error.field_name)
+        raise problem(source, key, error.value, f"{error.right}; {HOW_TO}") from None
+
+
+def _activation(name: str) -> str:
+    """Kernels of all GELUs cost the same; swish is SiLU's other name."""
+    return "gelu" if name.startswith("gelu") else "silu" if name == "swish" else name
+
+
+def _implied(model: ModelSpec, values: Table, given: set[str]) -> tuple[tuple[str, Any], ...]:
+    """Fields that the type, not a key of the file, sets to something else than the model's default."""
+    named = [name for name in field_names(ModelSpec) if name in values and name not in given]
+    return tuple((name, getattr(model, name)) for name in named if name not in ("name", "model_type"))
+
+
+def _notes(model: ModelSpec, known: Table) -> list[str]:
+    """What is unusual in a file, though no mistake."""
+    notes = []
+    window, longest = model.sliding_window, model.max_position_embeddings
+    if window is not None and longest and window >= longest:
+        notes.append(f"sliding_window {window} is not shorter than the longest sequence, {longest}: it never counts")
+    for key in ("decoder_sparse_step", "moe_layer_interval", "no_rope_layer_interval", "moe_layer_freq"):
+        step = known.get(key)
+        if isinstance(step, int) and step > 1 and model.num_hidden_layers % step:
+            notes.append(f"{key} {step} does not divide num_hidden_layers {model.num_hidden_layers}: the last is cut")
+    if model.n_routed_experts and not model.is_moe:
+        notes.append(f"none of the {model.num_hidden_layers} layers has experts")
+    return notes
 
 
 def _sort_changes(architecture: Architecture, changes: Table) -> tuple[Table, Table]:
     """Changes in the file's own keys, and those only our spelling has."""
-    spelled = {v: k for k, v in architecture.keys.items()}
     native: Table = {}
     ours: Table = {}
     for key, value in changes.items():
         if key in architecture.keys:
             native[key] = value
-        elif key in spelled:
-            native[spelled[key]] = value
+        elif key in architecture.keys.values():
+            native[_spelling(architecture, key)] = value
         else:
             ours[key] = value
     return native, ours
@@ -281,58 +294,3 @@ def settable(model_type: str) -> dict[str, str]:
     own = {name: name for name in field_names(ModelSpec) if name not in ("name", "model_type")}
     fields = set(own)
     return own | {k: v for k, v in ARCHITECTURES[model_type].keys.items() if v in fields}
-
-
-def _consistent(m: ModelSpec, source: str) -> None:
-    """Raise for the first pair of sizes that cannot belong to one model."""
-    rules: list[tuple[bool, str, object, str]] = [
-        (
-            m.is_mla or m.num_attention_heads % m.num_key_value_heads == 0,
-            "num_key_value_heads",
-            m.num_key_value_heads,
-            f"must divide num_attention_heads {m.num_attention_heads}",
-        ),
-        (
-            m.is_mla or m.head_dim is not None or m.hidden_size % m.num_attention_heads == 0,
-            "num_attention_heads",
-            m.num_attention_heads,
-            f"must divide hidden_size {m.hidden_size}, or give head_dim",
-        ),
-        (
-            not m.is_mla or min(m.qk_nope_head_dim, m.qk_rope_head_dim, m.v_head_dim) > 0,
-            "kv_lora_rank",
-            m.kv_lora_rank,
-            "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
-        ),
-    ]
-    if m.n_routed_experts:
-        rules += _expert_rules(m)
-    for holds, key, value, right in rules:
-        if not holds:
-            raise problem(source, key, value, right)
-
-
-def _expert_rules(m: ModelSpec) -> list[tuple[bool, str, object, str]]:
-    reachable = m.n_routed_experts // m.n_group * m.topk_group
-    return [
-        (m.moe_intermediate_size > 0, "moe_intermediate_size", m.moe_intermediate_size, "must be at least 1"),
-        (
-            1 <= m.num_experts_per_tok <= m.n_routed_experts,
-            "num_experts_per_tok",
-            m.num_experts_per_tok,
-            f"must be from 1 to the {m.n_routed_experts} routed experts",
-        ),
-        (
-            m.n_routed_experts % m.n_group == 0,
-            "n_group",
-            m.n_group,
-            f"must divide the {m.n_routed_experts} routed experts",
-        ),
-        (m.topk_group <= m.n_group, "topk_group", m.topk_group, f"must be from 1 to n_group {m.n_group}"),
-        (
-            m.num_experts_per_tok <= reachable,
-            "topk_group",
-            m.topk_group,
-            f"reaches {reachable} experts, fewer than num_experts_per_tok {m.num_experts_per_tok}",
-        ),
-    ]

@@ -1,6 +1,6 @@
 """Settings that change nothing, refused where `--set` names them, since a change is expected then.
 
-Two kinds: what a stack sets for all jobs and some jobs have no use for, and what a hardware profile tells only.
+Two kinds: settings of a stack that some jobs do not use, and numbers of a hardware profile that are only shown.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
     """Raise InputError for the first change of a setting that changes nothing in this scenario."""
     for change in changes:
         why = _overridden(change, scenario) or _WHY.get(change.path, _used)(scenario)
+        why = why or _of_training(scenario, change.path)
         if why:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
 
-def refuse_told(change: Override) -> None:
+def refuse_shown_only(change: Override) -> None:
     """Raise InputError for a change of a hardware number that nothing is computed from."""
-    if change.path in TOLD:
-        raise problem(OPTION, change.path, change.text, f"changes nothing: {TOLD[change.path]}")
+    if change.path in SHOWN_ONLY:
+        raise problem(OPTION, change.path, change.text, f"changes nothing: {SHOWN_ONLY[change.path]}")
 
 
-TOLD: Mapping[str, str] = {
-    "hardware.gpu.boost_clock": "it tells at which clock the peaks hold; set hardware.gpu.peak.bf16 and fp8",
-    "hardware.node.nic.peak": "it is told beside what can be attained; set hardware.node.nic.bandwidth",
+SHOWN_ONLY: Mapping[str, str] = {
+    "hardware.gpu.boost_clock": "the peaks are quoted at this clock; set hardware.gpu.peak.bf16 and fp8",
+    "hardware.node.nic.peak": "it is only shown next to the attainable bandwidth; set hardware.node.nic.bandwidth",
     "hardware.fabric.network.kind": "messages take hardware.node.nic.latency, whatever switches they cross; set that",
     "hardware.fabric.network.base_latency": "messages take hardware.node.nic.latency; set that",
     "hardware.fabric.network.hop_latency": "messages take hardware.node.nic.latency; set that",
@@ -51,6 +52,61 @@ def _used(scenario: Scenario) -> str:
     return ""
 
 
+SERVED = (
+    "kernel_gap",
+    "gemm_sms_reserved",
+    "fused_quant",
+    "dispatcher",
+    "swiglu_fused",
+    "rope_fused",
+    "norm_fused",
+    "residual_fused",
+    "norm_kernels",
+    "attention",
+    "host_kernel",
+    "host_gemm",
+    "host_collective",
+)
+"""Settings of a stack, apart from those of serving, that a serving step depends on."""
+
+
+def _of_training(scenario: Scenario, path: str) -> str:
+    """Why a setting of the software changes nothing in a serving job; empty elsewhere."""
+    if not scenario.workload.serves or path.startswith("stack.serving."):
+        return ""
+    name = path.removeprefix("stack.")
+    if name not in SERVED:
+        return f'a job with workload "{scenario.job.workload}" does not read it'
+    if name == "attention" and scenario.job.workload == "decode":
+        return "decode runs the kernels of stack.serving.decode_attention"
+    serving = scenario.job.serving
+    if name.startswith("host_") and serving is not None and serving.cuda_graphs:
+        return "the step is replayed as a CUDA graph; set serving.cuda_graphs=false"
+    return ""
+
+
+def _in_prefill(scenario: Scenario) -> str:
+    return "" if scenario.job.workload == "decode" else "prefill runs the kernels of stack.attention"
+
+
+def _in_bf16(scenario: Scenario) -> str:
+    return "" if scenario.job.precision.recipe == "fp8" else "profiles tell kernels apart in FP8 only"
+
+
+def _without_tensor_parallelism(scenario: Scenario) -> str:
+    layout = scenario.job.layout
+    return "" if layout.tp > 1 and not layout.sp else "there are no all-reduces; they take layout.tp > 1 without sp"
+
+
+def _without_experts(scenario: Scenario) -> str:
+    return "" if scenario.model.is_moe else f"{scenario.model.name} has no experts"
+
+
+def _without_masked(scenario: Scenario) -> str:
+    decodes = scenario.job.workload == "decode"
+    return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
+
+
 def _without_pairs(scenario: Scenario) -> str:
     """Why nothing overlaps a forward with a backward; empty where the schedule pairs them, or breaks its rules."""
     from simulator.schedule import SCHEDULES, Pair, build, parse_schedule
@@ -62,10 +118,10 @@ def _without_pairs(scenario: Scenario) -> str:
         else:
             made = parse_schedule(Path(layout.schedule).read_text(encoding="utf-8"), source=layout.schedule)
     except (ScheduleError, OSError, UnicodeDecodeError):
-        return ""  # told when the job is checked
+        return ""  # reported when the job is checked
     if any(isinstance(step, Pair) for row in made.rows for step in row):
         return ""
-    return f"the schedule {layout.schedule} runs no forward beside a backward; dualpipe and dualpipev do"
+    return f"the schedule {layout.schedule} overlaps no forward with a backward; dualpipe and dualpipev do"
 
 
 def _without_shared_experts(scenario: Scenario) -> str:
@@ -76,5 +132,10 @@ def _without_shared_experts(scenario: Scenario) -> str:
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,
+    "stack.serving.decode_attention": _in_prefill,
+    "stack.serving.gemm": _in_bf16,
+    "stack.serving.all_reduce": _without_tensor_parallelism,
+    "stack.serving.masked": _without_masked,
+    "stack.serving.router_fused": _without_experts,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""

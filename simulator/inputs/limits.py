@@ -14,12 +14,20 @@ from simulator.inputs.problems import problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Values from `low` to `high` in `unit`; `habits` are the factors people forget (160 GB/s written as 160)."""
+    """Plausible values of a number.
+
+    Parameters
+    ----------
+    low, high : ends, in `unit`.
+    unit : unit in files.
+    factors : powers of ten that people forget (160 GB/s written as 160).
+    or_zero : whether 0 is allowed, too.
+    """
 
     low: float
     high: float = float("inf")
     unit: str = ""
-    habits: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
     or_zero: bool = False
 
     def holds(self, value: float) -> bool:
@@ -30,21 +38,21 @@ class Range:
 _POSITIVE = Range(low=1, high=1e15)
 _NOT_NEGATIVE = Range(low=0, high=1e15)
 _PRICE = Range(low=0, high=1e4, unit="USD")
-_BANDWIDTH = Range(low=1e8, high=1e15, unit="B/s", habits=("e9", "e12"))
-_RATE = Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"))
-_LATENCY = Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9"))
+_BANDWIDTH = Range(low=1e8, high=1e15, unit="B/s", factors=("e9", "e12"))
+_RATE = Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"))
+_LATENCY = Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9"))
 
 CLUSTER: Mapping[str, Range] = {
     "price_per_gpu_hour": _PRICE,
     "gpu.sms": Range(low=1, high=4096),
-    "gpu.boost_clock": Range(low=1e8, high=1e11, unit="Hz", habits=("e9", "e6")),
+    "gpu.boost_clock": Range(low=1e8, high=1e11, unit="Hz", factors=("e9", "e6")),
     "gpu.peak.bf16": _RATE,
-    "gpu.peak.fp8": Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"), or_zero=True),
-    "gpu.peak.fp32": Range(low=1e11, high=1e18, unit="FLOP/s", habits=("e12", "e15"), or_zero=True),
-    "gpu.hbm_bytes": Range(low=1e8, high=1e14, unit="B", habits=("e9", "e12")),
+    "gpu.peak.fp8": Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"), or_zero=True),
+    "gpu.peak.fp32": Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"), or_zero=True),
+    "gpu.hbm_bytes": Range(low=1e8, high=1e14, unit="B", factors=("e9", "e12")),
     "gpu.hbm_bandwidth": _BANDWIDTH,
-    "gpu.l2_bytes": Range(low=1e5, high=1e11, unit="B", habits=("e6",)),
-    "gpu.tdp": Range(low=10, high=1e5, unit="W", habits=("e3",)),
+    "gpu.l2_bytes": Range(low=1e5, high=1e11, unit="B", factors=("e6",)),
+    "gpu.tdp": Range(low=10, high=1e5, unit="W", factors=("e3",)),
     "node.gpus": Range(low=1, high=4096),
     "node.nvlink.bandwidth": _BANDWIDTH,
     "node.nvlink.peak": _BANDWIDTH,
@@ -55,17 +63,18 @@ CLUSTER: Mapping[str, Range] = {
 }
 
 STACK: Mapping[str, Range] = {
-    "kernel_gap": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "host_kernel": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "host_gemm": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
-    "host_collective": Range(low=0, high=1e-2, unit="s", habits=("e-6", "e-9")),
+    "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
 }
 
 JOB: Mapping[str, Range] = {
+    "serving.context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
     "memory.headroom": Range(low=0, high=0.9),
-    "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", habits=("e9", "e6"), or_zero=True),
+    "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
     "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
@@ -88,9 +97,14 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "shared_expert_intermediate_size",
         "first_k_dense_replace",
         "mlp_only_layers",
+        "nope_layers",
     ),
     _NOT_NEGATIVE,
-) | {"num_hidden_layers": Range(low=1, high=1024), "num_nextn_predict_layers": Range(low=0, high=256)}
+) | {
+    "num_hidden_layers": Range(low=1, high=1024),
+    "num_nextn_predict_layers": Range(low=0, high=256),
+    "partial_rotary_factor": Range(low=0, high=1),
+}
 
 
 def check_ranges(
@@ -118,9 +132,9 @@ def check_not_negative(value: Any, source: str, prefix: str = "") -> None:
 
 def _advice(limit: Range, number: float) -> str:
     """What to write; numbers in the notation that profiles use."""
-    for habit in limit.habits:
-        if number > 0 and limit.holds(number * float(f"1{habit}")):
-            return f"{_plain(number)} {limit.unit} is implausible: write {_plain(number)}{habit}"
+    for factor in limit.factors:
+        if number > 0 and limit.holds(number * float(f"1{factor}")):
+            return f"{_plain(number)} {limit.unit} is implausible: write {_plain(number)}{factor}"
     unit = f" {limit.unit}" if limit.unit else ""
     if number < limit.low and limit.high >= _POSITIVE.high and not limit.unit:
         return f"must be at least {_plain(limit.low)}{unit}"

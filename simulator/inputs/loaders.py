@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
-from simulator.inputs.hf_config import model_from_config, settable
-from simulator.inputs.idle import refuse_idle, refuse_told
+from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
+from simulator.inputs.idle import refuse_idle, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_not_negative, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
 from simulator.inputs.typed import build, field_names, hints
+from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
@@ -22,6 +23,7 @@ from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.workload import WORKLOADS
 
 T = TypeVar("T")
 
@@ -44,6 +46,12 @@ class _Profile:
 def load_model(name_or_path: str) -> ModelSpec:
     """The model of a shipped name, of a config.json, or of a folder that holds one."""
     return _model(name_or_path, [])
+
+
+def read_model(name_or_path: str) -> Reading:
+    """The model as `load_model` gives it, with what was read of its config.json and what was ignored."""
+    source = find("model", name_or_path)
+    return read_config(read(source), source.name, source.label)
 
 
 def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:
@@ -97,9 +105,19 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
+    if WORKLOADS[job.workload].serves:
+        model = _without_mtp(model, below["model"])
     scenario = Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
     refuse_idle(scenario, below["stack"])
     return scenario
+
+
+def _without_mtp(model: ModelSpec, changes: Iterable[Override]) -> ModelSpec:
+    """The model as it is served: the MTP modules do not run."""
+    for change in changes:
+        if change.rest == "num_nextn_predict_layers":
+            raise problem(OPTION, change.path, change.text, "changes nothing: the MTP modules are not served")
+    return replace(model, num_nextn_predict_layers=0)
 
 
 def override_job(job: Job, text: str) -> Job:
@@ -118,7 +136,7 @@ def settable_paths(scenario: Scenario) -> list[str]:
 
 
 def _job(source: Source) -> Job:
-    job = build(Job, _anchored(source), source.label)
+    job = build(Job, with_defaults(_anchored(source), source.label), source.label)
     _check_job(job, source.label)
     return job
 
@@ -160,7 +178,9 @@ def _model(name_or_path: str, changes: Iterable[Override]) -> ModelSpec:
 
 
 def _changed_job(job: Job, change: Override) -> Job:
+    refuse_other_workload(job, change)
     changed = replaced(job, change, change.path, paths(job))
+    refuse_changed_kind(job, changed)
     _check_job(changed, OPTION)
     return changed
 
@@ -173,7 +193,7 @@ def _check_job(job: Job, source: str) -> None:
 
 def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
     changed = replaced(cluster, change, change.rest, paths(cluster, "hardware"))
-    refuse_told(change)
+    refuse_shown_only(change)
     _check_cluster(changed, OPTION, "hardware.")
     return replace(changed, sources=changed.sources | {change.rest: "set by the user"})
 

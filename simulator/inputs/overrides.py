@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 OPTION = "--set"
 _FIXED = ("name", "sources")
+_TABLES = ("serving",)
+"""Tables that may be missing; no value stands for one."""
 _ROOTS = "layout, batch, precision, optimizer, memory, overlap, routing, run, model, hardware or stack"
 
 
@@ -71,6 +73,7 @@ def paths(value: Any, prefix: str = "") -> list[str]:
         parts: list[tuple[str, Any]] = list(value.items())
     elif is_dataclass(value):
         parts = [(f.name, getattr(value, f.name)) for f in fields(value) if f.name not in _FIXED]
+        parts = [(name, part) for name, part in parts if part is not None or name not in _TABLES]
     else:
         return [prefix]
     return [path for name, part in parts for path in paths(part, f"{prefix}.{name}" if prefix else name)]
@@ -111,7 +114,7 @@ def _part(current: Any, hint: Any, rest: list[str], override: Override, known: l
     is_table = is_dataclass(current) or isinstance(current, dict)
     if rest and is_table:
         return _replace(current, rest, override, known)
-    if rest:
+    if rest or (current is None and override.path.rpartition(".")[2] in _TABLES):
         raise unknown(override, known)
     if is_table:
         names = list(current) if isinstance(current, dict) else field_names(type(current))

@@ -170,7 +170,7 @@ def _with_current_keys(hint: Any, table: Any) -> Any:
 
 
 def _unknown(hint: Any, table: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Paths in `table` that the type has no field for; told before anything missing, which they often explain."""
+    """Paths in `table` that the type has no field for; reported before missing ones, which they often explain."""
     if not isinstance(table, dict):
         return []
     found: list[tuple[str, ...]] = []

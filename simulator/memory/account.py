@@ -32,8 +32,8 @@ class _Event:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moment:
-    """The fullest moment of a rank: kept bytes by label, temporary bytes, and when."""
+class _Peak:
+    """The peak of a rank: kept bytes by label, temporary bytes [B], and when."""
 
     kept: dict[str, float]
     temporary: float
@@ -42,7 +42,7 @@ class _Moment:
 
 
 def _in_order(time: float, usage: Usage, starts: Sequence[float], ends: Sequence[float], place: int) -> list[_Event]:
-    """Events of one action: what is given back at a time comes before what is taken then."""
+    """Events of one action: bytes freed at a time come before bytes allocated then."""
     out = [_Event(time, place, "", 0.0, usage.temporary)]
     for change in usage.changes:
         when = starts[change.at] if change.starts else ends[change.at]
@@ -50,9 +50,9 @@ def _in_order(time: float, usage: Usage, starts: Sequence[float], ends: Sequence
     return sorted(out, key=lambda event: (event.time, event.delta))
 
 
-def _fullest(events: Iterable[_Event]) -> _Moment:
+def _peak(events: Iterable[_Event]) -> _Peak:
     kept: dict[str, float] = defaultdict(float)
-    best, level = _Moment({}, 0.0, 0.0, 0), 0.0
+    best, level = _Peak({}, 0.0, 0.0, 0), 0.0
     top = -1.0
     for event in events:
         if event.label:
@@ -60,7 +60,7 @@ def _fullest(events: Iterable[_Event]) -> _Moment:
             level += event.delta
         if level + event.temporary > top * (1 + 1e-12):
             top = level + event.temporary
-            best = _Moment(dict(kept), event.temporary, event.time, event.place)
+            best = _Peak(dict(kept), event.temporary, event.time, event.place)
     return best
 
 
@@ -84,7 +84,7 @@ def alone(program: Program) -> Tasks:
 
 
 class _Lone:
-    """Events within one action when nothing runs beside it, by the longest path through its program."""
+    """Events within one action when nothing else is concurrent, by the longest path through its program."""
 
     def __init__(self, usages: Usages) -> None:
         self.usages = usages
@@ -135,19 +135,19 @@ class _Accounts:
         stages = [self.built.stages[stage] for stage in self.on[rank]]
         return always(stages, self.built, self.shards, self.assumed)
 
-    def rank(self, rank: int, moment: _Moment, steps: Sequence[Step], timed: bool) -> RankMemory:
+    def rank(self, rank: int, peak: _Peak, steps: Sequence[Step], timed: bool) -> RankMemory:
         """The peak of one rank with its items."""
-        kept = [(label, size) for label, size in moment.kept.items() if size > 1.0]
+        kept = [(label, size) for label, size in peak.kept.items() if size > 1.0]
         moving = [Item(group="activations", name=self._count(label, size), bytes=size) for label, size in sorted(kept)]
-        moving.append(Item(group="temporary", name="largest op", bytes=moment.temporary))
+        moving.append(Item(group="temporary", name="largest op", bytes=peak.temporary))
         slack = self.assumed.slack * sum(item.bytes for item in moving)
         order = {name: place for place, name in enumerate(GROUPS)}
         items = [*self.always(rank), *moving, Item(group="slack", name="allocator", bytes=slack)]
         return RankMemory(
             rank=rank,
             stages=self.on[rank],
-            at=moment.time if timed else None,
-            during=str(steps[moment.place]) if steps else "",
+            at=peak.time if timed else None,
+            during=str(steps[peak.place]) if steps else "",
             items=tuple(sorted(items, key=lambda item: order[item.group])),
         )
 
@@ -177,8 +177,8 @@ def memory_of(
     accounts = _Accounts(built, schedule, assumed)
     ranks = []
     for rank, actions in enumerate(_actions_by_rank(timeline)):
-        moment = _fullest(_events_of_rank(timeline, actions, accounts.usages))
-        ranks.append(accounts.rank(rank, moment, schedule.rows[rank], True))
+        peak = _peak(_events_of_rank(timeline, actions, accounts.usages))
+        ranks.append(accounts.rank(rank, peak, schedule.rows[rank], True))
     return accounts.report(ranks)
 
 
@@ -188,8 +188,8 @@ def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions 
     lone = _Lone(accounts.usages)
     ranks = []
     for rank, row in enumerate(schedule.rows):
-        moment = _fullest(event for place, step in enumerate(row) for event in lone.events(step, place))
-        ranks.append(accounts.rank(rank, moment, row, False))
+        peak = _peak(event for place, step in enumerate(row) for event in lone.events(step, place))
+        ranks.append(accounts.rank(rank, peak, row, False))
     return accounts.report(ranks)
 
 

@@ -9,19 +9,21 @@ from simulator.units import si
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """Named assumptions, each with what it stands on.
+    """Named assumptions, each with its source.
 
-    `context` [B]: CUDA context, handles and workspaces of libraries, NCCL channels (assumed; 0.6 to 2 GB seen).
-    `slack` (share of activations and temporaries): fragmentation of the caching allocator with expandable segments
-    (assumed; 0 to 0.1 seen).
-    `fp8_weights`: under the FP8 recipe the rank keeps the matrices in FP8 only, and gathers them so; the high-precision
-    copy is the sharded master (arXiv 2412.19437, section 3.3.1 and figure 6; DeepSeek's public profile casts no weights
-    within the step).
-    `ema_on_gpu`: an FP32 average of the weights, sharded as the master; DeepSeek keeps it on the CPU (section 3.2.3).
-    `share_mtp`: MTP modules use the main model's embedding and head where these stand on the same rank (section 3.2.3).
-    `nvl_tokens`, `rdma_tokens`: receive queues of DeepEP's kernels per channel and peer [tokens], its shipped defaults
-    for 64 ranks (github.com/deepseek-ai/DeepEP, deep_ep/buffer.py).
-    `receive_buffers`: pipeline messages posted ahead per direction and stage (assumed).
+    Parameters
+    ----------
+    context : CUDA context, handles and workspaces of libraries, NCCL channels [B] (assumed; 0.6 to 2 GB seen).
+    slack : fragmentation of the caching allocator with expandable segments, share of activations and temporary memory
+        (assumed; 0 to 0.1 seen).
+    fp8_weights : under the FP8 recipe the rank keeps and gathers matrices in FP8 only; the high-precision copy is the
+        sharded master (arXiv 2412.19437, section 3.3.1 and figure 6; DeepSeek's public profile casts no weights within
+        the step).
+    ema_on_gpu : an FP32 average of the weights, sharded as the master; DeepSeek keeps it on the CPU (section 3.2.3).
+    share_mtp : MTP modules use the main model's embedding and head if these are on the same rank (section 3.2.3).
+    nvl_tokens, rdma_tokens : receive queues of DeepEP's kernels per channel and peer [tokens], its defaults for 64
+        ranks (github.com/deepseek-ai/DeepEP, deep_ep/buffer.py).
+    receive_buffers : pipeline messages posted ahead per direction and stage (assumed).
     """
 
     context: float = 1.0e9
@@ -45,3 +47,8 @@ class Assumptions:
             f"DeepEP queues of {self.nvl_tokens} tokens over NVLink and {self.rdma_tokens} over RDMA",
             f"pipeline messages posted ahead per direction and stage {self.receive_buffers}",
         ]
+
+    def serving_lines(self) -> list[str]:
+        """Those that a serving step rests on."""
+        lines = self.lines()
+        return [*lines[:2], "the largest op stands beside the residual stream", lines[6]]

@@ -8,8 +8,8 @@ from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
 from simulator.spec.scenario import Scenario
 
-_BESIDE = 128 * (8 + 4 + 4)
-"""Bytes that a token's queue entry has room for beside its values: 128 expert ids, weights and scales [B]."""
+_INDICES = 128 * (8 + 4 + 4)
+"""Bytes of a token's queue entry besides its values: 128 expert ids, weights and scales [B]."""
 _META = 8  # bytes of a token's source
 _PEERS = 8  # ranks of one node that DeepEP's kernels address over NVLink
 
@@ -20,14 +20,14 @@ def queue_bytes(hidden_bytes: float, ranks: int, sms: int, nvl_tokens: int, rdma
     A channel is two SMs. NVLink: a queue per channel and rank of the node. RDMA: a send and a receive queue per channel
     and node (github.com/deepseek-ai/DeepEP, csrc/config.hpp, buffer size hints; counters of a few bytes left out).
     """
-    channels, entry = sms // 2, hidden_bytes + _BESIDE + _META
+    channels, entry = sms // 2, hidden_bytes + _INDICES + _META
     nvlink = channels * min(ranks, _PEERS) * nvl_tokens * entry
     rdma = 2.0 * channels * (ranks // _PEERS) * rdma_tokens * entry if ranks > _PEERS else 0.0
     return nvlink, rdma
 
 
 def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assumptions) -> list[Item]:
-    """Queues of the expert exchanges and messages that the pipeline receives into, of a rank that holds `stages`."""
+    """Queues of the all-to-all, and buffers that the pipeline receives into, of a rank that holds `stages`."""
     job, hidden = scenario.job, scenario.model.hidden_size
     items = []
     if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher != "nccl":

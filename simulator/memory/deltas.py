@@ -1,4 +1,4 @@
-"""When an action takes and gives back memory: with the first run of a block and the last, not all at once."""
+"""When an action allocates and frees memory: with the first and last kernel sequence of each block, not all at once."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Usages:
         else:
             halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
         needs = [temporary(half.action, [self.prints[kind] for kind in half.kinds]) for half in halves]
-        beside = self.built.scenario.stack.overlapped_pair
+        overlapped = self.built.scenario.stack.overlapped_pair
         changes = [change for half in halves for change in self._changes(program, half)]
-        return Usage(program, tuple(changes), sum(needs) if beside else max(needs))
+        return Usage(program, tuple(changes), sum(needs) if overlapped else max(needs))
 
     def _changes(self, program: Program, half: _Half) -> list[Change]:
         """Changes of all blocks of one half."""
@@ -85,7 +85,7 @@ class Usages:
         return out
 
     def _heads(self, kind: BlockKind, forward: bool) -> tuple[str, ...]:
-        """The ops that runs of a block begin with."""
+        """The ops that kernel sequences of a block begin with."""
         if (kind, forward) not in self.heads:
             block = self.built.blocks[kind]
             segments = block.forward if forward else block.backward
@@ -94,7 +94,7 @@ class Usages:
         return self.heads[kind, forward]
 
     def _of_block(self, kind: BlockKind, action: str, begun: int, ended: int) -> list[Change]:
-        """A forward takes when it begins; what comes last of a microbatch gives back when it ends."""
+        """A forward allocates when it begins; the last action of a microbatch frees when it ends."""
         one = self.prints[kind]
         late = Change(ended, False, f"{kind}, {FOR_WEIGHTS}", one.for_weights)
         if action == "F":
@@ -112,7 +112,7 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     """First and last step of each block in one half of a program; None for a block that has none.
 
     `heads` are the first ops of the runs of each block, in the order the blocks run. Op names are unique in a block,
-    so the n-th run that begins with an op is that of the n-th block with such a run.
+    so the n-th sequence that begins with an op is that of the n-th block with such a sequence.
     """
     holders: dict[str, list[int]] = defaultdict(list)
     for place, names in enumerate(heads):

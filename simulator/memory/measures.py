@@ -16,7 +16,15 @@ from simulator.spec.recompute import NOTHING, Module
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """A measure, where it is published, and the peak memory of the worst rank without it [B]; `saves` [B]."""
+    """A published measure that saves memory.
+
+    Parameters
+    ----------
+    name : the measure.
+    source : where it is published.
+    peak_without : highest peak of a rank without it [B].
+    saves : what it saves of that [B].
+    """
 
     name: str
     source: str

@@ -16,10 +16,20 @@ Answer = Literal["fits", "tight", "does not fit"]
 GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buffers", "context", "slack")
 """Groups of items, in the order they are stacked."""
 
+SERVED = ("weights", "kv_cache", "temporary", "buffers", "context", "slack")
+"""The groups of a serving step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One thing that takes memory: its group, name and size [B]."""
+    """Something that takes memory.
+
+    Parameters
+    ----------
+    group : group that it counts in.
+    name : what it is.
+    bytes : its size [B].
+    """
 
     group: str
     name: str
@@ -30,8 +40,13 @@ class Item:
 class RankMemory:
     """Peak of one rank.
 
-    `at` [s] is when (None where no timeline was asked), `during` the step of the rank's row, `items` what is there at
-    that moment: they add up to `peak` [B].
+    Parameters
+    ----------
+    rank : pipeline rank.
+    stages : stages that it holds.
+    at : time of the peak [s] (None without a timeline).
+    during : step of the rank's row at that time.
+    items : what is allocated then; their sizes add up to `peak` [B].
     """
 
     rank: int
@@ -57,10 +72,15 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """Peaks of all ranks of one pipeline; other pipelines are equal to it.
+    """Peaks of all ranks of one pipeline; other pipelines are equal.
 
-    `capacity` [B] of one GPU as CUDA reports it, of which `headroom` [B] stays free; `reserve`: least and most of the
-    caching allocator's reserve [share of activations and temporary memory].
+    Parameters
+    ----------
+    ranks : peak of each rank.
+    capacity : memory of one GPU as CUDA reports it [B].
+    headroom : what of it stays free [B].
+    reserve : least and most of the caching allocator's reserve [share of activations and temporary memory].
+    assumptions : what was assumed.
     """
 
     ranks: tuple[RankMemory, ...]
@@ -68,6 +88,11 @@ class MemoryReport:
     headroom: float
     reserve: tuple[float, float]
     assumptions: Assumptions
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that items may be of: others where a KV cache is held."""
+        return SERVED if self.worst.group("kv_cache") else GROUPS
 
     @property
     def worst(self) -> RankMemory:
@@ -131,12 +156,12 @@ class MemoryReport:
                     "peak_bytes": rank.peak,
                     "at_s": rank.at,
                     "during": rank.during,
-                    "groups_bytes": {name: rank.group(name) for name in GROUPS},
+                    "groups_bytes": {name: rank.group(name) for name in self.groups},
                     "items": [{"group": i.group, "name": i.name, "bytes": i.bytes} for i in rank.items],
                 }
                 for rank in self.ranks
             ],
-            "assumptions": self.assumptions.lines(),
+            "assumptions": self.assumptions.serving_lines() if self.groups is SERVED else self.assumptions.lines(),
         }
 
 
@@ -149,7 +174,14 @@ def needed(verdict: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Memory of one rank over time: from `times[i]` [s] on, `groups[name][i]` [B] are in use."""
+    """Memory of one rank over time.
+
+    Parameters
+    ----------
+    rank : pipeline rank.
+    times : times of changes [s].
+    groups : by group, bytes in use from each of these times on [B].
+    """
 
     rank: int
     times: Sequence[float]

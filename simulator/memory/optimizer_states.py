@@ -1,4 +1,4 @@
-"""What a rank holds from the first to the last moment of a step: weights, gradients, optimizer states.
+"""What a rank holds during a whole step: weights, gradients, optimizer states.
 
 Parameters come from `graph.state`, the groups they are sharded over from `engine.sync`: what the forecast of the
 traffic uses, memory uses too.
@@ -21,7 +21,7 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.states import States
 
 FP8_LAYOUTS = 2 * FP8
-"""Bytes of one weight in FP8 and transposed FP8, beside BF16 (Transformer Engine's per-tensor recipes) [B]."""
+"""Bytes of one weight in FP8 and transposed FP8, in addition to BF16 (Transformer Engine's per-tensor recipes) [B]."""
 IN_FLIGHT = 2
 """Blocks that are whole at once under ZeRO-2 and -3, of weights and of gradients: the one that computes, and the one
 that is gathered for it next or whose gradients are being reduced (PyTorch FSDP2's prefetch and its wait for the
@@ -53,7 +53,7 @@ def shards_of(scenario: Scenario, copies: int) -> Shards:
 def copied_ends(blocks: Sequence[BlockKind], model: ModelSpec, job: Job, share: bool) -> Held:
     """Embedding and head a rank must hold once more: for an MTP module that cannot share them (or does not, `share`),
     and for a head tied to an embedding that stands elsewhere."""
-    table = held_by_block(BlockKind.EMBED, model, job).dense
+    table = held_by_block(BlockKind.EMBED, model, job).dense - model.learned_positions
     extra = 0
     if BlockKind.MTP in blocks:
         extra += table * (0 if share and BlockKind.EMBED in blocks else 1)
@@ -83,7 +83,7 @@ def state_items(
     shard_of_state = shard if zero >= 1 else float(held.total)
     items = _weights(stages, scenario, shards, assumed, held)
     states = scenario.states
-    if states.parameters == "fp32":
+    if states.parameters == "fp32" and "optimizer" in resident:
         items.append(Item(group="weights", name="parameters, FP32", bytes=FP32 * shard_of_state))
     if "gradients" in resident:
         size = states.gradient_bytes * (shard if zero >= 2 else held.total)
@@ -128,7 +128,10 @@ def _weights(
     narrow = held.matrices / dense + held.experts / experts
     wide = held.dense / dense + held.experts / experts - (narrow if recipe == "fp8" and assumed.fp8_weights else 0.0)
     items = []
-    sharded = scenario.states.parameters == "fp32" and zero >= 3  # what GEMMs read is there while it is gathered only
+    updated = "optimizer" in scenario.workload.resident
+    sharded = (
+        updated and scenario.states.parameters == "fp32" and zero >= 3
+    )  # what GEMMs read is there while it is gathered only
     if sharded:
         narrow = wide = 0.0
     if recipe == "fp8":

@@ -1,7 +1,7 @@
-"""What ops need for a moment, and what weight gradients that run later still need.
+"""What ops need while they run, and what deferred weight gradients still need.
 
-A block's temporary memory is that of its largest op: operands and results beside what is kept anyway. Ops run one
-after the other, and a caching allocator hands the memory of one to the next.
+A block's temporary memory is that of its largest op: operands and results, without what is kept anyway. Ops run one
+after the other, and a caching allocator reuses the memory of one for the next.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from simulator.spec.recompute import NOTHING
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes of one block [B]: `saved` by a microbatch from F on, `for_weights` from I until W, and `temporary` while an
-    F, B, I or W of it runs."""
+    """Memory of one block.
+
+    Parameters
+    ----------
+    saved : kept by a microbatch from F on [B].
+    for_weights : kept from I until W [B].
+    temporary : in use while F, B, I or W of the block runs, by its letter [B].
+    """
 
     saved: float
     for_weights: float
@@ -29,8 +35,13 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What an op does not know of its rank: `received` distinct tokens of an exchange, and whether keys and values of
-    other ranks pass by in a `ring` instead of lying there whole."""
+    """Facts of the rank that an op does not have.
+
+    Parameters
+    ----------
+    received : distinct tokens that an all-to-all brings.
+    ring : whether keys and values of other ranks arrive in parts instead of being gathered.
+    """
 
     received: int
     ring: bool

@@ -78,7 +78,7 @@ class _Scores:
 
 
 def _path(table: _Scores, best: Sequence[Sequence[float]]) -> list[int]:
-    """Walk back from the best end."""
+    """Follow the choices back from the best end."""
     i = len(best) - 1
     found = [-1] * i
     j = max(range(len(best[i])), key=lambda at: best[i][at])

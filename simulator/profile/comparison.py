@@ -1,4 +1,4 @@
-"""A profile beside the simulation of the same job: by kernel class, by phase, and for the span of the pair."""
+"""A profile compared with the simulation of the same job: by kernel class, by phase, and for the span of the pair."""
 
 from __future__ import annotations
 
@@ -30,8 +30,18 @@ COMPLETE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassError:
-    """A kernel class: ops matched, their measured and predicted time together [s], mean absolute relative error, and
-    the same of what half a tick of the profile's clock a kernel does not explain."""
+    """Prediction of a kernel class.
+
+    Parameters
+    ----------
+    cls : kernel class.
+    ops : ops matched.
+    kernels : kernels of the profile.
+    measured, predicted : total time [s].
+    mape : mean absolute relative error.
+    past_clock : the same, without what half a tick of the profile's clock per kernel explains.
+    calibrated : whether the class was measured on this GPU.
+    """
 
     cls: str
     ops: int
@@ -50,9 +60,18 @@ class ClassError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseError:
-    """A phase over all complete periods [s]: `span` from its first kernel's start to its last one's end, `busy` the
-    kernels themselves. Of an exchange's phase only the exchange counts, not the barrier before it. `late` is the part
-    of the span in which the next kernel was not launched yet: no simulated kernel waits for the CPU."""
+    """A phase over all complete periods; the barrier before an all-to-all is not counted.
+
+    Parameters
+    ----------
+    phase : name of the phase.
+    periods : complete periods.
+    span : from the start of its first kernel to the end of its last [s].
+    late : part of the span in which the next kernel was not launched yet [s]; no simulated kernel waits for the CPU.
+    predicted_span : simulated span [s].
+    busy : time in kernels [s].
+    predicted_busy : simulated time in kernels [s].
+    """
 
     phase: str
     periods: int
@@ -75,8 +94,17 @@ class PhaseError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairError:
-    """The overlapped pair, from the start of its first compute kernel to the end of its last [s]; and how long
-    kernels of either kind of stream run meanwhile. `late`: see `PhaseError`."""
+    """The overlapped pair, from the start of its first compute kernel to the end of its last.
+
+    Parameters
+    ----------
+    periods : the layers of each period.
+    measured : span in the profile [s].
+    late : see `PhaseError` [s].
+    predicted : simulated span [s].
+    compute_busy, predicted_compute_busy : time in kernels of compute streams within the span [s].
+    comm_busy, predicted_comm_busy : time in kernels of communication streams within the span [s].
+    """
 
     periods: tuple[Layers, ...]
     measured: float
@@ -95,7 +123,15 @@ class PairError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamUse:
-    """A stream of the profile: what runs on it and for how long [s]."""
+    """A stream of the profile.
+
+    Parameters
+    ----------
+    stream : its number.
+    kind : what runs on it.
+    kernels : number of kernels.
+    busy : time in kernels [s].
+    """
 
     stream: int
     kind: str
@@ -318,7 +354,7 @@ def _phases(kernels: Sequence[Kernel], spans: Sequence[OpSpan], matched: Sequenc
 
 
 def phase_spans(spans: Sequence[OpSpan], phase: str) -> list[float]:
-    """Simulated span of a phase in each period [s]; of an exchange's phase without the barrier before it."""
+    """Simulated span of a phase in each period [s]; of an all-to-all's phase without the barrier before it."""
     keep = _communicates if phase in COMM_PHASES else _computes
     ran = [s for s in spans if s.phase == phase and keep(s.priced.op.cls)]
     return [_span([(s.start, s.end) for s in ran if s.period == n]) for n in sorted({s.period for s in ran})]

@@ -1,4 +1,4 @@
-"""What a kernel's time means when others ran beside it: its part of a shared GPU, and what the others were."""
+"""The time of a kernel that was concurrent with others: its part of the shared GPU, and which kernels those were."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulator.results.metrics import Interval
 
 
 def effective_seconds(kernels: Sequence[Kernel]) -> dict[int, float]:
-    """id of each kernel -> its time with every moment divided among the kernels of the list that run then [s].
+    """id of each kernel -> its time, where concurrent kernels of the list share each interval equally [s].
 
     Two weight gradients on two streams each take twice as long as alone; their effective times add up to the time
     that passed.

@@ -27,7 +27,7 @@ Progress = Callable[[float], None]
 
 
 def trace_events(path: Path, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-    """Every event of the trace at `path`; `progress` hears the part of the file that is read (0 to 1).
+    """Every event of the trace at `path`; `progress` is called with the part of the file that is read (0 to 1).
 
     Whole numbers are int of any size, others Decimal. Raises InputError with one line for a file that is missing,
     truncated, or something else.
@@ -61,7 +61,7 @@ class _Source:
         data = self._bytes(size)
         self.passed += len(data)
         self.since += len(data)
-        # Brackets in names are counted, too; they do not add up, because every event starts the count anew.
+        # Brackets in names are counted, too; they do not add up, because every event restarts the count.
         self.depth += data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
         if self.depth > DEEPEST:
             raise self.wrong("it is nested too deeply")
@@ -95,7 +95,7 @@ class _Source:
 
 
 def _events(source: _Source) -> Iterator[dict[str, Any]]:
-    """Events of the list, wherever it stands."""
+    """Events of the list, wherever it is in the file."""
     import ijson
 
     first = source.first()

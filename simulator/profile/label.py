@@ -1,7 +1,7 @@
 """Which layer and phase each kernel of a profile belongs to.
 
 The kernels of the compute streams are aligned with the compute ops of as many simulated layer pairs as the profile
-has attention kernels, those of the communication stream with the exchanges; so a profile may begin and end anywhere.
+has attention kernels, those of the communication stream with the all-to-alls; so a profile may begin and end anywhere.
 Where the program announced ranges (`attn(F)` ...), a kernel can only be an op of its range; in a profile too long to
 be aligned they decide alone.
 """

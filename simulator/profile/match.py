@@ -1,4 +1,4 @@
-"""Each kernel of a profile finds the simulated op it is; each op is predicted for what really ran beside it."""
+"""Matches each kernel of a profile with its simulated op, and predicts each op for what was really concurrent."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _match_phase(kernels: Sequence[Kernel], ops: Sequence[Matched], gap: float) 
 
 
 def _measure(kernels: Sequence[Kernel], ops: Sequence[Matched]) -> None:
-    """Effective times: kernels of the compute streams share the GPU among themselves, those beside exchanges count as
-    they last."""
+    """Effective times: kernels of the compute streams share the GPU, those concurrent with an all-to-all count with
+    their duration."""
     concurrent = ("dispatch", "combine")
     effective = effective_seconds([k for k in kernels if not k.comm and not k.phase.startswith(concurrent)])
     for one in ops:

@@ -58,14 +58,14 @@ _COMPILED = tuple((re.compile(pattern), cls) for pattern, cls in PATTERNS)
 
 @lru_cache(maxsize=4096)
 def kernel_class(name: str) -> str:
-    """The class of a kernel with this name; `elem` where no pattern knows it."""
+    """The class of a kernel with this name; `elem` where no pattern matches."""
     return next((cls for pattern, cls in _COMPILED if pattern.search(name)), OTHER)
 
 
 def likeness(kernel: str, op: str) -> int:
     """How well a kernel of class `kernel` fits a simulated op of class `op`: 3 its own, 1 possible, 0 not at all.
 
-    Copies, fills and sums carry names that tell nothing, so they may be part of whatever is small.
+    Copies, fills and sums have names without information, so they match any small op.
     """
     if op == kernel or op.startswith(f"{kernel}."):
         return 3

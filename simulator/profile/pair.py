@@ -18,7 +18,7 @@ from simulator.graph.shapes import Shapes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Token-expert rows of a layer's local experts, and the distinct tokens that came; 0: as the job expects."""
+    """Routed tokens of a layer's local experts, and the distinct tokens received; 0: as the job expects."""
 
     rows: int = 0
     received: int = 0
@@ -26,7 +26,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """The layers of one period: `forward` runs against `backward`."""
+    """The layers of one period: `forward` overlaps with `backward`."""
 
     forward: Rows
     backward: Rows
@@ -34,7 +34,15 @@ class Layers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpSpan:
-    """One op of the simulation: phase (`attn(F)`), period, and when it ran, the gap behind it included [s]."""
+    """One op of the simulation.
+
+    Parameters
+    ----------
+    priced : the op.
+    phase : phase (`attn(F)`).
+    period : number of the layer pair.
+    start, end : when it ran, the gap after it included [s].
+    """
 
     priced: Priced
     phase: str

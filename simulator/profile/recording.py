@@ -24,7 +24,20 @@ PHASE = re.compile(r"^\s*(attn|mlp|dispatch|combine)\s*\(\s*([FBW])\s*\)\s*$", r
 
 @dataclass(slots=True)
 class Kernel:
-    """One kernel: its class, stream, start and duration [s] from the first of all, grid, and launch order."""
+    """One kernel of a profile.
+
+    Parameters
+    ----------
+    name : name in the profile.
+    cls : kernel class.
+    stream : stream that it ran on.
+    start : start, from the first kernel's [s].
+    seconds : duration [s].
+    grid : CTAs by dimension.
+    launched : time of its launch on the CPU [s].
+    phase : phase of a layer that it belongs to.
+    period : number of the layer pair.
+    """
 
     name: str
     cls: str

@@ -1,11 +1,11 @@
 """The critical path of a step: the chain of tasks that decides when it ends, by kernel class.
 
-Walked back from the task that ends last: each task of the chain started the moment the one before it ended, which was
-the last thing it waited for. So the chain has no gaps, and its times add up to the step time. It begins at the start of
-the step, or where the host had only just issued a kernel; the time until then is the host's, who never waits.
+It is followed back from the task that ends last: each task of the chain started when the one before it ended, which was
+the last one that it waited for. So the chain has no gaps, and its times add up to the step time. It begins at the start
+of the step, or at a kernel that waited for the host; the time until then is the host's, which never waits.
 
-Where kernels keep their durations, a class that spends t on this path and gets faster by x of it shortens the step by
-at most x t, and a class that is not on it by nothing.
+If a class with time t on this path gets faster by the share x, and all other durations stay the same, the step gets
+shorter by at most x t; a class that is not on the path does not shorten it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Timeline
 
 HOST = "host"
-"""Stands where a kernel class does, for the time in which the host issues."""
+"""Takes the place of a kernel class for host time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassOnPath:
-    """What one kernel class spends on the critical path.
+    """Time of one kernel class on the critical path.
 
-    `stream`: compute, communication, sends, gradient sync or host; `seconds` as simulated [s]; `alone`: what the same
-    kernels take with nothing beside them [s]; `kernels`: launches; `bound_by`: what limits most of it.
+    Parameters
+    ----------
+    cls : kernel class, or `HOST`.
+    stream : compute, communication, sends, gradient sync or host.
+    seconds : time as simulated [s].
+    alone : time of the same kernels with nothing concurrent [s].
+    kernels : launches.
+    bound_by : what limits most of it.
     """
 
     cls: str
@@ -39,7 +45,14 @@ class ClassOnPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticalPath:
-    """The chain of `tasks` in order of time, and its classes by time. `makespan`: the step time [s]."""
+    """The chain of tasks that decides the step time.
+
+    Parameters
+    ----------
+    tasks : its tasks in order of time.
+    classes : its kernel classes, longest first.
+    makespan : the step time [s].
+    """
 
     tasks: tuple[int, ...]
     classes: tuple[ClassOnPath, ...]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.results.serving_metrics import serving_metrics
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
@@ -19,10 +20,16 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
-    """One rank's step [s]: the phases add up to the step time; `exposed_comm` lies inside them.
+    """One rank's step.
 
-    Of training, `forward`, `backward`, `weight` are actions that run alone (a full backward counts as backward), with
-    the communication they expose, `overlapped` forward/backward pairs; for the others see `spec.workload.Training`.
+    Parameters
+    ----------
+    rank : pipeline rank.
+    phases : time of each phase [s]; they add up to the step time (see `spec.workload.Training`). `forward`, `backward`
+        and `weight` are actions that run alone, with the communication that they expose; a full backward counts as
+        `backward`.
+    exposed_comm : communication while nothing computes, part of the phases [s].
+    compute_busy : time in compute kernels [s].
     """
 
     rank: int
@@ -84,7 +91,8 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
     for rank in range(tasks.ranks):
         busy, moving, acted = merged(compute[rank]), merged(comm[rank]), merged(covered[rank])
         own = phases[rank]
-        own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
+        if "optimizer" in own:
+            own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
         rest = timeline.makespan - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
@@ -113,8 +121,17 @@ def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTime:
-    """Time that ops of one kernel class take on a mean rank [s], their number, what bounds most of it, and its
-    place: the compute or the comm stream."""
+    """Ops of one kernel class on a mean rank.
+
+    Parameters
+    ----------
+    cls : kernel class.
+    seconds : their time [s].
+    launches : their number.
+    bound_by : what limits most of it.
+    stream : compute or comm.
+    calibrated : whether the class was measured on this GPU.
+    """
 
     cls: str
     seconds: float
@@ -125,7 +142,8 @@ class ClassTime:
 
 
 def class_times(timeline: Timeline) -> list[ClassTime]:
-    """Kernel classes by time, mean over ranks. A run's actual time is spread over its ops as when alone."""
+    """Kernel classes by time, mean over ranks. The time of a kernel sequence is divided among its ops in proportion to
+    their times alone."""
     tasks = timeline.tasks
     total: dict[int, float] = defaultdict(float)
     count: dict[int, int] = defaultdict(int)
@@ -211,6 +229,10 @@ def metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) 
     return HEADLINES[scenario.workload.name](timeline, scenario, ranks)
 
 
+def _serving(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
+    return serving_metrics(timeline, scenario, sum(r.exposed_comm for r in ranks) / len(ranks))
+
+
 def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
     step, model = timeline.makespan, scenario.model
@@ -230,5 +252,7 @@ def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[Ran
 
 HEADLINES: Mapping[WorkloadName, Callable[[Timeline, Scenario, Sequence[RankTimes]], dict[str, float]]] = {
     "training": training_metrics,
+    "prefill": _serving,
+    "decode": _serving,
 }
 """Headline numbers by workload."""

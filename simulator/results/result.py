@@ -22,9 +22,18 @@ SCHEMA = "foretrain.result/2"
 class Result:
     """One simulated step.
 
-    `metrics`, `breakdown_s` (means over ranks, adding up to the step time), `ranks`, `classes` (kernel classes by
-    time), `stages` (the blocks on each stage), `memory` (peaks by rank), `warnings`; and what reports look into:
-    `timeline`, `built`, `schedule`.
+    Parameters
+    ----------
+    scenario : what was simulated.
+    metrics : headline numbers; names end in their unit.
+    breakdown_s : mean over ranks of each phase [s]; they add up to the step time.
+    ranks : times of each pipeline rank.
+    classes : kernel classes, longest first.
+    stages : blocks on each stage.
+    memory : peaks by rank.
+    warnings : what the forecast leaves out or assumes.
+    provenance : versions and inputs.
+    timeline, built, schedule : what reports read.
     """
 
     scenario: Scenario

@@ -25,7 +25,13 @@ LEVELS = 64  # of affinity; likewise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """What one token reaches on average: `nodes` and `ranks`, the token's own included where it is chosen."""
+    """What one token reaches on average, its own node and rank included if chosen.
+
+    Parameters
+    ----------
+    nodes : expected nodes.
+    ranks : expected ranks.
+    """
 
     nodes: float
     ranks: float
@@ -77,7 +83,7 @@ def _check(gate: Gate, ranks: int, ranks_per_node: int) -> None:
 
 
 def _distinct(places: float, experts: int, picks: int) -> float:
-    """Expected places hit by `picks` of `experts` drawn without replacement; places hold equal runs of
+    """Expected places hit by `picks` of `experts` sampled without replacement; places hold equal runs of
     experts."""
     held = experts / places
     missed = 1.0

@@ -1,10 +1,10 @@
 """How evenly the gate loads the expert-parallel ranks: tokens per expert and rank.
 
-Every shipped job takes balanced ranks: how evenly a trained gate loads the ranks of one microbatch is published by
-nobody. DeepSeek's training profile does not tell. Its gate draws its scores (`randn_like` before the sigmoid), and
-its rows, -6 to +5 % off the mean in four layers, spread as they would if all ranks drew the same numbers: one rank's
-4096 tokens times 64 spread by 4.4 %, 64 draws of their own by 0.55 %; all four counts of received tokens are multiples
-of 8.
+Every shipped job takes balanced ranks: nobody has published how evenly a trained gate loads the ranks of one
+microbatch, and DeepSeek's training profile does not show it. Its gate uses random scores (`randn_like` before the
+sigmoid), and its routed tokens, -6 to +5 % off the mean in four layers, spread as if all ranks used the same random
+numbers: one rank's 4096 tokens times 64 spread by 4.4 %, 64 independent samples by 0.55 %; all four counts of received
+tokens are multiples of 8.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ PADDING = 128  # rows; block of the grouped GEMM and of FP8 scales (arXiv 2412.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLoads:
-    """Rows (token copies) the expert GEMMs of a rank work on, padded per expert."""
+    """Routed tokens of a rank (rows of its expert GEMMs), padded per expert.
+
+    Parameters
+    ----------
+    mean_rows : mean over ranks [tokens].
+    rows : of the rank that was asked for [tokens].
+    max_over_mean : load of the most loaded rank over the mean.
+    """
 
     mean_rows: float
     rows: float
@@ -102,7 +109,7 @@ def load(
     """Rows of rank `rank` when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
 
     `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share
-    the rest. `sampled`: drawn from the Dirichlet gate with `seed`. `given`: as it says. Each
+    the rest. `sampled`: sampled from the Dirichlet gate with `seed`. `given`: as the job lists them. Each
     expert's rows are padded by half a block on average."""
     _check_routing(routing, ep)
     if experts % ep:

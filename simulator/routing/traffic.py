@@ -10,11 +10,15 @@ from simulator.routing.gate import reach
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Bytes one rank sends in one dispatch (or receives in one combine) [B].
+    """Bytes that one rank sends in a dispatch, or receives in a combine.
 
-    `nic` and `nvlink` cross that link. `sent` counts one copy per (token, node) with the own node, as DeepEP
-    reports its RDMA bandwidth; `delivered` one copy per (token, rank) with the own rank, as it reports its
-    NVLink bandwidth."""
+    Parameters
+    ----------
+    nic : bytes over the NIC [B].
+    nvlink : bytes over NVLink [B].
+    sent : one copy per (token, node), own node included, as DeepEP reports its RDMA bandwidth [B].
+    delivered : one copy per (token, rank), own rank included, as DeepEP reports its NVLink bandwidth [B].
+    """
 
     nic: float
     nvlink: float

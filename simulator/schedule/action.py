@@ -14,7 +14,7 @@ Kind: TypeAlias = Literal["F", "B", "I", "W"]
 
 
 class Action(NamedTuple):
-    """One part of one stage's work on one microbatch; unique in a schedule, its rank is where it stands."""
+    """One part of one stage's work on one microbatch; unique in a schedule; its rank is that of its row."""
 
     kind: Kind
     stage: int
@@ -40,7 +40,7 @@ Row: TypeAlias = tuple[Step, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Who computes what in which order; when is for others to find out."""
+    """What each rank computes, in which order; times are not part of it."""
 
     name: str
     """Family it belongs to, as in the registry, or any word for a schedule read from a file."""

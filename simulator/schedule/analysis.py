@@ -121,7 +121,7 @@ def peak_in_flight(schedule: Schedule) -> tuple[int, ...]:
     """Most microbatches of one stage [1] whose activations are alive at once, by rank.
 
     They live from the start of the forward to the end of what needs them last: B, or W (not I, since the
-    weight part still needs the inputs of the matrix products).
+    weight part still needs the inputs of the GEMMs).
     """
     return tuple(_peak(row) for row in schedule.rows)
 

@@ -2,7 +2,7 @@
 
     rank 0  F0 F1 F2 .  .  B0--- F3 B1--- .  B2--- .  B3---
 
-A letter says what a step is and a colour says it again, in a palette that colour-blind people can tell apart
+A letter and a colour both show what a step is, in a palette that colour-blind people can distinguish
 (Okabe and Ito 2008). Where a rank holds several stages for one microbatch, a letter behind the microbatch
 says which: a for the first.
 """
@@ -48,13 +48,13 @@ class _Frame(NamedTuple):
     schedule: Schedule
     times: UniformResult
     slot: float
-    """Time a slot stands for."""
+    """Time of a slot."""
     cell: int
     """Columns of a slot."""
     label: int
     """Columns of the rank's name."""
     chunks: tuple[Mapping[int, str], ...] | None
-    """By rank, the letter of each stage, where the microbatch alone does not tell."""
+    """By rank, the letter of each stage, where the microbatch alone does not show it."""
 
     @property
     def slots(self) -> int:
@@ -77,7 +77,7 @@ def grid_text(
     """The schedule as plain text of at most ``width`` columns.
 
     Without ``times``, F, I and W take one slot each, B two and a pair three. With ``times``, ``slot`` is the
-    time a slot stands for, by default that of the shortest step. ``detail`` is "label" (``F12``), "letter"
+    time of a slot, by default that of the shortest step. ``detail`` is "label" (``F12``), "letter"
     (one column a slot) or "auto" (labels if everything fits). What does not fit right of slot ``start`` is
     left out, or with ``wrap`` drawn below.
     """

@@ -15,7 +15,7 @@ from simulator.schedule.action import Action, Kind, Pair, Row, Step
 
 
 def number(words: Sequence[str], *, stages: Sequence[int], first: Sequence[int] | None = None) -> Row:
-    """The row a program stands for.
+    """The row of a program.
 
     ``stages`` holds the stage of each phase, ``first`` the first microbatch of each phase (0 if not given).
     """

@@ -42,7 +42,7 @@ class ScheduleRecord:
     stages : (pp, vpp) -> number of stages [1] that the model is cut into.
     virtual_stages : whether a rank holds `vpp` stages; otherwise a vpp other than 1 is refused.
     mirrored : balance stages by the sum of two at the same distance from both ends, which share a rank.
-    overlapped_pairs : its steps are mostly forwards and backwards overlapped, which hides the exchanges of experts.
+    overlapped_pairs : its steps are mostly forwards and backwards overlapped, which hides the all-to-all.
     bubble : idle time by the published formula; None where there is none.
     """
 

@@ -10,7 +10,7 @@ from simulator.schedule.order import Output, Progress, output_of, progress
 
 
 class Spot(NamedTuple):
-    """Where an action stands."""
+    """Place of an action."""
 
     rank: int
     place: int
@@ -37,7 +37,7 @@ def validate(schedule: Schedule) -> None:
 
 
 def _spots(schedule: Schedule) -> dict[Action, Spot]:
-    """Where each action stands, having checked that it exists in the model and stands there only."""
+    """Where each action is, having checked that it exists in the model and is there only."""
     spots: dict[Action, Spot] = {}
     for rank, place, action in iter_actions(schedule):
         spot = Spot(rank, place)

@@ -1,8 +1,8 @@
-"""Parameters of communication: what the links alone do not tell.
+"""Parameters of communication beyond the bandwidth and latency of links.
 
-Bandwidths of links live in `hardware.Link` and are attainable. Nothing here derates them: the parameters
-below are fixed times, the work that SMs do per byte, and how well stages overlap. Every group names its
-`source`; `assumed` is True where nobody measured it."""
+Link bandwidths are in `hardware.Link` and are attainable; nothing here derates them. The parameters below are fixed
+times, the work of SMs per byte, and how well stages overlap. Every group has its `source`; `assumed` is True where
+nobody measured it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ NetworkKind = Literal["fat_tree_2", "fat_tree_3", "multi_plane_fat_tree", "rail_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """One wire protocol of a collective library; the cheapest is taken for each message.
+    """One wire protocol of a collective library; the cheapest one is taken for each message.
 
-    `alpha` [s] is paid once, `step` [latencies of the link] per hop of the ring or level of the tree, and
-    `payload` (0 to 1) is the part of the wire's bytes that is data: flags take the rest (LL: half; LL128: 8
-    of 128 bytes), 1 for the protocol of large messages. The protocol named `sharp` reduces in the NVLink
-    switches."""
+    The protocol named `sharp` reduces in the NVLink switches.
+
+    Parameters
+    ----------
+    alpha : fixed time, paid once [s].
+    step : time of a hop of the ring or a level of the tree [latencies of the link].
+    payload : share of the wire's bytes that is data, the rest is flags (LL: 0.5; LL128: 120/128; large messages: 1).
+    """
 
     alpha: float
     step: float
@@ -28,10 +32,18 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """Collectives over one kind of link. `protocols` by name; `local_copy` [B/s] is the rate at which a rank
-    copies its own shard between input and output; `all_to_all_alpha` [s] is added per peer of an
-    all-to-all. A collective holds `sms` SMs (NCCL: one a channel, which no other kernel shares): within a node
-    these of NVLink, across nodes those of each NIC that the group has in a node."""
+    """Collectives over one kind of link.
+
+    Parameters
+    ----------
+    protocols : wire protocols by name.
+    local_copy : rate at which a rank copies its own shard from input to output [B/s].
+    all_to_all_alpha : time added per peer of an all-to-all [s].
+    sms : SMs that a collective holds (NCCL: one per channel); across nodes: for each NIC that the group has in a node.
+    sms_source : where `sms` comes from.
+    source : where the values come from.
+    assumed : True if nobody measured them.
+    """
 
     protocols: dict[str, Protocol]
     local_copy: float
@@ -44,13 +56,21 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectAllReduce:
-    """All-reduces of serving engines within a node: ranks read each other's buffers over NVLink, no ring.
+    """All-reduces of serving engines within a node: ranks read each other's buffers over NVLink, without a ring.
 
-    One-shot: each reads all others' and sums. Two-shot: each sums its part, then reads the others' sums; one
-    synchronisation more, n / 2 times fewer bytes. Either takes `alpha` [s], `peer` [s] for each rank beyond two, and
-    its bytes at `rate` [B/s], what the loads of its few CTAs pull. `below`: (ranks, bytes) pairs by rising ranks: up to
-    so many ranks, buffers of fewer bytes go in one shot. `most` [B]: larger ones, and more ranks than `below` names,
-    are left to NCCL. `sms` held.
+    One-shot: each rank reads and sums all buffers. Two-shot: each rank sums its part, then reads the other parts; one
+    more synchronisation, n / 2 times fewer bytes.
+
+    Parameters
+    ----------
+    one_alpha, two_alpha : fixed time [s].
+    one_peer, two_peer : time for each rank beyond two [s].
+    one_rate, two_rate : rate at which the few CTAs load remote bytes [B/s].
+    below : (ranks, bytes) pairs by rising ranks: up to so many ranks, smaller buffers are reduced in one shot [B].
+    most : larger buffers, and more ranks than `below` names, are left to NCCL [B].
+    sms : SMs that the kernel holds.
+    source : where the values come from.
+    assumed : True if nobody measured them.
     """
 
     one_alpha: float
@@ -68,7 +88,14 @@ class DirectAllReduce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class P2p:
-    """Point-to-point messages: `alpha` [s] of launch and handshake."""
+    """Point-to-point messages.
+
+    Parameters
+    ----------
+    alpha : launch and handshake [s].
+    source : where the value comes from.
+    assumed : True if nobody measured it.
+    """
 
     alpha: float
     source: str
@@ -77,18 +104,24 @@ class P2p:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpParams:
-    """Throughput kernels for expert dispatch and combine (DeepEP-like): stages that run beside each other.
+    """Throughput kernels for expert dispatch and combine (DeepEP-like): staging for the NIC and forwarding over NVLink.
 
-    `send_rate` [B/s per SM]: bytes staged for the NIC, one copy per (token, node), own node included.
-    `forward_rate` [B/s per SM]: bytes delivered over NVLink, one copy per (token, rank). `overlap`: exponent
-    p of the norm that joins the links' time with the SM stages' (1: one after the other, large: perfectly
-    side by side); `sm_overlap` (0: the same) joins the SM stages with each other first, 1 where staging and forwarding
-    share the SMs' time. `startup` [s]; `startup_combine` that of a combine (0: the same). A combine stages for the NIC
-    what it has summed over the ranks of a node: `reduce` times as long a byte. `concurrent_dispatch_factor`,
-    `concurrent_combine_factor` (>= 1): SM stages last that much longer while compute fills the other SMs; the two are
-    different kernels, one copies and one sums. Metadata is per-token work of every stage: `first_dispatch_factor` (>=
-    1) are the SM stages of a dispatch that also carries its layout, gate indices and weights, against one that reuses
-    them; `weighted` (>= 1) those of a combine that also sums the gate weights' gradients."""
+    Parameters
+    ----------
+    send_rate : bytes staged for the NIC, one copy per (token, node), own node included [B/s per SM].
+    forward_rate : bytes delivered over NVLink, one copy per (token, rank) [B/s per SM].
+    overlap : exponent p of the norm that joins link time and SM time (1: one after the other; large: fully overlapped).
+    startup : fixed time of a dispatch [s].
+    concurrent_dispatch_factor : how much longer its SM stages take while compute fills the other SMs, >= 1.
+    concurrent_combine_factor : the same of a combine, which sums where a dispatch copies, >= 1.
+    first_dispatch_factor : SM stages of a dispatch with layout, gate indices and weights, over one without, >= 1.
+    weighted : SM stages of a combine that also sums the gate weights' gradients, over one that does not, >= 1.
+    sm_overlap : exponent that joins the two SM stages first (0: as `overlap`; 1: they share the SMs' time).
+    startup_combine : fixed time of a combine [s] (0: as `startup`).
+    reduce : staging time of a byte of a combine, which sums over the ranks of a node first, over that of a dispatch.
+    source : where the values come from.
+    assumed : True if nobody measured them.
+    """
 
     send_rate: float
     forward_rate: float
@@ -107,11 +140,19 @@ class EpParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowLatency:
-    """Kernels for decoding sizes: every (token, expert) copy goes straight to its rank.
+    """Dispatch and combine kernels for decoding: every (token, expert) copy goes straight to its rank.
 
-    `alpha_dispatch`, `alpha_combine` [s] once, `hop` [s] per doubling of ranks beyond 8, `staging` [B/s] of
-    copies in and out of the send buffers. `nvlink`: peers of the same node are reached over NVLink (else all
-    over the NIC)."""
+    Parameters
+    ----------
+    alpha_dispatch : fixed time of a dispatch [s].
+    alpha_combine : fixed time of a combine [s].
+    hop : time per doubling of ranks beyond 8 [s].
+    staging_dispatch : copies into and out of the send buffers of a dispatch [B/s].
+    staging_combine : the same of a combine [B/s].
+    nvlink : whether ranks of the same node are reached over NVLink; otherwise all over the NIC.
+    source : where the values come from.
+    assumed : True if nobody measured them.
+    """
 
     alpha_dispatch: float
     alpha_combine: float
@@ -125,9 +166,16 @@ class LowLatency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyParams:
-    """Barrier and exchange of counts before an all-to-all: `alpha` [s], `hop` [s] per doubling of ranks.
+    """The barrier before an all-to-all, with which ranks send token counts, and the kernel that counts (layout).
 
-    `layout_per_token` [s]: counting which token goes where, `layout_alpha` [s] its fixed part.
+    Parameters
+    ----------
+    alpha : fixed time of the barrier [s].
+    hop : time of the barrier per doubling of ranks [s].
+    layout_alpha : fixed time of the layout kernel [s].
+    layout_per_token : time of the layout kernel per token [s].
+    source : where the values come from.
+    assumed : True if nobody measured them.
     """
 
     alpha: float
@@ -142,11 +190,19 @@ class NotifyParams:
 class Network:
     """The switches between nodes.
 
-    `planes` networks side by side, one per NIC of a node; `ports` of one switch; `oversubscription` (>= 1):
-    downlinks over uplinks of a leaf switch; `pod` [endpoints] that reach each other without crossing an
-    oversubscribed layer (0: those below one leaf switch of each plane). `base_latency` [s] of NIC and cable
-    of a 64-byte message, `hop_latency` [s] of each switch. `collisions` (0 to 1): part of the bandwidth left
-    by flows that hash onto the same uplink (1: adaptive or static routing)."""
+    Parameters
+    ----------
+    kind : topology of the network.
+    planes : independent networks, one per NIC of a node.
+    ports : ports of one switch.
+    oversubscription : downlinks over uplinks of a leaf switch, >= 1.
+    pod : endpoints that reach each other without an oversubscribed layer (0: those of one leaf switch in each plane).
+    base_latency : NIC and cable, for a message of 64 bytes [s].
+    hop_latency : one switch [s].
+    collisions : share of bandwidth left by flows that hash onto the same uplink (1: adaptive or static routing).
+    source : where the values come from.
+    assumed : True if nobody measured them.
+    """
 
     kind: NetworkKind
     planes: int
@@ -162,8 +218,18 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
-    """All parameters of communication of one cluster. `ep`, `low_latency` and `all_reduce` by the name of the
-    kernels."""
+    """All communication parameters of one cluster.
+
+    Parameters
+    ----------
+    nvlink, nic : collectives within a node, across nodes.
+    p2p_nvlink, p2p_nic : point-to-point messages within a node, across nodes.
+    ep : dispatch and combine by the name of the kernels.
+    low_latency : dispatch and combine for decoding by the name of the kernels.
+    notify : barrier and layout before an all-to-all.
+    network : the switches.
+    all_reduce : all-reduces of serving engines by the name of the kernels.
+    """
 
     nvlink: Tier
     nic: Tier

@@ -11,10 +11,14 @@ from simulator.spec.kernel_params import Kernels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Dense tensor peaks, never sparse [FLOP/s]; `fp8` is 0 where the GPU has none.
+    """Dense tensor peaks of the data sheet, never sparse.
 
-    `fp32` is the rate of the FP32 units outside the tensor cores, which add up the partial sums of block-scaled FP8
-    (before Blackwell); 0: not known, and taken to keep up.
+    Parameters
+    ----------
+    bf16 : BF16 with FP32 accumulation [FLOP/s].
+    fp8 : FP8 [FLOP/s] (0: the GPU has none).
+    fp32 : FP32 units outside the tensor cores, which add up partial sums of block-scaled FP8 before Blackwell
+        [FLOP/s] (0: not known, taken to keep up).
     """
 
     bf16: float
@@ -24,12 +28,17 @@ class Peak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """What a GPU draws at full clock, and what happens at its limit.
+    """What a GPU draws at full clock, and what happens at its power limit.
 
-    `cap_of_tdp` is the power it holds, as a share of the GPU's `tdp`; `idle`, `memory` (streaming kernels), `tensor`
-    (GEMMs) and `attention` [W] what it would draw at full clock; tensor kernels last (demand / cap)^`exponent` times as
-    long once the mean demand exceeds the cap. `spread`: standard deviation of the demand between GPUs of one type, over
-    its mean.
+    Parameters
+    ----------
+    cap_of_tdp : power that the GPU holds, share of its `tdp`.
+    idle : power at rest [W].
+    memory : power of memory-bound kernels at full clock [W].
+    tensor : power of GEMMs at full clock [W].
+    attention : power of attention kernels at full clock [W].
+    exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
+    spread : standard deviation of the demand between GPUs of one type, share of its mean.
     """
 
     cap_of_tdp: float
@@ -43,12 +52,21 @@ class Power:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU. `boost_clock` [Hz] is the clock the peaks are quoted at; `hbm_bandwidth` [B/s] the displayed peak.
+    """One GPU. `Cluster.sources` has the source of each value.
 
-    `hbm_bytes` [B] is the memory that CUDA reports (cudaMemGetInfo's total, PyTorch's "total capacity"), not the size
-    in the product's name: the driver keeps a part, and 80 "GB" are 80 GiB less that.
-
-    `power` is None where the kernel parameters were measured inside training, under the load they describe.
+    Parameters
+    ----------
+    name : the GPU's name.
+    architecture : NVIDIA's name of the generation.
+    sms : streaming multiprocessors.
+    boost_clock : clock that the peaks are quoted at [Hz].
+    peak : dense tensor peaks [FLOP/s].
+    hbm_bytes : memory that CUDA reports (cudaMemGetInfo's total, PyTorch's "total capacity") [B]; not the size in the
+        product's name, of which the driver keeps a part: 80 "GB" are 80 GiB less that.
+    hbm_bandwidth : memory bandwidth of the data sheet [B/s].
+    l2_bytes : L2 cache [B].
+    tdp : thermal design power [W].
+    power : power model; None where kernels were measured inside training, under the load they describe.
     """
 
     name: str
@@ -72,8 +90,11 @@ class Gpu:
 class Link:
     """A link as one GPU sees it, per direction.
 
-    `bandwidth` [B/s] is attainable: nothing derates it again. `peak` [B/s] is the displayed figure, for reports only.
-    `latency` [s] of one small message.
+    Parameters
+    ----------
+    bandwidth : attainable; nothing derates it again [B/s].
+    peak : figure of the data sheet, for reports only [B/s].
+    latency : time of one small message [s].
     """
 
     bandwidth: float
@@ -83,7 +104,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """`gpus` GPUs joined by NVLink, each with one NIC. `nvlink_sharp`: the switch reduces in flight."""
+    """GPUs joined by NVLink, each with one NIC.
+
+    Parameters
+    ----------
+    gpus : GPUs of a node.
+    nvlink : NVLink of one GPU.
+    nic : network of one GPU.
+    nvlink_sharp : whether the NVLink switch can reduce.
+    """
 
     gpus: int
     nvlink: Link
@@ -93,9 +122,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A hardware profile. `kernels` and `fabric` hold the calibrated parameters of kernels and communication.
+    """A hardware profile.
 
-    `sources` maps each numeric leaf (dotted path) to where it comes from; `assumed` lists the leaves nobody measured.
+    Parameters
+    ----------
+    name : the profile's name.
+    gpu : one GPU.
+    node : GPUs of a node and their links.
+    price_per_gpu_hour : rent of one GPU [USD/h].
+    kernels : calibrated kernel parameters.
+    fabric : calibrated communication parameters.
+    sources : source of each number, by dotted path; an assumed one starts with "assumed".
     """
 
     name: str

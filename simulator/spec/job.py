@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
 from simulator.spec.workload import WorkloadName
 
@@ -17,10 +18,20 @@ Placement = Literal["balanced", "even"]
 class Layout:
     """Degrees of parallelism and the pipeline schedule.
 
-    `schedule` is a name in `simulator.schedule.SCHEDULES` or the path of a schedule file. `stages` puts the layers on
-    the pipeline stages: "balanced" (by cost), "even" (by count), or one number of layers per stage. `zero` is the
-    ZeRO stage (0 to 3). `etp` is tensor parallelism inside an expert, `sp` sequence parallelism beside `tp`.
-    `cp_kind` how context parallelism moves keys and values.
+    Parameters
+    ----------
+    tp : tensor parallelism [ranks].
+    pp : pipeline parallelism [ranks].
+    vpp : stages per pipeline rank of an interleaved schedule.
+    ep : expert parallelism [ranks].
+    cp : context parallelism [ranks].
+    etp : tensor parallelism inside an expert [ranks].
+    sp : sequence parallelism, in addition to `tp`.
+    zero : ZeRO stage, 0 to 3.
+    schedule : a name in `simulator.schedule.SCHEDULES`, or the path of a schedule file.
+    recompute : what backward recomputes (`simulator.spec.recompute`).
+    stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), or one number for each stage.
+    cp_kind : how context parallelism moves keys and values.
     """
 
     tp: int = 1
@@ -39,17 +50,33 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """`sequence_length` [tokens], `microbatch_size` and `global_batch_size` [sequences]."""
+    """Sizes of a training step.
+
+    Parameters
+    ----------
+    sequence_length : length of a sequence [tokens].
+    microbatch_size : sequences of a microbatch.
+    global_batch_size : sequences of a step.
+    """
 
     sequence_length: int
     microbatch_size: int
     global_batch_size: int
 
 
+NO_BATCH = Batch(sequence_length=1, microbatch_size=1, global_batch_size=1)
+"""Stands in a serving job, which has no batch of training."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """`recipe` fp8: DeepSeek's fine-grained FP8 GEMMs (arXiv 2412.19437, section 3.3); bf16: everything in BF16;
-    fp8_tensor: one scale per tensor (Transformer Engine's per-tensor recipes)."""
+    """Number formats of the GEMMs.
+
+    Parameters
+    ----------
+    recipe : fp8: DeepSeek's fine-grained FP8 (arXiv 2412.19437, section 3.3); fp8_tensor: one scale per tensor
+        (Transformer Engine); bf16: everything in BF16.
+    """
 
     recipe: Recipe = "bf16"
 
@@ -58,9 +85,14 @@ class Precision:
 class Memory:
     """What a job may fill of a GPU's memory.
 
-    `headroom` [share of what CUDA reports] and `headroom_bytes` [B] are left free, both together. `reserve`: least and
-    most that the caching allocator reserves beyond what is allocated [share of activations and temporary memory]. A job
-    fits with the most, is tight if it fits with the least only, and else does not fit.
+    A job fits with the most reserve, is tight if it fits with the least only, and otherwise does not fit.
+
+    Parameters
+    ----------
+    headroom : left free [share of what CUDA reports].
+    headroom_bytes : left free in addition [B].
+    reserve : least and most that the caching allocator reserves beyond what is allocated [share of activations and
+        temporary memory].
     """
 
     headroom: float = 0.0
@@ -70,7 +102,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """`comm_sms`: SMs given to the all-to-all kernels; 0 offloads them to a co-processor."""
+    """How communication overlaps with compute.
+
+    Parameters
+    ----------
+    comm_sms : SMs of the all-to-all kernels (0: a co-processor does them).
+    """
 
     comm_sms: int = 20
 
@@ -79,13 +116,19 @@ class Overlap:
 class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
-    `uniform`: all ranks equal. `skewed`: the most loaded rank has `max_over_mean` times the mean. `sampled`: loads
-    drawn anew in each layer and microbatch from a Dirichlet gate with coefficient of variation `cv` per expert; the
-    expected fullest rank counts, so there is no seed. `given`: `loads` over their mean, one for each rank, as
-    `foretrain numerics --loads-out` writes them.
+    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given. `sampled`: loads are resampled for each layer and
+    microbatch from a Dirichlet gate; the expected load of the most loaded rank counts, so there is no seed. `given`:
+    `loads` are.
 
-    What is known of ranks becomes `cv` times the square root of the experts per rank: ranks of 4 experts that spread
-    by 5 % are `sampled` with `cv` = 0.1, and the fullest of any number of ranks follows.
+    A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
+    that spread by 5 % are `sampled` with `cv` = 0.1.
+
+    Parameters
+    ----------
+    kind : which of the four.
+    max_over_mean : load of the most loaded rank over the mean.
+    cv : coefficient of variation of the load of an expert.
+    loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
     kind: Literal["uniform", "skewed", "sampled", "given"] = "uniform"
@@ -96,7 +139,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The whole run: `tokens` to train on, `price_per_gpu_hour` [USD] (None: the hardware profile's)."""
+    """The whole training run.
+
+    Parameters
+    ----------
+    tokens : tokens to train on.
+    price_per_gpu_hour : rent of one GPU [USD/h] (None: the hardware profile's).
+    """
 
     tokens: float = 1e12
     price_per_gpu_hour: float | None = None
@@ -104,14 +153,32 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job file. `model` and `hardware` are names or paths; `stack` names the software's habits, `workload` what is
-    done with the model."""
+    """One job file.
+
+    Parameters
+    ----------
+    model : name of a shipped model, or a path.
+    hardware : name of a shipped hardware profile, or a path.
+    gpus : GPUs of the job.
+    layout : degrees of parallelism and schedule.
+    batch : sizes of a training step; None for serving.
+    serving : sequences, context and tokens of a serving step; None for training (`simulator.inputs.workloads`).
+    stack : name of the software's settings, or a path.
+    workload : what is done with the model.
+    precision : number formats.
+    optimizer : optimizer and formats of its states, where they differ from the stack's.
+    memory : what may be filled of a GPU's memory.
+    overlap : SMs of communication.
+    routing : balance of the experts.
+    run : tokens and price of the whole run.
+    """
 
     model: str
     hardware: str
     gpus: int
     layout: Layout = field(default_factory=Layout)
-    batch: Batch
+    batch: Batch = NO_BATCH
+    serving: Serving | None = None
     stack: str = "deepseek"
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)

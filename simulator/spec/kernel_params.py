@@ -1,9 +1,8 @@
-"""Parameters of the kernel cost models, one small set a kernel class, fitted from measurements.
+"""Parameters of the kernel cost models, one small set for each kernel class, fitted from measurements.
 
-A leaf: plain frozen values that a TOML file (`hardware_profiles/kernels/<name>.toml`) fills. Rates are shares of a
-peak of the GPU, so that a class fitted on one GPU can be asked about another of the same architecture; times are
-seconds. Every class says where it comes from (`source`), where it holds (`range`) and whether it was measured on
-this GPU or is an assumption (`assumed`).
+Plain frozen values, read from `hardware_profiles/kernels/<name>.toml`. Rates are shares of a peak of the GPU, so that a
+class fitted on one GPU also describes another one of the same architecture; times are seconds. Every class has its
+`source`, the `range` that its fit covers, and whether it is `assumed` or was measured on this GPU.
 
 A class name may end in `@implementation` (`gemm.fp8@deepgemm`): another kernel for the same work.
 """
@@ -15,35 +14,44 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmParams:
-    """A tiled GEMM kernel: which tiles it may pick and what they cost.
+    """A tiled GEMM kernel: the tiles it may pick and what they cost.
 
-    `tiles` are the (rows, columns) of output tiles the library chooses among, for the whole GPU; the last is the one
-    for large problems, which it keeps when others hold SMs. `unusable_sms` SMs then stay idle, because clusters of CTAs
-    no longer fit, and a CTA that finds no SM keeps the `tiles_per_cta` tiles it was given beforehand for another round.
-    `k_block` is the depth of one step of the main loop. A step takes `block_time` [s] plus its multiply-adds at `rate`,
-    a share of the tensor peak of one SM at boost clock. A tile pays `tile_time` [s] plus its write-out at `store_rate`
-    [B/s] on one SM, as far as the next tile does not hide it. A kernel pays `launch` [s], and with more than two waves
-    of tiles `reset` [s]: a kernel before it clears the counter that hands the tiles out. A few tiles with a long loop
-    may be cut along K into up to `split` parts, which a second kernel (`reset` again) adds up.
+    A CTA computes one output tile after another. A tile is a loop over K in steps of `k_block`; tiles are done in waves
+    over the SMs. `simulator.cost.gemm_cost` has the equations.
 
-    `power_rate` is the share of the tensor peak that the whole GPU reaches whatever its SMs could: what its power and
-    L2 sustain for the length of a kernel. `loop_rate` (0: the same): for that of a benchmark's loop; inside a step of a
-    GPU with a power model that model takes its place (`rested`). A library with a kernel for each group starts one
-    every `group_time` [s] and runs at most `streams` at a time (0: one kernel for all groups). `bandwidth` is the
-    attainable share of the displayed memory bandwidth, `load_rate` [B/s] what one SM can pull of operands (0: no
-    limit), `fill` [s] what passes before memory streams. `traffic`: a neighbour that moves x of the displayed memory
-    bandwidth slows the kernel by traffic * x. `row_align`: rows of a group are padded to this many.
-
-    CTAs start in clusters of `cluster` tiles (rows, columns), which a group fills up with idle ones, on `cluster_sms`
-    SMs (0: all): a cluster lies within a GPC, and large ones leave SMs of each out. Beyond `few` rows a group (or
-    columns) the library takes its last tile whatever the others would cost (0: always the fastest), or, until two of a
-    group's rows, columns and depth reach `large`, one of its last two. The first `one_wave` tiles it takes only where
-    one wave is enough. `by_columns`: tiles are handed out down columns, and rows that L2 does not hold are read again
-    for the next. `grid_from_expected_m`: a masked product starts only as many CTAs as its expected rows need in the
-    fewest waves, and has to do with them whatever rows come.
-
-    `l2_writeback` is the share of L2 that holds what other kernels wrote and memory has not got yet: a kernel that
-    needs the room writes it back first.
+    Parameters
+    ----------
+    tiles : output tiles that the library chooses among (rows, columns); the last one is for large problems.
+    k_block : depth of one main-loop step [elements].
+    rate : multiply-add rate of a main-loop step, share of the tensor peak of one SM at boost clock.
+    block_time : fixed time of a main-loop step [s].
+    tile_time : fixed time of a tile [s].
+    store_rate : write-out of a tile by one SM [B/s]; the next tile's main loop can hide it.
+    launch : fixed time of a kernel [s].
+    power_rate : share of the tensor peak that power and L2 of the whole GPU sustain for one kernel.
+    bandwidth : attainable share of the displayed memory bandwidth.
+    loop_rate : as `power_rate`, in a benchmark's loop (0: the same); a GPU's power model replaces it in a step.
+    reset : time to clear the tile counter, paid with more than two waves and by a split along K [s].
+    group_time : time between kernel starts of a library with one kernel per group [s].
+    streams : how many kernels of such a library run at once (0: one kernel for all groups).
+    split : most parts that the K loop of a GEMM with few tiles is cut into; a second kernel adds them up.
+    load_rate : rate at which one SM can load operands [B/s] (0: no limit).
+    fill : time before memory streams at full rate [s].
+    traffic : slowdown per share of the displayed memory bandwidth that a concurrent kernel moves.
+    row_align : the tokens of each group are padded to a multiple of this.
+    unusable_sms : SMs that stay idle while others hold SMs, because clusters of CTAs no longer fit.
+    tiles_per_cta : tiles assigned to a CTA beforehand, by the tile for large problems; a CTA without an SM runs later.
+    cluster : tiles per cluster of CTAs (rows, columns); a group fills its last cluster with idle CTAs.
+    cluster_sms : SMs that clusters of this size can use (0: all); a cluster lies within one GPC.
+    few : rows of a mean group and columns beyond which only the last tiles are taken (0: always the fastest of all).
+    large : size that two of rows, columns and depth must reach for the last tile; below it the last two are tried.
+    one_wave : number of leading `tiles` that are taken only where one wave is enough.
+    by_columns : tiles are assigned down columns, so that rows which L2 does not hold are read again.
+    grid_from_expected_m : a masked GEMM starts only the CTAs that its expected rows need in the fewest waves.
+    l2_writeback : share of L2 that holds other kernels' results, which must be written to memory first.
+    source : where the values come from.
+    range : shapes that the fit covers.
+    assumed : True if nobody measured them on this GPU.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -81,7 +89,14 @@ class GemmParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRate:
-    """Main-loop rate for one pair of head dimensions: share of the tensor peak of one SM at boost clock."""
+    """Main-loop rate of attention for one pair of head dimensions.
+
+    Parameters
+    ----------
+    d_qk : width of a query or key head [elements].
+    d_v : width of a value head [elements].
+    rate : share of the tensor peak of one SM at boost clock.
+    """
 
     d_qk: int
     d_v: int
@@ -90,15 +105,24 @@ class AttentionRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParams:
-    """A FlashAttention-like kernel: tiles of `block_q` queries, each walking over blocks of `block_kv` keys.
+    """A FlashAttention-like kernel: each tile of queries loops over blocks of keys.
 
-    A tile pays `tile_time` [s] once and the main loop at the rate of its head dimensions (`rates`; other dimensions
-    are interpolated by d_qk + d_v). `mask_blocks` is the number of extra key blocks' worth of time that a causal tile
-    spends on its diagonal; `tail` the share of the longest tile's time by which the last SM of a causal kernel trails
-    the mean (small where long tiles start first). `passes`: how often a backward's kernels before and after the main
-    one read or write all tensors; `sums`, how often those that sum gradients over query heads with the same keys move
-    these. `launch` [s] a kernel; `power_rate`, `bandwidth`, `traffic` as in `GemmParams`.
-    `loop_clock`: the share of the boost clock that power sustains in a benchmark's loop, as `loop_rate` there.
+    Parameters
+    ----------
+    block_q : queries of a tile [tokens].
+    block_kv : keys of a block [tokens].
+    rates : main-loop rates by head dimensions; others are interpolated by d_qk + d_v.
+    tile_time : fixed time of a tile [s].
+    launch : fixed time of a kernel [s].
+    power_rate, bandwidth, traffic : as in `GemmParams`.
+    mask_blocks : extra time of a causal tile on its diagonal, in key blocks.
+    tail : how much later than the mean the last SM of a causal kernel ends, share of the longest tile's time.
+    passes : how often a backward's kernels before and after the main one read or write all tensors.
+    sums : how often the kernels that sum gradients over query heads with the same keys move these gradients.
+    loop_clock : share of the boost clock that power sustains in a benchmark's loop (see `GemmParams.loop_rate`).
+    source : where the values come from.
+    range : shapes that the fit covers.
+    assumed : True if nobody measured them on this GPU.
     """
 
     block_q: int
@@ -121,22 +145,37 @@ class AttentionParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeAttentionParams:
-    """Attention of the newest tokens over a cache of keys (flash decoding): the keys of a sequence are cut into parts.
+    """Attention of the newest tokens over a KV cache (flash decoding): the keys of a sequence are cut into parts.
 
-    Query heads that share keys, times the new tokens, stand in tiles of `block_q` rows; a CTA walks over blocks of
-    `block_kv` keys. A block takes `block_time` [s] of waiting for its loads plus the multiply-adds of all CTAs on the
-    SM (at most `resident`) at `rate`, a share of the tensor peak of one SM; rows that fill no tile cost as if there. A
-    CTA pays `tile_time` [s] once. `launch` [s] a call. Parts are added up by a second kernel: `merge` [s] and
-    `merge_step` [s] for each part of a sequence, one after the other.
+    There are two ways to cut. `even` (FlashMLA, FlashInfer): as many CTAs as run at once, all with equally many blocks.
+    Otherwise (FlashAttention-2) every sequence is cut into equally many parts: one part if the tiles fill the share
+    `full` of the CTAs that run at once; else the fewest parts whose waves are filled `keep` times as well as the best.
+    An uncut sequence runs in another kernel with its own tile. A second kernel adds up the parts.
 
-    Two ways to cut. `even`: as many CTAs as run at once, all with as many blocks, a new sequence counted as `overhead`
-    blocks more (FlashMLA, FlashInfer). Otherwise all sequences into equally many parts (FlashAttention-2): one where
-    the tiles fill the share `full` of the CTAs that run at once; else, of at most `most`, the fewest whose waves are
-    filled `keep` times as well as the best's. An uncut sequence then runs in another kernel, with tiles of `whole_q`
-    rows and blocks of `whole_kv` keys (0: the same).
-
-    `power_rate`: share of the tensor peak that the GPU's power sustains. `bandwidth`: attainable share of the displayed
-    memory bandwidth. `l2_writeback`, `traffic`: as in `GemmParams`.
+    Parameters
+    ----------
+    block_q : rows of a tile: query heads that share keys × new tokens.
+    block_kv : keys of a block [tokens].
+    resident : most CTAs on one SM.
+    rate : multiply-add rate of all CTAs of an SM, share of its tensor peak; a tile that is not full costs a full one.
+    block_time : time that a block waits for its loads [s].
+    tile_time : fixed time of a CTA [s].
+    launch : fixed time of a call [s].
+    merge : fixed time of the kernel that adds up parts [s].
+    merge_step : time of that kernel for each part of a sequence [s].
+    power_rate : share of the tensor peak that the GPU's power sustains.
+    bandwidth : attainable share of the displayed memory bandwidth.
+    even : whether keys are cut so that all CTAs have equally many blocks.
+    overhead : cost of starting a sequence where cuts are even [blocks].
+    full : see above, share of the CTAs that run at once.
+    keep : see above, share of the best filling of waves.
+    most : most parts of a sequence.
+    whole_q : `block_q` of an uncut sequence (0: the same).
+    whole_kv : `block_kv` of an uncut sequence [tokens] (0: the same).
+    l2_writeback, traffic : as in `GemmParams`.
+    source : where the values come from.
+    range : shapes that the fit covers.
+    assumed : True if nobody measured them on this GPU.
     """
 
     block_q: int
@@ -166,17 +205,24 @@ class DecodeAttentionParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamParams:
-    """A memory-bound kernel: `launch` [s] plus its bytes at a bandwidth, or the chain of accesses of its CTAs.
+    """A memory-bound kernel: `launch` plus its bytes at a bandwidth, or the chain of accesses of its CTAs.
 
-    `bandwidth` is the attainable share of the displayed memory bandwidth, `sm_rate` [B/s] what one SM can move (0: no
-    limit), `l2_gain` how many times faster bytes go that are still in L2 (1: no gain). `wave_time`: a kernel whose grid
-    exactly fills the GPU runs in another wave when SMs are taken; that wave lasts this share of the first.
-    `traffic`: see `GemmParams`; `concurrent_delay` [s] is what the start of the kernel takes longer beside a
-    communication kernel (one that moves `Kernels.comm_traffic`; less in proportion).
-
-    A CTA waits for its own loads: it lasts `cta_time` [s] and its part of the bytes at `cta_rate` [B/s] (0: no limit),
-    together at most `cta_most` [s] (0: no such limit). `resident` CTAs fit on an SM (threads, registers, shared
-    memory); 0: a persistent grid, whose CTAs all run at once.
+    Parameters
+    ----------
+    launch : fixed time of a kernel [s].
+    bandwidth : attainable share of the displayed memory bandwidth.
+    sm_rate : what one SM can move [B/s] (0: no limit).
+    l2_gain : how many times faster bytes move that are still in L2 (1: no gain).
+    wave_time : with fewer SMs a grid that exactly fills the GPU needs a second wave; its time, share of the first.
+    traffic : slowdown per share of the displayed memory bandwidth that a concurrent kernel moves.
+    concurrent_delay : later start while an all-to-all kernel moves `Kernels.comm_traffic` [s]; less in proportion.
+    cta_time : fixed time of a CTA, which waits for its own loads [s].
+    cta_rate : rate at which one CTA moves its bytes [B/s] (0: no limit).
+    cta_most : most that a CTA takes [s] (0: no limit).
+    resident : CTAs that fit on an SM by threads, registers and shared memory (0: a persistent grid, all run at once).
+    source : where the values come from.
+    range : sizes that the fit covers.
+    assumed : True if nobody measured them on this GPU.
     """
 
     launch: float
@@ -197,7 +243,15 @@ class StreamParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedParams:
-    """Kernels too small for their work to matter: `time` [s] each."""
+    """Kernels too small for their work to matter.
+
+    Parameters
+    ----------
+    time : time of each kernel [s].
+    source : where the value comes from.
+    range : sizes that it was measured at.
+    assumed : True if nobody measured it on this GPU.
+    """
 
     time: float
     source: str
@@ -207,10 +261,20 @@ class FixedParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """All calibrated kernel classes of one GPU. `gap` [s] stands behind every kernel on a stream.
+    """All calibrated kernel classes of one GPU.
 
-    `comm_traffic` [B/s] is the memory traffic that the calibration took for a DeepEP-like kernel running beside: hand
-    the same to `Share.partner_traffic`.
+    Parameters
+    ----------
+    name : the file's name in `hardware_profiles/kernels`.
+    gap : time between two kernels of a stream [s].
+    gap_source : where `gap` comes from.
+    comm_traffic : memory traffic of the all-to-all kernel that ran during the calibration [B/s]; see `Share`.
+    gemm : GEMM parameters by kernel class.
+    attention : attention parameters by kernel class.
+    decode : decode-attention parameters by kernel class.
+    stream : memory-bound kernels by kernel class.
+    fixed : kernels of fixed time by kernel class.
+    source : where the file comes from.
     """
 
     name: str
@@ -226,7 +290,7 @@ class Kernels:
 
 
 def rested(kernels: Kernels) -> Kernels:
-    """The same kernels with each product and attention as the first after a rest, at the boost clock."""
+    """The same kernels with every GEMM and attention kernel at the boost clock, as the first one after idle time."""
     return replace(
         kernels,
         gemm={cls: replace(p, loop_rate=0.0) for cls, p in kernels.gemm.items()},

@@ -1,44 +1,33 @@
-"""The shape of a model, spelled as in Hugging Face's config.json, and what follows from it: parameters and FLOP.
+"""A model, spelled as in Hugging Face's config.json, and what follows from its shape: parameters and FLOP.
 
-Only shapes live here; `simulator.inputs.hf_config` reads config.json files of many architectures into this one form.
+`simulator.inputs.hf_config` reads config.json files of many architectures into this one form.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, fields
-from enum import StrEnum
-from typing import Literal
 
-from simulator.ops import Gate
+from simulator.spec.model_shape import BlockKind, LayerKind, ModelShape
 
-
-class BlockKind(StrEnum):
-    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules."""
-
-    EMBED = "embed"
-    DENSE = "dense"
-    MOE = "moe"
-    HEAD = "head"
-    MTP = "mtp"
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a transformer layer."""
-        return self in (BlockKind.DENSE, BlockKind.MOE)
-
-
-LayerKind = Literal[BlockKind.DENSE, BlockKind.MOE]
+__all__ = ["BlockKind", "LayerKind", "ModelSpec", "Parameters"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """Parameter counts by component, of a layer or of a whole model.
 
-    `norms` are the hidden-wide norms; norms and biases inside attention count as `attention`. `router` includes the
-    correction bias of the auxiliary-loss-free gate. `routed_expert` is all routed experts together. `mtp` is the
-    multi-token-prediction modules without the embedding and head, which they share with the main model
-    (arXiv 2412.19437, section 2.2).
+    Parameters
+    ----------
+    embedding : token embedding, and learned positions.
+    attention : attention with its inner norms and biases.
+    norms : norms of hidden width.
+    router : gates, with the correction bias of the auxiliary-loss-free gate.
+    routed_expert : all routed experts.
+    shared_expert : all shared experts.
+    dense_ffn : feed-forward blocks of dense layers.
+    head : output head; 0 if tied to the embedding.
+    mtp : MTP modules without embedding and head, which they share (arXiv 2412.19437, section 2.2).
     """
 
     embedding: int = 0
@@ -66,121 +55,12 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """A decoder-only transformer. Sizes are elements, not bytes.
-
-    Names are those of config.json; where architectures differ, DeepSeek-V3's: `n_routed_experts` (0: dense) is also
-    Mixtral's `num_local_experts` and Qwen's `num_experts`. `kv_lora_rank is None` means grouped-query attention, else
-    multi-head latent attention. `shared_expert_intermediate_size` is the width of all shared experts together where a
-    config gives that instead of `n_shared_experts`. `mlp_only_layers` are dense although their index says MoE.
-    """
-
-    name: str
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    head_dim: int | None = None
-    max_position_embeddings: int = 0
-    # multi-head latent attention (arXiv 2405.04434, section 2.1)
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_nope_head_dim: int = 0
-    qk_rope_head_dim: int = 0
-    v_head_dim: int = 0
-    # mixture of experts (arXiv 2412.19437, section 2.1.2)
-    n_routed_experts: int = 0
-    num_experts_per_tok: int = 0
-    moe_intermediate_size: int = 0
-    n_shared_experts: int = 0
-    shared_expert_intermediate_size: int = 0
-    shared_expert_gate: bool = False
-    first_k_dense_replace: int = 0
-    moe_layer_freq: int = 1
-    mlp_only_layers: tuple[int, ...] = ()
-    n_group: int = 1
-    topk_group: int = 1
-    topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
-    # multi-token prediction (arXiv 2412.19437, section 2.2)
-    num_nextn_predict_layers: int = 0
-    # what the blocks are made of
-    hidden_act: Literal["silu", "gelu"] = "silu"
-    gated_mlp: bool = True
-    norm: Literal["rms", "layer"] = "rms"
-    positions: Literal["rope", "learned"] = "rope"
-    attention_bias: bool = False
-    attention_out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    sliding_window: int | None = None
-    tie_word_embeddings: bool = False
-
-    @property
-    def is_mla(self) -> bool:
-        """Whether attention is multi-head latent attention."""
-        return self.kv_lora_rank is not None
-
-    @property
-    def is_moe(self) -> bool:
-        """Whether any layer is a mixture of experts."""
-        return BlockKind.MOE in self.layer_kinds()
-
-    @property
-    def is_node_limited(self) -> bool:
-        """Whether the gate restricts a token to `topk_group` of the `n_group` expert groups."""
-        return self.n_routed_experts > 0 and 0 < self.topk_group < self.n_group
-
-    @property
-    def gate(self) -> Gate:
-        """The gate of the MoE layers; DeepSeek-V2's (`group_limited_greedy`) scores a group by its best expert."""
-        return Gate(
-            experts=self.n_routed_experts,
-            top_k=self.num_experts_per_tok,
-            groups=self.n_group,
-            node_limit=self.topk_group if self.is_node_limited else 0,
-            scored=1 if self.topk_method == "group_limited_greedy" else 2,
-        )
-
-    @property
-    def qk_head_dim(self) -> int:
-        """Width of one query or key head."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
-
-    @property
-    def v_dim(self) -> int:
-        """Width of one value head."""
-        return self.v_head_dim if self.is_mla else self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @property
-    def shared_width(self) -> int:
-        """Width of all shared experts together."""
-        return self.shared_expert_intermediate_size or self.n_shared_experts * self.moe_intermediate_size
-
-    @property
-    def ffn_matrices(self) -> int:
-        """Matrices of one feed-forward block: 3 gated (gate, up, down), 2 plain."""
-        return 3 if self.gated_mlp else 2
-
-    def layer_kind(self, layer: int) -> LayerKind:
-        """Kind of the feed-forward block of `layer`, counted from 0; MTP modules follow the last layer."""
-        if not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
-            return BlockKind.DENSE
-        return BlockKind.MOE if layer % self.moe_layer_freq == 0 else BlockKind.DENSE
-
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """Kind of each layer of the main model, in order."""
-        return tuple(self.layer_kind(layer) for layer in range(self.num_hidden_layers))
-
-    def attention_matrices(self) -> dict[str, tuple[int, int]]:
-        """Projections of one attention block: name -> (inputs, outputs)."""
-        return _projections(self)
+class ModelSpec(ModelShape):
+    """A model by its shape (the fields, see `ModelShape`), with its parameters, FLOP and cache."""
 
     def layer_parameters(self, kind: LayerKind) -> Parameters:
         """Parameters of one layer."""
-        common = Parameters(attention=_attention(self), norms=2 * _norm(self))
+        common = Parameters(attention=_attention(self), norms=self.norms_per_layer * self.norm_weights)
         if kind == BlockKind.DENSE:
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
@@ -196,32 +76,47 @@ class ModelSpec:
 
         Its projection of the two concatenated states counts as `dense_ffn`, its three norms as `norms`.
         """
-        extra = Parameters(dense_ffn=2 * self.hidden_size * self.hidden_size, norms=3 * _norm(self))
+        extra = Parameters(dense_ffn=2 * self.hidden_size * self.hidden_size, norms=3 * self.norm_weights)
         return self.layer_parameters(self.layer_kind(self.num_hidden_layers)) + extra
 
     def parameter_tree(self) -> Parameters:
         """Parameters of the whole model by component."""
-        return _parameter_tree(self)
+        embed = self.vocab_size * self.hidden_size
+        mtp = self.num_nextn_predict_layers * self.mtp_parameters().total if self.num_nextn_predict_layers else 0
+        tree = Parameters(
+            embedding=embed + self.learned_positions,
+            norms=self.norm_weights,
+            head=(0 if self.tie_word_embeddings else embed) + (self.vocab_size if self.head_bias else 0),
+            mtp=mtp,
+        )
+        for kind in self.layer_kinds():
+            tree += self.layer_parameters(kind)
+        return tree
 
     def parameters(self) -> int:
         """All parameters without the MTP modules."""
         return self.parameter_tree().total
 
-    def activated_parameters(self) -> int:
-        """Parameters that one token meets in the main model, without the input embedding and the MTP modules.
+    def activated_parameters(self, *, embedding: bool = False) -> int:
+        """Parameters that one token meets in the main model, without the MTP modules.
 
         The head counts (also where it shares the embedding's matrix): it multiplies; looking up a row does not. So
-        counted DeepSeek-V3 activates 36.6e9, published as 37B.
+        counted DeepSeek-V3 activates 36.6e9, published as 37B. Some publishers count the input embedding, too: with
+        `embedding` it counts, but not twice where the head shares it.
         """
         tree = self.parameter_tree()
         routed = tree.routed_expert * self.num_experts_per_tok // self.n_routed_experts if self.n_routed_experts else 0
-        head = self.vocab_size * self.hidden_size
-        return tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn + head + routed
+        head = self.vocab_size * self.hidden_size + (self.vocab_size if self.head_bias else 0)
+        looked_up = tree.embedding if embedding else 0
+        if embedding and self.tie_word_embeddings:
+            looked_up -= self.vocab_size * self.hidden_size
+        layers = tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn
+        return layers + routed + head + looked_up
 
     def flops_per_token(self, seq: int, causal: bool = True, mtp: bool = False) -> float:
         """Training FLOP per token of sequences of `seq` tokens: forward and twice that backward [FLOP].
 
-        Matrix products only, 2 FLOP a multiply-add; recomputation does not count. `causal` counts one half of the
+        GEMMs and attention only, 2 FLOP per multiply-add, without recomputation. `causal` counts one half of the
         square of scores, else all of it. `mtp` adds the multi-token-prediction modules, each with its own pass
         through the head.
         """
@@ -261,42 +156,6 @@ class ModelSpec:
         return self.num_hidden_layers * 2 * self.num_key_value_heads * self.v_dim * width
 
 
-def _projections(m: ModelSpec) -> dict[str, tuple[int, int]]:
-    h, heads = m.hidden_size, m.num_attention_heads
-    out = {"o": (heads * m.v_dim, h)}
-    if m.kv_lora_rank is None:
-        kv = m.num_key_value_heads
-        return {"q": (h, heads * m.v_dim), "k": (h, kv * m.v_dim), "v": (h, kv * m.v_dim)} | out
-    latent = {
-        "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
-        "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),
-    }
-    if m.q_lora_rank is None:
-        return {"q": (h, heads * m.qk_head_dim)} | latent | out
-    query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
-    return query | latent | out
-
-
-def _parameter_tree(m: ModelSpec) -> Parameters:
-    embed = m.vocab_size * m.hidden_size
-    learned = m.max_position_embeddings * m.hidden_size if m.positions == "learned" else 0
-    mtp = m.num_nextn_predict_layers * m.mtp_parameters().total if m.num_nextn_predict_layers else 0
-    tree = Parameters(
-        embedding=embed + learned,
-        norms=_norm(m),
-        head=0 if m.tie_word_embeddings else embed,
-        mtp=mtp,
-    )
-    for kind in m.layer_kinds():
-        tree += m.layer_parameters(kind)
-    return tree
-
-
-def _norm(m: ModelSpec) -> int:
-    """Parameters of one hidden-wide norm: RMSNorm has a gain, LayerNorm also a bias."""
-    return m.hidden_size * (1 if m.norm == "rms" else 2)
-
-
 def _ffn(m: ModelSpec, width: int) -> int:
     """Parameters of one feed-forward block of `width`."""
     bias = (m.ffn_matrices - 1) * width + m.hidden_size if m.mlp_bias else 0
@@ -312,8 +171,8 @@ def _attention(m: ModelSpec) -> int:
     count = sum(k * n for k, n in shapes.values())
     if m.kv_lora_rank is not None:
         count += m.kv_lora_rank + (m.q_lora_rank or 0)
-    elif m.qk_norm:
-        count += 2 * m.v_dim
+    else:
+        count += sum(m.qk_norm_widths())
     biased = ("q_a", "kv_a") if m.is_mla else ("q", "k", "v")
     if m.attention_bias:
         count += sum(shapes[name][1] for name in biased if name in shapes)

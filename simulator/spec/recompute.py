@@ -1,4 +1,4 @@
-"""Recomputation as a set of modules: what backward makes anew instead of keeping it from forward."""
+"""Recomputation as a set of modules: what backward recomputes instead of reading what forward kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Module = Literal["core_attn", "norm", "mla_up", "swiglu", "ops", "full"]
 - `norm`: the outputs of all norms (arXiv 2412.19437, section 3.2.3);
 - `mla_up`: the up-projections of latent attention (the same section);
 - `swiglu`: the outputs of the activation, of dense layers and of experts (section 3.3.3);
-- `ops`: all of a layer but its attention core, its exchanges and every second GEMM (TorchTitan's policy `op`,
+- `ops`: all of a layer but its attention core, its all-to-alls and every second GEMM (TorchTitan's policy `op`,
   arXiv 2410.06511; see `simulator.graph.recompute`);
 - `full`: all of a layer; only its input is kept.
 """

@@ -14,7 +14,16 @@ from simulator.spec.workload import WORKLOADS, Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A resolved job: the job file's values, the model, the cluster and the software stack."""
+    """A resolved job: everything that a forecast depends on.
+
+    Parameters
+    ----------
+    name : the job's name.
+    job : the values of the job file.
+    model : shape of the model.
+    cluster : hardware profile.
+    stack : settings of the software.
+    """
 
     name: str
     job: Job

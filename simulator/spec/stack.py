@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
@@ -12,32 +13,43 @@ Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Habits of one training framework.
+    """Settings of one training framework.
 
-    `kernel_gap` [s] stands behind every kernel on the GPU. `gemm_sms_reserved`: persistent GEMMs always leave the
-    communication SMs free, also when nothing communicates. `overlapped_pair`: a forward and a backward chunk run
-    against each other (of schedules with pairs: DualPipe, DualPipeV). `fused_quant`: casts to FP8 fused with the op
-    before. `grad_sync_overlap`, `param_gather_overlap`: gradient reduce-scatter / parameter all-gather run beside
-    compute. `tp_overlap`: tensor-parallel collectives hidden behind the GEMM they feed. `p2p_overlap`: pipeline sends
-    leave compute free (chunks: only where a rank has several chunks). `dispatcher`: expert all-to-all kernels
-    (DeepEP's, those of its Hybrid-EP branch, or a plain all-to-all). `shared_expert_overlap`: the first GEMM of the
-    shared experts runs while the dispatch does, and the backward of their last while the gradient of the combine does;
-    else they run before the dispatch, and their backward behind its gradient (`simulator.graph.moe`). `grouped_wgrad`:
-    expert weight gradients in one kernel. `swiglu_fused`, `rope_fused`, `norm_fused`, `attention_fused`: fused kernels.
-    `residual_fused`: a norm adds the residual that it reads, and its backward the gradient that by-passes it; else
-    kernels of their own do. `split_copies`: the gradients of queries, keys and values are concatenated by a kernel of
-    their own. `loss`: how the cross-entropy runs (`simulator.graph.loss`). `attention`: whose attention kernels run,
-    where the hardware profile tells them apart (fa3: FlashAttention-3, with kernels of their own before and after its
-    backward; fa2: FlashAttention-2; cudnn). `selective`: what `recompute = "selective"` means (core: the attention core
-    is recomputed; products: it and every second matrix product are kept, all else is recomputed).
-    `wgrad_accumulation_fused`: weight-gradient GEMM adds into the main gradient. `shard_copies`: parameters sharded by
-    ZeRO-3 are copied out of the buffer they are gathered into, and gradients into the one they are reduced from.
-    `gradients_zeroed`: a kernel clears the gradients behind the update (else they are dropped, and written anew).
-    `tp_regather`: of a gathered input only this rank's part is kept; in backward it is gathered again beside the input
-    gradient, whose reduce-scatter runs beside the weight gradient. `host_kernel`, `host_gemm`, `host_collective`:
-    time of the host to issue a kernel, a matrix product or attention kernel, a collective [s]
-    (`simulator.engine.host`). `norm_kernels`: whose norm kernels run, as `attention` (training: DeepSeek's; compiled:
-    torch.compile's). `optimizer`: what is kept of the parameters, and in which formats, where a job does not say.
+    Parameters
+    ----------
+    name : the framework's name.
+    kernel_gap : time between two kernels on the GPU [s].
+    gemm_sms_reserved : persistent GEMMs leave the communication SMs free even if nothing communicates.
+    overlapped_pair : forward and backward chunks overlap, in schedules with pairs (DualPipe, DualPipeV).
+    fused_quant : casts to FP8 are fused into the op before.
+    grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
+    param_gather_overlap : parameter all-gather is overlapped with compute.
+    tp_overlap : tensor-parallel collectives are hidden behind the GEMM that they feed.
+    tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
+        and overlaps dgrad's reduce-scatter with wgrad.
+    p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
+    dispatcher : kernels of the expert all-to-all: DeepEP's, those of its Hybrid-EP branch, or NCCL's.
+    shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
+        the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
+    grouped_wgrad : expert weight gradients are one kernel.
+    swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
+    residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
+    split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
+    loss : how the cross-entropy runs (`simulator.graph.loss`).
+    attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
+    selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
+        every second GEMM).
+    wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
+    shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
+    gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
+    dropout : whether hidden dropout runs.
+    host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
+    host_gemm : host time to issue a GEMM or attention kernel [s].
+    host_collective : host time to issue a collective [s].
+    optimizer : what is kept of the parameters and in which formats, where a job does not say.
+    serving : settings of software that serves; None: it only trains.
+    sources : source of each setting by name; an assumed one starts with "assumed".
     """
 
     name: str
@@ -71,9 +83,10 @@ class Stack:
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0
+    serving: ServingStack | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """The habits that nobody measured or published."""
+        """The settings that nobody measured or published."""
         return tuple(name for name, source in self.sources.items() if source.startswith("assumed"))

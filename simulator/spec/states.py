@@ -35,13 +35,17 @@ NARROW = ("fp8", "int8")
 class States:
     """Optimizer and number formats of one framework.
 
-    `kind`: adamw; adam8bit (the same with 8-bit moments); muon (matrices orthogonalised by Newton-Schulz, with one
-    moment; embedding, head, norms and gate by AdamW; arXiv 2502.16982); sgd (with momentum unless `first_moment` is
-    none); none (no update: forward, backward and gradient sync only).
-    `parameters`: fp32 where the parameters are themselves FP32, sharded as ZeRO shards the optimizer, and cast to what
-    the GEMMs read (PyTorch FSDP2's mixed precision); bf16 where they are kept as the GEMMs read them. `masters`: an
-    FP32 copy of parameters that are kept in BF16, or none. `gradients`: as they are accumulated and kept. `reduced`:
-    as they are summed over ranks. `first_moment`, `second_moment`: the optimizer's running means.
+    Parameters
+    ----------
+    kind : adamw; adam8bit (the same with 8-bit moments); muon (matrices orthogonalised by Newton-Schulz, with one
+        moment; embedding, head, norms and gate by AdamW; arXiv 2502.16982); sgd (with momentum unless `first_moment` is
+        none); none (no update: forward, backward and gradient sync only).
+    parameters : fp32 where the parameters are themselves FP32, sharded as ZeRO shards the optimizer, and cast to what
+        the GEMMs read (PyTorch FSDP2's mixed precision); bf16 where they are kept as the GEMMs read them.
+    gradients : as they are accumulated and kept.
+    reduced : gradients as they are summed over ranks.
+    masters : an FP32 copy of parameters that are kept in BF16, or none.
+    first_moment, second_moment : the optimizer's running means.
     """
 
     kind: OptimizerKind

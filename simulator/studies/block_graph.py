@@ -30,7 +30,7 @@ ACTIONS: tuple[ActionKind, ...] = get_args(ActionKind)
 class BlockGraph:
     """One block in one action: its op graph as simulated with nothing else on the rank, and its critical path.
 
-    `overlapped`: whether the two halves of a pair run against each other; software may run them one after the other.
+    `overlapped`: whether the two halves of a pair are overlapped; software may run them one after the other.
     """
 
     block: str

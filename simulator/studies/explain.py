@@ -20,10 +20,13 @@ from simulator.studies.kernel.answer import work_dict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedOp:
-    """One op of a block: `alone`, `concurrent` an exchange and `concurrent_collective` of a whole node [s], the gaps
-    behind its kernels included.
+    """One op of a block with its price under every condition, the gaps after its kernels included.
 
-    For an exchange, `concurrent` means beside compute.
+    Parameters
+    ----------
+    block : kind of its block.
+    half : forward or backward.
+    priced : the op and its durations [s].
     """
 
     block: str
@@ -32,17 +35,17 @@ class ExplainedOp:
 
     @property
     def alone(self) -> float:
-        """With nothing beside it [s]."""
+        """With nothing concurrent [s]."""
         return self.priced.durations[ALONE]
 
     @property
     def concurrent(self) -> float:
-        """Beside an exchange that moves memory; an exchange beside compute [s]."""
+        """Concurrent with an all-to-all; of an all-to-all: concurrent with compute [s]."""
         return self.priced.durations[BANDWIDTH_SHARED]
 
     @property
     def concurrent_collective(self) -> float:
-        """Beside a collective of a whole node, as one that gathers parameters or reduces gradients [s]."""
+        """Concurrent with a collective over a node, such as a gather of parameters or a reduction of gradients [s]."""
         return self.priced.durations[COLLECTIVE]
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,7 +77,18 @@ class ExplainedOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockTime:
-    """One kind of block: how often the model has it, and the time of its ops alone [s] by part and stream."""
+    """One kind of block: time of its ops alone.
+
+    Parameters
+    ----------
+    kind : kind of block.
+    count : how often the model has it.
+    forward : forward compute [s].
+    recomputed : recomputation [s].
+    input_gradient : input gradients [s].
+    weight_gradient : weight gradients [s].
+    communication : its communication stream [s].
+    """
 
     kind: str
     count: int

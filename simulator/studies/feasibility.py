@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import Problem, check
-from simulator.memory import MemoryReport, memory_of_rows, needed
+from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import prepare
 from simulator.schedule import SCHEDULES, Schedule, stages_on
 from simulator.spec.job import Job, Layout, Recompute
@@ -38,6 +39,8 @@ def problems(scenario: Scenario) -> list[Problem]:
     found = check(scenario)
     if any(problem.severity == "error" for problem in found):
         return found
+    if scenario.workload.serves:
+        return sorted([*found, *_serving_memory(scenario)], key=lambda problem: problem.severity)
     built, schedule = prepare(scenario)
     memory = memory_of_rows(built, schedule)
     more = [
@@ -45,6 +48,25 @@ def problems(scenario: Scenario) -> list[Problem]:
         *_balance(scenario, built.stages, built.block_seconds, schedule),
     ]
     return sorted([*found, *more], key=lambda problem: problem.severity)
+
+
+def _serving_memory(scenario: Scenario) -> Iterator[Problem]:
+    """A serving step that does not fit, and how many sequences would."""
+    memory, most = memory_of_serving(scenario), largest_batch(scenario)
+    tight = memory.answer == "tight"
+    if memory.answer != "fits" and scenario.job.serving is not None:
+        yield Problem(
+            rule="memory",
+            key="serving.sequences",
+            value=scenario.job.serving.sequences,
+            message=_tight(memory) if tight else needed(memory.verdict()),
+            suggestion=f"use at most {most}" if most else "the weights alone leave no room: use more GPUs for a copy",
+            severity="warning" if tight else "error",
+        )
+
+
+def _tight(memory: MemoryReport) -> str:
+    return f"tight: {needed(memory.verdict())}, and {memory.most / GB:.1f} GB with the most reserve"
 
 
 def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
@@ -55,7 +77,7 @@ def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
             rule="memory",
             key="memory.reserve",
             value=list(memory.reserve),
-            message=f"tight: {needed(memory.verdict())}, and {memory.most / GB:.1f} GB with the most reserve",
+            message=_tight(memory),
             suggestion="let the allocator use expandable segments, or recompute more",
             severity="warning",
         )
@@ -68,11 +90,11 @@ def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
         key="hardware.gpu.hbm_bytes",
         value=f"{memory.capacity / GB:g}e9",
         message=f"{needed(memory.verdict())}; largest: {largest}",
-        suggestion=told(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
+        suggestion=fixes_in_words(fixes(scenario)[:SHOWN_FIXES]) or "no single change tried makes it fit",
     )
 
 
-def told(found: Sequence[Fix]) -> str:
+def fixes_in_words(found: Sequence[Fix]) -> str:
     """The cheapest fixes in words: "layout.recompute=full fits in 61.2 GB at 25.3 s a step; ..."."""
     each = [
         f"{fix.change} fits in {(fix.candidate.memory or 0.0) / GB:.1f} GB at {fix.candidate.step or 0.0:.3g} s a step"
@@ -154,7 +176,7 @@ def ramp(scenario: Scenario, sizes: Sequence[int]) -> Iterator[Problem]:
                 key="batch.global_batch_size",
                 value=size,
                 message=f"leaves {job.microbatches} microbatches to a pipeline: {broken[0].message}",
-                suggestion=told_for_ramp(substitutes(smaller)) or "use fewer GPUs while the batch is small",
+                suggestion=substitutes_in_words(substitutes(smaller)) or "use fewer GPUs while the batch is small",
                 severity="warning",
             )
 
@@ -175,7 +197,7 @@ def substitutes(scenario: Scenario) -> list[Fix]:
     return sorted(found, key=lambda fix: (fix.candidate.by("cost"), fix.change))
 
 
-def told_for_ramp(found: Sequence[Fix]) -> str:
+def substitutes_in_words(found: Sequence[Fix]) -> str:
     """The cheapest substitutes in words."""
     each = [f"{fix.change} runs it at {fix.candidate.step or 0.0:.3g} s a step" for fix in found[:SHOWN_FIXES]]
     return "; ".join(each)

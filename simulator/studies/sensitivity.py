@@ -19,7 +19,7 @@ from simulator.errors import ForetrainError
 from simulator.estimate.estimate import alone
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
-from simulator.inputs.idle import TOLD
+from simulator.inputs.idle import SHOWN_ONLY
 from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.spec.model import BlockKind
@@ -50,7 +50,16 @@ _RANGE = re.compile(r"range (?:from )?([-+.\deE]+) to ([-+.\deE]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """A number that can be moved from `low` to `high`; `path` is what `--set` takes."""
+    """A number that is varied.
+
+    Parameters
+    ----------
+    path : what `--set` takes.
+    kind : whether it is varied as hardware or as assumed.
+    value : its value.
+    low, high : ends of its range, in its unit.
+    source : where the value comes from.
+    """
 
     path: str
     kind: Kind
@@ -75,7 +84,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tornado:
-    """The step time as it stands [s], and the swings, widest first."""
+    """The unchanged step time [s], and the ranges of step time, widest first."""
 
     base: float
     engine: Engine
@@ -125,7 +134,7 @@ def knobs(scenario: Scenario) -> list[Knob]:
         out.append(_knob(gap.path, gap.kind, scenario.stack.kernel_gap, source))
     if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
         out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
-    return [knob for knob in out if knob.path not in TOLD]
+    return [knob for knob in out if knob.path not in SHOWN_ONLY]
 
 
 def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from simulator.errors import InputError
+from simulator.inputs.only_training import refuse_serving
 from simulator.results import simulate as run
 from simulator.results.result import Result
 from simulator.spec.comm_params import EpParams
@@ -118,6 +119,7 @@ def named(name: str) -> WhatIf:
 
 def apply(scenario: Scenario, name: str) -> Scenario:
     """The scenario with the what-if of that name; its own name says so, and its layers stay on their stages."""
+    refuse_serving(scenario, "a what-if")
     return replace(named(name).change(pinned(scenario)), name=f"{scenario.name} + {name}")
 
 
@@ -135,12 +137,13 @@ def simulate(
     if not names:
         return result
     said = [f"What if: {one.asks}. Assumed: {one.assumes}." for one in map(named, names)]
-    told = {**result.provenance, "what_if": list(names)}
-    return replace(result, warnings=[*said, *result.warnings], provenance=told)
+    provenance = {**result.provenance, "what_if": list(names)}
+    return replace(result, warnings=[*said, *result.warnings], provenance=provenance)
 
 
 def pinned(scenario: Scenario) -> Scenario:
-    """The scenario with its layers listed by stage: balanced anew, the cut could move and hide what a change does."""
+    """The scenario with its layers listed by stage: if it were balanced again, the cut could move and hide the effect
+    of a change."""
     layout = scenario.job.layout
     if isinstance(layout.stages, tuple):
         return scenario
@@ -149,5 +152,5 @@ def pinned(scenario: Scenario) -> Scenario:
 
 
 def _main(blocks: tuple[BlockKind, ...]) -> tuple[BlockKind, ...]:
-    """The blocks before the output head: behind it stand those of MTP modules, which always follow it."""
+    """The blocks before the output head: after it come those of MTP modules, which always follow it."""
     return blocks[: blocks.index(BlockKind.HEAD)] if BlockKind.HEAD in blocks else blocks

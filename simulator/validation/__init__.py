@@ -1,4 +1,4 @@
-"""Published figures beside what the simulator computes for the same configuration."""
+"""Published figures compared with what the simulator computes for the same configuration."""
 
 from simulator.validation.figures import Figure, load_figures
 from simulator.validation.known_runs import Count, KnownRun, Verdict, counts, known_runs, verdicts

@@ -17,7 +17,7 @@ Compute = Callable[[Figure], float]
 class Rule:
     """Figures whose name fits `pattern` are computed by `compute`, in their own unit.
 
-    `given`: the program takes this number from the source, so agreeing is no feat. `heavy`: whole steps are
+    `given`: the program takes this number from the source, so that agreement proves nothing. `heavy`: whole steps are
     simulated; figures with the same `run` of name parts share one simulation.
     """
 

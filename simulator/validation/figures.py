@@ -16,7 +16,7 @@ FILES = ("published.toml", "trace_phases.toml")
 END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "T.")
 """Beginnings of the names of end-to-end figures: compared with, never fitted to."""
 MEMORY = {"peak_memory_GB": "GB", "alloc_GiB": "GiB"}
-"""Peaks of memory that figures of steps tell beside, with their units."""
+"""Memory peaks that figures of steps also state, with their units."""
 TABLES = (
     "published_kernels",
     "fabric_ep",
@@ -30,9 +30,22 @@ TABLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One published figure: `value` in `unit` of `quantity`, measured in `config`.
+    """One published figure.
 
-    `config_complete` says whether the source tells the whole configuration (full, partial, none).
+    Parameters
+    ----------
+    id : its name.
+    section : where in `published.toml` it is.
+    system : what was measured.
+    quantity : what it states.
+    value : the figure.
+    unit : its unit.
+    source : who published it, and where.
+    config : configuration that it was measured in.
+    config_complete : whether the source states the whole configuration (full, partial, none).
+    recalled : whether it was written down from memory.
+    note : remarks.
+    also : other figures of the same measurement.
     """
 
     id: str
@@ -65,7 +78,7 @@ class Figure:
 
 
 def load_figures() -> list[Figure]:
-    """All figures in the order of the files, then the peaks of memory that some of them tell beside."""
+    """All figures in the order of the files, then the memory peaks that some of them also state."""
     out: list[Figure] = []
     for name in FILES:
         text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from simulator.validation.named_models import cluster
 from simulator.validation.rows import all_to_all_time, collective_time
 
 TOLERANCE = 0.02
-"""How much dearer an exchange may be and still count as costing the same."""
+"""How much longer an all-to-all may take and still count as costing the same."""
 
 
 def _seconds(question: Question) -> float:
@@ -156,7 +156,7 @@ def latency(figure: Figure) -> float:
 
 
 def experts_at_same_cost(figure: Figure) -> float:
-    """Experts per token whose exchange over both links lasts no longer than that of 8, at most 4 of 8 nodes."""
+    """Experts per token whose all-to-all over both links takes no longer than that of 8, at most 4 of 8 nodes."""
     node = cluster("h800").node
 
     def link_time(top_k: int) -> float:

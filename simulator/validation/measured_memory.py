@@ -1,7 +1,5 @@
-"""Measured peaks of memory, computed as PyTorch counts them: allocations of the fullest rank, without the CUDA context
-and what the allocator loses between them.
-
-Sources do not always say what they count; that it is this is assumed.
+"""Measured peaks of memory, computed as PyTorch counts them: allocations of the rank with the highest peak, without the
+CUDA context and fragmentation. Sources do not always say what they count; this is assumed.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ GIB = 2.0**30
 
 @lru_cache(maxsize=64)
 def allocated(overrides: Overrides) -> float:
-    """Bytes allocated at the peak of the fullest rank [B]."""
+    """Bytes allocated at the highest peak of a rank [B]."""
     report = memory_of_rows(*prepare(load_scenario(DENSE, overrides)))
     return max(rank.peak - rank.group("context") - rank.group("slack") for rank in report.ranks)
 

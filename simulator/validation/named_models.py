@@ -81,7 +81,7 @@ def v3_layout(figure: Figure) -> float:
 
 
 def v3_comm_sms(figure: Figure) -> float:
-    """SMs of the exchanges in the shipped job."""
+    """SMs of the all-to-alls in the shipped job."""
     return float(load_job(V3_JOB).overlap.comm_sms)
 
 
@@ -164,8 +164,8 @@ def topology(figure: Figure) -> float:
 
 
 def decode_bound(figure: Figure) -> float:
-    """DeepSeek's bound of decoding by its exchanges alone (arXiv 2505.09343, section 2.3.2), from its own formula:
-    tokens x experts x hidden x (1 B out + 2 B back) over the bandwidth; two of them a layer."""
+    """DeepSeek's bound of decoding by its all-to-alls alone (arXiv 2505.09343, section 2.3.2), from its own formula:
+    tokens x experts x hidden x (1 B out + 2 B back) over the bandwidth; two of them per layer."""
     c = figure.config
     comm = c["tokens_per_device"] * c["experts"] * c["hidden"] * c["bytes_dispatch_plus_combine"]
     comm /= c["bandwidth_GBps"] * 1e9

@@ -68,7 +68,7 @@ class Group:
 
     @property
     def worst(self) -> Outcome:
-        """The figure that is met worst."""
+        """The figure with the largest error."""
         return max(self.outcomes, key=lambda one: abs(one.error or 0.0))
 
 

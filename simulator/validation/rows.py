@@ -13,7 +13,7 @@ from simulator.ops import AllToAll, Collective, Gate
 from simulator.spec.hardware import Cluster
 
 HIDDEN = 7168
-"""Hidden size of every measured exchange: DeepSeek-V3's."""
+"""Hidden size of every measured all-to-all: DeepSeek-V3's."""
 
 
 def collective_time(row: Mapping[str, str], cluster: Cluster) -> float:

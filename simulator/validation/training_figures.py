@@ -27,7 +27,7 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a simulated step says."""
+    """Results of a simulated step."""
 
     metrics: dict[str, float]
     phases: dict[str, float]
@@ -71,8 +71,8 @@ _METRICS = {
 def v3_step(figure: Figure) -> float:
     """DeepSeek-V3's step on a multi-plane (mpft) or multi-rail (mrft) network (arXiv 2505.09343, table 4).
 
-    Both give each GPU the same bandwidth and latency: what tells them apart, which plane a message takes, is not
-    modelled, so one forecast stands beside both.
+    Both give each GPU the same bandwidth and latency: their difference, which plane a message takes, is not modelled,
+    so one forecast is compared with both.
     """
     one = step(V3)
     if figure.quantity in _PHASES:
@@ -101,7 +101,7 @@ def v2_per_trillion(figure: Figure) -> float:
 
 
 def v3_compute_to_comm(figure: Figure) -> float:
-    """Compute of a MoE layer, forward and backward, over its exchanges, each alone."""
+    """Compute of a MoE layer, forward and backward, over its all-to-alls, each alone."""
     scenario = load_scenario(V3)
     built = price_model(scenario, schedule_of(scenario).stages)
     ops = [built.price(op) for op in built.blocks[BlockKind.MOE].ops()]
@@ -109,7 +109,7 @@ def v3_compute_to_comm(figure: Figure) -> float:
     return sum(one.durations[ALONE] for one in ops if one.op.stream == "compute") / comm
 
 
-# --- dense models of others -----------------------------------------------------------------------------------------
+# --- published dense models ------------------------------------------------------------------------------------------
 
 
 def _overrides(**values: Any) -> Overrides:
@@ -142,8 +142,8 @@ def zero_bubble(figure: Figure) -> float:
 def zero_bubble_run(figure: Figure) -> Overrides:
     """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
 
-    Its first and last stages hold one layer fewer, in exchange for the embedding and the head. The vocabulary is not
-    given: 50 257 padded to 51 200, as in Megatron-LM.
+    Its first and last stages hold one layer fewer, since they also hold the embedding and the head. The vocabulary is
+    not given: 50 257 padded to 51 200, as in Megatron-LM.
     """
     c = figure.config
     layers, pp, micro = int(c["layers"]), int(c["pp"]), int(c["mbs"])

@@ -19,7 +19,7 @@ Progress = Callable[[float], None]
 def validate(
     only: Sequence[str] = (), *, processes: int = PROCESSES, progress: Progress | None = None
 ) -> list[Outcome]:
-    """Every published figure beside its prediction, in the order of the file.
+    """Every published figure with its prediction, in the order of the file.
 
     Parameters
     ----------

@@ -86,8 +86,8 @@ def test_kept_tensors_have_the_published_widths(tensor: str, tmp_path: Path) -> 
     mine = {o.name: o.saved for o in graph[kind].ops()}[op]
     part = next(p for p in parts(MODELS["v3"][0]) if p.kind == kind)
     kept = reference_kept(counted("v3", recipe="fp8", recompute="deepseek"), part)
-    beside = kept["attn.core/lse"] if tensor == "attn.o/x" else 0.0
-    assert mine == kept[tensor] + beside
+    statistics = kept["attn.core/lse"] if tensor == "attn.o/x" else 0.0
+    assert mine == kept[tensor] + statistics
     elements = reference_kept(counted("v3", recompute="deepseek"), part)
     if tensor in elements:
         usual = 4.0 if tensor.endswith("order") else 2.0

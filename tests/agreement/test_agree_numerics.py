@@ -39,8 +39,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Claim]:
     """Three claims instead of minutes of arithmetic; a test may change the list."""
     three = [claim("sums", True), claim("loads", True), claim("words", None)]
 
-    def fake(out_dir: Path, *, quick: bool, tell: Callable[[str], None]) -> list[Claim]:
-        tell("sums")
+    def fake(out_dir: Path, *, quick: bool, report: Callable[[str], None]) -> list[Claim]:
+        report("sums")
         out_dir.mkdir(exist_ok=True)
         (out_dir / "claims.md").write_text(f"quick {quick}", encoding="utf-8")
         return three
@@ -69,11 +69,11 @@ def test_a_claim_that_disagrees_is_exit_code_3(found: list[Claim]) -> None:
 
 
 def test_json_is_one_object(found: list[Claim]) -> None:
-    told = json.loads(run("--json", "--quick").stdout)
-    assert told["schema"] == "foretrain.numerics/1"
-    assert (told["quick"], told["agree"]) == (True, True)
-    assert [c["agrees"] for c in told["claims"]] == [True, True, None]
-    assert told["claims"][0]["values"] == {"value": 0.023}
+    printed = json.loads(run("--json", "--quick").stdout)
+    assert printed["schema"] == "foretrain.numerics/1"
+    assert (printed["quick"], printed["agree"]) == (True, True)
+    assert [c["agrees"] for c in printed["claims"]] == [True, True, None]
+    assert printed["claims"][0]["values"] == {"value": 0.023}
 
 
 def test_page_goes_where_it_is_wanted(found: list[Claim], tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_step_time_grows_with_the_most_loaded_rank_only(loads: dict[Method, Rank
 
 def test_loads_for_another_number_of_ranks_break_a_rule() -> None:
     scenario = load_scenario(JOB, ["routing.kind=given", "routing.loads=[1.0, 1.0]"])
-    told = [str(problem) for problem in check(scenario)]
-    assert any("each of the 16 expert-parallel ranks needs one" in line for line in told)
+    shown = [str(problem) for problem in check(scenario)]
+    assert any("each of the 16 expert-parallel ranks needs one" in line for line in shown)
 
 
 def test_loads_repeat_and_keep_their_mean() -> None:

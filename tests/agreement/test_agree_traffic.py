@@ -146,9 +146,9 @@ def test_counts_with_the_own_node_and_rank(top_k: int, limit: int) -> None:
     plain = direct_traffic(tokens=tokens, bytes_per_token=ROW_BYTES, ranks=16, ranks_per_node=2, top_k=top_k)
     target = SMALL.rank_of(experts)
     away = SMALL.node_of(target) != SMALL.node_of(source)[:, None]
-    beside = (target != source[:, None]) & ~away
+    within_node = (target != source[:, None]) & ~away
     assert away.sum() * per_rank == pytest.approx(plain.nic, rel=0.02)
-    assert beside.sum() * per_rank == pytest.approx(plain.nvlink, rel=0.1)  # one copy in sixteen: few
+    assert within_node.sum() * per_rank == pytest.approx(plain.nvlink, rel=0.1)  # one copy in sixteen: few
 
 
 def test_the_executed_gate_reaches_what_the_model_says_over_all_limits() -> None:
@@ -179,4 +179,4 @@ def test_a_rank_receives_the_tokens_that_the_gate_of_its_model_sends(job: str) -
     own = reached.pop(model.topk_method)
     received = shapes_of(scenario).received / (scenario.job.tokens_per_rank // scenario.job.layout.tp)
     assert received == pytest.approx(own, rel=1.5e-3)
-    assert received != pytest.approx(reached.popitem()[1], rel=2e-3)  # another model's gate is told from it
+    assert received != pytest.approx(reached.popitem()[1], rel=2e-3)  # another model's gate is reported from it

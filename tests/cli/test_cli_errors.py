@@ -139,17 +139,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_mistake_gets_the_recorded_lines(folder: Path, run: Any, golden: Callable[[str, str], None]) -> None:
-    told = []
+    shown = []
     for case in CASES:
         result = run(*shlex.split(case))
         assert result.exit_code == 2, case
         assert result.stdout == "", case
-        told.append(f"$ foretrain {case}\n" + LISTED.sub(r"\1 ...", result.stderr))
-    golden("cli/errors.txt", "\n".join(told))
+        shown.append(f"$ foretrain {case}\n" + LISTED.sub(r"\1 ...", result.stderr))
+    golden("cli/errors.txt", "\n".join(shown))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_mistake_is_told_in_lines_that_name_the_program(case: str, folder: Path, run: Any) -> None:
+def test_a_mistake_is_reported_in_lines_that_name_the_program(case: str, folder: Path, run: Any) -> None:
     lines = run(*shlex.split(case)).stderr.splitlines()
     assert lines
     assert all(line.startswith("foretrain: ") for line in lines)

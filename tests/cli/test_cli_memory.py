@@ -24,9 +24,9 @@ def test_the_report_says_whether_it_fits():
 
 def test_json_is_one_object_and_repeats():
     first, second = ask("--json", "--measures"), ask("--json", "--measures")
-    told = json.loads(first.stdout)
-    assert told["fits"] is True
-    assert len(told["measures"]) == 8
+    shown = json.loads(first.stdout)
+    assert shown["fits"] is True
+    assert len(shown["measures"]) == 8
     assert first.stdout == second.stdout
 
 

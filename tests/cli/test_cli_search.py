@@ -37,13 +37,13 @@ def test_the_best_come_first_and_are_confirmed():
 def test_json_and_csv_hold_the_same(tmp_path):
     file = tmp_path / "all.csv"
     done = ask("--json", "--top", "6", "--confirm", "0", "--csv", str(file), "-q")
-    told = json.loads(done.stdout)
+    shown = json.loads(done.stdout)
     rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-    assert told["schema"] == "foretrain.search/1"
-    assert told["complete"]
-    assert len(rows) == sum(told["counts"].values()) == 6
+    assert shown["schema"] == "foretrain.search/1"
+    assert shown["complete"]
+    assert len(rows) == sum(shown["counts"].values()) == 6
     steps = {row["number"]: float(row["step_time_s"]) for row in rows}
-    assert {str(one["number"]): one["step_time_s"] for one in told["best"]} == steps
+    assert {str(one["number"]): one["step_time_s"] for one in shown["best"]} == steps
 
 
 def test_figures_show_what_can_run(tmp_path):

@@ -98,7 +98,7 @@ def test_set_changes_the_scenario(run: Any) -> None:
     assert len(result["ranks"]) == 2
 
 
-def test_engine_is_chosen_and_told(run: Any) -> None:
+def test_engine_is_chosen_and_shown(run: Any) -> None:
     result = run("simulate", "tiny-1f1b", "--engine", "longest-path", "--json")
     assert json.loads(result.stdout)["provenance"]["engine"] == "longest-path"
     assert "by longest-path in" in result.stderr
@@ -114,7 +114,7 @@ def test_trace_is_written_whole_and_selected(run: Any, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step.json.gz"]
 
 
-def test_a_wrong_selection_is_told_before_anything_is_simulated(
+def test_a_wrong_selection_is_reported_before_anything_is_simulated(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simulator.results.simulate.simulate", None)
@@ -147,7 +147,7 @@ def test_a_wrong_what_if_names_the_nearest(verb: str, run: Any) -> None:
     assert "did you mean nvlink-900?" in result.stderr
 
 
-def test_compare_puts_what_ifs_beside_the_job_as_it_is(run: Any) -> None:
+def test_compare_puts_what_ifs_next_to_the_job_as_it_is(run: Any) -> None:
     args = ("compare", "tiny-dualpipe", "--what-if", "coprocessor", "--what-if", "fused-casts")
     runs = numbers(run, *args, "--vary", "batch.microbatch_size=1,2")["variants"]
     assert [one["what_if"] for one in runs] == [None, "coprocessor", "fused-casts"] * 2
@@ -179,15 +179,15 @@ def test_warnings_name_kernel_classes_in_words(run: Any) -> None:
 def test_schedule_of_a_job_with_simulated_times(run: Any) -> None:
     printed = run("show", "schedule", "tiny-dualpipe", "--times").stdout
     assert "Simulated: tiny-dualpipe" in printed
-    told = numbers(run, "show", "schedule", "tiny-dualpipe", "--times")
-    assert [len(row) for row in told["starts_s"]] == [len(row) for row in told["rows"]]
-    assert min(row[0] for row in told["starts_s"]) == 0
+    printed = numbers(run, "show", "schedule", "tiny-dualpipe", "--times")
+    assert [len(row) for row in printed["starts_s"]] == [len(row) for row in printed["rows"]]
+    assert min(row[0] for row in printed["starts_s"]) == 0
     step = numbers(run, "simulate", "tiny-dualpipe")["metrics"]["step_time_s"]
-    assert 0 < told["makespan_s"] < step
+    assert 0 < printed["makespan_s"] < step
     assert run("show", "schedule", "dualpipe", "--times").exit_code == 2
 
 
-def test_an_interrupt_is_told_and_exits_with_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_reported_and_exits_with_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
@@ -235,9 +235,9 @@ def test_compare_keeps_what_breaks_a_rule_with_its_reason(run: Any) -> None:
 def test_compare_exits_with_2_if_nothing_is_possible(run: Any) -> None:
     result = run("compare", "tiny-dualpipe", "--vary", "layout.pp=3,5")
     assert result.exit_code == 2
-    told = " ".join((result.stdout + result.stderr).split())
-    assert "pp is 3" in told
-    assert "pp is 5" in told
+    printed = " ".join((result.stdout + result.stderr).split())
+    assert "pp is 3" in printed
+    assert "pp is 5" in printed
 
 
 def test_compare_of_jobs_shows_how_they_differ(run: Any) -> None:

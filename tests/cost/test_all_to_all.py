@@ -31,7 +31,7 @@ COMBINE = replace(V3, direction="combine", bytes_per_token=14336)
 
 
 def choosing(work: AllToAll, **changes: int) -> AllToAll:
-    """The same exchange after another gate."""
+    """The same all-to-all after another gate."""
     return replace(work, gate=replace(work.gate, **changes))
 
 
@@ -98,12 +98,12 @@ def test_more_sms_help_until_the_links_bind() -> None:
     assert few.duration > usual.duration > many.duration > price(V3, sms=0).duration
 
 
-def test_compute_beside_it_slows_the_sm_stages_only() -> None:
+def test_concurrent_compute_slows_the_sm_stages_only() -> None:
     assert price(V3, busy=True).duration > price(V3).duration
     assert price(V3, sms=0, busy=True) == price(V3, sms=0)
 
 
-def test_exchanging_the_layout_costs_more_than_reusing_it() -> None:
+def test_sending_the_layout_costs_more_than_reusing_it() -> None:
     assert price(replace(V3, cached=False)).duration > price(V3).duration
     assert price(replace(COMBINE, cached=False)).duration == price(COMBINE).duration
     assert price(replace(COMBINE, weighted=True)).duration > price(COMBINE).duration
@@ -126,7 +126,7 @@ def test_the_library_pays_for_every_copy() -> None:
     assert cost.duration > price(V3).duration
 
 
-def test_an_exchange_lasts_as_long_as_around_the_fullest_rank() -> None:
+def test_an_all_to_all_lasts_as_long_as_around_the_most_loaded_rank() -> None:
     """Its NVLink carries that much more, its node's NICs an eighth of the excess; a plain all-to-all all of it."""
     even, full = (dict(price(replace(V3, imbalance=imbalance)).terms) for imbalance in (1.0, 1.8))
     assert full["nvlink_s"] == pytest.approx(1.8 * even["nvlink_s"])

@@ -100,10 +100,10 @@ def test_shapes_that_nobody_had_seen() -> None:
 @pytest.mark.parametrize(
     ("cls", "limit"), [("gemm.bf16", 0.06), ("attn.fwd@library", 0.06), ("elem", 0.04), ("norm.fwd@library", 0.09)]
 )
-def test_kernels_beside_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
+def test_kernels_overlapped_with_collectives_that_hold_their_channels(cls: str, limit: float) -> None:
     """Nothing is fitted: SMs are NCCL's channels, traffic what NVLink carries."""
     rows = [s for s in concurrent.concurrent_collectives() if s.cls == cls]
-    assert errors(cls, "h100", "beside", rows, kernels_of("h100")).mape <= limit
+    assert errors(cls, "h100", "concurrent", rows, kernels_of("h100")).mape <= limit
 
 
 @pytest.mark.parametrize("cls", TRACE_GEMM)
@@ -127,8 +127,8 @@ def test_streaming_classes_of_the_trace_within_12_percent_of_their_time() -> Non
 
 
 LATE = {"elem": 0.17, "rope": 0.18}
-"""Classes that have a kernel of 2 or 3 us beside the end of a combine, which holds it up less than one in full swing
-does; the model knows no such end."""
+"""Classes that have a kernel of 2 or 3 us concurrent with the end of a combine, which delays it less than the middle of
+one; the model has no such end."""
 
 
 def test_streaming_classes_of_the_trace_within_12_percent_kernel_by_kernel() -> None:
@@ -183,8 +183,8 @@ def test_another_hopper_gpu_within_10_percent(cls: str, table: str) -> None:
 
 
 def test_rows_of_infersims_groups_are_those_that_ran() -> None:
-    """Its utilisations tell the total of every product's rows: of all but eight of H20 the rows drawn again with its
-    seed have that total. Of a single group the total is the group."""
+    """Its utilisations give the total rows of every GEMM: for all but eight of H20 the rows sampled again with its seed
+    have that total. Of a single group the total is the group."""
     works = [s.work[0] for s in infersim() if s.cls.startswith(("gemm.fp8.masked", "gemm.fp8.grouped"))]
     spread = [w for w in works if isinstance(w, Gemm) and len(w.rows) > 3 and list(w.rows) == sorted(w.rows)]
     assert (len(works), len(spread)) == (196, 8)
@@ -220,10 +220,10 @@ def test_power_follows_a_gpu_s_watts_per_flop_within_its_architecture() -> None:
 
 @pytest.mark.parametrize("name", ["gb200", "gb300"])
 @pytest.mark.parametrize("cls", ["gemm.bf16", "gemm.bf16@burst", "gemm.fp8_tensor"])
-def test_what_b200_tells_of_another_blackwell_beside_measurements(name: str, cls: str) -> None:
+def test_what_b200_implies_for_another_blackwell_against_measurements(name: str, cls: str) -> None:
     """No fit saw GB200 or GB300: how much faster than a B200 they are on the same long GEMMs, forecast and measured.
 
-    The worst are BF16 products of milliseconds on GB200: 3 % faster, where the watts of its data sheet promise 15 %.
+    The worst are BF16 GEMMs of milliseconds on GB200: 3 % faster, where the watts of its data sheet promise 15 %.
     """
     everything = [s for s in fit_kernels.everything() if s.hardware in ("b200", name) and s.seconds > 2e-4]
     there = {s.work: s for s in everything if s.hardware == "b200" and s.cls.startswith(cls.split("@", maxsplit=1)[0])}
@@ -350,7 +350,7 @@ def test_rested_is_the_share_of_a_time_before_the_clock_falls() -> None:
     assert boost < half < limit
 
 
-def test_a_quantisation_inside_a_time_leaves_time_for_the_product() -> None:
+def test_a_quantisation_inside_a_time_leaves_time_for_the_gemm() -> None:
     rows = [s for s in other_gpus.others() if s.cls in ("gemm.fp8_tensor", "gemm.fp8@library")]
     assert len(rows) > 100
     assert all(sum(w.flops for w in s.work) / s.seconds < GPUS[s.hardware].peak.fp8 for s in rows)

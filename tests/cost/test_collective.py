@@ -22,7 +22,7 @@ from simulator.spec.hardware import Cluster, Link
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
 H100 = fit_fabric.cluster_of("h100", fit_fabric.document("h100"), sharp=True)
 KINDS = st.sampled_from(get_args(CollectiveKind))
-HUGE = 1e13  # [B] fixed times vanish beside it
+HUGE = 1e13  # [B] fixed times are negligible
 
 
 def seconds(cluster: Cluster, kind: str, size: float, ranks: int, per_node: int = 8) -> float:

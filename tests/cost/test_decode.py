@@ -51,7 +51,7 @@ def test_measured_kernels_that_no_parameter_was_fitted_to(cls: str, count: int) 
 
 
 def test_kernels_of_a_gpu_that_no_fit_saw() -> None:
-    """FlashAttention-3 on H100, by what H200 tells."""
+    """FlashAttention-3 on H100, predicted from H200."""
     samples = [s for s in decode_attention() if s.hardware == "h100"]
     assert len(samples) == 105
     assert mean(abs(predict(s, kernels_of("h100")) / s.seconds - 1.0) for s in samples) < 0.08

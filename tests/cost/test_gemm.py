@@ -70,7 +70,7 @@ def test_a_group_without_rows_needs_no_weights() -> None:
     assert gemm_bytes(work) == 256 * 512 + 512 * 512 + 2 * 256 * 512
 
 
-def test_a_masked_product_has_rows_in_every_group() -> None:
+def test_a_masked_gemm_has_rows_in_every_group() -> None:
     few = Gemm(m=4, n=512, k=512, precision="fp8_block", form="masked", groups=64)
     assert busy_groups(few) == 64
     assert busy_groups(replace(few, form="grouped")) == 4  # m is the total there
@@ -166,7 +166,7 @@ def test_masked_groups_of_unequal_rows_cost_their_own_tiles() -> None:
     assert drawn == pytest.approx(2 * even)  # 198 tiles instead of 132: a second wave
 
 
-def test_a_masked_product_has_ctas_for_the_rows_expected() -> None:
+def test_a_masked_gemm_has_ctas_for_the_rows_expected() -> None:
     """100 tiles expected, one CTA each; 20 groups of more rows make 120, which 132 SMs would have room for."""
     work = Gemm(m=128, n=128, k=1024, precision="fp8_block", form="masked", groups=100)
     uneven = replace(work, rows=(156,) * 20 + (100,) * 80)
@@ -177,7 +177,8 @@ def test_a_masked_product_has_ctas_for_the_rows_expected() -> None:
 
 
 def test_what_others_left_in_l2_is_written_back() -> None:
-    """Half of L2 is dirty: a few bytes push half as many out, many bytes half of L2, and memory takes that longer."""
+    """Half of L2 must be written back: a few bytes evict half as many, many bytes half of L2, and memory takes that
+    longer."""
     few, many = fp8(16, 512, 512), fp8(8192, 8192, 65536)
     assert terms_of(few, l2_writeback=0.5)["written_back_bytes"] == pytest.approx(0.5 * gemm_bytes(few), rel=0.01)
     assert terms_of(many, l2_writeback=0.5)["written_back_bytes"] == pytest.approx(0.5 * H800.l2_bytes, rel=0.01)
@@ -294,7 +295,7 @@ def test_fewer_sms_are_never_faster(m: int, n: int, k: int, sms: int, fewer: int
 
 @settings(max_examples=100, deadline=None)
 @given(m=SIZES, n=SIZES, k=SIZES, traffic=st.floats(0, 3e12), more=st.floats(0, 1e12), cls=CLASSES)
-def test_more_traffic_beside_is_never_faster(m: int, n: int, k: int, traffic: float, more: float, cls: str) -> None:
+def test_more_concurrent_traffic_is_never_faster(m: int, n: int, k: int, traffic: float, more: float, cls: str) -> None:
     work, gpu, kernels = fp8(m, n, k), GPUS["h200"], kernels_of("h200")
     some = gemm_cost(work, cls, gpu, kernels, Share(sms=112, partner_traffic=traffic))
     most = gemm_cost(work, cls, gpu, kernels, Share(sms=112, partner_traffic=traffic + more))

@@ -52,7 +52,7 @@ def attention(seq: int, heads: int, backward: bool) -> Attention:
     return Attention(batch=1, seq_q=seq, seq_kv=seq, heads=heads, kv_heads=heads, d_qk=192, d_v=128, backward=backward)
 
 
-def exchange(direction: str, tokens: int, wide: bool) -> AllToAll:
+def an_all_to_all(direction: str, tokens: int, wide: bool) -> AllToAll:
     return AllToAll(
         direction="dispatch" if direction == "dispatch" else "combine", tokens=tokens, hidden=7168,
         bytes_per_token=14336.0 if wide else 7392.0, ranks=64,
@@ -85,7 +85,7 @@ COMPUTE = st.one_of(
 )  # fmt: skip
 COMMUNICATION = st.one_of(
     st.builds(
-        lambda direction, tokens, wide: (f"comm.{direction}", exchange(direction, tokens, wide)),
+        lambda direction, tokens, wide: (f"comm.{direction}", an_all_to_all(direction, tokens, wide)),
         st.sampled_from(["dispatch", "combine"]), SIZE, st.booleans(),
     ),
     st.builds(
@@ -166,7 +166,7 @@ def test_slower_links_never_speed_a_message_up(
 
 @settings(max_examples=100)
 @given(one=COMMUNICATION, name=HARDWARE, sms=st.integers(2, 64), fewer=st.integers(1, 63))
-def test_fewer_sms_never_speed_an_exchange_up(one: tuple[str, Work], name: str, sms: int, fewer: int) -> None:
+def test_fewer_sms_never_speed_an_all_to_all_up(one: tuple[str, Work], name: str, sms: int, fewer: int) -> None:
     cluster = cluster_of(name)
     alone = seconds(*one, cluster, comm_sms=sms)
     assert alone <= seconds(*one, cluster, comm_sms=max(1, sms - fewer)) * SLACK

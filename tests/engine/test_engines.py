@@ -34,8 +34,8 @@ def sequence(
     concurrent_with: float = 1.0,
     held: float = 0.0,
 ) -> KernelSequence:
-    """A run of ops with these durations alone and beside exchanges; beside a node's collective, `concurrent_with` times
-    the first."""
+    """A kernel sequence with these durations alone and concurrent with all-to-alls; with a node's collective,
+    `concurrent_with` times the first."""
     ops = []
     for index, each in enumerate(durations):
         op = Op(name=f"op{index}", cls="test", part="F", segment="test.F", work=Fixed())
@@ -85,8 +85,8 @@ def test_durations_times_a_power_of_two_give_the_step_times_it(work: Tasks, fact
     assert simulate(scaled).makespan == factor * simulate(work).makespan
 
 
-def test_compute_slows_down_while_an_exchange_runs_beside_it() -> None:
-    """10 s of compute; from 2 s to 6 s an exchange takes half its pace: 4 s do the work of 2."""
+def test_compute_slows_down_while_an_all_to_all_is_concurrent() -> None:
+    """10 s of compute; from 2 s to 6 s an all-to-all takes half its pace: 4 s do the work of 2."""
     work = tasks()
     work.add(COMPUTE, sequence((10.0, 10.0, 20.0)), ())
     start = work.add(COMM, steady(2.0, "work"), ())
@@ -107,14 +107,14 @@ def test_a_barrier_holds_sms_without_memory_traffic() -> None:
 
 @pytest.mark.parametrize(("held", "end"), [(1.0, 3.0 + 11 / 14 * 10.0), (0.5, 3.0 + 9 / 12 * 10.0), (0.0, 10.0)])
 def test_a_collective_on_its_own_stream_takes_sms_by_the_part_it_holds(held: float, end: float) -> None:
-    """Beside one of a whole node the run would last 14 s, beside one that holds half as much 12 s."""
+    """Concurrent with one of a whole node the sequence would take 14 s, with one that holds half as much 12 s."""
     work = tasks()
     work.add(COMPUTE, sequence((10.0, 12.5, 20.0), concurrent_with=1.4), ())
     work.add(SYNC, sequence((3.0, 3.0, 3.0), kind="collective", held=held), ())
     assert simulate(work).end[0] == pytest.approx(end)
 
 
-def test_beside_an_exchange_and_a_collective_the_exchange_decides() -> None:
+def test_with_an_all_to_all_and_a_collective_the_all_to_all_decides() -> None:
     work = tasks()
     work.add(COMPUTE, sequence((10.0, 12.5, 20.0), concurrent_with=1.4), ())
     work.add(COMM, steady(4.0, "all_to_all"), ())
@@ -127,7 +127,7 @@ def test_beside_an_exchange_and_a_collective_the_exchange_decides() -> None:
 
 
 def test_each_kernel_of_a_run_has_its_own_pace() -> None:
-    """The exchange hurts the second kernel only; it begins while the first one runs."""
+    """The all-to-all slows the second kernel only; it begins while the first one runs."""
     work = tasks()
     work.add(COMPUTE, sequence((4.0, 4.0, 4.0), (2.0, 2.0, 8.0)), ())
     work.add(COMM, steady(1.0, "work"), ())
@@ -138,8 +138,8 @@ def test_each_kernel_of_a_run_has_its_own_pace() -> None:
     assert spans[1] == pytest.approx((4.0, 9.0))  # 4 s do half of it, 1 s the rest
 
 
-def test_an_exchange_is_slower_concurrent_with_compute() -> None:
-    """Alone 4 s, beside compute 8 s; compute runs 2 s."""
+def test_an_all_to_all_is_slower_concurrent_with_compute() -> None:
+    """Alone 4 s, concurrent with compute 8 s; compute runs 2 s."""
     work = tasks(nic=1e9)
     work.add(COMPUTE, steady(2.0), ())
     work.add(COMM, sequence((4.0, 8.0, 8.0), kind="all_to_all", nic=4.0), ())

@@ -24,12 +24,12 @@ from simulator.spec.stack import Stack
 US = 1e-6
 
 
-def stack(kernel: float, product: float) -> Stack:
-    return replace(load_stack("torch"), host_kernel=kernel, host_gemm=product)
+def stack(kernel: float, gemm: float) -> Stack:
+    return replace(load_stack("torch"), host_kernel=kernel, host_gemm=gemm)
 
 
-def kernel(seconds: float, *, product: bool = False, count: int = 1) -> Priced:
-    work = Gemm(m=1, n=1, k=1, precision="bf16") if product else Streaming(read=1.0, written=1.0)
+def kernel(seconds: float, *, gemm: bool = False, count: int = 1) -> Priced:
+    work = Gemm(m=1, n=1, k=1, precision="bf16") if gemm else Streaming(read=1.0, written=1.0)
     op = Op(name="x", cls="x", part="F", segment="x.F", work=work, count=count)
     return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 4)
 
@@ -69,7 +69,7 @@ def test_it_is_what_starting_kernel_by_kernel_gives() -> None:
     chance = random.Random(1)
     for _ in range(200):
         many = [
-            kernel(chance.expovariate(1 / (5 * US)), product=chance.random() < 0.4, count=chance.choice((1, 1, 3)))
+            kernel(chance.expovariate(1 / (5 * US)), gemm=chance.random() < 0.4, count=chance.choice((1, 1, 3)))
             for _ in range(chance.randint(1, 12))
         ]
         host, start = stack(chance.uniform(1, 8) * US, chance.uniform(1, 40) * US), chance.choice((0.0, 60 * US))
@@ -92,7 +92,7 @@ def tasks_of(*overrides: str) -> Tasks:
     return lower(built, schedule)
 
 
-HOSTED = ("stack.host_kernel=2e-4", "stack.host_product=4e-4", "stack.host_collective=3e-4")
+HOSTED = ("stack.host_kernel=2e-4", "stack.host_gemm=4e-4", "stack.host_collective=3e-4")
 
 
 def test_without_host_times_nothing_is_held_back() -> None:
@@ -100,7 +100,7 @@ def test_without_host_times_nothing_is_held_back() -> None:
 
 
 def test_a_slow_host_makes_the_step_as_long_as_it_needs() -> None:
-    """All kernels of the fullest rank, issued one after the other."""
+    """All kernels of the most loaded rank, issued one after the other."""
     tasks = tasks_of(*HOSTED)
     last = max(tasks.release.values())
     span = longest_path(tasks).makespan
@@ -109,13 +109,11 @@ def test_a_slow_host_makes_the_step_as_long_as_it_needs() -> None:
 
 
 def test_a_fast_host_only_delays_the_beginning() -> None:
-    fast = ("stack.host_kernel=1e-9", "stack.host_product=1e-9", "stack.host_collective=1e-9")
+    fast = ("stack.host_kernel=1e-9", "stack.host_gemm=1e-9", "stack.host_collective=1e-9")
     assert longest_path(tasks_of(*fast)).makespan == pytest.approx(longest_path(tasks_of()).makespan, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "host", [HOSTED, ("stack.host_kernel=4e-6", "stack.host_product=1.3e-5")], ids=["slow", "fast"]
-)
+@pytest.mark.parametrize("host", [HOSTED, ("stack.host_kernel=4e-6", "stack.host_gemm=1.3e-5")], ids=["slow", "fast"])
 def test_engines_and_the_fast_path_agree(host: tuple[str, ...]) -> None:
     """Gradients are reduced when all is over, so that it does not matter where inside an action its host is late."""
     overlaps = ("stack.grad_sync_overlap=false", "stack.param_gather_overlap=false", "layout.zero=0")

@@ -21,7 +21,7 @@ from simulator.results.simulate import prepare
 from simulator.studies.block_graph import ActionKind, program_of
 
 ENGINES = {"events": simulate, "longest-path": longest_path}
-SLOW_HOST = ("stack.host_kernel=2e-3", "stack.host_product=1e-3")
+SLOW_HOST = ("stack.host_kernel=2e-3", "stack.host_gemm=1e-3")
 CASES: list[tuple[str, tuple[str, ...], str, ActionKind]] = [
     ("tiny-dualpipe", (), "moe", "pair"),
     ("tiny-dualpipe", ("routing.kind=skewed", "routing.max_over_mean=1.4"), "moe", "pair"),
@@ -80,7 +80,7 @@ def test_ops_come_after_all_that_they_name() -> None:
             assert waits, after
 
 
-def test_an_exchange_is_issued_behind_the_compute_before_it() -> None:
+def test_an_all_to_all_is_issued_behind_the_compute_before_it() -> None:
     """Where it does not name it as what it needs, the edge says so, and goes from compute to communication."""
     built, program = case("tiny-dualpipe", ("stack=torch",), "moe", "pair")
     graph = op_graph(simulate(tasks_alone(built, program)))

@@ -41,14 +41,14 @@ def ops_of(scenario: Scenario) -> dict[str, Op]:
 
 def priced(scenario: Scenario, pace: float = 1.0) -> dict[str, Priced]:
     ops = ops_of(scenario)
-    exchange = next(op for op in ops.values() if isinstance(op.work, AllToAll))
-    price = pricer(scenario, exchange, pace)
+    all_to_all = next(op for op in ops.values() if isinstance(op.work, AllToAll))
+    price = pricer(scenario, all_to_all, pace)
     return {key: price(op) for key, op in ops.items()}
 
 
 @pytest.mark.parametrize("pace", [1.0, 1.3])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_alone_is_quickest_and_an_exchange_beside_worst(name: str, pace: float) -> None:
+def test_alone_is_fastest_and_a_concurrent_all_to_all_is_slowest(name: str, pace: float) -> None:
     found = priced(load_scenario(JOB, VARIANTS[name]), pace)
     assert len(found) > 200
     wrong = {
@@ -69,7 +69,7 @@ def test_every_condition_matters_to_some_kernel() -> None:
 
 
 @pytest.mark.parametrize("name", ["published", "bf16", "h200"])
-def test_more_sms_for_exchanges_slow_compute_and_speed_exchanges_up(name: str) -> None:
+def test_more_sms_for_all_to_alls_slow_compute_and_speed_all_to_alls_up(name: str) -> None:
     counts = (4, 8, 12, 16, 20, 24, 32, 48, 64)
     steps = [priced(load_scenario(JOB, (*VARIANTS[name], f"overlap.comm_sms={n}"))) for n in counts]
     for fewer, more in pairwise(steps):
@@ -103,7 +103,8 @@ def test_a_power_model_takes_the_place_of_the_limit_in_the_kernels() -> None:
 
 
 def test_a_network_with_more_bandwidth_slows_no_op() -> None:
-    """But for compute beside a collective: one that moves bytes faster takes more of the memory, for a shorter time."""
+    """Except compute concurrent with a collective: one that moves bytes faster takes more of the memory, for a shorter
+    time."""
     scenario = load_scenario(JOB)
     usual = priced(scenario)
     for tier in ("nvlink", "nic"):
@@ -195,7 +196,7 @@ def test_assumed_links_say_so_too(tiny: Scenario) -> None:
     assert any("comm.combine" in warning for warning in result.warnings)
 
 
-def test_habits_that_nobody_measured_say_so_with_their_value(tiny: Scenario) -> None:
+def test_settings_that_nobody_measured_say_so_with_their_value(tiny: Scenario) -> None:
     stack = replace(tiny.stack, host_kernel=4e-6, sources={"host_kernel": "assumed: a guess", "norm_fused": "a paper"})
     said = simulate(replace(tiny, stack=stack), engine="longest-path").warnings
     (line,) = [warning for warning in said if "of the software" in warning]
@@ -218,7 +219,8 @@ def norms(whose: str) -> dict[str, Priced]:
 
 
 def test_norms_are_those_of_the_software() -> None:
-    """torch.compile's kernels have a CTA for a row: beside a collective no second wave, as DeepSeek's grids have."""
+    """torch.compile's kernels have one CTA per row: with a concurrent collective they need no second wave, unlike
+    DeepSeek's grids."""
     compiled, fused = norms("compiled"), norms("training")
     assert len(compiled) == len(fused) > 3
     for name, one in compiled.items():

@@ -1,7 +1,7 @@
-"""Engine and cost model together reproduce the measured table of kernels beside one that holds SMs.
+"""Engine and cost model together reproduce the measured table of kernels concurrent with one that holds SMs.
 
-Each kernel of `h200_sm_contention.csv` runs in the discrete-event engine beside a longer barrier (holds SMs) or
-exchange (holds SMs and moves memory) on the other stream. No row of the table took part in a fit.
+Each kernel of `h200_sm_contention.csv` runs in the discrete-event engine, concurrent with a longer barrier (holds SMs)
+or all-to-all (holds SMs and moves memory) on the other stream. No row of the table took part in a fit.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ def held_of(sample: Sample) -> int:
 
 
 def compute_run(sample: Sample, held: int) -> tuple[Priced, float]:
-    """The kernel of a row priced beside a neighbour of `held` SMs, as the engine gets it; and the gap behind it."""
+    """The kernel of a row priced with a concurrent kernel of `held` SMs, as the engine gets it; and the gap after
+    it."""
     scenario = load_scenario(
         "deepseek-v3-pretrain", ["hardware=h200", "stack.gemm_sms_reserved=false", f"overlap.comm_sms={held}"]
     )
     kernels = replace(scenario.cluster.kernels, comm_traffic=MOVER_RATE * held)
     scenario = replace(scenario, cluster=replace(scenario.cluster, kernels=kernels))
-    exchange = AllToAll(
+    all_to_all = AllToAll(
         direction="combine", tokens=1, hidden=1, bytes_per_token=1.0, ranks=64,
         gate=Gate(experts=256, top_k=8, groups=8, node_limit=4),
     )  # fmt: skip
-    beside = Op(name="x", cls="comm.combine", part="F", segment="combine.F", work=exchange, stream="comm")
+    neighbour = Op(name="x", cls="comm.combine", part="F", segment="combine.F", work=all_to_all, stream="comm")
     op = Op(name="kernel", cls=sample.cls, part="F", segment="mlp.F", work=sample.work[0])
-    return pricer(scenario, beside)(op), scenario.stack.kernel_gap
+    return pricer(scenario, neighbour)(op), scenario.stack.kernel_gap
 
 
 @cache
 def in_engine(sample: Sample) -> float:
-    """Time of the kernel beside its neighbour [s]."""
+    """Time of the kernel with its concurrent neighbour [s]."""
     held = held_of(sample)
     priced, gap = compute_run(sample, max(1, held))
     tasks = Tasks(ranks=1, nic=1e9, nvlink=1e9)
@@ -117,7 +118,7 @@ def test_a_norm_hardly_notices_sms_but_does_notice_traffic() -> None:
         assert time(moving[20]) > 1.08 * time(held[20])
 
 
-def test_beside_half_the_time_costs_half_as_much() -> None:
+def test_overlap_of_half_the_time_costs_half_as_much() -> None:
     """The neighbour leaves while the kernel runs: the rest goes at full pace."""
     row = rows("attn_4096x128h", moves=False)[20]
     priced, gap = compute_run(row, 20)

@@ -10,7 +10,7 @@ from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, price_model
-from simulator.engine.power import demand, hungriest, slowdown
+from simulator.engine.power import demand, highest_demand, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.tasks import LANES, SYNC, Tasks
 from simulator.engine.update import update_ops
@@ -203,11 +203,11 @@ def test_beyond_the_cap_the_slowdown_is_a_power_of_the_demand() -> None:
 
 def test_more_gpus_hold_a_hungrier_one() -> None:
     spread = gpu_of(replace(POWER, spread=0.03))
-    assert hungriest(1) == 0.0
+    assert highest_demand(1) == 0.0
     assert slowdown(800.0, spread, 1) < slowdown(800.0, spread, 8) < slowdown(800.0, spread, 2048)
 
 
-def test_demand_lies_between_idle_and_the_hungriest_kernel() -> None:
+def test_demand_lies_between_idle_and_the_highest_demand_of_a_kernel() -> None:
     watts = demand(longest_path(tasks_of()), POWER)
     assert POWER.memory < watts < POWER.tensor
 

@@ -11,8 +11,8 @@ from simulator.schedule import Action, Pair
 F, B, W = (Action(kind, stage, 0) for kind, stage in (("F", 0), ("B", 1), ("W", 1)))
 
 
-def order(zero: int, *, by_block: bool = True, beside: bool = True) -> SyncOrder:
-    return SyncOrder(zero=zero, updates=True, by_block=by_block, gathers_beside=beside)
+def order(zero: int, *, by_block: bool = True, overlapped: bool = True) -> SyncOrder:
+    return SyncOrder(zero=zero, updates=True, by_block=by_block, gathers_overlapped=overlapped)
 
 
 def test_zero_3_gathers_before_each_half_of_a_pair() -> None:
@@ -45,10 +45,10 @@ def test_at_the_end_the_block_that_is_ready_first_leads() -> None:
 def test_parameters_are_gathered_once_where_the_update_is_sharded(
     zero: int, before: bool, behind: bool, reduction: str
 ) -> None:
-    beside, after = order(zero), order(zero, beside=False)
-    assert (beside.gathers_before, beside.gathers_behind) == (before, behind)
+    during, after = order(zero), order(zero, overlapped=False)
+    assert (during.gathers_before, during.gathers_behind) == (before, behind)
     assert (after.gathers_before, after.gathers_behind) == (behind, before)
-    assert beside.reduction == reduction
+    assert during.reduction == reduction
 
 
 def test_it_follows_from_layout_and_software() -> None:

@@ -1,4 +1,4 @@
-"""Imbalance of experts is a wait before exchanges and lengthens these, whatever describes it; no other kernel."""
+"""Imbalance of experts is a wait before all-to-alls and lengthens these, whatever describes it; no other kernel."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_two_layers_between_barriers_add_up_unless_each_draws_its_loads(kind: st
     assert wait == pytest.approx((built.imbalance - 1.0) * both)
 
 
-def test_drawn_loads_make_the_fullest_of_all_ranks_wait() -> None:
+def test_sampled_loads_make_the_most_loaded_of_all_ranks_wait() -> None:
     """Between what one always full rank costs and what two layers that never agree do."""
     severe, sampled = step(*KINDS["skewed"]), load_scenario(JOB, KINDS["sampled"])
     top = imbalance(sampled.job.routing, RANKS, sampled.model.n_routed_experts // RANKS)
@@ -80,8 +80,8 @@ def test_drawn_loads_make_the_fullest_of_all_ranks_wait() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kernel_but_an_exchange_has_another_price_for_it(kind: str) -> None:
-    """An exchange lasts as long as around the fullest rank."""
+def test_no_kernel_but_an_all_to_all_has_another_price_for_it(kind: str) -> None:
+    """An all-to-all lasts as long as around the most loaded rank."""
     even, uneven = (prepare(load_scenario(JOB, overrides))[0] for overrides in ((), KINDS[kind]))
     for name, block in even.blocks.items():
         for op, other in zip(block.ops(), uneven.blocks[name].ops(), strict=True):

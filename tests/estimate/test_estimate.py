@@ -45,7 +45,7 @@ SHARDED = [
     )
 ]
 STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
-"""Collectives that nothing hides. The event engine lets them share the NIC with exchanges, the fast path does not."""
+"""Collectives that nothing hides. The event engine lets them share the NIC with all-to-alls, the fast path does not."""
 
 
 @pytest.mark.parametrize("case", CASES + SHARDED + STARVED, ids=" ".join)
@@ -113,7 +113,7 @@ def test_a_kit_that_served_another_layout_gives_the_same():
 
 
 def test_a_kit_balances_stages_as_its_layout_does():
-    """Where pairs hide the exchanges, stages are balanced without them: a kit must not carry that over."""
+    """Where pairs hide the all-to-alls, stages are balanced without them: shared prices must not carry that over."""
     paired, alone = load_scenario("deepseek-v3-pretrain"), load_scenario("deepseek-v3-1f1b")
     for first, second in ((paired, alone), (alone, paired)):
         shared = SharedPrices(first, "longest-path")

@@ -62,12 +62,12 @@ def test_reading_weights_or_kept_logits_takes_no_memory_of_its_own() -> None:
 @pytest.mark.parametrize(("kind", "parts"), [("ring", 4), ("all_gather", 1)])
 def test_a_ring_holds_a_part_of_what_it_passes_on(kind: str, parts: int) -> None:
     found = blocks("llama-3-8b", "layout.cp=4", "layout.tp=1", "gpus=64", f"layout.cp_kind={kind}")
-    op = named(found[BlockKind.DENSE], "attn.kv.exchange")
+    op = named(found[BlockKind.DENSE], "attn.kv.transfer")
     read, _ = operands(op, Here(received=0, ring=kind == "ring"))
     assert read == op.work.bytes / parts  # type: ignore[union-attr]
 
 
-def test_matrices_of_joined_layers_are_told_apart() -> None:
+def test_matrices_of_joined_layers_are_distinguished() -> None:
     dense = blocks("llama-3-8b", "layout.tp=1")[BlockKind.DENSE]
     assert named(dense, "attn.qkv.fwd").matrices == (4096, 1024, 1024)
     assert named(dense, "dense.up_gate.fwd").matrices == (14336, 14336)

@@ -178,7 +178,8 @@ def test_bf16_is_another_graph() -> None:
 
 
 def test_flops_of_the_graph_equal_the_closed_form() -> None:
-    """Whole model, no padding of expert rows: F, I and W of all blocks are the published 250 GFLOP a token."""
+    """Whole model, no padding of the tokens per expert: F, I and W of all blocks are the published 250 GFLOP a
+    token."""
     from simulator.graph.stage import block_kinds, build_blocks
 
     scenario = load_scenario("deepseek-v3-pretrain", ["precision.recipe=bf16"])
@@ -192,7 +193,7 @@ def test_flops_of_the_graph_equal_the_closed_form() -> None:
         forward = sum(blocks[kind].flops("F") for kind in kinds_used)
         weight = sum(blocks[kind].flops("W") for kind in kinds_used)
         backward = sum(blocks[kind].flops("I") for kind in kinds_used)
-        # FlashAttention's backward computes the scores again: 5 products for the 4 that the convention counts.
+        # FlashAttention's backward computes the scores again: 5 GEMMs for the 4 that the convention counts.
         layers = model.num_hidden_layers + (1 if mtp else 0)
         scores = layers * 2 * 128 * 4096 * 4096 * 0.5 * 192
         causal = model.flops_per_token(4096, causal=True, mtp=mtp) * 4096

@@ -22,13 +22,17 @@ def layer(stack: str, recompute: str) -> Block:
     return dense_layer(shapes_of(scenario))
 
 
-def products(block: Block) -> dict[str, int]:
+def again(block: Block) -> dict[str, int]:
     return {op.name: op.work.n for op in block.ops() if op.part == "R" and isinstance(op.work, Gemm)}
 
 
-def test_of_seven_products_key_output_and_up_run_again() -> None:
+def test_of_seven_gemms_key_output_and_up_run_again() -> None:
     block = layer("torch", "selective")
-    assert products(block) == {"attn.qkv.fwd.again": KV, "attn.o.fwd.again": H, "dense.up_gate.fwd.again": INNER}
+    assert again(block) == {
+        "attn.qkv.fwd.again": KV,
+        "attn.o.fwd.again": H,
+        "dense.up_gate.fwd.again": INNER,
+    }
     assert not any(op.cls == "attn.fwd" and op.part == "R" for op in block.ops())
     assert block.flops("R") == 2 * T * H * (KV + H + INNER)
     assert problems(block) == []
@@ -44,11 +48,11 @@ def test_what_the_policy_keeps_by_hand() -> None:
 
 def test_other_software_recomputes_the_core() -> None:
     block = layer("megatron-core", "selective")
-    assert not products(block)
+    assert not again(block)
     assert [op.name for op in block.ops() if op.part == "R"] == ["attn.core.recompute"]
 
 
-def test_exchanges_and_grouped_products_of_experts() -> None:
+def test_all_to_alls_and_grouped_gemms_of_experts() -> None:
     scenario = load_scenario("deepseek-v3-bf16", ["stack=torch", "layout.recompute=selective"])
     block = moe_layer(shapes_of(scenario))
     assert problems(block) == []
@@ -70,7 +74,7 @@ def test_each_policy_costs_time_and_saves_memory() -> None:
 
 
 @pytest.mark.parametrize("hardware", ["h800", "h100", "h200"])
-def test_attention_kernels_differ_where_the_profile_tells_them_apart(hardware: str) -> None:
+def test_attention_kernels_differ_where_the_profile_has_both(hardware: str) -> None:
     def step(kernels: str) -> float:
         changes = [*SMALL, f"hardware={hardware}", "stack=torch", f"stack.attention={kernels}"]
         return simulate(load_scenario("llama-3-8b", changes)).metrics["step_time_s"]
@@ -110,13 +114,13 @@ def test_fsdp_copies_what_it_gathers_and_reduces() -> None:
 
 
 def test_a_result_says_where_its_kernels_come_from_and_what_power_costs() -> None:
-    def told(*changes: str) -> str:
+    def warnings_of(*changes: str) -> str:
         return "\n".join(simulate(load_scenario("llama-3-8b", [*SMALL, *changes]), engine="longest-path").warnings)
 
-    carried = told("hardware=h100-hbm2e")
+    carried = warnings_of("hardware=h100-hbm2e")
     assert "kernels were measured on H100 SXM 80GB; what differs here, and is scaled by: hbm_bandwidth, tdp" in carried
     assert "at 494 W tensor kernels last 1." in carried
-    assert "were measured on" not in told("hardware=h100")
-    unlimited = told("hardware=h100", "hardware.gpu.tdp=2000")
+    assert "were measured on" not in warnings_of("hardware=h100")
+    unlimited = warnings_of("hardware=h100", "hardware.gpu.tdp=2000")
     assert "scaled by: tdp" in unlimited
     assert "tensor kernels last" not in unlimited

@@ -1,4 +1,4 @@
-"""Shared experts beside the exchanges, or alone: where their ops stand, and what a step takes."""
+"""Shared experts overlapped with the all-to-alls, or alone: where their ops are, and what a step takes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _segments(block: Block) -> set[str]:
 
 @pytest.mark.parametrize(("job", "overrides"), JOBS)
 def test_both_orders_do_the_same_work(job: str, overrides: tuple[str, ...]) -> None:
-    beside, alone = (_moe(job, overrides, overlap) for overlap in ("true", "false"))
-    assert not problems(beside)
+    overlapped, alone = (_moe(job, overrides, overlap) for overlap in ("true", "false"))
+    assert not problems(overlapped)
     assert not problems(alone)
-    assert sorted(op.name for op in beside.ops()) == sorted(op.name for op in alone.ops())
-    assert sum(op.flops for op in beside.ops()) == pytest.approx(sum(op.flops for op in alone.ops()), rel=1e-12)
-    assert beside.saved_bytes == pytest.approx(alone.saved_bytes, rel=1e-12)
+    assert sorted(op.name for op in overlapped.ops()) == sorted(op.name for op in alone.ops())
+    assert sum(op.flops for op in overlapped.ops()) == pytest.approx(sum(op.flops for op in alone.ops()), rel=1e-12)
+    assert overlapped.saved_bytes == pytest.approx(alone.saved_bytes, rel=1e-12)
 
 
 def test_they_stand_with_the_experts_or_before_the_dispatch() -> None:
@@ -45,9 +45,9 @@ def test_they_stand_with_the_experts_or_before_the_dispatch() -> None:
 
 @pytest.mark.parametrize(("job", "overrides"), JOBS)
 def test_a_step_without_the_overlap_exposes_more(job: str, overrides: tuple[str, ...]) -> None:
-    beside, alone = (
+    overlapped, alone = (
         simulate(load_scenario(job, [*overrides, f"stack.shared_expert_overlap={overlap}"])).metrics
         for overlap in ("true", "false")
     )
-    assert alone["step_time_s"] > beside["step_time_s"]
-    assert alone["exposed_comm_s"] > beside["exposed_comm_s"]
+    assert alone["step_time_s"] > overlapped["step_time_s"]
+    assert alone["exposed_comm_s"] > overlapped["exposed_comm_s"]

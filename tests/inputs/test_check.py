@@ -12,7 +12,7 @@ from simulator.inputs.check import Problem, check
 V3 = "deepseek-v3-pretrain"
 
 
-def told(job: str, *overrides: str) -> list[str]:
+def found_in(job: str, *overrides: str) -> list[str]:
     return [str(problem) for problem in check(load_scenario(job, overrides))]
 
 
@@ -132,26 +132,26 @@ def test_shipped_jobs_are_valid(name: str) -> None:
     ],
 )
 def test_each_rule_in_full(overrides: list[str], problem: str) -> None:
-    assert problem in told(V3, *overrides)
+    assert problem in found_in(V3, *overrides)
 
 
 def test_dense_models_have_no_experts_and_no_latent_attention() -> None:
-    assert told(V3, "model=llama-3-8b", "layout.pp=16") == [
+    assert found_in(V3, "model=llama-3-8b", "layout.pp=16") == [
         "layout.ep: 64: llama-3-8b has no experts; use 1",
         "layout.recompute: deepseek: recomputes the up-projections of latent attention, which llama-3-8b does not"
         " have; use none, selective or full",
     ]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     rules = {problem.rule for problem in check(load_scenario(V3, ["layout.tp=3", "overlap.comm_sms=200"]))}
     assert rules >= {"world size", "microbatches", "tensor parallelism", "sequence on ranks", "communication SMs"}
 
 
 def test_key_value_heads_may_be_repeated_but_not_split() -> None:
     base = ["model=qwen3-235b-a22b", "layout.recompute=none", "layout.ep=8"]
-    assert told(V3, *base, "layout.tp=8") == []
-    assert "layout.tp: 8: does not divide key-value heads 6; use 6" in told(
+    assert found_in(V3, *base, "layout.tp=8") == []
+    assert "layout.tp: 8: does not divide key-value heads 6; use 6" in found_in(
         V3, *base, "layout.tp=8", "model.num_key_value_heads=6", "model.num_attention_heads=96"
     )
 
@@ -162,7 +162,7 @@ def test_warnings_come_last() -> None:
 
 
 def test_schedule_files_are_left_to_their_reader() -> None:
-    assert told(V3, "layout.schedule=./mine.txt") == []
+    assert found_in(V3, "layout.schedule=./mine.txt") == []
 
 
 def test_a_problem_without_advice_ends_after_its_message() -> None:
@@ -173,8 +173,8 @@ def test_a_problem_without_advice_ends_after_its_message() -> None:
 def test_a_suggested_expert_parallelism_breaks_neither_rule(ep):
     job = ["gpus=768", "layout.pp=8", "layout.schedule=1f1b", "batch.global_batch_size=7680"]  # 96 ranks a stage
     found = check(load_scenario("deepseek-v3-pretrain", [*job, f"layout.ep={ep}"]))
-    told = {problem.suggestion for problem in found if problem.rule == "experts on ranks"}
-    assert len(told) == 1
-    for number in re.findall(r"\d+", told.pop()):
+    shown = {problem.suggestion for problem in found if problem.rule == "experts on ranks"}
+    assert len(shown) == 1
+    for number in re.findall(r"\d+", shown.pop()):
         again = check(load_scenario("deepseek-v3-pretrain", [*job, f"layout.ep={number}"]))
         assert not [problem for problem in again if problem.rule == "experts on ranks"]

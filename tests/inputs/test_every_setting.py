@@ -16,7 +16,7 @@ from simulator.cost.price import price
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
-from simulator.inputs.idle import TOLD
+from simulator.inputs.idle import SHOWN_ONLY
 from simulator.inputs.typed import hints
 from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Streaming, Work
 from simulator.results.simulate import Engine, simulate
@@ -42,6 +42,17 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense": (
         "llama-3-8b",
         ("hardware=h800", "layout.tp=8", "layout.pp=1", "batch.global_batch_size=4", "batch.sequence_length=2048"),
+    ),
+    "parallel": (
+        "llama-3-8b",
+        (
+            "model.parallel_block=true",
+            "gpus=8",
+            "layout.tp=8",
+            "layout.pp=1",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=2048",
+        ),
     ),
     "ddp": (
         "llama-3-8b",
@@ -160,6 +171,8 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.max_position_embeddings": ("gpt", "longest-path"),
     "model.num_key_value_heads": ("dense", "longest-path"),
     "model.qk_norm": ("dense", "longest-path"),
+    "model.qk_norm_over": ("qwen", "longest-path"),
+    "model.shared_norm": ("parallel", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
@@ -280,14 +293,14 @@ def _root(path: str) -> str:
 @pytest.mark.long
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_setting_changes_some_result(root: str) -> None:
-    mine = {path: jobs for path, jobs in _paths().items() if _root(path) == root and path not in TOLD}
+    mine = {path: jobs for path, jobs in _paths().items() if _root(path) == root and path not in SHOWN_ONLY}
     dead = [path for path, jobs in mine.items() if not _listed(path) and not _changes(path, jobs)]
     assert len(mine) > 10
     assert dead == []
 
 
-@pytest.mark.parametrize("path", TOLD)
-def test_what_a_profile_only_tells_cannot_be_set(path: str) -> None:
+@pytest.mark.parametrize("path", SHOWN_ONLY)
+def test_what_a_profile_only_shows_cannot_be_set(path: str) -> None:
     with pytest.raises(InputError, match=f"^--set: {path}: .*changes nothing: "):
         load_scenario("tiny-dualpipe", [f"{path}={_others(path, *_at(_scenario('fp8'), path))[0]}"])
 
@@ -295,8 +308,8 @@ def test_what_a_profile_only_tells_cannot_be_set(path: str) -> None:
 @pytest.mark.parametrize(
     ("job", "setting", "right"),
     [
-        ("llama-3-8b", "stack.overlapped_pair=true", "the schedule 1f1b runs no forward beside a backward"),
-        ("tiny-interleaved", "stack.overlapped_pair=false", "the schedule interleaved runs no forward beside"),
+        ("llama-3-8b", "stack.overlapped_pair=true", "the schedule 1f1b overlaps no forward with a backward"),
+        ("tiny-interleaved", "stack.overlapped_pair=false", "the schedule interleaved overlaps no forward"),
         ("llama-3-8b", "stack.shared_expert_overlap=true", "llama-3-8b has no shared experts"),
     ],
 )
@@ -467,11 +480,11 @@ def test_every_kernel_parameter_changes_some_price(hardware: str, table: str) ->
     assert [f"{cls}.{name}" for cls, name in every if not _acts(cluster, table, cls, name)] == []
 
 
-# Kernels of exchanges that only foretrain kernel asks for.
+# Kernels of all-to-alls that only foretrain kernel asks for.
 
 
 @pytest.mark.parametrize("hardware", ["h800", "h100"])
-def test_every_parameter_of_exchanges_changes_some_price(hardware: str) -> None:
+def test_every_parameter_of_all_to_alls_changes_some_price(hardware: str) -> None:
     cluster = load_hardware(hardware)
     dead = [
         f"{table}.{kernels}.{field.name}"
@@ -494,7 +507,7 @@ def _all_to_all_acts(cluster: Cluster, table: str, kernels: str, name: str) -> b
 
 
 def _all_to_alls(cluster: Cluster, kernels: str, low_latency: bool) -> list[float]:
-    """What exchanges of 128 or 4,096 tokens take, first and again, alone and overlapped with compute [s]."""
+    """Time of all-to-alls of 128 or 4,096 tokens, first and again, alone and overlapped with compute [s]."""
     works = [
         AllToAll(
             direction=direction,

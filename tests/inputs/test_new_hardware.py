@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.terminal.console import rendered
-from reports.terminal.show_tables import hardware
+from reports.terminal.showing.show_tables import hardware
 from simulator.inputs import load_hardware, load_scenario
 from simulator.inputs.check import check
 from simulator.results.simulate import Result, simulate
@@ -38,7 +38,7 @@ def test_expert_parallelism_of_a_rack_stays_on_nvlink() -> None:
         assert nic_bytes(nodes, kind) > 1e6
 
 
-def test_racks_cut_the_exposed_exchanges() -> None:
+def test_racks_cut_the_exposed_all_to_alls() -> None:
     rack, nodes = step(*RACK).metrics, step("hardware=b200").metrics
     assert rack["exposed_comm_s"] / rack["step_time_s"] < 0.5 * nodes["exposed_comm_s"] / nodes["step_time_s"]
 
@@ -63,7 +63,7 @@ def test_no_advice_to_leave_a_quarter_of_a_node_idle() -> None:
     assert all("hardware.node.gpus" not in p.suggestion for p in problems)
 
 
-def test_kernels_of_an_exchange_that_a_profile_lacks_are_refused() -> None:
+def test_kernels_of_an_all_to_all_that_a_profile_lacks_are_refused() -> None:
     (problem,) = check(load_scenario(V3, ("stack.dispatcher=hybrid_ep",)))
     assert str(problem) == ("stack.dispatcher: hybrid_ep: h800 has no parameters of these kernels; use deepep or nccl")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.terminal.show_tables import job_toml
+from reports.terminal.showing.show_tables import job_toml
 from simulator.inputs import load_job
 from simulator.inputs.toml_text import toml_text
 

@@ -101,7 +101,7 @@ def test_more_recomputation_less_memory():
     assert kept[0] > kept[1] > kept[2]
 
 
-def test_full_recomputation_brings_a_layer_back_for_a_moment():
+def test_full_recomputation_brings_a_layer_back_for_a_short_time():
     full = rows("tiny-dualpipe", "layout.recompute=full").worst.group("temporary")
     none = rows("tiny-dualpipe", "layout.recompute=none").worst.group("temporary")
     assert full > none
@@ -136,7 +136,7 @@ def test_a_dense_model_and_virtual_stages():
 
 
 def test_report_as_json_is_whole():
-    told = json.loads(json.dumps(rows(*tiny("dualpipe")).as_dict()))
-    assert told["schema"] == "foretrain.memory/1"
-    assert told["peak_bytes"] == max(rank["peak_bytes"] for rank in told["ranks"])
-    assert sum(item["bytes"] for item in told["ranks"][0]["items"]) == pytest.approx(told["ranks"][0]["peak_bytes"])
+    shown = json.loads(json.dumps(rows(*tiny("dualpipe")).as_dict()))
+    assert shown["schema"] == "foretrain.memory/1"
+    assert shown["peak_bytes"] == max(rank["peak_bytes"] for rank in shown["ranks"])
+    assert sum(item["bytes"] for item in shown["ranks"][0]["items"]) == pytest.approx(shown["ranks"][0]["peak_bytes"])

@@ -158,7 +158,7 @@ def test_whole_weights_stand_beside_fp32_parameters_where_they_are_not_sharded()
     assert states("stack=torch", "layout.zero=2") == pytest.approx(8 * 2 + 4 + 4 + 8)
 
 
-def test_exchange_queues_by_hand():
+def test_all_to_all_queues_by_hand():
     nvlink, rdma = queue_bytes(14336, 64, 20, 288, 128)
     entry = 14336 + 128 * 16 + 8
     assert nvlink == 10 * 8 * 288 * entry

@@ -25,7 +25,7 @@ from simulator.profile.recording import Kernel, late
 from simulator.results.simulate import prepare
 
 JOB = "deepseek-v3-pretrain"
-SHARED = Path("/work/shared/facts")
+SHARED = Path(__file__).parents[3] / "shared" / "facts"
 HALF = SHARED / "h800_train_trace_first_half.json.gz"
 LABELLED = SHARED / "h800_train_kernels.csv"
 NAMES = {

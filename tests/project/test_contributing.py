@@ -73,7 +73,7 @@ def test_the_schedule_of_the_example_is_one() -> None:
 
 
 def test_the_architecture_of_the_example_is_one() -> None:
-    found = example("Add an architecture")["PHI"]
+    found = example("Add an architecture")["NOVA"]
     assert isinstance(found, Architecture)
     assert {*found.keys.values(), *found.fixed} <= set(field_names(ModelSpec))
 

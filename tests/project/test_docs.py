@@ -14,6 +14,8 @@ from click.testing import CliRunner
 
 from cli import VERBS, foretrain
 from simulator import plugins
+from simulator.inputs import ARCHITECTURES
+from simulator.inputs.hf_config import read_config
 from simulator.schedule import SCHEDULES, build, parse_schedule, validate
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,6 +46,26 @@ def test_the_schedule_of_the_how_to_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert build("early-1f1b", pp=4, microbatches=8).ranks == 4
     (written,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     validate(parse_schedule(written, source="schedule.md"))
+
+
+def test_the_architecture_of_the_how_to_reads_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "howto" / "model.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr(ARCHITECTURES, "registered", {})
+    monkeypatch.setattr(plugins, "_registered", set())
+    exec(compile(code, "model.md", "exec"), {})
+    keys = {
+        "vocab_size": 100,
+        "dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "ffn_multiple": 3,
+        "init_seed": 1,
+    }
+    found = read_config({"model_type": "nova", **keys}, "nova", "config.json")
+    assert (found.model.intermediate_size, found.model.qk_norm) == (192, True)
+    assert [(one.key, one.why) for one in found.ignored] == [("init_seed", "training only")]
 
 
 def commands() -> list[list[str]]:
@@ -78,6 +100,14 @@ def test_every_picture_exists() -> None:
     ]
     assert pictures
     assert [(page, target) for page, target in pictures if not (page.parent / target).is_file()] == []
+
+
+def test_every_module_that_a_page_shows_exists() -> None:
+    marked = {
+        name for page in PAGES for name in re.findall(r"^<!-- module ([\w.]+) -->$", page.read_text(), re.MULTILINE)
+    }
+    assert len(marked) > 5
+    assert {name for name in marked if not (DOCS.parent / f"{name.replace('.', '/')}.py").is_file()} == set()
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")

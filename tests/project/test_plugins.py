@@ -153,7 +153,7 @@ def test_a_broken_package_is_one_line_of_the_program(tmp_path: Path) -> None:
     assert foretrain(site, "show", "schedule").stdout.split()[-1] == "early-1f1b"
 
 
-def test_what_a_package_brings_is_told_with_its_origin(install: Install) -> None:
+def test_what_a_package_brings_is_reported_with_its_origin(install: Install) -> None:
     install("[foretrain.schedules]\nearly-1f1b = outside.early:EARLY\n", early=EARLY)
     assert SCHEDULES.origin("early-1f1b") == "outside.early:EARLY of package outside 1.0"
     assert SCHEDULES["early-1f1b"].description == "1F1B that starts forwards early"
@@ -217,7 +217,7 @@ def test_a_comparison_knows_what_its_script_registered(install: Install, monkeyp
 def test_a_script_registers_an_architecture(install: Install, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(LLAMA | {"model_type": "mine"}))
-    with pytest.raises(InputError, match=r"model_type: \"mine\": not a known architecture; known are deepseek_v2, "):
+    with pytest.raises(InputError, match=r"model_type: \"mine\": not a known architecture: "):
         load_model(str(file))
     register_architecture("mine", ARCHITECTURES["llama"])
     assert load_model(str(file)).hidden_size == 512
@@ -237,8 +237,8 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "early", "told"), BROKEN)
-def test_a_broken_package_is_one_line_for_who_asks_for_it(entry: str, early: str, told: str, install: Install) -> None:
+@pytest.mark.parametrize(("entry", "early", "expected"), BROKEN)
+def test_a_broken_package_is_one_line_when_it_is_used(entry: str, early: str, expected: str, install: Install) -> None:
     install(f"[foretrain.schedules]\n{entry}\n", early=early)
     name = entry.partition(" ")[0]
     assert list(SCHEDULES)[:2] == ["gpipe", "1f1b"]
@@ -246,7 +246,7 @@ def test_a_broken_package_is_one_line_for_who_asks_for_it(entry: str, early: str
     for ask in (lambda: build(name, pp=2, microbatches=4), lambda: rules(name, 2, 4), lambda: stages_of(name, 2)):
         with pytest.raises(ScheduleError) as caught:
             ask()
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
         assert "package outside 1.0" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -269,7 +269,7 @@ def crash(*_: object) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"generate": crash}, "schedule 'mine', registered by a script, fails: ZeroDivisionError: by zero"),
         ({"stages": crash}, "schedule 'mine', registered by a script, fails: ZeroDivisionError: by zero"),
@@ -282,11 +282,11 @@ def crash(*_: object) -> Any:
         ),
     ],
 )  # fmt: skip
-def test_a_schedule_from_outside_that_fails(changes: dict[str, Any], told: str, install: Install) -> None:
+def test_a_schedule_from_outside_that_fails(changes: dict[str, Any], expected: str, install: Install) -> None:
     register(record(**changes))
     with pytest.raises(ScheduleError) as caught:
         build("mine", pp=4, microbatches=8)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_our_own_crash_stays_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

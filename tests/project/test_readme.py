@@ -41,7 +41,7 @@ def _published() -> dict[str, float]:
 
 
 def published() -> str:
-    """Published phases beside ours: mean over ranks, and the end rank."""
+    """Published phases and ours: mean over ranks, and the end rank."""
     result: Result = simulate(load_scenario(JOB))
     step = result.metrics["step_time_s"]
     mean = {"step": step, **result.breakdown_s}
@@ -63,7 +63,7 @@ def _measured(name: str) -> Iterator[dict[str, str]]:
     yield from csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
 
 
-def _beside(what: str, row: dict[str, str], changes: list[str], *, optimizer: bool = True) -> str:
+def _compared(what: str, row: dict[str, str], changes: list[str], *, optimizer: bool = True) -> str:
     """A row of a table: what was measured, and what the simulation says, of the step or all before its optimizer."""
     result = simulate(load_scenario("llama-3-8b", changes))
     after = 0.0 if optimizer else result.breakdown_s["optimizer"]
@@ -81,7 +81,7 @@ BF16_STATES = [
 
 @cache
 def sharded() -> str:
-    """Our own measured steps under FSDP2 beside the simulation."""
+    """Our own measured steps under FSDP2, and the simulation."""
     rows = [f"| Llama 3 8B, FSDP2, sequences of 8192 | {HEAD}"]
     for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_fsdp.csv")):
         kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
@@ -93,13 +93,13 @@ def sharded() -> str:
         changes += [f"model.num_hidden_layers={row['layers']}", f"batch.sequence_length={row['seq']}"]
         changes += [f"batch.microbatch_size={row['mbs']}", f"batch.global_batch_size={many * int(row['mbs'])}"]
         what = f"{many} {gpu.upper()}, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}"
-        rows.append(_beside(f"{what}, {row['mode']}", row, changes))
+        rows.append(_compared(f"{what}, {row['mode']}", row, changes))
     return "\n".join(rows)
 
 
 @cache
 def tensor() -> str:
-    """Our own measured forwards and backwards under tensor parallelism beside the simulation."""
+    """Our own measured forwards and backwards under tensor parallelism, and the simulation."""
     rows = [f"| Llama-shaped layers on H200, tensor parallelism | {HEAD}"]
     for row in _measured("h200_tp.csv"):
         changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
@@ -110,13 +110,13 @@ def tensor() -> str:
         what = (
             f"{row['tp']} GPUs, {row['layers']} layers as of {row['model'].upper()}, {row['mbs']} x {row['seq']} tokens"
         )
-        rows.append(_beside(what, row, changes, optimizer=False))
+        rows.append(_compared(what, row, changes, optimizer=False))
     return "\n".join(rows)
 
 
 @cache
 def steps() -> str:
-    """Our own measured steps on one GPU beside the simulation."""
+    """Our own measured steps on one GPU, and the simulation."""
     rows = [f"| Llama-shaped model on one GPU | {HEAD}"]
     for gpu, row in ((name, row) for name in ("h200", "h100") for row in _measured(f"{name}_steps.csv")):
         stack = STACKS[row["mode"]]
@@ -130,7 +130,7 @@ def steps() -> str:
         changes += BF16_STATES
         size = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens"
         what = f"{gpu.upper()}, {size}, {row['mode']}"
-        rows.append(_beside(what, row, changes))
+        rows.append(_compared(what, row, changes))
     return "\n".join(rows)
 
 

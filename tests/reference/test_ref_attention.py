@@ -27,7 +27,7 @@ V3_ROPE = {
 }
 
 
-def test_rotation_makes_products_depend_on_distance_only() -> None:
+def test_rotation_makes_dot_products_depend_on_distance_only() -> None:
     cfg, rng = tiny_gqa(), np.random.default_rng(0)
     q, k = rng.standard_normal((2, cfg.v_dim))
     cos, sin = angles(cfg, 12)

@@ -35,7 +35,7 @@ def matmul_ops(cfg: RefConfig, layer: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("part", ["F", "I", "W"])
-def test_each_product_costs_two_flops_a_mac_in_every_part(name: str, part: str) -> None:
+def test_each_gemm_costs_two_flops_a_mac_in_every_part(name: str, part: str) -> None:
     cfg = MODELS[name]
     counter = counted(cfg)
     for layer in range(cfg.num_hidden_layers):
@@ -91,7 +91,7 @@ def test_names_are_the_ones_promised() -> None:
     assert gqa == {"attn.qkv", "attn.core", "attn.o"}
 
 
-def test_bytes_of_one_product() -> None:
+def test_bytes_of_one_gemm() -> None:
     """T x k input and k x n weight in, T x n out; the weight gradient is written in FP32."""
     cfg = tiny_v3()
     k, n = cfg.hidden_size, cfg.q_lora_rank or 0

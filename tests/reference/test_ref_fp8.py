@@ -63,7 +63,7 @@ def test_not_finite_is_refused(bad: float) -> None:
 
 
 def test_accumulator_by_hand() -> None:
-    """4 bits beside 8.0: the unit is 1, so 0.9 is dropped each time; exact and promoted sums keep it."""
+    """4 bits next to 8.0: the unit is 1, so 0.9 is dropped each time; exact and promoted sums keep it."""
     a = np.array([[8.0, 0, 0, 0, 0.9, 0, 0, 0]])
     ones = np.ones((8, 1))
     assert accumulate(a, ones, bits=4, step=4) == 8.0
@@ -90,7 +90,7 @@ def test_promotion_removes_the_growth_with_k() -> None:
     assert errors[4096][1] < errors[4096][0] / 20
 
 
-def test_scaled_product_equals_the_product_of_what_the_numbers_mean() -> None:
+def test_scaled_gemm_equals_the_gemm_of_the_values() -> None:
     rng = np.random.default_rng(2)
     a = quantise(rng.standard_normal((9, 300)) * np.exp(rng.standard_normal((9, 300))), (1, 128))
     b = quantise(rng.standard_normal((300, 200)), (128, 128))

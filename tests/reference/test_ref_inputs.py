@@ -149,7 +149,7 @@ def test_one_token_batch(cfg: RefConfig) -> None:
     assert all(np.isfinite(g).all() for weights in grads.values() for g in weights.values())
 
 
-def test_grouped_product_without_rows() -> None:
+def test_grouped_gemm_without_rows() -> None:
     out = grouped(Run(cfg=tiny_v3()), "moe.down", np.zeros((0, 3)), np.ones((2, 3, 4)), np.array([0, 0]))
     assert out.shape == (0, 4)
 

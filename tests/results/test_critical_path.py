@@ -18,7 +18,7 @@ from simulator.ops import Fixed, Op
 from simulator.results.critical_path import HOST, critical_path, critical_tasks
 from simulator.results.simulate import Engine, prepare, simulate, timeline_of
 
-HOST_BOUND = ("stack.host_kernel=2e-3", "stack.host_product=2e-3")
+HOST_BOUND = ("stack.host_kernel=2e-3", "stack.host_gemm=2e-3")
 JOBS = [
     ("tiny-dualpipe", ()),
     ("tiny-zb1p", ("layout.zero=2",)),

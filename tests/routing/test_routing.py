@@ -151,7 +151,7 @@ def test_skew_cannot_exceed_the_number_of_ranks() -> None:
 
 
 def test_a_spread_of_ranks_is_one_of_experts() -> None:
-    """5 % over ranks of 4 experts: the fullest of 64 normals is 2.37 standard deviations up (Blom), skew adds a bit."""
+    """5 % over ranks of 4 experts: the largest of 64 normals is 2.37 standard deviations up (Blom), skew adds a bit."""
     assert imbalance(Routing(kind="sampled", cv=0.05 * 4**0.5), 64, 4) == pytest.approx(1.0 + 0.05 * 2.37, abs=0.004)
 
 

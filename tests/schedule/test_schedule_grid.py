@@ -19,7 +19,7 @@ def test_one_can_read_it() -> None:
     )
 
 
-def test_stages_of_one_rank_are_told_apart_by_a_letter() -> None:
+def test_stages_of_one_rank_are_distinguished_by_a_letter() -> None:
     text = grid_text(build("interleaved", pp=2, microbatches=2, vpp=2), width=100, detail="label")
     assert "rank 0  F0a F1a F0b F1b" in text
     text = grid_text(build("dualpipev", pp=2, microbatches=4), width=200)

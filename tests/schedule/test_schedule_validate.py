@@ -228,7 +228,7 @@ def test_errors_show_the_grid_with_the_place_marked(rows: tuple[str, ...], messa
     assert marked in str(caught.value)
 
 
-def test_a_circle_of_ranks_is_told_in_full() -> None:
+def test_a_circle_of_ranks_is_reported_in_full() -> None:
     with pytest.raises(ScheduleError) as caught:
         validate(schedule_of("0F0 0B0 0F1 0B1", "1F0 1F1 1B0 1B1"))
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""What software runs beside the products of a dense layer, counted by hand."""
+"""What software runs besides the GEMMs of a dense layer, counted by hand."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_routed_and_shared_experts_are_summed_before_the_residual() -> None:
 
 
 def test_eager_rotation_and_swiglu() -> None:
-    """In units of one tensor read or written: four products of halves (4), two sums (3), concatenation (2) forward; a
-    sign (1) more backward. SwiGLU backward: two products (6), SiLU (3), concatenation of two (4)."""
+    """In units of one tensor read or written: four multiplications of halves (4), two sums (3), concatenation (2)
+    forward; a sign (1) more backward. SwiGLU backward: two multiplications (6), SiLU (3), concatenation of two (4)."""
     block = dense_layer(shapes("stack=torch"))
     assert moved(block, "rope.") == (9 + 10) * T * (H + KV) * BF16
     backward = [op for segment in block.backward for op in segment.ops]
@@ -160,7 +160,7 @@ def collectives(*overrides: str) -> dict[str, ConcurrentWith]:
     return {op.name: op.concurrent_with for op in block.ops() if isinstance(op.work, Collective)}
 
 
-def test_megatron_gathers_inputs_again_beside_the_input_gradient() -> None:
+def test_megatron_gathers_inputs_again_during_the_input_gradient() -> None:
     plain = ("stack=megatron-core", "stack.tp_overlap=false")
     found = collectives(*plain)
     for name in ("attn.x.again.all_gather", "dense.x.again.all_gather", "dense.dx.reduce_scatter"):
@@ -183,12 +183,12 @@ def priced(
     [
         (4.0, 8.0, 1.0, 0.8),  # at 1.25 times its length, 4 s do 3.2 s of it
         (4.0, 8.0, 0.5, 4.0 - 4.0 / 1.125),
-        (12.0, 8.0, 1.0, 4.0),  # longer than the kernel lasts beside it: 10 s
+        (12.0, 8.0, 1.0, 4.0),  # longer than the concurrent kernel takes: 10 s
         (9.0, 8.0, 1.0, 1.8),
         (4.0, 0.0, 1.0, 4.0),
     ],
 )
-def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(
+def test_overlapped_with_a_kernel_a_whole_collective_costs_the_sms_it_holds(
     comm: float, gemm: float, held: float, shown: float
 ) -> None:
     work = Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4)
@@ -197,7 +197,7 @@ def test_beside_a_kernel_a_whole_collective_costs_the_sms_it_holds(
     assert found.durations == pytest.approx((shown,) * 4)
 
 
-def test_what_of_a_collective_hides_crosses_the_links_beside_the_kernel() -> None:
+def test_what_of_a_collective_hides_crosses_the_links_during_the_kernel() -> None:
     """Only the rest of its bytes is left to the part that shows, or the links would stretch it to its whole length."""
     four = [*SMALL, "gpus=4", "layout.tp=4", "layout.zero=0", "stack=megatron-core"]
     hidden = load_scenario("llama-3-8b", four)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from reports.verbs.show_graph import _ACTIONS
+from reports.verbs.showing.graph import _ACTIONS
 from simulator.engine.lower import Programs
 from simulator.errors import InputError
 from simulator.inputs import load_model, load_scenario

@@ -158,25 +158,25 @@ def test_the_verb_forecasts_a_job_as_one_phase():
     done = CliRunner().invoke(
         plan, ["tiny-dualpipe", "--engine", "longest-path", "--json", "--mtbf", "50000", "-q"], standalone_mode=False
     )
-    told = json.loads(done.stdout)
-    assert told["schema"] == "foretrain.campaign/1"
-    assert len(told["phases"]) == 1
-    assert 0 < told["goodput"]["expected"] < 1
+    shown = json.loads(done.stdout)
+    assert shown["schema"] == "foretrain.campaign/1"
+    assert len(shown["phases"]) == 1
+    assert 0 < shown["goodput"]["expected"] < 1
 
 
 @pytest.mark.long
-def test_the_verb_prints_parts_beside_what_was_published():
+def test_the_verb_prints_parts_next_to_what_was_published():
     done = CliRunner().invoke(plan, ["deepseek-v3", "--engine", "longest-path", "-q"], standalone_mode=False)
     assert done.exit_code == 0
     for word in ("pre-training", "context extension", "2,664,000", "goodput", "GWh", "1f1b instead of dualpipe"):
         assert word in done.stdout
     text = " ".join(done.stdout.split())
-    told = (
+    shown = (
         "Reinforcement learning is left out",
         "$2.00: the price of the job",
         "the power model of H800 SXM 80GB says",
     )
-    for word in told:
+    for word in shown:
         assert word in text
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 

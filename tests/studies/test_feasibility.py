@@ -46,7 +46,7 @@ def test_broken_rules_come_alone():
     assert found[0].severity == "error"
 
 
-def test_what_does_not_fit_is_told_with_its_largest_items_and_fixes(tight):
+def test_what_does_not_fit_is_reported_with_its_largest_items_and_fixes(tight):
     found = next(problem for problem in problems(tight) if problem.rule == "memory")
     assert found.severity == "error"
     assert "GB; largest: " in found.message
@@ -70,7 +70,7 @@ def test_where_nothing_helps_it_says_so():
     assert next(p for p in found if p.rule == "memory").suggestion == "no single change tried makes it fit"
 
 
-def test_uneven_stages_are_told(v3):
+def test_uneven_stages_are_reported(v3):
     uneven = replace(v3, job=replace(v3.job, layout=replace(v3.job.layout, stages="even")))
     found = next(p for p in problems(uneven) if p.rule == "stage balance")
     assert found.severity == "warning"
@@ -82,9 +82,9 @@ def test_uneven_stages_are_told(v3):
 def test_more_sharding_is_among_the_fixes():
     """ZeRO-1 to -3 fit ever better, and last ever longer."""
     scenario = load_scenario("deepseek-v3-pretrain", ["layout.zero=0"])
-    told = next(p for p in problems(scenario) if p.rule == "memory")
-    assert told.value == "84.93e9"
-    assert "layout.zero=1 fits" in told.suggestion
+    shown = next(p for p in problems(scenario) if p.rule == "memory")
+    assert shown.value == "84.93e9"
+    assert "layout.zero=1 fits" in shown.suggestion
     found = {fix.change: fix.candidate for fix in fixes(scenario)}
     tried = [found[f"layout.zero={zero}"] for zero in (1, 2, 3)]
     assert [c.memory for c in tried] == sorted((c.memory for c in tried), reverse=True)

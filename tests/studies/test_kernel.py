@@ -83,7 +83,7 @@ def test_groups_of_unequal_rows_take_more_tiles_than_equal_ones() -> None:
         (ROWS, "wgrad", "has no meaning for grouped_wgrad GEMMs"),
     ],
 )
-def test_rows_that_fit_no_product_are_refused(rows: str, form: str, said: str) -> None:
+def test_rows_that_fit_no_gemm_are_refused(rows: str, form: str, said: str) -> None:
     result = run(*MASKED, "--form", form, "--rows", rows)
     assert result.exit_code == 2
     assert said in result.output
@@ -96,7 +96,7 @@ def test_deepgemm_is_not_the_library_of_an_h100() -> None:
 
 
 @pytest.mark.parametrize("hardware", ["h100", "h200"])
-def test_lasting_load_is_what_was_measured_at_the_power_limit(hardware: str) -> None:
+def test_sustained_load_is_what_was_measured_at_the_power_limit(hardware: str) -> None:
     """GEMMs and attention forward of the sustained tables: 5 % off in the mean; once alone they are further off."""
     path = Path(f"hardware_profiles/calibration/tables/{hardware}_sustained.csv")
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
@@ -117,7 +117,7 @@ def test_lasting_load_is_what_was_measured_at_the_power_limit(hardware: str) -> 
     assert sum(lasting) / 22 < 0.05 < sum(once) / 22
 
 
-def test_lasting_load_by_hand() -> None:
+def test_sustained_load_by_hand() -> None:
     """H100: a GEMM would draw 945.6 W, 0.9889 of 700 W are held, the exponent is 0.5169."""
     plain = ("gemm", "--hardware", "h100", "--m", "4096", "--n", "24576", "--k", "1536")
     one = asked(*plain)
@@ -129,7 +129,7 @@ def test_lasting_load_by_hand() -> None:
     assert held["sustained_load"]["time_us"] == pytest.approx(one["sustained_load"]["time_us"] * (700 / 500) ** 0.5169)
 
 
-def test_lasting_load_starts_from_the_full_clock_where_a_class_was_measured_in_loops() -> None:
+def test_sustained_load_starts_from_the_full_clock_where_a_class_was_measured_in_loops() -> None:
     one = asked("gemm", "--hardware", "h200", "--m", "4096", "--n", "24576", "--k", "1536")
     assert one["benchmark_loop"]
     assert one["sustained_load"]["full_clock_us"] < one["time_us"] < one["sustained_load"]["time_us"]
@@ -340,7 +340,7 @@ def test_sizes_of_a_table_may_have_units() -> None:
     assert "bytes: '-1MB': must be a size" in wrong.stderr
 
 
-def test_more_tokens_never_make_an_exchange_faster() -> None:
+def test_more_tokens_never_make_an_all_to_all_faster() -> None:
     """Also where throughput kernels follow the low-latency ones, at 129 tokens."""
     for hardware in ("h800", "h100", "b200", "gb200"):
         cluster = load_hardware(hardware)

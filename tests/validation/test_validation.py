@@ -82,7 +82,7 @@ def test_sizes_follow_exactly(light: list[tuple[Figure, float | None, str]]) -> 
 
 
 ODD = "C.hybridep.GB200.r36.sm16.dispatch_fp8"
-"""Published as slower than the same exchange in BF16, of twice the bytes."""
+"""Published as slower than the same all-to-all in BF16, of twice the bytes."""
 
 
 def test_kernels_and_links_are_met(light: list[tuple[Figure, float | None, str]]) -> None:
@@ -105,7 +105,7 @@ def test_no_kernel_is_left_out_by_a_mistake(light: list[tuple[Figure, float | No
     assert sum(predicted is None for figure, predicted, _ in light if figure.section == "C") < 30
 
 
-def test_fits_and_comparisons_are_told_apart(light: list[tuple[Figure, float | None, str]]) -> None:
+def test_fits_and_comparisons_are_distinguished(light: list[tuple[Figure, float | None, str]]) -> None:
     uses = {figure.id: use for figure, _, use in light}
     assert uses["C.deepep.v1.normal.r0224.ep16.dispatch"] == "calibration"
     assert uses["C.deepep.v1.normal.r0224.ep16.combine"] == "comparison"

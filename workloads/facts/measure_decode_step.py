@@ -4,8 +4,8 @@
     python -m torch.distributed.run --nproc-per-node N workloads/facts/measure_decode_step.py OUT.csv
 
 Nothing is calibrated with these. Plain PyTorch, BF16 weights and KV cache (contiguous, of exactly the length needed):
-embedding; per layer norm, one product for q, k and v, rotary embedding, the new keys and values written to the cache,
-SDPA over it with grouped heads, output product, norm, SwiGLU or experts (softmax router in FP32, top-k, stable
+embedding; per layer norm, one GEMM for q, k and v, rotary embedding, the new keys and values written to the cache,
+SDPA over it with grouped heads, output GEMM, norm, SwiGLU or experts (softmax router in FP32, top-k, stable
 argsort, `torch._grouped_mm`, weighted sum by index_add); norm, head of the last token of each sequence, argmax.
 Models are cut to `layers` of `whole_layers`, the head stays whole. In prefill a bias on the router's logits spreads
 tokens over all experts at random (`active_experts`: those with a row, mean of the layers). With N processes tensor
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from step_runner import (  # type: ignore[import-not-found]  # a script beside it
+from step_runner import (  # type: ignore[import-not-found]  # a script next to it
     DEVICE,
     SPLIT,
     Row,
@@ -129,7 +129,7 @@ class Layer:
         return self.rope(q, cos, sin), self.rope(k, cos, sin), v
 
     def out(self, y: torch.Tensor) -> torch.Tensor:
-        """The output product."""
+        """The output GEMM."""
         return F.linear(y.transpose(1, 2).flatten(2), self.o)
 
     def dense(self, y: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class Layer:
         return F.linear(F.silu(gate) * up, self.down)
 
     def routed(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Weights of the chosen experts, the order of rows by expert, rows of each expert."""
+        """Weights of the chosen experts, the order of rows by expert, tokens per expert."""
         logits = F.linear(y, self.router).float()
         probabilities = F.softmax(logits if self.bias is None else logits + self.bias, dim=-1)
         weights, chosen = torch.topk(probabilities, self.c.topk, dim=-1)
@@ -323,7 +323,7 @@ def measure(name: str, phase: str, mode: str, attention: str, batch: int, contex
     out: Row = {"gpu": gpu(), "gpus": program.tp, "tp": program.tp, "model": name, **vars(c), "phase": phase}
     out |= {"mode": mode, "attention": attention, "batch": batch, "context": context, "tokens": tokens}
     out |= {"step_ms": round(free * 1e3, 4), "waited_ms": round(waited * 1e3, 4)}
-    out |= {"tokens_per_s": round(batch * tokens / free), **sensors.told(), **program.bytes_of(), **peaks()}
+    out |= {"tokens_per_s": round(batch * tokens / free), **sensors.readings(), **program.bytes_of(), **peaks()}
     return out | kernels(step) | {"active_experts": active}
 
 

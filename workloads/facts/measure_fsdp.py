@@ -4,7 +4,7 @@
 
 Nothing is calibrated with these. What TorchTitan does, in small (arXiv 2410.06511): one `fully_shard` per layer, FP32
 parameters gathered in BF16, gradients reduced in FP32, fused AdamW, SDPA; without recomputation, with all of a layer
-recomputed (`full`), or with the attention core and every second matrix product kept (`op`); eager, or each layer
+recomputed (`full`), or with the attention core and every second GEMM kept (`op`); eager, or each layer
 through torch.compile. `step_ms` is the mean of the last steps after warm-up, `power_w` and `sm_mhz` what the driver
 says of the first GPU meanwhile.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from measuring import record, rounds  # type: ignore[import-not-found]  # a script beside it
+from measuring import record, rounds  # type: ignore[import-not-found]  # a script next to it
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
 
 def every_second() -> Any:
-    """Contexts of TorchTitan's `op` policy: the outputs of SAVED are kept, of every second matrix product not."""
+    """Contexts of TorchTitan's `op` policy: the outputs of SAVED are kept, of every second GEMM not."""
     count: dict[str, int] = defaultdict(int)
 
     def policy(ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
@@ -168,19 +168,19 @@ def measure(layers: int, mbs: int, recompute: str, backend: str, mode: str) -> d
     for _ in range(4):
         step()
     many = rounds(step, SECONDS)
-    times, told = [], ("", "")
+    times, read = [], ("", "")
     for at in range(many):
         a = time.perf_counter()
         step()
         if at == many - 2 and dist.get_rank() == 0:
-            told = driver()
+            read = driver()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - a)
     mean = sum(times[len(times) // 2 :]) / len(times[len(times) // 2 :])
     out = {"gpu": torch.cuda.get_device_name(), "gpus": dist.get_world_size(), "mode": mode, "recompute": recompute}
     out |= {"attention": backend, "layers": layers, "seq": SEQ, "mbs": mbs, "step_ms": round(mean * 1e3, 2)}
     out |= {"tokens_per_s_per_gpu": round(SEQ * mbs / mean)}
-    out |= {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "power_w": told[0], "sm_mhz": told[1]}
+    out |= {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "power_w": read[0], "sm_mhz": read[1]}
     return out
 
 

@@ -9,14 +9,14 @@ stable argsort and index_select, `torch._grouped_mm`, SwiGLU, weighted sum by in
 inverse order and a sum over top-k (`variant` gather); loss in FP32; gradients start from None in each step. eager, or
 each layer and the head through torch.compile.
 
-With one process there is no exchange (ep = 1). With N, ep = N: tokens are exchanged by all_to_all_single both ways,
+With one process there is no all-to-all (ep = 1). With N, ep = N: tokens are sent by all_to_all_single both ways,
 splits read back to the host in every layer; the other parameters are replicated and their gradients all-reduced in one
-call after the last microbatch. Compiled, only the parts between the exchanges are.
+call after the last microbatch. Compiled, only the parts between the all-to-alls are.
 
 `load` balanced, skewed or crowded: a bias on the router's logits chooses the experts; popularity falls with the rank to
-the power of -0.4, ranks shuffled (skewed) or in order, so that the first GPU gets most (crowded). `imbalance`: rows of
-the fullest expert over the mean; `rank_imbalance`: of the fullest GPU. `step_ms`: median of the last half of the steps,
-each waited for; `*_ms`, `launches`: kernels of one step as the profiler sees them; `peak_gb` of every rank.
+the power of -0.4, ranks shuffled (skewed) or in order, so that the first GPU gets most (crowded). `imbalance`: tokens
+of the most loaded expert over the mean; `rank_imbalance`: of the most loaded GPU. `step_ms`: median of the last half of
+the steps, each waited for; `*_ms`, `launches`: kernels of one step as the profiler sees them; `peak_gb` of every rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from step_runner import (  # type: ignore[import-not-found]  # a script beside it
+from step_runner import (  # type: ignore[import-not-found]  # a script next to it
     DEVICE,
     SPLIT,
     Row,
@@ -97,31 +97,31 @@ def rows_of(chosen: torch.Tensor, experts: int) -> torch.Tensor:
     return torch.bincount(chosen, minlength=experts)
 
 
-def exchanged(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
+def all_to_all(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
     """Rows to and from all ranks."""
     out = rows.new_empty((sum(received), *rows.shape[1:]))
     dist.all_to_all_single(out, rows.contiguous(), received, sent)
     return out
 
 
-class Exchange(torch.autograd.Function):  # type: ignore[misc,unused-ignore]
+class AllToAll(torch.autograd.Function):  # type: ignore[misc,unused-ignore]
     """All-to-all whose gradient goes the other way."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
         """Rows of this rank's experts."""
         ctx.splits = sent, received
-        return exchanged(rows, sent, received)
+        return all_to_all(rows, sent, received)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Back to where they came from."""
         sent, received = ctx.splits
-        return exchanged(gradient, received, sent), None, None
+        return all_to_all(gradient, received, sent), None, None
 
 
 class Experts(nn.Module):  # type: ignore[misc,unused-ignore]
-    """The experts of one rank: two grouped products with SwiGLU between them."""
+    """The experts of one rank: two grouped GEMMs with SwiGLU between them."""
 
     def __init__(self, c: Shape, ranks: int) -> None:
         super().__init__()
@@ -178,13 +178,13 @@ class Moe(nn.Module):  # type: ignore[misc,unused-ignore]
         dist.all_to_all_single(theirs, counts)
         by_rank = torch.stack((counts.view(self.ranks, -1).sum(1), theirs.view(self.ranks, -1).sum(1)))
         sent, received = by_rank.tolist()  # the host waits here
-        got = Exchange.apply(rows, sent, received)
+        got = AllToAll.apply(rows, sent, received)
         local = theirs.numel() // self.ranks
         ids = torch.arange(local, device=rows.device).repeat(self.ranks)
         order = torch.argsort(ids.repeat_interleave(theirs, output_size=sum(received)), stable=True)
         ends = theirs.view(self.ranks, -1).sum(0).cumsum(0).to(torch.int32)
         done = self.experts(got.index_select(0, order), ends)
-        return Exchange.apply(done.index_select(0, torch.argsort(order)), received, sent)
+        return AllToAll.apply(done.index_select(0, torch.argsort(order)), received, sent)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """(tokens, hidden) to the same."""
@@ -228,7 +228,7 @@ class Layer(nn.Module):  # type: ignore[misc,unused-ignore]
         return x + self.moe(y.flatten(0, 1), bias).view_as(x)
 
     def compiled(self) -> None:
-        """Compile the layer, or with an exchange what lies before, between and after."""
+        """Compile the layer, or with an all-to-all what lies before, between and after."""
         if self.moe.ranks == 1:
             self.compile(dynamic=False)
             return
@@ -291,7 +291,7 @@ def replicated_gradients(model: Model) -> None:
 
 
 def rank_imbalance(rows: torch.Tensor, ranks: int) -> float:
-    """Rows that the fullest rank gets over the mean."""
+    """Routed tokens of the most loaded rank over the mean."""
     if ranks == 1:
         return 1.0
     whole = rows.to(DEVICE)
@@ -331,7 +331,7 @@ def measure(name: str, mode: str, variant: str, seq: int, mbs: int, microbatches
     out |= {"imbalance": round(float(rows.max()) / float(rows.double().mean()), 3), "step_ms": round(middle * 1e3, 3)}
     out |= {"step_ms_min": round(min(times) * 1e3, 3), "tokens_per_s_per_gpu": round(seq * mbs * microbatches / middle)}
     out["rank_imbalance"] = round(rank_imbalance(rows, ranks), 3)
-    return out | {"steps": len(times)} | sensors.told() | peaks() | kernels(step)
+    return out | {"steps": len(times)} | sensors.readings() | peaks() | kernels(step)
 
 
 COLUMNS = [
@@ -383,7 +383,7 @@ PLAN = (
     ("v3-slice", "eager", "gather", 4096, 2, 1, "skewed"),
     ("v2-lite", "eager", "index_add", 1024, 1, 2, "balanced"),
 )
-EXCHANGED = (
+DISTRIBUTED = (
     ("qwen3-30b", "eager", "index_add", 4096, 2, 2, "balanced"),
     ("qwen3-30b", "compile", "index_add", 4096, 2, 2, "balanced"),
     ("mixtral", "eager", "index_add", 4096, 2, 1, "balanced"),
@@ -406,4 +406,4 @@ EXCHANGED = (
 
 if __name__ == "__main__":
     ARGS = arguments(__doc__ or "")
-    record(PLAN if os.environ.get("WORLD_SIZE", "1") == "1" else EXCHANGED, measure, COLUMNS, ARGS)
+    record(PLAN if os.environ.get("WORLD_SIZE", "1") == "1" else DISTRIBUTED, measure, COLUMNS, ARGS)

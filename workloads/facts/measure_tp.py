@@ -3,7 +3,7 @@
     python -m torch.distributed.run --nproc-per-node N workloads/facts/measure_tp.py OUT.csv
 
 Nothing is calibrated with these. Tensor parallelism with sequence parallelism as in Megatron (arXiv 2205.05198): the
-sequence is gathered before each column-parallel product and reduce-scattered after each row-parallel one, on the
+sequence is gathered before each column-parallel GEMM and reduce-scattered after each row-parallel one, on the
 compute stream, nothing overlapped; every layer through torch.compile between its collectives; cuDNN attention, BF16.
 `step_ms` is forward and backward without an optimizer, `nccl_ms` the time of the collectives' kernels in it, waits for
 the other rank included, `gpu_ms` that of all kernels of the compute stream.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from measuring import record, rounds  # type: ignore[import-not-found]  # a script beside it
+from measuring import record, rounds  # type: ignore[import-not-found]  # a script next to it
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 

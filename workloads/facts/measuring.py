@@ -16,7 +16,7 @@ import torch.distributed as dist
 def record(plan: Sequence[tuple[Any, ...]], measure: Callable[..., dict[str, Any]]) -> None:
     """Measure every configuration of `plan` on all ranks; the first rank writes the rows to the file the command names.
 
-    A configuration that fails is told and left out. The table is written anew after each, so that none is lost.
+    A configuration that fails is reported and left out. The table is written anew after each, so that none is lost.
     """
     dist.init_process_group("nccl")
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

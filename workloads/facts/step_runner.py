@@ -123,7 +123,7 @@ def gathered(value: float) -> list[float]:
 
 
 def record(plan: Sequence[Any], measure: Measure, columns: Sequence[str], args: argparse.Namespace) -> None:
-    """Measure every row of the plan on all ranks; one that fails is told and left out."""
+    """Measure every row of the plan on all ranks; one that fails is reported and left out."""
     rank, _ = begin()
     table = Table(args.out, columns) if rank == 0 else None
     last = time.time() + args.budget
@@ -205,7 +205,7 @@ class Sensors:
         if self.thread.is_alive():
             self.thread.join(5)
 
-    def told(self) -> Row:
+    def readings(self) -> Row:
         """Medians of the last half."""
         late = self.seen[len(self.seen) // 2 :]
         if not late:

@@ -1,7 +1,7 @@
 """Softmax attention between given queries, keys and values, the way FlashAttention does it (arXiv 2205.14135).
 
-Only q, k, v, the output and one log-sum-exp per query are kept; backward computes the weights again, so it makes five
-matrix products where forward makes two. FLOPs are those of the full square: nothing is skipped above the diagonal.
+Only q, k, v, the output and one log-sum-exp per query are kept; backward computes the weights again, so it has five
+GEMMs where forward has two. FLOPs are those of the full square: nothing is skipped above the diagonal.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """What the model did: FLOPs, bytes moved and bytes kept, per layer, operation and part, counted while it runs.
 
-A `Run` travels through every function. It names the layer, the arithmetic, and the counter that is told of each
-operation; there is no global. Parts: F forward, I input gradient, W weight gradient, R recomputation in backward.
-Counts follow the arrays that were really used; only the width of an element is declared (`Widths`), because NumPy
-computes in float64 what a GPU holds in BF16.
+A `Run` travels through every function. It names the layer, the arithmetic, and the counter that records each operation;
+there is no global. Parts: F forward, I input gradient, W weight gradient, R recomputation in backward. Counts follow
+the arrays that were really used; only the width of an element is declared (`Widths`), because NumPy computes in float64
+what a GPU holds in BF16.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Widths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """One operation's work: FLOPs (1 MAC = 2 FLOP, matrix products only), bytes read, written, kept [B]."""
+    """One operation's work: FLOPs (1 MAC = 2 FLOP, GEMMs only), bytes read, written, kept [B]."""
 
     flops: int = 0
     read: float = 0.0
@@ -119,7 +119,7 @@ class Run:
     def count(
         self, op: str, part: str, *, read: Mapping[str, Array], written: Mapping[str, Array], flops: int = 0
     ) -> None:
-        """Tell the counter of one executed operation."""
+        """Record one executed operation."""
         if self.counter is not None:
             name = self.part if part == "F" else part  # a forward function run again in backward is part R
             self.counter.add(
@@ -128,7 +128,7 @@ class Run:
             )
 
     def keep(self, saved: Saved) -> None:
-        """Tell the counter what is held for backward: exactly the arrays of `saved`."""
+        """Record what is held for backward: exactly the arrays of `saved`."""
         if self.counter is None:
             return
         for key, array in saved.items():

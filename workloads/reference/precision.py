@@ -1,4 +1,4 @@
-"""How matrix products are computed: exactly, in BF16, or in FP8 as DeepSeek-V3 trains (section 3.3)."""
+"""How GEMMs are computed: exactly, in BF16, or in FP8 as DeepSeek-V3 trains (section 3.3)."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

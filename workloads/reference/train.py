@@ -63,7 +63,7 @@ def batches(cfg: RefConfig, s: TrainSettings, *, stream: int) -> Iterator[Array]
 
 
 def train(cfg: RefConfig, precision: Precision, s: TrainSettings) -> Trained:
-    """Train from scratch in float32 master weights with products in `precision`."""
+    """Train from scratch in float32 master weights with GEMMs in `precision`."""
     run, params = Run(cfg=cfg, precision=precision), init_params(cfg, s.seed, np.float32)
     moments: tuple[Params, Params] = ({}, {})
     losses = []

@@ -17,7 +17,7 @@ import torch
 
 PTX = b".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry none()\n{\nret;\n}\n\0"
 SHARED = 200 << 10
-"""Bytes of shared memory of a CTA: none other fits beside it."""
+"""Bytes of shared memory of a CTA: no other fits on the same SM."""
 CLUSTER_DIMENSION, MAX_DYNAMIC_SHARED = 4, 8
 """CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES (cuda.h)."""
 

@@ -249,7 +249,7 @@ def kernel_of(call: Call) -> str:
     return next((name for name in names if "nccl" in name.lower()), names[0] if names else "")[:100]
 
 
-def told(op: str, size: int, log: Path) -> Row:
+def from_log(op: str, size: int, log: Path) -> Row:
     """What NCCL says of one operation."""
     call = operation(op, size)
     call()
@@ -274,7 +274,7 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 
 def log_path() -> Path:
-    """Where NCCL writes, told to it before it starts."""
+    """Where NCCL writes its log; set before it starts."""
     path = Path(tempfile.gettempdir()) / f"nccl_{os.getpid()}.log"
     os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "TUNING,COLL", "NCCL_DEBUG_FILE": str(path)}
     return path
@@ -284,7 +284,7 @@ def attempt(op: str, other: str, size: int, groups: tuple[Any, Any], log: Path |
     """A row, or None where it fails on any rank."""
     row: Row | None = None
     try:
-        row = told(op, size, log) if log else timed(op, other, size, groups)
+        row = from_log(op, size, log) if log else timed(op, other, size, groups)
     except Exception as error:
         print("failed", op, other, size, type(error).__name__, str(error)[:300], flush=True)
     return None if most(float(row is None)) > 0 else row

@@ -3,9 +3,9 @@
     python -m hardware_profiles.calibration.measuring.measure_deepgemm OUT.csv [dense,contiguous,masked,wgrad] [seed]
 
 As `measure_rested.py`, for the kernels of deepseek-ai/DeepGEMM (Python package `deep_gemm`): dense, grouped with
-contiguous rows, grouped with masked rows, and weight gradients with FP32 accumulation.
-Seed 1 measures the shapes of InferSim's H800 table, too, with the rows that each group had there. `expected` is what a
-masked product was told to expect of a group; the library picks its tile by that, and the name of the kernel tells it.
+contiguous rows, grouped with masked rows, and weight gradients with FP32 accumulation. Seed 1 measures the shapes of
+InferSim's H800 table, too, with the rows that each group had there. `expected` is the `expected_m` passed to a masked
+GEMM; the library picks its tile by it, which the kernel's name shows.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ COLUMNS = [
     *("us", "us_min", "launches", "kernel"),
 ]
 ALIGN = 128
-"""Rows that each group of a contiguous product is padded to, and rows or columns of a scale of the weight."""
+"""Rows that each group of a contiguous GEMM is padded to, and rows or columns of a scale of the weight."""
 HIDDEN = (2048, 3072, 4096, 5120, 6144, 7168, 8192)
 TOKENS = (16, 32, 64, 128, 192, 256, 512, 768, 1024, 2048, 4096, 8192, 16384)
 
 
 def aligned(scales: torch.Tensor) -> torch.Tensor:
-    """Scales as the kernels read them: laid out beforehand, so that only the product runs."""
+    """Scales as the kernels read them: laid out beforehand, so that only the GEMM runs."""
     out: torch.Tensor = deep_gemm.get_mn_major_tma_aligned_tensor(scales)
     return out
 
@@ -54,13 +54,13 @@ def blocks(n: int) -> int:
 
 
 def infersim_works(form: str) -> list[Gemm]:
-    """Products of InferSim's H800 table."""
+    """GEMMs of InferSim's H800 table."""
     works = [sample.work[0] for sample in infersim() if sample.hardware == "h800"]
     return [work for work in works if isinstance(work, Gemm) and work.form == form]
 
 
 def expert(rng: random.Random) -> tuple[int, int]:
-    """(n, k) of one of an expert's two products."""
+    """(n, k) of one of an expert's two GEMMs."""
     hidden, inner = rng.choice(HIDDEN[:-1]), 256 * rng.randint(2, 16)
     return rng.choice(((2 * inner, hidden), (hidden, inner)))
 

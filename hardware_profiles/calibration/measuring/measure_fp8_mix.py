@@ -1,15 +1,15 @@
-"""Measure FP8 and BF16 products under lasting load, alone and between a layer's memory-bound kernels; and the casts.
+"""Measure FP8 and BF16 GEMMs under sustained load, alone and between a layer's memory-bound kernels; and the casts.
 
     python -m hardware_profiles.calibration.measuring.measure_fp8_mix OUT.csv \
         [--budget SECONDS] [--only casts,alone,mix,layer]
 
-Lasting load (sections alone, mix, layer): a round of calls is repeated for some seconds on random data; `round_us`,
+Sustained load (sections alone, mix, layer): a round of calls is repeated for some seconds on random data; `round_us`,
 `gemm_us`, `memory_us` are means of the last half, the parts' times from events between them; `gemm_us_burst` the
-product after 0.3 s of rest, `power_w` NVML's reading late in the run (`power_w_energy`: of the energy counter, which
-moves in steps: off by several percent), `sm_mhz` the mean clock over the last half. mix: one product, then `calls` of
-the memory-bound kernel `memory`, so many that these take about `share` of the time. layer: all products of a Llama 3
+GEMM after 0.3 s of rest, `power_w` NVML's reading late in the run (`power_w_energy`: of the energy counter, which
+moves in steps: off by several percent), `sm_mhz` the mean clock over the last half. mix: one GEMM, then `calls` of
+the memory-bound kernel `memory`, so many that these take about `share` of the time. layer: all GEMMs of a Llama 3
 8B layer on 8192 tokens, forward, input and weight gradient, with norms, SwiGLU and their backward, and for FP8 the
-casts of every operand, transposed where a product needs that (current scaling; per row: scales along each product's
+casts of every operand, transposed where a GEMM needs that (current scaling; per row: scales along each GEMM's
 inner dimension); `flops` of a round. `memory_us` is the time of all `calls`. precision: bf16 (torch.mm), fp8_tensor
 and fp8_row (torch._scaled_mm, E4M3, fast accumulation), fp8_tensor_split (without).
 
@@ -182,7 +182,7 @@ class Sensors:
         self.done.set()
         self.thread.join(5)
 
-    def told(self) -> Row:
+    def readings(self) -> Row:
         """Of the last half."""
         late = self.seen[len(self.seen) // 2 :]
         if len(late) < 3:
@@ -244,11 +244,11 @@ def lasting(parts: Parts, seconds: float) -> Row:
     late = found[len(found) // 2 :]
     mean = {kind: statistics.mean(f[kind] for f in late) for kind in late[0]}
     out: Row = {f"{kind}_us": round(value, 2) for kind, value in mean.items()}
-    return out | {"gemm_us_burst": round(burst.get("gemm", 0.0), 2), "seconds": seconds} | sensors.told()
+    return out | {"gemm_us_burst": round(burst.get("gemm", 0.0), 2), "seconds": seconds} | sensors.readings()
 
 
-def product(precision: str, m: int, n: int, k: int) -> Call:
-    """A product of random operands."""
+def multiplication(precision: str, m: int, n: int, k: int) -> Call:
+    """A GEMM of random operands."""
     a, w = bf16(m, k), bf16(n, k)
     if precision == "bf16":
         return lambda: torch.mm(a, w.t())
@@ -291,12 +291,12 @@ def keep(table: Table, labels: Row, parts: Parts, flops: float, seconds: float =
 
 
 def alone(table: Table, every: int) -> None:
-    """Products and memory-bound kernels by themselves."""
+    """GEMMs and memory-bound kernels by themselves."""
     plan = [(precision, *shape) for shape in ALONE for precision in (*PRECISIONS, "fp8_tensor_split")]
     plan += [(precision, *MIXED) for precision in PRECISIONS]
     for precision, m, n, k in plan[::every]:
         labels: Row = {"op": "alone", "precision": precision, "m": m, "n": n, "k": k}
-        keep(table, labels, [("gemm", product(precision, m, n, k))], 2.0 * m * n * k)
+        keep(table, labels, [("gemm", multiplication(precision, m, n, k))], 2.0 * m * n * k)
     for name, call in list(memory_kernels().items())[::every]:
         keep(table, {"op": "alone", "memory": name, "calls": 20, "share": 1}, [("memory", call)] * 20, 0.0)
 
@@ -314,11 +314,11 @@ def time_of(call: Call) -> float:
 
 
 def mix(table: Table, every: int) -> None:
-    """One product and some memory-bound kernels in turn."""
+    """One GEMM and some memory-bound kernels in turn."""
     kernels = memory_kernels()
     plan = [(p, name, share) for share in SHARES for p in PRECISIONS for name in ("norm", "swiglu", "cast_row")]
     m, n, k = MIXED
-    calls = {p: product(p, m, n, k) for p in PRECISIONS}
+    calls = {p: multiplication(p, m, n, k) for p in PRECISIONS}
     for precision, name, share in plan[::every]:
         gemm_us, memory_us = time_of(calls[precision]), time_of(kernels[name])
         many = max(1, round(share / (1.0 - share) * gemm_us / memory_us))
@@ -363,7 +363,7 @@ def linear(precision: str, n: int, k: int, casts: dict[str, Callable[..., Any]])
 
 
 def layer(table: Table, every: int) -> None:
-    """A whole layer's products between its memory-bound kernels."""
+    """A whole layer's GEMMs between its memory-bound kernels."""
     x, w, wide = bf16(TOKENS, 4096), bf16(4096), bf16(TOKENS, 28672)
     norms: Parts = [
         ("memory", partial(compiled(norm), x, w)),

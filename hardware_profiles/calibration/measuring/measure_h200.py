@@ -2,10 +2,10 @@
 
     python -m hardware_profiles.calibration.measuring.measure_h200 OUT.csv [seconds]
 
-Needs only PyTorch with CUDA (and Triton for the kernels beside memory traffic). Every measurement stands alone: one
-that fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel, L2 flushed
-before each (`mode` = cold), or the mean of a back-to-back run (`mode` = hot); the row `empty` is the cost of the events
-themselves. Columns: see `tables/README.md`.
+Needs only PyTorch with CUDA (and Triton for the kernels concurrent with memory traffic). Every measurement stands
+alone: one that fails is reported on stderr and left out. Times are medians of CUDA-event intervals around one kernel,
+L2 flushed before each (`mode` = cold), or the mean of a back-to-back run (`mode` = hot); the row `empty` is the cost of
+the events themselves. Columns: see `tables/README.md`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
 One launch at a time on a rested GPU with L2 flushed (`kernel_spans.py`); of several kernels in a call `us` is the span,
 `busy_us` the sum. `op` and `impl` name the PyTorch call; `tokens` x `topk` rows go to `experts`; `load` balanced,
 random or skewed (popularity falls with the rank to the power of -0.4), `rows` of every expert where they matter,
-`imbalance` the fullest over the mean. `bytes`: the least that must move. m, n, k of products as in `Gemm` (`grouped`: m
-is the sum of rows; `grouped_wgrad`: k is). `host_us`: for what the host waits for, its time with an idle GPU.
+`imbalance` the most loaded expert over the mean. `bytes`: the least that must move. m, n, k of GEMMs as in `Gemm`
+(`grouped`: m is the sum of rows; `grouped_wgrad`: k is). `host_us`: for what the host waits for, its time with an idle
+GPU.
 
 Sections: route (router, softmax, top-k and their backward), sort (argsort, counts, cumsum), permute (rows into the
 order of experts and back, both ways), activation (SwiGLU), grouped (forward, input gradient, weight gradient), host
@@ -75,7 +76,7 @@ def chosen_experts(load: str, c: Size) -> torch.Tensor:
 
 
 def rows_of(load: str, c: Size) -> list[int]:
-    """Rows of every expert."""
+    """Tokens per expert."""
     return [int(n) for n in torch.bincount(chosen_experts(load, c).flatten(), minlength=c.experts).tolist()]
 
 
@@ -273,7 +274,7 @@ def activation_cases(c: Size) -> list[Case]:
 
 
 def grouped_cases(c: Size) -> list[Case]:
-    """The grouped products and their gradients."""
+    """The grouped GEMMs and their gradients."""
     out = []
     for load in LOADS:
         rows = rows_of(load, c)

@@ -1,4 +1,4 @@
-"""Measure kernels and collectives beside each other on the GPUs of one node, with PyTorch and NCCL alone.
+"""Measure concurrent kernels and collectives on the GPUs of one node, with PyTorch and NCCL alone.
 
     torchrun --nproc-per-node 2 hardware_profiles/calibration/measuring/measure_overlap.py OUT.csv
 
@@ -58,7 +58,7 @@ def alone(stream: torch.cuda.Stream, call: Callable[[], object]) -> float:
     return agreed(float(a.elapsed_time(b)) / count * 1e3)
 
 
-def beside(
+def concurrently(
     one: tuple[torch.cuda.Stream, Callable[[], object], float],
     other: tuple[torch.cuda.Stream, Callable[[], object], float],
 ) -> float:
@@ -114,17 +114,17 @@ def main() -> None:
     compute, comm = torch.cuda.Stream(), torch.cuda.Stream(priority=-1)
     rows: list[Row] = []
     for op, m, n, k in (*(("gemm", *shape) for shape in SHAPES), *OTHERS):
-        product = kernel(op, m, n, k)
-        us = alone(compute, product)
+        gemm = kernel(op, m, n, k)
+        us = alone(compute, gemm)
         for kind in ("all_gather", "reduce_scatter", "all_reduce"):
             for size in MEGABYTES if (m, n, k) == SHAPES[1] or op != "gemm" else MEGABYTES[1:2]:
                 call = collective(kind, size << 20, world)
                 dist.barrier()
                 comm_us = alone(comm, call)
                 dist.barrier()
-                slow = beside((compute, product, us), (comm, call, comm_us))
+                slow = concurrently((compute, gemm, us), (comm, call, comm_us))
                 dist.barrier()
-                comm_slow = beside((comm, call, comm_us), (compute, product, us))
+                comm_slow = concurrently((comm, call, comm_us), (compute, gemm, us))
                 shape = {"gpus": world, "op": op, "m": m, "n": n, "k": k, "collective": kind, "bytes": size << 20}
                 times = {"us_alone": us, "us_concurrent": slow}
                 times |= {"comm_us_alone": comm_us, "comm_us_concurrent": comm_slow}

@@ -10,7 +10,7 @@ kernels taken back to back hold a mixture. Here every launch is preceded by idli
 flush and a short spin that hides the launch, and is timed by the profiler (CUPTI), like the kernels of a training
 trace. What the power limit does is measured apart (`measure_sustained.py`). Data are normal random numbers: zeros draw
 less power. `us` is the median span over the launches from the first kernel's start to the last one's end, `kernel`
-the longest kernel's name (cuBLAS's tells its tile), `launches` how many kernels one call takes.
+the longest kernel's name (cuBLAS's contains its tile), `launches` how many kernels one call takes.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def dense(layout: str, m: int, n: int, k: int) -> Call:
 
 
 def scaled(kind: str, m: int, n: int, k: int) -> Call:
-    """FP8 product with scales per tensor, per row, per 1x128 by 128x128 block, or 1x128 on both sides."""
+    """FP8 GEMM with scales per tensor, per row, per 1x128 by 128x128 block, or 1x128 on both sides."""
     a, b = fp8(m, k), fp8(n, k)
     padded = -(-(k // 128) // 4) * 4
     scales = {
@@ -153,7 +153,7 @@ def gemm() -> Iterator[Case]:
 
 
 def group_rows(groups: int, total: int, skew: float) -> list[int]:
-    """Rows of each group, multiples of 16, spread by `skew` (standard deviation over mean)."""
+    """Tokens per group, multiples of 16, spread by `skew` (standard deviation over mean)."""
     rng = random.Random(groups * total)
     raw = [max(0.05, rng.gauss(1.0, skew)) for _ in range(groups)]
     rows = [max(16, int(total * r / sum(raw)) // 16 * 16) for r in raw]
@@ -185,7 +185,7 @@ GROUPED = [(4, 32768, 4096, 7168), (4, 32768, 7168, 2048), (8, 32768, 4096, 7168
 
 
 def grouped_shapes(count: int, seed: int) -> list[tuple[int, int, int, int]]:
-    """(groups, rows of all, n, k) of the two products of an expert, half of them down."""
+    """(groups, rows of all, n, k) of the two GEMMs of an expert, half of them down."""
     rng = random.Random(seed)
     out: list[tuple[int, int, int, int]] = []
     while len(out) < count:
@@ -350,8 +350,9 @@ def backward_of(fn: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Call:
 
 
 def compiled() -> Iterator[Case]:
-    """What torch.compile makes of training's norms and activations beside those of `rowwise`: the residual added, and
-    backward passes. Bytes are what any such kernels must move: the gradient of a norm's weight comes on top."""
+    """What torch.compile makes of training's norms and activations, in addition to those of `rowwise`: the residual
+    added, and backward passes. Bytes are what any such kernels must move: the gradient of a norm's weight comes on
+    top."""
     torch._dynamo.config.recompile_limit = 64
     for rows, cols in ROWS:
         size, n = {"m": rows, "n": cols}, rows * cols

@@ -1,14 +1,15 @@
-"""Measure matrix products as decoding runs them: few rows, all weights read once; BF16 and FP8, dense and grouped.
+"""Measure the GEMMs of decoding: few rows, all weights read once; BF16 and FP8, dense and grouped.
 
     python -m hardware_profiles.calibration.measuring.measure_small_gemm OUT.csv \
         [--budget SECONDS] [--only gemm,grouped,bmm]
 
 Output m x n, weights n x k. (n, k) are those of Llama 3 8B and 70B (whole and as tensor parallelism of 8 and 4 cuts
 them), DeepSeek-V3's projections and experts, Qwen3 30B. `us` and `kernel`: one launch on a rested GPU with L2 flushed
-(`kernel_spans.py`). `us_graph`: mean of a chain of such products in a CUDA graph whose weights rotate through more than
-L2 holds, as a decode step runs them: with the gap to the next kernel, operands of few rows still in L2. FP8 with fast
-accumulation, scales per tensor or per row and column. Grouped: `rows` of each expert are drawn with its experts chosen
-at random without repetition (`tokens` x `topk`), m is their sum. `bmm`: MLA's absorbed products of 128 heads, `groups`.
+(`kernel_spans.py`). `us_graph`: mean of a chain of such GEMMs in a CUDA graph whose weights rotate through more than L2
+holds, as a decode step runs them: with the gap to the next kernel, operands of few rows still in L2. FP8 with fast
+accumulation, scales per tensor or per row and column. Grouped: `rows` are the tokens per expert when every token
+chooses experts at random without repetition (`tokens` x `topk`), m is their sum. `bmm`: MLA's absorbed GEMMs of 128
+heads, `groups`.
 
 A random half of the (n, k) is marked `held_out` = 1, with all of their m: to be compared with, not fitted.
 """
@@ -60,8 +61,8 @@ HELD_OUT_EXPERTS = set(SPARE.sample(EXPERTS, len(EXPERTS) // 2))
 SIZE = {"bf16": 2, "fp8_tensor": 1, "fp8_row": 1}
 
 
-def product(precision: str, a: torch.Tensor, w: torch.Tensor) -> Call:
-    """The product of a with the transpose of w."""
+def multiplication(precision: str, a: torch.Tensor, w: torch.Tensor) -> Call:
+    """The GEMM of a with the transpose of w."""
     if precision == "bf16":
         return lambda: torch.mm(a, w.t())
     row = precision == "fp8_row"
@@ -74,9 +75,9 @@ def operand(precision: str, *shape: int) -> torch.Tensor:
     return bf16(*shape) if precision == "bf16" else fp8(*shape)
 
 
-def one_product(precision: str, m: int, n: int, k: int) -> Call:
+def one_gemm(precision: str, m: int, n: int, k: int) -> Call:
     """Operands and the call."""
-    return product(precision, operand(precision, m, k), operand(precision, n, k))
+    return multiplication(precision, operand(precision, m, k), operand(precision, n, k))
 
 
 def seconds_of(moved: float, flops: float) -> float:
@@ -85,7 +86,7 @@ def seconds_of(moved: float, flops: float) -> float:
 
 
 def gemm(table: Table, every: int) -> None:
-    """Dense products, all rows of one weight and precision together."""
+    """Dense GEMMs, all rows of one weight and precision together."""
     plan = [(precision, n, k) for n, k in SHAPES for precision in SIZE]
     for precision, n, k in plan[::every]:
         if table.over():
@@ -98,7 +99,7 @@ def gemm(table: Table, every: int) -> None:
             labels |= {"impl": "cublas" if precision == "bf16" else "torch", "bytes": moved}
             labels |= {"held_out": int((n, k) in HELD_OUT)}
             guess = seconds_of(moved, 2.0 * m * n * k)
-            cases.append(Case(labels, partial(one_product, precision, m, n, k), guess))
+            cases.append(Case(labels, partial(one_gemm, precision, m, n, k), guess))
         copies = max(FEWEST, min(MOST, int(ROTATED / (SIZE[precision] * n * k)) + 1))
         weights = [operand(precision, n, k) for _ in range(copies)]
         table.run(cases, partial(chained, weights))
@@ -107,9 +108,9 @@ def gemm(table: Table, every: int) -> None:
 
 
 def chained(weights: list[torch.Tensor], case: Case, row: Row) -> Row:
-    """The row with the product's time in a graph."""
+    """The row with the GEMM's time in a graph."""
     precision, a = case.labels["precision"], operand(case.labels["precision"], case.labels["m"], case.labels["k"])
-    return row | {"us_graph": graph_time([product(precision, a, w) for w in weights])}
+    return row | {"us_graph": graph_time([multiplication(precision, a, w) for w in weights])}
 
 
 def graph_time(calls: list[Call]) -> float | str:
@@ -122,7 +123,7 @@ def graph_time(calls: list[Call]) -> float | str:
 
 
 def drawn(groups: int, topk: int, tokens: int) -> list[int]:
-    """Rows of each expert when every token chooses `topk` of them at random."""
+    """Tokens per expert when every token chooses `topk` of them at random."""
     rng, rows = random.Random(groups * 1000 + tokens), [0] * groups
     for _ in range(tokens):
         for one in rng.sample(range(groups), topk):
@@ -131,7 +132,7 @@ def drawn(groups: int, topk: int, tokens: int) -> list[int]:
 
 
 def grouped_call(precision: str, rows: list[int], n: int, k: int) -> Call:
-    """A grouped product."""
+    """A grouped GEMM."""
     ends = torch.tensor(rows, device=DEVICE).cumsum(0).to(torch.int32)
     a, w = operand(precision, sum(rows), k), operand(precision, len(rows), n, k)
     if precision == "bf16":
@@ -143,7 +144,7 @@ def grouped_call(precision: str, rows: list[int], n: int, k: int) -> Call:
 
 
 def grouped(table: Table, every: int) -> None:
-    """Grouped products."""
+    """Grouped GEMMs."""
     cases = []
     for shape in EXPERTS:
         groups, topk, n, k = shape
@@ -170,13 +171,13 @@ def grouped_chained(case: Case, row: Row) -> Row:
 
 
 def batched_call(m: int, heads: int, n: int, k: int) -> Call:
-    """A product of every head: activations lie (m, heads, k) as MLA has them."""
+    """A GEMM of every head: activations lie (m, heads, k) as MLA has them."""
     a, w = bf16(m, heads, k), bf16(heads, k, n)
     return lambda: torch.bmm(a.transpose(0, 1), w)
 
 
 def bmm(table: Table, every: int) -> None:
-    """Batched products."""
+    """Batched GEMMs."""
     cases = []
     for heads, n, k in BATCHED:
         for m in ROWS:

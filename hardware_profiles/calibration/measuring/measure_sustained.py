@@ -148,7 +148,7 @@ def attention(out: list[Row], seconds: float) -> None:
 
 
 def mix(out: list[Row], seconds: float) -> None:
-    """One transformer layer's products, forward and backward, with memory-bound work between them."""
+    """One transformer layer's GEMMs, forward and backward, with memory-bound work between them."""
     t, h, inner = 4096, 8192, 28672 // 4
     x, wide = randn(t, h), randn(t, 2 * inner)
     weights = [randn(10240 // 4, h), randn(h, 8192 // 4), randn(2 * inner, h), randn(h, inner)]
@@ -187,7 +187,7 @@ def duty(out: list[Row], seconds: float) -> None:
                     else:
                         torch.cuda._sleep(300_000)
 
-            def beside(count: int = count, form: str = form) -> None:
+            def between(count: int = count, form: str = form) -> None:
                 for _ in range(count):
                     if form == "copy":
                         target.copy_(source)
@@ -196,7 +196,7 @@ def duty(out: list[Row], seconds: float) -> None:
 
             burst, us, clock, power = sustained(rounds, seconds)
             torch.cuda.synchronize()
-            copy_us = timed(beside, 20) if count else 0.0
+            copy_us = timed(between, 20) if count else 0.0
             what: Row = {"op": "duty", "precision": "bf16", "form": form, "m": 4096, "n": 8192, "k": 8192}
             what |= {"batch": count, "flops": flops, "us": round(us, 2), "us_burst": round(burst, 2)}
             what |= {"seq": round(copy_us, 2), "clock_mhz": round(clock), "power_w": round(power)}

@@ -1,4 +1,4 @@
-"""What a campaign file says: phases over one job, published figures to show beside, failures, power."""
+"""What a campaign file says: phases over one job, published figures to show with it, failures, power."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from simulator.spec.scenario import Scenario
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A stretch of training.
+    """A phase of training. `tokens` or `steps` gives its length.
 
-    `tokens` or `steps` (one of them) say how long, `set` what differs from the job. `part` sums phases up. With
-    `ramp_from` [sequences] the batch grows from there to the job's, linearly with the tokens, in `ramp_steps` plateaus.
+    Parameters
+    ----------
+    name : the phase's name.
+    part : phases of the same part are summed.
+    tokens : tokens to train on.
+    steps : optimizer steps.
+    set : overrides of the job, as `--set` takes them.
+    ramp_from : batch at the start of a ramp, which grows linearly with the tokens [sequences].
+    ramp_steps : plateaus of the ramp.
     """
 
     name: str
@@ -32,9 +39,14 @@ class Phase:
 class Failures:
     """Failures that stop the whole job.
 
-    `mtbf_gpu_hours`: GPU-hours between two. `checkpoint_s`: time that one checkpoint stops training. `interval_s`:
-    training between two checkpoints (0: the optimum). `restart_s`: from a failure until training goes on from the last
-    checkpoint. `runs` and `seed` of the Monte-Carlo estimate.
+    Parameters
+    ----------
+    mtbf_gpu_hours : GPU-hours between two failures.
+    checkpoint_s : time that one checkpoint stops training [s].
+    restart_s : from a failure until training continues from the last checkpoint [s].
+    interval_s : training between two checkpoints [s] (0: the optimum).
+    runs : Monte-Carlo runs.
+    seed : of the Monte-Carlo runs.
     """
 
     mtbf_gpu_hours: float
@@ -49,9 +61,11 @@ class Failures:
 class Supply:
     """Power beyond the profile's own model. All assumed.
 
-    `gpu_share`: share of its TDP that a GPU draws while it trains, where the hardware profile has no power model.
-    `rest_watts`: the rest of a node and the network, per GPU (DGX H100: 10.2 kW at most for 8 GPUs of 0.7 kW). `pue`:
-    power of the data centre over that of its computers.
+    Parameters
+    ----------
+    gpu_share : power of a GPU in training where the profile has no power model, share of its TDP.
+    rest_watts : the rest of a node and the network, per GPU [W] (DGX H100: at most 10.2 kW for 8 GPUs of 0.7 kW).
+    pue : power of the data centre over that of its computers.
     """
 
     gpu_share: float = 0.85
@@ -61,8 +75,18 @@ class Supply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """A campaign file. `published`: GPU-hours by part, only ever shown beside the forecast. `fallback_schedules` are
-    tried in order where a batch of a ramp is too small for the job's schedule. `assumptions` are shown with the answer.
+    """A campaign file.
+
+    Parameters
+    ----------
+    name : the campaign's name.
+    job : job that the phases change.
+    phases : the phases in order.
+    fallback_schedules : tried in order where a batch of a ramp is too small for the job's schedule.
+    published : GPU-hours by part [h], only shown with the forecast.
+    failures : failures of the run.
+    power : power beyond the profile's model.
+    assumptions : shown with the answer.
     """
 
     name: str

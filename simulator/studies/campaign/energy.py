@@ -10,7 +10,15 @@ from simulator.studies.campaign.campaign import Supply
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """`gpu_watts` while training, `watts` per GPU with everything around it, `kwh` of the run, and `how` in words."""
+    """Energy of a run.
+
+    Parameters
+    ----------
+    gpu_watts : power of a GPU while training [W].
+    watts : power per GPU, with the rest of the data centre [W].
+    kwh : energy of the run [kWh].
+    how : how it was computed, in words.
+    """
 
     gpu_watts: float
     watts: float

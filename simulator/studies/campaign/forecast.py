@@ -25,8 +25,21 @@ SCHEMA = "foretrain.campaign/1"
 class PhaseForecast:
     """One phase, or one plateau of a ramp.
 
-    `batch` [sequences], `steps`, `step` [s], `gpu_hours`, `dollars`, `memory` of the fullest rank [B], `energy`, and
-    `remarks`: what had to differ from the job.
+    Parameters
+    ----------
+    name : name of the phase.
+    part : part of the campaign that it counts in.
+    batch : global batch [sequences].
+    sequence : sequence length [tokens].
+    schedule : pipeline schedule.
+    steps : optimizer steps.
+    tokens : tokens trained on.
+    step : step time [s].
+    gpu_hours : without failures [h].
+    dollars : cost without failures [USD].
+    memory : highest peak of a rank [B].
+    energy : energy of the phase.
+    remarks : what had to differ from the job.
     """
 
     name: str

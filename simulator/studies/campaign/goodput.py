@@ -16,8 +16,15 @@ from simulator.units import HOUR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goodput:
-    """`expected` share in closed form; `mean`, `low` and `high` (5th and 95th percentile) of the sampled runs;
-    `interval` between checkpoints [s], `failures` expected in the run."""
+    """Useful time over wall-clock time under failures.
+
+    Parameters
+    ----------
+    expected : in closed form, share of 1.
+    mean, low, high : mean, 5th and 95th percentile of the sampled runs, share of 1.
+    interval : training between checkpoints [s].
+    failures : failures expected in the run.
+    """
 
     expected: float
     mean: float

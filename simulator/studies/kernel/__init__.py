@@ -1,13 +1,13 @@
 """One operation, asked for by name: what it costs on a GPU or a network, and a whole table of such questions."""
 
-from simulator.studies.kernel.answer import Answer, Lasting, answer
+from simulator.studies.kernel.answer import Answer, SustainedLoad, answer
 from simulator.studies.kernel.kernel_table import Table, TableRow, answer_table, misspelt, read_table
 from simulator.studies.kernel.question import BadColumn, Question, question_from_text
 
 __all__ = [
     "Answer",
     "BadColumn",
-    "Lasting",
+    "SustainedLoad",
     "Question",
     "Table",
     "TableRow",

@@ -18,9 +18,16 @@ SCHEMA = "foretrain.kernel/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lasting:
-    """A tensor kernel run over and over, as a step does: its time at full clock [s], power it would draw there [W],
-    power that the GPU holds [W], and how much longer it lasts then."""
+class SustainedLoad:
+    """A tensor kernel repeated without pause, as in a step.
+
+    Parameters
+    ----------
+    full_clock : time of a launch at full clock [s].
+    demand : power that it would draw at full clock [W].
+    limit : power that the GPU holds [W].
+    slowdown : how much longer it takes at that power.
+    """
 
     full_clock: float
     demand: float
@@ -29,7 +36,7 @@ class Lasting:
 
     @property
     def time(self) -> float:
-        """Time of one launch under lasting load [s]."""
+        """Time of one launch under sustained load [s]."""
         return self.full_clock * self.slowdown
 
     def as_dict(self) -> dict[str, float]:
@@ -45,10 +52,18 @@ class Lasting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one operation costs on `hardware`; `sms` granted (or held by an exchange or collective).
+    """What one operation costs.
 
-    `looped`: the class was measured in a benchmark's loop, so the time holds what the power limit did there. `lasting`:
-    the same kernel under lasting load; None of what is no tensor kernel, or on a GPU without a power model.
+    Parameters
+    ----------
+    question : what was asked.
+    hardware : name of the hardware profile.
+    op : the op.
+    sms : SMs granted, or held by an all-to-all or collective.
+    note : what was assumed, in words.
+    cost : its cost.
+    looped : the class was measured in a benchmark's loop, so its time includes the effect of the power limit there.
+    sustained : the same kernel under sustained load; None if it is no tensor kernel or the GPU has no power model.
     """
 
     question: Question
@@ -58,7 +73,7 @@ class Answer:
     note: str
     cost: Cost
     looped: bool = False
-    lasting: Lasting | None = None
+    sustained: SustainedLoad | None = None
 
     @property
     def time_us(self) -> float:
@@ -90,12 +105,12 @@ class Answer:
             "calibrated": self.cost.calibrated,
             "note": self.note,
             "benchmark_loop": self.looped,
-            "sustained_load": None if self.lasting is None else self.lasting.as_dict(),
+            "sustained_load": None if self.sustained is None else self.sustained.as_dict(),
         }
 
 
 def work_dict(op: Op) -> dict[str, Any]:
-    """The work of an op as plain values; those of a gate stand beside the others."""
+    """The work of an op as plain values; a gate's fields are added to the others."""
     out: dict[str, Any] = {"type": type(op.work).__name__}
     for f in fields(op.work):
         value = getattr(op.work, f.name)
@@ -123,7 +138,7 @@ def answer(question: Question, cluster: Cluster) -> Answer:
         note=one.note,
         cost=cost,
         looped="loop_rate" in dict(cost.terms),
-        lasting=_lasting(one, question, cluster),
+        sustained=_sustained(one, question, cluster),
     )
 
 
@@ -140,11 +155,11 @@ def _cost(one: Asked, question: Question, cluster: Cluster) -> Cost:
     )
 
 
-def _lasting(one: Asked, question: Question, cluster: Cluster) -> Lasting | None:
+def _sustained(one: Asked, question: Question, cluster: Cluster) -> SustainedLoad | None:
     """The kernel at the clock that the power limit leaves it, as `simulator.engine.power` slows those of a step."""
     gpu = cluster.gpu
     if gpu.power is None or not isinstance(one.op.work, (Gemm, Attention)):
         return None
     cost = _cost(one, question, replace(cluster, kernels=rested(cluster.kernels)))
     watts = alone(one.op, cost, gpu.power)
-    return Lasting(full_clock=cost.duration, demand=watts, limit=gpu.power_cap, slowdown=slowdown(watts, gpu, 1))
+    return SustainedLoad(full_clock=cost.duration, demand=watts, limit=gpu.power_cap, slowdown=slowdown(watts, gpu, 1))

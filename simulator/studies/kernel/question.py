@@ -99,17 +99,38 @@ class BadColumn(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked. None: not said.
+    """A question about one kernel; None: not stated.
 
-    `m`, `n`, `k` of a GEMM (grouped: m is the total over `groups`; masked: the rows of each group; weight gradient:
-    the output is m x n, k the tokens); `rows`: those of every group, apart by spaces, where they are not equal (masked:
-    m is what the library expects of a group then). `seq`, `heads`, ... of an attention core; `q_len` new tokens over
-    `kv_len` cached ones, these too, of decode attention, whose cache is `kv_dtype`. `bytes` [B] read and written of a
-    streaming kernel, sent of a message, or the full buffer of a collective (all shards together).
-    `tokens` per rank, `hidden`, `top_k`, `node_limit` of an expert exchange over `ep` ranks. `sms`: granted to a
-    kernel, or held by an exchange. `concurrent`: other work runs at the same time. `cls`: kernel class instead of the
-    usual one. `impl`: whose kernel: `library` (public ones: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its
-    training profile), `fa2`.
+    Parameters
+    ----------
+    op : operation.
+    hardware : hardware profile.
+    precision : number format.
+    m, n, k : of a GEMM (grouped: m is the total; masked: m is expected per group; weight gradient: k is the tokens).
+    groups : GEMMs in the kernel.
+    rows : tokens per group, separated by spaces, if they are not equal.
+    form : form of a GEMM, or `low_latency`.
+    sms : SMs granted to a kernel, or held by an all-to-all.
+    seq, seq_kv : queries and keys of an attention core [tokens].
+    q_len, kv_len : new tokens, and cached keys with the new ones, of decode attention [tokens].
+    kv_dtype : format of the cache.
+    heads, kv_heads : query heads; heads of keys and values.
+    batch : sequences.
+    d_qk, d_v : head widths [elements].
+    causal : whether a mask hides later keys.
+    backward : whether it is the backward.
+    bytes : read and written by a memory-bound kernel, sent, or full buffer of a collective [B].
+    ranks, nodes : of a collective.
+    tokens : tokens per rank of an all-to-all.
+    hidden : values of a token.
+    top_k, node_limit, experts : gate of an all-to-all.
+    ep : expert-parallel ranks.
+    direction : dispatch or combine.
+    dispatcher : kernels of the all-to-all.
+    low_latency : whether the kernels for decoding run.
+    concurrent : whether other work runs at the same time.
+    cls : kernel class instead of the default.
+    impl : whose kernel: `library` (public: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its profile), `fa2`.
     """
 
     op: str

@@ -27,17 +27,17 @@ from simulator.spec.hardware import Cluster
 from simulator.studies.kernel.question import BadColumn, Question
 
 LOW_LATENCY_TOKENS = 128
-"""Up to this many tokens a rank, an exchange is taken to use low-latency kernels (DeepEP publishes them for 128) unless
-the question names SMs or a node limit, which only the throughput kernels know."""
+"""Up to this many tokens per rank, an all-to-all is taken to use low-latency kernels (DeepEP publishes them for 128)
+unless the question names SMs or a node limit, which only throughput kernels have."""
 EXPERTS, TOP_K, HIDDEN = 256, 8, 7168
-"""Gate and width of an exchange that does not say them: DeepSeek-V3's, as in DeepEP's tests."""
-EXCHANGE_SMS = 24
-"""SMs of an exchange that does not say them: DeepEP's own tests (README, 2025-02-24)."""
+"""Default gate and width of an all-to-all: DeepSeek-V3's, as in DeepEP's tests."""
+ALL_TO_ALL_SMS = 24
+"""Default SMs of an all-to-all: DeepEP's own tests (README, 2025-02-24)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The op, the SMs it gets (an exchange: holds), and a line about what was assumed."""
+    """The op, the SMs that it gets (or, an all-to-all, holds), and a line about what was assumed."""
 
     op: Op
     sms: int
@@ -90,7 +90,7 @@ def _class(cls: str, impl: str, table: Container[str]) -> str:
 
 
 def _known(question: Question, table: Mapping[str, object]) -> None:
-    """Refuse a kernel class that nothing near is known of, and kernels of nobody."""
+    """Refuse a kernel class without parameters of any similar one, and unknown kernels."""
     cls, impl = question.cls, question.impl
     if cls is not None and not is_known(cls, table):
         hint = meant(cls, table, cutoff=0.5, otherwise=f"known: {', '.join(table)}")
@@ -157,7 +157,7 @@ def _spread(form: GemmForm, groups: int) -> bool:
 
 
 def _rows(text: str | None) -> tuple[int, ...]:
-    """Rows of every group, where they are given."""
+    """Tokens per group, if they are given."""
     if text is None:
         return ()
     words = text.replace(",", " ").split()
@@ -167,7 +167,7 @@ def _rows(text: str | None) -> tuple[int, ...]:
 
 
 def _check_rows(rows: tuple[int, ...], question: Question, groups: int, form: GemmForm) -> None:
-    """Refuse rows that are not those of the groups of such a product."""
+    """Refuse rows that do not fit the groups of this GEMM."""
     text = question.rows
     if text is None:
         return
@@ -364,7 +364,7 @@ def _all_to_all(question: Question, cluster: Cluster) -> Asked:
     )
     note = "low-latency kernels" if low_latency else "throughput kernels"
     note += f", {work.bytes_per_token:.0f} B a token"
-    sms = _within(EXCHANGE_SMS if question.sms is None else question.sms, 0, cluster)
+    sms = _within(ALL_TO_ALL_SMS if question.sms is None else question.sms, 0, cluster)
     return Asked(op=_op(question, f"comm.{direction}", work, "comm"), sms=sms, note=note)
 
 
@@ -375,14 +375,14 @@ def _is_low_latency(question: Question, tokens: int) -> bool:
 
 
 def _kernels_said(question: Question) -> bool:
-    """Whether a question about an exchange says which kernels it means."""
+    """Whether a question about an all-to-all names its kernels."""
     said = question.low_latency is not None or question.sms is not None or question.node_limit is not None
     return said or question.form == "low_latency" or question.dispatcher == "nccl"
 
 
 def fewest(one: Asked, question: Question) -> Op | None:
-    """The exchange of `LOW_LATENCY_TOKENS` tokens by low-latency kernels, which one of more tokens takes no less than:
-    what the throughput kernels cost at few tokens nobody has measured. None where the question names its kernels."""
+    """The all-to-all of `LOW_LATENCY_TOKENS` tokens by low-latency kernels: a lower bound for one of more tokens, since
+    nobody has measured throughput kernels at few tokens. None if the question names its kernels."""
     work = one.op.work
     if not isinstance(work, AllToAll) or work.low_latency or _kernels_said(question):
         return None

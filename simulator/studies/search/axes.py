@@ -13,6 +13,7 @@ from typing import Any
 
 from simulator.errors import InputError
 from simulator.inputs import load_scenario, override_job
+from simulator.inputs.only_training import refuse_serving
 from simulator.spec.scenario import Scenario
 
 _QUICK = (
@@ -25,7 +26,7 @@ _QUICK = (
     "batch.global_batch_size",
 )
 _COUNTING = ("batch.microbatch_size", "layout.tp", "layout.cp")
-"""Axes that also change the number of microbatches, so that schedules must be made anew."""
+"""Axes that also change the number of microbatches, so that schedules must be rebuilt."""
 _HEAVY = ("model", "hardware", "stack")
 
 
@@ -38,7 +39,7 @@ class Axis:
 
     @property
     def heavy(self) -> bool:
-        """Whether it changes model, hardware or stack, which are then loaded anew."""
+        """Whether it changes model, hardware or stack, which are then loaded again."""
         return self.path.partition(".")[0] in _HEAVY
 
 
@@ -115,6 +116,7 @@ class Scenarios:
     def __init__(self, asked: Question) -> None:
         self.asked = asked
         self.base = load_scenario(asked.job, asked.overrides)
+        refuse_serving(self.base, "search")
         self.typed: dict[tuple[str, str], Any] = {}
         for axis in asked.axes:
             for value in axis.values:

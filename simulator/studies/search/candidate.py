@@ -21,10 +21,18 @@ Rank = Literal["time", "cost", "memory"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A combination by `number`. Values are None where they were not needed.
+    """A combination of a search; values are None where they were not needed.
 
-    `step` [s], `per_token` [s of all GPUs together], `cost` [USD of the whole run], `memory` [B] of the fullest rank,
-    `mfu` with causal attention, `why` it is invalid.
+    Parameters
+    ----------
+    number : number of the combination.
+    status : whether it runs.
+    step : step time [s].
+    per_token : time of all GPUs per token [s].
+    cost : cost of the whole run [USD].
+    memory : highest peak of a rank [B].
+    mfu : model FLOP utilisation with causal attention.
+    why : why it is invalid.
     """
 
     number: int

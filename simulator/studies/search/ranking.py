@@ -38,8 +38,19 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The answer: the best by `rank`, the Pareto front of time, cost and memory, how many there are of each status, the
-    `obstacle` that makes most invalid, and how many this run `judged` itself."""
+    """The answer of a search.
+
+    Parameters
+    ----------
+    asked : the question.
+    rank : what candidates are ranked by.
+    best : best candidates.
+    front : Pareto front of time, cost and memory.
+    counts : candidates of each status.
+    complete : whether all were judged.
+    obstacle : what makes most of them invalid.
+    judged : how many this run judged itself.
+    """
 
     asked: Question
     rank: Rank

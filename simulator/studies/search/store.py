@@ -1,4 +1,4 @@
-"""What a search has found so far, in one SQLite file: it can be interrupted at any moment and taken up again."""
+"""What a search has found so far, in one SQLite file: it can be interrupted at any time and resumed."""
 
 from __future__ import annotations
 

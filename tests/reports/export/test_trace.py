@@ -27,7 +27,7 @@ NS = 1e-3  # of a microsecond
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    """A small step in which kernels meet exchanges and change their pace."""
+    """A small step in which kernels overlap with all-to-alls and change their speed."""
     return simulate(load_scenario("tiny-dualpipe", ["batch.global_batch_size=160"]))
 
 
@@ -156,7 +156,7 @@ def test_arrows_lead_from_sends_to_those_who_wait(result: Result, events: list[E
         assert (arrive[send]["pid"], arrive[send]["tid"], arrive[send]["ts"]) in starts
 
 
-def test_links_carry_the_bytes_of_the_exchanges(result: Result, events: list[Event]) -> None:
+def test_links_carry_the_bytes_of_the_all_to_alls(result: Result, events: list[Event]) -> None:
     tasks = result.timeline.tasks
     for rank in range(tasks.ranks):
         mine = [run for lane, run in zip(tasks.lane, tasks.sequence, strict=True) if lane == rank * LANES + COMM]
@@ -232,7 +232,7 @@ def test_a_window_behind_the_step_is_refused(result: Result, tmp_path: Path) -> 
 
 
 def test_sms_in_use_follow_the_streams(result: Result, events: list[Event]) -> None:
-    """In each stretch: all SMs but the exchange's or collective's while a kernel computes, theirs while one runs."""
+    """In each stretch: all SMs but the all-to-all's or collective's while a kernel computes, theirs while one runs."""
     timeline, tasks = result.timeline, result.timeline.tasks
     total, held = result.scenario.cluster.gpu.sms, result.scenario.job.overlap.comm_sms
     collectives: set[int] = set()

@@ -1,4 +1,4 @@
-"""Figures: colours that everyone can tell apart, and pictures that show what the result says."""
+"""Figures: colours that everyone can distinguish, and pictures that show what the result says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages: one file that needs nothing, does nothing a name tells it to, and works in a real browser."""
+"""Pages: one file that needs nothing, does nothing that a name injects, and works in a real browser."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_dragging_pans(opened: Opened) -> None:
     assert after[1] - after[0] == pytest.approx(before[1] - before[0])
 
 
-def test_keys_walk_through_boxes(opened: Opened) -> None:
+def test_keys_move_through_boxes(opened: Opened) -> None:
     canvas = opened.canvas("step-timeline")
     canvas.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
@@ -392,14 +392,14 @@ def test_hovering_an_op_of_a_graph_says_whether_it_is_critical(browser: Any, tmp
     assert one.page.title() == f"foretrain: MoE layer of {EVIL}"
     assert one.colours("graph-0") > 5
     box = one.canvas("graph-0").bounding_box()
-    told = set()
+    printed = set()
     for down in (30, 94):
         for across in range(60, 1100, 40):
             one.page.mouse.move(box["x"] + across, box["y"] + down)
-            told.add(one.page.locator("#graph-0 .tip").inner_text())
-    assert any("on the critical path" in text for text in told)
-    assert any("not critical: could last" in text for text in told)
-    assert any("needs the data of: " in text for text in told)
+            printed.add(one.page.locator("#graph-0 .tip").inner_text())
+    assert any("on the critical path" in text for text in printed)
+    assert any("not critical: could last" in text for text in printed)
+    assert any("needs the data of: " in text for text in printed)
     one.page.set_viewport_size({"width": 420, "height": 900})
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 420
     assert one.said == []

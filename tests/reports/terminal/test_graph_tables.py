@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import foretrain
-from reports.terminal.graph_tables import MARK, lines_of
+from reports.terminal.showing.graph_tables import MARK, lines_of
 from reports.views.graph_ops import graph_ops
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
@@ -41,16 +41,16 @@ def test_the_table_is_narrow_and_marks_the_path(args: tuple[str, ...]) -> None:
 
 
 def test_json_holds_the_graph() -> None:
-    told = json.loads(run("show", "graph", "tiny-1f1b", "--json"))
-    assert (told["schema"], told["job"], told["block"]) == ("foretrain.graph/1", "tiny-1f1b", "moe")
-    for action in told["actions"]:
+    shown = json.loads(run("show", "graph", "tiny-1f1b", "--json"))
+    assert (shown["schema"], shown["job"], shown["block"]) == ("foretrain.graph/1", "tiny-1f1b", "moe")
+    for action in shown["actions"]:
         ops = {op["id"]: op for op in action["ops"]}
         assert {edge[end] for edge in action["edges"] for end in ("from", "to")} <= set(ops)
         assert sum(ops[name]["seconds"] for name in action["critical_path"]) == pytest.approx(action["seconds"])
         assert {name for name, op in ops.items() if op["critical"]} == set(action["critical_path"])
 
 
-def test_the_host_is_told_where_it_holds_ops_back() -> None:
+def test_the_host_is_shown_where_it_holds_ops_back() -> None:
     slow = ("--set", "stack.host_kernel=2e-3")
     host = json.loads(run("show", "graph", "tiny-1f1b", "--json", *slow))["actions"][0]["host"]
     assert host
@@ -64,12 +64,12 @@ def path_of(*args: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("engine", ["longest-path", "events"])
 def test_explain_adds_the_path_up_to_the_step_of_its_engine(engine: str) -> None:
-    told = path_of("tiny-dualpipe", "--engine", engine)
+    shown = path_of("tiny-dualpipe", "--engine", engine)
     step = simulate(load_scenario("tiny-dualpipe"), engine=engine).metrics["step_time_s"]  # type: ignore[arg-type]
-    assert told["engine"] == engine
-    assert told["step_time_s"] == step
-    assert sum(one["seconds"] for one in told["classes"]) == pytest.approx(step)
-    assert sum(one["share"] for one in told["classes"]) == pytest.approx(1.0)
+    assert shown["engine"] == engine
+    assert shown["step_time_s"] == step
+    assert sum(one["seconds"] for one in shown["classes"]) == pytest.approx(step)
+    assert sum(one["share"] for one in shown["classes"]) == pytest.approx(1.0)
 
 
 def test_explain_shows_the_path_and_says_when_the_host_is_on_it() -> None:

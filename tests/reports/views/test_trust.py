@@ -1,4 +1,4 @@
-"""Errors shown beside kernel classes are those of the kernels that ran."""
+"""Errors shown with kernel classes are those of the kernels that ran."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ def percent(share: float, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A published statement beside what the reference model gives."""
+    """A published statement compared with the result of the reference model."""
 
     key: str
     claim: str

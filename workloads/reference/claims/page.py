@@ -36,15 +36,16 @@ CAPTIONS = {
 }
 
 
-def run_claims(out_dir: Path, *, quick: bool, tell: Callable[[str], None] = lambda _: None) -> list[Claim]:
+def run_claims(out_dir: Path, *, quick: bool, report: Callable[[str], None] = lambda _: None) -> list[Claim]:
     """Check every claim, draw `out_dir`/figures/*.png and write `out_dir`/claims.md.
 
-    `quick` takes fewer steps and samples (tens of seconds against about two minutes). `tell` hears what is running.
+    `quick` takes fewer steps and samples (tens of seconds against about two minutes). `report` is called with the name
+    of what is running.
     """
     figures = out_dir / "figures"
     claims: list[Claim] = []
     for check in (accumulation, granularity, training, node_limit, balancing, memory):
-        tell(check.__name__)
+        report(check.__name__)
         claims += check(figures, quick=quick)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "claims.md").write_text(page(claims), encoding="utf-8")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-# Okabe and Ito's palette, distinguishable without colour vision; markers and dashes tell lines apart in grey too.
+# Okabe and Ito's palette, distinguishable without colour vision; markers and dashes distinguish lines in grey, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 ROW = 60  # letters that a legend of one row holds

@@ -10,7 +10,7 @@ from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
-    """Output [B, S, hidden], the layer's balance loss, and what backward needs (already told to the counter)."""
+    """Output [B, S, hidden], the layer's balance loss, and what backward needs (already recorded by the counter)."""
     saved: Saved = {"norm.attn/x": x}
     attn_in = _normed(run, "norm.attn", p, saved)
     attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)

@@ -28,7 +28,7 @@ def logits_of(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
 
 
 def head_loss(run: Run, p: Weights, x: Array, labels: Array) -> tuple[float, Saved]:
-    """Mean cross-entropy of labels [B, S] [nats], and what backward needs (told to the counter by the caller)."""
+    """Mean cross-entropy of labels [B, S] [nats], and what backward needs (recorded by the caller)."""
     logits, saved = logits_of(run, p, x)
     require_finite("logits", logits)
     top = logits.max(axis=-1, keepdims=True)

@@ -28,7 +28,7 @@ def ffn(run: Run, kind: str, p: Weights, x: Array) -> tuple[Array, Saved]:
 
 
 def activate(run: Run, op: str, u: Array, g: Array | None = None) -> Array:
-    """SwiGLU in front of the product `op`; rows are scaled by their gate weight g [rows] where there is one."""
+    """SwiGLU before the GEMM `op`; rows are scaled by their gate weight g [rows] where there is one."""
     a = swiglu(u) if g is None else swiglu(u) * g[:, None]
     run.count(op, "F", read={"u": u} if g is None else {"u": u, "g": g}, written={"x": a})
     return a

@@ -1,4 +1,4 @@
-"""Matrix products, one function for each of forward, input gradient and weight gradient.
+"""GEMMs, one function for each of forward, input gradient and weight gradient.
 
 Weights lie as [in, out], so y = x W. What the weight gradient needs is put into a `Deferred`, a plain value that
 may wait: zero-bubble schedules (arXiv 2401.10241) run it long after the input gradient.
@@ -22,7 +22,7 @@ class Deferred:
     layer: int
     x: Array  # input; for "rows" the token ids
     dy: Array
-    extra: Array | None = None  # rows per expert ("grouped"), 1/rms ("gain")
+    extra: Array | None = None  # tokens per expert ("grouped"), 1/rms ("gain")
     size: int = 0  # rows of the table ("rows")
 
 

@@ -72,7 +72,7 @@ def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
 
 
 def _down(run: Run, p: Weights, x: Array) -> Saved:
-    """Compress: equation 1 (keys and values, with the shared rotated key beside them) and 6 (queries)."""
+    """Compress: equation 1 (keys and values, with the shared rotated key) and 6 (queries)."""
     compressed = linear(run, "attn.kv_a", x, p["attn.kv_a"])
     rank = run.cfg.kv_lora_rank
     saved = {"norm.kv_lora/x": compressed[..., :rank], "attn.kv_a/k_rope": compressed[..., rank:]}

@@ -69,7 +69,7 @@ def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
 
 
 def sort_by_expert(experts: Array, n: int) -> tuple[Array, Array]:
-    """Order of the (token, choice) pairs by expert [T k], and rows per expert [n]; stable, so deterministic."""
+    """Order of the (token, choice) pairs by expert [T k], and tokens per expert [n]; stable, so deterministic."""
     flat = experts.reshape(-1)
     return np.argsort(flat, kind="stable"), np.bincount(flat, minlength=n)
 

@@ -172,7 +172,7 @@ def _sweep(ranks: list[Rank], grid: Grid) -> None:
 
 
 def _own_weights(params: Params, chain: list[str]) -> Params:
-    """Copies of the weights a rank holds: its units', and embedding and head beside an MTP module."""
+    """Copies of the weights a rank holds: its units', and embedding and head where it has an MTP module."""
     borrowed = set(SHARED.values()) if any(unit.startswith("mtp.") for unit in chain) else set()
     return {unit: {name: w.copy() for name, w in params[unit].items()} for unit in {*chain, *borrowed}}
 

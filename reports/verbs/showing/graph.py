@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     json_option,
@@ -78,6 +79,7 @@ def graph(
     from simulator.studies.block_graph import block_graphs
 
     scenario = load_scenario(job, overrides)
+    refuse_serving(scenario, show_graph=True)
     found = block_graphs(scenario, block, actions)
     for option, file in files.items():
         _write(option, found, scenario.name, file)
@@ -88,7 +90,7 @@ def graph(
         shown = [as_dict(one) for one in found]
         print_json({"schema": "foretrain.graph/1", "job": scenario.name, "block": found[0].block, "actions": shown})
     elif not files:
-        from reports.terminal.graph_tables import report
+        from reports.terminal.showing.graph_tables import report
 
         print_report(*report(found, scenario.name, verbose=verbose))
 

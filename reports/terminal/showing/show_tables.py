@@ -79,6 +79,7 @@ def _shape(spec: ModelSpec) -> RenderableType:
         ("hidden size", f"{spec.hidden_size:,}"),
         ("vocabulary", f"{spec.vocab_size:,}"),
         ("attention", _attention(spec)),
+        *_block(spec),
     ]
     if "dense" in kinds:
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
@@ -98,6 +99,27 @@ def _shape(spec: ModelSpec) -> RenderableType:
     return _pairs(rows)
 
 
+def _block(spec: ModelSpec) -> list[tuple[str, str]]:
+    """What is not as in most models: where norms stand, what rotates."""
+    rows = []
+    if spec.parallel_block:
+        norms = "one norm" if spec.shared_norm else "a norm each"
+        rows.append(("block", f"attention and feed-forward part side by side, {norms}"))
+    if spec.norm_placement != "pre":
+        where = "behind each branch" if spec.norm_placement == "post" else "before and behind each branch"
+        rows.append(("norms", where))
+    if spec.qk_norm:
+        over = "for each head" if spec.qk_norm_over == "head" else "over all heads"
+        rows.append(("norms of queries and keys", over))
+    if spec.positions == "rope" and spec.partial_rotary_factor < 1:
+        rows.append(("rotary embedding", f"of {words.percent(spec.partial_rotary_factor)} of each head"))
+    if spec.nope_layers:
+        rows.append(("without rotary embedding", f"{spec.nope_layers} of {spec.num_hidden_layers} layers"))
+    if spec.sliding_window is not None:
+        rows.append(("window", f"{spec.sliding_window:,} tokens; the forecast attends to all"))
+    return rows
+
+
 def _attention(spec: ModelSpec) -> str:
     heads = f"{spec.num_attention_heads} heads of {spec.qk_head_dim} (keys) and {spec.v_dim} (values)"
     if spec.is_mla:
@@ -113,9 +135,11 @@ def _parameters(spec: ModelSpec) -> RenderableType:
         if count:
             table.add_row(title, f"{count:,}", words.percent(count / total))
     table.add_row("all", f"{total:,}", words.percent(1.0), style="bold")
-    table.add_row(
-        "active for a token", f"{spec.activated_parameters():,}", words.percent(spec.activated_parameters() / total)
-    )
+    active = spec.activated_parameters()
+    table.add_row("active for a token", f"{active:,}", words.percent(active / total))
+    with_embedding = spec.activated_parameters(embedding=True)
+    if with_embedding != active:
+        table.add_row("and with the input embedding", f"{with_embedding:,}", words.percent(with_embedding / total))
     if tree.mtp:
         table.add_row("MTP modules, extra", f"{tree.mtp:,}", "")
     return table
@@ -132,12 +156,21 @@ def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
 
 
 def architecture(model_type: str, found: Architecture, origin: str) -> list[RenderableType]:
-    """The keys that are read, each with the field of the model that it fills, and what needs no key."""
+    """The keys that are read, each with the field of the model that it fills, what needs no key, what is ignored."""
     implied = [(key, str(value)) for key, value in found.fixed.items()]
+    only = [(key, f"{' or '.join(map(str, one.values))}, else {one.otherwise}") for key, one in found.only.items()]
+    about = [("models", found.title), ("from", found.source), ("kind", "MoE" if found.moe else "dense")]
     return [
         Text.assemble((model_type, "bold"), f" ({origin})"),
+        *section("About", _pairs([(key, value) for key, value in about if value])),
         *section("Keys of config.json, and what they are called here", _pairs(list(found.keys.items()))),
-        *(section("Implied", _pairs(implied)) if implied else ()),
+        *(section("Implied where the file does not say otherwise", _pairs(implied)) if implied else ()),
+        *(section("Allowed with these values only", _pairs(only)) if only else ()),
+        *(
+            section("Ignored, as well as what every type ignores", _pairs(list(found.ignored.items())))
+            if found.ignored
+            else ()
+        ),
     ]
 
 
@@ -148,6 +181,11 @@ def architecture_dict(model_type: str, found: Architecture) -> dict[str, Any]:
         "model_type": model_type,
         "keys": dict(found.keys),
         "implied": dict(found.fixed),
+        "only": {key: {"values": list(one.values), "otherwise": one.otherwise} for key, one in found.only.items()},
+        "ignored": dict(found.ignored),
+        "moe": found.moe,
+        "models": found.title,
+        "source": found.source,
     }
 
 
@@ -227,7 +265,10 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
 
 def job_toml(job: Job) -> str:
     """The job with all its values, as the TOML file that would give it."""
-    return toml_text(_set_values(asdict(job)))
+    values = _set_values(asdict(job))
+    if job.serving is not None:
+        del values["batch"]  # of training jobs
+    return toml_text(values)
 
 
 def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""What a serving step says on the terminal: the answer, where the time goes, memory, kernel classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.terminal import step_tables
+from reports.terminal.elements import columns, note, section
+from reports.terminal.memory_tables import filled
+from reports.views import words
+from simulator.memory import MemoryReport
+from simulator.results.result import Result
+from simulator.spec.scenario import Scenario
+from simulator.units import GB
+
+
+def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
+    """Everything `simulate` prints of a serving job, part by part."""
+    unit = words.unit_for(result.metrics["step_time_s"])
+    title, remark = step_tables.classes_title(result, verbose), step_tables.classes_note(result, verbose)
+    return [
+        heading(result.scenario),
+        *section("The answer", answer(result), note(_NOTE)),
+        *section("Memory of a GPU [GB]", memory(result.memory), held(result)),
+        *section(title, step_tables.classes(result, unit, verbose), note(remark), exposed(result, unit)),
+        *section("Assumptions and warnings", remarks(result)),
+    ]
+
+
+def heading(scenario: Scenario) -> Text:
+    """Which step this is, in four lines."""
+    job, layout, model, serving = scenario.job, scenario.job.layout, scenario.model, scenario.job.serving
+    assert serving is not None
+    degrees = [f"{layout.tp} tensor" + (" with sequence" if layout.tp > 1 and layout.sp else "")]
+    degrees += [f"{layout.ep} expert"] if model.n_routed_experts else []
+    halves = ", as two microbatches that overlap" if serving.two_batch_overlap else ""
+    lines = (
+        f"{model.name}, {words.large(model.parameters())} parameters, in {job.precision.recipe.upper()}"
+        f" on {job.gpus} x {scenario.cluster.gpu.name}",
+        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
+        f"{words.counted(serving.sequences, 'sequence')} on each of {words.counted(job.dp, 'data-parallel rank')}:"
+        f" {words.counted(serving.tokens, 'new token')} each, {serving.context:,} cached before{halves}",
+    )
+    text = Text(f"One {job.workload} step of {scenario.name}", style="bold")
+    return text.append("\n" + "\n".join(lines), style="not bold")
+
+
+_NOTE = (
+    "A step of all data-parallel ranks in lock-step, without queues. MFU: FLOP of the model's forward, causal"
+    " attention, over time and the dense BF16 peak."
+)
+
+
+def answer(result: Result) -> Table:
+    """Step time, throughput, latency and price."""
+    m = result.metrics
+    table = columns("", ">", "")
+    rows = [("step time", words.seconds(m["step_time_s"]), f"{words.large(m['tokens_per_step'])} tokens")]
+    rows.append(
+        (
+            "throughput",
+            f"{m['tokens_per_s_per_gpu']:,.0f}",
+            f"tokens/s on each GPU, {m['tokens_per_s_per_node']:,.0f} on a node",
+        )
+    )
+    if "tpot_s" in m:
+        speed = f"{m['tokens_per_s_per_user']:,.1f} tokens/s for each user"
+        rows.append(("time per output token", words.seconds(m["tpot_s"]), speed))
+    else:
+        rows.append(("time to first token", words.seconds(m["ttft_s"]), "of prompts that need not wait"))
+    price = f"per 1e6 tokens at {words.dollars(m['price_per_gpu_hour_usd'])} per GPU-hour"
+    rows.append(("price", f"${m['usd_per_million_tokens']:.3f}", price))
+    rows.append(("MFU", words.percent(m["mfu"]), "of the BF16 peak"))
+    for name, value, remark in rows:
+        table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))
+    return table
+
+
+def memory(found: MemoryReport) -> Table:
+    """What fills the memory of a rank."""
+    table = columns("", "", ">GB")
+    for item in found.worst.items:
+        if item.bytes:
+            table.add_row(item.group.replace("_", " "), item.name, f"{item.bytes / GB:.2f}")
+    table.add_row("sum", f"of {found.capacity / GB:.2f} GB", f"{found.peak / GB:.2f}", style="bold")
+    return table
+
+
+def held(result: Result) -> Text:
+    """How far memory reaches."""
+    m, serving = result.metrics, result.scenario.job.serving
+    assert serving is not None
+    length = serving.context + serving.tokens
+    return Text(
+        f"KV cache: {m['kv_bytes_per_token']:,.0f} B a token over all layers. Most sequences of {length:,} tokens"
+        f" that fit: {m['largest_batch']:,.0f}."
+    )
+
+
+def exposed(result: Result, unit: words.Unit) -> Text:
+    """How much communication nothing hides."""
+    value, step = result.metrics["exposed_comm_s"], result.metrics["step_time_s"]
+    share = words.percent(value / step)
+    return Text(f"Exposed communication, not overlapped with compute: {unit.of(value)} {unit.name} ({share}).")
+
+
+def remarks(result: Result) -> Table:
+    """What a reader must know before believing the numbers."""
+    scenario, serving = result.scenario, result.scenario.job.serving
+    assert serving is not None
+    issued = "replayed as a CUDA graph" if serving.cuda_graphs else "issued kernel by kernel"
+    said = [
+        f"One mean rank is simulated; all {scenario.job.gpus} are assumed to be equal.",
+        f"The step is {issued}; scheduling between steps, tokenising and the network to users take no time.",
+        *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
+        *map(words.of_warning, result.warnings),
+    ]
+    table = columns("", "")
+    for text in said:
+        table.add_row("-", text)
+    return table
+
+
+COMPARED = (
+    ("tokens/s/GPU", "tokens_per_s_per_gpu", "{:,.0f}"),
+    ("$/1e6 tokens", "usd_per_million_tokens", "{:.3f}"),
+    ("MFU", "mfu", "{:.1%}"),
+    ("memory [GB]", "peak_memory_bytes", "{:.1f}"),
+    ("most sequences", "largest_batch", "{:,.0f}"),
+)
+"""Columns of `compare`: title, key, form."""
+
+
+def compared(metrics: dict[str, Any]) -> list[str]:
+    """A variant's cells of these columns."""
+    return [form.format(metrics[key] / (GB if key.endswith("bytes") else 1)) for _, key, form in COMPARED]
+
+
+def follows(scenario: Scenario) -> Table:
+    """What follows from a job's numbers, for `check`."""
+    job, layout, serving = scenario.job, scenario.job.layout, scenario.job.serving
+    assert serving is not None
+    nodes = -(-job.gpus // scenario.cluster.node.gpus)
+    rows = [
+        ("GPUs", f"{job.gpus:,}", f"on {nodes:,} nodes of {scenario.cluster.node.gpus}"),
+        ("data parallel (dp)", f"{job.dp:,}", f"{job.gpus:,} GPUs / tp {layout.tp}"),
+        ("sequences", f"{job.dp * serving.sequences:,}", f"{serving.sequences:,} on each data-parallel rank"),
+        ("tokens per step", words.large(job.dp * serving.sequences * serving.tokens), ""),
+    ]
+    if scenario.model.n_routed_experts:
+        each = scenario.model.n_routed_experts // layout.ep
+        rows.insert(
+            2, ("experts on a rank", f"{each:,}", f"of {scenario.model.n_routed_experts}; each stands {job.edp}x")
+        )
+    table = columns("", ">", "")
+    for name, value, remark in rows:
+        table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))
+    return table
+
+
+def memory_report(title: str, workload: str, found: MemoryReport, lines: Sequence[str]) -> list[RenderableType]:
+    """Everything `memory` prints of a serving job."""
+    return [
+        Text(f"Memory of one {workload} step of {title}", style="bold"),
+        *section("The answer", Text(filled(found))),
+        *section("A GPU [GB]", memory(found)),
+        *section("Assumed", Text("; ".join(lines) + ".")),
+    ]

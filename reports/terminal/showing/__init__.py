@@ -1,0 +1,1 @@
+"""What `foretrain show` prints."""

@@ -1,0 +1,1 @@
+"""Parts of `foretrain show` in modules of their own."""

@@ -1,0 +1,1 @@
+"""Blocks in the form that serving runs: forward only, over a KV cache."""

@@ -1,0 +1,92 @@
+"""Grouped-query attention over a KV cache: one fused QKV projection, the cache written, the core, the output."""
+
+from __future__ import annotations
+
+from simulator.dtypes import BF16, WIDTH
+from simulator.graph.attention import place_heads, widths
+from simulator.graph.block import Segment, SegmentBuilder
+from simulator.graph.linear import cast
+from simulator.graph.norm import add_residual, norm_forward
+from simulator.graph.parallel import heads_per_rank, kv_heads_per_rank, sharded_tokens
+from simulator.graph.serving.linear import add_up, gather, linear
+from simulator.graph.serving.shapes import ServingShapes
+from simulator.ops import Attention, DecodeAttention
+
+
+def prepare(s: ServingShapes) -> Segment:
+    """`prepare.F`: norm, projections, rotation, and the new keys and values written to the cache."""
+    t, h = s.tokens, s.model.hidden_size
+    q, kv = widths(s)
+    builder = SegmentBuilder("prepare.F", "F", s)
+    norm_forward(builder, "norm.attn", sharded_tokens(s), h, residual=True)
+    gather(builder, "attn.x", s, t, h)
+    linear(builder, "attn.qkv", s, t, q + kv, h)
+    place_heads(builder, s)
+    builder.add("attn.kv.write", "kvcopy", cast(t * kv, BF16, WIDTH[s.serving.kv_dtype]))
+    return builder.done()
+
+
+def core(s: ServingShapes) -> SegmentBuilder:
+    """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
+    t, h, d = s.tokens, s.model.hidden_size, s.model.qk_head_dim
+    q, _ = widths(s)
+    builder = SegmentBuilder("attn.F", "F", s)
+    heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
+    if s.decodes:
+        builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d, latent=False))
+    else:
+        prefilling(builder, s, heads, kv_heads, d, d)
+    linear(builder, "attn.o", s, t, h, q)
+    finish(builder, s)
+    return builder
+
+
+def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The sum over tensor-parallel ranks, the residual, and the norm before the feed-forward part."""
+    h = s.model.hidden_size
+    add_up(builder, "attn.o", s, s.tokens, h)
+    add_residual(builder, "attn", s, h)
+    norm_forward(builder, "norm.ffn", sharded_tokens(s), h, residual=True)
+
+
+def decode_class(cls: str, s: ServingShapes) -> str:
+    """The kernel class of whoever's decode attention the software runs."""
+    return f"{cls}@{s.software.decode_attention}"
+
+
+def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *, latent: bool) -> DecodeAttention:
+    """Attention of the newest tokens over the whole cache."""
+    return DecodeAttention(
+        batch=s.batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_qk=d_qk,
+        d_v=d_v,
+        kv_len=s.seq_kv,
+        q_len=s.seq,
+        kv_dtype=s.serving.kv_dtype,
+        latent=latent,
+    )
+
+
+def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
+    """Attention of prompts: causal among the new tokens, and all of them over what is cached before.
+
+    Kernels take both in one; as ops they are two, since the FLOP of the second have no mask.
+    """
+
+    def work(length: int, *, causal: bool) -> Attention:
+        return Attention(
+            batch=s.batch,
+            seq_q=s.seq,
+            seq_kv=length,
+            heads=heads,
+            kv_heads=kv_heads,
+            d_qk=d_qk,
+            d_v=d_v,
+            causal=causal,
+        )
+
+    if s.serving.context:
+        builder.add("attn.core.cached", "attn.fwd", work(s.serving.context, causal=False))
+    builder.add("attn.core", "attn.fwd", work(s.seq, causal=True))

@@ -1,0 +1,179 @@
+"""Experts of serving: gate, dispatch, grouped or masked GEMMs, shared experts, combine.
+
+Two ways for tokens to reach their experts: all-to-alls between data-parallel ranks (DeepEP's: low-latency kernels for
+decode, which send every copy by itself and lay it out by expert; normal ones for prefill), or none, where all ranks
+hold all tokens and sum up what their experts made.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
+from simulator.graph.block import Segment, SegmentBuilder
+from simulator.graph.linear import cast, gemm_class, precision_of
+from simulator.graph.norm import add_residual, sum_of_two
+from simulator.graph.parallel import sharded_tokens
+from simulator.graph.serving.ffn import feed_forward, gated
+from simulator.graph.serving.linear import add_up
+from simulator.graph.serving.shapes import ServingShapes
+from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
+from simulator.routing.loads import imbalance
+
+INDEX = 8.0
+"""Bytes of an index of PyTorch [B]."""
+EAGER_WEIGHTS, EAGER_COUNTS, EAGER_SORT = 3, 3, 6
+"""Kernels that eager modules run for the weights of the chosen experts (sum, division, cast), for the rows of each
+expert (histogram, cumulative sum, cast) and to sort rows by expert (`workloads/facts/measure_decode_step.py`)."""
+
+
+def layer(s: ServingShapes, head: SegmentBuilder) -> tuple[Segment, ...]:
+    """The segments behind attention; `head` is the one that ends with the norm before them."""
+    _gate(head, s)
+    travels = s.all_to_all
+    segments = [head.done()]
+    if travels:
+        segments.append(_dispatch(s))
+    if s.model.shared_width:
+        segments.append(_shared(s))
+    segments.append(_experts(s))
+    if travels:
+        segments.append(_combine(s))
+    segments.append(_out(s))
+    return tuple(segment for segment in segments if segment.ops)
+
+
+def tokens_of(s: ServingShapes) -> int:
+    """Tokens that this rank brings: with all-to-alls its part of its tensor-parallel group's."""
+    return sharded_tokens(s)
+
+
+def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """Scores of the experts and the choice; before a normal dispatch, the cast of what travels."""
+    t, h, experts = tokens_of(s), s.model.hidden_size, s.model.n_routed_experts
+    gate = Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32)
+    builder.add("router.gate", "gemm.bf16", gate)  # the router's own class was measured at training's 4096 tokens
+    if not s.software.router_fused:
+        builder.add("router.scores", "router.scores", cast(t * experts, FP32, FP32), count=2)
+        chosen = cast(t * s.model.num_experts_per_tok, FP32, FP32)
+        builder.add("router.weights", "elem", chosen, count=EAGER_WEIGHTS)
+    builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
+    if s.fp8 and s.all_to_all and not s.decodes:
+        builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
+
+
+def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllToAll:
+    """One all-to-all of this rank's tokens; FP8 with scales there, BF16 back."""
+    h = s.model.hidden_size
+    each = fp8_bytes(h) if s.fp8 and direction == "dispatch" else h * BF16
+    return AllToAll(
+        direction=direction,
+        tokens=tokens_of(s),
+        hidden=h,
+        bytes_per_token=each,
+        ranks=s.job.layout.ep,
+        gate=s.model.gate,
+        low_latency=s.decodes,
+        imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
+    )
+
+
+def _dispatch(s: ServingShapes) -> Segment:
+    """`dispatch.F`. Low-latency kernels cast, count and send in one (DeepEP's README)."""
+    builder = SegmentBuilder("dispatch.F", "F", s, "comm")
+    last = "moe.dispatch.quant" if s.fp8 and not s.decodes else "router.topk"
+    notify = Notify(ranks=s.job.layout.ep, tokens=tokens_of(s))
+    if s.decodes:
+        builder.add("moe.dispatch.a2a", "comm.dispatch", _travel(s, "dispatch"), after=(last,))
+    else:
+        builder.add("moe.dispatch.layout", "comm.layout", notify, after=(last,))
+        builder.add("moe.dispatch.notify", "comm.notify", notify)
+        builder.add("moe.dispatch.a2a", "comm.dispatch", _travel(s, "dispatch"))
+    return builder.done()
+
+
+def _combine(s: ServingShapes) -> Segment:
+    """`combine.F`: what the experts made travels home; low-latency kernels weigh and sum on arrival."""
+    builder = SegmentBuilder("combine.F", "F", s, "comm")
+    after: tuple[str, ...] = (_last(s),)
+    if not s.decodes:
+        builder.add(
+            "moe.combine.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=tokens_of(s)), after=after
+        )
+        after = ()
+    builder.add("moe.combine.a2a", "comm.combine", _travel(s, "combine"), after=after)
+    return builder.done()
+
+
+def _laid_out(s: ServingShapes) -> bool:
+    """Whether tokens arrive sorted by expert, as masked GEMMs read them."""
+    return s.decodes and s.software.masked and s.all_to_all
+
+
+def _last(s: ServingShapes) -> str:
+    """The last op of the experts."""
+    return "moe.down" if _laid_out(s) else "moe.unpermute"
+
+
+def _shared(s: ServingShapes) -> Segment:
+    """`shared.F`: the shared experts, while tokens travel where they do."""
+    builder = SegmentBuilder("shared.F", "F", s)
+    feed_forward(builder, "shared", s, split=not s.all_to_all)
+    return builder.done()
+
+
+def _expert_gemm(s: ServingShapes, n: int, k: int) -> tuple[str, Gemm]:
+    """Class and work of one GEMM over the experts that have rows."""
+    precision = precision_of(s.recipe)
+    if s.decodes and s.software.masked:
+        each = max(1, round(s.rows / s.local_experts))
+        idle = s.local_experts - s.active
+        rows = (round(s.rows / s.active),) * s.active + (0,) * idle if idle else ()
+        work = Gemm(m=each, n=n, k=k, precision=precision, form="masked", groups=s.local_experts, rows=rows)
+        return gemm_class(s.recipe, ".masked"), work
+    work = Gemm(m=s.rows, n=n, k=k, precision=precision, form="grouped", groups=min(s.active, s.rows))
+    return gemm_class(s.recipe, ".grouped"), work
+
+
+def _experts(s: ServingShapes) -> Segment:
+    """`mlp.F`: the two GEMMs of the routed experts, with the kernels that sort rows by expert where none is masked."""
+    h, inner = s.model.hidden_size, s.model.moe_intermediate_size // s.job.layout.etp
+    laid_out = _laid_out(s)
+    builder = SegmentBuilder("mlp.F", "F", s)
+    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
+    width = fp8_bytes(h) if s.fp8 else h * BF16
+    if not laid_out:
+        if s.software.router_fused:
+            builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
+            builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
+        else:
+            ids = cast(s.rows, INDEX, INDEX)
+            builder.add(
+                "moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True
+            )
+        moved = Streaming(read=s.received * width, written=s.rows * width)
+        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+        after = ()
+    cls, work = _expert_gemm(s, 2 * inner, h)
+    builder.add("moe.up_gate", cls, work, after=after, scales_with_load=True)
+    gated(builder, "moe", s, s.rows, inner, routed=True)
+    cls, work = _expert_gemm(s, h, inner)
+    builder.add("moe.down", cls, work, scales_with_load=True)
+    if not laid_out:
+        moved = Streaming(read=s.rows * h * BF16, written=s.received * h * BF16)
+        builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
+    return builder.done()
+
+
+def _out(s: ServingShapes) -> Segment:
+    """`out.F`: shared experts added, the sum over tensor-parallel ranks, the residual."""
+    h = s.model.hidden_size
+    builder = SegmentBuilder("out.F", "F", s)
+    after: tuple[str, ...] = ("moe.combine.a2a",) if s.all_to_all else ()
+    if s.model.shared_width:
+        builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
+        after = ()
+    if not s.all_to_all:
+        add_up(builder, "moe", s, s.tokens, h)
+    add_residual(builder, "moe", s, h, after=after)
+    return builder.done()

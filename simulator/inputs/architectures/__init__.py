@@ -1,0 +1,17 @@
+"""Architectures of config.json files by `model_type`: one module a family, all in `SHIPPED`."""
+
+from collections.abc import Mapping
+
+from simulator.inputs.architectures import deepseek, experts, gpt, llama
+from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
+
+SHIPPED: Mapping[str, Architecture] = {
+    **deepseek.SHIPPED,
+    **llama.SHIPPED,
+    **experts.SHIPPED,
+    **experts.LING,
+    **gpt.SHIPPED,
+}
+"""The project's own, by `model_type`."""
+
+__all__ = ["SHIPPED", "Architecture", "Only", "Unsupported"]

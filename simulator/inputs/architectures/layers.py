@@ -1,0 +1,144 @@
+"""What lists, steps and windows of a config.json say about its layers.
+
+transformers writes the kind of attention of every layer (`layer_types`); older files give a window and the layers that
+have it. What differs between layers in more than dense or MoE cannot be said here yet, and is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator.inputs.architectures.architecture import Table, Unsupported
+from simulator.inputs.limits import MODEL
+
+MISSING_ATTENTION = {
+    "sliding_attention": "sliding-window attention",
+    "chunked_attention": "chunked attention",
+    "linear_attention": "linear attention",
+    "hybrid": "layers with attention and state-space parts",
+    "conv": "short convolutions",
+    "mamba": "Mamba layers",
+}
+
+
+def window(table: Table) -> Table:
+    """The window of a model whose layers all have the same one; `use_sliding_window` and `layer_types` are taken away.
+
+    Qwen's window counts where `use_sliding_window` says so, from layer `max_window_layers` on.
+    """
+    used = table.pop("use_sliding_window", True)
+    first = table.pop("max_window_layers", 0)
+    kinds = table.pop("layer_types", None)
+    width, layers = table.get("sliding_window"), table.get("num_hidden_layers")
+    if kinds is not None:
+        return table | {"sliding_window": width if _windowed(kinds, layers) else None}
+    if not used or width == 0:
+        return table | {"sliding_window": None}
+    if width is not None and isinstance(first, int) and isinstance(layers, int) and first > 0:
+        if first >= layers:
+            return table | {"sliding_window": None}
+        raise Unsupported(
+            "max_window_layers",
+            first,
+            f"sliding-window attention in only {layers - first} of {layers} layers is not modelled",
+        )
+    return table
+
+
+def no_window_unless_used(table: Table) -> Table:
+    """For families whose window counts only where `use_sliding_window` says so."""
+    return window({"use_sliding_window": False} | table)
+
+
+def _windowed(kinds: Any, layers: Any) -> bool:
+    """Whether every layer has a window; raises where layers differ, or are of a kind that is not modelled."""
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise Unsupported("layer_types", kinds, "must be a list, each a string")
+    if len(kinds) != layers:
+        raise Unsupported("layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
+    other = [kind for kind in kinds if kind != "full_attention"]
+    if not other:
+        return False
+    if set(other) == {"sliding_attention"} and len(other) == len(kinds):
+        return True
+    what = " and ".join(MISSING_ATTENTION.get(kind, kind) for kind in sorted(set(other)))
+    raise Unsupported("layer_types", kinds, f"{what} in {len(other)} of {layers} layers is not modelled")
+
+
+def sparse_step(table: Table) -> Table:
+    """Qwen counts layers from 1: layer i is MoE where (i + 1) % step == 0."""
+    step = table.pop("decoder_sparse_step", 1)
+    named = table.get("mlp_only_layers", [])
+    if not (counts_layers(table) and isinstance(step, int) and step > 1 and are_integers(named)):
+        return table  # what is wrong is reported when the values are checked
+    dense = {i for i in range(table["num_hidden_layers"]) if (i + 1) % step}
+    return table | {"mlp_only_layers": sorted(dense | set(named))}
+
+
+def mlp_layer_types(table: Table) -> Table:
+    """transformers' list of `dense` and `sparse` layers."""
+    kinds = table.pop("mlp_layer_types", None)
+    if kinds is None:
+        return table
+    layers = table.get("num_hidden_layers")
+    if not isinstance(kinds, list) or not set(map(str, kinds)) <= {"dense", "sparse"}:
+        raise Unsupported("mlp_layer_types", kinds, 'must be a list, each "dense" or "sparse"')
+    if len(kinds) != layers:
+        raise Unsupported("mlp_layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
+    dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
+    return table | {"first_k_dense_replace": 0, "moe_layer_freq": 1, "mlp_only_layers": dense}
+
+
+def without_rotation(table: Table) -> Table:
+    """How many layers do not rotate: zeros in `no_rope_layers`, or every `no_rope_layer_interval`-th (SmolLM 3)."""
+    rotating = table.pop("no_rope_layers", None)
+    interval = table.pop("no_rope_layer_interval", 0)
+    layers = table.get("num_hidden_layers")
+    if rotating is not None and rotating != []:
+        if not are_integers(rotating) or len(rotating) != layers:
+            raise Unsupported(
+                "no_rope_layers", rotating, f"must be a list of one 0 or 1 for each of the {layers} layers"
+            )
+        return table | {"nope_layers": rotating.count(0)}
+    if isinstance(interval, int) and interval > 0 and counts_layers(table):
+        return table | {"nope_layers": table["num_hidden_layers"] // interval}
+    return table
+
+
+def rotary_dim(table: Table) -> Table:
+    """`rotary_dim` values of a head rotate."""
+    width = table.pop("rotary_dim", None)
+    head, heads, hidden = table.get("head_dim"), table.get("num_attention_heads"), table.get("hidden_size")
+    if not head and isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+        head = hidden // heads
+    if isinstance(width, int) and isinstance(head, int) and head > 0 and "partial_rotary_factor" not in table:
+        return table | {"partial_rotary_factor": width / head}
+    return table
+
+
+def uniform(*names: str) -> Any:
+    """A `finish` for fields that a file may give as a list of one value a layer, all equal."""
+
+    def run(table: Table) -> Table:
+        for name in names:
+            value = table.get(name)
+            if isinstance(value, list) and value:
+                if any(item != value[0] for item in value):
+                    raise Unsupported(
+                        name, value, "layers of different widths are not modelled: must be the same for all"
+                    )
+                table = table | {name: value[0]}
+        return table
+
+    return run
+
+
+def are_integers(value: Any) -> bool:
+    """Whether it is a list of integers."""
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def counts_layers(table: Table) -> bool:
+    """Whether the number of layers is one that can be counted to."""
+    layers = table.get("num_hidden_layers")
+    return isinstance(layers, int) and MODEL["num_hidden_layers"].holds(layers)

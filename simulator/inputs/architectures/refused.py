@@ -1,0 +1,100 @@
+"""Types that are known and not supported: what each would need that the op graph does not have, and what comes nearest.
+
+Read in the modelling code of transformers 5.24 and on the models' pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What is missing, and the nearest supported `model_type`."""
+
+    missing: str
+    nearest: str
+
+
+_WINDOWS = "sliding-window attention in some layers"
+_INDEXER = "sparse attention: an indexer that picks the keys of each query"
+_DELTA = "gated delta-rule layers between attention layers"
+_MAMBA2 = "Mamba-2 layers between attention layers"
+_MAMBA1 = "Mamba layers"
+_ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
+_ENCODER = "an encoder, or cross-attention to one"
+
+
+def _all(missing: str, nearest: str, types: str) -> dict[str, Refusal]:
+    return {name: Refusal(missing=missing, nearest=nearest) for name in types.split()}
+
+
+REFUSED: Mapping[str, Refusal] = {
+    **_all(f"{_WINDOWS} and attention sinks", "mixtral", "gpt_oss"),
+    **_all(f"{_WINDOWS}, attention sinks and heads of two widths", "qwen3_moe", "mimo_v2_flash"),
+    **_all(_WINDOWS, "gemma", "gemma2 gemma3 gemma3_text gemma3n gemma3n_text vaultgemma"),
+    **_all(_WINDOWS, "olmo2", "olmo3 exaone4 exaone4_5 cwm"),
+    **_all(_WINDOWS, "cohere", "cohere2 cohere2_moe"),
+    **_all(_WINDOWS, "qwen3_moe", "afmoe exaone_moe step3p5 step3p7 laguna"),
+    **_all(
+        f"{_WINDOWS}, shared key-value layers and experts next to a dense part",
+        "gemma",
+        "gemma4 gemma4_text gemma4_unified",
+    ),
+    **_all("chunked attention, layers without rotary embedding", "qwen3_moe", "llama4 llama4_text"),
+    **_all(_INDEXER, "deepseek_v3", "deepseek_v32 glm_moe_dsa glm5_next"),
+    **_all(
+        "compressed and sparse attention, hyper-connections, hash-routed layers",
+        "deepseek_v3",
+        "deepseek_v4 deepseek_ref",
+    ),
+    **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
+    **_all(_DELTA, "qwen3_moe", "qwen3_next qwen3_5_moe qwen3_5_moe_text qwen4_exp qwen4_exp_text"),
+    **_all(_DELTA, "qwen3", "qwen3_5 qwen3_5_text olmo_hybrid"),
+    **_all("Kimi Delta Attention between latent-attention layers", "kimi_k2", "kimi_linear kimi_k3"),
+    **_all(
+        "linear attention between latent-attention layers",
+        "bailing_moe_v2",
+        "bailing_hybrid bailing_moe_linear bailing_moe_v2_5",
+    ),
+    **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
+    **_all(_MAMBA2, "llama", "nemotron_h bamba zamba zamba2 falcon_h1 granitemoehybrid plamo2"),
+    **_all(_MAMBA1, "mixtral", "jamba"),
+    **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
+    **_all("Mamba-2 layers", "llama", "mamba2"),
+    **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
+    **_all("short convolutions between attention layers", "qwen3", "lfm2 lfm2_moe lfm2_vl"),
+    **_all("layers of different widths, or without attention", "llama", "nemotron-nas deci openelm"),
+    **_all("two attention blocks a layer and experts that compute nothing", "deepseek_v3", "longcat_flash"),
+    **_all("feed-forward parts with xIELU, which has weights of its own", "qwen3", "apertus"),
+    **_all("a norm behind the experts", "deepseek_v3", "axk1 axk2"),
+    **_all("LayerNorm without weights", "olmo2", "olmo"),
+    **_all(_ALIBI, "falcon", "bloom mpt baichuan"),
+    **_all("local attention in every second layer", "gpt2", "gpt_neo"),
+    **_all("one key-value head under learned positions", "gpt2", "gpt_bigcode"),
+    **_all("a dense part next to the experts", "mixtral", "arctic"),
+    **_all("two matrices of experts for text and for images", "ernie4_5_moe", "ernie4_5_vl_moe ernie4_5_vl_moe_text"),
+    **_all("cross-attention to images between the layers", "llama", "mllama mllama_text_model"),
+    **_all(_ENCODER, "llama", "t5 mt5 umt5 bart mbart pegasus t5gemma t5gemma2 whisper switch_transformers nllb-moe"),
+    **_all("attention without a causal mask", "llama", "bert roberta modernbert deberta deberta-v2 albert electra"),
+}
+
+KEYS: Mapping[str, str] = {
+    "index_topk": "sparse attention with an indexer",
+    "index_n_heads": "sparse attention with an indexer",
+    "attention_chunk_size": "chunked attention",
+    "sliding_window": "sliding-window attention",
+    "sliding_window_pattern": "sliding-window attention in some layers",
+    "block_configs": "layers of different widths",
+    "full_attention_interval": "linear attention between full attention",
+    "linear_num_value_heads": "linear attention",
+    "mamba_d_state": "Mamba layers",
+    "ssm_state_size": "Mamba layers",
+    "hybrid_override_pattern": "layers of different kinds",
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "alibi": _ALIBI,
+}
+"""Keys that change the shape of a type that does not have them, and what they ask for."""

@@ -1,0 +1,105 @@
+"""Sizes of a model that must go together, reported with the key to change."""
+
+from __future__ import annotations
+
+from simulator.inputs.problems import problem
+from simulator.spec.model import ModelSpec
+
+Rule = tuple[bool, str, object, str]
+"""Whether it holds, the key to blame, its value, and what would be right."""
+
+
+def check_consistent(m: ModelSpec, source: str) -> None:
+    """Raise for the first pair of sizes that cannot belong to one model."""
+    rules: list[Rule] = [
+        (
+            m.is_mla or m.num_attention_heads % m.num_key_value_heads == 0,
+            "num_key_value_heads",
+            m.num_key_value_heads,
+            f"must divide num_attention_heads {m.num_attention_heads}",
+        ),
+        (
+            m.is_mla or m.head_dim is not None or m.hidden_size % m.num_attention_heads == 0,
+            "num_attention_heads",
+            m.num_attention_heads,
+            f"must divide hidden_size {m.hidden_size}, or give head_dim",
+        ),
+        (
+            not m.is_mla or min(m.qk_nope_head_dim, m.qk_rope_head_dim, m.v_head_dim) > 0,
+            "kv_lora_rank",
+            m.kv_lora_rank,
+            "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
+        ),
+    ]
+    rules += _block_rules(m)
+    if m.n_routed_experts:
+        rules += _expert_rules(m)
+    for holds, key, value, right in rules:
+        if not holds:
+            raise problem(source, key, value, right)
+
+
+def _block_rules(m: ModelSpec) -> list[Rule]:
+    """What the blocks of the op graph can be."""
+    plain = not m.is_mla and not m.n_routed_experts
+    right = "only dense models with grouped queries have such blocks here"
+    return [
+        (plain or not m.parallel_block, "parallel_block", m.parallel_block, right),
+        (plain or m.norm_placement == "pre", "norm_placement", m.norm_placement, right),
+        (
+            m.norm_placement == "pre" or not m.parallel_block,
+            "norm_placement",
+            m.norm_placement,
+            "the branches of a parallel block have their norms before them",
+        ),
+        (
+            m.nope_layers <= m.num_hidden_layers,
+            "nope_layers",
+            m.nope_layers,
+            f"must be at most num_hidden_layers {m.num_hidden_layers}",
+        ),
+        (
+            m.parallel_block or not m.shared_norm,
+            "shared_norm",
+            m.shared_norm,
+            "branches share a norm in a parallel block only: set parallel_block, too",
+        ),
+        (
+            not m.is_mla or m.rotated_share == 1,
+            "partial_rotary_factor" if m.partial_rotary_factor < 1 else "nope_layers",
+            m.partial_rotary_factor if m.partial_rotary_factor < 1 else m.nope_layers,
+            "of latent attention qk_rope_head_dim gives the part that rotates",
+        ),
+        (
+            m.qk_norm_over == "head" or not m.is_mla,
+            "qk_norm_over",
+            m.qk_norm_over,
+            "latent attention norms its latents only",
+        ),
+    ]
+
+
+def _expert_rules(m: ModelSpec) -> list[Rule]:
+    reachable = m.n_routed_experts // m.n_group * m.topk_group
+    return [
+        (m.moe_intermediate_size > 0, "moe_intermediate_size", m.moe_intermediate_size, "must be at least 1"),
+        (
+            1 <= m.num_experts_per_tok <= m.n_routed_experts,
+            "num_experts_per_tok",
+            m.num_experts_per_tok,
+            f"must be from 1 to the {m.n_routed_experts} routed experts",
+        ),
+        (
+            m.n_routed_experts % m.n_group == 0,
+            "n_group",
+            m.n_group,
+            f"must divide the {m.n_routed_experts} routed experts",
+        ),
+        (m.topk_group <= m.n_group, "topk_group", m.topk_group, f"must be from 1 to n_group {m.n_group}"),
+        (
+            m.num_experts_per_tok <= reachable,
+            "topk_group",
+            m.topk_group,
+            f"reaches {reachable} experts, fewer than num_experts_per_tok {m.num_experts_per_tok}",
+        ),
+    ]

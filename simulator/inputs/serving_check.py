@@ -1,0 +1,181 @@
+"""Rules of serving jobs: what a step of prefill or decode cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from simulator.inputs.problem_record import Problem
+from simulator.spec.job import Layout, Overlap, Run
+from simulator.spec.scenario import Scenario
+from simulator.spec.serving import Serving
+
+_TRAINING_LAYOUT = ("pp", "vpp", "cp", "zero", "schedule", "recompute", "stages", "cp_kind")
+"""Keys of the layout that a serving step has no use for."""
+
+
+def serving_of(s: Scenario) -> Serving:
+    """The `[serving]` table, which every serving job has."""
+    assert s.job.serving is not None  # the loader refuses a serving job without it
+    return s.job.serving
+
+
+def training_keys(s: Scenario) -> Iterator[Problem]:
+    """Keys that only training reads."""
+    plain = Layout()
+    for key in _TRAINING_LAYOUT:
+        value = getattr(s.job.layout, key)
+        if value != getattr(plain, key):
+            yield _only_training(f"layout.{key}", value, getattr(plain, key), s.job.workload)
+    for part in fields(s.job.optimizer):
+        value = getattr(s.job.optimizer, part.name)
+        if value is not None:
+            yield _only_training(f"optimizer.{part.name}", value, "none", s.job.workload)
+    if s.job.run.tokens != Run().tokens:
+        yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
+    if s.job.precision.recipe == "fp8_tensor":
+        yield Problem(
+            rule="precision",
+            key="precision.recipe",
+            value="fp8_tensor",
+            message="is not modelled of serving",
+            suggestion="use fp8 or bf16",
+        )
+    if s.job.workload == "decode" and s.job.overlap != Overlap():
+        yield Problem(
+            rule="communication SMs",
+            key="overlap.comm_sms",
+            value=s.job.overlap.comm_sms,
+            message="changes nothing: low-latency kernels hold no SMs while tokens travel",
+            suggestion="leave it out",
+        )
+
+
+def _only_training(key: str, value: object, plain: object, workload: str) -> Problem:
+    return Problem(
+        rule="keys of training",
+        key=key,
+        value=value,
+        message=f'a job with workload = "{workload}" has no use for it',
+        suggestion=f"leave it out (or write {plain})",
+    )
+
+
+def software(s: Scenario) -> Iterator[Problem]:
+    """The stack must know how to serve, with kernels that the hardware profile has."""
+    own = s.stack.serving
+    if own is None:
+        yield Problem(
+            rule="serving software",
+            key="stack",
+            value=s.stack.name,
+            message="says nothing of serving",
+            suggestion="use deepseek-serving or torch-serving",
+        )
+        return
+    if own.all_reduce != "nccl" and own.all_reduce not in s.cluster.fabric.all_reduce:
+        known = ", ".join(["nccl", *sorted(s.cluster.fabric.all_reduce)])
+        yield Problem(
+            rule="serving software",
+            key="stack.serving.all_reduce",
+            value=own.all_reduce,
+            message=f"{s.cluster.name} has no parameters of these kernels",
+            suggestion=f"use one of {known}",
+        )
+
+
+def positions(s: Scenario) -> Iterator[Problem]:
+    """Context and new tokens within what the model was made for."""
+    serving, longest = serving_of(s), s.model.max_position_embeddings
+    length = serving.context + serving.tokens
+    if longest and length > longest:
+        yield Problem(
+            rule="positions",
+            key="serving.context",
+            value=serving.context,
+            message=f"with {serving.tokens} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
+            suggestion=f"use at most {max(0, longest - serving.tokens)}",
+        )
+    window = s.model.sliding_window
+    if window is not None and window < length:
+        yield Problem(
+            rule="attention window",
+            key="serving.context",
+            value=serving.context,
+            message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
+            suggestion=f"use at most {max(0, window - serving.tokens)}",
+            severity="warning",
+        )
+
+
+def microbatches(s: Scenario) -> Iterator[Problem]:
+    """Two microbatches need two sequences or more, and an all-to-all to hide."""
+    serving = serving_of(s)
+    if not serving.two_batch_overlap:
+        return
+    if serving.sequences % 2:
+        yield Problem(
+            rule="two microbatches",
+            key="serving.sequences",
+            value=serving.sequences,
+            message="does not divide into two equal microbatches",
+            suggestion=f"use {serving.sequences + 1}, or two_batch_overlap = false",
+        )
+    if not s.model.is_moe or s.job.layout.ep == 1 or s.stack.dispatcher == "nccl":
+        yield Problem(
+            rule="two microbatches",
+            key="serving.two_batch_overlap",
+            value="true",
+            message="there is no all-to-all to hide",
+            suggestion="use false",
+        )
+
+
+def experts(s: Scenario) -> Iterator[Problem]:
+    """How tokens reach the experts: all-to-alls between data-parallel ranks, or all-reduces of tensor-parallel ones."""
+    layout, model = s.job.layout, s.model
+    if not model.is_moe:
+        return
+    if s.stack.dispatcher == "nccl":
+        if layout.ep * layout.etp != layout.tp or s.job.dp != s.job.edp:
+            yield Problem(
+                rule="experts on ranks",
+                key="layout.ep",
+                value=layout.ep,
+                message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels tensor-parallel ranks"
+                " share the experts and sum them up by an all-reduce",
+                suggestion="let ep x etp be tp, or use a stack whose dispatcher is deepep",
+            )
+        if layout.tp > 1 and layout.sp:
+            yield Problem(
+                rule="sequence parallelism",
+                key="layout.sp",
+                value="true",
+                message="is not modelled of experts without all-to-all kernels",
+                suggestion="set layout.sp = false",
+            )
+        return
+    if layout.etp > 1:
+        yield Problem(
+            rule="experts on ranks",
+            key="layout.etp",
+            value=layout.etp,
+            message=f"is not modelled with the all-to-all kernels of {s.stack.dispatcher}",
+            suggestion="use 1",
+        )
+    if layout.tp > 1 and layout.ep > 1 and not layout.sp:
+        yield Problem(
+            rule="sequence parallelism",
+            key="layout.sp",
+            value="false",
+            message=f"would dispatch every token from each of tp {layout.tp} ranks",
+            suggestion="set layout.sp = true",
+        )
+    if s.job.workload == "decode" and layout.ep > 1 and s.stack.dispatcher not in s.cluster.fabric.low_latency:
+        yield Problem(
+            rule="all-to-all kernels",
+            key="stack.dispatcher",
+            value=s.stack.dispatcher,
+            message=f"{s.cluster.name} has no low-latency kernels of this name",
+            suggestion="use deepep",
+        )

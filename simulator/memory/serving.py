@@ -1,0 +1,107 @@
+"""Memory of a serving step: weights by placement, the KV cache, buffers, and what the largest op needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from simulator.dtypes import BF16, WIDTH, fp8_bytes
+from simulator.graph.parallel import kv_heads_per_rank
+from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_shapes
+from simulator.graph.stage import block_kinds, build_blocks
+from simulator.memory.assumptions import Assumptions
+from simulator.memory.buffers import queue_bytes
+from simulator.memory.capacity import headroom
+from simulator.memory.memory_report import Item, MemoryReport, RankMemory
+from simulator.memory.optimizer_states import shards_of, state_items
+from simulator.memory.temporary import footprints
+from simulator.spec.scenario import Scenario
+
+KV = "kv_cache"
+ROUNDS = 2
+"""Sets of low-latency buffers, used in turn (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout)."""
+
+
+def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) -> MemoryReport:
+    """Peak memory of a rank in a step; all ranks hold the same.
+
+    The KV cache holds the context and the new tokens of every sequence.
+    """
+    assumed = assumed or Assumptions()
+    shapes = serving_shapes(scenario)
+    items = tuple(_items(scenario, shapes, assumed))
+    rank = RankMemory(rank=0, stages=(0,), at=None, during="F0", items=items)
+    return MemoryReport(
+        ranks=(rank,),
+        capacity=scenario.cluster.gpu.hbm_bytes,
+        headroom=headroom(scenario),
+        reserve=scenario.job.memory.reserve,
+        assumptions=assumed,
+    )
+
+
+def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+    assert scenario.job.serving is not None
+    serving = replace(scenario.job.serving, sequences=sequences)
+    return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
+
+
+def peak_with(scenario: Scenario, sequences: int) -> float:
+    """Peak memory of a rank with so many sequences of the job's length [B]."""
+    return _memory_with(scenario, sequences).peak
+
+
+def fits_with(scenario: Scenario, sequences: int) -> bool:
+    """Whether so many sequences fit, also with the most that the allocator reserves."""
+    return _memory_with(scenario, sequences).answer == "fits"
+
+
+def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
+    """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank."""
+    model, serving = scenario.model, shapes.serving
+    tokens = serving.sequences * (serving.context + serving.tokens)
+    each = model.kv_cache_bytes_per_token(WIDTH[serving.kv_dtype])
+    share = 1.0 if model.is_mla else kv_heads_per_rank(shapes) / model.num_key_value_heads
+    return tokens * each * share
+
+
+def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
+    yield from state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
+    yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
+    largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
+    residual = s.tokens * s.model.hidden_size * BF16
+    moving = [
+        Item(group="temporary", name="residual stream", bytes=residual * microbatches_of(s.serving)),
+        Item(group="temporary", name="largest op", bytes=largest * microbatches_of(s.serving)),
+    ]
+    yield from moving
+    yield from _buffers(scenario, s, assumed)
+    yield Item(group="context", name="CUDA context and libraries", bytes=assumed.context)
+    yield Item(group="slack", name="allocator", bytes=assumed.slack * sum(item.bytes for item in moving))
+
+
+def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
+    """Queues of the all-to-all kernels."""
+    if not s.all_to_all:
+        return
+    h, ranks = s.model.hidden_size, s.job.layout.ep
+    if s.decodes:
+        name = "expert all-to-all, low-latency buffers"
+        yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.model.n_routed_experts))
+        return
+    sms = s.job.overlap.comm_sms
+    nvlink, rdma = queue_bytes(h * BF16, ranks, sms, assumed.nvl_tokens, assumed.rdma_tokens)
+    yield Item(group="buffers", name="expert all-to-all, NVLink queues", bytes=nvlink)
+    yield Item(group="buffers", name="expert all-to-all, RDMA queues", bytes=rdma)
+
+
+def low_latency_bytes(hidden: int, tokens: int, experts: int) -> float:
+    """Send and receive buffers of DeepEP's low-latency kernels for up to `tokens` tokens a rank [B].
+
+    Room for every token at every expert, in FP8 with scales or BF16 there and in BF16 back
+    (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout; counters of a few bytes left out).
+    """
+    there, back = 16 + max(hidden * BF16, fp8_bytes(hidden)), hidden * BF16
+    send = max(tokens * there, experts * tokens * back)
+    receive = experts * tokens * max(there, back)
+    return ROUNDS * (send + receive)

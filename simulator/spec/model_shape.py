@@ -1,0 +1,202 @@
+"""The shape of a model: its sizes, what its blocks are made of, and which projections they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from simulator.ops import Gate
+
+
+class BlockKind(StrEnum):
+    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules."""
+
+    EMBED = "embed"
+    DENSE = "dense"
+    MOE = "moe"
+    HEAD = "head"
+    MTP = "mtp"
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a transformer layer."""
+        return self in (BlockKind.DENSE, BlockKind.MOE)
+
+
+LayerKind = Literal[BlockKind.DENSE, BlockKind.MOE]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A decoder-only transformer. Sizes are elements, not bytes.
+
+    Names are those of config.json; where architectures differ, DeepSeek-V3's: `n_routed_experts` (0: dense) is also
+    Mixtral's `num_local_experts` and Qwen's `num_experts`. `kv_lora_rank is None` means grouped-query attention, else
+    multi-head latent attention. `shared_expert_intermediate_size` is the width of all shared experts together where a
+    config gives that instead of `n_shared_experts`. `mlp_only_layers` are dense although their index says MoE.
+
+    `norm_bias`: a LayerNorm has a bias and a gain (an RMSNorm never has a bias). `norm_placement`: norms stand before
+    the branches (`pre`), behind them (`post`: OLMo 2, arXiv 2501.00656, section 2.1) or both. `parallel_block`: both
+    branches read the layer's input and their outputs are summed (GPT-J, GPT-NeoX, arXiv 2204.06745, section 2.1);
+    with `shared_norm` they read one norm of it. `qk_norm_over`: a norm of queries and one of keys for each head
+    (Qwen3), or over the whole projection (OLMo 2). `partial_rotary_factor` is the part of a head that rotates,
+    `nope_layers` the number of layers that rotate nothing. `head_bias`: the output head has a bias.
+    """
+
+    name: str  # the model's name
+    model_type: str  # architecture, as in config.json
+    vocab_size: int  # [tokens]
+    hidden_size: int  # width of the residual stream [elements]
+    num_hidden_layers: int  # layers, without MTP modules
+    num_attention_heads: int  # query heads
+    num_key_value_heads: int  # heads of keys and values
+    intermediate_size: int  # width of a dense feed-forward block [elements]
+    head_dim: int | None = None  # width of a head [elements]; None: hidden_size / heads
+    max_position_embeddings: int = 0  # rows of the learned positions [tokens]
+    # multi-head latent attention (arXiv 2405.04434, section 2.1)
+    q_lora_rank: int | None = None  # width of compressed queries [elements]; None: not compressed
+    kv_lora_rank: int | None = None  # width of the latent [elements]; None: grouped-query attention
+    qk_nope_head_dim: int = 0  # part of a query or key head without rotation [elements]
+    qk_rope_head_dim: int = 0  # part with rotation [elements]
+    v_head_dim: int = 0  # width of a value head [elements]
+    # mixture of experts (arXiv 2412.19437, section 2.1.2)
+    n_routed_experts: int = 0  # routed experts of a layer; 0: dense
+    num_experts_per_tok: int = 0  # experts that the gate chooses for a token
+    moe_intermediate_size: int = 0  # width of an expert [elements]
+    n_shared_experts: int = 0  # experts that all tokens pass
+    shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
+    shared_expert_gate: bool = False  # a gate scales the shared experts' output
+    first_k_dense_replace: int = 0  # leading dense layers
+    moe_layer_freq: int = 1  # every so many layers is MoE
+    mlp_only_layers: tuple[int, ...] = ()  # layers that are dense although their index says MoE
+    n_group: int = 1  # groups of experts
+    topk_group: int = 1  # groups that a token may choose from
+    topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
+    # multi-token prediction (arXiv 2412.19437, section 2.2)
+    num_nextn_predict_layers: int = 0  # MTP modules
+    # what the blocks are made of
+    hidden_act: Literal["silu", "gelu", "relu", "relu2"] = "silu"  # kernels of one cost: they stream the same bytes
+    gated_mlp: bool = True  # gate, up and down; otherwise up and down
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    parallel_block: bool = False
+    shared_norm: bool = False
+    positions: Literal["rope", "learned"] = "rope"
+    partial_rotary_factor: float = 1.0
+    nope_layers: int = 0
+    attention_bias: bool = False  # biases of query, key, value projections
+    attention_out_bias: bool = False  # bias of the output projection
+    mlp_bias: bool = False  # biases of the feed-forward block
+    qk_norm: bool = False  # norms of query and key heads
+    qk_norm_over: Literal["head", "projection"] = "head"
+    head_bias: bool = False
+    sliding_window: int | None = None  # keys that a query attends to [tokens]; None: all
+    tie_word_embeddings: bool = False  # the head uses the embedding's matrix
+
+    @property
+    def is_mla(self) -> bool:
+        """Whether attention is multi-head latent attention."""
+        return self.kv_lora_rank is not None
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return BlockKind.MOE in self.layer_kinds()
+
+    @property
+    def is_node_limited(self) -> bool:
+        """Whether the gate restricts a token to `topk_group` of the `n_group` expert groups."""
+        return self.n_routed_experts > 0 and 0 < self.topk_group < self.n_group
+
+    @property
+    def gate(self) -> Gate:
+        """The gate of the MoE layers; DeepSeek-V2's (`group_limited_greedy`) scores a group by its best expert."""
+        return Gate(
+            experts=self.n_routed_experts,
+            top_k=self.num_experts_per_tok,
+            groups=self.n_group,
+            node_limit=self.topk_group if self.is_node_limited else 0,
+            scored=1 if self.topk_method == "group_limited_greedy" else 2,
+        )
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
+
+    @property
+    def v_dim(self) -> int:
+        """Width of one value head."""
+        return self.v_head_dim if self.is_mla else self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def shared_width(self) -> int:
+        """Width of all shared experts together."""
+        return self.shared_expert_intermediate_size or self.n_shared_experts * self.moe_intermediate_size
+
+    @property
+    def ffn_matrices(self) -> int:
+        """Matrices of one feed-forward block: 3 gated (gate, up, down), 2 plain."""
+        return 3 if self.gated_mlp else 2
+
+    @property
+    def norms_per_layer(self) -> int:
+        """Hidden-wide norms of one layer."""
+        if self.norm_placement == "both":
+            return 4
+        return 1 if self.parallel_block and self.shared_norm else 2
+
+    @property
+    def norm_weights(self) -> int:
+        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
+        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
+
+    @property
+    def rotated_share(self) -> float:
+        """Part of the values of queries and keys that is rotated, mean over the layers."""
+        return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
+
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Values under one norm of the queries and one of the keys; (0, 0) without such norms."""
+        if not self.qk_norm:
+            return 0, 0
+        if self.qk_norm_over == "head":
+            return self.v_dim, self.v_dim
+        return self.num_attention_heads * self.v_dim, self.num_key_value_heads * self.v_dim
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """Kind of the feed-forward block of `layer`, counted from 0; MTP modules follow the last layer."""
+        if not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
+            return BlockKind.DENSE
+        return BlockKind.MOE if layer % self.moe_layer_freq == 0 else BlockKind.DENSE
+
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """Kind of each layer of the main model, in order."""
+        return tuple(self.layer_kind(layer) for layer in range(self.num_hidden_layers))
+
+    def attention_matrices(self) -> dict[str, tuple[int, int]]:
+        """Projections of one attention block: name -> (inputs, outputs)."""
+        return _projections(self)
+
+
+def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
+    h, heads = m.hidden_size, m.num_attention_heads
+    out = {"o": (heads * m.v_dim, h)}
+    if m.kv_lora_rank is None:
+        kv = m.num_key_value_heads
+        return {"q": (h, heads * m.v_dim), "k": (h, kv * m.v_dim), "v": (h, kv * m.v_dim)} | out
+    latent = {
+        "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
+        "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),
+    }
+    if m.q_lora_rank is None:
+        return {"q": (h, heads * m.qk_head_dim)} | latent | out
+    query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
+    return query | latent | out

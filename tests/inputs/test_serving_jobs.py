@@ -1,0 +1,142 @@
+"""Serving jobs: their tables, and one line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulator.errors import InputError
+from simulator.inputs import load_job, load_scenario
+from simulator.results.simulate import simulate
+
+JOB = """workload = "{workload}"
+model = "llama-3-8b"
+hardware = "h200"
+stack = "torch-serving"
+gpus = 1
+[layout]
+tp = 1
+"""
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_what_is_left_out_has_a_default_of_the_workload(tmp_path: Path) -> None:
+    decode = load_job(written(tmp_path, JOB.format(workload="decode") + "[serving]\nsequences = 3\n"))
+    assert decode.serving is not None
+    assert (decode.serving.tokens, decode.serving.context, decode.serving.cuda_graphs) == (1, 0, True)
+    assert decode.layout.sp is False
+    prefill = load_job(written(tmp_path, JOB.format(workload="prefill") + "[serving]\nsequences = 3\ntokens = 7\n"))
+    assert prefill.serving is not None
+    assert prefill.serving.cuda_graphs is False
+
+
+@pytest.mark.parametrize(
+    ("workload", "rest", "expected"),
+    [
+        ("decode", "", r"job.toml: serving: missing"),
+        ("decode", "[serving]\ncontext = 5\n", r"job.toml: serving.sequences: missing: must be an integer"),
+        ("prefill", "[serving]\nsequences = 5\n", r"job.toml: serving.tokens: missing: must be an integer"),
+        ("decode", "[serving]\nsequences = 0\n", r"job.toml: serving.sequences: 0: must be at least 1"),
+        ("decode", "[serving]\nsequences = 1\nmtp_depth = 1\n", r"job.toml: serving.mtp_depth: 1: unknown key"),
+        ("decode", "[batch]\nsequence_length = 1\n", r'job.toml: batch: .*workload = "decode" has a table \[serving\]'),
+        ("training", "[serving]\nsequences = 1\n", r'job.toml: serving: .*only jobs with workload = "prefill"'),
+        ("training", "", r"job.toml: batch: missing: must be a table"),
+    ],
+)
+def test_a_table_that_is_missing_or_of_another_workload_is_one_line(
+    tmp_path: Path, workload: str, rest: str, expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected) as error:
+        load_job(written(tmp_path, JOB.format(workload=workload) + rest))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "expected"),
+    [
+        ("llama-3-8b-decode", "batch.microbatch_size=2", 'changes nothing: workload "decode" has'),
+        ("llama-3-8b", "serving.sequences=2", 'changes nothing: the job has workload "training"'),
+        ("llama-3-8b-decode", "workload=training", 'has the tables of workload "decode"'),
+        ("deepseek-v3-decode-ep128", "model.num_nextn_predict_layers=1", "the MTP modules are not served"),
+        ("llama-3-8b-decode", "stack.grad_sync_overlap=true", 'a job with workload "decode" does not read it'),
+        ("llama-3-8b-decode", "stack.host_gemm=1e-5", "set serving.cuda_graphs=false"),
+        ("llama-3-8b-decode", "stack.serving.gemm=training", "profiles tell kernels apart in FP8 only"),
+        ("llama-3-8b-decode", "stack.serving.all_reduce=vllm", "there are no all-reduces"),
+        ("llama-3-8b-decode", "serving.sequence=2", "did you mean serving.sequences"),
+    ],
+)
+def test_an_override_of_another_workload_is_refused(job: str, override: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected) as error:
+        load_scenario(job, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "expected"),
+    [
+        (
+            "llama-3-8b-decode",
+            ("serving.context=8192",),
+            "serving.context: 8192: .*positions for 8192; use at most 8191",
+        ),
+        ("llama-3-8b-decode", ("layout.zero=3",), 'layout.zero: 3: a job with workload = "decode" has no use for it'),
+        ("llama-3-8b-decode", ("run.tokens=1e10",), "run.tokens: 1e.10: .*no use for it"),
+        ("llama-3-8b-decode", ("stack=torch",), "stack: torch: says nothing of serving"),
+        ("llama-3-8b-decode", ("precision.recipe=fp8_tensor",), "is not modelled of serving"),
+        ("llama-3-8b-decode", ("serving.two_batch_overlap=true",), "there is no all-to-all to hide"),
+        ("llama-3-70b-decode", ("gpus=3", "layout.tp=3"), "layout.tp: 3: does not divide attention heads 64"),
+        ("deepseek-v3-decode-ep128", ("layout.ep=96",), "layout.ep: 96: does not divide the 256 routed experts"),
+        (
+            "deepseek-v3-decode-ep128",
+            ("serving.sequences=127",),
+            "does not divide into two equal microbatches; use 128",
+        ),
+        ("deepseek-v3-decode-ep128", ("layout.tp=2", "layout.ep=64"), "layout.sp: false: would dispatch every token"),
+        ("deepseek-v3-decode-ep128", ("overlap.comm_sms=24",), "low-latency kernels hold no SMs"),
+        ("deepseek-v3-decode-ep128", ("stack.dispatcher=nccl",), "without all-to-all kernels"),
+        ("deepseek-v3-prefill-ep32", ("layout.etp=2",), "layout.etp: 2: is not modelled"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        simulate(load_scenario(job, overrides))
+
+
+@pytest.mark.parametrize(
+    ("job", "override"),
+    [
+        ("llama-3-8b-decode", "serving.sequences=65"),
+        ("llama-3-8b-decode", "serving.context=2047"),
+        ("llama-3-8b-decode", "serving.tokens=2"),
+        ("llama-3-8b-decode", "serving.kv_dtype=fp8"),
+        ("llama-3-8b-decode", "serving.cuda_graphs=false"),
+        ("llama-3-8b-decode", "stack.serving.decode_attention=fa3"),
+        ("deepseek-v3-decode-ep128", "stack.serving.gemm=training"),
+        ("llama-3-70b-decode", "stack.serving.all_reduce=vllm"),
+        ("llama-3-70b-decode", "layout.sp=true"),
+        ("deepseek-v3-decode-ep128", "serving.two_batch_overlap=false"),
+        ("deepseek-v3-decode-ep128", "stack.serving.masked=false"),
+        ("deepseek-v3-decode-ep128", "stack.serving.router_fused=false"),
+        ("deepseek-v3-decode-ep128", "layout.ep=64"),
+        ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
+        ("llama-3-8b-decode", "workload=prefill"),
+    ],
+)
+def test_every_setting_changes_the_step(job: str, override: str) -> None:
+    before, after = (simulate(load_scenario(job, some)).metrics["step_time_s"] for some in ((), (override,)))
+    assert before != after
+
+
+def test_the_price_of_a_gpu_hour_counts() -> None:
+    cheap, dear = (
+        simulate(load_scenario("llama-3-8b-decode", [f"run.price_per_gpu_hour={price}"])).metrics
+        for price in (1.0, 3.0)
+    )
+    assert dear["usd_per_million_tokens"] == pytest.approx(3 * cheap["usd_per_million_tokens"])
+    assert cheap["usd_per_million_tokens"] == pytest.approx(1e6 / 3600 / cheap["tokens_per_s_per_gpu"])
