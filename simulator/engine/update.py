@@ -21,7 +21,7 @@ def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int],
     """Kernels of the update on one rank: gradient norm, the optimizer, clearing the gradients, the FP8 weights.
 
     Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
-    BF16 beside FP8 gather BF16 and cast all that the rank holds. Without an optimizer only gradients are cleared.
+    both BF16 and FP8 gather BF16 and cast all that the rank holds. Without an optimizer only gradients are cleared.
 
     Parameters
     ----------
@@ -75,8 +75,10 @@ _NAMES = {"adamw": "adam", "adam8bit": "adam8bit", "muon": "muon", "sgd": "sgd"}
 
 
 def _copied(states: States, zero: int) -> float:
-    """Bytes a parameter that the update writes for the GEMMs beside what it changes [B]: none where that is what they
-    read, or where FP32 parameters are cast when they are gathered."""
+    """Bytes a parameter that the update writes for the GEMMs in addition to what it changes [B].
+
+    None where that is what they read, or where FP32 parameters are cast when they are gathered.
+    """
     return WEIGHT_BYTES if states.masters != "none" or (states.parameters == "fp32" and zero < 3) else 0.0
 
 

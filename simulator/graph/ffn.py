@@ -101,8 +101,8 @@ def eager_activation(
     scales_with_load: bool = False,
 ) -> None:
     """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, and
-    the gradients of the two halves concatenated. Autograd keeps silu(gate) for the gradient of the product, beside the
-    two halves. `scales_with_load`: of routed experts."""
+    the gradients of the two halves concatenated. Autograd also keeps silu(gate), for the gradient of the
+    multiplication. `scales_with_load`: of routed experts."""
     if gated and not builder.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)

@@ -152,7 +152,7 @@ class _Accounts:
         )
 
     def report(self, ranks: Iterable[RankMemory]) -> MemoryReport:
-        """The ranks beside what each may fill."""
+        """The ranks with what each may fill."""
         scenario = self.built.scenario
         return MemoryReport(
             ranks=tuple(ranks),

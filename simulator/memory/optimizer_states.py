@@ -128,11 +128,8 @@ def _weights(
     narrow = held.matrices / dense + held.experts / experts
     wide = held.dense / dense + held.experts / experts - (narrow if recipe == "fp8" and assumed.fp8_weights else 0.0)
     items = []
-    updated = "optimizer" in scenario.workload.resident
-    sharded = (
-        updated and scenario.states.parameters == "fp32" and zero >= 3
-    )  # what GEMMs read is there while it is gathered only
-    if sharded:
+    fp32 = scenario.states.parameters == "fp32" and "optimizer" in scenario.workload.resident
+    if fp32 and zero >= 3:  # what GEMMs read is there while it is gathered only
         narrow = wide = 0.0
     if recipe == "fp8":
         items.append(Item(group="weights", name="weights, FP8 with scales", bytes=narrow * FP8_MATRIX))

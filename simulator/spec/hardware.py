@@ -62,7 +62,7 @@ class Gpu:
     boost_clock : clock that the peaks are quoted at [Hz].
     peak : dense tensor peaks [FLOP/s].
     hbm_bytes : memory that CUDA reports (cudaMemGetInfo's total, PyTorch's "total capacity") [B]; not the size in the
-        product's name, of which the driver keeps a part: 80 "GB" are 80 GiB less that.
+        GPU's name: 80 "GB" are 80 GiB less what the driver keeps.
     hbm_bandwidth : memory bandwidth of the data sheet [B/s].
     l2_bytes : L2 cache [B].
     tdp : thermal design power [W].

@@ -25,9 +25,17 @@ FILE = "runs.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRun:
-    """One reported run: `set` makes it of the job llama-3-8b, `peak_GiB` is the most that a GPU used [GiB], if told.
+    """One reported run.
 
-    `cannot_say` names what the report says and a job cannot; empty where it says all.
+    Parameters
+    ----------
+    id : name of the run.
+    what : what ran.
+    source : where it was reported.
+    outcome : whether it ran.
+    set : changes that make it of the job llama-3-8b.
+    cannot_say : what the report says and a job cannot; empty where it says all.
+    peak_GiB : the most that a GPU used [GiB]; None where the report does not say.
     """
 
     id: str

@@ -24,7 +24,7 @@ def report(*overrides: str) -> MemoryReport:
 
 
 def test_capacities_are_those_that_cuda_reports() -> None:
-    """Below the size in the product's name taken in GiB, and for Hopper and Ampere above it taken in GB."""
+    """Below the size in the GPU's name taken in GiB, and for Hopper and Ampere above it taken in GB."""
     for name, size in (("h100", 80), ("h800", 80), ("a100", 80), ("h200", 141), ("h100-hbm2e", 96), ("h20", 96)):
         assert size * 1e9 < load_hardware(name).gpu.hbm_bytes < size * 2**30
     assert load_hardware("h100").gpu.hbm_bytes == pytest.approx(79.10 * 2**30, rel=1e-4)
@@ -74,16 +74,16 @@ def test_search_and_report_agree_on_what_fits() -> None:
         assert found.least == pytest.approx(size)
 
 
-def told(scenario: Scenario) -> list[tuple[str, str]]:
+def rules(scenario: Scenario) -> list[tuple[str, str]]:
     return [(problem.key, problem.severity) for problem in problems(scenario) if problem.rule == "memory"]
 
 
 def test_check_warns_of_a_tight_job_and_refuses_one_that_does_not_fit() -> None:
     tight = load_scenario(JOB, [f"hardware.gpu.hbm_bytes={report().peak!r}"])
-    assert told(tight) == [("memory.reserve", "warning")]
+    assert rules(tight) == [("memory.reserve", "warning")]
     short = load_scenario(JOB, [f"hardware.gpu.hbm_bytes={0.9 * report().least!r}"])
-    assert told(short) == [("hardware.gpu.hbm_bytes", "error")]
-    assert told(load_scenario(JOB)) == []
+    assert rules(short) == [("hardware.gpu.hbm_bytes", "error")]
+    assert rules(load_scenario(JOB)) == []
 
 
 def test_what_cannot_be_is_named() -> None:

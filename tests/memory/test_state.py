@@ -154,7 +154,7 @@ def test_states_are_those_of_the_job(settings, each):
     )
 
 
-def test_whole_weights_stand_beside_fp32_parameters_where_they_are_not_sharded():
+def test_whole_weights_are_kept_in_addition_to_fp32_parameters_where_they_are_not_sharded():
     assert states("stack=torch", "layout.zero=2") == pytest.approx(8 * 2 + 4 + 4 + 8)
 
 
