@@ -22,6 +22,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
     "search": ("reports.verbs.search:search", "Try layouts, schedules or hardware, and rank what fits."),
     "plan": ("reports.verbs.plan:plan", "Forecast a whole run: phases, failures, price, energy."),
+    "new": ("reports.verbs.new:new", "Write a complete job file to start from."),
     "check": ("reports.verbs.check:check", "Check whether a job's numbers fit together."),
     "show": ("reports.verbs.show:show", "Print a model, hardware, schedule, job, stack or op graph."),
     "explain": ("reports.verbs.explain:explain", "Explain every op, and what the step depends on."),

@@ -38,13 +38,20 @@ def gigabytes(value: float) -> str:
 
 
 def answer(memory: MemoryReport) -> Text:
-    """Whether it fits, by how much, and when the peak is."""
-    worst, left = memory.worst, memory.capacity - memory.peak
-    verdict = f"fits, {gigabytes(left)} GB to spare" if memory.fits else f"does NOT fit, {gigabytes(-left)} GB too much"
+    """Whether it fits, by how much, what is left free, and when the peak is."""
+    worst = memory.worst
     when = f" {worst.at:.3f} s into the step," if worst.at is not None else ""
-    return Text(
-        f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB: {verdict}.\n"
-        f"Peak:{when} on rank {worst.rank}, during {worst.during}."
+    return Text(f"{filled(memory)}\nPeak:{when} on rank {worst.rank}, during {worst.during}.")
+
+
+def filled(memory: MemoryReport) -> str:
+    """Whether it fits, by how much, what is left free, and how much the allocator's reserve matters."""
+    low, high = memory.reserve
+    kept = f", {gigabytes(memory.headroom)} GB of it left free" if memory.headroom else ""
+    return (
+        f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB{kept}: {_margin(memory)}.\n"
+        f"{gigabytes(memory.least)} to {gigabytes(memory.most)} GB with {low:.0%} to {high:.0%} of activations and"
+        " temporary memory reserved by the allocator."
     )
 
 
@@ -56,6 +63,16 @@ def fixes(advice: Sequence[Fix]) -> RenderableType:
     for fix in advice:
         table.add_row(fix.change, gigabytes(fix.candidate.memory or 0.0), words.seconds(fix.candidate.step or 0.0))
     return table
+
+
+def _margin(memory: MemoryReport) -> str:
+    """The verdict with its margin to what may be filled."""
+    least, most = memory.usable - memory.least, memory.usable - memory.most
+    if memory.answer == "fits":
+        return f"fits, {gigabytes(most)} GB to spare"
+    if memory.answer == "tight":
+        return f"tight, from {gigabytes(least)} GB to spare to {gigabytes(-most)} GB too much"
+    return f"does NOT fit, {gigabytes(-least)} GB too much"
 
 
 def items(rank: RankMemory) -> Table:

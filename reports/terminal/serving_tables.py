@@ -11,6 +11,7 @@ from rich.text import Text
 
 from reports.terminal import step_tables
 from reports.terminal.elements import columns, note, section
+from reports.terminal.memory_tables import filled
 from reports.views import words
 from simulator.memory import MemoryReport
 from simulator.results.result import Result
@@ -164,12 +165,9 @@ def follows(scenario: Scenario) -> Table:
 
 def memory_report(title: str, workload: str, found: MemoryReport, lines: Sequence[str]) -> list[RenderableType]:
     """Everything `memory` prints of a serving job."""
-    left = found.capacity - found.peak
-    verdict = "fits" if found.fits else "does NOT fit"
-    how = f"{left / GB:.2f} GB to spare" if found.fits else f"{-left / GB:.2f} GB too much"
     return [
         Text(f"Memory of one {workload} step of {title}", style="bold"),
-        *section("The answer", Text(f"{found.peak / GB:.2f} GB of {found.capacity / GB:.2f} GB: {verdict}, {how}.")),
+        *section("The answer", Text(filled(found))),
         *section("A GPU [GB]", memory(found)),
         *section("Assumed", Text("; ".join(lines) + ".")),
     ]

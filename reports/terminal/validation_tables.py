@@ -11,7 +11,7 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
-from simulator.validation import Group, Outcome, Placed, coverage, grouped
+from simulator.validation import Group, Outcome, Placed, Verdict, counts, coverage, grouped
 
 SCHEMA = "foretrain.validation/1"
 USES = {
@@ -26,9 +26,11 @@ MEANING = {
 }
 
 
-def as_dict(outcomes: Sequence[Outcome], placed: Sequence[Placed] | None = None) -> dict[str, object]:
+def as_dict(
+    outcomes: Sequence[Outcome], judged: Sequence[Verdict] = (), placed: Sequence[Placed] | None = None
+) -> dict[str, object]:
     """The object that `--json` prints; with `placed`, which published steps lie in their intervals."""
-    return _figures_dict(outcomes) | ({} if placed is None else {"intervals": _intervals_dict(placed)})
+    return _figures_dict(outcomes, judged) | ({} if placed is None else {"intervals": _intervals_dict(placed)})
 
 
 def _intervals_dict(placed: Sequence[Placed]) -> dict[str, object]:
@@ -40,7 +42,7 @@ def _intervals_dict(placed: Sequence[Placed]) -> dict[str, object]:
     }
 
 
-def _figures_dict(outcomes: Sequence[Outcome]) -> dict[str, object]:
+def _figures_dict(outcomes: Sequence[Outcome], judged: Sequence[Verdict]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "figures": [one.as_dict() for one in outcomes if one.predicted is not None],
@@ -61,6 +63,10 @@ def _figures_dict(outcomes: Sequence[Outcome]) -> dict[str, object]:
             for one in outcomes
             if one.predicted is None
         ],
+        "verdicts": {
+            "counts": [{"outcome": one.outcome, "runs": one.runs, "right": one.right} for one in counts(judged)],
+            "runs": [one.as_dict() for one in judged],
+        },
     }
 
 
@@ -77,7 +83,11 @@ def number(value: float | int | str | None) -> str:
 
 
 def report(
-    outcomes: Sequence[Outcome], placed: Sequence[Placed] | None = None, *, verbose: bool = False
+    outcomes: Sequence[Outcome],
+    judged: Sequence[Verdict] = (),
+    placed: Sequence[Placed] | None = None,
+    *,
+    verbose: bool = False,
 ) -> list[RenderableType]:
     """Groups with their errors, every figure of few or on demand, what is not computed, and with `placed`, how many
     published steps lie in their intervals."""
@@ -98,6 +108,9 @@ def report(
     left = [one for one in outcomes if one.predicted is None]
     if left:
         parts += section(f"Not computed: {len(left)}", _reasons(left))
+    if judged:
+        parts += section(f"Verdicts on {len(judged)} runs of others", verdict_counts(judged), note(RUNS))
+        parts += section("Runs", _runs(judged))
     return parts
 
 
@@ -157,7 +170,7 @@ def _reasons(left: Sequence[Outcome]) -> Table:
     return table
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(outcomes: Sequence[Outcome], judged: Sequence[Verdict] = ()) -> str:
     """A page: groups, then every figure with its source, then what is not computed."""
     groups = grouped(outcomes)
     computed = sum(len(group.outcomes) for group in groups)
@@ -177,6 +190,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines += ["", f"## Not computed: {len(left)}", "", *_row("family", "figures", "why"), *_rule("-", "-:", "-")]
     for (name, reason), count in Counter((one.figure.group, one.reason) for one in left).items():
         lines += _row(name, str(count), reason)
+    if judged:
+        lines += ["", f"## Verdicts on {len(judged)} runs of others", "", RUNS, "", *_verdict_lines(judged)]
     return "\n".join(lines) + "\n"
 
 
@@ -201,6 +216,47 @@ def _figure_lines(group: Group) -> list[str]:
     for one in group.outcomes:
         f = one.figure
         lines += _row(f"`{f.id}`", number(f.value), number(one.predicted), signed(one.error), f.unit, f.source)
+    return lines
+
+
+RUNS = (
+    "Counted are runs that a job can say in full. Right: a run that ran is said to fit, if tightly; one that ran out of"
+    " memory, not to. Reported peaks are compared with the forecast of all that a GPU holds."
+)
+
+
+def verdict_counts(judged: Sequence[Verdict]) -> Table:
+    """How many verdicts on runs of each outcome are right."""
+    table = columns("the run", ">counted", ">right", ">wrong")
+    for one in counts(judged):
+        table.add_row(one.outcome, str(one.runs), str(one.right), str(one.runs - one.right))
+    return table
+
+
+def _cells(one: Verdict) -> tuple[str, ...]:
+    """A run: its name, outcome, verdict, peaks [GiB] and error, and why it does not count or is wrong."""
+    why = one.reason or one.run.cannot_say or ("" if one.right else "wrong")
+    peaks = tuple(number(value) if value is not None else "" for value in (one.run.peak_GiB, one.peak))
+    return one.run.id, one.run.outcome, one.answer or "", *peaks, signed(one.error), why
+
+
+_RUN_HEAD = ("run", "outcome", "verdict", "reported [GiB]", "forecast [GiB]", "error", "remark")
+
+
+def _runs(judged: Sequence[Verdict]) -> Table:
+    table = columns("", "", "", ">reported [GiB]", ">forecast [GiB]", ">error", "")
+    for one in judged:
+        table.add_row(*_cells(one))
+    return table
+
+
+def _verdict_lines(judged: Sequence[Verdict]) -> list[str]:
+    lines = [*_row("the run", "counted", "right"), *_rule("-", "-:", "-:")]
+    for one in counts(judged):
+        lines += _row(one.outcome, str(one.runs), str(one.right))
+    lines += ["", *_row(*_RUN_HEAD, "source"), *_rule("-", "-", "-", "-:", "-:", "-:", "-", "-")]
+    for verdict in judged:
+        lines += _row(*_cells(verdict), verdict.run.source)
     return lines
 
 

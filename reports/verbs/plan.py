@@ -73,11 +73,12 @@ def plan(
 
 
 def _campaign(name: str, overrides: tuple[str, ...]) -> Campaign:
-    """The campaign of that name, or the job of that name as a campaign of one phase."""
+    """The campaign of that name or file, or the job of that name or file as a campaign of one phase."""
     from simulator.inputs import list_names, load_scenario
-    from simulator.studies.campaign import campaign_of_job, load_campaign
+    from simulator.studies.campaign import campaign_of_job, is_job_file, load_campaign
 
-    if name.lower() in {known.lower() for known in list_names("job")} - set(list_names("campaign")):
+    jobs = {known.lower() for known in list_names("job")} - set(list_names("campaign"))
+    if name.lower() in jobs or is_job_file(name):
         scenario = load_scenario(name, overrides)
         refuse_serving(scenario, plan=True)
         return campaign_of_job(scenario, name)

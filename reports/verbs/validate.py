@@ -9,7 +9,11 @@ from reports.verbs.options import json_option, output_file, print_json, print_re
 
 @click.command(epilog="Example: foretrain validate --only 'E.zerobubble.*' --only B.train.mpft")
 @click.option(
-    "--only", "only", multiple=True, metavar="GLOB", help="Figures by name, as in E.zerobubble.* or C. Repeatable."
+    "--only",
+    "only",
+    multiple=True,
+    metavar="GLOB",
+    help="Figures and runs by name: E.zerobubble.*, R. Repeatable.",
 )
 @click.option("--markdown", metavar="FILE", help="Write a page with every figure and its source.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that simulate steps.")
@@ -28,19 +32,22 @@ def validate(
     """Compute every published figure that can be computed, and show predicted next to published.
 
     Each figure is marked: used for calibration, given to the program, or only compared with. End-to-end figures, such
-    as step times and GPU-hours, are always only compared with.
+    as step times and GPU-hours, are always only compared with. Of runs of others (R.*) it counts how often the verdict
+    on memory is right.
     """
     file = output_file(markdown, "--markdown") if markdown is not None else None
     from reports.terminal import validation_tables as validation
     from simulator.errors import InputError
-    from simulator.validation import intervals_of
+    from simulator.validation import intervals_of, known_runs, verdicts
     from simulator.validation import validate as compute
 
     with progress("computing", quiet=quiet) as done:
         outcomes = compute(only, processes=jobs, progress=done)
-    if not outcomes:
+    with progress("judging runs", quiet=quiet) as done:
+        judged = verdicts(known_runs(only), done)
+    if not outcomes and not judged:
         raise InputError(
-            f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep or E"
+            f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep, E or R"
         )
     placed = None
     if interval:
@@ -50,9 +57,9 @@ def validate(
         from reports.export.files import replacing
 
         with replacing(file) as out:
-            out.write(validation.markdown(outcomes).encode())
+            out.write(validation.markdown(outcomes, judged).encode())
         say(f"wrote {file}", quiet=quiet)
     if as_json:
-        print_json(validation.as_dict(outcomes, placed))
+        print_json(validation.as_dict(outcomes, judged, placed))
     elif file is None or not quiet:
-        print_report(*validation.report(outcomes, placed, verbose=verbose))
+        print_report(*validation.report(outcomes, judged, placed, verbose=verbose))

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulator.dtypes import FP8
 from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Pricer, Program
 from simulator.engine.sync_order import sync_order
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.graph.parameters import GRADIENT_BYTES, MASTER_BYTES, WEIGHT_BYTES, Held, held_by_blocks, held_by_stage
-from simulator.ops import Collective, CollectiveKind, Op, Streaming, Work
+from simulator.engine.update import muon_shard_bytes, update_ops
+from simulator.graph.parameters import Held, held_by_blocks, held_by_stage
+from simulator.ops import Collective, CollectiveKind, Op
 from simulator.schedule import Schedule, Step, stages_on
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
-
-
-def _op(name: str, cls: str, work: Work, stream: str = "compute") -> Op:
-    return Op(
-        name=name, cls=cls, part="W", segment="optimizer", stream="comm" if stream == "comm" else "compute", work=work
-    )
 
 
 def _collective(
@@ -33,7 +27,8 @@ def _collective(
     if ranks <= 1 or size <= 0:
         return None
     work = Collective(kind=kind, bytes=size, ranks=ranks, per_node=min(per_node, ranks))
-    return sequence_of("collective", name, [price(_op(name, f"comm.{kind}", work, "comm"))])
+    op = Op(name=name, cls=f"comm.{kind}", part="W", segment="optimizer", stream="comm", work=work)
+    return sequence_of("collective", name, [price(op)])
 
 
 def groups(scenario: Scenario, copies: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -51,30 +46,6 @@ def _divisor(ranks: int, at_most: int) -> int:
     return max(d for d in range(1, at_most + 1) if ranks % d == 0)
 
 
-def update_ops(held: Held, shards: tuple[int, int], scenario: Scenario) -> list[Op]:
-    """Kernels of the update on one rank: gradient norm, Adam, clearing the gradients, the FP8 copy of the weights.
-
-    Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
-    both BF16 and FP8 gather BF16 and cast everything that the rank holds.
-    """
-    zero, moment, recipe = scenario.job.layout.zero, scenario.stack.moment_bytes, scenario.job.precision.recipe
-    parts = (shards[0], shards[1]) if zero else (1, 1)
-    mine = held.dense / parts[0] + held.experts / parts[1]
-    summed = mine if zero >= 2 else held.total
-    read, written = GRADIENT_BYTES + MASTER_BYTES + 2 * moment, MASTER_BYTES + 2 * moment + WEIGHT_BYTES
-    ops = [
-        _op("optimizer.grad_norm", "elem", Streaming(read=mine * GRADIENT_BYTES, written=0.0)),
-        _op("optimizer.adam", "optimizer", Streaming(read=mine * read, written=mine * written)),
-    ]
-    if scenario.stack.gradients_zeroed:
-        ops.append(_op("optimizer.zero_grad", "elem", Streaming(read=0.0, written=summed * GRADIENT_BYTES)))
-    if recipe != "bf16":
-        narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
-        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * FP8)
-        ops.append(_op("optimizer.quant_w", "quant.token", cast))
-    return ops
-
-
 class Sync:
     """Collectives of one scenario's parameters."""
 
@@ -84,11 +55,16 @@ class Sync:
 
     def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[KernelSequence]:
         """The collectives that sum the gradients of `held`."""
-        return self._runs(name, kind, (held.dense * GRADIENT_BYTES, held.experts * GRADIENT_BYTES))
+        size = self.scenario.states.reduced_bytes
+        return self._runs(name, kind, (held.dense * size, held.experts * size))
 
     def gather(self, held: Held) -> list[KernelSequence]:
         """The collectives that bring the weights of `held` to all its ranks."""
         return self._runs("param", "all_gather", held.weight_bytes(self.scenario.job.precision.recipe))
+
+    def orthogonalised(self, held: Held) -> list[KernelSequence]:
+        """The collectives that make Muon's matrices whole where ZeRO has sharded their moments."""
+        return self._runs("muon", "all_gather", muon_shard_bytes(held, self.scenario))
 
     def _runs(self, name: str, kind: CollectiveKind, sizes: tuple[float, float]) -> list[KernelSequence]:
         """The collectives over the dense parameters and over the experts, of these sizes [B]."""
@@ -186,7 +162,9 @@ def append_optimizer(
         total = Held()
         for stage in mine:
             total = total + held_by_stage(stages[stage], scenario.model, scenario.job)
-        ops = update_ops(total, (sync.dense, sync.experts), scenario)
+        reduced += [tasks.add(rank * LANES + SYNC, one, tuple(reduced)) for one in sync.orthogonalised(total)]
+        blocks = [kind for stage in mine for kind in stages[stage]]
+        ops = update_ops(total, blocks, (sync.dense, sync.experts), scenario)
         update = sequence_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
         if sync.order.gathers_behind:

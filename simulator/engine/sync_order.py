@@ -29,6 +29,7 @@ class SyncOrder:
     Parameters
     ----------
     zero : ZeRO stage.
+    updates : the step ends with an update, after which parameters are gathered.
     by_block : gradients are reduced block by block, overlapped with the backward of earlier blocks; otherwise all of a
         stage together after all compute.
     gathers_overlapped : parameters that are gathered once a step arrive during the first forwards; otherwise after the
@@ -36,6 +37,7 @@ class SyncOrder:
     """
 
     zero: int
+    updates: bool
     by_block: bool
     gathers_overlapped: bool
 
@@ -47,7 +49,7 @@ class SyncOrder:
     @property
     def gathers_once(self) -> bool:
         """Whether parameters are gathered once a step; without ZeRO they need not be, with ZeRO-3 each action does."""
-        return self.zero in (1, 2)
+        return self.updates and self.zero in (1, 2)
 
     @property
     def gathers_before(self) -> bool:
@@ -109,6 +111,7 @@ def sync_order(scenario: Scenario) -> SyncOrder:
     stack = scenario.stack
     return SyncOrder(
         zero=scenario.job.layout.zero,
+        updates=scenario.states.updates,
         by_block=stack.grad_sync_overlap,
         gathers_overlapped=stack.param_gather_overlap,
     )

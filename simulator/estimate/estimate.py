@@ -35,11 +35,13 @@ class Estimate:
     Parameters
     ----------
     step : step time [s]; None if not requested.
-    memory : highest peak of a rank [B].
+    memory : highest peak of a rank, with the mean slack of the allocator [B].
+    least : the same with the least reserve of the allocator, which decides whether it fits [B].
     """
 
     step: float | None
     memory: float
+    least: float
 
 
 def compiled_for(scenario: Scenario) -> Compiled:
@@ -51,7 +53,7 @@ def compiled_for(scenario: Scenario) -> Compiled:
 
 
 def estimate(scenario: Scenario, shared: SharedPrices, *, within: float = float("inf")) -> Estimate:
-    """Memory and, where that stays `within` [B], step time of a valid scenario."""
+    """Memory and, where the least of it stays `within` [B], step time of a valid scenario."""
     c = compiled_for(scenario)
     stages = shared.stages(scenario, c.stages, 1.0)
     factor = _slowdown(c, scenario, shared, stages)
@@ -59,13 +61,13 @@ def estimate(scenario: Scenario, shared: SharedPrices, *, within: float = float(
         stages = shared.stages(scenario, c.stages, factor)
     clock = shared.clock(0)
     built = clock.priced(scenario, stages)
-    memory = _peak(c, built, shared, [clock.memory_delta(stages, step, scenario) for step in c.examples])
-    if memory > within:
-        return Estimate(None, memory)
+    memory, least = _peaks(c, built, shared, [clock.memory_delta(stages, step, scenario) for step in c.examples])
+    if least > within:
+        return Estimate(None, memory, least)
     costs = [shared.cost(scenario, stages, step, factor) for step in c.examples]
     grad_sync = _tail(c, built, shared)
     slowed = [_sharing(step, built, shared, grad_sync) for step in c.examples]
-    return Estimate(_step(c, built, costs, slowed, grad_sync), memory)
+    return Estimate(_step(c, built, costs, slowed, grad_sync), memory, least)
 
 
 def alone(scenario: Scenario) -> float | None:
@@ -184,21 +186,24 @@ def _sharing(step: Step, built: PricedModel, shared: SharedPrices, grad_sync: Gr
     return shared.kept(("sharing", signature(stages, step), grad_sync.order.zero, grad_sync.groups), made)
 
 
-def _peak(c: Compiled, built: PricedModel, shared: SharedPrices, memory_deltas: Sequence[MemoryDelta]) -> float:
-    """The highest peak memory of a rank [B]."""
+def _peaks(
+    c: Compiled, built: PricedModel, shared: SharedPrices, memory_deltas: Sequence[MemoryDelta]
+) -> tuple[float, float]:
+    """The highest peak memory of a rank, with the mean slack, and with the least reserve [B]."""
     scenario = built.scenario
     shards, layout = shards_of(scenario, _copies(c)), scenario.job.layout
     net, peak = np.array([*memory_deltas, (0.0, -np.inf)]).T  # the last one fills rows up
     changes = net[c.table]
     before = np.cumsum(changes, axis=1) - changes  # what the steps before each step have left
     tops = (before + peak[c.table]).max(axis=1)
-    worst = 0.0
+    worst = least = 0.0
     for top, on in zip(tops.tolist(), c.on, strict=True):
         held = tuple(built.stages[stage] for stage in on)
         key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario))
         fixed = shared.kept(key, lambda held=held: _fixed(held, built, shared, shards))  # type: ignore[misc]
         worst = max(worst, fixed + (1 + shared.assumed.slack) * top)
-    return worst
+        least = max(least, fixed + (1 + scenario.job.memory.reserve[0]) * top)
+    return worst, least
 
 
 def _fixed(held: Stages, built: PricedModel, shared: SharedPrices, shards: Shards) -> float:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.lower import PricedModel
-from simulator.engine.sync import Sync, update_ops
+from simulator.engine.sync import Sync
+from simulator.engine.update import update_ops
 from simulator.estimate.compiled import Gates, Times, Traffic
 from simulator.estimate.shared_prices import ActionCost, SharedPrices
 from simulator.graph.parameters import Held
@@ -138,6 +139,7 @@ class GradSync:
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if not self.order.reduces_in_actions:
                 synced = self.reduced(stages, times, wgrad_end, holders, gathered[rank])
+            synced += sum(sequence.alone for sequence in self.sync.orthogonalised(self.total(stages)))
             done = max(times.free[rank], synced) + slowed[rank]
             done += self.update(stages)
             if self.order.gathers_behind:
@@ -195,7 +197,8 @@ class GradSync:
         held = self.total(stages)
 
         def made() -> float:
-            ops = update_ops(held, (self.sync.dense, self.sync.experts), self.built.scenario)
+            blocks = [kind for stage in stages for kind in self.built.stages[stage]]
+            ops = update_ops(held, blocks, (self.sync.dense, self.sync.experts), self.built.scenario)
             return sum(self.built.price(op).durations[ALONE] for op in ops)
 
         return self.shared.shared(("update", held, self.order.zero, self.groups), made)

@@ -26,7 +26,6 @@ from simulator.graph.parameters import Held, held_by_blocks
 from simulator.graph.stage import split
 from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
-from simulator.memory.assumptions import assumptions_for
 from simulator.memory.deltas import Usages
 from simulator.schedule import Pair, Step
 from simulator.spec.job import Batch, Job, Run
@@ -206,7 +205,7 @@ class SharedPrices:
     def __init__(self, scenario: Scenario, timing: Timing, common: dict[Hashable, object] | None = None) -> None:
         self.scenario, self.timing = scenario, timing
         self.common = {} if common is None else common
-        self.assumed: Assumptions = assumptions_for(scenario)
+        self.assumed = Assumptions()
         self.clocks: dict[tuple[int, Timing], PricedAtClock] = {}
         self.memo: dict[Hashable, object] = {}
 
@@ -264,7 +263,7 @@ def grid(slowdown: float) -> tuple[int, float]:
 def parameters_of(job: Job) -> Hashable:
     """All of a job that its parameters, their collectives and their update depend on, but how they are sharded."""
     layout = job.layout
-    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision
+    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision, job.optimizer
 
 
 class SharedPricesMemo:

@@ -5,7 +5,7 @@ Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 re
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16, FP32
+from simulator.dtypes import BF16
 from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
@@ -18,7 +18,7 @@ from simulator.spec.model import BlockKind
 
 
 def embedding(s: Shapes) -> Block:
-    """Gather of the embedding rows; backward adds the gradients into the FP32 main gradient."""
+    """Gather of the embedding rows; backward adds the gradients into the main gradient."""
     t, h = s.tokens, s.model.hidden_size
     ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
@@ -28,8 +28,9 @@ def embedding(s: Shapes) -> Block:
 
 
 def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
-    """Gradients of the rows that were looked up, added into the FP32 main gradient."""
-    work = Streaming(read=values * (BF16 + FP32), written=values * FP32)
+    """Gradients of the rows that were looked up, added into the main gradient."""
+    kept = builder.shapes.states.gradient_bytes
+    work = Streaming(read=values * (BF16 + kept), written=values * kept)
     builder.add(name, "embedding.bwd", work, adds_to_resident=True)
 
 

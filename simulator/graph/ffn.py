@@ -101,13 +101,15 @@ def eager_activation(
     scales_with_load: bool = False,
 ) -> None:
     """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, and
-    the gradients of the two halves concatenated. `scales_with_load`: of routed experts."""
+    the gradients of the two halves concatenated. Autograd also keeps silu(gate), for the gradient of the
+    multiplication. `scales_with_load`: of routed experts."""
     if gated and not builder.stack.swiglu_fused:
         reads = 2 if backward else 1
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
         direction = "bwd" if backward else "fwd"
         name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
-        builder.add(name_of_kernel, "elem", work, scales_with_load=scales_with_load)
+        kept = 0.0 if backward or "swiglu" in builder.shapes.recompute else rows * inner * BF16
+        builder.add(name_of_kernel, "elem", work, saved=kept, scales_with_load=scales_with_load)
         if backward:
             joined = cast(2 * rows * inner, BF16, BF16)
             builder.add(f"{name}.swiglu.cat.bwd", "elem", joined, scales_with_load=scales_with_load)

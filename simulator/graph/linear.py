@@ -176,17 +176,18 @@ def cast_for_wgrad(
 def weight_gradient(
     builder: SegmentBuilder, name: str, m: int, n: int, k: int, *, recipe: Recipe, place: Place = "alone"
 ) -> None:
-    """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in FP32 (report, section 3.3.2).
+    """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in the gradients' format (FP32: report, section 3.3.2).
 
     Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own, or, where it copies
     gradients into the buffer that is reduced, adds what was reduced shard by shard.
     """
     fused, shards = builder.fused_accumulation, gathered_from(builder)
+    kept = builder.shapes.states.gradient_bytes
     if recipe == "fp8_tensor" and place == "column" and (builder.fused_quant or shards > 1):
         transpose_tensor(builder, f"{name}.x_t", m * k)
     if recipe == "fp8_tensor" and place == "row" and shards > 1:
         transpose_tensor(builder, f"{name}.g_t", m * n)
-    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=FP32 if fused else BF16)
+    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=kept if fused else BF16)
     builder.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
     if not fused and not builder.shapes.copies_shards:
-        builder.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + FP32), written=n * k * FP32))
+        builder.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + kept), written=n * k * kept))

@@ -365,15 +365,15 @@ def _dequant(elements: int, blocks: int) -> Streaming:
 
 def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
-    precision = linear.precision_of(s.recipe)
+    precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
     if s.stack.grouped_wgrad:
         work = Gemm(
-            m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=FP32
+            m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=kept
         )
         builder.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True)
     else:
         rows = -(-s.rows // s.local_experts)
-        work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=FP32)
+        work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=kept)
         builder.add(
             f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True
         )
@@ -439,6 +439,6 @@ def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
     builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
     builder.add("router.bwd.scores", "router.scores", _scores(s), count=scores)
     builder.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
-    wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=FP32)
+    wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=s.states.gradient_bytes)
     builder.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
     builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

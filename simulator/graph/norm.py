@@ -78,7 +78,9 @@ def norm_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *
     if builder.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
-    builder.add(f"{name}.wgrad_acc", "elem.norm_weight", Streaming(read=2 * width * FP32, written=width * FP32))
+    kept = builder.shapes.states.gradient_bytes
+    added = Streaming(read=width * (FP32 + kept), written=width * kept)
+    builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
     if residual and not fused:
         builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
 

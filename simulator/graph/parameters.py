@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.dtypes import BF16, FP8_MATRIX, FP32
+from simulator.dtypes import BF16, FP8_MATRIX
 from simulator.spec.job import Job
 from simulator.spec.model import BlockKind, ModelSpec
 
-GRADIENT_BYTES = FP32
-"""Gradients are accumulated in FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 WEIGHT_BYTES = BF16
 """Weights of the forward pass are kept and gathered in BF16, but for the matrices of FP8 GEMMs [B]."""
-MASTER_BYTES = FP32
-"""Master weights are FP32 (DeepSeek-V3 report, section 3.3.3) [B]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +68,26 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
         return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
+
+
+DENSE, EXPERTS = 0, 1
+"""Which ranks share a matrix: those of the dense parameters, or those of the experts."""
+
+
+def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple[int, int, int, int]]:
+    """Matrices of one block on one rank without tensor parallelism: (rows, columns, how many, DENSE or EXPERTS)."""
+    h = model.hidden_size
+    if kind == BlockKind.MTP:
+        return [(2 * h, h, 1, DENSE)]
+    if kind not in (BlockKind.DENSE, BlockKind.MOE):
+        return []
+    found = [(k, n, 1, DENSE) for k, n in model.attention_matrices().values()]
+    if kind == BlockKind.DENSE:
+        return [*found, (h, model.intermediate_size, model.ffn_matrices, DENSE)]
+    if model.shared_width:
+        found.append((h, model.shared_width, model.ffn_matrices, DENSE))
+    experts = model.n_routed_experts // job.layout.ep
+    return [*found, (h, model.moe_intermediate_size, model.ffn_matrices * experts, EXPERTS)]
 
 
 def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:

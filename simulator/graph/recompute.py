@@ -46,8 +46,9 @@ def _rerun(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 
 
 def _whole(block: Block, s: Shapes) -> Block:
-    """Full recomputation: the whole forward runs again and only the layer's input is kept."""
-    kept = s.tokens * s.model.hidden_size * BF16
+    """Full recomputation: the whole forward runs again and only the layer's input is kept, sharded under sequence
+    parallelism."""
+    kept = sharded_tokens(s) * s.model.hidden_size * BF16
     ahead = tuple(
         replace(
             segment,

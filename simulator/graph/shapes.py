@@ -11,6 +11,7 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.states import States
 from simulator.spec.workload import Workload
 
 
@@ -35,6 +36,7 @@ class Shapes:
     recompute : modules that backward recomputes.
     workload : what is done with the model.
     node_gpus : GPUs of a node.
+    states : formats of gradients.
     """
 
     model: ModelSpec
@@ -51,6 +53,7 @@ class Shapes:
     sms: int
     recompute: Modules
     workload: Workload
+    states: States
     node_gpus: int = 8
 
     @property
@@ -83,6 +86,7 @@ def shapes_of(scenario: Scenario) -> Shapes:
         sms=scenario.cluster.gpu.sms,
         recompute=recomputed_modules(job.layout, scenario.stack),
         workload=scenario.workload,
+        states=scenario.states,
         node_gpus=scenario.cluster.node.gpus,
     )
 

@@ -1,17 +1,17 @@
 """Copies around the collectives of sharded parameters (ZeRO-3), on the compute stream.
 
 FSDP2 gathers the parameters of a layer into one buffer and copies them out into the layer's matrices, before forward
-and before backward; after backward it copies the gradients, widened to FP32, into the buffer that is reduced (PyTorch,
-torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: split_with_sizes_copy, chunk_cat). Seen in a profile of
-PyTorch 2.11 on two H200: 23 of 450 ms of a step of 16 layers, 9 of them copies out at 3.6 TB/s, 14 copies in at
-1.9 TB/s. Both are priced as elementwise kernels, which the second is slower than.
+and before backward; after backward it copies the gradients, in the format in which they are summed, into the buffer
+that is reduced (PyTorch, torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py: split_with_sizes_copy, chunk_cat).
+Seen in a profile of PyTorch 2.11 on two H200: 23 of 450 ms of a step of 16 layers, 9 of them copies out at 3.6 TB/s, 14
+copies in at 1.9 TB/s. Both are priced as elementwise kernels, which the second is slower than.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from simulator.dtypes import BF16, FP32
+from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment
 from simulator.graph.linear import cast
 from simulator.graph.parameters import held_by_block
@@ -26,7 +26,7 @@ def with_copies(block: Block, s: Shapes) -> Block:
     values = held_by_block(block.kind, s.model, s.job).total
     if not values:
         return block
-    out, back = cast(values, BF16, BF16), cast(values, BF16, FP32)
+    out, back = cast(values, BF16, BF16), cast(values, BF16, s.states.reduced_bytes)
     forward = _first(block.forward, "shard.copy_out.fwd", out, "F")
     backward = _first(block.backward, "shard.copy_out.bwd", out, "I")
     return replace(block, forward=forward, backward=_last(backward, "shard.copy_in", back))

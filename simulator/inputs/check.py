@@ -19,7 +19,9 @@ from simulator.spec.model import BlockKind
 from simulator.spec.recompute import recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
+from simulator.spec.states import impossible
 from simulator.spec.workload import WorkloadName
+from simulator.units import GB
 
 LEAST_USED = 0.85
 """Of a node; a job that would leave more of its GPUs idle is not advised to."""
@@ -372,6 +374,45 @@ def _features(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _optimizer(s: Scenario) -> Iterator[Problem]:
+    """Formats of the states that exclude each other; Muon needs whole matrices."""
+    layout, states = s.job.layout, s.states
+    wrong = impossible(s.job.optimizer, states)
+    if wrong is not None:
+        key, value, message = wrong
+        yield Problem(rule="optimizer states", key=f"optimizer.{key}", value=value, message=message)
+    if states.kind == "muon" and layout.tp * layout.etp > 1:
+        yield Problem(
+            rule="optimizer states",
+            key="optimizer.kind",
+            value="muon",
+            message=f"needs whole matrices, and tp {layout.tp} x etp {layout.etp} splits them: not modelled",
+            suggestion="use layout.tp=1 and layout.etp=1, or adamw",
+        )
+
+
+def _memory(s: Scenario) -> Iterator[Problem]:
+    """The reserve of the allocator runs from less to more, and the headroom leaves something."""
+    memory, whole = s.job.memory, s.cluster.gpu.hbm_bytes
+    low, high = memory.reserve
+    if low > high:
+        yield Problem(
+            rule="reserve",
+            key="memory.reserve",
+            value=list(memory.reserve),
+            message="the least is above the most",
+            suggestion=f"use [{high:g}, {low:g}]",
+        )
+    if memory.headroom * whole + memory.headroom_bytes >= whole:
+        yield Problem(
+            rule="headroom",
+            key="memory.headroom_bytes" if memory.headroom_bytes else "memory.headroom",
+            value=memory.headroom_bytes or memory.headroom,
+            message=f"leaves nothing of the {whole / GB:.1f} GB that CUDA reports",
+            suggestion="use less",
+        )
+
+
 _SERVING: tuple[Rule, ...] = (
     serving_check.training_keys,
     serving_check.software,
@@ -384,6 +425,7 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.microbatches,
     _serving_nodes,
     _features,
+    _memory,
 )
 _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
     "training": (
@@ -397,6 +439,8 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _sequence,
         _nodes,
         _features,
+        _optimizer,
+        _memory,
     ),
     "prefill": _SERVING,
     "decode": _SERVING,

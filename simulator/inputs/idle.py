@@ -18,7 +18,8 @@ from simulator.spec.scenario import Scenario
 def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
     """Raise InputError for the first change of a setting that changes nothing in this scenario."""
     for change in changes:
-        why = _WHY.get(change.path, _used)(scenario) or _of_training(scenario, change.path)
+        why = _overridden(change, scenario) or _WHY.get(change.path, _used)(scenario)
+        why = why or _of_training(scenario, change.path)
         if why:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
@@ -38,6 +39,14 @@ SHOWN_ONLY: Mapping[str, str] = {
     "hardware.kernels.gap": "it was measured with the kernels; stack.kernel_gap stands behind them in a job",
 }
 """Numbers of a hardware profile that describe it and enter no forecast of a job -> why, and what does."""
+
+
+def _overridden(change: Override, scenario: Scenario) -> str:
+    """Why a format of the stack's states changes nothing; empty where the job's `[optimizer]` leaves it alone."""
+    table, _, key = change.rest.partition(".")
+    if table != "optimizer" or getattr(scenario.job.optimizer, key, None) is None:
+        return ""
+    return f"the job says optimizer.{key} itself; set that"
 
 
 def _used(scenario: Scenario) -> str:

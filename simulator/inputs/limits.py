@@ -67,13 +67,15 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
-    "moment_bytes": Range(low=0, high=8, unit="B"),
 }
 
 JOB: Mapping[str, Range] = {
     "serving.context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
+    "memory.headroom": Range(low=0, high=0.9),
+    "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
+    "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good

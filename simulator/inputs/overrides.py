@@ -19,7 +19,7 @@ OPTION = "--set"
 _FIXED = ("name", "sources")
 _TABLES = ("serving",)
 """Tables that may be missing; no value stands for one."""
-_ROOTS = "layout, batch, precision, overlap, routing, run, model, hardware or stack"
+_ROOTS = "layout, batch, precision, optimizer, memory, overlap, routing, run, model, hardware or stack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

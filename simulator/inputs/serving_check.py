@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from simulator.inputs.problem_record import Problem
 from simulator.spec.job import Layout, Overlap, Run
@@ -26,6 +27,10 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
         value = getattr(s.job.layout, key)
         if value != getattr(plain, key):
             yield _only_training(f"layout.{key}", value, getattr(plain, key), s.job.workload)
+    for part in fields(s.job.optimizer):
+        value = getattr(s.job.optimizer, part.name)
+        if value is not None:
+            yield _only_training(f"optimizer.{part.name}", value, "none", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
     if s.job.precision.recipe == "fp8_tensor":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -91,8 +91,33 @@ def _validated(hint: Any, value: Any, source: str, key: str) -> Any:
         # JSON is the mode in which strict still takes lists for tuples and tables for dataclasses.
         return _adapter(hint).validate_json(json.dumps([value], default=str))[0]
     except ValidationError as error:
-        loc = error.errors(include_url=False)[0]["loc"][1:]
+        found = error.errors(include_url=False)
+        missing = [one["loc"][1:] for one in found if one["type"] in ("missing", "missing_argument")]
+        if len(missing) == len(found):
+            raise _missing(hint, missing, source, key) from None
+        loc = next(one["loc"][1:] for one in found if one["loc"][1:] not in missing)
         raise _mismatch(hint, value, loc, source, key) from None
+
+
+def _missing(hint: Any, missing: list[tuple[str | int, ...]], source: str, key: str) -> InputError:
+    """The error that names every missing key; of a missing table those that it must have."""
+    named: list[str] = []
+    for loc in missing:
+        inner = hint
+        for part in loc:
+            inner = child(inner, str(part))
+        named += _required(inner, ".".join([key, *map(str, loc)] if key else map(str, loc)))
+    if len(named) == 1:
+        return InputError(f"{source}: {named[0].replace(' (', ': missing: must be ', 1).removesuffix(')')}")
+    return InputError(f"{source}: missing: {', '.join(named)}")
+
+
+def _required(hint: Any, path: str) -> list[str]:
+    """`path (what it must be)`; of a table, the same of each key that it cannot do without."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        needed = [f for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING]
+        return [one for f in needed for one in _required(hints(hint)[f.name], f"{path}.{f.name}")]
+    return [f"{path} ({expected(hint).removeprefix('must be ')})"]
 
 
 def _mismatch(hint: Any, value: Any, loc: tuple[str | int, ...], source: str, key: str) -> InputError:

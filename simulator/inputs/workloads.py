@@ -36,9 +36,7 @@ def with_defaults(table: Table, source: str) -> Table:
         return table  # reported when the value is read
     if not known.serves:
         _absent(table, "serving", source, f'only jobs with workload = "prefill" or "decode" have it, not "{name}"')
-        if "batch" not in table:
-            raise InputError(f"{source}: batch: missing: must be a table")
-        return table
+        return {"batch": {}} | table  # an empty one has its missing keys named together with all others
     _absent(table, "batch", source, f'a job with workload = "{name}" has a table [serving] instead')
     serving = table.get("serving")
     if not isinstance(serving, dict):

@@ -10,8 +10,9 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel
 from simulator.engine.program import Program
 from simulator.engine.tasks import ActionOf, Tasks, Timeline
-from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import buffer_items
+from simulator.memory.capacity import headroom
 from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import Shards, shards_of, state_items
@@ -123,7 +124,7 @@ class _Accounts:
 
     def __init__(self, built: PricedModel, schedule: Schedule, assumed: Assumptions | None) -> None:
         self.built = built
-        self.assumed = assumed or assumptions_for(built.scenario)
+        self.assumed = assumed or Assumptions()
         self.usages = Usages(built)
         self.on = stages_on(schedule)
         copies = sum(len(stages) for stages in self.on) // schedule.stages
@@ -150,6 +151,17 @@ class _Accounts:
             items=tuple(sorted(items, key=lambda item: order[item.group])),
         )
 
+    def report(self, ranks: Iterable[RankMemory]) -> MemoryReport:
+        """The ranks with what each may fill."""
+        scenario = self.built.scenario
+        return MemoryReport(
+            ranks=tuple(ranks),
+            capacity=scenario.cluster.gpu.hbm_bytes,
+            headroom=headroom(scenario),
+            reserve=scenario.job.memory.reserve,
+            assumptions=self.assumed,
+        )
+
     def _count(self, label: str, size: float) -> str:
         """`27.0 x moe`: how many blocks' worth a label holds."""
         kind = BlockKind(label.partition(",")[0])
@@ -167,7 +179,7 @@ def memory_of(
     for rank, actions in enumerate(_actions_by_rank(timeline)):
         peak = _peak(_events_of_rank(timeline, actions, accounts.usages))
         ranks.append(accounts.rank(rank, peak, schedule.rows[rank], True))
-    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return accounts.report(ranks)
 
 
 def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> MemoryReport:
@@ -178,7 +190,7 @@ def memory_of_rows(built: PricedModel, schedule: Schedule, assumed: Assumptions 
     for rank, row in enumerate(schedule.rows):
         peak = _peak(event for place, step in enumerate(row) for event in lone.events(step, place))
         ranks.append(accounts.rank(rank, peak, row, False))
-    return MemoryReport(ranks=tuple(ranks), capacity=built.scenario.cluster.gpu.hbm_bytes, assumptions=accounts.assumed)
+    return accounts.report(ranks)
 
 
 def curve_of(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.graph.parameters import MASTER_BYTES
-from simulator.spec.scenario import Scenario
 from simulator.units import si
 
 
@@ -18,8 +16,6 @@ class Assumptions:
     context : CUDA context, handles and workspaces of libraries, NCCL channels [B] (assumed; 0.6 to 2 GB seen).
     slack : fragmentation of the caching allocator with expandable segments, share of activations and temporary memory
         (assumed; 0 to 0.1 seen).
-    master : FP32 master weights [B per parameter].
-    moment : running means of gradients and of their squares, each [B per parameter]; the stack sets it.
     fp8_weights : under the FP8 recipe the rank keeps and gathers matrices in FP8 only; the high-precision copy is the
         sharded master (arXiv 2412.19437, section 3.3.1 and figure 6; DeepSeek's public profile casts no weights within
         the step).
@@ -32,8 +28,6 @@ class Assumptions:
 
     context: float = 1.0e9
     slack: float = 0.03
-    master: float = MASTER_BYTES
-    moment: float = 4.0
     fp8_weights: bool = True
     ema_on_gpu: bool = False
     share_mtp: bool = True
@@ -47,7 +41,6 @@ class Assumptions:
         return [
             f"context and libraries {si(self.context, 'B')}",
             f"slack of the allocator {self.slack:.0%} of activations and temporaries",
-            f"master weights {self.master:g} B and each moment {self.moment:g} B a parameter",
             f"matrices under FP8 kept {matrices}",
             f"moving average of the weights on the {'GPU' if self.ema_on_gpu else 'CPU'}",
             f"MTP modules {'share embedding and head of their stage' if self.share_mtp else 'hold their own ends'}",
@@ -59,8 +52,3 @@ class Assumptions:
         """Those that a serving step rests on."""
         lines = self.lines()
         return [*lines[:2], "the largest op stands beside the residual stream", lines[6]]
-
-
-def assumptions_for(scenario: Scenario) -> Assumptions:
-    """The assumptions that follow from a scenario's software."""
-    return Assumptions(moment=scenario.stack.moment_bytes)

@@ -9,7 +9,7 @@ from simulator.engine.lower import PricedModel
 from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
 from simulator.memory.account import memory_of_rows
-from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.assumptions import Assumptions
 from simulator.schedule import Schedule
 from simulator.spec.recompute import NOTHING, Module
 
@@ -59,9 +59,16 @@ def _bf16_activations(built: PricedModel, assumed: Assumptions) -> tuple[PricedM
     return _rebuilt(built, replace(built.shapes, recipe="bf16")), assumed
 
 
+def _fp32_moments(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
+    job = built.scenario.job
+    wide = replace(job.optimizer, first_moment="fp32", second_moment="fp32")
+    return replace(built, scenario=replace(built.scenario, job=replace(job, optimizer=wide))), assumed
+
+
 def _all(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
-    back = replace(assumed, ema_on_gpu=True, share_mtp=False, moment=4.0)
-    return _rebuilt(built, replace(built.shapes, recipe="bf16", recompute=NOTHING)), back
+    wide, assumed = _fp32_moments(built, assumed)
+    back = replace(assumed, ema_on_gpu=True, share_mtp=False)
+    return _rebuilt(wide, replace(built.shapes, recipe="bf16", recompute=NOTHING)), back
 
 
 _REPORT = "arXiv 2412.19437, section "
@@ -70,7 +77,7 @@ MEASURES: tuple[tuple[str, str, Change], ...] = (
     ("recompute MLA up-projections", _REPORT + "3.2.3", _keep("mla_up")),
     ("recompute SwiGLU", _REPORT + "3.3.3", _keep("swiglu")),
     ("activations cached in FP8", _REPORT + "3.3.3", _bf16_activations),
-    ("moments in BF16", _REPORT + "3.3.3", _assume(moment=4.0)),
+    ("moments in BF16", _REPORT + "3.3.3", _fp32_moments),
     ("moving average of the weights on the CPU", _REPORT + "3.2.3", _assume(ema_on_gpu=True)),
     ("embedding and head shared with MTP", _REPORT + "3.2.3", _assume(share_mtp=False)),
     ("all of these", _REPORT + "3.2.3 and 3.3.3", _all),
@@ -79,7 +86,7 @@ MEASURES: tuple[tuple[str, str, Change], ...] = (
 
 def measures(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> list[Measure]:
     """What each measure saves on the worst rank; meaningful for a plan that takes them."""
-    with_all = assumed or assumptions_for(built.scenario)
+    with_all = assumed or Assumptions()
     peak = memory_of_rows(built, schedule, with_all).peak
     out = []
     for name, source, change in MEASURES:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from simulator.memory.assumptions import Assumptions
 from simulator.units import GB
 
 SCHEMA = "foretrain.memory/1"
+
+Answer = Literal["fits", "tight", "does not fit"]
 
 GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buffers", "context", "slack")
 """Groups of items, in the order they are stacked."""
@@ -62,6 +64,11 @@ class RankMemory:
         """Bytes of one group [B]."""
         return sum(item.bytes for item in self.items if item.group == name)
 
+    def with_reserve(self, share: float) -> float:
+        """The peak where the allocator reserves this share of activations and temporary memory beyond them [B]."""
+        moving = self.group("activations") + self.group("temporary")
+        return self.peak - self.group("slack") + share * moving
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
@@ -70,12 +77,16 @@ class MemoryReport:
     Parameters
     ----------
     ranks : peak of each rank.
-    capacity : memory of one GPU [B].
+    capacity : memory of one GPU as CUDA reports it [B].
+    headroom : what of it stays free [B].
+    reserve : least and most of the caching allocator's reserve [share of activations and temporary memory].
     assumptions : what was assumed.
     """
 
     ranks: tuple[RankMemory, ...]
     capacity: float
+    headroom: float
+    reserve: tuple[float, float]
     assumptions: Assumptions
 
     @property
@@ -94,16 +105,42 @@ class MemoryReport:
         return self.worst.peak
 
     @property
+    def usable(self) -> float:
+        """What a rank may fill [B]."""
+        return self.capacity - self.headroom
+
+    @property
+    def least(self) -> float:
+        """Highest peak of any rank with the least reserve [B]."""
+        return max(rank.with_reserve(self.reserve[0]) for rank in self.ranks)
+
+    @property
+    def most(self) -> float:
+        """Highest peak of any rank with the most reserve [B]."""
+        return max(rank.with_reserve(self.reserve[1]) for rank in self.ranks)
+
+    @property
+    def answer(self) -> Answer:
+        """Whether every rank stays within what it may fill: also with the most reserve, with the least only, or not."""
+        if self.least > self.usable:
+            return "does not fit"
+        return "fits" if self.most <= self.usable else "tight"
+
+    @property
     def fits(self) -> bool:
-        """Whether every rank stays within its GPU's memory."""
-        return self.peak <= self.capacity
+        """Whether every rank stays within what it may fill, if only tightly."""
+        return self.answer != "does not fit"
 
     def verdict(self) -> dict[str, Any]:
         """What a result says of memory."""
         return {
             "capacity_bytes": self.capacity,
+            "headroom_bytes": self.headroom,
             "peak_bytes": self.peak,
+            "least_bytes": self.least,
+            "most_bytes": self.most,
             "worst_rank": self.worst.rank,
+            "answer": self.answer,
             "fits": self.fits,
         }
 
@@ -129,8 +166,9 @@ class MemoryReport:
 
 
 def needed(verdict: Mapping[str, Any]) -> str:
-    """A `verdict` in words: "rank 0 needs 102.7 of 80.0 GB"."""
-    peak, capacity = verdict["peak_bytes"] / GB, verdict["capacity_bytes"] / GB
+    """A `verdict` in words: "rank 0 needs 102.7 of 80.0 GB". Results of earlier versions have no headroom."""
+    peak = max(verdict["peak_bytes"], verdict.get("least_bytes", 0.0)) / GB
+    capacity = (verdict["capacity_bytes"] - verdict.get("headroom_bytes", 0.0)) / GB
     return f"rank {verdict['worst_rank']} needs {peak:.1f} of {capacity:.1f} GB"
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from simulator.dtypes import BF16, FP8, FP8_MATRIX, FP32
 from simulator.engine.lower import overlaps
 from simulator.engine.sync import groups
-from simulator.graph.parameters import GRADIENT_BYTES, Held, held_by_block, held_by_stage
+from simulator.graph.parameters import Held, held_by_block, held_by_stage
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
 from simulator.spec.job import Job
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.spec.states import States
 
 FP8_LAYOUTS = 2 * FP8
 """Bytes of one weight in FP8 and transposed FP8, in addition to BF16 (Transformer Engine's per-tensor recipes) [B]."""
@@ -37,6 +38,10 @@ class Shards:
     def of(self, held: Held) -> float:
         """Parameters of one rank's shard."""
         return held.dense / self.dense + held.experts / self.experts
+
+    def matrices(self, held: Held) -> float:
+        """Parameters of one rank's shard that stand in matrices of layers."""
+        return held.matrices / self.dense + held.experts / self.experts
 
 
 def shards_of(scenario: Scenario, copies: int) -> Shards:
@@ -77,18 +82,41 @@ def state_items(
     shard = shards.of(held)
     shard_of_state = shard if zero >= 1 else float(held.total)
     items = _weights(stages, scenario, shards, assumed, held)
+    states = scenario.states
+    if states.parameters == "fp32" and "optimizer" in resident:
+        items.append(Item(group="weights", name="parameters, FP32", bytes=FP32 * shard_of_state))
     if "gradients" in resident:
-        size = GRADIENT_BYTES * (shard if zero >= 2 else held.total)
-        items.append(Item(group="gradients", name="gradients, FP32", bytes=size))
+        size = states.gradient_bytes * (shard if zero >= 2 else held.total)
+        items.append(Item(group="gradients", name=f"gradients, {states.gradients.upper()}", bytes=size))
     if "optimizer" in resident:
-        items.append(Item(group="optimizer", name="master weights", bytes=assumed.master * shard_of_state))
-        items.append(Item(group="optimizer", name="two moments", bytes=2 * assumed.moment * shard_of_state))
+        if states.masters != "none":
+            items.append(Item(group="optimizer", name="master weights, FP32", bytes=FP32 * shard_of_state))
+        size = moment_bytes(states, held, shards if zero >= 1 else Shards(dense=1, experts=1))
+        items.append(Item(group="optimizer", name=_moments(states), bytes=size))
     if zero >= 2 and "gradients" in resident:
-        whole = in_flight(stages, scenario, lambda block: block.total * GRADIENT_BYTES)
+        whole = in_flight(stages, scenario, lambda block: block.total * states.reduced_bytes)
         items.append(Item(group="buffers", name="gradients before they are sharded", bytes=whole))
     if assumed.ema_on_gpu and "optimizer" in resident:
         items.append(Item(group="optimizer", name="moving average of the weights", bytes=FP32 * shard_of_state))
     return items
+
+
+def moment_bytes(states: States, held: Held, shards: Shards) -> float:
+    """Bytes of the optimizer's moments on one rank; Muon's matrices have the first only [B]."""
+    mine = shards.of(held)
+    if states.kind != "muon":
+        return states.moment_bytes * mine
+    return states.moment_bytes * mine - (states.moment_bytes - states.first_bytes) * shards.matrices(held)
+
+
+def _moments(states: States) -> str:
+    """What the item of the moments is called."""
+    first, second = states.first_moment.upper(), states.second_moment.upper()
+    if states.kind == "muon":
+        return f"first moment, {first}; second of all but matrices, {second}"
+    if "NONE" in (first, second):
+        return f"first moment, {first}" if second == "NONE" else f"second moment, {second}"
+    return f"two moments, {first}" if first == second else f"first moment, {first}, and second, {second}"
 
 
 def _weights(
@@ -100,6 +128,9 @@ def _weights(
     narrow = held.matrices / dense + held.experts / experts
     wide = held.dense / dense + held.experts / experts - (narrow if recipe == "fp8" and assumed.fp8_weights else 0.0)
     items = []
+    fp32 = scenario.states.parameters == "fp32" and "optimizer" in scenario.workload.resident
+    if fp32 and zero >= 3:  # what GEMMs read is there while it is gathered only
+        narrow = wide = 0.0
     if recipe == "fp8":
         items.append(Item(group="weights", name="weights, FP8 with scales", bytes=narrow * FP8_MATRIX))
     elif recipe == "fp8_tensor" and zero < 3:

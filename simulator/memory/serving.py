@@ -9,8 +9,9 @@ from simulator.dtypes import BF16, WIDTH, fp8_bytes
 from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
-from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import queue_bytes
+from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import shards_of, state_items
 from simulator.memory.temporary import footprints
@@ -26,23 +27,33 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
 
     The KV cache holds the context and the new tokens of every sequence.
     """
-    assumed = assumed or assumptions_for(scenario)
+    assumed = assumed or Assumptions()
     shapes = serving_shapes(scenario)
     items = tuple(_items(scenario, shapes, assumed))
     rank = RankMemory(rank=0, stages=(0,), at=None, during="F0", items=items)
-    return MemoryReport(ranks=(rank,), capacity=scenario.cluster.gpu.hbm_bytes, assumptions=assumed)
+    return MemoryReport(
+        ranks=(rank,),
+        capacity=scenario.cluster.gpu.hbm_bytes,
+        headroom=headroom(scenario),
+        reserve=scenario.job.memory.reserve,
+        assumptions=assumed,
+    )
+
+
+def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+    assert scenario.job.serving is not None
+    serving = replace(scenario.job.serving, sequences=sequences)
+    return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
 def peak_with(scenario: Scenario, sequences: int) -> float:
     """Peak memory of a rank with so many sequences of the job's length [B]."""
-    assert scenario.job.serving is not None
-    serving = replace(scenario.job.serving, sequences=sequences)
-    return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving))).peak
+    return _memory_with(scenario, sequences).peak
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
-    """Whether so many sequences fit."""
-    return peak_with(scenario, sequences) <= scenario.cluster.gpu.hbm_bytes
+    """Whether so many sequences fit, also with the most that the allocator reserves."""
+    return _memory_with(scenario, sequences).answer == "fits"
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:

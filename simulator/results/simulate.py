@@ -129,7 +129,11 @@ def simulate(
 def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryReport) -> list[str]:
     """What a reader must know before believing the numbers."""
     scenario = built.scenario
-    out = [] if memory.fits else [f"does not fit: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
+    out = (
+        []
+        if memory.answer == "fits"
+        else [f"{memory.answer}: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
+    )
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:

@@ -61,7 +61,8 @@ class Gpu:
     sms : streaming multiprocessors.
     boost_clock : clock that the peaks are quoted at [Hz].
     peak : dense tensor peaks [FLOP/s].
-    hbm_bytes : memory [B].
+    hbm_bytes : memory that CUDA reports (cudaMemGetInfo's total, PyTorch's "total capacity") [B]; not the size in the
+        GPU's name: 80 "GB" are 80 GiB less what the driver keeps.
     hbm_bandwidth : memory bandwidth of the data sheet [B/s].
     l2_bytes : L2 cache [B].
     tdp : thermal design power [W].

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from simulator.spec.serving import Serving
+from simulator.spec.states import Optimizer
 from simulator.spec.workload import WorkloadName
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
@@ -81,6 +82,25 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a job may fill of a GPU's memory.
+
+    A job fits with the most reserve, is tight if it fits with the least only, and otherwise does not fit.
+
+    Parameters
+    ----------
+    headroom : left free [share of what CUDA reports].
+    headroom_bytes : left free in addition [B].
+    reserve : least and most that the caching allocator reserves beyond what is allocated [share of activations and
+        temporary memory].
+    """
+
+    headroom: float = 0.0
+    headroom_bytes: float = 0.0
+    reserve: tuple[float, float] = (0.0, 0.10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """How communication overlaps with compute.
 
@@ -146,6 +166,8 @@ class Job:
     stack : name of the software's settings, or a path.
     workload : what is done with the model.
     precision : number formats.
+    optimizer : optimizer and formats of its states, where they differ from the stack's.
+    memory : what may be filled of a GPU's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
     run : tokens and price of the whole run.
@@ -154,12 +176,14 @@ class Job:
     model: str
     hardware: str
     gpus: int
-    layout: Layout
+    layout: Layout = field(default_factory=Layout)
     batch: Batch = NO_BATCH
     serving: Serving | None = None
     stack: str = "deepseek"
     workload: WorkloadName = "training"
     precision: Precision = field(default_factory=Precision)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    memory: Memory = field(default_factory=Memory)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     run: Run = field(default_factory=Run)

@@ -8,6 +8,7 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.stack import Stack
+from simulator.spec.states import States, resolved
 from simulator.spec.workload import WORKLOADS, Workload
 
 
@@ -29,6 +30,11 @@ class Scenario:
     model: ModelSpec
     cluster: Cluster
     stack: Stack
+
+    @property
+    def states(self) -> States:
+        """What a rank keeps of its parameters: the job's `[optimizer]` over its stack's."""
+        return resolved(self.job.optimizer, self.stack.optimizer)
 
     @property
     def workload(self) -> Workload:

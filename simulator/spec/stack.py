@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from simulator.spec.serving import ServingStack
+from simulator.spec.states import States
 
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
 
@@ -46,7 +47,7 @@ class Stack:
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
     host_collective : host time to issue a collective [s].
-    moment_bytes : width of each of Adam's two moments [B].
+    optimizer : what is kept of the parameters and in which formats, where a job does not say.
     serving : settings of software that serves; None: it only trains.
     sources : source of each setting by name; an assumed one starts with "assumed".
     """
@@ -77,11 +78,11 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     norm_kernels: Literal["training", "compiled"]
+    optimizer: States
     dropout: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0
-    moment_bytes: float = 4.0
     serving: ServingStack | None = None
     sources: dict[str, str] = field(default_factory=dict)
 

@@ -53,18 +53,34 @@ def problems(scenario: Scenario) -> list[Problem]:
 def _serving_memory(scenario: Scenario) -> Iterator[Problem]:
     """A serving step that does not fit, and how many sequences would."""
     memory, most = memory_of_serving(scenario), largest_batch(scenario)
-    if not memory.fits and scenario.job.serving is not None:
+    tight = memory.answer == "tight"
+    if memory.answer != "fits" and scenario.job.serving is not None:
         yield Problem(
             rule="memory",
             key="serving.sequences",
             value=scenario.job.serving.sequences,
-            message=needed(memory.verdict()),
+            message=_tight(memory) if tight else needed(memory.verdict()),
             suggestion=f"use at most {most}" if most else "the weights alone leave no room: use more GPUs for a copy",
+            severity="warning" if tight else "error",
         )
 
 
+def _tight(memory: MemoryReport) -> str:
+    return f"tight: {needed(memory.verdict())}, and {memory.most / GB:.1f} GB with the most reserve"
+
+
 def _memory(scenario: Scenario, memory: MemoryReport) -> Iterator[Problem]:
-    if memory.fits:
+    if memory.answer == "fits":
+        return
+    if memory.answer == "tight":
+        yield Problem(
+            rule="memory",
+            key="memory.reserve",
+            value=list(memory.reserve),
+            message=_tight(memory),
+            suggestion="let the allocator use expandable segments, or recompute more",
+            severity="warning",
+        )
         return
     worst = memory.worst
     items = sorted(worst.items, key=lambda item: -item.bytes)[:SHOWN_ITEMS]

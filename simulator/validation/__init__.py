@@ -2,7 +2,24 @@
 
 from simulator.validation.figures import Figure, load_figures
 from simulator.validation.intervals import Placed, coverage, intervals_of
+from simulator.validation.known_runs import Count, KnownRun, Verdict, counts, known_runs, verdicts
 from simulator.validation.outcome import Group, Outcome, grouped
 from simulator.validation.validate import validate
 
-__all__ = ["Figure", "Group", "Outcome", "Placed", "coverage", "grouped", "intervals_of", "load_figures", "validate"]
+__all__ = [
+    "Count",
+    "Figure",
+    "Group",
+    "KnownRun",
+    "Outcome",
+    "Placed",
+    "Verdict",
+    "counts",
+    "coverage",
+    "grouped",
+    "intervals_of",
+    "known_runs",
+    "load_figures",
+    "validate",
+    "verdicts",
+]

@@ -188,7 +188,6 @@ _PROFILES = {
 _READ: dict[str, Callable[[Cluster], float]] = {
     "bf16": lambda c: c.gpu.peak.bf16 / 1e12,
     "fp8": lambda c: c.gpu.peak.fp8 / 1e12,
-    "hbm": lambda c: c.gpu.hbm_bytes / 1e9,
     "bw": lambda c: c.gpu.hbm_bandwidth / 1e9,
     "torchtitan": lambda c: c.gpu.hbm_bandwidth / 1e9,
     "nvl": lambda c: c.node.nvlink.peak / 1e9,
@@ -220,6 +219,7 @@ def price(figure: Figure) -> float:
 
 _UNREAD = {
     "fp4": "no FP4 recipe: profiles hold BF16, FP8 and FP32 peaks",
+    "hbm": "the size in the product's name: profiles hold what CUDA reports",
     "throttled_peak": "the clock under one kernel; the H800's kernels were measured in training, at its own",
 }
 

@@ -12,13 +12,14 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, price_model
 from simulator.engine.power import demand, highest_demand, slowdown
 from simulator.engine.program import exposed
-from simulator.engine.sync import update_ops
 from simulator.engine.tasks import LANES, SYNC, Tasks
+from simulator.engine.update import update_ops
 from simulator.graph.parameters import Held, held_by_stage
 from simulator.inputs import load_hardware, load_scenario
 from simulator.ops import Collective, Gemm, Op, Streaming, Work
 from simulator.results.simulate import schedule_of, simulate
 from simulator.spec.hardware import Gpu, Power
+from simulator.spec.model import BlockKind
 
 SMALL = ["gpus=64", "layout.tp=1", "layout.pp=1", "batch.global_batch_size=256", "hardware=h100"]
 
@@ -85,9 +86,9 @@ def test_weights_kept_in_fp8_are_gathered_in_fp8_and_cast_where_they_are_updated
     matrices = held.matrices + held.experts
     assert gathered == matrices * (1 + 4 / 128**2) + 2 * (held.total - matrices)
     assert sum(held.weight_bytes("bf16")) == sum(held.weight_bytes("fp8_tensor")) == 2 * held.total
-    casts = [op for op in update_ops(held, (256, 4), narrow) if op.name == "optimizer.quant_w"]
+    casts = [op for op in update_ops(held, (), (256, 4), narrow) if op.name == "optimizer.quant_w"]
     assert [op.work.written for op in casts] == [held.matrices / 256 + held.experts / 4]  # type: ignore[union-attr]
-    assert not [op for op in update_ops(held, (256, 4), wide) if op.name == "optimizer.quant_w"]
+    assert not [op for op in update_ops(held, (), (256, 4), wide) if op.name == "optimizer.quant_w"]
 
 
 def test_overlapped_sync_is_never_slower() -> None:
@@ -103,8 +104,65 @@ def test_gradients_that_are_dropped_need_no_zeros() -> None:
     held = Held(dense=3e9)
     for stack, zero, size in (("torch", 1, 0.0), ("megatron-core", 1, 12e9), ("megatron-core", 2, 12e9 / 8)):
         scenario = load_scenario("llama-3-8b", [f"stack={stack}", f"layout.zero={zero}"])
-        cleared = [op.work for op in update_ops(held, (8, 8), scenario) if op.name == "optimizer.zero_grad"]
+        cleared = [op.work for op in update_ops(held, (), (8, 8), scenario) if op.name == "optimizer.zero_grad"]
         assert [work.written for work in cleared if isinstance(work, Streaming)] == ([size] if size else [])
+
+
+def bytes_of_update(*overrides: str, kernel: str) -> tuple[float, float]:
+    """Bytes that one kernel of the update reads and writes, of 1e9 dense parameters without ZeRO."""
+    scenario = load_scenario("llama-3-8b", ["layout.zero=0", *overrides])
+    found = [op.work for op in update_ops(Held(dense=1e9, matrices=4e8), (), (8, 8), scenario) if op.name == kernel]
+    assert len(found) == 1
+    assert isinstance(found[0], Streaming)
+    return found[0].read / 1e9, found[0].written / 1e9
+
+
+BF16_ALL = [f"optimizer.{key}=bf16" for key in ("parameters", "gradients", "reduced", "first_moment", "second_moment")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kernel", "read", "written"),
+    [
+        ([], "adam", 4 + 4 + 8, 4 + 8 + 2),  # gradient, master, moments; master, moments, the BF16 copy
+        ([*BF16_ALL, "optimizer.masters=none"], "adam", 2 + 2 + 4, 2 + 4),
+        (["optimizer.parameters=fp32"], "adam", 4 + 4 + 8, 4 + 8 + 2),
+        (["optimizer.parameters=fp32", "layout.zero=3"], "adam", (4 + 4 + 8) / 8, (4 + 8) / 8),  # cast when gathered
+        (["optimizer.kind=adam8bit"], "adam8bit", 4 + 4 + 2 * (1 + 4 / 256), 4 + 2 * (1 + 4 / 256) + 2),
+        (["optimizer.kind=sgd"], "sgd", 4 + 4 + 4, 4 + 4 + 2),
+        (["optimizer.kind=sgd", "optimizer.first_moment=none"], "sgd", 4 + 4, 4 + 2),
+        (["optimizer.kind=muon"], "muon", 4 + 4 + 4 + 0.6 * 4, 4 + 4 + 0.6 * 4 + 2),  # 4 of 10 stand in matrices
+    ],
+)
+def test_the_update_moves_what_the_states_say(settings: list[str], kernel: str, read: float, written: float) -> None:
+    assert bytes_of_update(*settings, kernel=f"optimizer.{kernel}") == pytest.approx((read, written))
+
+
+def test_without_an_optimizer_nothing_is_updated_or_gathered() -> None:
+    scenario = load_scenario("llama-3-8b", ["optimizer.kind=none", "stack=torch"])
+    assert update_ops(Held(dense=1e9), (), (8, 8), scenario) == []
+    tasks = tasks_of("optimizer.kind=none", "layout.zero=1", "stack=megatron-core")
+    assert collectives(tasks, "all_gather") == [] != collectives(tasks, "reduce_scatter")
+
+
+def test_gradients_are_reduced_in_the_format_that_is_said() -> None:
+    wide, narrow = (sum(collectives(tasks_of("layout.zero=1", f"optimizer.reduced={how}"), "reduce_scatter"))
+                    for how in ("fp32", "bf16"))  # fmt: skip
+    assert wide == 4 * parameters() == 2 * narrow
+
+
+def test_muon_orthogonalises_the_matrices_of_its_shard() -> None:
+    """5 iterations of 2 m m n + 2 m m m + 2 m m n FLOP, spread over the ranks that share the parameters."""
+    blocks = [BlockKind.EMBED, *[BlockKind.DENSE] * 32, BlockKind.HEAD]
+    scenario = load_scenario("llama-3-8b", [*SMALL, "layout.zero=1", "optimizer.kind=muon"])
+    products = [op for op in update_ops(Held(), blocks, (64, 1), scenario) if isinstance(op.work, Gemm)]
+    h, kv, inner = 4096, 1024, 14336
+    # 32 layers: wq, wo of h x h; wk, wv of h x kv; three of h x inner: 64, 64, 96 over 64 ranks
+    matrices = [(h, h, 1), (kv, h, 1), (h, inner, 2)]
+    by_hand = sum(5 * many * (4 * m * m * n + 2 * m**3) for m, n, many in matrices)
+    assert sum(op.count * op.work.flops for op in products if isinstance(op.work, Gemm)) == by_hand
+    gathered = collectives(tasks_of("layout.zero=1", "optimizer.kind=muon", "layout.tp=1"), "all_gather")
+    plain = collectives(tasks_of("layout.zero=1"), "all_gather")
+    assert sum(gathered) - sum(plain) == pytest.approx(2 * 32 * (2 * h * h + 2 * h * kv + 3 * h * inner))
 
 
 def priced(work: Work, seconds: float) -> Priced:

@@ -12,7 +12,7 @@ F, B, W = (Action(kind, stage, 0) for kind, stage in (("F", 0), ("B", 1), ("W", 
 
 
 def order(zero: int, *, by_block: bool = True, overlapped: bool = True) -> SyncOrder:
-    return SyncOrder(zero=zero, by_block=by_block, gathers_overlapped=overlapped)
+    return SyncOrder(zero=zero, updates=True, by_block=by_block, gathers_overlapped=overlapped)
 
 
 def test_zero_3_gathers_before_each_half_of_a_pair() -> None:

@@ -153,6 +153,7 @@ _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
     "layout.stages": ('"even"', "[1, 2, 1, 1]", "[3, 1, 1, 0]"),
     "routing.loads": (f"{[1.2, 0.8] + [1] * 14}",),
+    "memory.reserve": ("[0.05, 0.2]",),
     "model.mlp_only_layers": ("[1]",),
     "stack.host_kernel": ("1e-3",),
     "stack.host_gemm": ("5e-3",),

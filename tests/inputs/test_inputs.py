@@ -117,7 +117,7 @@ def test_an_extended_profile_keeps_no_source_of_a_number_it_changes() -> None:
     h200, h100 = load_hardware("h200"), load_hardware("h100")
     assert h200.gpu.sms == h100.gpu.sms
     assert h200.sources["gpu.sms"] == h100.sources["gpu.sms"]
-    assert h200.sources["gpu.hbm_bytes"] == "aiconfigurator system description, 2025"
+    assert "139.80 GiB" in h200.sources["gpu.hbm_bytes"]
 
 
 def test_importing_inputs_loads_nothing_heavy() -> None:
@@ -175,7 +175,11 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         (JOB + "[run]\ntokens = -inf\n", "job.toml: run.tokens: -inf: must be a finite number"),
         (JOB + "[run]\ntokens = 0\n", "job.toml: run.tokens: 0.0: must be above 0, as in 14.8e12"),
         (JOB + "[run]\ntokens = 2026-01-01\n", 'job.toml: run.tokens: "2026-01-01": must be a finite number'),
-        (JOB.partition("[batch]")[0], "job.toml: batch: missing: must be a table"),
+        (
+            JOB.partition("[batch]")[0],
+            "job.toml: missing: batch.sequence_length (an integer), batch.microbatch_size (an integer),"
+            " batch.global_batch_size (an integer)",
+        ),
         ("layout = 3\nbatch = 4\n" + JOB.partition("[layout]")[0], "job.toml: layout: 3: must be a table"),
         ('model = "a\n', "job.toml: line 1, column 11: invalid TOML: Illegal character '\\n'"),
         (JOB + "gpus == 3\n", "job.toml: line 11, column 7: invalid TOML: Invalid value"),
@@ -374,13 +378,13 @@ def test_models_take_their_own_spelling_and_ours() -> None:
     ("override", "error"),
     [
         ("pp=8", '--set: pp: "8": unknown key; did you mean layout.pp?'),
-        ("stack.moment_bytes=-1", "--set: stack.moment_bytes: -1.0: must be from 0 to 8 B"),
+        ("optimizer.masters=fp64", '--set: optimizer.masters: "fp64": must be "fp32" or "none"'),
         ("layout.ppp=8", '--set: layout.ppp: "8": unknown key; did you mean layout.pp?'),
         ("layot.pp=8", '--set: layot.pp: "8": unknown key; did you mean layout.pp?'),
         (
             "zzz.yyy=8",
-            '--set: zzz.yyy: "8": unknown key; choose one below layout, batch, precision, overlap, routing, run, model,'
-            " hardware or stack, as in layout.pp",
+            '--set: zzz.yyy: "8": unknown key; choose one below layout, batch, precision, optimizer, memory, overlap,'
+            " routing, run, model, hardware or stack, as in layout.pp",
         ),
         ("layout.pp=8.0", "--set: layout.pp: 8.0: must be an integer; write 8"),
         ("layout.pp=eight", '--set: layout.pp: "eight": must be an integer'),

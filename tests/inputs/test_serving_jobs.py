@@ -46,7 +46,7 @@ def test_what_is_left_out_has_a_default_of_the_workload(tmp_path: Path) -> None:
         ("decode", "[serving]\nsequences = 1\nmtp_depth = 1\n", r"job.toml: serving.mtp_depth: 1: unknown key"),
         ("decode", "[batch]\nsequence_length = 1\n", r'job.toml: batch: .*workload = "decode" has a table \[serving\]'),
         ("training", "[serving]\nsequences = 1\n", r'job.toml: serving: .*only jobs with workload = "prefill"'),
-        ("training", "", r"job.toml: batch: missing: must be a table"),
+        ("training", "", r"job.toml: missing: batch.sequence_length \(an integer\)"),
     ],
 )
 def test_a_table_that_is_missing_or_of_another_workload_is_one_line(
@@ -65,6 +65,7 @@ def test_a_table_that_is_missing_or_of_another_workload_is_one_line(
         ("llama-3-8b-decode", "workload=training", 'has the tables of workload "decode"'),
         ("deepseek-v3-decode-ep128", "model.num_nextn_predict_layers=1", "the MTP modules are not served"),
         ("llama-3-8b-decode", "stack.grad_sync_overlap=true", 'a job with workload "decode" does not read it'),
+        ("llama-3-8b-decode", "stack.optimizer.kind=sgd", 'a job with workload "decode" does not read it'),
         ("llama-3-8b-decode", "stack.host_gemm=1e-5", "set serving.cuda_graphs=false"),
         ("llama-3-8b-decode", "stack.serving.gemm=training", "profiles tell kernels apart in FP8 only"),
         ("llama-3-8b-decode", "stack.serving.all_reduce=vllm", "there are no all-reduces"),

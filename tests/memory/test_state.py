@@ -8,7 +8,7 @@ import pytest
 
 from simulator.graph.parameters import held_by_block
 from simulator.inputs import load_scenario
-from simulator.memory.assumptions import Assumptions, assumptions_for
+from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.optimizer_states import copied_ends, held_by_rank, shards_of, state_items
 
@@ -23,7 +23,7 @@ TWO_STAGES = (("moe",) * 4, ("moe",) * 4)  # a middle rank of DualPipe holds two
 
 def sizes(scenario, stages=TWO_STAGES, **assumed):
     """Bytes of every item by name."""
-    given = replace(assumptions_for(scenario), **assumed)
+    given = replace(Assumptions(), **assumed)
     return {item.name: item.bytes for item in state_items(stages, scenario, shards_of(scenario, 2), given)}
 
 
@@ -36,8 +36,8 @@ def test_a_middle_rank_of_v3_by_hand():
     assert found["weights, BF16"] == 2 * (dense + experts - narrow)
     # 2048 / 16 = 128 data-parallel ranks and two copies of each stage; 2048 / (16 x 64) = 2 hold the same experts
     shard = dense / 256 + experts / 4
-    assert found["master weights"] == pytest.approx(4 * shard)
-    assert found["two moments"] == pytest.approx(2 * 2 * shard)
+    assert found["master weights, FP32"] == pytest.approx(4 * shard)
+    assert found["two moments, BF16"] == pytest.approx(2 * 2 * shard)
 
 
 def test_the_ends_of_v3_by_hand():
@@ -69,7 +69,7 @@ def test_embedding_and_head_are_never_in_fp8(kind):
 def test_more_zero_never_takes_more_of_what_it_shards(sequences):
     change = [f"batch.global_batch_size={sequences}", "layout.schedule=1f1b"]
     found = [sizes(load_scenario("deepseek-v3-pretrain", [*change, f"layout.zero={zero}"])) for zero in range(4)]
-    master, gradients, weights = ("master weights", "gradients, FP32", "weights, FP8 with scales")
+    master, gradients, weights = ("master weights, FP32", "gradients, FP32", "weights, FP8 with scales")
     assert found[1][master] < found[0][master]
     assert found[1][master] == found[3][master]
     assert found[0][gradients] == found[1][gradients]
@@ -116,7 +116,46 @@ def test_a_bf16_run_keeps_no_fp8_weights():
 def test_average_of_weights_on_the_gpu_takes_a_shard_in_fp32():
     s = load_scenario("deepseek-v3-pretrain")
     found = sizes(s, ema_on_gpu=True)
-    assert found["moving average of the weights"] == found["master weights"]
+    assert found["moving average of the weights"] == found["master weights, FP32"]
+
+
+DENSE = ["hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=1", "layout.zero=3", "batch.global_batch_size=8"]
+LAYER = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336) + 2 * 4096
+STATES = ("weights", "gradients", "optimizer")
+
+
+def states(*overrides):
+    """Bytes a parameter of what one of 8 ranks holds all the time of a layer of Llama 3 8B, times 8."""
+    s = load_scenario("llama-3-8b", [*DENSE, *overrides])
+    items = state_items((("dense",),), s, shards_of(s, 1), Assumptions())
+    return sum(item.bytes for item in items if item.group in STATES) * 8 / LAYER
+
+
+def test_fsdp2_holds_sixteen_bytes_a_parameter():
+    """FP32 parameter, gradient and two moments; BF16 weights are there only while a layer is gathered."""
+    assert states("stack=torch") == pytest.approx(16)
+    assert states("stack=megatron-core") == pytest.approx(18)
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        ({"parameters": "bf16", "gradients": "bf16", "first_moment": "bf16", "second_moment": "bf16"}, 2 + 2 + 4),
+        ({"kind": "adam8bit"}, 4 + 4 + 2 * (1 + 4 / 256)),
+        ({"kind": "sgd"}, 4 + 4 + 4),
+        ({"kind": "sgd", "first_moment": "none"}, 4 + 4),
+        ({"kind": "none"}, 4 + 4),
+        ({"kind": "muon"}, 4 + 4 + 4 + 4 * 2 * 4096 / LAYER),  # two norms have a second moment
+    ],
+)
+def test_states_are_those_of_the_job(settings, each):
+    assert states("stack=torch", *(f"optimizer.{key}={value}" for key, value in settings.items())) == pytest.approx(
+        each
+    )
+
+
+def test_whole_weights_are_kept_in_addition_to_fp32_parameters_where_they_are_not_sharded():
+    assert states("stack=torch", "layout.zero=2") == pytest.approx(8 * 2 + 4 + 4 + 8)
 
 
 def test_all_to_all_queues_by_hand():

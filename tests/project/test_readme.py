@@ -72,6 +72,13 @@ def _compared(what: str, row: dict[str, str], changes: list[str], *, optimizer: 
     return f"| {what} | {measured:.1f} | {ours:.1f} | {ours / measured - 1:+.1%} |"
 
 
+BF16_STATES = [
+    *(f"optimizer.{key}=bf16" for key in ("parameters", "gradients", "reduced", "first_moment", "second_moment")),
+    "optimizer.masters=none",
+]
+"""What the programs on one GPU, and of tensor parallelism, keep: `model.to(torch.bfloat16)`, AdamW in that format."""
+
+
 @cache
 def sharded() -> str:
     """Our own measured steps under FSDP2, and the simulation."""
@@ -99,7 +106,7 @@ def tensor() -> str:
         changes += ["hardware=h200", f"hardware.node.gpus={row['tp']}", f"gpus={row['tp']}", f"layout.tp={row['tp']}"]
         changes += ["stack=torch-compile", "layout.pp=1", "layout.zero=0", "layout.recompute=none"]
         changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
-        changes += [f"batch.global_batch_size={row['mbs']}"]
+        changes += [f"batch.global_batch_size={row['mbs']}", *BF16_STATES]
         what = (
             f"{row['tp']} GPUs, {row['layers']} layers as of {row['model'].upper()}, {row['mbs']} x {row['seq']} tokens"
         )
@@ -120,6 +127,7 @@ def steps() -> str:
         changes += [f"batch.sequence_length={row['seq']}", f"batch.microbatch_size={row['mbs']}"]
         changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}"]
         changes += ["model=llama-2-7b", "layout.recompute=none", "precision.recipe=bf16", "stack.gradients_zeroed=true"]
+        changes += BF16_STATES
         size = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens"
         what = f"{gpu.upper()}, {size}, {row['mode']}"
         rows.append(_compared(what, row, changes))

@@ -41,7 +41,8 @@ RETIRED = {
 """Word of earlier versions -> what to write. Matched as whole words, also as parts of `names_like_this`."""
 
 ALLOWED = (
-    r"moment_bytes|each moment [\d.]+ B a parameter|(?:BF16|FP32|two) moments|moments in BF16|^\| moments \|",  # Adam's
+    r"(?:first|second)_moment|each moment [\d.]+ B a parameter|(?:BF16|FP32|FP8|8-bit|two|both) moments|moments in BF16"
+    r"|^\| moments \||(?:first|second) moment\b|moment_bytes",  # Adam's
     r"selective[\s=\"]+products",  # the value of a setting
     r"scaled_dot_product_attention",
     r"^\| GEMM \| a matrix product",  # what the glossary explains it by

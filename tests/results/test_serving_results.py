@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from simulator.inputs import load_scenario
+from simulator.inputs.check import check
 from simulator.memory import memory_of_serving
 from simulator.memory.serving import low_latency_bytes
+from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import simulate
 from simulator.validation.serving_steps import measured_steps, rows, summary
 from tests.serving_jobs import SERVING
@@ -45,8 +47,8 @@ def test_the_largest_batch_fits_and_one_more_does_not(job: str) -> None:
     scenario = load_scenario(job)
     most = int(simulate(scenario).metrics["largest_batch"])
     unit = 2 if scenario.job.serving and scenario.job.serving.two_batch_overlap else 1
-    assert memory_of_serving(load_scenario(job, [f"serving.sequences={most}"])).fits
-    assert not memory_of_serving(load_scenario(job, [f"serving.sequences={most + unit}"])).fits
+    assert memory_of_serving(load_scenario(job, [f"serving.sequences={most}"])).answer == "fits"
+    assert memory_of_serving(load_scenario(job, [f"serving.sequences={most + unit}"])).answer != "fits"
 
 
 def test_memory_of_a_rank_by_hand() -> None:
@@ -92,3 +94,25 @@ def test_measured_steps_are_met_as_well_as_the_documentation_says() -> None:
     found = summary(measured_steps(dense))
     assert found["decode, graph, llama-3-70b"][2] < 0.20
     assert found["prefill, eager, llama-3-70b"][2] < 0.08
+
+
+def test_nothing_of_an_optimizer_is_held() -> None:
+    """The stack trains with FP32 parameters; who serves holds the weights as GEMMs read them."""
+    scenario = load_scenario("llama-3-8b-decode")
+    assert scenario.stack.optimizer.parameters == "fp32"
+    rank = memory_of_serving(scenario).worst
+    assert rank.group("weights") == 2 * scenario.model.parameters()
+    assert rank.group("gradients") == rank.group("optimizer") == 0
+
+
+def test_headroom_takes_sequences_away() -> None:
+    whole, less = (load_scenario("llama-3-8b-decode", changes) for changes in ([], ["memory.headroom=0.2"]))
+    left = whole.cluster.gpu.hbm_bytes * 0.8
+    assert memory_of_serving(less).usable == pytest.approx(left)
+    assert largest_batch(less) < largest_batch(whole)
+    assert memory_of_serving(less).peak == memory_of_serving(whole).peak
+
+
+def test_settings_of_an_optimizer_are_refused() -> None:
+    found = check(load_scenario("llama-3-8b-decode", ["optimizer.kind=sgd"]))
+    assert [(one.key, one.severity) for one in found] == [("optimizer.kind", "error")]

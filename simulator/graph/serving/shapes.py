@@ -61,6 +61,7 @@ def serving_shapes(scenario: Scenario) -> ServingShapes:
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
+        states=scenario.states,
         serving=serving,
         software=software,
         active=active,

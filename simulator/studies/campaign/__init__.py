@@ -7,6 +7,7 @@ from simulator.studies.campaign.campaign import (
     Phase,
     Supply,
     campaign_of_job,
+    is_job_file,
     load_campaign,
 )
 from simulator.studies.campaign.energy import Energy, energy_of
@@ -30,6 +31,7 @@ __all__ = [
     "energy_of",
     "expected",
     "forecast",
+    "is_job_file",
     "load_campaign",
     "optimum_interval",
     "run_interval",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from simulator.errors import InputError
-from simulator.inputs.files import find, read_extended
+from simulator.inputs.files import find, list_names, read, read_extended
 from simulator.inputs.limits import Range, check_ranges
 from simulator.inputs.typed import build
 from simulator.spec.scenario import Scenario
@@ -136,6 +137,17 @@ def load_campaign(name_or_path: str) -> Campaign:
     check_ranges(made.power, POWER, source.label, "power.")
     check_ranges(made.published, dict.fromkeys(made.published, Range(low=0)), source.label, "published.")
     return made
+
+
+def is_job_file(name_or_path: str) -> bool:
+    """Whether a path leads to a TOML file with a job: it has a job's keys and no phases, or extends a shipped job."""
+    path = Path(name_or_path)
+    if path.suffix.lower() != ".toml" or not path.is_file():
+        return False
+    table = read(find("campaign", str(path) if len(path.parts) > 1 else f"./{path}"))
+    if "phases" in table or "job" in table:
+        return False
+    return bool({"model", "layout", "batch"} & set(table)) or table.get("extends") in list_names("job")
 
 
 def _check(phase: Phase, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from simulator.errors import PlanError
 from simulator.inputs import load_scenario
 from simulator.inputs.check import Problem, check
-from simulator.memory import memory_of_rows
+from simulator.memory import MemoryReport, memory_of_rows, needed
 from simulator.results.metrics import price_of
 from simulator.results.result import plain
 from simulator.results.simulate import Engine, powered_plan, schedule_of, timeline_of
@@ -123,7 +123,7 @@ def forecast(
         for phase in campaign.phases
         for scenario, tokens in plateaus(phase, load_scenario(campaign.job, (*overrides, *phase.set)))
     ]
-    known: dict[Any, tuple[float, float, float | None]] = {}
+    known: dict[Any, tuple[float, MemoryReport, float | None]] = {}
     done = []
     for at, (phase, scenario, tokens) in enumerate(pieces):
         done.append(_phase(campaign, phase, scenario, tokens, engine, known))
@@ -186,7 +186,7 @@ def runnable(scenario: Scenario, fallbacks: Sequence[str]) -> tuple[Scenario, tu
     valid = [other for other in others if not _errors(other)]
     if not valid:
         raise PlanError(f"{scenario.name}: {broken[0]}; no fallback schedule runs it either: {', '.join(fallbacks)}")
-    chosen = next((other for other in valid if _memory(other) <= _capacity(other)), valid[0])
+    chosen = next((other for other in valid if _memory(other).fits), valid[0])
     name = chosen.job.layout.schedule
     return chosen, (f"{name} instead of {scenario.job.layout.schedule}: {broken[0].message}",)
 
@@ -195,13 +195,9 @@ def _errors(scenario: Scenario) -> list[Problem]:
     return [problem for problem in check(scenario) if problem.severity == "error"]
 
 
-def _capacity(scenario: Scenario) -> float:
-    return scenario.cluster.gpu.hbm_bytes
-
-
-def _memory(scenario: Scenario) -> float:
+def _memory(scenario: Scenario) -> MemoryReport:
     schedule = schedule_of(scenario)
-    return memory_of_rows(powered_plan(scenario, schedule, scenario.job.gpus)[0], schedule).peak
+    return memory_of_rows(powered_plan(scenario, schedule, scenario.job.gpus)[0], schedule)
 
 
 def _phase(
@@ -210,7 +206,7 @@ def _phase(
     scenario: Scenario,
     tokens: float,
     engine: Engine,
-    known: dict[Any, tuple[float, float, float | None]],
+    known: dict[Any, tuple[float, MemoryReport, float | None]],
 ) -> PhaseForecast:
     scenario, remarks = runnable(scenario, campaign.fallback_schedules)
     job = scenario.job
@@ -218,11 +214,10 @@ def _phase(
     if key not in known:
         schedule = schedule_of(scenario)
         plan, _, watts = powered_plan(scenario, schedule, scenario.job.gpus)
-        peak = memory_of_rows(plan, schedule).peak
-        known[key] = timeline_of(plan, schedule, engine).makespan, peak, watts
+        known[key] = timeline_of(plan, schedule, engine).makespan, memory_of_rows(plan, schedule), watts
     step, memory, watts = known[key]
-    if memory > _capacity(scenario):
-        remarks += (f"does not fit: {memory / 1e9:.1f} of {_capacity(scenario) / 1e9:.1f} GB",)
+    if memory.answer != "fits":
+        remarks += (f"{memory.answer}: {needed(memory.verdict())}",)
     steps = tokens / job.tokens_per_step
     hours = steps * step * job.gpus / HOUR
     return PhaseForecast(
@@ -236,7 +231,7 @@ def _phase(
         step=step,
         gpu_hours=hours,
         dollars=hours * price_of(scenario)[0],
-        memory=memory,
+        memory=memory.peak,
         energy=energy_of(scenario, watts, hours, campaign.power),
         remarks=remarks,
     )

@@ -10,6 +10,7 @@ from simulator.errors import ForetrainError
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import check
+from simulator.memory.capacity import usable
 from simulator.results.metrics import price_of_run, throughput
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.axes import Scenarios
@@ -56,7 +57,7 @@ def judge(number: int, scenario: Scenario, memo: SharedPricesMemo) -> Candidate:
     if broken is not None:
         return Candidate(number=number, status="invalid", why=broken)
     try:
-        found = estimate(scenario, memo.of(scenario), within=scenario.cluster.gpu.hbm_bytes)
+        found = estimate(scenario, memo.of(scenario), within=usable(scenario))
     except ForetrainError as error:
         return Candidate(number=number, status="invalid", why=str(error).splitlines()[0])
     if found.step is None:

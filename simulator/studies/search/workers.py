@@ -111,9 +111,7 @@ def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> G
         import distributed  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise InputError("--executor dask: dask.distributed is missing; pip install 'foretrain[dask]'") from None
-    logging.getLogger("distributed").setLevel(
-        logging.CRITICAL
-    )  # it logs a traceback for everything that is reported here
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it logs a traceback for all that is reported
     client: Any = None
     try:
         client = distributed.Client(address, timeout=_PATIENCE)

@@ -1,0 +1,104 @@
+"""The kernels that change the parameters at the end of a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import ceil
+
+from simulator.dtypes import BF16, FP8
+from simulator.graph.parameters import WEIGHT_BYTES, Held, matrices_by_block
+from simulator.ops import Gemm, Op, Streaming, Work
+from simulator.spec.model import BlockKind
+from simulator.spec.scenario import Scenario
+from simulator.spec.states import States
+
+NEWTON_SCHULZ = 5
+"""Iterations that orthogonalise a matrix (arXiv 2502.16982, section 2.1)."""
+
+
+def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int], scenario: Scenario) -> list[Op]:
+    """Kernels of the update on one rank: gradient norm, the optimizer, clearing the gradients, the FP8 weights.
+
+    Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
+    both BF16 and FP8 gather BF16 and cast all that the rank holds. Without an optimizer only gradients are cleared.
+
+    Parameters
+    ----------
+    held, blocks : parameters and blocks of all stages of the rank.
+    shards : ranks that dense parameters, and experts, are spread over where ZeRO shards something.
+    """
+    zero, states, recipe = scenario.job.layout.zero, scenario.states, scenario.job.precision.recipe
+    parts = (shards[0], shards[1]) if zero else (1, 1)
+    mine = held.dense / parts[0] + held.experts / parts[1]
+    summed = mine if zero >= 2 else held.total
+    ops = _changes(held, blocks, parts, scenario) if states.updates else []
+    if scenario.stack.gradients_zeroed:
+        cleared = Streaming(read=0.0, written=summed * states.gradient_bytes)
+        ops.append(_op("optimizer.zero_grad", "elem", cleared))
+    if recipe != "bf16" and states.updates:
+        narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
+        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * FP8)
+        ops.append(_op("optimizer.quant_w", "quant.token", cast))
+    return ops
+
+
+def muon_shard_bytes(held: Held, scenario: Scenario) -> tuple[float, float]:
+    """What Muon gathers of the dense matrices and of the experts, in BF16, so that each is whole on the rank that
+    orthogonalises it (arXiv 2502.16982, section 2.3, distributed Muon) [B]."""
+    if scenario.states.kind != "muon" or not scenario.job.layout.zero:
+        return 0.0, 0.0
+    return held.matrices * BF16, held.experts * BF16
+
+
+def _op(name: str, cls: str, work: Work, count: int = 1) -> Op:
+    return Op(name=name, cls=cls, part="W", segment="optimizer", stream="compute", work=work, count=count)
+
+
+def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], scenario: Scenario) -> list[Op]:
+    """The gradient norm and the optimizer itself."""
+    states = scenario.states
+    mine = held.dense / parts[0] + held.experts / parts[1]
+    matrices = held.matrices / parts[0] + held.experts / parts[1] if states.kind == "muon" else 0.0
+    kept = states.master_bytes + states.moment_bytes
+    second = (states.moment_bytes - states.first_bytes) * matrices
+    read = mine * (states.gradient_bytes + kept) - second
+    written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
+    ops = [
+        _op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0)),
+        _op(f"optimizer.{_NAMES[states.kind]}", "optimizer", Streaming(read=read, written=written)),
+    ]
+    return ops + (_orthogonal(blocks, parts, scenario) if states.kind == "muon" else [])
+
+
+_NAMES = {"adamw": "adam", "adam8bit": "adam8bit", "muon": "muon", "sgd": "sgd"}
+
+
+def _copied(states: States, zero: int) -> float:
+    """Bytes a parameter that the update writes for the GEMMs in addition to what it changes [B].
+
+    None where that is what they read, or where FP32 parameters are cast when they are gathered.
+    """
+    return WEIGHT_BYTES if states.masters != "none" or (states.parameters == "fp32" and zero < 3) else 0.0
+
+
+def _orthogonal(blocks: Sequence[BlockKind], parts: tuple[int, int], scenario: Scenario) -> list[Op]:
+    """Newton-Schulz iterations of the matrices whose update this rank computes, in BF16.
+
+    An iteration on X (m x n, m <= n) is A = X X^T, B = b A + c A A, X = a X + B X (arXiv 2502.16982, equation 2). The
+    matrices are spread over the ranks that share them; each is worked on whole.
+    """
+    count: Counter[tuple[int, int, int]] = Counter()
+    for kind in blocks:
+        for rows, columns, many, part in matrices_by_block(kind, scenario.model, scenario.job):
+            count[min(rows, columns), max(rows, columns), parts[part]] += many
+    ops = []
+    for (short, long, shared), many in sorted(count.items()):
+        own = NEWTON_SCHULZ * ceil(many / shared)
+        name = f"optimizer.newton_schulz.{short}x{long}.{shared}"
+        ops += [
+            _op(f"{name}.gram", "gemm.bf16", Gemm(m=short, n=short, k=long, precision="bf16"), own),
+            _op(f"{name}.square", "gemm.bf16", Gemm(m=short, n=short, k=short, precision="bf16"), own),
+            _op(f"{name}.apply", "gemm.bf16", Gemm(m=short, n=long, k=short, precision="bf16"), own),
+        ]
+    return ops

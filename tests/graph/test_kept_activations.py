@@ -1,0 +1,41 @@
+"""What autograd and full recomputation keep of a layer, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.graph.layer import dense_layer, moe_layer
+from simulator.graph.shapes import Shapes, shapes_of
+from simulator.inputs import load_scenario
+
+T, H, INNER = 4096, 4096, 14336
+SMALL = ["gpus=8", "layout.pp=1", "batch.sequence_length=4096", "batch.microbatch_size=1", "batch.global_batch_size=8"]
+
+
+def shapes(*overrides: str) -> Shapes:
+    return shapes_of(load_scenario("llama-3-8b", [*SMALL, *overrides]))
+
+
+def test_eager_swiglu_keeps_silu_of_the_gate_too() -> None:
+    eager, fused = (
+        dense_layer(shapes("stack=torch", "layout.tp=1", "layout.recompute=none", f"stack.swiglu_fused={fused}"))
+        for fused in ("false", "true")
+    )
+    assert eager.saved_bytes - fused.saved_bytes == 2 * T * INNER
+
+
+def test_eager_experts_keep_it_for_every_row() -> None:
+    asked = ["precision.recipe=bf16", "stack=torch", "layout.recompute=none"]
+    eager, fused = (
+        shapes_of(load_scenario("tiny-1f1b", [*asked, f"stack.swiglu_fused={fused}"])) for fused in ("false", "true")
+    )
+    inner = eager.model.moe_intermediate_size
+    shared = eager.tokens * eager.model.shared_width
+    found = moe_layer(eager).saved_bytes - moe_layer(fused).saved_bytes
+    assert found == 2 * (eager.rows * inner + shared)
+
+
+@pytest.mark.parametrize(("sp", "parts"), [("true", 4), ("false", 1)])
+def test_full_recomputation_keeps_a_shard_of_the_input_under_sequence_parallelism(sp: str, parts: int) -> None:
+    s = shapes("stack=megatron-core", "layout.tp=4", "layout.recompute=full", f"layout.sp={sp}")
+    assert dense_layer(s).saved_bytes == 2 * T * H / parts
