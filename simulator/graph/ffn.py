@@ -108,7 +108,8 @@ def eager_activation(
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
         direction = "bwd" if backward else "fwd"
         name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
-        kept = 0.0 if backward or "swiglu" in builder.shapes.recompute else rows * inner * BF16
+        keeps = not backward and builder.shapes.workload.keeps_activations and "swiglu" not in builder.shapes.recompute
+        kept = rows * inner * BF16 if keeps else 0.0
         builder.add(name_of_kernel, "elem", work, saved=kept, scales_with_load=scales_with_load)
         if backward:
             joined = cast(2 * rows * inner, BF16, BF16)
