@@ -119,7 +119,7 @@ def _language_model(table: Table, source: str) -> tuple[Table, str, list[Ignored
     """
     around: list[IgnoredKey] = []
     while (part := _text_part(table)) is not None:
-        if (refusal := table.get("model_type")) in REFUSED and refusal not in ARCHITECTURES:
+        if (refusal := _type_of(table)) in REFUSED and refusal not in ARCHITECTURES:
             break
         inner = dict(table[part])
         if "tie_word_embeddings" in table:
@@ -137,7 +137,13 @@ def _language_model(table: Table, source: str) -> tuple[Table, str, list[Ignored
 
 def _text_part(table: Table) -> str | None:
     found = (key for key in TEXT_PARTS if isinstance(table.get(key), dict) and table[key])
-    return None if table.get("model_type") in ARCHITECTURES.registered else next(found, None)
+    return None if _type_of(table) in ARCHITECTURES.registered else next(found, None)
+
+
+def _type_of(table: Table) -> str:
+    """The `model_type` of a file; empty where it is missing or no text."""
+    kind = table.get("model_type")
+    return kind if isinstance(kind, str) else ""
 
 
 def _architecture(table: Table, source: str) -> Architecture:

@@ -184,7 +184,7 @@ def test_a_config_that_lost_its_experts_is_no_dense_model(tmp_path: Path) -> Non
 
     table = parse_json(Path("workloads/models/deepseek-v3-tiny/config.json").read_text(encoding="utf-8"), "c")
     del table["n_routed_experts"]
-    with pytest.raises(InputError, match="n_routed_experts"):
+    with pytest.raises(InputError, match="is a mixture of experts, and says how many"):
         model_from_config(table, "tiny", "c")
 
 

@@ -251,6 +251,8 @@ def test_a_killed_worker_keeps_what_is_done(tmp_path):
     assert not stopped.complete
     assert "killed" in stopped.stopped
     assert 0 < sum(stopped.counts.values()) < asked.size
+    for child in active_children():
+        child.join(60)
     assert not active_children()
     assert search(asked, jobs=1, file=file) == search(asked, jobs=1)
 
