@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -30,3 +30,11 @@ def columns(*headers: str, gap: int = 2) -> Table:
 def note(text: str) -> Text:
     """What a table's words mean, in small print."""
     return Text(text, style="dim")
+
+
+def listed(texts: Iterable[str]) -> Table:
+    """Sentences as a list, a dash before each."""
+    table = columns("", "")
+    for text in texts:
+        table.add_row("-", text)
+    return table

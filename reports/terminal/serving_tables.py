@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal import step_tables
-from reports.terminal.elements import columns, note, section
+from reports.terminal.elements import columns, listed, note, section
 from reports.terminal.memory_tables import filled
 from reports.views import words
 from simulator.memory import MemoryReport
+from simulator.results.metrics import price_of
 from simulator.results.result import Result
 from simulator.spec.scenario import Scenario
 from simulator.units import GB
@@ -117,13 +118,11 @@ def remarks(result: Result) -> Table:
     said = [
         f"One mean rank is simulated; all {scenario.job.gpus} are assumed to be equal.",
         f"The step is {issued}; scheduling between steps, tokenising and the network to users take no time.",
+        f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
-    table = columns("", "")
-    for text in said:
-        table.add_row("-", text)
-    return table
+    return listed(said)
 
 
 COMPARED = (

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reports.terminal.elements import columns, note, section
+from reports.terminal.elements import columns, listed, note, section
 from reports.views import words
 from reports.views.palette import PHASES as COLOURS
 from simulator.memory import MemoryReport, needed
@@ -273,7 +273,4 @@ def remarks(result: Result) -> Table:
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
-    table = columns("", "")
-    for text in said:
-        table.add_row("-", text)
-    return table
+    return listed(said)

@@ -51,4 +51,4 @@ class Assumptions:
     def serving_lines(self) -> list[str]:
         """Those that a serving step rests on."""
         lines = self.lines()
-        return [*lines[:2], "the largest op stands beside the residual stream", lines[6]]
+        return [*lines[:2], "the largest op is added to the residual stream", lines[6]]
