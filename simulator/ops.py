@@ -40,6 +40,7 @@ class Gemm:
     groups : number of GEMMs in the kernel.
     rows : tokens of each group before padding, of a grouped or masked GEMM (empty: equal).
     out_bytes : width of an output value [B].
+    split : partial sums of FP8 are added up outside the tensor cores (gradients in software that asks for it).
     """
 
     m: int
@@ -50,6 +51,7 @@ class Gemm:
     groups: int = 1
     rows: tuple[int, ...] = ()
     out_bytes: float = 2.0
+    split: bool = False
 
     @property
     def flops(self) -> float:
@@ -230,6 +232,7 @@ class AllToAll:
     low_latency : whether the kernels for decoding run.
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
     imbalance : load of the most loaded rank over the mean.
+    barrier : whether ranks wait for each other in it, as no notify came before.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -242,6 +245,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    barrier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +308,29 @@ class Wait:
     seconds: float
 
 
-Work = Gemm | Attention | DecodeAttention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRead:
+    """No kernel: the host waits `seconds` for a result of the GPU (token counts), and issues what follows only then.
+
+    After it the host is no longer ahead: the engine adds the time in which the GPU waits for kernels to be issued.
+    """
+
+    seconds: float
+
+
+Work = (
+    Gemm
+    | Attention
+    | DecodeAttention
+    | Streaming
+    | Fixed
+    | AllToAll
+    | Notify
+    | PointToPoint
+    | Collective
+    | Wait
+    | HostRead
+)
 
 
 class Facts(TypedDict, total=False):
@@ -317,6 +343,8 @@ class Facts(TypedDict, total=False):
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
+    launches: int
+    captured: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +371,8 @@ class Op:
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
+    launches : kernels of one call, whose time together the class prices.
+    captured : replayed as part of a CUDA graph: the host does not issue it by itself.
     """
 
     name: str
@@ -362,6 +392,8 @@ class Op:
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
+    launches: int = 1
+    captured: bool = False
 
     @property
     def flops(self) -> float:

@@ -70,6 +70,8 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class of the software's kernel for an op's class, if the profile has one."""
     if cls.startswith("attn.decode"):
         return cls if "@" in cls else class_of(cls, stack.attention, kernels.decode)
+    if stack.grouped_gemm == "streams" and cls.startswith("gemm.") and ".grouped" in cls:
+        return class_of(cls, "streams", kernels.gemm)
     if cls.startswith("gemm.") and stack.serving is not None:
         return class_of(cls, stack.serving.gemm, kernels.gemm)
     if cls.startswith("attn."):

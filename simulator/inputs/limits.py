@@ -60,6 +60,7 @@ CLUSTER: Mapping[str, Range] = {
     "node.nic.bandwidth": _BANDWIDTH,
     "node.nic.peak": _BANDWIDTH,
     "node.nic.latency": _LATENCY,
+    "node.host_pace": Range(low=0.05, high=20),
 }
 
 STACK: Mapping[str, Range] = {
@@ -67,6 +68,9 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_read": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_graph": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "host_backward": Range(low=0.1, high=10),
 }
 
 JOB: Mapping[str, Range] = {
