@@ -16,7 +16,7 @@ from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
 from simulator.graph.serving.shapes import serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
-from simulator.graph.stage import build_blocks, split
+from simulator.graph.stage import build_blocks, split, with_variants
 from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.routing.loads import imbalance
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
@@ -72,7 +72,9 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         price=price,
         imbalance=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
         resampled_per_layer=scenario.job.routing.kind == "sampled",
-        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
+        stages=with_variants(
+            split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)), layout
+        ),
         block_seconds=seconds,
         pace=pace,
     )
