@@ -49,7 +49,7 @@ DOES_NOT_FIT = 3
 @click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
-@click.option("--action", metavar="TEXT", help="On the page: the action to open, as in '(2F107;13B39)'. [default: typical]")
+@click.option("--action", metavar="TEXT", help="Action that the page opens, as in '(2F107;13B39)'. [default: typical]")
 @click.option("--sensitivity", is_flag=True, help="On the page: what the step depends on. Takes a minute.")
 @click.option("--figures", metavar="DIR", help="Draw figures into DIR, each as SVG and PNG.")
 @click.option("--export", metavar="DIR", help="Write tables for pandas into DIR: CSV, and Parquet with pyarrow.")
@@ -156,7 +156,7 @@ def _write_page(
     action: str | None,
     quiet: bool,
 ) -> None:
-    """The page with one action opened; with what the step depends on if a job is given whose numbers are to be moved."""
+    """The page, one action opened; with what the step depends on if a job is given whose numbers are to be moved."""
     from reports.html import write_simulation
 
     swings = None
