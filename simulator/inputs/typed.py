@@ -132,7 +132,7 @@ def _is_form(form: Any, value: Any) -> bool:
 
 def _is_named(form: Any, part: str | int) -> bool:
     """Whether pydantic calls a form of a union so."""
-    return part == form.__name__ if is_dataclass(form) else str(part).startswith("tuple[")
+    return part == getattr(form, "__name__", "") if is_dataclass(form) else str(part).startswith("tuple[")
 
 
 def _missing(hint: Any, missing: list[tuple[str | int, ...]], source: str, key: str) -> InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import sqrt
 from statistics import NormalDist
 from typing import Literal
 
@@ -33,10 +34,10 @@ class Lengths:
         A gamma variate's follows Wilson and Hilferty (1931): its cube root is nearly normal.
         """
         if self.shape == "uniform":
-            return max(0, round(self.mean * (1.0 + self.cv * 12.0**0.5 * (share - 0.5))))
+            return max(0, round(self.mean * (1.0 + self.cv * sqrt(12.0) * (share - 0.5))))
         spread = self.cv**2 / 9.0
-        root = max(0.0, 1.0 - spread + NormalDist().inv_cdf(share) * float(spread**0.5))
-        return round(self.mean * root * root * root)
+        root = max(0.0, 1.0 - spread + NormalDist().inv_cdf(share) * sqrt(spread))
+        return max(0, round(self.mean * root * root * root))
 
 
 Context = int | tuple[int, ...] | Lengths
