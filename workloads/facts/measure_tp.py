@@ -132,6 +132,11 @@ def scattered(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def as_it_is(part: Any) -> Any:
+    """Eager."""
+    return part
+
+
 class Layer(nn.Module):
     """One rank's part of a Llama layer."""
 
@@ -144,10 +149,10 @@ class Layer(nn.Module):
         self.up_gate = nn.Linear(h, 2 * c["inner"] // ranks, bias=False)
         self.down = nn.Linear(c["inner"] // ranks, h, bias=False)
         self.norm_attn, self.norm_ffn = nn.RMSNorm(h), nn.RMSNorm(h)
-        parts = ("before", "between", "attend", "feed", "core", "act")
-        for name in parts:
-            part = getattr(self, f"_{name}")
-            setattr(self, name, part if mode == "eager" else torch.compile(part))
+        made = as_it_is if mode == "eager" else torch.compile
+        self.before, self.between = made(self._before), made(self._between)
+        self.attend, self.feed = made(self._attend), made(self._feed)
+        self.core, self.act = made(self._core), made(self._act)
 
     def _before(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm_attn(x)
