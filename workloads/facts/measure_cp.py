@@ -262,22 +262,22 @@ def scattered(total: torch.Tensor) -> torch.Tensor:
     return out
 
 
-class Exchange(torch.autograd.Function):  # type: ignore[misc,unused-ignore]
+class SeqToHeads(torch.autograd.Function):  # type: ignore[misc,unused-ignore]
     """All-to-all that turns a part of the sequence into a part of the heads, or back."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, to_heads: bool) -> torch.Tensor:
         """(batch, seq, heads, d) to the same."""
         ctx.to_heads = to_heads
-        return exchanged(x, to_heads)
+        return swapped(x, to_heads)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The other way."""
-        return exchanged(grad, not ctx.to_heads), None
+        return swapped(grad, not ctx.to_heads), None
 
 
-def exchanged(x: torch.Tensor, to_heads: bool) -> torch.Tensor:
+def swapped(x: torch.Tensor, to_heads: bool) -> torch.Tensor:
     """One all-to-all and the copies round it."""
     ranks = dist.get_world_size()
     sent = torch.stack(x.chunk(ranks, dim=2 if to_heads else 1))
@@ -326,10 +326,10 @@ class Layer(nn.Module):  # type: ignore[misc,unused-ignore]
             return GatherAttention.apply(q, kv, None)
         k, v = kv.unbind(0)
         if self.how == "ulysses":
-            q, k, v = (Exchange.apply(x, True) for x in (q, k, v))
+            q, k, v = (SeqToHeads.apply(x, True) for x in (q, k, v))
         y = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True)
         y = y.transpose(1, 2)
-        return Exchange.apply(y, False) if self.how == "ulysses" else y
+        return SeqToHeads.apply(y, False) if self.how == "ulysses" else y
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """(batch, seq of the rank, hidden) to the same."""
