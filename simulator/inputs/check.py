@@ -165,7 +165,7 @@ def _experts(s: Scenario) -> Iterator[Problem]:
                 yield _dense_problem(key, value, s.model.name)
         return
     advice = _expert_advice(s)
-    if experts % layout.ep:
+    if experts % layout.ep and not s.workload.serves:  # a serving job's slots need not be as many as its experts
         yield Problem(
             rule="experts on ranks",
             key="layout.ep",
@@ -375,15 +375,16 @@ def _recompute(s: Scenario) -> Iterator[Problem]:
     for message, suggestion in (*_repeated(listed, modules), *_absent(s, modules, isinstance(asked, tuple))):
         value = listed if isinstance(asked, tuple) else asked
         yield Problem(rule="recomputation", key="layout.recompute", value=value, message=message, suggestion=suggestion)
-    for key, value, usual in (
+    whole: tuple[tuple[str, str | int, str | int], ...] = (
         ("recompute_method", layout.recompute_method, "uniform"),
         ("recompute_layers", layout.recompute_layers, 1),
-    ):
-        if "layer" not in modules and value != usual:
+    )
+    for key, found, usual in whole:
+        if "layer" not in modules and found != usual:
             yield Problem(
                 rule="recomputation",
                 key=f"layout.{key}",
-                value=value,
+                value=found,
                 message="is about whole layers, and none is recomputed",
                 suggestion="use layout.recompute=full",
             )
@@ -481,10 +482,12 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.software,
     _world,
     _experts,
+    serving_check.slots,
     serving_check.experts,
     _routing,
     _tensor,
     serving_check.positions,
+    serving_check.drafting,
     serving_check.microbatches,
     _serving_nodes,
     _features,
