@@ -11,7 +11,7 @@ from reports.html.page import write
 from reports.html.payload import embedded
 from reports.views import words
 from reports.views.trade import TRADES, Traded
-from simulator.studies.search import Candidate, Confirmed, Found, in_confirmed_order
+from simulator.studies.search import Candidate, Confirmed, Found, Scenarios, in_confirmed_order
 from simulator.units import GB
 
 
@@ -32,6 +32,7 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "counts": found.counts,
         "complete": found.complete,
         "rank": found.rank,
+        "setup": _setup(found),
         "axes": [(axis.path, list(axis.values)) for axis in found.asked.axes],
         "best": best,
         "front": [_row(found, one, sure) for one in found.front if one.step is not None],
@@ -44,6 +45,14 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "answer": _answer(found, best),
         "data": embedded({"steps": [], "pair": None}),
     }
+
+
+def _setup(found: Found) -> str:
+    """Model and GPUs of the best combination; nothing where none can run."""
+    if not found.best:
+        return ""
+    best = Scenarios(found.asked).of(found.best[0].number)
+    return words.setup(best.model.name, best.job.gpus, best.cluster.gpu.name)
 
 
 def _row(found: Found, one: Candidate, sure: dict[int, Confirmed]) -> dict[str, Any]:
@@ -97,6 +106,6 @@ def chart_of(found: Found) -> dict[str, Any] | None:
         Dot(x=one.step or 0.0, y=(one.memory or 0.0) / GB, name=names[number], front=number in front)
         for number, one in shown.items()
     ]
-    unit = "s" if max((dot.x for dot in dots), default=0.0) * 1.05 >= 1 else "ms"
-    label = "step time; peak memory of the most loaded rank [GB] upwards"
-    return scatter(dots, label, "Dark: not bettered in time, cost and memory at once. Hover for the values.", unit)
+    unit = "s" if max((dot.x for dot in dots), default=0.0) >= 1 else "ms"
+    aims = "time, cost and memory"
+    return scatter(dots, "step time", "peak memory of the most loaded rank [GB]", aims, unit)

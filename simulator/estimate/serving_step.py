@@ -92,8 +92,8 @@ def step_of(lines: Lines, engine: Engine = run_events) -> float:
 
 
 def shortened(kinds: Kinds, most: int = MOST) -> list[tuple[float, Kinds]]:
-    """Weights and shorter rows of blocks; a time that is linear in every run of equal blocks beyond `most` - 1 of them is
-    the weighted sum of theirs."""
+    """Weights and shorter rows of blocks: a time that is linear in every run of equal blocks beyond `most` - 1 of them
+    is the weighted sum of theirs."""
     runs = [(kind, len(list(same))) for kind, same in groupby(kinds)]
     cut = [min(count, most) for _, count in runs]
     out = [(1.0 + sum(count - kept for (_, count), kept in zip(runs, cut, strict=True)), _row(runs, cut))]

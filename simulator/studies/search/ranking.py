@@ -26,9 +26,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmed:
-    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu` with causal attention, `cost`, `rate` and
-    `latency` as in `Candidate`, its `place` among the confirmed by the search's rank, and the `guess`ed place that the
-    fast path gave it."""
+    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu`, `cost`, `rate` and `latency` as in
+    `Candidate`, its `place` among the confirmed by the search's rank, and the `guess`ed place that the fast path gave
+    it."""
 
     candidate: Candidate
     step: float

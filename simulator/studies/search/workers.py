@@ -72,7 +72,7 @@ def serial(scenarios: Scenarios, left: Iterable[Sequence[int]]) -> Generator[lis
 
 
 def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
-    """One chunk after the other in this process, and over `jobs` processes what is left once their start is worth it."""
+    """One chunk after the other in this process; once their start is worth it, what is left over `jobs` processes."""
     judge, began = Judge(scenarios), monotonic()
     for at, numbers in enumerate(left):
         if monotonic() - began > _WORTH_PROCESSES:
