@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simulator.graph.shapes import Shapes
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING
+from simulator.routing.loads import PADDING, imbalance
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, ServingStack
@@ -61,12 +61,19 @@ def serving_shapes(scenario: Scenario) -> ServingShapes:
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
+        imbalance=imbalance(scenario, _group_tokens(scenario, tokens, all_to_all)) if model.is_moe else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
         active=active,
         all_to_all=all_to_all,
     )
+
+
+def _group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+    """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
+    layout = scenario.job.layout
+    return -(-tokens // layout.tp) * layout.ep if all_to_all else tokens
 
 
 def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
@@ -84,7 +91,7 @@ def _expert_rows(scenario: Scenario, tokens: int, all_to_all: bool) -> tuple[int
     job, model = scenario.job, scenario.model
     ep, experts, top_k = job.layout.ep, model.n_routed_experts, model.num_experts_per_tok
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = own * ep if all_to_all else tokens
+    together = _group_tokens(scenario, tokens, all_to_all)
     active = max(1, round(chosen_experts(together, experts, top_k) / ep))
     rows = max(1, round(together * top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
