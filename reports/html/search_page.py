@@ -10,10 +10,10 @@ from reports.html.charts import ticks
 from reports.html.page import write
 from reports.html.payload import embedded
 from reports.views import words
-from simulator.studies.search import Candidate, Confirmed, Found, in_confirmed_order
+from simulator.studies.search import Candidate, Confirmed, Found, Scenarios, in_confirmed_order
 from simulator.units import GB
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720.0, 300.0, 48.0, 40.0, 12.0
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720.0, 300.0, 48.0, 40.0, 22.0
 
 
 def write_search(found: Found, confirmed: Sequence[Confirmed], file: Path) -> None:
@@ -33,6 +33,7 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "counts": found.counts,
         "complete": found.complete,
         "rank": found.rank,
+        "setup": _setup(found),
         "axes": [(axis.path, list(axis.values)) for axis in found.asked.axes],
         "best": best,
         "front": [_row(found, one, sure) for one in found.front if one.step is not None],
@@ -43,6 +44,14 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "answer": _answer(found, best),
         "data": embedded({"steps": [], "pair": None}),
     }
+
+
+def _setup(found: Found) -> str:
+    """Model and GPUs of the best combination; nothing where none can run."""
+    if not found.best:
+        return ""
+    best = Scenarios(found.asked).of(found.best[0].number)
+    return words.setup(best.model.name, best.job.gpus, best.cluster.gpu.name)
 
 
 def _row(found: Found, one: Candidate, sure: dict[int, Confirmed]) -> dict[str, Any]:
@@ -76,21 +85,21 @@ def scatter(found: Found) -> dict[str, Any] | None:
     shown = {one.number: one for one in [*found.best, *found.front] if one.step and one.memory}
     if len(shown) < 2:
         return None
-    right = 1.05 * max(one.step or 0.0 for one in shown.values())
-    top = 1.05 * max(one.memory or 0.0 for one in shown.values()) / GB
+    left, right = _around([one.step or 0.0 for one in shown.values()])
+    low, top = _around([(one.memory or 0.0) / GB for one in shown.values()])
 
     def x(step: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 8) * step / right
+        return _LEFT + (_WIDTH - _LEFT - 8) * (step - left) / (right - left)
 
     def y(size: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - size / top)
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (size - low) / (top - low))
 
     unit = "s" if right >= 1 else "ms"
     return {
         "width": _WIDTH,
         "height": _HEIGHT,
         "left": _LEFT,
-        "base": y(0.0),
+        "base": y(low),
         "points": [
             {
                 "x": x(one.step or 0.0),
@@ -100,6 +109,13 @@ def scatter(found: Found) -> dict[str, Any] | None:
             }
             for number, one in shown.items()
         ],
-        "x": [(x(t), label) for t, label in ticks(right, 7, unit)],
-        "y": [(y(v), f"{v:g}") for v, _ in ticks(top, 5)],
+        "x": [(x(t), label) for t, label in ticks(right, 7, unit, left)],
+        "y": [(y(v), label) for v, label in ticks(top, 5, start=low)],
     }
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """An axis that the values fill but for a margin; from zero where they lie near it."""
+    least, most = min(values), max(values)
+    margin = max(0.08 * (most - least), 0.02 * most)
+    return (0.0 if least < 0.2 * most else least - margin), most + margin

@@ -243,3 +243,8 @@ def of_routing(routing: Routing) -> str:
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
     return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}"
+
+
+def setup(model: str, gpus: int | None, gpu: str) -> str:
+    """What a report is about: `deepseek-v3 on 2,048 x H800 SXM 80GB`."""
+    return f"{model} on {'?' if gpus is None else f'{gpus:,}'} x {gpu}"

@@ -14,7 +14,8 @@ from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
-from simulator.graph.serving.shapes import serving_shapes
+from simulator.graph.serving.layer import serving_kinds
+from simulator.graph.serving.shapes import ServingShapes, serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks, split
 from simulator.ops import AllToAll, Op, PointToPoint
@@ -70,7 +71,9 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         price=price,
         imbalance=shapes.imbalance,
         resampled_per_layer=scenario.job.routing.kind in ("sampled", "measured"),
-        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
+        stages=(serving_kinds(shapes),)
+        if isinstance(shapes, ServingShapes)
+        else split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
     )

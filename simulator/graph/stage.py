@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from simulator.errors import InputError
 from simulator.graph import ends, layer
 from simulator.graph.block import Block, running
-from simulator.graph.serving.layer import build_block
+from simulator.graph.serving.layer import build_block, serving_kinds
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
@@ -41,7 +41,7 @@ def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
 def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
     """Each kind of block once, of the directions that the workload runs: equal layers are built once."""
     if isinstance(s, ServingShapes):
-        return {kind: build_block(kind, s) for kind in dict.fromkeys(block_kinds(s.model))}
+        return {kind: build_block(kind, s) for kind in dict.fromkeys(serving_kinds(s))}
     build = {
         BlockKind.EMBED: lambda: ends.embedding(s),
         BlockKind.DENSE: lambda: layer.dense_layer(s),

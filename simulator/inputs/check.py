@@ -164,7 +164,7 @@ def _experts(s: Scenario) -> Iterator[Problem]:
                 yield _dense_problem(key, value, s.model.name)
         return
     advice = _expert_advice(s)
-    if experts % layout.ep:
+    if experts % layout.ep and not s.workload.serves:  # a serving job's slots need not be as many as its experts
         yield Problem(
             rule="experts on ranks",
             key="layout.ep",
@@ -433,11 +433,13 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.software,
     _world,
     _experts,
+    serving_check.slots,
     serving_check.experts,
     _routing,
     _recorded,
     _tensor,
     serving_check.positions,
+    serving_check.drafting,
     serving_check.microbatches,
     _serving_nodes,
     _features,

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from simulator.errors import InputError
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
 from simulator.inputs.idle import refuse_idle, refuse_shown_only
@@ -26,7 +27,6 @@ from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
-from simulator.spec.workload import WORKLOADS
 
 T = TypeVar("T")
 
@@ -108,8 +108,8 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
-    if WORKLOADS[job.workload].serves:
-        model = _without_mtp(model, below["model"])
+    if job.serving is not None:
+        model = _served(model, job.serving.mtp_depth, below["model"])
     scenario = Scenario(
         name=source.name, job=job, model=model, cluster=cluster, stack=stack, counts=_counts(job, model)
     )
@@ -126,12 +126,15 @@ def _counts(job: Job, model: ModelSpec) -> ExpertCounts | None:
     return read_expert_counts(job.routing.file, moe_layers(model), model.n_routed_experts)
 
 
-def _without_mtp(model: ModelSpec, changes: Iterable[Override]) -> ModelSpec:
-    """The model as it is served: the MTP modules do not run."""
+def _served(model: ModelSpec, depth: int, changes: Iterable[Override]) -> ModelSpec:
+    """The model as it is served: with as many MTP modules as drafting runs."""
     for change in changes:
-        if change.rest == "num_nextn_predict_layers":
-            raise problem(OPTION, change.path, change.text, "changes nothing: the MTP modules are not served")
-    return replace(model, num_nextn_predict_layers=0)
+        if change.rest == "num_nextn_predict_layers" and not depth:
+            raise problem(OPTION, change.path, change.text, "changes nothing: MTP runs with serving.mtp_depth only")
+    modules = model.num_nextn_predict_layers
+    if depth and not modules:
+        raise InputError(f"serving.mtp_depth: {depth}: {model.name} has no MTP module; use 0")
+    return replace(model, num_nextn_predict_layers=min(depth, modules))
 
 
 def override_job(job: Job, text: str) -> Job:

@@ -10,13 +10,17 @@ from simulator.ops import Gate
 
 
 class BlockKind(StrEnum):
-    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules."""
+    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules.
+
+    In serving `mtp` is a whole pass of the MTP module behind the main model, `draft` each further one.
+    """
 
     EMBED = "embed"
     DENSE = "dense"
     MOE = "moe"
     HEAD = "head"
     MTP = "mtp"
+    DRAFT = "draft"
 
     @property
     def is_layer(self) -> bool:

@@ -168,7 +168,7 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         ),
         (
             JOB.replace("pp = 4", "stages = [1, 2.5]"),
-            'job.toml: layout.stages: [1, 2.5]: must be "balanced" or "even" or a list, each an integer',
+            "job.toml: layout.stages[1]: 2.5: must be an integer",
         ),
         (JOB.replace("pp = 4", "stages = [7, -1]"), "job.toml: layout.stages: -1: must be at least 0"),
         (JOB + "[run]\ntokens = nan\n", "job.toml: run.tokens: nan: must be a finite number"),
