@@ -21,7 +21,6 @@ from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import AllToAll, Collective, CollectiveKind, Facts, Fixed, Gemm, Notify, Streaming
-from simulator.routing.loads import imbalance
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
 """Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and
@@ -66,7 +65,7 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward
         gate=model.gate,
         cached=backward,
         weighted=backward and direction == "combine",
-        imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
+        imbalance=s.imbalance,
     )
 
 

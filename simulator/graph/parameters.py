@@ -97,9 +97,10 @@ def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> He
 
 def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
     """What one rank holds of each block of a stage; of a head that occurs again (MTP) only the norm."""
+    each = {kind: held_by_block(kind, model, job) for kind in dict.fromkeys(blocks)}
     held, heads = [], 0
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
+        held.append(Held(dense=model.norm_weights) if again else each[kind])
     return held

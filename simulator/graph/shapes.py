@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, load
+from simulator.routing.loads import PADDING, imbalance, mean_rows
 from simulator.spec.job import Job, Recipe
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -38,6 +38,7 @@ class Shapes:
     rows : routed tokens of its local experts, padded to `PADDING` per expert under FP8.
     received : distinct tokens that a dispatch brings.
     local_experts : experts of this rank.
+    imbalance : load of the most loaded rank of its expert-parallel group over the mean.
     recipe : number formats.
     sms : SMs of the GPU, which set the grids of persistent kernels.
     recompute : modules that backward recomputes.
@@ -62,6 +63,7 @@ class Shapes:
     workload: Workload
     states: States
     node_gpus: int = 8
+    imbalance: float = 1.0
 
     @property
     def fp8(self) -> bool:
@@ -118,7 +120,14 @@ def shapes_of(scenario: Scenario) -> Shapes:
         workload=scenario.workload,
         states=scenario.states,
         node_gpus=scenario.cluster.node.gpus,
+        imbalance=imbalance(scenario, group_tokens(scenario)) if model.is_moe else 1.0,
     )
+
+
+def group_tokens(scenario: Scenario) -> int:
+    """Tokens that the ranks of an expert-parallel group route together in one microbatch of training."""
+    layout = scenario.job.layout
+    return scenario.job.tokens_per_rank // layout.tp * layout.etp * layout.ep
 
 
 def _expert_rows(scenario: Scenario) -> tuple[int, int]:
@@ -129,8 +138,7 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
     job, model = scenario.job, scenario.model
     layout = job.layout
     tokens = job.tokens_per_rank // layout.tp
-    loads = load(
-        job.routing,
+    rows = mean_rows(
         ep=layout.ep,
         tokens=tokens * layout.etp,
         top_k=model.num_experts_per_tok,
@@ -139,5 +147,5 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
     )
     ranks = reach(model.gate, layout.ep, min(layout.ep, scenario.cluster.node.gpus)).ranks
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
-        return round(loads.mean_rows), tokens * model.num_experts_per_tok * layout.etp
-    return round(loads.mean_rows), round(tokens * ranks * layout.etp)
+        return round(rows), tokens * model.num_experts_per_tok * layout.etp
+    return round(rows), round(tokens * ranks * layout.etp)

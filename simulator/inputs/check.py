@@ -221,6 +221,9 @@ def _routing(s: Scenario) -> Iterator[Problem]:
     for key, value, kind in (
         ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
         ("cv", routing.cv, "sampled"),
+        ("microbatch_cv", routing.microbatch_cv, "sampled"),
+        ("seed", routing.seed, "sampled"),
+        ("file", routing.file, "measured"),
     ):
         if value and routing.kind != kind:
             yield Problem(
@@ -231,6 +234,18 @@ def _routing(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set routing.kind={kind}",
                 severity="warning",
             )
+
+
+def _recorded(s: Scenario) -> Iterator[Problem]:
+    """Measured routing needs its recording."""
+    if s.job.routing.kind == "measured" and s.counts is None and s.model.is_moe:
+        yield Problem(
+            rule="routing",
+            key="routing.file",
+            value=s.job.routing.file,
+            message="measured routing needs a recording of tokens per layer and expert",
+            suggestion="name a CSV or Parquet file",
+        )
 
 
 def _dense_problem(key: str, value: int, model: str) -> Problem:
@@ -485,6 +500,7 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.slots,
     serving_check.experts,
     _routing,
+    _recorded,
     _tensor,
     serving_check.positions,
     serving_check.drafting,
@@ -501,6 +517,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stages,
         _experts,
         _routing,
+        _recorded,
         _tensor,
         _sequence,
         _nodes,

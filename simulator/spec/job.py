@@ -151,24 +151,30 @@ class Overlap:
 class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
-    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given. `sampled`: loads are resampled for each layer and
-    microbatch from a Dirichlet gate; the expected load of the most loaded rank counts, so there is no seed. `given`:
-    `loads` are.
+    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
+    are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
+    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`.
 
     A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
     that spread by 5 % are `sampled` with `cv` = 0.1.
 
     Parameters
     ----------
-    kind : which of the four.
+    kind : which of the five.
     max_over_mean : load of the most loaded rank over the mean.
-    cv : coefficient of variation of the load of an expert.
+    cv : coefficient of variation of the popularity of an expert, the same in all microbatches.
+    microbatch_cv : coefficient of variation of the factor by which a microbatch changes it.
+    seed : of the random numbers of `sampled`.
+    file : CSV or Parquet of tokens per layer and expert (`simulator.inputs.recorded.load_file`).
     loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled", "given"] = "uniform"
+    kind: Literal["uniform", "skewed", "sampled", "given", "measured"] = "uniform"
     max_over_mean: float = 1.0
     cv: float = 0.0
+    microbatch_cv: float = 0.0
+    seed: int = 0
+    file: str = ""
     loads: tuple[float, ...] = ()
 
 
