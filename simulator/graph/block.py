@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import ConcurrentWith, Facts, HostRead, Op, Part, Stream, Work
+from simulator.ops import ConcurrentWith, Facts, HostRead, Op, Part, Stream, Unit, Work
 from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
 from simulator.spec.workload import Workload
@@ -81,6 +82,7 @@ class SegmentBuilder:
         self.shapes = shapes
         self.part: Part = part
         self.stream: Stream = stream
+        self.unit: Unit = ""
         self._ops: list[Op] = []
 
     @property
@@ -97,6 +99,13 @@ class SegmentBuilder:
     def fused_accumulation(self) -> bool:
         """Whether weight-gradient GEMMs add into the main gradient."""
         return self.stack.wgrad_accumulation_fused
+
+    @contextmanager
+    def inside(self, unit: Unit) -> Iterator[None]:
+        """Ops that are added inside belong to this part of the layer."""
+        before, self.unit = self.unit, unit
+        yield
+        self.unit = before
 
     def add(
         self,
@@ -116,6 +125,7 @@ class SegmentBuilder:
             self.stack.cuda_graphs == "attention" and self.name in ATTENTION_SEGMENTS
         )
         facts["captured"] = captured and not isinstance(work, HostRead)
+        facts.setdefault("unit", self.unit)
         self._ops.append(
             Op(
                 name=name,

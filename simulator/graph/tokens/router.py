@@ -38,6 +38,11 @@ def last_of_forward(s: Shapes) -> str:
 
 def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate, the cast of the tokens that travel, and their copies where every copy travels by itself."""
+    with builder.inside("moe"):
+        _gate_forward(builder, s)
+
+
+def _gate_forward(builder: SegmentBuilder, s: Shapes) -> None:
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
     saved = t * experts * FP32 + t * s.model.num_experts_per_tok * 12
     if s.stack.router == "torch":

@@ -21,7 +21,6 @@ from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import order, router
 from simulator.ops import AllToAll, Collective, HostRead, Notify, Work
-from simulator.routing.loads import imbalance
 
 COUNT_BYTES = 8.0
 """Bytes of a token count, an int64 [B]."""
@@ -65,7 +64,7 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
         gate=model.gate,
         cached=backward,
         weighted=backward and direction == "combine",
-        imbalance=imbalance(s.job.routing, ep, s.local_experts),
+        imbalance=s.imbalance,
         barrier=s.stack.dispatcher != "deepep",
     )
 
@@ -100,6 +99,7 @@ def _before_dispatch(builder: SegmentBuilder, s: Shapes, last: str) -> tuple[str
 def dispatch(s: Shapes) -> tuple[Segment, ...]:
     """`dispatch.F`: what ranks tell each other, and the all-to-all; where nothing travels, the host's wait alone."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
+    builder.unit = "moe"
     last = router.last_of_forward(s)
     if not order.travels(s):
         if waits_for_host(s):
@@ -124,6 +124,7 @@ def _segment(s: Shapes, segment: str, name: str, direction: Direction, after: st
     if not order.travels(s):
         return ()
     builder = SegmentBuilder(segment, "F" if segment.endswith("F") else "I", s, "comm")
+    builder.unit = "moe"
     waits: tuple[str, ...] = (after,)
     if s.stack.dispatcher == "deepep":
         builder.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=waits)
@@ -144,6 +145,7 @@ def combine_backward(s: Shapes) -> tuple[Segment, ...]:
     if not order.travels(s) and not s.fp8:
         return ()
     builder = SegmentBuilder("combine.B", "I", s, "comm")
+    builder.unit = "moe"
     t, h = sharded_tokens(s), s.model.hidden_size
     if s.fp8:
         builder.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
