@@ -6,7 +6,7 @@ segment on one stream. Kernels of one stream run in order; across streams an op 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from simulator.dtypes import BF16, FP8
@@ -55,7 +55,7 @@ class Gemm:
     groups: int = 1
     rows: tuple[int, ...] = ()
     out_bytes: float = 2.0
-    split: bool = False
+    split: bool = field(default=False, repr=False)
 
     @property
     def flops(self) -> float:

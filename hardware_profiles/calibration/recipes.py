@@ -161,7 +161,7 @@ def loaded_gemm(cls: str, text: str) -> Recipe:
         free |= {"l2_writeback": (0.0, 1.0)}
     return Recipe(
         cls=cls, kind="gemm", home="h200", hardware=("h200",), samples=(cls,), free=free, source=H200, range=text,
-        like="h100", effort=12,
+        like="h100", effort=12 if cls in FEW_ROWS else 40,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Stack
+from simulator.spec.stack import LIBRARY, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Neighbour:
 def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
     """What the scenario's all-to-alls take from concurrent compute: SMs and memory bandwidth."""
     comm_sms = scenario.job.overlap.comm_sms
-    if all_to_all is None or scenario.stack.dispatcher == "nccl":
+    if all_to_all is None or scenario.stack.dispatcher in LIBRARY:
         return Neighbour(0, 0.0)
     if isinstance(all_to_all.work, AllToAll) and all_to_all.work.low_latency:
         return Neighbour(0, 0.0)  # the NIC moves the tokens; the short kernels that send and receive are left out

@@ -9,6 +9,8 @@ from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
 Dispatcher = Literal["deepep", "hybrid_ep", "nccl", "allgather"]
+LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
+"""Dispatchers that are collectives of NCCL, with no kernels of their own."""
 Permute = Literal["fused", "index_add", "gather_sum"]
 
 

@@ -48,11 +48,12 @@ def each_bytes(s: Shapes) -> float:
     return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
 
 
-def sort(builder: SegmentBuilder, name: str, rows: int) -> None:
+def sort(builder: SegmentBuilder, name: str, rows: int, after: tuple[str, ...] = ()) -> None:
     """A stable argsort of the chosen experts."""
     short = rows <= SHORT_SORT
     launches = SHORT_SORT_LAUNCHES if short else SORT_LAUNCHES
-    builder.add(name, "sort.short" if short else "sort.radix", Fixed(launches=launches), scales_with_load=True)
+    cls = "sort.short" if short else "sort.radix"
+    builder.add(name, cls, Fixed(launches=launches), after=after, scales_with_load=True)
 
 
 def sort_at_home(builder: SegmentBuilder, s: Shapes) -> None:
@@ -142,7 +143,7 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
     """Rows of the local experts from what arrived; `saved`: bytes kept for backward [B]."""
     if in_pytorch(s):
         if travels(s):
-            sort(builder, "moe.sort_received", s.rows)
+            sort(builder, "moe.sort_received", s.rows, after)
         builder.add(
             "moe.permute.fwd", "permute.index_select", _permuted(s), after=() if travels(s) else after, saved=saved,
             scales_with_load=True,
