@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.engine.tasks import Timeline
 from simulator.graph.serving.shapes import serving_of
-from simulator.memory.serving import fits_with, kv_bytes_per_token, peak_with
+from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.units import HOUR
@@ -69,6 +69,7 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
         "kv_bytes_per_token": kv_bytes_per_token(scenario),
         "peak_memory_bytes": peak_with(scenario, serving.sequences),
         "largest_batch": float(largest_batch(scenario)),
+        "kv_cache_tokens": kv_cache_tokens(scenario),
         "model_parameters": float(scenario.model.parameters()),
         "activated_parameters": float(scenario.model.activated_parameters()),
     }
