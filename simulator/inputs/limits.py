@@ -87,7 +87,9 @@ JOB: Mapping[str, Range] = {
     "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
-    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good
+    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
+    "routing.microbatch_cv": Range(low=0, high=4),
+    "routing.seed": _NOT_NEGATIVE,
     "routing.loads": _NOT_NEGATIVE,
     "run.tokens": Range(low=0, high=1e20),
     "run.price_per_gpu_hour": _PRICE,

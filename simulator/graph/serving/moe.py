@@ -18,7 +18,6 @@ from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
-from simulator.routing.loads import imbalance
 
 INDEX = 8.0
 """Bytes of an index of PyTorch [B]."""
@@ -79,7 +78,7 @@ def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllT
         ranks=s.job.layout.ep,
         gate=s.gate,
         low_latency=s.decodes,
-        imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
+        imbalance=s.imbalance,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING
+from simulator.routing.loads import PADDING, imbalance
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
@@ -118,6 +118,7 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
+        imbalance=imbalance(scenario, _group_tokens(scenario, tokens, all_to_all)) if model.is_moe else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
@@ -128,6 +129,12 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
         chunk=chunk,
         chunk_context=serving.prefill_context if chunk else 0,
     )
+
+
+def _group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+    """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
+    layout = scenario.job.layout
+    return -(-tokens // layout.tp) * layout.ep if all_to_all else tokens
 
 
 def _lengths(serving: Serving, new: int) -> tuple[int, ...]:
@@ -158,7 +165,7 @@ def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool) 
     job = scenario.job
     ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = own * ep if all_to_all else tokens
+    together = _group_tokens(scenario, tokens, all_to_all)
     active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
     rows = max(1, round(together * gate.top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
