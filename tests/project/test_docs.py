@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,28 +69,49 @@ def test_the_architecture_of_the_how_to_reads_a_file(monkeypatch: pytest.MonkeyP
     assert [(one.key, one.why) for one in found.ignored] == [("init_seed", "training only")]
 
 
-def commands() -> list[list[str]]:
-    """Every `$ foretrain …` line of the documentation, continued lines joined."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        found += [
-            shlex.split(line, comments=True)[1:] for line in re.findall(r"^\$ (foretrain .*)$", text, re.MULTILINE)
-        ]
-    return found
+SCRIPTS = re.compile(r"^ *```sh\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+NAMED = re.compile(r"<!-- file (\S+) -->\s*```\w+\n(.*?)```", re.DOTALL)
+NOT_RUN = {"make", "python", "pip", "pipx", "uv", "git", "eval"}
+"""First words of commands that set a machine up or take the better part of an hour: not run."""
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_every_command_and_option_of_the_documentation_exists(words: list[str]) -> None:
-    options = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"}
-    assert words[0] in VERBS, words
-    names = [words[0], words[1]] if words[0] == "report" else [words[0]]
-    run = CliRunner().invoke(foretrain, [*names, "--help"])
-    known = set(re.findall(r"--[a-z][a-z-]*", run.output))
-    if words[0] == "show" and options:
-        run = CliRunner().invoke(foretrain, [*words[:2], "--help"])
-        known |= set(re.findall(r"--[a-z][a-z-]*", run.output))
-    assert options <= known, options - known
+def commands(text: str) -> list[str]:
+    """Command lines of the `sh` blocks of a page, continued lines joined."""
+    lines = "\n".join(SCRIPTS.findall(text)).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def with_commands() -> list[Path]:
+    return [page for page in PAGES if commands(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", with_commands(), ids=lambda page: page.stem)
+def test_every_command_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, in a folder with the files that the page shows."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    for name, content in NAMED.findall(text):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    shutil.copy(DOCS.parent / "workloads" / "models" / "qwen3-235b-a22b" / "config.json", tmp_path / "config.json")
+    for line in commands(text):
+        command, _, target = line.partition(" > ")
+        words = shlex.split(command, comments=True)
+        if words[0] in NOT_RUN:
+            continue
+        assert words[0] == "foretrain", line
+        done = CliRunner().invoke(foretrain, words[1:])
+        assert done.exit_code in (0, 3), f"{line}\n{done.stderr}"  # 3: it says that something does not fit
+        if target:
+            (tmp_path / target.split()[0]).write_text(done.stdout, encoding="utf-8")
+
+
+def test_commands_can_be_copied_as_they_stand() -> None:
+    """No prompt before them, no output between them."""
+    for page in [*PAGES, DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        assert "```console" not in text, page
+        assert not re.search(r"^ *\$ ", text, re.MULTILINE), page
 
 
 def test_every_picture_exists() -> None:
