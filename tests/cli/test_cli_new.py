@@ -42,7 +42,9 @@ def test_the_job_is_complete_valid_and_fits(
 def test_the_layout_is_faster_than_its_neighbours(run: Run, tmp_path: Path) -> None:
     """Experts over as few ranks as fit travel least: not the simplest choice, nor that with the lowest memory."""
     file = tmp_path / "job.toml"
-    assert run("new", "--model", "mixtral-8x7b", "--hardware", "h200", "--gpus", "32", "--out", str(file)).exit_code == 0
+    assert (
+        run("new", "--model", "mixtral-8x7b", "--hardware", "h200", "--gpus", "32", "--out", str(file)).exit_code == 0
+    )
     base = load_scenario(str(file))
     step = simulate(base, engine="longest-path").metrics["step_time_s"]
     for ep in (1, 2, 4, 8):
