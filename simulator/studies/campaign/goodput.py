@@ -77,8 +77,8 @@ def sampled(failures: Failures, gpus: int, work: float, step: float = 0.0) -> Go
 
     if 0 < failures.interval_s < step:
         raise PlanError(
-            f"failures.interval_s = {failures.interval_s:g} is shorter than a step of {step:.3g} s, and a checkpoint holds the"
-            " state after one; 0 takes the optimum"
+            f"failures.interval_s = {failures.interval_s:g} is shorter than a step of {step:.3g} s, and a checkpoint"
+            " holds the state after one; 0 takes the optimum"
         )
     lost, interval = rate(failures, gpus), optimum_interval(failures, gpus, step)
     segments = max(1, round(work / interval))
