@@ -70,7 +70,7 @@ def expected(failures: Failures, gpus: int, interval: float) -> float:
 def sampled(failures: Failures, gpus: int, work: float, step: float = 0.0) -> Goodput:
     """The same by sampling whole runs of `work` seconds of training in steps of `step` [s].
 
-    Raises PlanError where failures come so often that the run never ends, and where checkpoints are asked for more often
+    Raises PlanError where failures come so often that the run never ends, and where checkpoints are to come more often
     than steps end.
     """
     import numpy as np
