@@ -69,6 +69,7 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
         f"batch.global_batch_size={sequences}",
         *(f"optimizer.{key}=bf16" for key in STATES),
         "optimizer.masters=none",
+        *(("stack.permute=gather_sum",) if row["variant"] == "gather" else ()),
         *skewed,
     )
 
