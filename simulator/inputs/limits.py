@@ -67,6 +67,12 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.reserved_output": Range(low=0, high=1),
+    "scheduler.captured_prefill": _NOT_NEGATIVE,
+    "scheduler.memory_fraction": Range(low=0.01, high=1),
+    "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
+    "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.frontend": Range(low=0, high=60, unit="s", factors=("e-3", "e-6")),
 }
 
 JOB: Mapping[str, Range] = {

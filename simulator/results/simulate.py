@@ -169,8 +169,9 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
 
 def _settings(stack: Stack) -> Iterator[str]:
     """Settings of the software that nobody measured or published, with their assumed values."""
-    if stack.assumed:
-        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in stack.assumed)
+    assumed = [name for name in stack.assumed if not name.startswith("scheduler.")]  # a lone step reads none of these
+    if assumed:
+        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 

@@ -1,0 +1,259 @@
+"""How long a step of an engine takes: forecasts of whole steps at the nodes of a grid, and what lies between them.
+
+Every node is a forecast of `foretrain simulate` (same op graph, kernel costs and engine), computed when it is first
+asked for. A step is given by its running sequences and their mean context, and by the new tokens of prompts with the
+mean number of tokens that each attends to; both sums of attention, and so their times, follow from these four.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from simulator.results.simulate import powered_plan, schedule_of, timeline_of
+from simulator.spec.scenario import Scenario
+from simulator.spec.scheduler import Scheduler
+
+FIRST_CONTEXT = 256
+"""First node of contexts behind 0 [tokens]; each further one is twice the one before."""
+PER_OCTAVE = 4
+"""Nodes of prompt tokens, and of batches without a graph, from one power of two to the next."""
+LONGEST = 1 << 24
+"""Longest context of the grid [tokens]."""
+
+
+class Pace(NamedTuple):
+    """Time of a decode step at some context, and how it goes on.
+
+    Attributes
+    ----------
+    seconds : time of the step [s].
+    slope : what one token more of mean context adds [s].
+    steps : consecutive steps for which the slope holds, each with one token more.
+    """
+
+    seconds: float
+    slope: float
+    steps: int
+
+
+class StepTimes(Protocol):
+    """What an engine must know of its steps."""
+
+    def decode(self, batch: int, context: float) -> Pace:
+        """A step in which `batch` sequences with a mean of `context` cached tokens get one token each."""
+
+    def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
+        """A step that also computes `tokens` of prompts, each attending to `attended` tokens in the mean [s]."""
+
+
+class StepForecasts:
+    """Forecasts of steps of one deployment, one rank's view: exact at any shape, and slow."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        serving = scenario.job.serving
+        assert serving is not None
+        self.serving = serving
+        self.unit = 2 if serving.two_batch_overlap else 1
+        shared = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
+        self.engine = "events" if shared else "longest-path"  # equal where nothing is shared, and quicker
+        self.made = 0  # forecasts so far
+
+    def decode(self, batch: int, context: int, *, graph: bool) -> float:
+        """One token more of each of `batch` sequences [s]."""
+        return self._seconds("decode", self._even(batch), 1, context, graph=graph)
+
+    def prefill(self, prompts: int, tokens: int, context: int, *, graph: bool) -> float:
+        """`tokens` new ones of each of `prompts` prompts of which `context` are cached [s]."""
+        if prompts % self.unit == 0:
+            return self._seconds("prefill", prompts, tokens, context, graph=graph)
+        half = max(1, round(tokens / 2))  # one prompt in both microbatches: the second half attends to the first
+        return self._seconds("prefill", 2 * prompts, half, context + half // 2, graph=graph)
+
+    def _even(self, batch: int) -> int:
+        return -(-batch // self.unit) * self.unit
+
+    def _seconds(self, workload: str, sequences: int, tokens: int, context: int, *, graph: bool) -> float:
+        self.made += 1
+        serving = replace(self.serving, sequences=sequences, tokens=tokens, context=context, cuda_graphs=graph)
+        job = replace(self.scenario.job, workload=workload, serving=serving)  # type: ignore[arg-type]
+        asked = replace(self.scenario, job=job)
+        schedule = schedule_of(asked)
+        built, _, _ = powered_plan(asked, schedule, asked.job.gpus)
+        return timeline_of(built, schedule, self.engine).makespan  # type: ignore[arg-type]
+
+
+def prompt_nodes(most: int) -> list[int]:
+    """Numbers of prompt tokens at which steps are forecast: all up to 8, then `PER_OCTAVE` an octave, past `most`."""
+    nodes, power = list(range(9)), 8
+    while nodes[-1] < most:
+        nodes += [power + power * part // PER_OCTAVE for part in range(1, PER_OCTAVE + 1)]
+        power *= 2
+    return nodes
+
+
+class Row(NamedTuple):
+    """Decode steps of one batch: contexts, and times where they are known already."""
+
+    times: dict[int, float]
+    of: Callable[[int], float]
+
+    def at(self, node: int) -> float:
+        """Time at the node of this number [s]."""
+        found = self.times.get(node)
+        if found is None:
+            found = self.times[node] = self.of(_context(node))
+        return found
+
+
+def _context(node: int) -> int:
+    """Context of the node of this number: 0, then powers of two [tokens]."""
+    return FIRST_CONTEXT << (node - 1) if node else 0
+
+
+_CONTEXTS = tuple(_context(node) for node in range(18))
+assert _CONTEXTS[-1] == LONGEST
+
+
+class StepTable:
+    """Times of steps by interpolation, as an engine with this scheduler pads and issues them."""
+
+    def __init__(self, forecasts: StepForecasts, scheduler: Scheduler) -> None:
+        self.forecasts, self.scheduler = forecasts, scheduler
+        self.captured = scheduler.captured
+        self.largest = max(self.captured, default=0)
+        self._rows: dict[int, Row] = {}
+        self._plain: dict[int, float] = {}
+        self._beyond: dict[tuple[int, int], float] = {}
+        self._nodes = prompt_nodes(2 * scheduler.step_tokens)
+        self._paces: dict[tuple[int, int], tuple[float, float]] = {}
+
+    # -- decode -------------------------------------------------------------------------------------------------
+
+    def padded(self, batch: int) -> int:
+        """The batch that runs: the next captured one, or itself where none is as large."""
+        if batch > self.largest:
+            return batch
+        return self.captured[bisect_right(self.captured, batch - 1)]
+
+    def decode(self, batch: int, context: float) -> Pace:
+        """See `StepTimes`."""
+        node = bisect_right(_CONTEXTS, context) - 1
+        found = self._paces.get((batch, node))
+        if found is None:
+            found = self._paces[batch, node] = self._line(batch, node)
+        start, slope = found
+        at = _CONTEXTS[node]
+        return Pace(start + slope * (context - at), slope, int(_CONTEXTS[node + 1] - context) + 1)
+
+    def _line(self, batch: int, node: int) -> tuple[float, float]:
+        """Time at a node of contexts [s], and slope up to the next [s/token]."""
+        padded = self.padded(batch)
+        low, high = self._at(padded, node), self._at(padded, node + 1)
+        return low, (high - low) / (_CONTEXTS[node + 1] - _CONTEXTS[node])
+
+    def _at(self, batch: int, node: int) -> float:
+        if batch <= self.largest:
+            return self._row(batch, graph=True).at(node)
+        low = self._nodes[bisect_right(self._nodes, batch) - 1] if batch <= self._nodes[-1] else batch
+        if low == batch:
+            return self._row(batch, graph=False).at(node)
+        high = self._nodes[bisect_right(self._nodes, batch)]
+        below, above = self._row(low, graph=False).at(node), self._row(high, graph=False).at(node)
+        return below + (above - below) * (batch - low) / (high - low)
+
+    def _row(self, batch: int, *, graph: bool) -> Row:
+        key = batch if graph else -batch
+        found = self._rows.get(key)
+        if found is None:
+
+            def forecast(context: int) -> float:
+                return self.forecasts.decode(batch, context, graph=graph)
+
+            found = self._rows[key] = Row({}, forecast)
+        return found
+
+    # -- prompts ------------------------------------------------------------------------------------------------
+
+    def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
+        """See `StepTimes`. The running sequences' tokens join the GEMMs of the prompts'; their attention over the cache
+        is what a decode step with it takes longer than one without."""
+        whole = tokens + batch
+        seconds = self.prefill(whole, tokens * attended / whole)
+        if not batch:
+            return seconds
+        first = self.decode(batch, context)
+        return seconds + first.seconds - self._at(self.padded(batch), 0)
+
+    def prefill(self, tokens: int, attended: float) -> float:
+        """A step over `tokens` of prompts [s]."""
+        nodes = self._nodes
+        at = bisect_right(nodes, tokens) - 1
+        low = nodes[at]
+        extra = attended - tokens / 2
+        seconds = self._one(low)
+        if low != tokens:
+            high = nodes[at + 1]
+            seconds += (self._one(high) - seconds) * (tokens - low) / (high - low)
+        return seconds + self._more(tokens, extra) if extra else seconds
+
+    def _one(self, tokens: int) -> float:
+        """One prompt of so many tokens, nothing cached [s]."""
+        found = self._plain.get(tokens)
+        if found is None:
+            graph = tokens <= self.scheduler.captured_prefill
+            found = self.forecasts.prefill(1, tokens, 0, graph=graph) if tokens else 0.0
+            self._plain[tokens] = found
+        return found
+
+    def _more(self, tokens: int, extra: float) -> float:
+        """What cached tokens add to a step, `extra` for each new one; below 0 for what several prompts save [s].
+
+        Bilinear in both, which is exact for time that grows with their result, as attention's does.
+        """
+        power = max(1, tokens.bit_length() - 1)
+        low, high = 1 << power, 2 << power
+        share = (tokens - low) / low
+        return (1.0 - share) * self._column(low, extra) + share * self._column(high, extra)
+
+    def _column(self, tokens: int, extra: float) -> float:
+        if extra < 0:  # prompts of half the length each: -tokens/4, of a quarter: -3/8 tokens ...
+            whole = max(-tokens / 2 + 0.5, extra)
+            near, halves = 0.0, 1
+            while (far := tokens / 2 * (0.5**halves - 1)) > whole and (1 << halves) < tokens:
+                near, halves = far, halves + 1
+            below = self._several(tokens, halves)
+            above = self._several(tokens, halves - 1)
+            return above + (below - above) * min(1.0, (whole - near) / (far - near))
+        node = bisect_right(_CONTEXTS, extra) - 1
+        below, above = self._cached(tokens, node), self._cached(tokens, node + 1)
+        return below + (above - below) * (extra - _CONTEXTS[node]) / (_CONTEXTS[node + 1] - _CONTEXTS[node])
+
+    def _several(self, tokens: int, halves: int) -> float:
+        """What 2**halves prompts of equal length save over one of as many tokens (at most 0) [s]."""
+        key = (tokens, -halves)
+        found = self._beyond.get(key)
+        if found is None:
+            found = 0.0
+            if halves:
+                several = self.forecasts.prefill(1 << halves, tokens >> halves, 0, graph=self._graph(tokens))
+                found = several - self._one(tokens)
+            self._beyond[key] = found
+        return found
+
+    def _cached(self, tokens: int, node: int) -> float:
+        key = (tokens, node)
+        found = self._beyond.get(key)
+        if found is None:
+            found = 0.0
+            if node:
+                longer = self.forecasts.prefill(1, tokens, _context(node), graph=self._graph(tokens))
+                found = longer - self._one(tokens)
+            self._beyond[key] = found
+        return found
+
+    def _graph(self, tokens: int) -> bool:
+        return tokens <= self.scheduler.captured_prefill
