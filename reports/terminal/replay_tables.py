@@ -29,7 +29,7 @@ def report(served: Served) -> list[RenderableType]:
     found = as_dict(served)
     return [
         heading(served),
-        *section("What users see [ms]", latencies(found), note(_defined(*LATENCIES))),
+        *section("What users see [ms]", latencies(found), note(_defined())),
         *section("Rates", rates(found)),
         *section("Queue and KV cache", inside(served, found)),
         *section("Assumptions and warnings", remarks(served)),
@@ -53,8 +53,9 @@ def heading(served: Served) -> Text:
     return text.append("\n" + "\n".join(lines), style="not bold")
 
 
-def _defined(*names: str) -> str:
-    return ". ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in names) + "."
+def _defined() -> str:
+    """What each latency means."""
+    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in LATENCIES if name != "queue_s") + "."
 
 
 def latencies(found: dict[str, Any]) -> Table:
@@ -93,7 +94,10 @@ def inside(served: Served, found: dict[str, Any]) -> Table:
     """Queue lengths, blocks and preemptions."""
     queue, kv = found["queue"], found["kv_cache"]
     table = columns("", ">mean", ">most", "")
-    table.add_row("requests waiting", f"{queue['mean_waiting']:,.1f}", f"{queue['most_waiting']:,}", "")
+    if served.overload is None:
+        table.add_row("requests waiting", f"{queue['mean_waiting']:,.1f}", f"{queue['most_waiting']:,}", "")
+    else:
+        table.add_row("requests waiting", "-", "-", "more and more")
     table.add_row("sequences running", f"{queue['mean_running']:,.1f}", f"{queue['most_running']:,}", "")
     held = f"{kv['blocks']:,} blocks of {kv['block_tokens']} tokens, {served.deployment.budget.kv / GB:.1f} GB a GPU"
     table.add_row("KV cache in use", f"{kv['mean_use']:.1%}", f"{kv['most_use']:.1%}", Text(held, style="dim"))

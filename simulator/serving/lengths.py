@@ -41,7 +41,7 @@ def lengths(text: str, option: str, rng: np.random.Generator) -> Iterator[int]:
             raise InputError(f"{option}: {text!r}: from {first} to {last} tokens: must rise from at least 1")
         return _uniform(first, last, rng)
     path, colon, column = text.rpartition(":")
-    if not colon or not path:
+    if not colon or not path or path == "uniform":
         raise InputError(f"{option}: {text!r}: must be {FORMS}")
     return _repeated(_column(Path(path), column, option))
 

@@ -8,7 +8,7 @@ mean number of tokens that each attends to; both sums of attention, and so their
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -16,12 +16,33 @@ from simulator.results.simulate import powered_plan, schedule_of, timeline_of
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 
-FIRST_CONTEXT = 256
-"""First node of contexts behind 0 [tokens]; each further one is twice the one before."""
 PER_OCTAVE = 4
-"""Nodes of prompt tokens, and of batches without a graph, from one power of two to the next."""
+"""Nodes from one power of two to the next, of contexts, of prompt tokens, and of batches without a graph."""
+FIRST_CONTEXT = 128
+"""First node of contexts behind 0 [tokens]."""
+DENSE_CONTEXT = 2048
+"""Up to here contexts have `PER_OCTAVE` nodes an octave, since kernels cut them into few parts; then one [tokens]."""
 LONGEST = 1 << 24
 """Longest context of the grid [tokens]."""
+
+
+def _octaves(first: int, most: int, each: int = PER_OCTAVE) -> Iterator[int]:
+    """Nodes from a power of two up to the first at or above `most`, `each` an octave."""
+    power = first
+    yield first
+    while power < most:
+        yield from (power + power * part // each for part in range(1, each + 1))
+        power *= 2
+
+
+_CONTEXTS = (0, *_octaves(FIRST_CONTEXT, DENSE_CONTEXT), *_octaves(2 * DENSE_CONTEXT, LONGEST, 1))
+_CACHED = (0, *_octaves(FIRST_CONTEXT, LONGEST, 1))
+"""Nodes of cached tokens of prompts, in which time is nearly a straight line [tokens]."""
+
+
+def prompt_nodes(most: int) -> list[int]:
+    """Numbers of prompt tokens at which steps are forecast: all up to 8, then `PER_OCTAVE` an octave, past `most`."""
+    return [*range(8), *_octaves(8, most)]
 
 
 class Pace(NamedTuple):
@@ -86,15 +107,6 @@ class StepForecasts:
         return timeline_of(built, schedule, self.engine).makespan  # type: ignore[arg-type]
 
 
-def prompt_nodes(most: int) -> list[int]:
-    """Numbers of prompt tokens at which steps are forecast: all up to 8, then `PER_OCTAVE` an octave, past `most`."""
-    nodes, power = list(range(9)), 8
-    while nodes[-1] < most:
-        nodes += [power + power * part // PER_OCTAVE for part in range(1, PER_OCTAVE + 1)]
-        power *= 2
-    return nodes
-
-
 class Row(NamedTuple):
     """Decode steps of one batch: contexts, and times where they are known already."""
 
@@ -105,17 +117,8 @@ class Row(NamedTuple):
         """Time at the node of this number [s]."""
         found = self.times.get(node)
         if found is None:
-            found = self.times[node] = self.of(_context(node))
+            found = self.times[node] = self.of(_CONTEXTS[node])
         return found
-
-
-def _context(node: int) -> int:
-    """Context of the node of this number: 0, then powers of two [tokens]."""
-    return FIRST_CONTEXT << (node - 1) if node else 0
-
-
-_CONTEXTS = tuple(_context(node) for node in range(18))
-assert _CONTEXTS[-1] == LONGEST
 
 
 class StepTable:
@@ -190,47 +193,46 @@ class StepTable:
 
     def prefill(self, tokens: int, attended: float) -> float:
         """A step over `tokens` of prompts [s]."""
-        nodes = self._nodes
+        nodes, extra = self._nodes, attended - tokens / 2
         at = bisect_right(nodes, tokens) - 1
         low = nodes[at]
-        extra = attended - tokens / 2
-        seconds = self._one(low)
-        if low != tokens:
-            high = nodes[at + 1]
-            seconds += (self._one(high) - seconds) * (tokens - low) / (high - low)
-        return seconds + self._more(tokens, extra) if extra else seconds
+        below = self._column(low, extra)
+        if low == tokens:
+            return below
+        high = nodes[at + 1]
+        return below + (self._column(high, extra) - below) * (tokens - low) / (high - low)
 
     def _one(self, tokens: int) -> float:
         """One prompt of so many tokens, nothing cached [s]."""
         found = self._plain.get(tokens)
         if found is None:
-            graph = tokens <= self.scheduler.captured_prefill
-            found = self.forecasts.prefill(1, tokens, 0, graph=graph) if tokens else 0.0
-            self._plain[tokens] = found
+            found = self._plain[tokens] = self.forecasts.prefill(1, tokens, 0, graph=self._graph(tokens))
         return found
 
-    def _more(self, tokens: int, extra: float) -> float:
-        """What cached tokens add to a step, `extra` for each new one; below 0 for what several prompts save [s].
-
-        Bilinear in both, which is exact for time that grows with their result, as attention's does.
-        """
-        power = max(1, tokens.bit_length() - 1)
-        low, high = 1 << power, 2 << power
-        share = (tokens - low) / low
-        return (1.0 - share) * self._column(low, extra) + share * self._column(high, extra)
-
     def _column(self, tokens: int, extra: float) -> float:
-        if extra < 0:  # prompts of half the length each: -tokens/4, of a quarter: -3/8 tokens ...
-            whole = max(-tokens / 2 + 0.5, extra)
-            near, halves = 0.0, 1
-            while (far := tokens / 2 * (0.5**halves - 1)) > whole and (1 << halves) < tokens:
-                near, halves = far, halves + 1
-            below = self._several(tokens, halves)
-            above = self._several(tokens, halves - 1)
-            return above + (below - above) * min(1.0, (whole - near) / (far - near))
-        node = bisect_right(_CONTEXTS, extra) - 1
+        """A step at a node of tokens, each of which attends to `extra` more than in one prompt with nothing cached [s].
+
+        Less than 0: there are several prompts.
+        """
+        if not tokens:
+            return 0.0
+        seconds = self._one(tokens)
+        if not extra:
+            return seconds
+        if extra < 0:
+            return seconds + self._shorter(tokens, extra)
+        node = bisect_right(_CACHED, extra) - 1
         below, above = self._cached(tokens, node), self._cached(tokens, node + 1)
-        return below + (above - below) * (extra - _CONTEXTS[node]) / (_CONTEXTS[node + 1] - _CONTEXTS[node])
+        return seconds + below + (above - below) * (extra - _CACHED[node]) / (_CACHED[node + 1] - _CACHED[node])
+
+    def _shorter(self, tokens: int, extra: float) -> float:
+        """What several prompts save: nodes are 2 prompts of half the tokens, 4 of a quarter ... (at most 0) [s]."""
+        near, halves = 0.0, 1
+        while 2 << halves <= tokens and tokens / 2 * (0.5**halves - 1) > extra:
+            near, halves = tokens / 2 * (0.5**halves - 1), halves + 1
+        far = tokens / 2 * (0.5**halves - 1)
+        before = self._several(tokens, halves - 1)
+        return before + (self._several(tokens, halves) - before) * min(1.0, (extra - near) / (far - near))
 
     def _several(self, tokens: int, halves: int) -> float:
         """What 2**halves prompts of equal length save over one of as many tokens (at most 0) [s]."""
@@ -250,7 +252,7 @@ class StepTable:
         if found is None:
             found = 0.0
             if node:
-                longer = self.forecasts.prefill(1, tokens, _context(node), graph=self._graph(tokens))
+                longer = self.forecasts.prefill(1, tokens, _CACHED[node], graph=self._graph(tokens))
                 found = longer - self._one(tokens)
             self._beyond[key] = found
         return found

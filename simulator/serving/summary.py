@@ -17,11 +17,11 @@ POINTS = 128
 """Most points of a time series."""
 
 DEFINITIONS: Mapping[str, str] = {
-    "ttft_s": "time to first token: from the arrival of a request to its first output token, with queue and frontend",
-    "tpot_s": "time per output token: of a request, (end - first token) / (output tokens - 1); requests with one"
+    "ttft_s": "from the arrival of a request to its first output token, with queue and frontend",
+    "tpot_s": "of a request, (end - first token) / (output tokens - 1); requests with one"
     " output token have none",
-    "itl_s": "inter-token latency: each gap between two tokens of a request, over all requests",
-    "e2e_s": "end-to-end latency: from the arrival of a request to its last token",
+    "itl_s": "each gap between two tokens of a request, over all requests",
+    "e2e_s": "from the arrival of a request to its last token",
     "queue_s": "from the arrival of a request to the first step that works on it",
     "output_tokens_per_s_per_gpu": "output tokens of all answered requests / makespan / all GPUs",
     "total_tokens_per_s_per_gpu": "the same with prompt tokens, cached ones too",
@@ -118,9 +118,9 @@ def as_dict(served: Served) -> dict[str, Any]:
         },
         "slo_s": recorder.limits,
         "queue": {
-            "mean_waiting": recorder.areas[0] / span,
-            "most_waiting": recorder.peak_waiting,
-            "waiting_at_last_arrival": served.backlog,
+            "mean_waiting": recorder.areas[0] / span if over is None else None,
+            "most_waiting": recorder.peak_waiting if over is None else None,
+            "waiting_at_last_arrival": served.backlog if over is None else None,
             "mean_running": recorder.areas[1] / span,
             "most_running": recorder.peak_running,
             "preemptions": served.preemptions,

@@ -65,10 +65,11 @@ def requests_of(path: Path, progress: Progress | None = None) -> Iterator[Reques
 def _rows(path: Path, progress: Progress | None) -> Iterator[tuple[str, dict[str, Any], _Names]]:
     """Place, cells by name, and their names, of every request."""
     header: list[str] | None = None
-    names = MOONCAKE
+    names, objects = MOONCAKE, False
     for number, line in lines_of(path, progress):
         where = f"{path}:{number}"
-        if header is None and line.lstrip().startswith("{"):
+        if header is None and (objects or line.lstrip().startswith("{")):
+            objects = True
             yield where, _object(line, where), MOONCAKE
             continue
         try:
