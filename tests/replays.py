@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from simulator.serving.engine import Engine
-from simulator.serving.load import Load, Stream
+from simulator.serving.engine.engine import Engine
+from simulator.serving.load.sources import Load, Stream
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
 from simulator.serving.request import Request, Sequence
@@ -25,8 +25,6 @@ PLAIN = Scheduler(
     prefix_cache=True,
     captured=(),
     captured_prefill=0,
-    memory_rule="total",
-    memory_fraction=0.9,
     host_step=0.0,
     host_sequence=0.0,
     host_overlapped=False,

@@ -99,7 +99,7 @@ def inside(served: Served, found: dict[str, Any]) -> Table:
     else:
         table.add_row("requests waiting", "-", "-", "more and more")
     table.add_row("sequences running", f"{queue['mean_running']:,.1f}", f"{queue['most_running']:,}", "")
-    held = f"{kv['blocks']:,} blocks of {kv['block_tokens']} tokens, {served.deployment.budget.kv / GB:.1f} GB a GPU"
+    held = f"{kv['blocks']:,} blocks of {kv['block_tokens']} tokens, {served.deployment.room.bytes / GB:.1f} GB a GPU"
     table.add_row("KV cache in use", f"{kv['mean_use']:.1%}", f"{kv['most_use']:.1%}", Text(held, style="dim"))
     table.add_row("prompt tokens found cached", f"{kv['prefix_hit_rate']:.1%}", "", "")
     table.add_row("preemptions", "", f"{queue['preemptions']:,}", "")

@@ -64,12 +64,12 @@ CLUSTER: Mapping[str, Range] = {
 
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "serving.kv_share": Range(low=0.05, high=1),
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "scheduler.reserved_output": Range(low=0, high=1),
     "scheduler.captured_prefill": _NOT_NEGATIVE,
-    "scheduler.memory_fraction": Range(low=0.01, high=1),
     "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
     "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "scheduler.frontend": Range(low=0, high=60, unit="s", factors=("e-3", "e-6")),
@@ -77,6 +77,14 @@ STACK: Mapping[str, Range] = {
 
 JOB: Mapping[str, Range] = {
     "serving.context": _NOT_NEGATIVE,
+    "serving.context.mean": _NOT_NEGATIVE,
+    "serving.context.cv": Range(low=0, high=2),
+    "serving.redundant_experts": _NOT_NEGATIVE,
+    "serving.shared_slots": _NOT_NEGATIVE,
+    "serving.mtp_depth": Range(low=0, high=16),
+    "serving.mtp_acceptance": Range(low=0, high=1),
+    "serving.prefill_tokens": _NOT_NEGATIVE,
+    "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
     "memory.headroom": Range(low=0, high=0.9),
@@ -84,7 +92,9 @@ JOB: Mapping[str, Range] = {
     "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
-    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good
+    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
+    "routing.microbatch_cv": Range(low=0, high=4),
+    "routing.seed": _NOT_NEGATIVE,
     "routing.loads": _NOT_NEGATIVE,
     "run.tokens": Range(low=0, high=1e20),
     "run.price_per_gpu_hour": _PRICE,

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from simulator.dtypes import BF16, WIDTH, fp8_bytes
+from simulator.dtypes import BF16, FP8_MATRIX, WIDTH, fp8_bytes
 from simulator.graph.parallel import kv_heads_per_rank
-from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_shapes
+from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions
+from simulator.memory.budget import KV, beyond_budget, kv_budget_bytes
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import shards_of, state_items
 from simulator.memory.temporary import footprints
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
-KV = "kv_cache"
 ROUNDS = 2
 """Sets of low-latency buffers, used in turn (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout)."""
 
@@ -25,7 +26,8 @@ ROUNDS = 2
 def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) -> MemoryReport:
     """Peak memory of a rank in a step; all ranks hold the same.
 
-    The KV cache holds the context and the new tokens of every sequence.
+    The KV cache holds the context and the new tokens of every sequence, drafted ones included: their places are kept
+    until they are verified.
     """
     assumed = assumed or Assumptions()
     shapes = serving_shapes(scenario)
@@ -41,8 +43,7 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
 
 
 def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
-    assert scenario.job.serving is not None
-    serving = replace(scenario.job.serving, sequences=sequences)
+    serving = replace(serving_of(scenario), sequences=sequences)
     return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
@@ -52,21 +53,42 @@ def peak_with(scenario: Scenario, sequences: int) -> float:
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
-    """Whether so many sequences fit, also with the most that the allocator reserves."""
-    return _memory_with(scenario, sequences).answer == "fits"
+    """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
+    memory = _memory_with(scenario, sequences)
+    return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
+
+
+def kv_cache_tokens(scenario: Scenario) -> float:
+    """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
+    shapes = serving_shapes(scenario)
+    return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
     """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank."""
-    model, serving = scenario.model, shapes.serving
-    tokens = serving.sequences * (serving.context + serving.tokens)
-    each = model.kv_cache_bytes_per_token(WIDTH[serving.kv_dtype])
+    serving = shapes.serving
+    tokens = serving.total_context + serving.sequences * shapes.seq + shapes.chunk + shapes.chunk_context
+    return tokens * _kv_bytes(scenario, shapes)
+
+
+def _kv_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
+    """Cache that one token leaves on one tensor-parallel rank [B]."""
+    model = scenario.model
     share = 1.0 if model.is_mla else kv_heads_per_rank(shapes) / model.num_key_value_heads
-    return tokens * each * share
+    return kv_bytes_per_token(scenario) * share
+
+
+def kv_bytes_per_token(scenario: Scenario) -> float:
+    """Cache that one token leaves in all layers, those of MTP modules that run included [B]."""
+    model, serving = scenario.model, serving_of(scenario)
+    layers = model.num_hidden_layers
+    width = WIDTH[serving.kv_dtype]
+    return model.kv_cache_bytes_per_token(width) * (layers + model.num_nextn_predict_layers) / layers
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
     yield from state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
+    yield from _copies(scenario, s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
     residual = s.tokens * s.model.hidden_size * BF16
@@ -80,6 +102,22 @@ def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterab
     yield Item(group="slack", name="allocator", bytes=assumed.slack * sum(item.bytes for item in moving))
 
 
+def _copies(scenario: Scenario, s: ServingShapes) -> Iterable[Item]:
+    """Copies of experts beyond one of each, and the shared expert where it is not split as other parameters are."""
+    model, serving, layout = s.model, s.serving, s.job.layout
+    if not model.is_moe:
+        return
+    layer = model.layer_parameters(BlockKind.MOE)
+    layers = block_kinds(model).count(BlockKind.MOE)
+    one = layer.routed_expert // model.n_routed_experts
+    extra = one * (serving.redundant_experts + serving.shared_slots) // layout.ep
+    held = 0.0 if serving.shared_slots else 1.0 if s.all_to_all else 1.0 / layout.tp
+    extra += round(layer.shared_expert * (held - 1.0 / layout.tp))
+    if extra:
+        width = FP8_MATRIX if s.fp8 else BF16
+        yield Item(group="weights", name="copies of experts", bytes=layers * extra * width)
+
+
 def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
     """Queues of the all-to-all kernels."""
     if not s.all_to_all:
@@ -87,7 +125,7 @@ def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iter
     h, ranks = s.model.hidden_size, s.job.layout.ep
     if s.decodes:
         name = "expert all-to-all, low-latency buffers"
-        yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.model.n_routed_experts))
+        yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.gate.experts))
         return
     sms = s.job.overlap.comm_sms
     nvlink, rdma = queue_bytes(h * BF16, ranks, sms, assumed.nvl_tokens, assumed.rdma_tokens)

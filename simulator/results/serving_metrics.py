@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from simulator.dtypes import WIDTH
-from simulator.engine.tasks import Timeline
-from simulator.memory.serving import fits_with, peak_with
+from collections import Counter, defaultdict
+
+from simulator.cost.memory_bytes import memory_bytes
+from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.graph.serving.shapes import serving_of
+from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
+from simulator.results.intervals import Interval, length, merged, minus
+from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.units import HOUR
 
@@ -12,52 +18,124 @@ from simulator.units import HOUR
 def model_flops(scenario: Scenario) -> float:
     """FLOP of the model in a step of one attention-data-parallel rank: GEMMs, causal attention, no padding.
 
-    Decode with latent attention counts the absorbed form, which is what runs.
+    Decode with latent attention counts the absorbed form, which is what runs; of drafted tokens only those count that
+    are accepted, and the module that drafts does not.
     """
-    model, serving = scenario.model, scenario.job.serving
-    assert serving is not None
-    new, cached = serving.tokens, serving.context
-    sampled = new if scenario.job.workload == "decode" else 1
-    mean = cached + (new + 1) / 2.0 if scenario.job.workload == "prefill" else float(cached + new)
+    serving = serving_of(scenario)
+    cached, count = serving.mean_context, serving.sequences
+    if scenario.job.workload == "prefill":
+        return count * _prompt_flops(scenario, serving.tokens, cached)
+    found = count * serving.accepted * _decode_flops(scenario.model, cached + serving.tokens)
+    if serving.prefill_tokens:
+        found += _prompt_flops(scenario, serving.prefill_tokens, serving.prefill_context)
+    return found
+
+
+def _decode_flops(model: ModelSpec, keys: float) -> float:
+    """FLOP of one new token over `keys` cached ones, itself included."""
     pair = model.qk_head_dim + model.v_dim
-    if model.is_mla and scenario.job.workload == "decode":
+    if model.is_mla:
         pair = 2 * (model.kv_lora_rank or 0) + model.qk_rope_head_dim
     matrices = sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
-    if model.is_mla and scenario.job.workload == "prefill":
+    attention = model.num_hidden_layers * model.num_attention_heads * pair * keys
+    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+
+
+def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
+    """FLOP of `new` tokens of a prompt behind `cached` ones, and of the logits of the last."""
+    model = scenario.model
+    matrices = new * sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
+    if model.is_mla:  # keys and values of cached latents are expanded again
         expand = (model.kv_lora_rank or 0) * model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim)
-        matrices += model.num_hidden_layers * expand * cached / new
-    attention = model.num_hidden_layers * model.num_attention_heads * pair * mean
-    head = model.vocab_size * model.hidden_size * sampled / new
-    return 2.0 * serving.sequences * new * (matrices + attention + head)
+        matrices += model.num_hidden_layers * expand * cached
+    pairs = new * (cached + (new + 1) / 2.0)
+    attention = model.num_hidden_layers * model.num_attention_heads * (model.qk_head_dim + model.v_dim) * pairs
+    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
 
 
-def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float) -> dict[str, float]:
-    """Step time, throughput, latency, price and memory of a step of prefill or decode."""
-    job, serving, cluster = scenario.job, scenario.job.serving, scenario.cluster
-    assert serving is not None
-    step, decodes = timeline.makespan, job.workload == "decode"
-    tokens = job.dp * serving.sequences * serving.tokens
+def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
+    """Throughput, latency, MFU and price of a serving step that lasts `step` [s].
+
+    A step of decode makes output tokens, one of prefill takes input tokens: the price per million is that of these.
+    """
+    job, serving, cluster = scenario.job, serving_of(scenario), scenario.cluster
+    decodes = job.workload == "decode"
+    each = serving.accepted if decodes else serving.tokens
+    tokens = job.dp * serving.sequences * each
     rate = tokens / step / job.gpus
     price = cluster.price_per_gpu_hour if job.run.price_per_gpu_hour is None else job.run.price_per_gpu_hour
-    flops = model_flops(scenario) * job.dp / job.gpus
+    million = price / HOUR / rate * 1e6
     found = {
         "step_time_s": step,
         "tokens_per_step": float(tokens),
         "tokens_per_s_per_gpu": rate,
         "tokens_per_s_per_node": rate * min(cluster.node.gpus, job.gpus),
-        "mfu": flops / step / cluster.gpu.peak.bf16,
-        "usd_per_million_tokens": price / HOUR / rate * 1e6,
+        "mfu": model_flops(scenario) * job.dp / job.gpus / step / cluster.gpu.peak.bf16,
+        "usd_per_million_tokens": million,
         "price_per_gpu_hour_usd": price,
+    }
+    if not decodes:
+        return found | {"ttft_s": step, "usd_per_million_input_tokens": million}
+    found |= {"tpot_s": step / each, "tokens_per_s_per_user": each / step, "usd_per_million_output_tokens": million}
+    if serving.mtp_depth:
+        found["accepted_tokens_per_step"] = each
+    if serving.prefill_tokens:
+        found["prefill_tokens_per_s_per_gpu"] = serving.prefill_tokens * job.dp / job.gpus / step
+    return found
+
+
+def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float) -> dict[str, float]:
+    """Step time, throughput, latency, price, what limits the step, and memory, of a step of prefill or decode."""
+    serving, cluster = serving_of(scenario), scenario.cluster
+    step = timeline.makespan
+    moved = bytes_moved(timeline)
+    return {
+        **serving_rates(step, scenario),
         "exposed_comm_s": exposed_comm,
-        "kv_bytes_per_token": scenario.model.kv_cache_bytes_per_token(WIDTH[serving.kv_dtype]),
+        "memory_bytes_moved": moved,
+        "memory_bandwidth_used": moved / step / cluster.gpu.hbm_bandwidth,
+        **{f"bound_by_{bound}_s": seconds for bound, seconds in bound_times(timeline).items()},
+        "kv_bytes_per_token": kv_bytes_per_token(scenario),
         "peak_memory_bytes": peak_with(scenario, serving.sequences),
         "largest_batch": float(largest_batch(scenario)),
+        "kv_cache_tokens": kv_cache_tokens(scenario),
         "model_parameters": float(scenario.model.parameters()),
         "activated_parameters": float(scenario.model.activated_parameters()),
     }
-    if decodes:
-        return found | {"tpot_s": step / serving.tokens, "tokens_per_s_per_user": serving.tokens / step}
-    return found | {"ttft_s": step}
+
+
+def bytes_moved(timeline: Timeline) -> float:
+    """Bytes that the kernels of a mean rank's step move through its memory [B]; all-to-alls are not counted."""
+    tasks = timeline.tasks
+    count = Counter(map(id, tasks.sequence))
+    distinct = {id(sequence): sequence for sequence in tasks.sequence}
+    each = {key: sum(memory_bytes(priced.op) for priced in sequence.ops) for key, sequence in distinct.items()}
+    return sum(count[key] * size for key, size in each.items()) / tasks.ranks
+
+
+def bound_times(timeline: Timeline) -> dict[str, float]:
+    """What limits the step of a mean rank, longest first: resource -> time of compute kernels that it limits [s], with
+    `communication` that nothing hides, and `idle`. They add up to the step time."""
+    tasks = timeline.tasks
+    limits: dict[str, float] = defaultdict(float)
+    idle = communicating = 0.0
+    for rank in range(tasks.ranks):
+        lanes: tuple[list[Interval], list[Interval]] = ([], [])
+        for lane, sequence, start, end in zip(tasks.lane, tasks.sequence, timeline.start, timeline.end, strict=True):
+            if lane // LANES != rank:
+                continue
+            compute = lane % LANES == COMPUTE
+            lanes[not compute].append((start, end))
+            if compute and sequence.alone:
+                for priced in sequence.ops:
+                    part = priced.durations[ALONE] / sequence.alone
+                    limits[priced.cost.bound_by] += part * (end - start) / tasks.ranks
+        busy, moving = merged(lanes[0]), merged(lanes[1])
+        hidden = length(minus(moving, busy))
+        communicating += hidden / tasks.ranks
+        idle += (timeline.makespan - length(busy) - hidden) / tasks.ranks
+    shown = {**limits, "communication": communicating, "idle": max(0.0, idle)}
+    return {name: shown[name] for name in sorted(shown, key=lambda name: -shown[name]) if shown[name] > 0.0}
 
 
 _MOST = 1 << 20
@@ -65,8 +143,7 @@ _MOST = 1 << 20
 
 def largest_batch(scenario: Scenario) -> int:
     """Most sequences of this length that fit into the memory of a GPU, by bisection; 0 if not even one does."""
-    serving = scenario.job.serving
-    assert serving is not None
+    serving = serving_of(scenario)
     unit = 2 if serving.two_batch_overlap else 1
     low, high = 0, 1
     while high < _MOST and fits_with(scenario, high * unit):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from simulator.errors import InputError
+from simulator.graph.serving.shapes import serving_of
 from simulator.inputs.check import check
-from simulator.serving.engine import Engine
-from simulator.serving.kv_budget import KvBudget, kv_budget
+from simulator.serving.engine.engine import Engine
+from simulator.serving.kv_room import KvRoom, kv_room
 from simulator.serving.recorder import Recorder
 from simulator.serving.routers import RouterName
 from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTimes
@@ -44,7 +45,7 @@ class Deployment:
     ----------
     scenario : the job.
     scheduler : settings of each engine.
-    budget : memory of a GPU.
+    room : KV cache of a GPU.
     table : times of steps.
     ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
     engines : engines in all.
@@ -53,7 +54,7 @@ class Deployment:
 
     scenario: Scenario
     scheduler: Scheduler
-    budget: KvBudget
+    room: KvRoom
     table: StepTable
     ranks: int
     engines: int
@@ -67,7 +68,7 @@ class Deployment:
     @property
     def blocks(self) -> int:
         """Blocks of the KV cache of one engine."""
-        return self.budget.blocks * self.ranks
+        return self.room.blocks * self.ranks
 
     def start(self, recorder: Recorder) -> list[Engine]:
         """Fresh engines."""
@@ -92,13 +93,17 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         raise InputError("\n".join(broken))
     scheduler = scenario.stack.scheduler
     if scheduler is None:
-        raise InputError(f"{scenario.name}: stack {scenario.stack.name}: says nothing of scheduling; use vllm or sglang")
+        raise InputError(
+            f"{scenario.name}: stack {scenario.stack.name}: says nothing of scheduling; use vllm or sglang"
+        )
+    if serving_of(scenario).mtp_depth:
+        raise InputError(f"{scenario.name}: serving.mtp_depth: {serving_of(scenario).mtp_depth}: replays take 0 only")
     together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
     ranks = scenario.job.dp if together else 1
     return Deployment(
         scenario=scenario,
         scheduler=scheduler,
-        budget=kv_budget(scenario, scheduler),
+        room=kv_room(scenario, scheduler),
         table=StepTable(StepForecasts(scenario), scheduler),
         ranks=ranks,
         engines=replicas * (1 if together else scenario.job.dp),
@@ -108,7 +113,5 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
 
 def _small(scenario: Scenario) -> Scenario:
     """The job with a step that fits any model: what runs is up to the requests."""
-    serving = scenario.job.serving
-    assert serving is not None
-    small = replace(serving, sequences=2, context=0, tokens=1)
+    small = replace(serving_of(scenario), sequences=2, context=0, tokens=1, prefill_tokens=0, prefill_context=0)
     return replace(scenario, job=replace(scenario.job, serving=small))

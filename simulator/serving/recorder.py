@@ -9,7 +9,7 @@ from simulator.serving.request import Request, Sequence
 from simulator.serving.sketch import Sketch
 
 if TYPE_CHECKING:
-    from simulator.serving.engine import Engine
+    from simulator.serving.engine.engine import Engine
 
 BUCKETS = 512
 """Most intervals of a time series; beyond, two become one."""
@@ -108,11 +108,11 @@ class Recorder:
         self.refused += 1
 
     def gap(self, seconds: float, count: int) -> None:
-        """See `simulator.serving.engine.Listener`."""
+        """See `simulator.serving.engine.engine.Listener`."""
         self.itl.add(seconds, count)
 
     def finished(self, sequence: Sequence, now: float) -> None:
-        """See `simulator.serving.engine.Listener`."""
+        """See `simulator.serving.engine.engine.Listener`."""
         request = sequence.request
         outputs = request.output_tokens
         ttft, e2e = sequence.first - request.arrival, now - request.arrival
@@ -137,7 +137,7 @@ class Recorder:
             self._answered(sequence, now)
 
     def stepped(self, since: float, until: float, engine: Engine) -> None:
-        """See `simulator.serving.engine.Listener`."""
+        """See `simulator.serving.engine.engine.Listener`."""
         span = until - since
         waiting, running, used = len(engine.prompts.waiting), engine.running, engine.kv.used
         self.steps += max(1, engine.ahead)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from math import inf
 
-from simulator.serving.engine import Engine
-from simulator.serving.load import Load
+from simulator.serving.engine.engine import Engine
+from simulator.serving.load.sources import Load
 from simulator.serving.recorder import Recorder
 from simulator.serving.request import Sequence
 from simulator.serving.routers import Router

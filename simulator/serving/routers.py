@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from simulator.serving.engine import Engine
+from simulator.serving.engine.engine import Engine
 from simulator.serving.request import Request
 
 Router = Callable[[Request, Sequence[Engine]], int]
 RouterName = Literal["round-robin", "least-load", "prefix-affinity"]
-ROUTERS: tuple[RouterName, ...] = ("round-robin", "least-load", "prefix-affinity")
 SPREAD = 1.5
 """How many times the mean load, plus one, a replica may have before affinity gives way to balance (assumed)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from simulator.serving.deployment import Deployment
-from simulator.serving.load import Closed, LoadSpec, open_load
+from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
 from simulator.serving.request import Sequence

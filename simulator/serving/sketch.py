@@ -17,7 +17,7 @@ _PER_LOG = 1.0 / log(_FACTOR)
 class Sketch:
     """Numbers at or above 0, with how often each came."""
 
-    __slots__ = ("count", "highest", "total", "_buckets", "_zeros")
+    __slots__ = ("_buckets", "_zeros", "count", "highest", "total")
 
     def __init__(self) -> None:
         self.count, self.total, self.highest = 0, 0.0, 0.0

@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from simulator.results.simulate import powered_plan, schedule_of, timeline_of
+from simulator.results.simulate import Engine, powered_plan, schedule_of, timeline_of
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
+from simulator.spec.workload import WorkloadName
 
 PER_OCTAVE = 4
 """Nodes from one power of two to the next, of contexts, of prompt tokens, and of batches without a graph."""
@@ -80,31 +81,44 @@ class StepForecasts:
         self.serving = serving
         self.unit = 2 if serving.two_batch_overlap else 1
         shared = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
-        self.engine = "events" if shared else "longest-path"  # equal where nothing is shared, and quicker
+        self.engine: Engine = "events" if shared else "longest-path"  # equal where nothing is shared, and quicker
         self.made = 0  # forecasts so far
 
     def decode(self, batch: int, context: int, *, graph: bool) -> float:
         """One token more of each of `batch` sequences [s]."""
-        return self._seconds("decode", self._even(batch), 1, context, graph=graph)
+        return self._seconds("decode", sequences=self._even(batch), tokens=1, context=context, cuda_graphs=graph)
 
     def prefill(self, prompts: int, tokens: int, context: int, *, graph: bool) -> float:
         """`tokens` new ones of each of `prompts` prompts of which `context` are cached [s]."""
-        if prompts % self.unit == 0:
-            return self._seconds("prefill", prompts, tokens, context, graph=graph)
-        half = max(1, round(tokens / 2))  # one prompt in both microbatches: the second half attends to the first
-        return self._seconds("prefill", 2 * prompts, half, context + half // 2, graph=graph)
+        if prompts % self.unit:  # one prompt in both microbatches: the second half attends to the first
+            prompts, tokens = 2 * prompts, max(1, round(tokens / 2))
+            context += tokens // 2
+        return self._seconds("prefill", sequences=prompts, tokens=tokens, context=context, cuda_graphs=graph)
+
+    def mixed(self, batch: int, context: int, tokens: int, cached: int, *, graph: bool) -> float:
+        """One token more of each sequence, and `tokens` of a prompt of which `cached` are cached; two microbatches do
+        not overlap in such a step [s]."""
+        return self._seconds(
+            "decode",
+            sequences=batch,
+            tokens=1,
+            context=context,
+            cuda_graphs=graph,
+            prefill_tokens=tokens,
+            prefill_context=cached,
+            two_batch_overlap=False,
+        )
 
     def _even(self, batch: int) -> int:
         return -(-batch // self.unit) * self.unit
 
-    def _seconds(self, workload: str, sequences: int, tokens: int, context: int, *, graph: bool) -> float:
+    def _seconds(self, workload: WorkloadName, **step: Any) -> float:
         self.made += 1
-        serving = replace(self.serving, sequences=sequences, tokens=tokens, context=context, cuda_graphs=graph)
-        job = replace(self.scenario.job, workload=workload, serving=serving)  # type: ignore[arg-type]
-        asked = replace(self.scenario, job=job)
+        serving = replace(self.serving, **{"prefill_tokens": 0, "prefill_context": 0, **step})
+        asked = replace(self.scenario, job=replace(self.scenario.job, workload=workload, serving=serving))
         schedule = schedule_of(asked)
         built, _, _ = powered_plan(asked, schedule, asked.job.gpus)
-        return timeline_of(built, schedule, self.engine).makespan  # type: ignore[arg-type]
+        return timeline_of(built, schedule, self.engine).makespan
 
 
 class Row(NamedTuple):
@@ -132,7 +146,8 @@ class StepTable:
         self._plain: dict[int, float] = {}
         self._beyond: dict[tuple[int, int], float] = {}
         self._nodes = prompt_nodes(2 * scheduler.step_tokens)
-        self._paces: dict[tuple[int, int], tuple[float, float]] = {}
+        self._lines: dict[tuple[int, int], tuple[float, float]] = {}
+        self._joined: dict[tuple[int, int], float] = {}
 
     # -- decode -------------------------------------------------------------------------------------------------
 
@@ -143,19 +158,22 @@ class StepTable:
         return self.captured[bisect_right(self.captured, batch - 1)]
 
     def decode(self, batch: int, context: float) -> Pace:
-        """See `StepTimes`."""
-        node = bisect_right(_CONTEXTS, context) - 1
-        found = self._paces.get((batch, node))
+        """See `StepTimes`. Places that pad a batch have nothing cached, so that the mean context of all is shorter."""
+        padded = self.padded(batch)
+        share = batch / padded
+        mean = context * share
+        node = bisect_right(_CONTEXTS, mean) - 1
+        found = self._lines.get((padded, node))
         if found is None:
-            found = self._paces[batch, node] = self._line(batch, node)
+            found = self._lines[padded, node] = self._line(padded, node)
         start, slope = found
-        at = _CONTEXTS[node]
-        return Pace(start + slope * (context - at), slope, int(_CONTEXTS[node + 1] - context) + 1)
+        return Pace(
+            start + slope * (mean - _CONTEXTS[node]), slope * share, int((_CONTEXTS[node + 1] - mean) / share) + 1
+        )
 
     def _line(self, batch: int, node: int) -> tuple[float, float]:
         """Time at a node of contexts [s], and slope up to the next [s/token]."""
-        padded = self.padded(batch)
-        low, high = self._at(padded, node), self._at(padded, node + 1)
+        low, high = self._at(batch, node), self._at(batch, node + 1)
         return low, (high - low) / (_CONTEXTS[node + 1] - _CONTEXTS[node])
 
     def _at(self, batch: int, node: int) -> float:
@@ -182,14 +200,38 @@ class StepTable:
     # -- prompts ------------------------------------------------------------------------------------------------
 
     def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
-        """See `StepTimes`. The running sequences' tokens join the GEMMs of the prompts'; their attention over the cache
-        is what a decode step with it takes longer than one without."""
-        whole = tokens + batch
-        seconds = self.prefill(whole, tokens * attended / whole)
+        """See `StepTimes`. A step of both with nothing cached, what the sequences' contexts add to a decode step, and
+        what the prompts' add to a step of prompts."""
+        prompts = self.prefill(tokens, attended)
         if not batch:
-            return seconds
-        first = self.decode(batch, context)
-        return seconds + first.seconds - self._at(self.padded(batch), 0)
+            return prompts
+        alone = self.prefill(tokens, tokens / 2)
+        together = self.prefill(tokens + batch, (tokens + batch) / 2)
+        cached = self.decode(batch, context).seconds - self._at(self.padded(batch), 0)
+        return prompts - alone + together + cached + self._joining(batch, tokens)
+
+    def _joining(self, batch: int, tokens: int) -> float:
+        """What a step of both takes longer than one whose tokens are all of one prompt, nothing cached [s].
+
+        Bilinear between powers of two.
+        """
+        first, second = batch.bit_length() - 1, tokens.bit_length() - 1
+        along, across = batch / (1 << first) - 1.0, tokens / (1 << second) - 1.0
+        low = self._join(first, second) * (1 - along) + (self._join(first + 1, second) * along if along else 0.0)
+        if not across:
+            return low
+        high = self._join(first, second + 1) * (1 - along) + (self._join(first + 1, second + 1) * along if along else 0)
+        return low * (1 - across) + high * across
+
+    def _join(self, first: int, second: int) -> float:
+        found = self._joined.get((first, second))
+        if found is None:
+            batch, tokens = 1 << first, 1 << second
+            graph = self._graph(batch + tokens)
+            both = self.forecasts.mixed(batch, 0, tokens, 0, graph=graph)
+            found = both - self.forecasts.prefill(1, batch + tokens, 0, graph=graph)
+            self._joined[first, second] = found
+        return found
 
     def prefill(self, tokens: int, attended: float) -> float:
         """A step over `tokens` of prompts [s]."""

@@ -18,8 +18,7 @@ POINTS = 128
 
 DEFINITIONS: Mapping[str, str] = {
     "ttft_s": "from the arrival of a request to its first output token, with queue and frontend",
-    "tpot_s": "of a request, (end - first token) / (output tokens - 1); requests with one"
-    " output token have none",
+    "tpot_s": "of a request, (end - first token) / (output tokens - 1); requests with one output token have none",
     "itl_s": "each gap between two tokens of a request, over all requests",
     "e2e_s": "from the arrival of a request to its last token",
     "queue_s": "from the arrival of a request to the first step that works on it",
@@ -69,7 +68,7 @@ def _series(recorder: Recorder) -> dict[str, list[float]]:
     """Means over intervals of equal width."""
     rows, width = recorder.series.sums, recorder.series.width
     step = -(-len(rows) // POINTS) or 1
-    out: dict[str, list[float]] = {"time_s": []} | {name: [] for name in SERIES}
+    out: dict[str, list[float]] = {name: [] for name in ("time_s", *SERIES)}
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         out["time_s"].append(first * width)
@@ -81,7 +80,7 @@ def _series(recorder: Recorder) -> dict[str, list[float]]:
 def as_dict(served: Served) -> dict[str, Any]:
     """Everything, ready for JSON."""
     deployment, recorder = served.deployment, served.recorder
-    scenario, budget, load = deployment.scenario, deployment.budget, served.load
+    scenario, load = deployment.scenario, served.load
     found = metrics(served)
     span, engines = found["makespan_s"], deployment.engines
     blocks = deployment.blocks * engines
@@ -128,7 +127,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "kv_cache": {
             "blocks": blocks,
             "block_tokens": deployment.scheduler.block,
-            "bytes_per_gpu": budget.kv,
+            "bytes_per_gpu": deployment.room.bytes,
             "mean_use": recorder.areas[2] / span / blocks,
             "most_use": recorder.peak_blocks / deployment.blocks,
             "prefix_hit_rate": recorder.hits / recorder.inputs if recorder.inputs else 0.0,

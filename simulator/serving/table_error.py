@@ -37,15 +37,19 @@ def _interpolated(deployment: Deployment, one: Ran) -> float:
     batch, table = ceil(one.batch / deployment.ranks), deployment.table
     if not one.prompts:
         return table.decode(batch, one.context).seconds
-    return table.prefill(one.prompts * one.tokens, one.cached + one.tokens / 2)
+    return table.mixed(batch, one.context, one.prompts * one.tokens, one.cached + one.tokens / 2)
 
 
 def _direct(deployment: Deployment, one: Ran) -> float:
-    """The step as it is, without interpolation; of a step with prompts their part, as equal prompts."""
+    """The step as it is, without interpolation; several prompts next to decodes are one with as much attention."""
     table, batch = deployment.table, ceil(one.batch / deployment.ranks)
     forecasts = table.forecasts
     if not one.prompts:
         padded = table.padded(batch)
-        return forecasts.decode(padded, round(one.context), graph=batch <= table.largest)
-    graph = one.prompts * one.tokens <= table.scheduler.captured_prefill
-    return forecasts.prefill(one.prompts, one.tokens, one.cached, graph=graph)
+        return forecasts.decode(padded, round(one.context * batch / padded), graph=batch <= table.largest)
+    tokens = one.prompts * one.tokens
+    graph = tokens + batch <= table.scheduler.captured_prefill
+    if not batch:
+        return forecasts.prefill(one.prompts, one.tokens, one.cached, graph=graph)
+    cached = max(0, round(one.cached + one.tokens / 2 - tokens / 2))
+    return forecasts.mixed(batch, round(one.context), tokens, cached, graph=graph)

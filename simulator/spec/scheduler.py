@@ -26,10 +26,6 @@ class Scheduler:
     captured : batch sizes for which CUDA graphs are captured; a decode step is padded to the next, and larger ones are
         issued kernel by kernel. Empty: no padding and no graphs.
     captured_prefill : most tokens of a step with prompts for which graphs are captured, too [tokens]; 0: none are.
-    memory_rule : what `memory_fraction` is a share of. total: of the GPU's memory, for weights, peak of activations and
-        KV cache; static: of what is free before loading, for weights and KV cache; free: of what is free behind
-        weights and activations, for the KV cache alone.
-    memory_fraction : that share.
     host_step : time of the host between two steps, to decide and to prepare inputs [s].
     host_sequence : the part of it that grows with the batch, for each sequence in the step [s].
     host_overlapped : the host prepares the next step while this one runs, so that only what is longer shows.
@@ -45,8 +41,6 @@ class Scheduler:
     prefix_cache: bool
     captured: tuple[int, ...]
     captured_prefill: int
-    memory_rule: Literal["total", "static", "free"]
-    memory_fraction: float
     host_step: float
     host_sequence: float
     host_overlapped: bool

@@ -92,6 +92,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=none",
         ),
     ),
+    "again": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=2",
+            "layout.tp=1",
+            "layout.pp=2",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=1024",
+            "layout.recompute=full",
+        ),
+    ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "gpt": (
         "llama-3-8b",
@@ -144,6 +156,7 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "model.sliding_window": "a warning says that the forecast attends to all tokens",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
@@ -165,6 +178,9 @@ _OTHERS: dict[str, tuple[str, ...]] = {
 _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.cp_kind": ("context", "longest-path"),
     "layout.etp": ("etp", "longest-path"),
+    "layout.recompute_layers": ("again", "longest-path"),
+    "layout.recompute_method": ("again", "longest-path"),
+    "stack.checkpoint_early_stop": ("again", "longest-path"),
     "layout.sp": ("dense", "longest-path"),
     "layout.vpp": ("interleaved", "longest-path"),
     "model.head_dim": ("dense", "longest-path"),
@@ -318,7 +334,7 @@ def test_a_setting_that_a_job_has_no_use_for_is_refused(job: str, setting: str, 
         load_scenario(job, [setting])
 
 
-@pytest.mark.parametrize("setting", ["stack.wgrad_streams=2", "routing.seed=1", "model.scoring_func=softmax"])
+@pytest.mark.parametrize("setting", ["stack.wgrad_streams=2", "model.scoring_func=softmax"])
 def test_what_changed_nothing_is_gone(setting: str) -> None:
     with pytest.raises(InputError, match="unknown key"):
         load_scenario("tiny-1f1b", [setting])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.serving.lengths import lengths
-from simulator.serving.load import COUNT, PER_USER, LoadSpec, open_load
+from simulator.serving.load.lengths import lengths
+from simulator.serving.load.sources import COUNT, PER_USER, LoadSpec, open_load
 
 
 def _times(requests: str, count: int = 40_000, seed: int = 1) -> list[float]:
@@ -121,7 +121,7 @@ def test_what_is_no_load_is_one_line(requests: str, error: str) -> None:
 def test_lengths_belong_to_processes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--input-tokens and --output-tokens: missing"):
         open_load(LoadSpec(requests="poisson:1"))
-    with pytest.raises(InputError, match="^--output-tokens: missing"):
+    with pytest.raises(InputError, match=r"^--output-tokens: missing"):
         open_load(LoadSpec(requests="closed:1", input_tokens="3"))
     trace = tmp_path / "t.jsonl"
     trace.write_text('{"timestamp": 0, "input_length": 1, "output_length": 1}\n')

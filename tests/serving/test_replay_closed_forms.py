@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.serving.load import Closed, LoadSpec, open_load
+from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.request import Request
 from tests.replays import Linear, at_once, run
 
@@ -14,9 +14,7 @@ SERVICE = 0.01  # s
 
 def _one_at_a_time(rate: float, inputs: str, *, new: float, step: float) -> tuple[float, float]:
     """Mean wait and mean service [s] of requests with one output token, of which one runs at a time."""
-    load = open_load(
-        LoadSpec(requests=f"poisson:{rate}", input_tokens=inputs, output_tokens="1", count=60_000, seed=7)
-    )
+    load = open_load(LoadSpec(requests=f"poisson:{rate}", input_tokens=inputs, output_tokens="1", count=60_000, seed=7))
     recorder, _, _ = run(load, Linear(step=step, new=new), sequences=1)
     assert recorder.finished_count == 60_000
     assert recorder.queue.mean is not None

@@ -82,7 +82,9 @@ def test_prompts_begin_in_order_of_arrival(asked: list[Request], settings: dict[
     assert starts == sorted(starts)
 
 
-@given(requests(), st.integers(min_value=2, max_value=4), st.sampled_from(["round-robin", "least-load", "prefix-affinity"]))
+@given(
+    requests(), st.integers(min_value=2, max_value=4), st.sampled_from(["round-robin", "least-load", "prefix-affinity"])
+)
 def test_replicas_share_the_requests(asked: list[Request], engines: int, router: Any) -> None:
     recorder, noted, made = run(asked, Linear(step=0.01, new=1e-5), engines=engines, router=router)
     assert sorted(noted.ends) == list(range(len(asked)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -26,7 +27,8 @@ def table() -> StepTable:
 def test_a_node_of_decode_is_what_simulate_says(table: StepTable) -> None:
     said = simulate(load_scenario("llama-3-8b-decode", ["stack=vllm", "serving.context=4096"]), engine="longest-path")
     assert table.decode(64, 4096).seconds == pytest.approx(said.metrics["step_time_s"])
-    assert table.decode(60, 4096).seconds == table.decode(64, 4096).seconds  # padded to the captured size
+    # 60 sequences are padded to the captured 64, and 4 places have nothing cached.
+    assert table.decode(60, 4096 * 64 / 60).seconds == pytest.approx(table.decode(64, 4096).seconds)
 
 
 def test_a_node_of_prefill_is_what_simulate_says(table: StepTable) -> None:
@@ -73,7 +75,7 @@ def test_nodes_of_prompts_are_dense_and_rise() -> None:
     assert nodes == sorted(set(nodes))
     assert nodes[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10]
     assert nodes[-1] >= 5000
-    assert max(b / a for a, b in zip(nodes[8:], nodes[9:], strict=False)) <= 1.25
+    assert max(b / a for a, b in pairwise(nodes[8:])) <= 1.25
 
 
 def test_two_microbatches_halve_a_prompt_and_pad_a_batch() -> None:

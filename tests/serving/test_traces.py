@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from simulator.errors import InputError
-from simulator.serving.lines import LONGEST_LINE
+from simulator.serving.load.lines import LONGEST_LINE
+from simulator.serving.load.traces import requests_of
 from simulator.serving.request import Request
-from simulator.serving.traces import requests_of
 
 MOONCAKE = {"timestamp": 1500, "input_length": 1100, "output_length": 5, "hash_ids": [4, 5, 6]}
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from simulator.dtypes import BF16, WIDTH
 from simulator.graph.attention import place_heads, widths
 from simulator.graph.block import Segment, SegmentBuilder
@@ -34,8 +36,9 @@ def core(s: ServingShapes) -> SegmentBuilder:
     heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
     if s.decodes:
         builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d, latent=False))
+        chunked(builder, s, heads, kv_heads, d, d)
     else:
-        prefilling(builder, s, heads, kv_heads, d, d)
+        prefilling(builder, "attn.core", prompts_of(s), heads, kv_heads, d, d)
     linear(builder, "attn.o", s, t, h, q)
     finish(builder, s)
     return builder
@@ -66,10 +69,33 @@ def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *
         q_len=s.seq,
         kv_dtype=s.serving.kv_dtype,
         latent=latent,
+        lengths=s.lengths,
     )
 
 
-def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of a pass: `count` of `new` tokens each, over `cached` ones."""
+
+    count: int
+    new: int
+    cached: int
+
+
+def prompts_of(s: ServingShapes) -> Prompts:
+    """The prompts of a prefill; where their cached parts differ, the mean: the FLOP are the same."""
+    return Prompts(s.batch, s.seq, s.seq_kv - s.seq)
+
+
+def chunked(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
+    """Attention of a prompt's chunk that runs along with decode: a kernel of its own, as vLLM and SGLang launch."""
+    if s.chunk:
+        prefilling(builder, "attn.chunk", Prompts(1, s.chunk, s.chunk_context), heads, kv_heads, d_qk, d_v)
+
+
+def prefilling(
+    builder: SegmentBuilder, name: str, prompts: Prompts, heads: int, kv_heads: int, d_qk: int, d_v: int
+) -> None:
     """Attention of prompts: causal among the new tokens, and all of them over what is cached before.
 
     Kernels take both in one; as ops they are two, since the FLOP of the second have no mask.
@@ -77,8 +103,8 @@ def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: 
 
     def work(length: int, *, causal: bool) -> Attention:
         return Attention(
-            batch=s.batch,
-            seq_q=s.seq,
+            batch=prompts.count,
+            seq_q=prompts.new,
             seq_kv=length,
             heads=heads,
             kv_heads=kv_heads,
@@ -87,6 +113,6 @@ def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: 
             causal=causal,
         )
 
-    if s.serving.context:
-        builder.add("attn.core.cached", "attn.fwd", work(s.serving.context, causal=False))
-    builder.add("attn.core", "attn.fwd", work(s.seq, causal=True))
+    if prompts.cached:
+        builder.add(f"{name}.cached", "attn.fwd", work(prompts.cached, causal=False))
+    builder.add(name, "attn.fwd", work(prompts.new, causal=True))

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.serving.lengths import lengths
-from simulator.serving.lines import Progress
+from simulator.serving.load.lengths import lengths
+from simulator.serving.load.lines import Progress
+from simulator.serving.load.traces import requests_of
 from simulator.serving.request import Request
-from simulator.serving.traces import requests_of
 
 FORMS = "a file, poisson:RATE, gamma:RATE,CV or closed:USERS"
 PER_USER = 10
@@ -72,7 +72,7 @@ class Stream:
 class Closed:
     """A number of users, each of whom asks again as soon as the answer is there."""
 
-    rate = None
+    rate: float | None = None
 
     def __init__(self, users: int, count: int, inputs: Iterator[int], outputs: Iterator[int]) -> None:
         self._inputs, self._outputs = inputs, outputs
@@ -103,7 +103,7 @@ class LoadSpec:
     Parameters
     ----------
     requests : a file, `poisson:RATE`, `gamma:RATE,CV` (rates in requests per second) or `closed:USERS`.
-    input_tokens, output_tokens : lengths (`simulator.serving.lengths`), where no file has them.
+    input_tokens, output_tokens : lengths (`simulator.serving.load.lengths`), where no file has them.
     count : requests to replay (None: all of a file, `COUNT` of a process, `PER_USER` for each user).
     seed : seed of everything that is random.
     """
@@ -149,10 +149,7 @@ def open_load(spec: LoadSpec, progress: Progress | None = None) -> Load:
         return Closed(users, spec.whole, inputs, outputs)
     rate, cv = _process(spec)
     times = _arrivals(rate, cv, arrivals)
-    made = (
-        Request(number, time, next(inputs), next(outputs))
-        for number, time in enumerate(islice(times, spec.whole))
-    )
+    made = (Request(number, time, next(inputs), next(outputs)) for number, time in enumerate(islice(times, spec.whole)))
     return Stream(made, rate)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.serving.lines import MOST, lines_of
+from simulator.serving.load.lines import MOST, lines_of
 
 FORMS = "a number, uniform:LOW-HIGHxTOKENS as in uniform:0.8-1.0x1024, or FILE:COLUMN"
 _BATCH = 4096

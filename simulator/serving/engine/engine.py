@@ -9,9 +9,9 @@ from __future__ import annotations
 from math import ceil, inf
 from typing import Protocol
 
-from simulator.serving.decode_batch import DecodeBatch
-from simulator.serving.kv_blocks import KvBlocks
-from simulator.serving.prompts import Chunk, Prompts
+from simulator.serving.engine.decode_batch import DecodeBatch
+from simulator.serving.engine.kv_blocks import KvBlocks
+from simulator.serving.engine.prompts import Chunk, Prompts
 from simulator.serving.request import Sequence
 from simulator.serving.step_times import StepTimes
 from simulator.spec.scheduler import Scheduler

@@ -1,7 +1,8 @@
 """The KV cache of one engine in blocks, with a prefix cache.
 
-Blocks are free, owned by one sequence, or cached: filled with a part of a prompt whose hash is known. Cached blocks that
-no running sequence reads are given up when room is needed, the least recently used first (vLLM's and SGLang's rule).
+Blocks are free, owned by one sequence, or cached: filled with a part of a prompt whose hash is known. Cached blocks
+that no running sequence reads are given up when room is needed, the least recently used first (vLLM's and SGLang's
+rule).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Two public formats are read. Mooncake's (github.com/kvcache-ai/Mooncake, FAST25-release, 2025): a JSON object a line,
 `timestamp` [ms], `input_length`, `output_length` [tokens], and `hash_ids`, one for each 512 tokens of the prompt, equal
-where prompts begin equally. Azure's (github.com/Azure/AzurePublicDataset, 2023 and 2024): CSV with `TIMESTAMP` (date and
-time), `ContextTokens` and `GeneratedTokens`. CSV with Mooncake's names is read, too: `timestamp` [ms], lengths, and
+where prompts begin equally. Azure's (github.com/Azure/AzurePublicDataset, 2023 and 2024): CSV with `TIMESTAMP` (date
+and time), `ContextTokens` and `GeneratedTokens`. CSV with Mooncake's names is read, too: `timestamp` [ms], lengths, and
 `hash_ids` divided by spaces.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simulator.errors import InputError
-from simulator.serving.lines import MOST, Progress, lines_of
+from simulator.serving.load.lines import MOST, Progress, lines_of
 from simulator.serving.request import Request
 
 HASH_TOKENS = 512

@@ -19,7 +19,6 @@ from reports.verbs.options import (
     warn,
 )
 
-
 TOO_MUCH = 3
 
 
@@ -43,7 +42,14 @@ TOO_MUCH = 3
     help="Requests to replay. [default: all of a file, 10 for each user of a closed loop, else 1000]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the load.")
-@click.option("--replicas", type=click.IntRange(min=1, max=4096), default=1, show_default=True, metavar="N", help="Copies of the job's layout.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1, max=4096),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Copies of the job's layout.",
+)
 @click.option(
     "--router",
     type=click.Choice(["round-robin", "least-load", "prefix-affinity"]),
@@ -78,16 +84,14 @@ def serve(
     table = output_file(records, "--records") if records is not None else None
     from simulator.inputs import load_scenario
     from simulator.serving.deployment import deploy
-    from simulator.serving.load import LoadSpec
+    from simulator.serving.load.sources import LoadSpec
     from simulator.serving.serve import serve as run
     from simulator.serving.slo import parse_limits
 
     limits = parse_limits(slo) if slo is not None else {}
     scenario = load_scenario(job, overrides, replayed=True)
     deployment = deploy(scenario, replicas=replicas, router=router)  # type: ignore[arg-type]
-    load = LoadSpec(
-        requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed
-    )
+    load = LoadSpec(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed)
     began = perf_counter()
     from reports.export.request_records import recording
 

@@ -6,7 +6,7 @@ from collections import deque
 from math import ceil
 from typing import NamedTuple
 
-from simulator.serving.kv_blocks import KvBlocks
+from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.request import Sequence
 from simulator.spec.scheduler import Scheduler
 

@@ -15,7 +15,7 @@ class DecodeBatch:
     block : size of a block of the KV cache [tokens].
     """
 
-    __slots__ = ("block", "context", "fresh", "last", "members", "steps", "_endings", "_residues")
+    __slots__ = ("_endings", "_residues", "block", "context", "fresh", "last", "members", "steps")
 
     def __init__(self, block: int) -> None:
         self.block = block
