@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from simulator.results.simulate import Engine, powered_plan, schedule_of, timeline_of
+from simulator.engine.des import simulate as run_events
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import price_model
+from simulator.estimate.serving_step import limited, lines_of, step_of
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.workload import WorkloadName
@@ -81,7 +84,7 @@ class StepForecasts:
         self.serving = serving
         self.unit = 2 if serving.two_batch_overlap else 1
         shared = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
-        self.engine: Engine = "events" if shared else "longest-path"  # equal where nothing is shared, and quicker
+        self.engine = run_events if shared else longest_path  # equal where nothing is shared, and quicker
         self.made = 0  # forecasts so far
 
     def decode(self, batch: int, context: int, *, graph: bool) -> float:
@@ -116,9 +119,11 @@ class StepForecasts:
         self.made += 1
         serving = replace(self.serving, **{"prefill_tokens": 0, "prefill_context": 0, **step})
         asked = replace(self.scenario, job=replace(self.scenario.job, workload=workload, serving=serving))
-        schedule = schedule_of(asked)
-        built, _, _ = powered_plan(asked, schedule, asked.job.gpus)
-        return timeline_of(built, schedule, self.engine).makespan
+        lines = lines_of(price_model(asked, 1))
+        factor, _ = limited(lines)
+        if factor > 1.0:
+            lines = lines_of(price_model(asked, 1, pace=factor))
+        return step_of(lines, self.engine)
 
 
 class Row(NamedTuple):
