@@ -110,6 +110,12 @@ def _without_masked(scenario: Scenario) -> str:
     return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
 
 
+def _without_budget(scenario: Scenario) -> str:
+    software = scenario.stack.serving
+    ruled = software is not None and software.kv_budget != "none"
+    return "" if ruled else "the stack has no rule for its KV cache; set stack.serving.kv_budget"
+
+
 def _without_pairs(scenario: Scenario) -> str:
     """Why nothing overlaps a forward with a backward; empty where the schedule pairs them, or breaks its rules."""
     from simulator.schedule import SCHEDULES, Pair, build, parse_schedule
@@ -151,5 +157,6 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.serving.all_reduce": _without_tensor_parallelism,
     "stack.serving.masked": _without_masked,
     "stack.serving.router_fused": _without_experts,
+    "stack.serving.kv_share": _without_budget,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""
