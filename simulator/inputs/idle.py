@@ -35,6 +35,7 @@ def refuse_shown_only(change: Override) -> None:
 
 
 SHOWN_ONLY: Mapping[str, str] = {
+    "hardware.node.host.peak": "it is only shown next to the attainable bandwidth; set hardware.node.host.bandwidth",
     "hardware.gpu.boost_clock": "the peaks are quoted at this clock; set hardware.gpu.peak.bf16 and fp8",
     "hardware.node.nic.peak": "it is only shown next to the attainable bandwidth; set hardware.node.nic.bandwidth",
     "hardware.fabric.network.kind": "messages take hardware.node.nic.latency, whatever switches they cross; set that",
@@ -160,7 +161,12 @@ def _without_checkpoints(scenario: Scenario) -> str:
     return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
 
 
+def _without_offload(scenario: Scenario) -> str:
+    return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
+    "stack.host_update_overlap": _without_offload,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,

@@ -60,6 +60,10 @@ CLUSTER: Mapping[str, Range] = {
     "node.nic.bandwidth": _BANDWIDTH,
     "node.nic.peak": _BANDWIDTH,
     "node.nic.latency": _LATENCY,
+    "node.host.bandwidth": _BANDWIDTH,
+    "node.host.peak": _BANDWIDTH,
+    "node.host.memory_bandwidth": _BANDWIDTH,
+    "node.host.memory_bytes": Range(low=1e9, high=1e15, unit="B", factors=("e9", "e12")),
 }
 
 STACK: Mapping[str, Range] = {
@@ -90,6 +94,8 @@ JOB: Mapping[str, Range] = {
     "memory.headroom": Range(low=0, high=0.9),
     "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
     "memory.reserve": Range(low=0, high=1),
+    "offload.optimizer": Range(low=0, high=1),
+    "offload.activations": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle

@@ -45,6 +45,8 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
+        copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
@@ -82,6 +84,7 @@ class Stack:
     wgrad_accumulation_fused: bool
     shard_copies: bool
     gradients_zeroed: bool
+    host_update_overlap: bool
     norm_kernels: Literal["training", "compiled"]
     optimizer: States
     dropout: bool = False
