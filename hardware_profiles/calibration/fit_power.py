@@ -8,9 +8,9 @@ Rows of `tables/<GPU>_sustained.csv` with op `duty`: a GEMM that alternates with
 that the power cap does not slow) the mean power is the time-weighted mean of the kinds of work: least squares gives the
 power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown = (demand / cap)^exponent.
 
-Where a GPU has a table of GEMMs between memory-bound kernels under lasting load (`tables/<GPU>_fp8_mix.csv`), power and
-exponent are found there instead: kinds of memory-bound kernels draw what they draw alone (their mean is `memory`), and
-the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those that
+Where a GPU has a table of GEMMs between memory-bound kernels under sustained load (`tables/<GPU>_fp8_mix.csv`), power
+and exponent are found there instead: kinds of memory-bound kernels draw what they draw alone (their mean is `memory`),
+and the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those that
 bring the times of every second mix closest; the other half judges them.
 """
 
@@ -81,7 +81,7 @@ def fit(gpu: str = "h200") -> dict[str, float]:
 
 class Mix(NamedTuple):
     """A GEMM between memory-bound kernels: which watts count, times of both at full clock, their power, and what the
-    GEMM took under lasting load [s, W]."""
+    GEMM took under sustained load [s, W]."""
 
     precision: str
     gemm: float
@@ -115,7 +115,7 @@ def mixes(gpu: str) -> tuple[list[Mix], float]:
 
 
 def under_load(mix: Mix, watts: Sequence[float], exponent: float, cap: float) -> float:
-    """Time of the GEMM of a mix under lasting load [s]."""
+    """Time of the GEMM of a mix under sustained load [s]."""
     own = watts[PRECISIONS.index(mix.precision)]
     demand = (mix.gemm * own + mix.memory * mix.watts) / (mix.gemm + mix.memory)
     return float(mix.gemm * max(1.0, demand / cap) ** exponent)

@@ -291,7 +291,7 @@ ACCUMULATED = {"fp8_tensor split": 2.0, "fp8_tensor e5m2 split": 2.0, "fp8_tenso
 
 
 def fp8_split() -> list[Sample]:
-    """FP8 GEMMs whose partial sums are added up in FP32 outside the tensor cores, as gradients' are: under lasting load
+    """FP8 GEMMs whose partial sums are added up in FP32 outside the tensor cores, as gradients' are: sustained
     (`h200_fp8_accumulation`), and the first ones after rest (column `gemm_us_burst` of h200_fp8_mix)."""
     out = []
     for row in rows("h200_fp8_accumulation.csv"):

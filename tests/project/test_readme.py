@@ -18,7 +18,7 @@ from cli import foretrain
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
-from simulator.validation import moe_steps
+from simulator.validation.runs import moe_steps
 
 README = Path(__file__).parents[2] / "README.md"
 OWN = README.parent / "docs" / "measured.md"

@@ -76,7 +76,7 @@ def _small(s: Shapes, size: float, kind: Literal["all_gather", "all_to_all"]) ->
 
 
 def _before_dispatch(builder: SegmentBuilder, s: Shapes, last: str) -> tuple[str, ...]:
-    """What ranks tell each other before tokens travel. Returns what the all-to-all still waits for."""
+    """What ranks send each other before tokens travel. Returns what the all-to-all still waits for."""
     notify = Notify(ranks=s.job.layout.ep, tokens=s.tokens)
     experts, ep = s.model.n_routed_experts, s.job.layout.ep
     match s.stack.dispatcher:
@@ -97,7 +97,7 @@ def _before_dispatch(builder: SegmentBuilder, s: Shapes, last: str) -> tuple[str
 
 
 def dispatch(s: Shapes) -> tuple[Segment, ...]:
-    """`dispatch.F`: what ranks tell each other, and the all-to-all; where nothing travels, the host's wait alone."""
+    """`dispatch.F`: what ranks send each other, then the all-to-all; the host's wait alone where nothing travels."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
     builder.unit = "moe"
     last = router.last_of_forward(s)

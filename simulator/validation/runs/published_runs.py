@@ -15,7 +15,6 @@ from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
 
-LLAMA_VOCABULARY = 128256
 RACK_GPUS = 64
 """Jobs of powers of two use 64 of a rack's 72 GPUs."""
 
@@ -133,12 +132,7 @@ def run_of(figure: Figure) -> Overrides:
         raise CannotCompute("how its stages hold the MTP module is not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
     layers = int(c.get("layers", _layers(name)))
-    ep, fsdp = int(c.get("ep", 1)), int(c.get("fsdp", 0))
-    full = {"full": "full"}.get(str(c.get("recompute", "none")), "none")
-    recompute = "selective" if "selective" in str(c.get("recompute", "")) else full
-    extra: dict[str, Any] = {}
-    if fsdp:
-        extra["layout__zero"] = 3
+    extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
     if name.startswith("maxtext"):
         raise CannotCompute("its sharding and what it recomputes are not published")
     return (
@@ -153,9 +147,9 @@ def run_of(figure: Figure) -> Overrides:
             layout__cp=int(c.get("cp", 1)),
             layout__pp=pp,
             layout__vpp=vpp,
-            layout__ep=ep,
+            layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
-            layout__recompute=recompute,
+            layout__recompute="selective" if "selective" in str(c.get("recompute")) else "none",
             layout__stages=stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
@@ -174,11 +168,5 @@ def _layers(name: str) -> int:
 
 def rate(figure: Figure) -> float:
     """Tokens per second on each GPU, or the time of a step [s]."""
-    one = step(DENSE, run_of(figure))
-    if figure.quantity == "step_time":
-        return one.seconds
-    return (
-        one.metrics["tokens_per_step"] / one.seconds / one.job.gpus
-        if "tokens_per_step" in one.metrics
-        else (one.job.tokens_per_step / one.seconds / one.job.gpus)
-    )
+    one = step(DENSE, run_of(figure), "longest-path")
+    return one.seconds if figure.quantity == "step_time" else one.job.tokens_per_step / one.seconds / one.job.gpus

@@ -92,7 +92,7 @@ def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
 
 
 def main() -> None:
-    """Print every step and the errors of each group: `python -m simulator.validation.moe_steps`."""
+    """Print every step and the errors of each group: `python -m simulator.validation.runs.moe_steps`."""
     found = measured_steps(rows())
     for one in found:
         print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")
