@@ -10,8 +10,8 @@ power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown 
 
 Where a GPU has a table of GEMMs between memory-bound kernels under sustained load (`tables/<GPU>_fp8_mix.csv`), power
 and exponent are found there instead: kinds of memory-bound kernels draw what they draw alone (their mean is `memory`),
-and the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those that
-bring the times of every second mix closest; the other half judges them.
+and the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those
+that bring the times of every second mix closest; the other half judges them.
 """
 
 from __future__ import annotations
