@@ -74,7 +74,7 @@ class Stack:
     norm_fused: bool
     residual_fused: bool
     split_copies: bool
-    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te"]
+    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te", "chunked", "fused_linear"]
     attention_fused: bool
     attention: Literal["fa3", "fa2", "cudnn"]
     selective: Literal["core", "products"]
