@@ -13,11 +13,11 @@ MICROBATCHES = 2
 """Microbatches over which loads that change are averaged: a rank keeps those of several at once."""
 
 
-def fullest_share(scenario: Scenario) -> float:
+def overload_of(scenario: Scenario) -> float:
     """Tokens of the rank that keeps most over those of a mean one.
 
     A rank keeps the tokens of all its layers and of several microbatches. Loads that change from layer to layer are
-    therefore averaged for each rank before the fullest is taken.
+    therefore averaged for each rank before the highest is taken.
     """
     routing, ranks = scenario.job.routing, scenario.job.layout.ep
     if ranks == 1 or not scenario.model.is_moe:
@@ -32,9 +32,9 @@ def fullest_share(scenario: Scenario) -> float:
     return max(1.0, *means)
 
 
-def of_fullest_rank(s: Shapes, scenario: Scenario) -> Shapes:
+def most_loaded(s: Shapes, scenario: Scenario) -> Shapes:
     """The shapes of the rank that keeps most; `s` where all keep the same."""
-    share = fullest_share(scenario)
+    share = overload_of(scenario)
     if share == 1.0:
         return s
     most = s.received * s.job.layout.ep if s.stack.dispatcher == "nccl" else s.tokens * s.job.layout.ep
