@@ -96,16 +96,6 @@ def positions(s: Scenario) -> Iterator[Problem]:
             message=f"with {serving.tokens} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
             suggestion=f"use at most {max(0, longest - serving.tokens)}",
         )
-    window = s.model.sliding_window
-    if window is not None and window < length:
-        yield Problem(
-            rule="attention window",
-            key="serving.context",
-            value=serving.context,
-            message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
-            suggestion=f"use at most {max(0, window - serving.tokens)}",
-            severity="warning",
-        )
 
 
 def microbatches(s: Scenario) -> Iterator[Problem]:

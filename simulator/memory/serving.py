@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -57,12 +58,15 @@ def fits_with(scenario: Scenario, sequences: int) -> bool:
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
-    """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank."""
-    model, serving = scenario.model, shapes.serving
-    tokens = serving.sequences * (serving.context + serving.tokens)
-    each = model.kv_cache_bytes_per_token(WIDTH[serving.kv_dtype])
-    share = 1.0 if model.is_mla else kv_heads_per_rank(shapes) / model.num_key_value_heads
-    return tokens * each * share
+    """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank. Of layers with a
+    window or chunks no more than these is held: the others' blocks are given back."""
+    model, serving, total = scenario.model, shapes.serving, 0.0
+    for kind, layers in Counter(model.layer_kinds()).items():
+        own = replace(shapes, model=model.of_kind(kind))
+        share = 1.0 if model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
+        values = model.cached_values(kind, serving.context + serving.tokens)
+        total += serving.sequences * layers * values * WIDTH[serving.kv_dtype] * share
+    return total
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:

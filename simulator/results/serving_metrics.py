@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from simulator.dtypes import WIDTH
 from simulator.engine.tasks import Timeline
 from simulator.memory.serving import fits_with, peak_with
+from simulator.ops import seen_keys
+from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.units import HOUR
 
@@ -18,17 +22,30 @@ def model_flops(scenario: Scenario) -> float:
     assert serving is not None
     new, cached = serving.tokens, serving.context
     sampled = new if scenario.job.workload == "decode" else 1
-    mean = cached + (new + 1) / 2.0 if scenario.job.workload == "prefill" else float(cached + new)
-    pair = model.qk_head_dim + model.v_dim
-    if model.is_mla and scenario.job.workload == "decode":
-        pair = 2 * (model.kv_lora_rank or 0) + model.qk_rope_head_dim
-    matrices = sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
+    kinds = Counter(model.layer_kinds())
+    matrices = sum(many * model.layer_macs_per_token(kind, 0) for kind, many in kinds.items())
     if model.is_mla and scenario.job.workload == "prefill":
         expand = (model.kv_lora_rank or 0) * model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim)
         matrices += model.num_hidden_layers * expand * cached / new
-    attention = model.num_hidden_layers * model.num_attention_heads * pair * mean
+    attention = sum(many * _core_macs(scenario, model.of_kind(kind)) for kind, many in kinds.items())
     head = model.vocab_size * model.hidden_size * sampled / new
     return 2.0 * serving.sequences * new * (matrices + attention + head)
+
+
+def _core_macs(scenario: Scenario, layer: ModelSpec) -> float:
+    """Multiply-adds of one new token with its keys and values, in one layer of a model whose layers are all like it."""
+    serving, decodes = scenario.job.serving, scenario.job.workload == "decode"
+    assert serving is not None
+    new, cached = serving.tokens, serving.context
+    pair = layer.qk_head_dim + layer.v_dim
+    if layer.is_mla and decodes:
+        pair = 2 * (layer.kv_lora_rank or 0) + layer.qk_rope_head_dim
+    window, chunk = layer.sliding_window or 0, layer.attention_chunk_size
+    if decodes:
+        seen = float((cached + new - 1) % chunk + 1 if chunk else min(cached + new, window or cached + new))
+    else:
+        seen = seen_keys(cached, cached + new, window, chunk) + (0.0 if window or chunk else 0.5)
+    return layer.num_attention_heads * pair * seen
 
 
 def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float) -> dict[str, float]:
@@ -49,7 +66,9 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
         "usd_per_million_tokens": price / HOUR / rate * 1e6,
         "price_per_gpu_hour_usd": price,
         "exposed_comm_s": exposed_comm,
-        "kv_bytes_per_token": scenario.model.kv_cache_bytes_per_token(WIDTH[serving.kv_dtype]),
+        "kv_bytes_per_token": scenario.model.kv_cache_bytes_per_token(
+            WIDTH[serving.kv_dtype], serving.context + serving.tokens
+        ),
         "peak_memory_bytes": peak_with(scenario, serving.sequences),
         "largest_batch": float(largest_batch(scenario)),
         "model_parameters": float(scenario.model.parameters()),

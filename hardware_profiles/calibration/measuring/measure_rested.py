@@ -448,8 +448,10 @@ def launches_of(labels: Row, make: Callable[[], Call], guess: float, flush: torc
         launch(flush, call)
 
 
-def measure(cases: list[Case]) -> list[Row]:
-    """Rows of the cases that ran; the profiler's events are cut at the spins."""
+def measure(cases: list[Case], summarise: Callable[[Row, list[Events]], Row] | None = None) -> list[Row]:
+    """Rows of the cases that ran; the profiler's events are cut at the spins. `summarise` makes the row of a case's
+    launches, else `summary`."""
+    summarise = summarise or summary
     flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
     owners: list[Row | None] = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
@@ -469,7 +471,7 @@ def measure(cases: list[Case]) -> list[Row]:
     for owner, events in zip(owners, samples, strict=True):
         if owner is not None:
             found.setdefault(id(owner), (owner, []))[1].append(events[:-1])  # the last one is the next flush
-    return [summary(labels, runs) for labels, runs in found.values() if all(runs)]
+    return [summarise(labels, runs) for labels, runs in found.values() if all(runs)]
 
 
 def cut(events: Events) -> list[Events]:

@@ -17,13 +17,12 @@ from simulator.spec.model import BlockKind
 
 def build_block(kind: BlockKind, s: ServingShapes) -> Block:
     """One block; the MTP modules do not run."""
-    build = {
-        BlockKind.EMBED: _embedding,
-        BlockKind.DENSE: _dense_layer,
-        BlockKind.MOE: _moe_layer,
-        BlockKind.HEAD: _head,
-    }
-    return Block(kind=kind, forward=tuple(_small_apart(segment) for segment in build[kind](s)), backward=())
+    if kind.is_layer:
+        own = replace(s, model=s.model.of_kind(kind))
+        segments = _moe_layer(own) if kind.is_moe else _dense_layer(own)
+    else:
+        segments = {BlockKind.EMBED: _embedding, BlockKind.HEAD: _head}[kind](s)
+    return Block(kind=kind, forward=tuple(_small_apart(segment) for segment in segments), backward=())
 
 
 SMALL = 1e6
