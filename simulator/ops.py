@@ -14,6 +14,10 @@ from simulator.dtypes import BF16, FP8
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
 
+Unit = Literal["", "mlp", "moe", "shared_experts"]
+"""Part of a layer that can run again as a whole: its feed-forward part, its experts with gate and all-to-alls, or the
+shared experts (which are part of `moe`, too)."""
+
 Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
@@ -161,11 +165,12 @@ class DecodeAttention:
     kv_heads : heads of keys and values.
     d_qk : width of a query or key head [elements].
     d_v : width of a value head [elements].
-    kv_len : cached keys of a sequence, the new tokens' included [tokens].
+    kv_len : cached keys of a sequence, the new tokens' included [tokens]; where they differ, the mean, rounded.
     q_len : new tokens of a sequence [tokens].
     kv_dtype : format of the cache; GEMMs run in BF16.
     latent : the first `d_v` entries of a key are its value, so the cache holds `d_qk` entries per token and head of
         keys (absorbed MLA: 1 head, 576 and 512).
+    lengths : cached keys of each sequence, where they differ [tokens].
     """
 
     batch: int
@@ -177,17 +182,23 @@ class DecodeAttention:
     q_len: int = 1
     kv_dtype: Literal["bf16", "fp8"] = "bf16"
     latent: bool = False
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def keys(self) -> int:
+        """Cached keys of all sequences [tokens]."""
+        return sum(self.lengths) or self.batch * self.kv_len
 
     @property
     def flops(self) -> float:
         """Scores and values, 1 multiply-add = 2 [FLOP]."""
-        return 2.0 * self.batch * self.heads * self.q_len * self.kv_len * (self.d_qk + self.d_v)
+        return 2.0 * self.keys * self.heads * self.q_len * (self.d_qk + self.d_v)
 
     @property
     def kv_bytes(self) -> float:
         """Keys and values of all sequences, read once [B]."""
         entries = self.d_qk if self.latent else self.d_qk + self.d_v
-        return self.batch * self.kv_len * self.kv_heads * entries * (1.0 if self.kv_dtype == "fp8" else 2.0)
+        return self.keys * self.kv_heads * entries * (1.0 if self.kv_dtype == "fp8" else 2.0)
 
     @property
     def bytes(self) -> float:
@@ -357,6 +368,7 @@ class Facts(TypedDict, total=False):
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
+    unit: Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +395,7 @@ class Op:
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
+    unit : part of the layer that it belongs to, of those that can run again as a whole.
     """
 
     name: str
@@ -402,6 +415,7 @@ class Op:
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
+    unit: Unit = ""
 
     @property
     def flops(self) -> float:

@@ -94,28 +94,34 @@ def runs_figure(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A candidate of a search: two values of which less is better, and a name to show if it is on the front."""
+    """A candidate of a search: two values, and a name to show if it is on the front."""
 
     x: float
     y: float
     name: str = ""
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other is at least as good as in both and better in one, by x."""
+LESS = (False, False)
+"""Of neither axis is more better."""
+
+
+def front(points: Sequence[Point], more: tuple[bool, bool] = LESS) -> list[Point]:
+    """The points that no other is at least as good as in both and better in one, the best in x first. `more`: whether
+    more of x, and of y, is better."""
+    across, up = (-1.0 if one else 1.0 for one in more)
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.x, p.y)):
-        if not best or point.y < best[-1].y:
+    for point in sorted(points, key=lambda p: (across * p.x, up * p.y)):
+        if not best or up * point.y < up * best[-1].y:
             best.append(point)
     return best
 
 
-def pareto_figure(points: Sequence[Point], x: str, y: str) -> Figure:
-    """All candidates, and the front in colour; `x` and `y` are labels with units."""
+def pareto_figure(points: Sequence[Point], x: str, y: str, more: tuple[bool, bool] = LESS) -> Figure:
+    """All candidates, and the front in colour; `x` and `y` are labels with units, `more` is as of `front`."""
     figure = new_figure(3.2, 5.0)
     axes = figure.subplots()
     axes.scatter([p.x for p in points], [p.y for p in points], s=9, color="#b3b9c2", linewidths=0, label="candidates")
-    best = front(points)
+    best = front(points, more)
     axes.step([p.x for p in best], [p.y for p in best], where="post", color=SERIES[0], lw=1.0)
     axes.scatter([p.x for p in best], [p.y for p in best], s=20, color=SERIES[0], zorder=3, label="not bettered")
     for point in best:
@@ -126,5 +132,5 @@ def pareto_figure(points: Sequence[Point], x: str, y: str) -> Figure:
     axes.set_ylabel(y)
     axes.margins(0.12)
     axes.grid(True)
-    axes.legend(loc="upper right")
+    axes.legend(loc="best" if any(more) else "upper right")
     return figure

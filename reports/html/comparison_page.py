@@ -12,7 +12,7 @@ from reports.html.payload import embedded, steps_payload
 from reports.views import words
 from reports.views.actions import ActionSpan
 from reports.views.palette import PHASES
-from reports.views.sidebyside import class_changes, input_differences, marked, prices, sentence, table
+from reports.views.sidebyside import class_changes, input_differences, marked, prices, sentence, setups, table
 
 MOST_CLASSES = 15
 
@@ -49,6 +49,7 @@ def comparison_context(shown: Sequence[Shown], failed: Sequence[tuple[str, str]]
         "title": "foretrain: " + (", ".join(titles) if len(titles) <= 3 else f"{len(titles)} results compared"),
         "shown": shown,
         "titles": titles,
+        "setups": setups(results),
         "answer": sentence(titles, results) if results else "None of the variants can run.",
         "metrics": table(results),
         "differences": input_differences(results),

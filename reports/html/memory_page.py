@@ -10,8 +10,10 @@ from typing import Any
 from reports.html.charts import ticks
 from reports.html.page import write
 from reports.html.payload import embedded
+from reports.views import words
 from reports.views.palette import MEMORY
 from simulator.memory import GROUPS, Curve, Measure, MemoryReport
+from simulator.spec.scenario import Scenario
 from simulator.units import GB
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 1000.0, 260.0, 42.0, 24.0, 14.0
@@ -30,11 +32,14 @@ def memory_context(report: MemoryReport, curve: Curve) -> dict[str, Any]:
     }
 
 
-def write_memory(name: str, report: MemoryReport, curve: Curve, file: Path, measures: Sequence[Measure] = ()) -> None:
-    """Write the page of a memory forecast of the job `name`."""
+def write_memory(
+    scenario: Scenario, report: MemoryReport, curve: Curve, file: Path, measures: Sequence[Measure] = ()
+) -> None:
+    """Write the page of a memory forecast of a job."""
     context = {
-        "title": f"foretrain: memory of {name}",
-        "name": name,
+        "title": f"foretrain: memory of {scenario.name}",
+        "name": scenario.name,
+        "setup": words.setup(scenario.model.name, scenario.job.gpus, scenario.cluster.gpu.name),
         "memory": memory_context(report, curve),
         "measures": measures,
         "data": embedded({"steps": [], "pair": None}),

@@ -12,7 +12,7 @@ from reports.html.memory_page import memory_context
 from reports.html.page import write
 from reports.html.payload import embedded, pair_payload, pair_window, steps_payload
 from reports.views import words
-from reports.views.actions import action_list, representative
+from reports.views.actions import action_list, named, representative
 from reports.views.answer import answer_of, assumptions_of, doubt_in_words
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import OpSpan, ops_of
@@ -25,20 +25,24 @@ from simulator.studies.uncertainty import Interval
 
 
 def write_simulation(
-    result: Result, file: Path, tornado: Tornado | None = None, interval: Interval | None = None
+    result: Result,
+    file: Path,
+    tornado: Tornado | None = None,
+    interval: Interval | None = None,
+    action: str | None = None,
 ) -> None:
     """Write the page of `result`; with a section of what the step depends on if `tornado` says so, and one of how sure
-    it is with an `interval`."""
-    write("simulation.html", simulation_context(result, tornado, interval), file)
+    it is with an `interval`. `action` is the one to look into, as schedules spell it."""
+    write("simulation.html", simulation_context(result, tornado, interval, action), file)
 
 
 def simulation_context(
-    result: Result, tornado: Tornado | None = None, interval: Interval | None = None
+    result: Result, tornado: Tornado | None = None, interval: Interval | None = None, action: str | None = None
 ) -> dict[str, Any]:
     """Everything the template shows."""
     timeline, scenario = result.timeline, result.scenario
     actions = action_list(timeline)
-    chosen = representative(actions)
+    chosen = representative(actions) if action is None else named(actions, action)
     ops = ops_of(timeline, chosen)
     trust = trust_of(result)
     step = result.metrics["step_time_s"]
@@ -48,6 +52,7 @@ def simulation_context(
     return {
         "title": f"foretrain: {scenario.name}",
         "scenario": scenario,
+        "setup": words.setup(scenario.model.name, scenario.job.gpus, scenario.cluster.gpu.name),
         "result": result,
         "m": result.metrics,
         "step": step,
@@ -58,6 +63,7 @@ def simulation_context(
         "timeline_legend": _timeline_legend(actions_phases=[a.phase for a in actions], runs="runs" in steps),
         "has_runs": "runs" in steps,
         "chosen": chosen,
+        "wanted": action is not None,
         "pair_legend": _PAIR_LEGEND,
         "phases": [phase for phase in PHASES if any(rank.phases[phase] > 1e-9 for rank in result.ranks)],
         "idle": _idle_rows(idle_by_cause(result, actions).causes, step),

@@ -20,7 +20,7 @@ FEW = 12
 """Up to this many ops are explained with formula and source; more are listed."""
 LEAST = 5e-5
 """Change of the step below which a swing is not shown unless all are asked for."""
-_BAR = 16
+_BAR = 12
 
 
 def report(
@@ -156,6 +156,7 @@ def _tornado_note(tornado: Tornado) -> str:
     return (
         f"Step time {words.seconds(tornado.base)} ({how}). Each number alone at the low and at the high end:"
         " 10 % off, or the range that its source states. a: assumed, nobody measured it. Layers stay on their stages."
+        " --set takes these names."
     )
 
 
@@ -166,7 +167,7 @@ def _tornado(tornado: Tornado, verbose: bool) -> Table:
     for swing in swings:
         bar = "█" * round(_BAR * swing.width() / widest) if widest else ""
         table.add_row(
-            swing.knob.path.removeprefix("hardware."),
+            swing.knob.path,
             "a" if swing.knob.kind == "assumed" else "",
             f"{100 * (swing.at_low / tornado.base - 1):+.2f} %",
             f"{100 * (swing.at_high / tornado.base - 1):+.2f} %",

@@ -13,10 +13,12 @@ from reports.terminal import step_tables
 from reports.terminal.elements import columns, listed, note, section
 from reports.terminal.memory_tables import filled
 from reports.views import words
+from simulator.graph.serving.shapes import serving_of
 from simulator.memory import MemoryReport
 from simulator.results.metrics import price_of
 from simulator.results.result import Result
 from simulator.spec.scenario import Scenario
+from simulator.spec.serving import Serving, expert_slots
 from simulator.units import GB
 
 
@@ -33,8 +35,34 @@ def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
     ]
 
 
+def cached(serving: Serving) -> str:
+    """How many tokens are cached of each sequence, in words."""
+    mean, longest = serving.mean_context, serving.longest_context
+    return f"{mean:,.0f}" if longest == mean else f"{mean:,.0f} on average (up to {longest:,})"
+
+
+def _more(scenario: Scenario, serving: Serving) -> list[str]:
+    """Lines on what few jobs have: drafted tokens, a chunk of a prompt, copies of experts."""
+    lines = []
+    if serving.mtp_depth and scenario.job.workload == "decode":
+        lines.append(
+            f"MTP drafts {words.counted(serving.mtp_depth, 'token')}, verified in the same step:"
+            f" {serving.accepted:.2f} tokens a step and sequence"
+        )
+    if serving.prefill_tokens:
+        lines.append(
+            f"with {serving.prefill_tokens:,} tokens of a prompt behind {serving.prefill_context:,} computed before"
+        )
+    if serving.redundant_experts or serving.shared_slots:
+        total, ep = expert_slots(scenario.model, serving), scenario.job.layout.ep
+        kinds = [f"{serving.redundant_experts} of routed experts"] if serving.redundant_experts else []
+        kinds += [f"{serving.shared_slots} of the shared expert"] if serving.shared_slots else []
+        lines.append(f"{total} slots of experts in a layer, {total // ep} a rank; copies: {' and '.join(kinds)}")
+    return lines
+
+
 def heading(scenario: Scenario) -> Text:
-    """Which step this is, in four lines."""
+    """Which step this is, in four lines or a few more."""
     job, layout, model, serving = scenario.job, scenario.job.layout, scenario.model, scenario.job.serving
     assert serving is not None
     degrees = [f"{layout.tp} tensor" + (" with sequence" if layout.tp > 1 and layout.sp else "")]
@@ -45,7 +73,8 @@ def heading(scenario: Scenario) -> Text:
         f" on {job.gpus} x {scenario.cluster.gpu.name}",
         f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
         f"{words.counted(serving.sequences, 'sequence')} on each of {words.counted(job.dp, 'data-parallel rank')}:"
-        f" {words.counted(serving.tokens, 'new token')} each, {serving.context:,} cached before{halves}",
+        f" {words.counted(serving.tokens, 'new token')} each, {cached(serving)} cached before{halves}",
+        *_more(scenario, serving),
     )
     text = Text(f"One {job.workload} step of {scenario.name}", style="bold")
     return text.append("\n" + "\n".join(lines), style="not bold")
@@ -72,6 +101,9 @@ def answer(result: Result) -> Table:
     if "tpot_s" in m:
         speed = f"{m['tokens_per_s_per_user']:,.1f} tokens/s for each user"
         rows.append(("time per output token", words.seconds(m["tpot_s"]), speed))
+        if "prefill_tokens_per_s_per_gpu" in m:
+            rate = f"{m['prefill_tokens_per_s_per_gpu']:,.0f}"
+            rows.append(("of the prompt", rate, "tokens/s on each GPU, which the throughput above does not count"))
     else:
         rows.append(("time to first token", words.seconds(m["ttft_s"]), "of prompts that need not wait"))
     price = f"per 1e6 tokens at {words.dollars(m['price_per_gpu_hour_usd'])} per GPU-hour"
@@ -94,9 +126,8 @@ def memory(found: MemoryReport) -> Table:
 
 def held(result: Result) -> Text:
     """How far memory reaches."""
-    m, serving = result.metrics, result.scenario.job.serving
-    assert serving is not None
-    length = serving.context + serving.tokens
+    m, serving = result.metrics, serving_of(result.scenario)
+    length = round(serving.mean_context) + serving.tokens
     return Text(
         f"KV cache: {m['kv_bytes_per_token']:,.0f} B a token over all layers. Most sequences of {length:,} tokens"
         f" that fit: {m['largest_batch']:,.0f}."
@@ -149,13 +180,11 @@ def follows(scenario: Scenario) -> Table:
         ("GPUs", f"{job.gpus:,}", f"on {nodes:,} nodes of {scenario.cluster.node.gpus}"),
         ("data parallel (dp)", f"{job.dp:,}", f"{job.gpus:,} GPUs / tp {layout.tp}"),
         ("sequences", f"{job.dp * serving.sequences:,}", f"{serving.sequences:,} on each data-parallel rank"),
-        ("tokens per step", words.large(job.dp * serving.sequences * serving.tokens), ""),
+        ("tokens per step", words.large(job.dp * serving.sequences * serving.tokens), "new ones, before any draft"),
     ]
     if scenario.model.n_routed_experts:
-        each = scenario.model.n_routed_experts // layout.ep
-        rows.insert(
-            2, ("experts on a rank", f"{each:,}", f"of {scenario.model.n_routed_experts}; each stands {job.edp}x")
-        )
+        total = expert_slots(scenario.model, serving)
+        rows.insert(2, ("experts on a rank", f"{total // layout.ep:,}", f"of {total}; each stands {job.edp}x"))
     table = columns("", ">", "")
     for name, value, remark in rows:
         table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))

@@ -47,15 +47,17 @@ def explain(
     Then the blocks summed up; the critical path of the step by kernel class: what must get faster for the step to get
     faster; and how far the step moves with each hardware number and each assumed constant.
     """
-    from simulator.errors import InputError
+    from simulator.errors import InputError, meant
     from simulator.inputs import load_scenario
     from simulator.studies.explain import explain as explained
+    from simulator.studies.explain import pattern_names
     from simulator.studies.sensitivity import tornado
 
     scenario = load_scenario(job, overrides)
     found = explained(scenario, pattern)
     if not found.ops:
-        raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; try attn.* or gemm.*")
+        hint = meant(pattern, pattern_names(scenario), otherwise="try attn.* or gemm.*")
+        raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; {hint}")
     path = found.critical_path(engine)
     swings = None
     if sensitivity and scenario.workload.serves:

@@ -100,7 +100,7 @@ def memory(
         if page is not None:
             from reports.html.memory_page import write_memory
 
-            write_memory(scenario.name, found, curve, page, saved)
+            write_memory(scenario, found, curve, page, saved)
             say(f"wrote {page}", quiet=quiet)
     if as_json:
         shown = found.as_dict()

@@ -56,7 +56,7 @@ ep = {layout.ep}  # ranks that experts are spread over
 cp = {layout.cp}  # ranks that a sequence is spread over
 zero = {layout.zero}  # 0: all is kept whole; 1: optimizer sharded; 2: gradients, too; 3: parameters, too
 schedule = "{layout.schedule}"  # foretrain show schedule lists them
-recompute = "{layout.recompute}"  # none, selective, full or deepseek
+recompute = "{layout.recompute}"  # none, selective, full, deepseek, or a list of modules
 
 [batch]
 sequence_length = {batch.sequence_length}  # [tokens]

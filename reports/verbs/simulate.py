@@ -49,6 +49,7 @@ DOES_NOT_FIT = 3
 @click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
+@click.option("--action", metavar="TEXT", help="Action that the page opens, as in '(2F107;13B39)'. [default: typical]")
 @click.option("--sensitivity", is_flag=True, help="On the page: what the step depends on. Takes a minute.")
 @click.option("--figures", metavar="DIR", help="Draw figures into DIR, each as SVG and PNG.")
 @click.option("--export", metavar="DIR", help="Write tables for pandas into DIR: CSV, and Parquet with pyarrow.")
@@ -66,6 +67,7 @@ def simulate(
     ranks: str | None,
     window: str | None,
     html: str | None,
+    action: str | None,
     sensitivity: bool,
     figures: str | None,
     export: str | None,
@@ -81,6 +83,7 @@ def simulate(
     folder = output_folder(figures, "--figures") if figures is not None else None
     tables = output_folder(export, "--export") if export is not None else None
     _check_usage(page is None and sensitivity, "--sensitivity belongs to --html")
+    _check_usage(page is None and action is not None, "--action belongs to --html")
     _check_usage(sensitivity and bool(what_ifs), "--sensitivity moves numbers of the job itself: not with --what-if")
     _check_usage(file is None and not (ranks is None and window is None), "--ranks and --window belong to --trace")
     asked = interval_asked(interval, draws, seed)
@@ -98,7 +101,7 @@ def simulate(
     if file is not None:
         _write_trace(result, file, chosen, quiet)
     if page is not None:
-        _write_page(result, page, (job, overrides) if sensitivity else None, spread, quiet)
+        _write_page(result, page, (job, overrides) if sensitivity else None, spread, action, quiet)
     _write_looks(result, folder, tables, quiet)
     if as_json:
         warn(result.warnings, quiet=quiet)
@@ -146,9 +149,14 @@ def _interval(result: Result, asked: tuple[int, int] | None, quiet: bool) -> Int
 
 
 def _write_page(
-    result: Result, page: Path, moved: tuple[str, tuple[str, ...]] | None, spread: Interval | None, quiet: bool
+    result: Result,
+    page: Path,
+    moved: tuple[str, tuple[str, ...]] | None,
+    spread: Interval | None,
+    action: str | None,
+    quiet: bool,
 ) -> None:
-    """The page; with what the step depends on if a job is given whose numbers are to be moved."""
+    """The page, one action opened; with what the step depends on if a job is given whose numbers are to be moved."""
     from reports.html import write_simulation
 
     swings = None
@@ -157,7 +165,7 @@ def _write_page(
 
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(*moved, progress=done)
-    write_simulation(result, page, swings, spread)
+    write_simulation(result, page, swings, spread, action)
     say(f"wrote {page}", quiet=quiet)
 
 

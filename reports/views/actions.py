@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.engine.tasks import ActionOf, Timeline
+from simulator.errors import InputError, meant
 from simulator.results.metrics import action_spans
 from simulator.schedule import actions_of
 
@@ -69,3 +70,20 @@ def representative(actions: list[ActionSpan]) -> ActionSpan:
         if found:
             return found[len(found) // 2]
     raise ValueError("a timeline without actions has nothing to look into")
+
+
+def named(actions: list[ActionSpan], text: str) -> ActionSpan:
+    """The action that schedules spell `text`, on the first rank that runs it.
+
+    Raises
+    ------
+    InputError
+        Where the step has no such action.
+    """
+    wanted = text.replace(" ", "")
+    for action in actions:
+        if action.text == wanted:
+            return action
+    texts = list(dict.fromkeys(action.text for action in actions))
+    hint = meant(text, texts, otherwise=f"try {representative(actions).text}")
+    raise InputError(f"--action: {text!r}: the step has no such action; {hint}")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reports.views.actions import ActionSpan
-from simulator.cost.attention_cost import attention_bytes
-from simulator.cost.gemm_cost import gemm_bytes
+from simulator.cost.memory_bytes import memory_bytes
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, DecodeAttention, Gemm, Notify, Op, Streaming, Wait
+from simulator.ops import Notify, Op, Wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,7 @@ def _op_span(priced: Priced, sequence: KernelSequence, stream: str, start: float
         calibrated=priced.cost.calibrated,
         alone=priced.durations[0],
         flops=op.flops,
-        bytes=bytes_of(op) or priced.cost.nic_bytes + priced.cost.nvlink_bytes,
+        bytes=memory_bytes(op) or priced.cost.nic_bytes + priced.cost.nvlink_bytes,
     )
 
 
@@ -99,16 +98,3 @@ def direction_of(op: Op, segment: str) -> str:
         return "N"
     last = segment.rpartition(".")[2]
     return last if last in ("F", "B", "W") else "B"
-
-
-def bytes_of(op: Op) -> float:
-    """Bytes that all kernels of an op move through memory [B]; 0 where that is not what they do."""
-    match op.work:
-        case Gemm():
-            return gemm_bytes(op.work) * op.count
-        case Attention():
-            return attention_bytes(op.work) * op.count
-        case Streaming() | DecodeAttention():
-            return op.work.bytes * op.count
-        case _:
-            return 0.0

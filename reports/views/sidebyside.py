@@ -81,6 +81,19 @@ def marked(title: str, result: Mapping[str, Any]) -> str:
     return title if fits(result) else f"{title} (DOES NOT FIT)"
 
 
+def setups(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which model on how many of which GPU the results are of, each once."""
+    return list(dict.fromkeys(setup(result["scenario"]) for result in results))
+
+
+def setup(scenario: Mapping[str, Any]) -> str:
+    """A job's model, GPU count and GPU, as far as a saved scenario names them."""
+    model = (scenario.get("model") or {}).get("name") or "?"
+    gpu = ((scenario.get("cluster") or {}).get("gpu") or {}).get("name") or "?"
+    gpus = (scenario.get("job") or {}).get("gpus")
+    return words.setup(model, gpus if isinstance(gpus, int) else None, gpu)
+
+
 def work_differs(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of the work of a step is not the same in all results, in words."""
     seen = [_work(result) for result in results]

@@ -65,8 +65,8 @@ def shared_gradients(work: Attention) -> float:
 
 @lru_cache(maxsize=4096)
 def banded_blocks(cached: int, end: int, window: int, chunk: int, block_q: int, block_kv: int) -> tuple[float, float]:
-    """Blocks of keys that the tiles of queries from position `cached` to `end` walk over under a window or in chunks:
-    mean and most. Kernels skip whole blocks only (flash-attention 2.8, csrc/flash_attn/src/flash_fwd_kernel.h,
+    """Blocks of keys that the tiles of queries from position `cached` to `end` need under a window or in chunks: mean
+    and most. Kernels skip whole blocks only (flash-attention 2.8, csrc/flash_attn/src/flash_fwd_kernel.h,
     n_block_min and n_block_max)."""
     counts = []
     for first in range(cached, end, block_q):

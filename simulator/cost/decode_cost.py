@@ -7,11 +7,16 @@ multiply-adds of the CTAs that share the SM, on tiles of heads whose empty rows 
 heads per group memory is the bound; with 128 heads on one latent (MLA) the tensor cores do. How keys are cut is the
 library's rule (`DecodeAttentionParams`): evenly over the CTAs that run at once, or every sequence into as many parts as
 fill waves of CTAs well. Parts are added up by a second kernel, which loops over the parts of a sequence.
+
+Where sequences differ in length, an even cut still gives every CTA the same share of all keys. The other rule cuts
+them all into parts as long as those of the longest; a CTA takes the next part when it has done one, in the order of the
+grid, and the step ends with the last (list scheduling).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from heapq import heapreplace
 from math import ceil
 from typing import NamedTuple
 
@@ -34,7 +39,7 @@ class Cut(NamedTuple):
     parts : parts of a sequence.
     ctas : CTAs of the grid.
     waves : rounds of CTAs over the GPU.
-    blocks : key blocks of a CTA.
+    blocks : key blocks of a CTA in each round; fewer where some sequences are shorter than the longest.
     rows : rows of a CTA's tile.
     keys : keys of a block [tokens].
     """
@@ -42,7 +47,7 @@ class Cut(NamedTuple):
     parts: int
     ctas: int
     waves: int
-    blocks: int
+    blocks: float
     rows: int
     keys: int
 
@@ -71,23 +76,67 @@ def _tiles(work: DecodeAttention, rows: int) -> int:
 
 def cut(work: DecodeAttention, p: DecodeAttentionParams, sms: int) -> Cut:
     """How the library cuts the keys on `sms` SMs."""
-    slots, blocks, tiles = p.resident * sms, ceil(work.kv_len / p.block_kv), _tiles(work, p.block_q)
+    slots, tiles = p.resident * sms, _tiles(work, p.block_q)
+    each = _blocks(work, p.block_kv)
+    blocks = max(each)
     if p.even:
         ranks = max(1, slots // tiles)
         rounds = ceil(tiles * ranks / slots)
-        mine = ceil(work.batch * (blocks + p.overhead) / ranks)
+        together = sum(each) if len(each) > 1 else work.batch * blocks
+        mine = ceil((together + work.batch * p.overhead) / ranks)
         parts = max(1, ceil(blocks / mine))
         return Cut(parts, tiles * min(ranks, work.batch * parts), rounds, mine, p.block_q, p.block_kv)
     parts = parts_of(work.batch * tiles, slots, blocks, p.full, p.keep, p.most)
     if parts > 1 or not p.whole_q:
-        ctas = work.batch * tiles * parts
-        return Cut(parts, ctas, ceil(ctas / slots), ceil(blocks / parts), p.block_q, p.block_kv)
-    ctas = work.batch * _tiles(work, p.whole_q)
-    keys = p.whole_kv or p.block_kv
-    return Cut(1, ctas, ceil(ctas / slots), ceil(work.kv_len / keys), p.whole_q, keys)
+        return _in_parts(work, each, tiles, ceil(blocks / parts), p, sms, whole=False)
+    each = _blocks(work, p.whole_kv or p.block_kv)
+    return _in_parts(work, each, _tiles(work, p.whole_q), max(each), p, sms, whole=True)
+
+
+def _blocks(work: DecodeAttention, keys: int) -> tuple[int, ...]:
+    """Key blocks of each sequence; one number where all are equal."""
+    return tuple(ceil(length / keys) for length in work.lengths) or (ceil(work.kv_len / keys),)
+
+
+def _in_parts(
+    work: DecodeAttention, each: tuple[int, ...], tiles: int, most: int, p: DecodeAttentionParams, sms: int, whole: bool
+) -> Cut:
+    """The cut into parts of up to `most` blocks; `whole`: sequences are not cut, and tiles are those for that."""
+    slots, longest = p.resident * sms, max(each)
+    parts = ceil(longest / most)
+    rows, keys = (p.whole_q, p.whole_kv or p.block_kv) if whole else (p.block_q, p.block_kv)
+    ctas = tiles * (sum(ceil(blocks / most) for blocks in each) if len(each) > 1 else work.batch * parts)
+    full = work.batch * tiles * parts
+    shorter = 1.0
+    if len(each) > 1:
+        shorter = last_end(each, tiles, most, sms) / last_end((longest,) * work.batch, tiles, most, sms)
+    return Cut(parts, ctas, ceil(full / slots), most * shorter, rows, keys)
+
+
+@lru_cache(maxsize=4096)
+def last_end(each: tuple[int, ...], tiles: int, most: int, sms: int) -> int:
+    """When the last CTA ends, in key blocks, where SMs take the parts of the sequences in turn, one at a time each.
+
+    CTAs that share an SM share its tensor cores, so that one that is left alone goes on faster: together they take as
+    long as one after the other.
+    """
+    busy = [0] * sms
+    end = 0
+    for blocks in each:
+        for at in range(0, blocks, most):
+            part = min(most, blocks - at)
+            for _ in range(tiles):
+                done = busy[0] + part
+                heapreplace(busy, done)
+                end = max(end, done)
+    return end
 
 
 def _check(work: DecodeAttention, sms: int) -> None:
+    if work.lengths and (len(work.lengths) != work.batch or min(work.lengths) < 1):
+        raise InputError(
+            f"decode attention: lengths of {len(work.lengths)} sequences: must be {work.batch}, each at least 1"
+        )
     sizes = (work.batch, work.heads, work.kv_heads, work.d_qk, work.d_v, work.kv_len, work.q_len)
     if min(sizes) < 1:
         raise InputError(

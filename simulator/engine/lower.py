@@ -14,11 +14,11 @@ from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
-from simulator.graph.serving.shapes import serving_shapes
+from simulator.graph.serving.layer import serving_kinds
+from simulator.graph.serving.shapes import ServingShapes, serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
-from simulator.graph.stage import build_blocks, split
+from simulator.graph.stage import build_blocks, split, with_variants
 from simulator.ops import AllToAll, Op, PointToPoint
-from simulator.routing.loads import imbalance
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
 from simulator.spec.model import BlockKind
@@ -64,15 +64,16 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
-    local = shapes.local_experts
     return PricedModel(
         scenario=scenario,
         shapes=shapes,
         blocks=blocks,
         price=price,
-        imbalance=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
-        resampled_per_layer=scenario.job.routing.kind == "sampled",
-        stages=split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
+        imbalance=shapes.imbalance,
+        resampled_per_layer=scenario.job.routing.kind in ("sampled", "measured"),
+        stages=(serving_kinds(shapes),)
+        if isinstance(shapes, ServingShapes)
+        else with_variants(split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)), layout),
         block_seconds=seconds,
         pace=pace,
     )

@@ -23,11 +23,17 @@ DELTA = {"decode": 2, "prefill": 0}
 
 
 def stages_of(block: Block, workload: str) -> list[tuple[Segment, ...]]:
-    """The stages of one block; one without all-to-alls is cut only behind its projections."""
+    """The stages of one block; one without all-to-alls is cut only behind its projections.
+
+    Segments of no stage are one of their own: those before attention (a projection of MTP) first, all others last.
+    """
     cuts = DECODE if workload == "decode" else PREFILL
     known = set().union(*cuts)
-    stages = [tuple(segment for segment in block.forward if segment.name in cut) for cut in cuts]
-    stages.append(tuple(segment for segment in block.forward if segment.name not in known))
+    names = [segment.name for segment in block.forward]
+    begin = next((at for at, name in enumerate(names) if name in known), 0)
+    stages = [block.forward[:begin]]
+    stages += [tuple(segment for segment in block.forward if segment.name in cut) for cut in cuts]
+    stages.append(tuple(segment for segment in block.forward[begin:] if segment.name not in known))
     return [stage for stage in stages if stage]
 
 

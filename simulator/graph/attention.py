@@ -152,7 +152,7 @@ def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> N
     part: Part | None = "R" if again else None
     for norm, rows, width in _head_norms(s):
         _reduce_statistics(builder, s, f"{norm}.{name}")
-        kept = 0.0 if again else norm_output(s, rows, width)
+        kept = 0.0 if again else norm_output(s, rows, width, "head")
         norm_forward(builder, f"{norm}.{name}", rows, width, part=part, saved=kept)
     if s.model.positions == "rope":
         _rotate(builder, s, name, part=part)
@@ -194,13 +194,13 @@ def gate_width(s: Shapes) -> int:
 
 def gate_output(builder: SegmentBuilder, s: Shapes, *, backward: bool = False) -> None:
     """The core's output times the sigmoid of its gate; backward reads the gradient, both factors, and writes two
-    gradients. The product is kept as the input of the output projection, next to the output that the core reads."""
+    gradients. The result is kept as the input of the output projection, next to the output that the core reads."""
     gate, out = s.tokens * gate_width(s), s.tokens * output_width(s)
     if gate and backward:
         builder.add("attn.gate.bwd", "elem", Streaming(read=(2 * out + gate) * BF16, written=(out + gate) * BF16))
     elif gate:
         work = Streaming(read=(out + gate) * BF16, written=out * BF16)
-        kept = out * BF16 if s.workload.keeps_activations and "core_attn" not in s.recompute else 0.0
+        kept = out * BF16 if s.workload.keeps_activations else 0.0
         builder.add("attn.gate.fwd", "elem", work, saved=kept)
 
 
@@ -247,7 +247,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.model.qk_norm and "norm" in s.recompute:
+    if s.model.qk_norm and s.norm_again("head"):
         place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
@@ -260,7 +260,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         _reduce_statistics(builder, s, f"{name}.bwd")
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv + gate), BF16, BF16))
-    if "norm" in s.recompute and s.model.norm_placement != "post":
+    if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, q + kv + gate, h, recipe=s.recipe, place="column")

@@ -50,7 +50,7 @@ class Held:
 
 def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
-    tp, layout = job.layout.tp, job.layout
+    kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
     if kind.is_layer:
         p = model.layer_parameters(kind)
@@ -76,7 +76,7 @@ DENSE, EXPERTS = 0, 1
 
 def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple[int, int, int, int]]:
     """Matrices of one block on one rank without tensor parallelism: (rows, columns, how many, DENSE or EXPERTS)."""
-    h = model.hidden_size
+    kind, h = kind.base, model.hidden_size
     if kind == BlockKind.MTP:
         return [(2 * h, h, 1, DENSE)]
     if not kind.is_layer:
@@ -97,9 +97,10 @@ def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> He
 
 def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
     """What one rank holds of each block of a stage; of a head that occurs again (MTP) only the norm."""
+    each = {kind: held_by_block(kind, model, job) for kind in dict.fromkeys(blocks)}
     held, heads = [], 0
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
+        held.append(Held(dense=model.norm_weights) if again else each[kind])
     return held

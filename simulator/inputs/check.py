@@ -6,7 +6,7 @@ time or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
@@ -15,8 +15,9 @@ from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
+from simulator.spec.job import Module
 from simulator.spec.model import BlockKind, ModelSpec
-from simulator.spec.recompute import recomputed_modules
+from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
 from simulator.spec.states import impossible
@@ -164,7 +165,7 @@ def _experts(s: Scenario) -> Iterator[Problem]:
                 yield _dense_problem(key, value, s.model.name)
         return
     advice = _expert_advice(s)
-    if experts % layout.ep:
+    if experts % layout.ep and not s.workload.serves:  # a serving job's slots need not be as many as its experts
         yield Problem(
             rule="experts on ranks",
             key="layout.ep",
@@ -220,6 +221,9 @@ def _routing(s: Scenario) -> Iterator[Problem]:
     for key, value, kind in (
         ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
         ("cv", routing.cv, "sampled"),
+        ("microbatch_cv", routing.microbatch_cv, "sampled"),
+        ("seed", routing.seed, "sampled"),
+        ("file", routing.file, "measured"),
     ):
         if value and routing.kind != kind:
             yield Problem(
@@ -230,6 +234,18 @@ def _routing(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set routing.kind={kind}",
                 severity="warning",
             )
+
+
+def _recorded(s: Scenario) -> Iterator[Problem]:
+    """Measured routing needs its recording."""
+    if s.job.routing.kind == "measured" and s.counts is None and s.model.is_moe:
+        yield Problem(
+            rule="routing",
+            key="routing.file",
+            value=s.job.routing.file,
+            message="measured routing needs a recording of tokens per layer and expert",
+            suggestion="name a CSV or Parquet file",
+        )
 
 
 def _dense_problem(key: str, value: int, model: str) -> Problem:
@@ -320,7 +336,7 @@ def _reach(s: Scenario, length: int) -> Iterator[Problem]:
                 key="layout.cp_kind",
                 value=s.job.layout.cp_kind,
                 message=f"rings have no kernels for a window or chunks ({kind.mixer} layers of {s.model.name})",
-                suggestion="use allgather, as Transformer Engine asks for",
+                suggestion="use all_gather, as Transformer Engine asks for",
             )
 
 
@@ -374,14 +390,6 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
-    if "mla_up" in recomputed_modules(job.layout, s.stack) and not s.model.is_mla:
-        yield Problem(
-            rule="recomputation",
-            key="layout.recompute",
-            value=job.layout.recompute,
-            message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
-            suggestion="use none, selective or full",
-        )
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
         yield Problem(
@@ -400,6 +408,77 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _recompute(s: Scenario) -> Iterator[Problem]:
+    """What the model has and can be recomputed, each once."""
+    layout, asked = s.job.layout, s.job.layout.recompute
+    listed: list[str] = list(asked) if isinstance(asked, tuple) else [asked]
+    modules = recomputed_modules(layout, s.stack)
+    for message, suggestion in (*_repeated(listed, modules), *_absent(s, modules, isinstance(asked, tuple))):
+        value = listed if isinstance(asked, tuple) else asked
+        yield Problem(rule="recomputation", key="layout.recompute", value=value, message=message, suggestion=suggestion)
+    whole: tuple[tuple[str, str | int, str | int], ...] = (
+        ("recompute_method", layout.recompute_method, "uniform"),
+        ("recompute_layers", layout.recompute_layers, 1),
+    )
+    for key, found, usual in whole:
+        if "layer" not in modules and found != usual:
+            yield Problem(
+                rule="recomputation",
+                key=f"layout.{key}",
+                value=found,
+                message="is about whole layers, and none is recomputed",
+                suggestion="use layout.recompute=full",
+            )
+
+
+def _repeated(listed: Sequence[str], modules: Modules) -> Iterator[tuple[str, str]]:
+    """What a list of modules names twice: message, and what would be right."""
+    if not listed:
+        yield "names nothing", 'write "none"'
+    if len(set(listed)) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        yield f"names {twice} twice", "name it once"
+    for module, part in WITHIN:
+        if {module, part} <= modules:
+            yield f"names {part}, which {module} contains", f"leave {part} out"
+    whole = modules & {"layer", "ops"}
+    if whole and len(modules) > 1:
+        yield f"names other modules next to {min(whole)}, which is about all of a layer", f"use [{min(whole)}]"
+
+
+def _absent(s: Scenario, modules: Modules, listed: bool) -> Iterator[tuple[str, str]]:
+    """Modules that the model does not have: message, and what would be right."""
+    for module, (has, what) in _recomputable(s).items():
+        if module in modules and not has:
+            other = "leave it out" if listed else "use none, selective or full"
+            yield f"recomputes {what}, which {s.model.name} does not have", other
+
+
+WITHIN: tuple[tuple[Module, Module], ...] = (
+    ("norm", "layernorm"),
+    ("mla_up_proj", "mla_up"),
+    ("swiglu", "moe_act"),
+    ("moe", "moe_act"),
+    ("moe", "shared_experts"),
+)
+"""Modules that contain others."""
+
+
+def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
+    """Modules that not every model has: whether this one does, and what they are in words."""
+    model = s.model
+    latent = (model.is_mla, "the up-projections of latent attention")
+    experts = (model.is_moe, "routed experts")
+    return {
+        "mla_up": latent,
+        "mla_up_proj": latent,
+        "moe": experts,
+        "moe_act": experts,
+        "shared_experts": (model.is_moe and bool(model.shared_width), "shared experts"),
+        "mlp": (BlockKind.DENSE in model.layer_kinds(), "dense feed-forward layers"),
+    }
 
 
 def _optimizer(s: Scenario) -> Iterator[Problem]:
@@ -446,10 +525,13 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.software,
     _world,
     _experts,
+    serving_check.slots,
     serving_check.experts,
     _routing,
+    _recorded,
     _tensor,
     serving_check.positions,
+    serving_check.drafting,
     serving_check.microbatches,
     _serving_nodes,
     _features,
@@ -463,10 +545,12 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stages,
         _experts,
         _routing,
+        _recorded,
         _tensor,
         _sequence,
         _nodes,
         _features,
+        _recompute,
         _optimizer,
         _memory,
     ),

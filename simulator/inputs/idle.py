@@ -12,6 +12,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
+from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 
 
@@ -130,7 +131,13 @@ def _without_shared_experts(scenario: Scenario) -> str:
     return "" if model.is_moe and model.shared_width else f"{model.name} has no shared experts"
 
 
+def _without_checkpoints(scenario: Scenario) -> str:
+    parts = recomputed_modules(scenario.job.layout, scenario.stack) & (CHECKPOINTED | {"layer"})
+    return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
+    "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,
     "stack.serving.decode_attention": _in_prefill,

@@ -71,6 +71,14 @@ STACK: Mapping[str, Range] = {
 
 JOB: Mapping[str, Range] = {
     "serving.context": _NOT_NEGATIVE,
+    "serving.context.mean": _NOT_NEGATIVE,
+    "serving.context.cv": Range(low=0, high=2),
+    "serving.redundant_experts": _NOT_NEGATIVE,
+    "serving.shared_slots": _NOT_NEGATIVE,
+    "serving.mtp_depth": Range(low=0, high=16),
+    "serving.mtp_acceptance": Range(low=0, high=1),
+    "serving.prefill_tokens": _NOT_NEGATIVE,
+    "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
     "memory.headroom": Range(low=0, high=0.9),
@@ -78,7 +86,9 @@ JOB: Mapping[str, Range] = {
     "memory.reserve": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
-    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle, and the expected maximum is not good
+    "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
+    "routing.microbatch_cv": Range(low=0, high=4),
+    "routing.seed": _NOT_NEGATIVE,
     "routing.loads": _NOT_NEGATIVE,
     "run.tokens": Range(low=0, high=1e20),
     "run.price_per_gpu_hour": _PRICE,

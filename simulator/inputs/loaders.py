@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from simulator.errors import InputError
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
 from simulator.inputs.idle import refuse_idle, refuse_shown_only
@@ -17,14 +18,15 @@ from simulator.inputs.problems import problem
 from simulator.inputs.ranges.parameter_limits import check_parameters
 from simulator.inputs.typed import build, field_names, hints
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
+from simulator.routing.loads import moe_layers
 from simulator.spec.comm_params import Fabric
+from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
-from simulator.spec.workload import WORKLOADS
 
 T = TypeVar("T")
 
@@ -106,19 +108,33 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
-    if WORKLOADS[job.workload].serves:
-        model = _without_mtp(model, below["model"])
-    scenario = Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
+    if job.serving is not None:
+        model = _served(model, job.serving.mtp_depth, below["model"])
+    scenario = Scenario(
+        name=source.name, job=job, model=model, cluster=cluster, stack=stack, counts=_counts(job, model)
+    )
     refuse_idle(scenario, below["stack"])
     return scenario
 
 
-def _without_mtp(model: ModelSpec, changes: Iterable[Override]) -> ModelSpec:
-    """The model as it is served: the MTP modules do not run."""
+def _counts(job: Job, model: ModelSpec) -> ExpertCounts | None:
+    """What was recorded of the experts, for routing that was measured."""
+    if job.routing.kind != "measured" or not job.routing.file or not model.is_moe:
+        return None
+    from simulator.inputs.recorded.load_file import read_expert_counts
+
+    return read_expert_counts(job.routing.file, moe_layers(model), model.n_routed_experts)
+
+
+def _served(model: ModelSpec, depth: int, changes: Iterable[Override]) -> ModelSpec:
+    """The model as it is served: with as many MTP modules as drafting runs."""
     for change in changes:
-        if change.rest == "num_nextn_predict_layers":
-            raise problem(OPTION, change.path, change.text, "changes nothing: the MTP modules are not served")
-    return replace(model, num_nextn_predict_layers=0)
+        if change.rest == "num_nextn_predict_layers" and not depth:
+            raise problem(OPTION, change.path, change.text, "changes nothing: MTP runs with serving.mtp_depth only")
+    modules = model.num_nextn_predict_layers
+    if depth and not modules:
+        raise InputError(f"serving.mtp_depth: {depth}: {model.name} has no MTP module; use 0")
+    return replace(model, num_nextn_predict_layers=min(depth, modules))
 
 
 def override_job(job: Job, text: str) -> Job:
@@ -150,14 +166,17 @@ def _anchored(source: Source) -> Table:
     for key in _NAMED:
         if key in table:
             table[key] = _from_folder(table[key], source.folder)
-    layout = table.get("layout")
-    if isinstance(layout, dict) and "schedule" in layout:
-        table["layout"] = layout | {"schedule": _from_folder(layout["schedule"], source.folder)}
+    for name, key in (("layout", "schedule"), ("routing", "file")):
+        part = table.get(name)
+        if isinstance(part, dict) and key in part:
+            table[name] = part | {key: _from_folder(part[key], source.folder)}
     return table
 
 
 def _from_folder(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str) or not ("/" in value or value.endswith((".toml", ".json", ".csv", ".txt"))):
+    if not isinstance(value, str) or not (
+        "/" in value or value.endswith((".toml", ".json", ".csv", ".txt", ".parquet"))
+    ):
         return value
     path = folder / value
     return str(path) if len(path.parts) > 1 else f"./{path}"  # a path stays one

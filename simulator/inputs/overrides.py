@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_origin
 
 from simulator.errors import InputError
 from simulator.inputs.problems import cut, nearest, problem, shown
@@ -120,7 +121,7 @@ def _part(current: Any, hint: Any, rest: list[str], override: Override, known: l
         return _replace(current, rest, override, known)
     if rest or (current is None and override.path.rpartition(".")[2] in _TABLES):
         raise unknown(override, known)
-    if is_table:
+    if is_table and get_origin(hint) is not UnionType:
         names = list(current) if isinstance(current, dict) else field_names(type(current))
         listed = ", ".join(f"{override.path}.{name}" for name in names[:4])
         raise problem(OPTION, override.path, override.text, f"is a table; set one of its values: {listed}")

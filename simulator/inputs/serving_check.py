@@ -8,9 +8,20 @@ from dataclasses import fields
 from simulator.inputs.problem_record import Problem
 from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
-from simulator.spec.serving import Serving
+from simulator.spec.serving import Serving, expert_slots
 
-_TRAINING_LAYOUT = ("pp", "vpp", "cp", "zero", "schedule", "recompute", "stages", "cp_kind")
+_TRAINING_LAYOUT = (
+    "pp",
+    "vpp",
+    "cp",
+    "zero",
+    "schedule",
+    "recompute",
+    "recompute_method",
+    "recompute_layers",
+    "stages",
+    "cp_kind",
+)
 """Keys of the layout that a serving step has no use for."""
 
 
@@ -87,15 +98,19 @@ def software(s: Scenario) -> Iterator[Problem]:
 def positions(s: Scenario) -> Iterator[Problem]:
     """Context and new tokens within what the model was made for."""
     serving, longest = serving_of(s), s.model.max_position_embeddings
-    length = serving.context + serving.tokens
-    if longest and length > longest:
-        yield Problem(
-            rule="positions",
-            key="serving.context",
-            value=serving.context,
-            message=f"with {serving.tokens} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
-            suggestion=f"use at most {max(0, longest - serving.tokens)}",
-        )
+    for key, cached, new in (
+        ("serving.context", serving.longest_context, serving.tokens),
+        ("serving.prefill_context", serving.prefill_context, serving.prefill_tokens),
+    ):
+        length = cached + new
+        if longest and length > longest:
+            yield Problem(
+                rule="positions",
+                key=key,
+                value=cached,
+                message=f"with {new} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
+                suggestion=f"use at most {max(0, longest - new)}",
+            )
 
 
 def microbatches(s: Scenario) -> Iterator[Problem]:
@@ -119,6 +134,98 @@ def microbatches(s: Scenario) -> Iterator[Problem]:
             message="there is no all-to-all to hide",
             suggestion="use false",
         )
+
+
+def drafting(s: Scenario) -> Iterator[Problem]:
+    """Drafted tokens, their acceptance, and chunks of prompts that run along with decode."""
+    serving, plain, decodes = serving_of(s), Serving(sequences=1, tokens=1), s.job.workload == "decode"
+    if serving.mtp_depth and decodes and serving.tokens > 1:
+        yield Problem(
+            rule="drafted tokens",
+            key="serving.tokens",
+            value=serving.tokens,
+            message=f"with mtp_depth {serving.mtp_depth}: a step verifies the drafted tokens and one more",
+            suggestion="use 1",
+        )
+    given = serving.mtp_acceptance
+    if isinstance(given, tuple) and len(given) != serving.mtp_depth:
+        yield Problem(
+            rule="drafted tokens",
+            key="serving.mtp_acceptance",
+            value=list(given),
+            message=f"lists {len(given)} of mtp_depth {serving.mtp_depth} drafted tokens",
+            suggestion="give one number for each, or one for all",
+        )
+    for name, used in (
+        ("mtp_acceptance", bool(serving.mtp_depth) and decodes),
+        ("prefill_tokens", decodes),
+        ("prefill_context", serving.prefill_tokens > 0),
+    ):
+        value = getattr(serving, name)
+        if value != getattr(plain, name) and not used:
+            needs = {"mtp_acceptance": "mtp_depth above 0 in decode", "prefill_tokens": "decode"}
+            yield Problem(
+                rule="unused keys",
+                key=f"serving.{name}",
+                value=value,
+                message=f"changes nothing without {needs.get(name, 'prefill_tokens')}",
+                suggestion="leave it out",
+            )
+    if serving.prefill_tokens and serving.two_batch_overlap:
+        yield Problem(
+            rule="two microbatches",
+            key="serving.prefill_tokens",
+            value=serving.prefill_tokens,
+            message="a chunk of a prompt does not divide into two microbatches: not modelled",
+            suggestion="use two_batch_overlap = false",
+        )
+
+
+def slots(s: Scenario) -> Iterator[Problem]:
+    """Slots of experts over the expert-parallel ranks, with copies."""
+    serving, model, ep = serving_of(s), s.model, s.job.layout.ep
+    travels = model.is_moe and s.stack.dispatcher != "nccl" and ep > 1
+    for name in ("redundant_experts", "shared_slots"):
+        value = getattr(serving, name)
+        if value and not travels:
+            why = f"{model.name} has no experts" if not model.is_moe else "there is no all-to-all over ep ranks"
+            yield Problem(
+                rule="copies of experts",
+                key=f"serving.{name}",
+                value=value,
+                message=f"changes nothing: {why}",
+                suggestion="use 0",
+            )
+    if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
+        yield Problem(
+            rule="copies of experts",
+            key="serving.shared_slots",
+            value=serving.shared_slots,
+            message=f"a shared part of width {model.shared_width} is not one expert of {model.moe_intermediate_size}",
+            suggestion="use 0",
+        )
+    if not model.n_routed_experts:
+        return
+    total = expert_slots(model, serving)
+    if total % ep:
+        copies = serving.redundant_experts + -total % ep
+        yield Problem(
+            rule="experts on ranks",
+            key="layout.ep",
+            value=ep,
+            message="does not divide the "
+            + (f"{total} slots of " if total > model.n_routed_experts else "")
+            + f"{model.n_routed_experts} routed experts"
+            + (f" and {total - model.n_routed_experts} copies" if total > model.n_routed_experts else ""),
+            suggestion=f"use {_divisors(total, ep)}" + (f", or redundant_experts = {copies}" if travels else ""),
+        )
+
+
+def _divisors(value: int, near: int) -> str:
+    """The divisors of `value` around `near`."""
+    below = next((d for d in range(min(near, value), 0, -1) if value % d == 0), 1)
+    above = next((d for d in range(near + 1, value + 1) if value % d == 0), None)
+    return f"{below} or {above}" if above else str(below)
 
 
 def experts(s: Scenario) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import types
 from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from simulator.inputs.renamed import current_name
 
 T = TypeVar("T")
 
+_UNIONS = (Union, types.UnionType)
 _WHOLE = 2.0**53
 """Up to here a float holds every whole number, so that one may be advised."""
 
@@ -41,7 +43,7 @@ def expected(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return "must be " + _either([json.dumps(choice) for choice in get_args(hint)])
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         parts = [expected(arg).removeprefix("must be ") for arg in get_args(hint) if arg is not type(None)]
         return "must be " + " or ".join(parts)
     if origin is tuple:
@@ -49,6 +51,8 @@ def expected(hint: Any) -> str:
         return f"must be a list, each {expected(inner[0]).removeprefix('must be ')}"
     if origin is dict or is_dataclass(hint):
         return "must be a table"
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return "must be " + _either([json.dumps(choice) for choice in hint])
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
     return "must be " + words.get(hint, str(hint))
 
@@ -61,7 +65,8 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def field_names(hint: Any) -> list[str]:
-    """Names below a table-like type: fields of a dataclass, else none."""
+    """Names below a table-like type: fields of a dataclass, also of one that a union allows; else none."""
+    hint = next((form for form in get_args(hint) if is_dataclass(form)), hint) if get_origin(hint) in _UNIONS else hint
     return list(hints(hint)) if isinstance(hint, type) and is_dataclass(hint) else []
 
 
@@ -91,12 +96,46 @@ def _validated(hint: Any, value: Any, source: str, key: str) -> Any:
         # JSON is the mode in which strict still takes lists for tuples and tables for dataclasses.
         return _adapter(hint).validate_json(json.dumps([value], default=str))[0]
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        missing = [one["loc"][1:] for one in found if one["type"] in ("missing", "missing_argument")]
+        places = [
+            (one["type"], _in_chosen_form(hint, value, one["loc"][1:])) for one in error.errors(include_url=False)
+        ]
+        found = [(kind, loc) for kind, loc in places if loc is not None]
+        missing = [loc for kind, loc in found if kind in ("missing", "missing_argument")]
         if len(missing) == len(found):
             raise _missing(hint, missing, source, key) from None
-        loc = next(one["loc"][1:] for one in found if one["loc"][1:] not in missing)
+        loc = next(loc for _, loc in found if loc not in missing)
         raise _mismatch(hint, value, loc, source, key) from None
+
+
+def _in_chosen_form(hint: Any, value: Any, loc: tuple[str | int, ...]) -> tuple[str | int, ...] | None:
+    """The place of an error without the names of a union's forms; None for one of a form that the value is not of.
+
+    Where a value may be a number, a list or a table, pydantic reports what is wrong with it as each of them.
+    """
+    out: list[str | int] = []
+    for at, part in enumerate(loc):
+        forms = [form for form in get_args(hint) if form is not type(None)] if get_origin(hint) in _UNIONS else []
+        if len(forms) > 1:
+            chosen = next((form for form in forms if _is_form(form, value)), None)
+            if chosen is None:
+                return tuple(out)
+            rest = _in_chosen_form(chosen, value, loc[at + 1 :])
+            return None if rest is None or not _is_named(chosen, part) else (*out, *rest)
+        out.append(part)
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value, hint = value[part], next(iter(_tuple_args(hint)), None)
+        elif isinstance(value, dict):
+            value, hint = value.get(str(part)), child(hint, str(part))
+    return tuple(out)
+
+
+def _is_form(form: Any, value: Any) -> bool:
+    return (isinstance(value, dict) and is_dataclass(form)) or (isinstance(value, list) and get_origin(form) is tuple)
+
+
+def _is_named(form: Any, part: str | int) -> bool:
+    """Whether pydantic calls a form of a union so."""
+    return part == getattr(form, "__name__", "") if is_dataclass(form) else str(part).startswith("tuple[")
 
 
 def _missing(hint: Any, missing: list[tuple[str | int, ...]], source: str, key: str) -> InputError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simulator.errors import InputError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.spec.job import Job
@@ -20,7 +19,6 @@ _SERVING: Mapping[str, Table] = {
     "prefill": {"context": 0, "cuda_graphs": False},
 }
 """`[serving]` where the file does not say; engines run prefill without CUDA graphs, since its shapes vary."""
-_NEEDED: Mapping[str, tuple[str, ...]] = {"decode": ("sequences",), "prefill": ("sequences", "tokens")}
 
 
 def with_defaults(table: Table, source: str) -> Table:
@@ -28,7 +26,7 @@ def with_defaults(table: Table, source: str) -> Table:
 
     Raises
     ------
-    InputError : a table that the workload needs is missing, or one is there that it has no use for.
+    InputError : a table is there that the workload has no use for.
     """
     name = table.get("workload", "training")
     known = WORKLOADS.get(name) if isinstance(name, str) else None
@@ -38,15 +36,10 @@ def with_defaults(table: Table, source: str) -> Table:
         _absent(table, "serving", source, f'only jobs with workload = "prefill" or "decode" have it, not "{name}"')
         return {"batch": {}} | table  # an empty one has its missing keys named together with all others
     _absent(table, "batch", source, f'a job with workload = "{name}" has a table [serving] instead')
-    serving = table.get("serving")
-    if not isinstance(serving, dict):
-        raise InputError(f"{source}: serving: missing: must be a table, as in serving.sequences = 64")
-    for key in _NEEDED[str(name)]:
-        if key not in serving:
-            raise InputError(f"{source}: serving.{key}: missing: must be an integer")
-    layout = table.get("layout")
-    merged = {**_LAYOUT, **layout} if isinstance(layout, dict) else layout
-    return table | {"layout": merged, "serving": {**_SERVING[str(name)], **serving}}
+    serving, layout = table.get("serving", {}), table.get("layout", {})
+    if isinstance(serving, dict):  # missing keys are named together with all others when the values are read
+        serving = {**_SERVING[str(name)], **serving}
+    return table | {"layout": {**_LAYOUT, **layout} if isinstance(layout, dict) else layout, "serving": serving}
 
 
 def refuse_other_workload(job: Job, change: Override) -> None:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from simulator.dtypes import BF16, WIDTH, fp8_bytes
+from simulator.dtypes import BF16, FP8_MATRIX, WIDTH, fp8_bytes
 from simulator.graph.parallel import kv_heads_per_rank
-from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_shapes
+from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import queue_bytes
@@ -16,7 +16,9 @@ from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import shards_of, state_items
 from simulator.memory.temporary import footprints
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.spec.serving import contexts
 
 KV = "kv_cache"
 ROUNDS = 2
@@ -26,7 +28,8 @@ ROUNDS = 2
 def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) -> MemoryReport:
     """Peak memory of a rank in a step; all ranks hold the same.
 
-    The KV cache holds the context and the new tokens of every sequence.
+    The KV cache holds the context and the new tokens of every sequence, drafted ones included: their places are kept
+    until they are verified.
     """
     assumed = assumed or Assumptions()
     shapes = serving_shapes(scenario)
@@ -42,8 +45,7 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
 
 
 def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
-    assert scenario.job.serving is not None
-    serving = replace(scenario.job.serving, sequences=sequences)
+    serving = replace(serving_of(scenario), sequences=sequences)
     return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
@@ -58,19 +60,40 @@ def fits_with(scenario: Scenario, sequences: int) -> bool:
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
-    """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank. Of layers with a
-    window or chunks no more than these is held: the others' blocks are given back."""
-    model, serving, total = scenario.model, shapes.serving, 0.0
-    for kind, layers in Counter(model.layer_kinds()).items():
-        own = replace(shapes, model=model.of_kind(kind))
-        share = 1.0 if model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
-        values = model.cached_values(kind, serving.context + serving.tokens)
-        total += serving.sequences * layers * values * WIDTH[serving.kv_dtype] * share
+    """KV cache of one rank, that of MTP modules that run included [B]: its heads' part; latents are whole on every
+    tensor-parallel rank. Of layers with a window or chunks no more than these is held: the others' blocks are given
+    back."""
+    serving, total = shapes.serving, 0.0
+    lengths = Counter(cached + shapes.seq for cached in contexts(serving))
+    if not lengths:
+        lengths[shapes.seq_kv] = serving.sequences
+    if shapes.chunk:
+        lengths[shapes.chunk + shapes.chunk_context] += 1
+    for kind, layers in cached_layers(scenario.model).items():
+        own = replace(shapes, model=scenario.model.of_kind(kind))
+        share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
+        values = sum(many * scenario.model.cached_values(kind, length) for length, many in lengths.items())
+        total += layers * values * WIDTH[serving.kv_dtype] * share
     return total
+
+
+def cached_layers(model: ModelSpec) -> Counter[BlockKind]:
+    """Layers by kind, those of MTP modules included."""
+    return Counter(model.layer_kind(i) for i in range(model.num_hidden_layers + model.num_nextn_predict_layers))
+
+
+def kv_bytes_per_token(scenario: Scenario) -> float:
+    """Cache that one token leaves in all layers, those of MTP modules that run included, mean over a sequence of the
+    job's length [B]."""
+    model, serving = scenario.model, serving_of(scenario)
+    length = max(1, round(serving.mean_context) + serving.tokens)
+    values = sum(many * model.cached_values(kind, length) for kind, many in cached_layers(model).items())
+    return values * WIDTH[serving.kv_dtype] / length
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
     yield from state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
+    yield from _copies(scenario, s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
     residual = s.tokens * s.model.hidden_size * BF16
@@ -84,6 +107,22 @@ def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterab
     yield Item(group="slack", name="allocator", bytes=assumed.slack * sum(item.bytes for item in moving))
 
 
+def _copies(scenario: Scenario, s: ServingShapes) -> Iterable[Item]:
+    """Copies of experts beyond one of each, and the shared expert where it is not split as other parameters are."""
+    model, serving, layout = s.model, s.serving, s.job.layout
+    if not model.is_moe:
+        return
+    layer = model.layer_parameters(BlockKind.MOE)
+    layers = sum(kind.is_moe for kind in block_kinds(model))
+    one = layer.routed_expert // model.n_routed_experts
+    extra = one * (serving.redundant_experts + serving.shared_slots) // layout.ep
+    held = 0.0 if serving.shared_slots else 1.0 if s.all_to_all else 1.0 / layout.tp
+    extra += round(layer.shared_expert * (held - 1.0 / layout.tp))
+    if extra:
+        width = FP8_MATRIX if s.fp8 else BF16
+        yield Item(group="weights", name="copies of experts", bytes=layers * extra * width)
+
+
 def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
     """Queues of the all-to-all kernels."""
     if not s.all_to_all:
@@ -91,7 +130,7 @@ def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iter
     h, ranks = s.model.hidden_size, s.job.layout.ep
     if s.decodes:
         name = "expert all-to-all, low-latency buffers"
-        yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.model.n_routed_experts))
+        yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.gate.experts))
         return
     sms = s.job.overlap.comm_sms
     nvlink, rdma = queue_bytes(h * BF16, ranks, sms, assumed.nvl_tokens, assumed.rdma_tokens)

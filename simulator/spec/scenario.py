@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
@@ -23,6 +24,7 @@ class Scenario:
     model : shape of the model.
     cluster : hardware profile.
     stack : settings of the software.
+    counts : recorded tokens per expert, for measured routing.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Scenario:
     model: ModelSpec
     cluster: Cluster
     stack: Stack
+    counts: ExpertCounts | None = None
 
     @property
     def states(self) -> States:

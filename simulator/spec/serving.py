@@ -3,28 +3,142 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+from statistics import NormalDist
 from typing import Literal
 
+from simulator.spec.model import ModelSpec
+
 KvDtype = Literal["bf16", "fp8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """A distribution of lengths.
+
+    Parameters
+    ----------
+    mean : mean [tokens].
+    cv : standard deviation over the mean.
+    shape : gamma (no negative lengths, a long tail) or uniform.
+    """
+
+    mean: int
+    cv: float
+    shape: Literal["gamma", "uniform"] = "gamma"
+
+    def quantile(self, share: float) -> int:
+        """The length that `share` of the sequences stay below [tokens].
+
+        A gamma variate's follows Wilson and Hilferty (1931): its cube root is nearly normal.
+        """
+        if self.shape == "uniform":
+            return max(0, round(self.mean * (1.0 + self.cv * sqrt(12.0) * (share - 0.5))))
+        spread = self.cv**2 / 9.0
+        root = max(0.0, 1.0 - spread + NormalDist().inv_cdf(share) * sqrt(spread))
+        return max(0, round(self.mean * root * root * root))
+
+
+Context = int | tuple[int, ...] | Lengths
+"""Tokens cached of each sequence: the same for all, a list that they take in turn, or a distribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """One step of one attention-data-parallel rank (`tp` GPUs that share the heads).
 
-    `sequences`: running ones (decode) or prompts (prefill). `context` [tokens]: cached of each before the step.
-    `tokens` [tokens]: new ones of each. `kv_dtype`: width of the KV cache; GEMMs run in BF16. `cuda_graphs`: the
-    step is replayed, so that the host's time to issue kernels does not count. `two_batch_overlap`: the sequences run as
-    two microbatches, one of which computes while the other's tokens travel to and from the experts (DeepSeek-V3
-    report, arXiv 2412.19437, section 3.4).
+    Parameters
+    ----------
+    sequences : running ones (decode) or prompts (prefill).
+    tokens : new tokens of each.
+    context : tokens cached of each before the step.
+    kv_dtype : format of the KV cache; GEMMs of attention run in BF16.
+    cuda_graphs : the step is replayed, so that the host's time to issue kernels does not count.
+    two_batch_overlap : the sequences run as two microbatches, one of which computes while the other's tokens travel to
+        and from the experts (DeepSeek-V3 report, arXiv 2412.19437, section 3.4).
+    redundant_experts : slots that hold copies of routed experts, in each layer over all expert-parallel ranks.
+    shared_slots : slots that hold copies of the shared expert, which the gate's choice then includes for every token
+        (0: each rank holds it and runs it on its own tokens).
+    mtp_depth : tokens that the MTP module drafts; a decode step verifies them together with the last token.
+    mtp_acceptance : probability that a drafted token is accepted where the one before it was; one for all, or a list
+        with one for each drafted token.
+    prefill_tokens : tokens of a prompt that a decode step computes along with its sequences (chunked prefill).
+    prefill_context : tokens of that prompt that were computed before.
     """
 
     sequences: int
-    context: int = 0
-    tokens: int = 1
+    tokens: int
+    context: Context = 0
     kv_dtype: KvDtype = "bf16"
     cuda_graphs: bool = True
     two_batch_overlap: bool = False
+    redundant_experts: int = 0
+    shared_slots: int = 0
+    mtp_depth: int = 0
+    mtp_acceptance: float | tuple[float, ...] = 0.85
+    prefill_tokens: int = 0
+    prefill_context: int = 0
+
+    @property
+    def total_context(self) -> int:
+        """Cached tokens of all sequences."""
+        context, count = self.context, self.sequences
+        if isinstance(context, int):
+            return count * context
+        if isinstance(context, Lengths):
+            return count * context.mean
+        whole, rest = divmod(count, len(context))
+        return whole * sum(context) + sum(context[:rest])
+
+    @property
+    def mean_context(self) -> float:
+        """Mean number of cached tokens of a sequence."""
+        return self.total_context / self.sequences
+
+    @property
+    def longest_context(self) -> int:
+        """Cached tokens of the longest sequence."""
+        return self.context if isinstance(self.context, int) else max(contexts(self))
+
+    @property
+    def accepted(self) -> float:
+        """Mean number of tokens that a decode step yields for a sequence: the certain ones and accepted drafts.
+
+        A draft counts only if all before it were accepted: 1 + p1 + p1 p2 + ... (arXiv 2211.17192, section 2).
+        """
+        given = self.mtp_acceptance
+        chances = (given,) * self.mtp_depth if isinstance(given, float) else given[: self.mtp_depth]
+        total, chance = float(self.tokens), 1.0
+        for each in chances:
+            chance *= each
+            total += chance
+        return total
+
+
+GOLDEN = 0.6180339887498949
+"""Fractions of a circle by which consecutive sequences are spread over a distribution: any run of them covers it."""
+
+
+@lru_cache(maxsize=1024)
+def _spread(context: Context, sequences: int) -> tuple[int, ...]:
+    if isinstance(context, int):
+        return ()
+    if isinstance(context, tuple):
+        return tuple(context[at % len(context)] for at in range(sequences))
+    places = sorted(range(sequences), key=lambda at: (at * GOLDEN) % 1.0)
+    rank = {at: place for place, at in enumerate(places)}
+    return tuple(context.quantile((rank[at] + 0.5) / sequences) for at in range(sequences))
+
+
+def contexts(serving: Serving) -> tuple[int, ...]:
+    """Cached tokens of each sequence; empty where one number says it for all."""
+    return _spread(serving.context, serving.sequences)
+
+
+def expert_slots(model: ModelSpec, serving: Serving) -> int:
+    """Places of experts in a layer, over all expert-parallel ranks: experts, copies of them and of the shared one."""
+    return model.n_routed_experts + serving.redundant_experts + serving.shared_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

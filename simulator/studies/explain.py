@@ -146,6 +146,13 @@ def _fits(one: ExplainedOp, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
+def pattern_names(scenario: Scenario) -> tuple[str, ...]:
+    """Names, kernel classes and segments of the job's ops: what a pattern may mean."""
+    built, _ = prepare(scenario)
+    ops = [one.priced.op for one in _ops(built)]
+    return tuple(dict.fromkeys(name for op in ops for name in (op.name, op.cls, op.segment)))
+
+
 def _times(built: PricedModel, kind: BlockKind) -> BlockTime:
     block: Block = built.blocks[kind]
     parts = dict.fromkeys(("F", "R", "I", "W", "comm"), 0.0)

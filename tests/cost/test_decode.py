@@ -12,8 +12,9 @@ from hardware_profiles.calibration.infersim import infersim, mla_decode
 from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.samples import decode_attention
 from simulator.cost.cost import Cost, Share
-from simulator.cost.decode_cost import cut, decode_attention_cost, parts_of
+from simulator.cost.decode_cost import cut, decode_attention_cost, last_end, parts_of
 from simulator.errors import InputError
+from simulator.inputs import load_hardware
 from simulator.ops import DecodeAttention
 from tests.cost.profiles import kernels_of
 
@@ -134,3 +135,34 @@ def test_what_cannot_be_is_refused(change: dict[str, int], said: str) -> None:
         cost(replace(LLAMA, **change))
     with pytest.raises(InputError, match="granted 0 SMs"):
         cost(LLAMA, sms=0)
+
+
+@pytest.mark.parametrize("cls", ["attn.decode@fa2", "attn.decode.mla@flashmla"])
+def test_lengths_that_are_equal_cost_what_one_number_costs(cls: str) -> None:
+    cluster = load_hardware("h200" if cls.endswith("fa2") else "h800")
+    heads = (32, 8, 128, 128) if cls.endswith("fa2") else (128, 1, 576, 512)
+
+    def seconds(lengths: tuple[int, ...]) -> float:
+        work = DecodeAttention(
+            batch=64, heads=heads[0], kv_heads=heads[1], d_qk=heads[2], d_v=heads[3], kv_len=2048, lengths=lengths
+        )
+        share = Share(sms=cluster.gpu.sms)
+        return decode_attention_cost(work, cls, cluster.gpu, cluster.kernels, share).duration
+
+    plain = seconds(())
+    assert seconds((2048,) * 64) == pytest.approx(plain, rel=1e-12)
+    assert plain <= seconds((1024, 3072) * 32) <= seconds((3072,) * 64) <= 2 * plain
+    assert seconds((3072,) * 32 + (1024,) * 32) == pytest.approx(plain, rel=0.1)  # well packed; more parts to merge
+
+
+def test_the_last_cta_ends_by_hand() -> None:
+    """Two SMs, parts of up to 4 blocks: 4, 4 | 2, 3 | 1: the fourth ends at 7, the fifth at 7."""
+    assert last_end((8, 2, 3, 1), 1, 4, 2) == 7
+    assert last_end((5,), 3, 5, 2) == 10
+
+
+def test_lengths_must_be_those_of_the_batch() -> None:
+    cluster = load_hardware("h800")
+    work = DecodeAttention(batch=3, heads=8, kv_heads=8, d_qk=128, d_v=128, kv_len=9, lengths=(4, 5))
+    with pytest.raises(InputError, match="lengths of 2 sequences: must be 3"):
+        decode_attention_cost(work, "attn.decode@fa3", cluster.gpu, cluster.kernels, Share(sms=132))

@@ -42,6 +42,24 @@ JOB = "\n".join(
         '[routing]\nkind = "sampled"\nmax_over_mean = 1.5\ncv = 0.1\n[run]\ntokens = 1e12\nprice_per_gpu_hour = 2.0\n',
     ]
 )
+SERVING = "\n".join(
+    [
+        'model = "./config.json"\nhardware = "h800"\nstack = "deepseek-serving"\nworkload = "decode"\ngpus = 16\n',
+        "[layout]\ntp = 1\nep = 8\n",
+        "[serving]\nsequences = 8\ncontext = 1024\ntokens = 1\n",
+        'kv_dtype = "bf16"\ncuda_graphs = true\ntwo_batch_overlap = true\n',
+    ]
+)
+CAMPAIGN = "\n".join(
+    [
+        'name = "mine"\njob = "tiny-1f1b"\nfallback_schedules = ["gpipe"]\n',
+        '[[phases]]\nname = "ramp"\npart = "first"\ntokens = 1e8\nramp_from = 64\nramp_steps = 2\n',
+        '[[phases]]\nname = "full"\npart = "first"\nsteps = 100\nset = ["batch.sequence_length=512"]\n',
+        '[published]\n"first" = 2.0\n',
+        "[failures]\nmtbf_gpu_hours = 50700\ncheckpoint_s = 60\nrestart_s = 900\ninterval_s = 0\nruns = 20\nseed = 0\n",
+        "[power]\npue = 1.2\ngpu_share = 0.8\n",
+    ]
+)
 SCHEDULE = (
     "# name=mine stages=2 microbatches=4\n0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3\n1: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3\n"
 )
@@ -78,6 +96,8 @@ def _shipped(package: str, name: str) -> str:
 
 FILES: dict[str, Callable[[], str]] = {
     "job.toml": lambda: JOB,
+    "serving.toml": lambda: SERVING,
+    "campaign.toml": lambda: CAMPAIGN,
     "config.json": lambda: _shipped("workloads", "models/deepseek-v3-tiny/config.json"),
     "profile.toml": lambda: _shipped("hardware_profiles", "h800.toml").replace(
         'kernels = "h800"', 'kernels = "./kernels.toml"'
@@ -91,6 +111,8 @@ FILES: dict[str, Callable[[], str]] = {
 }
 COMMANDS = {
     "job.toml": "simulate job.toml --json -q",
+    "serving.toml": "simulate serving.toml --json -q",
+    "campaign.toml": "plan campaign.toml --json -q",
     "config.json": "simulate job.toml --json -q",
     "profile.toml": "simulate job.toml --json -q",
     "kernels.toml": "simulate job.toml --json -q",

@@ -8,7 +8,7 @@ from simulator.engine.lower import PricedModel
 from simulator.graph.block import problems
 from simulator.graph.serving.shapes import ServingShapes, chosen_experts
 from simulator.inputs import load_scenario
-from simulator.ops import AllToAll, Collective, DecodeAttention, Gemm, Op
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Work
 from simulator.results.serving_metrics import model_flops
 from simulator.results.simulate import prepare
 from simulator.spec.model import BlockKind
@@ -21,6 +21,14 @@ def built(job: str, *overrides: str) -> PricedModel:
 
 def ops(model: PricedModel, kind: BlockKind) -> list[Op]:
     return list(model.blocks[kind].ops())
+
+
+def ops_named(model: PricedModel, kind: BlockKind, name: str) -> Work:
+    return next(op.work for op in ops(model, kind) if op.name == name)
+
+
+DECODE = "deepseek-v3-decode-ep128"
+ALONE = ("serving.two_batch_overlap=false",)
 
 
 @pytest.mark.parametrize("job", SERVING)
@@ -111,3 +119,82 @@ def test_tensor_parallelism_adds_up_twice_a_layer() -> None:
     scattered = ops(built("llama-3-70b-decode", "layout.sp=true"), BlockKind.DENSE)
     kinds = [op.work.kind for op in scattered if isinstance(op.work, Collective)]
     assert kinds == ["all_gather", "reduce_scatter"] * 2
+
+
+def test_a_step_with_drafts_verifies_them_and_runs_the_module_once_for_each() -> None:
+    """Two drafts: the main model sees 3 tokens of each sequence, the module first those 3, then one."""
+    plain, drafting = built(DECODE, *ALONE), built(DECODE, *ALONE, "serving.mtp_depth=2")
+    assert drafting.stages[0] == (*plain.stages[0], BlockKind.MTP, BlockKind.DRAFT)
+    core = {kind: ops_named(drafting, kind, "attn.core") for kind in (BlockKind.MOE, BlockKind.MTP, BlockKind.DRAFT)}
+    assert [work.q_len for work in core.values() if isinstance(work, DecodeAttention)] == [3, 3, 1]
+    projections = {kind: ops_named(drafting, kind, "mtp.proj") for kind in (BlockKind.MTP, BlockKind.DRAFT)}
+    sizes = [(work.m, work.n, work.k) for work in projections.values() if isinstance(work, Gemm)]
+    assert sizes == [(3 * 128, 7168, 2 * 7168), (128, 7168, 2 * 7168)]
+    heads = [ops_named(drafting, kind, "head") for kind in (BlockKind.HEAD, BlockKind.MTP, BlockKind.DRAFT)]
+    assert [work.m for work in heads if isinstance(work, Gemm)] == [3 * 128, 128, 128]
+    assert "mtp.verify" in [op.name for op in ops(drafting, BlockKind.HEAD)]
+    dispatched = ops_named(drafting, BlockKind.MOE, "moe.dispatch.a2a")
+    assert isinstance(dispatched, AllToAll)
+    assert dispatched.tokens == 3 * 128
+
+
+def test_a_prefill_fills_the_cache_of_the_module() -> None:
+    found = built("deepseek-v3-prefill-ep32", "serving.mtp_depth=1")
+    assert found.stages[0][-1] == BlockKind.MTP
+    layer, module = (ops_named(found, kind, "attn.core") for kind in (BlockKind.MOE, BlockKind.MTP))
+    assert layer == module
+
+
+def test_a_chunk_of_a_prompt_runs_along_with_decode() -> None:
+    """GEMMs see its tokens, too; its attention is a kernel of its own, over what was cached before and itself."""
+    plain = built("llama-3-8b-decode")
+    mixed = built("llama-3-8b-decode", "serving.prefill_tokens=512", "serving.prefill_context=1024")
+    qkv = [ops_named(model, BlockKind.DENSE, "attn.qkv") for model in (plain, mixed)]
+    assert [work.m for work in qkv if isinstance(work, Gemm)] == [64, 64 + 512]
+    chunk, cached = (ops_named(mixed, BlockKind.DENSE, name) for name in ("attn.chunk", "attn.chunk.cached"))
+    assert isinstance(chunk, Attention)
+    assert isinstance(cached, Attention)
+    assert (chunk.seq_q, chunk.seq_kv, chunk.causal) == (512, 512, True)
+    assert (cached.seq_q, cached.seq_kv, cached.causal) == (512, 1024, False)
+    logits = ops_named(mixed, BlockKind.HEAD, "head")
+    assert isinstance(logits, Gemm)
+    assert logits.m == 64 + 1
+    total = sum(mixed.blocks[kind].flops() for kind in mixed.stages[0])
+    assert total == pytest.approx(model_flops(mixed.scenario), rel=2e-3)
+
+
+def test_a_chunk_under_latent_attention_is_expanded() -> None:
+    mixed = built(DECODE, *ALONE, "serving.prefill_tokens=256", "serving.prefill_context=512")
+    expand, absorbed = (ops_named(mixed, BlockKind.MOE, name) for name in ("attn.chunk.kv_b", "attn.w_uk"))
+    assert isinstance(expand, Gemm)
+    assert isinstance(absorbed, Gemm)
+    assert expand.m == 256 + 512
+    assert absorbed.m == 128 * 128
+    total = sum(mixed.blocks[kind].flops() for kind in mixed.stages[0])
+    assert total == pytest.approx(model_flops(mixed.scenario), rel=2e-3)
+
+
+def test_copies_of_experts_are_slots_that_tokens_choose_from() -> None:
+    """The report's decode: 256 experts, 32 copies and the shared expert 32 times, one a GPU; 9 of them for a token."""
+    found = built(
+        DECODE, *ALONE, "gpus=320", "layout.ep=320", "serving.redundant_experts=32", "serving.shared_slots=32"
+    )
+    assert isinstance(found.shapes, ServingShapes)
+    assert (found.shapes.local_experts, found.shapes.gate.experts, found.shapes.gate.top_k) == (1, 320, 9)
+    up = ops_named(found, BlockKind.MOE, "moe.up_gate")
+    assert isinstance(up, Gemm)
+    assert (up.groups, up.m) == (1, 128 * 9)  # each rank brings 128 tokens and gets 9 copies of each back
+    names = [op.name for op in ops(found, BlockKind.MOE)]
+    assert not any(name.startswith("shared") or name == "moe.shared.sum" for name in names)
+
+
+@pytest.mark.parametrize("microbatches", [False, True])
+def test_lengths_of_sequences_reach_the_kernel(microbatches: bool) -> None:
+    found = built(
+        DECODE, "serving.context={mean=4096, cv=0.5}", f"serving.two_batch_overlap={str(microbatches).lower()}"
+    )
+    core = ops_named(found, BlockKind.MOE, "attn.core")
+    assert isinstance(core, DecodeAttention)
+    assert len(core.lengths) == (64 if microbatches else 128)
+    assert core.keys == pytest.approx(core.batch * 4097, rel=0.01)
+    assert max(core.lengths) > 2 * 4097

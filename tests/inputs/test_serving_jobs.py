@@ -39,11 +39,19 @@ def test_what_is_left_out_has_a_default_of_the_workload(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("workload", "rest", "expected"),
     [
-        ("decode", "", r"job.toml: serving: missing"),
+        ("decode", "", r"job.toml: serving.sequences: missing: must be an integer"),
+        (
+            "prefill",
+            "",
+            r"job.toml: missing: serving.sequences \(an integer\), serving.tokens \(an integer\)",
+        ),
+        ("decode", "[serving]\nsequences = 1\ncontext = [1, -2]\n", r"serving.context: -2: must be at least 0"),
+        ("decode", "[serving]\nsequences = 1\ncontext = {mean = 9}\n", r"serving.context.cv: missing"),
+        ("decode", "[serving]\nsequences = 1\nmtp_acceptance = 1.2\n", r"mtp_acceptance: 1.2: must be from 0 to 1"),
         ("decode", "[serving]\ncontext = 5\n", r"job.toml: serving.sequences: missing: must be an integer"),
         ("prefill", "[serving]\nsequences = 5\n", r"job.toml: serving.tokens: missing: must be an integer"),
         ("decode", "[serving]\nsequences = 0\n", r"job.toml: serving.sequences: 0: must be at least 1"),
-        ("decode", "[serving]\nsequences = 1\nmtp_depth = 1\n", r"job.toml: serving.mtp_depth: 1: unknown key"),
+        ("decode", "[serving]\nsequences = 1\nmtp_dept = 1\n", r"mtp_dept: 1: unknown key; did you mean mtp_depth\?"),
         ("decode", "[batch]\nsequence_length = 1\n", r'job.toml: batch: .*workload = "decode" has a table \[serving\]'),
         ("training", "[serving]\nsequences = 1\n", r'job.toml: serving: .*only jobs with workload = "prefill"'),
         ("training", "", r"job.toml: missing: batch.sequence_length \(an integer\)"),
@@ -63,7 +71,7 @@ def test_a_table_that_is_missing_or_of_another_workload_is_one_line(
         ("llama-3-8b-decode", "batch.microbatch_size=2", 'changes nothing: workload "decode" has'),
         ("llama-3-8b", "serving.sequences=2", 'changes nothing: the job has workload "training"'),
         ("llama-3-8b-decode", "workload=training", 'has the tables of workload "decode"'),
-        ("deepseek-v3-decode-ep128", "model.num_nextn_predict_layers=1", "the MTP modules are not served"),
+        ("deepseek-v3-decode-ep128", "model.num_nextn_predict_layers=1", "MTP runs with serving.mtp_depth"),
         ("llama-3-8b-decode", "stack.grad_sync_overlap=true", 'a job with workload "decode" does not read it'),
         ("llama-3-8b-decode", "stack.optimizer.kind=sgd", 'a job with workload "decode" does not read it'),
         ("llama-3-8b-decode", "stack.host_gemm=1e-5", "set serving.cuda_graphs=false"),
@@ -102,6 +110,21 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
         ("deepseek-v3-decode-ep128", ("overlap.comm_sms=24",), "low-latency kernels hold no SMs"),
         ("deepseek-v3-decode-ep128", ("stack.dispatcher=nccl",), "without all-to-all kernels"),
         ("deepseek-v3-prefill-ep32", ("layout.etp=2",), "layout.etp: 2: is not modelled"),
+        ("llama-3-8b-decode", ("serving.mtp_depth=1",), "serving.mtp_depth: 1: llama-3-8b has no MTP module; use 0"),
+        ("llama-3-8b-decode", ("serving.redundant_experts=8",), "changes nothing: llama-3-8b has no experts"),
+        ("llama-3-8b-decode", ("serving.context=[100, 9000]",), "serving.context: 9000: .*positions for 8192"),
+        (
+            "deepseek-v3-decode-ep128",
+            ("serving.redundant_experts=32",),
+            "layout.ep: 128: does not divide the 288 slots of 256 routed experts and 32 copies; use 96 or 144,"
+            " or redundant_experts = 128",
+        ),
+        ("deepseek-v3-decode-ep128", ("serving.mtp_acceptance=0.9",), "changes nothing without mtp_depth above 0"),
+        ("deepseek-v3-decode-ep128", ("serving.mtp_depth=2", "serving.mtp_acceptance=[0.9]"), "lists 1 of mtp_depth 2"),
+        ("deepseek-v3-decode-ep128", ("serving.mtp_depth=1", "serving.tokens=2"), "with mtp_depth 1: a step verifies"),
+        ("deepseek-v3-decode-ep128", ("serving.prefill_tokens=64",), "does not divide into two microbatches"),
+        ("llama-3-8b-decode", ("serving.prefill_context=64",), "changes nothing without prefill_tokens"),
+        ("llama-3-8b-prefill", ("serving.prefill_tokens=64",), "changes nothing without decode"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple[str, ...], expected: str) -> None:
@@ -127,6 +150,12 @@ def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple
         ("deepseek-v3-decode-ep128", "layout.ep=64"),
         ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
         ("llama-3-8b-decode", "workload=prefill"),
+        ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
+        ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
+        ("llama-3-8b-decode", "serving.prefill_tokens=256"),
+        ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
+        ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
+        ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
     ],
 )
 def test_every_setting_changes_the_step(job: str, override: str) -> None:
@@ -141,3 +170,17 @@ def test_the_price_of_a_gpu_hour_counts() -> None:
     )
     assert dear["usd_per_million_tokens"] == pytest.approx(3 * cheap["usd_per_million_tokens"])
     assert cheap["usd_per_million_tokens"] == pytest.approx(1e6 / 3600 / cheap["tokens_per_s_per_gpu"])
+
+
+def test_settings_without_effect_on_the_step_show_elsewhere() -> None:
+    drafted, surer = (
+        simulate(load_scenario("deepseek-v3-decode-ep128", ["serving.mtp_depth=1", *more])).metrics
+        for more in ([], ["serving.mtp_acceptance=0.95"])
+    )
+    assert surer["step_time_s"] == drafted["step_time_s"]
+    assert surer["tpot_s"] == pytest.approx(drafted["tpot_s"] * 1.85 / 1.95)
+    mixed, behind = (
+        simulate(load_scenario("llama-3-8b-decode", ["serving.prefill_tokens=256", *more])).metrics["step_time_s"]
+        for more in ([], ["serving.prefill_context=1024"])
+    )
+    assert behind > mixed

@@ -117,3 +117,20 @@ def test_knobs_are_ten_percent_wide_or_as_the_source_says() -> None:
     assert paths["hardware.gpu.peak.fp8"] == "hardware"
     assert paths["hardware.fabric.notify.alpha"] == "assumed"
     assert prepare(scenario)[0].imbalance >= 1.0
+
+
+def test_set_takes_every_name_that_the_tornado_prints() -> None:
+    for knob in knobs(load_scenario(V3)):
+        load_scenario(V3, [f"{knob.path}={knob.value}"])
+    text = run("tiny-1f1b", "--op", "attn.*").stdout
+    printed = [line.split()[0] for line in text.split("Sensitivity of the step")[1].splitlines() if "%" in line]
+    paths = {knob.path for knob in knobs(load_scenario("tiny-1f1b"))}
+    assert len(paths & set(printed)) > 5
+    assert {name for name in printed if name.startswith(("hardware", "stack", "overlap"))} <= paths
+
+
+def test_an_op_that_is_not_there_is_answered_by_the_nearest() -> None:
+    said = run(V3, "--op", "attn.core.fw", "--no-sensitivity")
+    assert said.exit_code == 2
+    assert said.stderr.endswith("did you mean attn.core.fwd?\n")
+    assert run(V3, "--op", "zzz", "--no-sensitivity").stderr.endswith("try attn.* or gemm.*\n")

@@ -5,22 +5,34 @@
 Nothing is calibrated with these. What TorchTitan does, in small (arXiv 2410.06511): one `fully_shard` per layer, FP32
 parameters gathered in BF16, gradients reduced in FP32, fused AdamW, SDPA; without recomputation, with all of a layer
 recomputed (`full`), or with the attention core and every second GEMM kept (`op`); eager, or each layer
-through torch.compile. `step_ms` is the mean of the last steps after warm-up, `power_w` and `sm_mhz` what the driver
-says of the first GPU meanwhile.
+through torch.compile. `step_ms` is the median of the last half of the steps, `power_w` and `sm_mhz` what the driver
+says of the first GPU meanwhile; `*_ms` and `launches` are kernels of one step by kind, those of NCCL with their waits;
+`peak_gb` of every rank. (`h200_fsdp.csv` and `h100_fsdp.csv` are of an older form: means, the peak of the first rank.)
 """
 
 from __future__ import annotations
 
 import functools
-import subprocess
-import time
 from collections import defaultdict
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from measuring import record, rounds  # type: ignore[import-not-found]  # a script next to it
+from step_runner import (  # type: ignore[import-not-found]  # a script next to it
+    DEVICE,
+    SPLIT,
+    Row,
+    Sensors,
+    arguments,
+    gpu,
+    kernels,
+    peaks,
+    record,
+    settled,
+    warm,
+)
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,7 +40,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 HIDDEN, INNER, HEADS, KV, VOCAB, SEQ = 4096, 14336, 32, 8, 128256, 8192
 WIDTH = HIDDEN // HEADS
-SECONDS = 8.0
 BACKENDS = {"default": None, "flash2": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 SAVED = {
     torch.ops.aten.mm.default,
@@ -131,32 +142,20 @@ def built(layers: int, recompute: str, backend: str, mode: str) -> nn.Module:
     for layer in model.layers:
         shard(layer)
     shard(model)
-    model.to_empty(device="cuda")
+    model.to_empty(device=DEVICE)
     for p in model.parameters():
         nn.init.normal_(p, std=0.02)
     return model
 
 
-def driver() -> tuple[str, str]:
-    """Power [W] and SM clock [MHz] of the first GPU."""
-    try:
-        asked = ["nvidia-smi", "-i", "0", "--query-gpu=power.draw,clocks.sm", "--format=csv,noheader,nounits"]
-        power, clock = subprocess.check_output(asked, text=True).strip().split(", ")
-    except (OSError, ValueError, subprocess.CalledProcessError):
-        return "", ""
-    return power, clock
-
-
-def measure(layers: int, mbs: int, recompute: str, backend: str, mode: str) -> dict[str, Any]:
+def measure(layers: int, mbs: int, recompute: str, backend: str, mode: str) -> Row:
     """Step time of one configuration in a settled state."""
     torch.manual_seed(0)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     model = built(layers, recompute, backend, mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    angle = torch.outer(torch.arange(SEQ, device="cuda"), 5e5 ** (-torch.arange(0, WIDTH, 2, device="cuda") / WIDTH))
+    angle = torch.outer(torch.arange(SEQ, device=DEVICE), 5e5 ** (-torch.arange(0, WIDTH, 2, device=DEVICE) / WIDTH))
     cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
-    tokens = torch.randint(0, VOCAB, (mbs, SEQ + 1), device="cuda")
+    tokens = torch.randint(0, VOCAB, (mbs, SEQ + 1), device=DEVICE)
     loss_of = torch.compile(cross_entropy) if mode == "compile" else cross_entropy
 
     def step() -> None:
@@ -165,23 +164,14 @@ def measure(layers: int, mbs: int, recompute: str, backend: str, mode: str) -> d
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(4):
-        step()
-    many = rounds(step, SECONDS)
-    times, read = [], ("", "")
-    for at in range(many):
-        a = time.perf_counter()
-        step()
-        if at == many - 2 and dist.get_rank() == 0:
-            read = driver()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - a)
-    mean = sum(times[len(times) // 2 :]) / len(times[len(times) // 2 :])
-    out = {"gpu": torch.cuda.get_device_name(), "gpus": dist.get_world_size(), "mode": mode, "recompute": recompute}
-    out |= {"attention": backend, "layers": layers, "seq": SEQ, "mbs": mbs, "step_ms": round(mean * 1e3, 2)}
-    out |= {"tokens_per_s_per_gpu": round(SEQ * mbs / mean)}
-    out |= {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "power_w": read[0], "sm_mhz": read[1]}
-    return out
+    warm(step)
+    with Sensors() as sensors:
+        times = settled(step, ARGS.seconds)
+    middle = median(times)
+    out: Row = {"gpu": gpu(), "gpus": dist.get_world_size(), "mode": mode, "recompute": recompute}
+    out |= {"attention": backend, "layers": layers, "seq": SEQ, "mbs": mbs, "step_ms": round(middle * 1e3, 2)}
+    out |= {"tokens_per_s_per_gpu": round(SEQ * mbs / middle), "steps": len(times)}
+    return out | sensors.readings() | peaks() | kernels(step)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -199,6 +189,12 @@ PLAN = (
     (32, 2, "full", "default", "eager"),
     (16, 1, "none", "cudnn", "eager"),
 )
+COLUMNS = [
+    *("gpu", "gpus", "mode", "recompute", "attention", "layers", "seq", "mbs", "step_ms", "tokens_per_s_per_gpu"),
+    *("steps", "peak_gb", "reserved_gb", "gpu_ms", *SPLIT, "launches", "power_w", "sm_mhz", "attention_kernel"),
+    "took_s",
+]
 
 if __name__ == "__main__":
-    record(PLAN, measure)
+    ARGS = arguments(__doc__ or "")
+    record(PLAN, measure, COLUMNS, ARGS)

@@ -5,8 +5,6 @@ import numpy as np
 
 from workloads.reference.count import Array
 
-Heads = tuple[Array, Array, Array]  # queries, keys, values [B, H, S, d]
-
 
 def spans(length: int, chunk: int) -> list[slice]:
     """The chunks of a sequence; the last may be shorter."""

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.reference import band
-from workloads.reference.count import Array, Run
+from workloads.reference.count import Array, Run, Saved
+from workloads.reference.layers.rope import softmax_scale
 
 OP = "attn.core"
+LSE = f"{OP}/lse"
 
 
 class Mask(NamedTuple):
@@ -91,6 +93,19 @@ def attend_input_grad(
         written={"dq": grads.q, "dk": grads.k, "dv": grads.v},
     )
     return grads
+
+
+def core_forget(run: Run, saved: Saved) -> Saved:
+    """What is left to keep when the attention core is recomputed: its output is, as the input of the next GEMM."""
+    return {key: array for key, array in saved.items() if key != LSE} if run.again("core_attn") else saved
+
+
+def core_restore(run: Run, saved: Saved, mask: Mask = ALL) -> Saved:
+    """Compute again what `core_forget` dropped."""
+    if LSE in saved:
+        return saved
+    q, k, v = (saved[f"{OP}/{name}"] for name in "qkv")
+    return saved | {LSE: attend(run.at(part="R"), q, k, v, softmax_scale(run.cfg), mask)[1]}
 
 
 def _parts(q: Array, k: Array, mask: Mask) -> Iterator[tuple[slice, slice, Array | None]]:

@@ -1,6 +1,6 @@
 """Time what one call puts on a rested GPU, by the profiler; write rows to a table as they are known.
 
-As in `measure_rested.py`: before each launch the GPU idles, L2 is flushed and a short spin hides the launch, so that
+Before each launch the GPU idles, L2 is flushed and a short spin hides the launch, so that
 kernels run at the boost clock and on cold operands. `us` is the median span from the first kernel's start to the last
 one's end, `busy_us` the kernels' own time, `launches` their number, `kernel` the longest one's name.
 """
@@ -105,7 +105,12 @@ class Table:
 
 
 def measured(cases: Sequence[Case]) -> list[tuple[Case, Row]]:
-    """Rows of the cases that ran; the profiler's events are cut at the spins."""
+    """Rows of the cases that ran."""
+    return [(case, case.labels | summary(runs)) for case, runs in launches_of(cases)]
+
+
+def launches_of(cases: Sequence[Case]) -> list[tuple[Case, list[Events]]]:
+    """What each launch of the cases that ran put on the GPU; the profiler's events are cut at the spins."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     owners: list[Case | None] = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
@@ -125,7 +130,7 @@ def measured(cases: Sequence[Case]) -> list[tuple[Case, Row]]:
     for owner, events in zip(owners, samples, strict=True):
         if owner is not None:
             found.setdefault(id(owner), (owner, []))[1].append(events[:-1])  # the last one is the next flush
-    return [(case, case.labels | summary(runs)) for case, runs in found.values() if all(runs)]
+    return [(case, runs) for case, runs in found.values() if all(runs)]
 
 
 def launched(case: Case, flush: torch.Tensor) -> Iterator[Case | None]:

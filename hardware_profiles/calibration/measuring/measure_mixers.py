@@ -5,7 +5,8 @@
 KINDS are of window, delta, ssd, with a comma between. `window` is FlashAttention-2 as PyTorch ships it, by the operator
 that takes a window (aten::_flash_attention_forward). `delta` is the gated delta rule and `ssd` a scalar decay of the
 state (Mamba-2's), in chunks of 64 tokens and token by token, by the Triton kernels of flash-linear-attention, which
-must be on the path (`pip install --no-deps --target fla_packages fla-core einops`). Launches are as in `measure_rested`.
+must be on the path (`pip install --no-deps --target fla_packages fla-core einops`). Launches are as in
+`measure_rested`.
 `kernels` has every kernel of one call with its median time [us].
 """
 
@@ -76,7 +77,9 @@ def recurrent_call(op: str, form: str, batch: int, seq: int, heads: int, d_k: in
     inputs: dict[str, torch.Tensor] = {"q": q, "k": k, "v": v, "g": gate}
     if op == "delta":
         inputs["beta"] = beta
-        fn: Callable[..., Any] = delta.fused_recurrent_gated_delta_rule if form == "token" else delta.chunk_gated_delta_rule
+        fn: Callable[..., Any] = (
+            delta.fused_recurrent_gated_delta_rule if form == "token" else delta.chunk_gated_delta_rule
+        )
     else:
         fn = scalar.fused_recurrent_simple_gla if form == "token" else scalar.chunk_simple_gla
     options = {"initial_state": state, "output_final_state": form == "token"}

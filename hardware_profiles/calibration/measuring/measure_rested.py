@@ -6,8 +6,8 @@ KINDS are of gemm, grouped, attention, streaming, compiled, with commas between.
 random shapes than those of the first table.
 
 A GPU under load sinks below its boost clock at the power limit, by how much depends on what ran before; tables of
-kernels taken back to back hold a mixture. Here every launch is preceded by idling (`REST` times its own length), an L2
-flush and a short spin that hides the launch, and is timed by the profiler (CUPTI), like the kernels of a training
+kernels taken back to back hold a mixture. Here every launch is preceded by idling, an L2 flush and a short
+spin that hides the launch (`kernel_spans.py`), and is timed by the profiler (CUPTI), like the kernels of a training
 trace. What the power limit does is measured apart (`measure_sustained.py`). Data are normal random numbers: zeros draw
 less power. `us` is the median span over the launches from the first kernel's start to the last one's end, `kernel`
 the longest kernel's name (cuBLAS's contains its tile), `launches` how many kernels one call takes.
@@ -16,20 +16,19 @@ the longest kernel's name (cuBLAS's contains its tile), `launches` how many kern
 from __future__ import annotations
 
 import csv
-import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from hardware_profiles.calibration.measuring import kernel_spans
+from hardware_profiles.calibration.measuring.kernel_spans import Call, Events, Row
 from hardware_profiles.calibration.measuring.torch_kernels import (
     DEVICE,
     bf16,
@@ -41,22 +40,16 @@ from hardware_profiles.calibration.measuring.torch_kernels import (
     swiglu,
 )
 
+__all__ = ["SECTIONS", "V3", "Call", "Case", "Events", "Row", "gemm_time", "measure", "summary"]
+
 COLUMNS = [
     *("op", "precision", "form", "impl", "m", "n", "k", "groups", "rows", "batch", "seq", "heads", "kv_heads"),
     *("d_qk", "d_v", "causal", "backward", "bytes", "us", "us_min", "launches", "kernel"),
 ]
-LAUNCHES = 6
-REST = 6.0
-SPIN = 2_000_000
-"""Cycles of the spin before each launch: about 1 ms, while the host launches what is measured."""
 NAME = 200
 """Letters kept of a kernel's name."""
-Row = dict[str, Any]
-Call = Callable[[], object]
 Case = tuple[Row, Callable[[], Call], float]
 """Labels, a function that allocates operands and returns the call, and a guess of its time [s]."""
-Events = list[tuple[float, float, str]]
-"""Start, end [us] and name of what ran on the GPU."""
 V3 = [
     (4096, 1536, 7168), (4096, 576, 7168), (4096, 24576, 1536), (4096, 32768, 512), (4096, 7168, 16384),
     (4096, 4096, 7168), (4096, 7168, 2048), (4096, 7168, 576), (4096, 1536, 24576), (4096, 512, 32768),
@@ -419,70 +412,10 @@ def streaming() -> Iterator[Case]:
     yield from ends()
 
 
-def gpu_events(prof: Any) -> Events:
-    """Everything that ran on the GPU, by start."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        prof.export_chrome_trace(file.name)
-        events = json.loads(Path(file.name).read_text())["traceEvents"]
-    kinds = ("kernel", "gpu_memset", "gpu_memcpy")
-    return sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in events if e.get("cat") in kinds)
-
-
-def launch(flush: torch.Tensor, call: Call | None) -> None:
-    flush.zero_()
-    torch.cuda._sleep(SPIN)
-    if call is not None:
-        call()
-    torch.cuda.synchronize()
-
-
-def launches_of(labels: Row, make: Callable[[], Call], guess: float, flush: torch.Tensor) -> Iterator[Row | None]:
-    """Launch one case, the first times unseen: whom each launch that was made belongs to."""
-    call = make()
-    for _ in range(2):
-        yield None
-        launch(flush, call)
-    for _ in range(LAUNCHES):
-        time.sleep(max(2e-3, REST * guess))
-        yield labels
-        launch(flush, call)
-
-
 def measure(cases: list[Case], summarise: Callable[[Row, list[Events]], Row] | None = None) -> list[Row]:
-    """Rows of the cases that ran; the profiler's events are cut at the spins. `summarise` makes the row of a case's
-    launches, else `summary`."""
-    summarise = summarise or summary
-    flush = torch.empty(256 << 20, dtype=torch.int8, device=DEVICE)
-    owners: list[Row | None] = []
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-        for labels, make, guess in cases:
-            try:
-                for owner in launches_of(labels, make, guess, flush):
-                    owners.append(owner)
-            except Exception as error:
-                print(f"left out {labels}: {type(error).__name__} {str(error)[:160]}", file=sys.stderr)
-                torch.cuda.synchronize()
-        owners.append(None)
-        launch(flush, None)
-    samples = cut(gpu_events(prof))
-    if len(samples) != len(owners):
-        raise RuntimeError(f"{len(samples)} launches in the profile, {len(owners)} made")
-    found: dict[int, tuple[Row, list[Events]]] = {}
-    for owner, events in zip(owners, samples, strict=True):
-        if owner is not None:
-            found.setdefault(id(owner), (owner, []))[1].append(events[:-1])  # the last one is the next flush
-    return [summarise(labels, runs) for labels, runs in found.values() if all(runs)]
-
-
-def cut(events: Events) -> list[Events]:
-    """What ran after each spin."""
-    samples: list[Events] = []
-    for event in events:
-        if "spin_kernel" in event[2]:
-            samples.append([])
-        elif samples:
-            samples[-1].append(event)
-    return samples
+    """Rows of the cases that ran; `summarise` makes the row of a case's launches, else `summary`."""
+    made = [kernel_spans.Case(labels, make, guess) for labels, make, guess in cases]
+    return [(summarise or summary)(case.labels, runs) for case, runs in kernel_spans.launches_of(made)]
 
 
 def summary(labels: Row, runs: list[Events]) -> Row:

@@ -162,9 +162,16 @@ function sortable(table) {
 
 function filterable(input) {
   const table = document.getElementById(input.dataset.table);
+  const none = document.createElement("span");
+  none.className = "none";
+  none.setAttribute("role", "status");
+  input.closest("p").append(none);
+  const text = (row) => [row.textContent, ...Array.from(row.querySelectorAll("[title]"), (cell) => cell.title)].join(" ").toLowerCase();
   input.addEventListener("input", () => {
-    const wanted = input.value.toLowerCase();
-    for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    const wanted = input.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) shown += !(row.hidden = !text(row).includes(wanted));
+    none.textContent = shown ? "" : `no row has \u201c${wanted}\u201d`;
   });
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from simulator.dtypes import BF16, WIDTH
 from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
 from simulator.graph.block import Segment, SegmentBuilder
@@ -39,8 +41,9 @@ def core(s: ServingShapes) -> SegmentBuilder:
     heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
     if s.decodes:
         builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d_v, latent=False))
+        chunked(builder, s, heads, kv_heads, d, d_v)
     else:
-        prefilling(builder, s, heads, kv_heads, d, d_v)
+        prefilling(builder, "attn.core", s, prompts_of(s), heads, kv_heads, d, d_v)
     gate_output(builder, s)
     linear(builder, "attn.o", s, t, h, output_width(s))
     finish(builder, s)
@@ -65,10 +68,10 @@ def decode_class(cls: str, s: ServingShapes) -> str:
     return f"{cls}@{s.software.decode_attention}"
 
 
-def kept_keys(s: ServingShapes) -> int:
-    """Keys that the newest token of a sequence attends to: all, those of the window, or those of its chunk so far."""
+def kept_keys(s: ServingShapes, length: int) -> int:
+    """Keys that the newest of `length` tokens attends to: all, those of the window, or those of its chunk so far."""
     chunk = s.model.attention_chunk_size
-    return (s.seq_kv - 1) % chunk + 1 if chunk else min(s.seq_kv, s.model.sliding_window or s.seq_kv)
+    return (length - 1) % chunk + 1 if chunk else min(length, s.model.sliding_window or length)
 
 
 def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *, latent: bool) -> DecodeAttention:
@@ -79,26 +82,56 @@ def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *
         kv_heads=kv_heads,
         d_qk=d_qk,
         d_v=d_v,
-        kv_len=kept_keys(s),
+        kv_len=kept_keys(s, s.seq_kv),
         q_len=s.seq,
         kv_dtype=s.serving.kv_dtype,
         latent=latent,
+        lengths=tuple(kept_keys(s, length) for length in s.lengths),
     )
 
 
-def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of a pass: `count` of `new` tokens each, over `cached` ones."""
+
+    count: int
+    new: int
+    cached: int
+
+
+def prompts_of(s: ServingShapes) -> Prompts:
+    """The prompts of a prefill; where their cached parts differ, the mean: the FLOP are the same."""
+    return Prompts(s.batch, s.seq, s.seq_kv - s.seq)
+
+
+def chunked(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
+    """Attention of a prompt's chunk that runs along with decode: a kernel of its own, as vLLM and SGLang launch."""
+    if s.chunk:
+        prefilling(builder, "attn.chunk", s, Prompts(1, s.chunk, s.chunk_context), heads, kv_heads, d_qk, d_v)
+
+
+def prefilling(
+    builder: SegmentBuilder,
+    name: str,
+    s: ServingShapes,
+    prompts: Prompts,
+    heads: int,
+    kv_heads: int,
+    d_qk: int,
+    d_v: int,
+) -> None:
     """Attention of prompts: causal among the new tokens, and all of them over what is cached before.
 
     Kernels take both in one; as ops they are two, since the FLOP of the second have no mask. With a window or chunks
     the mask spans both, and so does the one op.
     """
     window, chunk = s.model.sliding_window or 0, s.model.attention_chunk_size
-    cached = s.serving.context % chunk if chunk else min(s.serving.context, window)
+    cached = prompts.cached % chunk if chunk else min(prompts.cached, window)
 
     def work(length: int, *, causal: bool) -> Attention:
         return Attention(
-            batch=s.batch,
-            seq_q=s.seq,
+            batch=prompts.count,
+            seq_q=prompts.new,
             seq_kv=length,
             heads=heads,
             kv_heads=kv_heads,
@@ -111,8 +144,8 @@ def prefilling(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: 
         )
 
     if window or chunk:
-        builder.add("attn.core", "attn.fwd", work(cached + s.seq, causal=True))
+        builder.add(name, "attn.fwd", work(cached + prompts.new, causal=True))
         return
-    if s.serving.context:
-        builder.add("attn.core.cached", "attn.fwd", work(s.serving.context, causal=False))
-    builder.add("attn.core", "attn.fwd", work(s.seq, causal=True))
+    if prompts.cached:
+        builder.add(f"{name}.cached", "attn.fwd", work(prompts.cached, causal=False))
+    builder.add(name, "attn.fwd", work(prompts.new, causal=True))

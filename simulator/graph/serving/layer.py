@@ -7,8 +7,9 @@ from dataclasses import replace
 from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.loss import TOKEN_ID
 from simulator.graph.norm import norm_forward
-from simulator.graph.serving import attention, ffn, mla, moe
+from simulator.graph.serving import attention, draft, ffn, mla, moe
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Streaming
@@ -16,13 +17,27 @@ from simulator.spec.model import BlockKind
 
 
 def build_block(kind: BlockKind, s: ServingShapes) -> Block:
-    """One block; the MTP modules do not run."""
-    if kind.is_layer:
-        own = replace(s, model=s.model.of_kind(kind))
-        segments = _moe_layer(own) if kind.is_moe else _dense_layer(own)
-    else:
-        segments = {BlockKind.EMBED: _embedding, BlockKind.HEAD: _head}[kind](s)
+    """One block. `mtp` is the first pass that drafts, `draft` each further one."""
+    build = {
+        BlockKind.EMBED: _embedding,
+        BlockKind.HEAD: _head,
+        BlockKind.MTP: _first_draft,
+        BlockKind.DRAFT: _further_draft,
+    }
+    segments = _layer(kind, s) if kind.is_layer else build[kind](s)
     return Block(kind=kind, forward=tuple(_small_apart(segment) for segment in segments), backward=())
+
+
+def _layer(kind: BlockKind, s: ServingShapes) -> tuple[Segment, ...]:
+    """A layer of this kind, with the sizes that the model's layers of this kind have."""
+    own = replace(s, model=s.model.of_kind(kind))
+    return _moe_layer(own) if kind.is_moe else _dense_layer(own)
+
+
+def serving_kinds(s: ServingShapes) -> tuple[BlockKind, ...]:
+    """The blocks of a step in order: those of the main model, then one for each pass that drafts."""
+    drafts = (BlockKind.MTP, *[BlockKind.DRAFT] * (len(s.drafts) - 1)) if s.drafts else ()
+    return (BlockKind.EMBED, *s.model.layer_kinds(), BlockKind.HEAD, *drafts)
 
 
 SMALL = 1e6
@@ -55,6 +70,20 @@ def _moe_layer(s: ServingShapes) -> tuple[Segment, ...]:
     return (before, *moe.layer(s, core))
 
 
+def _first_draft(s: ServingShapes) -> tuple[Segment, ...]:
+    return _draft(s.drafts[0])
+
+
+def _further_draft(s: ServingShapes) -> tuple[Segment, ...]:
+    return _draft(s.drafts[1])
+
+
+def _draft(s: ServingShapes) -> tuple[Segment, ...]:
+    """One pass of the MTP module."""
+    layer = _layer(s.model.layer_kind(s.model.num_hidden_layers), s)
+    return (draft.projection(s), *layer, *_head(draft.sampled_once(s)))
+
+
 def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     """Rows of the new tokens; each tensor-parallel rank has a part of the vocabulary."""
     h = s.model.hidden_size
@@ -67,10 +96,10 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
 def _head(s: ServingShapes) -> tuple[Segment, ...]:
     """Final norm and logits of what is sampled from: each new token in decode, the last one of each prompt in prefill.
 
-    Every rank samples greedily from all logits.
+    Every rank samples greedily from all logits, and compares what was drafted with what it sampled.
     """
     h, tp = s.model.hidden_size, s.job.layout.tp
-    rows, vocab = s.tokens if s.decodes else s.batch, s.model.vocab_size // tp
+    rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
     norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))
@@ -78,4 +107,6 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
         logits = Collective(kind="all_gather", bytes=rows * vocab * tp * BF16, ranks=tp, per_node=tp)
         builder.add("head.all_gather", "comm.tp.all_gather", logits)
     builder.add("sample", "elem.reduce", Streaming(read=rows * vocab * tp * BF16, written=0.0))
+    if s.drafts and s.decodes:
+        builder.add("mtp.verify", "elem", cast(rows, TOKEN_ID, TOKEN_ID))
     return (builder.done(),)

@@ -2,7 +2,8 @@
 
 Decode multiplies the queries by W_UK and the averaged latents by W_UV, head by head, and attends over the latents
 themselves, which is cheaper while there are few queries for each cached token (DeepSeek-V2, arXiv 2405.04434, section
-2.1.2). Prefill expands keys and values, those of cached latents too.
+2.1.2). Prefill expands keys and values, those of cached latents too; a prompt's chunk that runs along with decode
+likewise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
 from simulator.graph.mla import Dims, dims_of
 from simulator.graph.norm import norm_forward
-from simulator.graph.serving.attention import decode_class, decoding, finish, prefilling
+from simulator.graph.serving.attention import chunked, decode_class, decoding, finish, prefilling, prompts_of
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Gemm
@@ -39,9 +40,10 @@ def prepare(s: ServingShapes) -> Segment:
     latents = t * (d.kv_lora + d.rope)
     builder.add("attn.kv.write", "kvcopy", cast(latents, BF16, WIDTH[s.serving.kv_dtype]))
     if s.decodes:
-        _per_head(builder, "attn.w_uk", d, d.kv_lora, d.nope)
+        _per_head(builder, "attn.w_uk", s, d, d.kv_lora, d.nope)
+        _expand(builder, "attn.chunk", s, d, s.chunk + s.chunk_context)
     else:
-        _expand(builder, s, d)
+        _expand(builder, "attn", s, d, s.batch * s.seq_kv)
     return builder.done()
 
 
@@ -52,22 +54,23 @@ def core(s: ServingShapes) -> SegmentBuilder:
     if s.decodes:
         work = decoding(s, d.heads, 1, d.kv_lora + d.rope, d.kv_lora, latent=True)
         builder.add("attn.core", decode_class("attn.decode.mla", s), work)
-        _per_head(builder, "attn.w_uv", d, d.v, d.kv_lora)
+        _per_head(builder, "attn.w_uv", s, d, d.v, d.kv_lora)
+        chunked(builder, s, d.heads, d.heads, d.nope + d.rope, d.v)
     else:
-        prefilling(builder, s, d.heads, d.heads, d.nope + d.rope, d.v)
+        prefilling(builder, "attn.core", s, prompts_of(s), d.heads, d.heads, d.nope + d.rope, d.v)
     linear(builder, "attn.o", s, d.tokens, d.hidden, d.out)
     finish(builder, s)
     return builder
 
 
-def _per_head(builder: SegmentBuilder, name: str, d: Dims, n: int, k: int) -> None:
+def _per_head(builder: SegmentBuilder, name: str, s: ServingShapes, d: Dims, n: int, k: int) -> None:
     """One GEMM for each head, in BF16: a batched GEMM of the library's, not its grouped kernels."""
-    work = Gemm(m=d.tokens * d.heads, n=n, k=k, precision="bf16", form="grouped", groups=d.heads)
+    work = Gemm(m=s.newest * d.heads, n=n, k=k, precision="bf16", form="grouped", groups=d.heads)
     builder.add(name, "gemm.bf16", work)
 
 
-def _expand(builder: SegmentBuilder, s: ServingShapes, d: Dims) -> None:
+def _expand(builder: SegmentBuilder, name: str, s: ServingShapes, d: Dims, rows: int) -> None:
     """Keys and values of all heads from the latents, cached ones too, and the rotary key next to each head's."""
-    rows = s.batch * s.seq_kv
-    linear(builder, "attn.kv_b", s, rows, d.kv, d.kv_lora)
-    builder.add("attn.k.join", "kvcopy", cast(rows * d.q, BF16, BF16))
+    if rows:
+        linear(builder, f"{name}.kv_b", s, rows, d.kv, d.kv_lora)
+        builder.add(f"{name}.k.join", "kvcopy", cast(rows * d.q, BF16, BF16))

@@ -18,7 +18,6 @@ from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
-from simulator.routing.loads import imbalance
 
 INDEX = 8.0
 """Bytes of an index of PyTorch [B]."""
@@ -34,7 +33,7 @@ def layer(s: ServingShapes, head: SegmentBuilder) -> tuple[Segment, ...]:
     segments = [head.done()]
     if travels:
         segments.append(_dispatch(s))
-    if s.model.shared_width:
+    if runs_shared(s):
         segments.append(_shared(s))
     segments.append(_experts(s))
     if travels:
@@ -46,6 +45,11 @@ def layer(s: ServingShapes, head: SegmentBuilder) -> tuple[Segment, ...]:
 def tokens_of(s: ServingShapes) -> int:
     """Tokens that this rank brings: with all-to-alls its part of its tensor-parallel group's."""
     return sharded_tokens(s)
+
+
+def runs_shared(s: ServingShapes) -> bool:
+    """Whether each rank runs the shared experts on its own tokens; else some of the slots hold them."""
+    return bool(s.model.shared_width) and not s.serving.shared_slots
 
 
 def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
@@ -72,9 +76,9 @@ def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllT
         hidden=h,
         bytes_per_token=each,
         ranks=s.job.layout.ep,
-        gate=s.model.gate,
+        gate=s.gate,
         low_latency=s.decodes,
-        imbalance=imbalance(s.job.routing, s.job.layout.ep, s.local_experts),
+        imbalance=s.imbalance,
     )
 
 
@@ -170,7 +174,7 @@ def _out(s: ServingShapes) -> Segment:
     h = s.model.hidden_size
     builder = SegmentBuilder("out.F", "F", s)
     after: tuple[str, ...] = ("moe.combine.a2a",) if s.all_to_all else ()
-    if s.model.shared_width:
+    if runs_shared(s):
         builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
         after = ()
     if not s.all_to_all:

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.graph.shapes import Shapes
+from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING
+from simulator.routing.loads import PADDING, imbalance
+from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
-from simulator.spec.serving import Serving, ServingStack
+from simulator.spec.serving import Serving, ServingStack, contexts, expert_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingShapes(Shapes):
     """One rank's view of one step, or of one of its two microbatches.
 
-    `batch` [sequences] of `seq` new tokens each over `seq_kv` - `seq` cached ones. `rows` are those of the `active`
-    local experts: the ones that at least one token chose. `all_to_all`: whether tokens travel to their experts.
+    `batch` [sequences] of `seq` new tokens each over `seq_kv` - `seq` cached ones.
+
+    Parameters
+    ----------
+    serving : the job's `[serving]`.
+    software : settings of the software that serves.
+    active : local expert slots that at least one token chose; they work on `rows`.
+    all_to_all : whether tokens travel to their experts.
+    gate : the gate as tokens choose among slots.
+    lengths : keys of each sequence, where they differ [tokens].
+    chunk : tokens of a prompt computed along with the sequences.
+    chunk_context : tokens of that prompt that were computed before.
+    drafts : shapes of the passes of the MTP module behind the main model, in order.
     """
 
     serving: Serving
     software: ServingStack
     active: int
     all_to_all: bool
+    gate: Gate
+    lengths: tuple[int, ...] = ()
+    chunk: int = 0
+    chunk_context: int = 0
+    drafts: tuple[ServingShapes, ...] = ()
 
     @property
     def decodes(self) -> bool:
         """Whether the newest tokens are few, and attention reads the cache as it lies there."""
         return self.job.workload == "decode"
+
+    @property
+    def newest(self) -> int:
+        """Tokens that attention of decode or of prompts works on, without those of the chunk."""
+        return self.batch * self.seq
+
+    @property
+    def logit_rows(self) -> int:
+        """Tokens whose next one is sampled: each new one in decode, the last of each prompt in prefill."""
+        return (self.newest if self.decodes else self.batch) + (1 if self.chunk else 0)
 
 
 def microbatches_of(serving: Serving) -> int:
@@ -36,37 +64,90 @@ def microbatches_of(serving: Serving) -> int:
     return 2 if serving.two_batch_overlap else 1
 
 
+def slot_gate(model: ModelSpec, serving: Serving) -> Gate:
+    """The gate as tokens choose among slots, equally loaded ones; groups that the slots do not divide limit nothing.
+
+    With slots for the shared expert every token chooses one of them, too.
+    """
+    gate, slots = model.gate, expert_slots(model, serving)
+    chosen = gate.top_k + (1 if serving.shared_slots else 0)
+    if serving.shared_slots or (gate.groups and slots % gate.groups):
+        return Gate(experts=slots, top_k=chosen)
+    return replace(gate, experts=slots)
+
+
 def serving_shapes(scenario: Scenario) -> ServingShapes:
-    """The shapes of a serving scenario's mean rank."""
-    job, model, serving, software = scenario.job, scenario.model, scenario.job.serving, scenario.stack.serving
-    assert serving is not None  # `simulator.inputs` refuses a job without
+    """The shapes of a serving scenario's mean rank, with those of the passes that draft."""
+    serving, decodes = serving_of(scenario), scenario.job.workload == "decode"
+    main = _shapes(scenario, serving.tokens + (serving.mtp_depth if decodes else 0), serving.prefill_tokens)
+    if not serving.mtp_depth:
+        return main
+    # The module first runs over what was verified, which fills its own cache; further drafts take one token each.
+    again = [_shapes(scenario, 1, 0)] * (serving.mtp_depth - 1) if decodes else []
+    return replace(main, drafts=(main, *again))
+
+
+def serving_of(scenario: Scenario) -> Serving:
+    """The `[serving]` table; `simulator.inputs` refuses a serving job without."""
+    assert scenario.job.serving is not None
+    return scenario.job.serving
+
+
+def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
+    """The shapes of a pass over `new` tokens of each sequence and `chunk` of a prompt."""
+    job, model, serving, software = scenario.job, scenario.model, serving_of(scenario), scenario.stack.serving
     assert software is not None
     batch = serving.sequences // microbatches_of(serving)
-    tokens = batch * serving.tokens
+    tokens = batch * new + chunk
     all_to_all = model.is_moe and scenario.stack.dispatcher != "nccl" and job.layout.ep > 1
-    rows, received, active = _expert_rows(scenario, tokens, all_to_all) if model.is_moe else (0, 0, 0)
+    gate = slot_gate(model, serving)
+    rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all) if model.is_moe else (0, 0, 0)
     return ServingShapes(
         model=model,
         job=job,
         stack=scenario.stack,
         tokens=tokens,
         batch=batch,
-        seq=serving.tokens,
-        seq_kv=serving.context + serving.tokens,
+        seq=new,
+        seq_kv=round(serving.mean_context) + new,
         rows=rows,
         received=received,
-        local_experts=model.n_routed_experts // job.layout.ep if model.is_moe else 0,
+        local_experts=gate.experts // job.layout.ep if model.is_moe else 0,
         recipe=job.precision.recipe,
         sms=scenario.cluster.gpu.sms,
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
+        imbalance=imbalance(scenario, _group_tokens(scenario, tokens, all_to_all)) if model.is_moe else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
         active=active,
         all_to_all=all_to_all,
+        gate=gate,
+        lengths=_lengths(serving, new),
+        chunk=chunk,
+        chunk_context=serving.prefill_context if chunk else 0,
     )
+
+
+def _group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+    """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
+    layout = scenario.job.layout
+    return -(-tokens // layout.tp) * layout.ep if all_to_all else tokens
+
+
+def _lengths(serving: Serving, new: int) -> tuple[int, ...]:
+    """Keys of each sequence of a microbatch, where they differ.
+
+    Both microbatches are forecast as one: each place has the mean of two sequences that follow each other by length.
+    """
+    cached = contexts(serving)
+    if serving.two_batch_overlap:
+        ordered = sorted(cached)
+        pairs = {at: (ordered[2 * at] + ordered[2 * at + 1]) // 2 for at in range(len(ordered) // 2)}
+        cached = tuple(pairs[at] for at in sorted(pairs, key=lambda at: (at * 0.618033988749895) % 1.0))
+    return tuple(one + new for one in cached) if len(set(cached)) > 1 else ()
 
 
 def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
@@ -75,23 +156,23 @@ def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
     return experts * (1.0 - missed)
 
 
-def _expert_rows(scenario: Scenario, tokens: int, all_to_all: bool) -> tuple[int, int, int]:
+def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool) -> tuple[int, int, int]:
     """Rows of the mean rank's experts, the distinct tokens that it receives, and how many experts have rows.
 
     With all-to-alls every rank brings tokens of its own (with tensor parallelism a part of its group's); else all
     ranks hold the same ones, and each works on what goes to its experts.
     """
-    job, model = scenario.job, scenario.model
-    ep, experts, top_k = job.layout.ep, model.n_routed_experts, model.num_experts_per_tok
+    job = scenario.job
+    ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = own * ep if all_to_all else tokens
-    active = max(1, round(chosen_experts(together, experts, top_k) / ep))
-    rows = max(1, round(together * top_k / ep))
+    together = _group_tokens(scenario, tokens, all_to_all)
+    active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
+    rows = max(1, round(together * gate.top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
         rows += active * (PADDING - 1) // 2  # groups are padded to whole blocks of scales
     if not all_to_all:
         return rows, min(rows, tokens), active
     if job.workload == "decode":
         return rows, rows, active  # low-latency kernels send every copy by itself
-    ranks = reach(model.gate, ep, min(ep, scenario.cluster.node.gpus)).ranks
+    ranks = reach(gate, ep, min(ep, scenario.cluster.node.gpus)).ranks
     return rows, round(own * ranks), active

@@ -17,8 +17,9 @@ MIXERS = {
     "attention": Mixer.FULL,
     "sliding_attention": Mixer.SLIDING,
     "chunked_attention": Mixer.CHUNKED,
+    **{str(mixer): mixer for mixer in Mixer},
 }
-"""transformers' names of a layer's attention -> ours."""
+"""transformers' names of a layer's attention, and our own -> what mixes its tokens."""
 MISSING_ATTENTION = {
     "linear_attention": "linear attention",
     "hybrid": "layers with attention and state-space parts",
@@ -53,7 +54,7 @@ def window(table: Table) -> Table:
 
 def _of_types(table: Table, kinds: Any, layers: Any) -> Table:
     """The mixer of each layer, by transformers' list."""
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+    if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
         raise Unsupported("layer_types", kinds, "must be a list, each a string")
     if len(kinds) != layers:
         raise Unsupported("layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
@@ -68,7 +69,7 @@ def of_mixers(table: Table, mixers: list[Mixer]) -> Table:
     """The layers' mixers; a list only where they differ, a window or chunk only where a layer has one."""
     for mixer, field in ((Mixer.SLIDING, "sliding_window"), (Mixer.CHUNKED, "attention_chunk_size")):
         if mixer not in mixers:
-            table = table | {field: None if mixer is Mixer.SLIDING else 0}
+            table = {key: value for key, value in table.items() if key != field}
         elif not table.get(field):
             raise Unsupported(field, table.get(field), f"missing: layers with {mixer} attention need it, at least 1")
     alike = set(mixers) in ({Mixer.FULL}, {Mixer.SLIDING})

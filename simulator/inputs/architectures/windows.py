@@ -94,6 +94,9 @@ def _llama4(table: Table) -> Table:
 def _mimo(table: Table) -> Table:
     """The hub's lists of layers with a window and with experts; heads of layers with a window."""
     table.pop("attention_chunk_size", None)  # no layer of this type has chunks
+    before = table.pop("sliding_window_size", None)
+    if isinstance(before, int):  # so many keys and the query's own (transformers' MiMoV2FlashConfig)
+        table = table | {"sliding_window": before + 1}
     pattern, sparse = table.pop("hybrid_layer_pattern", None), table.pop("moe_layer_types", None)
     if pattern is not None:
         table = {"layer_types": ["sliding_attention" if one else "full_attention" for one in pattern]} | table
@@ -260,6 +263,7 @@ SHIPPED: Mapping[str, Architecture] = {
             "attention_bias",
             "v_head_dim",
             "hybrid_layer_pattern",
+            "sliding_window_size",
             "mlp_layer_types",
             "num_experts_per_tok",
             "moe_intermediate_size",
@@ -282,7 +286,6 @@ SHIPPED: Mapping[str, Architecture] = {
             "add_full_attention_sink_bias": Only(values=(False,), otherwise="sinks in layers with full attention"),
         },
         ignored={
-            "sliding_window_size": "sliding_window says it",
             "swa_rope_theta": "angles of the rotary embedding, not its width",
             "layernorm_epsilon": "a number inside a norm",
             "attention_value_scale": "a number inside attention, not a size",

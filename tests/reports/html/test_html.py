@@ -144,6 +144,7 @@ def test_a_place_that_does_not_exist_is_refused_before_anything_runs(option: str
 
 def test_ticks_are_round_and_inside() -> None:
     assert [label for _, label in ticks(18.2, 9, "s")] == ["0 s", "5 s", "10 s", "15 s"]
+    assert [label for _, label in ticks(62.0, 5, "s", start=51.0)] == ["55 s", "60 s"]
     assert [label for _, label in ticks(0.05, 5, "ms")] == ["0 ms", "10 ms", "20 ms", "30 ms", "40 ms", "50 ms"]
 
 
@@ -319,6 +320,33 @@ def test_tables_sort_and_filter(opened: Opened) -> None:
     opened.page.locator("input[type=search]").fill("dispatch")
     shown = "Array.from(document.querySelectorAll('#op-table tbody tr')).filter(r => !r.hidden).length"
     assert 0 < opened.page.evaluate(shown) < len(down)
+    opened.page.locator("input[type=search]").fill("gemm")  # kernel classes are found by their codes, too
+    assert 0 < opened.page.evaluate(shown) < len(down)
+    opened.page.locator("input[type=search]").fill("no such op")
+    assert opened.page.evaluate(shown) == 0
+    assert "no row has" in opened.page.locator("#ops [role=status]").inner_text()
+    opened.page.locator("input[type=search]").fill("")
+    assert opened.page.evaluate(shown) == len(down)
+
+
+def test_the_action_to_look_into_can_be_chosen(browser: Any, tmp_path: Path) -> None:
+    page = str(tmp_path / "page.html")
+    said = CliRunner().invoke(foretrain, ["simulate", "tiny-1f1b", "--html", page, "--action", "9B9"])
+    assert said.exit_code == 2
+    assert said.stderr.startswith("foretrain: --action: '9B9': the step has no such action")
+    assert CliRunner().invoke(foretrain, ["simulate", "tiny-1f1b", "--action", "2B3"]).exit_code == 2
+    assert CliRunner().invoke(foretrain, ["simulate", "tiny-1f1b", "--html", page, "--action", "2B3"]).exit_code == 0
+    one = Opened(browser, tmp_path / "page.html")
+    assert one.page.locator("#pair h2").inner_text() == "Inside one backward: 2B3"
+    assert "as asked" in one.page.locator("#pair .note").first.inner_text()
+    one.page.close()
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_nothing_hangs_over_the_edge(opened: Opened, width: int) -> None:
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.page.set_viewport_size({"width": 1200, "height": 900})
 
 
 def test_sensitivity_shows_both_ends(opened: Opened) -> None:
@@ -336,6 +364,7 @@ def test_dark_and_print(opened: Opened) -> None:
     opened.page.locator("#theme").click()
     opened.page.emulate_media(media="print")
     assert not opened.page.locator("#step-timeline .tools").is_visible()
+    assert not opened.page.locator("#op-table").is_visible()  # nine of fifteen printed pages
     opened.page.emulate_media(media="screen")
     assert opened.said == []
 
@@ -383,6 +412,9 @@ def test_pages_of_memory_and_search(browser: Any, tmp_path: Path) -> None:
         assert one.said == []
         assert one.page.locator("h1").inner_text() == heading
         assert one.page.locator("svg.chart").count() == 1
+        assert one.page.locator("header .soft").first.inner_text() == "deepseek-v3-tiny on 64 x H800 SXM 80GB"
+        one.page.set_viewport_size({"width": 420, "height": 900})
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= 420
         one.page.close()
 
 

@@ -10,7 +10,7 @@ from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_
 from workloads.reference.layers.linear import Deferred
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
-from workloads.reference.layers.norm import rmsnorm, rmsnorm_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 class Gradient(NamedTuple):
@@ -20,12 +20,24 @@ class Gradient(NamedTuple):
     deferred: list[Deferred]
 
 
+FFN = ("router.", "moe.", "shared.", "dense.")
+"""What the names of the feed-forward part begin with."""
+
+
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """Output [B, S, hidden], the layer's balance loss, and what backward needs (already recorded by the counter)."""
+    y, aux, saved = _forward(run, p, x)
+    saved = _forget(run, saved)
+    run.keep(saved)
+    return y, aux, saved
+
+
+def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """The layer with everything that its backward reads."""
     saved: Saved = {}
     attn_in = _enter(run, "attn", p, x, saved)
-    attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)
-    saved |= (mla_forget if run.cfg.is_mla else gqa_forget)(run, kept)
+    attn_out, kept = (mla if run.cfg.is_mla else gqa)(run, p, attn_in)
+    saved |= kept
     middle = x + _leave(run, "attn", p, attn_out, saved)
     shared = run.cfg.parallel_block and run.cfg.shared_norm
     read = x if run.cfg.parallel_block else middle
@@ -33,20 +45,40 @@ def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     aux = 0.0
     if run.cfg.is_moe(run.layer):
         out, aux, kept = moe(run, p, ffn_in)
-        kept = moe_forget(run, kept)
     else:
         out, kept = ffn(run, "dense", p, ffn_in)
-        kept = ffn_forget(run, "dense", kept)
     saved |= kept
-    y = middle + _leave(run, "ffn", p, out, saved)
-    saved = _forget(run, saved)
-    run.keep(saved)
-    return y, aux, saved
+    return middle + _leave(run, "ffn", p, out, saved), aux, saved
+
+
+def _forget(run: Run, saved: Saved) -> Saved:
+    """What is left to keep under the policy of recomputation."""
+    if run.again("layer"):
+        return {_input(run): saved[_input(run)]}
+    if run.cfg.parallel_block:  # its input, and its one norm, are kept only once
+        saved = {key: array for key, array in saved.items() if key != "norm.ffn/x"}
+    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
+    inputs = {key: saved[key] for key in first.values() if key in saved}
+    mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
+    rest = {key: array for key, array in saved.items() if key not in mine}
+    rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
+    mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
+    kept = rest | mine | inputs
+    if run.cfg.norm_placement == "post":
+        return kept
+    return forget(run, kept, {f"norm.{half}": key for half, key in first.items()}, "layernorm")
+
+
+def _input(run: Run) -> str:
+    """The tensor that is the layer's input."""
+    return f"{_first(run, 'attn')}/x" if run.cfg.norm_placement == "post" else "norm.attn/x"
 
 
 def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and every waiting weight gradient of the layer."""
     saved = dict(saved)  # what is recomputed joins it, but is not kept
+    if run.again("layer"):
+        saved = _forward(run.at(part="R"), p, saved[_input(run)])[2]
     parallel = run.cfg.parallel_block
     dffn_out, deferred = _leave_input_grad(run, "ffn", p, saved, dy)
     dffn_in, more = _ffn_input_grad(run, p, saved, dffn_out)
@@ -109,15 +141,6 @@ def _leave(run: Run, half: str, p: Weights, y: Array, saved: Saved) -> Array:
     saved[f"{op}/x"] = y
     out, saved[f"{op}/rstd"] = rmsnorm(run, op, y, p[op])
     return out
-
-
-def _forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep: of a norm that is computed again neither output nor statistics, and the input of a parallel
-    block, or its one norm, only once."""
-    drop = {"norm.ffn/x"} if run.cfg.parallel_block else set()
-    if "norm" in run.recompute and run.cfg.norm_placement != "post":
-        drop |= {f"norm.{half}/rstd" for half in ("attn", "ffn")} | {f"{_first(run, h)}/x" for h in ("attn", "ffn")}
-    return {key: array for key, array in saved.items() if key not in drop}
 
 
 def _read_by(run: Run, half: str) -> str:

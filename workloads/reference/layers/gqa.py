@@ -6,13 +6,12 @@ output (arXiv 2505.06708). Queries come first in `attn.qkv`, then keys, values, 
 
 import numpy as np
 
-from workloads.reference.core import Mask, attend, attend_input_grad
+from workloads.reference.core import Mask, attend, attend_input_grad, core_forget, core_restore
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.layers.rope import angles, rotate, rotate_input_grad, softmax_scale
 
-Angles = tuple[Array, Array]
 HEADS = {"norm.q": "attn.core/q", "norm.k": "attn.core/k"}  # norm of the heads -> what becomes of its output
 
 
@@ -60,13 +59,16 @@ def _gate_input_grad(run: Run, saved: Saved, dout: Array) -> tuple[Array, Array,
 
 
 def gqa_forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep when norms are recomputed: of normed heads, what goes into the norm."""
+    """What is left to keep when norms or the core are recomputed: of normed heads, what goes into the norm."""
+    saved = core_forget(run, saved)
     return forget(run, saved, HEADS) if run.cfg.qk_norm else saved
 
 
 def gqa_restore(run: Run, p: Weights, saved: Saved) -> Saved:
     """Compute again what `gqa_forget` dropped."""
-    return saved if "attn.core/q" in saved else saved | _heads(run.at(part="R"), p, saved)
+    if "attn.core/q" not in saved:
+        saved = saved | _heads(run.at(part="R"), p, saved)
+    return core_restore(run, saved, _mask(run, p))
 
 
 def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
