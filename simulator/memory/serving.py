@@ -11,6 +11,7 @@ from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions
+from simulator.memory.budget import KV, beyond_budget, kv_budget_bytes
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
@@ -20,7 +21,6 @@ from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import contexts
 
-KV = "kv_cache"
 ROUNDS = 2
 """Sets of low-latency buffers, used in turn (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout)."""
 
@@ -55,26 +55,37 @@ def peak_with(scenario: Scenario, sequences: int) -> float:
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
-    """Whether so many sequences fit, also with the most that the allocator reserves."""
-    return _memory_with(scenario, sequences).answer == "fits"
+    """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
+    memory = _memory_with(scenario, sequences)
+    return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
+
+
+def kv_cache_tokens(scenario: Scenario) -> float:
+    """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
+    shapes = serving_shapes(scenario)
+    return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
-    """KV cache of one rank, that of MTP modules that run included [B]: its heads' part; latents are whole on every
-    tensor-parallel rank. Of layers with a window or chunks no more than these is held: the others' blocks are given
-    back."""
-    serving, total = shapes.serving, 0.0
+    """KV cache of one rank, that of MTP modules that run included [B]."""
+    serving = shapes.serving
     lengths = Counter(cached + shapes.seq for cached in contexts(serving))
     if not lengths:
         lengths[shapes.seq_kv] = serving.sequences
     if shapes.chunk:
         lengths[shapes.chunk + shapes.chunk_context] += 1
-    for kind, layers in cached_layers(scenario.model).items():
-        own = replace(shapes, model=scenario.model.of_kind(kind))
+    return sum(many * _sequence_bytes(scenario, shapes, length) for length, many in lengths.items())
+
+
+def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> float:
+    """Cache of a sequence of `length` tokens on one tensor-parallel rank [B]: its heads' part; latents are whole on
+    every one. Of layers with a window or chunks no more than these is held: the others' blocks are given back."""
+    model, total = scenario.model, 0.0
+    for kind, layers in cached_layers(model).items():
+        own = replace(shapes, model=model.of_kind(kind))
         share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
-        values = sum(many * scenario.model.cached_values(kind, length) for length, many in lengths.items())
-        total += layers * values * WIDTH[serving.kv_dtype] * share
-    return total
+        total += layers * model.cached_values(kind, length) * share
+    return total * WIDTH[shapes.serving.kv_dtype]
 
 
 def cached_layers(model: ModelSpec) -> Counter[BlockKind]:
@@ -82,11 +93,23 @@ def cached_layers(model: ModelSpec) -> Counter[BlockKind]:
     return Counter(model.layer_kind(i) for i in range(model.num_hidden_layers + model.num_nextn_predict_layers))
 
 
+def _kv_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
+    """Cache that one token leaves on one tensor-parallel rank, mean over a sequence of the job's length [B]."""
+    length = _length(scenario)
+    return _sequence_bytes(scenario, shapes, length) / length
+
+
+def _length(scenario: Scenario) -> int:
+    """Tokens of a sequence at the end of the step, the mean."""
+    serving = serving_of(scenario)
+    return max(1, round(serving.mean_context) + serving.tokens)
+
+
 def kv_bytes_per_token(scenario: Scenario) -> float:
     """Cache that one token leaves in all layers, those of MTP modules that run included, mean over a sequence of the
     job's length [B]."""
     model, serving = scenario.model, serving_of(scenario)
-    length = max(1, round(serving.mean_context) + serving.tokens)
+    length = _length(scenario)
     values = sum(many * model.cached_values(kind, length) for kind, many in cached_layers(model).items())
     return values * WIDTH[serving.kv_dtype] / length
 

@@ -22,6 +22,7 @@ from simulator.inputs.check import check
 from simulator.inputs.limits import STACK
 from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
@@ -134,12 +135,14 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
         if memory.answer == "fits"
         else [f"{memory.answer}: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     )
+    if scenario.workload.serves and (beyond := beyond_budget(scenario, memory.worst)):
+        out.append(f"does not fit: {beyond}")
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_settings(scenario.stack)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario.stack)]
     return [*out, *_held_back(built)]
 
 
@@ -158,9 +161,10 @@ MANY = 3
 """From this many assumed numbers of one part of the hardware on, the part is named instead."""
 
 
-def _supposed(cluster: Cluster) -> Iterator[str]:
-    """Numbers of the hardware that nobody measured or published."""
-    part = {path: path.rpartition(".")[0] for path in cluster.assumed}
+def _supposed(scenario: Scenario) -> Iterator[str]:
+    """Numbers of the hardware that nobody measured or published; those of the host where something is offloaded."""
+    cluster = scenario.cluster
+    part = {path: path.rpartition(".")[0] for path in scenario.assumed_hardware}
     many = Counter(part.values())
     named = dict.fromkeys(f"{part[path]}.*" if many[part[path]] >= MANY else path for path in part)
     if named:
@@ -169,8 +173,9 @@ def _supposed(cluster: Cluster) -> Iterator[str]:
 
 def _settings(stack: Stack) -> Iterator[str]:
     """Settings of the software that nobody measured or published, with their assumed values."""
-    if stack.assumed:
-        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in stack.assumed)
+    assumed = [name for name in stack.assumed if not name.startswith("scheduler.")]  # a lone step reads none of these
+    if assumed:
+        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 

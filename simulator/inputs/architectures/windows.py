@@ -120,6 +120,8 @@ def _step(table: Table) -> Table:
     if not counts_layers(table):
         return table
     layers = range(table["num_hidden_layers"])
+    if "sliding_attention" not in (table.get("layer_types") or ()):  # transformers writes their heads all the same
+        table.pop("sliding_num_attention_heads", None)
     for name in ("layer_types", "mlp_layer_types"):
         if isinstance(table.get(name), list) and len(table[name]) > len(layers):
             table = table | {name: table[name][: len(layers)]}

@@ -43,10 +43,11 @@ def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     read = x if run.cfg.parallel_block else middle
     ffn_in = attn_in if shared else _enter(run, "ffn", p, read, saved)
     aux = 0.0
+    last = run if run.cfg.norm_placement == "pre" else run.whole()  # a norm behind reads what the last GEMM makes
     if run.cfg.is_moe(run.layer):
-        out, aux, kept = moe(run, p, ffn_in)
+        out, aux, kept = moe(last, p, ffn_in)
     else:
-        out, kept = ffn(run, "dense", p, ffn_in)
+        out, kept = ffn(last, "dense", p, ffn_in)
     saved |= kept
     return middle + _leave(run, "ffn", p, out, saved), aux, saved
 
