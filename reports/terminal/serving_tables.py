@@ -156,8 +156,8 @@ def whose(result: Result) -> str:
         return f"One mean rank is simulated; all {gpus} are assumed to be equal."
     wait, most = words.seconds(found.waited[1]), words.seconds(found.waited[2])
     return (
-        f"All {gpus} ranks are simulated; times are those of rank {found.rank}, in the middle by what it computes. Ranks"
-        f" wait {wait} for others on average, {most} at most; rank {found.busiest} computes longest. The most loaded"
+        f"All {gpus} ranks are simulated; times are those of rank {found.rank}, in the middle by what it computes."
+        f" Ranks wait {wait} for others on average, {most} at most; rank {found.busiest} computes longest. The most loaded"
         f" rank of a layer gets {found.imbalance:.2f} times the mean tokens."
     )
 

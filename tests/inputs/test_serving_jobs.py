@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple
         ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
         ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
         ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
-        ("deepseek-v3-decode-ep144", "serving.eplb=off"),
+        ("deepseek-v3-decode-sglang", "serving.eplb=off"),
         ("deepseek-v3-decode-ep128", "serving.idle_ranks=64"),
     ],
 )

@@ -69,7 +69,7 @@ def test_bins_hold_as_many_and_the_heaviest_are_apart(bins: int, each: int, data
 
 @given(st.integers(0, 1000), st.sampled_from([(1, 1), (2, 4), (4, 8)]))
 def test_the_most_loaded_rank_exceeds_its_node_by_less_than_one_slot(seed: int, shape: tuple[int, int]) -> None:
-    """The heaviest first: the most loaded rank has at most one slot more than the mean of its node; copies shrink slots."""
+    """The heaviest first: the most loaded rank has at most one slot more than the mean of its node."""
     nodes, groups = shape
     loads = np.random.default_rng(seed).lognormal(0.0, 1.0, 64)
     for slots in (64, 96):
