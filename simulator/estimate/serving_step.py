@@ -45,11 +45,16 @@ def estimate_serving(scenario: Scenario) -> ServingEstimate:
     memory = memory_of_serving(scenario)
     if not memory.fits:
         return ServingEstimate(None, memory.peak)
+    return ServingEstimate(paced_step(scenario), memory.peak)
+
+
+def paced_step(scenario: Scenario, engine: Engine = run_events) -> float:
+    """Step time of a valid serving scenario at the clock that its power limit allows [s]."""
     lines = lines_of(price_model(scenario, 1))
     factor, _ = limited(lines)
     if factor > 1.0:
         lines = lines_of(price_model(scenario, 1, pace=factor))
-    return ServingEstimate(step_of(lines), memory.peak)
+    return step_of(lines, engine)
 
 
 @dataclass(frozen=True, slots=True)
