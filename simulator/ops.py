@@ -14,6 +14,10 @@ from simulator.dtypes import BF16, FP8
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
 
+Unit = Literal["", "mlp", "moe", "shared_experts"]
+"""Part of a layer that can run again as a whole: its feed-forward part, its experts with gate and all-to-alls, or the
+shared experts (which are part of `moe`, too)."""
+
 Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
@@ -324,6 +328,7 @@ class Facts(TypedDict, total=False):
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
+    unit: Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +355,7 @@ class Op:
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
+    unit : part of the layer that it belongs to, of those that can run again as a whole.
     """
 
     name: str
@@ -369,6 +375,7 @@ class Op:
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
+    unit: Unit = ""
 
     @property
     def flops(self) -> float:

@@ -135,7 +135,7 @@ def held(result: Result) -> Text:
     length = round(serving.mean_context) + serving.tokens
     return Text(
         f"KV cache: {m['kv_bytes_per_token']:,.0f} B a token over all layers. Most sequences of {length:,} tokens"
-        f" that fit: {m['largest_batch']:,.0f}."
+        f" that fit: {m['largest_batch']:,.0f}; room for {m['kv_cache_tokens']:,.0f} tokens{_by_rule(result.scenario)}."
     )
 
 
@@ -147,6 +147,14 @@ def limits(result: Result, unit: words.Unit) -> Table:
         if key.startswith("bound_by_"):
             table.add_row(words.of_limit(key), unit.of(seconds), words.percent(seconds / step))
     return table
+
+
+def _by_rule(scenario: Scenario) -> str:
+    """Whose rule sets the size of the cache."""
+    software = scenario.stack.serving
+    if software is None or software.kv_budget == "none":
+        return ""
+    return f" ({scenario.stack.name}: {software.kv_budget} {software.kv_share:g})"
 
 
 def exposed(result: Result, unit: words.Unit) -> Text:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from simulator.spec.job import Routing
+    from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.stack import Stack
 
 PHASES = {
     "forward": "forward",
@@ -229,18 +230,34 @@ def counted(number: int, one: str) -> str:
     return f"{number} {one}{ending}"
 
 
-def of_recompute(recompute: str, selective: str) -> str:
-    """What backward computes again, where `selective` is what the software means by that word."""
-    if recompute == "selective":
-        return {
-            "core": "the attention core",
-            "products": "all of a layer but the attention core and every second GEMM",
-        }[selective]
-    return {
-        "none": "nothing",
-        "full": "whole layers",
-        "deepseek": "RMSNorm, up-projections of latent attention, SwiGLU",
-    }[recompute]
+_RECOMPUTED: dict[Module, str] = {
+    "core_attn": "the attention core",
+    "norm": "all norms",
+    "layernorm": "the norms before attention and the feed-forward part",
+    "mla_up": "up-projections of latent attention",
+    "mla_up_proj": "up-projections of latent attention and their norms",
+    "swiglu": "activations of feed-forward parts",
+    "moe_act": "activations of routed experts",
+    "mlp": "dense feed-forward parts",
+    "moe": "experts with their gate and all-to-alls",
+    "shared_experts": "shared experts",
+    "ops": "all of a layer but the attention core and every second GEMM",
+    "layer": "whole layers",
+}
+
+
+def of_recompute(layout: Layout, stack: Stack) -> str:
+    """What backward computes again."""
+    from simulator.spec.recompute import MODULES, recomputed_modules
+
+    modules = recomputed_modules(layout, stack)
+    if not modules:
+        return "nothing"
+    if "layer" in modules and layout.recompute_method == "block":
+        return f"the first {counted(layout.recompute_layers, 'layer')} of each stage"
+    if "layer" in modules and layout.recompute_layers > 1:
+        return f"whole layers, in groups of {layout.recompute_layers}"
+    return ", ".join(_RECOMPUTED[name] for name in MODULES if name in modules)
 
 
 def of_routing(routing: Routing) -> str:

@@ -147,7 +147,7 @@ def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> N
     part: Part | None = "R" if again else None
     for norm, rows, width in _head_norms(s):
         _reduce_statistics(builder, s, f"{norm}.{name}")
-        kept = 0.0 if again else norm_output(s, rows, width)
+        kept = 0.0 if again else norm_output(s, rows, width, "head")
         norm_forward(builder, f"{norm}.{name}", rows, width, part=part, saved=kept)
     if s.model.positions == "rope":
         _rotate(builder, s, name, part=part)
@@ -220,7 +220,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.model.qk_norm and "norm" in s.recompute:
+    if s.model.qk_norm and s.norm_again("head"):
         place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
@@ -233,7 +233,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         _reduce_statistics(builder, s, f"{name}.bwd")
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
-    if "norm" in s.recompute and s.model.norm_placement != "post":
+    if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")

@@ -50,7 +50,7 @@ class Held:
 
 def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
-    tp, layout = job.layout.tp, job.layout
+    kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
     if kind == BlockKind.DENSE or kind == BlockKind.MOE:
         p = model.layer_parameters(kind)
@@ -76,7 +76,7 @@ DENSE, EXPERTS = 0, 1
 
 def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple[int, int, int, int]]:
     """Matrices of one block on one rank without tensor parallelism: (rows, columns, how many, DENSE or EXPERTS)."""
-    h = model.hidden_size
+    kind, h = kind.base, model.hidden_size
     if kind == BlockKind.MTP:
         return [(2 * h, h, 1, DENSE)]
     if kind not in (BlockKind.DENSE, BlockKind.MOE):

@@ -6,7 +6,7 @@ time or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
@@ -15,8 +15,9 @@ from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
+from simulator.spec.job import Module
 from simulator.spec.model import BlockKind
-from simulator.spec.recompute import recomputed_modules
+from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
 from simulator.spec.states import impossible
@@ -361,14 +362,6 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
-    if "mla_up" in recomputed_modules(job.layout, s.stack) and not s.model.is_mla:
-        yield Problem(
-            rule="recomputation",
-            key="layout.recompute",
-            value=job.layout.recompute,
-            message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
-            suggestion="use none, selective or full",
-        )
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
         yield Problem(
@@ -387,6 +380,77 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _recompute(s: Scenario) -> Iterator[Problem]:
+    """What the model has and can be recomputed, each once."""
+    layout, asked = s.job.layout, s.job.layout.recompute
+    listed: list[str] = list(asked) if isinstance(asked, tuple) else [asked]
+    modules = recomputed_modules(layout, s.stack)
+    for message, suggestion in (*_repeated(listed, modules), *_absent(s, modules, isinstance(asked, tuple))):
+        value = listed if isinstance(asked, tuple) else asked
+        yield Problem(rule="recomputation", key="layout.recompute", value=value, message=message, suggestion=suggestion)
+    whole: tuple[tuple[str, str | int, str | int], ...] = (
+        ("recompute_method", layout.recompute_method, "uniform"),
+        ("recompute_layers", layout.recompute_layers, 1),
+    )
+    for key, found, usual in whole:
+        if "layer" not in modules and found != usual:
+            yield Problem(
+                rule="recomputation",
+                key=f"layout.{key}",
+                value=found,
+                message="is about whole layers, and none is recomputed",
+                suggestion="use layout.recompute=full",
+            )
+
+
+def _repeated(listed: Sequence[str], modules: Modules) -> Iterator[tuple[str, str]]:
+    """What a list of modules names twice: message, and what would be right."""
+    if not listed:
+        yield "names nothing", 'write "none"'
+    if len(set(listed)) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        yield f"names {twice} twice", "name it once"
+    for module, part in WITHIN:
+        if {module, part} <= modules:
+            yield f"names {part}, which {module} contains", f"leave {part} out"
+    whole = modules & {"layer", "ops"}
+    if whole and len(modules) > 1:
+        yield f"names other modules next to {min(whole)}, which is about all of a layer", f"use [{min(whole)}]"
+
+
+def _absent(s: Scenario, modules: Modules, listed: bool) -> Iterator[tuple[str, str]]:
+    """Modules that the model does not have: message, and what would be right."""
+    for module, (has, what) in _recomputable(s).items():
+        if module in modules and not has:
+            other = "leave it out" if listed else "use none, selective or full"
+            yield f"recomputes {what}, which {s.model.name} does not have", other
+
+
+WITHIN: tuple[tuple[Module, Module], ...] = (
+    ("norm", "layernorm"),
+    ("mla_up_proj", "mla_up"),
+    ("swiglu", "moe_act"),
+    ("moe", "moe_act"),
+    ("moe", "shared_experts"),
+)
+"""Modules that contain others."""
+
+
+def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
+    """Modules that not every model has: whether this one does, and what they are in words."""
+    model = s.model
+    latent = (model.is_mla, "the up-projections of latent attention")
+    experts = (model.is_moe, "routed experts")
+    return {
+        "mla_up": latent,
+        "mla_up_proj": latent,
+        "moe": experts,
+        "moe_act": experts,
+        "shared_experts": (model.is_moe and bool(model.shared_width), "shared experts"),
+        "mlp": (BlockKind.DENSE in model.layer_kinds(), "dense feed-forward layers"),
+    }
 
 
 def _optimizer(s: Scenario) -> Iterator[Problem]:
@@ -458,6 +522,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _sequence,
         _nodes,
         _features,
+        _recompute,
         _optimizer,
         _memory,
     ),

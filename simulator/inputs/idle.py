@@ -12,6 +12,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
+from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 
 
@@ -119,6 +120,12 @@ def _without_masked(scenario: Scenario) -> str:
     return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
 
 
+def _without_budget(scenario: Scenario) -> str:
+    software = scenario.stack.serving
+    ruled = software is not None and software.kv_budget != "none"
+    return "" if ruled else "the stack has no rule for its KV cache; set stack.serving.kv_budget"
+
+
 def _without_pairs(scenario: Scenario) -> str:
     """Why nothing overlaps a forward with a backward; empty where the schedule pairs them, or breaks its rules."""
     from simulator.schedule import SCHEDULES, Pair, build, parse_schedule
@@ -141,7 +148,13 @@ def _without_shared_experts(scenario: Scenario) -> str:
     return "" if model.is_moe and model.shared_width else f"{model.name} has no shared experts"
 
 
+def _without_checkpoints(scenario: Scenario) -> str:
+    parts = recomputed_modules(scenario.job.layout, scenario.stack) & (CHECKPOINTED | {"layer"})
+    return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
+    "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,
     "stack.serving.decode_attention": _in_prefill,
@@ -149,5 +162,6 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.serving.all_reduce": _without_tensor_parallelism,
     "stack.serving.masked": _without_masked,
     "stack.serving.router_fused": _without_experts,
+    "stack.serving.kv_share": _without_budget,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""

@@ -10,7 +10,18 @@ from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
 
-_TRAINING_LAYOUT = ("pp", "vpp", "cp", "zero", "schedule", "recompute", "stages", "cp_kind")
+_TRAINING_LAYOUT = (
+    "pp",
+    "vpp",
+    "cp",
+    "zero",
+    "schedule",
+    "recompute",
+    "recompute_method",
+    "recompute_layers",
+    "stages",
+    "cp_kind",
+)
 """Keys of the layout that a serving step has no use for."""
 
 

@@ -41,6 +41,11 @@ class _Half:
     action: str
     kinds: tuple[BlockKind, ...]
 
+    @property
+    def forward(self) -> tuple[BlockKind, ...]:
+        """The blocks in the order of forward."""
+        return self.kinds if self.action == "F" else tuple(reversed(self.kinds))
+
 
 class Usages:
     """Usage of every step of a plan's schedule; equal steps share one."""
@@ -70,7 +75,7 @@ class Usages:
             halves = [_Half("F", stages[step.stage])]
         else:
             halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
-        needs = [temporary(half.action, [self.prints[kind] for kind in half.kinds]) for half in halves]
+        needs = [temporary(half.action, [(kind, self.prints[kind]) for kind in half.forward]) for half in halves]
         overlapped = self.built.scenario.stack.overlapped_pair
         changes = [change for half in halves for change in self._changes(program, half)]
         return Usage(program, tuple(changes), sum(needs) if overlapped else max(needs))

@@ -10,6 +10,7 @@ from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions
+from simulator.memory.budget import KV, beyond_budget, kv_budget_bytes
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
@@ -18,7 +19,6 @@ from simulator.memory.temporary import footprints
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
-KV = "kv_cache"
 ROUNDS = 2
 """Sets of low-latency buffers, used in turn (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout)."""
 
@@ -54,16 +54,29 @@ def peak_with(scenario: Scenario, sequences: int) -> float:
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
-    """Whether so many sequences fit, also with the most that the allocator reserves."""
-    return memory_with(scenario, sequences).answer == "fits"
+    """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
+    memory = memory_with(scenario, sequences)
+    return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
+
+
+def kv_cache_tokens(scenario: Scenario) -> float:
+    """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
+    shapes = serving_shapes(scenario)
+    return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
     """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank."""
-    model, serving = scenario.model, shapes.serving
+    serving = shapes.serving
     tokens = serving.total_context + serving.sequences * shapes.seq + shapes.chunk + shapes.chunk_context
+    return tokens * _kv_bytes(scenario, shapes)
+
+
+def _kv_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
+    """Cache that one token leaves on one tensor-parallel rank [B]."""
+    model = scenario.model
     share = 1.0 if model.is_mla else kv_heads_per_rank(shapes) / model.num_key_value_heads
-    return tokens * kv_bytes_per_token(scenario) * share
+    return kv_bytes_per_token(scenario) * share
 
 
 def kv_bytes_per_token(scenario: Scenario) -> float:

@@ -8,7 +8,7 @@ from simulator.cost.memory_bytes import memory_bytes
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.graph.serving.shapes import serving_of
-from simulator.memory.serving import fits_with, kv_bytes_per_token, peak_with
+from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
 from simulator.results.intervals import Interval, length, merged, minus
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
@@ -98,6 +98,7 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
         "kv_bytes_per_token": kv_bytes_per_token(scenario),
         "peak_memory_bytes": peak_with(scenario, serving.sequences),
         "largest_batch": float(largest_batch(scenario)),
+        "kv_cache_tokens": kv_cache_tokens(scenario),
         "model_parameters": float(scenario.model.parameters()),
         "activated_parameters": float(scenario.model.activated_parameters()),
     }

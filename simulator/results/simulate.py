@@ -23,6 +23,7 @@ from simulator.inputs.idle import assumed_settings
 from simulator.inputs.limits import STACK
 from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
@@ -134,6 +135,8 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
         if memory.answer == "fits"
         else [f"{memory.answer}: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     )
+    if scenario.workload.serves and (beyond := beyond_budget(scenario, memory.worst)):
+        out.append(f"does not fit: {beyond}")
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:

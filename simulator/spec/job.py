@@ -9,7 +9,35 @@ from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
 from simulator.spec.workload import WorkloadName
 
-Recompute = Literal["none", "selective", "full", "deepseek"]
+RecomputePreset = Literal["none", "selective", "full", "deepseek"]
+Module = Literal[
+    "core_attn",
+    "norm",
+    "layernorm",
+    "mla_up",
+    "mla_up_proj",
+    "swiglu",
+    "moe_act",
+    "mlp",
+    "moe",
+    "shared_experts",
+    "ops",
+    "layer",
+]
+"""What can be recomputed. Megatron-Core's names mean what they mean there (`--recompute-modules`,
+megatron/core/transformer/transformer_config.py, 2025):
+
+- `core_attn`: the attention core (arXiv 2205.05198, section 5);
+- `norm`: the outputs of all norms (arXiv 2412.19437, section 3.2.3); `layernorm`: of the two norms of a layer only;
+- `mla_up`: the up-projections of latent attention (the same section); `mla_up_proj`: with the norms before them;
+- `swiglu`: the outputs of the activation, of dense layers and of experts (section 3.3.3); `moe_act`: of the routed
+  experts only;
+- `mlp`: the feed-forward part of dense layers; `moe`: gate, all-to-alls and experts; `shared_experts`: these only;
+- `ops`: all of a layer but its attention core, its all-to-alls and every second GEMM (TorchTitan's policy `op`,
+  arXiv 2410.06511; see `simulator.graph.recompute`);
+- `layer`: all of a layer; only its input is kept.
+"""
+Recompute = RecomputePreset | tuple[Module, ...]
 Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
 
@@ -29,7 +57,12 @@ class Layout:
     sp : sequence parallelism, in addition to `tp`.
     zero : ZeRO stage, 0 to 3.
     schedule : a name in `simulator.schedule.SCHEDULES`, or the path of a schedule file.
-    recompute : what backward recomputes (`simulator.spec.recompute`).
+    recompute : what backward recomputes: "none", "full" (whole layers), "selective" (as the stack means it), "deepseek"
+        (norm, mla_up, swiglu), or a list of modules (`Module`).
+    recompute_method : which layers of a stage, where whole ones are recomputed. uniform: all, in groups of
+        `recompute_layers` that keep one input together; block: the first `recompute_layers`, the others keep everything
+        (Megatron-Core, --recompute-method).
+    recompute_layers : layers of a group, or of a stage [layers].
     stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), or one number for each stage.
     cp_kind : how context parallelism moves keys and values.
     """
@@ -44,6 +77,8 @@ class Layout:
     zero: int = 1
     schedule: str = "1f1b"
     recompute: Recompute = "none"
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_layers: int = 1
     stages: Placement | tuple[int, ...] = "balanced"
     cp_kind: Literal["ring", "all_gather"] = "ring"
 

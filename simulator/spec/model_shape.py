@@ -21,11 +21,36 @@ class BlockKind(StrEnum):
     HEAD = "head"
     MTP = "mtp"
     DRAFT = "draft"
+    DENSE_KEPT = "dense-kept"
+    MOE_KEPT = "moe-kept"
+    DENSE_INNER = "dense-inner"
+    MOE_INNER = "moe-inner"
+
+    @property
+    def base(self) -> BlockKind:
+        """The kind that has the same parameters. Where whole layers are recomputed, a `kept` one is not, and an `inner`
+        one keeps nothing, since it runs again together with the layer before."""
+        return BlockKind(self.partition("-")[0])
+
+    @property
+    def kept(self) -> BlockKind:
+        """The same layer without recomputation."""
+        return BlockKind.DENSE_KEPT if self.base == BlockKind.DENSE else BlockKind.MOE_KEPT
+
+    @property
+    def inner(self) -> BlockKind:
+        """The same layer behind another of its group."""
+        return BlockKind.DENSE_INNER if self.base == BlockKind.DENSE else BlockKind.MOE_INNER
 
     @property
     def is_layer(self) -> bool:
         """Whether it is a transformer layer."""
-        return self in (BlockKind.DENSE, BlockKind.MOE)
+        return self.base in (BlockKind.DENSE, BlockKind.MOE)
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether it runs again together with the layer before."""
+        return self in (BlockKind.DENSE_INNER, BlockKind.MOE_INNER)
 
 
 LayerKind = Literal[BlockKind.DENSE, BlockKind.MOE]

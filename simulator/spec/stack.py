@@ -39,6 +39,8 @@ class Stack:
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
+    checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
+        its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
@@ -74,6 +76,7 @@ class Stack:
     attention_fused: bool
     attention: Literal["fa3", "fa2", "cudnn"]
     selective: Literal["core", "products"]
+    checkpoint_early_stop: bool
     wgrad_accumulation_fused: bool
     shard_copies: bool
     gradients_zeroed: bool

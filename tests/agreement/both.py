@@ -86,7 +86,9 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     return values | {"model_type": family, "tie_word_embeddings": False}
 
 
-def scenario_of(name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16", recompute: str = "none") -> Scenario:
+def scenario_of(
+    name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16", recompute: str | tuple[str, ...] = "none"
+) -> Scenario:
     """One GPU with one microbatch of the model: the simulator's side of a reference run."""
     cfg, family = MODELS[name]
     return load_scenario(
@@ -94,7 +96,7 @@ def scenario_of(name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16
         [
             f"model={write_config(cfg, family, folder)}",
             *("gpus=1", "layout.pp=1", "layout.ep=1", "layout.schedule=1f1b"),
-            f"layout.recompute={recompute}",
+            f"layout.recompute={recompute if isinstance(recompute, str) else json.dumps(recompute)}",
             f"precision.recipe={recipe}",
             f"batch.sequence_length={LENGTH}",
             f"batch.microbatch_size={BATCH}",
@@ -128,7 +130,7 @@ def graph_flops(block: Block) -> dict[tuple[str, str], float]:
     for op in block.ops():
         flops = op.work.flops_full * op.count if isinstance(op.work, Attention) else op.flops
         if flops:
-            found[op.name.rpartition(".")[0], op.part] += flops
+            found[op.name.removesuffix(".again").rpartition(".")[0], op.part] += flops
     return dict(found)
 
 
@@ -157,16 +159,19 @@ def widths(cfg: RefConfig, recipe: str) -> Widths:
     return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
 
 
-def recomputed(recipe: str, policy: str) -> frozenset[str]:
-    """The reference's word for a recomputation policy. FP8 always keeps tokens as they arrived, in FP8."""
-    policies = {"none": frozenset[str](), "deepseek": frozenset({"norm", "mla_up", "swiglu"})}
-    return policies[policy] | ({"permute"} if recipe == "fp8" else set())
+def recomputed(recipe: str, policy: str | tuple[str, ...]) -> frozenset[str]:
+    """The reference's words for a recomputation policy. FP8 always keeps tokens as they arrived, in FP8."""
+    presets = {"none": (), "deepseek": ("norm", "mla_up", "swiglu"), "full": ("layer",)}
+    modules = presets[policy] if isinstance(policy, str) else policy
+    return frozenset(modules) | ({"permute"} if recipe == "fp8" else set())
 
 
-def counted(name: str, *, recipe: str = "bf16", recompute: str = "none") -> Counter:
+def counted(
+    name: str, *, recipe: str = "bf16", recompute: str | tuple[str, ...] = "none", early_stop: bool = False
+) -> Counter:
     """The counter after one forward and backward of the reference."""
     cfg, _ = MODELS[name]
     counter = Counter(widths(cfg, recipe))
-    run = Run(cfg=cfg, counter=counter, recompute=recomputed(recipe, recompute))
+    run = Run(cfg=cfg, counter=counter, recompute=recomputed(recipe, recompute), early_stop=early_stop)
     loss_and_grads(run, init_params(cfg, 0), as_tokens(cfg, 0, BATCH, LENGTH))
     return counter

@@ -48,6 +48,43 @@ def test_flops_of_every_op_and_kept_bytes_of_every_block(
     assert set(seen) == set(graph)
 
 
+MLA, MOE, SHARED, DENSE = ("mla_up", "mla_up_proj"), ("moe", "moe_act"), ("shared_experts",), ("mlp",)
+
+
+def _sets(name: str) -> list[tuple[str, ...]]:
+    """The modules that a model has, one by one; pairs that meet; and, in one, all that can be named together."""
+    cfg = MODELS[name][0]
+    has = ["core_attn", "norm", "layernorm", "swiglu", "layer", *(MLA if cfg.is_mla else ())]
+    if cfg.n_routed_experts is not None:
+        has += [*MOE, *(SHARED if cfg.n_shared_experts else ())]
+    if any(not cfg.is_moe(layer) for layer in range(cfg.num_hidden_layers)):
+        has += DENSE
+    alone = [(module,) for module in has]
+    if cfg.n_routed_experts is None:
+        return [*alone, ("core_attn", "layernorm", "mlp"), ("swiglu", "mlp")]
+    pairs: list[tuple[str, ...]] = [("layernorm", "moe"), ("swiglu", "moe"), ("norm", "moe_act")]
+    if cfg.n_shared_experts:
+        pairs += [("moe_act", "shared_experts"), ("swiglu", "shared_experts")]
+    return [*alone, *pairs, ("core_attn", "norm", "moe", *(("mlp", "mla_up") if cfg.is_mla else ()))]
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("name", "modules"), [(name, each) for name in MODELS for each in _sets(name)])
+def test_each_set_of_recomputed_modules(
+    name: str, modules: tuple[str, ...], recipe: Recipe, early_stop: bool, tmp_path: Path
+) -> None:
+    """FLOP of every op, recomputation included, and kept bytes of every block, exactly."""
+    software = ["stack.shared_expert_overlap=false"] if MODELS[name][0].n_shared_experts else []
+    if not {"layer", "mlp", "moe", "shared_experts"}.isdisjoint(modules):
+        software.append(f"stack.checkpoint_early_stop={str(early_stop).lower()}")
+    graph = blocks_of(scenario_of(name, tmp_path, *software, recipe=recipe, recompute=modules))
+    counter = counted(name, recipe=recipe, recompute=modules, early_stop=early_stop)
+    for part in parts(MODELS[name][0]):
+        assert graph_flops(graph[part.kind]) == reference_flops(counter, part), part
+        assert graph[part.kind].saved_bytes == sum(reference_kept(counter, part).values()), part
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_both_read_the_same_blocks_out_of_one_file(name: str, tmp_path: Path) -> None:
     cfg, family = MODELS[name]

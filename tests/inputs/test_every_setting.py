@@ -92,6 +92,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=none",
         ),
     ),
+    "again": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=2",
+            "layout.tp=1",
+            "layout.pp=2",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=1024",
+            "layout.recompute=full",
+        ),
+    ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "gpt": (
         "llama-3-8b",
@@ -166,6 +178,9 @@ _OTHERS: dict[str, tuple[str, ...]] = {
 _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.cp_kind": ("context", "longest-path"),
     "layout.etp": ("etp", "longest-path"),
+    "layout.recompute_layers": ("again", "longest-path"),
+    "layout.recompute_method": ("again", "longest-path"),
+    "stack.checkpoint_early_stop": ("again", "longest-path"),
     "layout.sp": ("dense", "longest-path"),
     "layout.vpp": ("interleaved", "longest-path"),
     "model.head_dim": ("dense", "longest-path"),

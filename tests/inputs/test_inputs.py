@@ -164,7 +164,9 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         (JOB.replace("pp = 4", "zero = 4"), "job.toml: layout.zero: 4: must be from 0 to 3"),
         (
             JOB.replace("pp = 4", 'recompute = "some"'),
-            'job.toml: layout.recompute: "some": must be "none", "selective", "full" or "deepseek"',
+            'job.toml: layout.recompute: "some": must be "none", "selective", "full" or "deepseek" or a list, each '
+            '"core_attn", "norm", "layernorm", "mla_up", "mla_up_proj", "swiglu", "moe_act", "mlp", "moe", '
+            '"shared_experts", "ops" or "layer"',
         ),
         (
             JOB.replace("pp = 4", "stages = [1, 2.5]"),

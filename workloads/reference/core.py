@@ -6,9 +6,11 @@ GEMMs where forward has two. FLOPs are those of the full square: nothing is skip
 
 import numpy as np
 
-from workloads.reference.count import Array, Run
+from workloads.reference.count import Array, Run, Saved
+from workloads.reference.layers.rope import softmax_scale
 
 OP = "attn.core"
+LSE = f"{OP}/lse"
 
 
 def attend(run: Run, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array]:
@@ -52,6 +54,19 @@ def attend_input_grad(
         written={"dq": grads[0], "dk": grads[1], "dv": grads[2]},
     )
     return grads
+
+
+def core_forget(run: Run, saved: Saved) -> Saved:
+    """What is left to keep when the attention core is recomputed: its output is, as the input of the next GEMM."""
+    return {key: array for key, array in saved.items() if key != LSE} if run.again("core_attn") else saved
+
+
+def core_restore(run: Run, saved: Saved) -> Saved:
+    """Compute again what `core_forget` dropped."""
+    if LSE in saved:
+        return saved
+    q, k, v = (saved[f"{OP}/{name}"] for name in "qkv")
+    return saved | {LSE: attend(run.at(part="R"), q, k, v, softmax_scale(run.cfg))[1]}
 
 
 def _logits(q: Array, k: Array, scale: float) -> Array:

@@ -11,9 +11,12 @@ from simulator.graph.norm import add_residual
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.linear import add_up, gather, linear
 from simulator.graph.serving.shapes import ServingShapes
+from simulator.graph.shapes import Activated
 
 
-def gated(builder: SegmentBuilder, name: str, s: ServingShapes, rows: int, inner: int, *, routed: bool = False) -> None:
+def gated(
+    builder: SegmentBuilder, name: Activated, s: ServingShapes, rows: int, inner: int, *, routed: bool = False
+) -> None:
     """The activation between the two GEMMs, fused with the cast of its result under FP8."""
     eager_activation(builder, name, rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=routed)
     work = activation_work(rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)

@@ -8,31 +8,52 @@ from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
+FFN = ("router.", "moe.", "shared.", "dense.")
+"""What the names of the feed-forward part begin with."""
+
 
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """Output [B, S, hidden], the layer's balance loss, and what backward needs (already recorded by the counter)."""
+    y, aux, saved = _forward(run, p, x)
+    saved = _forget(run, saved)
+    run.keep(saved)
+    return y, aux, saved
+
+
+def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """The layer with everything that its backward reads."""
     saved: Saved = {"norm.attn/x": x}
     attn_in = _normed(run, "norm.attn", p, saved)
-    attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)
-    saved |= (mla_forget if run.cfg.is_mla else gqa_forget)(run, kept) | {"norm.ffn/x": x + attn_out}
+    attn_out, kept = (mla if run.cfg.is_mla else gqa)(run, p, attn_in)
+    saved |= kept | {"norm.ffn/x": x + attn_out}
     ffn_in = _normed(run, "norm.ffn", p, saved)
     aux = 0.0
     if run.cfg.is_moe(run.layer):
         out, aux, kept = moe(run, p, ffn_in)
-        kept = moe_forget(run, kept)
     else:
         out, kept = ffn(run, "dense", p, ffn_in)
-        kept = ffn_forget(run, "dense", kept)
-    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
-    saved |= kept | {first["attn"]: attn_in, first["ffn"]: ffn_in}
-    saved = forget(run, saved, {f"norm.{half}": key for half, key in first.items()})
-    run.keep(saved)
+    saved |= kept | {f"{_first(run, 'attn')}/x": attn_in, f"{_first(run, 'ffn')}/x": ffn_in}
     return saved["norm.ffn/x"] + out, aux, saved
+
+
+def _forget(run: Run, saved: Saved) -> Saved:
+    """What is left to keep under the policy of recomputation."""
+    if run.again("layer"):
+        return {"norm.attn/x": saved["norm.attn/x"]}
+    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
+    inputs = {key: saved[key] for key in first.values()}
+    mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
+    rest = {key: array for key, array in saved.items() if key not in mine}
+    rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
+    mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
+    return forget(run, rest | mine | inputs, {f"norm.{half}": key for half, key in first.items()}, "layernorm")
 
 
 def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and every waiting weight gradient of the layer."""
     saved = dict(saved)  # recomputed statistics join it, but are not kept
+    if run.again("layer"):
+        saved = _forward(run.at(part="R"), p, saved["norm.attn/x"])[2]
     ffn_in = _input_of(run, "ffn", p, saved)
     if run.cfg.is_moe(run.layer):
         dffn, deferred = moe_input_grad(run, p, ffn_in, saved, dy)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workloads.reference.core import attend, attend_input_grad
+from workloads.reference.core import attend, attend_input_grad, core_forget, core_restore
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
@@ -28,13 +28,16 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
 
 
 def gqa_forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep when norms are recomputed: of normed heads, what goes into the norm."""
+    """What is left to keep when norms or the core are recomputed: of normed heads, what goes into the norm."""
+    saved = core_forget(run, saved)
     return forget(run, saved, HEADS) if run.cfg.qk_norm else saved
 
 
 def gqa_restore(run: Run, p: Weights, saved: Saved) -> Saved:
     """Compute again what `gqa_forget` dropped."""
-    return saved if "attn.core/q" in saved else saved | _heads(run.at(part="R"), p, saved)
+    if "attn.core/q" not in saved:
+        saved = saved | _heads(run.at(part="R"), p, saved)
+    return core_restore(run, saved)
 
 
 def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
