@@ -21,7 +21,7 @@ from reports.views.stages import stage_spans, waits
 from simulator.engine.tasks import LANES
 from simulator.results.result import Result
 
-STREAMS = ("compute", "all_to_all", "send_next", "send_previous", "sync")
+STREAMS = ("compute", "all_to_all", "send_next", "send_previous", "sync", "to_host", "from_host")
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:

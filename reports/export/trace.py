@@ -28,7 +28,7 @@ from reports.export.trace_counters import nanoseconds
 from reports.views.stages import NAMES, late_starts, stage_spans
 from reports.views.words import ranges
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, ActionOf
 from simulator.errors import InputError
 from simulator.ops import Streaming
 from simulator.results.result import Result
@@ -40,6 +40,8 @@ THREADS = {
     SEND_NEXT: (4, "sends to the next stage"),
     SEND_PREVIOUS: (5, "sends to the previous stage"),
     SYNC: (6, "gradient sync"),
+    TO_HOST: (9, "copies to the host"),
+    FROM_HOST: (10, "copies from the host"),
 }
 """Stream -> thread of a rank (in the order shown), and its name."""
 LINKS = {"nic": (2, "IB: all-to-all"), "nvlink": (3, "NVLink: all-to-all")}
@@ -156,7 +158,7 @@ class _Trace:
             for stream in (COMPUTE, COMM):
                 for action in actions[rank]:
                     self.put(self._action(action, stream))
-            for stream in (SEND_NEXT, SEND_PREVIOUS, SYNC):
+            for stream in (SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, FROM_HOST):
                 self.put("".join(self._task(task, rank, stream, "") for task in lanes[rank * LANES + stream]))
             for link in LINKS:
                 self.put("".join(self._crossings(rank, link, lanes[rank * LANES + COMM])))
@@ -209,7 +211,9 @@ class _Trace:
         stages = f"stage{'s' if len(held.split(',')) > 1 or '-' in held else ''} {held}"
         yield _meta("process_name", rank, 0, name=f"rank {rank} ({stages})")
         yield _meta("process_sort_index", rank, 0, sort_index=rank + 1)
-        for place, name in sorted((*THREADS.values(), *LINKS.values())):
+        away = self.result.scenario.job.offload.activations
+        tracks = [track for stream, track in THREADS.items() if away or stream not in (TO_HOST, FROM_HOST)]
+        for place, name in sorted((*tracks, *LINKS.values())):
             yield _meta("thread_name", rank, place, name=name)
             yield _meta("thread_sort_index", rank, place, sort_index=place + 1)
 

@@ -41,6 +41,7 @@ BOUNDS = {
     "sm": "#cc79a7",
     "nvlink": "#e69f00",
     "ib": "#d55e00",
+    "host": "#f0e442",
     "latency": "#454b54",
     "fixed": "#56b4e9",
 }

@@ -30,11 +30,21 @@ BOUNDS = {
     "latency": "latency",
     "fixed": "fixed launch time",
     "wait": "wait for others",
-    "host": "the host",
+    "host": "the host, or copies to it",
 }
 """What limits a kernel."""
 
-BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head", "mtp": "MTP module"}
+BLOCKS = {
+    "embed": "embedding",
+    "dense": "dense layer",
+    "moe": "MoE layer",
+    "head": "output head",
+    "mtp": "MTP module",
+    "dense-kept": "dense layer, not recomputed",
+    "moe-kept": "MoE layer, not recomputed",
+    "dense-inner": "dense layer, in a group",
+    "moe-inner": "MoE layer, in a group",
+}
 
 _CLASSES = {
     "attn.fwd": "attention, forward",

@@ -142,7 +142,7 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_settings(scenario)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario)]
     return [*out, *_held_back(built)]
 
 
@@ -161,9 +161,10 @@ MANY = 3
 """From this many assumed numbers of one part of the hardware on, the part is named instead."""
 
 
-def _supposed(cluster: Cluster) -> Iterator[str]:
-    """Numbers of the hardware that nobody measured or published."""
-    part = {path: path.rpartition(".")[0] for path in cluster.assumed}
+def _supposed(scenario: Scenario) -> Iterator[str]:
+    """Numbers of the hardware that nobody measured or published; those of the host where something is offloaded."""
+    cluster = scenario.cluster
+    part = {path: path.rpartition(".")[0] for path in scenario.assumed_hardware}
     many = Counter(part.values())
     named = dict.fromkeys(f"{part[path]}.*" if many[part[path]] >= MANY else path for path in part)
     if named:

@@ -127,7 +127,7 @@ def knobs(scenario: Scenario) -> list[Knob]:
             source = cluster.sources.get(path, "")
             kind: Kind = "assumed" if source.startswith("assumed") else "hardware"
             found[path] = _knob(f"hardware.{path}", kind, value, source)
-    for path in cluster.assumed:
+    for path in scenario.assumed_hardware:
         value = _leaf(cluster, path)
         if value and path not in found and path != "price_per_gpu_hour":
             found[path] = _knob(f"hardware.{path}", "assumed", value, cluster.sources[path])
@@ -149,7 +149,7 @@ def assumed_knobs(scenario: Scenario) -> list[Knob]:
     that it is said to be `as`.
     """
     cluster, stack = scenario.cluster, scenario.stack
-    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in cluster.assumed]
+    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in scenario.assumed_hardware]
     found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in assumed_settings(scenario)]
     out = [_knob(path, "assumed", value, source) for path, value, source in found if value and path not in UNTIMED]
     for path, value, source in found:
