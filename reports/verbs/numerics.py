@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.verbs.options import Input, json_option, output_file, output_folder, print_json, print_report, quiet_option, say
+from reports.verbs.options import (
+    Input,
+    json_option,
+    output_file,
+    output_folder,
+    print_json,
+    print_report,
+    quiet_option,
+    say,
+)
 
 if TYPE_CHECKING:
     from workloads.reference.claims import Claim
