@@ -17,6 +17,10 @@ import click
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "simulate": ("reports.verbs.simulate:simulate", "Simulate a training step: how long, and where the time goes."),
+    "serve": (
+        "reports.verbs.serving.serve:serve",
+        "Replay requests: latencies, throughput, queues, price.",
+    ),
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
     "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),

@@ -315,7 +315,36 @@ class Wait:
     seconds: float
 
 
-Work = Gemm | Attention | DecodeAttention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostWork:
+    """Copies between a GPU and its host, and what the host's CPU does with them.
+
+    Parameters
+    ----------
+    to_host, from_host : bytes copied [B].
+    memory : bytes of the host's memory that the CPU reads and writes [B].
+    overlapped : whether the three run at once, part by part; else one after the other.
+    """
+
+    to_host: float = 0.0
+    from_host: float = 0.0
+    memory: float = 0.0
+    overlapped: bool = False
+
+
+Work = (
+    Gemm
+    | Attention
+    | DecodeAttention
+    | Streaming
+    | Fixed
+    | AllToAll
+    | Notify
+    | PointToPoint
+    | Collective
+    | HostWork
+    | Wait
+)
 
 
 class Facts(TypedDict, total=False):

@@ -30,11 +30,21 @@ BOUNDS = {
     "latency": "latency",
     "fixed": "fixed launch time",
     "wait": "wait for others",
-    "host": "the host",
+    "host": "the host, or copies to it",
 }
 """What limits a kernel."""
 
-BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head", "mtp": "MTP module"}
+BLOCKS = {
+    "embed": "embedding",
+    "dense": "dense layer",
+    "moe": "MoE layer",
+    "head": "output head",
+    "mtp": "MTP module",
+    "dense-kept": "dense layer, not recomputed",
+    "moe-kept": "MoE layer, not recomputed",
+    "dense-inner": "dense layer, in a group",
+    "moe-inner": "MoE layer, in a group",
+}
 
 _CLASSES = {
     "attn.fwd": "attention, forward",
@@ -137,6 +147,15 @@ def of_warning(warning: str) -> str:
 def of_bound(bound: str) -> str:
     """A limiting resource in words."""
     return BOUNDS.get(bound, bound)
+
+
+_LIMITS = {"communication": "communication that nothing hides", "idle": "nothing runs: waits and the host"}
+
+
+def of_limit(metric: str) -> str:
+    """The limit that a metric `bound_by_..._s` of a serving step counts the time of, in words."""
+    bound = metric.removeprefix("bound_by_").removesuffix("_s")
+    return _LIMITS.get(bound) or of_bound(bound)
 
 
 def of_blocks(blocks: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from simulator.engine.kernel_sequence import Condition, KernelSequence, kernel_spans
 from simulator.schedule import Step
 
-COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
-LANES = 5
-"""Streams of a rank: compute, all-to-all, sends to the next and to the previous stage, gradient sync."""
+COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, FROM_HOST = range(7)
+LANES = 7
+"""Streams of a rank: compute, all-to-all, sends to the next and to the previous stage, gradient sync, copies to the
+host and back."""
 
 Phase = str
 """forward, backward, weight, overlapped, optimizer."""

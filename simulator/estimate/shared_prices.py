@@ -263,7 +263,7 @@ def grid(slowdown: float) -> tuple[int, float]:
 def parameters_of(job: Job) -> Hashable:
     """All of a job that its parameters, their collectives and their update depend on, but how they are sharded."""
     layout = job.layout
-    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision, job.optimizer
+    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision, job.optimizer, job.offload.optimizer
 
 
 class SharedPricesMemo:

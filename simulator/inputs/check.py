@@ -470,6 +470,28 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _offload(s: Scenario) -> Iterator[Problem]:
+    """What can be kept in the host's memory, and a host that is described."""
+    away = s.job.offload
+    for key, share in (("optimizer", away.optimizer), ("activations", away.activations)):
+        if share and s.cluster.node.host is None:
+            yield Problem(
+                rule="offload",
+                key=f"offload.{key}",
+                value=share,
+                message=f"{s.cluster.name} does not describe its hosts",
+                suggestion="set hardware.node.host, or offload nothing",
+            )
+    if away.optimizer and s.states.kind in ("none", "muon"):
+        yield Problem(
+            rule="offload",
+            key="offload.optimizer",
+            value=away.optimizer,
+            message=f"the optimizer {s.states.kind} has nothing that the CPU updates",
+            suggestion="use adamw, adam8bit or sgd, or offload nothing",
+        )
+
+
 def _memory(s: Scenario) -> Iterator[Problem]:
     """The reserve of the allocator runs from less to more, and the headroom leaves something."""
     memory, whole = s.job.memory, s.cluster.gpu.hbm_bytes
@@ -525,6 +547,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _features,
         _recompute,
         _optimizer,
+        _offload,
         _memory,
     ),
     "prefill": _SERVING,

@@ -60,6 +60,10 @@ CLUSTER: Mapping[str, Range] = {
     "node.nic.bandwidth": _BANDWIDTH,
     "node.nic.peak": _BANDWIDTH,
     "node.nic.latency": _LATENCY,
+    "node.host.bandwidth": _BANDWIDTH,
+    "node.host.peak": _BANDWIDTH,
+    "node.host.memory_bandwidth": _BANDWIDTH,
+    "node.host.memory_bytes": Range(low=1e9, high=1e15, unit="B", factors=("e9", "e12")),
 }
 
 STACK: Mapping[str, Range] = {
@@ -68,6 +72,11 @@ STACK: Mapping[str, Range] = {
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.reserved_output": Range(low=0, high=1),
+    "scheduler.captured_prefill": _NOT_NEGATIVE,
+    "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
+    "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.frontend": Range(low=0, high=60, unit="s", factors=("e-3", "e-6")),
 }
 
 JOB: Mapping[str, Range] = {
@@ -87,6 +96,8 @@ JOB: Mapping[str, Range] = {
     "memory.headroom": Range(low=0, high=0.9),
     "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
     "memory.reserve": Range(low=0, high=1),
+    "offload.optimizer": Range(low=0, high=1),
+    "offload.activations": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle

@@ -42,6 +42,10 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
         value = getattr(s.job.optimizer, part.name)
         if value is not None:
             yield _only_training(f"optimizer.{part.name}", value, "none", s.job.workload)
+    for part in fields(s.job.offload):
+        value = getattr(s.job.offload, part.name)
+        if value:
+            yield _only_training(f"offload.{part.name}", value, "0", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
     if s.job.precision.recipe == "fp8_tensor":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.engine.tasks import COMPUTE, FROM_HOST, LANES, TO_HOST, Timeline
 from simulator.results.intervals import Interval, length, merged, minus
 from simulator.results.serving_metrics import serving_metrics
 from simulator.spec.job import Job
@@ -67,11 +67,17 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
 
 
 def action_spans(timeline: Timeline) -> list[Interval]:
-    """Start and end of every action: from its first task's start to its last task's end."""
-    return [
-        (min(timeline.start[a.first : a.last], default=0.0), max(timeline.end[a.first : a.last], default=0.0))
-        for a in timeline.tasks.actions
-    ]
+    """Start and end of every action, of its first and last task; copies to the host go on beyond it."""
+    lane, out = timeline.tasks.lane, []
+    for action in timeline.tasks.actions:
+        mine = [task for task in range(action.first, action.last) if lane[task] % LANES not in COPIES]
+        starts, ends = (timeline.start[task] for task in mine), (timeline.end[task] for task in mine)
+        out.append((min(starts, default=0.0), max(ends, default=0.0)))
+    return out
+
+
+COPIES = (TO_HOST, FROM_HOST)
+"""Streams on which an action's copies go on while the next action runs."""
 
 
 def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:

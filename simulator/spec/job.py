@@ -136,6 +136,23 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """What a rank keeps in the memory of its host instead of its own.
+
+    Parameters
+    ----------
+    optimizer : of masters and moments; the CPU updates them (Megatron-Core, --optimizer-cpu-offload and
+        --optimizer-offload-fraction) [share].
+    activations : of what each layer keeps for backward, but those of a stage's last layer, which backward needs first;
+        copied behind the layer's forward, and back before its backward, both overlapped with the neighbouring layer
+        [share].
+    """
+
+    optimizer: float = 0.0
+    activations: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """How communication overlaps with compute.
 
@@ -209,6 +226,7 @@ class Job:
     precision : number formats.
     optimizer : optimizer and formats of its states, where they differ from the stack's.
     memory : what may be filled of a GPU's memory.
+    offload : what is kept in the host's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
     run : tokens and price of the whole run.
@@ -225,6 +243,7 @@ class Job:
     precision: Precision = field(default_factory=Precision)
     optimizer: Optimizer = field(default_factory=Optimizer)
     memory: Memory = field(default_factory=Memory)
+    offload: Offload = field(default_factory=Offload)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     run: Run = field(default_factory=Run)

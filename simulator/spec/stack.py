@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
@@ -44,6 +45,8 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
+        copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
@@ -51,6 +54,7 @@ class Stack:
     host_collective : host time to issue a collective [s].
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     serving : settings of software that serves; None: it only trains.
+    scheduler : how steps are put together from requests (`foretrain serve`); None: it says nothing of it.
     sources : source of each setting by name; an assumed one starts with "assumed".
     """
 
@@ -80,6 +84,7 @@ class Stack:
     wgrad_accumulation_fused: bool
     shard_copies: bool
     gradients_zeroed: bool
+    host_update_overlap: bool
     norm_kernels: Literal["training", "compiled"]
     optimizer: States
     dropout: bool = False
@@ -87,6 +92,7 @@ class Stack:
     host_gemm: float = 0.0
     host_collective: float = 0.0
     serving: ServingStack | None = None
+    scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

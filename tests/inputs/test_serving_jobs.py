@@ -175,7 +175,6 @@ def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple
         ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
         ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
         ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
-        ("deepseek-v3-decode-sglang", "serving.eplb=off"),
         ("deepseek-v3-decode-ep128", "serving.idle_ranks=64"),
     ],
 )
@@ -191,6 +190,15 @@ def test_the_price_of_a_gpu_hour_counts() -> None:
     )
     assert dear["usd_per_million_tokens"] == pytest.approx(3 * cheap["usd_per_million_tokens"])
     assert cheap["usd_per_million_tokens"] == pytest.approx(1e6 / 3600 / cheap["tokens_per_s_per_gpu"])
+
+
+def test_placement_counts_where_experts_differ() -> None:
+    sampled = ["routing.kind=sampled", "routing.cv=0.5"]
+    on, off = (
+        simulate(load_scenario("deepseek-v3-decode-ep144", [*sampled, f"serving.eplb={how}"])).metrics["step_time_s"]
+        for how in ("on", "off")
+    )
+    assert on < off
 
 
 def test_settings_without_effect_on_the_step_show_elsewhere() -> None:

@@ -29,6 +29,7 @@ from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.stack import Stack
+from simulator.spec.states import States
 from simulator.units import si
 
 _UNITS = {
@@ -263,11 +264,12 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
     return table
 
 
-def job_toml(job: Job) -> str:
-    """The job with all its values, as the TOML file that would give it."""
-    values = _set_values(asdict(job))
+def job_toml(job: Job, states: States) -> str:
+    """The job with all its values, as the TOML file that would give it; `states`: those of its stack where it names
+    none."""
+    values = _set_values(asdict(job)) | {"optimizer": asdict(states)}
     if job.serving is not None:
-        del values["batch"]  # of training jobs
+        del values["batch"], values["optimizer"]  # of training jobs
     return toml_text(values)
 
 
