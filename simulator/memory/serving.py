@@ -42,19 +42,20 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     )
 
 
-def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+def memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+    """Memory of a rank with so many sequences of the job's length."""
     serving = replace(serving_of(scenario), sequences=sequences)
     return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
 def peak_with(scenario: Scenario, sequences: int) -> float:
     """Peak memory of a rank with so many sequences of the job's length [B]."""
-    return _memory_with(scenario, sequences).peak
+    return memory_with(scenario, sequences).peak
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
     """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
-    memory = _memory_with(scenario, sequences)
+    memory = memory_with(scenario, sequences)
     return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
 
 
