@@ -166,6 +166,15 @@ def of_layers(kind: str) -> str:
     return of_block(kind).replace(" layer", "", 1)
 
 
+_LIMITS = {"communication": "communication that nothing hides", "idle": "nothing runs: waits and the host"}
+
+
+def of_limit(metric: str) -> str:
+    """The limit that a metric `bound_by_..._s` of a serving step counts the time of, in words."""
+    bound = metric.removeprefix("bound_by_").removesuffix("_s")
+    return _LIMITS.get(bound) or of_bound(bound)
+
+
 def of_blocks(blocks: Sequence[str]) -> str:
     """The blocks of a stage: `embedding + 3 dense layers + 2 MoE layers`."""
     main = list(blocks[: blocks.index("mtp")]) if "mtp" in blocks else list(blocks)

@@ -28,6 +28,17 @@ def refuse_idle(scenario: Scenario, changes: Iterable[Override], *, replayed: bo
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
 
+def assumed_settings(scenario: Scenario) -> tuple[str, ...]:
+    """Assumed settings of the software that a lone step reads; none of the scheduler's."""
+    assumed = [name for name in scenario.stack.assumed if not name.startswith("scheduler.")]
+    if not scenario.workload.serves:
+        return tuple(assumed)
+    paths = {name: f"stack.{name}" for name in assumed}
+    return tuple(
+        name for name, path in paths.items() if not (_WHY.get(path, _used)(scenario) or _of_training(scenario, path))
+    )
+
+
 def refuse_shown_only(change: Override) -> None:
     """Raise InputError for a change of a hardware number that nothing is computed from."""
     if change.path in SHOWN_ONLY:

@@ -32,7 +32,7 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     until they are verified.
     """
     assumed = assumed or Assumptions()
-    shapes = serving_shapes(scenario)
+    shapes = serving_shapes(scenario, loads=False)
     items = tuple(_items(scenario, shapes, assumed))
     rank = RankMemory(rank=0, stages=(0,), at=None, during="F0", items=items)
     return MemoryReport(
@@ -44,25 +44,26 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     )
 
 
-def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+def memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+    """Memory of a rank with so many sequences of the job's length."""
     serving = replace(serving_of(scenario), sequences=sequences)
     return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
 def peak_with(scenario: Scenario, sequences: int) -> float:
     """Peak memory of a rank with so many sequences of the job's length [B]."""
-    return _memory_with(scenario, sequences).peak
+    return memory_with(scenario, sequences).peak
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
     """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
-    memory = _memory_with(scenario, sequences)
+    memory = memory_with(scenario, sequences)
     return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
 
 
 def kv_cache_tokens(scenario: Scenario) -> float:
     """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
-    shapes = serving_shapes(scenario)
+    shapes = serving_shapes(scenario, loads=False)
     return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 
