@@ -16,13 +16,27 @@ from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 
 
-def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
-    """Raise InputError for the first change of a setting that changes nothing in this scenario."""
+def refuse_idle(scenario: Scenario, changes: Iterable[Override], *, replayed: bool = False) -> None:
+    """Raise InputError for the first change of a setting that changes nothing in this scenario.
+
+    `replayed`: requests are replayed, so that steps of both kinds run, one behind the other.
+    """
     for change in changes:
-        why = _overridden(change, scenario) or _WHY.get(change.path, _used)(scenario)
-        why = why or _of_training(scenario, change.path)
+        why = _overridden(change, scenario) or ("" if replayed else _WHY.get(change.path, _used)(scenario))
+        why = why or (_in_replay(scenario, change.path) if replayed else _of_training(scenario, change.path))
         if why:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
+
+
+def assumed_settings(scenario: Scenario) -> tuple[str, ...]:
+    """Assumed settings of the software that a lone step reads; none of the scheduler's."""
+    assumed = [name for name in scenario.stack.assumed if not name.startswith("scheduler.")]
+    if not scenario.workload.serves:
+        return tuple(assumed)
+    paths = {name: f"stack.{name}" for name in assumed}
+    return tuple(
+        name for name, path in paths.items() if not (_WHY.get(path, _used)(scenario) or _of_training(scenario, path))
+    )
 
 
 def refuse_shown_only(change: Override) -> None:
@@ -86,6 +100,21 @@ def _of_training(scenario: Scenario, path: str) -> str:
     if name.startswith("host_") and serving is not None and serving.cuda_graphs:
         return "the step is replayed as a CUDA graph; set serving.cuda_graphs=false"
     return ""
+
+
+def refuse_replayed(change: Override) -> None:
+    """Raise InputError for a change of the shape of a step, where the requests decide on it."""
+    if change.path in ("serving.sequences", "serving.context", "serving.tokens", "serving.cuda_graphs"):
+        right = "changes nothing: requests and scheduler decide on every step"
+        raise problem(OPTION, change.path, change.text, right)
+
+
+def _in_replay(scenario: Scenario, path: str) -> str:
+    """Why a setting of the software changes nothing in a replay."""
+    name = path.removeprefix("stack.")
+    if not scenario.workload.serves or name in SERVED or name.startswith(("serving.", "scheduler.")):
+        return ""
+    return f'a job with workload "{scenario.job.workload}" does not read it'
 
 
 def _in_prefill(scenario: Scenario) -> str:

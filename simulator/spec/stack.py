@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
@@ -57,6 +58,7 @@ class Stack:
     host_collective : host time to issue a collective [s].
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     serving : settings of software that serves; None: it only trains.
+    scheduler : how steps are put together from requests (`foretrain serve`); None: it says nothing of it.
     sources : source of each setting by name; an assumed one starts with "assumed".
     """
 
@@ -96,6 +98,7 @@ class Stack:
     host_gemm: float = 0.0
     host_collective: float = 0.0
     serving: ServingStack | None = None
+    scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

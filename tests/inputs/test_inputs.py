@@ -315,7 +315,7 @@ def test_files_that_are_none(folder: Path) -> None:
     assert message(load_job, "") == f"job: an empty name; choose one of {shipped}"
     assert message(load_hardware, "h801") == "hardware 'h801' is not known: did you mean h800?"
     assert message(load_model, "deepseekv3") == "model 'deepseekv3' is not known: did you mean deepseek-v3?"
-    stacks = "deepseek, deepseek-serving, megatron-core, megatron-lm, torch, torch-compile, torch-serving, torchtitan"
+    stacks = ", ".join(list_names("stack"))
     assert message(load_stack, "zzz") == f"stack 'zzz' is not known: choose one of {stacks}"
 
 
