@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from reports.export import trace_counters as counters
 from reports.export.files import replacing
 from reports.export.trace_counters import nanoseconds
+from reports.views.stages import NAMES, late_starts, stage_spans
 from reports.views.words import ranges
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, ActionOf
@@ -143,6 +144,7 @@ class _Trace:
         self.result, self.selection, self.file = result, selection, file
         self.timeline = result.timeline
         self.templates: dict[int, str] = {}
+        self.places = _places(result)
         self.events = 0
 
     def write(self, progress: Callable[[float], None] | None) -> int:
@@ -232,7 +234,8 @@ class _Trace:
         parts = [whole]
         for task in mine:
             forward = tasks.sequence[task].ops[0].op.part == "F"
-            parts.append(self._task(task, action.rank, stream, ahead if forward else back))
+            about = self.places.get(task) or (ahead if forward else back)
+            parts.append(self._task(task, action.rank, stream, about))
         return "".join(parts)
 
     def _task(self, task: int, rank: int, stream: int, about: str) -> str:
@@ -302,6 +305,20 @@ class _Trace:
 def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
     """The actions that forward and backward ops of a step belong to."""
     return (None, None) if step is None else halves(step)
+
+
+def _places(result: Result) -> dict[int, str]:
+    """Of a serving step: layer, microbatch and stage of each task of the first rank, and what it waited for."""
+    if not result.scenario.workload.serves:
+        return {}
+    spans = stage_spans(result)
+    found: dict[int, dict[str, Any]] = {}
+    for span in spans:
+        stage = NAMES.get(span.segment, span.segment)
+        found[span.task] = {"layer": span.block, "microbatch": span.microbatch, "stage": stage}
+    for task, seconds, whom in late_starts(result, spans):
+        found[task] |= {"waited_us": round(1e6 * seconds, 3), "waited_for": whom}
+    return {task: _json(place)[1:-1] + "," for task, place in found.items()}
 
 
 def _about(action: Action | None) -> str:

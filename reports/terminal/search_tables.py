@@ -15,6 +15,7 @@ from rich.text import Text
 from reports.export.files import replacing
 from reports.terminal.elements import columns, note, section
 from reports.views import words
+from reports.views.trade import LATENCIES
 from simulator.studies.search import Candidate, Confirmed, Found, Question, in_confirmed_order
 from simulator.studies.uncertainty import Interval
 from simulator.units import GB
@@ -40,8 +41,6 @@ _EITHER = {
 }
 _TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
 _SERVED = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "usd_per_million_tokens")
-LATENCIES = {"decode": "tpot_s", "prefill": "ttft_s"}
-"""What JSON and CSV call the latency of a serving step."""
 _BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."
 FRONT = 20
 """Members of the front that are printed; JSON holds all."""

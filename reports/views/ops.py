@@ -54,17 +54,22 @@ class OpSpan:
 
 def ops_of(timeline: Timeline, action: ActionSpan) -> list[OpSpan]:
     """All ops of an action in the order of their start."""
-    tasks = timeline.tasks
-    found = []
-    for task in range(action.first, action.last):
-        sequence = tasks.sequence[task]
-        stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
-        spans = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
-        if len(spans) != len(sequence.ops):  # a run of one piece holds several ops: spread them as when alone
-            spans = _spread(sequence, timeline.start[task], timeline.end[task])
-        for priced, (start, end) in zip(sequence.ops, spans, strict=True):
-            found.append(_op_span(priced, sequence, stream, start - action.start, end - action.start))
+    found = [op for task in range(action.first, action.last) for op in ops_of_task(timeline, task, action.start)]
     return sorted(found, key=lambda op: (op.start, op.stream, op.end))
+
+
+def ops_of_task(timeline: Timeline, task: int, origin: float = 0.0) -> list[OpSpan]:
+    """The ops of one task in order; times count from `origin` [s]."""
+    tasks = timeline.tasks
+    sequence = tasks.sequence[task]
+    stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
+    spans = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
+    if len(spans) != len(sequence.ops):  # a run of one piece holds several ops: spread them as when alone
+        spans = _spread(sequence, timeline.start[task], timeline.end[task])
+    return [
+        _op_span(priced, sequence, stream, start - origin, end - origin)
+        for priced, (start, end) in zip(sequence.ops, spans, strict=True)
+    ]
 
 
 def _spread(sequence: KernelSequence, start: float, end: float) -> list[tuple[float, float]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from simulator.spec.workload import WorkloadName
 
@@ -36,3 +37,20 @@ TRADES: dict[WorkloadName, Trade] = {
     "prefill": Trade(label="time to the first token [ms]", more=False),
 }
 """Trades by workload; training has none."""
+
+LATENCIES: Mapping[WorkloadName, str] = {"decode": "tpot_s", "prefill": "ttft_s"}
+"""What results, JSON and CSV call the latency of a serving step, by workload."""
+
+
+def with_front(points: Sequence[Traded]) -> list[Traded]:
+    """The same layouts, with those marked that no other equals in both and betters in one."""
+
+    def bettered(one: Traded) -> bool:
+        return any(
+            other.rate >= one.rate
+            and other.latency <= one.latency
+            and (other.rate > one.rate or other.latency < one.latency)
+            for other in points
+        )
+
+    return [replace(one, front=not bettered(one)) for one in points]

@@ -149,15 +149,41 @@ def of_bound(bound: str) -> str:
     return BOUNDS.get(bound, bound)
 
 
+ENDS = ("embed", "head", "mtp")
+"""Blocks that are no layers."""
+_MIXERS = {"sliding": "with a window", "chunked": "with chunked attention"}
+
+
+def of_block(kind: str) -> str:
+    """A block: `MoE layer`, `dense layer with a window`."""
+    mixer, _, ffn = kind.rpartition("+")
+    name = BLOCKS.get(ffn, ffn)
+    return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
+
+
+def of_layers(kind: str) -> str:
+    """The same in a list of how many there are: `MoE`, `dense with a window`."""
+    return of_block(kind).replace(" layer", "", 1)
+
+
+_LIMITS = {"communication": "communication that nothing hides", "idle": "nothing runs: waits and the host"}
+
+
+def of_limit(metric: str) -> str:
+    """The limit that a metric `bound_by_..._s` of a serving step counts the time of, in words."""
+    bound = metric.removeprefix("bound_by_").removesuffix("_s")
+    return _LIMITS.get(bound) or of_bound(bound)
+
+
 def of_blocks(blocks: Sequence[str]) -> str:
     """The blocks of a stage: `embedding + 3 dense layers + 2 MoE layers`."""
     main = list(blocks[: blocks.index("mtp")]) if "mtp" in blocks else list(blocks)
     modules = blocks.count("mtp")
     parts = []
     for kind in dict.fromkeys(main):
-        count, name = main.count(kind), BLOCKS.get(kind, kind)
-        many = kind in ("dense", "moe")
-        parts.append((f"{count} " if many else "") + name + ("s" if count > 1 else ""))
+        count, name = main.count(kind), of_block(kind)
+        many = kind not in ENDS
+        parts.append((f"{count} " if many else "") + (name.replace("layer", "layers", 1) if count > 1 else name))
     if modules:
         parts.append(f"{modules} MTP module" + ("s" if modules > 1 else ""))
     return " + ".join(parts)

@@ -18,6 +18,7 @@ from simulator.engine.lower import PricedModel, lower, price_model
 from simulator.engine.power import at_the_limit, demand
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.memory import memory_of_serving
+from simulator.memory.budget import beyond_budget
 from simulator.results.simulate import schedule_of
 from simulator.spec.hardware import Power
 from simulator.spec.model import BlockKind
@@ -43,13 +44,18 @@ class ServingEstimate:
 def estimate_serving(scenario: Scenario) -> ServingEstimate:
     """Memory and, where that fits, step time of a valid serving scenario, at the clock its power limit allows."""
     memory = memory_of_serving(scenario)
-    if not memory.fits:
+    if not memory.fits or beyond_budget(scenario, memory.worst):
         return ServingEstimate(None, memory.peak)
+    return ServingEstimate(paced_step(scenario), memory.peak)
+
+
+def paced_step(scenario: Scenario, engine: Engine = run_events) -> float:
+    """Step time of a valid serving scenario at the clock that its power limit allows [s]."""
     lines = lines_of(price_model(scenario, 1))
     factor, _ = limited(lines)
     if factor > 1.0:
         lines = lines_of(price_model(scenario, 1, pace=factor))
-    return ServingEstimate(step_of(lines), memory.peak)
+    return step_of(lines, engine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,11 @@ def backward_end(s: Shapes) -> str:
     return "shared.up_gate.dgrad" if shared else "moe.unpermute.grad"
 
 
+def _weighs(s: Shapes) -> bool:
+    """Whether a kernel of its own multiplies the experts' outputs by gate weights; PyTorch's merge of rows does it."""
+    return s.stack.gate_weights == "output" and not order.in_pytorch(s)
+
+
 def _launches(s: Shapes) -> int:
     """Kernels of one GEMM over the local experts."""
     return s.local_experts if s.stack.grouped_gemm == "streams" else 1
@@ -164,8 +169,12 @@ def forward(s: Shapes) -> Segment:
         linear.weight_transpose(builder, "moe.down", h, inner, experts=experts)
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
-    last: Facts = {"scales_with_load": True, "read_by_backward": False, "launches": _launches(s)}
-    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), **last)
+    last: Facts = {"scales_with_load": True, "read_by_backward": False}
+    kept = s.rows * h * BF16 if s.stack.gate_weights == "output" or order.in_pytorch(s) else 0.0
+    down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
+    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
+    if _weighs(s):
+        builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     order.out_of_experts(builder, s)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
@@ -189,6 +198,8 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
     order.out_of_experts_backward(builder, s, wait)
+    if _weighs(s):
+        builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add(
@@ -203,7 +214,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
         scales_with_load=True,
     )
-    if not order.in_pytorch(s):  # there the merge of a token's rows holds the gradient of their weights
+    if not order.in_pytorch(s) and not _weighs(s):
         work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
         builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:

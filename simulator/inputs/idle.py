@@ -28,6 +28,17 @@ def refuse_idle(scenario: Scenario, changes: Iterable[Override], *, replayed: bo
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
 
 
+def assumed_settings(scenario: Scenario) -> tuple[str, ...]:
+    """Assumed settings of the software that a lone step reads; none of the scheduler's."""
+    assumed = [name for name in scenario.stack.assumed if not name.startswith("scheduler.")]
+    if not scenario.workload.serves:
+        return tuple(assumed)
+    paths = {name: f"stack.{name}" for name in assumed}
+    return tuple(
+        name for name, path in paths.items() if not (_WHY.get(path, _used)(scenario) or _of_training(scenario, path))
+    )
+
+
 def refuse_shown_only(change: Override) -> None:
     """Raise InputError for a change of a hardware number that nothing is computed from."""
     if change.path in SHOWN_ONLY:
@@ -161,6 +172,10 @@ def _without_checkpoints(scenario: Scenario) -> str:
     return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
 
 
+def _without_pipeline(scenario: Scenario) -> str:
+    return "" if scenario.job.layout.pp > 1 else "there is no pipeline (layout.pp = 1)"
+
+
 def _without_offload(scenario: Scenario) -> str:
     return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
 
@@ -189,6 +204,8 @@ def _without_travel(scenario: Scenario) -> str:
 
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
+    "stack.gate_weights": _without_experts,
+    "stack.pipeline_buffers": _without_pipeline,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.dispatcher": _without_travel,

@@ -19,6 +19,7 @@ from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
+from simulator.inputs.idle import assumed_settings
 from simulator.inputs.limits import STACK
 from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
@@ -28,7 +29,6 @@ from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Stack
 from simulator.units import si
 
 Engine = Literal["events", "longest-path"]
@@ -92,7 +92,13 @@ def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
     """Unroll and execute."""
-    tasks = lower(built, schedule)
+    serving = built.scenario.job.serving
+    if serving is not None and serving.ranks == "apart":
+        from simulator.engine.lockstep.ranks import lock_step  # NumPy takes 0.1 s to load
+
+        tasks = lock_step(built)
+    else:
+        tasks = lower(built, schedule)
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -142,7 +148,7 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario.stack)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario)]
     return [*out, *_held_back(built)]
 
 
@@ -171,9 +177,9 @@ def _supposed(scenario: Scenario) -> Iterator[str]:
         yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
 
 
-def _settings(stack: Stack) -> Iterator[str]:
+def _settings(scenario: Scenario) -> Iterator[str]:
     """Settings of the software that nobody measured or published, with their assumed values."""
-    assumed = [name for name in stack.assumed if not name.startswith("scheduler.")]  # a lone step reads none of these
+    stack, assumed = scenario.stack, assumed_settings(scenario)
     if assumed:
         values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"

@@ -79,3 +79,13 @@ def test_what_does_not_fit_gets_no_time() -> None:
     found = estimate_serving(load_scenario("llama-3-8b-decode", ["serving.sequences=4000"]))
     assert found.step is None
     assert found.memory > 80e9
+
+
+def test_nor_does_what_the_engine_gives_its_cache_no_room_for() -> None:
+    """By its own rule SGLang's cache is smaller than what is left of the memory."""
+    scenario = load_scenario("deepseek-v3-decode-h200")
+    most = int(simulate(scenario).metrics["largest_batch"])
+    for sequences, fits in ((most, True), (most + 1, False)):
+        found = estimate_serving(load_scenario("deepseek-v3-decode-h200", [f"serving.sequences={sequences}"]))
+        assert (found.step is not None) == fits
+        assert found.memory < scenario.cluster.gpu.hbm_bytes

@@ -98,7 +98,6 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
         f"{cls}.bwd" if backward else cls,
         work,
         after=after,
-        saved=0.0 if backward else wide,
         scales_with_load=True,
         launches=launches,
     )
