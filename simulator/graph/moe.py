@@ -170,7 +170,7 @@ def forward(s: Shapes) -> Segment:
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
-    kept = s.rows * h * BF16 if s.stack.gate_weights == "output" or order.in_pytorch(s) else 0.0
+    kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
     down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     if _weighs(s):

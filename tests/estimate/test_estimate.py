@@ -51,7 +51,9 @@ STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
 
 
 @pytest.mark.parametrize(
-    "case", [("llama-3-8b",), ("llama-3-8b", "layout.zero=3", "layout.pp=1", "layout.tp=1", "stack=torch")], ids=" ".join
+    "case",
+    [("llama-3-8b",), ("llama-3-8b", "layout.zero=3", "layout.pp=1", "layout.tp=1", "stack=torch")],
+    ids=" ".join,
 )
 def test_with_a_host_it_is_near_the_longest_path(case):
     job, *overrides = case
