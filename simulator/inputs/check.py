@@ -520,6 +520,7 @@ _SERVING: tuple[Rule, ...] = (
     _world,
     _experts,
     serving_check.slots,
+    serving_check.ranks,
     serving_check.experts,
     _routing,
     _recorded,

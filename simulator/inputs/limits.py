@@ -87,6 +87,8 @@ JOB: Mapping[str, Range] = {
     "serving.shared_slots": _NOT_NEGATIVE,
     "serving.mtp_depth": Range(low=0, high=16),
     "serving.mtp_acceptance": Range(low=0, high=1),
+    "serving.idle_ranks": _NOT_NEGATIVE,
+    "serving.seed": _NOT_NEGATIVE,
     "serving.prefill_tokens": _NOT_NEGATIVE,
     "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),

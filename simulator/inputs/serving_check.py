@@ -194,6 +194,64 @@ def drafting(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def ranks(s: Scenario) -> Iterator[Problem]:
+    """Ranks apart, ranks without sequences, and the placement of experts."""
+    serving, dp = serving_of(s), s.job.dp
+    travels = s.model.is_moe and s.stack.dispatcher != "nccl" and s.job.layout.ep > 1
+    if serving.ranks == "apart" and s.job.workload != "decode":
+        yield Problem(
+            rule="ranks apart",
+            key="serving.ranks",
+            value="apart",
+            message="is modelled of decode only: kernels of a normal all-to-all share SMs with compute",
+            suggestion="use mean",
+        )
+    if serving.idle_ranks and (serving.idle_ranks >= dp or not travels):
+        why = f"leaves none of {dp} data-parallel ranks" if travels else "changes nothing: ranks share no experts"
+        yield Problem(
+            rule="idle ranks",
+            key="serving.idle_ranks",
+            value=serving.idle_ranks,
+            message=why,
+            suggestion=f"use at most {dp - 1}" if travels and dp > 1 else "use 0",
+        )
+    if serving.seed and (serving.ranks != "apart" or isinstance(serving.context, int)):
+        yield Problem(
+            rule="unused keys",
+            key="serving.seed",
+            value=serving.seed,
+            message='changes nothing without ranks = "apart" and a context that differs',
+            suggestion="leave it out",
+        )
+    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", "sampled", "measured")):
+        why = f"{s.job.routing.kind} routing is about ranks" if travels else "there is no all-to-all over ep ranks"
+        yield Problem(
+            rule="placement of experts",
+            key="serving.eplb",
+            value=serving.eplb,
+            message=f"changes nothing: {why}",
+            suggestion="use auto",
+        )
+    elif serving.eplb == "hierarchical":
+        yield from _hierarchy(s)
+
+
+def _hierarchy(s: Scenario) -> Iterator[Problem]:
+    """Groups and copies that spread evenly over the nodes."""
+    serving, groups = serving_of(s), s.model.gate.groups
+    nodes = max(1, s.job.layout.ep // s.cluster.node.gpus)
+    copies = serving.redundant_experts + serving.shared_slots
+    if groups % nodes or serving.redundant_experts % nodes or serving.shared_slots % nodes:
+        what = f"{groups} groups" if groups % nodes else f"{copies} copies"
+        yield Problem(
+            rule="placement of experts",
+            key="serving.eplb",
+            value="hierarchical",
+            message=f"{what} of experts do not spread evenly over {nodes} nodes",
+            suggestion="use global",
+        )
+
+
 def slots(s: Scenario) -> Iterator[Problem]:
     """Slots of experts over the expert-parallel ranks, with copies."""
     serving, model, ep = serving_of(s), s.model, s.job.layout.ep

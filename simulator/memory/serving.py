@@ -30,7 +30,7 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     until they are verified.
     """
     assumed = assumed or Assumptions()
-    shapes = serving_shapes(scenario)
+    shapes = serving_shapes(scenario, loads=False)
     items = tuple(_items(scenario, shapes, assumed))
     rank = RankMemory(rank=0, stages=(0,), at=None, during="F0", items=items)
     return MemoryReport(
@@ -61,7 +61,7 @@ def fits_with(scenario: Scenario, sequences: int) -> bool:
 
 def kv_cache_tokens(scenario: Scenario) -> float:
     """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
-    shapes = serving_shapes(scenario)
+    shapes = serving_shapes(scenario, loads=False)
     return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 

@@ -61,7 +61,8 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
     job, serving, cluster = scenario.job, serving_of(scenario), scenario.cluster
     decodes = job.workload == "decode"
     each = serving.accepted if decodes else serving.tokens
-    tokens = job.dp * serving.sequences * each
+    busy = job.dp - serving.idle_ranks
+    tokens = busy * serving.sequences * each
     rate = tokens / step / job.gpus
     price = cluster.price_per_gpu_hour if job.run.price_per_gpu_hour is None else job.run.price_per_gpu_hour
     million = price / HOUR / rate * 1e6
@@ -70,7 +71,7 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
         "tokens_per_step": float(tokens),
         "tokens_per_s_per_gpu": rate,
         "tokens_per_s_per_node": rate * min(cluster.node.gpus, job.gpus),
-        "mfu": model_flops(scenario) * job.dp / job.gpus / step / cluster.gpu.peak.bf16,
+        "mfu": model_flops(scenario) * busy / job.gpus / step / cluster.gpu.peak.bf16,
         "usd_per_million_tokens": million,
         "price_per_gpu_hour_usd": price,
     }
@@ -80,7 +81,7 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
     if serving.mtp_depth:
         found["accepted_tokens_per_step"] = each
     if serving.prefill_tokens:
-        found["prefill_tokens_per_s_per_gpu"] = serving.prefill_tokens * job.dp / job.gpus / step
+        found["prefill_tokens_per_s_per_gpu"] = serving.prefill_tokens * busy / job.gpus / step
     return found
 
 
@@ -92,6 +93,7 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
     return {
         **serving_rates(step, scenario),
         "exposed_comm_s": exposed_comm,
+        **_apart(timeline),
         "memory_bytes_moved": moved,
         "memory_bandwidth_used": moved / step / cluster.gpu.hbm_bandwidth,
         **{f"bound_by_{bound}_s": seconds for bound, seconds in bound_times(timeline).items()},
@@ -101,6 +103,22 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
         "kv_cache_tokens": kv_cache_tokens(scenario),
         "model_parameters": float(scenario.model.parameters()),
         "activated_parameters": float(scenario.model.activated_parameters()),
+    }
+
+
+def _apart(timeline: Timeline) -> dict[str, float]:
+    """What was found of all ranks, where they were simulated apart."""
+    found = timeline.tasks.apart
+    if found is None:
+        return {}
+    return {
+        "expert_load_max_over_mean": found.imbalance,
+        "rank_compute_mean_s": found.compute[0],
+        "rank_compute_max_s": found.compute[1],
+        "rank_wait_mean_s": found.waited[1],
+        "rank_wait_max_s": found.waited[2],
+        "busiest_rank": float(found.busiest),
+        "shown_rank": float(found.rank),
     }
 
 

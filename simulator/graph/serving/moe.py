@@ -21,6 +21,10 @@ from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
 
 INDEX = 8.0
 """Bytes of an index of PyTorch [B]."""
+FUSED_INDEX, FUSED_SORT = 4.0, 2
+"""Bytes of an index, and kernels, with which engines sort the chosen experts' ids where all ranks hold all tokens: one
+counts and aligns, one sorts (sgl-project/sglang, sgl-kernel, moe_align_kernel.cu, 2025; vLLM has the same two). The
+kernels of DeepSeek's training trace, which map what arrives of an all-to-all, work on thousands of times as many."""
 EAGER_WEIGHTS, EAGER_COUNTS, EAGER_SORT = 3, 3, 6
 """Kernels that eager modules run for the weights of the chosen experts (sum, division, cast), for the rows of each
 expert (histogram, cumulative sum, cast) and to sort rows by expert (`workloads/facts/measure_decode_step.py`)."""
@@ -147,7 +151,10 @@ def _experts(s: ServingShapes) -> Segment:
     after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
     width = fp8_bytes(h) if s.fp8 else h * BF16
     if not laid_out:
-        if s.software.router_fused:
+        if s.software.router_fused and not s.all_to_all:
+            ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
+            builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
+        elif s.software.router_fused:
             builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
             builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, imbalance
+from simulator.routing.loads import PADDING, check_routing, imbalance
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
@@ -76,14 +76,17 @@ def slot_gate(model: ModelSpec, serving: Serving) -> Gate:
     return replace(gate, experts=slots)
 
 
-def serving_shapes(scenario: Scenario) -> ServingShapes:
-    """The shapes of a serving scenario's mean rank, with those of the passes that draft."""
+def serving_shapes(scenario: Scenario, *, loads: bool = True) -> ServingShapes:
+    """The shapes of a serving scenario's mean rank, with those of the passes that draft.
+
+    Without `loads` the imbalance of the experts is left out: memory does not depend on it.
+    """
     serving, decodes = serving_of(scenario), scenario.job.workload == "decode"
-    main = _shapes(scenario, serving.tokens + (serving.mtp_depth if decodes else 0), serving.prefill_tokens)
+    main = _shapes(scenario, serving.tokens + (serving.mtp_depth if decodes else 0), serving.prefill_tokens, loads)
     if not serving.mtp_depth:
         return main
     # The module first runs over what was verified, which fills its own cache; further drafts take one token each.
-    again = [_shapes(scenario, 1, 0)] * (serving.mtp_depth - 1) if decodes else []
+    again = [_shapes(scenario, 1, 0, loads)] * (serving.mtp_depth - 1) if decodes else []
     return replace(main, drafts=(main, *again))
 
 
@@ -93,7 +96,7 @@ def serving_of(scenario: Scenario) -> Serving:
     return scenario.job.serving
 
 
-def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
+def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingShapes:
     """The shapes of a pass over `new` tokens of each sequence and `chunk` of a prompt."""
     job, model, serving, software = scenario.job, scenario.model, serving_of(scenario), scenario.stack.serving
     assert software is not None
@@ -118,7 +121,7 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
-        imbalance=imbalance(scenario, _group_tokens(scenario, tokens, all_to_all)) if model.is_moe else 1.0,
+        imbalance=_imbalance(scenario, group_tokens(scenario, tokens, all_to_all)) if model.is_moe and loads else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
@@ -131,10 +134,25 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
     )
 
 
-def _group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+def _imbalance(scenario: Scenario, tokens: int) -> float:
+    """Load of the most loaded rank over the mean, with the experts where their placement puts them."""
+    routing, ranks, serving = scenario.job.routing, scenario.job.layout.ep, serving_of(scenario)
+    copies = routing.kind == "uniform" and serving.redundant_experts > 0  # an expert with a copy has half a load
+    if ranks > 1 and (copies or routing.kind in ("sampled", "measured")):
+        check_routing(routing, ranks)
+        from simulator.routing.slot_loads import mean_slot_imbalance  # NumPy takes 0.1 s to load
+
+        return mean_slot_imbalance(scenario, tokens)
+    return imbalance(scenario, tokens)
+
+
+def group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
     """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
-    layout = scenario.job.layout
-    return -(-tokens // layout.tp) * layout.ep if all_to_all else tokens
+    layout, idle = scenario.job.layout, serving_of(scenario).idle_ranks
+    if not all_to_all:
+        return tokens
+    together = -(-tokens // layout.tp) * layout.ep
+    return max(1, together * (scenario.job.dp - idle) // scenario.job.dp) if idle else together
 
 
 def _lengths(serving: Serving, new: int) -> tuple[int, ...]:
@@ -165,7 +183,7 @@ def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool) 
     job = scenario.job
     ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = _group_tokens(scenario, tokens, all_to_all)
+    together = group_tokens(scenario, tokens, all_to_all)
     active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
     rows = max(1, round(together * gate.top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
