@@ -32,7 +32,7 @@ SECTIONS = {
     "E": "training runs of other teams",
     "F": "data sheets",
     "R": "runs that people reported: do they fit",
-    "S": "serving steps of engines",
+    "S": "serving steps of engines (ix: InferenceX, tt: tt-inference-server, aic, ais: issues of ai-dynamo)",
     "T": "DeepSeek's public profile of one overlapped pair",
 }
 """First letter of a figure's name -> what its section holds."""

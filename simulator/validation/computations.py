@@ -85,7 +85,9 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="B.decode_bound.*", compute=named_models.decode_bound),
     Rule(pattern="B.hw.*_bits", compute=_never(_NUMERICS)),
     Rule(pattern="B.roce.*", compute=_never("a plot whose sizes of messages and groups are not published")),
-    Rule(pattern="B.trace.*", compute=_never("a layout, which the jobs deepseek-v3-prefill-ep32 and -decode-ep128 have")),
+    Rule(
+        pattern="B.trace.*", compute=_never("a layout, which the jobs deepseek-v3-prefill-ep32 and -decode-ep128 have")
+    ),
     Rule(pattern="B.hw.*", compute=named_models.v3_network, given=True),
     Rule(pattern="C.deepgemm.peak*", compute=_never(_SHAPE)),
     Rule(pattern="C.deepgemm.megamoe.*", compute=_never("a kernel that fuses all-to-all and experts is not modelled")),
