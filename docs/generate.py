@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def serving_claims() -> str:
     """What DeepSeek says of its serving, next to what follows here."""
-    from simulator.validation.serving_claims import claims, markdown
+    from simulator.validation.serving.serving_claims import claims, markdown
 
     head = (
         "# What DeepSeek says of serving DeepSeek-V3\n\n`foretrain validate --claims` makes this page: every number"

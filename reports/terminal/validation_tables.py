@@ -13,7 +13,7 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.validation import Group, Outcome, Placed, Verdict, counts, coverage, grouped
-from simulator.validation.serving_claims import Claim
+from simulator.validation.serving.serving_claims import Claim
 
 SCHEMA = "foretrain.validation/1"
 USES = {

@@ -84,7 +84,7 @@ def validate(
 def _show_claims(file: Path | None, as_json: bool, quiet: bool) -> None:
     """Statements about serving: on the terminal, as JSON, or as a page."""
     from reports.terminal import validation_tables as validation
-    from simulator.validation.serving_claims import claims, markdown
+    from simulator.validation.serving.serving_claims import claims, markdown
 
     found = claims()
     if file is not None:

@@ -11,11 +11,11 @@ from simulator.validation import (
     measured_memory,
     named_models,
     recorded_profile,
-    serving_figures,
     training_figures,
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.serving import published_steps
 
 Compute = Callable[[Figure], float]
 
@@ -124,10 +124,10 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="F.power.*", compute=_never("power of a whole system: profiles hold that of a GPU")),
     Rule(pattern="F.price.*", compute=named_models.price, given=True),
     Rule(pattern="F.*", compute=named_models.hardware, given=True),
-    Rule(pattern="S.*", compute=serving_figures.serving_step),
-    Rule(pattern="D.dsinfra.decode_node", compute=serving_figures.online_decode),
-    Rule(pattern="D.sglang96.prefill.*", compute=serving_figures.sglang_prefill),
-    Rule(pattern="D.sglang96.decode.*", compute=serving_figures.sglang_decode),
+    Rule(pattern="S.*", compute=published_steps.serving_step),
+    Rule(pattern="D.dsinfra.decode_node", compute=published_steps.online_decode),
+    Rule(pattern="D.sglang96.prefill.*", compute=published_steps.sglang_prefill),
+    Rule(pattern="D.sglang96.decode.*", compute=published_steps.sglang_decode),
     Rule(pattern="D.dsinfra.*", compute=_never(_FLEET)),
     Rule(pattern="D.*", compute=_never(_UNKNOWN_STEP)),
     Rule(pattern="A.infer.*", compute=_never("a layout, which the jobs deepseek-v3-prefill and -decode have")),

@@ -11,7 +11,7 @@ from simulator.errors import ForetrainError
 from simulator.validation.computations import Rule, rule_for
 from simulator.validation.figures import Figure, load_figures, used_by_calibration
 from simulator.validation.outcome import Outcome, Use
-from simulator.validation.serving_figures import serving_rows
+from simulator.validation.serving.published_steps import serving_rows
 
 PROCESSES = 2
 Progress = Callable[[float], None]

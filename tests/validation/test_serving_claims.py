@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.validation.serving_claims import Day, all_to_all_bound, claims, markdown
+from simulator.validation.serving.serving_claims import Day, all_to_all_bound, claims, markdown
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from simulator.results.simulate import simulate
 from simulator.validation import grouped, validate
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.computations import rule_for
-from simulator.validation.serving_figures import SIZES, serving_rows, serving_step
+from simulator.validation.serving.published_steps import SIZES, serving_rows, serving_step
 from simulator.validation.validate import outcome_of, use_of
 
 
