@@ -106,7 +106,7 @@ def positions(s: Scenario) -> Iterator[Problem]:
         ("serving.context", serving.longest_context, serving.tokens),
         ("serving.prefill_context", serving.prefill_context, serving.prefill_tokens),
     ):
-        length, window = cached + new, s.model.sliding_window
+        length = cached + new
         if longest and length > longest:
             yield Problem(
                 rule="positions",
@@ -114,15 +114,6 @@ def positions(s: Scenario) -> Iterator[Problem]:
                 value=cached,
                 message=f"with {new} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
                 suggestion=f"use at most {max(0, longest - new)}",
-            )
-        if window is not None and window < length:
-            yield Problem(
-                rule="attention window",
-                key=key,
-                value=cached,
-                message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
-                suggestion=f"use at most {max(0, window - new)}",
-                severity="warning",
             )
 
 

@@ -104,6 +104,29 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=full",
         ),
     ),
+    "windows": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=4",
+            'model.layer_types=["sliding","full","sliding","full"]',
+            "model.sliding_window=512",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "chunks": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "model.attention_chunk_size=512",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "offload": (
         "llama-3-8b",
         (
@@ -170,7 +193,6 @@ def _listed(path: str) -> str:
 _LISTED = {
     "workload": "training is the only one",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
-    "model.sliding_window": "a warning says that the forecast attends to all tokens",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
 KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "stream", "fixed"))
@@ -181,6 +203,13 @@ _OTHERS: dict[str, tuple[str, ...]] = {
     "routing.loads": (f"{[1.2, 0.8] + [1] * 14}",),
     "memory.reserve": ("[0.05, 0.2]",),
     "model.mlp_only_layers": ("[1]",),
+    "model.layer_types": ('["sliding","sliding","sliding","full"]',),
+    "model.full_rotary_factor": ("0.5",),
+    "model.sliding_head_dim": ("64",),
+    "model.sliding_v_head_dim": ("64",),
+    "model.v_head_dim": ("64",),
+    "model.sliding_num_attention_heads": ("64",),
+    "model.sliding_num_key_value_heads": ("2",),
     "stack.host_kernel": ("1e-3",),
     "stack.host_gemm": ("5e-3",),
     "stack.host_collective": ("5e-3",),
@@ -206,6 +235,15 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.qk_norm": ("dense", "longest-path"),
     "model.qk_norm_over": ("qwen", "longest-path"),
     "model.shared_norm": ("parallel", "longest-path"),
+    "model.layer_types": ("windows", "longest-path"),
+    "model.full_rotary_factor": ("windows", "longest-path"),
+    "model.sliding_head_dim": ("windows", "longest-path"),
+    "model.sliding_num_attention_heads": ("windows", "longest-path"),
+    "model.sliding_num_key_value_heads": ("windows", "longest-path"),
+    "model.sliding_v_head_dim": ("windows", "longest-path"),
+    "model.sliding_window": ("windows", "longest-path"),
+    "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
