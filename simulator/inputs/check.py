@@ -390,6 +390,14 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
+    if s.stack.loss == "fused_linear" and job.layout.tp > 1:
+        yield Problem(
+            rule="loss",
+            key="stack.loss",
+            value="fused_linear",
+            message=f"needs whole rows of logits, and tp {job.layout.tp} splits them",
+            suggestion="use layout.tp=1, or parallel_fused",
+        )
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
         yield Problem(

@@ -222,6 +222,8 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.etp": ("etp", "longest-path"),
     "layout.recompute_layers": ("again", "longest-path"),
     "layout.recompute_method": ("again", "longest-path"),
+    "stack.pipeline_buffers": ("pipeline", "longest-path"),
+    "stack.gate_weights": ("moe", "longest-path"),
     "stack.host_update_overlap": ("offload", "longest-path"),
     "hardware.node.host.bandwidth": ("offload", "longest-path"),
     "hardware.node.host.memory_bandwidth": ("offload", "longest-path"),
