@@ -9,6 +9,7 @@ from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.graph.serving.shapes import serving_of
 from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
+from simulator.ops import seen_keys
 from simulator.results.intervals import Interval, length, merged, minus
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
@@ -33,24 +34,35 @@ def model_flops(scenario: Scenario) -> float:
 
 def _decode_flops(model: ModelSpec, keys: float) -> float:
     """FLOP of one new token over `keys` cached ones, itself included."""
-    pair = model.qk_head_dim + model.v_dim
-    if model.is_mla:
-        pair = 2 * (model.kv_lora_rank or 0) + model.qk_rope_head_dim
-    matrices = sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
-    attention = model.num_hidden_layers * model.num_attention_heads * pair * keys
-    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+    macs = 0.0
+    for kind, layers in Counter(model.layer_kinds()).items():
+        own = model.of_kind(kind)
+        pair = 2 * (own.kv_lora_rank or 0) + own.qk_rope_head_dim if own.is_mla else own.qk_head_dim + own.v_dim
+        chunk = own.attention_chunk_size
+        seen = (keys - 1) % chunk + 1 if chunk else min(keys, own.sliding_window or keys)
+        macs += layers * (model.layer_macs_per_token(kind, 0) + own.num_attention_heads * pair * seen)
+    return 2.0 * (macs + model.vocab_size * model.hidden_size)
 
 
 def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
     """FLOP of `new` tokens of a prompt behind `cached` ones, and of the logits of the last."""
     model = scenario.model
-    matrices = new * sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
+    kinds = Counter(model.layer_kinds())
+    matrices = new * sum(many * model.layer_macs_per_token(kind, 0) for kind, many in kinds.items())
     if model.is_mla:  # keys and values of cached latents are expanded again
         expand = (model.kv_lora_rank or 0) * model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim)
         matrices += model.num_hidden_layers * expand * cached
-    pairs = new * (cached + (new + 1) / 2.0)
-    attention = model.num_hidden_layers * model.num_attention_heads * (model.qk_head_dim + model.v_dim) * pairs
+    attention = sum(many * _prompt_macs(model.of_kind(kind), new, cached) for kind, many in kinds.items())
     return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+
+
+def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
+    """Multiply-adds of a prompt's attention in one layer of a model whose layers are all like it."""
+    seen = cached + (new + 1) / 2.0
+    if layer.sliding_window or layer.attention_chunk_size:
+        first = round(cached)
+        seen = seen_keys(first, first + new, layer.sliding_window or 0, layer.attention_chunk_size)
+    return layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen * new
 
 
 def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
