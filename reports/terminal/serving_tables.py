@@ -164,13 +164,26 @@ def exposed(result: Result, unit: words.Unit) -> Text:
     return Text(f"Exposed communication, not overlapped with compute: {unit.of(value)} {unit.name} ({share}).")
 
 
+def whose(result: Result) -> str:
+    """Whose step the times are."""
+    found, gpus = result.timeline.tasks.apart, result.scenario.job.gpus
+    if found is None:
+        return f"One mean rank is simulated; all {gpus} are assumed to be equal."
+    wait, most = words.seconds(found.waited[1]), words.seconds(found.waited[2])
+    return (
+        f"All {gpus} ranks are simulated; times are those of rank {found.rank}, in the middle by what it computes."
+        f" Ranks wait {wait} for others on average, {most} at most; rank {found.busiest} computes longest."
+        f" The most loaded rank of a layer gets {found.imbalance:.2f} times the mean tokens."
+    )
+
+
 def remarks(result: Result) -> Table:
     """What a reader must know before believing the numbers."""
     scenario, serving = result.scenario, result.scenario.job.serving
     assert serving is not None
     issued = "replayed as a CUDA graph" if serving.cuda_graphs else "issued kernel by kernel"
     said = [
-        f"One mean rank is simulated; all {scenario.job.gpus} are assumed to be equal.",
+        whose(result),
         f"The step is {issued}; scheduling between steps, tokenising and the network to users take no time.",
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),

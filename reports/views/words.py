@@ -149,6 +149,23 @@ def of_bound(bound: str) -> str:
     return BOUNDS.get(bound, bound)
 
 
+ENDS = ("embed", "head", "mtp")
+"""Blocks that are no layers."""
+_MIXERS = {"sliding": "with a window", "chunked": "with chunked attention"}
+
+
+def of_block(kind: str) -> str:
+    """A block: `MoE layer`, `dense layer with a window`."""
+    mixer, _, ffn = kind.rpartition("+")
+    name = BLOCKS.get(ffn, ffn)
+    return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
+
+
+def of_layers(kind: str) -> str:
+    """The same in a list of how many there are: `MoE`, `dense with a window`."""
+    return of_block(kind).replace(" layer", "", 1)
+
+
 _LIMITS = {"communication": "communication that nothing hides", "idle": "nothing runs: waits and the host"}
 
 
@@ -164,9 +181,9 @@ def of_blocks(blocks: Sequence[str]) -> str:
     modules = blocks.count("mtp")
     parts = []
     for kind in dict.fromkeys(main):
-        count, name = main.count(kind), BLOCKS.get(kind, kind)
-        many = kind in ("dense", "moe")
-        parts.append((f"{count} " if many else "") + name + ("s" if count > 1 else ""))
+        count, name = main.count(kind), of_block(kind)
+        many = kind not in ENDS
+        parts.append((f"{count} " if many else "") + (name.replace("layer", "layers", 1) if count > 1 else name))
     if modules:
         parts.append(f"{modules} MTP module" + ("s" if modules > 1 else ""))
     return " + ".join(parts)

@@ -77,6 +77,7 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
         d_v=d.v,
         causal=True,
         backward=backward,
+        window=s.model.sliding_window or 0,
     )
 
 

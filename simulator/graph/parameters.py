@@ -52,10 +52,10 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
     kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
-    if kind == BlockKind.DENSE or kind == BlockKind.MOE:
+    if kind.is_layer:
         p = model.layer_parameters(kind)
         split = (p.attention + p.shared_expert + p.dense_ffn) // tp
-        attention = sum(k * n for k, n in model.attention_matrices().values())
+        attention = sum(k * n for k, n in model.of_kind(kind).attention_matrices().values())
         return Held(
             dense=split + p.norms + p.router,
             experts=p.routed_expert // (layout.ep * layout.etp),
@@ -79,10 +79,10 @@ def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple
     kind, h = kind.base, model.hidden_size
     if kind == BlockKind.MTP:
         return [(2 * h, h, 1, DENSE)]
-    if kind not in (BlockKind.DENSE, BlockKind.MOE):
+    if not kind.is_layer:
         return []
-    found = [(k, n, 1, DENSE) for k, n in model.attention_matrices().values()]
-    if kind == BlockKind.DENSE:
+    found = [(k, n, 1, DENSE) for k, n in model.of_kind(kind).attention_matrices().values()]
+    if not kind.is_moe:
         return [*found, (h, model.intermediate_size, model.ffn_matrices, DENSE)]
     if model.shared_width:
         found.append((h, model.shared_width, model.ffn_matrices, DENSE))

@@ -37,8 +37,8 @@ def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
 
     The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2).
     """
-    layer = BlockKind.MOE if model.is_moe else BlockKind.DENSE
-    tail = (BlockKind.MTP, layer, BlockKind.HEAD) * model.num_nextn_predict_layers
+    modules = range(model.num_hidden_layers, model.num_hidden_layers + model.num_nextn_predict_layers)
+    tail = [kind for layer in modules for kind in (BlockKind.MTP, model.layer_kind(layer), BlockKind.HEAD)]
     return (BlockKind.EMBED, *model.layer_kinds(), BlockKind.HEAD, *tail)
 
 
@@ -48,12 +48,14 @@ def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
         return {kind: build_block(kind, s) for kind in dict.fromkeys(serving_kinds(s))}
     build = {
         BlockKind.EMBED: lambda: ends.embedding(s),
-        BlockKind.DENSE: lambda: layer.dense_layer(s),
-        BlockKind.MOE: lambda: layer.moe_layer(s),
         BlockKind.HEAD: lambda: ends.head(s),
         BlockKind.MTP: lambda: ends.mtp_projection(s),
     }
-    made = {kind: running(with_copies(build[kind](), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
+
+    def build_one(kind: BlockKind) -> Block:
+        return layer.build_layer(kind, s) if kind.is_layer else build[kind]()
+
+    made = {kind: running(with_copies(build_one(kind), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
     return made | _variants(made, s)
 
 

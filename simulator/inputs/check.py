@@ -16,7 +16,7 @@ from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
-from simulator.spec.model import BlockKind
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
@@ -254,12 +254,9 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
-    tp, kv = layout.tp, model.num_key_value_heads
-    if model.num_attention_heads % tp:
-        yield _width_problem("layout.tp", tp, "attention heads", model.num_attention_heads)
-    elif not model.is_mla and kv % tp and tp % kv:
-        yield _width_problem("layout.tp", tp, "key-value heads", kv)
-    if BlockKind.DENSE in model.layer_kinds() and model.intermediate_size % tp:
+    tp = layout.tp
+    yield from _heads(s)
+    if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
     if model.shared_width % tp:
         yield _width_problem("layout.tp", tp, "width of the shared experts", model.shared_width)
@@ -272,6 +269,21 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
             message=f"does not divide a node of {gpus} GPUs",
             suggestion=f"use {_divisors(gpus, tp)}",
         )
+
+
+def _heads(s: Scenario) -> Iterator[Problem]:
+    """Heads of every kind of layer on tensor-parallel ranks."""
+    tp, seen = s.job.layout.tp, set[tuple[int, int]]()
+    for kind in dict.fromkeys(s.model.layer_kinds()):
+        layer = s.model.of_kind(kind)
+        heads, kv = layer.num_attention_heads, layer.num_key_value_heads
+        if (heads, kv) in seen:
+            continue
+        seen.add((heads, kv))
+        if heads % tp:
+            yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif not layer.is_mla and kv % tp and tp % kv:
+            yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
 
 def _sequence(s: Scenario) -> Iterator[Problem]:
@@ -298,7 +310,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:
     """What the model's attention spans."""
-    longest, window = s.model.max_position_embeddings, s.model.sliding_window
+    longest = s.model.max_position_embeddings
     if longest and length > longest:
         yield Problem(
             rule="positions",
@@ -308,15 +320,31 @@ def _reach(s: Scenario, length: int) -> Iterator[Problem]:
             suggestion=f"use at most {longest}",
             severity="error" if s.model.positions == "learned" else "warning",
         )
-    if window is not None and window < length:
-        yield Problem(
-            rule="attention window",
-            key="batch.sequence_length",
-            value=length,
-            message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
-            suggestion=f"use at most {window}, or set model.sliding_window=none",
-            severity="warning",
-        )
+    for kind, reach in reaches(s.model).items():
+        if reach > length:
+            yield Problem(
+                rule="attention window",
+                key="batch.sequence_length",
+                value=length,
+                message=f"shorter than what {kind.mixer} layers of {s.model.name} see, {reach} tokens: it never counts",
+                suggestion=f"use {reach} tokens or more",
+                severity="warning",
+            )
+        elif s.job.layout.cp > 1 and s.job.layout.cp_kind == "ring":
+            yield Problem(
+                rule="attention window",
+                key="layout.cp_kind",
+                value=s.job.layout.cp_kind,
+                message=f"rings have no kernels for a window or chunks ({kind.mixer} layers of {s.model.name})",
+                suggestion="use all_gather, as Transformer Engine asks for",
+            )
+
+
+def reaches(model: ModelSpec) -> dict[BlockKind, int]:
+    """Tokens that layers with a window or chunks see, by kind."""
+    kinds = {kind: model.of_kind(kind) for kind in dict.fromkeys(model.layer_kinds())}
+    found = {kind: layer.sliding_window or layer.attention_chunk_size for kind, layer in kinds.items()}
+    return {kind: reach for kind, reach in found.items() if reach}
 
 
 def _nodes(s: Scenario) -> Iterator[Problem]:
@@ -361,6 +389,14 @@ def _features(s: Scenario) -> Iterator[Problem]:
             value=job.precision.recipe,
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
+        )
+    if s.stack.loss == "fused_linear" and job.layout.tp > 1:
+        yield Problem(
+            rule="loss",
+            key="stack.loss",
+            value="fused_linear",
+            message=f"needs whole rows of logits, and tp {job.layout.tp} splits them",
+            suggestion="use layout.tp=1, or parallel_fused",
         )
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
@@ -520,6 +556,7 @@ _SERVING: tuple[Rule, ...] = (
     _world,
     _experts,
     serving_check.slots,
+    serving_check.ranks,
     serving_check.experts,
     _routing,
     _recorded,

@@ -68,6 +68,7 @@ CLUSTER: Mapping[str, Range] = {
 
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "serving.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
     "serving.kv_share": Range(low=0.05, high=1),
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
@@ -87,6 +88,8 @@ JOB: Mapping[str, Range] = {
     "serving.shared_slots": _NOT_NEGATIVE,
     "serving.mtp_depth": Range(low=0, high=16),
     "serving.mtp_acceptance": Range(low=0, high=1),
+    "serving.idle_ranks": _NOT_NEGATIVE,
+    "serving.seed": _NOT_NEGATIVE,
     "serving.prefill_tokens": _NOT_NEGATIVE,
     "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
@@ -120,12 +123,18 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "first_k_dense_replace",
         "mlp_only_layers",
         "nope_layers",
+        "attention_chunk_size",
+        "sliding_num_attention_heads",
+        "sliding_num_key_value_heads",
+        "sliding_head_dim",
+        "sliding_v_head_dim",
     ),
     _NOT_NEGATIVE,
 ) | {
     "num_hidden_layers": Range(low=1, high=1024),
     "num_nextn_predict_layers": Range(low=0, high=256),
     "partial_rotary_factor": Range(low=0, high=1),
+    "full_rotary_factor": Range(low=0, high=1),
 }
 
 

@@ -9,6 +9,7 @@ from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.graph.serving.shapes import serving_of
 from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
+from simulator.ops import seen_keys
 from simulator.results.intervals import Interval, length, merged, minus
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
@@ -33,24 +34,35 @@ def model_flops(scenario: Scenario) -> float:
 
 def _decode_flops(model: ModelSpec, keys: float) -> float:
     """FLOP of one new token over `keys` cached ones, itself included."""
-    pair = model.qk_head_dim + model.v_dim
-    if model.is_mla:
-        pair = 2 * (model.kv_lora_rank or 0) + model.qk_rope_head_dim
-    matrices = sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
-    attention = model.num_hidden_layers * model.num_attention_heads * pair * keys
-    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+    macs = 0.0
+    for kind, layers in Counter(model.layer_kinds()).items():
+        own = model.of_kind(kind)
+        pair = 2 * (own.kv_lora_rank or 0) + own.qk_rope_head_dim if own.is_mla else own.qk_head_dim + own.v_dim
+        chunk = own.attention_chunk_size
+        seen = (keys - 1) % chunk + 1 if chunk else min(keys, own.sliding_window or keys)
+        macs += layers * (model.layer_macs_per_token(kind, 0) + own.num_attention_heads * pair * seen)
+    return 2.0 * (macs + model.vocab_size * model.hidden_size)
 
 
 def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
     """FLOP of `new` tokens of a prompt behind `cached` ones, and of the logits of the last."""
     model = scenario.model
-    matrices = new * sum(model.layer_macs_per_token(kind, 0) for kind in model.layer_kinds())
+    kinds = Counter(model.layer_kinds())
+    matrices = new * sum(many * model.layer_macs_per_token(kind, 0) for kind, many in kinds.items())
     if model.is_mla:  # keys and values of cached latents are expanded again
         expand = (model.kv_lora_rank or 0) * model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim)
         matrices += model.num_hidden_layers * expand * cached
-    pairs = new * (cached + (new + 1) / 2.0)
-    attention = model.num_hidden_layers * model.num_attention_heads * (model.qk_head_dim + model.v_dim) * pairs
+    attention = sum(many * _prompt_macs(model.of_kind(kind), new, cached) for kind, many in kinds.items())
     return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+
+
+def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
+    """Multiply-adds of a prompt's attention in one layer of a model whose layers are all like it."""
+    seen = cached + (new + 1) / 2.0
+    if layer.sliding_window or layer.attention_chunk_size:
+        first = round(cached)
+        seen = seen_keys(first, first + new, layer.sliding_window or 0, layer.attention_chunk_size)
+    return layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen * new
 
 
 def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
@@ -61,7 +73,8 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
     job, serving, cluster = scenario.job, serving_of(scenario), scenario.cluster
     decodes = job.workload == "decode"
     each = serving.accepted if decodes else serving.tokens
-    tokens = job.dp * serving.sequences * each
+    busy = job.dp - serving.idle_ranks
+    tokens = busy * serving.sequences * each
     rate = tokens / step / job.gpus
     price = cluster.price_per_gpu_hour if job.run.price_per_gpu_hour is None else job.run.price_per_gpu_hour
     million = price / HOUR / rate * 1e6
@@ -70,7 +83,7 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
         "tokens_per_step": float(tokens),
         "tokens_per_s_per_gpu": rate,
         "tokens_per_s_per_node": rate * min(cluster.node.gpus, job.gpus),
-        "mfu": model_flops(scenario) * job.dp / job.gpus / step / cluster.gpu.peak.bf16,
+        "mfu": model_flops(scenario) * busy / job.gpus / step / cluster.gpu.peak.bf16,
         "usd_per_million_tokens": million,
         "price_per_gpu_hour_usd": price,
     }
@@ -80,7 +93,7 @@ def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:
     if serving.mtp_depth:
         found["accepted_tokens_per_step"] = each
     if serving.prefill_tokens:
-        found["prefill_tokens_per_s_per_gpu"] = serving.prefill_tokens * job.dp / job.gpus / step
+        found["prefill_tokens_per_s_per_gpu"] = serving.prefill_tokens * busy / job.gpus / step
     return found
 
 
@@ -92,6 +105,7 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
     return {
         **serving_rates(step, scenario),
         "exposed_comm_s": exposed_comm,
+        **_apart(timeline),
         "memory_bytes_moved": moved,
         "memory_bandwidth_used": moved / step / cluster.gpu.hbm_bandwidth,
         **{f"bound_by_{bound}_s": seconds for bound, seconds in bound_times(timeline).items()},
@@ -101,6 +115,22 @@ def serving_metrics(timeline: Timeline, scenario: Scenario, exposed_comm: float)
         "kv_cache_tokens": kv_cache_tokens(scenario),
         "model_parameters": float(scenario.model.parameters()),
         "activated_parameters": float(scenario.model.activated_parameters()),
+    }
+
+
+def _apart(timeline: Timeline) -> dict[str, float]:
+    """What was found of all ranks, where they were simulated apart."""
+    found = timeline.tasks.apart
+    if found is None:
+        return {}
+    return {
+        "expert_load_max_over_mean": found.imbalance,
+        "rank_compute_mean_s": found.compute[0],
+        "rank_compute_max_s": found.compute[1],
+        "rank_wait_mean_s": found.waited[1],
+        "rank_wait_max_s": found.waited[2],
+        "busiest_rank": float(found.busiest),
+        "shown_rank": float(found.rank),
     }
 
 

@@ -92,7 +92,13 @@ def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
     """Unroll and execute."""
-    tasks = lower(built, schedule)
+    serving = built.scenario.job.serving
+    if serving is not None and serving.ranks == "apart":
+        from simulator.engine.lockstep.ranks import lock_step  # NumPy takes 0.1 s to load
+
+        tasks = lock_step(built)
+    else:
+        tasks = lower(built, schedule)
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from simulator.inputs import list_names, load_model
 from simulator.ops import Gate
-from simulator.spec.model import ModelSpec, Parameters
+from simulator.spec.model import BlockKind, ModelSpec, Parameters
 
 # Published, or counted from the published checkpoints' tensors: see workloads/models/README.md.
 PARAMETERS = {
@@ -148,7 +148,7 @@ def test_layer_kinds() -> None:
 
 def test_the_mtp_module_is_a_layer_of_the_last_kind() -> None:
     v3 = load_model("deepseek-v3")
-    layer, mtp = v3.layer_parameters("moe"), v3.mtp_parameters()
+    layer, mtp = v3.layer_parameters(BlockKind.MOE), v3.mtp_parameters()
     assert mtp.total - layer.total == 2 * 7168**2 + 3 * 7168
     assert replace(v3, num_nextn_predict_layers=0).parameter_tree().mtp == 0
 

@@ -20,13 +20,18 @@ def build_block(kind: BlockKind, s: ServingShapes) -> Block:
     """One block. `mtp` is the first pass that drafts, `draft` each further one."""
     build = {
         BlockKind.EMBED: _embedding,
-        BlockKind.DENSE: _dense_layer,
-        BlockKind.MOE: _moe_layer,
         BlockKind.HEAD: _head,
         BlockKind.MTP: _first_draft,
         BlockKind.DRAFT: _further_draft,
     }
-    return Block(kind=kind, forward=tuple(_served(segment) for segment in build[kind](s)), backward=())
+    segments = _layer(kind, s) if kind.is_layer else build[kind](s)
+    return Block(kind=kind, forward=tuple(_served(segment) for segment in segments), backward=())
+
+
+def _layer(kind: BlockKind, s: ServingShapes) -> tuple[Segment, ...]:
+    """A layer of this kind, with the sizes that the model's layers of this kind have."""
+    own = replace(s, model=s.model.of_kind(kind))
+    return _moe_layer(own) if kind.is_moe else _dense_layer(own)
 
 
 def serving_kinds(s: ServingShapes) -> tuple[BlockKind, ...]:
@@ -75,8 +80,8 @@ def _further_draft(s: ServingShapes) -> tuple[Segment, ...]:
 
 def _draft(s: ServingShapes) -> tuple[Segment, ...]:
     """One pass of the MTP module."""
-    layer = _moe_layer if s.model.layer_kind(s.model.num_hidden_layers) == BlockKind.MOE else _dense_layer
-    return (draft.projection(s), *layer(s), *_head(draft.sampled_once(s)))
+    layer = _layer(s.model.layer_kind(s.model.num_hidden_layers), s)
+    return (draft.projection(s), *layer, *_head(draft.sampled_once(s)))
 
 
 def _embedding(s: ServingShapes) -> tuple[Segment, ...]:

@@ -57,7 +57,7 @@ def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"])
     heads = (*out.shape[:2], run.cfg.num_attention_heads, -1)
-    dq, dk, dv = attend_input_grad(
+    dq, dk, dv, _ = attend_input_grad(
         run, q, k, v, out.reshape(heads), saved["attn.core/lse"], dout.reshape(heads), softmax_scale(run.cfg)
     )
     dkv, dk_rope = _split_keys_grad(run, dk, dv)
