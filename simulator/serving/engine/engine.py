@@ -114,23 +114,13 @@ class Engine:
         if decoding.extra:
             listener.gap(0.0, decoding.extra)  # accepted drafts come together with the token before them
         if steps > 1:
-            self._gaps(len(decoding.members), steps - 1)
+            _gaps(listener, self.first + self.slope, self.slope, len(decoding.members), steps - 1)
         growth = decoding.growth(steps)
         if growth:
             self.prompts.grow(growth)
         for sequence in decoding.advance(steps, now):
             self.prompts.release(sequence)
             listener.finished(sequence, now)
-
-    def _gaps(self, batch: int, steps: int) -> None:
-        """Gaps between the tokens of consecutive steps behind the first: in parts whose times are nearly equal."""
-        first, slope = self.first + self.slope, self.slope
-        parts = min(steps, 1 + int(slope * steps / (first * EQUAL))) if first > 0 else 1
-        begun = 0
-        for part in range(1, parts + 1):
-            end = steps * part // parts
-            self.listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
-            begun = end
 
     def _prefilled(self, sequence: Sequence, now: float) -> None:
         """A prompt is computed: its first token (or, behind a preemption, the next) is there."""
@@ -249,3 +239,13 @@ class Engine:
         sequence = next(reversed(self.decoding.members))
         self.decoding.leave(sequence)
         prompts.put_back(sequence)
+
+
+def _gaps(listener: Listener, first: float, slope: float, batch: int, steps: int) -> None:
+    """Gaps between the tokens of consecutive steps behind the first: in parts whose times are nearly equal."""
+    parts = min(steps, 1 + int(slope * steps / (first * EQUAL))) if first > 0 else 1
+    begun = 0
+    for part in range(1, parts + 1):
+        end = steps * part // parts
+        listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
+        begun = end
