@@ -185,14 +185,8 @@ class Engine:
             self.decoding.draw()
         mean = self.decoding.context / batch if batch else 0.0
         seconds = self.times.mixed(batch, mean, tokens, work / tokens)
-        self.first, self.slope = self._with_host(seconds, batch + len(self.chunks)), 0.0
+        self.first, self.slope = _with_host(self.scheduler, seconds, batch + len(self.chunks)), 0.0
         self.until = now + self.first
-
-    def _with_host(self, seconds: float, sequences: int) -> float:
-        """Time of a step with the host's part [s]."""
-        s = self.scheduler
-        host = s.host_step + s.host_sequence * sequences
-        return max(seconds, host) if s.host_overlapped else seconds + host
 
     def _time_decode(self, now: float, most: int | None) -> None:
         """As many decode steps as nothing can change."""
@@ -202,7 +196,7 @@ class Engine:
         pace = self.times.decode(batch, decoding.context / batch)
         steps = min(pace.steps, decoding.first_end())
         steps = decoding.steps_in(self.kv.available, steps if most is None else most)
-        seconds, slope = self._with_host(pace.seconds, batch), pace.slope
+        seconds, slope = _with_host(self.scheduler, pace.seconds, batch), pace.slope
         if self.scheduler.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
             steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
             slope = 0.0
@@ -249,3 +243,9 @@ def _gaps(listener: Listener, first: float, slope: float, batch: int, steps: int
         end = steps * part // parts
         listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
         begun = end
+
+
+def _with_host(s: Scheduler, seconds: float, sequences: int) -> float:
+    """Time of a step with the host's part [s]."""
+    host = s.host_step + s.host_sequence * sequences
+    return max(seconds, host) if s.host_overlapped else seconds + host
