@@ -189,7 +189,7 @@ def drafting(s: Scenario) -> Iterator[Problem]:
 def ranks(s: Scenario) -> Iterator[Problem]:
     """Ranks apart, ranks without sequences, and the placement of experts."""
     serving, dp = serving_of(s), s.job.dp
-    travels = s.model.is_moe and s.stack.dispatcher != "nccl" and s.job.layout.ep > 1
+    travels = s.model.is_moe and s.stack.dispatcher not in LIBRARY and s.job.layout.ep > 1
     if serving.ranks == "apart" and s.job.workload != "decode":
         yield Problem(
             rule="ranks apart",
@@ -297,6 +297,17 @@ def experts(s: Scenario) -> Iterator[Problem]:
     if not model.is_moe:
         return
     if s.stack.dispatcher in LIBRARY:
+        gathers = layout.ep > layout.tp and layout.etp == 1 and layout.ep % layout.tp == 0
+        if gathers and layout.tp > 1 and not layout.sp:
+            yield Problem(
+                rule="sequence parallelism",
+                key="layout.sp",
+                value="false",
+                message=f"would gather every token from each of tp {layout.tp} ranks",
+                suggestion="set layout.sp = true",
+            )
+        if gathers:
+            return
         if layout.ep * layout.etp != layout.tp or s.job.dp != s.job.edp:
             yield Problem(
                 rule="experts on ranks",
@@ -304,7 +315,8 @@ def experts(s: Scenario) -> Iterator[Problem]:
                 value=layout.ep,
                 message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels tensor-parallel ranks"
                 " share the experts and sum them up by an all-reduce",
-                suggestion="let ep x etp be tp, or use a stack whose dispatcher is deepep",
+                suggestion="let ep x etp be tp, let ep be a multiple of tp and etp 1 (then tokens are gathered),"
+                " or use a stack whose dispatcher is deepep",
             )
         if layout.tp > 1 and layout.sp:
             yield Problem(

@@ -12,7 +12,7 @@ from importlib import resources
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.validation.serving_steps import Compared, summary
+from simulator.validation.serving.measured_steps import Compared, summary
 
 TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv")
 STATES = ("parameters", "gradients", "reduced", "first_moment", "second_moment")
