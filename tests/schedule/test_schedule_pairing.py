@@ -45,8 +45,8 @@ def test_all_to_alls_hide_under_the_other_microbatch() -> None:
 
 
 def test_the_order_of_ops_is_megatrons() -> None:
-    """attn F | mlp B, mlp W, mlp F | attn B, attn W on the compute stream; combine B | dispatch F, dispatch B | combine F
-    on the other (NVIDIA/Megatron-LM, megatron/core/models/common/model_chunk_schedule_plan.py, 2025)."""
+    """attn F | mlp B, mlp W, mlp F | attn B, attn W on the compute stream; combine B | dispatch F, dispatch B |
+    combine F on the other (NVIDIA/Megatron-LM, megatron/core/models/common/model_chunk_schedule_plan.py, 2025)."""
     result = run(*OVER, engine="longest-path")
     tasks = result.timeline.tasks
     action = next(
