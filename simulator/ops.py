@@ -306,6 +306,7 @@ class AllToAll:
     low_latency : whether the kernels for decoding run.
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
     imbalance : load of the most loaded rank over the mean.
+    copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -318,6 +319,28 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    copies_apart: bool = False
+
+    @property
+    def sent(self) -> Streaming:
+        """What the sending kernel of a low-latency all-to-all copies: a dispatch casts each token once, a combine moves
+        a result for every choice."""
+        if self.direction == "dispatch":
+            return Streaming(read=self.tokens * self.hidden * BF16, written=self.tokens * self.bytes_per_token)
+        moved = self.tokens * self.gate.top_k * self.bytes_per_token
+        return Streaming(read=moved, written=moved)
+
+    @property
+    def received(self) -> Streaming:
+        """What its receiving kernel copies: a dispatch lays out a copy for every choice, a combine sums them up."""
+        moved = self.tokens * self.gate.top_k * self.bytes_per_token
+        if self.direction == "dispatch":
+            return Streaming(read=moved, written=moved)
+        return Streaming(read=moved, written=self.tokens * self.hidden * BF16)
+
+
+SENT, RECEIVED = "permute.expand", "permute.reduce"
+"""Kernel classes of the copies at both ends of a low-latency all-to-all: those of permutations, which copy alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,7 +208,7 @@ def _peaks(
     worst = least = 0.0
     for top, on in zip(tops.tolist(), c.on, strict=True):
         held = tuple(built.stages[stage] for stage in on)
-        key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario))
+        key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario), scenario.job.microbatches)
         fixed = shared.kept(key, lambda held=held: _fixed(held, built, shared, shards))  # type: ignore[misc]
         worst = max(worst, fixed + (1 + shared.assumed.slack) * top)
         least = max(least, fixed + (1 + scenario.job.memory.reserve[0]) * top)

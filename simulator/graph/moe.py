@@ -293,7 +293,12 @@ def forward(s: Shapes) -> Segment:
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
-    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), **last)
+    weighs = s.stack.gate_weights == "output"
+    down: Facts = {**last, "read_by_backward": weighs}
+    kept = s.rows * h * BF16 if weighs else 0.0
+    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
+    if weighs:
+        builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h), **last)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
@@ -319,6 +324,9 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
     builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait, scales_with_load=True)
+    weighs = s.stack.gate_weights == "output"
+    if weighs:
+        builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h), scales_with_load=True)
@@ -330,8 +338,9 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         ffn.activation_backward_work(s.rows, inner, gated=s.model.gated_mlp, again=again),
         scales_with_load=True,
     )
-    work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
-    builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+    if not weighs:
+        work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
+        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)

@@ -172,12 +172,18 @@ def _without_checkpoints(scenario: Scenario) -> str:
     return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
 
 
+def _without_pipeline(scenario: Scenario) -> str:
+    return "" if scenario.job.layout.pp > 1 else "there is no pipeline (layout.pp = 1)"
+
+
 def _without_offload(scenario: Scenario) -> str:
     return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
 
 
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
+    "stack.gate_weights": _without_experts,
+    "stack.pipeline_buffers": _without_pipeline,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,

@@ -19,6 +19,8 @@ _TRAINING_LAYOUT = (
     "recompute",
     "recompute_method",
     "recompute_layers",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
     "stages",
     "cp_kind",
 )
@@ -296,6 +298,17 @@ def experts(s: Scenario) -> Iterator[Problem]:
     if not model.is_moe:
         return
     if s.stack.dispatcher == "nccl":
+        gathers = layout.ep > layout.tp and layout.etp == 1 and layout.ep % layout.tp == 0
+        if gathers and layout.tp > 1 and not layout.sp:
+            yield Problem(
+                rule="sequence parallelism",
+                key="layout.sp",
+                value="false",
+                message=f"would gather every token from each of tp {layout.tp} ranks",
+                suggestion="set layout.sp = true",
+            )
+        if gathers:
+            return
         if layout.ep * layout.etp != layout.tp or s.job.dp != s.job.edp:
             yield Problem(
                 rule="experts on ranks",
@@ -303,7 +316,8 @@ def experts(s: Scenario) -> Iterator[Problem]:
                 value=layout.ep,
                 message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels tensor-parallel ranks"
                 " share the experts and sum them up by an all-reduce",
-                suggestion="let ep x etp be tp, or use a stack whose dispatcher is deepep",
+                suggestion="let ep x etp be tp, let ep be a multiple of tp and etp 1 (then tokens are gathered),"
+                " or use a stack whose dispatcher is deepep",
             )
         if layout.tp > 1 and layout.sp:
             yield Problem(

@@ -114,7 +114,7 @@ def always(
     """What a rank with these stages holds for the whole step."""
     return [
         *state_items(stages, built.scenario, shards, assumed),
-        *buffer_items(built.scenario, built.shapes, len(stages), assumed),
+        *buffer_items(built.scenario, built.shapes, stages, assumed),
         Item(group="context", name="CUDA context and libraries", bytes=assumed.context),
     ]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from simulator.engine.lower import PricedModel, Programs
 from simulator.engine.program import Program, sequences_of
+from simulator.graph.stage import build_blocks
+from simulator.memory.overload import most_loaded
 from simulator.memory.temporary import Footprint, footprints, temporary
 from simulator.schedule import Pair, Step
 from simulator.spec.model import BlockKind
@@ -54,7 +56,9 @@ class Usages:
     def __init__(self, built: PricedModel) -> None:
         self.built = built
         self.programs = Programs(built)
-        self.prints: dict[BlockKind, Footprint] = footprints(built.shapes, built.blocks)
+        shapes = most_loaded(built.shapes, built.scenario)
+        blocks = built.blocks if shapes is built.shapes else build_blocks(shapes)
+        self.prints: dict[BlockKind, Footprint] = footprints(shapes, blocks)
         self.heads: dict[tuple[BlockKind, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 

@@ -145,7 +145,7 @@ def _copies(scenario: Scenario, s: ServingShapes) -> Iterable[Item]:
     layers = sum(kind.is_moe for kind in block_kinds(model))
     one = layer.routed_expert // model.n_routed_experts
     extra = one * (serving.redundant_experts + serving.shared_slots) // layout.ep
-    held = 0.0 if serving.shared_slots else 1.0 if s.all_to_all else 1.0 / layout.tp
+    held = 0.0 if serving.shared_slots else 1.0 if s.brings_own else 1.0 / layout.tp
     extra += round(layer.shared_expert * (held - 1.0 / layout.tp))
     if extra:
         width = FP8_MATRIX if s.fp8 else BF16

@@ -40,6 +40,10 @@ class Stack:
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
+    gate_weights : what the weights of the gate multiply: the activation inside an expert, or its output, which is then
+        kept for their gradient.
+    pipeline_buffers : buffers that the pipeline receives into (ahead: for messages posted ahead; each: one for every
+        microbatch of a step, in both directions).
     checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
         its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
@@ -76,10 +80,12 @@ class Stack:
     norm_fused: bool
     residual_fused: bool
     split_copies: bool
-    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te"]
+    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te", "chunked", "fused_linear"]
     attention_fused: bool
     attention: Literal["fa3", "fa2", "cudnn"]
     selective: Literal["core", "products"]
+    gate_weights: Literal["activation", "output"]
+    pipeline_buffers: Literal["ahead", "each"]
     checkpoint_early_stop: bool
     wgrad_accumulation_fused: bool
     shard_copies: bool

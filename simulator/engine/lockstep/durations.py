@@ -65,7 +65,7 @@ def loads_of_ranks(built: PricedModel, kinds: Sequence[BlockKind]) -> RankLoads:
         if kind not in EXPERTS or not own.local_experts:
             continue
         number = last if drafted else layer
-        of = slot_loads(scenario, group_tokens(scenario, own.tokens, own.all_to_all))
+        of = slot_loads(scenario, group_tokens(scenario, own.tokens, own.brings_own))
         for microbatch in range(many):
             parts = [of(number, (drafted * groups + group) * many + microbatch).relative for group in range(groups)]
             found[block, microbatch] = np.concatenate(parts)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.host import issuing, releases
+from simulator.engine.host import first_of_streams, issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced, sequence_of
 from simulator.engine.lockstep.durations import Durations
 from simulator.engine.lower import PricedModel, is_issued
@@ -33,7 +33,7 @@ from simulator.engine.program import (
 from simulator.engine.tasks import COMM, COMPUTE, LANES, ActionOf, Apart, Tasks
 from simulator.engine.two_batch import order_two
 from simulator.graph.serving.shapes import serving_of
-from simulator.ops import AllToAll
+from simulator.ops import AllToAll, Collective
 from simulator.schedule import Action
 
 Array = NDArray[np.float64]
@@ -77,8 +77,7 @@ def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array,
     """End of each rank's step, and how long it waits for others in each sequence [s]."""
     ranks, layout = built.scenario.job.gpus, built.scenario.job.layout
     free = {COMPUTE: np.zeros(ranks), COMM: np.zeros(ranks)}
-    issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
-    late = releases(program, issue)[0] if issue is not None else [0.0] * len(program.steps)
+    late = _released(built, program)
     ends: list[Array] = []
     waits: list[Array] = []
     for step, time, release in zip(program.steps, own, late, strict=True):
@@ -91,11 +90,24 @@ def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array,
             assert isinstance(work, AllToAll)
             end = _last(ready, layout.ep) + time if work.direction == "dispatch" else _last(end, layout.ep)
         elif step.sequence.kind == "collective":
-            end = _last(ready, layout.tp) + time
+            work = step.sequence.ops[-1].op.work
+            assert isinstance(work, Collective)
+            end = _last(ready, work.ranks) + time
         waits.append(end - time - ready)
         ends.append(end)
         free[step.stream] = end
     return np.asarray(np.maximum(free[COMPUTE], free[COMM])), waits
+
+
+def _released(built: PricedModel, program: Program) -> list[float]:
+    """Earliest start of each step because of the host [s]."""
+    stack = built.scenario.stack
+    begin = stack.serving.host_step if stack.serving is not None else 0.0
+    issue = issuing(stack) if is_issued(built.scenario) else None
+    if issue is not None:
+        return [begin + late for late in releases(program, issue)[0]]
+    first = first_of_streams(program)
+    return [begin if at in first else 0.0 for at in range(len(program.steps))]
 
 
 def _last(times: Array, group: int) -> Array:
@@ -109,9 +121,7 @@ def _tasks_of(
     """The tasks of one rank, with its waits, until the last rank has ended."""
     node = built.scenario.cluster.node
     tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth, apart=apart)
-    issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
-    if issue is not None:
-        tasks.release.update(enumerate(releases(program, issue)[0]))
+    tasks.release.update((at, late) for at, late in enumerate(_released(built, program)) if late)
     done = [0.0] * len(program.steps)
     free = dict.fromkeys((COMPUTE, COMM), 0.0)
     for at, step in enumerate(program.steps):

@@ -26,6 +26,7 @@ class ServingShapes(Shapes):
     software : settings of the software that serves.
     active : local expert slots that at least one token chose; they work on `rows`.
     all_to_all : whether tokens travel to their experts.
+    gathers : whether experts get the tokens of all ranks by an all-gather, and a reduce-scatter sums up what they made.
     gate : the gate as tokens choose among slots.
     lengths : keys of each sequence, where they differ [tokens].
     chunk : tokens of a prompt computed along with the sequences.
@@ -37,6 +38,7 @@ class ServingShapes(Shapes):
     software: ServingStack
     active: int
     all_to_all: bool
+    gathers: bool
     gate: Gate
     lengths: tuple[int, ...] = ()
     chunk: int = 0
@@ -47,6 +49,11 @@ class ServingShapes(Shapes):
     def decodes(self) -> bool:
         """Whether the newest tokens are few, and attention reads the cache as it lies there."""
         return self.job.workload == "decode"
+
+    @property
+    def brings_own(self) -> bool:
+        """Whether each rank brings tokens of its own to the experts; else all ranks of a group hold the same ones."""
+        return self.all_to_all or self.gathers
 
     @property
     def newest(self) -> int:
@@ -103,8 +110,9 @@ def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingSha
     batch = serving.sequences // microbatches_of(serving)
     tokens = batch * new + chunk
     all_to_all = model.is_moe and scenario.stack.dispatcher != "nccl" and job.layout.ep > 1
-    gate = slot_gate(model, serving)
-    rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all) if model.is_moe else (0, 0, 0)
+    gathers = model.is_moe and scenario.stack.dispatcher == "nccl" and job.layout.ep > job.layout.tp
+    gate, own = slot_gate(model, serving), all_to_all or gathers
+    rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all, gathers) if model.is_moe else (0, 0, 0)
     return ServingShapes(
         model=model,
         job=job,
@@ -121,12 +129,13 @@ def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingSha
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
-        imbalance=_imbalance(scenario, group_tokens(scenario, tokens, all_to_all)) if model.is_moe and loads else 1.0,
+        imbalance=_imbalance(scenario, group_tokens(scenario, tokens, own)) if model.is_moe and loads else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
         active=active,
         all_to_all=all_to_all,
+        gathers=gathers,
         gate=gate,
         lengths=_lengths(serving, new),
         chunk=chunk,
@@ -146,10 +155,10 @@ def _imbalance(scenario: Scenario, tokens: int) -> float:
     return imbalance(scenario, tokens)
 
 
-def group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+def group_tokens(scenario: Scenario, tokens: int, brings_own: bool) -> int:
     """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
     layout, idle = scenario.job.layout, serving_of(scenario).idle_ranks
-    if not all_to_all:
+    if not brings_own:
         return tokens
     together = -(-tokens // layout.tp) * layout.ep
     return max(1, together * (scenario.job.dp - idle) // scenario.job.dp) if idle else together
@@ -174,22 +183,22 @@ def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
     return experts * (1.0 - missed)
 
 
-def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool) -> tuple[int, int, int]:
+def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool, gathers: bool) -> tuple[int, int, int]:
     """Rows of the mean rank's experts, the distinct tokens that it receives, and how many experts have rows.
 
-    With all-to-alls every rank brings tokens of its own (with tensor parallelism a part of its group's); else all
-    ranks hold the same ones, and each works on what goes to its experts.
+    With all-to-alls or gathers every rank brings tokens of its own (with tensor parallelism a part of its group's);
+    else all ranks hold the same ones, and each works on what goes to its experts.
     """
     job = scenario.job
     ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = group_tokens(scenario, tokens, all_to_all)
+    together = group_tokens(scenario, tokens, all_to_all or gathers)
     active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
     rows = max(1, round(together * gate.top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
         rows += active * (PADDING - 1) // 2  # groups are padded to whole blocks of scales
     if not all_to_all:
-        return rows, min(rows, tokens), active
+        return rows, min(rows, together), active
     if job.workload == "decode":
         return rows, rows, active  # low-latency kernels send every copy by itself
     ranks = reach(gate, ep, min(ep, scenario.cluster.node.gpus)).ranks
