@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from simulator.dtypes import BF16, FP8_MATRIX, FP32, WIDTH, fp8_bytes
+from simulator.graph.mixers.recurrent import state_of
 from simulator.graph.parallel import kv_heads_per_rank
-from simulator.graph.recurrent import state_of
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions

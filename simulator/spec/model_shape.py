@@ -189,7 +189,7 @@ class ModelShape(MixerShape):
         alone = tuple(range(count)) if kind.ffn == "none" else ()
         same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)
         if mixer is Mixer.FULL:
-            return replace(same, sliding_window=None, attention_chunk_size=0, **self._of_full())
+            return replace(same, sliding_window=None, attention_chunk_size=0, **_of_full(self))
         if mixer is not Mixer.SLIDING:
             chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
             return replace(same, sliding_window=None, attention_chunk_size=chunk)
@@ -203,18 +203,19 @@ class ModelShape(MixerShape):
             attention_sinks="none" if self.attention_sinks == "none" else "all",
         )
 
-    def _of_full(self) -> dict[str, Any]:
-        """Fields of the layers with full attention that other layers do not share."""
-        sinks = self.attention_sinks if self.attention_sinks == "all" else "none"
-        if self.full_rotary_factor is None:
-            return {"attention_sinks": sinks}
-        return {"attention_sinks": sinks, "partial_rotary_factor": self.full_rotary_factor, "nope_layers": 0}
-
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
         if self.layer_types and self.layer_types[0].is_recurrent:
             return {"in": (self.hidden_size, self.state.projected), "out": (self.state.inner, self.hidden_size)}
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
+
+
+def _of_full(m: ModelShape) -> dict[str, Any]:
+    """Fields of the layers with full attention that other layers do not share."""
+    sinks = m.attention_sinks if m.attention_sinks == "all" else "none"
+    if m.full_rotary_factor is None:
+        return {"attention_sinks": sinks}
+    return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
 
 
 def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:

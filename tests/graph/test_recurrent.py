@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.graph.block import Block, problems
-from simulator.graph.recurrent import state_of
+from simulator.graph.mixers.recurrent import state_of
 from simulator.graph.serving.shapes import serving_shapes
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import block_kinds, build_blocks

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.recurrent import delta_forward, gated_norm, prepare, ssd_forward, state_of
+from simulator.graph.mixers.recurrent import delta_forward, gated_norm, prepare, ssd_forward, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes

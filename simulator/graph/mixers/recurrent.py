@@ -49,7 +49,7 @@ def state_of(s: Shapes) -> StateShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Products of the chunked form over a microbatch of `tokens`, `pairs` of them within chunks [FLOP]."""
+    """FLOP of the chunked form over a microbatch of `tokens`, `pairs` of them within chunks [FLOP]."""
 
     tokens: int
     pairs: float
@@ -93,7 +93,7 @@ def length_of(s: Shapes) -> int:
 
 
 def counts_of(s: Shapes) -> Counts:
-    """The products of one rank's share: with context parallelism it has all tokens of a part of its heads, which is as
+    """The GEMMs of one rank's share: with context parallelism it has all tokens of a part of its heads, which is as
     much as all heads of its own tokens."""
     r = state_of(s)
     length = length_of(s)
@@ -113,7 +113,7 @@ def scan(s: Shapes, flops: float, read: float, written: float, *, serial: bool =
     return Scan(flops=flops, read=read, written=written, ctas=heads * chunks)
 
 
-def exchange(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def trade(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """Context parallelism: tokens for heads, or back; `width` values a token travel."""
     cp = s.job.layout.cp
     if cp > 1:
@@ -130,11 +130,11 @@ def forward(s: Shapes) -> SegmentBuilder:
     kept = t * r.projected * BF16 + entered
     wide = (r.channels, r.inner, r.numbers)
     linear.forward(builder, "mixer.in", t, r.projected, h, recipe=s.recipe, place="column", saved=kept, matrices=wide)
-    exchange(builder, "mixer.heads.fwd", s, r.projected)
+    trade(builder, "mixer.heads.fwd", s, r.projected)
     prepare(builder, s)
     (delta_forward if r.is_delta else ssd_forward)(builder, s)
     gated_norm(builder, s)
-    exchange(builder, "mixer.tokens.fwd", s, r.inner)
+    trade(builder, "mixer.tokens.fwd", s, r.inner)
     linear.forward(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     scatter(builder, "mixer.out", s, h)
     leave_attention(builder, s)
@@ -249,7 +249,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(builder, "mixer.out", t, r.inner, which="x")
         linear.cast_for_wgrad(builder, "mixer.out", t, h, which="g")
-    exchange(builder, "mixer.tokens.bwd", s, r.inner)
+    trade(builder, "mixer.tokens.bwd", s, r.inner)
     values = t * r.inner * BF16
     builder.add("mixer.norm.bwd", "norm.bwd", Streaming(read=3 * values, written=2 * values))
     (delta_backward if r.is_delta else ssd_backward)(builder, s)
@@ -259,7 +259,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     gates = Streaming(read=t * r.heads * 2 * FP32 + t * r.numbers * BF16, written=t * r.numbers * BF16)
     builder.add("mixer.gates.bwd", "elem", gates)
     builder.add("mixer.conv.bwd", "conv", linear.cast(t * r.channels, 2 * BF16, BF16))
-    exchange(builder, "mixer.heads.bwd", s, r.projected)
+    trade(builder, "mixer.heads.bwd", s, r.projected)
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded_tokens(s), h, part="R")
     regather(builder, "mixer.x", s, h)
