@@ -13,9 +13,9 @@ ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `score
 measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); `weighted`: a
 combine that also sums the gradients of the gate weights; a published bandwidth was turned into `time_us` with the
 bytes it counts (`note`). `fabric_collective`: `bytes` as in
-`simulator.ops.Collective`. `nccl`: what `measure_collectives.py` measured between two and four H200, device time alone
-(`graph_us`, the mean of its runs); every second size is held out. `fabric_all_reduce`: a serving engine's own all-reduce within a node, in a CUDA graph.
-`fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
+`simulator.ops.Collective`. `nccl`: what `measure_collectives.py` measured between two and four H200, device time
+alone (`graph_us`, the mean of its runs); every second size is held out. `fabric_all_reduce`: a serving engine's own
+all-reduce within a node, in a CUDA graph. `fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -46,6 +46,8 @@ from simulator.validation.rows import all_to_all_time, collective_time
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
+ROBUST = 0.05
+"""Logarithm of an error beyond which a row of a robust fit counts less."""
 Row = dict[str, str]
 Doc = dict[str, Any]
 
@@ -181,8 +183,8 @@ def solve(fit: Fit) -> Doc:
                 put(doc, path, exp(float(value)))
         return errors(fit, doc, rows)
 
-    kind = {"loss": "soft_l1", "f_scale": 0.05} if fit.robust else {}
-    best = least_squares(residuals, start, diff_step=[1e-3] * len(start), **kind)
+    loss: Literal["soft_l1", "linear"] = "soft_l1" if fit.robust else "linear"
+    best = least_squares(residuals, start, diff_step=[1e-3] * len(start), loss=loss, f_scale=ROBUST)
     residuals(best.x)
     return doc
 

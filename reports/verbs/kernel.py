@@ -239,8 +239,8 @@ for _command in (
     "table",
     epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, rows,"
     " form, sms, seq, heads, kv_heads, batch, d_qk, d_v, q_len, kv_len, kv_dtype, causal, backward, bytes, ranks,"
-    " nodes, both_ways, tokens, hidden, top_k, node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be"
-    " missing or empty but op.",
+    " nodes, both_ways, tokens, hidden, top_k, node_limit, ep, experts, direction, cls, impl; time_us where measured."
+    " Any may be missing or empty but op.",
 )
 @click.argument("file", metavar="IN.csv")
 @click.option("--hardware", type=Input("hardware"), default="h800", show_default=True, help="Of rows that name none.")

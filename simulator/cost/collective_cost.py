@@ -3,9 +3,9 @@
 Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each
 the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
 by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
-or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the pair of algorithm
-and protocol is the one that NCCL takes (`nccl_tuner`), elsewhere the cheapest. Serving engines have kernels of their own
-for small all-reduces (`DirectAllReduce`)."""
+or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the pair of
+algorithm and protocol is the one that NCCL takes (`nccl_tuner`), elsewhere the cheapest. Serving engines have kernels
+of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 

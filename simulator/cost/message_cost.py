@@ -1,10 +1,10 @@
 """Messages between two ranks, and all-to-alls, which are messages to every rank.
 
-A message lasts alpha + latency + bytes / bandwidth. Over NVLink, where `Channels` are known, NCCL cuts it in parts, one a
-channel; an SM each that copies its part chunk by chunk into a buffer of the receiver, who copies it out. What that adds:
-few channels move less than the link; a rank that sends and receives at once shares its channels; the last chunk is copied
-out when all else is over. Small messages take a protocol with flags between the data (LL). How many channels, and when:
-NVIDIA/nccl, `src/enqueue.cc` (calcP2pChannelCount, P2P_LL_THRESHOLD), as of release 2.28.
+A message lasts alpha + latency + bytes / bandwidth. Over NVLink, where `Channels` are known, NCCL cuts it in parts, one
+a channel; an SM each that copies its part chunk by chunk into a buffer of the receiver, who copies it out. What that
+adds: few channels move less than the link; a rank that sends and receives at once shares its channels; the last chunk
+is copied out when all else is over. Small messages take a protocol with flags between the data (LL). How many channels,
+and when: NVIDIA/nccl, `src/enqueue.cc` (calcP2pChannelCount, P2P_LL_THRESHOLD), as of release 2.28.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Message:
 
 
 def spread(size: float, ranks: int, channels: Channels) -> int:
-    """Channels of one message of `size` [B] in a group of `ranks`: an equal part of them for each rank, more if large."""
+    """Channels of one message of `size` [B] in a group of `ranks`: an equal part for each rank, more if it is large."""
     many = max(1, channels.count // ranks)
     while size / many > PART_MOST and many < channels.count:
         many *= 2

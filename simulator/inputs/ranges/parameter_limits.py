@@ -72,7 +72,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         "alpha": _TIME,
         "step": Range(low=0, high=1e4),
         "payload": _ABOVE_NONE,
-        "drift": Range(low=0, high=1e-6),
+        "drift": Range(low=0, high=1e-3),
     },
     "Tier": {"local_copy": _SPEED, "all_to_all_alpha": _TIME, "sms": _COUNT},
     "DirectAllReduce": {
