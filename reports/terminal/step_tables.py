@@ -268,7 +268,7 @@ def remarks(result: Result) -> Table:
     said = [
         f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
         f"all {scenario.job.dp} are assumed to be equal.",
-        f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
+        f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),

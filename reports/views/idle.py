@@ -16,7 +16,7 @@ from reports.views.actions import ActionSpan
 from reports.views.ops import ops_of
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Wait
-from simulator.results.metrics import Interval, length, merged, minus
+from simulator.results.intervals import Interval, length, merged, minus
 from simulator.results.result import Result
 from simulator.schedule import Pair, Schedule, Step
 from simulator.schedule.order import Output, progress, step_needs, step_outputs

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.dtypes import BF16
-from simulator.engine.host import issuing, releases
+from simulator.engine.host import first_of_streams, issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.pricing import pricer
-from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
+from simulator.engine.program import Copies, Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
 from simulator.engine.two_batch import two_batch_program
@@ -17,9 +18,8 @@ from simulator.graph.block import Block
 from simulator.graph.serving.layer import serving_kinds
 from simulator.graph.serving.shapes import ServingShapes, serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
-from simulator.graph.stage import build_blocks, split
-from simulator.ops import AllToAll, Op, PointToPoint
-from simulator.routing.loads import imbalance
+from simulator.graph.stage import build_blocks, split, with_variants
+from simulator.ops import AllToAll, HostWork, Op, PointToPoint
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
 from simulator.spec.model import BlockKind
@@ -65,17 +65,16 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     layout = scenario.job.layout
-    local = shapes.local_experts
     return PricedModel(
         scenario=scenario,
         shapes=shapes,
         blocks=blocks,
         price=price,
-        imbalance=imbalance(scenario.job.routing, layout.ep, local) if local else 1.0,
-        resampled_per_layer=scenario.job.routing.kind == "sampled",
+        imbalance=shapes.imbalance,
+        resampled_per_layer=scenario.job.routing.kind in ("sampled", "measured"),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
-        else split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)),
+        else with_variants(split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)), layout),
         block_seconds=seconds,
         pace=pace,
     )
@@ -112,6 +111,12 @@ def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
     return max(found, key=lambda each: each[0].direction == "combine", default=(None, None))[1]
 
 
+def offloaded_layers(kinds: Sequence[BlockKind]) -> list[int]:
+    """Blocks of a stage whose kept activations may go to the host: its layers but the last, which backward needs first
+    (Megatron-Core, pipeline_parallel/fine_grained_activation_offload.py, 2025)."""
+    return [at for at, kind in enumerate(kinds) if kind.is_layer][:-1]
+
+
 class Programs:
     """Programs by signature: equal actions of equal stages share one."""
 
@@ -131,19 +136,38 @@ class Programs:
             self.made[key] = self._make(step)
         return self.made[key]
 
+    def _copies(self, ahead: int | None, back: int | None) -> Copies:
+        """The copies to and from the host of a forward and a backward of these stages."""
+        away = self.built.scenario.job.offload.activations
+        return Copies(to_host=self._each(ahead, away, "to_host"), from_host=self._each(back, away, "from_host"))
+
+    def _each(self, stage: int | None, away: float, name: Literal["to_host", "from_host"]) -> dict[int, KernelSequence]:
+        """One copy a layer of a stage that is offloaded, by the number of its block."""
+        if stage is None or not away or self.built.scenario.workload.serves:
+            return {}
+        kinds, out = self.built.stages[stage], {}
+        for block in offloaded_layers(kinds):
+            size = away * self.built.blocks[kinds[block]].saved_bytes
+            work = HostWork(to_host=size) if name == "to_host" else HostWork(from_host=size)
+            op = Op(name=f"offload.{name}", cls="comm.host", part="F", segment="offload", stream="comm", work=work)
+            if size:
+                out[block] = sequence_of("copy", "offload", [self.built.price(op)])
+        return out
+
     def _make(self, step: Step) -> Program:
         built = self.built
         if isinstance(step, Pair):
             ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
-            if not built.scenario.stack.overlapped_pair:
-                return sequential_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
-            return pair_program(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
+            make = pair_program if built.scenario.stack.overlapped_pair else sequential_program
+            copies = self._copies(step.forward.stage, step.backward.stage)
+            return make(ahead, back, built.price, built.imbalance, built.resampled_per_layer, copies)
         serving = built.scenario.job.serving
         if serving is not None and serving.two_batch_overlap:
             blocks, workload = built.blocks_of(step.stage), built.scenario.job.workload
             return two_batch_program(blocks, workload, built.price, built.imbalance, built.resampled_per_layer)
+        copies = self._copies(step.stage if step.kind == "F" else None, step.stage if step.kind in ("B", "I") else None)
         return lone_program(
-            step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer
+            step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer, copies
         )
 
 
@@ -233,6 +257,10 @@ class _Lowering:
 
     def _hosted(self, rank: int, program: Program, base: int) -> None:
         """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
+        software = self.built.scenario.stack.serving
+        if self.built.scenario.workload.serves and software is not None and software.host_step:
+            self.tasks.release.update((base + at, software.host_step) for at in first_of_streams(program))
+            self.issued[rank] += software.host_step
         if self.issue is not None:
             release_times, total = releases(program, self.issue)
             self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(release_times))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, load
+from simulator.routing.loads import PADDING, imbalance, mean_rows
 from simulator.spec.job import Job, Recipe
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -13,6 +14,12 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
 from simulator.spec.states import States
 from simulator.spec.workload import Workload
+
+Norm = Literal["layer", "latent", "head", "end"]
+"""Where a norm stands: before or behind a branch of a layer, before MLA's up-projections, on the heads of queries and
+keys, or at the ends of the model."""
+Activated = Literal["dense", "shared", "moe"]
+"""Whose activation: of a dense layer, of the shared or of the routed experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,7 @@ class Shapes:
     rows : routed tokens of its local experts, padded to `PADDING` per expert under FP8.
     received : distinct tokens that a dispatch brings.
     local_experts : experts of this rank.
+    imbalance : load of the most loaded rank of its expert-parallel group over the mean.
     recipe : number formats.
     sms : SMs of the GPU, which set the grids of persistent kernels.
     recompute : modules that backward recomputes.
@@ -55,11 +63,35 @@ class Shapes:
     workload: Workload
     states: States
     node_gpus: int = 8
+    imbalance: float = 1.0
 
     @property
     def fp8(self) -> bool:
         """Whether the fine-grained FP8 recipe runs, with all its casts."""
         return self.recipe == "fp8"
+
+    def norm_again(self, where: Norm) -> bool:
+        """Whether a norm runs again in backward instead of keeping what it makes."""
+        if "norm" in self.recompute or (where == "layer" and "layernorm" in self.recompute):
+            return True
+        return where == "latent" and "mla_up_proj" in self.recompute
+
+    @property
+    def up_again(self) -> bool:
+        """Whether the up-projections of latent attention run again in backward."""
+        return not self.recompute.isdisjoint(("mla_up", "mla_up_proj"))
+
+    def activation_again(self, name: Activated) -> bool:
+        """Whether an activation alone runs again in backward; not where the module that it is in does as a whole."""
+        if self.checkpoints(name):
+            return False
+        return "swiglu" in self.recompute or (name == "moe" and "moe_act" in self.recompute)
+
+    def checkpoints(self, name: Activated) -> bool:
+        """Whether the feed-forward part, the experts or the shared experts run again as a whole."""
+        if name == "dense":
+            return "mlp" in self.recompute
+        return "moe" in self.recompute or (name == "shared" and "shared_experts" in self.recompute)
 
     @property
     def copies_shards(self) -> bool:
@@ -88,7 +120,14 @@ def shapes_of(scenario: Scenario) -> Shapes:
         workload=scenario.workload,
         states=scenario.states,
         node_gpus=scenario.cluster.node.gpus,
+        imbalance=imbalance(scenario, group_tokens(scenario)) if model.is_moe else 1.0,
     )
+
+
+def group_tokens(scenario: Scenario) -> int:
+    """Tokens that the ranks of an expert-parallel group route together in one microbatch of training."""
+    layout = scenario.job.layout
+    return scenario.job.tokens_per_rank // layout.tp * layout.etp * layout.ep
 
 
 def _expert_rows(scenario: Scenario) -> tuple[int, int]:
@@ -99,8 +138,7 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
     job, model = scenario.job, scenario.model
     layout = job.layout
     tokens = job.tokens_per_rank // layout.tp
-    loads = load(
-        job.routing,
+    rows = mean_rows(
         ep=layout.ep,
         tokens=tokens * layout.etp,
         top_k=model.num_experts_per_tok,
@@ -109,5 +147,5 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
     )
     ranks = reach(model.gate, layout.ep, min(layout.ep, scenario.cluster.node.gpus)).ranks
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
-        return round(loads.mean_rows), tokens * model.num_experts_per_tok * layout.etp
-    return round(loads.mean_rows), round(tokens * ranks * layout.etp)
+        return round(rows), tokens * model.num_experts_per_tok * layout.etp
+    return round(rows), round(tokens * ranks * layout.etp)

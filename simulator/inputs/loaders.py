@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 from simulator.errors import InputError
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
-from simulator.inputs.idle import refuse_idle, refuse_shown_only
+from simulator.inputs.idle import refuse_idle, refuse_replayed, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
 from simulator.inputs.ranges.parameter_limits import check_parameters
 from simulator.inputs.typed import build, field_names, hints
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
+from simulator.routing.loads import moe_layers
 from simulator.spec.comm_params import Fabric
+from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
@@ -91,12 +93,17 @@ def load_job(name_or_path: str) -> Job:
     return _job(find("job", name_or_path))
 
 
-def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
-    """A job with its model, hardware and stack, after `overrides` such as `layout.pp=8` or `hardware.gpu.sms=108`."""
+def load_scenario(name_or_path: str, overrides: Sequence[str] = (), *, replayed: bool = False) -> Scenario:
+    """A job with its model, hardware and stack, after `overrides` such as `layout.pp=8` or `hardware.gpu.sms=108`.
+
+    `replayed`: it is to answer requests, which decide on its steps.
+    """
     source = find("job", name_or_path)
     job, changes = _job(source), [parse_override(text) for text in overrides]
     below = {root: [c for c in changes if c.root == root and c.rest] for root in _NAMED}
     for change in changes:
+        if replayed:
+            refuse_replayed(change)
         if change.root not in _NAMED or not change.rest:
             job = _changed_job(job, change)
     cluster, stack = load_hardware(job.hardware), load_stack(job.stack)
@@ -108,9 +115,20 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     model = _model(job.model, below["model"])
     if job.serving is not None:
         model = _served(model, job.serving.mtp_depth, below["model"])
-    scenario = Scenario(name=source.name, job=job, model=model, cluster=cluster, stack=stack)
-    refuse_idle(scenario, below["stack"])
+    scenario = Scenario(
+        name=source.name, job=job, model=model, cluster=cluster, stack=stack, counts=_counts(job, model)
+    )
+    refuse_idle(scenario, below["stack"], replayed=replayed)
     return scenario
+
+
+def _counts(job: Job, model: ModelSpec) -> ExpertCounts | None:
+    """What was recorded of the experts, for routing that was measured."""
+    if job.routing.kind != "measured" or not job.routing.file or not model.is_moe:
+        return None
+    from simulator.inputs.recorded.load_file import read_expert_counts
+
+    return read_expert_counts(job.routing.file, moe_layers(model), model.n_routed_experts)
 
 
 def _served(model: ModelSpec, depth: int, changes: Iterable[Override]) -> ModelSpec:
@@ -153,14 +171,17 @@ def _anchored(source: Source) -> Table:
     for key in _NAMED:
         if key in table:
             table[key] = _from_folder(table[key], source.folder)
-    layout = table.get("layout")
-    if isinstance(layout, dict) and "schedule" in layout:
-        table["layout"] = layout | {"schedule": _from_folder(layout["schedule"], source.folder)}
+    for name, key in (("layout", "schedule"), ("routing", "file")):
+        part = table.get(name)
+        if isinstance(part, dict) and key in part:
+            table[name] = part | {key: _from_folder(part[key], source.folder)}
     return table
 
 
 def _from_folder(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str) or not ("/" in value or value.endswith((".toml", ".json", ".csv", ".txt"))):
+    if not isinstance(value, str) or not (
+        "/" in value or value.endswith((".toml", ".json", ".csv", ".txt", ".parquet"))
+    ):
         return value
     path = folder / value
     return str(path) if len(path.parts) > 1 else f"./{path}"  # a path stays one

@@ -13,6 +13,7 @@ from simulator.engine.tasks import Timeline
 from simulator.memory import MemoryReport
 from simulator.results.metrics import ClassTime, RankTimes
 from simulator.schedule import Schedule
+from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.scenario import Scenario
 
 SCHEMA = "foretrain.result/2"
@@ -76,7 +77,9 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as JSON-able values."""
+    """Dataclasses, mappings and tuples as JSON-able values; of recorded tokens per expert only which they are."""
+    if isinstance(value, ExpertCounts):
+        return {"source": value.source, "digest": value.digest, "microbatches": value.microbatches}
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

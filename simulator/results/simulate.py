@@ -19,15 +19,16 @@ from simulator.engine.tasks import Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
+from simulator.inputs.idle import assumed_settings
 from simulator.inputs.limits import STACK
 from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Stack
 from simulator.units import si
 
 Engine = Literal["events", "longest-path"]
@@ -91,7 +92,13 @@ def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
     """Unroll and execute."""
-    tasks = lower(built, schedule)
+    serving = built.scenario.job.serving
+    if serving is not None and serving.ranks == "apart":
+        from simulator.engine.lockstep.ranks import lock_step  # NumPy takes 0.1 s to load
+
+        tasks = lock_step(built)
+    else:
+        tasks = lower(built, schedule)
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -134,12 +141,14 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
         if memory.answer == "fits"
         else [f"{memory.answer}: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     )
+    if scenario.workload.serves and (beyond := beyond_budget(scenario, memory.worst)):
+        out.append(f"does not fit: {beyond}")
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_settings(scenario.stack)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario)]
     return [*out, *_held_back(built)]
 
 
@@ -158,19 +167,21 @@ MANY = 3
 """From this many assumed numbers of one part of the hardware on, the part is named instead."""
 
 
-def _supposed(cluster: Cluster) -> Iterator[str]:
-    """Numbers of the hardware that nobody measured or published."""
-    part = {path: path.rpartition(".")[0] for path in cluster.assumed}
+def _supposed(scenario: Scenario) -> Iterator[str]:
+    """Numbers of the hardware that nobody measured or published; those of the host where something is offloaded."""
+    cluster = scenario.cluster
+    part = {path: path.rpartition(".")[0] for path in scenario.assumed_hardware}
     many = Counter(part.values())
     named = dict.fromkeys(f"{part[path]}.*" if many[part[path]] >= MANY else path for path in part)
     if named:
         yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
 
 
-def _settings(stack: Stack) -> Iterator[str]:
+def _settings(scenario: Scenario) -> Iterator[str]:
     """Settings of the software that nobody measured or published, with their assumed values."""
-    if stack.assumed:
-        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in stack.assumed)
+    stack, assumed = scenario.stack, assumed_settings(scenario)
+    if assumed:
+        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 

@@ -9,13 +9,10 @@ tokens are multiples of 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from random import Random
-from statistics import NormalDist
-
 from simulator.errors import InputError
 from simulator.spec.job import Routing
+from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.scenario import Scenario
 
 MEAN_OFF = 5e-3  # of given loads from 1: four written digits of 64 ranks stay well within
 
@@ -23,35 +20,24 @@ MEAN_OFF = 5e-3  # of given loads from 1: four written digits of 64 ranks stay w
 PADDING = 128  # rows; block of the grouped GEMM and of FP8 scales (arXiv 2412.19437, section 3.3.2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankLoads:
-    """Routed tokens of a rank (rows of its expert GEMMs), padded per expert.
+def moe_layers(model: ModelSpec) -> list[int]:
+    """Numbers of the layers with routed experts, counted from 0 over all layers, MTP modules last."""
+    kinds = [*model.layer_kinds(), *[model.layer_kind(model.num_hidden_layers)] * model.num_nextn_predict_layers]
+    return [number for number, kind in enumerate(kinds) if kind == BlockKind.MOE]
 
-    Parameters
-    ----------
-    mean_rows : mean over ranks [tokens].
-    rows : of the rank that was asked for [tokens].
-    max_over_mean : load of the most loaded rank over the mean.
+
+def imbalance(scenario: Scenario, tokens: int) -> float:
+    """Load of the most loaded expert-parallel rank over the mean, where one number stands for a whole step.
+
+    `tokens` are those of the group in a microbatch. Of sampled and measured loads it is the mean over layers.
     """
+    routing, ranks = scenario.job.routing, scenario.job.layout.ep
+    check_routing(routing, ranks)
+    if routing.kind in ("sampled", "measured") and ranks > 1:
+        from simulator.routing.rank_loads import mean_imbalance  # NumPy takes 0.1 s to load
 
-    mean_rows: float
-    rows: float
-    max_over_mean: float
-
-
-def imbalance(routing: Routing, ranks: int, experts_per_rank: int) -> float:
-    """Rows of the most loaded rank over the mean; for `sampled` the expected maximum over the ranks.
-
-    Expert loads of a Dirichlet gate with coefficient of variation cv are gamma variates; a rank's load, the
-    mean of its experts', is gamma with shape experts_per_rank / cv^2."""
-    _check_routing(routing, ranks)
-    if routing.kind == "uniform" or ranks <= 1:
-        return 1.0
-    if routing.kind == "given":
-        return max(_given(routing, ranks, experts_per_rank, 0))
-    if routing.kind == "skewed":
-        return min(routing.max_over_mean, float(ranks))
-    return _expected_max(routing.cv**2 / experts_per_rank, ranks)
+        return mean_imbalance(scenario, tokens)
+    return max(rank_shares(routing, ranks))
 
 
 def loads_problem(routing: Routing, ranks: int) -> str:
@@ -69,7 +55,8 @@ def loads_problem(routing: Routing, ranks: int) -> str:
     return ""
 
 
-def _check_routing(routing: Routing, ranks: int) -> None:
+def check_routing(routing: Routing, ranks: int) -> None:
+    """Raise InputError for what cannot be."""
     wrong = loads_problem(routing, ranks)
     if wrong:
         raise InputError(f"routing.loads: {wrong}")
@@ -81,82 +68,28 @@ def _check_routing(routing: Routing, ranks: int) -> None:
         raise InputError(f"routing.cv = {routing.cv} is negative: write standard deviation over mean, e.g. 0.1")
 
 
-def _expected_max(variance: float, n: int) -> float:
-    """Expected maximum of `n` gamma variates of mean 1 and this variance, by quadrature over its quantiles.
+def mean_rows(*, ep: int, tokens: int, top_k: int, experts: int, padding: int = PADDING) -> float:
+    """Rows of the expert GEMMs of a mean rank when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
 
-    The quantile of a gamma variate follows Wilson and Hilferty (1931): its cube root is nearly normal.
+    Each expert's rows are padded by half a block on average.
     """
-    normal, points = NormalDist(), 64
-    spread = variance / 9.0
-    total = 0.0
-    for i in range(points):
-        u = ((i + 0.5) / points) ** (1.0 / n)
-        total += max(0.0, 1.0 - spread + normal.inv_cdf(u) * spread**0.5) ** 3
-    return max(1.0, total / points)
-
-
-def load(
-    routing: Routing,
-    *,
-    ep: int,
-    tokens: int,
-    top_k: int,
-    experts: int,
-    rank: int = 0,
-    padding: int = PADDING,
-    seed: int = 0,
-) -> RankLoads:
-    """Rows of rank `rank` when each of `ep` ranks routes `tokens` tokens to `top_k` experts.
-
-    `uniform`: every rank has the mean. `skewed`: rank 0 has `max_over_mean` times the mean, the others share
-    the rest. `sampled`: sampled from the Dirichlet gate with `seed`. `given`: as the job lists them. Each
-    expert's rows are padded by half a block on average."""
-    _check_routing(routing, ep)
     if experts % ep:
         raise InputError(f"{experts} experts do not spread evenly over ep = {ep} ranks; take a divisor of {experts}")
-    if not 0 <= rank < ep:
-        raise InputError(f"rank {rank} is not one of 0 .. {ep - 1}")
-    local = experts // ep
-    mean = float(tokens * top_k)
-    pad = local * max(0, padding - 1) / 2.0 if tokens else 0.0
-    shares = _SHARES[routing.kind](routing, ep, local, seed)
-    top = max(shares)
-    return RankLoads(
-        mean_rows=mean + pad,
-        rows=mean * shares[rank] + pad,
-        max_over_mean=top,
-    )
+    pad = experts // ep * max(0, padding - 1) / 2.0 if tokens else 0.0
+    return float(tokens * top_k) + pad
 
 
-def _uniform(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
-    return [1.0] * ranks
+def rank_shares(routing: Routing, ranks: int) -> list[float]:
+    """Load of each rank over the mean, of routing that is about ranks.
 
-
-def _skewed(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
-    if ranks == 1:
-        return [1.0]
+    `skewed`: rank 0 has `max_over_mean` times the mean, the others share the rest. `given`: as the job lists them.
+    Else all are equal.
+    """
+    check_routing(routing, ranks)
+    if routing.kind == "given":
+        mean = sum(routing.loads) / ranks
+        return [load / mean for load in routing.loads]
+    if routing.kind != "skewed" or ranks == 1:
+        return [1.0] * ranks
     top = min(routing.max_over_mean, float(ranks))
     return [top] + [(ranks - top) / (ranks - 1)] * (ranks - 1)
-
-
-def _sampled(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
-    if routing.cv == 0.0 or ranks == 1:
-        return [1.0] * ranks
-    draw = Random(seed)
-    shape = 1.0 / routing.cv**2
-    loads = [sum(draw.gammavariate(shape, 1.0) for _ in range(local)) for _ in range(ranks)]
-    mean = sum(loads) / ranks
-    return [x / mean for x in loads]
-
-
-def _given(routing: Routing, ranks: int, local: int, seed: int) -> list[float]:
-    mean = sum(routing.loads) / ranks
-    return [load / mean for load in routing.loads]
-
-
-_SHARES: dict[str, Callable[[Routing, int, int, int], list[float]]] = {
-    "uniform": _uniform,
-    "skewed": _skewed,
-    "sampled": _sampled,
-    "given": _given,
-}

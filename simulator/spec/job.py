@@ -9,7 +9,35 @@ from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
 from simulator.spec.workload import WorkloadName
 
-Recompute = Literal["none", "selective", "full", "deepseek"]
+RecomputePreset = Literal["none", "selective", "full", "deepseek"]
+Module = Literal[
+    "core_attn",
+    "norm",
+    "layernorm",
+    "mla_up",
+    "mla_up_proj",
+    "swiglu",
+    "moe_act",
+    "mlp",
+    "moe",
+    "shared_experts",
+    "ops",
+    "layer",
+]
+"""What can be recomputed. Megatron-Core's names mean what they mean there (`--recompute-modules`,
+megatron/core/transformer/transformer_config.py, 2025):
+
+- `core_attn`: the attention core (arXiv 2205.05198, section 5);
+- `norm`: the outputs of all norms (arXiv 2412.19437, section 3.2.3); `layernorm`: of the two norms of a layer only;
+- `mla_up`: the up-projections of latent attention (the same section); `mla_up_proj`: with the norms before them;
+- `swiglu`: the outputs of the activation, of dense layers and of experts (section 3.3.3); `moe_act`: of the routed
+  experts only;
+- `mlp`: the feed-forward part of dense layers; `moe`: gate, all-to-alls and experts; `shared_experts`: these only;
+- `ops`: all of a layer but its attention core, its all-to-alls and every second GEMM (TorchTitan's policy `op`,
+  arXiv 2410.06511; see `simulator.graph.recompute`);
+- `layer`: all of a layer; only its input is kept.
+"""
+Recompute = RecomputePreset | tuple[Module, ...]
 Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
 
@@ -29,7 +57,12 @@ class Layout:
     sp : sequence parallelism, in addition to `tp`.
     zero : ZeRO stage, 0 to 3.
     schedule : a name in `simulator.schedule.SCHEDULES`, or the path of a schedule file.
-    recompute : what backward recomputes (`simulator.spec.recompute`).
+    recompute : what backward recomputes: "none", "full" (whole layers), "selective" (as the stack means it), "deepseek"
+        (norm, mla_up, swiglu), or a list of modules (`Module`).
+    recompute_method : which layers of a stage, where whole ones are recomputed. uniform: all, in groups of
+        `recompute_layers` that keep one input together; block: the first `recompute_layers`, the others keep everything
+        (Megatron-Core, --recompute-method).
+    recompute_layers : layers of a group, or of a stage [layers].
     stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), or one number for each stage.
     cp_kind : how context parallelism moves keys and values.
     """
@@ -44,6 +77,8 @@ class Layout:
     zero: int = 1
     schedule: str = "1f1b"
     recompute: Recompute = "none"
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_layers: int = 1
     stages: Placement | tuple[int, ...] = "balanced"
     cp_kind: Literal["ring", "all_gather"] = "ring"
 
@@ -101,6 +136,23 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """What a rank keeps in the memory of its host instead of its own.
+
+    Parameters
+    ----------
+    optimizer : of masters and moments; the CPU updates them (Megatron-Core, --optimizer-cpu-offload and
+        --optimizer-offload-fraction) [share].
+    activations : of what each layer keeps for backward, but those of a stage's last layer, which backward needs first;
+        copied behind the layer's forward, and back before its backward, both overlapped with the neighbouring layer
+        [share].
+    """
+
+    optimizer: float = 0.0
+    activations: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
     """How communication overlaps with compute.
 
@@ -116,24 +168,30 @@ class Overlap:
 class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
-    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given. `sampled`: loads are resampled for each layer and
-    microbatch from a Dirichlet gate; the expected load of the most loaded rank counts, so there is no seed. `given`:
-    `loads` are.
+    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
+    are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
+    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`.
 
     A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
     that spread by 5 % are `sampled` with `cv` = 0.1.
 
     Parameters
     ----------
-    kind : which of the four.
+    kind : which of the five.
     max_over_mean : load of the most loaded rank over the mean.
-    cv : coefficient of variation of the load of an expert.
+    cv : coefficient of variation of the popularity of an expert, the same in all microbatches.
+    microbatch_cv : coefficient of variation of the factor by which a microbatch changes it.
+    seed : of the random numbers of `sampled`.
+    file : CSV or Parquet of tokens per layer and expert (`simulator.inputs.recorded.load_file`).
     loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled", "given"] = "uniform"
+    kind: Literal["uniform", "skewed", "sampled", "given", "measured"] = "uniform"
     max_over_mean: float = 1.0
     cv: float = 0.0
+    microbatch_cv: float = 0.0
+    seed: int = 0
+    file: str = ""
     loads: tuple[float, ...] = ()
 
 
@@ -168,6 +226,7 @@ class Job:
     precision : number formats.
     optimizer : optimizer and formats of its states, where they differ from the stack's.
     memory : what may be filled of a GPU's memory.
+    offload : what is kept in the host's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
     run : tokens and price of the whole run.
@@ -184,6 +243,7 @@ class Job:
     precision: Precision = field(default_factory=Precision)
     optimizer: Optimizer = field(default_factory=Optimizer)
     memory: Memory = field(default_factory=Memory)
+    offload: Offload = field(default_factory=Offload)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     run: Run = field(default_factory=Run)

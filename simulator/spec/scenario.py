@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
@@ -23,6 +24,7 @@ class Scenario:
     model : shape of the model.
     cluster : hardware profile.
     stack : settings of the software.
+    counts : recorded tokens per expert, for measured routing.
     """
 
     name: str
@@ -30,11 +32,19 @@ class Scenario:
     model: ModelSpec
     cluster: Cluster
     stack: Stack
+    counts: ExpertCounts | None = None
 
     @property
     def states(self) -> States:
         """What a rank keeps of its parameters: the job's `[optimizer]` over its stack's."""
         return resolved(self.job.optimizer, self.stack.optimizer)
+
+    @property
+    def assumed_hardware(self) -> tuple[str, ...]:
+        """Numbers of the hardware profile that nobody measured or published, as far as the job reads them: those of the
+        host where something is offloaded to it."""
+        away = self.job.offload.optimizer or self.job.offload.activations
+        return tuple(path for path in self.cluster.assumed if away or not path.startswith("node.host."))
 
     @property
     def workload(self) -> Workload:

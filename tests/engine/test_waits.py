@@ -14,7 +14,6 @@ from simulator.inputs import load_scenario
 from simulator.ops import AllToAll, Wait
 from simulator.results.result import Result
 from simulator.results.simulate import prepare, simulate
-from simulator.routing.loads import imbalance
 
 JOB = "tiny-dualpipe"
 RANKS = load_scenario(JOB).job.layout.ep
@@ -73,8 +72,7 @@ def test_two_layers_between_barriers_add_up_unless_each_draws_its_loads(kind: st
 
 def test_sampled_loads_make_the_most_loaded_of_all_ranks_wait() -> None:
     """Between what one always full rank costs and what two layers that never agree do."""
-    severe, sampled = step(*KINDS["skewed"]), load_scenario(JOB, KINDS["sampled"])
-    top = imbalance(sampled.job.routing, RANKS, sampled.model.n_routed_experts // RANKS)
+    severe, top = step(*KINDS["skewed"]), prepare(load_scenario(JOB, KINDS["sampled"]))[0].imbalance
     steady = waited(severe) * (top - 1) / 0.5
     assert steady / 2**0.5 < waited(step(*KINDS["sampled"])) < steady
 

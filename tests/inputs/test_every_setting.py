@@ -93,6 +93,54 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=none",
         ),
     ),
+    "again": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=2",
+            "layout.tp=1",
+            "layout.pp=2",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=1024",
+            "layout.recompute=full",
+        ),
+    ),
+    "windows": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=4",
+            'model.layer_types=["sliding","full","sliding","full"]',
+            "model.sliding_window=512",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "chunks": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "model.attention_chunk_size=512",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "offload": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=2",
+            "layout.tp=1",
+            "layout.pp=2",
+            "batch.global_batch_size=4",
+            "batch.sequence_length=1024",
+            "offload.optimizer=0.5",
+            "offload.activations=0.5",
+        ),
+    ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "short": (
@@ -158,10 +206,10 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
-    "model.sliding_window": "a warning says that the forecast attends to all tokens",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
+    "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
 KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "stream", "fixed"))
@@ -172,6 +220,13 @@ _OTHERS: dict[str, tuple[str, ...]] = {
     "routing.loads": (f"{[1.2, 0.8] + [1] * 14}",),
     "memory.reserve": ("[0.05, 0.2]",),
     "model.mlp_only_layers": ("[1]",),
+    "model.layer_types": ('["sliding","sliding","sliding","full"]',),
+    "model.full_rotary_factor": ("0.5",),
+    "model.sliding_head_dim": ("64",),
+    "model.sliding_v_head_dim": ("64",),
+    "model.v_head_dim": ("64",),
+    "model.sliding_num_attention_heads": ("64",),
+    "model.sliding_num_key_value_heads": ("2",),
     "stack.host_kernel": ("1e-3",),
     "stack.host_gemm": ("5e-3",),
     "stack.host_collective": ("5e-3",),
@@ -182,6 +237,15 @@ _OTHERS: dict[str, tuple[str, ...]] = {
 _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.cp_kind": ("context", "longest-path"),
     "layout.etp": ("etp", "longest-path"),
+    "layout.recompute_layers": ("again", "longest-path"),
+    "layout.recompute_method": ("again", "longest-path"),
+    "stack.pipeline_buffers": ("pipeline", "longest-path"),
+    "stack.gate_weights": ("moe", "longest-path"),
+    "stack.host_update_overlap": ("offload", "longest-path"),
+    "hardware.node.host.bandwidth": ("offload", "longest-path"),
+    "hardware.node.host.memory_bandwidth": ("offload", "longest-path"),
+    "hardware.node.host.memory_bytes": ("offload", "longest-path"),
+    "stack.checkpoint_early_stop": ("again", "longest-path"),
     "layout.sp": ("dense", "longest-path"),
     "layout.vpp": ("interleaved", "longest-path"),
     "model.head_dim": ("dense", "longest-path"),
@@ -190,6 +254,15 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.qk_norm": ("dense", "longest-path"),
     "model.qk_norm_over": ("qwen", "longest-path"),
     "model.shared_norm": ("parallel", "longest-path"),
+    "model.layer_types": ("windows", "longest-path"),
+    "model.full_rotary_factor": ("windows", "longest-path"),
+    "model.sliding_head_dim": ("windows", "longest-path"),
+    "model.sliding_num_attention_heads": ("windows", "longest-path"),
+    "model.sliding_num_key_value_heads": ("windows", "longest-path"),
+    "model.sliding_v_head_dim": ("windows", "longest-path"),
+    "model.sliding_window": ("windows", "longest-path"),
+    "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
@@ -344,7 +417,7 @@ def test_a_setting_that_a_job_has_no_use_for_is_refused(job: str, setting: str, 
         load_scenario(job, [setting])
 
 
-@pytest.mark.parametrize("setting", ["stack.wgrad_streams=2", "routing.seed=1", "model.scoring_func=softmax"])
+@pytest.mark.parametrize("setting", ["stack.wgrad_streams=2", "model.scoring_func=softmax"])
 def test_what_changed_nothing_is_gone(setting: str) -> None:
     with pytest.raises(InputError, match="unknown key"):
         load_scenario("tiny-1f1b", [setting])
