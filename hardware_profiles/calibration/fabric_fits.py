@@ -65,7 +65,7 @@ MESSAGE = ("rate", "overlap", "both_overlap", "fill", "both_fill", "ll_alpha", "
 
 FITS = (
     collectives(
-        "8 H100", "h100", "protocols.ll.step", "protocols.ll.payload", "protocols.ll128.step",
+        "8 H100", "h100", "protocols.ll.step", "protocols.ll128.step",
         "protocols.sharp.alpha", "protocols.sharp.payload", "protocols.sharp.drift",
     ),
     *all_reduces("h200", fitted=True),

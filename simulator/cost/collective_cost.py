@@ -3,9 +3,9 @@
 Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each
 the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
 by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
-or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the pair of
-algorithm and protocol is the one that NCCL takes (`nccl_tuner`), elsewhere the cheapest. Serving engines have kernels
-of their own for small all-reduces (`DirectAllReduce`)."""
+or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the
+protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest. Serving
+engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ class _Leg:
 def _best(
     algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int, alone: Collective | None = None
 ) -> _Leg:
-    """NCCL's pair of algorithm and protocol where a collective is `alone` in a node of Hopper, else the cheapest."""
+    """The cheapest pair of algorithm and protocol; where a collective is `alone` in a node of Hopper, of the protocols
+    that NCCL takes. (Ring or tree is left to the price: its estimates of the two lie close where either is small.)"""
     node, fabric = cluster.node, cluster.fabric
     params = fabric.nvlink if tier == "nvlink" else fabric.nic
     link = node.nvlink if tier == "nvlink" else node.nic
@@ -167,7 +168,8 @@ def _best(
         raise InputError(f"fabric.{tier}.protocols names no protocol; write at least one besides '{SHARP}'")
     known = [pair for pair in legs if pair in nccl_tuner.PAIRS]
     if alone is not None and known and cluster.gpu.architecture == "hopper":
-        return legs[nccl_tuner.chosen(alone.kind, alone.bytes, alone.ranks, bandwidth, known)]
+        taken = nccl_tuner.protocols(alone.kind, alone.bytes, alone.ranks, bandwidth, known)
+        legs = {pair: leg for pair, leg in legs.items() if pair[1] in taken}
     return min(legs.values(), key=lambda leg: leg.fixed + leg.moving)
 
 

@@ -30,6 +30,8 @@ HOP = {("tree", "ll"): 0.6, ("tree", "ll128"): 1.25, ("tree", "simple"): 4.0,
        ("ring", "ll"): 0.6, ("ring", "ll128"): 1.9, ("ring", "simple"): 3.4}  # fmt: skip
 """Latency of a step over NVLink [us]."""
 PAIRS = frozenset({*BASE, ("sharp", "sharp")})
+CLOSE = 1.02
+"""How much longer an estimate may be to count as equal: NCCL's constants differ by more between releases."""
 LL_MOST = 141.0
 """Most that LL attains in a node of Hopper [GB/s]."""
 RING_LL128_MOST, TREE_MOST, TREE_LL128_MOST = 36.7, 38.7, 36.7
@@ -50,6 +52,12 @@ def chosen(kind: str, size: float, ranks: int, bandwidth: float, known: Iterable
     `bandwidth` [B/s]: the link's. Raises ValueError where `known` is empty.
     """
     return min(known, key=lambda pair: estimate(kind, size, ranks, bandwidth, pair))
+
+
+def protocols(kind: str, size: float, ranks: int, bandwidth: float, known: Iterable[Choice]) -> set[str]:
+    """The protocols of the pairs that NCCL takes, or could: estimates within `CLOSE` of the least."""
+    times = {pair: estimate(kind, size, ranks, bandwidth, pair) for pair in known}
+    return {pair[1] for pair, time in times.items() if time <= CLOSE * min(times.values())}
 
 
 def estimate(kind: str, size: float, ranks: int, bandwidth: float, pair: Choice) -> float:
