@@ -234,7 +234,12 @@ class _Trace:
         parts = [whole]
         for task in mine:
             forward = tasks.sequence[task].ops[0].op.part == "F"
-            about = self.places.get(task) or (ahead if forward else back)
+            place = self.places.get(task)
+            if place is not None and self.selection.meets(timeline.start[task], timeline.end[task]):
+                span = _span(timeline.start[task], timeline.end[task])
+                where = _place(action.rank, THREADS[stream][0])
+                parts.append(f',\n{{"ph":"X","name":{_json(place.name)},"cat":"stage",{where},{span}}}')
+            about = place.args if place is not None else ahead if forward else back
             parts.append(self._task(task, action.rank, stream, about))
         return "".join(parts)
 
@@ -307,7 +312,15 @@ def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
     return (None, None) if step is None else halves(step)
 
 
-def _places(result: Result) -> dict[int, str]:
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where a task of a serving step stands: the name of its slice, and what its ops say of it."""
+
+    name: str
+    args: str
+
+
+def _places(result: Result) -> dict[int, _Where]:
     """Of a serving step: layer, microbatch and stage of each task of the first rank, and what it waited for."""
     if not result.scenario.workload.serves:
         return {}
@@ -318,7 +331,10 @@ def _places(result: Result) -> dict[int, str]:
         found[span.task] = {"layer": span.block, "microbatch": span.microbatch, "stage": stage}
     for task, seconds, whom in late_starts(result, spans):
         found[task] |= {"waited_us": round(1e6 * seconds, 3), "waited_for": whom}
-    return {task: _json(place)[1:-1] + "," for task, place in found.items()}
+    return {
+        task: _Where(name=f"{place['stage']} {place['microbatch']}", args=_json(place)[1:-1] + ",")
+        for task, place in found.items()
+    }
 
 
 def _about(action: Action | None) -> str:

@@ -18,7 +18,7 @@ from simulator.graph.block import Block
 from simulator.graph.serving.layer import serving_kinds
 from simulator.graph.serving.shapes import ServingShapes, serving_shapes
 from simulator.graph.shapes import Shapes, shapes_of
-from simulator.graph.stage import build_blocks, split, with_variants
+from simulator.graph.stage import build_blocks, place
 from simulator.ops import AllToAll, HostWork, Op, PointToPoint
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
@@ -74,7 +74,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         resampled_per_layer=scenario.job.routing.kind in ("sampled", "measured"),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
-        else with_variants(split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)), layout),
+        else place(scenario.model, stages, layout, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
     )

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
-from simulator.errors import ScheduleError
+from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
@@ -125,8 +126,12 @@ def _stages(s: Scenario) -> Iterator[Problem]:
         stages = stages_of(layout.schedule, layout.pp, layout.vpp)
     except ScheduleError:
         return  # the rule above reports it
-    if isinstance(layout.stages, tuple):
+    if layout.decoder_first_pipeline_num_layers is not None or layout.decoder_last_pipeline_num_layers is not None:
+        yield from _ranks_of_their_own(s, stages)
+    elif isinstance(layout.stages, tuple):
         yield from _explicit_stages(layout.stages, stages, layers)
+    elif is_written(layout.stages):
+        yield from _written_stages(s, stages)
     elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone
         yield Problem(
             rule="layers on stages",
@@ -135,6 +140,39 @@ def _stages(s: Scenario) -> Iterator[Problem]:
             message=f"makes {stages} stages of {layers} layers: some would be empty",
             suggestion=f"use at most {layers} stages, or list the layers of each in layout.stages",
         )
+
+
+def _written_stages(s: Scenario, stages: int) -> Iterator[Problem]:
+    """A layout in Megatron-Core's letters."""
+    text = str(s.job.layout.stages)
+    try:
+        placed(text, s.model, stages)
+    except InputError as error:
+        message = str(error).partition(f'"{text}": ')[2]
+        yield Problem(rule="layers on stages", key="layout.stages", value=text, message=message)
+
+
+def _ranks_of_their_own(s: Scenario, stages: int) -> Iterator[Problem]:
+    """Numbers of layers for the first and last rank, which only even stages of ranks in order have."""
+    from simulator.schedule import record_of
+
+    layout = s.job.layout
+    first, last = layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers
+    key = "decoder_first_pipeline_num_layers" if first is not None else "decoder_last_pipeline_num_layers"
+    record = record_of(layout.schedule)
+    message = ""
+    if layout.stages != "even":
+        message = "is about stages that share the rest evenly: set layout.stages=even"
+    elif layout.pp == 1:
+        message = "there is one rank only: leave it out"
+    elif stages % layout.pp or (record is not None and record.mirrored) or layout.schedule in ("zbv", "dualpipev"):
+        message = f"the schedule {layout.schedule} places stages in another order: write a layout in layout.stages"
+    else:
+        counts = decoder_counts(layout, s.model.num_hidden_layers, stages)
+        message = counts if isinstance(counts, str) else ""
+    if message:
+        value = first if first is not None else last
+        yield Problem(rule="layers on stages", key=f"layout.{key}", value=value, message=message)
 
 
 def _explicit_stages(listed: tuple[int, ...], stages: int, layers: int) -> Iterator[Problem]:

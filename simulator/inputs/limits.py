@@ -94,6 +94,8 @@ JOB: Mapping[str, Range] = {
     "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
+    "layout.decoder_first_pipeline_num_layers": _NOT_NEGATIVE,
+    "layout.decoder_last_pipeline_num_layers": _NOT_NEGATIVE,
     "memory.headroom": Range(low=0, high=0.9),
     "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
     "memory.reserve": Range(low=0, high=1),
