@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
-from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, TO_HOST
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, SYNC, TO_HOST
 from simulator.graph.block import Block, Segment
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
 
@@ -188,14 +188,15 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
 class _Assembler:
     """Turns placed segments into steps; local to `assemble`."""
 
-    def __init__(self, price: Pricer, imbalance: float, resampled_per_layer: bool) -> None:
+    def __init__(self, price: Pricer, imbalance: float, resampled_per_layer: bool, collectives: int) -> None:
         self.price = price
+        self.collectives = collectives
         self.imbalance = imbalance
         self.resampled_per_layer = resampled_per_layer
         self.experts: dict[str, float] = defaultdict(float)
         self.steps: list[ProgramStep] = []
         self.owners: dict[str, dict[str, int]] = defaultdict(dict)
-        self.last = {COMPUTE: -1, COMM: -1}
+        self.last = {COMPUTE: -1, COMM: -1, SYNC: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
         self.forward_start: dict[int, int] = {}
@@ -227,12 +228,12 @@ class _Assembler:
         whose = f"{half}{placed.microbatch}"
         owner = self.owners[whose]
         for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), whose)):
-            stream = COMM if sequence.kind == "collective" else home
+            stream = self.collectives if sequence.kind == "collective" else home
             waits = {owner[name] for name in sequence.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
                 waits.add(self.blocking)
                 self.blocking = None
-            if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
+            if stream != COMPUTE and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an all-to-all is issued after the compute before it
             if stream == COMPUTE and self.pending:
                 waits.update(self.pending)
@@ -291,13 +292,15 @@ def assemble(
     imbalance: float,
     resampled_per_layer: bool,
     copies: Copies = NO_COPIES,
+    *,
+    collectives: int = COMM,
 ) -> Program:
     """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
 
     `imbalance`: load of the most loaded rank over the mean; `resampled_per_layer`: which rank that is changes from
-    layer to layer.
+    layer to layer; `collectives`: the stream of collectives that compute waits for.
     """
-    assembler = _Assembler(price, imbalance, resampled_per_layer)
+    assembler = _Assembler(price, imbalance, resampled_per_layer, collectives)
     ends = {placed.block: at for at, placed in enumerate(order) if placed.segment.direction == "F"}
     for at, placed in enumerate(order):
         block, forward = placed.block, placed.segment.direction == "F"

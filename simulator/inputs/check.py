@@ -309,11 +309,28 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
+    """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
+    if not kind.mixer.is_recurrent:
+        return
+    layout, state = s.job.layout, s.model.of_kind(kind).state
+    if state.heads % layout.tp:
+        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+    elif state.key_heads % layout.tp and layout.tp % state.key_heads:
+        yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
+    elif (state.heads // layout.tp) % layout.cp:
+        heads = f"{kind.mixer} layers' heads on a tensor-parallel rank, which an all-to-all spreads"
+        yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        if not kind.mixer.attends:
+            yield from _state_heads(s, kind)
+            continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
             continue
