@@ -170,6 +170,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "offload.activations=0.5",
         ),
     ),
+    "overlap": (
+        "tiny-1f1b",
+        (
+            "precision.recipe=bf16",
+            "stack=megatron-core",
+            "layout.recompute=none",
+            "layout.schedule=interleaved",
+            "layout.vpp=2",
+            "layout.stages=balanced",
+            "batch.global_batch_size=256",
+        ),
+    ),
     "ranks": (
         "llama-3-8b",
         (
@@ -287,6 +299,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
+    "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
     "stack.host_update_overlap": ("offload", "longest-path"),
