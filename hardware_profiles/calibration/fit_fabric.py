@@ -74,7 +74,8 @@ def nccl_rows(ranks: int) -> list[Row]:
     out = []
     for (op, size), runs in found.items():
         mean = exp(sum(log(float(run["graph_us"])) for run in runs) / len(runs))
-        head = {"id": f"h200x{ranks}.{op}.{size}", "hardware": "h200", "op": op, "bytes": size, "ranks": str(ranks)}
+        label = {"exchange": "both_ways"}.get(op, op)
+        head = {"id": f"h200x{ranks}.{label}.{size}", "hardware": "h200", "op": op, "bytes": size, "ranks": str(ranks)}
         use = "held out" if runs[0]["held_out"] == "1" else "fit"
         out.append(head | {"per_node": str(ranks), "nvlink_sharp": "0", "time_us": str(mean), "use": use})
     return out
