@@ -213,6 +213,8 @@ class _Trace:
         yield _meta("process_sort_index", rank, 0, sort_index=rank + 1)
         away = self.result.scenario.job.offload.activations
         tracks = [track for stream, track in THREADS.items() if away or stream not in (TO_HOST, FROM_HOST)]
+        if self.result.scenario.workload.serves:  # no gradients: collectives of tensor parallelism take their stream
+            tracks = [(at, "collectives" if at == THREADS[SYNC][0] else name) for at, name in tracks]
         for place, name in sorted((*tracks, *LINKS.values())):
             yield _meta("thread_name", rank, place, name=name)
             yield _meta("thread_sort_index", rank, place, sort_index=place + 1)
