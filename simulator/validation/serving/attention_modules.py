@@ -1,4 +1,4 @@
-"""Attention of one layer as a module (`workloads/facts/serving_modules.csv`): the ops of the graph, one after the other.
+"""Attention of one layer as a module (`workloads/facts/serving_modules.csv`): the ops of the graph, one after another.
 
 Its core is calibrated by another table of the same database; projections, norms and casts by tables of their own. That
 they add up to the module is compared with here, not fitted.
@@ -18,8 +18,10 @@ from simulator.spec.model import BlockKind
 from simulator.validation.figures import Figure
 
 TABLE = "serving_modules.csv"
+PARTS = ("prepare.F", "attn.F")
+"""Segments of a layer that the module consists of."""
 OUTSIDE = ("norm.attn",)
-"""Ops of these segments that the module does not hold: the norm before it."""
+"""Ops of these segments that it does not hold: the norm before it."""
 
 
 def module_rows() -> list[Figure]:
@@ -56,7 +58,6 @@ def _times(config: tuple[tuple[str, str], ...]) -> Mapping[str, float]:
     if c["phase"] == "decode":
         own.append(f"stack.serving.decode_attention={c['attention']}")
     built = price_model(load_scenario(f"llama-3-8b-{c['phase']}", own), 1)
-    ops = [
-        op for part in built.blocks[BlockKind.DENSE].forward if part.name in ("prepare.F", "attn.F") for op in part.ops
-    ]
-    return {op.name: built.price(op).durations[ALONE] for op in ops if op.name not in OUTSIDE}
+    parts = [part for part in built.blocks[BlockKind.DENSE].forward if part.name in PARTS]
+    ops = [op for part in parts for op in part.ops if op.name not in OUTSIDE]
+    return {op.name: built.price(op).durations[ALONE] for op in ops}
