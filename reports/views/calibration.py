@@ -14,7 +14,7 @@ from simulator.results.simulate import simulate
 from simulator.spec.kernel_params import Kernels
 
 if TYPE_CHECKING:
-    from hardware_profiles.calibration.own_gpu import OwnFit
+    from hardware_profiles.calibration.own.own_gpu import OwnFit
 
 STEPS = (
     ("8b", "eager", 4096, 1),

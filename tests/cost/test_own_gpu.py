@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import foretrain
-from hardware_profiles.calibration import own_gpu
+from hardware_profiles.calibration.own import own_gpu
 from hardware_profiles.calibration.sample import TABLES
 from simulator.inputs import load_hardware
 
@@ -131,7 +131,7 @@ def test_without_a_gpu_one_line_says_so(
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler, when it is first used
 def test_the_estimate_of_what_is_left_falls_to_nothing() -> None:
     pytest.importorskip("torch")
-    from hardware_profiles.calibration.measuring import measure_own
+    from hardware_profiles.calibration.own import measure_own
 
     cases = measure_own.plan(quick=True)
     left = [measure_own._left(cases, name, len(cases[name])) for name in cases]

@@ -10,7 +10,7 @@ import click
 from reports.verbs.options import Input, Ordered, output_file, output_folder, print_json, quiet_option, say
 
 if TYPE_CHECKING:
-    from hardware_profiles.calibration.measuring.measure_own import Progress
+    from hardware_profiles.calibration.own.measure_own import Progress
 
 NO_TORCH = "calibrate: PyTorch is not installed here; measure where it is (pip install torch), on a machine with a GPU"
 NO_GPU = "calibrate: PyTorch sees no GPU here (torch.cuda.is_available() is False)"
@@ -54,7 +54,7 @@ def measure(out: str, quick: bool, quiet: bool) -> None:
     """
     file = output_file(out, "--out", (".csv",))
     name = gpu()
-    from hardware_profiles.calibration.measuring import measure_own
+    from hardware_profiles.calibration.own import measure_own
 
     cases = measure_own.plan(quick=quick)
     many = ", ".join(f"{len(mine)} of {section}" for section, mine in cases.items())
@@ -89,7 +89,7 @@ def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> N
     Writes NAME.toml (the profile, which extends the GPU it is like), NAME-kernels.toml (parameters of its kernels) and
     NAME.md (what was measured, how far off the forecast is on shapes kept out, what was carried over).
     """
-    from hardware_profiles.calibration import own_gpu
+    from hardware_profiles.calibration.own import own_gpu
     from reports.export.files import replacing
     from reports.views.calibration import kernels_text, page, profile_text
     from simulator.errors import InputError
