@@ -15,8 +15,12 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+<<<<<<< HEAD
 from simulator.validation.runs import published_runs
 from simulator.validation.serving import published_replays, published_steps
+=======
+from simulator.validation.serving import attention_modules, published_replays, published_steps
+>>>>>>> main
 
 Compute = Callable[[Figure], float]
 
@@ -131,6 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="F.price.*", compute=named_models.price, given=True),
     Rule(pattern="F.*", compute=named_models.hardware, given=True),
     Rule(pattern="Q.*", compute=published_replays.replayed, heavy=True),
+    Rule(pattern="K.*", compute=attention_modules.attention_module),
     Rule(pattern="S.*", compute=published_steps.serving_step),
     Rule(pattern="D.dsinfra.decode_node", compute=published_steps.online_decode),
     Rule(pattern="D.sglang96.prefill.*", compute=published_steps.sglang_prefill),
