@@ -454,6 +454,7 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
+    yield from _expert_overlap(s)
     if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
             rule="loss",
@@ -480,6 +481,21 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _expert_overlap(s: Scenario) -> Iterator[Problem]:
+    """What Megatron-Core refuses together with the overlap of all-to-alls (megatron/training/arguments.py, 2025)."""
+    layout, message = s.job.layout, ""
+    if not s.stack.expert_overlap or not s.model.is_moe:
+        return
+    if layout.schedule == "1f1b" and layout.pp > 1:
+        message = "1F1B on several ranks: a backward would wait for its pair on the next rank; use interleaved"
+    elif s.stack.shared_expert_overlap and s.model.shared_width:
+        message = "shared experts that overlap with the same all-to-alls: set stack.shared_expert_overlap=false"
+    elif "layer" in recomputed_modules(layout, s.stack):
+        message = "recomputed layers, whose forward would run again inside the pair; name modules in layout.recompute"
+    if message:
+        yield Problem(rule="expert overlap", key="stack.expert_overlap", value=True, message=f"excludes {message}")
 
 
 def _recompute(s: Scenario) -> Iterator[Problem]:
