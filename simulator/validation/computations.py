@@ -15,12 +15,8 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-<<<<<<< HEAD
 from simulator.validation.runs import published_runs
-from simulator.validation.serving import published_replays, published_steps
-=======
 from simulator.validation.serving import attention_modules, published_replays, published_steps
->>>>>>> main
 
 Compute = Callable[[Figure], float]
 
