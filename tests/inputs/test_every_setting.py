@@ -145,6 +145,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "sparse": (
+        "tiny-1f1b",
+        (
+            'model.layer_types=["sparse","sparse","sparse","sparse","sparse","sparse"]',
+            "model.index_n_heads=4",
+            "model.index_head_dim=64",
+            "model.index_topk=256",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -293,6 +302,9 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.sliding_v_head_dim": ("windows", "longest-path"),
     "model.sliding_window": ("windows", "longest-path"),
     "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.index_n_heads": ("sparse", "longest-path"),
+    "model.index_head_dim": ("sparse", "longest-path"),
+    "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
     **{
         f"model.{name}": ("delta", "longest-path")

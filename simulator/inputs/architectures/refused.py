@@ -18,7 +18,6 @@ class Refusal:
 
 
 _WINDOWS = "sliding-window attention in some layers"
-_INDEXER = "sparse attention: an indexer that picks the keys of each query"
 _MAMBA1 = "Mamba layers"
 _ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
 _ENCODER = "an encoder, or cross-attention to one"
@@ -39,7 +38,7 @@ REFUSED: Mapping[str, Refusal] = {
         "gemma",
         "gemma4 gemma4_text gemma4_unified",
     ),
-    **_all(_INDEXER, "deepseek_v3", "deepseek_v32 glm_moe_dsa glm5_next"),
+    **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
     **_all(
         "compressed and sparse attention, hyper-connections, hash-routed layers",
         "deepseek_v3",
