@@ -86,6 +86,10 @@ class Copies:
 NO_COPIES = Copies()
 
 
+OUT = "out.B"
+"""The segment of the copies that a plain all-to-all carries in backward (`simulator.graph.moe`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedSegment:
     """A segment in program order.
@@ -102,6 +106,11 @@ class PlacedSegment:
     waits_for_all_to_all: bool
     block: int
     microbatch: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is about the all-to-all behind it, and no part of attention or the experts."""
+        return self.segment.name == OUT
 
 
 def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list[list[PlacedSegment]]]:
@@ -158,6 +167,8 @@ def order_pair(forward: Sequence[PlacedSegment], backward: Sequence[PlacedSegmen
     """
     lead, back = _units(backward)
     first, ahead = _units(forward)
+    if not lead and back and len(back[0]) > 1 and back[0][1].segment.stream == "comm" and back[0][0].leads:
+        lead, back = back[0], back[1:]  # the copies before the first all-to-all, and it, go ahead of any forward
     out = lead + first
     for index in range(max(len(back), len(ahead))):
         for units in (ahead, back):

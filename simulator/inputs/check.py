@@ -293,6 +293,15 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
     tp = layout.tp
+    if tp > model.num_attention_heads > 0:  # whatever else such a degree breaks follows from it
+        yield Problem(
+            rule="tensor parallelism",
+            key="layout.tp",
+            value=tp,
+            message=f"is more than the {model.num_attention_heads} attention heads of {model.name}",
+            suggestion=f"use at most {model.num_attention_heads}",
+        )
+        return
     yield from _heads(s)
     if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
@@ -445,6 +454,7 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
+    yield from _expert_overlap(s)
     if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
             rule="loss",
@@ -471,6 +481,21 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _expert_overlap(s: Scenario) -> Iterator[Problem]:
+    """What Megatron-Core refuses together with the overlap of all-to-alls (megatron/training/arguments.py, 2025)."""
+    layout, message = s.job.layout, ""
+    if not s.stack.expert_overlap or not s.model.is_moe:
+        return
+    if layout.schedule == "1f1b" and layout.pp > 1:
+        message = "1F1B on several ranks: a backward would wait for its pair on the next rank; use interleaved"
+    elif s.stack.shared_expert_overlap and s.model.shared_width:
+        message = "shared experts that overlap with the same all-to-alls: set stack.shared_expert_overlap=false"
+    elif "layer" in recomputed_modules(layout, s.stack):
+        message = "recomputed layers, whose forward would run again inside the pair; name modules in layout.recompute"
+    if message:
+        yield Problem(rule="expert overlap", key="stack.expert_overlap", value=True, message=f"excludes {message}")
 
 
 def _recompute(s: Scenario) -> Iterator[Problem]:
