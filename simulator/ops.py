@@ -236,7 +236,8 @@ class AllToAll:
     cached : whether a dispatch reuses the layout of an earlier one.
     low_latency : whether the kernels for decoding run.
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
-    imbalance : load of the most loaded rank over the mean.
+    imbalance : tokens that reach the rank around which it is timed, over the mean.
+    node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -249,6 +250,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    node_imbalance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,12 +32,14 @@ class ProgramStep:
     stream : `COMPUTE` or `COMM`.
     waits : earlier steps that it waits for, besides its predecessor on the stream.
     forward : whether it belongs to a forward, also in an overlapped pair.
+    block : number of its block on the stage.
     """
 
     sequence: KernelSequence
     stream: int
     waits: tuple[int, ...]
     forward: bool = True
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ class _Assembler:
                 self.loose[whose] = len(self.steps)
             if sequence.kind == "collective":
                 self.blocking = len(self.steps)  # compute after a collective needs its result
-            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F"))
+            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F", placed.block))
         if half == "B":
             self.wgrad_end[placed.block] = len(self.steps) - 1
 

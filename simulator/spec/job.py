@@ -7,6 +7,7 @@ from typing import Literal
 
 from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
+from simulator.spec.stragglers import Stragglers
 from simulator.spec.workload import WorkloadName
 
 Recompute = Literal["none", "selective", "full", "deepseek"]
@@ -176,6 +177,7 @@ class Job:
     memory : what may be filled of a GPU's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
+    stragglers : GPUs that are slower than the others.
     run : tokens and price of the whole run.
     """
 
@@ -192,6 +194,7 @@ class Job:
     memory: Memory = field(default_factory=Memory)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
+    stragglers: Stragglers = field(default_factory=Stragglers)
     run: Run = field(default_factory=Run)
 
     @property

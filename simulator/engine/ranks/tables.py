@@ -1,0 +1,124 @@
+"""Times of a step's kernel sequences on ranks of any load, from tables over a grid of loads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
+from simulator.engine.priced_model import PricedModel, action_key, program_of
+from simulator.engine.program import Program
+from simulator.graph.shapes import at_load
+from simulator.graph.stage import build_blocks
+from simulator.ops import AllToAll
+from simulator.schedule import Step
+
+Array = NDArray[np.float64]
+
+CONDITIONS = (ALONE, SM_SHARED, BANDWIDTH_SHARED)
+"""Conditions of compute that ranks tell apart; collectives of gradients are left to the event engine."""
+FINEST = 17
+"""Most loads at which blocks are priced; times in between are interpolated."""
+
+
+def grid_of(loads: Array) -> Array:
+    """Loads at which to price: all there are if they are few, else evenly spaced ones, and always 1."""
+    found = np.unique(np.append(loads.ravel(), 1.0))
+    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTable:
+    """Times of one sequence (loads or 1 x conditions x ops + 1) over a grid of loads [s]."""
+
+    grid: Array
+    times: Array
+
+    def at(self, loads: Array) -> Array:
+        """Times on ranks of these loads (ranks or 1 x conditions x ops + 1) [s]."""
+        if len(self.times) == 1:
+            return self.times
+        below, part = places(self.grid, loads)
+        low = self.times[below]
+        return np.asarray(low + part[:, None, None] * (self.times[below + 1] - low))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTable:
+    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node [s]."""
+
+    ranks: Array
+    nodes: Array
+    times: Array
+
+    def at(self, rank: Array, node: Array) -> tuple[Array, Array]:
+        """Durations around ranks of these loads whose nodes have those (alone, concurrent with compute) [s]."""
+        at, x = places(self.ranks, rank)
+        to, y = places(self.nodes, node)
+        x, y = x[:, None], y[:, None]
+        low = self.times[at, to] * (1.0 - y) + self.times[at, to + 1] * y
+        high = self.times[at + 1, to] * (1.0 - y) + self.times[at + 1, to + 1] * y
+        mixed = low * (1.0 - x) + high * x
+        return mixed[:, 0], mixed[:, 1]
+
+
+def places(grid: Array, values: Array) -> tuple[NDArray[np.intp], Array]:
+    """Place of each value on a grid: the point below, and how far it is to the next."""
+    if len(grid) == 1:
+        return np.zeros(len(values), dtype=np.intp), np.zeros(len(values))
+    below = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    low = grid[below]
+    return below, np.clip((values - low) / (grid[below + 1] - low), 0.0, 1.0)
+
+
+class Tables:
+    """Tables of every program of a priced model, made when first asked for."""
+
+    def __init__(self, built: PricedModel, loads: Array, nodes: Array) -> None:
+        self.built, self.grid, self.nodes = built, grid_of(loads), grid_of(nodes)
+        if len(self.grid) == 1:  # two points, so that there is something to interpolate between
+            self.grid = np.array([1.0, 1.0 + 1e-9])
+        if len(self.nodes) == 1:
+            self.nodes = np.array([1.0, 1.0 + 1e-9])
+        self.models = [self._at(float(load)) for load in self.grid]
+        self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
+        self.flows: dict[AllToAll, FlowTable] = {}
+
+    def _at(self, load: float) -> PricedModel:
+        """The model as a rank of this load runs it; waits come from the ranks themselves."""
+        built = self.built
+        blocks = build_blocks(at_load(built.shapes, built.scenario, load))
+        return replace(built, blocks=blocks, rendezvous=None)
+
+    def of(self, step: Step) -> tuple[Program, list[SequenceTable | FlowTable]]:
+        """The program of a schedule's step on a mean rank, and a table for each of its steps."""
+        key = action_key(self.built.stages, step)
+        if key not in self.made:
+            programs = [program_of(model, step) for model in self.models]
+            mean = program_of(replace(self.built, rendezvous=None), step)
+            parts = [[other.steps[at].sequence for other in programs] for at in range(len(mean.steps))]
+            self.made[key] = mean, [self._table(part) for part in parts]
+        return self.made[key]
+
+    def _table(self, sequences: Sequence[KernelSequence]) -> SequenceTable | FlowTable:
+        first = sequences[0]
+        if first.kind == "all_to_all":
+            return self._flow(first)
+        times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
+        return SequenceTable(self.grid, times[:1] if (times == times[0]).all() else times)
+
+    def _flow(self, sequence: KernelSequence) -> FlowTable:
+        op = sequence.ops[0].op
+        assert isinstance(op.work, AllToAll)
+        if op.work not in self.flows:
+            times = np.empty((len(self.grid), len(self.nodes), 2))
+            for at, load in enumerate(self.grid):
+                for to, node in enumerate(self.nodes):
+                    work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
+                    priced = self.built.price(replace(op, work=work))
+                    times[at, to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
+            self.flows[op.work] = FlowTable(self.grid, self.nodes, times)
+        return self.flows[op.work]
