@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
@@ -77,10 +77,11 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
     A quick pass at full clock gives the power that the step would draw; `gpus` wait for the slowest of them.
     """
     fresh = price_model(scenario, schedule.stages)
+    sound = replace(fresh, rendezvous=None)  # the GPU for which the others wait does not wait itself
     factor, watts = at_the_limit(
         scenario.cluster.gpu,
         gpus,
-        lambda power: demand(longest_path(lower(fresh, schedule)), power, waiting_gemms=scenario.workload.serves),
+        lambda power: demand(longest_path(lower(sound, schedule)), power, waiting_gemms=scenario.workload.serves),
     )
     if watts is None:
         return fresh, factor, None

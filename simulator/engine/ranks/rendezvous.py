@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED
 from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.columns import Columns
-from simulator.engine.ranks.tables import FlowTable, SequenceTable, Tables
+from simulator.engine.ranks.tables import FlowTable, Places, SequenceTable, Tables, places
 from simulator.engine.ranks.under_way import ComputeStream, UnderWay, end_of_flow
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.graph.shapes import hit_of
@@ -26,6 +26,9 @@ from simulator.schedule import halves
 
 Array = NDArray[np.float64]
 
+
+KEPT = 4096
+"""Layers and microbatches whose loads are kept."""
 
 Draw = Callable[[int, int], tuple[int, int]]
 """(task, block of its action) -> layer and microbatch."""
@@ -124,6 +127,8 @@ class _Action:
         flow = self.queue.pop(0)
         engine, task = self.engine, flow.task
         came = np.maximum(self.comm_free, flow.floor)
+        if engine.tasks.sequence[task].kind not in ("all_to_all", "notify") or flow.preds:
+            self.compute.flush()
         for pred in flow.preds:
             came = np.maximum(came, pred.end)
         kind, table = engine.tasks.sequence[task].kind, self.table(task)
@@ -144,7 +149,7 @@ class _Action:
             ends = begins + self.times_of(task)[:, ALONE, -1]
         if kind in ("all_to_all", "notify"):
             engine.wait[task] = begins - came
-            self.compute.change(ends, ALONE)
+            self.compute.alone(ends)
         engine.start[task], engine.end[task], self.comm_free = came, ends, ends
         self.settle(self.compute.settle(ends))
 
@@ -172,7 +177,7 @@ class _Action:
         assert isinstance(table, SequenceTable)
         times = table.times
         if len(times) > 1:
-            times = table.at(self.engine.loads(*self.place(task)))
+            times = table.at(self.engine.places(*self.place(task))[0])
         if self.engine.slow[self.action.rank]:
             times = times * self.engine.columns.slowdown[self.action.rank][:, None, None]
         return times
@@ -193,22 +198,30 @@ class _Engine:
         self.layers = layer_numbers(built)
         self.slow = [bool((row != 1.0).any()) for row in columns.slowdown]
         self.hit = hit_of(built.scenario)
-        self.known: dict[tuple[int, int], Array] = {}
+        self.narrow = [bool((row != 1.0).any()) for row in columns.nic]
+        self.known: dict[tuple[int, int], tuple[Places, Places, Places]] = {}
 
-    def loads(self, layer: int, microbatch: int) -> Array:
-        """Load of each column; those of the last few layers are kept."""
+    def places(self, layer: int, microbatch: int) -> tuple[Places, Places, Places]:
+        """Where the columns are on the grids in a layer and microbatch: experts, tokens to the rank, to its node."""
         key = layer, microbatch
         if key not in self.known:
-            if len(self.known) > 4096:
+            if len(self.known) > KEPT:
                 self.known.clear()
-            self.known[key] = self.columns.loads(layer, microbatch)
+            loads, nodes = self.columns.loads(layer, microbatch), self.columns.node_loads(layer, microbatch)
+            self.known[key] = (
+                places(self.tables.grid, loads),
+                places(self.tables.grid, distinct_of(loads, self.hit[0])),
+                places(self.tables.nodes, distinct_of(nodes, self.hit[1])),
+            )
         return self.known[key]
 
     def paces(self, rank: int, table: FlowTable, layer: int, microbatch: int) -> tuple[Array, Array]:
         """Durations of an all-to-all around each column, alone and concurrent with compute [s]."""
-        loads = distinct_of(self.loads(layer, microbatch), self.hit[0])
-        nodes = distinct_of(self.columns.node_loads(layer, microbatch), self.hit[1]) * self.columns.nic[rank]
-        return table.at(loads, nodes)
+        _, own, node = self.places(layer, microbatch)
+        if self.narrow[rank]:
+            nodes = distinct_of(self.columns.node_loads(layer, microbatch), self.hit[1]) * self.columns.nic[rank]
+            node = places(self.tables.nodes, nodes)
+        return table.at(own, node)
 
     def alone(self, task: int) -> None:
         """A send, a collective of gradients or parameters, or the update."""

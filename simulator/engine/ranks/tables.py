@@ -30,18 +30,21 @@ def grid_of(loads: Array) -> Array:
     return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
 
 
+Places = tuple[NDArray[np.intp], Array]
+"""Point of a grid below each value, and how far the value is to the next (0 to 1)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceTable:
     """Times of one sequence (loads or 1 x conditions x ops + 1) over a grid of loads [s]."""
 
-    grid: Array
     times: Array
 
-    def at(self, loads: Array) -> Array:
-        """Times on ranks of these loads (ranks or 1 x conditions x ops + 1) [s]."""
+    def at(self, place: Places) -> Array:
+        """Times on ranks at these places of the grid (ranks or 1 x conditions x ops + 1) [s]."""
         if len(self.times) == 1:
             return self.times
-        below, part = places(self.grid, loads)
+        below, part = place
         low = self.times[below]
         return np.asarray(low + part[:, None, None] * (self.times[below + 1] - low))
 
@@ -50,14 +53,11 @@ class SequenceTable:
 class FlowTable:
     """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node [s]."""
 
-    ranks: Array
-    nodes: Array
     times: Array
 
-    def at(self, rank: Array, node: Array) -> tuple[Array, Array]:
-        """Durations around ranks of these loads whose nodes have those (alone, concurrent with compute) [s]."""
-        at, x = places(self.ranks, rank)
-        to, y = places(self.nodes, node)
+    def at(self, rank: Places, node: Places) -> tuple[Array, Array]:
+        """Durations around ranks at these places, whose nodes are at those (alone, concurrent with compute) [s]."""
+        (at, x), (to, y) = rank, node
         x, y = x[:, None], y[:, None]
         low = self.times[at, to] * (1.0 - y) + self.times[at, to + 1] * y
         high = self.times[at + 1, to] * (1.0 - y) + self.times[at + 1, to + 1] * y
@@ -65,10 +65,8 @@ class FlowTable:
         return mixed[:, 0], mixed[:, 1]
 
 
-def places(grid: Array, values: Array) -> tuple[NDArray[np.intp], Array]:
-    """Place of each value on a grid: the point below, and how far it is to the next."""
-    if len(grid) == 1:
-        return np.zeros(len(values), dtype=np.intp), np.zeros(len(values))
+def places(grid: Array, values: Array) -> Places:
+    """Place of each value on a grid of two points or more: the point below, and how far it is to the next."""
     below = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     low = grid[below]
     return below, np.clip((values - low) / (grid[below + 1] - low), 0.0, 1.0)
@@ -108,7 +106,7 @@ class Tables:
         if first.kind == "all_to_all":
             return self._flow(first)
         times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
-        return SequenceTable(self.grid, times[:1] if (times == times[0]).all() else times)
+        return SequenceTable(times[:1] if (times == times[0]).all() else times)
 
     def _flow(self, sequence: KernelSequence) -> FlowTable:
         op = sequence.ops[0].op
@@ -120,5 +118,5 @@ class Tables:
                     work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
                     priced = self.built.price(replace(op, work=work))
                     times[at, to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
-            self.flows[op.work] = FlowTable(self.grid, self.nodes, times)
+            self.flows[op.work] = FlowTable(times)
         return self.flows[op.work]

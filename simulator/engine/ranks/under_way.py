@@ -79,6 +79,7 @@ class ComputeStream:
         self.base = free
         self.recent: list[UnderWay] = []
         self.condition = ALONE
+        self.pending: Array | None = None  # when it becomes ALONE again, unless something else begins just then
 
     @property
     def free(self) -> Array:
@@ -87,6 +88,7 @@ class ComputeStream:
 
     def add(self, task: int, times: Times, floor: Array) -> UnderWay:
         """Issue a sequence that may start from `floor` on [s]."""
+        self.flush()
         one = UnderWay(task, times, floor)
         one.begin(self.free, self.condition)
         self.recent.append(one)
@@ -94,11 +96,24 @@ class ComputeStream:
 
     def change(self, at: Array, condition: int) -> None:
         """Another condition from `at` on [s]."""
+        if self.pending is not None and self.pending is not at and (self.pending != at).any():
+            self.flush()
+        self.pending = None
         before, self.condition = self.condition, condition
         free = self.base
         for one in self.recent:
             one.change(at, before, condition, free)
             free = one.end
+
+    def alone(self, at: Array) -> None:
+        """Nothing is concurrent from `at` on [s]."""
+        self.pending = at
+
+    def flush(self) -> None:
+        """Apply what is pending."""
+        if self.pending is not None:
+            at, self.pending = self.pending, None
+            self.change(at, ALONE)
 
     def settle(self, until: Array) -> list[UnderWay]:
         """Sequences that have ended on every rank `until` a time before which nothing changes any more."""
@@ -112,6 +127,7 @@ class ComputeStream:
 
     def drained(self) -> list[UnderWay]:
         """All that is left, when nothing will change any more."""
+        self.flush()
         left, self.recent = self.recent, []
         if left:
             self.base = left[-1].end

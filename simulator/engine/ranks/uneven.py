@@ -102,7 +102,7 @@ WIDER = 0.1
 def range_of(scenario: Scenario, columns: Columns) -> tuple[Array, Array]:
     """Loads of ranks and of nodes that tables must reach over: all there are, or a sample and some more."""
     if scenario.job.routing.kind in PERSISTENT or not scenario.model.is_moe:
-        return columns.loads(0, 0), columns.node_loads(0, 0)
+        return columns.loads(0, 0), np.append(columns.node_loads(0, 0), columns.nic.max())
     many = max(1, min(3, scenario.job.microbatches))
     places = [(layer, microbatch) for layer in moe_layers(scenario.model) for microbatch in range(many)]
     found = []
