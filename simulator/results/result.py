@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulator.engine.lower import PricedModel
 from simulator.engine.tasks import Timeline
@@ -15,6 +15,9 @@ from simulator.results.metrics import ClassTime, RankTimes
 from simulator.schedule import Schedule
 from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.scenario import Scenario
+
+if TYPE_CHECKING:
+    from simulator.engine.ranks.whole_step import UnevenStep
 
 SCHEMA = "foretrain.result/2"
 
@@ -35,6 +38,7 @@ class Result:
     warnings : what the forecast leaves out or assumes.
     provenance : versions and inputs.
     timeline, built, schedule : what reports read.
+    uneven : the step on each rank where ranks differ; the timeline is then that of a rank with the mean load.
     """
 
     scenario: Scenario
@@ -49,6 +53,7 @@ class Result:
     timeline: Timeline
     built: PricedModel
     schedule: Schedule
+    uneven: UnevenStep | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints; the same inputs give the same bytes."""

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, lower, price_model, stage_names
+from simulator.engine.lower import PricedModel, is_uneven, lower, price_model, stage_names
 from simulator.engine.power import at_the_limit, demand
-from simulator.engine.tasks import Timeline
+from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
@@ -29,6 +29,9 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
 from simulator.units import si
+
+if TYPE_CHECKING:
+    from simulator.engine.ranks.whole_step import UnevenStep
 
 Engine = Literal["events", "longest-path"]
 
@@ -91,8 +94,21 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
 def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
-    """Unroll and execute."""
-    tasks = lower(built, schedule)
+    """Unroll and execute; on uneven ranks as the rank with the mean load sees it."""
+    uneven = uneven_of(built, schedule)
+    return _executed(lower(built, schedule) if uneven is None else uneven.tasks, engine, progress)
+
+
+def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
+    """The step on ranks that differ; None where all are alike."""
+    if not is_uneven(built.scenario):
+        return None
+    from simulator.engine.ranks.whole_step import uneven_step  # NumPy takes 0.1 s to load
+
+    return uneven_step(built, schedule)
+
+
+def _executed(tasks: Tasks, engine: Engine, progress: Callable[[float], None] | None) -> Timeline:
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -107,7 +123,8 @@ def simulate(
     progress : called now and then with the part that is done (0 to 1).
     """
     built, schedule = prepare(scenario)
-    timeline = timeline_of(built, schedule, engine, progress)
+    uneven = uneven_of(built, schedule)
+    timeline = _executed(lower(built, schedule) if uneven is None else uneven.tasks, engine, progress)
     ranks = m.rank_times(timeline, scenario.workload)
     classes = m.class_times(timeline)
     memory = memory_of_serving(scenario) if scenario.workload.serves else memory_of_rows(built, schedule)
@@ -124,6 +141,7 @@ def simulate(
         timeline=timeline,
         built=built,
         schedule=schedule,
+        uneven=uneven,
     )
 
 

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED
 from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.columns import Columns
-from simulator.engine.ranks.tables import FlowTable, Places, SequenceTable, Tables, places
+from simulator.engine.ranks.tables import FlowTable, Places, SequenceTable, Tables, distinct_of, places
 from simulator.engine.ranks.under_way import ComputeStream, UnderWay, end_of_flow
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.graph.shapes import hit_of
 from simulator.schedule import halves
 
 Array = NDArray[np.float64]
@@ -197,7 +196,7 @@ class _Engine:
         self.flows: dict[int, tuple[float, float]] = {}
         self.layers = layer_numbers(built)
         self.slow = [bool((row != 1.0).any()) for row in columns.slowdown]
-        self.hit = hit_of(built.scenario)
+        self.hit = tables.hit
         self.narrow = [bool((row != 1.0).any()) for row in columns.nic]
         self.known: dict[tuple[int, int], tuple[Places, Places, Places]] = {}
 
@@ -210,7 +209,7 @@ class _Engine:
             loads, nodes = self.columns.loads(layer, microbatch), self.columns.node_loads(layer, microbatch)
             self.known[key] = (
                 places(self.tables.grid, loads),
-                places(self.tables.grid, distinct_of(loads, self.hit[0])),
+                places(self.tables.received, distinct_of(loads, self.hit[0])),
                 places(self.tables.nodes, distinct_of(nodes, self.hit[1])),
             )
         return self.known[key]
@@ -251,11 +250,6 @@ def layer_numbers(built: PricedModel) -> dict[tuple[int, int], int]:
             if kind.is_layer:
                 out[stage, block] = len(out)
     return out
-
-
-def distinct_of(loads: Array, hit: float) -> Array:
-    """`simulator.routing.traffic.distinct` of arrays."""
-    return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
 
 
 def run(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
 from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.program import Program
-from simulator.graph.shapes import at_load
+from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll
 from simulator.schedule import Step
@@ -27,7 +27,14 @@ FINEST = 17
 def grid_of(loads: Array) -> Array:
     """Loads at which to price: all there are if they are few, else evenly spaced ones, and always 1."""
     found = np.unique(np.append(loads.ravel(), 1.0))
+    if len(found) == 1:  # two points, so that there is something to interpolate between
+        return np.array([1.0, 1.0 + 1e-9])
     return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
+
+
+def distinct_of(loads: Array, hit: float) -> Array:
+    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices."""
+    return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
 
 
 Places = tuple[NDArray[np.intp], Array]
@@ -76,11 +83,9 @@ class Tables:
     """Tables of every program of a priced model, made when first asked for."""
 
     def __init__(self, built: PricedModel, loads: Array, nodes: Array) -> None:
-        self.built, self.grid, self.nodes = built, grid_of(loads), grid_of(nodes)
-        if len(self.grid) == 1:  # two points, so that there is something to interpolate between
-            self.grid = np.array([1.0, 1.0 + 1e-9])
-        if len(self.nodes) == 1:
-            self.nodes = np.array([1.0, 1.0 + 1e-9])
+        self.built, self.hit = built, hit_of(built.scenario)
+        self.grid = grid_of(loads)
+        self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
         self.models = [self._at(float(load)) for load in self.grid]
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
         self.flows: dict[AllToAll, FlowTable] = {}
@@ -112,8 +117,8 @@ class Tables:
         op = sequence.ops[0].op
         assert isinstance(op.work, AllToAll)
         if op.work not in self.flows:
-            times = np.empty((len(self.grid), len(self.nodes), 2))
-            for at, load in enumerate(self.grid):
+            times = np.empty((len(self.received), len(self.nodes), 2))
+            for at, load in enumerate(self.received):
                 for to, node in enumerate(self.nodes):
                     work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
                     priced = self.built.price(replace(op, work=work))
