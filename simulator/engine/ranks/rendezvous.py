@@ -43,6 +43,7 @@ class RankTimeline:
     start, end : of each task (columns) [s].
     wait : of each rendezvous, how long each column waited for the last (columns) [s].
     flows : of each all-to-all, its durations alone and concurrent with compute on the slowest links [s].
+    layer : of each rendezvous inside an action, the number of its layer.
     """
 
     tasks: Tasks
@@ -50,6 +51,7 @@ class RankTimeline:
     end: list[Array]
     wait: dict[int, Array]
     flows: dict[int, tuple[float, float]]
+    layer: dict[int, int]
 
     @property
     def makespan(self) -> float:
@@ -147,7 +149,7 @@ class _Action:
         else:
             ends = begins + self.times_of(task)[:, ALONE, -1]
         if kind in ("all_to_all", "notify"):
-            engine.wait[task] = begins - came
+            engine.wait[task], engine.layer[task] = begins - came, self.place(task)[0]
             self.compute.alone(ends)
         engine.start[task], engine.end[task], self.comm_free = came, ends, ends
         self.settle(self.compute.settle(ends))
@@ -194,6 +196,7 @@ class _Engine:
         self.end: list[Array] = [self.zero] * len(tasks.lane)
         self.wait: dict[int, Array] = {}
         self.flows: dict[int, tuple[float, float]] = {}
+        self.layer: dict[int, int] = {}
         self.layers = layer_numbers(built)
         self.slow = [bool((row != 1.0).any()) for row in columns.slowdown]
         self.hit = tables.hit
@@ -270,4 +273,6 @@ def run(
         else:
             _Action(engine, action).run()
             task = action.last
-    return RankTimeline(tasks=tasks, start=engine.start, end=engine.end, wait=engine.wait, flows=engine.flows)
+    return RankTimeline(
+        tasks=tasks, start=engine.start, end=engine.end, wait=engine.wait, flows=engine.flows, layer=engine.layer
+    )
