@@ -6,7 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCES := $(wildcard cli.py) simulator workloads reports hardware_profiles
-JOBS   ?= 2
+# Processes of the tests, one more than the cores of a small machine: some tests wait for browsers and commands.
+JOBS   ?= 3
 FUZZ   ?= 1000
 
 export PIP_CONSTRAINT := constraints.txt

@@ -16,7 +16,11 @@ from typing import Any, NoReturn
 import click
 
 VERBS: Mapping[str, tuple[str, str]] = {
-    "simulate": ("reports.verbs.simulate:simulate", "Simulate a training step: how long, and where the time goes."),
+    "simulate": ("reports.verbs.simulate:simulate", "Simulate a step, of training or serving: how long, and why."),
+    "serve": (
+        "reports.verbs.serving.serve:serve",
+        "Replay requests: latencies, throughput, queues, price.",
+    ),
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
     "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),
@@ -211,10 +215,10 @@ def _debugged(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version and exit."
 )
 def foretrain() -> None:
-    """Forecast a training step of DeepSeek-V3-class models on GPU clusters.
+    """Forecast what training and serving DeepSeek-V3-class models cost on GPU clusters.
 
-    Reports how long a step takes, where the time goes, how large the bubbles are, and what the whole run costs. A JOB
-    is the name of a shipped job (foretrain show job lists them) or the path of a TOML file. Any value of a job, its
+    How long a step takes and where the time goes, whether it fits into memory, what a run or a million tokens cost. A
+    JOB is the name of a shipped job (foretrain show job lists them) or the path of a TOML file. Any value of a job, its
     model, hardware or software stack can be changed with --set path=value.
 
     Exit codes: 0 fine; 1 a fault of foretrain; 2 wrong usage or a bad file; 3 the answer is no; 130 interrupted.

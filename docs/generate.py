@@ -32,6 +32,7 @@ def on_files(files: Any, config: Any) -> Any:
         "reference/cli.md": command_line(),
         "reference/validation.md": validation(),
         "reference/public-models.md": public_models(),
+        "reference/serving-claims.md": serving_claims(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -43,6 +44,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     filled = markdown.replace("<!-- what-ifs -->", what_ifs()).replace("<!-- schedules -->", schedules())
     text = _MARK.sub(lambda found: equations(found[1]), filled)
     return _RUN.sub(lambda found: printed(found[1]), text)
+
+
+def serving_claims() -> str:
+    """What DeepSeek says of its serving, next to what follows here."""
+    from simulator.validation.serving.serving_claims import claims, markdown
+
+    head = (
+        "# What DeepSeek says of serving DeepSeek-V3\n\n`foretrain validate --claims` makes this page: every number"
+        " under *ours* follows from the inputs (model, hardware, software, jobs) and the published numbers that the"
+        " remark names; none is fitted.\n\n"
+    )
+    return head + markdown(claims()) + "\n"
 
 
 def printed(arguments: str) -> str:

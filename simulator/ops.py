@@ -6,13 +6,17 @@ segment on one stream. Kernels of one stream run in order; across streams an op 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from simulator.dtypes import BF16, FP8
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
+
+Unit = Literal["", "mlp", "moe", "shared_experts"]
+"""Part of a layer that can run again as a whole: its feed-forward part, its experts with gate and all-to-alls, or the
+shared experts (which are part of `moe`, too)."""
 
 Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
@@ -69,6 +73,25 @@ class Gemm:
         return sum(self.rows) or self.m * self.groups
 
 
+def seen_keys(first: int, last: int, window: int = 0, chunk: int = 0) -> float:
+    """Keys that queries at positions from `first` to `last` attend to, mean; the diagonal counts by one half.
+
+    `window`: a query sees itself and the `window` - 1 keys before (0: all). `chunk`: it sees those of its own chunk of
+    so many tokens (0: all). Without either: the half of the square, (first + last) / 2.
+    """
+    if last <= first:
+        return 0.0
+
+    def area(end: int) -> float:
+        if chunk:
+            whole, rest = divmod(end, chunk)
+            return (whole * chunk * chunk + rest * rest) / 2.0
+        inside = min(end, window) if window else end
+        return inside * inside / 2.0 + float(window) * (end - inside)
+
+    return (area(last) - area(first)) / (last - first)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """The attention core, forward or backward (FlashAttention-like; scores never leave the chip).
@@ -84,6 +107,9 @@ class Attention:
     d_v : width of a value head [elements].
     causal : whether queries attend only to earlier keys.
     backward : whether it is the backward.
+    window : keys that a query attends to, itself included [tokens] (0: all earlier ones).
+    chunk : tokens of a chunk whose keys its queries attend to (0: all earlier ones).
+    cached : keys before the first query of the sequence [tokens].
     precision : format of the operands.
     """
 
@@ -96,18 +122,36 @@ class Attention:
     d_v: int
     causal: bool = True
     backward: bool = False
+    window: int = field(default=0, repr=False)  # calibration splits its samples by their text: it must not change
+    chunk: int = field(default=0, repr=False)
+    cached: int = field(default=0, repr=False)
     precision: Literal["bf16", "fp8"] = "bf16"
 
     @property
+    def is_banded(self) -> bool:
+        """Whether queries attend to some of the earlier keys only."""
+        return 0 < (self.window or self.chunk) < self.seq_kv
+
+    @property
+    def flops_per_pair(self) -> float:
+        """FLOP of a query with a key: 2 GEMMs forward, 5 backward (scores are recomputed) [FLOP]."""
+        return 2.0 * (3 * self.d_qk + 2 * self.d_v if self.backward else self.d_qk + self.d_v)
+
+    @property
     def flops_full(self) -> float:
-        """FLOP over the full square of scores: 2 GEMMs forward, 5 backward (scores are recomputed)."""
-        pairs = 2.0 * self.batch * self.heads * self.seq_q * self.seq_kv
-        return pairs * (3 * self.d_qk + 2 * self.d_v) if self.backward else pairs * (self.d_qk + self.d_v)
+        """FLOP over the full square of scores, or the whole band of a window or chunk [FLOP]."""
+        if self.is_banded:
+            reach = 2.0 * seen_keys(0, self.seq_kv, 0, self.chunk) if self.chunk else float(self.window)
+            return self.batch * self.heads * self.seq_q * reach * self.flops_per_pair
+        return float(self.batch * self.heads * self.seq_q * self.seq_kv) * self.flops_per_pair
 
     @property
     def flops(self) -> float:
-        """FLOP with the causal mask counted as one half of the square [FLOP]."""
-        return self.flops_full * (0.5 if self.causal else 1.0)
+        """FLOP of the pairs that the mask leaves, the diagonal counted by one half [FLOP]."""
+        if not self.is_banded or not self.causal:
+            return self.flops_full * (0.5 if self.causal else 1.0)
+        keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk)
+        return self.batch * self.heads * self.seq_q * keys * self.flops_per_pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +282,7 @@ class AllToAll:
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
     imbalance : tokens that reach the rank around which it is timed, over the mean.
     node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
+    copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -251,6 +296,28 @@ class AllToAll:
     weighted: bool = False
     imbalance: float = 1.0
     node_imbalance: float = 0.0
+    copies_apart: bool = False
+
+    @property
+    def sent(self) -> Streaming:
+        """What the sending kernel of a low-latency all-to-all copies: a dispatch casts each token once, a combine moves
+        a result for every choice."""
+        if self.direction == "dispatch":
+            return Streaming(read=self.tokens * self.hidden * BF16, written=self.tokens * self.bytes_per_token)
+        moved = self.tokens * self.gate.top_k * self.bytes_per_token
+        return Streaming(read=moved, written=moved)
+
+    @property
+    def received(self) -> Streaming:
+        """What its receiving kernel copies: a dispatch lays out a copy for every choice, a combine sums them up."""
+        moved = self.tokens * self.gate.top_k * self.bytes_per_token
+        if self.direction == "dispatch":
+            return Streaming(read=moved, written=moved)
+        return Streaming(read=moved, written=self.tokens * self.hidden * BF16)
+
+
+SENT, RECEIVED = "permute.expand", "permute.reduce"
+"""Kernel classes of the copies at both ends of a low-latency all-to-all: those of permutations, which copy alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +380,36 @@ class Wait:
     seconds: float
 
 
-Work = Gemm | Attention | DecodeAttention | Streaming | Fixed | AllToAll | Notify | PointToPoint | Collective | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostWork:
+    """Copies between a GPU and its host, and what the host's CPU does with them.
+
+    Parameters
+    ----------
+    to_host, from_host : bytes copied [B].
+    memory : bytes of the host's memory that the CPU reads and writes [B].
+    overlapped : whether the three run at once, part by part; else one after the other.
+    """
+
+    to_host: float = 0.0
+    from_host: float = 0.0
+    memory: float = 0.0
+    overlapped: bool = False
+
+
+Work = (
+    Gemm
+    | Attention
+    | DecodeAttention
+    | Streaming
+    | Fixed
+    | AllToAll
+    | Notify
+    | PointToPoint
+    | Collective
+    | HostWork
+    | Wait
+)
 
 
 class Facts(TypedDict, total=False):
@@ -326,6 +422,7 @@ class Facts(TypedDict, total=False):
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
+    unit: Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +449,7 @@ class Op:
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
+    unit : part of the layer that it belongs to, of those that can run again as a whole.
     """
 
     name: str
@@ -371,6 +469,7 @@ class Op:
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
+    unit: Unit = ""
 
     @property
     def flops(self) -> float:

@@ -5,6 +5,7 @@ Columns carry their unit in their name. Parquet is written where pyarrow is inst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,17 +14,19 @@ import numpy as np
 import pandas as pd
 
 from reports.export.files import replacing
-from reports.views.actions import action_list, representative
+from reports.views.actions import ActionSpan, action_list, representative
 from reports.views.idle import idle_by_cause
 from reports.views.ops import ops_of
+from reports.views.stages import stage_spans, waits
 from simulator.engine.tasks import LANES
 from simulator.results.result import Result
 
-STREAMS = ("compute", "all_to_all", "send_next", "send_previous", "sync")
+STREAMS = ("compute", "all_to_all", "send_next", "send_previous", "sync", "to_host", "from_host")
 
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
-    """All tables of a result by name: metrics, ranks, classes, actions, timeline, ops, idle."""
+    """All tables of a result by name: metrics, ranks, classes, actions, timeline, ops, idle; of a serving step stages
+    and waits in place of the last."""
     actions = action_list(result.timeline)
     chosen = representative(actions)
     return {
@@ -60,9 +63,22 @@ def tables(result: Result) -> dict[str, pd.DataFrame]:
         ).rename(
             columns={"start": "start_s", "end": "end_s", "alone": "alone_s", "flops": "work_flop", "bytes": "work_b"}
         ),
-        "idle": pd.DataFrame(
-            [{"cause": cause, "seconds": s} for cause, s in idle_by_cause(result, actions).causes.items()]
-        ),
+        **_idle(result, actions),
+    }
+
+
+def _idle(result: Result, actions: Sequence[ActionSpan]) -> dict[str, pd.DataFrame]:
+    """Why compute idles, by cause; of a serving step its stages, and who waits for whom."""
+    if not result.scenario.workload.serves:
+        causes = idle_by_cause(result, actions).causes
+        return {"idle": pd.DataFrame([{"cause": cause, "seconds": s} for cause, s in causes.items()])}
+    spans = stage_spans(result)
+    stages = [{"stage": span.segment, **asdict(span)} for span in spans]
+    return {
+        "stages": pd.DataFrame(stages)
+        .drop(columns=["segment", "task"])
+        .rename(columns={"start": "start_s", "end": "end_s"}),
+        "waits": pd.DataFrame([asdict(one) for one in waits(result, spans)]),
     }
 
 

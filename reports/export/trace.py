@@ -25,9 +25,10 @@ from typing import Any, Protocol
 from reports.export import trace_counters as counters
 from reports.export.files import replacing
 from reports.export.trace_counters import nanoseconds
+from reports.views.stages import NAMES, late_starts, stage_spans
 from reports.views.words import ranges
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, ActionOf
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, ActionOf
 from simulator.errors import InputError
 from simulator.ops import Streaming
 from simulator.results.result import Result
@@ -39,6 +40,8 @@ THREADS = {
     SEND_NEXT: (4, "sends to the next stage"),
     SEND_PREVIOUS: (5, "sends to the previous stage"),
     SYNC: (6, "gradient sync"),
+    TO_HOST: (9, "copies to the host"),
+    FROM_HOST: (10, "copies from the host"),
 }
 """Stream -> thread of a rank (in the order shown), and its name."""
 LINKS = {"nic": (2, "IB: all-to-all"), "nvlink": (3, "NVLink: all-to-all")}
@@ -141,6 +144,7 @@ class _Trace:
         self.result, self.selection, self.file = result, selection, file
         self.timeline = result.timeline
         self.templates: dict[int, str] = {}
+        self.places = _places(result)
         self.events = 0
 
     def write(self, progress: Callable[[float], None] | None) -> int:
@@ -154,7 +158,7 @@ class _Trace:
             for stream in (COMPUTE, COMM):
                 for action in actions[rank]:
                     self.put(self._action(action, stream))
-            for stream in (SEND_NEXT, SEND_PREVIOUS, SYNC):
+            for stream in (SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, FROM_HOST):
                 self.put("".join(self._task(task, rank, stream, "") for task in lanes[rank * LANES + stream]))
             for link in LINKS:
                 self.put("".join(self._crossings(rank, link, lanes[rank * LANES + COMM])))
@@ -207,7 +211,9 @@ class _Trace:
         stages = f"stage{'s' if len(held.split(',')) > 1 or '-' in held else ''} {held}"
         yield _meta("process_name", rank, 0, name=f"rank {rank} ({stages})")
         yield _meta("process_sort_index", rank, 0, sort_index=rank + 1)
-        for place, name in sorted((*THREADS.values(), *LINKS.values())):
+        away = self.result.scenario.job.offload.activations
+        tracks = [track for stream, track in THREADS.items() if away or stream not in (TO_HOST, FROM_HOST)]
+        for place, name in sorted((*tracks, *LINKS.values())):
             yield _meta("thread_name", rank, place, name=name)
             yield _meta("thread_sort_index", rank, place, sort_index=place + 1)
 
@@ -228,7 +234,8 @@ class _Trace:
         parts = [whole]
         for task in mine:
             forward = tasks.sequence[task].ops[0].op.part == "F"
-            parts.append(self._task(task, action.rank, stream, ahead if forward else back))
+            about = self.places.get(task) or (ahead if forward else back)
+            parts.append(self._task(task, action.rank, stream, about))
         return "".join(parts)
 
     def _task(self, task: int, rank: int, stream: int, about: str) -> str:
@@ -298,6 +305,20 @@ class _Trace:
 def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
     """The actions that forward and backward ops of a step belong to."""
     return (None, None) if step is None else halves(step)
+
+
+def _places(result: Result) -> dict[int, str]:
+    """Of a serving step: layer, microbatch and stage of each task of the first rank, and what it waited for."""
+    if not result.scenario.workload.serves:
+        return {}
+    spans = stage_spans(result)
+    found: dict[int, dict[str, Any]] = {}
+    for span in spans:
+        stage = NAMES.get(span.segment, span.segment)
+        found[span.task] = {"layer": span.block, "microbatch": span.microbatch, "stage": stage}
+    for task, seconds, whom in late_starts(result, spans):
+        found[task] |= {"waited_us": round(1e6 * seconds, 3), "waited_for": whom}
+    return {task: _json(place)[1:-1] + "," for task, place in found.items()}
 
 
 def _about(action: Action | None) -> str:

@@ -9,15 +9,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from reports.figures.breakdown_figure import breakdown_figure, classes_figure, cost_figure, idle_figure
-from reports.figures.curves_figure import PANELS, Swept, runs_figure, scaling_figure
+from reports.figures.curves_figure import Swept, panels_of, runs_figure, scaling_figure, trade_figure
 from reports.figures.memory_figure import memory_figure
 from reports.figures.pair_figure import pair_figure
+from reports.figures.ranks_figure import ranks_figure
 from reports.figures.roofline_figure import roofline_figure
+from reports.figures.serving_figure import serving_figures
 from reports.figures.style import save, styled
 from reports.figures.timeline_figure import timeline_figure
 from reports.views.actions import action_list, representative
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import ops_of
+from reports.views.sidebyside import serves, traded
 from simulator.memory import curve_of
 from simulator.results.result import Result
 
@@ -34,6 +37,9 @@ def write_figures(result: Result, folder: Path) -> list[Path]:
 
 def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     """The figures of one step by name; draw them inside `styled()`."""
+    if result.scenario.workload.serves:
+        yield from serving_figures(result)
+        return
     actions = action_list(result.timeline)
     chosen = representative(actions)
     ops = ops_of(result.timeline, chosen)
@@ -46,6 +52,8 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
     curve = curve_of(result.built, result.schedule, result.timeline, result.memory.worst.rank)
     yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank} (highest peak)")
+    if result.waits is not None:
+        yield "ranks", ranks_figure(result.waits)
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
 
 
@@ -56,6 +64,9 @@ def write_comparison_figures(
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         written = save(runs_figure(titles, results), folder, "runs")
+        points = traded(titles, results)
+        if points is not None:
+            written += save(trade_figure(*points), folder, "pareto")
         line = _line(results, varied)
         if line is not None:
             (path,) = varied
@@ -71,6 +82,7 @@ def _line(results: Sequence[Mapping[str, Any]], varied: Mapping[str, Sequence[st
     except ValueError:
         return None
     ordered = sorted(zip(values, results, strict=True), key=lambda pair: pair[0])
-    keys = [key for key, _, _ in PANELS]
+    served = serves(results)
+    keys = [key for key, _, _ in panels_of(served)]
     metrics = [{key: result["metrics"][key] for key in keys} for _, result in ordered]
-    return Swept(name="", values=[value for value, _ in ordered], metrics=metrics)
+    return Swept(name="", serves=served, values=[value for value, _ in ordered], metrics=metrics)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reports.figures.curves_figure import Point, front, pareto_figure
+from reports.figures.curves_figure import LESS, Point, front, pareto_figure
 from reports.figures.style import save, styled
+from reports.views.trade import TRADES
 from simulator.studies.search import Candidate, Question
 from simulator.units import GB
 
@@ -17,12 +18,20 @@ _TIME = "time of a billion tokens [s]"
 
 
 def write_search_figures(asked: Question, candidates: Iterable[Candidate], folder: Path) -> list[Path]:
-    """Draw time against memory, and time against the price of the run where they are not in proportion."""
+    """Draw time against memory, and time against the price of the run where they are not in proportion; of a serving
+    job throughput on a GPU against the speed of a user."""
     folder.mkdir(parents=True, exist_ok=True)
     ran = [one for one in candidates if one.status == "ok"]
     if not ran:
         return []
     written: list[Path] = []
+    if asked.serves:
+        trade = TRADES[asked.workload]
+        more = (trade.more, True)
+        points = [Point(x=trade.x(one.by("latency")), y=one.rate or 0.0, name=str(one.number)) for one in ran]
+        with styled():
+            shown = _shown(asked, points, more)
+            return save(pareto_figure(shown, trade.label, trade.rate_label, more), folder, "pareto")
     with styled():
         points = [Point(x=one.by("memory") / GB, y=1e9 * one.by("time"), name=str(one.number)) for one in ran]
         written += save(
@@ -39,9 +48,9 @@ def _apart(ratios: Sequence[float]) -> bool:
     return max(ratios) > min(ratios) * (1 + 1e-9)
 
 
-def _shown(asked: Question, points: Sequence[Point]) -> list[Point]:
+def _shown(asked: Question, points: Sequence[Point], more: tuple[bool, bool] = LESS) -> list[Point]:
     """Points to draw: the front with the values in which it differs as names, and of the others a thinned-out cloud."""
-    best = front(points)
+    best = front(points, more)
     values = [asked.values(int(point.name)) for point in best]
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values}) > 1]
     paths = [asked.axes[at].path.rpartition(".")[2] for at in differ]
@@ -53,8 +62,8 @@ def _shown(asked: Question, points: Sequence[Point]) -> list[Point]:
 
 
 def _shown_value(path: str, value: str) -> str:
-    """`ep 64`, but only `dualpipe`: a name needs no key."""
-    return value if value.isidentifier() else f"{path} {value}"
+    """`ep 64`, but only `dualpipe`: a name needs no key, unless it says yes or no."""
+    return value if value.isidentifier() and value not in ("true", "false") else f"{path} {value}"
 
 
 def _thinned(points: Sequence[Point], without: set[str]) -> list[Point]:

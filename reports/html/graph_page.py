@@ -24,7 +24,7 @@ _LEGEND = {
 
 def write_graphs(graphs: Sequence[BlockGraph], name: str, file: Path) -> None:
     """Write the page of the op graphs of one block of the job `name`."""
-    block = words.BLOCKS.get(graphs[0].block, graphs[0].block)
+    block = words.of_block(graphs[0].block)
     shown = [_shown(one, number) for number, one in enumerate(graphs)]
     context = {
         "title": f"foretrain: {block} of {name}",

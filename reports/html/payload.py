@@ -20,7 +20,15 @@ from simulator.engine.tasks import LANES, Timeline
 
 MOST_SEQUENCES = 400_000
 """Beyond this many kernel sequences a page carries actions only, to stay small."""
-STREAMS = ("compute", "all-to-all", "sends to the next stage", "sends to the previous stage", "gradient sync")
+STREAMS = (
+    "compute",
+    "all-to-all",
+    "sends to the next stage",
+    "sends to the previous stage",
+    "gradient sync",
+    "copies to the host",
+    "copies from the host",
+)
 
 _ORDER = tuple(PHASES)
 COLOURS = [*PHASES.values(), COMMUNICATION, WAIT]

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.html.charts import ticks
+from reports.html.charts import Dot, scatter, traded
 from reports.html.page import write
 from reports.html.payload import embedded
 from reports.views import words
+from reports.views.trade import TRADES, Traded
 from simulator.studies.search import Candidate, Confirmed, Found, Scenarios, in_confirmed_order
 from simulator.units import GB
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720.0, 300.0, 48.0, 40.0, 22.0
 
 
 def write_search(found: Found, confirmed: Sequence[Confirmed], file: Path) -> None:
@@ -39,7 +38,9 @@ def search_context(found: Found, confirmed: Sequence[Confirmed]) -> dict[str, An
         "front": [_row(found, one, sure) for one in found.front if one.step is not None],
         "confirmed": bool(sure),
         "prices": found.prices,
-        "chart": scatter(found),
+        "chart": chart_of(found),
+        "serves": found.asked.serves,
+        "latency_name": {"decode": "per output token", "prefill": "to the first token"}.get(found.asked.workload),
         "GB": GB,
         "answer": _answer(found, best),
         "data": embedded({"steps": [], "pair": None}),
@@ -62,6 +63,8 @@ def _row(found: Found, one: Candidate, sure: dict[int, Confirmed]) -> dict[str, 
         "mfu": engine.mfu if engine else one.mfu or 0.0,
         "memory": one.memory or 0.0,
         "cost": engine.cost if engine else one.cost or 0.0,
+        "rate": engine.rate if engine else one.rate or 0.0,
+        "latency": engine.latency if engine else one.latency or 0.0,
         "fast": one.step if engine else None,
         "difference": engine.difference if engine else None,
     }
@@ -72,50 +75,37 @@ def _answer(found: Found, best: Sequence[dict[str, Any]]) -> str:
         return f"None of the {found.asked.size:,} combinations can run."
     paths = [axis.path for axis in found.asked.axes]
     chosen = ", ".join(f"{path} = {value}" for path, value in zip(paths, best[0]["values"], strict=True))
-    step = best[0]["step"]
+    first = best[0]
+    reached = f"{words.seconds(first['step'])} a step, {first['memory'] / GB:.1f} GB, {words.dollars(first['cost'])}"
+    if found.asked.serves:
+        what = {"decode": "per output token", "prefill": "to the first token"}[found.asked.workload]
+        reached = (
+            f"{first['rate']:,.0f} tokens/s on each GPU, {words.seconds(first['latency'])} {what},"
+            f" ${first['cost']:.3f} a million tokens, {first['memory'] / GB:.1f} GB"
+        )
+    limit = f" within {words.seconds(found.limit)}" if found.limit is not None else ""
     return (
-        f"Of {found.asked.size:,} combinations, {found.counts.get('ok', 0):,} can run; the best by {found.rank} is "
-        f"{chosen}: {words.seconds(step)} a step, {best[0]['memory'] / GB:.1f} GB, {words.dollars(best[0]['cost'])}."
+        f"Of {found.asked.size:,} combinations, {found.counts.get('ok', 0):,} can run; the best by {found.rank}{limit}"
+        f" is {chosen}: {reached}."
     )
 
 
-def scatter(found: Found) -> dict[str, Any] | None:
-    """Step time against memory of the best and the front; None where there is nothing to compare."""
+def chart_of(found: Found) -> dict[str, Any] | None:
+    """Step time against memory of the best and the front, of a serving job throughput against speed; None where there
+    is nothing to compare."""
     front = {one.number for one in found.front}
     shown = {one.number: one for one in [*found.best, *found.front] if one.step and one.memory}
-    if len(shown) < 2:
-        return None
-    left, right = _around([one.step or 0.0 for one in shown.values()])
-    low, top = _around([(one.memory or 0.0) / GB for one in shown.values()])
-
-    def x(step: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 8) * (step - left) / (right - left)
-
-    def y(size: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (size - low) / (top - low))
-
-    unit = "s" if right >= 1 else "ms"
-    return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "left": _LEFT,
-        "base": y(low),
-        "points": [
-            {
-                "x": x(one.step or 0.0),
-                "y": y((one.memory or 0.0) / GB),
-                "front": number in front,
-                "name": ", ".join(str(value) for value in found.asked.values(number)),
-            }
+    names = {number: ", ".join(str(value) for value in found.asked.values(number)) for number in shown}
+    if found.asked.serves:
+        points = [
+            Traded(name=names[number], rate=one.rate or 0.0, latency=one.latency or 1.0, front=number in front)
             for number, one in shown.items()
-        ],
-        "x": [(x(t), label) for t, label in ticks(right, 7, unit, left)],
-        "y": [(y(v), label) for v, label in ticks(top, 5, start=low)],
-    }
-
-
-def _around(values: Sequence[float]) -> tuple[float, float]:
-    """An axis that the values fill but for a margin; from zero where they lie near it."""
-    least, most = min(values), max(values)
-    margin = max(0.08 * (most - least), 0.02 * most)
-    return (0.0 if least < 0.2 * most else least - margin), most + margin
+        ]
+        return traded(points, TRADES[found.asked.workload])
+    dots = [
+        Dot(x=one.step or 0.0, y=(one.memory or 0.0) / GB, name=names[number], front=number in front)
+        for number, one in shown.items()
+    ]
+    unit = "s" if max((dot.x for dot in dots), default=0.0) >= 1 else "ms"
+    aims = "time, cost and memory"
+    return scatter(dots, "step time", "peak memory of the most loaded rank [GB]", aims, unit)

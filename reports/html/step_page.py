@@ -70,9 +70,10 @@ def simulation_context(
         "classes": result.classes,
         "bounds": BOUNDS,
         "ops": op_rows(ops),
+        "ops_title": f"Ops of {chosen.text}",
         "memory": memory_context(memory, curve_of(result.built, result.schedule, timeline, memory.worst.rank)),
         "costs": _costs(result),
-        "sensitivity": _swings(tornado),
+        "sensitivity": swings_of(tornado),
         "interval": interval,
         "contributions": interval.contributions[:MOST_CONTRIBUTIONS] if interval else (),
         "trust": trust,
@@ -121,7 +122,7 @@ def _costs(result: Result) -> list[dict[str, Any]]:
     ]
 
 
-def _swings(tornado: Tornado | None) -> list[dict[str, Any]]:
+def swings_of(tornado: Tornado | None) -> list[dict[str, Any]]:
     """Numbers by how far they move the step, each with both ends of its range."""
     if tornado is None or not tornado.swings:
         return []

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
-from reports.terminal.serving_tables import COMPARED, compared
+from reports.terminal.serving_tables import compared, compared_titles
 from reports.views import words
 from reports.views.sidebyside import fits, prices, tokens_per_second, work_differs
 from reports.views.variants import Outcome, differences
@@ -63,7 +63,8 @@ def heading(outcomes: Sequence[Outcome]) -> Text:
         text.append(f"\n{small} of {len(ran)} that ran DO NOT FIT into memory, and can be no answer", style="red")
     differs = work_differs(ran)
     if differs:
-        text.append(f"\nthe work differs ({', '.join(differs)}): compare tokens/s and GPU-hours", style="not bold")
+        by = "tokens/s and price" if _serves(outcomes) else "tokens/s and GPU-hours"
+        text.append(f"\nthe work differs ({', '.join(differs)}): compare {by}", style="not bold")
     return text
 
 
@@ -79,7 +80,8 @@ _NOTE = (
 _SPREAD_NOTE = " 8 of 10: between which times the step lies in 8 of 10 draws; variants share their errors."
 _SERVING_NOTE = (
     "change: of the step time, against the first that ran. MFU: forward, causal attention, BF16 peak."
-    " most sequences: of this length, that fit on a rank."
+    " user: tokens/s of each user. $/1e6: price of a million tokens. GB: memory of a GPU. most: of such sequences"
+    " that fit on a rank."
 )
 
 
@@ -99,7 +101,7 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
     differs, tight, serves = bool(work_differs(ran)), not all(map(fits, ran)), _serves(outcomes)
     between = [f"8 of 10 [{unit.name}]"] if any("interval" in result for result in ran) else []
     headers = [*(["fits"] if tight else []), f"step [{unit.name}]", *between, *(["tokens/s"] if differs else [])]
-    cells = [title for title, _, _ in COMPARED] if serves else ["MFU", "bubble", "exposed", "GPU-hours", "price [$]"]
+    cells = compared_titles(ran) if serves else ["MFU", "bubble", "exposed", "GPU-hours", "price [$]"]
     headers += ["change", *cells]
     table = columns(*map(_short, labels), *(f">{header}" for header in headers), gap=1)
     best = max((tokens_per_second(result) for result in ran if fits(result)), default=0.0)
@@ -118,7 +120,7 @@ def _table(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> Rend
             *(_between(outcome.result["interval"], unit) for _ in between),
             *([words.compact(rate)] if differs else []),
             "" if outcome.result is ran[0] else _change(change, -1 if differs else 1),
-            *(compared(m) if serves else _training_cells(m, unit)),
+            *(compared(m, cells) if serves else _training_cells(m, unit)),
         )
     return table
 

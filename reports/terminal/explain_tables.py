@@ -31,7 +31,7 @@ def report(
     detailed = verbose or len(found.ops) <= FEW
     for kind in dict.fromkeys(one.block for one in found.ops):
         mine = [one for one in found.ops if one.block == kind]
-        title = words.BLOCKS.get(kind, kind)
+        title = words.of_block(kind)
         parts += section(
             f"{title[0].upper()}{title[1:]} [µs]", _listed(mine, _meets_all_to_alls(found)), note(_listed_note(found))
         )

@@ -52,6 +52,15 @@ def filled(memory: MemoryReport) -> str:
         f"{gigabytes(memory.peak)} GB of {gigabytes(memory.capacity)} GB{kept}: {_margin(memory)}.\n"
         f"{gigabytes(memory.least)} to {gigabytes(memory.most)} GB with {low:.0%} to {high:.0%} of activations and"
         " temporary memory reserved by the allocator."
+    ) + _on_host(memory)
+
+
+def _on_host(memory: MemoryReport) -> str:
+    """What is kept in the memory of the host, where something is."""
+    if not memory.host:
+        return ""
+    return (
+        f"\n{gigabytes(memory.host)} GB of {gigabytes(memory.host_capacity)} GB of a GPU's part of its host's memory."
     )
 
 

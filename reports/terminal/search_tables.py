@@ -15,18 +15,32 @@ from rich.text import Text
 from reports.export.files import replacing
 from reports.terminal.elements import columns, note, section
 from reports.views import words
+from reports.views.trade import LATENCIES
 from simulator.studies.search import Candidate, Confirmed, Found, Question, in_confirmed_order
 from simulator.studies.uncertainty import Interval
 from simulator.units import GB
 
 SCHEMA = "foretrain.search/1"
-_BY = {"time": "time per token", "cost": "cost of the run", "memory": "memory"}
-_FAST = "step: by the fast path. M$: price of the whole run."
-_NOTE = (
-    "step, MFU, M$: by the full discrete-event engine, as simulate gives them; * by the fast path only. fast: step by"
-    " the fast path, the place there, and how far it is off. M$: price of the whole run."
-)
+_BY = {
+    "time": "time per token",
+    "throughput": "throughput",
+    "latency": "latency",
+    "cost": "cost",
+    "memory": "memory",
+}
+_PRICED = {False: "M$: price of the whole run.", True: "$: price of a million tokens."}
+_LATENCY = {
+    "training": "",
+    "decode": " TPOT: time per output token; user: tokens/s of each user.",
+    "prefill": " TTFT: time to the first token of prompts that need not wait.",
+}
+_FULL = "by the full discrete-event engine, as simulate gives them; * by the fast path only."
+_EITHER = {
+    False: f"{_FULL} fast: step by the fast path, the place there, and how far it is off.",
+    True: f"{_FULL} off: how far the fast path is off.",
+}
 _TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
+_SERVED = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "usd_per_million_tokens")
 _BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."
 FRONT = 20
 """Members of the front that are printed; JSON holds all."""
@@ -44,20 +58,28 @@ def report(
     parts: list[RenderableType] = [head, Text(summary(found, seconds))]
     if not found.best:
         why = f" Most often: {found.obstacle}" if found.obstacle else ""
-        return [*parts, Text(f"Nothing that was judged can run.{why}")]
+        nothing = "Nothing that can run is as quick as was asked." if found.slow else "Nothing that was judged can run."
+        return [*parts, Text(f"{nothing}{why}")]
     prices = [note(f"Prices: {'; '.join(found.prices)}.")] if found.prices else []
-    title = f"Best by {_BY[found.rank]}"
-    notes = (note(_notes(confirmed, intervals)), *prices)
+    limit = f", at {words.seconds(found.limit)} at most" if found.limit is not None else ""
+    title = f"Best by {_BY[found.rank]}{limit}"
+    notes = (note(_notes(asked, bool(confirmed), bool(intervals))), *prices)
     parts += section(title, *ranking(asked, found.best, confirmed, intervals), *notes)
     if len(found.front) > 1:
         shown = found.front[:FRONT]
-        title = f"Pareto front of time, cost and memory, {len(shown)} of {len(found.front)}"
-        parts += section(title, *ranking(asked, shown, ()), note(_FAST))
+        aims = "throughput on a GPU and speed of a user" if asked.serves else "time, cost and memory"
+        title = f"Pareto front of {aims}, {len(shown)} of {len(found.front)}"
+        parts += section(title, *ranking(asked, shown, ()), note(_notes(asked, False, False)))
     return parts
 
 
-def _notes(confirmed: Sequence[Confirmed], intervals: Mapping[int, Interval]) -> str:
-    return (_NOTE if confirmed else _FAST) + (_BETWEEN if intervals else "")
+def _notes(asked: Question, confirmed: bool, intervals: bool) -> str:
+    """What the columns of a table mean."""
+    timed = "tok/s/GPU, latency, MFU, $:" if asked.serves else "step, MFU, M$:"
+    by = (
+        f"{timed} {_EITHER[asked.serves]}" if confirmed else f"{timed.partition(',')[0].rstrip(':')}: by the fast path."
+    )
+    return f"{by} {_PRICED[asked.serves]}{_LATENCY[asked.workload]}" + (_BETWEEN if intervals else "")
 
 
 def summary(found: Found, seconds: float) -> str:
@@ -68,6 +90,8 @@ def summary(found: Found, seconds: float) -> str:
         text += f", {c['failed']:,} failed ({found.fault})"
     if found.judged:
         text += f"; {found.judged:,} judged in {seconds:.1f} s"
+    if found.limit is not None:
+        text += f"; {found.slow:,} are slower than asked"
     left = found.asked.size - sum(c.values())
     return text + (f"; interrupted, {left:,} left" if left else "") + "."
 
@@ -84,21 +108,23 @@ def ranking(
     values = {one.number: asked.values(one.number) for one in candidates}
     differ = [at for at in range(len(asked.axes)) if len({line[at] for line in values.values()}) > 1]
     names = _short([axis.path for axis in asked.axes])
-    headers = [">", *(names[at] for at in differ), ">step [s]", ">MFU", ">GB", ">M$"]
-    headers += [">fast [s]", ">place", ">off"] if sure else []
+    headers = [">", *(names[at] for at in differ), *_HEADERS[asked.workload]]
+    compared = [">off"] if asked.serves else [">fast [s]", ">place", ">off"]
+    headers += compared if sure else []
     table = columns(*headers, *([">8 of 10 [s]"] if intervals else []), gap=1)
     for place, one in enumerate(candidates, 1):
         if one.step is None or one.memory is None or one.cost is None or one.mfu is None:
             continue
         engine = sure.get(one.number)
-        step, mfu, cost = (engine.step, engine.mfu, engine.cost) if engine else (one.step, one.mfu, one.cost)
         star = "*" if sure and not engine else ""
-        row = [str(place), *(values[one.number][at] for at in differ), f"{step:.4g}{star}", words.percent(mfu)]
-        row += [f"{one.memory / GB:.1f}", f"{cost / 1e6:.3f}"]
+        row = [str(place), *(values[one.number][at] for at in differ), *_cells(asked, engine or one, one.memory, star)]
         if engine:
-            row += [f"{one.step:.4g}", str(engine.guess), f"{100 * engine.difference:+.2f}%"]
+            row += [
+                *([] if asked.serves else [f"{one.step:.4g}", str(engine.guess)]),
+                f"{100 * engine.difference:+.2f}%",
+            ]
         elif sure:
-            row += [""] * 3
+            row += [""] * len(compared)
         if one.number in intervals:
             around = intervals[one.number]
             row.append(f"{around.p10_s:.4g} to {around.p90_s:.4g} (±{words.percent(around.half_width)})")
@@ -106,6 +132,23 @@ def ranking(
     first = values[candidates[0].number] if candidates else ()
     same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
     return [table, note(f"All: {', '.join(same)}.")] if same else [table]
+
+
+_HEADERS = {
+    "training": (">step [s]", ">MFU", ">GB", ">M$"),
+    "decode": (">tok/s/GPU", ">TPOT [ms]", ">user", ">MFU", ">GB", ">$"),
+    "prefill": (">tok/s/GPU", ">TTFT [ms]", ">MFU", ">GB", ">$"),
+}
+
+
+def _cells(asked: Question, one: Candidate | Confirmed, memory: float, star: str) -> list[str]:
+    """What one layout reaches, under `_HEADERS`."""
+    mfu, size = words.percent(one.mfu or 0.0), f"{memory / GB:.1f}"
+    if not asked.serves:
+        return [f"{one.step:.4g}{star}", mfu, size, f"{(one.cost or 0.0) / 1e6:.3f}"]
+    latency = one.latency or 0.0
+    user = [f"{1.0 / latency:.1f}"] if asked.workload == "decode" else []
+    return [f"{one.rate:,.0f}{star}", f"{latency * 1e3:,.2f}", *user, mfu, size, f"{one.cost:.3f}"]
 
 
 def _short(paths: Sequence[str]) -> list[str]:
@@ -128,14 +171,9 @@ def as_dict(
         line = {**record(asked, one), "engine": "fast path"}
         if one.number in sure:
             engine = sure[one.number]
-            line["fast_path"] = {key: line[key] for key in _TIMED} | {"place": engine.guess}
-            line |= {
-                "engine": "events",
-                "step_time_s": engine.step,
-                "time_per_token_s": engine.per_token,
-                "mfu_causal": engine.mfu,
-                "run_cost_usd": engine.cost,
-            }
+            keys = (*_SERVED, LATENCIES[asked.workload]) if asked.serves else _TIMED
+            line["fast_path"] = {key: line[key] for key in keys} | {"place": engine.guess}
+            line |= {"engine": "events", "step_time_s": engine.step, **_reached(asked, engine)}
             line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
         if one.number in intervals:
             line["interval"] = intervals[one.number].as_dict()
@@ -146,7 +184,9 @@ def as_dict(
         "job": asked.job,
         "overrides": list(asked.overrides),
         "axes": {axis.path: list(axis.values) for axis in asked.axes},
+        "workload": asked.workload,
         "rank": found.rank,
+        "limit_s": found.limit,
         "complete": found.complete,
         "counts": found.counts,
         "prices": list(found.prices),
@@ -163,12 +203,20 @@ def record(asked: Question, one: Candidate) -> dict[str, Any]:
         **values,
         "status": one.status,
         "step_time_s": one.step,
-        "time_per_token_s": one.per_token,
-        "mfu_causal": one.mfu,
+        **_reached(asked, one),
         "memory_bytes": one.memory,
-        "run_cost_usd": one.cost,
         "why": one.why,
     }
+
+
+def _reached(asked: Question, one: Candidate | Confirmed) -> dict[str, float | None]:
+    """What a step of such a length comes to."""
+    if not asked.serves:
+        return {"time_per_token_s": one.per_token, "mfu_causal": one.mfu, "run_cost_usd": one.cost}
+    reached: dict[str, float | None] = {"tokens_per_s_per_gpu": one.rate, LATENCIES[asked.workload]: one.latency}
+    if asked.workload == "decode":
+        reached["tokens_per_s_per_user"] = 1.0 / one.latency if one.latency else None
+    return reached | {"mfu": one.mfu, "usd_per_million_tokens": one.cost}
 
 
 def write_csv(file: Path, asked: Question, candidates: Iterable[Candidate]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -19,16 +19,19 @@ from simulator.results.metrics import price_of
 from simulator.results.result import Result
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
+from simulator.studies.uncertainty import Interval
 from simulator.units import GB
 
 
-def report(result: Result, *, verbose: bool = False) -> list[RenderableType]:
+def report(result: Result, *, verbose: bool = False, interval: Interval | None = None) -> list[RenderableType]:
     """Everything `simulate` prints of a serving job, part by part."""
     unit = words.unit_for(result.metrics["step_time_s"])
     title, remark = step_tables.classes_title(result, verbose), step_tables.classes_note(result, verbose)
     return [
         heading(result.scenario),
         *section("The answer", answer(result), note(_NOTE)),
+        *(section("How sure the step time is", *step_tables.sureness(interval, verbose)) if interval else ()),
+        *section("What limits the step", limits(result, unit)),
         *section("Memory of a GPU [GB]", memory(result.memory), held(result)),
         *section(title, step_tables.classes(result, unit, verbose), note(remark), exposed(result, unit)),
         *section("Assumptions and warnings", remarks(result)),
@@ -109,6 +112,8 @@ def answer(result: Result) -> Table:
     price = f"per 1e6 tokens at {words.dollars(m['price_per_gpu_hour_usd'])} per GPU-hour"
     rows.append(("price", f"${m['usd_per_million_tokens']:.3f}", price))
     rows.append(("MFU", words.percent(m["mfu"]), "of the BF16 peak"))
+    used = f"of the data sheet's; kernels move {words.compact(m['memory_bytes_moved'])}B"
+    rows.append(("memory bandwidth", words.percent(m["memory_bandwidth_used"]), used))
     for name, value, remark in rows:
         table.add_row(name, Text(value, style="bold"), Text(remark, style="dim"))
     return table
@@ -130,8 +135,26 @@ def held(result: Result) -> Text:
     length = round(serving.mean_context) + serving.tokens
     return Text(
         f"KV cache: {m['kv_bytes_per_token']:,.0f} B a token over all layers. Most sequences of {length:,} tokens"
-        f" that fit: {m['largest_batch']:,.0f}."
+        f" that fit: {m['largest_batch']:,.0f}; room for {m['kv_cache_tokens']:,.0f} tokens{_by_rule(result.scenario)}."
     )
+
+
+def limits(result: Result, unit: words.Unit) -> Table:
+    """What limits the step, longest first; the times add up to it."""
+    step = result.metrics["step_time_s"]
+    table = columns("", f">{unit.name}", ">")
+    for key, seconds in result.metrics.items():
+        if key.startswith("bound_by_"):
+            table.add_row(words.of_limit(key), unit.of(seconds), words.percent(seconds / step))
+    return table
+
+
+def _by_rule(scenario: Scenario) -> str:
+    """Whose rule sets the size of the cache."""
+    software = scenario.stack.serving
+    if software is None or software.kv_budget == "none":
+        return ""
+    return f" ({scenario.stack.name}: {software.kv_budget} {software.kv_share:g})"
 
 
 def exposed(result: Result, unit: words.Unit) -> Text:
@@ -141,13 +164,26 @@ def exposed(result: Result, unit: words.Unit) -> Text:
     return Text(f"Exposed communication, not overlapped with compute: {unit.of(value)} {unit.name} ({share}).")
 
 
+def whose(result: Result) -> str:
+    """Whose step the times are."""
+    found, gpus = result.timeline.tasks.apart, result.scenario.job.gpus
+    if found is None:
+        return f"One mean rank is simulated; all {gpus} are assumed to be equal."
+    wait, most = words.seconds(found.waited[1]), words.seconds(found.waited[2])
+    return (
+        f"All {gpus} ranks are simulated; times are those of rank {found.rank}, in the middle by what it computes."
+        f" Ranks wait {wait} for others on average, {most} at most; rank {found.busiest} computes longest."
+        f" The most loaded rank of a layer gets {found.imbalance:.2f} times the mean tokens."
+    )
+
+
 def remarks(result: Result) -> Table:
     """What a reader must know before believing the numbers."""
     scenario, serving = result.scenario, result.scenario.job.serving
     assert serving is not None
     issued = "replayed as a CUDA graph" if serving.cuda_graphs else "issued kernel by kernel"
     said = [
-        f"One mean rank is simulated; all {scenario.job.gpus} are assumed to be equal.",
+        whose(result),
         f"The step is {issued}; scheduling between steps, tokenising and the network to users take no time.",
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
@@ -158,17 +194,27 @@ def remarks(result: Result) -> Table:
 
 COMPARED = (
     ("tokens/s/GPU", "tokens_per_s_per_gpu", "{:,.0f}"),
-    ("$/1e6 tokens", "usd_per_million_tokens", "{:.3f}"),
+    ("user", "tokens_per_s_per_user", "{:,.1f}"),
+    ("$/1e6", "usd_per_million_tokens", "{:.3f}"),
     ("MFU", "mfu", "{:.1%}"),
-    ("memory [GB]", "peak_memory_bytes", "{:.1f}"),
-    ("most sequences", "largest_batch", "{:,.0f}"),
+    ("GB", "peak_memory_bytes", "{:.1f}"),
+    ("most", "largest_batch", "{:,.0f}"),
 )
-"""Columns of `compare`: title, key, form."""
+"""Columns of `compare`: title, key, form; those that no variant has are left out."""
 
 
-def compared(metrics: dict[str, Any]) -> list[str]:
-    """A variant's cells of these columns."""
-    return [form.format(metrics[key] / (GB if key.endswith("bytes") else 1)) for _, key, form in COMPARED]
+def compared_titles(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Titles of the columns of these results."""
+    return [title for title, key, _ in COMPARED if any(key in result["metrics"] for result in results)]
+
+
+def compared(metrics: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
+    """A variant's cells under these titles."""
+    return [
+        form.format(metrics[key] / (GB if key.endswith("bytes") else 1)) if key in metrics else ""
+        for title, key, form in COMPARED
+        if title in titles
+    ]
 
 
 def follows(scenario: Scenario) -> Table:

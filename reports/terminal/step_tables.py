@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
+from reports.terminal.rank_tables import slowest_ranks
 from reports.views import words
 from reports.views.palette import PHASES as COLOURS
 from simulator.memory import MemoryReport, needed
@@ -48,6 +49,7 @@ def report(result: Result, *, verbose: bool = False, interval: Interval | None =
         *(section("How sure the step time is", *sureness(interval, verbose)) if interval is not None else ()),
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
+        *(slowest_ranks(result.waits, unit, verbose) if result.waits is not None else ()),
         *section("Layers on stages", stages(result.built.stages)),
         *section(classes_title(result, verbose), classes(result, unit, verbose), note(classes_note(result, verbose))),
         *section("Assumptions and warnings", remarks(result)),
@@ -262,13 +264,26 @@ def classes(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
     return table
 
 
+def _simulated(result: Result) -> str:
+    """Which ranks the numbers are of."""
+    job = result.scenario.job
+    if result.waits is None:
+        return (
+            f"One pipeline of {words.counted(job.layout.pp, 'rank')} is simulated; "
+            f"all {job.dp} are assumed to be equal."
+        )
+    return (
+        f"{words.counted(len(result.waits.ranks), 'rank')} of one group that differ are simulated on each stage, with"
+        " one that has the mean load, whose times these are; other groups are assumed to be no slower."
+    )
+
+
 def remarks(result: Result) -> Table:
     """What a reader must know before believing the numbers."""
     scenario = result.scenario
     said = [
-        f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
-        f"all {scenario.job.dp} are assumed to be equal.",
-        f"Recomputed in backward: {words.of_recompute(scenario.job.layout.recompute, scenario.stack.selective)}.",
+        _simulated(result),
+        f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.validation import Group, Outcome, Placed, Verdict, counts, coverage, grouped
+from simulator.validation.serving.serving_claims import Claim
 
 SCHEMA = "foretrain.validation/1"
 USES = {
@@ -32,6 +34,7 @@ SECTIONS = {
     "E": "training runs of other teams",
     "F": "data sheets",
     "R": "runs that people reported: do they fit",
+    "S": "serving steps of engines (ix: InferenceX, tt: tt-inference-server, aic, ais: issues of ai-dynamo)",
     "T": "DeepSeek's public profile of one overlapped pair",
 }
 """First letter of a figure's name -> what its section holds."""
@@ -295,3 +298,22 @@ def _row(*cells: str) -> list[str]:
 
 def _rule(*cells: str) -> list[str]:
     return [f"|{'|'.join(cell.replace('-', '---') for cell in cells)}|"]
+
+
+CLAIMS_SCHEMA = "foretrain.claims/1"
+
+
+def claims_dict(found: Sequence[Claim]) -> dict[str, object]:
+    """The object that `validate --claims --json` prints."""
+    return {"schema": CLAIMS_SCHEMA, "claims": [asdict(one) for one in found]}
+
+
+def claims_report(found: Sequence[Claim]) -> list[RenderableType]:
+    """Statements about serving next to what follows here."""
+    table = columns("", "published", "here", "agrees")
+    for one in found:
+        table.add_row(one.statement, one.published, one.ours, "yes" if one.agrees else "NO")
+    said = sum(one.agrees for one in found)
+    title = Text(f"What DeepSeek says of serving DeepSeek-V3: {said} of {len(found)} agree", style="bold")
+    remarks = [note(f"{one.statement}: {one.remark} ({one.source})") for one in found]
+    return [title, Text(""), table, *section("Remarks", *remarks)]

@@ -91,9 +91,7 @@ def compare(
         if not all(served):
             raise InputError("compare: some of these jobs train and some serve; compare them apart")
         for each in jobs:
-            refuse_serving(
-                load_scenario(each, overrides), __html=page, __figures=folder, __what_if=what_ifs, __interval=interval
-            )
+            refuse_serving(load_scenario(each, overrides), __what_if=what_ifs)
     began = perf_counter()
     with progress(f"simulating {words.counted(len(chosen), 'variant')}", quiet=quiet) as done:
         outcomes = runs.run_all(chosen, engine, done, draw=page is not None, spread=asked)

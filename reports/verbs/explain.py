@@ -12,7 +12,6 @@ from reports.verbs.options import (
     print_json,
     print_report,
     progress,
-    say,
     set_option,
     verbosity,
 )
@@ -60,9 +59,7 @@ def explain(
         raise InputError(f"--op: {pattern}: no op, kernel class or segment of {job} fits; {hint}")
     path = found.critical_path(engine)
     swings = None
-    if sensitivity and scenario.workload.serves:
-        say("how far a step moves with each number is known of training jobs only", quiet=quiet)
-    elif sensitivity:
+    if sensitivity:
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(job, overrides, engine=engine, progress=done)
     if as_json:

@@ -24,14 +24,26 @@ if TYPE_CHECKING:
     from simulator.spec.scenario import Scenario
 
 
-def _serving(scenario: Scenario, as_json: bool) -> int:
-    """The memory of a serving step."""
+def _serving(scenario: Scenario, figure: Path | None, page: Path | None, as_json: bool, quiet: bool) -> int:
+    """The memory of a serving step, with the figure and the page that were asked for."""
     from reports.terminal.serving_tables import memory_report
     from simulator.memory import memory_of_serving
     from simulator.results.simulate import prepare
 
     prepare(scenario)
     found = memory_of_serving(scenario)
+    if figure is not None:
+        from reports.figures.serving_figure import rank_memory_figure
+        from reports.figures.style import styled, write
+
+        with styled():
+            write(rank_memory_figure(found), figure)
+        say(f"wrote {figure}", quiet=quiet)
+    if page is not None:
+        from reports.html.serving_memory_page import write_serving_memory
+
+        write_serving_memory(scenario, found, page)
+        say(f"wrote {page}", quiet=quiet)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -78,8 +90,8 @@ def memory(
 
     scenario = load_scenario(job, overrides)
     if scenario.workload.serves:
-        refuse_serving(scenario, __measures=with_measures, __figure=file, __html=page, __rank=rank is not None)
-        return _serving(scenario, as_json)
+        refuse_serving(scenario, __measures=with_measures, __rank=rank is not None)
+        return _serving(scenario, file, page, as_json, quiet)
     built, schedule = prepare(scenario)
     if rank is not None and not 0 <= rank < schedule.ranks:
         raise click.UsageError(f"--rank: {rank}: the pipeline has ranks 0 to {schedule.ranks - 1}")

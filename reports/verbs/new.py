@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def new(model: str, hardware: str, gpus: int | None, stack: str | None, out: str | None, quiet: bool) -> None:
     """Write a complete job file to start from.
 
-    The layout is the first of some common ones, the simplest first, that is valid and fits into memory. Every value has
-    a comment; change them, and ask foretrain search for better ones.
+    The layout is the fastest of some usual ones that are valid and fit into memory. Every value has a comment; change
+    them, and ask foretrain search for better ones.
     """
     file = output_file(out, "--out", (".toml",)) if out is not None else None
     from simulator.errors import InputError
@@ -35,14 +35,18 @@ def new(model: str, hardware: str, gpus: int | None, stack: str | None, out: str
     if file is None:
         click.echo(text, nl=False)
         return
-    file.write_text(text, encoding="utf-8")
+    from reports.export.files import replacing
+
+    with replacing(file) as whole:
+        whole.write(text.encode("utf-8"))
     say(f"wrote {file}", quiet=quiet)
 
 
 def job_text(start: StartingJob) -> str:
     """The job as TOML, each value with a comment."""
     job, layout, batch = start.job, start.job.layout, start.job.batch
-    return f"""# {job.model} on {job.gpus} GPUs: forecast {start.step:.3g} s a step, {start.memory / 1e9:.1f} GB a GPU.
+    return f"""# {job.model} on {job.gpus} GPUs: forecast {start.step:.3g} s a step, {start.memory / 1e9:.1f} GB a GPU,
+# the fastest of {start.fitting} layouts that fit.
 # Forecast it with: foretrain simulate FILE. Try other layouts with: foretrain search FILE.
 model = "{job.model}"  # a shipped name (foretrain show model), or the path of a config.json
 hardware = "{job.hardware}"  # a shipped name (foretrain show hardware), or the path of a profile
@@ -56,7 +60,7 @@ ep = {layout.ep}  # ranks that experts are spread over
 cp = {layout.cp}  # ranks that a sequence is spread over
 zero = {layout.zero}  # 0: all is kept whole; 1: optimizer sharded; 2: gradients, too; 3: parameters, too
 schedule = "{layout.schedule}"  # foretrain show schedule lists them
-recompute = "{layout.recompute}"  # none, selective, full or deepseek
+recompute = "{layout.recompute}"  # none, selective, full, deepseek, or a list of modules
 
 [batch]
 sequence_length = {batch.sequence_length}  # [tokens]

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.verbs.options import Input, json_option, output_file, print_json, print_report, quiet_option, say
+from reports.verbs.options import (
+    Input,
+    json_option,
+    output_file,
+    output_folder,
+    print_json,
+    print_report,
+    quiet_option,
+    say,
+)
 
 if TYPE_CHECKING:
     from workloads.reference.claims import Claim
@@ -80,20 +89,29 @@ def numerics(
 
 def _run(out: str | None, quick: bool, quiet: bool) -> list[Claim]:
     """The claims, with page and figures where they are wanted."""
-    from simulator.errors import InputError
     from workloads.reference.claims import run_claims
 
     def report(what: str) -> None:
         say(f"running: {what}", quiet=quiet)
 
-    if out is None:
-        with TemporaryDirectory(prefix="foretrain-") as folder:
-            return run_claims(Path(folder), quick=quick, report=report)
-    if Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"--out: {out}: is a file; give the path of a directory")
-    claims = run_claims(Path(out), quick=quick, report=report)
-    say(f"wrote {Path(out) / 'claims.md'} and its figures", quiet=quiet)
+    target = output_folder(out, "--out") if out is not None else None
+    with TemporaryDirectory(prefix="foretrain-") as made:
+        claims = run_claims(Path(made), quick=quick, report=report)
+        if target is not None:
+            _copy(Path(made), target)
+            say(f"wrote {target / 'claims.md'} and its figures", quiet=quiet)
     return claims
+
+
+def _copy(made: Path, target: Path) -> None:
+    """Every file below `made` to its place below `target`, each whole or not at all; the page last."""
+    from reports.export.files import replacing
+
+    for file in sorted(made.rglob("*.*"), key=lambda path: path.suffix == ".md"):
+        place = target / file.relative_to(made)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as out:
+            out.write(file.read_bytes())
 
 
 def _write_loads(file: Path, job: str, balancing: str, steps: int, quiet: bool) -> int:

@@ -51,8 +51,9 @@ def compare(files: tuple[str, ...], html: str | None, as_json: bool, quiet: bool
 
 def as_dict(saved: list[Saved]) -> dict[str, Any]:
     """The object that `--json` prints."""
-    from reports.views.sidebyside import METRICS, fits, value_of, work_differs
+    from reports.views.sidebyside import fits, metrics_of, value_of, work_differs
 
+    compared = metrics_of([one.result for one in saved])
     return {
         "schema": SCHEMA,
         "work_differs": work_differs([one.result for one in saved]),
@@ -60,7 +61,7 @@ def as_dict(saved: list[Saved]) -> dict[str, Any]:
             {
                 "title": one.title,
                 "scenario": one.result["scenario"].get("hash"),
-                "metrics": {m.key: value_of(one.result, m.key) for m in METRICS},
+                "metrics": {m.key: value_of(one.result, m.key) for m in compared},
                 "fits": fits(one.result),
                 "breakdown_s": one.result["breakdown_s"],
             }

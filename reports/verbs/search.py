@@ -48,10 +48,15 @@ INTERRUPTED = 130
 @set_option
 @click.option(
     "--rank",
-    type=click.Choice(["time", "cost", "memory"]),
-    default="time",
-    show_default=True,
-    help="What the best have least of: time per token, price of the run, or memory.",
+    type=click.Choice(["time", "throughput", "latency", "cost", "memory"]),
+    help="What the best have least of: time per token, price of the run, or memory; of a serving job most throughput on"
+    " a GPU, or least latency, price of a token, or memory. [default: time; throughput]",
+)
+@click.option(
+    "--max-latency",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="SECONDS",
+    help="Of a serving job: only what takes no longer per output token (decode) or to the first token (prefill).",
 )
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show.")
 @click.option(
@@ -82,7 +87,8 @@ def search(
     job: str,
     over: tuple[str, ...],
     overrides: tuple[str, ...],
-    rank: Rank,
+    rank: Rank | None,
+    max_latency: float | None,
     top: int,
     confirm: int | None,
     interval: bool,
@@ -98,7 +104,7 @@ def search(
     address: str,
     quiet: bool,
 ) -> None:
-    """Try every combination of layouts, schedules or hardware, and rank those that are valid and fit.
+    """Try every combination of layouts, schedules, batches or hardware, and rank those that are valid and fit.
 
     Ctrl-C keeps what is done and shows it; with --resume FILE the same command goes on later.
     """
@@ -118,6 +124,7 @@ def search(
         found = engine.search(
             asked,
             rank=rank,
+            limit=max_latency,
             top=top,
             file=kept,
             jobs=jobs,
@@ -131,7 +138,7 @@ def search(
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
             chosen = found.best[: top if confirm is None else confirm]
-            sure = engine.confirm(asked, chosen, done, rank=rank, failed=complaints.append)
+            sure = engine.confirm(asked, chosen, done, rank=found.rank, failed=complaints.append)
     around = _intervals(asked, found, sure, spread, quiet)
     if page is not None:
         from reports.html import write_search

@@ -227,8 +227,10 @@ def job(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     from reports.terminal.showing.show_tables import job_toml
     from simulator.inputs import load_scenario
 
-    found = load_scenario(name, overrides).job
-    return print_json(_as_dict("job", found)) if as_json else click.echo(job_toml(found), nl=False)
+    found = load_scenario(name, overrides)
+    if as_json:
+        return print_json(_as_dict("job", found.job))
+    return click.echo(job_toml(found.job, found.states), nl=False)
 
 
 @show.command(

@@ -91,7 +91,7 @@ def simulate(
     from simulator.studies.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
-    refuse_serving(scenario, __html=page, __figures=folder, __what_if=what_ifs, __export=tables, __interval=interval)
+    refuse_serving(scenario, __what_if=what_ifs, __action=action)
     chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
@@ -110,7 +110,7 @@ def simulate(
         from reports.terminal import serving_tables, step_tables
 
         if scenario.workload.serves:
-            print_report(*serving_tables.report(result, verbose=verbose))
+            print_report(*serving_tables.report(result, verbose=verbose, interval=spread))
         else:
             print_report(*step_tables.report(result, verbose=verbose, interval=spread))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
@@ -157,7 +157,7 @@ def _write_page(
     quiet: bool,
 ) -> None:
     """The page, one action opened; with what the step depends on if a job is given whose numbers are to be moved."""
-    from reports.html import write_simulation
+    from reports.html import write_serving, write_simulation
 
     swings = None
     if moved is not None:
@@ -165,7 +165,10 @@ def _write_page(
 
         with progress("moving numbers", quiet=quiet) as done:
             swings = tornado(*moved, progress=done)
-    write_simulation(result, page, swings, spread, action)
+    if result.scenario.workload.serves:
+        write_serving(result, page, swings, spread)
+    else:
+        write_simulation(result, page, swings, spread, action)
     say(f"wrote {page}", quiet=quiet)
 
 

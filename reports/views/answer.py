@@ -66,7 +66,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ("schedule", f"{layout.schedule}, {words.counted(job.microbatches, 'microbatch')} of {each}"),
         ("batch", f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens"),
         ("precision", job.precision.recipe.upper()),
-        ("recomputation", words.of_recompute(layout.recompute, stack.selective)),
+        ("recomputation", words.of_recompute(layout, stack)),
         (
             "routing",
             words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",

@@ -67,7 +67,7 @@ def _op(shown: BlockGraph, node: str, data: dict[str, Any]) -> GraphOp:
 
 def title_of(shown: BlockGraph) -> str:
     """`MoE layer, a forward overlapped with a backward`."""
-    block = words.BLOCKS.get(shown.block, shown.block)
+    block = words.of_block(shown.block)
     name = block[0].upper() + block[1:]
     if shown.action != "pair":
         return f"{name}, {ACTIONS[shown.action]}"

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reports.views.actions import ActionSpan
-from simulator.cost.attention_cost import attention_bytes
-from simulator.cost.gemm_cost import gemm_bytes
+from simulator.cost.memory_bytes import memory_bytes
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, DecodeAttention, Gemm, Notify, Op, Streaming, Wait
+from simulator.ops import Notify, Op, Wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +54,22 @@ class OpSpan:
 
 def ops_of(timeline: Timeline, action: ActionSpan) -> list[OpSpan]:
     """All ops of an action in the order of their start."""
-    tasks = timeline.tasks
-    found = []
-    for task in range(action.first, action.last):
-        sequence = tasks.sequence[task]
-        stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
-        spans = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
-        if len(spans) != len(sequence.ops):  # a run of one piece holds several ops: spread them as when alone
-            spans = _spread(sequence, timeline.start[task], timeline.end[task])
-        for priced, (start, end) in zip(sequence.ops, spans, strict=True):
-            found.append(_op_span(priced, sequence, stream, start - action.start, end - action.start))
+    found = [op for task in range(action.first, action.last) for op in ops_of_task(timeline, task, action.start)]
     return sorted(found, key=lambda op: (op.start, op.stream, op.end))
+
+
+def ops_of_task(timeline: Timeline, task: int, origin: float = 0.0) -> list[OpSpan]:
+    """The ops of one task in order; times count from `origin` [s]."""
+    tasks = timeline.tasks
+    sequence = tasks.sequence[task]
+    stream = "compute" if tasks.lane[task] % LANES == COMPUTE else "communication"
+    spans = kernel_spans(sequence, timeline.start[task], timeline.end[task], timeline.changes.get(task, ()))
+    if len(spans) != len(sequence.ops):  # a run of one piece holds several ops: spread them as when alone
+        spans = _spread(sequence, timeline.start[task], timeline.end[task])
+    return [
+        _op_span(priced, sequence, stream, start - origin, end - origin)
+        for priced, (start, end) in zip(sequence.ops, spans, strict=True)
+    ]
 
 
 def _spread(sequence: KernelSequence, start: float, end: float) -> list[tuple[float, float]]:
@@ -89,7 +93,7 @@ def _op_span(priced: Priced, sequence: KernelSequence, stream: str, start: float
         calibrated=priced.cost.calibrated,
         alone=priced.durations[0],
         flops=op.flops,
-        bytes=bytes_of(op) or priced.cost.nic_bytes + priced.cost.nvlink_bytes,
+        bytes=memory_bytes(op) or priced.cost.nic_bytes + priced.cost.nvlink_bytes,
     )
 
 
@@ -99,16 +103,3 @@ def direction_of(op: Op, segment: str) -> str:
         return "N"
     last = segment.rpartition(".")[2]
     return last if last in ("F", "B", "W") else "B"
-
-
-def bytes_of(op: Op) -> float:
-    """Bytes that all kernels of an op move through memory [B]; 0 where that is not what they do."""
-    match op.work:
-        case Gemm():
-            return gemm_bytes(op.work) * op.count
-        case Attention():
-            return attention_bytes(op.work) * op.count
-        case Streaming() | DecodeAttention():
-            return op.work.bytes * op.count
-        case _:
-            return 0.0

@@ -23,16 +23,32 @@ WAIT = "#454b54"
 DIRECTIONS = {"F": PHASES["forward"], "B": PHASES["backward"], "W": PHASES["weight"], "N": WAIT}
 """Ops of an overlapped pair: forward, input gradients, weight gradients, barriers and waits."""
 
+STAGES = {
+    "prepare": "#0072b2",
+    "attn": "#56b4e9",
+    "dispatch": "#d55e00",
+    "shared": "#e69f00",
+    "mlp": "#009e73",
+    "combine": "#cc79a7",
+    "out": "#8a8f98",
+    "other": "#454b54",
+}
+"""Stages of a layer in a serving step, by segment."""
+
 BOUNDS = {
     "tensor": "#0072b2",
     "memory": "#009e73",
     "sm": "#cc79a7",
     "nvlink": "#e69f00",
     "ib": "#d55e00",
+    "host": "#f0e442",
     "latency": "#454b54",
     "fixed": "#56b4e9",
 }
 """What limits a kernel."""
+
+LIMITS = {**BOUNDS, "communication": COMMUNICATION, "idle": PHASES["bubble"]}
+"""What limits a serving step: a kernel's limit, communication that nothing hides, or nothing that runs."""
 
 MEMORY = {
     "weights": "#0072b2",
@@ -45,6 +61,9 @@ MEMORY = {
     "slack": "#c9ced6",
 }
 """What fills memory; the keys are `simulator.memory.GROUPS`."""
+
+SERVED_MEMORY = {**MEMORY, "kv_cache": MEMORY["activations"]}
+"""What fills memory in a serving step."""
 
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 """Bars or lines next to each other, in this order."""

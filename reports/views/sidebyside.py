@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.views import words
+from reports.views.trade import LATENCIES, Traded, with_front
+from simulator.spec.workload import WorkloadName
+from simulator.units import GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,42 @@ METRICS = (
 )
 
 
+SERVED = (
+    Metric(key="step_time_s", name="step time", write=words.seconds, less=True),
+    Metric(key="tokens_per_s_per_gpu", name="tokens/s on each GPU", write="{:,.0f}".format, less=False),
+    Metric(key="tokens_per_s_per_user", name="tokens/s of each user", write="{:,.1f}".format, less=False),
+    Metric(key="tpot_s", name="time per output token", write=words.seconds, less=True),
+    Metric(key="ttft_s", name="time to the first token", write=words.seconds, less=True),
+    Metric(key="usd_per_million_tokens", name="price per 10⁶ tokens", write="${:.3f}".format, less=True),
+    Metric(key="mfu", name="MFU, causal attention", write=words.percent, less=False),
+    Metric(key="memory_bandwidth_used", name="memory bandwidth used", write=words.percent, less=None),
+    Metric(key="exposed_comm_s", name="exposed communication", write=words.seconds, less=True),
+    Metric(key="peak_memory_bytes", name="memory of a GPU", write=lambda size: f"{size / GB:.1f} GB", less=True),
+    Metric(key="largest_batch", name="sequences that fit", write="{:,.0f}".format, less=False),
+)
+"""Lines of a comparison of serving steps."""
+
+
+def serves(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all of these are serving steps."""
+    return bool(results) and all("usd_per_million_tokens" in result["metrics"] for result in results)
+
+
+def metrics_of(results: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """The metrics to compare."""
+    return SERVED if serves(results) else METRICS
+
+
+def traded(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> tuple[WorkloadName, list[Traded]] | None:
+    """Serving steps of one workload that fit, as throughput against speed; None of fewer than two."""
+    able = [(title, result["metrics"]) for title, result in zip(titles, results, strict=True) if fits(result)]
+    for workload, key in LATENCIES.items():
+        if len(able) > 1 and all(key in metrics for _, metrics in able):
+            points = [Traded(name=name, rate=m["tokens_per_s_per_gpu"], latency=m[key]) for name, m in able]
+            return workload, with_front(points)
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """A value as text, its relative change against the first result (None for the first), and a verdict: `better`,
@@ -49,7 +88,7 @@ class Cell:
 def table(results: Sequence[Mapping[str, Any]]) -> list[tuple[Metric, list[Cell]]]:
     """A line per metric that all results have."""
     rows, differs = [], bool(work_differs(results))
-    for metric in METRICS:
+    for metric in metrics_of(results):
         values = [value_of(result, metric.key) for result in results]
         aside = differs and metric.key in _PER_STEP  # neither is better: the steps do different work
         judged = replace(metric, less=None) if aside else metric
@@ -195,6 +234,10 @@ def _by_rate(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str
     said = f"{titles[best]} has the most tokens a second of {len(rates)}, {words.large(rates[best])}"
     if best:
         said += f", {words.percent(rates[best] / rates[0] - 1)} more than {titles[0]} ({words.large(rates[0])})"
+    if serves(results):
+        prices_of = [result["metrics"]["usd_per_million_tokens"] for result in results]
+        least = min(range(len(prices_of)), key=prices_of.__getitem__)
+        return f"{said}; {titles[least]} the lowest price, ${prices_of[least]:.3f} per 10⁶ tokens."
     costs = [value_of(result, PRICE_OF_TOKENS) for result in results]
     if all(isinstance(cost, (int, float)) for cost in costs):
         least = min(range(len(costs)), key=costs.__getitem__)

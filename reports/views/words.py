@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from simulator.spec.job import Routing
+    from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.stack import Stack
 
 PHASES = {
     "forward": "forward",
@@ -29,11 +30,21 @@ BOUNDS = {
     "latency": "latency",
     "fixed": "fixed launch time",
     "wait": "wait for others",
-    "host": "the host",
+    "host": "the host, or copies to it",
 }
 """What limits a kernel."""
 
-BLOCKS = {"embed": "embedding", "dense": "dense layer", "moe": "MoE layer", "head": "output head", "mtp": "MTP module"}
+BLOCKS = {
+    "embed": "embedding",
+    "dense": "dense layer",
+    "moe": "MoE layer",
+    "head": "output head",
+    "mtp": "MTP module",
+    "dense-kept": "dense layer, not recomputed",
+    "moe-kept": "MoE layer, not recomputed",
+    "dense-inner": "dense layer, in a group",
+    "moe-inner": "MoE layer, in a group",
+}
 
 _CLASSES = {
     "attn.fwd": "attention, forward",
@@ -138,15 +149,41 @@ def of_bound(bound: str) -> str:
     return BOUNDS.get(bound, bound)
 
 
+ENDS = ("embed", "head", "mtp")
+"""Blocks that are no layers."""
+_MIXERS = {"sliding": "with a window", "chunked": "with chunked attention"}
+
+
+def of_block(kind: str) -> str:
+    """A block: `MoE layer`, `dense layer with a window`."""
+    mixer, _, ffn = kind.rpartition("+")
+    name = BLOCKS.get(ffn, ffn)
+    return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
+
+
+def of_layers(kind: str) -> str:
+    """The same in a list of how many there are: `MoE`, `dense with a window`."""
+    return of_block(kind).replace(" layer", "", 1)
+
+
+_LIMITS = {"communication": "communication that nothing hides", "idle": "nothing runs: waits and the host"}
+
+
+def of_limit(metric: str) -> str:
+    """The limit that a metric `bound_by_..._s` of a serving step counts the time of, in words."""
+    bound = metric.removeprefix("bound_by_").removesuffix("_s")
+    return _LIMITS.get(bound) or of_bound(bound)
+
+
 def of_blocks(blocks: Sequence[str]) -> str:
     """The blocks of a stage: `embedding + 3 dense layers + 2 MoE layers`."""
     main = list(blocks[: blocks.index("mtp")]) if "mtp" in blocks else list(blocks)
     modules = blocks.count("mtp")
     parts = []
     for kind in dict.fromkeys(main):
-        count, name = main.count(kind), BLOCKS.get(kind, kind)
-        many = kind in ("dense", "moe")
-        parts.append((f"{count} " if many else "") + name + ("s" if count > 1 else ""))
+        count, name = main.count(kind), of_block(kind)
+        many = kind not in ENDS
+        parts.append((f"{count} " if many else "") + (name.replace("layer", "layers", 1) if count > 1 else name))
     if modules:
         parts.append(f"{modules} MTP module" + ("s" if modules > 1 else ""))
     return " + ".join(parts)
@@ -197,6 +234,10 @@ def unit_for(longest: float) -> Unit:
     return Unit("s", 1.0) if longest >= 1.0 else Unit("ms", 1e-3)
 
 
+WAITS = {"load": "uneven loads", "hardware": "slow hardware", "jitter": "late hosts"}
+"""Why ranks wait for others."""
+
+
 def percent(part: float) -> str:
     """A share of one, as a percentage."""
     return f"{100 * part:.1f} %"
@@ -220,18 +261,34 @@ def counted(number: int, one: str) -> str:
     return f"{number} {one}{ending}"
 
 
-def of_recompute(recompute: str, selective: str) -> str:
-    """What backward computes again, where `selective` is what the software means by that word."""
-    if recompute == "selective":
-        return {
-            "core": "the attention core",
-            "products": "all of a layer but the attention core and every second GEMM",
-        }[selective]
-    return {
-        "none": "nothing",
-        "full": "whole layers",
-        "deepseek": "RMSNorm, up-projections of latent attention, SwiGLU",
-    }[recompute]
+_RECOMPUTED: dict[Module, str] = {
+    "core_attn": "the attention core",
+    "norm": "all norms",
+    "layernorm": "the norms before attention and the feed-forward part",
+    "mla_up": "up-projections of latent attention",
+    "mla_up_proj": "up-projections of latent attention and their norms",
+    "swiglu": "activations of feed-forward parts",
+    "moe_act": "activations of routed experts",
+    "mlp": "dense feed-forward parts",
+    "moe": "experts with their gate and all-to-alls",
+    "shared_experts": "shared experts",
+    "ops": "all of a layer but the attention core and every second GEMM",
+    "layer": "whole layers",
+}
+
+
+def of_recompute(layout: Layout, stack: Stack) -> str:
+    """What backward computes again."""
+    from simulator.spec.recompute import MODULES, recomputed_modules
+
+    modules = recomputed_modules(layout, stack)
+    if not modules:
+        return "nothing"
+    if "layer" in modules and layout.recompute_method == "block":
+        return f"the first {counted(layout.recompute_layers, 'layer')} of each stage"
+    if "layer" in modules and layout.recompute_layers > 1:
+        return f"whole layers, in groups of {layout.recompute_layers}"
+    return ", ".join(_RECOMPUTED[name] for name in MODULES if name in modules)
 
 
 def of_routing(routing: Routing) -> str:
@@ -242,7 +299,13 @@ def of_routing(routing: Routing) -> str:
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
-    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}"
+    if routing.kind == "measured":
+        return f"tokens per expert as recorded in {routing.file}"
+    anew = f", and of {routing.microbatch_cv:g} anew in each microbatch" if routing.microbatch_cv else ""
+    return (
+        f"popularity of experts sampled with a coefficient of variation of {routing.cv:g} in each layer{anew}"
+        f" (seed {routing.seed})"
+    )
 
 
 def setup(model: str, gpus: int | None, gpu: str) -> str:

@@ -12,6 +12,7 @@ keys and values for each query head, and others sum them up: sums x their bytes 
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 from math import ceil
 
 from simulator.cost.classes import params_for
@@ -62,8 +63,30 @@ def shared_gradients(work: Attention) -> float:
     return size * work.batch * work.seq_kv * work.heads * (work.d_qk + work.d_v)
 
 
-def _flops_per_pair(work: Attention) -> float:
-    return 2.0 * (3 * work.d_qk + 2 * work.d_v if work.backward else work.d_qk + work.d_v)
+@lru_cache(maxsize=4096)
+def banded_blocks(cached: int, end: int, window: int, chunk: int, block_q: int, block_kv: int) -> tuple[float, float]:
+    """Blocks of keys that the tiles of queries from position `cached` to `end` need under a window or in chunks: mean
+    and most. Kernels skip whole blocks only (flash-attention 2.8, csrc/flash_attn/src/flash_fwd_kernel.h,
+    n_block_min and n_block_max)."""
+    counts = []
+    for first in range(cached, end, block_q):
+        lowest = first // chunk * chunk if chunk else max(0, first - window + 1)
+        counts.append(ceil(min(first + block_q, end) / block_kv) - lowest // block_kv)
+    return sum(counts) / len(counts), float(max(counts))
+
+
+def key_blocks(work: Attention, p: AttentionParams) -> tuple[float, float]:
+    """Blocks of keys of a tile, mean and most, what its masked ones cost more included in the mean.
+
+    A window masks on both of its edges: twice what a causal mask costs, which is assumed.
+    """
+    full = float(ceil(work.seq_kv / p.block_kv))
+    if work.causal and work.is_banded:
+        mean, most = banded_blocks(work.cached, work.seq_kv, work.window, work.chunk, p.block_q, p.block_kv)
+        mean += p.mask_blocks * (2.0 if work.window else 1.0)
+        return mean, max(mean, most)
+    mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
+    return min(mean, full + p.mask_blocks), full
 
 
 def _check(work: Attention, sms: int) -> None:
@@ -83,11 +106,9 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     peak = tensor_peak(gpu, work.precision)
     sms = min(share.sms, gpu.sms)
     rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
-    full = float(ceil(work.seq_kv / p.block_kv))
-    mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
+    mean, full = key_blocks(work, p)
     pace = rate_of(p, work.d_qk, work.d_v) * p.loop_clock * peak / gpu.sms
-    block = _flops_per_pair(work) * p.block_q * p.block_kv / pace
-    mean = min(mean, full + p.mask_blocks)
+    block = work.flops_per_pair * p.block_q * p.block_kv / pace
     tile, longest = mean * block + p.tile_time, full * block + p.tile_time
     waves, share_of_tail = -(-rows // sms), p.tail if work.causal else 1.0
     tail = share_of_tail * longest * (1.0 - 1.0 / sms)

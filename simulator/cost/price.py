@@ -8,6 +8,7 @@ from simulator.cost.collective_cost import collective_cost, p2p_cost
 from simulator.cost.cost import Cost, Share
 from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
+from simulator.cost.host_cost import host_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.ops import (
     AllToAll,
@@ -16,6 +17,7 @@ from simulator.ops import (
     DecodeAttention,
     Fixed,
     Gemm,
+    HostWork,
     Notify,
     Op,
     PointToPoint,
@@ -48,12 +50,14 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             return all_to_all_cost(
                 work, op.cls, cluster, sms=comm_sms, concurrent_with_compute=concurrent, dispatcher=dispatcher
             )
-        case Notify() | PointToPoint() | Collective():
+        case Notify() | PointToPoint() | Collective() | HostWork():
             return _message_cost(work, op.cls, cluster)
 
 
-def _message_cost(work: Notify | PointToPoint | Collective, cls: str, cluster: Cluster) -> Cost:
+def _message_cost(work: Notify | PointToPoint | Collective | HostWork, cls: str, cluster: Cluster) -> Cost:
     """Communication whose cost depends on nothing but itself and the links."""
+    if isinstance(work, HostWork):
+        return host_cost(work, cluster)
     if isinstance(work, Notify):
         return notify_cost(work, cls, cluster)
     return p2p_cost(work, cluster) if isinstance(work, PointToPoint) else collective_cost(work, cluster)

@@ -27,7 +27,7 @@ Condition = float
 part of the SMs of one over a whole node."""
 Durations = tuple[float, float, float, float]
 
-Kind = Literal["compute", "work", "notify", "all_to_all", "send", "collective"]
+Kind = Literal["compute", "work", "notify", "all_to_all", "send", "collective", "copy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import networkx as nx
 
 from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, Priced
-from simulator.engine.lower import PricedModel, append
+from simulator.engine.lower import PricedModel, append, is_issued
 from simulator.engine.program import Program
 from simulator.engine.tasks import COMM, COMPUTE, LANES, Tasks, Timeline
 from simulator.ops import Notify, Wait
@@ -34,7 +34,7 @@ def tasks_alone(built: PricedModel, program: Program) -> Tasks:
     node = built.scenario.cluster.node
     tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
     append(tasks, 0, program, (), {})
-    issue = issuing(built.scenario.stack)
+    issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
     if issue is not None:
         tasks.release.update(enumerate(releases(program, issue)[0]))
     return tasks

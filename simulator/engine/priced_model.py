@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from simulator.engine.program import Pricer, Program, lone_program, pair_program, sequential_program
+from simulator.engine.kernel_sequence import KernelSequence, sequence_of
+from simulator.engine.program import Copies, Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.two_batch import two_batch_program
 from simulator.engine.waits import Rendezvous
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
+from simulator.ops import HostWork, Op
 from simulator.schedule import Pair, Step
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
@@ -55,11 +58,40 @@ def program_of(built: PricedModel, step: Step) -> Program:
     if isinstance(step, Pair):
         ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
         made = pair_program if built.scenario.stack.overlapped_pair else sequential_program
-        return made(ahead, back, built.price, *uneven)
+        return made(ahead, back, built.price, *uneven, _copies(built, step.forward.stage, step.backward.stage))
     blocks, serving = built.blocks_of(step.stage), built.scenario.job.serving
     if serving is not None and serving.two_batch_overlap:
         return two_batch_program(blocks, built.scenario.job.workload, built.price, *uneven)
-    return lone_program(step.kind, blocks, built.price, *uneven)
+    copies = _copies(built, step.stage if step.kind == "F" else None, step.stage if step.kind in ("B", "I") else None)
+    return lone_program(step.kind, blocks, built.price, *uneven, copies)
+
+
+def offloaded_layers(kinds: Sequence[BlockKind]) -> list[int]:
+    """Blocks of a stage whose kept activations may go to the host: its layers but the last, which backward needs first
+    (Megatron-Core, pipeline_parallel/fine_grained_activation_offload.py, 2025)."""
+    return [at for at, kind in enumerate(kinds) if kind.is_layer][:-1]
+
+
+def _copies(built: PricedModel, ahead: int | None, back: int | None) -> Copies:
+    """The copies to and from the host of a forward and a backward of these stages."""
+    away = built.scenario.job.offload.activations
+    return Copies(to_host=_each(built, ahead, away, "to_host"), from_host=_each(built, back, away, "from_host"))
+
+
+def _each(
+    built: PricedModel, stage: int | None, away: float, name: Literal["to_host", "from_host"]
+) -> dict[int, KernelSequence]:
+    """One copy a layer of a stage that is offloaded, by the number of its block."""
+    if stage is None or not away or built.scenario.workload.serves:
+        return {}
+    kinds, out = built.stages[stage], {}
+    for block in offloaded_layers(kinds):
+        size = away * built.blocks[kinds[block]].saved_bytes
+        work = HostWork(to_host=size) if name == "to_host" else HostWork(from_host=size)
+        op = Op(name=f"offload.{name}", cls="comm.host", part="F", segment="offload", stream="comm", work=work)
+        if size:
+            out[block] = sequence_of("copy", "offload", [built.price(op)])
+    return out
 
 
 def action_key(stages: Sequence[tuple[BlockKind, ...]], step: Step) -> Hashable:

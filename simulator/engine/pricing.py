@@ -36,7 +36,7 @@ def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
     if all_to_all is None or scenario.stack.dispatcher == "nccl":
         return Neighbour(0, 0.0)
     if isinstance(all_to_all.work, AllToAll) and all_to_all.work.low_latency:
-        return Neighbour(0, 0.0)  # the NIC moves the tokens; the short kernels that send and receive are left out
+        return Neighbour(0, 0.0)  # the NIC moves the tokens; kernels that send and receive are ops of their own
     return Neighbour(comm_sms, scenario.cluster.kernels.comm_traffic)
 
 

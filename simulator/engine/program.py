@@ -7,14 +7,14 @@ overlapped pair. Equal actions share one program.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import hypot
 from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
-from simulator.engine.tasks import COMM, COMPUTE
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, TO_HOST
 from simulator.graph.block import Block, Segment
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
 
@@ -33,6 +33,7 @@ class ProgramStep:
     waits : earlier steps that it waits for, besides its predecessor on the stream.
     forward : whether it belongs to a forward, also in an overlapped pair.
     block : number of its block on the stage.
+    microbatch : which microbatch it belongs to, of two that overlap in serving.
     """
 
     sequence: KernelSequence
@@ -40,6 +41,7 @@ class ProgramStep:
     waits: tuple[int, ...]
     forward: bool = True
     block: int = 0
+    microbatch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Program:
     forward_start, backward_start : first step of each block's forward and backward (-1: none, for example an embedding
         whose weight gradients run later).
     wgrad_end : last step of each block's weight gradients.
+    offloads, reloads : by block, the step that copies what it keeps to the host, or back.
     """
 
     steps: tuple[ProgramStep, ...]
@@ -61,6 +64,26 @@ class Program:
     forward_start: tuple[int, ...] = ()
     backward_start: tuple[int, ...] = ()
     wgrad_end: tuple[int, ...] = ()
+    offloads: Mapping[int, int] = field(default_factory=dict)
+    reloads: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """The copies of what a stage's layers keep, by block: to the host and back. One layer's copy may be on its way
+    while the next layer runs; the one after that waits for it.
+
+    Parameters
+    ----------
+    to_host : behind a block's forward.
+    from_host : before a block's backward, from when the block behind it begins.
+    """
+
+    to_host: Mapping[int, KernelSequence] = field(default_factory=dict)
+    from_host: Mapping[int, KernelSequence] = field(default_factory=dict)
+
+
+NO_COPIES = Copies()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +201,23 @@ class _Assembler:
         self.forward_start: dict[int, int] = {}
         self.backward_start: dict[int, int] = {}
         self.wgrad_end: dict[int, int] = {}
+        self.offloads: dict[int, int] = {}
+        self.reloads: dict[int, int] = {}
+        self.pending: list[int] = []
+
+    def reload(self, block: int, copy: KernelSequence) -> None:
+        """Bring back what a block keeps, before its backward; its first kernels wait for it."""
+        begun = [at for at in self.backward_start.values() if at >= 0]
+        self.reloads[block] = len(self.steps)
+        self.pending.append(len(self.steps))
+        self.steps.append(ProgramStep(copy, FROM_HOST, (max(begun),) if begun else (), False))
+
+    def offload(self, block: int, copy: KernelSequence) -> None:
+        """Send away what a block keeps, behind its forward; the block after the next waits for it."""
+        self.pending += [at for other, at in self.offloads.items() if other < block][-1:]
+        self.offloads[block] = len(self.steps)
+        waits = {at for at in self.last.values() if at >= 0}
+        self.steps.append(ProgramStep(copy, TO_HOST, tuple(sorted(waits))))
 
     def add(self, placed: PlacedSegment) -> None:
         """Append the kernel sequences of one segment."""
@@ -194,6 +234,9 @@ class _Assembler:
                 self.blocking = None
             if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an all-to-all is issued after the compute before it
+            if stream == COMPUTE and self.pending:
+                waits.update(self.pending)
+                self.pending.clear()
             if stream == COMPUTE and placed.waits_for_all_to_all and index == 0 and whose in self.loose:
                 waits.add(self.loose[whose])
             self.last[stream] = len(self.steps)
@@ -202,7 +245,8 @@ class _Assembler:
                 self.loose[whose] = len(self.steps)
             if sequence.kind == "collective":
                 self.blocking = len(self.steps)  # compute after a collective needs its result
-            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F", placed.block))
+            place = (placed.block, placed.microbatch)
+            self.steps.append(ProgramStep(sequence, stream, tuple(sorted(waits)), half == "F", *place))
         if half == "B":
             self.wgrad_end[placed.block] = len(self.steps) - 1
 
@@ -241,15 +285,27 @@ def waiting(seconds: float, barrier: Op) -> Priced:
     return Priced(op=op, cost=wait_cost(work), durations=(seconds,) * 4)
 
 
-def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, resampled_per_layer: bool) -> Program:
+def assemble(
+    order: Sequence[PlacedSegment],
+    price: Pricer,
+    imbalance: float,
+    resampled_per_layer: bool,
+    copies: Copies = NO_COPIES,
+) -> Program:
     """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
 
     `imbalance`: load of the most loaded rank over the mean; `resampled_per_layer`: which rank that is changes from
     layer to layer.
     """
     assembler = _Assembler(price, imbalance, resampled_per_layer)
-    for placed in order:
+    ends = {placed.block: at for at, placed in enumerate(order) if placed.segment.direction == "F"}
+    for at, placed in enumerate(order):
+        block, forward = placed.block, placed.segment.direction == "F"
+        if placed.segment.direction == "B" and block in copies.from_host and block not in assembler.reloads:
+            assembler.reload(block, copies.from_host[block])
         assembler.add(placed)
+        if forward and ends[block] == at and block in copies.to_host:
+            assembler.offload(block, copies.to_host[block])
     return Program(
         steps=tuple(assembler.steps),
         tails=tuple(sorted(at for at in assembler.last.values() if at >= 0)),
@@ -258,6 +314,8 @@ def assemble(order: Sequence[PlacedSegment], price: Pricer, imbalance: float, re
             assembler.backward_start.get(block, -1) for block in range(max(assembler.backward_start, default=-1) + 1)
         ),
         wgrad_end=tuple(assembler.wgrad_end[block] for block in sorted(assembler.wgrad_end)),
+        offloads=assembler.offloads,
+        reloads=assembler.reloads,
     )
 
 
@@ -315,13 +373,18 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
 
 
 def lone_program(
-    kind: str, blocks: Sequence[Block], price: Pricer, imbalance: float = 1.0, resampled_per_layer: bool = False
+    kind: str,
+    blocks: Sequence[Block],
+    price: Pricer,
+    imbalance: float = 1.0,
+    resampled_per_layer: bool = False,
+    copies: Copies = NO_COPIES,
 ) -> Program:
     """Program of a lone F, B, I or W of a stage."""
     if kind == "F":
-        return assemble(order_alone(forward_segments(blocks)), price, imbalance, resampled_per_layer)
+        return assemble(order_alone(forward_segments(blocks)), price, imbalance, resampled_per_layer, copies)
     back = backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")
-    return assemble(order_alone(back), price, imbalance, resampled_per_layer)
+    return assemble(order_alone(back), price, imbalance, resampled_per_layer, copies)
 
 
 def pair_program(
@@ -330,6 +393,7 @@ def pair_program(
     price: Pricer,
     imbalance: float = 1.0,
     resampled_per_layer: bool = False,
+    copies: Copies = NO_COPIES,
 ) -> Program:
     """Program of a forward of one stage overlapped with a full backward of another."""
     return assemble(
@@ -337,6 +401,7 @@ def pair_program(
         price,
         imbalance,
         resampled_per_layer,
+        copies,
     )
 
 
@@ -346,8 +411,9 @@ def sequential_program(
     price: Pricer,
     imbalance: float = 1.0,
     resampled_per_layer: bool = False,
+    copies: Copies = NO_COPIES,
 ) -> Program:
     """A pair as software without overlap runs it: the forward, then the full backward."""
     order = order_alone(forward_segments(ahead))
     order += order_alone(backward_segments(back, wgrad=True, dgrad=True))
-    return assemble(order, price, imbalance, resampled_per_layer)
+    return assemble(order, price, imbalance, resampled_per_layer, copies)

@@ -86,7 +86,8 @@ class Sharding:
     def __init__(self, scenario: Scenario, stages: Sequence[Sequence[BlockKind]], price: Pricer, copies: int) -> None:
         sync = Sync(scenario, price, copies)
         self.order = sync.order
-        kinds = {blocks: held_by_blocks(blocks, scenario.model, scenario.job) for blocks in map(tuple, stages)}
+        sharded = map(tuple, stages) if scenario.workload.updates else ()
+        kinds = {blocks: held_by_blocks(blocks, scenario.model, scenario.job) for blocks in sharded}
         self.gathers = {k: [sync.gather(h) for h in v] for k, v in kinds.items()}
         self.reduces = {k: [sync.reduce("grad", "reduce_scatter", h) for h in v] for k, v in kinds.items()}
         self.stages = [tuple(blocks) for blocks in stages]

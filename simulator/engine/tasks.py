@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from simulator.engine.kernel_sequence import Condition, KernelSequence, kernel_spans
 from simulator.schedule import Step
 
-COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC = range(5)
-LANES = 5
-"""Streams of a rank: compute, all-to-all, sends to the next and to the previous stage, gradient sync."""
+COMPUTE, COMM, SEND_NEXT, SEND_PREVIOUS, SYNC, TO_HOST, FROM_HOST = range(7)
+LANES = 7
+"""Streams of a rank: compute, all-to-all, sends to the next and to the previous stage, gradient sync, copies to the
+host and back."""
 
 Phase = str
 """forward, backward, weight, overlapped, optimizer."""
@@ -34,6 +35,26 @@ class ActionOf:
     last: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apart:
+    """What simulating all ranks apart found, of which the tasks are one rank's.
+
+    Parameters
+    ----------
+    rank : whose tasks they are: the one in the middle by what it computes.
+    busiest : the rank that computes longest.
+    compute : time that ranks compute: mean, most [s].
+    waited : time that ranks wait for others: least, mean, most [s].
+    imbalance : tokens of the most loaded rank's experts over the mean, mean over layers.
+    """
+
+    rank: int
+    busiest: int
+    compute: tuple[float, float]
+    waited: tuple[float, float, float]
+    imbalance: float
+
+
 @dataclass(frozen=True, slots=True)
 class Tasks:
     """All tasks of one optimizer step of one pipeline.
@@ -48,6 +69,7 @@ class Tasks:
     release : earliest start because of the host [s], by task.
     actions : the actions, with their tasks.
     nic, nvlink : attainable link bandwidth per rank [B/s].
+    apart : what was found of all ranks, where they were simulated apart.
     """
 
     ranks: int
@@ -59,6 +81,7 @@ class Tasks:
     actions: list[ActionOf] = field(default_factory=list)
     nic: float = 0.0
     nvlink: float = 0.0
+    apart: Apart | None = None
 
     def add(self, lane: int, sequence: KernelSequence, preds: tuple[int, ...]) -> int:
         """Append one task and return its number."""

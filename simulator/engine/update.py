@@ -8,7 +8,7 @@ from math import ceil
 
 from simulator.dtypes import BF16, FP8
 from simulator.graph.parameters import WEIGHT_BYTES, Held, matrices_by_block
-from simulator.ops import Gemm, Op, Streaming, Work
+from simulator.ops import Gemm, HostWork, Op, Streaming, Work
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.spec.states import States
@@ -57,18 +57,34 @@ def _op(name: str, cls: str, work: Work, count: int = 1) -> Op:
 
 def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], scenario: Scenario) -> list[Op]:
     """The gradient norm and the optimizer itself."""
-    states = scenario.states
+    states, away = scenario.states, scenario.job.offload.optimizer
     mine = held.dense / parts[0] + held.experts / parts[1]
     matrices = held.matrices / parts[0] + held.experts / parts[1] if states.kind == "muon" else 0.0
     kept = states.master_bytes + states.moment_bytes
     second = (states.moment_bytes - states.first_bytes) * matrices
     read = mine * (states.gradient_bytes + kept) - second
     written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
-    ops = [
-        _op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0)),
-        _op(f"optimizer.{_NAMES[states.kind]}", "optimizer", Streaming(read=read, written=written)),
-    ]
+    ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
+    if away < 1:
+        work = Streaming(read=(1 - away) * read, written=(1 - away) * written)
+        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
+    if away:
+        ops.append(
+            _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))
+        )
     return ops + (_orthogonal(blocks, parts, scenario) if states.kind == "muon" else [])
+
+
+def _on_host(mine: float, read: float, written: float, scenario: Scenario) -> HostWork:
+    """The update of `mine` parameters by the CPU, which reads and writes so many bytes of each: gradients are copied
+    there, and what GEMMs read is copied back."""
+    states, zero = scenario.states, scenario.job.layout.zero
+    return HostWork(
+        to_host=mine * states.gradient_bytes,
+        from_host=mine * (_copied(states, zero) or states.master_bytes),
+        memory=mine * (read + written),
+        overlapped=scenario.stack.host_update_overlap,
+    )
 
 
 _NAMES = {"adamw": "adam", "adam8bit": "adam8bit", "muon": "muon", "sgd": "sgd"}

@@ -9,16 +9,18 @@ whole step, is included to first order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from simulator.engine.host import issuing
-from simulator.engine.lower import PricedModel, is_uneven, link_tier, message, overlaps, sends_block
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import PricedModel, is_uneven, link_tier, message, overlaps, price_model, sends_block
 from simulator.engine.power import at_the_limit
 from simulator.engine.sync import Sharding
 from simulator.estimate.compiled import Collectives, Compiled, compiled, compiled_of, times
 from simulator.estimate.grad_sync import GradSync
+from simulator.estimate.serving_step import limited, lines_of, paced_step, step_of
 from simulator.estimate.shared_prices import ActionCost, MemoryDelta, PricedAtClock, SharedPrices, Stages, signature
 from simulator.memory.account import always
 from simulator.memory.optimizer_states import Shards, shards_of
@@ -47,7 +49,7 @@ class Estimate:
 def compiled_for(scenario: Scenario) -> Compiled:
     """The compiled schedule of a scenario."""
     layout = scenario.job.layout
-    if layout.schedule in SCHEDULES:
+    if layout.schedule in SCHEDULES and not scenario.workload.serves:
         return compiled(layout.schedule, layout.pp, scenario.job.microbatches, layout.vpp)
     return compiled_of(schedule_of(scenario))
 
@@ -75,6 +77,8 @@ def alone(scenario: Scenario) -> float | None:
 
     None where kernels wait for the host, or ranks for each other: then it would not be the same to the last digits.
     """
+    if scenario.workload.serves:
+        return paced_step(scenario, longest_path)
     if issuing(scenario.stack) is not None or is_uneven(scenario):
         return None
     c, shared = compiled_for(scenario), SharedPrices(scenario, "longest-path")
@@ -97,6 +101,9 @@ class Placed:
 
 def placed(scenario: Scenario, shared: SharedPrices) -> Placed:
     """Which blocks stand on which stage of a valid scenario, and what its step draws."""
+    if scenario.workload.serves:
+        lines = lines_of(price_model(scenario, 1))
+        return Placed(lines.built.stages, limited(lines)[1])
     c = compiled_for(scenario)
     stages = shared.stages(scenario, c.stages, 1.0)
     factor, watts = _at_the_limit(c, scenario, shared, stages)
@@ -105,6 +112,8 @@ def placed(scenario: Scenario, shared: SharedPrices) -> Placed:
 
 def repriced(scenario: Scenario, base: PricedModel, stages: Stages) -> float:
     """Step time of a valid scenario at the prices of `base`, whatever the power limit says [s]."""
+    if scenario.workload.serves:
+        return step_of(lines_of(replace(base, scenario=scenario, stages=stages)))
     c, shared = compiled_for(scenario), SharedPrices(scenario, "events")
     clock = shared.clocks[0, "events"] = PricedAtClock(scenario, 1.0, "events", base)
     built = clock.priced(scenario, stages)
@@ -199,7 +208,7 @@ def _peaks(
     worst = least = 0.0
     for top, on in zip(tops.tolist(), c.on, strict=True):
         held = tuple(built.stages[stage] for stage in on)
-        key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario))
+        key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario), scenario.job.microbatches)
         fixed = shared.kept(key, lambda held=held: _fixed(held, built, shared, shards))  # type: ignore[misc]
         worst = max(worst, fixed + (1 + shared.assumed.slack) * top)
         least = max(least, fixed + (1 + scenario.job.memory.reserve[0]) * top)

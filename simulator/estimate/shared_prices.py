@@ -32,7 +32,7 @@ from simulator.engine.program import Program
 from simulator.engine.sync import Sharding
 from simulator.engine.tasks import COMPUTE, Tasks
 from simulator.graph.parameters import Held, held_by_blocks
-from simulator.graph.stage import split
+from simulator.graph.stage import split, with_variants
 from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
 from simulator.memory.deltas import Usages
@@ -245,7 +245,7 @@ class SharedPrices:
         def made() -> Stages:
             low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
-            return split(scenario.model, count, how, weights, mirrored=in_pairs)
+            return with_variants(split(scenario.model, count, how, weights, mirrored=in_pairs), scenario.job.layout)
 
         return self.kept(("stages", count, how, hidden, in_pairs, slowdown), made) if slowdown == 1.0 else made()
 
@@ -283,7 +283,7 @@ def grid(slowdown: float) -> tuple[int, float]:
 def parameters_of(job: Job) -> Hashable:
     """All of a job that its parameters, their collectives and their update depend on, but how they are sharded."""
     layout = job.layout
-    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision, job.optimizer
+    return layout.tp, layout.cp, layout.ep, layout.etp, job.precision, job.optimizer, job.offload.optimizer
 
 
 class SharedPricesMemo:

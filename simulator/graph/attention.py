@@ -43,23 +43,28 @@ def softmax_class(row: int) -> str:
 
 def widths(s: Shapes) -> tuple[int, int]:
     """Width of the queries and of keys plus values on one rank."""
-    d = s.model.qk_head_dim
-    return heads_per_rank(s) * d, 2 * kv_heads_per_rank(s) * d
+    return heads_per_rank(s) * s.model.qk_head_dim, kv_heads_per_rank(s) * (s.model.qk_head_dim + s.model.v_dim)
+
+
+def output_width(s: Shapes) -> int:
+    """Width of the core's output on one rank."""
+    return heads_per_rank(s) * s.model.v_dim
 
 
 def core_work(s: Shapes, *, backward: bool) -> Attention:
     """The attention core of one microbatch."""
-    d = s.model.qk_head_dim
     return Attention(
         batch=s.batch,
         seq_q=s.seq,
         seq_kv=s.seq_kv,
         heads=heads_per_rank(s),
         kv_heads=kv_heads_per_rank(s),
-        d_qk=d,
-        d_v=d,
+        d_qk=s.model.qk_head_dim,
+        d_v=s.model.v_dim,
         causal=True,
         backward=backward,
+        window=s.model.sliding_window or 0,
+        chunk=s.model.attention_chunk_size,
     )
 
 
@@ -81,12 +86,12 @@ def core_forward(
     if s.stack.attention_fused:
         builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
         return
-    scores, d = _scores(s), s.model.qk_head_dim
+    scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
     kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
     builder.add(f"{name}.qk", "gemm.bf16", _batched(s, s.seq_kv, d), part=part)
     builder.add(f"{name}.softmax", softmax_class(s.seq_kv), cast(scores, BF16, BF16), part=part)
     builder.add(f"{name}.dropout", "elem", cast(scores, BF16, BF16 + 1.0), part=part, saved=saved + kept)
-    builder.add(f"{name}.pv", "gemm.bf16", _batched(s, d, s.seq_kv), part=part)
+    builder.add(f"{name}.pv", "gemm.bf16", _batched(s, d_v, s.seq_kv), part=part)
 
 
 def prepare_backward(
@@ -109,13 +114,13 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """Backward of the core: fused with its kernels before and after, or GEMM by GEMM."""
     q, _ = widths(s)
     if s.stack.attention_fused:
-        prepare_backward(builder, s, s.tokens * q, s.tokens * q)
+        prepare_backward(builder, s, s.tokens * q, s.tokens * output_width(s))
         builder.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
         finish_backward(builder, s, s.tokens * q)
         return
-    scores, d = _scores(s), s.model.qk_head_dim
-    builder.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d))
-    builder.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d, s.seq_kv))
+    scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
+    builder.add("attn.core.bwd.dp", "gemm.bf16", _batched(s, s.seq_kv, d_v))
+    builder.add("attn.core.bwd.dv", "gemm.bf16", _batched(s, d_v, s.seq_kv))
     builder.add("attn.core.bwd.dropout", "elem", cast(scores, BF16 + 1.0, BF16))
     builder.add("attn.core.bwd.softmax", softmax_class(s.seq_kv), cast(scores, 2 * BF16, BF16))
     builder.add("attn.core.bwd.dq", "gemm.bf16", _batched(s, d, s.seq_kv))
@@ -147,7 +152,7 @@ def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> N
     part: Part | None = "R" if again else None
     for norm, rows, width in _head_norms(s):
         _reduce_statistics(builder, s, f"{norm}.{name}")
-        kept = 0.0 if again else norm_output(s, rows, width)
+        kept = 0.0 if again else norm_output(s, rows, width, "head")
         norm_forward(builder, f"{norm}.{name}", rows, width, part=part, saved=kept)
     if s.model.positions == "rope":
         _rotate(builder, s, name, part=part)
@@ -162,11 +167,13 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     gradients, and the concatenation of the halves' gradients. Where a part of each head rotates, or some layers do not,
     only the values that rotate count: a block stands for the mean layer.
     """
-    q, kv = widths(s)
-    if s.stack.rope_fused:
-        builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + kv // 2)), part=part)
+    q, k = widths(s)[0], kv_heads_per_rank(s) * s.model.qk_head_dim
+    if not s.model.rotated_share:
         return
-    for which, width in (("q", q), ("k", kv // 2)):
+    if s.stack.rope_fused:
+        builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + k)), part=part)
+        return
+    for which, width in (("q", q), ("k", k)):
         values = _rotated(s, width)
         builder.add(f"rope.{which}.multiply.{name}", "elem", cast(values / 2, BF16, BF16), part=part, count=4)
         if name == "bwd":
@@ -180,10 +187,28 @@ def _rotated(s: Shapes, width: int) -> int:
     return round(s.tokens * width * s.model.rotated_share)
 
 
+def gate_width(s: Shapes) -> int:
+    """Values of the gate of the core's output on one rank; 0 without one."""
+    return s.model.gate_width // s.job.layout.tp
+
+
+def gate_output(builder: SegmentBuilder, s: Shapes, *, backward: bool = False) -> None:
+    """The core's output times the sigmoid of its gate; backward reads the gradient, both factors, and writes two
+    gradients. The result is kept as the input of the output projection, next to the output that the core reads."""
+    gate, out = s.tokens * gate_width(s), s.tokens * output_width(s)
+    if gate and backward:
+        builder.add("attn.gate.bwd", "elem", Streaming(read=(2 * out + gate) * BF16, written=(out + gate) * BF16))
+    elif gate:
+        work = Streaming(read=(out + gate) * BF16, written=out * BF16)
+        kept = out * BF16 if s.workload.keeps_activations else 0.0
+        builder.add("attn.gate.fwd", "elem", work, saved=kept)
+
+
 def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, h = s.tokens, s.model.hidden_size
     q, kv = widths(s)
+    k, out, gate = kv_heads_per_rank(s) * s.model.qk_head_dim, output_width(s), gate_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
     entered = enter_branch(builder, "norm.attn.fwd", s)
     gather(builder, "attn.x", s, h)
@@ -191,20 +216,21 @@ def forward(s: Shapes) -> SegmentBuilder:
         builder,
         "attn.qkv",
         t,
-        q + kv,
+        q + kv + gate,
         h,
         recipe=s.recipe,
         place="column",
-        saved=t * (q + kv) * BF16 + entered,
-        matrices=(q, kv // 2, kv // 2),
+        saved=t * (q + kv + gate) * BF16 + entered,
+        matrices=(q + gate, k, kv - k),
     )
     place_heads(builder, s)
-    kept = t * q * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
+    kept = t * out * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
-        builder.add("attn.out.copy", "elem", cast(t * q, BF16, BF16))
-    linear.forward(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
+        builder.add("attn.out.copy", "elem", cast(t * out, BF16, BF16))
+    gate_output(builder, s)
+    linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
     leave_attention(builder, s)
     return builder
@@ -213,14 +239,15 @@ def forward(s: Shapes) -> SegmentBuilder:
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
-    q, kv = widths(s)
+    (q, kv), out, gate = widths(s), output_width(s), gate_width(s)
     enter_attention_backward(builder, s)
     gather(builder, "attn.o_g", s, h)
-    linear.input_gradient(builder, "attn.o", t, h, q, recipe=s.recipe, place="row")
+    linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
+    gate_output(builder, s, backward=True)
     if s.fp8:
-        linear.cast_for_wgrad(builder, "attn.o", t, q, which="x")
+        linear.cast_for_wgrad(builder, "attn.o", t, out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.model.qk_norm and "norm" in s.recompute:
+    if s.model.qk_norm and s.norm_again("head"):
         place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
@@ -232,14 +259,14 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         norm_backward(builder, name, rows, width)
         _reduce_statistics(builder, s, f"{name}.bwd")
     if s.stack.split_copies:
-        builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv), BF16, BF16))
-    if "norm" in s.recompute and s.model.norm_placement != "post":
+        builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv + gate), BF16, BF16))
+    if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)
-    linear.input_gradient(builder, "attn.qkv", t, q + kv, h, recipe=s.recipe, place="column")
+    linear.input_gradient(builder, "attn.qkv", t, q + kv + gate, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
-        linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv, which="g")
+        linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv + gate, which="g")
     scatter(builder, "attn.dx", s, h, gradient=True)
     leave_branch_backward(builder, "attn", s)
     return builder.done()
@@ -250,6 +277,7 @@ def weights(s: Shapes) -> Segment:
     q, kv = widths(s)
     h = s.model.hidden_size
     builder = SegmentBuilder("attn.W", "W", s)
-    linear.weight_gradient(builder, "attn.o", s.tokens, h, q, recipe=s.recipe, place="row")
-    linear.weight_gradient(builder, "attn.qkv", s.tokens, q + kv, h, recipe=s.recipe, place="column")
+    wide = q + kv + gate_width(s)
+    linear.weight_gradient(builder, "attn.o", s.tokens, h, output_width(s), recipe=s.recipe, place="row")
+    linear.weight_gradient(builder, "attn.qkv", s.tokens, wide, h, recipe=s.recipe, place="column")
     return builder.done()

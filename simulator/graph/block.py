@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import ConcurrentWith, Facts, Op, Part, Stream, Work
+from simulator.ops import ConcurrentWith, Facts, Op, Part, Stream, Unit, Work
 from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
 from simulator.spec.workload import Workload
@@ -77,6 +78,7 @@ class SegmentBuilder:
         self.shapes = shapes
         self.part: Part = part
         self.stream: Stream = stream
+        self.unit: Unit = ""
         self._ops: list[Op] = []
 
     @property
@@ -94,6 +96,13 @@ class SegmentBuilder:
         """Whether weight-gradient GEMMs add into the main gradient."""
         return self.stack.wgrad_accumulation_fused
 
+    @contextmanager
+    def inside(self, unit: Unit) -> Iterator[None]:
+        """Ops that are added inside belong to this part of the layer."""
+        before, self.unit = self.unit, unit
+        yield
+        self.unit = before
+
     def add(
         self,
         name: str,
@@ -108,6 +117,7 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
+        facts.setdefault("unit", self.unit)
         self._ops.append(
             Op(
                 name=name,

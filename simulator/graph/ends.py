@@ -5,7 +5,7 @@ Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 re
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16
+from simulator.dtypes import BF16, FP32
 from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
@@ -39,7 +39,12 @@ def _head_forward(s: Shapes) -> Segment:
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
-    norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + norm_output(s, sharded, h))
+    fused = s.stack.loss == "fused_linear"  # which does not need its input again
+    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end")
+    norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
+    if fused:
+        loss.fused_head(builder, s, t, vocab)
+        return builder.done()
     gather(builder, "head.x", s, h)
     linear.forward(builder, "head", t, vocab, h, recipe="bf16")
     loss.forward(builder, s, t, vocab)
@@ -50,14 +55,17 @@ def head(s: Shapes) -> Block:
     """Final norm, output head and loss."""
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     back, late = SegmentBuilder("head.B", "I", s), SegmentBuilder("head.W", "W", s)
-    loss.backward(back, s, t, vocab)
-    regather(back, "head.x", s, h)
-    linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
-    scatter(back, "head.dx", s, h, gradient=True)
-    if "norm" in s.recompute:
+    if s.stack.loss == "fused_linear":
+        loss.scale_fused(back, late, s, t, vocab)
+    else:
+        loss.backward(back, s, t, vocab)
+        regather(back, "head.x", s, h)
+        linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
+        scatter(back, "head.dx", s, h, gradient=True)
+        linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
+    if s.norm_again("end"):
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h)
-    linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
     return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
 
 
@@ -70,13 +78,13 @@ def mtp_projection(s: Shapes) -> Block:
         SegmentBuilder("mtp.B", "I", s),
         SegmentBuilder("mtp.W", "W", s),
     )
-    keep = t * h * BF16 + norm_output(s, t, h)
+    keep = t * h * BF16 + norm_output(s, t, h, "end")
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     norm_forward(ahead, "mtp.norm_h.fwd", t, h, saved=keep)
     norm_forward(ahead, "mtp.norm_e.fwd", t, h, saved=keep)
     ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
     linear.forward(ahead, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
-    if "norm" in s.recompute:
+    if s.norm_again("end"):
         norm_forward(back, "mtp.norm_h.recompute", t, h, part="R")
         norm_forward(back, "mtp.norm_e.recompute", t, h, part="R")
     linear.input_gradient(back, "mtp.proj", t, h, 2 * h, recipe=s.recipe)

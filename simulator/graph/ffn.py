@@ -21,7 +21,7 @@ from simulator.graph.norm import (
     norm_forward,
 )
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
-from simulator.graph.shapes import Shapes
+from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Gemm, Streaming
 from simulator.spec.job import Recipe
 from simulator.spec.model import ModelSpec
@@ -53,7 +53,7 @@ class Ffn:
     a norm of their own.
     """
 
-    name: str
+    name: Literal["dense", "shared"]
     tokens: int
     hidden: int
     inner: int
@@ -92,7 +92,7 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
 
 def eager_activation(
     builder: SegmentBuilder,
-    name: str,
+    name: Activated,
     rows: int,
     inner: int,
     *,
@@ -108,7 +108,7 @@ def eager_activation(
         work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
         direction = "bwd" if backward else "fwd"
         name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
-        keeps = not backward and builder.shapes.workload.keeps_activations and "swiglu" not in builder.shapes.recompute
+        keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
         kept = rows * inner * BF16 if keeps else 0.0
         builder.add(name_of_kernel, "elem", work, saved=kept, scales_with_load=scales_with_load)
         if backward:
@@ -132,9 +132,9 @@ def persistent(s: Shapes) -> int:
     return s.sms - s.job.overlap.comm_sms if s.stack.gemm_sms_reserved else s.sms
 
 
-def kept_activation(s: Shapes, rows: int, inner: int) -> float:
+def kept_activation(s: Shapes, name: Activated, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
-    if "swiglu" in s.recompute:
+    if s.activation_again(name):
         return 0.0
     return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
 
@@ -167,7 +167,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
         f.activation,
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
-        saved=kept_activation(s, f.tokens, f.inner),
+        saved=kept_activation(s, f.name, f.tokens, f.inner),
     )
     fused = f.recipe != "fp8_tensor"
     linear.forward(
@@ -207,7 +207,7 @@ def down_backward(
         linear.cast_for_wgrad(
             builder, f"{f.name}.down", f.tokens, f.hidden, which="g", read=FP8 if gradient_fp8 else BF16
         )
-        if "swiglu" in s.recompute:
+        if s.activation_again(f.name):
             builder.add(
                 f"{f.name}.swiglu.recompute_quant_t",
                 "quant.chan_t",
@@ -219,7 +219,7 @@ def down_backward(
     else:
         linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
-    again = "swiglu" in s.recompute and not f.fp8
+    again = s.activation_again(f.name) and not f.fp8
     work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
     builder.add(
         f"{f.name}.swiglu.bwd",
@@ -249,11 +249,12 @@ def dense_forward(s: Shapes) -> Segment:
     """`mlp.F` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.F", "F", s)
-    gather(builder, "dense.x", s, f.hidden)
-    up(builder, f, s, cast_input=True)
-    down(builder, f, s)
-    save(builder, f)
-    scatter(builder, "dense", s, f.hidden)
+    with builder.inside("mlp"):
+        gather(builder, "dense.x", s, f.hidden)
+        up(builder, f, s, cast_input=True)
+        down(builder, f, s)
+        save(builder, f)
+        scatter(builder, "dense", s, f.hidden)
     leave_ffn(builder, s)
     return builder.done()
 
@@ -265,7 +266,7 @@ def dense_backward(s: Shapes) -> Segment:
     enter_ffn_backward(builder, s)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
-    if "norm" in s.recompute and s.model.norm_placement != "post":
+    if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)

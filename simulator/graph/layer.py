@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.recompute import recomputed
@@ -19,6 +21,12 @@ def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
 
 def _attention_weights(s: Shapes) -> Segment:
     return mla.weights(s) if s.model.is_mla else attention.weights(s)
+
+
+def build_layer(kind: BlockKind, s: Shapes) -> Block:
+    """A layer of this kind, with the sizes that the model's layers of this kind have."""
+    own = replace(s, model=s.model.of_kind(kind))
+    return replace(moe_layer(own) if kind.is_moe else dense_layer(own), kind=kind)
 
 
 def dense_layer(s: Shapes) -> Block:

@@ -77,6 +77,7 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
         d_v=d.v,
         causal=True,
         backward=backward,
+        window=s.model.sliding_window or 0,
     )
 
 
@@ -86,8 +87,8 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
     part: Part | None = "R" if again else None
     name = "recompute" if again else "fwd"
     rope = "recompute" if again else "fwd"
-    keep = 0.0 if "mla_up" in s.recompute or again else 1.0
-    if not again or "norm" in s.recompute:
+    keep = 0.0 if s.up_again or again else 1.0
+    if not again or s.norm_again("latent"):
         if d.q_lora:
             norm_forward(
                 builder,
@@ -95,7 +96,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
                 d.tokens,
                 d.q_lora,
                 part=part,
-                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora),
+                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora, "latent"),
             )
         builder.add(
             f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part
@@ -106,11 +107,11 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
             d.tokens,
             d.kv_lora,
             part=part,
-            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora),
+            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora, "latent"),
         )
         if not again:
             builder.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
-    if again and "mla_up" not in s.recompute:
+    if again and not s.up_again:
         return
     if d.q_lora:
         linear.forward(
@@ -170,7 +171,7 @@ def forward(s: Shapes) -> SegmentBuilder:
         d.kv_lora + d.rope,
         h,
         recipe=s.recipe,
-        saved=d.sharded * (d.kv_lora + (d.rope if "mla_up" in s.recompute else 0)) * BF16,
+        saved=d.sharded * (d.kv_lora + (d.rope if s.up_again else 0)) * BF16,
     )
     gather(builder, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
     _up_projections(builder, s, d, again=False)
@@ -227,7 +228,7 @@ def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     builder.add("attn.dkv_a.copy_pe", "elem.strided", elementwise(t * d.rope, BF16, BF16))
     builder.add("attn.dkv_a.copy_kv", "elem.strided", elementwise(t * d.kv_lora, BF16, BF16))
     builder.add("attn.dkv_a.add", "elem", elementwise(t * kv_a, 2 * BF16, BF16))
-    if "norm" in s.recompute:
+    if s.norm_again("layer"):
         norm_forward(builder, "norm.attn.recompute", t, h, part="R")
     first = [("attn.kv_a", kv_a, t)] + ([("attn.q_a", d.q_lora, t)] if d.q_lora else [("attn.q", d.q, d.tokens)])
     for name, width, rows in first:
@@ -252,7 +253,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, d.out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if "norm" in s.recompute or "mla_up" in s.recompute:
+    if s.norm_again("latent") or s.up_again:
         _up_projections(builder, s, d, again=True)
     if "core_attn" in s.recompute:
         builder.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")

@@ -71,6 +71,11 @@ def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward
 
 def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate and the cast of the tokens that travel."""
+    with builder.inside("moe"):
+        _router_forward(builder, s)
+
+
+def _router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
     builder.add(
         "router.gate.fwd",
@@ -94,11 +99,12 @@ def shared_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """Shared experts without overlap, at the end of `attn.F`: the dispatch is issued after them."""
     shared = shared_of(s, overlapped=False)
     if shared:
-        gather(builder, "shared.x", s, shared.hidden)
-        ffn.up(builder, shared, s, cast_input=False)
-        ffn.down(builder, shared, s)
-        scatter(builder, "shared", s, shared.hidden)
-        ffn.save(builder, shared)
+        with builder.inside("shared_experts"):
+            gather(builder, "shared.x", s, shared.hidden)
+            ffn.up(builder, shared, s, cast_input=False)
+            ffn.down(builder, shared, s)
+            scatter(builder, "shared", s, shared.hidden)
+            ffn.save(builder, shared)
 
 
 def _scores(s: Shapes) -> Streaming:
@@ -124,13 +130,14 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     added, where nothing fuses that."""
     builder = SegmentBuilder("out.F", "F", s)
     home: tuple[str, ...] = ("moe.combine.fwd.a2a",)
-    if s.stack.dispatcher == "nccl":
-        builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
-        home = ()
-    if s.model.shared_width and not s.stack.residual_fused:
-        work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
-        builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
-        home = ()
+    with builder.inside("moe"):
+        if s.stack.dispatcher == "nccl":
+            builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
+            home = ()
+        if s.model.shared_width and not s.stack.residual_fused:
+            work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
+            builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
+            home = ()
     add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
@@ -148,6 +155,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
 def dispatch(s: Shapes) -> Segment:
     """`dispatch.F`: layout, notify, all-to-all."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
+    builder.unit = "moe"
     last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
     if s.stack.dispatcher == "nccl":
         last = "moe.permute_local.fwd"
@@ -162,6 +170,7 @@ def _all_to_all_segment(
 ) -> Segment:
     """Notify and all-to-all after the op `after`."""
     builder = SegmentBuilder(segment, "F" if segment.endswith("F") else "I", s, "comm")
+    builder.unit = "moe"
     builder.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
     work = all_to_all(s, direction, backward=segment.endswith("B"))
@@ -244,9 +253,11 @@ def forward(s: Shapes) -> Segment:
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.F", "F", s)
+    builder.unit = "moe"
     if shared:
-        gather(builder, "shared.x", s, h)
-        ffn.up(builder, shared, s, cast_input=False)
+        with builder.inside("shared_experts"):
+            gather(builder, "shared.x", s, h)
+            ffn.up(builder, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
     gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
     builder.add("moe.map.count", "permute.map.count", Fixed(), after=gathered, scales_with_load=True)
@@ -269,7 +280,7 @@ def forward(s: Shapes) -> Segment:
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
         ffn.activation_class(s.model),
         ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
-        saved=ffn.kept_activation(s, s.rows, inner),
+        saved=ffn.kept_activation(s, "moe", s.rows, inner),
         scales_with_load=True,
     )
     if s.fp8:
@@ -277,16 +288,23 @@ def forward(s: Shapes) -> Segment:
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
-    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), **last)
+    weighs = s.stack.gate_weights == "output"
+    down: Facts = {**last, "read_by_backward": weighs}
+    kept = s.rows * h * BF16 if weighs else 0.0
+    builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
+    if weighs:
+        builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h), **last)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
-        ffn.down(builder, shared, s)
-        scatter(builder, "shared", s, h)
+        with builder.inside("shared_experts"):
+            ffn.down(builder, shared, s)
+            scatter(builder, "shared", s, h)
     if s.fp8:
         builder.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8), scales_with_load=True)
     if shared:
-        ffn.save(builder, shared)
+        with builder.inside("shared_experts"):
+            ffn.save(builder, shared)
     return builder.done()
 
 
@@ -299,19 +317,23 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
     builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait, scales_with_load=True)
+    weighs = s.stack.gate_weights == "output"
+    if weighs:
+        builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h), scales_with_load=True)
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=True, scales_with_load=True)
-    again = "swiglu" in s.recompute
+    again = s.activation_again("moe")
     builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
         ffn.activation_class(s.model),
         ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
         scales_with_load=True,
     )
-    work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
-    builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+    if not weighs:
+        work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
+        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
@@ -328,7 +350,7 @@ def backward(s: Shapes) -> Segment:
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
         ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8, after=first)
     _expert_down_backward(builder, s)
-    if "norm" in s.recompute:
+    if s.norm_again("layer"):
         norm_forward(builder, "norm.ffn.recompute", t, h, part="R")
         if s.fp8 and shared:
             builder.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
@@ -405,7 +427,7 @@ def shared_backward(builder: SegmentBuilder, s: Shapes) -> None:
     values = sharded_tokens(s) * shared.hidden
     gather(builder, "shared.g", s, shared.hidden)
     ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8)
-    if s.fp8 and "norm" in s.recompute:
+    if s.fp8 and s.norm_again("layer"):
         builder.add("shared.x.quant_recompute", "quant.token", cast(values, BF16, FP8), part="R")
     if s.fp8:
         builder.add("shared.x.dequant", "dequant", _dequant(values, ffn.persistent(s)), part="R")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.shapes import Shapes
+from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
 
 SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x132 against 924 = 7x132 in the trace)
@@ -27,13 +27,13 @@ def _ctas(width: int, s: Shapes, wide: int, narrow: int) -> int:
     return s.sms * (wide if width >= SMALL else narrow)
 
 
-def norm_output(s: Shapes, tokens: int, width: int) -> float:
+def norm_output(s: Shapes, tokens: int, width: int, where: Norm = "layer") -> float:
     """Bytes kept of what a norm makes: its output, and per token 1/rms (of LayerNorm also the mean) in FP32 [B].
 
     Nothing where norms are recomputed.
     """
     statistics = FP32 * (2 if s.model.norm == "layer" else 1)
-    return 0.0 if "norm" in s.recompute else tokens * (width * BF16 + statistics)
+    return 0.0 if s.norm_again(where) else tokens * (width * BF16 + statistics)
 
 
 def norm_forward(

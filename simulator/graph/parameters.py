@@ -50,12 +50,12 @@ class Held:
 
 def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
-    tp, layout = job.layout.tp, job.layout
+    kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
-    if kind == BlockKind.DENSE or kind == BlockKind.MOE:
+    if kind.is_layer:
         p = model.layer_parameters(kind)
         split = (p.attention + p.shared_expert + p.dense_ffn) // tp
-        attention = sum(k * n for k, n in model.attention_matrices().values())
+        attention = sum(k * n for k, n in model.of_kind(kind).attention_matrices().values())
         return Held(
             dense=split + p.norms + p.router,
             experts=p.routed_expert // (layout.ep * layout.etp),
@@ -76,13 +76,13 @@ DENSE, EXPERTS = 0, 1
 
 def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple[int, int, int, int]]:
     """Matrices of one block on one rank without tensor parallelism: (rows, columns, how many, DENSE or EXPERTS)."""
-    h = model.hidden_size
+    kind, h = kind.base, model.hidden_size
     if kind == BlockKind.MTP:
         return [(2 * h, h, 1, DENSE)]
-    if kind not in (BlockKind.DENSE, BlockKind.MOE):
+    if not kind.is_layer:
         return []
-    found = [(k, n, 1, DENSE) for k, n in model.attention_matrices().values()]
-    if kind == BlockKind.DENSE:
+    found = [(k, n, 1, DENSE) for k, n in model.of_kind(kind).attention_matrices().values()]
+    if not kind.is_moe:
         return [*found, (h, model.intermediate_size, model.ffn_matrices, DENSE)]
     if model.shared_width:
         found.append((h, model.shared_width, model.ffn_matrices, DENSE))
@@ -97,9 +97,10 @@ def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> He
 
 def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> list[Held]:
     """What one rank holds of each block of a stage; of a head that occurs again (MTP) only the norm."""
+    each = {kind: held_by_block(kind, model, job) for kind in dict.fromkeys(blocks)}
     held, heads = [], 0
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else held_by_block(kind, model, job))
+        held.append(Held(dense=model.norm_weights) if again else each[kind])
     return held

@@ -1,28 +1,43 @@
-"""Recomputation of whole layers: what forward keeps, and what runs again before backward.
+"""Recomputation of whole layers, and of parts of them as a whole: what forward keeps, and what runs again.
 
-Policies that recompute single ops (DeepSeek's, Megatron's attention core) are applied where those ops are made.
+Policies that recompute single ops (norms, activations, the attention core) are applied where those ops are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment
+from simulator.graph.norm import kept_of_ffn_input
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Op
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Op, Unit
 
-SENT_AWAY = ("combine.F", "out.F")
-"""The last all-to-all sends a layer's output away: backward does not need it again."""
+UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
 def recomputed(block: Block, s: Shapes) -> Block:
     """The layer with the job's policy applied."""
-    if "full" in s.recompute:
+    if "layer" in s.recompute:
         return _whole(block, s)
-    return _all_but_every_second_gemm(block, s) if "ops" in s.recompute else block
+    if "ops" in s.recompute:
+        return _all_but_every_second_gemm(block, s)
+    names = {op.unit for op in block.ops()}
+    if "mlp" in names and s.checkpoints("dense"):
+        return _part(block, s, {"mlp"}, kept_of_ffn_input(s))
+    if "moe" in names and s.checkpoints("moe"):
+        return _part(block, s, {"moe", "shared_experts"}, kept_of_ffn_input(s))
+    if "shared_experts" in names and s.checkpoints("shared"):
+        return _part(block, s, {"shared_experts"}, 0.0)  # the gate keeps what they read
+    return block
+
+
+def inner(block: Block) -> Block:
+    """A layer that runs again together with the one before: nothing of it is kept."""
+    return replace(block, forward=_dropping(block.forward, UNITS, 0.0))
 
 
 def _again(op: Op, ops: dict[str, str]) -> Op:
@@ -33,7 +48,7 @@ def _again(op: Op, ops: dict[str, str]) -> Op:
 
 
 def _rerun(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Forward segments as they run a second time."""
+    """Forward segments as they run a second time; those that nothing is left of do not."""
     names = {op.name: f"{op.name}.again" for segment in segments for op in segment.ops}
     return tuple(
         replace(
@@ -42,24 +57,58 @@ def _rerun(segments: Sequence[Segment]) -> tuple[Segment, ...]:
             ops=tuple(_again(op, names) for op in segment.ops),
         )
         for segment in segments
+        if segment.ops
     )
+
+
+def _until_last_saved(segments: Sequence[Segment], s: Shapes) -> list[Segment]:
+    """What runs of these segments a second time: all, or up to the last value that backward reads.
+
+    Megatron-Core's checkpoint calls the module once more, to its end (megatron/core/tensor_parallel/random.py, 2025);
+    PyTorch's stops early (torch.utils.checkpoint.set_checkpoint_early_stop).
+    """
+    if not s.stack.checkpoint_early_stop:
+        return list(segments)
+    last = max((at for at, segment in enumerate(segments) if any(op.saved for op in segment.ops)), default=-1)
+    out = list(segments[: last + 1])
+    if out:
+        ops = out[-1].ops
+        end = max(at for at, op in enumerate(ops) if op.saved) + 1
+        out[-1] = replace(out[-1], ops=ops[:end])
+    return out
 
 
 def _whole(block: Block, s: Shapes) -> Block:
     """Full recomputation: the whole forward runs again and only the layer's input is kept, sharded under sequence
     parallelism."""
     kept = sharded_tokens(s) * s.model.hidden_size * BF16
-    ahead = tuple(
+    return replace(
+        block,
+        forward=_dropping(block.forward, UNITS, kept),
+        backward=_rerun(_until_last_saved(block.forward, s)) + block.backward,
+    )
+
+
+def _part(block: Block, s: Shapes, units: Collection[Unit], kept: float) -> Block:
+    """These parts of a layer run again: nothing is kept inside, and `kept` bytes of the input, where nothing else keeps
+    it."""
+    mine = [replace(one, ops=tuple(op for op in one.ops if op.unit in units)) for one in block.forward]
+    again = _until_last_saved([one for one in mine if one.ops], s)
+    return replace(block, forward=_dropping(block.forward, units, kept), backward=_rerun(again) + block.backward)
+
+
+def _dropping(segments: Sequence[Segment], units: Collection[Unit], kept: float) -> tuple[Segment, ...]:
+    """Forward segments in which ops of these units keep nothing, but the first of them `kept` bytes."""
+    first = next((op.name for segment in segments for op in segment.ops if op.unit in units), "")
+    return tuple(
         replace(
             segment,
             ops=tuple(
-                replace(op, saved=kept if index == 0 and place == 0 else 0.0) for place, op in enumerate(segment.ops)
+                replace(op, saved=kept if op.name == first else 0.0) if op.unit in units else op for op in segment.ops
             ),
         )
-        for index, segment in enumerate(block.forward)
+        for segment in segments
     )
-    again = _rerun([segment for segment in block.forward if segment.name not in SENT_AWAY])
-    return replace(block, forward=ahead, backward=again + block.backward)
 
 
 def _all_but_every_second_gemm(block: Block, s: Shapes) -> Block:

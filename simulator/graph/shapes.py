@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from simulator.routing.gate import reach
 from simulator.routing.loads import PADDING, imbalance, mean_rows
@@ -14,6 +15,12 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
 from simulator.spec.states import States
 from simulator.spec.workload import Workload
+
+Norm = Literal["layer", "latent", "head", "end"]
+"""Where a norm stands: before or behind a branch of a layer, before MLA's up-projections, on the heads of queries and
+keys, or at the ends of the model."""
+Activated = Literal["dense", "shared", "moe"]
+"""Whose activation: of a dense layer, of the shared or of the routed experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,29 @@ class Shapes:
     def fp8(self) -> bool:
         """Whether the fine-grained FP8 recipe runs, with all its casts."""
         return self.recipe == "fp8"
+
+    def norm_again(self, where: Norm) -> bool:
+        """Whether a norm runs again in backward instead of keeping what it makes."""
+        if "norm" in self.recompute or (where == "layer" and "layernorm" in self.recompute):
+            return True
+        return where == "latent" and "mla_up_proj" in self.recompute
+
+    @property
+    def up_again(self) -> bool:
+        """Whether the up-projections of latent attention run again in backward."""
+        return not self.recompute.isdisjoint(("mla_up", "mla_up_proj"))
+
+    def activation_again(self, name: Activated) -> bool:
+        """Whether an activation alone runs again in backward; not where the module that it is in does as a whole."""
+        if self.checkpoints(name):
+            return False
+        return "swiglu" in self.recompute or (name == "moe" and "moe_act" in self.recompute)
+
+    def checkpoints(self, name: Activated) -> bool:
+        """Whether the feed-forward part, the experts or the shared experts run again as a whole."""
+        if name == "dense":
+            return "mlp" in self.recompute
+        return "moe" in self.recompute or (name == "shared" and "shared_experts" in self.recompute)
 
     @property
     def copies_shards(self) -> bool:

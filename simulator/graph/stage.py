@@ -10,15 +10,19 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from simulator.errors import InputError
 from simulator.graph import ends, layer
 from simulator.graph.block import Block, running
+from simulator.graph.recompute import inner
 from simulator.graph.serving.layer import build_block, serving_kinds
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
+from simulator.spec.job import Layout
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.recompute import NOTHING, recomputed_modules
 
 TIE = 0.005
 """Share of the slowest stage's time below which cuts count as equally fast: far less than the times are known to."""
@@ -33,8 +37,8 @@ def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
 
     The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2).
     """
-    layer = BlockKind.MOE if model.is_moe else BlockKind.DENSE
-    tail = (BlockKind.MTP, layer, BlockKind.HEAD) * model.num_nextn_predict_layers
+    modules = range(model.num_hidden_layers, model.num_hidden_layers + model.num_nextn_predict_layers)
+    tail = [kind for layer in modules for kind in (BlockKind.MTP, model.layer_kind(layer), BlockKind.HEAD)]
     return (BlockKind.EMBED, *model.layer_kinds(), BlockKind.HEAD, *tail)
 
 
@@ -44,12 +48,55 @@ def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
         return {kind: build_block(kind, s) for kind in dict.fromkeys(serving_kinds(s))}
     build = {
         BlockKind.EMBED: lambda: ends.embedding(s),
-        BlockKind.DENSE: lambda: layer.dense_layer(s),
-        BlockKind.MOE: lambda: layer.moe_layer(s),
         BlockKind.HEAD: lambda: ends.head(s),
         BlockKind.MTP: lambda: ends.mtp_projection(s),
     }
-    return {kind: running(with_copies(build[kind](), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
+
+    def build_one(kind: BlockKind) -> Block:
+        return layer.build_layer(kind, s) if kind.is_layer else build[kind]()
+
+    made = {kind: running(with_copies(build_one(kind), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
+    return made | _variants(made, s)
+
+
+def _variants(made: Mapping[BlockKind, Block], s: Shapes) -> dict[BlockKind, Block]:
+    """The layers that differ from the others where whole ones are recomputed: see `with_variants`."""
+    layout, layers = s.job.layout, [kind for kind in made if kind.is_layer]
+    if "layer" not in recomputed_modules(layout, s.stack):
+        return {}
+    if layout.recompute_method == "block":
+        plain = build_blocks(
+            replace(s, job=replace(s.job, layout=replace(layout, recompute="none")), recompute=NOTHING)
+        )
+        return {kind.kept: replace(plain[kind], kind=kind.kept) for kind in layers}
+    if layout.recompute_layers == 1:
+        return {}
+    return {
+        kind.inner: replace(inner(made[kind]) if "layer" in s.recompute else made[kind], kind=kind.inner)
+        for kind in layers
+    }
+
+
+def with_variants(stages: Sequence[Sequence[BlockKind]], layout: Layout) -> tuple[tuple[BlockKind, ...], ...]:
+    """The stages of a job that recomputes whole layers, each layer as it runs there (Megatron-Core,
+    --recompute-method).
+
+    `block`: the first layers of each stage run again, the others are `kept`. `uniform` in groups: all but the first
+    layer of each group are `inner`.
+    """
+    size, out = layout.recompute_layers, []
+    for kinds in stages:
+        layers, stage = 0, []
+        for kind in kinds:
+            layers += kind.is_layer
+            if not kind.is_layer:
+                stage.append(kind)
+            elif layout.recompute_method == "block":
+                stage.append(kind if layers <= size else kind.kept)
+            else:
+                stage.append(kind if (layers - 1) % size == 0 else kind.inner)
+        out.append(tuple(stage))
+    return tuple(out)
 
 
 def split(

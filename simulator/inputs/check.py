@@ -6,7 +6,7 @@ time or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
@@ -15,8 +15,9 @@ from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
-from simulator.spec.model import BlockKind
-from simulator.spec.recompute import recomputed_modules
+from simulator.spec.job import Module
+from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
 from simulator.spec.states import impossible
@@ -291,12 +292,9 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
-    tp, kv = layout.tp, model.num_key_value_heads
-    if model.num_attention_heads % tp:
-        yield _width_problem("layout.tp", tp, "attention heads", model.num_attention_heads)
-    elif not model.is_mla and kv % tp and tp % kv:
-        yield _width_problem("layout.tp", tp, "key-value heads", kv)
-    if BlockKind.DENSE in model.layer_kinds() and model.intermediate_size % tp:
+    tp = layout.tp
+    yield from _heads(s)
+    if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
     if model.shared_width % tp:
         yield _width_problem("layout.tp", tp, "width of the shared experts", model.shared_width)
@@ -309,6 +307,21 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
             message=f"does not divide a node of {gpus} GPUs",
             suggestion=f"use {_divisors(gpus, tp)}",
         )
+
+
+def _heads(s: Scenario) -> Iterator[Problem]:
+    """Heads of every kind of layer on tensor-parallel ranks."""
+    tp, seen = s.job.layout.tp, set[tuple[int, int]]()
+    for kind in dict.fromkeys(s.model.layer_kinds()):
+        layer = s.model.of_kind(kind)
+        heads, kv = layer.num_attention_heads, layer.num_key_value_heads
+        if (heads, kv) in seen:
+            continue
+        seen.add((heads, kv))
+        if heads % tp:
+            yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif not layer.is_mla and kv % tp and tp % kv:
+            yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
 
 def _sequence(s: Scenario) -> Iterator[Problem]:
@@ -335,7 +348,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:
     """What the model's attention spans."""
-    longest, window = s.model.max_position_embeddings, s.model.sliding_window
+    longest = s.model.max_position_embeddings
     if longest and length > longest:
         yield Problem(
             rule="positions",
@@ -345,15 +358,31 @@ def _reach(s: Scenario, length: int) -> Iterator[Problem]:
             suggestion=f"use at most {longest}",
             severity="error" if s.model.positions == "learned" else "warning",
         )
-    if window is not None and window < length:
-        yield Problem(
-            rule="attention window",
-            key="batch.sequence_length",
-            value=length,
-            message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
-            suggestion=f"use at most {window}, or set model.sliding_window=none",
-            severity="warning",
-        )
+    for kind, reach in reaches(s.model).items():
+        if reach > length:
+            yield Problem(
+                rule="attention window",
+                key="batch.sequence_length",
+                value=length,
+                message=f"shorter than what {kind.mixer} layers of {s.model.name} see, {reach} tokens: it never counts",
+                suggestion=f"use {reach} tokens or more",
+                severity="warning",
+            )
+        elif s.job.layout.cp > 1 and s.job.layout.cp_kind == "ring":
+            yield Problem(
+                rule="attention window",
+                key="layout.cp_kind",
+                value=s.job.layout.cp_kind,
+                message=f"rings have no kernels for a window or chunks ({kind.mixer} layers of {s.model.name})",
+                suggestion="use all_gather, as Transformer Engine asks for",
+            )
+
+
+def reaches(model: ModelSpec) -> dict[BlockKind, int]:
+    """Tokens that layers with a window or chunks see, by kind."""
+    kinds = {kind: model.of_kind(kind) for kind in dict.fromkeys(model.layer_kinds())}
+    found = {kind: layer.sliding_window or layer.attention_chunk_size for kind, layer in kinds.items()}
+    return {kind: reach for kind, reach in found.items() if reach}
 
 
 def _nodes(s: Scenario) -> Iterator[Problem]:
@@ -399,13 +428,13 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
-    if "mla_up" in recomputed_modules(job.layout, s.stack) and not s.model.is_mla:
+    if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
-            rule="recomputation",
-            key="layout.recompute",
-            value=job.layout.recompute,
-            message=f"recomputes the up-projections of latent attention, which {s.model.name} does not have",
-            suggestion="use none, selective or full",
+            rule="loss",
+            key="stack.loss",
+            value="fused_linear",
+            message=f"needs whole rows of logits, and tp {job.layout.tp} splits them",
+            suggestion="use layout.tp=1, or parallel_fused",
         )
     kernels = s.stack.dispatcher
     if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
@@ -427,6 +456,77 @@ def _features(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _recompute(s: Scenario) -> Iterator[Problem]:
+    """What the model has and can be recomputed, each once."""
+    layout, asked = s.job.layout, s.job.layout.recompute
+    listed: list[str] = list(asked) if isinstance(asked, tuple) else [asked]
+    modules = recomputed_modules(layout, s.stack)
+    for message, suggestion in (*_repeated(listed, modules), *_absent(s, modules, isinstance(asked, tuple))):
+        value = listed if isinstance(asked, tuple) else asked
+        yield Problem(rule="recomputation", key="layout.recompute", value=value, message=message, suggestion=suggestion)
+    whole: tuple[tuple[str, str | int, str | int], ...] = (
+        ("recompute_method", layout.recompute_method, "uniform"),
+        ("recompute_layers", layout.recompute_layers, 1),
+    )
+    for key, found, usual in whole:
+        if "layer" not in modules and found != usual:
+            yield Problem(
+                rule="recomputation",
+                key=f"layout.{key}",
+                value=found,
+                message="is about whole layers, and none is recomputed",
+                suggestion="use layout.recompute=full",
+            )
+
+
+def _repeated(listed: Sequence[str], modules: Modules) -> Iterator[tuple[str, str]]:
+    """What a list of modules names twice: message, and what would be right."""
+    if not listed:
+        yield "names nothing", 'write "none"'
+    if len(set(listed)) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        yield f"names {twice} twice", "name it once"
+    for module, part in WITHIN:
+        if {module, part} <= modules:
+            yield f"names {part}, which {module} contains", f"leave {part} out"
+    whole = modules & {"layer", "ops"}
+    if whole and len(modules) > 1:
+        yield f"names other modules next to {min(whole)}, which is about all of a layer", f"use [{min(whole)}]"
+
+
+def _absent(s: Scenario, modules: Modules, listed: bool) -> Iterator[tuple[str, str]]:
+    """Modules that the model does not have: message, and what would be right."""
+    for module, (has, what) in _recomputable(s).items():
+        if module in modules and not has:
+            other = "leave it out" if listed else "use none, selective or full"
+            yield f"recomputes {what}, which {s.model.name} does not have", other
+
+
+WITHIN: tuple[tuple[Module, Module], ...] = (
+    ("norm", "layernorm"),
+    ("mla_up_proj", "mla_up"),
+    ("swiglu", "moe_act"),
+    ("moe", "moe_act"),
+    ("moe", "shared_experts"),
+)
+"""Modules that contain others."""
+
+
+def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
+    """Modules that not every model has: whether this one does, and what they are in words."""
+    model = s.model
+    latent = (model.is_mla, "the up-projections of latent attention")
+    experts = (model.is_moe, "routed experts")
+    return {
+        "mla_up": latent,
+        "mla_up_proj": latent,
+        "moe": experts,
+        "moe_act": experts,
+        "shared_experts": (model.is_moe and bool(model.shared_width), "shared experts"),
+        "mlp": (BlockKind.DENSE in model.layer_kinds(), "dense feed-forward layers"),
+    }
+
+
 def _optimizer(s: Scenario) -> Iterator[Problem]:
     """Formats of the states that exclude each other; Muon needs whole matrices."""
     layout, states = s.job.layout, s.states
@@ -441,6 +541,28 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
             value="muon",
             message=f"needs whole matrices, and tp {layout.tp} x etp {layout.etp} splits them: not modelled",
             suggestion="use layout.tp=1 and layout.etp=1, or adamw",
+        )
+
+
+def _offload(s: Scenario) -> Iterator[Problem]:
+    """What can be kept in the host's memory, and a host that is described."""
+    away = s.job.offload
+    for key, share in (("optimizer", away.optimizer), ("activations", away.activations)):
+        if share and s.cluster.node.host is None:
+            yield Problem(
+                rule="offload",
+                key=f"offload.{key}",
+                value=share,
+                message=f"{s.cluster.name} does not describe its hosts",
+                suggestion="set hardware.node.host, or offload nothing",
+            )
+    if away.optimizer and s.states.kind in ("none", "muon"):
+        yield Problem(
+            rule="offload",
+            key="offload.optimizer",
+            value=away.optimizer,
+            message=f"the optimizer {s.states.kind} has nothing that the CPU updates",
+            suggestion="use adamw, adam8bit or sgd, or offload nothing",
         )
 
 
@@ -472,6 +594,7 @@ _SERVING: tuple[Rule, ...] = (
     _world,
     _experts,
     serving_check.slots,
+    serving_check.ranks,
     serving_check.experts,
     _routing,
     _recorded,
@@ -497,7 +620,9 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _sequence,
         _nodes,
         _features,
+        _recompute,
         _optimizer,
+        _offload,
         _memory,
     ),
     "prefill": _SERVING,

@@ -6,7 +6,7 @@ What the architectures are stands in `simulator.inputs.architectures`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from simulator.errors import InputError
@@ -262,8 +262,10 @@ def _activation(name: str) -> str:
 
 def _implied(model: ModelSpec, values: Table, given: set[str]) -> tuple[tuple[str, Any], ...]:
     """Fields that the type, not a key of the file, sets to something else than the model's default."""
+    usual = {f.name: f.default for f in fields(ModelSpec)}
     named = [name for name in field_names(ModelSpec) if name in values and name not in given]
-    return tuple((name, getattr(model, name)) for name in named if name not in ("name", "model_type"))
+    shown = [(name, getattr(model, name)) for name in named if name not in ("name", "model_type")]
+    return tuple((name, value) for name, value in shown if value != usual[name])
 
 
 def _notes(model: ModelSpec, known: Table) -> list[str]:

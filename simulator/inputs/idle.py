@@ -12,16 +12,31 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
+from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 
 
-def refuse_idle(scenario: Scenario, changes: Iterable[Override]) -> None:
-    """Raise InputError for the first change of a setting that changes nothing in this scenario."""
+def refuse_idle(scenario: Scenario, changes: Iterable[Override], *, replayed: bool = False) -> None:
+    """Raise InputError for the first change of a setting that changes nothing in this scenario.
+
+    `replayed`: requests are replayed, so that steps of both kinds run, one behind the other.
+    """
     for change in changes:
-        why = _overridden(change, scenario) or _WHY.get(change.path, _used)(scenario)
-        why = why or _of_training(scenario, change.path)
+        why = _overridden(change, scenario) or ("" if replayed else _WHY.get(change.path, _used)(scenario))
+        why = why or (_in_replay(scenario, change.path) if replayed else _of_training(scenario, change.path))
         if why:
             raise problem(OPTION, change.path, change.text, f"changes nothing: {why}")
+
+
+def assumed_settings(scenario: Scenario) -> tuple[str, ...]:
+    """Assumed settings of the software that a lone step reads; none of the scheduler's."""
+    assumed = [name for name in scenario.stack.assumed if not name.startswith("scheduler.")]
+    if not scenario.workload.serves:
+        return tuple(assumed)
+    paths = {name: f"stack.{name}" for name in assumed}
+    return tuple(
+        name for name, path in paths.items() if not (_WHY.get(path, _used)(scenario) or _of_training(scenario, path))
+    )
 
 
 def refuse_shown_only(change: Override) -> None:
@@ -31,6 +46,7 @@ def refuse_shown_only(change: Override) -> None:
 
 
 SHOWN_ONLY: Mapping[str, str] = {
+    "hardware.node.host.peak": "it is only shown next to the attainable bandwidth; set hardware.node.host.bandwidth",
     "hardware.gpu.boost_clock": "the peaks are quoted at this clock; set hardware.gpu.peak.bf16 and fp8",
     "hardware.node.nic.peak": "it is only shown next to the attainable bandwidth; set hardware.node.nic.bandwidth",
     "hardware.fabric.network.kind": "messages take hardware.node.nic.latency, whatever switches they cross; set that",
@@ -86,6 +102,21 @@ def _of_training(scenario: Scenario, path: str) -> str:
     return ""
 
 
+def refuse_replayed(change: Override) -> None:
+    """Raise InputError for a change of the shape of a step, where the requests decide on it."""
+    if change.path in ("serving.sequences", "serving.context", "serving.tokens", "serving.cuda_graphs"):
+        right = "changes nothing: requests and scheduler decide on every step"
+        raise problem(OPTION, change.path, change.text, right)
+
+
+def _in_replay(scenario: Scenario, path: str) -> str:
+    """Why a setting of the software changes nothing in a replay."""
+    name = path.removeprefix("stack.")
+    if not scenario.workload.serves or name in SERVED or name.startswith(("serving.", "scheduler.")):
+        return ""
+    return f'a job with workload "{scenario.job.workload}" does not read it'
+
+
 def _in_prefill(scenario: Scenario) -> str:
     return "" if scenario.job.workload == "decode" else "prefill runs the kernels of stack.attention"
 
@@ -106,6 +137,12 @@ def _without_experts(scenario: Scenario) -> str:
 def _without_masked(scenario: Scenario) -> str:
     decodes = scenario.job.workload == "decode"
     return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
+
+
+def _without_budget(scenario: Scenario) -> str:
+    software = scenario.stack.serving
+    ruled = software is not None and software.kv_budget != "none"
+    return "" if ruled else "the stack has no rule for its KV cache; set stack.serving.kv_budget"
 
 
 def _without_pairs(scenario: Scenario) -> str:
@@ -130,7 +167,24 @@ def _without_shared_experts(scenario: Scenario) -> str:
     return "" if model.is_moe and model.shared_width else f"{model.name} has no shared experts"
 
 
+def _without_checkpoints(scenario: Scenario) -> str:
+    parts = recomputed_modules(scenario.job.layout, scenario.stack) & (CHECKPOINTED | {"layer"})
+    return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
+
+
+def _without_pipeline(scenario: Scenario) -> str:
+    return "" if scenario.job.layout.pp > 1 else "there is no pipeline (layout.pp = 1)"
+
+
+def _without_offload(scenario: Scenario) -> str:
+    return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
+    "stack.host_update_overlap": _without_offload,
+    "stack.gate_weights": _without_experts,
+    "stack.pipeline_buffers": _without_pipeline,
+    "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.shared_expert_overlap": _without_shared_experts,
     "stack.serving.decode_attention": _in_prefill,
@@ -138,5 +192,6 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.serving.all_reduce": _without_tensor_parallelism,
     "stack.serving.masked": _without_masked,
     "stack.serving.router_fused": _without_experts,
+    "stack.serving.kv_share": _without_budget,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""

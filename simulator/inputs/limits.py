@@ -60,13 +60,24 @@ CLUSTER: Mapping[str, Range] = {
     "node.nic.bandwidth": _BANDWIDTH,
     "node.nic.peak": _BANDWIDTH,
     "node.nic.latency": _LATENCY,
+    "node.host.bandwidth": _BANDWIDTH,
+    "node.host.peak": _BANDWIDTH,
+    "node.host.memory_bandwidth": _BANDWIDTH,
+    "node.host.memory_bytes": Range(low=1e9, high=1e15, unit="B", factors=("e9", "e12")),
 }
 
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "serving.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
+    "serving.kv_share": Range(low=0.05, high=1),
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.reserved_output": Range(low=0, high=1),
+    "scheduler.captured_prefill": _NOT_NEGATIVE,
+    "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
+    "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.frontend": Range(low=0, high=60, unit="s", factors=("e-3", "e-6")),
 }
 
 JOB: Mapping[str, Range] = {
@@ -77,6 +88,8 @@ JOB: Mapping[str, Range] = {
     "serving.shared_slots": _NOT_NEGATIVE,
     "serving.mtp_depth": Range(low=0, high=16),
     "serving.mtp_acceptance": Range(low=0, high=1),
+    "serving.idle_ranks": _NOT_NEGATIVE,
+    "serving.seed": _NOT_NEGATIVE,
     "serving.prefill_tokens": _NOT_NEGATIVE,
     "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
@@ -84,6 +97,8 @@ JOB: Mapping[str, Range] = {
     "memory.headroom": Range(low=0, high=0.9),
     "memory.headroom_bytes": Range(low=1e6, high=1e13, unit="B", factors=("e9", "e6"), or_zero=True),
     "memory.reserve": Range(low=0, high=1),
+    "offload.optimizer": Range(low=0, high=1),
+    "offload.activations": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
@@ -114,12 +129,18 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "first_k_dense_replace",
         "mlp_only_layers",
         "nope_layers",
+        "attention_chunk_size",
+        "sliding_num_attention_heads",
+        "sliding_num_key_value_heads",
+        "sliding_head_dim",
+        "sliding_v_head_dim",
     ),
     _NOT_NEGATIVE,
 ) | {
     "num_hidden_layers": Range(low=1, high=1024),
     "num_nextn_predict_layers": Range(low=0, high=256),
     "partial_rotary_factor": Range(low=0, high=1),
+    "full_rotary_factor": Range(low=0, high=1),
 }
 
 

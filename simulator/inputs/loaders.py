@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from simulator.errors import InputError
 from simulator.inputs.files import Kind, Source, Table, find, list_names, named_in, read, read_extended
 from simulator.inputs.hf_config import Reading, model_from_config, read_config, settable
-from simulator.inputs.idle import refuse_idle, refuse_shown_only
+from simulator.inputs.idle import refuse_idle, refuse_replayed, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
 from simulator.inputs.problems import problem
@@ -93,12 +93,17 @@ def load_job(name_or_path: str) -> Job:
     return _job(find("job", name_or_path))
 
 
-def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
-    """A job with its model, hardware and stack, after `overrides` such as `layout.pp=8` or `hardware.gpu.sms=108`."""
+def load_scenario(name_or_path: str, overrides: Sequence[str] = (), *, replayed: bool = False) -> Scenario:
+    """A job with its model, hardware and stack, after `overrides` such as `layout.pp=8` or `hardware.gpu.sms=108`.
+
+    `replayed`: it is to answer requests, which decide on its steps.
+    """
     source = find("job", name_or_path)
     job, changes = _job(source), [parse_override(text) for text in overrides]
     below = {root: [c for c in changes if c.root == root and c.rest] for root in _NAMED}
     for change in changes:
+        if replayed:
+            refuse_replayed(change)
         if change.root not in _NAMED or not change.rest:
             job = _changed_job(job, change)
     cluster, stack = load_hardware(job.hardware), load_stack(job.stack)
@@ -113,7 +118,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     scenario = Scenario(
         name=source.name, job=job, model=model, cluster=cluster, stack=stack, counts=_counts(job, model)
     )
-    refuse_idle(scenario, below["stack"])
+    refuse_idle(scenario, below["stack"], replayed=replayed)
     return scenario
 
 

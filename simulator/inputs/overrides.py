@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 OPTION = "--set"
 _FIXED = ("name", "sources")
-_TABLES = ("serving",)
+_TABLES = ("serving", "scheduler")
 """Tables that may be missing; no value stands for one."""
 _ROOTS = "layout, batch, precision, optimizer, memory, overlap, routing, run, model, hardware or stack"
 

@@ -10,7 +10,18 @@ from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
 
-_TRAINING_LAYOUT = ("pp", "vpp", "cp", "zero", "schedule", "recompute", "stages", "cp_kind")
+_TRAINING_LAYOUT = (
+    "pp",
+    "vpp",
+    "cp",
+    "zero",
+    "schedule",
+    "recompute",
+    "recompute_method",
+    "recompute_layers",
+    "stages",
+    "cp_kind",
+)
 """Keys of the layout that a serving step has no use for."""
 
 
@@ -31,6 +42,10 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
         value = getattr(s.job.optimizer, part.name)
         if value is not None:
             yield _only_training(f"optimizer.{part.name}", value, "none", s.job.workload)
+    for part in fields(s.job.offload):
+        value = getattr(s.job.offload, part.name)
+        if value:
+            yield _only_training(f"offload.{part.name}", value, "0", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
     if s.job.precision.recipe == "fp8_tensor":
@@ -91,7 +106,7 @@ def positions(s: Scenario) -> Iterator[Problem]:
         ("serving.context", serving.longest_context, serving.tokens),
         ("serving.prefill_context", serving.prefill_context, serving.prefill_tokens),
     ):
-        length, window = cached + new, s.model.sliding_window
+        length = cached + new
         if longest and length > longest:
             yield Problem(
                 rule="positions",
@@ -99,15 +114,6 @@ def positions(s: Scenario) -> Iterator[Problem]:
                 value=cached,
                 message=f"with {new} new tokens is {length} tokens; {s.model.name} has positions for {longest}",
                 suggestion=f"use at most {max(0, longest - new)}",
-            )
-        if window is not None and window < length:
-            yield Problem(
-                rule="attention window",
-                key=key,
-                value=cached,
-                message=f"{s.model.name} attends to {window} tokens only, the forecast to all",
-                suggestion=f"use at most {max(0, window - new)}",
-                severity="warning",
             )
 
 
@@ -179,6 +185,64 @@ def drafting(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def ranks(s: Scenario) -> Iterator[Problem]:
+    """Ranks apart, ranks without sequences, and the placement of experts."""
+    serving, dp = serving_of(s), s.job.dp
+    travels = s.model.is_moe and s.stack.dispatcher != "nccl" and s.job.layout.ep > 1
+    if serving.ranks == "apart" and s.job.workload != "decode":
+        yield Problem(
+            rule="ranks apart",
+            key="serving.ranks",
+            value="apart",
+            message="is modelled of decode only: kernels of a normal all-to-all share SMs with compute",
+            suggestion="use mean",
+        )
+    if serving.idle_ranks and (serving.idle_ranks >= dp or not travels):
+        why = f"leaves none of {dp} data-parallel ranks" if travels else "changes nothing: ranks share no experts"
+        yield Problem(
+            rule="idle ranks",
+            key="serving.idle_ranks",
+            value=serving.idle_ranks,
+            message=why,
+            suggestion=f"use at most {dp - 1}" if travels and dp > 1 else "use 0",
+        )
+    if serving.seed and (serving.ranks != "apart" or isinstance(serving.context, int)):
+        yield Problem(
+            rule="unused keys",
+            key="serving.seed",
+            value=serving.seed,
+            message='changes nothing without ranks = "apart" and a context that differs',
+            suggestion="leave it out",
+        )
+    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", "sampled", "measured")):
+        why = f"{s.job.routing.kind} routing is about ranks" if travels else "there is no all-to-all over ep ranks"
+        yield Problem(
+            rule="placement of experts",
+            key="serving.eplb",
+            value=serving.eplb,
+            message=f"changes nothing: {why}",
+            suggestion="use auto",
+        )
+    elif serving.eplb == "hierarchical":
+        yield from _hierarchy(s)
+
+
+def _hierarchy(s: Scenario) -> Iterator[Problem]:
+    """Groups and copies that spread evenly over the nodes."""
+    serving, groups = serving_of(s), s.model.gate.groups
+    nodes = max(1, s.job.layout.ep // s.cluster.node.gpus)
+    copies = serving.redundant_experts + serving.shared_slots
+    if groups % nodes or serving.redundant_experts % nodes or serving.shared_slots % nodes:
+        what = f"{groups} groups" if groups % nodes else f"{copies} copies"
+        yield Problem(
+            rule="placement of experts",
+            key="serving.eplb",
+            value="hierarchical",
+            message=f"{what} of experts do not spread evenly over {nodes} nodes",
+            suggestion="use global",
+        )
+
+
 def slots(s: Scenario) -> Iterator[Problem]:
     """Slots of experts over the expert-parallel ranks, with copies."""
     serving, model, ep = serving_of(s), s.model, s.job.layout.ep
@@ -232,6 +296,17 @@ def experts(s: Scenario) -> Iterator[Problem]:
     if not model.is_moe:
         return
     if s.stack.dispatcher == "nccl":
+        gathers = layout.ep > layout.tp and layout.etp == 1 and layout.ep % layout.tp == 0
+        if gathers and layout.tp > 1 and not layout.sp:
+            yield Problem(
+                rule="sequence parallelism",
+                key="layout.sp",
+                value="false",
+                message=f"would gather every token from each of tp {layout.tp} ranks",
+                suggestion="set layout.sp = true",
+            )
+        if gathers:
+            return
         if layout.ep * layout.etp != layout.tp or s.job.dp != s.job.edp:
             yield Problem(
                 rule="experts on ranks",
@@ -239,7 +314,8 @@ def experts(s: Scenario) -> Iterator[Problem]:
                 value=layout.ep,
                 message=f"x etp {layout.etp} is not tp {layout.tp}: without all-to-all kernels tensor-parallel ranks"
                 " share the experts and sum them up by an all-reduce",
-                suggestion="let ep x etp be tp, or use a stack whose dispatcher is deepep",
+                suggestion="let ep x etp be tp, let ep be a multiple of tp and etp 1 (then tokens are gathered),"
+                " or use a stack whose dispatcher is deepep",
             )
         if layout.tp > 1 and layout.sp:
             yield Problem(

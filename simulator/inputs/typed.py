@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import types
 from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -50,6 +51,8 @@ def expected(hint: Any) -> str:
         return f"must be a list, each {expected(inner[0]).removeprefix('must be ')}"
     if origin is dict or is_dataclass(hint):
         return "must be a table"
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return "must be " + _either([json.dumps(choice) for choice in hint])
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
     return "must be " + words.get(hint, str(hint))
 

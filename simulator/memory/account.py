@@ -15,7 +15,7 @@ from simulator.memory.buffers import buffer_items
 from simulator.memory.capacity import headroom
 from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
 from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
-from simulator.memory.optimizer_states import Shards, shards_of, state_items
+from simulator.memory.optimizer_states import Shards, shards_of, state_bytes_on_host, state_items
 from simulator.schedule import Schedule, Step, stages_on
 from simulator.spec.model import BlockKind
 
@@ -114,7 +114,7 @@ def always(
     """What a rank with these stages holds for the whole step."""
     return [
         *state_items(stages, built.scenario, shards, assumed),
-        *buffer_items(built.scenario, built.shapes, len(stages), assumed),
+        *buffer_items(built.scenario, built.shapes, stages, assumed),
         Item(group="context", name="CUDA context and libraries", bytes=assumed.context),
     ]
 
@@ -126,7 +126,7 @@ class _Accounts:
         self.built = built
         self.assumed = assumed or Assumptions()
         self.usages = Usages(built)
-        self.on = stages_on(schedule)
+        self.on, self.rows = stages_on(schedule), schedule.rows
         copies = sum(len(stages) for stages in self.on) // schedule.stages
         self.shards = shards_of(built.scenario, copies)
 
@@ -160,7 +160,19 @@ class _Accounts:
             headroom=headroom(scenario),
             reserve=scenario.job.memory.reserve,
             assumptions=self.assumed,
+            host=max(self.offloaded(rank) for rank in range(len(self.on))),
+            host_capacity=host.memory_bytes if (host := scenario.cluster.node.host) else 0.0,
         )
+
+    def offloaded(self, rank: int) -> float:
+        """Most that a rank has in the memory of its host [B]."""
+        stages = [self.built.stages[stage] for stage in self.on[rank]]
+        most = kept = 0.0
+        if self.built.scenario.job.offload.activations:
+            for step in self.rows[rank]:
+                kept -= sum(change.delta for change in self.usages.of(step).copies)
+                most = max(most, kept)
+        return most + state_bytes_on_host(stages, self.built.scenario, self.shards, self.assumed)
 
     def _count(self, label: str, size: float) -> str:
         """`27.0 x moe`: how many blocks' worth a label holds."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simulator.dtypes import BF16
 from simulator.graph.shapes import Shapes
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 _INDICES = 128 * (8 + 4 + 4)
@@ -26,7 +29,9 @@ def queue_bytes(hidden_bytes: float, ranks: int, sms: int, nvl_tokens: int, rdma
     return nvlink, rdma
 
 
-def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assumptions) -> list[Item]:
+def buffer_items(
+    scenario: Scenario, shapes: Shapes, stages: Sequence[Sequence[BlockKind]], assumed: Assumptions
+) -> list[Item]:
     """Queues of the all-to-all, and buffers that the pipeline receives into, of a rank that holds `stages`."""
     job, hidden = scenario.job, scenario.model.hidden_size
     items = []
@@ -38,6 +43,11 @@ def buffer_items(scenario: Scenario, shapes: Shapes, stages: int, assumed: Assum
         items.append(Item(group="buffers", name="expert all-to-all, RDMA queues", bytes=rdma))
     if job.layout.pp > 1:
         message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * hidden * BF16
-        size = 2 * assumed.receive_buffers * stages * message
+        count = 2 * assumed.receive_buffers * len(stages)
+        if scenario.stack.pipeline_buffers == "each":  # the first stage receives no activations, the last no gradients
+            kinds = [kind for blocks in stages for kind in blocks]
+            ends = (BlockKind.EMBED in kinds) + (BlockKind.HEAD in kinds)
+            count = (2 * len(stages) - ends) * job.microbatches
+        size = count * message
         items.append(Item(group="buffers", name="pipeline receive buffers", bytes=size))
     return items

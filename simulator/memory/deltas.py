@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from simulator.engine.lower import PricedModel, Programs
 from simulator.engine.program import Program, sequences_of
+from simulator.graph.stage import build_blocks
+from simulator.memory.overload import most_loaded
 from simulator.memory.temporary import Footprint, footprints, temporary
 from simulator.schedule import Pair, Step
 from simulator.spec.model import BlockKind
@@ -27,11 +29,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Program and changes of one action, and its `temporary` bytes [B]."""
+    """Program and changes of one action, `temporary` bytes [B], and the changes by `copies` to the host and back."""
 
     program: Program
     changes: tuple[Change, ...]
     temporary: float
+    copies: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class _Half:
     action: str
     kinds: tuple[BlockKind, ...]
 
+    @property
+    def forward(self) -> tuple[BlockKind, ...]:
+        """The blocks in the order of forward."""
+        return self.kinds if self.action == "F" else tuple(reversed(self.kinds))
+
 
 class Usages:
     """Usage of every step of a plan's schedule; equal steps share one."""
@@ -48,7 +56,9 @@ class Usages:
     def __init__(self, built: PricedModel) -> None:
         self.built = built
         self.programs = Programs(built)
-        self.prints: dict[BlockKind, Footprint] = footprints(built.shapes, built.blocks)
+        shapes = most_loaded(built.shapes, built.scenario)
+        blocks = built.blocks if shapes is built.shapes else build_blocks(shapes)
+        self.prints: dict[BlockKind, Footprint] = footprints(shapes, blocks)
         self.heads: dict[tuple[BlockKind, bool], tuple[str, ...]] = {}
         self.made: dict[int, Usage] = {}
 
@@ -70,10 +80,11 @@ class Usages:
             halves = [_Half("F", stages[step.stage])]
         else:
             halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
-        needs = [temporary(half.action, [self.prints[kind] for kind in half.kinds]) for half in halves]
+        needs = [temporary(half.action, [(kind, self.prints[kind]) for kind in half.forward]) for half in halves]
         overlapped = self.built.scenario.stack.overlapped_pair
+        copies = tuple(change for half in halves for change in self._copied(program, half))
         changes = [change for half in halves for change in self._changes(program, half)]
-        return Usage(program, tuple(changes), sum(needs) if overlapped else max(needs))
+        return Usage(program, (*changes, *copies), sum(needs) if overlapped else max(needs), copies)
 
     def _changes(self, program: Program, half: _Half) -> list[Change]:
         """Changes of all blocks of one half."""
@@ -83,6 +94,20 @@ class Usages:
             if span is not None:
                 out += self._of_block(kind, half.action, *span)
         return out
+
+    def _copied(self, program: Program, half: _Half) -> list[Change]:
+        """What copies to the host free at their end, and copies back take from their start."""
+        away = self.built.scenario.job.offload.activations
+        kinds = half.forward
+        if half.action == "F":
+            return [
+                Change(at, False, kinds[block], -away * self.prints[kinds[block]].saved)
+                for block, at in program.offloads.items()
+            ]
+        return [
+            Change(at, True, kinds[block], away * self.prints[kinds[block]].saved)
+            for block, at in program.reloads.items()
+        ]
 
     def _heads(self, kind: BlockKind, forward: bool) -> tuple[str, ...]:
         """The ops that kernel sequences of a block begin with."""
@@ -121,7 +146,7 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     found: list[tuple[int, int] | None] = [None] * len(heads)
     seen: dict[str, int] = defaultdict(int)
     for at, step in enumerate(program.steps):
-        if step.forward is not forward:
+        if step.forward is not forward or step.sequence.kind == "copy":
             continue
         name = step.sequence.ops[0].op.name
         place = holders[name][seen[name]]

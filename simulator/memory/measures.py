@@ -11,7 +11,8 @@ from simulator.graph.stage import build_blocks
 from simulator.memory.account import memory_of_rows
 from simulator.memory.assumptions import Assumptions
 from simulator.schedule import Schedule
-from simulator.spec.recompute import NOTHING, Module
+from simulator.spec.job import Module
+from simulator.spec.recompute import NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

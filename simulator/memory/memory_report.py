@@ -81,6 +81,8 @@ class MemoryReport:
     headroom : what of it stays free [B].
     reserve : least and most of the caching allocator's reserve [share of activations and temporary memory].
     assumptions : what was assumed.
+    host : most that a rank keeps in the memory of its host; 0 where nothing is offloaded [B].
+    host_capacity : a GPU's part of that memory [B].
     """
 
     ranks: tuple[RankMemory, ...]
@@ -88,6 +90,8 @@ class MemoryReport:
     headroom: float
     reserve: tuple[float, float]
     assumptions: Assumptions
+    host: float = 0.0
+    host_capacity: float = 0.0
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ class MemoryReport:
     @property
     def answer(self) -> Answer:
         """Whether every rank stays within what it may fill: also with the most reserve, with the least only, or not."""
-        if self.least > self.usable:
+        if self.least > self.usable or self.host > self.host_capacity:
             return "does not fit"
         return "fits" if self.most <= self.usable else "tight"
 
@@ -142,7 +146,7 @@ class MemoryReport:
             "worst_rank": self.worst.rank,
             "answer": self.answer,
             "fits": self.fits,
-        }
+        } | ({"host_bytes": self.host, "host_capacity_bytes": self.host_capacity} if self.host else {})
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -169,6 +173,9 @@ def needed(verdict: Mapping[str, Any]) -> str:
     """A `verdict` in words: "rank 0 needs 102.7 of 80.0 GB". Results of earlier versions have no headroom."""
     peak = max(verdict["peak_bytes"], verdict.get("least_bytes", 0.0)) / GB
     capacity = (verdict["capacity_bytes"] - verdict.get("headroom_bytes", 0.0)) / GB
+    host, room = verdict.get("host_bytes", 0.0) / GB, verdict.get("host_capacity_bytes", 0.0) / GB
+    if host > room and peak <= capacity:
+        return f"a rank offloads {host:.1f} GB, and its part of the host's memory is {room:.1f} GB"
     return f"rank {verdict['worst_rank']} needs {peak:.1f} of {capacity:.1f} GB"
 
 

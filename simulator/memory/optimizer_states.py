@@ -89,9 +89,10 @@ def state_items(
         size = states.gradient_bytes * (shard if zero >= 2 else held.total)
         items.append(Item(group="gradients", name=f"gradients, {states.gradients.upper()}", bytes=size))
     if "optimizer" in resident:
+        here = 1.0 - scenario.job.offload.optimizer
         if states.masters != "none":
-            items.append(Item(group="optimizer", name="master weights, FP32", bytes=FP32 * shard_of_state))
-        size = moment_bytes(states, held, shards if zero >= 1 else Shards(dense=1, experts=1))
+            items.append(Item(group="optimizer", name="master weights, FP32", bytes=here * FP32 * shard_of_state))
+        size = here * moment_bytes(states, held, shards if zero >= 1 else Shards(dense=1, experts=1))
         items.append(Item(group="optimizer", name=_moments(states), bytes=size))
     if zero >= 2 and "gradients" in resident:
         whole = in_flight(stages, scenario, lambda block: block.total * states.reduced_bytes)
@@ -99,6 +100,21 @@ def state_items(
     if assumed.ema_on_gpu and "optimizer" in resident:
         items.append(Item(group="optimizer", name="moving average of the weights", bytes=FP32 * shard_of_state))
     return items
+
+
+def state_bytes_on_host(
+    stages: Sequence[Sequence[BlockKind]], scenario: Scenario, shards: Shards, assumed: Assumptions
+) -> float:
+    """Masters and moments that a rank keeps in the memory of its host [B].
+
+    Where parameters are FP32 themselves, the CPU updates a copy of them (torchao, CPUOffloadOptimizer).
+    """
+    away, states = scenario.job.offload.optimizer, scenario.states
+    if not away or "optimizer" not in scenario.workload.resident:
+        return 0.0
+    held = held_by_rank(stages, scenario, assumed.share_mtp)
+    parts = shards if scenario.job.layout.zero >= 1 else Shards(dense=1, experts=1)
+    return away * (states.master_bytes * parts.of(held) + moment_bytes(states, held, parts))
 
 
 def moment_bytes(states: States, held: Held, shards: Shards) -> float:

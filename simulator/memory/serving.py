@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,15 +11,16 @@ from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
 from simulator.memory.assumptions import Assumptions
+from simulator.memory.budget import KV, beyond_budget, kv_budget_bytes
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
 from simulator.memory.optimizer_states import shards_of, state_items
 from simulator.memory.temporary import footprints
-from simulator.spec.model import BlockKind
+from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.spec.serving import contexts
 
-KV = "kv_cache"
 ROUNDS = 2
 """Sets of low-latency buffers, used in turn (github.com/deepseek-ai/DeepEP, csrc/config.hpp, LowLatencyLayout)."""
 
@@ -30,7 +32,7 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     until they are verified.
     """
     assumed = assumed or Assumptions()
-    shapes = serving_shapes(scenario)
+    shapes = serving_shapes(scenario, loads=False)
     items = tuple(_items(scenario, shapes, assumed))
     rank = RankMemory(rank=0, stages=(0,), at=None, during="F0", items=items)
     return MemoryReport(
@@ -42,35 +44,75 @@ def memory_of_serving(scenario: Scenario, assumed: Assumptions | None = None) ->
     )
 
 
-def _memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+def memory_with(scenario: Scenario, sequences: int) -> MemoryReport:
+    """Memory of a rank with so many sequences of the job's length."""
     serving = replace(serving_of(scenario), sequences=sequences)
     return memory_of_serving(replace(scenario, job=replace(scenario.job, serving=serving)))
 
 
 def peak_with(scenario: Scenario, sequences: int) -> float:
     """Peak memory of a rank with so many sequences of the job's length [B]."""
-    return _memory_with(scenario, sequences).peak
+    return memory_with(scenario, sequences).peak
 
 
 def fits_with(scenario: Scenario, sequences: int) -> bool:
-    """Whether so many sequences fit, also with the most that the allocator reserves."""
-    return _memory_with(scenario, sequences).answer == "fits"
+    """Whether so many sequences fit, also with the most that the allocator reserves, and into the engine's cache."""
+    memory = memory_with(scenario, sequences)
+    return memory.answer == "fits" and not beyond_budget(scenario, memory.worst)
+
+
+def kv_cache_tokens(scenario: Scenario) -> float:
+    """Tokens that the KV cache of a rank has room for, by the engine's rule, while it runs this step."""
+    shapes = serving_shapes(scenario, loads=False)
+    return kv_budget_bytes(scenario, memory_of_serving(scenario).worst) / _kv_bytes(scenario, shapes)
 
 
 def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
-    """KV cache of one rank [B]: its heads' part; latents are whole on every tensor-parallel rank."""
-    model, serving = scenario.model, shapes.serving
-    tokens = serving.total_context + serving.sequences * shapes.seq + shapes.chunk + shapes.chunk_context
-    share = 1.0 if model.is_mla else kv_heads_per_rank(shapes) / model.num_key_value_heads
-    return tokens * kv_bytes_per_token(scenario) * share
+    """KV cache of one rank, that of MTP modules that run included [B]."""
+    serving = shapes.serving
+    lengths = Counter(cached + shapes.seq for cached in contexts(serving))
+    if not lengths:
+        lengths[shapes.seq_kv] = serving.sequences
+    if shapes.chunk:
+        lengths[shapes.chunk + shapes.chunk_context] += 1
+    return sum(many * _sequence_bytes(scenario, shapes, length) for length, many in lengths.items())
+
+
+def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> float:
+    """Cache of a sequence of `length` tokens on one tensor-parallel rank [B]: its heads' part; latents are whole on
+    every one. Of layers with a window or chunks no more than these is held: the others' blocks are given back."""
+    model, total = scenario.model, 0.0
+    for kind, layers in cached_layers(model).items():
+        own = replace(shapes, model=model.of_kind(kind))
+        share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
+        total += layers * model.cached_values(kind, length) * share
+    return total * WIDTH[shapes.serving.kv_dtype]
+
+
+def cached_layers(model: ModelSpec) -> Counter[BlockKind]:
+    """Layers by kind, those of MTP modules included."""
+    return Counter(model.layer_kind(i) for i in range(model.num_hidden_layers + model.num_nextn_predict_layers))
+
+
+def _kv_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
+    """Cache that one token leaves on one tensor-parallel rank, mean over a sequence of the job's length [B]."""
+    length = _length(scenario)
+    return _sequence_bytes(scenario, shapes, length) / length
+
+
+def _length(scenario: Scenario) -> int:
+    """Tokens of a sequence at the end of the step, the mean."""
+    serving = serving_of(scenario)
+    return max(1, round(serving.mean_context) + serving.tokens)
 
 
 def kv_bytes_per_token(scenario: Scenario) -> float:
-    """Cache that one token leaves in all layers, those of MTP modules that run included [B]."""
+    """Cache that one token leaves in all layers, those of MTP modules that run included, mean over a sequence of the
+    job's length [B]."""
     model, serving = scenario.model, serving_of(scenario)
-    layers = model.num_hidden_layers
-    width = WIDTH[serving.kv_dtype]
-    return model.kv_cache_bytes_per_token(width) * (layers + model.num_nextn_predict_layers) / layers
+    length = _length(scenario)
+    values = sum(many * model.cached_values(kind, length) for kind, many in cached_layers(model).items())
+    return values * WIDTH[serving.kv_dtype] / length
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
@@ -95,10 +137,10 @@ def _copies(scenario: Scenario, s: ServingShapes) -> Iterable[Item]:
     if not model.is_moe:
         return
     layer = model.layer_parameters(BlockKind.MOE)
-    layers = block_kinds(model).count(BlockKind.MOE)
+    layers = sum(kind.is_moe for kind in block_kinds(model))
     one = layer.routed_expert // model.n_routed_experts
     extra = one * (serving.redundant_experts + serving.shared_slots) // layout.ep
-    held = 0.0 if serving.shared_slots else 1.0 if s.all_to_all else 1.0 / layout.tp
+    held = 0.0 if serving.shared_slots else 1.0 if s.brings_own else 1.0 / layout.tp
     extra += round(layer.shared_expert * (held - 1.0 / layout.tp))
     if extra:
         width = FP8_MATRIX if s.fp8 else BF16

@@ -14,7 +14,7 @@ from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Streaming
 from simulator.spec.model import BlockKind
-from simulator.spec.recompute import NOTHING
+from simulator.spec.recompute import CHECKPOINTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +26,13 @@ class Footprint:
     saved : kept by a microbatch from F on [B].
     for_weights : kept from I until W [B].
     temporary : in use while F, B, I or W of the block runs, by its letter [B].
+    revived : kept by nobody, and there again while backward of the block runs [B].
     """
 
     saved: float
     for_weights: float
     temporary: dict[str, float]
+    revived: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,23 +113,40 @@ def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
         for_weights=kept,
         temporary={
             "F": _largest(_ops(block, "F"), here),
-            "B": _largest(_ops(block, "B", "W"), here) + revived,
-            "I": _largest(_ops(block, "B"), here) + revived,
+            "B": _largest(_ops(block, "B", "W"), here),
+            "I": _largest(_ops(block, "B"), here),
             "W": _largest(_ops(block, "W"), here),
         },
+        revived=revived,
     )
 
 
 def footprints(shapes: Shapes, blocks: dict[BlockKind, Block]) -> dict[BlockKind, Footprint]:
     """Footprints by kind of block."""
-    revived: dict[BlockKind, float] = {}
-    if shapes.recompute & {"full", "ops"}:  # whole layers run again: what they kept is there once more
-        whole = build_blocks(replace(shapes, recompute=NOTHING))
-        revived = {kind: whole[kind].saved_bytes - block.saved_bytes for kind, block in blocks.items()}
     here = Here(received=shapes.received, ring=shapes.job.layout.cp_kind == "ring")
-    return {kind: footprint(block, here, revived.get(kind, 0.0)) for kind, block in blocks.items()}
+    revived = _revived(shapes, blocks)
+    return {kind: footprint(block, here, revived[kind]) for kind, block in blocks.items()}
 
 
-def temporary(kind: str, blocks: Iterable[Footprint]) -> float:
-    """Temporary bytes of an action over these blocks [B]."""
-    return max((block.temporary[kind] for block in blocks), default=0.0)
+def _revived(shapes: Shapes, blocks: dict[BlockKind, Block]) -> dict[BlockKind, float]:
+    """What backward makes again of each block and has at once: of a layer all, of parts of it the largest [B]."""
+    found = dict.fromkeys(blocks, 0.0)
+    for module in shapes.recompute & (CHECKPOINTED | {"layer", "ops"}):
+        without = build_blocks(replace(shapes, recompute=shapes.recompute - {module}))
+        found = {kind: max(size, without[kind].saved_bytes - blocks[kind].saved_bytes) for kind, size in found.items()}
+    return found
+
+
+def temporary(kind: str, blocks: Iterable[tuple[BlockKind, Footprint]]) -> float:
+    """Temporary bytes of an action over these blocks, in the order of forward [B].
+
+    Those of the largest op, with what is there again of the layers that run again together.
+    """
+    worst = top = revived = 0.0
+    for which, one in blocks:
+        if not which.is_inner:
+            top = revived = 0.0
+        top = max(top, one.temporary[kind])
+        revived += one.revived if kind in ("B", "I") else 0.0
+        worst = max(worst, top + revived)
+    return worst

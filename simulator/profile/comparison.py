@@ -12,7 +12,7 @@ from simulator.profile.label import by_kind, label
 from simulator.profile.match import Matched, match
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
 from simulator.profile.recording import Kernel, Recording, busy, intervals, late
-from simulator.results.metrics import length, merged
+from simulator.results.intervals import length, merged
 from simulator.results.simulate import prepare
 from simulator.spec.scenario import Scenario
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from simulator.profile.recording import Kernel
-from simulator.results.metrics import Interval
+from simulator.results.intervals import Interval
 
 
 def effective_seconds(kernels: Sequence[Kernel]) -> dict[int, float]:

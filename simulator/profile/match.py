@@ -13,7 +13,7 @@ from simulator.profile.align import Item, align
 from simulator.profile.effective import covered, effective_seconds
 from simulator.profile.pair import OpSpan
 from simulator.profile.recording import Kernel, intervals
-from simulator.results.metrics import Interval
+from simulator.results.intervals import Interval
 
 WAITING = ("comm.notify", "comm.layout")
 

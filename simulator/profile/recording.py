@@ -13,7 +13,7 @@ from typing import Any
 from simulator.errors import InputError
 from simulator.profile.events import Progress, trace_events
 from simulator.profile.names import kernel_class
-from simulator.results.metrics import Interval, length, merged
+from simulator.results.intervals import Interval, length, merged
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHING = ("cuda_runtime", "cuda_driver")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Timeline
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, LANES, SYNC, TO_HOST, Timeline
 
 HOST = "host"
 """Takes the place of a kernel class for host time."""
@@ -144,4 +144,5 @@ def critical_path(timeline: Timeline) -> CriticalPath:
 
 def stream_of(lane: int) -> str:
     """The stream of a lane in words."""
-    return {COMPUTE: "compute", COMM: "communication", SYNC: "gradient sync"}.get(lane % LANES, "sends")
+    names = {COMPUTE: "compute", COMM: "communication", SYNC: "gradient sync", TO_HOST: "offload", FROM_HOST: "offload"}
+    return names.get(lane % LANES, "sends")

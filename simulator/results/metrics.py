@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.kernel_sequence import ALONE
-from simulator.engine.tasks import COMPUTE, LANES, Timeline
+from simulator.engine.tasks import COMPUTE, FROM_HOST, LANES, TO_HOST, Timeline
+from simulator.results.intervals import Interval, length, merged, minus
 from simulator.results.serving_metrics import serving_metrics
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.workload import Workload, WorkloadName
 from simulator.units import DAY, HOUR
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,41 +35,6 @@ class RankTimes:
     phases: dict[str, float]
     exposed_comm: float
     compute_busy: float
-
-
-def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """Union of intervals, sorted and disjoint."""
-    out: list[Interval] = []
-    for start, end in sorted(intervals):
-        if out and start <= out[-1][1]:
-            if end > out[-1][1]:
-                out[-1] = (out[-1][0], end)
-        elif end > start:
-            out.append((start, end))
-    return out
-
-
-def minus(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """The parts of `some` outside `others`; both merged."""
-    out: list[Interval] = []
-    at = 0
-    for start, end in some:
-        while at < len(others) and others[at][1] <= start:
-            at += 1
-        here, k = start, at
-        while k < len(others) and others[k][0] < end:
-            if others[k][0] > here:
-                out.append((here, others[k][0]))
-            here = max(here, others[k][1])
-            k += 1
-        if here < end:
-            out.append((here, end))
-    return out
-
-
-def length(intervals: Iterable[Interval]) -> float:
-    """Total length of disjoint intervals."""
-    return sum(end - start for start, end in intervals)
 
 
 def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
@@ -103,11 +67,17 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
 
 
 def action_spans(timeline: Timeline) -> list[Interval]:
-    """Start and end of every action: from its first task's start to its last task's end."""
-    return [
-        (min(timeline.start[a.first : a.last], default=0.0), max(timeline.end[a.first : a.last], default=0.0))
-        for a in timeline.tasks.actions
-    ]
+    """Start and end of every action, of its first and last task; copies to the host go on beyond it."""
+    lane, out = timeline.tasks.lane, []
+    for action in timeline.tasks.actions:
+        mine = [task for task in range(action.first, action.last) if lane[task] % LANES not in COPIES]
+        starts, ends = (timeline.start[task] for task in mine), (timeline.end[task] for task in mine)
+        out.append((min(starts, default=0.0), max(ends, default=0.0)))
+    return out
+
+
+COPIES = (TO_HOST, FROM_HOST)
+"""Streams on which an action's copies go on while the next action runs."""
 
 
 def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:

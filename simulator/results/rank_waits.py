@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from simulator.spec.job import Job, Routing
 from simulator.spec.stragglers import Stragglers
 
 Array = NDArray[np.float64]
+
+Cause = str
+"""load, hardware or jitter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,7 @@ class RankWaits:
     load : tokens over the mean, mean over microbatches (ranks x layers).
     waited : how long a rank waits for the last one at the rendezvous of a layer, in a step (ranks x layers) [s].
     caused : how long a mean rank waits where this one comes last (ranks x layers) [s].
+    by_cause : how long a mean rank waits in all because of uneven loads, slow hardware and late hosts [s].
     """
 
     ranks: tuple[int, ...]
@@ -35,14 +40,36 @@ class RankWaits:
     load: Array
     waited: Array
     caused: Array
+    by_cause: dict[Cause, float]
+
+    @property
+    def mean_load(self) -> Array:
+        """Tokens of each rank over the mean, mean over layers (ranks)."""
+        routed = [at for at, layer in enumerate(self.layers) if layer >= 0]
+        return np.asarray(self.load[:, routed].mean(axis=1)) if routed else np.ones(len(self.ranks))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` says of them."""
+        return {
+            "waits_by_cause_s": self.by_cause,
+            "ranks": [
+                {
+                    "rank": rank,
+                    "load": float(self.mean_load[at]),
+                    "others_wait_s": float(self.caused[at].sum()),
+                    "waits_s": float(self.waited[at].sum()),
+                }
+                for at, rank in enumerate(self.ranks)
+            ],
+        }
 
     def slowest(self) -> list[int]:
         """Places of the ranks, the one for which others wait longest first."""
         return [int(at) for at in np.argsort(-self.caused.sum(axis=1), kind="stable")]
 
 
-def rank_waits(uneven: UnevenStep, microbatches: int) -> RankWaits:
-    """Sums over the rendezvous of a step."""
+def rank_waits(built: PricedModel, schedule: Schedule, uneven: UnevenStep) -> RankWaits:
+    """Sums over the rendezvous of a step, by rank and layer, and by cause."""
     ran, columns = uneven.timeline, uneven.columns
     layers = tuple(sorted({ran.layer.get(task, -1) for task in ran.wait}))
     place = {layer: at for at, layer in enumerate(layers)}
@@ -55,12 +82,9 @@ def rank_waits(uneven: UnevenStep, microbatches: int) -> RankWaits:
         caused[int(np.argmin(mine)), at] += max(0.0, float(wait[-1]))
     for layer, at in place.items():
         if layer >= 0:
-            load[:, at] = np.mean([columns.loads(layer, m)[:-1] for m in range(max(1, microbatches))], axis=0)
-    return RankWaits(ranks=columns.names, layers=layers, load=load, waited=waited, caused=caused)
-
-
-Cause = str
-"""load, hardware or jitter."""
+            load[:, at] = np.mean([columns.loads(layer, m)[:-1] for m in range(schedule.microbatches)], axis=0)
+    causes = waits_by_cause(built, schedule, uneven)
+    return RankWaits(ranks=columns.names, layers=layers, load=load, waited=waited, caused=caused, by_cause=causes)
 
 
 def waits_by_cause(built: PricedModel, schedule: Schedule, uneven: UnevenStep) -> dict[Cause, float]:

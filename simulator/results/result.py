@@ -18,6 +18,7 @@ from simulator.spec.scenario import Scenario
 
 if TYPE_CHECKING:
     from simulator.engine.ranks.whole_step import UnevenStep
+    from simulator.results.rank_waits import RankWaits
 
 SCHEMA = "foretrain.result/2"
 
@@ -39,6 +40,7 @@ class Result:
     provenance : versions and inputs.
     timeline, built, schedule : what reports read.
     uneven : the step on each rank where ranks differ; the timeline is then that of a rank with the mean load.
+    waits : of uneven ranks, who waits for whom.
     """
 
     scenario: Scenario
@@ -54,6 +56,7 @@ class Result:
     built: PricedModel
     schedule: Schedule
     uneven: UnevenStep | None = None
+    waits: RankWaits | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints; the same inputs give the same bytes."""
@@ -78,6 +81,7 @@ class Result:
             "memory": self.memory.verdict(),
             "warnings": self.warnings,
             "provenance": self.provenance,
+            **({"uneven": self.waits.as_dict()} if self.waits is not None else {}),
         }
 
 

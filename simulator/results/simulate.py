@@ -19,19 +19,21 @@ from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
+from simulator.inputs.idle import assumed_settings
 from simulator.inputs.limits import STACK
 from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Stack
 from simulator.units import si
 
 if TYPE_CHECKING:
     from simulator.engine.ranks.whole_step import UnevenStep
+    from simulator.results.rank_waits import RankWaits
 
 Engine = Literal["events", "longest-path"]
 
@@ -95,12 +97,11 @@ def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
     """Unroll and execute; on uneven ranks as the rank with the mean load sees it."""
-    uneven = uneven_of(built, schedule)
-    return _executed(lower(built, schedule) if uneven is None else uneven.tasks, engine, progress)
+    return _executed(_tasks(built, schedule, uneven_of(built, schedule)), engine, progress)
 
 
 def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
-    """The step on ranks that differ; None where all are alike."""
+    """The training step on ranks that differ; None where all are alike."""
     if not is_uneven(built.scenario):
         return None
     from simulator.engine.ranks.whole_step import uneven_step  # NumPy takes 0.1 s to load
@@ -108,7 +109,28 @@ def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
     return uneven_step(built, schedule)
 
 
+def _tasks(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) -> Tasks:
+    """What a rank executes: with the mean load where ranks are uneven, in lock-step where serving has them apart."""
+    if uneven is not None:
+        return uneven.tasks
+    serving = built.scenario.job.serving
+    if serving is not None and serving.ranks == "apart":
+        from simulator.engine.lockstep.ranks import lock_step
+
+        return lock_step(built)
+    return lower(built, schedule)
+
+
+def _waits(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) -> RankWaits | None:
+    if uneven is None:
+        return None
+    from simulator.results.rank_waits import rank_waits
+
+    return rank_waits(built, schedule, uneven)
+
+
 def _executed(tasks: Tasks, engine: Engine, progress: Callable[[float], None] | None) -> Timeline:
+    """The times of tasks."""
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -124,7 +146,7 @@ def simulate(
     """
     built, schedule = prepare(scenario)
     uneven = uneven_of(built, schedule)
-    timeline = _executed(lower(built, schedule) if uneven is None else uneven.tasks, engine, progress)
+    timeline = _executed(_tasks(built, schedule, uneven), engine, progress)
     ranks = m.rank_times(timeline, scenario.workload)
     classes = m.class_times(timeline)
     memory = memory_of_serving(scenario) if scenario.workload.serves else memory_of_rows(built, schedule)
@@ -142,6 +164,7 @@ def simulate(
         built=built,
         schedule=schedule,
         uneven=uneven,
+        waits=_waits(built, schedule, uneven),
     )
 
 
@@ -153,12 +176,14 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
         if memory.answer == "fits"
         else [f"{memory.answer}: {needed(memory.verdict())} (foretrain memory shows what fills it)"]
     )
+    if scenario.workload.serves and (beyond := beyond_budget(scenario, memory.worst)):
+        out.append(f"does not fit: {beyond}")
     out += [str(problem) for problem in check(scenario) if problem.severity == "warning"]
     loose = sorted({c.cls for c in classes if not c.calibrated})
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario.cluster), *_settings(scenario.stack)]
+    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario)]
     return [*out, *_held_back(built)]
 
 
@@ -177,19 +202,21 @@ MANY = 3
 """From this many assumed numbers of one part of the hardware on, the part is named instead."""
 
 
-def _supposed(cluster: Cluster) -> Iterator[str]:
-    """Numbers of the hardware that nobody measured or published."""
-    part = {path: path.rpartition(".")[0] for path in cluster.assumed}
+def _supposed(scenario: Scenario) -> Iterator[str]:
+    """Numbers of the hardware that nobody measured or published; those of the host where something is offloaded."""
+    cluster = scenario.cluster
+    part = {path: path.rpartition(".")[0] for path in scenario.assumed_hardware}
     many = Counter(part.values())
     named = dict.fromkeys(f"{part[path]}.*" if many[part[path]] >= MANY else path for path in part)
     if named:
         yield f"assumed of the hardware (foretrain show hardware {cluster.name}): {', '.join(named)}"
 
 
-def _settings(stack: Stack) -> Iterator[str]:
+def _settings(scenario: Scenario) -> Iterator[str]:
     """Settings of the software that nobody measured or published, with their assumed values."""
-    if stack.assumed:
-        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in stack.assumed)
+    stack, assumed = scenario.stack, assumed_settings(scenario)
+    if assumed:
+        values = ", ".join(f"{name} = {_spelled(name, attrgetter(name)(stack))}" for name in assumed)
         yield f"assumed of the software (foretrain show stack {stack.name}): {values}"
 
 

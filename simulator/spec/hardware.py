@@ -103,6 +103,24 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """One GPU's share of its host: the link to it, and the CPU's memory.
+
+    Parameters
+    ----------
+    bandwidth : attainable of copies, per direction [B/s].
+    peak : figure of the data sheet, for reports only [B/s].
+    memory_bandwidth : attainable of the CPU's memory [B/s].
+    memory_bytes : size of it [B].
+    """
+
+    bandwidth: float
+    peak: float
+    memory_bandwidth: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """GPUs joined by NVLink, each with one NIC.
 
@@ -112,12 +130,14 @@ class Node:
     nvlink : NVLink of one GPU.
     nic : network of one GPU.
     nvlink_sharp : whether the NVLink switch can reduce.
+    host : what one GPU has of its host; None: not described, so that nothing can be offloaded to it.
     """
 
     gpus: int
     nvlink: Link
     nic: Link
     nvlink_sharp: bool = False
+    host: Host | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,35 @@ from simulator.spec.states import Optimizer
 from simulator.spec.stragglers import Stragglers
 from simulator.spec.workload import WorkloadName
 
-Recompute = Literal["none", "selective", "full", "deepseek"]
+RecomputePreset = Literal["none", "selective", "full", "deepseek"]
+Module = Literal[
+    "core_attn",
+    "norm",
+    "layernorm",
+    "mla_up",
+    "mla_up_proj",
+    "swiglu",
+    "moe_act",
+    "mlp",
+    "moe",
+    "shared_experts",
+    "ops",
+    "layer",
+]
+"""What can be recomputed. Megatron-Core's names mean what they mean there (`--recompute-modules`,
+megatron/core/transformer/transformer_config.py, 2025):
+
+- `core_attn`: the attention core (arXiv 2205.05198, section 5);
+- `norm`: the outputs of all norms (arXiv 2412.19437, section 3.2.3); `layernorm`: of the two norms of a layer only;
+- `mla_up`: the up-projections of latent attention (the same section); `mla_up_proj`: with the norms before them;
+- `swiglu`: the outputs of the activation, of dense layers and of experts (section 3.3.3); `moe_act`: of the routed
+  experts only;
+- `mlp`: the feed-forward part of dense layers; `moe`: gate, all-to-alls and experts; `shared_experts`: these only;
+- `ops`: all of a layer but its attention core, its all-to-alls and every second GEMM (TorchTitan's policy `op`,
+  arXiv 2410.06511; see `simulator.graph.recompute`);
+- `layer`: all of a layer; only its input is kept.
+"""
+Recompute = RecomputePreset | tuple[Module, ...]
 Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
 
@@ -30,7 +58,12 @@ class Layout:
     sp : sequence parallelism, in addition to `tp`.
     zero : ZeRO stage, 0 to 3.
     schedule : a name in `simulator.schedule.SCHEDULES`, or the path of a schedule file.
-    recompute : what backward recomputes (`simulator.spec.recompute`).
+    recompute : what backward recomputes: "none", "full" (whole layers), "selective" (as the stack means it), "deepseek"
+        (norm, mla_up, swiglu), or a list of modules (`Module`).
+    recompute_method : which layers of a stage, where whole ones are recomputed. uniform: all, in groups of
+        `recompute_layers` that keep one input together; block: the first `recompute_layers`, the others keep everything
+        (Megatron-Core, --recompute-method).
+    recompute_layers : layers of a group, or of a stage [layers].
     stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), or one number for each stage.
     cp_kind : how context parallelism moves keys and values.
     """
@@ -45,6 +78,8 @@ class Layout:
     zero: int = 1
     schedule: str = "1f1b"
     recompute: Recompute = "none"
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_layers: int = 1
     stages: Placement | tuple[int, ...] = "balanced"
     cp_kind: Literal["ring", "all_gather"] = "ring"
 
@@ -99,6 +134,23 @@ class Memory:
     headroom: float = 0.0
     headroom_bytes: float = 0.0
     reserve: tuple[float, float] = (0.0, 0.10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """What a rank keeps in the memory of its host instead of its own.
+
+    Parameters
+    ----------
+    optimizer : of masters and moments; the CPU updates them (Megatron-Core, --optimizer-cpu-offload and
+        --optimizer-offload-fraction) [share].
+    activations : of what each layer keeps for backward, but those of a stage's last layer, which backward needs first;
+        copied behind the layer's forward, and back before its backward, both overlapped with the neighbouring layer
+        [share].
+    """
+
+    optimizer: float = 0.0
+    activations: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +227,7 @@ class Job:
     precision : number formats.
     optimizer : optimizer and formats of its states, where they differ from the stack's.
     memory : what may be filled of a GPU's memory.
+    offload : what is kept in the host's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
     stragglers : GPUs that are slower than the others.
@@ -192,6 +245,7 @@ class Job:
     precision: Precision = field(default_factory=Precision)
     optimizer: Optimizer = field(default_factory=Optimizer)
     memory: Memory = field(default_factory=Memory)
+    offload: Offload = field(default_factory=Offload)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
     stragglers: Stragglers = field(default_factory=Stragglers)

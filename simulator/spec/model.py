@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 
-from simulator.spec.model_shape import BlockKind, LayerKind, ModelShape
+from simulator.ops import seen_keys
+from simulator.spec.mixer import BlockKind, Mixer
+from simulator.spec.model_shape import ModelShape
 
-__all__ = ["BlockKind", "LayerKind", "ModelSpec", "Parameters"]
+__all__ = ["BlockKind", "Mixer", "ModelSpec", "Parameters"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,10 @@ class Parameters:
     def __add__(self, other: Parameters) -> Parameters:
         return Parameters(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def times(self, many: int) -> Parameters:
+        """Those of so many equal parts."""
+        return Parameters(**{f.name: getattr(self, f.name) * many for f in fields(self)})
+
     @property
     def total(self) -> int:
         """All parameters but those of the MTP modules."""
@@ -58,15 +64,14 @@ class Parameters:
 class ModelSpec(ModelShape):
     """A model by its shape (the fields, see `ModelShape`), with its parameters, FLOP and cache."""
 
-    def layer_parameters(self, kind: LayerKind) -> Parameters:
+    def layer_parameters(self, kind: BlockKind) -> Parameters:
         """Parameters of one layer."""
-        common = Parameters(attention=_attention(self), norms=self.norms_per_layer * self.norm_weights)
-        if kind == BlockKind.DENSE:
+        common = Parameters(attention=_attention(self.of_kind(kind)), norms=self.norms_per_layer * self.norm_weights)
+        if not kind.is_moe:
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
         return common + Parameters(
-            router=self.hidden_size * self.n_routed_experts
-            + (self.n_routed_experts if self.topk_method == "noaux_tc" else 0),
+            router=self.n_routed_experts * (self.hidden_size + (self.topk_method == "noaux_tc") + self.router_bias),
             routed_expert=self.n_routed_experts * _ffn(self, self.moe_intermediate_size),
             shared_expert=shared + (self.hidden_size if self.shared_expert_gate else 0),
         )
@@ -89,8 +94,8 @@ class ModelSpec(ModelShape):
             head=(0 if self.tie_word_embeddings else embed) + (self.vocab_size if self.head_bias else 0),
             mtp=mtp,
         )
-        for kind in self.layer_kinds():
-            tree += self.layer_parameters(kind)
+        for kind, many in Counter(self.layer_kinds()).items():
+            tree += self.layer_parameters(kind).times(many)
         return tree
 
     def parameters(self) -> int:
@@ -127,33 +132,53 @@ class ModelSpec(ModelShape):
             macs += self.num_nextn_predict_layers * self.mtp_macs_per_token(seq, causal)
         return 3 * 2.0 * macs
 
-    def layer_macs_per_token(self, kind: LayerKind, seq: int, causal: bool = True) -> float:
+    def layer_macs_per_token(self, kind: BlockKind, seq: int, causal: bool = True) -> float:
         """Forward multiply-adds of one token in one layer."""
-        macs = sum(k * n for k, n in self.attention_matrices().values()) + self.attention_macs_per_token(seq, causal)
-        if kind == BlockKind.DENSE:
+        layer = self.of_kind(kind)
+        macs = sum(k * n for k, n in layer.attention_matrices().values()) + layer._core_macs_per_token(seq, causal)
+        if not kind.is_moe:
             return macs + self.ffn_matrices * self.hidden_size * self.intermediate_size
         width = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_width
         gates = self.n_routed_experts + (1 if self.shared_expert_gate else 0)
         return macs + self.hidden_size * (self.ffn_matrices * width + gates)
 
-    def attention_macs_per_token(self, seq: int, causal: bool = True) -> float:
-        """Forward multiply-adds of one token with the scores and values of `seq` tokens, mean over the sequence."""
-        pairs = seq * (0.5 if causal else 1.0)
-        return self.num_attention_heads * (self.qk_head_dim + self.v_dim) * pairs
+    def _core_macs_per_token(self, seq: int, causal: bool) -> float:
+        """Forward multiply-adds of one token with the scores and values of `seq` tokens, mean over the sequence; of a
+        model whose layers are all alike (`of_kind`)."""
+        return self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
+
+    def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
+        """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike."""
+        window, chunk = self.sliding_window or 0, self.attention_chunk_size
+        if causal:
+            return seen_keys(first, last, window, chunk)
+        return float(min(last, window or chunk or last))
 
     def mtp_macs_per_token(self, seq: int, causal: bool = True) -> float:
         """Forward multiply-adds of one token in one MTP module: projection, layer and head."""
         layer = self.layer_macs_per_token(self.layer_kind(self.num_hidden_layers), seq, causal)
         return layer + 2 * self.hidden_size**2 + self.vocab_size * self.hidden_size
 
-    def kv_cache_bytes_per_token(self, width: float = 2.0) -> float:
-        """Cache that one token leaves in all layers, `width` bytes a value (2: BF16) [B].
+    def cached_values(self, kind: BlockKind, tokens: int) -> int:
+        """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
+        layer = self.of_kind(kind)
+        kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
+        if layer.is_mla:
+            return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
+        return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
 
-        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4).
+    def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
+        """Cache of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
+
+        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
+        window keeps no more than that, one with chunked attention at most a chunk.
         """
-        if self.kv_lora_rank is not None:
-            return self.num_hidden_layers * (self.kv_lora_rank + self.qk_rope_head_dim) * width
-        return self.num_hidden_layers * 2 * self.num_key_value_heads * self.v_dim * width
+        kinds = Counter(self.layer_kinds())
+        return width * sum(many * self.cached_values(kind, tokens) for kind, many in kinds.items())
+
+    def kv_cache_bytes_per_token(self, width: float = 2.0, tokens: int = 1) -> float:
+        """Cache that one of `tokens` leaves in all layers, mean, `width` bytes a value (2: BF16) [B]."""
+        return self.cache_bytes(tokens, width) / tokens
 
 
 def _ffn(m: ModelSpec, width: int) -> int:
@@ -169,6 +194,7 @@ def _attention(m: ModelSpec) -> int:
     """
     shapes = m.attention_matrices()
     count = sum(k * n for k, n in shapes.values())
+    count += m.num_attention_heads if m.attention_sinks == "all" else 0
     if m.kv_lora_rank is not None:
         count += m.kv_lora_rank + (m.q_lora_rank or 0)
     else:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from simulator.ops import Gate
-
-
-class BlockKind(StrEnum):
-    """What a pipeline stage is made of: the embedding, layers, output heads, and the projections of MTP modules.
-
-    In serving `mtp` is a whole pass of the MTP module behind the main model, `draft` each further one.
-    """
-
-    EMBED = "embed"
-    DENSE = "dense"
-    MOE = "moe"
-    HEAD = "head"
-    MTP = "mtp"
-    DRAFT = "draft"
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a transformer layer."""
-        return self in (BlockKind.DENSE, BlockKind.MOE)
-
-
-LayerKind = Literal[BlockKind.DENSE, BlockKind.MOE]
+from simulator.spec.mixer import BlockKind, Mixer, MixerShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
+class ModelShape(MixerShape):
     """A decoder-only transformer. Sizes are elements, not bytes.
 
     Names are those of config.json; where architectures differ, DeepSeek-V3's: `n_routed_experts` (0: dense) is also
@@ -63,7 +41,7 @@ class ModelShape:
     kv_lora_rank: int | None = None  # width of the latent [elements]; None: grouped-query attention
     qk_nope_head_dim: int = 0  # part of a query or key head without rotation [elements]
     qk_rope_head_dim: int = 0  # part with rotation [elements]
-    v_head_dim: int = 0  # width of a value head [elements]
+    v_head_dim: int = 0  # width of a value head [elements]; grouped queries: 0: that of a key head
     # mixture of experts (arXiv 2412.19437, section 2.1.2)
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
@@ -93,10 +71,10 @@ class ModelShape:
     attention_bias: bool = False  # biases of query, key, value projections
     attention_out_bias: bool = False  # bias of the output projection
     mlp_bias: bool = False  # biases of the feed-forward block
+    router_bias: bool = False  # a bias of the gate's logits
     qk_norm: bool = False  # norms of query and key heads
     qk_norm_over: Literal["head", "projection"] = "head"
     head_bias: bool = False
-    sliding_window: int | None = None  # keys that a query attends to [tokens]; None: all
     tie_word_embeddings: bool = False  # the head uses the embedding's matrix
 
     @property
@@ -107,7 +85,7 @@ class ModelShape:
     @property
     def is_moe(self) -> bool:
         """Whether any layer is a mixture of experts."""
-        return BlockKind.MOE in self.layer_kinds()
+        return any(kind.is_moe for kind in self.layer_kinds())
 
     @property
     def is_node_limited(self) -> bool:
@@ -128,12 +106,21 @@ class ModelShape:
     @property
     def qk_head_dim(self) -> int:
         """Width of one query or key head."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
+        if self.is_mla:
+            return self.qk_nope_head_dim + self.qk_rope_head_dim
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def v_dim(self) -> int:
         """Width of one value head."""
-        return self.v_head_dim if self.is_mla else self.head_dim or self.hidden_size // self.num_attention_heads
+        return self.v_head_dim or self.qk_head_dim
+
+    @property
+    def gate_width(self) -> int:
+        """Values of the gate of an attention block's output; 0 without one."""
+        if self.attention_gate == "none":
+            return 0
+        return self.num_attention_heads * (1 if self.attention_gate == "head" else self.v_dim)
 
     @property
     def shared_width(self) -> int:
@@ -172,18 +159,51 @@ class ModelShape:
         if not self.qk_norm:
             return 0, 0
         if self.qk_norm_over == "head":
-            return self.v_dim, self.v_dim
-        return self.num_attention_heads * self.v_dim, self.num_key_value_heads * self.v_dim
+            return self.qk_head_dim, self.qk_head_dim
+        return self.num_attention_heads * self.qk_head_dim, self.num_key_value_heads * self.qk_head_dim
 
-    def layer_kind(self, layer: int) -> LayerKind:
-        """Kind of the feed-forward block of `layer`, counted from 0; MTP modules follow the last layer."""
-        if not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers:
-            return BlockKind.DENSE
-        return BlockKind.MOE if layer % self.moe_layer_freq == 0 else BlockKind.DENSE
+    def mixer_of(self, layer: int) -> Mixer:
+        """What mixes the tokens of `layer`; the MTP modules' layers are as most models have them: like all others, or
+        with full attention where layers differ."""
+        if not self.layer_types:
+            return Mixer.SLIDING if self.sliding_window is not None else Mixer.FULL
+        if layer < len(self.layer_types):
+            return self.layer_types[layer]
+        return self.layer_types[0] if len(set(self.layer_types)) == 1 else Mixer.FULL
 
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
+    def layer_kind(self, layer: int) -> BlockKind:
+        """Kind of `layer`, counted from 0; MTP modules follow the last layer."""
+        dense = not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers
+        return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else "moe")
+
+    def layer_kinds(self) -> tuple[BlockKind, ...]:
         """Kind of each layer of the main model, in order."""
         return tuple(self.layer_kind(layer) for layer in range(self.num_hidden_layers))
+
+    def of_kind(self, kind: BlockKind) -> Self:
+        """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
+        mixer = kind.mixer
+        same = replace(self, layer_types=(mixer,) * self.num_hidden_layers, full_rotary_factor=None)
+        if mixer is Mixer.FULL:
+            return replace(same, sliding_window=None, attention_chunk_size=0, **self._of_full())
+        if mixer is not Mixer.SLIDING:
+            return replace(same, sliding_window=None)
+        return replace(
+            same,
+            attention_chunk_size=0,
+            num_attention_heads=self.sliding_num_attention_heads or self.num_attention_heads,
+            num_key_value_heads=self.sliding_num_key_value_heads or self.num_key_value_heads,
+            head_dim=self.sliding_head_dim or self.head_dim,
+            v_head_dim=self.sliding_v_head_dim or (0 if self.sliding_head_dim else self.v_head_dim),
+            attention_sinks="none" if self.attention_sinks == "none" else "all",
+        )
+
+    def _of_full(self) -> dict[str, Any]:
+        """Fields of the layers with full attention that other layers do not share."""
+        sinks = self.attention_sinks if self.attention_sinks == "all" else "none"
+        if self.full_rotary_factor is None:
+            return {"attention_sinks": sinks}
+        return {"attention_sinks": sinks, "partial_rotary_factor": self.full_rotary_factor, "nope_layers": 0}
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
@@ -195,7 +215,8 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
     out = {"o": (heads * m.v_dim, h)}
     if m.kv_lora_rank is None:
         kv = m.num_key_value_heads
-        return {"q": (h, heads * m.v_dim), "k": (h, kv * m.v_dim), "v": (h, kv * m.v_dim)} | out
+        found = {"q": (h, heads * m.qk_head_dim), "k": (h, kv * m.qk_head_dim), "v": (h, kv * m.v_dim)} | out
+        return found | {"gate": (h, m.gate_width)} if m.gate_width else found
     latent = {
         "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
         "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
-from simulator.spec.job import Layout
+from simulator.spec.job import Layout, Module
 from simulator.spec.stack import Stack
-
-Module = Literal["core_attn", "norm", "mla_up", "swiglu", "ops", "full"]
-"""What can be recomputed:
-
-- `core_attn`: the attention core (Megatron's selective recomputation, arXiv 2205.05198, section 5);
-- `norm`: the outputs of all norms (arXiv 2412.19437, section 3.2.3);
-- `mla_up`: the up-projections of latent attention (the same section);
-- `swiglu`: the outputs of the activation, of dense layers and of experts (section 3.3.3);
-- `ops`: all of a layer but its attention core, its all-to-alls and every second GEMM (TorchTitan's policy `op`,
-  arXiv 2410.06511; see `simulator.graph.recompute`);
-- `full`: all of a layer; only its input is kept.
-"""
 
 Modules = frozenset[Module]
 
 NOTHING: Modules = frozenset()
 DEEPSEEK: Modules = frozenset(("norm", "mla_up", "swiglu"))
 """What DeepSeek-V3 recomputes (arXiv 2412.19437, sections 3.2.3 and 3.3.3)."""
+
+CHECKPOINTED: Modules = frozenset(("mlp", "moe", "shared_experts"))
+"""Modules of a layer that run again as a whole; only their input is kept."""
+
+MODULES: tuple[Module, ...] = get_args(Module)
 
 
 def recomputed_modules(layout: Layout, stack: Stack) -> Modules:
@@ -32,8 +25,10 @@ def recomputed_modules(layout: Layout, stack: Stack) -> Modules:
         case "none":
             return NOTHING
         case "full":
-            return frozenset(("full",))
+            return frozenset(("layer",))
         case "deepseek":
             return DEEPSEEK
         case "selective":
             return frozenset(("core_attn",)) if stack.selective == "core" else frozenset(("ops",))
+        case modules:
+            return frozenset(modules)

@@ -40,6 +40,13 @@ class Scenario:
         return resolved(self.job.optimizer, self.stack.optimizer)
 
     @property
+    def assumed_hardware(self) -> tuple[str, ...]:
+        """Numbers of the hardware profile that nobody measured or published, as far as the job reads them: those of the
+        host where something is offloaded to it."""
+        away = self.job.offload.optimizer or self.job.offload.activations
+        return tuple(path for path in self.cluster.assumed if away or not path.startswith("node.host."))
+
+    @property
     def workload(self) -> Workload:
         """What the job does with the model."""
         return WORKLOADS[self.job.workload]

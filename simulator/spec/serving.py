@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from random import Random
 from statistics import NormalDist
 from typing import Literal
 
@@ -65,6 +66,11 @@ class Serving:
         with one for each drafted token.
     prefill_tokens : tokens of a prompt that a decode step computes along with its sequences (chunked prefill).
     prefill_context : tokens of that prompt that were computed before.
+    eplb : how experts are placed by their expected loads: hierarchically, globally, by whichever fits (on), not at all
+        (off), or only where there are redundant experts (auto).
+    ranks : whether a mean rank is simulated, which waits for the most loaded one of each layer, or each rank apart.
+    idle_ranks : data-parallel ranks without sequences; they run dummies, and bring no tokens to the experts.
+    seed : draw of the lengths that each rank has, where ranks are apart.
     """
 
     sequences: int
@@ -79,6 +85,10 @@ class Serving:
     mtp_acceptance: float | tuple[float, ...] = 0.85
     prefill_tokens: int = 0
     prefill_context: int = 0
+    eplb: Literal["auto", "on", "off", "global", "hierarchical"] = "auto"
+    ranks: Literal["mean", "apart"] = "mean"
+    idle_ranks: int = 0
+    seed: int = 0
 
     @property
     def total_context(self) -> int:
@@ -141,6 +151,18 @@ def expert_slots(model: ModelSpec, serving: Serving) -> int:
     return model.n_routed_experts + serving.redundant_experts + serving.shared_slots
 
 
+def sampled_contexts(serving: Serving, rank: int) -> tuple[int, ...]:
+    """Cached tokens of the sequences of one data-parallel rank: drawn from the distribution, or from the list."""
+    draw = Random(f"{serving.seed}/{rank}")
+    context = serving.context
+    if isinstance(context, int):
+        return (context,) * serving.sequences
+    if isinstance(context, tuple):
+        return tuple(draw.choice(context) for _ in range(serving.sequences))
+    least = 1e-9  # the quantile of an end would be infinite
+    return tuple(context.quantile(draw.uniform(least, 1.0 - least)) for _ in range(serving.sequences))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStack:
     """What serving software does differently.
@@ -149,7 +171,13 @@ class ServingStack:
     whose GEMMs run, likewise. `all_reduce`: whose kernels reduce over tensor-parallel ranks, a name in
     `fabric.all_reduce` of the hardware profile, or nccl. `masked`: decode runs the experts on a fixed number of rows
     each, masked (DeepGEMM); else on rows sorted by expert. `router_fused`: scores, top-k and weights of the gate are
-    one kernel.
+    one kernel. `host_step`: time between two steps that the GPU waits for the host to schedule and to prepare inputs
+    [s]. `kv_budget`, `kv_share`: what an engine gives the KV cache before it runs (`simulator.memory.budget`):
+
+    - none: what the step leaves;
+    - static: weights and cache fill a share of what is free before the weights are loaded (SGLang);
+    - total: all that runs fills a share of the whole memory (vLLM);
+    - free: the cache fills a share of what is free after weights and activations (TensorRT-LLM).
     """
 
     decode_attention: Literal["fa2", "fa3", "flashmla", "flashinfer"]
@@ -157,3 +185,6 @@ class ServingStack:
     all_reduce: Literal["nccl", "vllm", "sglang", "trtllm"]
     masked: bool
     router_fused: bool
+    host_step: float = 0.0
+    kv_budget: Literal["none", "static", "total", "free"] = "none"
+    kv_share: float = 1.0

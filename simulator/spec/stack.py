@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
@@ -39,9 +40,17 @@ class Stack:
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
+    gate_weights : what the weights of the gate multiply: the activation inside an expert, or its output, which is then
+        kept for their gradient.
+    pipeline_buffers : buffers that the pipeline receives into (ahead: for messages posted ahead; each: one for every
+        microbatch of a step, in both directions).
+    checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
+        its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
+        copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
@@ -49,6 +58,7 @@ class Stack:
     host_collective : host time to issue a collective [s].
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     serving : settings of software that serves; None: it only trains.
+    scheduler : how steps are put together from requests (`foretrain serve`); None: it says nothing of it.
     sources : source of each setting by name; an assumed one starts with "assumed".
     """
 
@@ -70,13 +80,17 @@ class Stack:
     norm_fused: bool
     residual_fused: bool
     split_copies: bool
-    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te"]
+    loss: Literal["plain", "fp32", "compiled", "parallel", "parallel_fused", "te", "chunked", "fused_linear"]
     attention_fused: bool
     attention: Literal["fa3", "fa2", "cudnn"]
     selective: Literal["core", "products"]
+    gate_weights: Literal["activation", "output"]
+    pipeline_buffers: Literal["ahead", "each"]
+    checkpoint_early_stop: bool
     wgrad_accumulation_fused: bool
     shard_copies: bool
     gradients_zeroed: bool
+    host_update_overlap: bool
     norm_kernels: Literal["training", "compiled"]
     optimizer: States
     dropout: bool = False
@@ -84,6 +98,7 @@ class Stack:
     host_gemm: float = 0.0
     host_collective: float = 0.0
     serving: ServingStack | None = None
+    scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import Problem, check, divisors, expert_degrees
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
+from simulator.memory.budget import beyond_budget
 from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import prepare
 from simulator.schedule import SCHEDULES, Schedule, stages_on
@@ -53,13 +54,14 @@ def problems(scenario: Scenario) -> list[Problem]:
 def _serving_memory(scenario: Scenario) -> Iterator[Problem]:
     """A serving step that does not fit, and how many sequences would."""
     memory, most = memory_of_serving(scenario), largest_batch(scenario)
-    tight = memory.answer == "tight"
-    if memory.answer != "fits" and scenario.job.serving is not None:
+    beyond = beyond_budget(scenario, memory.worst)
+    tight = memory.answer == "tight" and not beyond
+    if (memory.answer != "fits" or beyond) and scenario.job.serving is not None:
         yield Problem(
             rule="memory",
             key="serving.sequences",
             value=scenario.job.serving.sequences,
-            message=_tight(memory) if tight else needed(memory.verdict()),
+            message=_tight(memory) if tight else beyond or needed(memory.verdict()),
             suggestion=f"use at most {most}" if most else "the weights alone leave no room: use more GPUs for a copy",
             severity="warning" if tight else "error",
         )

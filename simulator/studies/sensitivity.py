@@ -19,7 +19,7 @@ from simulator.errors import ForetrainError
 from simulator.estimate.estimate import alone
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
-from simulator.inputs.idle import SHOWN_ONLY
+from simulator.inputs.idle import SHOWN_ONLY, assumed_settings
 from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.spec.model import BlockKind
@@ -127,7 +127,7 @@ def knobs(scenario: Scenario) -> list[Knob]:
             source = cluster.sources.get(path, "")
             kind: Kind = "assumed" if source.startswith("assumed") else "hardware"
             found[path] = _knob(f"hardware.{path}", kind, value, source)
-    for path in cluster.assumed:
+    for path in scenario.assumed_hardware:
         value = _leaf(cluster, path)
         if value and path not in found and path != "price_per_gpu_hour":
             found[path] = _knob(f"hardware.{path}", "assumed", value, cluster.sources[path])
@@ -149,8 +149,8 @@ def assumed_knobs(scenario: Scenario) -> list[Knob]:
     that it is said to be `as`.
     """
     cluster, stack = scenario.cluster, scenario.stack
-    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in cluster.assumed]
-    found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in stack.assumed]
+    found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in scenario.assumed_hardware]
+    found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in assumed_settings(scenario)]
     out = [_knob(path, "assumed", value, source) for path, value, source in found if value and path not in UNTIMED]
     for path, value, source in found:
         high = _expected(source, stack.sources) if value == 0 else 0.0
@@ -237,7 +237,7 @@ def tornado(
 ) -> Tornado:
     """Move every knob of a job to both ends of its range."""
     scenario = load_scenario(job, tuple(overrides))
-    own = (*overrides, f"layout.stages={_held(scenario)}")
+    own = tuple(overrides) if scenario.workload.serves else (*overrides, f"layout.stages={_held(scenario)}")
     moved = knobs(scenario)
     cases = [own, *((*own, f"{k.path}={_text(end)}") for k in moved for end in (k.low, k.high))]
     times: list[float | None] = []

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from simulator.errors import InputError
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs import load_hardware, load_model, load_stack
+from simulator.memory import memory_of_rows
+from simulator.results.simulate import prepare
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Batch, Job, Layout, Precision, Recompute
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
-from simulator.studies.search.candidate import judge
+from simulator.studies.search.candidate import Candidate, judge
 
 TOKENS = 4e6
 """Tokens of a step that are aimed at: what recipes of 2024 and 2025 train with (assumed)."""
@@ -24,16 +26,20 @@ FSDP_GPUS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartingJob:
-    """A job that is valid and fits, its step time [s] and peak memory [B], and why its stack was chosen."""
+    """A job that is valid and fits, its step time [s] and peak memory [B], of how many layouts that fit it is the
+    fastest, and why its stack was chosen."""
 
     job: Job
     step: float
     memory: float
+    fitting: int
     why_stack: str
 
 
 def starting_job(model: str, hardware: str, gpus: int | None, stack: str | None) -> StartingJob:
-    """The first layout, from the simplest on, that is valid and fits, on the fewest GPUs where `gpus` is None.
+    """The fastest of the usual layouts that are valid and fit, on the fewest GPUs where `gpus` is None.
+
+    With little recomputation if any such layout fits. Times are the quick engine's.
 
     Raises InputError where none of those tried fits.
     """
@@ -42,13 +48,32 @@ def starting_job(model: str, hardware: str, gpus: int | None, stack: str | None)
     sizes = [gpus] if gpus is not None else [n * node for n in _powers(MOST_NODES)]
     for size in sizes:
         chosen, why = (stack, "as asked") if stack else _stack(spec, cluster, size)
-        for job in _jobs(model, spec, hardware, cluster, size, chosen):
-            scenario = Scenario(name="job", job=job, model=spec, cluster=cluster, stack=load_stack(chosen))
-            found = judge(0, scenario, memo)
-            if found.status == "ok":
-                return StartingJob(job=job, step=found.step or 0.0, memory=found.memory or 0.0, why_stack=why)
+        software = load_stack(chosen)
+        for how in _policies(spec):
+            fitting: list[tuple[Candidate, Scenario]] = []
+            for job in _jobs(model, spec, hardware, cluster, size, chosen, how):
+                scenario = Scenario(name="job", job=job, model=spec, cluster=cluster, stack=software)
+                found = judge(0, scenario, memo)
+                if found.status == "ok":
+                    fitting.append((found, scenario))
+            if fitting:
+                best, taken = _fastest(fitting)
+                return StartingJob(
+                    job=taken.job,
+                    step=best.step or 0.0,
+                    memory=best.memory or 0.0,
+                    fitting=len(fitting),
+                    why_stack=why,
+                )
     tried = f"{gpus} GPUs" if gpus is not None else f"up to {sizes[-1]} GPUs"
     raise InputError(f"new: {model} on {hardware}: no layout that was tried fits on {tried}; name more with --gpus")
+
+
+def _fastest(fitting: list[tuple[Candidate, Scenario]]) -> tuple[Candidate, Scenario]:
+    """The fastest that fits whatever the allocator reserves; where all are tight, the fastest of them."""
+    ranked = sorted(fitting, key=lambda one: one[0].step or 0.0)  # of equals the simplest, which comes first
+    roomy = (one for one in ranked if memory_of_rows(*prepare(one[1])).answer == "fits")
+    return next(roomy, ranked[0])
 
 
 def _stack(model: ModelSpec, cluster: Cluster, gpus: int) -> tuple[str, str]:
@@ -60,11 +85,18 @@ def _stack(model: ModelSpec, cluster: Cluster, gpus: int) -> tuple[str, str]:
     return "megatron-core", "experts, or more GPUs than FSDP alone is used on"
 
 
-def _jobs(model: str, spec: ModelSpec, hardware: str, cluster: Cluster, gpus: int, stack: str) -> Iterator[Job]:
-    """Jobs to try: little recomputation before much, few ways of splitting the model before many."""
+def _policies(spec: ModelSpec) -> tuple[Recompute, ...]:
+    """Recomputation: little before much."""
+    return ("deepseek", "full") if spec.is_mla and spec.is_moe else ("selective", "full")
+
+
+def _jobs(
+    model: str, spec: ModelSpec, hardware: str, cluster: Cluster, gpus: int, stack: str, how: Recompute
+) -> Iterator[Job]:
+    """Jobs to try: few ways of splitting the model before many."""
     recipe = "fp8" if stack == "deepseek" and cluster.gpu.peak.fp8 else "bf16"
     sequence = min(SEQUENCE, spec.max_position_embeddings or SEQUENCE)
-    for layout in _layouts(spec, cluster, gpus, stack):
+    for layout in _layouts(spec, cluster, gpus, stack, how):
         replicas = gpus // (layout.tp * layout.pp)
         microbatches = max(4 * layout.pp, round(TOKENS / (sequence * replicas)), 1)
         job = Job(
@@ -79,24 +111,25 @@ def _jobs(model: str, spec: ModelSpec, hardware: str, cluster: Cluster, gpus: in
         yield job
 
 
-def _layouts(spec: ModelSpec, cluster: Cluster, gpus: int, stack: str) -> Iterator[Layout]:
-    policies: tuple[Recompute, ...] = ("deepseek", "full") if spec.is_mla and spec.is_moe else ("selective", "full")
+def _layouts(spec: ModelSpec, cluster: Cluster, gpus: int, stack: str, how: Recompute) -> Iterator[Layout]:
+    """Sharded data parallelism alone where PyTorch runs it, then stages, and tensor or expert parallelism in them."""
     within = [tp for tp in _powers(min(8, cluster.node.gpus)) if gpus % tp == 0]
     if stack.startswith("torch"):
-        yield from (Layout(zero=3, recompute=how) for how in policies)
-    for how in policies:
-        for pp in _powers(16):
-            for tp in [1] if spec.is_moe else within:
-                if gpus % (tp * pp) == 0:
-                    yield _layout(spec, gpus, stack, Layout(tp=tp, pp=pp, zero=1, recompute=how))
+        yield Layout(zero=3, recompute=how)
+    for pp in _powers(16):
+        dualpipe = stack == "deepseek" and pp > 1
+        base = Layout(pp=pp, zero=1, recompute=how, schedule="dualpipe" if dualpipe else "1f1b")
+        if gpus % pp:
+            continue
+        if spec.is_moe:
+            yield from (replace(base, ep=ep) for ep in _spread(spec, gpus // pp))
+        else:
+            yield from (replace(base, tp=tp) for tp in within if gpus % (tp * pp) == 0)
 
 
-def _layout(spec: ModelSpec, gpus: int, stack: str, base: Layout) -> Layout:
-    """With experts spread as far as they go, and the schedule of the stack."""
-    ranks = gpus // base.pp
-    ep = max((n for n in _powers(64) if spec.is_moe and ranks % n == 0 and spec.n_routed_experts % n == 0), default=1)
-    dualpipe = stack == "deepseek" and base.pp > 1
-    return replace(base, ep=ep, schedule="dualpipe" if dualpipe else "1f1b")
+def _spread(spec: ModelSpec, ranks: int) -> list[int]:
+    """Numbers of ranks that experts may be spread over."""
+    return [ep for ep in _powers(64) if ranks % ep == 0 and spec.n_routed_experts % ep == 0]
 
 
 def _powers(most: int) -> list[int]:

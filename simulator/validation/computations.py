@@ -6,9 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from simulator.validation import kernel_figures, measured_memory, named_models, recorded_profile, training_figures
+from simulator.validation import (
+    kernel_figures,
+    measured_memory,
+    named_models,
+    recorded_profile,
+    training_figures,
+)
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.serving import published_steps
 
 Compute = Callable[[Figure], float]
 
@@ -36,6 +43,8 @@ def _never(reason: str) -> Compute:
 
 _FORMAT = "a format in words, which the graph has too"
 _SERVING = "serving is not simulated"
+_FLEET = "a total of many steps and of a day's traffic, or a price: the documentation computes the fleet from it"
+_UNKNOWN_STEP = "batch, length or layout of the step are not published"
 _SHAPE = "the shape is not published"
 _NUMERICS = "a property of arithmetic, not of time: foretrain numerics shows it"
 
@@ -76,7 +85,9 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="B.decode_bound.*", compute=named_models.decode_bound),
     Rule(pattern="B.hw.*_bits", compute=_never(_NUMERICS)),
     Rule(pattern="B.roce.*", compute=_never("a plot whose sizes of messages and groups are not published")),
-    Rule(pattern="B.trace.*", compute=_never(_SERVING)),
+    Rule(
+        pattern="B.trace.*", compute=_never("a layout, which the jobs deepseek-v3-prefill-ep32 and -decode-ep128 have")
+    ),
     Rule(pattern="B.hw.*", compute=named_models.v3_network, given=True),
     Rule(pattern="C.deepgemm.peak*", compute=_never(_SHAPE)),
     Rule(pattern="C.deepgemm.megamoe.*", compute=_never("a kernel that fuses all-to-all and experts is not modelled")),
@@ -113,8 +124,13 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="F.power.*", compute=_never("power of a whole system: profiles hold that of a GPU")),
     Rule(pattern="F.price.*", compute=named_models.price, given=True),
     Rule(pattern="F.*", compute=named_models.hardware, given=True),
-    Rule(pattern="D.*", compute=_never(_SERVING)),
-    Rule(pattern="A.infer.*", compute=_never(_SERVING)),
+    Rule(pattern="S.*", compute=published_steps.serving_step),
+    Rule(pattern="D.dsinfra.decode_node", compute=published_steps.online_decode),
+    Rule(pattern="D.sglang96.prefill.*", compute=published_steps.sglang_prefill),
+    Rule(pattern="D.sglang96.decode.*", compute=published_steps.sglang_decode),
+    Rule(pattern="D.dsinfra.*", compute=_never(_FLEET)),
+    Rule(pattern="D.*", compute=_never(_UNKNOWN_STEP)),
+    Rule(pattern="A.infer.*", compute=_never("a layout, which the jobs deepseek-v3-prefill and -decode have")),
     Rule(pattern="A.v2.*", compute=_never(_SERVING)),
     Rule(pattern="?.fp8.*", compute=_never(_NUMERICS)),
     Rule(pattern="B.logfmt.*", compute=_never("a format that no job here uses")),

@@ -86,6 +86,12 @@ def tried() -> tuple[Tried, ...]:
     return tuple(_try(public) for public in public_models())
 
 
+@cache
+def public_model(name: str) -> ModelSpec | None:
+    """The public model of that name, if there is one whose file can be read."""
+    return next((_try(public).model for public in public_models() if public.name == name), None)
+
+
 def _try(public: PublicModel) -> Tried:
     try:
         reading = read_config(public.config, public.name, "config.json")

@@ -7,7 +7,7 @@ from functools import lru_cache
 from simulator.inputs import load_scenario
 from simulator.profile.comparison import phase_spans
 from simulator.profile.pair import Layers, OpSpan, Rows, simulated
-from simulator.results.metrics import length, merged
+from simulator.results.intervals import length, merged
 from simulator.results.simulate import prepare
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure

@@ -11,6 +11,7 @@ from simulator.errors import ForetrainError
 from simulator.validation.computations import Rule, rule_for
 from simulator.validation.figures import Figure, load_figures, used_by_calibration
 from simulator.validation.outcome import Outcome, Use
+from simulator.validation.serving.published_steps import serving_rows
 
 PROCESSES = 2
 Progress = Callable[[float], None]
@@ -26,7 +27,9 @@ def validate(
     only : patterns of names, as in `E.zerobubble.*`; none: all.
     processes : how many compute whole steps at once.
     """
-    figures = [f for f in load_figures() if not only or any(_fits(f.id, pattern) for pattern in only)]
+    figures = [
+        f for f in (*load_figures(), *serving_rows()) if not only or any(_fits(f.id, pattern) for pattern in only)
+    ]
     heavy = [f for f in figures if rule_for(f).heavy]
     found = {f.id: outcome_of(f) for f in figures if not rule_for(f).heavy}
     for done, outcomes in enumerate(_computed(_batches(heavy), processes), 1):

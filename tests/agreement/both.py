@@ -19,7 +19,14 @@ from workloads.reference.config import RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths
 from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
-from workloads.reference.presets import tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3
+from workloads.reference.presets import (
+    tiny_chunks,
+    tiny_gqa,
+    tiny_qwen3_moe,
+    tiny_v2_lite,
+    tiny_v3,
+    tiny_windows,
+)
 
 BATCH, LENGTH = 2, 8
 FP8 = 1.0 + 4.0 / FP8_TILE  # a value with its share of an FP32 scale [B]
@@ -33,10 +40,27 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
+    "windows": (tiny_windows(), "qwen2"),
+    "chunks": (tiny_chunks(), "llama"),
+    "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
+    "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
+    "parallel": (replace(tiny_gqa(), parallel_block=True), "llama"),
+    "one-norm": (replace(tiny_gqa(), parallel_block=True, shared_norm=True), "llama"),
+    "gated": (replace(tiny_gqa(), attention_gate="element", head_dim=8, partial_rotary_factor=0.25), "llama"),
 }
+SET = {
+    "windows": ("model.attention_sinks=all",),
+    "chunks": ("model.full_rotary_factor=0",),
+    "both-norms": ("model.norm_placement=both",),
+    "parallel": ("model.parallel_block=true",),
+    "one-norm": ("model.parallel_block=true", "model.shared_norm=true"),
+    "gated": ("model.attention_gate=element",),
+}
+"""What no key of the family's config.json says."""
 
 _ANY = """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size rope_theta
     rope_scaling rms_norm_eps initializer_range"""
+_LAYERS = "layer_types sliding_window"
 _EXPERTS = "n_routed_experts num_experts_per_tok moe_intermediate_size norm_topk_prob"
 _DEEPSEEK = f"""{_ANY} {_EXPERTS} q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_shared_experts
     first_k_dense_replace n_group topk_group scoring_func topk_method routed_scaling_factor aux_loss_alpha
@@ -44,8 +68,9 @@ _DEEPSEEK = f"""{_ANY} {_EXPERTS} q_lora_rank kv_lora_rank qk_nope_head_dim qk_r
 KEYS = {
     "deepseek_v3": _DEEPSEEK.split(),
     "deepseek_v2": _DEEPSEEK.split(),
-    "llama": f"{_ANY} head_dim attention_bias".split(),
-    "qwen2": _ANY.split(),
+    "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
+    "qwen2": f"{_ANY} {_LAYERS}".split(),
+    "olmo2": _ANY.split(),
     "qwen3_moe": f"{_ANY} {_EXPERTS} head_dim attention_bias".split(),
 }
 """What the config.json of a family says."""
@@ -70,7 +95,7 @@ class Part:
 def parts(cfg: RefConfig) -> list[Part]:
     """Every kind of block that the model has, MTP module included."""
     found = [Part(kind="embed", layer=OUTSIDE, only=("embed",)), Part(kind="head", layer=OUTSIDE, only=HEAD)]
-    found += [Part(kind="moe" if cfg.is_moe(layer) else "dense", layer=layer) for layer in range(cfg.num_hidden_layers)]
+    found += [Part(kind=kind_of(cfg, layer), layer=layer) for layer in range(cfg.num_hidden_layers)]
     for module in range(cfg.num_nextn_predict_layers):
         layer = cfg.num_hidden_layers + module
         found += [Part(kind="mtp", layer=layer, only=MTP), Part(kind="moe", layer=layer)]
@@ -78,15 +103,26 @@ def parts(cfg: RefConfig) -> list[Part]:
     return found
 
 
+MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attention": "chunked+"}
+
+
+def kind_of(cfg: RefConfig, layer: int) -> str:
+    """The graph's name of a layer's kind."""
+    return MIXERS[cfg.mixer(layer)] + ("moe" if cfg.is_moe(layer) else "dense")
+
+
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
+    values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
     if family == "qwen3_moe":
         values["num_experts"] = values.pop("n_routed_experts")
     return values | {"model_type": family, "tie_word_embeddings": False}
 
 
-def scenario_of(name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16", recompute: str = "none") -> Scenario:
+def scenario_of(
+    name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16", recompute: str | tuple[str, ...] = "none"
+) -> Scenario:
     """One GPU with one microbatch of the model: the simulator's side of a reference run."""
     cfg, family = MODELS[name]
     return load_scenario(
@@ -94,11 +130,12 @@ def scenario_of(name: str, folder: Path, *overrides: str, recipe: Recipe = "bf16
         [
             f"model={write_config(cfg, family, folder)}",
             *("gpus=1", "layout.pp=1", "layout.ep=1", "layout.schedule=1f1b"),
-            f"layout.recompute={recompute}",
+            f"layout.recompute={recompute if isinstance(recompute, str) else json.dumps(recompute)}",
             f"precision.recipe={recipe}",
             f"batch.sequence_length={LENGTH}",
             f"batch.microbatch_size={BATCH}",
             f"batch.global_batch_size={BATCH}",
+            *SET.get(name, ()),
             *overrides,
         ],
     )
@@ -128,7 +165,7 @@ def graph_flops(block: Block) -> dict[tuple[str, str], float]:
     for op in block.ops():
         flops = op.work.flops_full * op.count if isinstance(op.work, Attention) else op.flops
         if flops:
-            found[op.name.rpartition(".")[0], op.part] += flops
+            found[op.name.removesuffix(".again").rpartition(".")[0], op.part] += flops
     return dict(found)
 
 
@@ -157,16 +194,19 @@ def widths(cfg: RefConfig, recipe: str) -> Widths:
     return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
 
 
-def recomputed(recipe: str, policy: str) -> frozenset[str]:
-    """The reference's word for a recomputation policy. FP8 always keeps tokens as they arrived, in FP8."""
-    policies = {"none": frozenset[str](), "deepseek": frozenset({"norm", "mla_up", "swiglu"})}
-    return policies[policy] | ({"permute"} if recipe == "fp8" else set())
+def recomputed(recipe: str, policy: str | tuple[str, ...]) -> frozenset[str]:
+    """The reference's words for a recomputation policy. FP8 always keeps tokens as they arrived, in FP8."""
+    presets = {"none": (), "deepseek": ("norm", "mla_up", "swiglu"), "full": ("layer",)}
+    modules = presets[policy] if isinstance(policy, str) else policy
+    return frozenset(modules) | ({"permute"} if recipe == "fp8" else set())
 
 
-def counted(name: str, *, recipe: str = "bf16", recompute: str = "none") -> Counter:
+def counted(
+    name: str, *, recipe: str = "bf16", recompute: str | tuple[str, ...] = "none", early_stop: bool = False
+) -> Counter:
     """The counter after one forward and backward of the reference."""
     cfg, _ = MODELS[name]
     counter = Counter(widths(cfg, recipe))
-    run = Run(cfg=cfg, counter=counter, recompute=recomputed(recipe, recompute))
+    run = Run(cfg=cfg, counter=counter, recompute=recomputed(recipe, recompute), early_stop=early_stop)
     loss_and_grads(run, init_params(cfg, 0), as_tokens(cfg, 0, BATCH, LENGTH))
     return counter

@@ -83,7 +83,7 @@ def test_page_goes_where_it_is_wanted(found: list[Claim], tmp_path: Path) -> Non
     (tmp_path / "file").write_text("", encoding="utf-8")
     refused = run("--out", str(tmp_path / "file"))
     assert refused.exit_code == 2
-    assert "is a file; give the path of a directory" in refused.stderr
+    assert "is a file; give a directory" in refused.stderr
 
 
 def test_loads_become_a_job(tmp_path: Path) -> None:

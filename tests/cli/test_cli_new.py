@@ -9,7 +9,7 @@ import pytest
 
 from simulator.inputs import load_scenario
 from simulator.memory import memory_of_rows
-from simulator.results.simulate import prepare
+from simulator.results.simulate import prepare, simulate
 from simulator.studies.feasibility import problems
 from tests.cli.conftest import Run
 
@@ -37,6 +37,19 @@ def test_the_job_is_complete_valid_and_fits(
     assert memory_of_rows(*prepare(scenario)).fits
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "=" in line and not line.startswith("#")]
     assert sum("#" in line for line in lines) >= len(lines) - 1
+
+
+def test_the_layout_is_faster_than_its_neighbours(run: Run, tmp_path: Path) -> None:
+    """Experts over as few ranks as fit travel least: not the simplest choice, nor that with the lowest memory."""
+    file = tmp_path / "job.toml"
+    assert (
+        run("new", "--model", "mixtral-8x7b", "--hardware", "h200", "--gpus", "32", "--out", str(file)).exit_code == 0
+    )
+    base = load_scenario(str(file))
+    step = simulate(base, engine="longest-path").metrics["step_time_s"]
+    for ep in (1, 2, 4, 8):
+        other = simulate(load_scenario(str(file), [f"layout.ep={ep}"]), engine="longest-path")
+        assert not other.memory.fits or other.metrics["step_time_s"] >= step * 0.999
 
 
 def test_it_is_printed_without_a_file_and_overwrites_none(run: Run, tmp_path: Path) -> None:

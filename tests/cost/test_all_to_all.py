@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from hardware_profiles.calibration import fit_fabric
 from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
-from simulator.cost.cost import Cost
+from simulator.cost.cost import Cost, Share
+from simulator.cost.streaming_cost import streaming_cost
 from simulator.errors import InputError
-from simulator.ops import AllToAll, Gate, Notify
+from simulator.inputs import load_hardware
+from simulator.ops import RECEIVED, SENT, AllToAll, Gate, Notify
 from simulator.spec.hardware import Cluster
 
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
@@ -322,3 +325,36 @@ def test_bad_input_is_one_line(work: AllToAll, sms: int, kernels: str, says: str
     with pytest.raises(InputError, match=says) as error:
         price(work, sms=sms, kernels=kernels)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("direction", ["dispatch", "combine"])
+@pytest.mark.parametrize("tokens", [16, 64, 128])
+def test_copies_apart_and_the_flight_make_up_the_measured_time(
+    direction: Literal["dispatch", "combine"], tokens: int
+) -> None:
+    """Kernels at both ends, as ops of their own, take nothing from what was measured of the whole."""
+    cluster = load_hardware("h800")
+    size = 7392.0 if direction == "dispatch" else 14336.0
+    gate = Gate(experts=256, top_k=8)
+    whole = AllToAll(
+        direction=direction,
+        tokens=tokens,
+        hidden=7168,
+        bytes_per_token=size,
+        ranks=128,
+        gate=gate,
+        low_latency=True,
+    )
+    flight = replace(whole, copies_apart=True)
+    share = Share(sms=cluster.gpu.sms)
+    ends = sum(
+        streaming_cost(moved, cls, cluster.gpu, cluster.kernels, share).duration
+        for cls, moved in ((SENT, whole.sent), (RECEIVED, whole.received))
+    )
+    times = [
+        all_to_all_cost(one, f"comm.{direction}", cluster, sms=0, concurrent_with_compute=False).duration
+        for one in (whole, flight)
+    ]
+    assert times[1] + ends == pytest.approx(times[0])
+    assert whole.sent.read == tokens * (7168 * 2 if direction == "dispatch" else 8 * 14336)
+    assert whole.received.bytes == tokens * (2 * 8 * 7392 if direction == "dispatch" else 8 * 14336 + 14336)

@@ -52,13 +52,17 @@ def test_other_software_recomputes_the_core() -> None:
     assert [op.name for op in block.ops() if op.part == "R"] == ["attn.core.recompute"]
 
 
-def test_all_to_alls_and_grouped_gemms_of_experts() -> None:
-    scenario = load_scenario("deepseek-v3-bf16", ["stack=torch", "layout.recompute=selective"])
+@pytest.mark.parametrize("weighted", ["activation", "output"])
+def test_all_to_alls_and_grouped_gemms_of_experts(weighted: str) -> None:
+    """An expert's output is computed again only where the gate weights multiply it."""
+    changes = ["stack=torch", "layout.recompute=selective", f"stack.gate_weights={weighted}"]
+    scenario = load_scenario("deepseek-v3-bf16", changes)
     block = moe_layer(shapes_of(scenario))
     assert problems(block) == []
     again = [op for op in block.ops() if op.part == "R"]
     assert {"moe.up_gate.fwd.again"} <= {op.name for op in again}
-    assert not any(op.stream == "comm" or op.name.startswith("moe.down") for op in again)
+    assert not any(op.stream == "comm" for op in again)
+    assert any(op.name.startswith("moe.down") for op in again) is (weighted == "output")
 
 
 def test_each_policy_costs_time_and_saves_memory() -> None:

@@ -14,6 +14,7 @@ from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.ops import Streaming
 from simulator.results.simulate import simulate
+from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 PLAIN = ["layout.tp=1", "layout.recompute=none", "batch.microbatch_size=1", "batch.sequence_length=1024"]
@@ -47,7 +48,7 @@ def test_blocks_are_well_formed_and_multiply_what_the_model_says(kind: str, stac
     block = dense(kind, f"stack={stack}")
     assert problems(block) == []
     model = scenario(kind).model
-    per_token = model.layer_macs_per_token("dense", 1024)
+    per_token = model.layer_macs_per_token(BlockKind.DENSE, 1024)
     assert block.flops("F") == pytest.approx(2 * 1024 * per_token, rel=1e-12)
     assert block.flops("F", "I", "W") == pytest.approx(3 * block.flops("F"), rel=0.06)  # attention recomputes scores
 

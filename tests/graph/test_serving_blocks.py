@@ -198,3 +198,28 @@ def test_lengths_of_sequences_reach_the_kernel(microbatches: bool) -> None:
     assert len(core.lengths) == (64 if microbatches else 128)
     assert core.keys == pytest.approx(core.batch * 4097, rel=0.01)
     assert max(core.lengths) > 2 * 4097
+
+
+def test_low_latency_kernels_hold_sms_at_both_ends() -> None:
+    found = {op.name: op for op in ops(built(DECODE), BlockKind.MOE)}
+    ends = ["moe.dispatch.send", "moe.dispatch.receive", "moe.combine.send", "moe.combine.receive"]
+    assert [found[name].stream for name in ends] == ["compute"] * 4
+    assert found["moe.dispatch.a2a"].after == ("moe.dispatch.send",)
+    assert found["moe.dispatch.receive"].after == ("moe.dispatch.a2a",)
+    assert found["moe.combine.a2a"].after == ("moe.combine.send",)
+    assert found["moe.combine.receive"].after == ("moe.combine.a2a",)
+    assert not any(name in {op.name for op in ops(built("deepseek-v3-prefill-ep32"), BlockKind.MOE)} for name in ends)
+
+
+def test_tokens_of_all_ranks_are_gathered_without_all_to_all_kernels() -> None:
+    """Attention data-parallel, experts over all ranks: each rank's experts see the tokens of all eight."""
+    found = built("qwen3-235b-decode", "stack=vllm", "layout.tp=1", "layout.ep=8", "serving.sequences=16")
+    gathered, scattered, up = (
+        ops_named(found, BlockKind.MOE, name) for name in ("moe.gather", "moe.scatter", "moe.up_gate")
+    )
+    assert isinstance(gathered, Collective)
+    assert isinstance(scattered, Collective)
+    assert isinstance(up, Gemm)
+    assert (gathered.kind, gathered.bytes, gathered.ranks) == ("all_gather", 8 * 16 * 4096 * 2, 8)
+    assert (scattered.kind, scattered.bytes, scattered.ranks) == ("reduce_scatter", 8 * 16 * 4096 * 2, 8)
+    assert up.m == 8 * 16 * 8 // 8  # rows: tokens x 8 experts over 8 ranks

@@ -162,21 +162,41 @@ def test_a_window_of_all_layers_is_a_window() -> None:
 @pytest.mark.parametrize(
     ("keys", "shown"),
     [
-        (
-            {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 64},
-            "sliding-window attention in 2 of 4 layers is not modelled",
-        ),
+        ({"layer_types": [SLIDING, FULL] * 2}, "layers with sliding attention need it, at least 1"),
         ({"layer_types": [FULL, "linear_attention"] * 2}, "linear attention in 2 of 4 layers is not modelled"),
         ({"layer_types": [FULL] * 3}, "lists 3 layers, num_hidden_layers is 4"),
         ({"layer_types": 3}, "must be a list, each a string"),
-        (
-            {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 64},
-            "sliding-window attention in only 1 of 4 layers is not modelled",
-        ),
     ],
 )
-def test_layers_that_differ_are_refused(keys: dict[str, Any], shown: str) -> None:
+def test_lists_of_layers_that_cannot_be(keys: dict[str, Any], shown: str) -> None:
     assert shown in refusal("qwen3", **keys)
+
+
+def mixers(model_type: str, **keys: Any) -> list[str]:
+    return [str(mixer) for mixer in reading(model_type, **keys).model.layer_types]
+
+
+def test_layers_that_differ_have_their_own_mixers() -> None:
+    listed = {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 64}
+    assert mixers("qwen3", **listed) == ["sliding", "full"] * 2
+    last = {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 64}
+    assert mixers("qwen3", **last) == ["full", "full", "full", "sliding"]
+    assert mixers("gemma2") == ["sliding", "full"] * 2
+    assert mixers("gemma3_text", sliding_window_pattern=3) == ["sliding", "sliding", "full", "sliding"]
+    assert mixers("exaone4", sliding_window=64, sliding_window_pattern="LG") == ["sliding", "full"] * 2
+    assert mixers("cwm") == ["full", "sliding", "sliding", "sliding"]
+    assert mixers("llama", attention_chunk_size=64) == ["chunked"] * 4
+
+
+def test_a_window_pattern_that_is_no_number_is_refused() -> None:
+    assert "must be an integer, at least 1" in refusal("gemma2", sliding_window_pattern=0)
+
+
+def test_layers_with_full_attention_do_not_rotate_between_others() -> None:
+    assert reading("cohere2").model.full_rotary_factor == 0.0
+    assert reading("exaone4", sliding_window=64).model.full_rotary_factor == 0.0
+    assert reading("exaone4").model.full_rotary_factor is None  # without windows all layers rotate
+    assert reading("gemma2").model.full_rotary_factor is None
 
 
 def test_layers_without_rotary_embedding_are_counted() -> None:
@@ -234,11 +254,6 @@ def test_experts_may_be_set_to_none_on_purpose() -> None:
             "num_local_experts: 8: unknown key for llama, it may change the shape: a mixture of experts is not modelled"
             " for llama; docs/howto/model.md says how to add one",
         ),
-        (
-            "llama",
-            {"attention_chunk_size": 8192},
-            "attention_chunk_size: 8192: unknown key for llama, it may change the shape: chunked attention is not",
-        ),
         ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder: true: only decoders are supported"),
         ("gpt2", {"small": {}, "add_cross_attention": True}, "add_cross_attention: true: only decoders are supported"),
         (
@@ -268,7 +283,7 @@ def test_experts_may_be_set_to_none_on_purpose() -> None:
             },
             "mtp_transformer_layers: 2: must be 1: MTP modules of several layers are not modelled",
         ),
-        ("gpt_oss", {}, 'model_type: "gpt_oss": not supported: sliding-window attention in some layers and attention'),
+        ("bloom", {}, 'model_type: "bloom": not supported: ALiBi, a bias of the scores instead of rotary embedding, '),
         ("qwen33", {}, 'model_type: "qwen33": not a known architecture: did you mean qwen3'),
     ],
 )
@@ -279,8 +294,8 @@ def test_what_is_not_modelled_is_reported_in_one_line(model_type: str, keys: dic
 
 
 def test_a_known_type_that_is_refused_is_reported_before_its_parts() -> None:
-    table = {"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}
-    with pytest.raises(InputError, match=r"^config.json: model_type: \"llama4\": not supported: chunked attention"):
+    table = {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}}
+    with pytest.raises(InputError, match=r"^config.json: model_type: \"mllama\": not supported: cross-attention"):
         read_config(table, "mine", "config.json")
 
 
@@ -301,6 +316,11 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
         ("model.nope_layers=2", "of latent attention qk_rope_head_dim gives the part that rotates"),
         ("model.shared_norm=true", "branches share a norm in a parallel block only"),
         ("model.nope_layers=99", "must be at most num_hidden_layers 6"),
+        ("model.sliding_window=64", "latent attention sees all tokens: only full attention is modelled"),
+        ("model.attention_gate=head", "latent attention has no gate here"),
+        ("model.sliding_head_dim=64", "no layer has a window: set layer_types and sliding_window, or leave it out"),
+        ("model.attention_chunk_size=64", "no layer has chunks: set layer_types, or leave it out"),
+        ("model.full_rotary_factor=0.5", "is of layers with full attention between others"),
     ],
 )
 def test_blocks_that_the_graph_does_not_have(setting: str, shown: str) -> None:

@@ -94,7 +94,7 @@ def test_the_published_job(v3: Scenario) -> None:
     assert v3.cluster.node.nvlink.bandwidth == 160e9
     assert v3.cluster.node.nic.bandwidth == 50e9
     assert v3.cluster.price_per_gpu_hour == 2.0
-    assert {path.rpartition(".")[0] for path in v3.cluster.assumed} == {"gpu.power"}  # an H100's
+    assert {path.rpartition(".")[0] for path in v3.cluster.assumed} == {"gpu.power", "node.host"}  # an H100's
 
 
 def test_siblings_differ_in_one_value(v3: Scenario) -> None:
@@ -164,7 +164,9 @@ def test_paths_in_a_job_start_from_its_folder(folder: Path) -> None:
         (JOB.replace("pp = 4", "zero = 4"), "job.toml: layout.zero: 4: must be from 0 to 3"),
         (
             JOB.replace("pp = 4", 'recompute = "some"'),
-            'job.toml: layout.recompute: "some": must be "none", "selective", "full" or "deepseek"',
+            'job.toml: layout.recompute: "some": must be "none", "selective", "full" or "deepseek" or a list, each '
+            '"core_attn", "norm", "layernorm", "mla_up", "mla_up_proj", "swiglu", "moe_act", "mlp", "moe", '
+            '"shared_experts", "ops" or "layer"',
         ),
         (
             JOB.replace("pp = 4", "stages = [1, 2.5]"),
@@ -313,7 +315,7 @@ def test_files_that_are_none(folder: Path) -> None:
     assert message(load_job, "") == f"job: an empty name; choose one of {shipped}"
     assert message(load_hardware, "h801") == "hardware 'h801' is not known: did you mean h800?"
     assert message(load_model, "deepseekv3") == "model 'deepseekv3' is not known: did you mean deepseek-v3?"
-    stacks = "deepseek, deepseek-serving, megatron-core, megatron-lm, torch, torch-compile, torch-serving, torchtitan"
+    stacks = ", ".join(list_names("stack"))
     assert message(load_stack, "zzz") == f"stack 'zzz' is not known: choose one of {stacks}"
 
 

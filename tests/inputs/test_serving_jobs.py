@@ -108,7 +108,8 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
         ),
         ("deepseek-v3-decode-ep128", ("layout.tp=2", "layout.ep=64"), "layout.sp: false: would dispatch every token"),
         ("deepseek-v3-decode-ep128", ("overlap.comm_sms=24",), "low-latency kernels hold no SMs"),
-        ("deepseek-v3-decode-ep128", ("stack.dispatcher=nccl",), "without all-to-all kernels"),
+        ("deepseek-v3-decode-ep128", ("stack.dispatcher=nccl",), "there is no all-to-all to hide"),
+        ("qwen3-235b-decode", ("layout.ep=4",), "layout.ep: 4: x etp 1 is not tp 8: without all-to-all kernels"),
         ("deepseek-v3-prefill-ep32", ("layout.etp=2",), "layout.etp: 2: is not modelled"),
         ("llama-3-8b-decode", ("serving.mtp_depth=1",), "serving.mtp_depth: 1: llama-3-8b has no MTP module; use 0"),
         ("llama-3-8b-decode", ("serving.redundant_experts=8",), "changes nothing: llama-3-8b has no experts"),
@@ -125,6 +126,25 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
         ("deepseek-v3-decode-ep128", ("serving.prefill_tokens=64",), "does not divide into two microbatches"),
         ("llama-3-8b-decode", ("serving.prefill_context=64",), "changes nothing without prefill_tokens"),
         ("llama-3-8b-prefill", ("serving.prefill_tokens=64",), "changes nothing without decode"),
+        ("deepseek-v3-prefill-ep32", ("serving.ranks=apart",), "serving.ranks: apart: is modelled of decode only"),
+        (
+            "deepseek-v3-decode-ep128",
+            ("serving.idle_ranks=128",),
+            "leaves none of 128 data-parallel ranks; use at most",
+        ),
+        ("llama-3-8b-decode", ("serving.idle_ranks=1",), "changes nothing: ranks share no experts; use 0"),
+        ("deepseek-v3-decode-ep128", ("serving.seed=1",), 'changes nothing without ranks = "apart"'),
+        (
+            "deepseek-v3-decode-ep128",
+            ("serving.eplb=hierarchical",),
+            "8 groups of experts do not spread evenly over 16",
+        ),
+        (
+            "deepseek-v3-decode-ep128",
+            ("serving.eplb=on", "routing.kind=skewed", "routing.max_over_mean=1.2"),
+            "changes nothing: skewed routing is about ranks; use auto",
+        ),
+        ("llama-3-8b-decode", ("serving.eplb=on",), "changes nothing: there is no all-to-all over ep ranks"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple[str, ...], expected: str) -> None:
@@ -150,12 +170,14 @@ def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple
         ("deepseek-v3-decode-ep128", "layout.ep=64"),
         ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
         ("llama-3-8b-decode", "workload=prefill"),
+        ("llama-3-8b-decode", "stack.serving.host_step=1e-3"),
         ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
         ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
         ("llama-3-8b-decode", "serving.prefill_tokens=256"),
         ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
         ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
         ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
+        ("deepseek-v3-decode-ep128", "serving.idle_ranks=64"),
     ],
 )
 def test_every_setting_changes_the_step(job: str, override: str) -> None:
@@ -170,6 +192,15 @@ def test_the_price_of_a_gpu_hour_counts() -> None:
     )
     assert dear["usd_per_million_tokens"] == pytest.approx(3 * cheap["usd_per_million_tokens"])
     assert cheap["usd_per_million_tokens"] == pytest.approx(1e6 / 3600 / cheap["tokens_per_s_per_gpu"])
+
+
+def test_placement_counts_where_experts_differ() -> None:
+    sampled = ["routing.kind=sampled", "routing.cv=0.5"]
+    on, off = (
+        simulate(load_scenario("deepseek-v3-decode-ep144", [*sampled, f"serving.eplb={how}"])).metrics["step_time_s"]
+        for how in ("on", "off")
+    )
+    assert on < off
 
 
 def test_settings_without_effect_on_the_step_show_elsewhere() -> None:

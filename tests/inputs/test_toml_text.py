@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.terminal.showing.show_tables import job_toml
-from simulator.inputs import load_job
+from simulator.inputs import load_job, load_stack
 from simulator.inputs.toml_text import toml_text
+from simulator.spec.states import Optimizer, resolved
 
 JOB = load_job("deepseek-v3-pretrain")
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
@@ -49,5 +50,6 @@ def test_arrays_stand_on_one_line() -> None:
 def test_a_job_shown_is_the_job(tmp_path: Path, change: dict[str, Any]) -> None:
     job = replace(JOB, **change)
     file = tmp_path / "mine.toml"
-    file.write_text(job_toml(job), encoding="utf-8")
-    assert load_job(str(file)) == job
+    states = resolved(job.optimizer, load_stack("megatron-core").optimizer)
+    file.write_text(job_toml(job, states), encoding="utf-8")
+    assert load_job(str(file)) == replace(job, optimizer=Optimizer(**asdict(states)))

@@ -60,6 +60,15 @@ DBRX = {
     "ffn_config": {"ffn_hidden_size": 40, "hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
 }
 
+STEP = TOP_2 | {
+    "n_routed_experts": 4,
+    "share_expert_dim": 24,
+    "sliding_window": 32,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "num_sliding_attention_heads": 16,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+}
+
 CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("llama", SMALL, 469_344),
     ("llama", SMALL | WIDE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, 406_880),
@@ -154,6 +163,21 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("jais2", SMALL | WIDE, 441_664),
     ("cohere", SMALL, 372_960),
     ("cohere", SMALL | {"attention_bias": True}, 373_920),
+    ("gpt_oss", SMALL | WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}, 1_062_416),
+    ("gemma2", SMALL | WIDE, 404_832),
+    ("gemma3_text", SMALL | WIDE, 404_960),
+    ("vaultgemma", SMALL | WIDE, 404_064),
+    ("cohere2", SMALL, 372_960),
+    ("olmo3", SMALL, 469_824),
+    ("exaone4", SMALL, 469_440),
+    ("cwm", SMALL | WIDE, 500_064),
+    (
+        "llama4_text",
+        SMALL | WIDE | {"num_local_experts": 4, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 200},
+        892_512,
+    ),
+    ("mimo_v2_flash", SMALL | WIDE | ROUTED | {"v_head_dim": 12}, 446_724),
+    ("step3p5", SMALL | WIDE | STEP, 520_556),
 ]
 WITH_TEXT: list[tuple[str, dict[str, Any], int]] = [
     (
@@ -191,6 +215,8 @@ OF_NO_TRANSFORMERS_CLASS = {
     "glm4v_moe_text",
     "qwen2_vl",
     "qwen2_5_vl",
+    "step3p7",
+    "step3p7_text",
 }
 
 

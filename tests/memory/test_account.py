@@ -12,6 +12,7 @@ from simulator.memory import GROUPS, curve_of, measures, memory_of, memory_of_ro
 from simulator.memory.deltas import Usages
 from simulator.results.simulate import prepare, timeline_of
 from simulator.schedule import peak_in_flight
+from simulator.spec.model import BlockKind
 
 TINY = ("dualpipe", "1f1b", "zb1p", "gpipe", "zb2p")
 
@@ -140,3 +141,21 @@ def test_report_as_json_is_whole():
     assert shown["schema"] == "foretrain.memory/1"
     assert shown["peak_bytes"] == max(rank["peak_bytes"] for rank in shown["ranks"])
     assert sum(item["bytes"] for item in shown["ranks"][0]["items"]) == pytest.approx(shown["ranks"][0]["peak_bytes"])
+
+
+def test_pytorchs_pipeline_has_a_buffer_for_every_microbatch() -> None:
+    """Two directions, 8 microbatches of 1024 tokens of 4096 values in BF16; the first stage receives gradients only."""
+    job = ["gpus=4", "layout.tp=1", "layout.pp=4", "batch.global_batch_size=8", "batch.sequence_length=1024"]
+    found = memory_of_rows(*prepare(load_scenario("llama-3-8b", [*job, "stack=torch"])))
+    sizes = [next(item.bytes for item in rank.items if item.name.startswith("pipeline")) for rank in found.ranks]
+    message = 1024 * 4096 * 2.0
+    assert sizes == [8 * message, 16 * message, 16 * message, 8 * message]
+
+
+def test_experts_whose_output_is_weighted_keep_it() -> None:
+    def kept(how: str) -> tuple[float, int]:
+        changes = ["precision.recipe=bf16", "layout.recompute=none", f"stack.gate_weights={how}"]
+        built, _ = prepare(load_scenario("tiny-1f1b", changes))
+        return built.blocks[BlockKind.MOE].saved_bytes, 2 * built.shapes.rows * built.shapes.model.hidden_size
+
+    assert kept("output")[0] - kept("activation")[0] == kept("output")[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import sys
@@ -20,6 +22,7 @@ from simulator.schedule import SCHEDULES, build, parse_schedule, validate
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+REWRITE = bool(os.environ.get("REWRITE_GOLDEN"))
 
 
 def test_the_cells_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,28 +71,88 @@ def test_the_architecture_of_the_how_to_reads_a_file(monkeypatch: pytest.MonkeyP
     assert [(one.key, one.why) for one in found.ignored] == [("init_seed", "training only")]
 
 
-def commands() -> list[list[str]]:
-    """Every `$ foretrain …` line of the documentation, continued lines joined."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        found += [
-            shlex.split(line, comments=True)[1:] for line in re.findall(r"^\$ (foretrain .*)$", text, re.MULTILINE)
-        ]
-    return found
+BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```\n(?:<!-- recorded -->\n```text\n(.*?)```\n)?", re.DOTALL | re.MULTILINE)
+NAMED = re.compile(r"<!-- file (\S+) -->\s*```\w+\n(.*?)```", re.DOTALL)
+NOT_RUN = {"make", "python", "pip", "pipx", "uv", "git", "eval", "curl"}
+"""First words of commands that set a machine up, need a network, or take the better part of an hour: not run."""
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_every_command_and_option_of_the_documentation_exists(words: list[str]) -> None:
-    options = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--help"}
-    assert words[0] in VERBS, words
-    names = [words[0], words[1]] if words[0] == "report" else [words[0]]
-    run = CliRunner().invoke(foretrain, [*names, "--help"])
-    known = set(re.findall(r"--[a-z][a-z-]*", run.output))
-    if words[0] == "show" and options:
-        run = CliRunner().invoke(foretrain, [*words[:2], "--help"])
-        known |= set(re.findall(r"--[a-z][a-z-]*", run.output))
-    assert options <= known, options - known
+def commands(block: str) -> list[str]:
+    """Command lines of an `sh` block, continued lines joined."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def with_commands() -> list[Path]:
+    return [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def public_config(name: str) -> dict[str, Any]:
+    """A public model's config.json, which a page lets its reader download."""
+    text = (DOCS.parent / "workloads" / "facts" / "public_models.json").read_text(encoding="utf-8")
+    return next(dict(one["config"]) for one in json.loads(text)["models"] if one["name"] == name)
+
+
+def piped(text: str, filters: list[str]) -> str:
+    """`text` through `head -N`, `tail -N` and `grep -A N TEXT`."""
+    lines = text.splitlines()
+    for one in filters:
+        match shlex.split(one):
+            case ["head", count]:
+                lines = lines[: -int(count)]
+            case ["tail", count]:
+                lines = lines[int(count) :]
+            case ["grep", "-A", count, wanted]:
+                first = next(at for at, line in enumerate(lines) if wanted in line)
+                lines = lines[first : first + 1 + int(count)]
+            case _:
+                pytest.fail(f"a filter that this test does not know: {one}")
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def printed(line: str) -> str:
+    """What a command line of a page prints, its filters and redirections done."""
+    command, _, target = line.partition(" > ")
+    first, *filters = command.split(" | ")
+    words = shlex.split(first, comments=True)
+    if words[0] in NOT_RUN:
+        return ""
+    assert words[0] == "foretrain", line
+    done = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(foretrain, words[1:])
+    assert done.exit_code in (0, 3), f"{line}\n{done.stderr}"  # 3: it says that something does not fit
+    if target:
+        Path(target.split()[0]).write_text(done.stdout, encoding="utf-8")
+    return piped(done.stdout, filters)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", with_commands(), ids=lambda page: page.stem)
+def test_every_command_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, in a folder with the files that it shows; what it shows of their output is today's."""
+    folder = tmp_path / "qwen3-30b-a3b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    text = page.read_text(encoding="utf-8")
+    for name, content in NAMED.findall(text):
+        (folder / name).write_text(content, encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(public_config("Qwen3-30B-A3B")), encoding="utf-8")
+    for found in list(BLOCK.finditer(text)):
+        block, recorded = found.groups()
+        shown = [printed(line) for line in commands(block)][-1]
+        if recorded is not None and recorded != shown:
+            assert REWRITE, f"{page.name}: REWRITE_GOLDEN=1 records it anew:\n{block}{shown}"
+            new = found.group().replace(f"```text\n{recorded}```", f"```text\n{shown}```")
+            text = text.replace(found.group(), new)
+    if REWRITE:
+        page.write_text(text, encoding="utf-8")
+
+
+def test_commands_can_be_copied_as_they_stand() -> None:
+    """No prompt before them, no output between them."""
+    for page in [*PAGES, DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        assert "```console" not in text, page
+        assert not re.search(r"^ *\$ ", text, re.MULTILINE), page
 
 
 def test_every_picture_exists() -> None:

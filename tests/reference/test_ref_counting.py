@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from workloads.reference.config import RefConfig
-from workloads.reference.count import OUTSIDE, RECOMPUTABLE, Count, Counter, Run, Widths
+from workloads.reference.count import OUTSIDE, RECOMPUTABLE, WHOLE, Count, Counter, Run, Widths
 from workloads.reference.init import init_params, unit_shapes, units
 from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
 from workloads.reference.presets import tiny_gqa, tiny_v2_lite, tiny_v3
 
 MODELS = {"v3": tiny_v3(), "v2-lite": tiny_v2_lite(), "gqa": tiny_gqa()}
 B, S = 2, 7
+OPS = frozenset(RECOMPUTABLE) - WHOLE - {"core_attn"}
 T = B * S
 
 
@@ -103,7 +104,7 @@ def test_bytes_of_one_gemm() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recompute", [frozenset(), frozenset(RECOMPUTABLE)], ids=["keep", "drop"])
+@pytest.mark.parametrize("recompute", [frozenset(), OPS, *(frozenset((name,)) for name in sorted(WHOLE))])
 def test_kept_bytes_are_the_arrays_held(name: str, recompute: frozenset[str]) -> None:
     cfg, counter = MODELS[name], Counter(Widths(default=1.0, by_tensor={}))
     out = stage_forward(
@@ -145,7 +146,7 @@ def test_kept_activations_of_an_mla_layer_in_closed_form() -> None:
 
 def test_recomputation_keeps_less_and_is_counted_apart() -> None:
     cfg = tiny_v3()
-    plain, again = counted(cfg), counted(cfg, frozenset(RECOMPUTABLE))
+    plain, again = counted(cfg), counted(cfg, OPS)
     dropped = {name for _, name in set(plain.kept) - set(again.kept)}
     norms = {"attn", "ffn", "q_lora", "kv_lora", "final"}
     assert dropped == {f"norm.{which}/rstd" for which in norms} | {

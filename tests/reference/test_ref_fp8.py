@@ -1,5 +1,7 @@
 """FP8 rounding, tiles, the short accumulator and its promotion."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def test_rounding_error_is_half_a_unit(form: Format, bits: int, power_of_two: bo
     worst = np.abs(q.dequantised() / x - 1).max()
     assert 2.0 ** -(bits + 2) < worst <= 2.0 ** -(bits + 1) * 1.0001
     assert np.abs(q.values).max() <= form.largest
-    np.testing.assert_array_equal(q.values.astype(form.dtype).astype(np.float32), q.values)
+    np.testing.assert_array_equal(form.rounded(q.values), q.values)
     if power_of_two:
         assert (np.exp2(np.round(np.log2(q.scales))) == q.scales).all()
     else:
@@ -110,3 +112,18 @@ def test_precisions_round_what_they_say() -> None:
     y = Fp8().matmul(a, b, op="attn.o", part="I")
     np.testing.assert_array_equal(bf16(y), y)
     np.testing.assert_array_equal(bf16(np.array(1 + 2**-9)), np.float32(ml_dtypes.bfloat16(1 + 2**-9)))
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(E4M3, ml_dtypes.float8_e4m3fn), (E5M2, ml_dtypes.float8_e5m2)])
+def test_rounding_agrees_bit_for_bit_with_a_conversion(form: Format, dtype: Any) -> None:
+    """Every number of the format, every middle between two, and their neighbours; then numbers of all sizes."""
+    numbers = np.sort(np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32))
+    numbers = numbers[np.isfinite(numbers)]
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    exact = np.concatenate([numbers, middles])
+    near = np.concatenate([exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(-np.inf))])
+    rng = np.random.default_rng(0)
+    sizes = np.exp2(rng.uniform(-30, 16, 100_000)) * rng.choice([-1.0, 1.0], 100_000)
+    x = np.clip(np.concatenate([near, sizes]).astype(np.float32), -form.largest, form.largest)
+    want = x.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(form.rounded(x).view(np.uint32), want.view(np.uint32))

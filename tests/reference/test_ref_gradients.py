@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from workloads.reference.config import RefConfig
-from workloads.reference.count import RECOMPUTABLE, Run
+from workloads.reference.count import RECOMPUTABLE, WHOLE, Run
 from workloads.reference.init import Params, init_params, units
 from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
-from workloads.reference.presets import tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3
+from workloads.reference.presets import tiny_chunks, tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3, tiny_windows
 
 MODELS = {
     "v3": tiny_v3(),
@@ -19,6 +19,13 @@ MODELS = {
     "gqa": tiny_gqa(),
     "qwen2": replace(tiny_gqa(), attention_bias=True, num_hidden_layers=2),
     "qwen3-moe": tiny_qwen3_moe(),
+    "windows": tiny_windows(),
+    "chunks": tiny_chunks(),
+    "post-norm": replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"),
+    "both-norms": replace(tiny_gqa(), norm_placement="both", num_hidden_layers=2),
+    "parallel": replace(tiny_gqa(), parallel_block=True, num_hidden_layers=2),
+    "one-norm": replace(tiny_gqa(), parallel_block=True, shared_norm=True, num_hidden_layers=2),
+    "gated": replace(tiny_gqa(), attention_gate="element", head_dim=8, partial_rotary_factor=0.25, num_hidden_layers=2),
 }
 
 
@@ -27,12 +34,13 @@ def objective(cfg: RefConfig, params: Params, tokens: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recompute", [(), tuple(RECOMPUTABLE)], ids=["keep", "recompute"])
+@pytest.mark.parametrize("recompute", [(), tuple(set(RECOMPUTABLE) - WHOLE), tuple(WHOLE - {"layer"}), ("layer",)])
 def test_every_weight_against_finite_differences(name: str, recompute: tuple[str, ...]) -> None:
     cfg = MODELS[name]
     params = init_params(cfg, seed=1)
     tokens = as_tokens(cfg, seed=2, batch=2, length=7)
-    _, grads = loss_and_grads(Run(cfg=cfg, recompute=frozenset(recompute)), params, tokens)
+    run = Run(cfg=cfg, recompute=frozenset(recompute), early_stop="layer" in recompute)
+    _, grads = loss_and_grads(run, params, tokens)
     rng = np.random.default_rng(3)
     for unit, weights in params.items():
         for weight, array in weights.items():

@@ -78,7 +78,7 @@ def test_impossible_configs(change: dict[str, Any], message: str) -> None:
         ({"attention_bias": True}, "attention_bias is for grouped-query attention only"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings True is not implemented: only False is"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
-        ({"sliding_window": 4096}, "sliding_window 4096 is not implemented"),
+        ({"sliding_window": 4096}, "sliding_window 4096 without layer_types is not implemented"),
         ({"moe_layer_freq": 2}, "moe_layer_freq 2 is not implemented"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not implemented"),
     ],

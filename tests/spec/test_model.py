@@ -8,7 +8,7 @@ import pytest
 
 from simulator.inputs import list_names, load_model
 from simulator.ops import Gate
-from simulator.spec.model import ModelSpec, Parameters
+from simulator.spec.model import BlockKind, ModelSpec, Parameters
 
 # Published, or counted from the published checkpoints' tensors: see workloads/models/README.md.
 PARAMETERS = {
@@ -22,6 +22,8 @@ PARAMETERS = {
     "llama-3.1-405b": 405_853_388_800,
     "qwen2.5-72b": 72_706_203_648,
     "qwen3-235b-a22b": 235_093_634_560,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
     "mixtral-8x7b": 46_702_792_704,
     "gpt3-175b": 174_604_259_328,
 }
@@ -146,7 +148,7 @@ def test_layer_kinds() -> None:
 
 def test_the_mtp_module_is_a_layer_of_the_last_kind() -> None:
     v3 = load_model("deepseek-v3")
-    layer, mtp = v3.layer_parameters("moe"), v3.mtp_parameters()
+    layer, mtp = v3.layer_parameters(BlockKind.MOE), v3.mtp_parameters()
     assert mtp.total - layer.total == 2 * 7168**2 + 3 * 7168
     assert replace(v3, num_nextn_predict_layers=0).parameter_tree().mtp == 0
 

@@ -127,6 +127,8 @@ def test_goodput_by_hand():
 
 
 def test_sampled_runs_agree_with_the_closed_form():
+    with pytest.raises(PlanError, match="shorter than a step of 20 s"):
+        sampled(replace(FAILURES, interval_s=19.0), 2048, 50 * 86400.0, step=20.0)
     found = sampled(FAILURES, 2048, 50 * 86400.0)
     assert found.mean == pytest.approx(found.expected, rel=0.01)
     assert found.low <= found.mean <= found.high

@@ -149,7 +149,7 @@ def test_measured_peaks_of_memory_are_met() -> None:
 
 
 def test_groups_sum_up_errors() -> None:
-    outcomes = validate(("B.kv_per_token", "B.train_gflop_per_token", "D"))
+    outcomes = validate(("B.kv_per_token", "B.train_gflop_per_token", "D.step3"))
     groups = grouped(outcomes)
     assert [group.name for group in groups] == ["B.kv_per_token", "B.train_gflop_per_token"]
     errors = [one.error or 0.0 for one in groups[1].outcomes]
@@ -161,7 +161,7 @@ def test_the_verb_as_text_json_and_markdown(tmp_path: Path) -> None:
     text = run("--only", "B.kv_per_token", "--only", "D.step3")
     assert text.exit_code == 0, text.stderr
     assert all(len(line) <= 80 for line in text.stdout.splitlines())
-    assert "serving is not simulated" in text.stdout
+    assert "layout of the step are not published" in text.stdout
     page = tmp_path / "page.md"
     found = json.loads(run("--only", "B.kv_per_token", "--json", "--markdown", str(page)).stdout)
     assert [one["error"] for one in found["figures"]] == pytest.approx([0.0] * 3)

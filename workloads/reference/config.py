@@ -28,6 +28,18 @@ class RefConfig:
     head_dim: int | None = None  # GQA only; hidden_size / heads when absent
     attention_bias: bool = False  # on queries, keys and values, as Qwen2 has it (GQA only)
     qk_norm: bool = False  # RMSNorm of each query and key head, as Qwen3 has it (GQA only)
+    qk_norm_over: str = "head"  # or "projection": one norm over all heads, as OLMo 2 has it
+    partial_rotary_factor: float = 1.0  # part of a head that is rotated, its first elements (GQA only)
+    # Layers that differ: transformers' names, one a layer; empty means full attention everywhere
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int = 0  # keys that a query of a layer with a window sees, its own included
+    attention_chunk_size: int = 0  # tokens of a chunk in layers with chunked attention
+    full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
+    attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
+    attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
+    norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
+    parallel_block: bool = False  # both branches read the layer's input
+    shared_norm: bool = False  # and one norm of it
     # DeepSeekMoE, DeepSeek-V3 section 2.1.2
     n_routed_experts: int | None = None
     n_shared_experts: int = 0
@@ -71,7 +83,20 @@ class RefConfig:
     @property
     def rope_dim(self) -> int:
         """How many elements of a query head are rotated."""
-        return self.qk_rope_head_dim if self.is_mla else self.v_dim
+        return self.qk_rope_head_dim if self.is_mla else round(self.v_dim * self.partial_rotary_factor)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a gate scales each value of the attention output."""
+        return self.attention_gate == "element"
+
+    def mixer(self, layer: int) -> str:
+        """What mixes the tokens of a layer (MTP layers have full attention)."""
+        return self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "full_attention"
+
+    def rotates(self, layer: int) -> bool:
+        """Whether queries and keys of this layer are rotated."""
+        return self.full_layers_rotate or self.mixer(layer) != "full_attention"
 
     def is_moe(self, layer: int) -> bool:
         """Whether the feed-forward of this layer is a mixture of experts (MTP layers follow the last one)."""
@@ -92,6 +117,7 @@ def _problems(c: RefConfig) -> list[str]:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         if getattr(c, name) < 1
     ]
+    out += _layer_problems(c)
     if c.is_mla:
         out += [
             f"{name} is {getattr(c, name)}, MLA needs at least 1"
@@ -110,6 +136,22 @@ def _problems(c: RefConfig) -> list[str]:
         out.append(f"rotated width {c.rope_dim} must be even: rope turns pairs")
     if c.n_routed_experts is not None:
         out += _moe_problems(c, c.n_routed_experts)
+    return out
+
+
+MIXERS = {"full_attention": "", "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Names of mixers, each with the size that it needs."""
+
+
+def _layer_problems(c: RefConfig) -> list[str]:
+    out = []
+    if c.layer_types and len(c.layer_types) != c.num_hidden_layers:
+        out.append(f"layer_types lists {len(c.layer_types)} layers, num_hidden_layers is {c.num_hidden_layers}")
+    out += [f"layer_types: {kind!r} is not implemented" for kind in sorted(set(c.layer_types) - set(MIXERS))]
+    needed = {MIXERS.get(kind, "") for kind in c.layer_types} - {""}
+    out += [f"{name} is {getattr(c, name)}, must be at least 1" for name in sorted(needed) if getattr(c, name) < 1]
+    if c.parallel_block and c.norm_placement != "pre":
+        out.append("the branches of a parallel block have their norms before them")
     return out
 
 

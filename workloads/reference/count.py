@@ -23,9 +23,19 @@ RECOMPUTABLE = {
     "norm": "outputs and statistics of every RMSNorm (DeepSeek-V3 section 3.2.3)",
     "mla_up": "queries, keys and values of MLA (the same)",
     "swiglu": "outputs of SwiGLU (section 3.3.3)",
+    "layernorm": "the same of the two norms of a layer",
+    "mla_up_proj": "up-projections of MLA with the norms before them (Megatron-Core's name)",
+    "moe_act": "outputs of the routed experts' SwiGLU (Megatron-Core's name)",
+    "core_attn": "the attention core (arXiv 2205.05198, section 5)",
+    "mlp": "the feed-forward part of a dense layer, as a whole",
+    "moe": "gate, experts and shared experts, as a whole",
+    "shared_experts": "shared experts, as a whole",
+    "layer": "whole layers: only the input is kept",
     "permute": "the copies of a token for its experts: the token as it arrived is kept (DeepSeek's profile)",
 }
 """What backward may compute again instead of keeping it."""
+WHOLE = frozenset({"mlp", "moe", "shared_experts", "layer"})
+"""Modules that run again as a whole."""
 OUTSIDE = -1  # the layer of what belongs to no layer: embedding, final norm, head, loss
 
 
@@ -105,6 +115,9 @@ class Run:
     precision: Precision = EXACT
     counter: Counter | None = None
     recompute: frozenset[str] = frozenset()  # of RECOMPUTABLE
+    early_stop: bool = (
+        False  # what runs again as a whole ends before the last GEMM, whose output backward does not read
+    )
     layer: int = OUTSIDE
     part: str = "F"
 
@@ -112,6 +125,19 @@ class Run:
         wrong = self.recompute - set(RECOMPUTABLE)
         if wrong:
             raise ValueError(f"recompute {sorted(wrong)} unknown: use {', '.join(RECOMPUTABLE)}")
+
+    def again(self, *modules: str) -> bool:
+        """Whether one of these modules is computed again in backward."""
+        return not self.recompute.isdisjoint(modules)
+
+    @property
+    def stops(self) -> bool:
+        """Whether a module that runs now ends before its last GEMM."""
+        return self.early_stop and self.part == "R"
+
+    def whole(self) -> "Run":
+        """The same for what is followed by others in its module, and so runs to its end."""
+        return replace(self, early_stop=False)
 
     def at(self, *, layer: int | None = None, part: str | None = None) -> "Run":
         return replace(self, layer=self.layer if layer is None else layer, part=part or self.part)
@@ -129,7 +155,7 @@ class Run:
 
     def keep(self, saved: Saved) -> None:
         """Record what is held for backward: exactly the arrays of `saved`."""
-        if self.counter is None:
+        if self.counter is None or self.part == "R":
             return
         for key, array in saved.items():
             op, tensor = key.split("/")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,15 +11,35 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An 8-bit float: its NumPy dtype and largest finite value."""
+    """An 8-bit float: its largest finite value, mantissa bits and the exponent of its smallest normal number."""
 
     name: str
-    dtype: Any
     largest: float
+    mantissa: int
+    exponent: int
+
+    def rounded(self, x: Array) -> Array:
+        """float32 values within ±`largest` rounded to the nearest number of the format, ties to even [like x].
+
+        On the bits of float32, as a conversion by element is eight times slower.
+        """
+        drop = 23 - self.mantissa
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        up = (bits >> np.uint32(drop)) & np.uint32(1)
+        up += np.uint32((1 << (drop - 1)) - 1)
+        up += bits
+        up &= np.uint32(0xFFFFFFFF ^ ((1 << drop) - 1))
+        normal: Array = up.view(np.float32)
+        small = np.abs(x) < np.float32(2.0**self.exponent)
+        if not small.any():
+            return normal
+        # Adding this leaves no bits of float32 below the format's smallest number.
+        shift = np.float32(1.5 * 2.0 ** (23 + self.exponent - self.mantissa))
+        return np.where(small, np.copysign((x + shift) - shift, x), normal)
 
 
-E4M3 = Format("e4m3", ml_dtypes.float8_e4m3fn, 448.0)
-E5M2 = Format("e5m2", ml_dtypes.float8_e5m2, 57344.0)
+E4M3 = Format("e4m3", 448.0, 3, -6)
+E5M2 = Format("e5m2", 57344.0, 2, -14)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +79,7 @@ def quantise(x: Array, tile: tuple[int, int] | None, *, form: Format = E4M3, pow
     if power_of_two:
         scales = np.exp2(np.ceil(np.log2(scales))).astype(np.float32)
     spread = scales.repeat(tile[0], axis=0)[: x.shape[0]].repeat(tile[1], axis=1)[:, : x.shape[1]]
-    values = np.clip(x / spread, -form.largest, form.largest).astype(form.dtype).astype(np.float32)
+    values = form.rounded(np.clip(x / spread, -form.largest, form.largest))
     return Quantised(values=values, scales=scales, tile=tile)
 
 
@@ -111,6 +130,9 @@ def _add_shifted(partial: Array, products: Array, bits: int | None) -> Array:
 
 
 def _tile_maxima(x: Array, tile: tuple[int, int]) -> Array:
+    if not x.shape[0] % tile[0] and not x.shape[1] % tile[1]:  # no edge tiles: several times faster
+        whole: Array = x.reshape(x.shape[0] // tile[0], tile[0], -1, tile[1]).max(axis=(1, 3))
+        return whole
     rows = np.maximum.reduceat(x, np.arange(0, x.shape[0], tile[0]), axis=0) if x.size else x[:0]
     maxima: Array = np.maximum.reduceat(rows, np.arange(0, x.shape[1], tile[1]), axis=1) if x.size else rows
     return maxima

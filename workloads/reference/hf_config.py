@@ -22,7 +22,6 @@ ONE_VALUE: Mapping[str, tuple[object, ...]] = {
     "mlp_only_layers": ([],),
     "use_sliding_window": (False,),
     "rope_interleave": (True,),
-    "partial_rotary_factor": (1, 1.0),
     "ep_size": (1,),
     "pretraining_tp": (1,),
     "attention_dropout": (0, 0.0),
@@ -43,6 +42,7 @@ IMPLIED: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {},
     "mixtral": SOFTMAX,
+    "olmo2": {"qk_norm": True, "qk_norm_over": "projection", "norm_placement": "post"},
     "qwen2": {"attention_bias": True},
     "qwen3": {"qk_norm": True},
     "qwen3_moe": SOFTMAX | {"qk_norm": True},
@@ -71,18 +71,18 @@ def _read(data: Mapping[str, Any]) -> dict[str, Any]:
     """The values that shape the model; null stands for the default."""
     known = {f.name for f in fields(RefConfig)} - {"mtp_loss_weight"}
     windowed = data.get("use_sliding_window", True) and data.get("sliding_window") is not None
+    listed = data.get("layer_types") is not None
     values: dict[str, Any] = {}
     for key, value in data.items():
         ours = RENAMED.get(key, key)
+        if key == "sliding_window" and windowed and not listed:
+            raise ValueError(f"config.json: sliding_window {value!r} without layer_types is not implemented: give both")
         if ours in known:
             if value is not None:
-                values[ours] = value
+                values[ours] = tuple(value) if isinstance(value, list) else value
         elif key in ONE_VALUE:
             if value is not None and value not in ONE_VALUE[key]:
                 raise ValueError(f"config.json: {key} {value!r} is not implemented: only {ONE_VALUE[key][0]!r} is")
-        elif key == "sliding_window":
-            if windowed:
-                raise ValueError(f"config.json: sliding_window {value!r} is not implemented: only null is")
         elif key not in HARMLESS and not key.startswith("_"):
             raise ValueError(f"config.json: unknown key {key!r}{_near(key, known)}")
     return values

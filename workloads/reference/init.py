@@ -51,7 +51,7 @@ def _draw(cfg: RefConfig, rng: np.random.Generator, name: str, shape: tuple[int,
 
 def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
     h = c.hidden_size
-    shapes: Shapes = {"norm.attn": (h,), "norm.ffn": (h,)} | (_mla_shapes(c) if c.is_mla else _gqa_shapes(c))
+    shapes: Shapes = dict.fromkeys(_norms(c), (h,)) | (_mla_shapes(c) if c.is_mla else _gqa_shapes(c))
     if not c.is_moe(layer):
         return shapes | {"dense.up_gate": (h, 2 * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
     n, f = c.experts, c.moe_intermediate_size
@@ -62,6 +62,13 @@ def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
         shared = f * c.n_shared_experts
         shapes |= {"shared.up_gate": (h, 2 * shared), "shared.down": (shared, h)}
     return shapes
+
+
+def _norms(c: RefConfig) -> list[str]:
+    """Norms of a layer that are as wide as the stream."""
+    before = ["norm.attn"] if c.shared_norm else ["norm.attn", "norm.ffn"]
+    behind = ["norm.attn.out", "norm.ffn.out"]
+    return {"pre": before, "post": behind, "both": before + behind}[c.norm_placement]
 
 
 def _mla_shapes(c: RefConfig) -> Shapes:
@@ -82,10 +89,13 @@ def _mla_shapes(c: RefConfig) -> Shapes:
 
 
 def _gqa_shapes(c: RefConfig) -> Shapes:
-    width = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.v_dim
+    width = (c.num_attention_heads * (1 + c.is_gated) + 2 * c.num_key_value_heads) * c.v_dim
     shapes: Shapes = {"attn.qkv": (c.hidden_size, width), "attn.o": (c.num_attention_heads * c.v_dim, c.hidden_size)}
     if c.attention_bias:
         shapes["attn.qkv_bias"] = (width,)
     if c.qk_norm:
-        shapes |= {"norm.q": (c.v_dim,), "norm.k": (c.v_dim,)}
+        heads = {"norm.q": c.num_attention_heads, "norm.k": c.num_key_value_heads}
+        shapes |= {op: (c.v_dim * (n if c.qk_norm_over == "projection" else 1),) for op, n in heads.items()}
+    if c.attention_sinks:
+        shapes["attn.sinks"] = (c.num_attention_heads,)
     return shapes

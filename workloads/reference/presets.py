@@ -88,6 +88,27 @@ def tiny_qwen3_moe() -> RefConfig:
     )
 
 
+def tiny_windows() -> RefConfig:
+    """gpt-oss in small: a window in every second layer, sinks, biases; a dense feed-forward part."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("sliding_attention", "full_attention") * 2,
+        sliding_window=3,
+        attention_sinks=True,
+        attention_bias=True,
+    )
+
+
+def tiny_chunks() -> RefConfig:
+    """Llama 4's attention in small: chunks, and layers with full attention that do not rotate."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("chunked_attention",) * 3 + ("full_attention",),
+        attention_chunk_size=3,
+        full_layers_rotate=False,
+    )
+
+
 def toy_trainee() -> RefConfig:
     """A V3-shaped model large enough to learn and to have 128-wide tiles, small enough to train in a minute."""
     return RefConfig(

@@ -412,10 +412,10 @@ def streaming() -> Iterator[Case]:
     yield from ends()
 
 
-def measure(cases: list[Case]) -> list[Row]:
-    """Rows of the cases that ran."""
+def measure(cases: list[Case], summarise: Callable[[Row, list[Events]], Row] | None = None) -> list[Row]:
+    """Rows of the cases that ran; `summarise` makes the row of a case's launches, else `summary`."""
     made = [kernel_spans.Case(labels, make, guess) for labels, make, guess in cases]
-    return [summary(case.labels, runs) for case, runs in kernel_spans.launches_of(made)]
+    return [(summarise or summary)(case.labels, runs) for case, runs in kernel_spans.launches_of(made)]
 
 
 def summary(labels: Row, runs: list[Events]) -> Row:

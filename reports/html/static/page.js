@@ -79,14 +79,16 @@ function clip(row, from, to) {
 function opsSpec(pair) {
   const rows = pair.lanes.map((lane) => ({
     label: lane.label, start: lane.start, end: lane.end, kind: lane.kind, op: lane.op, segment: lane.segment,
+    name: lane.name || (lane.label === "comp" ? "compute" : "communication"), place: lane.place,
   }));
   return {
-    rows, colours: pair.colours, end: pair.end, pitch: 44,
+    rows, colours: pair.colours, end: pair.end, pitch: 44, pair: pair.window, left: pair.window && 58,
     text: (row, i) => [pair.ops[row.op[i]].name, pair.ops[row.op[i]].name.split(".").pop()],
     about: (row, i, from, to) => {
-      if (i < 0) return ["nothing runs", row.label, seconds(to - from)];
+      if (i < 0) return ["nothing runs", row.name, seconds(to - from)];
       const op = pair.ops[row.op[i]];
-      return [op.name, `${op.what}, limited by ${op.bound}`, `segment ${pair.segments[row.segment[i]]}, ${row.label === "comp" ? "compute" : "communication"}`,
+      return [op.name, `${op.what}, limited by ${op.bound}`, `segment ${pair.segments[row.segment[i]]}, ${row.name}`,
+        ...(row.place ? [pair.places[row.place[i]]] : []),
         `${seconds(to - from)} (${seconds(op.alone)} alone)`, `from ${seconds(from, 6)} to ${seconds(to, 6)}`,
         ...(op.calibrated ? [] : ["not calibrated on this GPU"])];
     },
@@ -210,7 +212,10 @@ async function main() {
       timeline.draw();
     }
   }
-  if (data.pair) new Timeline(document.getElementById("pair-timeline"), opsSpec(data.pair), new View(data.pair.end));
+  if (data.pair) {
+    const timeline = new Timeline(document.getElementById("pair-timeline"), opsSpec(data.pair), new View(data.pair.end));
+    if (data.pair.window) timeline.act("pair");
+  }
   for (const graph of data.graphs || []) new Timeline(document.getElementById(graph.id), graphSpec(graph), new View(graph.end));
   document.documentElement.dataset.ready = "1";
 }

@@ -68,7 +68,7 @@ class Timeline {
     this.row = 0;
     this.box = -1;
     this.hot = null;
-    this.left = 44;
+    this.left = spec.left || 44;
     this.bottom = 24;
     const count = spec.rows.length;
     this.pitch = spec.pitch || Math.max(4, Math.min(30, Math.floor(720 / count)));

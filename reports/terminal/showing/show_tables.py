@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
@@ -27,8 +28,10 @@ from simulator.schedule import (
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
+from simulator.spec.mixer import Mixer
 from simulator.spec.model import ModelSpec
 from simulator.spec.stack import Stack
+from simulator.spec.states import States
 from simulator.units import si
 
 _UNITS = {
@@ -73,7 +76,7 @@ def model(spec: ModelSpec, sequence: int) -> list[RenderableType]:
 
 def _shape(spec: ModelSpec) -> RenderableType:
     kinds = spec.layer_kinds()
-    counts = [f"{kinds.count(kind)} {name}" for kind, name in (("dense", "dense"), ("moe", "MoE")) if kind in kinds]
+    counts = [f"{many} {words.of_layers(kind)}" for kind, many in Counter(kinds).items()]
     rows = [
         ("layers", f"{len(kinds)}: {' + '.join(counts)}"),
         ("hidden size", f"{spec.hidden_size:,}"),
@@ -81,7 +84,7 @@ def _shape(spec: ModelSpec) -> RenderableType:
         ("attention", _attention(spec)),
         *_block(spec),
     ]
-    if "dense" in kinds:
+    if any(kind.ffn == "dense" for kind in kinds):
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
     if spec.n_routed_experts:
         rows += [
@@ -116,15 +119,28 @@ def _block(spec: ModelSpec) -> list[tuple[str, str]]:
     if spec.nope_layers:
         rows.append(("without rotary embedding", f"{spec.nope_layers} of {spec.num_hidden_layers} layers"))
     if spec.sliding_window is not None:
-        rows.append(("window", f"{spec.sliding_window:,} tokens; the forecast attends to all"))
+        rows.append(("window", f"{spec.sliding_window:,} tokens"))
+    if Mixer.CHUNKED in spec.layer_types:
+        rows.append(("chunks", f"{spec.attention_chunk_size:,} tokens"))
+    if spec.attention_sinks != "none":
+        where = "of all heads" if spec.attention_sinks == "all" else "of heads in layers with a window"
+        rows.append(("attention sinks", where))
+    if spec.attention_gate != "none":
+        rows.append(("gate of attention's output", f"by {spec.attention_gate}"))
     return rows
 
 
 def _attention(spec: ModelSpec) -> str:
-    heads = f"{spec.num_attention_heads} heads of {spec.qk_head_dim} (keys) and {spec.v_dim} (values)"
     if spec.is_mla:
-        return f"latent, compressed to {spec.kv_lora_rank} + {spec.qk_rope_head_dim}; {heads}"
-    return f"grouped queries, {spec.num_key_value_heads} key-value heads; {heads}"
+        return f"latent, compressed to {spec.kv_lora_rank} + {spec.qk_rope_head_dim}; {_heads(spec)}"
+    shapes = [_heads(spec.of_kind(kind)) for kind in dict.fromkeys(spec.layer_kinds())]
+    return "; or ".join(dict.fromkeys(shapes))
+
+
+def _heads(spec: ModelSpec) -> str:
+    """Heads of a model whose layers are all alike."""
+    heads = f"{spec.num_attention_heads} heads of {spec.qk_head_dim} (keys) and {spec.v_dim} (values)"
+    return heads if spec.is_mla else f"grouped queries, {spec.num_key_value_heads} key-value heads; {heads}"
 
 
 def _parameters(spec: ModelSpec) -> RenderableType:
@@ -152,7 +168,7 @@ def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
     ]
     if spec.num_nextn_predict_layers:
         rows.append(("training, causal, with MTP", si(spec.flops_per_token(sequence, mtp=True), "FLOP")))
-    return _pairs([*rows, ("cache in BF16", si(spec.kv_cache_bytes_per_token(), "B"))])
+    return _pairs([*rows, ("cache in BF16", si(spec.kv_cache_bytes_per_token(tokens=sequence), "B"))])
 
 
 def architecture(model_type: str, found: Architecture, origin: str) -> list[RenderableType]:
@@ -263,11 +279,12 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
     return table
 
 
-def job_toml(job: Job) -> str:
-    """The job with all its values, as the TOML file that would give it."""
-    values = _set_values(asdict(job))
+def job_toml(job: Job, states: States) -> str:
+    """The job with all its values, as the TOML file that would give it; `states`: those of its stack where it names
+    none."""
+    values = _set_values(asdict(job)) | {"optimizer": asdict(states)}
     if job.serving is not None:
-        del values["batch"]  # of training jobs
+        del values["batch"], values["optimizer"]  # of training jobs
     return toml_text(values)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.verbs.only_training import refuse_serving
 from reports.verbs.options import (
     Input,
     json_option,
@@ -79,7 +78,6 @@ def graph(
     from simulator.studies.block_graph import block_graphs
 
     scenario = load_scenario(job, overrides)
-    refuse_serving(scenario, show_graph=True)
     found = block_graphs(scenario, block, actions)
     for option, file in files.items():
         _write(option, found, scenario.name, file)

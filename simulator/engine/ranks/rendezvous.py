@@ -20,7 +20,7 @@ from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.tables import FlowTable, Places, SequenceTable, Tables, distinct_of, places
 from simulator.engine.ranks.under_way import ComputeStream, UnderWay, end_of_flow
-from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.schedule import halves
 
 Array = NDArray[np.float64]
@@ -78,7 +78,7 @@ class _Action:
         self.ahead, self.back = halves(action.step)
         rank = action.rank
         self.compute = ComputeStream(engine.free[rank * LANES + COMPUTE])
-        self.comm_free = engine.free[rank * LANES + 1]
+        self.comm_free = engine.free[rank * LANES + COMM]
         self.queue: list[_Flow] = []
         self.started = False
         self.under_way: dict[int, UnderWay] = {}
@@ -87,13 +87,16 @@ class _Action:
         """All tasks, to their ends."""
         tasks, first = self.engine.tasks, self.action.first
         for task in range(first, self.action.last):
-            self.issue(task, tasks.lane[task] % LANES == COMPUTE)
+            if tasks.lane[task] % LANES in (COMPUTE, COMM):
+                self.issue(task, tasks.lane[task] % LANES == COMPUTE)
+            else:
+                self.copy(task)
         while self.queue:
             self.next_flow()
         self.settle(self.compute.drained())
         rank = self.action.rank
         self.engine.free[rank * LANES + COMPUTE] = self.compute.base
-        self.engine.free[rank * LANES + 1] = self.comm_free
+        self.engine.free[rank * LANES + COMM] = self.comm_free
 
     def issue(self, task: int, computes: bool) -> None:
         """Issue one task."""
@@ -114,6 +117,18 @@ class _Action:
             self.under_way[task] = self.compute.add(task, self.times_of(task), floor)
         else:
             self.queue.append(_Flow(task, floor, behind))
+
+    def copy(self, task: int) -> None:
+        """A copy to or from the host, behind what it waits for as far as that is known."""
+        engine, tasks = self.engine, self.engine.tasks
+        lane = tasks.lane[task]
+        begins = np.maximum(engine.free[lane], tasks.release.get(task, 0.0))
+        for pred in tasks.preds[task]:
+            while any(flow.task == pred for flow in self.queue):
+                self.next_flow()
+            begins = np.maximum(begins, self.under_way[pred].end if pred in self.under_way else engine.end[pred])
+        engine.start[task], engine.end[task] = begins, begins + tasks.sequence[task].alone
+        engine.free[lane] = engine.end[task]
 
     def late(self, floor: Array) -> Array:
         """Hold back the first sequence where a host is late."""

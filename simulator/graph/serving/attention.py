@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, WIDTH
-from simulator.graph.attention import place_heads, widths
+from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.norm import add_residual, norm_forward
@@ -20,41 +20,58 @@ def prepare(s: ServingShapes) -> Segment:
     t, h = s.tokens, s.model.hidden_size
     q, kv = widths(s)
     builder = SegmentBuilder("prepare.F", "F", s)
-    norm_forward(builder, "norm.attn", sharded_tokens(s), h, residual=True)
+    enter(builder, s)
     gather(builder, "attn.x", s, t, h)
-    linear(builder, "attn.qkv", s, t, q + kv, h)
+    linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
     place_heads(builder, s)
     builder.add("attn.kv.write", "kvcopy", cast(t * kv, BF16, WIDTH[s.serving.kv_dtype]))
     return builder.done()
 
 
+def enter(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The norm before attention, where there is one."""
+    if s.model.norm_placement != "post":
+        norm_forward(builder, "norm.attn", sharded_tokens(s), s.model.hidden_size, residual=True)
+
+
 def core(s: ServingShapes) -> SegmentBuilder:
     """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
-    t, h, d = s.tokens, s.model.hidden_size, s.model.qk_head_dim
-    q, _ = widths(s)
+    t, h, d, d_v = s.tokens, s.model.hidden_size, s.model.qk_head_dim, s.model.v_dim
     builder = SegmentBuilder("attn.F", "F", s)
     heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
     if s.decodes:
-        builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d, latent=False))
-        chunked(builder, s, heads, kv_heads, d, d)
+        builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d_v, latent=False))
+        chunked(builder, s, heads, kv_heads, d, d_v)
     else:
-        prefilling(builder, "attn.core", prompts_of(s), heads, kv_heads, d, d)
-    linear(builder, "attn.o", s, t, h, q)
+        prefilling(builder, "attn.core", s, prompts_of(s), heads, kv_heads, d, d_v)
+    gate_output(builder, s)
+    linear(builder, "attn.o", s, t, h, output_width(s))
     finish(builder, s)
     return builder
 
 
 def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
-    """The sum over tensor-parallel ranks, the residual, and the norm before the feed-forward part."""
+    """The sum over tensor-parallel ranks, the residual, and the norms behind attention and before what follows."""
     h = s.model.hidden_size
     add_up(builder, "attn.o", s, s.tokens, h)
-    add_residual(builder, "attn", s, h)
-    norm_forward(builder, "norm.ffn", sharded_tokens(s), h, residual=True)
+    model, rows = s.model, sharded_tokens(s)
+    if model.norm_placement != "pre":
+        norm_forward(builder, "norm.attn.out", rows, h)
+    sequential = model.norm_placement == "pre" and not model.parallel_block
+    add_residual(builder, "attn", s, h, alone=not sequential)
+    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
+        norm_forward(builder, "norm.ffn", rows, h, residual=sequential)
 
 
 def decode_class(cls: str, s: ServingShapes) -> str:
     """The kernel class of whoever's decode attention the software runs."""
     return f"{cls}@{s.software.decode_attention}"
+
+
+def kept_keys(s: ServingShapes, length: int) -> int:
+    """Keys that the newest of `length` tokens attends to: all, those of the window, or those of its chunk so far."""
+    chunk = s.model.attention_chunk_size
+    return (length - 1) % chunk + 1 if chunk else min(length, s.model.sliding_window or length)
 
 
 def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *, latent: bool) -> DecodeAttention:
@@ -65,11 +82,11 @@ def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *
         kv_heads=kv_heads,
         d_qk=d_qk,
         d_v=d_v,
-        kv_len=s.seq_kv,
+        kv_len=kept_keys(s, s.seq_kv),
         q_len=s.seq,
         kv_dtype=s.serving.kv_dtype,
         latent=latent,
-        lengths=s.lengths,
+        lengths=tuple(kept_keys(s, length) for length in s.lengths),
     )
 
 
@@ -90,16 +107,26 @@ def prompts_of(s: ServingShapes) -> Prompts:
 def chunked(builder: SegmentBuilder, s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int) -> None:
     """Attention of a prompt's chunk that runs along with decode: a kernel of its own, as vLLM and SGLang launch."""
     if s.chunk:
-        prefilling(builder, "attn.chunk", Prompts(1, s.chunk, s.chunk_context), heads, kv_heads, d_qk, d_v)
+        prefilling(builder, "attn.chunk", s, Prompts(1, s.chunk, s.chunk_context), heads, kv_heads, d_qk, d_v)
 
 
 def prefilling(
-    builder: SegmentBuilder, name: str, prompts: Prompts, heads: int, kv_heads: int, d_qk: int, d_v: int
+    builder: SegmentBuilder,
+    name: str,
+    s: ServingShapes,
+    prompts: Prompts,
+    heads: int,
+    kv_heads: int,
+    d_qk: int,
+    d_v: int,
 ) -> None:
     """Attention of prompts: causal among the new tokens, and all of them over what is cached before.
 
-    Kernels take both in one; as ops they are two, since the FLOP of the second have no mask.
+    Kernels take both in one; as ops they are two, since the FLOP of the second have no mask. With a window or chunks
+    the mask spans both, and so does the one op.
     """
+    window, chunk = s.model.sliding_window or 0, s.model.attention_chunk_size
+    cached = prompts.cached % chunk if chunk else min(prompts.cached, window)
 
     def work(length: int, *, causal: bool) -> Attention:
         return Attention(
@@ -111,8 +138,14 @@ def prefilling(
             d_qk=d_qk,
             d_v=d_v,
             causal=causal,
+            window=window,
+            chunk=chunk,
+            cached=cached,
         )
 
+    if window or chunk:
+        builder.add(name, "attn.fwd", work(cached + prompts.new, causal=True))
+        return
     if prompts.cached:
         builder.add(f"{name}.cached", "attn.fwd", work(prompts.cached, causal=False))
     builder.add(name, "attn.fwd", work(prompts.new, causal=True))

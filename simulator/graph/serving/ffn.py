@@ -7,13 +7,16 @@ from typing import Literal
 from simulator.dtypes import BF16, FP8
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.ffn import activation_class, activation_work, eager_activation
-from simulator.graph.norm import add_residual
+from simulator.graph.norm import add_residual, norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.linear import add_up, gather, linear
 from simulator.graph.serving.shapes import ServingShapes
+from simulator.graph.shapes import Activated
 
 
-def gated(builder: SegmentBuilder, name: str, s: ServingShapes, rows: int, inner: int, *, routed: bool = False) -> None:
+def gated(
+    builder: SegmentBuilder, name: Activated, s: ServingShapes, rows: int, inner: int, *, routed: bool = False
+) -> None:
     """The activation between the two GEMMs, fused with the cast of its result under FP8."""
     eager_activation(builder, name, rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=routed)
     work = activation_work(rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
@@ -39,5 +42,8 @@ def dense(s: ServingShapes) -> Segment:
     builder = SegmentBuilder("mlp.F", "F", s)
     feed_forward(builder, "dense", s, split=True)
     add_up(builder, "dense", s, s.tokens, h)
-    add_residual(builder, "dense", s, h)  # else the norm of the next layer adds it
+    behind = s.model.norm_placement != "pre"
+    if behind:
+        norm_forward(builder, "norm.ffn.out", sharded_tokens(s), h)
+    add_residual(builder, "dense", s, h, alone=behind)  # else the norm of the next layer adds it
     return builder.done()

@@ -12,7 +12,7 @@ from simulator.graph.norm import norm_forward
 from simulator.graph.serving import attention, draft, ffn, mla, moe
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import Collective, Gemm, Streaming
+from simulator.ops import Collective, Gemm, Op, Streaming
 from simulator.spec.model import BlockKind
 
 
@@ -20,13 +20,18 @@ def build_block(kind: BlockKind, s: ServingShapes) -> Block:
     """One block. `mtp` is the first pass that drafts, `draft` each further one."""
     build = {
         BlockKind.EMBED: _embedding,
-        BlockKind.DENSE: _dense_layer,
-        BlockKind.MOE: _moe_layer,
         BlockKind.HEAD: _head,
         BlockKind.MTP: _first_draft,
         BlockKind.DRAFT: _further_draft,
     }
-    return Block(kind=kind, forward=tuple(_small_apart(segment) for segment in build[kind](s)), backward=())
+    segments = _layer(kind, s) if kind.is_layer else build[kind](s)
+    return Block(kind=kind, forward=tuple(_served(segment) for segment in segments), backward=())
+
+
+def _layer(kind: BlockKind, s: ServingShapes) -> tuple[Segment, ...]:
+    """A layer of this kind, with the sizes that the model's layers of this kind have."""
+    own = replace(s, model=s.model.of_kind(kind))
+    return _moe_layer(own) if kind.is_moe else _dense_layer(own)
 
 
 def serving_kinds(s: ServingShapes) -> tuple[BlockKind, ...]:
@@ -39,15 +44,15 @@ SMALL = 1e6
 """Bytes below which an elementwise kernel is of a class of its own: the least that class `elem` was measured at [B]."""
 
 
-def _small_apart(segment: Segment) -> Segment:
-    """The segment with elementwise kernels over few bytes in class `elem.small`: decode steps are full of them."""
-    ops = (
-        replace(op, cls="elem.small")
-        if op.cls == "elem" and isinstance(op.work, Streaming) and op.work.bytes < SMALL
-        else op
-        for op in segment.ops
-    )
-    return replace(segment, ops=tuple(ops))
+def _served(segment: Segment) -> Segment:
+    """The segment as serving runs it: nothing is kept for a backward, and elementwise kernels over few bytes, of which
+    decode steps are full, are of class `elem.small`."""
+    return replace(segment, ops=tuple(replace(op, cls=_class(op), saved=0.0) for op in segment.ops))
+
+
+def _class(op: Op) -> str:
+    small = op.cls == "elem" and isinstance(op.work, Streaming) and op.work.bytes < SMALL
+    return "elem.small" if small else op.cls
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
@@ -75,8 +80,8 @@ def _further_draft(s: ServingShapes) -> tuple[Segment, ...]:
 
 def _draft(s: ServingShapes) -> tuple[Segment, ...]:
     """One pass of the MTP module."""
-    layer = _moe_layer if s.model.layer_kind(s.model.num_hidden_layers) == BlockKind.MOE else _dense_layer
-    return (draft.projection(s), *layer(s), *_head(draft.sampled_once(s)))
+    layer = _layer(s.model.layer_kind(s.model.num_hidden_layers), s)
+    return (draft.projection(s), *layer, *_head(draft.sampled_once(s)))
 
 
 def _embedding(s: ServingShapes) -> tuple[Segment, ...]:

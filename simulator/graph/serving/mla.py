@@ -57,7 +57,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
         _per_head(builder, "attn.w_uv", s, d, d.v, d.kv_lora)
         chunked(builder, s, d.heads, d.heads, d.nope + d.rope, d.v)
     else:
-        prefilling(builder, "attn.core", prompts_of(s), d.heads, d.heads, d.nope + d.rope, d.v)
+        prefilling(builder, "attn.core", s, prompts_of(s), d.heads, d.heads, d.nope + d.rope, d.v)
     linear(builder, "attn.o", s, d.tokens, d.hidden, d.out)
     finish(builder, s)
     return builder

@@ -1,8 +1,9 @@
 """Experts of serving: gate, dispatch, grouped or masked GEMMs, shared experts, combine.
 
-Two ways for tokens to reach their experts: all-to-alls between data-parallel ranks (DeepEP's: low-latency kernels for
-decode, which send every copy by itself and lay it out by expert; normal ones for prefill), or none, where all ranks
-hold all tokens and sum up what their experts made.
+Three ways for tokens to reach their experts: all-to-alls between data-parallel ranks (DeepEP's: low-latency kernels for
+decode, which send every copy by itself and lay it out by expert; normal ones for prefill); an all-gather of the tokens
+of all data-parallel ranks, and a reduce-scatter of what the experts made (vLLM's default, allgather_reducescatter); or
+none, where tensor-parallel ranks hold all tokens and sum up what their experts made.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import AllToAll, Fixed, Gemm, Notify, Streaming
+from simulator.ops import RECEIVED, SENT, AllToAll, Collective, Fixed, Gemm, Notify, Streaming
 
 INDEX = 8.0
 """Bytes of an index of PyTorch [B]."""
+FUSED_INDEX, FUSED_SORT = 4.0, 2
+"""Bytes of an index, and kernels, with which engines sort the chosen experts' ids where all ranks hold all tokens: one
+counts and aligns, one sorts (sgl-project/sglang, sgl-kernel, moe_align_kernel.cu, 2025; vLLM has the same two). The
+kernels of DeepSeek's training trace, which map what arrives of an all-to-all, work on thousands of times as many."""
 EAGER_WEIGHTS, EAGER_COUNTS, EAGER_SORT = 3, 3, 6
 """Kernels that eager modules run for the weights of the chosen experts (sum, division, cast), for the rows of each
 expert (histogram, cumulative sum, cast) and to sort rows by expert (`workloads/facts/measure_decode_step.py`)."""
@@ -64,6 +69,13 @@ def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
     builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
     if s.fp8 and s.all_to_all and not s.decodes:
         builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
+    if _by_copies(s):
+        builder.add("moe.dispatch.send", SENT, _travel(s, "dispatch").sent)
+
+
+def _by_copies(s: ServingShapes) -> bool:
+    """Whether tokens travel by low-latency kernels: they hold SMs at both ends, and none while tokens are under way."""
+    return s.decodes and s.all_to_all
 
 
 def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllToAll:
@@ -79,13 +91,15 @@ def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllT
         gate=s.gate,
         low_latency=s.decodes,
         imbalance=s.imbalance,
+        copies_apart=s.decodes,
     )
 
 
 def _dispatch(s: ServingShapes) -> Segment:
-    """`dispatch.F`. Low-latency kernels cast, count and send in one (DeepEP's README)."""
+    """`dispatch.F`. Low-latency kernels cast, count and send in one, and receive in another (DeepEP's README)."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
     last = "moe.dispatch.quant" if s.fp8 and not s.decodes else "router.topk"
+    last = "moe.dispatch.send" if s.decodes else last
     notify = Notify(ranks=s.job.layout.ep, tokens=tokens_of(s))
     if s.decodes:
         builder.add("moe.dispatch.a2a", "comm.dispatch", _travel(s, "dispatch"), after=(last,))
@@ -116,13 +130,15 @@ def _laid_out(s: ServingShapes) -> bool:
 
 def _last(s: ServingShapes) -> str:
     """The last op of the experts."""
+    if _by_copies(s):
+        return "moe.combine.send"
     return "moe.down" if _laid_out(s) else "moe.unpermute"
 
 
 def _shared(s: ServingShapes) -> Segment:
     """`shared.F`: the shared experts, while tokens travel where they do."""
     builder = SegmentBuilder("shared.F", "F", s)
-    feed_forward(builder, "shared", s, split=not s.all_to_all)
+    feed_forward(builder, "shared", s, split=not s.brings_own)
     return builder.done()
 
 
@@ -146,8 +162,17 @@ def _experts(s: ServingShapes) -> Segment:
     builder = SegmentBuilder("mlp.F", "F", s)
     after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
     width = fp8_bytes(h) if s.fp8 else h * BF16
+    if _by_copies(s):
+        moved = Streaming(read=s.rows * width, written=s.rows * width)
+        builder.add("moe.dispatch.receive", RECEIVED, moved, after=after, scales_with_load=True)
+        after = ()
+    if s.gathers:
+        builder.add("moe.gather", "comm.ep.all_gather", _gathered(s, "all_gather"))
     if not laid_out:
-        if s.software.router_fused:
+        if s.software.router_fused and not s.all_to_all:
+            ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
+            builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
+        elif s.software.router_fused:
             builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
             builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
         else:
@@ -166,7 +191,19 @@ def _experts(s: ServingShapes) -> Segment:
     if not laid_out:
         moved = Streaming(read=s.rows * h * BF16, written=s.received * h * BF16)
         builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
+    if _by_copies(s):
+        moved = Streaming(read=s.rows * h * BF16, written=s.rows * h * BF16)
+        builder.add("moe.combine.send", SENT, moved, scales_with_load=True)
+    if s.gathers:
+        builder.add("moe.scatter", "comm.ep.reduce_scatter", _gathered(s, "reduce_scatter"))
     return builder.done()
+
+
+def _gathered(s: ServingShapes, kind: Literal["all_gather", "reduce_scatter"]) -> Collective:
+    """A collective over the expert-parallel ranks, in BF16."""
+    ep = s.job.layout.ep
+    size = tokens_of(s) * ep * s.model.hidden_size * BF16
+    return Collective(kind=kind, bytes=size, ranks=ep, per_node=min(ep, s.node_gpus))
 
 
 def _out(s: ServingShapes) -> Segment:
@@ -174,10 +211,13 @@ def _out(s: ServingShapes) -> Segment:
     h = s.model.hidden_size
     builder = SegmentBuilder("out.F", "F", s)
     after: tuple[str, ...] = ("moe.combine.a2a",) if s.all_to_all else ()
+    if _by_copies(s):
+        builder.add("moe.combine.receive", RECEIVED, _travel(s, "combine").received, after=after)
+        after = ()
     if runs_shared(s):
         builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
         after = ()
-    if not s.all_to_all:
+    if not s.brings_own:
         add_up(builder, "moe", s, s.tokens, h)
     add_residual(builder, "moe", s, h, after=after)
     return builder.done()

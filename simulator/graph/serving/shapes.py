@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, imbalance
+from simulator.routing.loads import PADDING, check_routing, imbalance
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
@@ -26,6 +26,7 @@ class ServingShapes(Shapes):
     software : settings of the software that serves.
     active : local expert slots that at least one token chose; they work on `rows`.
     all_to_all : whether tokens travel to their experts.
+    gathers : whether experts get the tokens of all ranks by an all-gather, and a reduce-scatter sums up what they made.
     gate : the gate as tokens choose among slots.
     lengths : keys of each sequence, where they differ [tokens].
     chunk : tokens of a prompt computed along with the sequences.
@@ -37,6 +38,7 @@ class ServingShapes(Shapes):
     software: ServingStack
     active: int
     all_to_all: bool
+    gathers: bool
     gate: Gate
     lengths: tuple[int, ...] = ()
     chunk: int = 0
@@ -47,6 +49,11 @@ class ServingShapes(Shapes):
     def decodes(self) -> bool:
         """Whether the newest tokens are few, and attention reads the cache as it lies there."""
         return self.job.workload == "decode"
+
+    @property
+    def brings_own(self) -> bool:
+        """Whether each rank brings tokens of its own to the experts; else all ranks of a group hold the same ones."""
+        return self.all_to_all or self.gathers
 
     @property
     def newest(self) -> int:
@@ -76,14 +83,17 @@ def slot_gate(model: ModelSpec, serving: Serving) -> Gate:
     return replace(gate, experts=slots)
 
 
-def serving_shapes(scenario: Scenario) -> ServingShapes:
-    """The shapes of a serving scenario's mean rank, with those of the passes that draft."""
+def serving_shapes(scenario: Scenario, *, loads: bool = True) -> ServingShapes:
+    """The shapes of a serving scenario's mean rank, with those of the passes that draft.
+
+    Without `loads` the imbalance of the experts is left out: memory does not depend on it.
+    """
     serving, decodes = serving_of(scenario), scenario.job.workload == "decode"
-    main = _shapes(scenario, serving.tokens + (serving.mtp_depth if decodes else 0), serving.prefill_tokens)
+    main = _shapes(scenario, serving.tokens + (serving.mtp_depth if decodes else 0), serving.prefill_tokens, loads)
     if not serving.mtp_depth:
         return main
     # The module first runs over what was verified, which fills its own cache; further drafts take one token each.
-    again = [_shapes(scenario, 1, 0)] * (serving.mtp_depth - 1) if decodes else []
+    again = [_shapes(scenario, 1, 0, loads)] * (serving.mtp_depth - 1) if decodes else []
     return replace(main, drafts=(main, *again))
 
 
@@ -93,15 +103,16 @@ def serving_of(scenario: Scenario) -> Serving:
     return scenario.job.serving
 
 
-def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
+def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingShapes:
     """The shapes of a pass over `new` tokens of each sequence and `chunk` of a prompt."""
     job, model, serving, software = scenario.job, scenario.model, serving_of(scenario), scenario.stack.serving
     assert software is not None
     batch = serving.sequences // microbatches_of(serving)
     tokens = batch * new + chunk
     all_to_all = model.is_moe and scenario.stack.dispatcher != "nccl" and job.layout.ep > 1
-    gate = slot_gate(model, serving)
-    rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all) if model.is_moe else (0, 0, 0)
+    gathers = model.is_moe and scenario.stack.dispatcher == "nccl" and job.layout.ep > job.layout.tp
+    gate, own = slot_gate(model, serving), all_to_all or gathers
+    rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all, gathers) if model.is_moe else (0, 0, 0)
     return ServingShapes(
         model=model,
         job=job,
@@ -118,12 +129,13 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
         recompute=NOTHING,
         workload=scenario.workload,
         node_gpus=scenario.cluster.node.gpus,
-        imbalance=imbalance(scenario, _group_tokens(scenario, tokens, all_to_all)) if model.is_moe else 1.0,
+        imbalance=_imbalance(scenario, group_tokens(scenario, tokens, own)) if model.is_moe and loads else 1.0,
         states=scenario.states,
         serving=serving,
         software=software,
         active=active,
         all_to_all=all_to_all,
+        gathers=gathers,
         gate=gate,
         lengths=_lengths(serving, new),
         chunk=chunk,
@@ -131,10 +143,25 @@ def _shapes(scenario: Scenario, new: int, chunk: int) -> ServingShapes:
     )
 
 
-def _group_tokens(scenario: Scenario, tokens: int, all_to_all: bool) -> int:
+def _imbalance(scenario: Scenario, tokens: int) -> float:
+    """Load of the most loaded rank over the mean, with the experts where their placement puts them."""
+    routing, ranks, serving = scenario.job.routing, scenario.job.layout.ep, serving_of(scenario)
+    copies = routing.kind == "uniform" and serving.redundant_experts > 0  # an expert with a copy has half a load
+    if ranks > 1 and (copies or routing.kind in ("sampled", "measured")):
+        check_routing(routing, ranks)
+        from simulator.routing.slot_loads import mean_slot_imbalance  # NumPy takes 0.1 s to load
+
+        return mean_slot_imbalance(scenario, tokens)
+    return imbalance(scenario, tokens)
+
+
+def group_tokens(scenario: Scenario, tokens: int, brings_own: bool) -> int:
     """Tokens that the ranks of an expert-parallel group route together in one step (or microbatch)."""
-    layout = scenario.job.layout
-    return -(-tokens // layout.tp) * layout.ep if all_to_all else tokens
+    layout, idle = scenario.job.layout, serving_of(scenario).idle_ranks
+    if not brings_own:
+        return tokens
+    together = -(-tokens // layout.tp) * layout.ep
+    return max(1, together * (scenario.job.dp - idle) // scenario.job.dp) if idle else together
 
 
 def _lengths(serving: Serving, new: int) -> tuple[int, ...]:
@@ -156,22 +183,22 @@ def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
     return experts * (1.0 - missed)
 
 
-def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool) -> tuple[int, int, int]:
+def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool, gathers: bool) -> tuple[int, int, int]:
     """Rows of the mean rank's experts, the distinct tokens that it receives, and how many experts have rows.
 
-    With all-to-alls every rank brings tokens of its own (with tensor parallelism a part of its group's); else all
-    ranks hold the same ones, and each works on what goes to its experts.
+    With all-to-alls or gathers every rank brings tokens of its own (with tensor parallelism a part of its group's);
+    else all ranks hold the same ones, and each works on what goes to its experts.
     """
     job = scenario.job
     ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
-    together = _group_tokens(scenario, tokens, all_to_all)
+    together = group_tokens(scenario, tokens, all_to_all or gathers)
     active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
     rows = max(1, round(together * gate.top_k / ep))
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
         rows += active * (PADDING - 1) // 2  # groups are padded to whole blocks of scales
     if not all_to_all:
-        return rows, min(rows, tokens), active
+        return rows, min(rows, together), active
     if job.workload == "decode":
         return rows, rows, active  # low-latency kernels send every copy by itself
     ranks = reach(gate, ep, min(ep, scenario.cluster.node.gpus)).ranks

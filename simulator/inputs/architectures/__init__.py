@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, experts, gpt, llama
+from simulator.inputs.architectures import deepseek, experts, gpt, llama, windows
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -11,6 +11,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **experts.SHIPPED,
     **experts.LING,
     **gpt.SHIPPED,
+    **windows.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

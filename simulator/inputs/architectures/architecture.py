@@ -85,6 +85,8 @@ WINDOW = {
     "use_sliding_window": "use_sliding_window",
     "max_window_layers": "max_window_layers",
     "layer_types": "layer_types",
+    "sliding_window_pattern": "sliding_window_pattern",
+    "attention_chunk_size": "attention_chunk_size",
 }
 EXPERT_COUNT = {
     "num_experts": "n_routed_experts",

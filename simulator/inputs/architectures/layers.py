@@ -1,19 +1,26 @@
 """What lists, steps and windows of a config.json say about its layers.
 
 transformers writes the kind of attention of every layer (`layer_types`); older files give a window and the layers that
-have it. What differs between layers in more than dense or MoE cannot be said here yet, and is refused.
+have it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from simulator.inputs.architectures.architecture import Table, Unsupported
+from simulator.inputs.architectures.architecture import Finish, Table, Unsupported
 from simulator.inputs.limits import MODEL
+from simulator.spec.mixer import Mixer
 
+MIXERS = {
+    "full_attention": Mixer.FULL,
+    "attention": Mixer.FULL,
+    "sliding_attention": Mixer.SLIDING,
+    "chunked_attention": Mixer.CHUNKED,
+    **{str(mixer): mixer for mixer in Mixer},
+}
+"""transformers' names of a layer's attention, and our own -> what mixes its tokens."""
 MISSING_ATTENTION = {
-    "sliding_attention": "sliding-window attention",
-    "chunked_attention": "chunked attention",
     "linear_attention": "linear attention",
     "hybrid": "layers with attention and state-space parts",
     "conv": "short convolutions",
@@ -22,47 +29,88 @@ MISSING_ATTENTION = {
 
 
 def window(table: Table) -> Table:
-    """The window of a model whose layers all have the same one; `use_sliding_window` and `layer_types` are taken away.
+    """Which layers have a window, or chunks; `use_sliding_window` and `max_window_layers` are taken away.
 
-    Qwen's window counts where `use_sliding_window` says so, from layer `max_window_layers` on.
+    transformers' `layer_types` says it of every layer. Without, Qwen's window counts where `use_sliding_window` says
+    so, from layer `max_window_layers` on.
     """
     used = table.pop("use_sliding_window", True)
     first = table.pop("max_window_layers", 0)
     kinds = table.pop("layer_types", None)
     width, layers = table.get("sliding_window"), table.get("num_hidden_layers")
+    if kinds is None and table.get("attention_chunk_size") and counts_layers(table):
+        kinds = ["chunked_attention"] * _layers(table)
     if kinds is not None:
-        return table | {"sliding_window": width if _windowed(kinds, layers) else None}
+        return _of_types(table, kinds, layers)
     if not used or width == 0:
         return table | {"sliding_window": None}
     if width is not None and isinstance(first, int) and isinstance(layers, int) and first > 0:
         if first >= layers:
             return table | {"sliding_window": None}
-        raise Unsupported(
-            "max_window_layers",
-            first,
-            f"sliding-window attention in only {layers - first} of {layers} layers is not modelled",
-        )
+        if counts_layers(table):
+            return table | {"layer_types": [Mixer.FULL] * first + [Mixer.SLIDING] * (layers - first)}
     return table
+
+
+def _of_types(table: Table, kinds: Any, layers: Any) -> Table:
+    """The mixer of each layer, by transformers' list."""
+    if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
+        raise Unsupported("layer_types", kinds, "must be a list, each a string")
+    if len(kinds) != layers:
+        raise Unsupported("layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
+    other = [kind for kind in kinds if kind not in MIXERS]
+    if other:
+        what = " and ".join(MISSING_ATTENTION.get(kind, kind) for kind in sorted(set(other)))
+        raise Unsupported("layer_types", kinds, f"{what} in {len(other)} of {layers} layers is not modelled")
+    return of_mixers(table, [MIXERS[kind] for kind in kinds])
+
+
+def of_mixers(table: Table, mixers: list[Mixer]) -> Table:
+    """The layers' mixers; a list only where they differ, a window or chunk only where a layer has one."""
+    for mixer, field in ((Mixer.SLIDING, "sliding_window"), (Mixer.CHUNKED, "attention_chunk_size")):
+        if mixer not in mixers:
+            table = {key: value for key, value in table.items() if key != field}
+        elif not table.get(field):
+            raise Unsupported(field, table.get(field), f"missing: layers with {mixer} attention need it, at least 1")
+    alike = set(mixers) in ({Mixer.FULL}, {Mixer.SLIDING})
+    return table if alike else table | {"layer_types": [str(mixer) for mixer in mixers]}
+
+
+def every(step: int, *, first: bool = False, other: str = "sliding_attention") -> Finish:
+    """Where a file lists no types, every `step`-th layer has full attention (the first of each group where `first`),
+    all others `other`; a number in `sliding_window_pattern` is the step."""
+
+    def run(table: Table) -> Table:
+        given = table.pop("sliding_window_pattern", None)
+        if table.get("layer_types") is not None or not counts_layers(table) or not _is_windowed(table, other):
+            return table
+        group = step if given is None else given
+        if isinstance(group, str):
+            group = [kind == "G" for kind in group]
+            return table | {"layer_types": [_kind(group[i % len(group)], other) for i in range(_layers(table))]}
+        if type(group) is not int or group < 1:
+            raise Unsupported("sliding_window_pattern", group, "must be an integer, at least 1")
+        at = 0 if first else group - 1
+        return table | {"layer_types": [_kind(i % group == at, other) for i in range(_layers(table))]}
+
+    return run
+
+
+def _is_windowed(table: Table, other: str) -> bool:
+    return bool(table.get("attention_chunk_size" if other == "chunked_attention" else "sliding_window"))
+
+
+def _layers(table: Table) -> int:
+    return int(table["num_hidden_layers"])
+
+
+def _kind(full: bool, other: str) -> str:
+    return "full_attention" if full else other
 
 
 def no_window_unless_used(table: Table) -> Table:
     """For families whose window counts only where `use_sliding_window` says so."""
     return window({"use_sliding_window": False} | table)
-
-
-def _windowed(kinds: Any, layers: Any) -> bool:
-    """Whether every layer has a window; raises where layers differ, or are of a kind that is not modelled."""
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise Unsupported("layer_types", kinds, "must be a list, each a string")
-    if len(kinds) != layers:
-        raise Unsupported("layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
-    other = [kind for kind in kinds if kind != "full_attention"]
-    if not other:
-        return False
-    if set(other) == {"sliding_attention"} and len(other) == len(kinds):
-        return True
-    what = " and ".join(MISSING_ATTENTION.get(kind, kind) for kind in sorted(set(other)))
-    raise Unsupported("layer_types", kinds, f"{what} in {len(other)} of {layers} layers is not modelled")
 
 
 def sparse_step(table: Table) -> Table:

@@ -31,18 +31,16 @@ def _all(missing: str, nearest: str, types: str) -> dict[str, Refusal]:
 
 
 REFUSED: Mapping[str, Refusal] = {
-    **_all(f"{_WINDOWS} and attention sinks", "mixtral", "gpt_oss"),
-    **_all(f"{_WINDOWS}, attention sinks and heads of two widths", "qwen3_moe", "mimo_v2_flash"),
-    **_all(_WINDOWS, "gemma", "gemma2 gemma3 gemma3_text gemma3n gemma3n_text vaultgemma"),
-    **_all(_WINDOWS, "olmo2", "olmo3 exaone4 exaone4_5 cwm"),
-    **_all(_WINDOWS, "cohere", "cohere2 cohere2_moe"),
-    **_all(_WINDOWS, "qwen3_moe", "afmoe exaone_moe step3p5 step3p7 laguna"),
+    **_all("embeddings for each layer, and layers that share keys and values", "gemma3_text", "gemma3n gemma3n_text"),
+    **_all("keys of its own", "exaone4", "exaone4_5"),
+    **_all("experts in a parallel block", "cohere2", "cohere2_moe"),
+    **_all("norms behind the experts", "gpt_oss", "afmoe"),
+    **_all("keys of their own", "gpt_oss", "exaone_moe laguna"),
     **_all(
         f"{_WINDOWS}, shared key-value layers and experts next to a dense part",
         "gemma",
         "gemma4 gemma4_text gemma4_unified",
     ),
-    **_all("chunked attention, layers without rotary embedding", "qwen3_moe", "llama4 llama4_text"),
     **_all(_INDEXER, "deepseek_v3", "deepseek_v32 glm_moe_dsa glm5_next"),
     **_all(
         "compressed and sparse attention, hyper-connections, hash-routed layers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.inputs.problems import problem
+from simulator.spec.mixer import BlockKind, Mixer
 from simulator.spec.model import ModelSpec
 
 Rule = tuple[bool, str, object, str]
@@ -31,7 +32,7 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
     ]
-    rules += _block_rules(m)
+    rules += _block_rules(m) + _mixer_rules(m)
     if m.n_routed_experts:
         rules += _expert_rules(m)
     for holds, key, value, right in rules:
@@ -75,6 +76,85 @@ def _block_rules(m: ModelSpec) -> list[Rule]:
             "qk_norm_over",
             m.qk_norm_over,
             "latent attention norms its latents only",
+        ),
+    ]
+
+
+def _mixer_rules(m: ModelSpec) -> list[Rule]:
+    """What layers that differ in how they mix tokens need, and what only they can have."""
+    mixers = {kind.mixer for kind in m.layer_kinds()}
+    windowed, chunked = Mixer.SLIDING in mixers, Mixer.CHUNKED in mixers
+    own = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
+    sliding = m.of_kind(BlockKind.layer(Mixer.SLIDING, "dense"))
+    return [
+        (
+            len(m.layer_types) in (0, m.num_hidden_layers),
+            "layer_types",
+            list(m.layer_types),
+            f"lists {len(m.layer_types)} layers, num_hidden_layers is {m.num_hidden_layers}",
+        ),
+        (
+            bool(m.sliding_window) or not windowed,
+            "sliding_window",
+            m.sliding_window,
+            "layers with a window need it: at least 1",
+        ),
+        (
+            bool(m.attention_chunk_size) or not chunked,
+            "attention_chunk_size",
+            m.attention_chunk_size,
+            "layers with chunks need it: at least 1",
+        ),
+        (
+            not m.attention_chunk_size or chunked,
+            "attention_chunk_size",
+            m.attention_chunk_size,
+            "no layer has chunks: set layer_types, or leave it out",
+        ),
+        (
+            not m.is_mla or mixers == {Mixer.FULL},
+            "layer_types",
+            list(m.layer_types),
+            "latent attention sees all tokens: only full attention is modelled",
+        ),
+        (
+            m.full_rotary_factor is None or (len(mixers) > 1 and Mixer.FULL in mixers),
+            "full_rotary_factor",
+            m.full_rotary_factor,
+            "is of layers with full attention between others: use partial_rotary_factor",
+        ),
+        (
+            m.attention_sinks == "none" or not m.is_mla,
+            "attention_sinks",
+            m.attention_sinks,
+            "latent attention has no sinks here",
+        ),
+        (
+            m.attention_gate == "none" or not m.is_mla,
+            "attention_gate",
+            m.attention_gate,
+            "latent attention has no gate here",
+        ),
+        (
+            m.attention_sinks != "sliding" or windowed,
+            "attention_sinks",
+            m.attention_sinks,
+            "no layer has a window",
+        ),
+        *(
+            (
+                not getattr(m, f"sliding_{name}") or windowed,
+                f"sliding_{name}",
+                getattr(m, f"sliding_{name}"),
+                "no layer has a window: set layer_types and sliding_window, or leave it out",
+            )
+            for name in own
+        ),
+        (
+            not windowed or sliding.num_attention_heads % sliding.num_key_value_heads == 0,
+            "sliding_num_key_value_heads",
+            sliding.num_key_value_heads,
+            f"must divide the {sliding.num_attention_heads} query heads of layers with a window",
         ),
     ]
 

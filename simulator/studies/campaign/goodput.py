@@ -70,10 +70,16 @@ def expected(failures: Failures, gpus: int, interval: float) -> float:
 def sampled(failures: Failures, gpus: int, work: float, step: float = 0.0) -> Goodput:
     """The same by sampling whole runs of `work` seconds of training in steps of `step` [s].
 
-    Raises PlanError where failures come so often that the run never ends.
+    Raises PlanError where failures come so often that the run never ends, and where checkpoints are to come more often
+    than steps end.
     """
     import numpy as np
 
+    if 0 < failures.interval_s < step:
+        raise PlanError(
+            f"failures.interval_s = {failures.interval_s:g} is shorter than a step of {step:.3g} s, and a checkpoint"
+            " holds the state after one; 0 takes the optimum"
+        )
     lost, interval = rate(failures, gpus), optimum_interval(failures, gpus, step)
     segments = max(1, round(work / interval))
     span = interval + failures.checkpoint_s

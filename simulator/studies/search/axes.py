@@ -13,8 +13,8 @@ from typing import Any
 
 from simulator.errors import InputError
 from simulator.inputs import load_scenario, override_job
-from simulator.inputs.only_training import refuse_serving
 from simulator.spec.scenario import Scenario
+from simulator.spec.workload import WORKLOADS, WorkloadName
 
 _QUICK = (
     "layout.pp",
@@ -78,11 +78,17 @@ def in_order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is searched: a job with overrides, and axes in turning order."""
+    """What is searched: a job with overrides, axes in turning order, and the job's workload."""
 
     job: str
     overrides: tuple[str, ...]
     axes: tuple[Axis, ...]
+    workload: WorkloadName = "training"
+
+    @property
+    def serves(self) -> bool:
+        """Whether the job serves."""
+        return WORKLOADS[self.workload].serves
 
     @property
     def size(self) -> int:
@@ -107,7 +113,9 @@ def question(job: str, overrides: Sequence[str], over: Sequence[str]) -> Questio
     """The question that a command line asks."""
     if not over:
         raise InputError("--over: say what to vary, as in --over layout.pp=4,8,16 --over layout.ep=32,64")
-    return Question(job=job, overrides=tuple(overrides), axes=in_order([parse_axis(text) for text in over]))
+    axes = in_order([parse_axis(text) for text in over])
+    workload = load_scenario(job, overrides).job.workload
+    return Question(job=job, overrides=tuple(overrides), axes=axes, workload=workload)
 
 
 class Scenarios:
@@ -116,7 +124,6 @@ class Scenarios:
     def __init__(self, asked: Question) -> None:
         self.asked = asked
         self.base = load_scenario(asked.job, asked.overrides)
-        refuse_serving(self.base, "search")
         self.typed: dict[tuple[str, str], Any] = {}
         for axis in asked.axes:
             for value in axis.values:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from simulator.errors import ForetrainError
 from simulator.estimate.estimate import estimate
+from simulator.estimate.serving_step import estimate_serving
 from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs.check import check
 from simulator.memory.capacity import usable
 from simulator.results.metrics import price_of_run, throughput
+from simulator.results.serving_metrics import serving_rates
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.axes import Scenarios
 
 Status = Literal["ok", "invalid", "too big", "failed"]
 """`failed`: a fault of the program, not of the combination."""
-Rank = Literal["time", "cost", "memory"]
+Rank = Literal["time", "throughput", "latency", "cost", "memory"]
+RANKS: Mapping[bool, tuple[Rank, ...]] = {
+    False: ("time", "cost", "memory"),
+    True: ("throughput", "latency", "cost", "memory"),
+}
+"""What candidates can be ranked by, of jobs that train and of jobs that serve; the first where nobody asks."""
+FRONTS: Mapping[bool, tuple[Rank, ...]] = {False: ("time", "cost", "memory"), True: ("throughput", "latency")}
+"""What no member of the Pareto front is bettered in at once, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +39,11 @@ class Candidate:
     status : whether it runs.
     step : step time [s].
     per_token : time of all GPUs per token [s].
-    cost : cost of the whole run [USD].
+    cost : cost of the whole run, of a serving job that of a million tokens [USD].
     memory : highest peak of a rank [B].
     mfu : model FLOP utilisation with causal attention.
+    rate : tokens/s on each GPU.
+    latency : time per output token (decode), to the first token (prefill), of a training step [s].
     why : why it is invalid or failed.
     """
 
@@ -43,11 +54,16 @@ class Candidate:
     cost: float | None = None
     memory: float | None = None
     mfu: float | None = None
+    rate: float | None = None
+    latency: float | None = None
     why: str = ""
 
     def by(self, rank: Rank) -> float:
-        """What it is ranked by; infinite where it cannot run. Time is per token: batches may differ."""
-        value = {"time": self.per_token, "cost": self.cost, "memory": self.memory}[rank]
+        """What it is ranked by, the less the better; infinite where it cannot run. Time is per token: batches may
+        differ."""
+        less = None if self.rate is None else -self.rate
+        aims = {"time": self.per_token, "throughput": less, "latency": self.latency, "memory": self.memory}
+        value = (aims | {"cost": self.cost})[rank]
         return value if self.status == "ok" and value is not None else float("inf")
 
 
@@ -56,6 +72,8 @@ def judge(number: int, scenario: Scenario, memo: SharedPricesMemo) -> Candidate:
     broken = next((str(problem) for problem in check(scenario) if problem.severity == "error"), None)
     if broken is not None:
         return Candidate(number=number, status="invalid", why=broken)
+    if scenario.workload.serves:
+        return _judge_serving(number, scenario)
     try:
         found = estimate(scenario, memo.of(scenario), within=usable(scenario))
     except ForetrainError as error:
@@ -71,7 +89,33 @@ def judge(number: int, scenario: Scenario, memo: SharedPricesMemo) -> Candidate:
         cost=price_of_run(found.step, scenario)["run_cost_usd"],
         memory=found.memory,
         mfu=rates["mfu_causal"],
+        rate=rates["tokens_per_s_per_gpu"],
+        latency=found.step,
     )
+
+
+def _judge_serving(number: int, scenario: Scenario) -> Candidate:
+    """Fit and time one valid serving scenario."""
+    found = estimate_serving(scenario)
+    if found.step is None:
+        return Candidate(number=number, status="too big", memory=found.memory)
+    rates = serving_rates(found.step, scenario)
+    return Candidate(
+        number=number,
+        status="ok",
+        step=found.step,
+        per_token=found.step / rates["tokens_per_step"],
+        cost=rates["usd_per_million_tokens"],
+        memory=found.memory,
+        mfu=rates["mfu"],
+        rate=rates["tokens_per_s_per_gpu"],
+        latency=latency_of(rates),
+    )
+
+
+def latency_of(metrics: Mapping[str, float]) -> float:
+    """What a user waits for: time per output token (decode) or to the first one (prefill), else the step [s]."""
+    return metrics.get("tpot_s", metrics.get("ttft_s", metrics["step_time_s"]))
 
 
 class Judge:
@@ -102,29 +146,22 @@ def fault(error: Exception) -> str:
     return f"a fault of foretrain, please report it: {type(error).__name__}" + (f": {text}" if text else "")
 
 
-_AIMS: tuple[Callable[[Candidate], float], ...] = (
-    lambda one: one.by("time"),
-    lambda one: one.by("cost"),
-    lambda one: one.by("memory"),
-)
-
-
-def dominates(one: Candidate, other: Candidate) -> bool:
-    """Whether `one` is nowhere worse than `other` in time, cost and memory, and somewhere better."""
-    pairs = [(aim(one), aim(other)) for aim in _AIMS]
+def dominates(one: Candidate, other: Candidate, aims: Sequence[Rank] = FRONTS[False]) -> bool:
+    """Whether `one` is nowhere worse than `other` in all `aims`, and somewhere better."""
+    pairs = [(one.by(aim), other.by(aim)) for aim in aims]
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those that nothing dominates, fastest first; of equals the lowest number."""
+def pareto(candidates: Iterable[Candidate], aims: Sequence[Rank] = FRONTS[False]) -> list[Candidate]:
+    """Those that nothing dominates, the best by the first aim first; of equals the lowest number."""
     front: list[Candidate] = []
     for one in candidates:
-        if one.status != "ok" or any(dominates(kept, one) or _equal(kept, one) for kept in front):
+        if one.status != "ok" or any(dominates(kept, one, aims) or _equal(kept, one, aims) for kept in front):
             continue
-        front = [kept for kept in front if not dominates(one, kept)]
+        front = [kept for kept in front if not dominates(one, kept, aims)]
         front.append(one)
-    return sorted(front, key=lambda one: (one.by("time"), one.number))
+    return sorted(front, key=lambda one: (one.by(aims[0]), one.number))
 
 
-def _equal(one: Candidate, other: Candidate) -> bool:
-    return all(aim(one) == aim(other) for aim in _AIMS)
+def _equal(one: Candidate, other: Candidate, aims: Sequence[Rank]) -> bool:
+    return all(one.by(aim) == other.by(aim) for aim in aims)

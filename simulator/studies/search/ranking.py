@@ -13,9 +13,9 @@ from simulator.plugins import registered_by_script
 from simulator.results.metrics import price_of
 from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
-from simulator.studies.search.candidate import Candidate, Rank, fault, pareto
+from simulator.studies.search.candidate import FRONTS, RANKS, Candidate, Rank, fault, latency_of, pareto
 from simulator.studies.search.store import Store
-from simulator.studies.search.workers import WorkersLostError, chunks, cores, dask, pool, serial
+from simulator.studies.search.workers import WorkersLostError, chunks, cores, dask, growing, pool, serial
 from simulator.studies.uncertainty import Interval, interval
 
 Executor = Literal["local", "dask"]
@@ -26,13 +26,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmed:
-    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu` with causal attention, `cost` of the run
-    [USD], its `place` among the confirmed by the search's rank, and the `guess`ed place that the fast path gave it."""
+    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu`, `cost`, `rate` and `latency` as in
+    `Candidate`, its `place` among the confirmed by the search's rank, and the `guess`ed place that the fast path gave
+    it."""
 
     candidate: Candidate
     step: float
     mfu: float
     cost: float
+    rate: float
+    latency: float
     place: int
     guess: int
 
@@ -57,13 +60,15 @@ class Found:
     ----------
     asked : the question.
     rank : what candidates are ranked by.
-    best : best candidates.
-    front : Pareto front of time, cost and memory.
+    best : best candidates, of those within the limit.
+    front : Pareto front of time, cost and memory; of a serving job, of throughput and latency.
     counts : candidates of each status.
     complete : whether all were judged.
     obstacle : what makes most of them invalid.
     judged : how many this run judged itself.
     fault : the commonest fault of those that failed.
+    limit : highest latency that was asked for [s].
+    slow : how many that can run are above it.
     prices : price of a GPU-hour that the best and the front take, and whose it is.
     stopped : why the search ended early, other than by Ctrl-C.
     unsaved : what its file lacks, and why.
@@ -79,6 +84,8 @@ class Found:
     fault: str = ""
     stopped: str = ""
     prices: tuple[str, ...] = ()
+    limit: float | None = None
+    slow: int = 0
     unsaved: str = field(default="", compare=False)
     judged: int = field(default=0, compare=False)
 
@@ -86,7 +93,8 @@ class Found:
 def search(
     asked: Question,
     *,
-    rank: Rank = "time",
+    rank: Rank | None = None,
+    limit: float | None = None,
     top: int = 20,
     file: Path | None = None,
     jobs: int | None = None,
@@ -97,12 +105,15 @@ def search(
 ) -> Found:
     """Judge all combinations of a question that `file` does not hold yet.
 
+    `rank`: what the best have least of, or most throughput; None: the first of `RANKS` for the job. `limit`: highest
+    latency of the best of a serving job [s].
     Ctrl-C, and workers that are lost, keep what is done: the answer then says that it is not `complete`. `every` is
     handed all candidates, by number, at the end. Where a script registered a schedule or an architecture, this process
     judges alone: others do not have it.
     """
     with Store(asked, file) as store:
         done, scenarios = store.done(), Scenarios(asked)
+        rank = _allowed(rank, limit, asked.serves)
         ready, complete, stopped = len(done), True, ""
         try:
             with closing(_work(scenarios, done, jobs, executor, address)) as work:
@@ -119,7 +130,7 @@ def search(
             complete, stopped = False, str(error)
         if every is not None:
             every(store)
-        best, front = store.best(rank, top), pareto(store)
+        best, front = store.best(rank, top, limit), pareto(store, FRONTS[asked.serves])
         return Found(
             asked=asked,
             rank=rank,
@@ -131,9 +142,21 @@ def search(
             fault=store.commonest("failed"),
             stopped=stopped,
             prices=_prices(scenarios, [*best, *front]),
+            limit=limit,
+            slow=store.slower(limit),
             unsaved=store.unsaved(),
             judged=ready - len(done),
         )
+
+
+def _allowed(rank: Rank | None, limit: float | None, serves: bool) -> Rank:
+    """The rank to sort by, if it has a meaning for such a job; raises InputError where rank or limit have none."""
+    known = RANKS[serves]
+    if rank is not None and rank not in known:
+        raise InputError(f"--rank: {rank}: a job that {'serves' if serves else 'trains'} has {', '.join(known)}")
+    if limit is not None and not serves:
+        raise InputError("--max-latency: only jobs that serve have one; rank by time")
+    return rank or known[0]
 
 
 def _prices(scenarios: Scenarios, shown: Iterable[Candidate]) -> tuple[str, ...]:
@@ -150,7 +173,9 @@ def _work(
     if executor == "dask":
         return dask(scenarios, left, address)
     many = 1 if registered_by_script() else min(jobs or cores(), len(left))
-    return pool(scenarios, left, many) if many > 1 else serial(scenarios, left)
+    if many <= 1:
+        return serial(scenarios, left)
+    return pool(scenarios, left, many) if jobs else growing(scenarios, left, many)
 
 
 def intervals(
@@ -178,7 +203,7 @@ def confirm(
     candidates: Sequence[Candidate],
     progress: Callable[[float], None] | None = None,
     *,
-    rank: Rank = "time",
+    rank: Rank | None = None,
     failed: Callable[[str], object] | None = None,
 ) -> list[Confirmed]:
     """The candidates through the full discrete-event engine, in the order given.
@@ -186,6 +211,7 @@ def confirm(
     One that cannot be run by it is left out, and `failed` is shown why; without `failed` the error is raised.
     """
     scenarios, ran = Scenarios(asked), []
+    by_what = rank or RANKS[asked.serves][0]
     for at, one in enumerate(candidates):
         try:
             ran.append((at + 1, one, simulate(scenarios.of(one.number)).metrics))
@@ -196,19 +222,29 @@ def confirm(
         if progress is not None:
             progress((at + 1) / len(candidates))
 
+    cost, mfu = ("usd_per_million_tokens", "mfu") if asked.serves else ("run_cost_usd", "mfu_causal")
+
     def by(at: int) -> tuple[float, int]:
         _, one, metrics = ran[at]
         tokens = metrics["tokens_per_step"]
-        aims = {"time": metrics["step_time_s"] / tokens, "cost": metrics["run_cost_usd"], "memory": one.memory or 0.0}
-        return aims[rank], at
+        aims: dict[Rank, float] = {
+            "time": metrics["step_time_s"] / tokens,
+            "throughput": -metrics["tokens_per_s_per_gpu"],
+            "latency": latency_of(metrics),
+            "cost": metrics[cost],
+            "memory": one.memory or 0.0,
+        }
+        return aims[by_what], at
 
     places = {at: place for place, at in enumerate(sorted(range(len(ran)), key=by), 1)}
     return [
         Confirmed(
             candidate=one,
             step=metrics["step_time_s"],
-            mfu=metrics["mfu_causal"],
-            cost=metrics["run_cost_usd"],
+            mfu=metrics[mfu],
+            cost=metrics[cost],
+            rate=metrics["tokens_per_s_per_gpu"],
+            latency=latency_of(metrics),
             place=places[at],
             guess=guess,
         )

@@ -20,10 +20,10 @@ from simulator.results.result import digest, plain
 from simulator.studies.search.axes import Question
 from simulator.studies.search.candidate import Candidate, Rank, Status
 
-SCHEMA = "foretrain.search/1"
+SCHEMA = "foretrain.search/2"
 _COLUMNS = tuple(field.name for field in fields(Candidate))
 _INSERT = f"INSERT OR IGNORE INTO candidate VALUES ({', '.join('?' * len(_COLUMNS))})"
-_ORDER = {"time": "per_token", "cost": "cost", "memory": "memory"}
+_ORDER = {"time": "per_token", "throughput": "-rate", "latency": "latency", "cost": "cost", "memory": "memory"}
 _WAIT, _LAST_WAIT = 5.0, 30.0
 """How long a file that another process holds is waited for: at the start, and before the search gives it up [s]."""
 
@@ -72,13 +72,21 @@ class Store:
         for row in self.base.execute(f"SELECT {', '.join(_COLUMNS)} FROM candidate ORDER BY number"):
             yield Candidate(**dict(zip(_COLUMNS, row, strict=True)))
 
-    def best(self, rank: Rank, count: int) -> list[Candidate]:
-        """The first `count` that can run; ties go to the lower number."""
+    def best(self, rank: Rank, count: int, limit: float | None = None) -> list[Candidate]:
+        """The first `count` that can run, with a latency of `limit` [s] at most; ties go to the lower number."""
         names, order = ", ".join(_COLUMNS), _ORDER[rank]
         rows = self.base.execute(
-            f"SELECT {names} FROM candidate WHERE status = 'ok' ORDER BY {order}, number LIMIT ?", (count,)
+            f"SELECT {names} FROM candidate WHERE status = 'ok' AND latency <= ? ORDER BY {order}, number LIMIT ?",
+            (float("inf") if limit is None else limit, count),
         )
         return [Candidate(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+
+    def slower(self, limit: float | None) -> int:
+        """How many that can run have a latency above `limit` [s]."""
+        if limit is None:
+            return 0
+        ((count,),) = self.base.execute("SELECT COUNT(*) FROM candidate WHERE status = 'ok' AND latency > ?", (limit,))
+        return int(count)
 
     def commonest(self, status: Status) -> str:
         """The reason that most of the candidates of a status give."""

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 from simulator.errors import ForetrainError, InputError
@@ -19,6 +20,12 @@ from simulator.studies.search.candidate import Candidate, Judge
 
 CHUNK = 256
 """Most combinations that a worker takes at once."""
+
+LEAST = 8
+"""Fewest combinations that a worker takes at once, where no neighbours share prices: a hand-over takes time, too."""
+
+_WORTH_PROCESSES = 1.0
+"""A search that takes longer is spread over processes, each of which takes about as long to start [s]."""
 
 _AHEAD = 4
 """Chunks that a worker process has waiting: a search may have hundreds of thousands."""
@@ -37,7 +44,7 @@ _judge: Judge | None = None
 
 def chunks(asked: Question, done: set[int]) -> Iterator[tuple[int, ...]]:
     """What is left to do, cut where shapes and prices change."""
-    size = max(1, min(asked.block, CHUNK))
+    size = min(asked.block * max(1, LEAST // asked.block), CHUNK)
     for first in range(0, asked.size, size):
         left = tuple(n for n in range(first, min(first + size, asked.size)) if n not in done)
         if left:
@@ -61,6 +68,16 @@ def serial(scenarios: Scenarios, left: Iterable[Sequence[int]]) -> Generator[lis
     """One chunk after the other in this process."""
     judge = Judge(scenarios)
     for numbers in left:
+        yield judge(numbers)
+
+
+def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
+    """One chunk after the other in this process; once their start is worth it, what is left over `jobs` processes."""
+    judge, began = Judge(scenarios), monotonic()
+    for at, numbers in enumerate(left):
+        if monotonic() - began > _WORTH_PROCESSES:
+            yield from pool(scenarios, left[at:], min(jobs, len(left) - at))
+            return
         yield judge(numbers)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel, Programs, price_model
-from simulator.engine.power import draw, highest_demand, slowdown_above
+from simulator.engine.power import alone, draw, highest_demand, slowdown_above
 from simulator.engine.program import Pricer
 from simulator.estimate.estimate import Placed, compiled_for, placed, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
@@ -214,7 +214,13 @@ class _Clock:
         names = Power.__dataclass_fields__
         marks = {name: index for index, name in enumerate(names)}
         each = Power(**{name: float(index) for name, index in marks.items()})
-        self.kind = np.array([draw(op, each) for op in ops])
+        waiting = known.scenario.workload.serves  # GEMMs that wait for memory are most of a decode step's
+        self.kind = np.array(
+            [
+                alone(op, one.cost, each) if waiting else draw(op, each)
+                for op, one in zip(ops, known.priced, strict=True)
+            ]
+        )
         self.kinds = [(name, float(marks[name])) for name in ("memory", "tensor", "attention")]
         above = self._above_idle(base[:, ALONE], self.gpu.power)
         self.busy = (self.watts - self.gpu.power.idle) / above if above else 0.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from simulator.engine.kernel_sequence import Priced
+from simulator.inputs.idle import assumed_settings
 from simulator.spec.scenario import Scenario
 from simulator.studies.sensitivity import Knob, assumed_knobs
 from simulator.studies.uncertainty.errors import Spread, known_errors, measured_as, spread_of, transferred
@@ -146,7 +148,7 @@ def _clocks(scenario: Scenario) -> Iterator[SlowestClock]:
 def left_out(scenario: Scenario) -> Sequence[str]:
     """Assumed settings of the software that are no numbers: the forecast is that of the settings as they stand."""
     stack = scenario.stack
-    return tuple(f"stack.{name}" for name in stack.assumed if not _is_number(getattr(stack, name)))
+    return tuple(f"stack.{name}" for name in assumed_settings(scenario) if not _is_number(attrgetter(name)(stack)))
 
 
 def _is_number(value: object) -> bool:

@@ -25,7 +25,7 @@ from simulator.spec.scenario import Scenario
 from tests.reports.export.perfetto_engine import TraceProcessor
 
 Event = dict[str, Any]
-TRACKS = [name for _, name in sorted((*THREADS.values(), *LINKS.values()))]
+TRACKS = [name for _, name in sorted((*THREADS.values(), *LINKS.values())) if "host" not in name]
 OF_THREAD = "thread_track on track_id = thread_track.id join thread using (utid) join process using (upid)"
 OF_PROCESS = "process_counter_track t on track_id = t.id join process using (upid)"
 

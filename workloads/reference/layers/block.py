@@ -1,4 +1,8 @@
-"""One transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+"""One transformer layer. Usually x + attention(norm(x)), then x + feed-forward(norm(x)); norms may stand behind the
+branches instead (arXiv 2501.00656, section 2.1) or as well, and both branches may read the layer's input (arXiv
+2204.06745, section 2.1)."""
+
+from typing import NamedTuple
 
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
@@ -9,48 +13,109 @@ from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
+class Gradient(NamedTuple):
+    """The gradient of a branch's input, and the weight gradients that wait."""
+
+    dx: Array
+    deferred: list[Deferred]
+
+
+FFN = ("router.", "moe.", "shared.", "dense.")
+"""What the names of the feed-forward part begin with."""
+
+
 def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """Output [B, S, hidden], the layer's balance loss, and what backward needs (already recorded by the counter)."""
-    saved: Saved = {"norm.attn/x": x}
-    attn_in = _normed(run, "norm.attn", p, saved)
-    attn_out, kept = mla(run, p, attn_in) if run.cfg.is_mla else gqa(run, p, attn_in)
-    saved |= (mla_forget if run.cfg.is_mla else gqa_forget)(run, kept) | {"norm.ffn/x": x + attn_out}
-    ffn_in = _normed(run, "norm.ffn", p, saved)
-    aux = 0.0
-    if run.cfg.is_moe(run.layer):
-        out, aux, kept = moe(run, p, ffn_in)
-        kept = moe_forget(run, kept)
-    else:
-        out, kept = ffn(run, "dense", p, ffn_in)
-        kept = ffn_forget(run, "dense", kept)
-    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
-    saved |= kept | {first["attn"]: attn_in, first["ffn"]: ffn_in}
-    saved = forget(run, saved, {f"norm.{half}": key for half, key in first.items()})
+    y, aux, saved = _forward(run, p, x)
+    saved = _forget(run, saved)
     run.keep(saved)
-    return saved["norm.ffn/x"] + out, aux, saved
+    return y, aux, saved
+
+
+def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """The layer with everything that its backward reads."""
+    saved: Saved = {}
+    attn_in = _enter(run, "attn", p, x, saved)
+    attn_out, kept = (mla if run.cfg.is_mla else gqa)(run, p, attn_in)
+    saved |= kept
+    middle = x + _leave(run, "attn", p, attn_out, saved)
+    shared = run.cfg.parallel_block and run.cfg.shared_norm
+    read = x if run.cfg.parallel_block else middle
+    ffn_in = attn_in if shared else _enter(run, "ffn", p, read, saved)
+    aux = 0.0
+    last = run if run.cfg.norm_placement == "pre" else run.whole()  # a norm behind reads what the last GEMM makes
+    if run.cfg.is_moe(run.layer):
+        out, aux, kept = moe(last, p, ffn_in)
+    else:
+        out, kept = ffn(last, "dense", p, ffn_in)
+    saved |= kept
+    return middle + _leave(run, "ffn", p, out, saved), aux, saved
+
+
+def _forget(run: Run, saved: Saved) -> Saved:
+    """What is left to keep under the policy of recomputation."""
+    if run.again("layer"):
+        return {_input(run): saved[_input(run)]}
+    if run.cfg.parallel_block:  # its input, and its one norm, are kept only once
+        saved = {key: array for key, array in saved.items() if key != "norm.ffn/x"}
+    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
+    inputs = {key: saved[key] for key in first.values() if key in saved}
+    mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
+    rest = {key: array for key, array in saved.items() if key not in mine}
+    rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
+    mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
+    kept = rest | mine | inputs
+    if run.cfg.norm_placement == "post":
+        return kept
+    return forget(run, kept, {f"norm.{half}": key for half, key in first.items()}, "layernorm")
+
+
+def _input(run: Run) -> str:
+    """The tensor that is the layer's input."""
+    return f"{_first(run, 'attn')}/x" if run.cfg.norm_placement == "post" else "norm.attn/x"
 
 
 def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and every waiting weight gradient of the layer."""
-    saved = dict(saved)  # recomputed statistics join it, but are not kept
-    ffn_in = _input_of(run, "ffn", p, saved)
+    saved = dict(saved)  # what is recomputed joins it, but is not kept
+    if run.again("layer"):
+        saved = _forward(run.at(part="R"), p, saved[_input(run)])[2]
+    parallel = run.cfg.parallel_block
+    dffn_out, deferred = _leave_input_grad(run, "ffn", p, saved, dy)
+    dffn_in, more = _ffn_input_grad(run, p, saved, dffn_out)
+    deferred = [*deferred, *more]
+    dmiddle = dy
+    if not parallel:
+        through, more = _enter_input_grad(run, "ffn", p, saved, dffn_in)
+        dmiddle, deferred = dy + through, [*deferred, *more]
+    dattn_out, more = _leave_input_grad(run, "attn", p, saved, dmiddle)
+    dattn_in, also = _attention_input_grad(run, p, saved, dattn_out)
+    deferred, dx = [*deferred, *more, *also], dmiddle
+    if parallel and run.cfg.shared_norm:
+        dattn_in = dattn_in + dffn_in
+    elif parallel:
+        through, more = _enter_input_grad(run, "ffn", p, saved, dffn_in)
+        dx, deferred = dx + through, [*deferred, *more]
+    through, more = _enter_input_grad(run, "attn", p, saved, dattn_in)
+    return dx + through, [*deferred, *more]
+
+
+def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
+    x = _input_of(run, "ffn", p, saved)
     if run.cfg.is_moe(run.layer):
-        dffn, deferred = moe_input_grad(run, p, ffn_in, saved, dy)
-    else:
-        dffn, deferred = ffn_input_grad(run, "dense", p, ffn_in, saved, dy)
-    dmiddle, gain = _norm_input_grad(run, "norm.ffn", p, saved, dffn)
-    dmiddle = dmiddle + dy
-    attn_in = _input_of(run, "attn", p, saved)
+        return Gradient(*moe_input_grad(run, p, x, saved, dy))
+    return Gradient(*ffn_input_grad(run, "dense", p, x, saved, dy))
+
+
+def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
+    x = _input_of(run, "attn", p, saved)
     if run.cfg.is_mla:
-        dattn, more = mla_input_grad(run, p, attn_in, mla_restore(run, p, attn_in, saved), dmiddle)
-    else:
-        dattn, more = gqa_input_grad(run, p, attn_in, gqa_restore(run, p, saved), dmiddle)
-    dx, gain2 = _norm_input_grad(run, "norm.attn", p, saved, dattn)
-    return dx + dmiddle, [*deferred, gain, *more, gain2]
+        return Gradient(*mla_input_grad(run, p, x, mla_restore(run, p, x, saved), dy))
+    return Gradient(*gqa_input_grad(run, p, x, gqa_restore(run, p, saved), dy))
 
 
 def _first(run: Run, half: str) -> str:
-    """The first op that reads a normalised input: it is the one charged with keeping it."""
+    """The first op that reads a branch's input: it is the one charged with keeping it."""
     if half == "ffn":
         return "router.gate" if run.cfg.is_moe(run.layer) else "dense.up_gate"
     if not run.cfg.is_mla:
@@ -58,17 +123,62 @@ def _first(run: Run, half: str) -> str:
     return "attn.q_a" if run.cfg.q_lora_rank is not None else "attn.q"
 
 
-def _normed(run: Run, op: str, p: Weights, saved: Saved) -> Array:
-    y, saved[f"{op}/rstd"] = rmsnorm(run, op, saved[f"{op}/x"], p[op])
+def _enter(run: Run, half: str, p: Weights, x: Array, saved: Saved) -> Array:
+    """The input of a branch: x, or a norm of it."""
+    if run.cfg.norm_placement == "post":
+        saved[f"{_first(run, half)}/x"] = x
+        return x
+    saved[f"norm.{half}/x"] = x
+    y, saved[f"norm.{half}/rstd"] = rmsnorm(run, f"norm.{half}", x, p[f"norm.{half}"])
+    saved[f"{_first(run, half)}/x"] = y
     return y
 
 
+def _leave(run: Run, half: str, p: Weights, y: Array, saved: Saved) -> Array:
+    """What a branch adds to the stream: its output, or a norm of that."""
+    if run.cfg.norm_placement == "pre":
+        return y
+    op = f"norm.{half}.out"
+    saved[f"{op}/x"] = y
+    out, saved[f"{op}/rstd"] = rmsnorm(run, op, y, p[op])
+    return out
+
+
+def _read_by(run: Run, half: str) -> str:
+    """The norm whose output a branch reads."""
+    return "attn" if run.cfg.parallel_block and run.cfg.shared_norm else half
+
+
+def _stream_of(run: Run, half: str, saved: Saved) -> Array:
+    """The stream that a branch's norm reads."""
+    return saved["norm.attn/x" if run.cfg.parallel_block else f"norm.{half}/x"]
+
+
 def _input_of(run: Run, half: str, p: Weights, saved: Saved) -> Array:
-    key = f"{_first(run, half)}/x"
-    return saved[key] if key in saved else _normed(run.at(part="R"), f"norm.{half}", p, saved)
+    """A branch's input, computed again where it was not kept."""
+    half = _read_by(run, half)
+    key, op = f"{_first(run, half)}/x", f"norm.{half}"
+    if key not in saved:
+        saved[key], saved[f"{op}/rstd"] = rmsnorm(run.at(part="R"), op, _stream_of(run, half, saved), p[op])
+    return saved[key]
 
 
-def _norm_input_grad(run: Run, op: str, p: Weights, saved: Saved, dy: Array) -> tuple[Array, Deferred]:
-    x, rstd = saved[f"{op}/x"], saved[f"{op}/rstd"]
+def _enter_input_grad(run: Run, half: str, p: Weights, saved: Saved, dy: Array) -> Gradient:
+    """Back through the norm before a branch."""
+    if run.cfg.norm_placement == "post":
+        return Gradient(dy, [])
+    return _norm_input_grad(run, f"norm.{half}", p, _stream_of(run, half, saved), saved, dy)
+
+
+def _leave_input_grad(run: Run, half: str, p: Weights, saved: Saved, dy: Array) -> Gradient:
+    """Back through the norm behind a branch."""
+    op = f"norm.{half}.out"
+    if run.cfg.norm_placement == "pre":
+        return Gradient(dy, [])
+    return _norm_input_grad(run, op, p, saved[f"{op}/x"], saved, dy)
+
+
+def _norm_input_grad(run: Run, op: str, p: Weights, x: Array, saved: Saved, dy: Array) -> Gradient:
+    rstd = saved[f"{op}/rstd"]
     gain = Deferred(kind="gain", op=op, name=op, layer=run.layer, x=x, dy=dy, extra=rstd)
-    return rmsnorm_input_grad(run, op, x, rstd, p[op], dy), gain
+    return Gradient(rmsnorm_input_grad(run, op, x, rstd, p[op], dy), [gain])

@@ -5,6 +5,9 @@ import numpy as np
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 
+AS_A_WHOLE = {"dense": "mlp", "shared": "shared_experts", "moe": "moe"}
+"""The module that recomputes all of a feed-forward part."""
+
 
 def swiglu(u: Array) -> Array:
     """silu(gate) * up [..., f] of both halves u [..., 2 f]."""
@@ -24,7 +27,8 @@ def ffn(run: Run, kind: str, p: Weights, x: Array) -> tuple[Array, Saved]:
     """down(swiglu(up_gate(x))) [..., hidden]; the activation counts as a part of reading `down`'s input."""
     u = linear(run, f"{kind}.up_gate", x, p[f"{kind}.up_gate"])
     a = activate(run, f"{kind}.down", u)
-    return linear(run, f"{kind}.down", a, p[f"{kind}.down"]), {f"{kind}.down/u": u, f"{kind}.down/x": a}
+    saved = {f"{kind}.down/u": u, f"{kind}.down/x": a}
+    return x if run.stops else linear(run, f"{kind}.down", a, p[f"{kind}.down"]), saved
 
 
 def activate(run: Run, op: str, u: Array, g: Array | None = None) -> Array:
@@ -35,12 +39,22 @@ def activate(run: Run, op: str, u: Array, g: Array | None = None) -> Array:
 
 
 def ffn_forget(run: Run, kind: str, saved: Saved) -> Saved:
-    return {k: v for k, v in saved.items() if not ("swiglu" in run.recompute and k == f"{kind}.down/x")}
+    """What is left to keep of a feed-forward part, or of the experts, when it or its activation is recomputed."""
+    if run.again(AS_A_WHOLE[kind]) and kind != "moe":
+        return {key: array for key, array in saved.items() if not key.startswith(f"{kind}.down/")}
+    drop = {f"{kind}.down/x"} if run.again("swiglu", *(["moe_act"] if kind == "moe" else [])) else set()
+    return {key: array for key, array in saved.items() if key not in drop}
+
+
+def ffn_restore(run: Run, kind: str, p: Weights, x: Array, saved: Saved) -> Saved:
+    """Compute again what `ffn_forget` dropped of a feed-forward part as a whole."""
+    return saved if f"{kind}.down/u" in saved else saved | ffn(run.at(part="R"), kind, p, x)[1]
 
 
 def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients; recomputes the activation where it was not kept."""
     up, down = f"{kind}.up_gate", f"{kind}.down"
+    saved = ffn_restore(run, kind, p, x, saved)
     u = saved[f"{down}/u"]
     a = saved[f"{down}/x"] if f"{down}/x" in saved else activate(run.at(part="R"), down, u)
     da = linear_input_grad(run, down, dy, p[down])

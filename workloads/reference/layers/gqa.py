@@ -1,8 +1,12 @@
-"""Grouped-query attention (arXiv 2305.13245), as Llama and Qwen have it: Qwen2 with biases, Qwen3 with normed heads."""
+"""Grouped-query attention (arXiv 2305.13245), as Llama and Qwen have it: Qwen2 with biases, Qwen3 with normed heads.
+
+Layers may differ: a window or chunks (`Mask`), sinks (gpt-oss), a part of each head that is rotated, a gate on the
+output (arXiv 2505.06708). Queries come first in `attn.qkv`, then keys, values, and the gate.
+"""
 
 import numpy as np
 
-from workloads.reference.core import attend, attend_input_grad
+from workloads.reference.core import Mask, attend, attend_input_grad, core_forget, core_restore
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
@@ -20,21 +24,51 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     heads = projected.reshape(b, s, -1, c.v_dim)
     n, g = c.num_attention_heads, c.num_key_value_heads
     made = {"norm.q/x": heads[:, :, :n], "norm.k/x": heads[:, :, n : n + g]}
-    saved = _heads(run, p, made) | {"attn.core/v": heads[:, :, n + g :]} | (made if c.qk_norm else {})
+    saved = _heads(run, p, made) | {"attn.core/v": heads[:, :, n + g : n + 2 * g]} | (made if c.qk_norm else {})
     q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
-    out, lse = attend(run, q, k, v, softmax_scale(c))
-    saved |= {"attn.core/lse": lse, "attn.o/x": out.reshape(b, s, -1)}
+    out, lse = attend(run, q, k, v, softmax_scale(c), _mask(run, p))
+    saved["attn.core/lse"] = lse
+    if c.is_gated:
+        saved |= {"attn.gate/y": out, "attn.gate/logit": heads[:, :, n + 2 * g :]}
+        out = out * _sigmoid(saved["attn.gate/logit"])
+    saved["attn.o/x"] = out.reshape(b, s, -1)
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
 
 
+def _mask(run: Run, p: Weights) -> Mask:
+    """What queries of this layer see."""
+    kind, c = run.cfg.mixer(run.layer), run.cfg
+    return Mask(
+        window=c.sliding_window if kind == "sliding_attention" else 0,
+        chunk=c.attention_chunk_size if kind == "chunked_attention" else 0,
+        sinks=p["attn.sinks"] if c.attention_sinks else None,
+    )
+
+
+def _sigmoid(x: Array) -> Array:
+    out: Array = 1.0 / (1.0 + np.exp(-x))
+    return out
+
+
+def _gate_input_grad(run: Run, saved: Saved, dout: Array) -> tuple[Array, Array, list[Array]]:
+    """The core's output, its gradient, and the gate's, where there is one."""
+    if not run.cfg.is_gated:
+        return saved["attn.o/x"].reshape(dout.shape), dout, []
+    out, share = saved["attn.gate/y"], _sigmoid(saved["attn.gate/logit"])
+    return out, dout * share, [dout * out * share * (1 - share)]
+
+
 def gqa_forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep when norms are recomputed: of normed heads, what goes into the norm."""
+    """What is left to keep when norms or the core are recomputed: of normed heads, what goes into the norm."""
+    saved = core_forget(run, saved)
     return forget(run, saved, HEADS) if run.cfg.qk_norm else saved
 
 
 def gqa_restore(run: Run, p: Weights, saved: Saved) -> Saved:
     """Compute again what `gqa_forget` dropped."""
-    return saved if "attn.core/q" in saved else saved | _heads(run.at(part="R"), p, saved)
+    if "attn.core/q" not in saved:
+        saved = saved | _heads(run.at(part="R"), p, saved)
+    return core_restore(run, saved, _mask(run, p))
 
 
 def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
@@ -43,12 +77,15 @@ def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"]).reshape(b, s, -1, c.v_dim)
     q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
-    *dqk, dv = attend_input_grad(run, q, k, v, out.reshape(dout.shape), saved["attn.core/lse"], dout, softmax_scale(c))
-    cos, sin = angles(c, s)
-    dheads, gains = _heads_input_grad(run, p, saved, [rotate_input_grad(d, cos, sin) for d in dqk])
-    dqkv = np.concatenate([*dheads, dv], axis=2).reshape(b, s, -1)
+    core, dcore, dgate = _gate_input_grad(run, saved, dout)
+    grads = attend_input_grad(run, q, k, v, core, saved["attn.core/lse"], dcore, softmax_scale(c), _mask(run, p))
+    dheads, gains = _heads_input_grad(run, p, saved, [_turned(run, d, back=True) for d in (grads.q, grads.k)])
+    dqkv = np.concatenate([*dheads, grads.v, *dgate], axis=2).reshape(b, s, -1)
     dx = linear_input_grad(run, "attn.qkv", dqkv, p["attn.qkv"])
     deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.qkv", x, dqkv), *gains]
+    if c.attention_sinks:
+        used = grads.sinks
+        deferred.append(Deferred(kind="bias", op="attn.core", name="attn.sinks", layer=run.layer, x=used, dy=used))
     if c.attention_bias:
         bias = Deferred(kind="bias", op="attn.qkv", name="attn.qkv_bias", layer=run.layer, x=dqkv, dy=dqkv)
         deferred.append(bias)
@@ -61,9 +98,25 @@ def _heads(run: Run, p: Weights, made: Saved) -> Saved:
     for op, into in HEADS.items():
         x = made[f"{op}/x"]
         if run.cfg.qk_norm:
-            x, out[f"{op}/rstd"] = rmsnorm(run, op, x, p[op])
-        out[into] = rotate(x, *angles(run.cfg, x.shape[1]))
+            y, out[f"{op}/rstd"] = rmsnorm(run, op, _under_one_norm(run, x), p[op])
+            x = y.reshape(x.shape)
+        out[into] = _turned(run, x)
     return out
+
+
+def _under_one_norm(run: Run, x: Array) -> Array:
+    """Heads [B, S, H, d], or all heads of a token in one row [B, S, H d]."""
+    return x.reshape(*x.shape[:2], -1) if run.cfg.qk_norm_over == "projection" else x
+
+
+def _turned(run: Run, x: Array, *, back: bool = False) -> Array:
+    """The first elements of each head rotated by their position, or the gradient of that."""
+    wide = run.cfg.rope_dim
+    if not wide or not run.cfg.rotates(run.layer):
+        return x
+    turn = rotate_input_grad if back else rotate
+    turned = turn(x[..., :wide], *angles(run.cfg, x.shape[1]))
+    return np.concatenate([turned, x[..., wide:]], axis=-1)
 
 
 def _heads_input_grad(run: Run, p: Weights, saved: Saved, dheads: list[Array]) -> tuple[list[Array], list[Deferred]]:
@@ -71,9 +124,9 @@ def _heads_input_grad(run: Run, p: Weights, saved: Saved, dheads: list[Array]) -
     if not run.cfg.qk_norm:
         return dheads, []
     out, gains = [], []
-    for op, dy in zip(HEADS, dheads, strict=True):
-        x, rstd = saved[f"{op}/x"], saved[f"{op}/rstd"]
-        out.append(rmsnorm_input_grad(run, op, x, rstd, p[op], dy))
+    for op, dhead in zip(HEADS, dheads, strict=True):
+        x, rstd, dy = _under_one_norm(run, saved[f"{op}/x"]), saved[f"{op}/rstd"], _under_one_norm(run, dhead)
+        out.append(rmsnorm_input_grad(run, op, x, rstd, p[op], dy).reshape(dhead.shape))
         gains.append(Deferred(kind="gain", op=op, name=op, layer=run.layer, x=x, dy=dy, extra=rstd))
     return out, gains
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workloads.reference.core import attend, attend_input_grad
+from workloads.reference.core import attend, attend_input_grad, core_forget, core_restore
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
@@ -33,22 +33,22 @@ def mla_forget(run: Run, saved: Saved) -> Saved:
     Queries made from the hidden state itself (no q_lora_rank) are not projected up, and are kept.
     """
     drop = {"attn.kv_a/k_rope"}  # only the recomputation reads it
-    if "mla_up" in run.recompute:
+    if run.again("mla_up", "mla_up_proj"):
         drop = {*KEYS_VALUES, *([QUERIES] if run.cfg.q_lora_rank is not None else [])}
-    kept = {key: array for key, array in saved.items() if key not in drop}
-    return forget(run, kept, {"norm.q_lora": "attn.q_b/x", "norm.kv_lora": "attn.kv_b/x"})
+    kept = {key: array for key, array in core_forget(run, saved).items() if key not in drop}
+    return forget(run, kept, {"norm.q_lora": "attn.q_b/x", "norm.kv_lora": "attn.kv_b/x"}, "mla_up_proj")
 
 
 def mla_restore(run: Run, p: Weights, x: Array, saved: Saved) -> Saved:
     """Compute again what `mla_forget` dropped; `x` is the normalised input."""
     again = run.at(part="R")
-    if "norm" in run.recompute:
+    if "norm.kv_lora/rstd" not in saved:
         saved = saved | _latent_norms(again, p, saved)
     if QUERIES not in saved:
         saved = saved | {QUERIES: _queries(again, p, x, saved)}
     if KEYS_VALUES[0] not in saved:
         saved = saved | dict(zip(KEYS_VALUES, _keys_values(again, p, saved), strict=True))
-    return saved
+    return core_restore(run, saved)
 
 
 def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
@@ -57,7 +57,7 @@ def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"])
     heads = (*out.shape[:2], run.cfg.num_attention_heads, -1)
-    dq, dk, dv = attend_input_grad(
+    dq, dk, dv, _ = attend_input_grad(
         run, q, k, v, out.reshape(heads), saved["attn.core/lse"], dout.reshape(heads), softmax_scale(run.cfg)
     )
     dkv, dk_rope = _split_keys_grad(run, dk, dv)

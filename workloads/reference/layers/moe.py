@@ -18,6 +18,7 @@ ARRIVED = "moe.dispatch/x"  # the tokens that the copies are made of
 def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """Output [B, S, hidden] for normalised input x, and the balance loss."""
     tokens = x.reshape(-1, x.shape[-1])
+    shared, kept_shared = ffn(run.whole(), "shared", p, x) if run.cfg.n_shared_experts else (None, {})
     logits = linear(run, "router.gate", tokens, p["router.gate"])
     r = route(run.cfg, logits, p.get("router.bias"))
     aux, _ = balance_loss(run.cfg, r.experts, r.scores, x.shape[0])
@@ -26,16 +27,17 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     rows = dispatch(run, tokens, order, r.experts.shape[1])
     g = r.weights.reshape(-1)[order]
     y, kept = experts_forward(run, p["moe.up_gate"], p["moe.down"], rows, g, counts)
-    saved |= kept | {"moe.dispatch/order": order, ARRIVED: tokens}
-    out = combine(run, y, order, r.experts.shape[1])
-    if run.cfg.n_shared_experts:
-        shared, kept = ffn(run, "shared", p, x)
-        out, saved = out.reshape(x.shape) + shared, saved | kept
-    return out.reshape(x.shape), aux, saved
+    saved |= kept | kept_shared | {"moe.dispatch/order": order, ARRIVED: tokens}
+    if run.stops:
+        return x, aux, saved
+    out = combine(run, y, order, r.experts.shape[1]).reshape(x.shape)
+    return out if shared is None else out + shared, aux, saved
 
 
 def moe_forget(run: Run, saved: Saved) -> Saved:
-    """What is left to keep: never both the tokens that arrived and their copies."""
+    """What is left to keep: never both the tokens that arrived and their copies; nothing where it runs again."""
+    if run.again("moe"):
+        return {}
     drop = ROWS if "permute" in run.recompute else ARRIVED
     kept = {key: array for key, array in saved.items() if key != drop}
     return ffn_forget(run, "moe", ffn_forget(run, "shared", kept))
@@ -43,6 +45,8 @@ def moe_forget(run: Run, saved: Saved) -> Saved:
 
 def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients."""
+    if "router.gate/ids" not in saved:
+        saved = saved | moe(run.at(part="R"), p, x)[2]
     experts, scores, order = (saved[k] for k in ("router.gate/ids", "router.gate/scores", "moe.dispatch/order"))
     counts = np.bincount(experts.reshape(-1), minlength=run.cfg.experts)
     top_k = experts.shape[1]
@@ -106,7 +110,7 @@ def experts_forward(run: Run, w_up: Array, w_down: Array, rows: Array, g: Array,
     """Each row through its expert, weighted by g [rows]; weights [experts, in, out], rows sorted by expert."""
     u = grouped(run, "moe.up_gate", rows, w_up, counts)
     a = activate(run, "moe.down", u, g)
-    y = grouped(run, "moe.down", a, w_down, counts)
+    y = rows if run.stops else grouped(run, "moe.down", a, w_down, counts)
     return y, {ROWS: rows, "moe.down/u": u, "moe.down/x": a, "moe.down/g": g}
 
 

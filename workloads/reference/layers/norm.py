@@ -22,9 +22,12 @@ def rmsnorm_input_grad(run: Run, op: str, x: Array, rstd: Array, gain: Array, dy
     return dx
 
 
-def forget(run: Run, saved: Saved, outputs: dict[str, str]) -> Saved:
-    """What is left to keep when norms are recomputed: neither 1/rms nor the output, which `outputs` names by norm."""
-    if "norm" not in run.recompute:
+def forget(run: Run, saved: Saved, outputs: dict[str, str], module: str = "norm") -> Saved:
+    """What is left to keep when norms are recomputed: neither 1/rms nor the output, which `outputs` names by norm.
+
+    `module`: another name under which these norms are recomputed.
+    """
+    if not run.again("norm", module):
         return saved
     drop = {f"{op}/rstd" for op in outputs} | set(outputs.values())
     return {key: array for key, array in saved.items() if key not in drop}

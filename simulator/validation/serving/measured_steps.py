@@ -96,7 +96,7 @@ def summary(found: Sequence[Compared]) -> dict[str, tuple[int, float, float]]:
 
 
 def main() -> None:
-    """Print every step and the errors of each group: `python -m simulator.validation.serving_steps`."""
+    """Print every step and the errors of each group: `python -m simulator.validation.serving.measured_steps`."""
     found = [*measured_steps(rows()), *published_profiles()]
     for one in found:
         print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")

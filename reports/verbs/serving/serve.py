@@ -1,0 +1,113 @@
+"""`foretrain serve JOB`."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import click
+
+from reports.verbs.options import (
+    job_argument,
+    json_option,
+    output_file,
+    print_json,
+    print_report,
+    progress,
+    quiet_option,
+    say,
+    set_option,
+    warn,
+)
+
+TOO_MUCH = 3
+
+
+@click.command(
+    epilog="Example: foretrain serve llama-3-8b-decode --set stack=vllm --requests poisson:4 --input-tokens 1024"
+    " --output-tokens uniform:0.8-1.0x256"
+)
+@job_argument
+@click.option(
+    "--requests",
+    required=True,
+    metavar="LOAD",
+    help="FILE (Mooncake's or Azure's format), poisson:RATE, gamma:RATE,CV or closed:USERS; rates in requests/s.",
+)
+@click.option("--input-tokens", metavar="D", help="Lengths of prompts: N, uniform:0.8-1.0xN, or FILE:COLUMN.")
+@click.option("--output-tokens", metavar="D", help="Lengths of answers, likewise.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Requests to replay. [default: all of a file, 10 for each user of a closed loop, else 1000]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the load.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1, max=4096),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Copies of the job's layout.",
+)
+@click.option(
+    "--router",
+    type=click.Choice(["round-robin", "least-load", "prefix-affinity"]),
+    default="round-robin",
+    show_default=True,
+    help="How requests are spread over engines.",
+)
+@click.option("--slo", metavar="LIMITS", help="Limits of a request for goodput [s], as in ttft=2,tpot=0.05.")
+@click.option("--records", metavar="FILE", help="Write a line of CSV for every answered request.")
+@set_option
+@json_option
+@quiet_option
+def serve(
+    job: str,
+    requests: str,
+    input_tokens: str | None,
+    output_tokens: str | None,
+    count: int | None,
+    seed: int,
+    replicas: int,
+    router: str,
+    slo: str | None,
+    records: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Replay requests through simulated engines of JOB and report what users see.
+
+    Every step takes what `simulate` forecasts of it. Exit code 3 if requests come faster than they can be answered.
+    """
+    table = output_file(records, "--records") if records is not None else None
+    from simulator.inputs import load_scenario
+    from simulator.serving.deployment import deploy
+    from simulator.serving.load.sources import LoadSpec
+    from simulator.serving.serve import serve as run
+    from simulator.serving.slo import parse_limits
+
+    limits = parse_limits(slo) if slo is not None else {}
+    scenario = load_scenario(job, overrides, replayed=True)
+    deployment = deploy(scenario, replicas=replicas, router=router)  # type: ignore[arg-type]
+    load = LoadSpec(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed)
+    began = perf_counter()
+    from reports.export.request_records import recording
+
+    with recording(table) as note, progress("replaying", quiet=quiet) as done:
+        served = run(deployment, load, limits=limits, answered=note, progress=done)
+    took = perf_counter() - began
+    if as_json:
+        from simulator.serving.summary import as_dict
+
+        warn(served.warnings, quiet=quiet)
+        print_json(as_dict(served))
+    else:
+        from reports.terminal import replay_tables
+
+        print_report(*replay_tables.report(served))
+    if table is not None:
+        say(f"wrote {served.recorder.finished_count:,} requests to {table}", quiet=quiet)
+    say(f"replayed {served.recorder.arrived:,} requests in {took:.1f} s", quiet=quiet)
+    return TOO_MUCH if served.overload is not None else 0

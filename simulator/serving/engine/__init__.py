@@ -1,0 +1,1 @@
+"""What answers requests: continuous batching over a KV cache in blocks."""

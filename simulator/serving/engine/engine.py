@@ -1,0 +1,235 @@
+"""One engine: continuous batching, step by step, with the KV cache in blocks.
+
+Steps in which the same sequences only decode are run through in one go, up to the next end of a sequence, lack of
+blocks, or arrival. That changes no number: their times follow a straight line in the context (`step_times.Pace`).
+"""
+
+from __future__ import annotations
+
+from math import ceil, inf
+from typing import Protocol
+
+from simulator.serving.engine.decode_batch import DecodeBatch
+from simulator.serving.engine.kv_blocks import KvBlocks
+from simulator.serving.engine.prompts import Chunk, Prompts
+from simulator.serving.request import Sequence
+from simulator.serving.step_times import StepTimes
+from simulator.spec.scheduler import Scheduler
+
+EQUAL = 1e-3
+"""Relative difference of step times below which consecutive gaps between tokens are recorded as one."""
+
+
+class Listener(Protocol):
+    """Who is to know what happens in an engine."""
+
+    def gap(self, seconds: float, count: int) -> None:
+        """So many tokens came this long after the ones before them [s]."""
+
+    def finished(self, sequence: Sequence, now: float) -> None:
+        """A sequence has its last token."""
+
+    def stepped(self, since: float, until: float, engine: Engine) -> None:
+        """Steps ran between two times, and are over; what the engine holds is as it was in them."""
+
+
+class Engine:
+    """Waiting and running sequences of one engine, and the steps that it runs.
+
+    Parameters
+    ----------
+    times : time of each step.
+    scheduler : how steps are put together.
+    blocks : blocks of its KV cache.
+    listener : who is to know.
+    """
+
+    def __init__(self, times: StepTimes, scheduler: Scheduler, blocks: int, listener: Listener) -> None:
+        self.times, self.scheduler, self.listener = times, scheduler, listener
+        self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
+        self.prompts = Prompts(self.kv, scheduler)
+        self.decoding = DecodeBatch(scheduler.block)
+        self.since, self.until = 0.0, inf  # of what runs now [s]
+        self.ahead = 0  # decode steps in what runs now
+        self.first, self.slope = 0.0, 0.0  # time of the first of them, and what each later one adds [s]
+        self.chunks: list[Chunk] = []
+
+    @property
+    def running(self) -> int:
+        """Sequences that have been admitted and not ended."""
+        return len(self.decoding.members) + len(self.prompts.prefilling)
+
+    @property
+    def load(self) -> int:
+        """Sequences in the engine."""
+        return self.running + len(self.prompts.waiting)
+
+    def submit(self, sequence: Sequence, now: float) -> None:
+        """A sequence arrives; `now` is not later than `until`."""
+        waiting = self.prompts.waiting
+        if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
+            self._shorten(now)
+        waiting.append(sequence)
+        if self.until == inf:  # awake, but others may arrive at the same time
+            self.since = self.until = now
+
+    @property
+    def works(self) -> bool:
+        """Whether a step runs."""
+        return bool(self.ahead or self.chunks)
+
+    def complete(self) -> None:
+        """What runs now is over, at `until`; the next step begins."""
+        now = self.until
+        if self.works:
+            self.listener.stepped(self.since, now, self)
+        if self.ahead:
+            self._decoded(now)
+        for sequence, count in self.chunks:
+            sequence.computed += count
+            if sequence.computed >= sequence.target:
+                self._prefilled(sequence, now)
+        self._begin(now)
+
+    def _decoded(self, now: float) -> None:
+        """The decode steps that were ahead are over, the last at `now`."""
+        decoding, steps, listener = self.decoding, self.ahead, self.listener
+        first_end = self.since + self.first if steps > 1 else now
+        settled = len(decoding.members) - len(decoding.fresh)
+        if settled:
+            listener.gap(first_end - decoding.last, settled)
+        for sequence in decoding.fresh:
+            listener.gap(first_end - sequence.last, 1)
+        if steps > 1:
+            self._gaps(len(decoding.members), steps - 1)
+        growth = decoding.growth(steps)
+        if growth:
+            self.prompts.grow(growth)
+        for sequence in decoding.advance(steps, now):
+            self.prompts.release(sequence)
+            listener.finished(sequence, now)
+
+    def _gaps(self, batch: int, steps: int) -> None:
+        """Gaps between the tokens of consecutive steps behind the first: in parts whose times are nearly equal."""
+        first, slope = self.first + self.slope, self.slope
+        parts = min(steps, 1 + int(slope * steps / (first * EQUAL))) if first > 0 else 1
+        begun = 0
+        for part in range(1, parts + 1):
+            end = steps * part // parts
+            self.listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
+            begun = end
+
+    def _prefilled(self, sequence: Sequence, now: float) -> None:
+        """A prompt is computed: its first token (or, behind a preemption, the next) is there."""
+        self.prompts.cache(sequence)
+        if sequence.made:
+            self.listener.gap(now - sequence.last, 1)
+        else:
+            sequence.first = now
+        sequence.made += 1
+        sequence.last = now
+        if sequence.left:
+            self.decoding.join(sequence)
+        else:
+            self.prompts.release(sequence)
+            self.listener.finished(sequence, now)
+
+    def _begin(self, now: float) -> None:
+        """Put the next step together."""
+        self.since = now
+        if self.scheduler.prefill == "first":
+            self.ahead = 0
+            self._fill(now, admit=True)
+            preempted = not self.chunks and self._make_room()
+            if not self.chunks and self.decoding.members:
+                self.ahead = 1
+        else:
+            preempted = self._make_room()
+            self.ahead = 1 if self.decoding.members else 0
+            self._fill(now, admit=not preempted)
+        if self.chunks:
+            self._time_mixed(now)
+        elif self.decoding.members:
+            self._time_decode(now, most=1 if preempted else None)  # who was put back may be admitted next
+        elif self.prompts.waiting:
+            self.until = now  # all were put back
+        else:
+            self.until = inf
+
+    def _fill(self, now: float, *, admit: bool) -> None:
+        """Choose the prompts of the step. Where none can go on for want of blocks, and nothing else could free some,
+        the one admitted last gives way."""
+        prompts, batch = self.prompts, len(self.decoding.members)
+        self.chunks = []
+        if not prompts.prefilling and not (prompts.waiting and admit):
+            return
+        budget, spare = self.scheduler.step_tokens, self.kv.available
+        if self.ahead:
+            budget, spare = budget - batch, spare - self.decoding.growth(1)
+        self.chunks = prompts.fill(budget, spare, batch, now, admit=admit)
+        while not self.chunks and not batch and prompts.prefilling:
+            prompts.put_back(prompts.prefilling.pop())
+            self.chunks = prompts.fill(budget, self.kv.available, batch, now, admit=not prompts.prefilling)
+
+    def _time_mixed(self, now: float) -> None:
+        """A step with prompts in it."""
+        tokens, work = 0, 0.0
+        for sequence, count in self.chunks:
+            tokens += count
+            work += count * (sequence.computed + count / 2)
+        batch = len(self.decoding.members) if self.ahead else 0
+        mean = self.decoding.context / batch if batch else 0.0
+        seconds = self.times.mixed(batch, mean, tokens, work / tokens)
+        self.first, self.slope = self._with_host(seconds, batch + len(self.chunks)), 0.0
+        self.until = now + self.first
+
+    def _with_host(self, seconds: float, sequences: int) -> float:
+        """Time of a step with the host's part [s]."""
+        s = self.scheduler
+        host = s.host_step + s.host_sequence * sequences
+        return max(seconds, host) if s.host_overlapped else seconds + host
+
+    def _time_decode(self, now: float, most: int | None) -> None:
+        """As many decode steps as nothing can change."""
+        decoding = self.decoding
+        batch = len(decoding.members)
+        pace = self.times.decode(batch, decoding.context / batch)
+        steps = min(pace.steps, decoding.first_end())
+        steps = decoding.steps_in(self.kv.available, steps if most is None else most)
+        seconds, slope = self._with_host(pace.seconds, batch), pace.slope
+        if self.scheduler.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
+            steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
+            slope = 0.0
+        self.ahead, self.first, self.slope = steps, seconds, slope
+        self.until = now + self._span(steps)
+
+    def _span(self, steps: int) -> float:
+        """Time of so many of the steps that are under way [s]."""
+        return steps * (self.first + self.slope * (steps - 1) / 2)
+
+    def _shorten(self, now: float) -> None:
+        """Let what runs end with the step that runs at `now`, so that an arrival can join the next."""
+        passed = now - self.since
+        steps = max(1, min(self.ahead, ceil(passed / self.first))) if self.first > 0 else 1
+        while steps > 1 and self._span(steps - 1) >= passed:
+            steps -= 1
+        if steps < self.ahead:
+            self.ahead, self.until = steps, self.since + self._span(steps)
+
+    def _make_room(self) -> bool:
+        """Put sequences back until the others can decode one step; whether any was."""
+        preempted = False
+        while self.decoding.members and self.decoding.growth(1) > self.kv.available:
+            self._preempt()
+            preempted = True
+        return preempted
+
+    def _preempt(self) -> None:
+        """The sequence that was admitted last is put back."""
+        prompts = self.prompts
+        if prompts.prefilling:
+            prompts.put_back(prompts.prefilling.pop())
+            return
+        sequence = next(reversed(self.decoding.members))
+        self.decoding.leave(sequence)
+        prompts.put_back(sequence)

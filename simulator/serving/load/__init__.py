@@ -1,0 +1,1 @@
+"""Where requests come from: files, random processes, users; and how long they are."""

@@ -1,0 +1,174 @@
+"""What users see of a replay, gathered as it runs, in memory that does not grow with the number of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from simulator.serving.request import Request, Sequence
+from simulator.serving.sketch import Sketch
+
+if TYPE_CHECKING:
+    from simulator.serving.engine.engine import Engine
+
+BUCKETS = 512
+"""Most intervals of a time series; beyond, two become one."""
+SERIES = ("waiting", "running", "kv_blocks", "output_tokens", "input_tokens", "busy")
+
+
+class Ran(NamedTuple):
+    """A step that ran: `batch` sequences decoded with a mean of `context` cached tokens, next to `prompts` prompts with
+    `tokens` new and `cached` earlier ones each (rounded means)."""
+
+    batch: int
+    context: float
+    prompts: int
+    tokens: int
+    cached: int
+
+
+KEPT = 16
+"""Steps that are remembered; beyond twice as many, every second one is dropped."""
+
+
+class Series:
+    """Sums over intervals of equal width, which doubles as time goes on."""
+
+    __slots__ = ("sums", "width")
+
+    def __init__(self, width: float = 1.0 / 64) -> None:
+        self.width = width
+        self.sums: list[list[float]] = []
+
+    def add(self, since: float, until: float, values: tuple[float, ...]) -> None:
+        """Spread `values` evenly over the time between `since` and `until` [s]."""
+        while until >= self.width * BUCKETS:
+            self._halve()
+        sums, width = self.sums, self.width
+        first, last = int(since / width), int(until / width)
+        while len(sums) <= last:
+            sums.append([0.0] * len(SERIES))
+        if first == last:
+            row = sums[first]
+            for at, value in enumerate(values):
+                row[at] += value
+            return
+        span = until - since
+        for number in range(first, last + 1):
+            share = (min(until, (number + 1) * width) - max(since, number * width)) / span
+            row = sums[number]
+            for at, value in enumerate(values):
+                row[at] += value * share
+
+    def _halve(self) -> None:
+        self.width *= 2
+        sums = self.sums
+        if len(sums) % 2:
+            sums.append([0.0] * len(SERIES))
+        self.sums = [[a + b for a, b in zip(sums[n], sums[n + 1], strict=True)] for n in range(0, len(sums), 2)]
+
+
+class Recorder:
+    """Listens to engines.
+
+    Parameters
+    ----------
+    limits : service level of a request: bounds on some of ttft, tpot and e2e [s].
+    answered : called with every finished request's sequence and time, before it is forgotten.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, float] | None = None,
+        answered: Callable[[Sequence, float], None] | None = None,
+    ) -> None:
+        self.limits, self._answered = dict(limits or {}), answered
+        self.ttft, self.tpot, self.itl, self.e2e, self.queue = Sketch(), Sketch(), Sketch(), Sketch(), Sketch()
+        self.series = Series()
+        self.arrived = self.finished_count = self.refused = self.good = 0
+        self.inputs = self.outputs = self.hits = 0  # tokens of finished requests, and found in the prefix cache
+        self.preempted = 0  # finished requests that were put back at least once
+        self.begin, self.end, self.last_arrival = 0.0, 0.0, 0.0
+        self.backlog = 0  # requests that waited when the last one arrived
+        self.areas = [0.0] * len(SERIES)
+        self.peak_waiting = self.peak_running = self.peak_blocks = 0
+        self.steps = 0
+        self.ran: list[Ran] = []
+        self._stride = self._until_kept = 1
+
+    def arrive(self, request: Request, waiting: int) -> None:
+        """A request was sent, while so many others waited."""
+        if not self.arrived:
+            self.begin = self.end = request.arrival
+        self.arrived += 1
+        self.last_arrival, self.backlog = request.arrival, waiting
+
+    def refuse(self) -> None:
+        """A request is too long for the KV cache or the model."""
+        self.refused += 1
+
+    def gap(self, seconds: float, count: int) -> None:
+        """See `simulator.serving.engine.engine.Listener`."""
+        self.itl.add(seconds, count)
+
+    def finished(self, sequence: Sequence, now: float) -> None:
+        """See `simulator.serving.engine.engine.Listener`."""
+        request = sequence.request
+        outputs = request.output_tokens
+        ttft, e2e = sequence.first - request.arrival, now - request.arrival
+        tpot = (now - sequence.first) / (outputs - 1) if outputs > 1 else 0.0
+        self.ttft.add(ttft)
+        self.e2e.add(e2e)
+        if outputs > 1:
+            self.tpot.add(tpot)
+        self.queue.add(sequence.started - request.arrival)
+        self.finished_count += 1
+        self.inputs += request.input_tokens
+        self.outputs += outputs
+        self.hits += sequence.hits
+        self.preempted += 1 if sequence.preemptions else 0
+        self.end = max(self.end, now)
+        limits = self.limits
+        if not limits or (
+            ttft <= limits.get("ttft", ttft) and tpot <= limits.get("tpot", tpot) and e2e <= limits.get("e2e", e2e)
+        ):
+            self.good += 1
+        if self._answered is not None:
+            self._answered(sequence, now)
+
+    def stepped(self, since: float, until: float, engine: Engine) -> None:
+        """See `simulator.serving.engine.engine.Listener`."""
+        span = until - since
+        waiting, running, used = len(engine.prompts.waiting), engine.running, engine.kv.used
+        self.steps += max(1, engine.ahead)
+        if waiting > self.peak_waiting:
+            self.peak_waiting = waiting
+        if running > self.peak_running:
+            self.peak_running = running
+        if used > self.peak_blocks:
+            self.peak_blocks = used
+        prompts = 0
+        for chunk in engine.chunks:
+            prompts += chunk.tokens
+        made = engine.ahead * len(engine.decoding.members)
+        values = (waiting * span, running * span, used * span, float(made), float(prompts), span)
+        areas = self.areas
+        for at, value in enumerate(values):
+            areas[at] += value
+        self.series.add(since, until, values)
+        self._until_kept -= 1
+        if not self._until_kept:
+            self._keep(engine)
+
+    def _keep(self, engine: Engine) -> None:
+        """Remember the shape of a step; fewer and fewer as time goes on, evenly spread."""
+        decoding, chunks = engine.decoding, engine.chunks
+        batch = len(decoding.members) if engine.ahead else 0
+        count = max(1, len(chunks))
+        tokens = round(sum(chunk.tokens for chunk in chunks) / count)
+        cached = round(sum(chunk.sequence.computed for chunk in chunks) / count)
+        self.ran.append(Ran(batch, decoding.context / batch if batch else 0.0, len(chunks), tokens, cached))
+        if len(self.ran) >= 2 * KEPT:
+            self.ran = self.ran[1::2]
+            self._stride *= 2
+        self._until_kept = self._stride

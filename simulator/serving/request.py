@@ -1,0 +1,67 @@
+"""A request, and a sequence: a request that an engine works on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Request(NamedTuple):
+    """What a user asks for.
+
+    Attributes
+    ----------
+    number : place in order of arrival, from 0.
+    arrival : when it is sent [s].
+    input_tokens : length of the prompt [tokens].
+    output_tokens : length of the answer [tokens].
+    hashes : names of the prompt's whole blocks; equal names mean that the prompts are equal up to there.
+    hash_tokens : tokens of such a block [tokens].
+    """
+
+    number: int
+    arrival: float
+    input_tokens: int
+    output_tokens: int
+    hashes: tuple[int, ...] = ()
+    hash_tokens: int = 512
+
+    @property
+    def longest(self) -> int:
+        """Tokens in the KV cache at the end: the last one is not stored [tokens]."""
+        return self.input_tokens + self.output_tokens - 1
+
+
+class Sequence:
+    """The state of a request in an engine. It changes from step to step, as the one thing here that does.
+
+    Attributes
+    ----------
+    request : what was asked for.
+    target : tokens that its prefill computes: the prompt, and after a preemption what was generated, too.
+    computed : tokens of these that are in the KV cache.
+    made : output tokens that were generated.
+    shared : blocks of the prefix cache that it reads or has filled: this many of the request's hashes.
+    hits : prompt tokens found in the prefix cache at the last admission.
+    started : when its first prefill began [s]; negative before.
+    first, last : when its first and newest token came [s]; negative before.
+    joined : decode steps that its engine had run when it began to decode.
+    ends : decode steps that the engine will have run when its last token is there.
+    preemptions : times that it was put back.
+    """
+
+    __slots__ = (
+        "computed", "ends", "first", "hits", "joined", "last", "made", "preemptions", "request",
+        "shared", "started", "target",
+    )  # fmt: skip
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.target = request.input_tokens
+        self.computed = self.made = self.shared = self.hits = 0
+        self.joined = self.ends = self.preemptions = 0
+        self.started = self.first = self.last = -1.0
+
+    @property
+    def left(self) -> int:
+        """Output tokens still to come."""
+        return self.request.output_tokens - self.made

@@ -1,0 +1,47 @@
+"""How serving software decides what each step works on: the `[scheduler]` table of a stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    """Settings of continuous batching (Yu et al., Orca, OSDI 2022), per engine.
+
+    An engine is one attention-data-parallel rank. It runs steps one behind the other and decides anew before each.
+
+    Parameters
+    ----------
+    prefill : mixed: running sequences take one token each, and what is left of `step_tokens` goes to prompts;
+        first: prompts run in steps of their own, before any sequence goes on.
+    chunked : a prompt may be cut where a step is full; otherwise it waits for a step that holds all of it.
+    step_tokens : most tokens of a step that prompts are in [tokens].
+    sequences : most sequences that run at once.
+    reserved_output : share of the output still to come of running sequences that admission leaves room for, next to all
+        of the new one's. 1: no sequence is ever put back; 0: prompts are admitted while they fit.
+    block : size of a block of the KV cache [tokens].
+    prefix_cache : blocks of past prompts stay while there is room, and prompts that begin the same reuse them.
+    captured : batch sizes for which CUDA graphs are captured; a decode step is padded to the next, and larger ones are
+        issued kernel by kernel. Empty: no padding and no graphs.
+    captured_prefill : most tokens of a step with prompts for which graphs are captured, too [tokens]; 0: none are.
+    host_step : time of the host between two steps, to decide and to prepare inputs [s].
+    host_sequence : the part of it that grows with the batch, for each sequence in the step [s].
+    host_overlapped : the host prepares the next step while this one runs, so that only what is longer shows.
+    frontend : time of a request outside the engine: tokenising, queues between processes, sending back [s].
+    """
+
+    prefill: Literal["mixed", "first"]
+    chunked: bool
+    step_tokens: int
+    sequences: int
+    reserved_output: float
+    block: int
+    prefix_cache: bool
+    captured: tuple[int, ...]
+    captured_prefill: int
+    host_step: float
+    host_sequence: float
+    host_overlapped: bool
+    frontend: float
