@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from simulator.errors import InputError
+from simulator.inputs import load_scenario
 from simulator.results.simulate import prepare, simulate
 from simulator.studies.whatif import WHAT_IFS, apply
 
