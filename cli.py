@@ -21,6 +21,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "reports.verbs.serving.serve:serve",
         "Replay requests: latencies, throughput, queues, price.",
     ),
+    "size": ("reports.verbs.serving.size:size", "Find the cheapest deployment for a rate of requests."),
     "compare": ("reports.verbs.compare:compare", "Simulate jobs, or varied values of one, side by side."),
     "report": ("reports.verbs.report:report", "Put saved results side by side."),
     "memory": ("reports.verbs.memory:memory", "Forecast the memory of every rank over a step."),

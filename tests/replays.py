@@ -74,12 +74,13 @@ def run(
     blocks: int = 100_000,
     engines: int = 1,
     router: RouterName = "round-robin",
+    drafts: tuple[float, ...] = (),
     **settings: Any,
 ) -> tuple[Recorder, Noted, list[Engine]]:
     """What became of the requests, and the engines as they were at the end."""
     noted = Noted()
     recorder = Recorder(answered=noted)
-    made = [Engine(times, replace(PLAIN, **settings), blocks, recorder) for _ in range(engines)]
+    made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts) for _ in range(engines)]
     load: Load = Stream(iter(requests), None) if isinstance(requests, Iterable) else requests
     replay(load, made, router_of(router), recorder)
     return recorder, noted, made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
@@ -36,6 +37,7 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     legend = _SERVING_NOTE if _serves(outcomes) else (_BY_RATE if differs else _BY_STEP) + _NOTE
     parts.append(note(legend + (_SPREAD_NOTE if spread else "")))
     parts += [note(f"Prices: {'; '.join(taken_from)}.")] if (taken_from := prices(ran)) else []
+    parts += [note(line) for line in _unequal(outcomes, labels)]
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -48,6 +50,37 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
         reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
         parts += section("Not possible", _variant_lines(outcomes, reasons, labels))
     return parts
+
+
+UNEQUAL = 0.02
+"""From this share on by which the busiest rank exceeds the mean, it is said."""
+
+
+def _unequal(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> list[str]:
+    """Of each variant whose ranks do not work alike: its stages, and by how much the busiest exceeds the mean.
+
+    Schedules cut a model into different numbers of stages: what layers that do not divide cost is not theirs.
+    """
+    said = []
+    for at, outcome in enumerate(outcomes):
+        busy = [rank["compute_busy"] for rank in (outcome.result or {}).get("ranks", ())]
+        mean = sum(busy) / len(busy) if busy else 0.0
+        excess = max(busy) / mean - 1.0 if mean else 0.0
+        if len(busy) > 1 and excess > UNEQUAL:
+            name = ", ".join(values[at] for values in labels.values()) or f"#{at + 1}"
+            said.append(f"{name}: {_layers(outcome)}, the busiest rank computes {excess:.0%} longer than the mean")
+    return [f"Unequal stages: {'; '.join(said)}."] if said else []
+
+
+def _layers(outcome: Outcome) -> str:
+    """How many stages there are, and from how few to how many layers they have."""
+    stages = (outcome.result or {}).get("stages", ())
+    counts = [sum(int(number) for number in _COUNTED.findall(stage)) for stage in stages]
+    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{len(counts)} stages of {span} layers"
+
+
+_COUNTED = re.compile(r"(\d+) (?:dense|moe)")
 
 
 def heading(outcomes: Sequence[Outcome]) -> Text:

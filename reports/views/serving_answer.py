@@ -74,7 +74,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     price, whose = price_of(scenario)
     new = f"{words.counted(serving.tokens, 'new token')} each behind {serving.mean_context:,.0f} cached ones on average"
     return [
-        ("what is simulated", f"one mean rank; all {job.gpus} are assumed to be equal and in lock-step"),
+        ("what is simulated", _simulated(scenario)),
         ("parallelism", shown + (", with sequence parallelism" if layout.tp > 1 and layout.sp else "")),
         (
             "work",
@@ -89,3 +89,11 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ("price", f"{words.dollars(price)} per GPU-hour, {whose}"),
         ("not included", "queues, scheduling between steps, tokenising, the network to users, idle GPUs"),
     ]
+
+
+def _simulated(scenario: Scenario) -> str:
+    """Whose step is shown."""
+    gpus = scenario.job.gpus
+    if serving_of(scenario).ranks == "apart":
+        return f"all {gpus} ranks, each with its own sequences and experts; shown is the one in the middle"
+    return f"one mean rank; all {gpus} are assumed to be equal and in lock-step"

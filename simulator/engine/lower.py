@@ -17,10 +17,11 @@ from simulator.graph.block import Block
 from simulator.graph.serving.layer import serving_kinds
 from simulator.graph.serving.shapes import ServingShapes, serving_shapes
 from simulator.graph.shapes import shapes_of
-from simulator.graph.stage import build_blocks, split, with_variants
+from simulator.graph.stage import build_blocks, place
 from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
+from simulator.schedule.pairing import PAIRED
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
@@ -42,7 +43,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         rendezvous=_rendezvous(scenario),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
-        else with_variants(split(scenario.model, stages, layout.stages, seconds, mirrored=mirrored(scenario)), layout),
+        else place(scenario.model, stages, layout, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
     )
@@ -77,7 +78,14 @@ def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool)
 def overlaps(scenario: Scenario) -> bool:
     """Whether all-to-alls mostly hide behind another microbatch's compute: then stages are balanced without them."""
     record = record_of(scenario.job.layout.schedule)
+    if pairs_forwards(scenario):
+        return True
     return scenario.stack.overlapped_pair and record is not None and record.overlapped_pairs
+
+
+def pairs_forwards(scenario: Scenario) -> bool:
+    """Whether the software runs the forwards and backwards of this schedule in pairs that overlap."""
+    return scenario.stack.expert_overlap and scenario.model.is_moe and scenario.job.layout.schedule in PAIRED
 
 
 def mirrored(scenario: Scenario) -> bool:

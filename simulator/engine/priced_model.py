@@ -57,7 +57,7 @@ def program_of(built: PricedModel, step: Step) -> Program:
     uneven = built.imbalance, built.resampled_per_layer
     if isinstance(step, Pair):
         ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
-        made = pair_program if built.scenario.stack.overlapped_pair else sequential_program
+        made = pair_program if built.scenario.stack.overlaps_pairs else sequential_program
         return made(ahead, back, built.price, *uneven, _copies(built, step.forward.stage, step.backward.stage))
     blocks, serving = built.blocks_of(step.stage), built.scenario.job.serving
     if serving is not None and serving.two_batch_overlap:

@@ -32,12 +32,12 @@ from simulator.engine.program import Program
 from simulator.engine.sync import Sharding
 from simulator.engine.tasks import COMPUTE, Tasks
 from simulator.graph.parameters import Held, held_by_blocks
-from simulator.graph.stage import split, with_variants
+from simulator.graph.stage import place
 from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
 from simulator.memory.deltas import Usages
 from simulator.schedule import Pair, Step
-from simulator.spec.job import Batch, Job, Run
+from simulator.spec.job import Batch, Job, Layout, Run
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
@@ -105,9 +105,14 @@ def signature(stages: Stages, step: Step) -> Hashable:
     return step.kind, stages[step.stage]
 
 
+def evenly(layout: Layout) -> Layout:
+    """The layout without what it says of single stages."""
+    return replace(layout, stages="even", decoder_first_pipeline_num_layers=None, decoder_last_pipeline_num_layers=None)
+
+
 def one_stage(scenario: Scenario) -> Scenario:
     """The scenario with all blocks on one stage, whatever its layout says of several."""
-    return replace(scenario, job=replace(scenario.job, layout=replace(scenario.job.layout, stages="even")))
+    return replace(scenario, job=replace(scenario.job, layout=evenly(scenario.job.layout)))
 
 
 class PricedAtClock:
@@ -202,7 +207,7 @@ class PricedAtClock:
 
 def shared_job(job: Job) -> Job:
     """A job with everything taken out that neither blocks nor prices depend on."""
-    layout = replace(job.layout, pp=1, vpp=1, zero=0, schedule="", stages="even")
+    layout = replace(evenly(job.layout), pp=1, vpp=1, zero=0, schedule="")
     size = job.batch.microbatch_size
     batch = Batch(sequence_length=job.batch.sequence_length, microbatch_size=size, global_batch_size=size)
     return replace(job, gpus=0, layout=layout, batch=batch, run=Run())
@@ -238,14 +243,15 @@ class SharedPrices:
 
     def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
         """Which blocks stand on which of `count` stages."""
-        how, hidden = scenario.job.layout.stages, overlaps(scenario)
+        layout, hidden = scenario.job.layout, overlaps(scenario)
+        how = layout.stages, layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers
         in_pairs = mirrored(scenario)
         at, part = grid(slowdown)
 
         def made() -> Stages:
             low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
-            return with_variants(split(scenario.model, count, how, weights, mirrored=in_pairs), scenario.job.layout)
+            return place(scenario.model, count, layout, weights, mirrored=in_pairs)
 
         return self.kept(("stages", count, how, hidden, in_pairs, slowdown), made) if slowdown == 1.0 else made()
 

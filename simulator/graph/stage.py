@@ -2,7 +2,9 @@
 
 61 layers do not divide by 16: `balanced` cuts the list of blocks so that the slowest stage is as fast as possible (and
 among cuts equally fast, so that no stage holds more blocks than it must), `even` gives every stage the same number of
-layers (the first ones one more), an explicit tuple says it itself.
+layers (the first ones one more), an explicit tuple says it itself, and so does a
+layout in Megatron-Core's letters, which gives embedding, MTP modules and loss stages of their own if it likes
+(`simulator.spec.placement`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
 from simulator.spec.job import Layout
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import NOTHING, recomputed_modules
 
 TIE = 0.005
@@ -99,6 +102,19 @@ def with_variants(stages: Sequence[Sequence[BlockKind]], layout: Layout) -> tupl
     return tuple(out)
 
 
+def place(
+    model: ModelSpec, stages: int, layout: Layout, weights: Mapping[BlockKind, float], *, mirrored: bool = False
+) -> tuple[tuple[BlockKind, ...], ...]:
+    """The blocks of each stage as a job's layout places them; see `split`."""
+    how: str | Sequence[int] = layout.stages
+    if layout.decoder_first_pipeline_num_layers is not None or layout.decoder_last_pipeline_num_layers is not None:
+        counts = decoder_counts(layout, model.num_hidden_layers, stages)
+        if isinstance(counts, str):
+            raise InputError(f"layout.decoder_first_pipeline_num_layers: {counts}")
+        how = counts
+    return with_variants(split(model, stages, how, weights, mirrored=mirrored), layout)
+
+
 def split(
     model: ModelSpec,
     stages: int,
@@ -111,7 +127,7 @@ def split(
 
     Parameters
     ----------
-    how : "balanced", "even" or the number of main-model layers per stage.
+    how : "balanced", "even", the number of main-model layers per stage, or a layout (`simulator.spec.placement`).
     weights : time of one block of each kind, forward and backward [s]; only `balanced` reads them.
     mirrored : whether a rank holds the first stage and the last, the second and the last but one, and so on (DualPipe).
 
@@ -121,6 +137,8 @@ def split(
     """
     kinds = block_kinds(model)
     layers = model.num_hidden_layers
+    if isinstance(how, str) and is_written(how):
+        return placed(how, model, stages)
     if how == "balanced":
         if stages > layers + 2:
             raise InputError(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, isqrt, lcm
 from typing import TypeAlias, get_args
 
-from simulator.errors import ScheduleError
+from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Dispatcher
@@ -125,8 +126,12 @@ def _stages(s: Scenario) -> Iterator[Problem]:
         stages = stages_of(layout.schedule, layout.pp, layout.vpp)
     except ScheduleError:
         return  # the rule above reports it
-    if isinstance(layout.stages, tuple):
+    if layout.decoder_first_pipeline_num_layers is not None or layout.decoder_last_pipeline_num_layers is not None:
+        yield from _ranks_of_their_own(s, stages)
+    elif isinstance(layout.stages, tuple):
         yield from _explicit_stages(layout.stages, stages, layers)
+    elif is_written(layout.stages):
+        yield from _written_stages(s, stages)
     elif stages > layers + (2 if layout.stages == "balanced" else 0):  # embedding and head may stand alone
         yield Problem(
             rule="layers on stages",
@@ -135,6 +140,39 @@ def _stages(s: Scenario) -> Iterator[Problem]:
             message=f"makes {stages} stages of {layers} layers: some would be empty",
             suggestion=f"use at most {layers} stages, or list the layers of each in layout.stages",
         )
+
+
+def _written_stages(s: Scenario, stages: int) -> Iterator[Problem]:
+    """A layout in Megatron-Core's letters."""
+    text = str(s.job.layout.stages)
+    try:
+        placed(text, s.model, stages)
+    except InputError as error:
+        message = str(error).partition(f'"{text}": ')[2]
+        yield Problem(rule="layers on stages", key="layout.stages", value=text, message=message)
+
+
+def _ranks_of_their_own(s: Scenario, stages: int) -> Iterator[Problem]:
+    """Numbers of layers for the first and last rank, which only even stages of ranks in order have."""
+    from simulator.schedule import record_of
+
+    layout = s.job.layout
+    first, last = layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers
+    key = "decoder_first_pipeline_num_layers" if first is not None else "decoder_last_pipeline_num_layers"
+    record = record_of(layout.schedule)
+    message = ""
+    if layout.stages != "even":
+        message = "is about stages that share the rest evenly: set layout.stages=even"
+    elif layout.pp == 1:
+        message = "there is one rank only: leave it out"
+    elif stages % layout.pp or (record is not None and record.mirrored) or layout.schedule in ("zbv", "dualpipev"):
+        message = f"the schedule {layout.schedule} places stages in another order: write a layout in layout.stages"
+    else:
+        counts = decoder_counts(layout, s.model.num_hidden_layers, stages)
+        message = counts if isinstance(counts, str) else ""
+    if message:
+        value = first if first is not None else last
+        yield Problem(rule="layers on stages", key=f"layout.{key}", value=value, message=message)
 
 
 def _explicit_stages(listed: tuple[int, ...], stages: int, layers: int) -> Iterator[Problem]:
@@ -309,11 +347,28 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
+    """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
+    if not kind.mixer.is_recurrent:
+        return
+    layout, state = s.job.layout, s.model.of_kind(kind).state
+    if state.heads % layout.tp:
+        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+    elif state.key_heads % layout.tp and layout.tp % state.key_heads:
+        yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
+    elif (state.heads // layout.tp) % layout.cp:
+        heads = f"{kind.mixer} layers' heads on a tensor-parallel rank, which an all-to-all spreads"
+        yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        if not kind.mixer.attends:
+            yield from _state_heads(s, kind)
+            continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
             continue
@@ -428,6 +483,7 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
+    yield from _expert_overlap(s)
     if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
             rule="loss",
@@ -454,6 +510,21 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _expert_overlap(s: Scenario) -> Iterator[Problem]:
+    """What Megatron-Core refuses together with the overlap of all-to-alls (megatron/training/arguments.py, 2025)."""
+    layout, message = s.job.layout, ""
+    if not s.stack.expert_overlap or not s.model.is_moe:
+        return
+    if layout.schedule == "1f1b" and layout.pp > 1:
+        message = "1F1B on several ranks: a backward would wait for its pair on the next rank; use interleaved"
+    elif s.stack.shared_expert_overlap and s.model.shared_width:
+        message = "shared experts that overlap with the same all-to-alls: set stack.shared_expert_overlap=false"
+    elif "layer" in recomputed_modules(layout, s.stack):
+        message = "recomputed layers, whose forward would run again inside the pair; name modules in layout.recompute"
+    if message:
+        yield Problem(rule="expert overlap", key="stack.expert_overlap", value=True, message=f"excludes {message}")
 
 
 def _recompute(s: Scenario) -> Iterator[Problem]:

@@ -19,6 +19,8 @@ _TRAINING_LAYOUT = (
     "recompute",
     "recompute_method",
     "recompute_layers",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
     "stages",
     "cp_kind",
 )

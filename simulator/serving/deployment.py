@@ -15,6 +15,7 @@ from simulator.serving.routers import RouterName
 from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTimes
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
+from simulator.spec.serving import Serving
 
 
 class LockStep:
@@ -75,7 +76,14 @@ class Deployment:
         times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
         s = self.scheduler
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
-        return [Engine(times, whole, self.blocks, recorder) for _ in range(self.engines)]
+        drafts = chances(serving_of(self.scenario))
+        return [Engine(times, whole, self.blocks, recorder, drafts, seed) for seed in range(self.engines)]
+
+
+def chances(serving: Serving) -> tuple[float, ...]:
+    """Probability that each drafted token of a step is accepted, where those before it were."""
+    given = serving.mtp_acceptance
+    return (given,) * serving.mtp_depth if isinstance(given, float) else tuple(given[: serving.mtp_depth])
 
 
 def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round-robin") -> Deployment:
@@ -96,8 +104,6 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         raise InputError(
             f"{scenario.name}: stack {scenario.stack.name}: says nothing of scheduling; use vllm or sglang"
         )
-    if serving_of(scenario).mtp_depth:
-        raise InputError(f"{scenario.name}: serving.mtp_depth: {serving_of(scenario).mtp_depth}: replays take 0 only")
     together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
     ranks = scenario.job.dp if together else 1
     return Deployment(

@@ -150,7 +150,7 @@ class Recorder:
         prompts = 0
         for chunk in engine.chunks:
             prompts += chunk.tokens
-        made = engine.ahead * len(engine.decoding.members)
+        made = engine.ahead * len(engine.decoding.members) + engine.decoding.extra
         values = (waiting * span, running * span, used * span, float(made), float(prompts), span)
         areas = self.areas
         for at, value in enumerate(values):

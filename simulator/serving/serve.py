@@ -104,6 +104,7 @@ def serve(
     limits: Mapping[str, float] | None = None,
     answered: Callable[[Sequence, float], None] | None = None,
     progress: Callable[[float], None] | None = None,
+    judged: bool = True,
 ) -> Served:
     """Replay a load.
 
@@ -112,6 +113,7 @@ def serve(
     limits : service level of a request, bounds on some of ttft, tpot and e2e [s].
     answered : called with every answered sequence and the time of its last token.
     progress : called with the part that is done (0 to 1).
+    judged : whether it is found out if the rate is above capacity, and how far interpolated steps are off.
     """
     recorder = Recorder(limits, answered)
     engines = deployment.start(recorder)
@@ -131,7 +133,7 @@ def serve(
         progress=watch,
     )
     capacity, overload = None, None
-    if source.rate is not None and _may_be_too_much(recorder):
+    if judged and source.rate is not None and _may_be_too_much(recorder):
         capacity = saturation(deployment, load)
         overload = Overload(rate=source.rate, capacity=capacity) if source.rate >= capacity else None
     return Served(
@@ -144,7 +146,7 @@ def serve(
         rate=source.rate,
         capacity=capacity,
         overload=overload,
-        errors=table_error(deployment, recorder.ran),
+        errors=table_error(deployment, recorder.ran if judged else ()),
     )
 
 

@@ -64,7 +64,10 @@ class Layout:
         `recompute_layers` that keep one input together; block: the first `recompute_layers`, the others keep everything
         (Megatron-Core, --recompute-method).
     recompute_layers : layers of a group, or of a stage [layers].
-    stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), or one number for each stage.
+    stages : layers per pipeline stage: "balanced" (by cost), "even" (by count), one number for each stage, or a layout
+        as Megatron-Core writes it (`simulator.spec.placement`), which places embedding, MTP modules and loss, too.
+    decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers : layers of the first and last pipeline rank;
+        the others share the rest evenly (`stages` "even") [layers].
     cp_kind : how context parallelism moves keys and values.
     """
 
@@ -80,7 +83,9 @@ class Layout:
     recompute: Recompute = "none"
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_layers: int = 1
-    stages: Placement | tuple[int, ...] = "balanced"
+    stages: Placement | str | tuple[int, ...] = "balanced"
+    decoder_first_pipeline_num_layers: int | None = None
+    decoder_last_pipeline_num_layers: int | None = None
     cp_kind: Literal["ring", "all_gather"] = "ring"
 
 

@@ -237,7 +237,9 @@ def tornado(
 ) -> Tornado:
     """Move every knob of a job to both ends of its range."""
     scenario = load_scenario(job, tuple(overrides))
-    own = tuple(overrides) if scenario.workload.serves else (*overrides, f"layout.stages={_held(scenario)}")
+    layout = scenario.job.layout
+    free = layout.stages == "balanced" and not scenario.workload.serves
+    own = (*overrides, f"layout.stages={_held(scenario)}") if free else tuple(overrides)
     moved = knobs(scenario)
     cases = [own, *((*own, f"{k.path}={_text(end)}") for k in moved for end in (k.low, k.high))]
     times: list[float | None] = []

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from simulator.errors import InputError
+from simulator.estimate.shared_prices import evenly
 from simulator.inputs.only_training import refuse_serving
 from simulator.results import simulate as run
 from simulator.results.result import Result
 from simulator.spec.comm_params import EpParams
 from simulator.spec.kernel_params import GemmParams
 from simulator.spec.model import BlockKind
+from simulator.spec.placement import is_written
 from simulator.spec.scenario import Scenario
 from simulator.spec.stragglers import Stragglers
 
@@ -191,10 +193,10 @@ def pinned(scenario: Scenario) -> Scenario:
     """The scenario with its layers listed by stage: if it were balanced again, the cut could move and hide the effect
     of a change."""
     layout = scenario.job.layout
-    if isinstance(layout.stages, tuple):
+    if isinstance(layout.stages, tuple) or is_written(layout.stages):
         return scenario
     counts = tuple(sum(kind.is_layer for kind in _main(blocks)) for blocks in run.prepare(scenario)[0].stages)
-    return replace(scenario, job=replace(scenario.job, layout=replace(layout, stages=counts)))
+    return replace(scenario, job=replace(scenario.job, layout=replace(evenly(layout), stages=counts)))
 
 
 def _main(blocks: tuple[BlockKind, ...]) -> tuple[BlockKind, ...]:

@@ -11,6 +11,8 @@ from simulator.errors import ForetrainError
 from simulator.validation.computations import Rule, rule_for
 from simulator.validation.figures import Figure, load_figures, used_by_calibration
 from simulator.validation.outcome import Outcome, Use
+from simulator.validation.serving.attention_modules import module_rows
+from simulator.validation.serving.published_replays import replay_rows
 from simulator.validation.serving.published_steps import serving_rows
 
 PROCESSES = 2
@@ -24,12 +26,12 @@ def validate(
 
     Parameters
     ----------
-    only : patterns of names, as in `E.zerobubble.*`; none: all.
+    only : patterns of names, as in `E.zerobubble.*`; none: all but replays of requests (Q.*), which take minutes.
     processes : how many compute whole steps at once.
     """
-    figures = [
-        f for f in (*load_figures(), *serving_rows()) if not only or any(_fits(f.id, pattern) for pattern in only)
-    ]
+    replays = replay_rows() if any(one.startswith("Q") for one in only) else []
+    known = [*load_figures(), *module_rows(), *serving_rows(), *replays]
+    figures = [f for f in known if not only or any(_fits(f.id, pattern) for pattern in only)]
     heavy = [f for f in figures if rule_for(f).heavy]
     found = {f.id: outcome_of(f) for f in figures if not rule_for(f).heavy}
     for done, outcomes in enumerate(_computed(_batches(heavy), processes), 1):
@@ -48,6 +50,7 @@ def _batches(figures: Iterable[Figure]) -> list[list[Figure]]:
     by: dict[str, list[Figure]] = {}
     for figure in figures:
         shared = "v3.mpft" if figure.id.startswith("A.cost") else figure.id
+        shared = f"Q.{figure.id.split('.', 2)[2]}" if figure.id.startswith("Q.") else shared
         shared = figure.id.rpartition(".")[0].replace("B.train", "v3") if figure.id.startswith("B.train") else shared
         by.setdefault(shared, []).append(figure)
     return list(by.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from reports.terminal.numerics_tables import gate_of
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.results.simulate import simulate
+from simulator.routing.eplb import balanced
+from simulator.routing.placement import in_order
 from workloads.reference.claims.loads import Method, RankLoads, as_toml, loads_of_ranks
+from workloads.reference.layers.gate import route
+from workloads.reference.presets import tiny_v3
 
 JOB, STEPS = "tiny-1f1b", 500
 
@@ -76,3 +81,27 @@ def test_loads_repeat_and_keep_their_mean() -> None:
     np.testing.assert_array_equal(one.loads, two.loads)
     assert one.loads.mean() == pytest.approx(1.0)
     assert (one.loads != loads_of_ranks(gate, 8, "bias", steps=20, seed=4).loads).any()
+
+
+def test_tokens_that_the_reference_routes_reach_the_slots_of_a_balanced_placement() -> None:
+    """Each token goes to one copy of each expert that the reference's gate chose, copies in turn: the loads of the
+    ranks are those of the placement, up to the tokens that do not divide."""
+    cfg, ranks = replace(tiny_v3(), n_routed_experts=16, n_group=4, num_experts_per_tok=3), 4
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((4000, 16)) + rng.standard_normal(16)  # some experts are popular
+    chosen = route(cfg, logits, None).experts
+    counts = np.bincount(chosen.reshape(-1), minlength=16).astype(float)
+    placement = balanced(list(counts), slots=24, ranks=ranks, nodes=2, groups=4)
+    homes: dict[int, list[int]] = {expert: [] for expert in range(16)}
+    for rank, held in enumerate(placement.slots):
+        for expert in held:
+            homes[expert].append(rank)
+    arrived, turn = np.zeros(ranks), dict.fromkeys(range(16), 0)
+    for expert in chosen.reshape(-1).tolist():
+        arrived[homes[expert][turn[expert] % len(homes[expert])]] += 1
+        turn[expert] += 1
+    expected = placement.rows(counts).sum(axis=1)
+    assert np.abs(arrived - expected).max() <= 24
+    assert arrived.sum() == chosen.size
+    plain = in_order(16, ranks).rows(counts).sum(axis=1)
+    assert expected.max() / expected.mean() < plain.max() / plain.mean()

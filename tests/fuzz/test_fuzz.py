@@ -60,6 +60,13 @@ CAMPAIGN = "\n".join(
         "[power]\npue = 1.2\ngpu_share = 0.8\n",
     ]
 )
+REQUESTS = (
+    "timestamp,input_length,output_length,hash_ids\n0,1600,40,1 2 3 4\n900,1900,60,1 2 3 5\n2500,300,20,6\n2600,1,1,\n"
+)
+CHAT = "".join(
+    json.dumps({"timestamp": 400 * at, "input_length": 700, "output_length": 9, "hash_ids": [1, at]}) + "\n"
+    for at in range(8)
+)
 SCHEDULE = (
     "# name=mine stages=2 microbatches=4\n0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3\n1: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3\n"
 )
@@ -105,6 +112,8 @@ FILES: dict[str, Callable[[], str]] = {
     "kernels.toml": lambda: _shipped("hardware_profiles", "kernels/h800.toml"),
     "fabric.toml": lambda: _shipped("hardware_profiles", "fabric/h800.toml"),
     "stack.toml": lambda: _shipped("workloads", "stacks/deepseek.toml"),
+    "requests.csv": lambda: REQUESTS,
+    "chat.jsonl": lambda: CHAT,
     "schedule.txt": lambda: SCHEDULE,
     "table.csv": lambda: TABLE,
     "trace.json": lambda: json.dumps(TRACE),
@@ -118,6 +127,8 @@ COMMANDS = {
     "kernels.toml": "simulate job.toml --json -q",
     "fabric.toml": "simulate job.toml --json -q --set hardware=./with-fabric.toml",
     "stack.toml": "simulate job.toml --json -q",
+    "requests.csv": "serve llama-3-8b-decode --requests requests.csv --json -q",
+    "chat.jsonl": "serve llama-3-8b-decode --requests chat.jsonl --set stack=sglang --json -q",
     "schedule.txt": "show schedule schedule.txt",
     "table.csv": "kernel table table.csv --json -q",
     "trace.json": "trace compare trace.json tiny-1f1b --json -q",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from simulator.errors import InputError
 from simulator.serving.load.lengths import lengths
 from simulator.serving.load.sources import COUNT, PER_USER, LoadSpec, open_load
+from workloads.traces.make_chat import rows
 
 
 def _times(requests: str, count: int = 40_000, seed: int = 1) -> list[float]:
@@ -127,3 +130,14 @@ def test_lengths_belong_to_processes(tmp_path: Path) -> None:
     trace.write_text('{"timestamp": 0, "input_length": 1, "output_length": 1}\n')
     with pytest.raises(InputError, match="--input-tokens: changes nothing"):
         open_load(LoadSpec(requests=str(trace), input_tokens="3"))
+
+
+def test_the_shipped_trace_is_what_its_script_writes() -> None:
+    shipped = resources.files("workloads.traces").joinpath("chat.jsonl").read_text()
+    assert shipped == "".join(json.dumps(row) + "\n" for row in rows())
+    load = open_load(LoadSpec(requests="chat"))
+    first, count = load.take(), 1
+    while load.next_time() < inf:
+        load.take()
+        count += 1
+    assert (first.arrival, count) == (0.0, len(shipped.splitlines()))

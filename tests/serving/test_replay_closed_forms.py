@@ -125,3 +125,23 @@ def test_a_prompt_that_is_cached_whole_still_computes_its_last_block() -> None:
     _, noted, _ = run(requests, Linear(new=1e-3))
     assert noted.hits[1] == 512
     assert noted.ends[1] - 10.0 == pytest.approx(0.512)
+
+
+@pytest.mark.parametrize("drafts", [(0.85,), (0.9, 0.7), (1.0, 1.0), (0.0,)])
+def test_drafts_yield_one_token_and_those_accepted(drafts: tuple[float, ...]) -> None:
+    recorder, noted, _ = run(at_once(*[(10, 2001)] * 20), Linear(step=1.0), drafts=drafts)
+    each, chance = 1.0, 1.0
+    for accepted in drafts:
+        chance *= accepted
+        each += chance
+    steps = sum(noted.ends[n] - noted.firsts[n] for n in range(20)) / 20
+    assert steps == pytest.approx(2000 / each, rel=0.02)
+    assert recorder.tpot.mean == pytest.approx(1.0 / each, rel=0.02)
+
+
+def test_drafts_need_room_for_all_of_them() -> None:
+    # 16 + 1 tokens and a draft: a second block at once, where a step without drafts has its token in it, too.
+    _, noted, _ = run(at_once((15, 3), (15, 3)), Linear(step=1.0), blocks=3, drafts=(1.0,))
+    assert noted.preemptions == {0: 0, 1: 1}
+    _, noted, _ = run(at_once((14, 3), (14, 3)), Linear(step=1.0), blocks=3, drafts=(1.0,))
+    assert noted.preemptions == {0: 0, 1: 0}

@@ -66,6 +66,12 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("wave_time", "traffic"), _SLOWDOWN),
         "resident": _COUNT_OR_NONE,
     },
+    "ScanParams": {
+        **dict.fromkeys(("rate", "bandwidth"), _SHARE),
+        **dict.fromkeys(("step_time", "launch"), _TIME),
+        "resident": _COUNT,
+        "traffic": _SLOWDOWN,
+    },
     "FixedParams": {"time": _TIME},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},
     "Protocol": {"alpha": _TIME, "step": Range(low=0, high=1e4), "payload": _ABOVE_NONE},

@@ -63,6 +63,18 @@ class DecodeBatch:
                 done.append(sequence)
         return done
 
+    def draw(self) -> None:
+        """Nothing is by chance: one token a step."""
+
+    @property
+    def extra(self) -> int:
+        """Tokens of the step under way beyond one for each member: none."""
+        return 0
+
+    def needed(self) -> int:
+        """Blocks that the next step begins."""
+        return self.growth(1)
+
     def first_end(self) -> int:
         """Steps from now until the next member is done."""
         endings = self._endings

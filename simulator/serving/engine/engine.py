@@ -10,6 +10,7 @@ from math import ceil, inf
 from typing import Protocol
 
 from simulator.serving.engine.decode_batch import DecodeBatch
+from simulator.serving.engine.draft_batch import DraftBatch
 from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.engine.prompts import Chunk, Prompts
 from simulator.serving.request import Sequence
@@ -42,13 +43,23 @@ class Engine:
     scheduler : how steps are put together.
     blocks : blocks of its KV cache.
     listener : who is to know.
+    drafts : probability that each drafted token is accepted (multi-token prediction); none are drafted without.
+    seed : seed of what is accepted.
     """
 
-    def __init__(self, times: StepTimes, scheduler: Scheduler, blocks: int, listener: Listener) -> None:
+    def __init__(
+        self,
+        times: StepTimes,
+        scheduler: Scheduler,
+        blocks: int,
+        listener: Listener,
+        drafts: tuple[float, ...] = (),
+        seed: int = 0,
+    ) -> None:
         self.times, self.scheduler, self.listener = times, scheduler, listener
         self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
         self.prompts = Prompts(self.kv, scheduler)
-        self.decoding = DecodeBatch(scheduler.block)
+        self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
         self.since, self.until = 0.0, inf  # of what runs now [s]
         self.ahead = 0  # decode steps in what runs now
         self.first, self.slope = 0.0, 0.0  # time of the first of them, and what each later one adds [s]
@@ -100,24 +111,16 @@ class Engine:
             listener.gap(first_end - decoding.last, settled)
         for sequence in decoding.fresh:
             listener.gap(first_end - sequence.last, 1)
+        if decoding.extra:
+            listener.gap(0.0, decoding.extra)  # accepted drafts come together with the token before them
         if steps > 1:
-            self._gaps(len(decoding.members), steps - 1)
+            _gaps(listener, self.first + self.slope, self.slope, len(decoding.members), steps - 1)
         growth = decoding.growth(steps)
         if growth:
             self.prompts.grow(growth)
         for sequence in decoding.advance(steps, now):
             self.prompts.release(sequence)
             listener.finished(sequence, now)
-
-    def _gaps(self, batch: int, steps: int) -> None:
-        """Gaps between the tokens of consecutive steps behind the first: in parts whose times are nearly equal."""
-        first, slope = self.first + self.slope, self.slope
-        parts = min(steps, 1 + int(slope * steps / (first * EQUAL))) if first > 0 else 1
-        begun = 0
-        for part in range(1, parts + 1):
-            end = steps * part // parts
-            self.listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
-            begun = end
 
     def _prefilled(self, sequence: Sequence, now: float) -> None:
         """A prompt is computed: its first token (or, behind a preemption, the next) is there."""
@@ -165,7 +168,7 @@ class Engine:
             return
         budget, spare = self.scheduler.step_tokens, self.kv.available
         if self.ahead:
-            budget, spare = budget - batch, spare - self.decoding.growth(1)
+            budget, spare = budget - batch, spare - self.decoding.needed()
         self.chunks = prompts.fill(budget, spare, batch, now, admit=admit)
         while not self.chunks and not batch and prompts.prefilling:
             prompts.put_back(prompts.prefilling.pop())
@@ -178,25 +181,22 @@ class Engine:
             tokens += count
             work += count * (sequence.computed + count / 2)
         batch = len(self.decoding.members) if self.ahead else 0
+        if batch:
+            self.decoding.draw()
         mean = self.decoding.context / batch if batch else 0.0
         seconds = self.times.mixed(batch, mean, tokens, work / tokens)
-        self.first, self.slope = self._with_host(seconds, batch + len(self.chunks)), 0.0
+        self.first, self.slope = _with_host(self.scheduler, seconds, batch + len(self.chunks)), 0.0
         self.until = now + self.first
-
-    def _with_host(self, seconds: float, sequences: int) -> float:
-        """Time of a step with the host's part [s]."""
-        s = self.scheduler
-        host = s.host_step + s.host_sequence * sequences
-        return max(seconds, host) if s.host_overlapped else seconds + host
 
     def _time_decode(self, now: float, most: int | None) -> None:
         """As many decode steps as nothing can change."""
         decoding = self.decoding
         batch = len(decoding.members)
+        decoding.draw()
         pace = self.times.decode(batch, decoding.context / batch)
         steps = min(pace.steps, decoding.first_end())
         steps = decoding.steps_in(self.kv.available, steps if most is None else most)
-        seconds, slope = self._with_host(pace.seconds, batch), pace.slope
+        seconds, slope = _with_host(self.scheduler, pace.seconds, batch), pace.slope
         if self.scheduler.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
             steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
             slope = 0.0
@@ -219,7 +219,7 @@ class Engine:
     def _make_room(self) -> bool:
         """Put sequences back until the others can decode one step; whether any was."""
         preempted = False
-        while self.decoding.members and self.decoding.growth(1) > self.kv.available:
+        while self.decoding.members and self.decoding.needed() > self.kv.available:
             self._preempt()
             preempted = True
         return preempted
@@ -233,3 +233,19 @@ class Engine:
         sequence = next(reversed(self.decoding.members))
         self.decoding.leave(sequence)
         prompts.put_back(sequence)
+
+
+def _gaps(listener: Listener, first: float, slope: float, batch: int, steps: int) -> None:
+    """Gaps between the tokens of consecutive steps behind the first: in parts whose times are nearly equal."""
+    parts = min(steps, 1 + int(slope * steps / (first * EQUAL))) if first > 0 else 1
+    begun = 0
+    for part in range(1, parts + 1):
+        end = steps * part // parts
+        listener.gap(first + slope * (begun + end - 1) / 2, batch * (end - begun))
+        begun = end
+
+
+def _with_host(s: Scheduler, seconds: float, sequences: int) -> float:
+    """Time of a step with the host's part [s]."""
+    host = s.host_step + s.host_sequence * sequences
+    return max(seconds, host) if s.host_overlapped else seconds + host

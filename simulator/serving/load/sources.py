@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -156,11 +157,19 @@ def open_load(spec: LoadSpec, progress: Progress | None = None) -> Load:
 def _of_file(spec: LoadSpec, progress: Progress | None) -> Load:
     path = Path(spec.requests)
     if not path.is_file():
-        raise InputError(f"--requests: {spec.requests[:80]!r}: is neither a file nor a process: must be {FORMS}")
+        path = _shipped(spec.requests)
     for name in ("input", "output"):
         if getattr(spec, f"{name}_tokens") is not None:
             raise InputError(f"--{name}-tokens: changes nothing: the lengths are those of {path}")
     return Stream(islice(requests_of(path, progress), spec.count), None)
+
+
+def _shipped(name: str) -> Path:
+    """The trace of this name that comes with the program."""
+    for one in resources.files("workloads.traces").iterdir():
+        if one.name == f"{name}.jsonl":
+            return Path(str(one))
+    raise InputError(f"--requests: {name[:80]!r}: is neither a file nor a process: must be {FORMS}; `chat` is shipped")
 
 
 def _users(text: str) -> int:

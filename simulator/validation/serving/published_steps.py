@@ -95,10 +95,10 @@ def _timed(c: Mapping[str, str], workload: str, sequences: int, tokens: int) -> 
 @cache
 def _once(job: tuple[str, ...], workload: str, sequences: int, tokens: int) -> float:
     """A step's time [s]; rows that share one time it once."""
-    return _step(_scenario(dict(zip(JOB, job, strict=True)), workload, sequences, tokens))
+    return _step(scenario_of(dict(zip(JOB, job, strict=True)), workload, sequences, tokens))
 
 
-def _scenario(c: Mapping[str, str], workload: str, sequences: int, tokens: int) -> Scenario:
+def scenario_of(c: Mapping[str, str], workload: str, sequences: int, tokens: int) -> Scenario:
     """The step of one row: decode of sequences behind so many tokens, or prompts of that length."""
     sizes = SIZES.get(c["model"], () if public_model(c["model"]) else (f"model={c['model']}",))
     own = [*sizes, f"hardware={c['hardware']}", f"stack={c['stack']}", f"gpus={c['gpus']}"]

@@ -1,0 +1,91 @@
+"""What sizing says: the cheapest deployments with their margins, how the best does at other rates, what cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports.terminal.elements import columns, listed, note, section
+from reports.views import words
+from simulator.studies.sizing import Choice, Sizing
+from simulator.studies.sizing.targets import value_of
+
+SCHEMA = "foretrain.size/1"
+SHOWN = 10
+_NOTE = (
+    "Margin: how far below its limit the latency stays. Headroom: how much more the replicas would answer within the"
+    " limits. Replicas behind a least-load router, Poisson arrivals."
+)
+
+
+def as_dict(found: Sizing) -> dict[str, Any]:
+    """Everything, ready for JSON; the best is the first choice."""
+    wanted, best = asdict(found.wanted), found.best
+    return {
+        "schema": SCHEMA,
+        "wanted": wanted,
+        "best": None if best is None else asdict(best),
+        "choices": [asdict(one) for one in found.choices],
+        "sweep": [{"rate_per_s": rate, "metrics": metrics} for rate, metrics in found.sweep],
+    }
+
+
+def report(found: Sizing) -> list[RenderableType]:
+    """Everything that `size` prints, part by part."""
+    wanted = found.wanted
+    limits = ", ".join(f"{name} {limit:g} s" for name, limit in wanted.targets.items())
+    title = Text(f"What {wanted.job} needs for {wanted.rate:g} requests/s", style="bold")
+    title.append(f"\nwithin {limits}; {wanted.input_tokens} + {wanted.output_tokens} tokens", style="not bold")
+    able = [one for one in found.choices if not one.why]
+    parts: list[RenderableType] = [title]
+    if able:
+        parts += section("The cheapest that hold it", choices(able[:SHOWN], list(wanted.targets)), note(_NOTE))
+        parts += section("The first at other rates", sweep(found))
+    else:
+        parts += section("The answer", Text("None of these deployments holds it."))
+    unable = [f"{_named(one)}: {one.why}" for one in found.choices if one.why]
+    if unable:
+        more = [f"and {len(unable) - SHOWN:,} more"] if len(unable) > SHOWN else []
+        parts += section("What does not do", listed([*unable[:SHOWN], *more]))
+    return parts
+
+
+def _named(one: Choice) -> str:
+    return ", ".join(setting.removeprefix("stack.scheduler.") for setting in one.settings) or "as the job says"
+
+
+def choices(able: list[Choice], targets: list[str]) -> Table:
+    """One row a deployment."""
+    table = columns("replica", ">replicas", ">GPUs", ">$/h", *(f">{name}" for name in targets), ">margin", ">headroom")
+    for one in able:
+        assert one.margins is not None
+        assert one.metrics is not None
+        values = [f"{value_of(one.metrics, name) * 1e3:,.1f} ms" for name in targets]
+        margin = min(one.margins.values())
+        table.add_row(
+            _named(one),
+            f"{one.replicas:,}",
+            f"{one.gpus:,}",
+            f"{one.usd_per_hour:,.2f}",
+            *values,
+            words.percent(margin),
+            words.percent(one.headroom),
+        )
+    return table
+
+
+def sweep(found: Sizing) -> Table:
+    """Latencies and goodput of the best over rates, up to and beyond its capacity."""
+    targets = list(found.wanted.targets)
+    table = columns(">requests/s", *(f">{name}" for name in targets), ">output tokens/s/GPU", "")
+    for rate, metrics in found.sweep:
+        over = metrics["ttft_s"]["mean"] is None
+        values = ["-" if over else f"{value_of(metrics, name) * 1e3:,.1f} ms" for name in targets]
+        held = all(value_of(metrics, name) <= limit for name, limit in found.wanted.targets.items())
+        remark = "overload: the queue grows without bound" if over else "" if held else "does not hold"
+        table.add_row(f"{rate:,.2f}", *values, f"{metrics['output_tokens_per_s_per_gpu']:,.0f}", remark)
+    return table

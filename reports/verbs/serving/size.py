@@ -1,0 +1,101 @@
+"""`foretrain size JOB`."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import click
+
+from reports.verbs.options import (
+    job_argument,
+    json_option,
+    output_file,
+    print_json,
+    print_report,
+    progress,
+    quiet_option,
+    say,
+    set_option,
+)
+
+NONE_DOES = 3
+
+
+@click.command(
+    epilog="Example: foretrain size llama-3-8b-decode --set stack=vllm --slo ttft.p99=2,tpot.p99=0.05 --rate 20"
+)
+@job_argument
+@click.option(
+    "--slo",
+    required=True,
+    metavar="LIMITS",
+    help="Limits over all requests [s], as in ttft.p99=2,tpot.p99=0.05: ttft, tpot, itl, e2e; mean, p50, p90, p99.",
+)
+@click.option("--rate", required=True, type=click.FloatRange(min=1e-6, max=1e6), metavar="R", help="Requests/s.")
+@click.option(
+    "--input-tokens", default="1024", show_default=True, metavar="D", help="Lengths of prompts, as serve takes them."
+)
+@click.option("--output-tokens", default="256", show_default=True, metavar="D", help="Lengths of answers, likewise.")
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="PATH=VALUES",
+    help="Try these in place of the usual layouts and caps, as in layout.tp=2,4 or stack.scheduler.sequences=32,64.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=10), default=1000, show_default=True, metavar="N", help="Requests of a replay."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the load.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. [default: all cores]")
+@click.option("--resume", metavar="FILE", help="Keep what is judged in FILE and go on from what it holds.")
+@set_option
+@json_option
+@quiet_option
+def size(
+    job: str,
+    slo: str,
+    rate: float,
+    input_tokens: str,
+    output_tokens: str,
+    over: tuple[str, ...],
+    count: int,
+    seed: int,
+    jobs: int | None,
+    resume: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Find the cheapest deployment of JOB that holds a service level at a rate of requests.
+
+    Layouts of a replica, caps of its batch and sizes of its chunks are tried; exit code 3 if none does.
+    """
+    kept = output_file(resume, "--resume") if resume else None
+    from simulator.studies.search.workers import cores
+    from simulator.studies.sizing import Wanted
+    from simulator.studies.sizing import size as run
+    from simulator.studies.sizing.targets import parse_targets
+
+    wanted = Wanted(
+        job=job,
+        overrides=overrides,
+        targets=parse_targets(slo),
+        rate=rate,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        count=count,
+        seed=seed,
+        over=over,
+    )
+    began = perf_counter()
+    with progress("sizing", quiet=quiet) as done:
+        found = run(wanted, jobs=jobs or cores(), file=kept, progress=done)
+    took = perf_counter() - began
+    from reports.terminal import size_tables
+
+    if as_json:
+        print_json(size_tables.as_dict(found))
+    else:
+        print_report(*size_tables.report(found))
+    say(f"judged {len(found.choices):,} deployments in {took:.1f} s", quiet=quiet)
+    return 0 if found.best is not None else NONE_DOES

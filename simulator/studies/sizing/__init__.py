@@ -1,0 +1,5 @@
+"""The cheapest deployment that holds a service level at a rate of requests."""
+
+from simulator.studies.sizing.judging import Choice, Sizing, Wanted, size
+
+__all__ = ["Choice", "Sizing", "Wanted", "size"]

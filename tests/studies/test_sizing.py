@@ -1,0 +1,165 @@
+"""Sizing: the cheapest deployment that holds a service level, its margins, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import foretrain
+from simulator.errors import InputError
+from simulator.inputs import load_scenario
+from simulator.serving.deployment import deploy
+from simulator.serving.serve import serve
+from simulator.serving.summary import metrics
+from simulator.studies.sizing import Sizing, Wanted, size
+from simulator.studies.sizing.candidates import layouts, variants
+from simulator.studies.sizing.targets import margins, parse_targets
+
+WANTED = Wanted(
+    job="llama-3-8b-decode",
+    overrides=("stack=vllm", "model.num_hidden_layers=2"),
+    targets={"ttft.p99": 0.1, "tpot.p99": 0.006},
+    rate=500.0,
+    input_tokens="800",
+    output_tokens="50",
+    count=300,
+    over=("gpus=1,2", "layout.tp=1,2", "stack.scheduler.sequences=16,64"),
+)
+
+ASKED = ("size", WANTED.job, "--set", "stack=vllm", "--set", "model.num_hidden_layers=2")
+REST = ("--rate", "10", "--count", "100", "--over", "gpus=1", "--jobs", "1")
+
+
+@pytest.fixture(scope="module")
+def found() -> Sizing:
+    return size(WANTED)
+
+
+def test_the_best_holds_the_level_with_its_margin(found: Sizing) -> None:
+    best = found.best
+    assert best is not None
+    assert best.margins is not None
+    assert best.metrics is not None
+    assert min(best.margins.values()) >= 0
+    assert best.margins["ttft.p99"] == pytest.approx(1 - best.metrics["ttft_s"]["p99"] / 0.1)
+    assert best.headroom == pytest.approx(best.highest_rate * best.replicas / 500 - 1)
+    assert 0 < best.highest_rate <= best.capacity
+
+
+def test_choices_go_from_cheap_to_dear_and_then_to_those_that_do_not_do(found: Sizing) -> None:
+    able = [one for one in found.choices if not one.why]
+    assert [one.usd_per_hour for one in able] == sorted(one.usd_per_hour for one in able)
+    assert all(one.why for one in found.choices[len(able) :])
+    price = load_scenario("llama-3-8b-decode").cluster.price_per_gpu_hour
+    assert all(one.usd_per_hour == pytest.approx(one.gpus * price) for one in able)
+    whys = {one.settings[:2]: one.why for one in found.choices if one.why}
+    assert "not a multiple of tp 2" in whys["gpus=1", "layout.tp=2"]  # one GPU has no two tensor-parallel ranks
+
+
+def test_one_replica_fewer_would_not_do(found: Sizing) -> None:
+    best = found.best
+    assert best is not None
+    assert best.replicas > 1
+    one = deploy(load_scenario(WANTED.job, (*WANTED.overrides, *best.settings), replayed=True))
+    fewer = replace(one, engines=best.replicas - 1, router="least-load")
+    got = metrics(serve(fewer, replace(WANTED.load(500.0), count=1200)))
+    assert min(margins(got, WANTED.targets).values()) < 0.05
+
+
+def test_the_sweep_ends_in_overload(found: Sizing) -> None:
+    rates = [rate for rate, _ in found.sweep]
+    assert rates == sorted(rates)
+    assert found.sweep[0][1]["ttft_s"]["p99"] < 0.1
+    assert found.sweep[-1][1]["ttft_s"]["p99"] is None
+
+
+def test_a_level_that_nothing_holds_is_said_so() -> None:
+    run = CliRunner().invoke(
+        foretrain,
+        [
+            "size",
+            WANTED.job,
+            "--set",
+            "stack=vllm",
+            "--set",
+            "model.num_hidden_layers=2",
+            "--slo",
+            "tpot.p99=1e-5",
+            *REST,
+            "-q",
+        ],
+    )
+    assert run.exit_code == 3
+    assert "None of these deployments holds it." in run.stdout
+    assert "even at" in " ".join(run.stdout.split())
+
+
+def test_what_is_kept_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = replace(WANTED, over=("gpus=1", "stack.scheduler.sequences=32"), rate=20.0)
+    file = tmp_path / "kept.jsonl"
+    first = size(wanted, file=file)
+    monkeypatch.setattr("simulator.studies.sizing.judging.judge", lambda *_: pytest.fail("judged again"))
+    again = size(wanted, file=file)
+    assert again.choices == first.choices
+    with pytest.raises(InputError, match="holds another question"):
+        size(replace(wanted, rate=21.0), file=file)
+    file.write_text("{}\nx")
+    with pytest.raises(InputError, match=r"holds another question|damaged"):
+        size(wanted, file=file)
+
+
+def test_processes_judge_as_one_does() -> None:
+    wanted = replace(WANTED, over=("gpus=1,2", "layout.tp=1", "stack.scheduler.sequences=32"), rate=20.0, count=100)
+    assert size(wanted, jobs=2).choices == size(wanted).choices
+
+
+def test_usual_candidates() -> None:
+    dense = load_scenario("llama-3-8b-decode", ["stack=vllm"], replayed=True)
+    assert layouts(dense, ())[:2] == [("gpus=1", "layout.tp=1"), ("gpus=2", "layout.tp=2")]
+    assert len(variants(dense, ())) == 6
+    moe = load_scenario("deepseek-v3-decode-h200", replayed=True)
+    assert ("gpus=8", "layout.tp=8", "layout.etp=8", "layout.ep=1", "serving.mtp_depth=1") in layouts(moe, ())
+    travels = load_scenario("deepseek-v3-decode-ep128", replayed=True)
+    assert layouts(travels, ()) == [("serving.mtp_depth=0",), ("serving.mtp_depth=1",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("ttft=2", "must be LATENCY.STATISTIC=SECONDS"),
+        ("ttft.p99", "must be LATENCY.STATISTIC=SECONDS"),
+        ("tfft.p99=2", "'tfft' is not known: did you mean ttft?"),
+        ("ttft.p95=2", "'p95' is not known"),
+        ("ttft.p99=0", "must be a time in seconds"),
+    ],
+)
+def test_what_is_no_level_is_one_line(text: str, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        parse_targets(text)
+
+
+def test_json_has_the_best_first() -> None:
+    run = CliRunner().invoke(
+        foretrain,
+        [
+            "size",
+            WANTED.job,
+            "--set",
+            "stack=vllm",
+            "--set",
+            "model.num_hidden_layers=2",
+            "--slo",
+            "ttft.p99=1",
+            *REST,
+            "-q",
+            "--json",
+        ],
+    )
+    assert run.exit_code == 0
+    found = json.loads(run.stdout)
+    assert found["best"] == found["choices"][0]
+    assert found["best"]["margins"]["ttft.p99"] > 0

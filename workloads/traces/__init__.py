@@ -1,0 +1,1 @@
+"""Traces of requests that are shipped; `make_chat` wrote them."""
