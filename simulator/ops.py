@@ -367,10 +367,12 @@ class PointToPoint:
     ----------
     bytes : size of the message [B].
     tier : link that it takes.
+    both_ways : the rank receives as much at the same time.
     """
 
     bytes: float
     tier: Literal["nvlink", "nic"]
+    both_ways: bool = False
 
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]

@@ -23,6 +23,7 @@ from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.studies.kernel import Question, answer
 from simulator.studies.whatif import WHAT_IFS
 
 JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -200,6 +201,19 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "short": (
+        "llama-3-8b",
+        (
+            "hardware=h200",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=16",
+        ),
+    ),
+    "nccl": ("tiny-1f1b", ("hardware=h200", "stack=megatron-core", "precision.recipe=bf16", "layout.ep=8")),
     "gpt": (
         "llama-3-8b",
         (
@@ -251,6 +265,9 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
+    "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
+    "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
@@ -458,6 +475,15 @@ def test_every_setting_changes_some_result(root: str) -> None:
     dead = [path for path, jobs in mine.items() if not _listed(path) and not _changes(path, jobs)]
     assert len(mine) > 10
     assert dead == []
+
+
+def test_messages_both_ways_are_asked_with_foretrain_kernel() -> None:
+    question = Question(op="p2p", hardware="h200", bytes=1e6, both_ways=True)
+    before, after = (
+        answer(question, load_hardware("h200", [f"hardware.fabric.p2p_nvlink.channels.both_alpha={value}"])).time_us
+        for value in (1e-6, 1e-4)
+    )
+    assert after == pytest.approx(before + 99.0)
 
 
 @pytest.mark.parametrize("path", SHOWN_ONLY)

@@ -20,8 +20,8 @@ from simulator.validation.figures import Figure
 TABLE = "serving_modules.csv"
 PARTS = ("prepare.F", "attn.F")
 """Segments of a layer that the module consists of."""
-OUTSIDE = ("norm.attn",)
-"""Ops of these segments that it does not hold: the norm before it."""
+OUTSIDE = ("norm.attn", "norm.ffn")
+"""Ops of these segments that it does not hold: the norms before and behind it."""
 
 
 def module_rows() -> list[Figure]:
