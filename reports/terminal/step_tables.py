@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
-from reports.terminal.rank_tables import slowest_ranks
 from reports.views import words
 from reports.views.palette import PHASES as COLOURS
 from simulator.memory import MemoryReport, needed
@@ -20,6 +19,7 @@ from simulator.schedule import stages_on
 from simulator.spec.scenario import Scenario
 
 if TYPE_CHECKING:
+    from simulator.results.rank_waits import RankWaits
     from simulator.studies.uncertainty import Interval
 
 TOP = 5
@@ -262,6 +262,29 @@ def classes(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
             words.of_bound(item.bound_by),
         )
     return table
+
+
+def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator[RenderableType]:
+    """A table of ranks, the one for which others wait longest first, and what the waits are due to."""
+    table = columns(">rank", ">load", ">others wait", ">waits itself", ">worst layer")
+    for at in waits.slowest()[: None if verbose else TOP]:
+        layer = waits.layers[int(waits.caused[at].argmax())]
+        table.add_row(
+            str(waits.ranks[at]),
+            f"{waits.mean_load[at]:.3f}",
+            unit.of(float(waits.caused[at].sum())),
+            unit.of(float(waits.waited[at].sum())),
+            str(layer) if layer >= 0 else "gradients",
+        )
+    total = sum(waits.by_cause.values())
+    parts = ", ".join(
+        f"{words.WAITS[cause]} {words.percent(seconds / total)}" for cause, seconds in waits.by_cause.items() if total
+    )
+    text = (
+        "load: tokens over the mean. others wait: how long a rank with the mean load waits where this one comes last,"
+        f" summed over the stages. Waits of that rank by cause: {parts or 'none'}."
+    )
+    yield from section(f"Ranks that others wait for [{unit.name}]", table, note(text))
 
 
 def _simulated(result: Result) -> str:

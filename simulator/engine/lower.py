@@ -10,9 +10,9 @@ from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program
+from simulator.engine.ranks.waits import Rendezvous, with_rendezvous
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
-from simulator.engine.waits import Rendezvous, with_rendezvous
 from simulator.graph.block import Block
 from simulator.graph.serving.layer import serving_kinds
 from simulator.graph.serving.shapes import ServingShapes, serving_shapes

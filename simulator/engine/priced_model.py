@@ -8,8 +8,8 @@ from typing import Literal
 
 from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Copies, Pricer, Program, lone_program, pair_program, sequential_program
+from simulator.engine.ranks.waits import Rendezvous
 from simulator.engine.two_batch import two_batch_program
-from simulator.engine.waits import Rendezvous
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.ops import HostWork, Op

@@ -13,7 +13,7 @@ from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.whole_step import UnevenStep, uneven_step
 from simulator.schedule import Schedule
 from simulator.spec.job import Job, Routing
-from simulator.spec.stragglers import Stragglers
+from simulator.spec.uneven import Stragglers
 
 Array = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from simulator.engine.tasks import Timeline
 from simulator.memory import MemoryReport
 from simulator.results.metrics import ClassTime, RankTimes
 from simulator.schedule import Schedule
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.scenario import Scenario
+from simulator.spec.uneven import ExpertCounts
 
 if TYPE_CHECKING:
     from simulator.engine.ranks.whole_step import UnevenStep

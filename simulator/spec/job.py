@@ -7,7 +7,7 @@ from typing import Literal
 
 from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
-from simulator.spec.stragglers import Stragglers
+from simulator.spec.uneven import Stragglers
 from simulator.spec.workload import WorkloadName
 
 RecomputePreset = Literal["none", "selective", "full", "deepseek"]

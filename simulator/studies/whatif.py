@@ -20,7 +20,7 @@ from simulator.spec.kernel_params import GemmParams
 from simulator.spec.model import BlockKind
 from simulator.spec.placement import is_written
 from simulator.spec.scenario import Scenario
-from simulator.spec.stragglers import Stragglers
+from simulator.spec.uneven import Stragglers
 
 UNLIMITED = 1e15
 """A rate that never limits [B/s]."""

@@ -16,11 +16,11 @@ from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import run
 from simulator.engine.ranks.tables import Tables
 from simulator.engine.ranks.uneven import PERSISTENT, columns_of, range_of
+from simulator.engine.ranks.waits import Rendezvous
 from simulator.engine.tasks import ActionOf, Tasks
-from simulator.engine.waits import Rendezvous
 from simulator.routing.loads import moe_layers
 from simulator.schedule import Step
-from simulator.spec.stragglers import Stragglers
+from simulator.spec.uneven import Stragglers
 
 TIMES, TIMES_SAMPLED = 3, 9
 """How often an action runs behind itself, with loads that persist and with others."""

@@ -19,7 +19,7 @@ from simulator.schedule import Step
 Array = NDArray[np.float64]
 
 CONDITIONS = (ALONE, SM_SHARED, BANDWIDTH_SHARED)
-"""Conditions of compute that ranks tell apart; collectives of gradients are left to the event engine."""
+"""Conditions of compute that differ here; collectives of gradients are left to the event engine."""
 FINEST = 17
 """Most loads at which blocks are priced; times in between are interpolated."""
 

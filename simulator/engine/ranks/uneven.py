@@ -14,7 +14,7 @@ from simulator.graph.shapes import group_tokens
 from simulator.routing.loads import moe_layers
 from simulator.routing.rank_loads import loads_of
 from simulator.spec.scenario import Scenario
-from simulator.spec.stragglers import Stragglers
+from simulator.spec.uneven import Stragglers
 
 Array = NDArray[np.float64]
 

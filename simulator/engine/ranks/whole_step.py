@@ -10,8 +10,8 @@ from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import RankTimeline, run
 from simulator.engine.ranks.tables import Tables
 from simulator.engine.ranks.uneven import columns_of, range_of
+from simulator.engine.ranks.waits import met
 from simulator.engine.tasks import Tasks
-from simulator.engine.waits import met
 from simulator.schedule import Schedule
 
 

@@ -16,7 +16,7 @@ from simulator.engine.lower import is_uneven
 from simulator.engine.priced_model import PricedModel, action_key
 from simulator.engine.program import Program
 from simulator.engine.ranks.steady import Steady
-from simulator.engine.waits import Rendezvous
+from simulator.engine.ranks.waits import Rendezvous
 from simulator.schedule import Step
 from simulator.spec.job import Routing
 
