@@ -331,6 +331,15 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
     tp = layout.tp
+    if tp > model.num_attention_heads > 0:  # whatever else such a degree breaks follows from it
+        yield Problem(
+            rule="tensor parallelism",
+            key="layout.tp",
+            value=tp,
+            message=f"is more than the {model.num_attention_heads} attention heads of {model.name}",
+            suggestion=f"use at most {model.num_attention_heads}",
+        )
+        return
     yield from _heads(s)
     if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
