@@ -305,7 +305,8 @@ class AllToAll:
     cached : whether a dispatch reuses the layout of an earlier one.
     low_latency : whether the kernels for decoding run.
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
-    imbalance : load of the most loaded rank over the mean.
+    imbalance : tokens that reach the rank around which it is timed, over the mean.
+    node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
     copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
     """
 
@@ -319,6 +320,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    node_imbalance: float = 0.0
     copies_apart: bool = False
 
     @property

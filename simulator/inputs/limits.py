@@ -107,6 +107,12 @@ JOB: Mapping[str, Range] = {
     "routing.microbatch_cv": Range(low=0, high=4),
     "routing.seed": _NOT_NEGATIVE,
     "routing.loads": _NOT_NEGATIVE,
+    "stragglers.gpus": _NOT_NEGATIVE,
+    "stragglers.stage": _NOT_NEGATIVE,
+    "stragglers.seed": _NOT_NEGATIVE,
+    "stragglers.slowdown": Range(low=1, high=100),
+    "stragglers.nic": Range(low=0.01, high=1),
+    "stragglers.jitter": Range(low=0, high=10, unit="s", factors=("e-6", "e-3")),
     "run.tokens": Range(low=0, high=1e20),
     "run.price_per_gpu_hour": _PRICE,
 }

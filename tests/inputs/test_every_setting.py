@@ -30,6 +30,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "slow": (
+        "tiny-dualpipe",
+        ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
+    ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
     "shared-uplinks": (
