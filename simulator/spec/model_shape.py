@@ -236,6 +236,12 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
         "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
         "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),
     }
+    if m.layer_types and m.layer_types[0] is Mixer.SPARSE:
+        latent |= {
+            "index_q": (m.q_lora_rank or h, m.index_n_heads * m.index_head_dim),
+            "index_k": (h, m.index_head_dim),
+            "index_w": (h, m.index_n_heads),
+        }
     if m.q_lora_rank is None:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
