@@ -64,6 +64,8 @@ class Engine:
         self.ahead = 0  # decode steps in what runs now
         self.first, self.slope = 0.0, 0.0  # time of the first of them, and what each later one adds [s]
         self.chunks: list[Chunk] = []
+        self.lost = False
+        self.orphans: list[Sequence] = []
 
     @property
     def running(self) -> int:
@@ -88,6 +90,22 @@ class Engine:
     def works(self) -> bool:
         """Whether a step runs."""
         return bool(self.ahead or self.chunks)
+
+    def fail(self, now: float) -> None:
+        """The engine is lost with the step that runs at `now`; what it held is in `orphans` then."""
+        self.lost = True
+        if self.until == inf:
+            self.since = self.until = now
+        elif self.ahead > 1:
+            self._shorten(now)
+
+    def _lose(self) -> None:
+        """Give up all sequences, to be computed anew elsewhere."""
+        while self.running:
+            self._preempt()
+        self.orphans = list(self.prompts.waiting)
+        self.prompts.waiting.clear()
+        self.ahead, self.chunks, self.until = 0, [], inf
 
     def complete(self) -> None:
         """What runs now is over, at `until`; the next step begins."""
@@ -140,6 +158,15 @@ class Engine:
     def _begin(self, now: float) -> None:
         """Put the next step together."""
         self.since = now
+        if self.lost:
+            self._lose()
+            return
+        waiting = self.prompts.waiting
+        while waiting and waiting[0].computed and self.running < self.scheduler.sequences:
+            arrived = waiting[0]
+            if not self.prompts.receive(arrived):
+                break
+            self.decoding.join(arrived)
         if self.scheduler.prefill == "first":
             self.ahead = 0
             self._fill(now, admit=True)
