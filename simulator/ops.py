@@ -228,6 +228,31 @@ class Streaming:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """A kernel of a recurrent layer in chunks of tokens.
+
+    Parameters
+    ----------
+    flops : FLOP of its GEMMs [FLOP].
+    read : bytes read [B].
+    written : bytes written [B].
+    ctas : CTAs of its grid.
+    steps : chunks that a CTA goes through one after the other (1: each chunk has CTAs of its own).
+    """
+
+    flops: float
+    read: float
+    written: float
+    ctas: int
+    steps: int = 1
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved [B]."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
     """Kernels too small for their bytes to matter: `launches` of them, each with its class's fixed time."""
 
@@ -340,10 +365,12 @@ class PointToPoint:
     ----------
     bytes : size of the message [B].
     tier : link that it takes.
+    both_ways : the rank receives as much at the same time.
     """
 
     bytes: float
     tier: Literal["nvlink", "nic"]
+    both_ways: bool = False
 
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
@@ -397,6 +424,7 @@ class HostWork:
 
 Work = (
     Gemm
+    | Scan
     | Attention
     | DecodeAttention
     | Streaming
@@ -472,4 +500,4 @@ class Op:
     @property
     def flops(self) -> float:
         """FLOP of all `count` kernels; 0 for what does no tensor work."""
-        return self.work.flops * self.count if isinstance(self.work, (Gemm, Attention, DecodeAttention)) else 0.0
+        return self.work.flops * self.count if isinstance(self.work, (Gemm, Attention, DecodeAttention, Scan)) else 0.0

@@ -45,7 +45,9 @@ METRICS = (
     "gpu_hours_per_trillion_tokens",
     "run_cost_usd",
 )
-"""What every form of a result has in `metrics`."""
+"""What every form of a training result has in `metrics`."""
+SERVED = ("step_time_s", "mfu", "exposed_comm_s", "tokens_per_s_per_gpu", "usd_per_million_tokens")
+"""What one of a serving step has there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,8 @@ def current(result: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_numbers(result: Mapping[str, Any], where: str) -> None:
-    """Raise unless metrics and the breakdown are numbers that a step can have."""
-    for name in METRICS:
+    """Raise unless metrics and the breakdown are numbers that such a step can have."""
+    for name in SERVED if "usd_per_million_tokens" in result["metrics"] else METRICS:
         value = result["metrics"].get(name)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise InputError(f"{where}: metrics.{name}: is missing or not a number")

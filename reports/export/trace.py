@@ -213,6 +213,8 @@ class _Trace:
         yield _meta("process_sort_index", rank, 0, sort_index=rank + 1)
         away = self.result.scenario.job.offload.activations
         tracks = [track for stream, track in THREADS.items() if away or stream not in (TO_HOST, FROM_HOST)]
+        if self.result.scenario.workload.serves:  # no gradients: collectives of tensor parallelism take their stream
+            tracks = [(at, "collectives" if at == THREADS[SYNC][0] else name) for at, name in tracks]
         for place, name in sorted((*tracks, *LINKS.values())):
             yield _meta("thread_name", rank, place, name=name)
             yield _meta("thread_sort_index", rank, place, sort_index=place + 1)
@@ -234,7 +236,12 @@ class _Trace:
         parts = [whole]
         for task in mine:
             forward = tasks.sequence[task].ops[0].op.part == "F"
-            about = self.places.get(task) or (ahead if forward else back)
+            place = self.places.get(task)
+            if place is not None and self.selection.meets(timeline.start[task], timeline.end[task]):
+                span = _span(timeline.start[task], timeline.end[task])
+                where = _place(action.rank, THREADS[stream][0])
+                parts.append(f',\n{{"ph":"X","name":{_json(place.name)},"cat":"stage",{where},{span}}}')
+            about = place.args if place is not None else ahead if forward else back
             parts.append(self._task(task, action.rank, stream, about))
         return "".join(parts)
 
@@ -307,7 +314,15 @@ def _halves(step: Step | None) -> tuple[Action | None, Action | None]:
     return (None, None) if step is None else halves(step)
 
 
-def _places(result: Result) -> dict[int, str]:
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where a task of a serving step stands: the name of its slice, and what its ops say of it."""
+
+    name: str
+    args: str
+
+
+def _places(result: Result) -> dict[int, _Where]:
     """Of a serving step: layer, microbatch and stage of each task of the first rank, and what it waited for."""
     if not result.scenario.workload.serves:
         return {}
@@ -318,7 +333,10 @@ def _places(result: Result) -> dict[int, str]:
         found[span.task] = {"layer": span.block, "microbatch": span.microbatch, "stage": stage}
     for task, seconds, whom in late_starts(result, spans):
         found[task] |= {"waited_us": round(1e6 * seconds, 3), "waited_for": whom}
-    return {task: _json(place)[1:-1] + "," for task, place in found.items()}
+    return {
+        task: _Where(name=f"{place['stage']} {place['microbatch']}", args=_json(place)[1:-1] + ",")
+        for task, place in found.items()
+    }
 
 
 def _about(action: Action | None) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from reports.terminal.elements import columns
 from reports.views import words
 from simulator.cost.cost import Cost
-from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, PointToPoint, Streaming
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, PointToPoint, Scan, Streaming
 from simulator.spec.hardware import Cluster
 from simulator.studies.kernel import Answer, SustainedLoad, Table
 from simulator.units import si
@@ -34,6 +34,7 @@ def shape(op: Op) -> str:
             return f"{work.m} x {work.n} x {work.k} {work.precision}{form}{groups}"
         case Attention():
             mask = "causal" if work.causal else "full"
+            mask += f", window of {work.window}" if work.window else f", chunks of {work.chunk}" if work.chunk else ""
             keys = f" over {work.seq_kv} keys" if work.seq_kv != work.seq_q else ""
             kv = f" ({work.kv_heads} kv)" if work.kv_heads != work.heads else ""
             which = "backward" if work.backward else "forward"
@@ -44,8 +45,8 @@ def shape(op: Op) -> str:
             new = f"{work.q_len} new token{'s' if work.q_len > 1 else ''}"
             heads = f"{work.heads} heads{kv} of {work.d_qk}/{work.d_v}"
             return f"{new} over {work.kv_len} keys of {work.batch} sequences, {heads}"
-        case Streaming():
-            return f"{si(work.bytes, 'B')} read and written"
+        case Scan() | Streaming():
+            return f"{_in_chunks(work)}{si(work.bytes, 'B')} read and written"
         case AllToAll():
             gate = f"top {work.gate.top_k} of {work.gate.experts}"
             limit = f", at most {work.gate.node_limit} of {work.gate.groups} groups" if work.gate.node_limit else ""
@@ -57,6 +58,14 @@ def shape(op: Op) -> str:
             return f"{kind} of {si(work.bytes, 'B')} over {work.ranks} ranks, {work.per_node} a node"
         case _:
             return op.name
+
+
+def _in_chunks(work: Scan | Streaming) -> str:
+    """The GEMMs of a kernel of a recurrent layer."""
+    if not isinstance(work, Scan):
+        return ""
+    chain = f", {work.steps} one after the other" if work.steps > 1 else ""
+    return f"{si(work.flops, 'FLOP')} in chunks{chain}; "
 
 
 def _facts(answer: Answer, cluster: Cluster) -> RichTable:

@@ -91,7 +91,7 @@ def summary(found: Found, seconds: float) -> str:
     if found.judged:
         text += f"; {found.judged:,} judged in {seconds:.1f} s"
     if found.limit is not None:
-        text += f"; {found.slow:,} are slower than asked"
+        text += f"; {found.slow:,} slower than asked"
     left = found.asked.size - sum(c.values())
     return text + (f"; interrupted, {left:,} left" if left else "") + "."
 

@@ -63,7 +63,7 @@ def validate(
         judged = verdicts(known_runs(only), done)
     if not outcomes and not judged:
         raise InputError(
-            f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep, E or R"
+            f"--only: {' '.join(only)}: no published figure has such a name; try A, B.train, C.deepep, E, R or S"
         )
     placed = None
     if interval:

@@ -151,13 +151,20 @@ def of_bound(bound: str) -> str:
 
 ENDS = ("embed", "head", "mtp")
 """Blocks that are no layers."""
-_MIXERS = {"sliding": "with a window", "chunked": "with chunked attention"}
+_MIXERS = {
+    "sliding": "with a window",
+    "chunked": "with chunked attention",
+    "delta": "with the delta rule",
+    "mamba2": "with Mamba-2",
+    "full": "with attention",
+    "none": "without attention",
+}
 
 
 def of_block(kind: str) -> str:
     """A block: `MoE layer`, `dense layer with a window`."""
     mixer, _, ffn = kind.rpartition("+")
-    name = BLOCKS.get(ffn, ffn)
+    name = BLOCKS.get(ffn, "layer" if ffn == "none" else ffn)
     return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
 
 

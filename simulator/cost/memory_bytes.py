@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.cost.attention_cost import attention_bytes
 from simulator.cost.gemm_cost import gemm_bytes
-from simulator.ops import Attention, DecodeAttention, Gemm, Op, Streaming
+from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan, Streaming
 
 
 def memory_bytes(op: Op) -> float:
@@ -14,7 +14,7 @@ def memory_bytes(op: Op) -> float:
             return gemm_bytes(op.work) * op.count
         case Attention():
             return attention_bytes(op.work) * op.count
-        case Streaming() | DecodeAttention():
+        case Streaming() | DecodeAttention() | Scan():
             return op.work.bytes * op.count
         case _:
             return 0.0

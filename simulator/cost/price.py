@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.attention_cost import attention_cost
-from simulator.cost.collective_cost import collective_cost, p2p_cost
+from simulator.cost.collective_cost import collective_cost
 from simulator.cost.cost import Cost, Share
 from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.cost.host_cost import host_cost
+from simulator.cost.message_cost import p2p_cost
+from simulator.cost.scan_cost import scan_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.ops import (
     AllToAll,
@@ -21,6 +23,7 @@ from simulator.ops import (
     Notify,
     Op,
     PointToPoint,
+    Scan,
     Streaming,
     Wait,
 )
@@ -40,8 +43,8 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             return attention_cost(work, op.cls, gpu, kernels, share)
         case DecodeAttention():
             return decode_attention_cost(work, op.cls, gpu, kernels, share)
-        case Streaming():
-            return streaming_cost(work, op.cls, gpu, kernels, share)
+        case Streaming() | Scan():
+            return _streamed_cost(work, op.cls, cluster, share)
         case Fixed():
             return fixed_cost(work, op.cls, kernels)
         case Wait():
@@ -52,6 +55,13 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             )
         case Notify() | PointToPoint() | Collective() | HostWork():
             return _message_cost(work, op.cls, cluster)
+
+
+def _streamed_cost(work: Streaming | Scan, cls: str, cluster: Cluster, share: Share) -> Cost:
+    """Memory-bound kernels, and those of recurrent layers, which often are."""
+    if isinstance(work, Scan):
+        return scan_cost(work, cls, cluster.gpu, cluster.kernels, share)
+    return streaming_cost(work, cls, cluster.gpu, cluster.kernels, share)
 
 
 def _message_cost(work: Notify | PointToPoint | Collective | HostWork, cls: str, cluster: Cluster) -> Cost:

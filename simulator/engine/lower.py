@@ -22,6 +22,7 @@ from simulator.graph.stage import build_blocks, place
 from simulator.ops import AllToAll, HostWork, Op, PointToPoint
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
+from simulator.schedule.pairing import PAIRED
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
@@ -91,7 +92,14 @@ def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool)
 def overlaps(scenario: Scenario) -> bool:
     """Whether all-to-alls mostly hide behind another microbatch's compute: then stages are balanced without them."""
     record = record_of(scenario.job.layout.schedule)
+    if pairs_forwards(scenario):
+        return True
     return scenario.stack.overlapped_pair and record is not None and record.overlapped_pairs
+
+
+def pairs_forwards(scenario: Scenario) -> bool:
+    """Whether the software runs the forwards and backwards of this schedule in pairs that overlap."""
+    return scenario.stack.expert_overlap and scenario.model.is_moe and scenario.job.layout.schedule in PAIRED
 
 
 def mirrored(scenario: Scenario) -> bool:
@@ -158,7 +166,7 @@ class Programs:
         built = self.built
         if isinstance(step, Pair):
             ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
-            make = pair_program if built.scenario.stack.overlapped_pair else sequential_program
+            make = pair_program if built.scenario.stack.overlaps_pairs else sequential_program
             copies = self._copies(step.forward.stage, step.backward.stage)
             return make(ahead, back, built.price, built.imbalance, built.resampled_per_layer, copies)
         serving = built.scenario.job.serving

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, DecodeAttention, Gemm, Op
+from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
 from simulator.spec.hardware import Gpu, Power
 
 
@@ -24,7 +24,7 @@ def draw(op: Op, power: Power) -> float:
     """Power of one kind of work at full clock [W]."""
     if isinstance(op.work, Gemm):
         return power.tensor
-    return power.attention if isinstance(op.work, (Attention, DecodeAttention)) else power.memory
+    return power.attention if isinstance(op.work, (Attention, DecodeAttention, Scan)) else power.memory
 
 
 def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:

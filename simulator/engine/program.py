@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
-from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, TO_HOST
+from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, SYNC, TO_HOST
 from simulator.graph.block import Block, Segment
 from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
 
@@ -86,6 +86,10 @@ class Copies:
 NO_COPIES = Copies()
 
 
+OUT = "out.B"
+"""The segment of the copies that a plain all-to-all carries in backward (`simulator.graph.moe`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedSegment:
     """A segment in program order.
@@ -102,6 +106,11 @@ class PlacedSegment:
     waits_for_all_to_all: bool
     block: int
     microbatch: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is about the all-to-all behind it, and no part of attention or the experts."""
+        return self.segment.name == OUT
 
 
 def _units(segments: Sequence[PlacedSegment]) -> tuple[list[PlacedSegment], list[list[PlacedSegment]]]:
@@ -158,6 +167,8 @@ def order_pair(forward: Sequence[PlacedSegment], backward: Sequence[PlacedSegmen
     """
     lead, back = _units(backward)
     first, ahead = _units(forward)
+    if not lead and back and len(back[0]) > 1 and back[0][1].segment.stream == "comm" and back[0][0].leads:
+        lead, back = back[0], back[1:]  # the copies before the first all-to-all, and it, go ahead of any forward
     out = lead + first
     for index in range(max(len(back), len(ahead))):
         for units in (ahead, back):
@@ -188,14 +199,15 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
 class _Assembler:
     """Turns placed segments into steps; local to `assemble`."""
 
-    def __init__(self, price: Pricer, imbalance: float, resampled_per_layer: bool) -> None:
+    def __init__(self, price: Pricer, imbalance: float, resampled_per_layer: bool, collectives: int) -> None:
         self.price = price
+        self.collectives = collectives
         self.imbalance = imbalance
         self.resampled_per_layer = resampled_per_layer
         self.experts: dict[str, float] = defaultdict(float)
         self.steps: list[ProgramStep] = []
         self.owners: dict[str, dict[str, int]] = defaultdict(dict)
-        self.last = {COMPUTE: -1, COMM: -1}
+        self.last = {COMPUTE: -1, COMM: -1, SYNC: -1}
         self.loose: dict[str, int] = {}
         self.blocking: int | None = None
         self.forward_start: dict[int, int] = {}
@@ -227,12 +239,12 @@ class _Assembler:
         whose = f"{half}{placed.microbatch}"
         owner = self.owners[whose]
         for index, sequence in enumerate(self._with_waits(sequences_of(placed.segment, self.price), whose)):
-            stream = COMM if sequence.kind == "collective" else home
+            stream = self.collectives if sequence.kind == "collective" else home
             waits = {owner[name] for name in sequence.ops[0].op.after}
             if self.blocking is not None and stream == COMPUTE:
                 waits.add(self.blocking)
                 self.blocking = None
-            if stream == COMM and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
+            if stream != COMPUTE and (index == 0 or home == COMPUTE) and self.last[COMPUTE] >= 0:
                 waits.add(self.last[COMPUTE])  # an all-to-all is issued after the compute before it
             if stream == COMPUTE and self.pending:
                 waits.update(self.pending)
@@ -291,13 +303,15 @@ def assemble(
     imbalance: float,
     resampled_per_layer: bool,
     copies: Copies = NO_COPIES,
+    *,
+    collectives: int = COMM,
 ) -> Program:
     """The program of segments in program order. Op names are unique per block, so later blocks overwrite earlier.
 
     `imbalance`: load of the most loaded rank over the mean; `resampled_per_layer`: which rank that is changes from
-    layer to layer.
+    layer to layer; `collectives`: the stream of collectives that compute waits for.
     """
-    assembler = _Assembler(price, imbalance, resampled_per_layer)
+    assembler = _Assembler(price, imbalance, resampled_per_layer, collectives)
     ends = {placed.block: at for at, placed in enumerate(order) if placed.segment.direction == "F"}
     for at, placed in enumerate(order):
         block, forward = placed.block, placed.segment.direction == "F"

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simulator.engine.program import PlacedSegment, Pricer, Program, assemble
+from simulator.engine.tasks import SYNC
 from simulator.graph.block import Block, Segment
 
 DECODE = ({"prepare.F"}, {"attn.F"}, {"dispatch.F", "shared.F"}, {"mlp.F", "combine.F"}, {"out.F"})
@@ -54,5 +55,10 @@ def order_two(blocks: Sequence[Block], workload: str) -> list[PlacedSegment]:
 def two_batch_program(
     blocks: Sequence[Block], workload: str, price: Pricer, imbalance: float, resampled_per_layer: bool
 ) -> Program:
-    """The program of a forward over both microbatches, whose blocks are equal."""
-    return assemble(order_two(blocks, workload), price, imbalance, resampled_per_layer)
+    """The program of a forward over both microbatches, whose blocks are equal.
+
+    Collectives of one do not queue behind the all-to-alls of the other: they run where compute does, over NVLink, while
+    the tokens of the other are under way.
+    """
+    order = order_two(blocks, workload)
+    return assemble(order, price, imbalance, resampled_per_layer, collectives=SYNC)

@@ -19,7 +19,7 @@ from simulator.engine.power import at_the_limit, demand
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.memory import memory_of_serving
 from simulator.memory.budget import beyond_budget
-from simulator.results.simulate import schedule_of
+from simulator.results.simulate import schedule_of, timeline_of
 from simulator.spec.hardware import Power
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
@@ -55,6 +55,9 @@ def paced_step(scenario: Scenario, engine: Engine = run_events) -> float:
     factor, _ = limited(lines)
     if factor > 1.0:
         lines = lines_of(price_model(scenario, 1, pace=factor))
+    serving = scenario.job.serving
+    if serving is not None and serving.ranks == "apart":  # every layer loads other ranks most: none stands for another
+        return timeline_of(lines.built, schedule_of(scenario), "events").makespan
     return step_of(lines, engine)
 
 

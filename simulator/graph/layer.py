@@ -6,27 +6,53 @@ from dataclasses import replace
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
+from simulator.graph.mixers import recurrent
+from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
-from simulator.spec.model import BlockKind
+from simulator.spec.mixer import BlockKind, Mixer
 
 
 def _attention(s: Shapes) -> SegmentBuilder:
+    if s.model.mixer_of(0) is Mixer.NONE:
+        builder = SegmentBuilder("attn.F", "F", s)
+        enter_branch(builder, "norm.ffn.fwd", s)
+        return builder
+    if s.model.mixer_of(0).is_recurrent:
+        return recurrent.forward(s)
     return mla.forward(s) if s.model.is_mla else attention.forward(s)
 
 
 def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
+    if s.model.mixer_of(0) is Mixer.NONE:
+        leave_branch_backward(builder, "ffn", s)
+        return builder.done()
+    if s.model.mixer_of(0).is_recurrent:
+        return recurrent.backward(builder, s)
     return mla.backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
 
 
 def _attention_weights(s: Shapes) -> Segment:
+    if s.model.mixer_of(0) is Mixer.NONE:
+        return SegmentBuilder("attn.W", "W", s).done()
+    if s.model.mixer_of(0).is_recurrent:
+        return recurrent.weights(s)
     return mla.weights(s) if s.model.is_mla else attention.weights(s)
 
 
 def build_layer(kind: BlockKind, s: Shapes) -> Block:
     """A layer of this kind, with the sizes that the model's layers of this kind have."""
     own = replace(s, model=s.model.of_kind(kind))
-    return replace(moe_layer(own) if kind.is_moe else dense_layer(own), kind=kind)
+    build = mixer_layer if kind.ffn == "none" else moe_layer if kind.is_moe else dense_layer
+    block = build(own)
+    back = tuple(segment for segment in block.backward if segment.ops)
+    return replace(block, kind=kind, backward=back)
+
+
+def mixer_layer(s: Shapes) -> Block:
+    """What mixes tokens, and no feed-forward part (Nemotron-H, arXiv 2504.03624, section 2.1)."""
+    back = (_attention_backward(SegmentBuilder("attn.B", "I", s), s), _attention_weights(s))
+    return recomputed(Block(kind=BlockKind.DENSE, forward=(_attention(s).done(),), backward=back), s)
 
 
 def dense_layer(s: Shapes) -> Block:

@@ -37,6 +37,11 @@ def expert_inner(s: Shapes) -> int:
     return s.model.moe_intermediate_size // s.job.layout.etp
 
 
+def expert_up(s: Shapes) -> int:
+    """Output width of its first GEMM: gate and up, or up alone."""
+    return expert_inner(s) * (2 if s.model.gated_mlp else 1)
+
+
 def shared_of(s: Shapes, *, overlapped: bool) -> ffn.Ffn | None:
     """The shared experts, if there are any and the software runs them so: `overlapped` with the all-to-alls or not."""
     if not s.model.shared_width or s.stack.shared_expert_overlap is not overlapped:
@@ -264,22 +269,22 @@ def forward(s: Shapes) -> Segment:
     builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES, scales_with_load=True)
     builder.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x, scales_with_load=True)
     if s.fp8:
-        linear.weight_transpose(builder, "moe.up_gate", 2 * inner, h, experts=experts)
+        linear.weight_transpose(builder, "moe.up_gate", expert_up(s), h, experts=experts)
         builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
-        _grouped(s, 2 * inner, h),
-        saved=ffn.kept_up(s, s.rows, 2 * inner),
+        _grouped(s, expert_up(s), h),
+        saved=ffn.kept_up(s, s.rows, expert_up(s)),
         scales_with_load=True,
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=False, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
         ffn.activation_class(s.model),
-        ffn.activation_work(s.rows, inner, gated=True, out=FP8 if s.fp8 else BF16),
+        ffn.activation_work(s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16),
         saved=ffn.kept_activation(s, "moe", s.rows, inner),
         scales_with_load=True,
     )
@@ -301,7 +306,8 @@ def forward(s: Shapes) -> Segment:
             ffn.down(builder, shared, s)
             scatter(builder, "shared", s, h)
     if s.fp8:
-        builder.add("moe.up_gate.save_fp8", "quant.token", cast(s.rows * 2 * inner, BF16, FP8), scales_with_load=True)
+        work = cast(s.rows * expert_up(s), BF16, FP8)
+        builder.add("moe.up_gate.save_fp8", "quant.token", work, scales_with_load=True)
     if shared:
         with builder.inside("shared_experts"):
             ffn.save(builder, shared)
@@ -313,7 +319,8 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     h, inner = s.model.hidden_size, expert_inner(s)
     wait: tuple[str, ...] = ("moe.combine.bwd.a2a_dispatch",)
     if s.fp8:
-        work = Streaming(read=s.rows * 2 * inner * FP8, written=s.rows * 2 * inner * BF16, blocks=ffn.persistent(s))
+        values = s.rows * expert_up(s)
+        work = Streaming(read=values * FP8, written=values * BF16, blocks=ffn.persistent(s))
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
     builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait, scales_with_load=True)
@@ -323,12 +330,12 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h), scales_with_load=True)
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=True, backward=True, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
     builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
         ffn.activation_class(s.model),
-        ffn.activation_backward_work(s.rows, inner, gated=True, again=again),
+        ffn.activation_backward_work(s.rows, inner, gated=s.model.gated_mlp, again=again),
         scales_with_load=True,
     )
     if not weighs:
@@ -342,7 +349,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
 
 def backward(s: Shapes) -> Segment:
     """`mlp.B`."""
-    h, inner, t = s.model.hidden_size, expert_inner(s), sharded_tokens(s)
+    h, t = s.model.hidden_size, sharded_tokens(s)
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.B", "I", s)
     if shared:
@@ -355,10 +362,13 @@ def backward(s: Shapes) -> Segment:
         if s.fp8 and shared:
             builder.add("shared.x.quant_recompute", "quant.token", cast(t * h, BF16, FP8), part="R")
     if s.fp8:
-        builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * 2 * inner, BF16, FP8), scales_with_load=True)
-        builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, 2 * inner), scales_with_load=True)
+        builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * expert_up(s), BF16, FP8), scales_with_load=True)
+        builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, expert_up(s)), scales_with_load=True)
     builder.add(
-        "moe.up_gate.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, 2 * inner), scales_with_load=True
+        "moe.up_gate.dgrad",
+        linear.gemm_class(s.recipe, ".grouped"),
+        _grouped(s, h, expert_up(s)),
+        scales_with_load=True,
     )
     builder.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h), scales_with_load=True)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
@@ -366,7 +376,7 @@ def backward(s: Shapes) -> Segment:
         builder.add(
             "moe.up_gate.quant_g_t",
             "quant.chan_t",
-            cast(s.rows * 2 * inner, BF16, FP8),
+            cast(s.rows * expert_up(s), BF16, FP8),
             part="W",
             scales_with_load=True,
         )
@@ -413,7 +423,7 @@ def weights(s: Shapes) -> Segment:
     _expert_wgrad(builder, s, "moe.down", inner, h)
     if s.fp8:
         builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
-    _expert_wgrad(builder, s, "moe.up_gate", h, 2 * inner)
+    _expert_wgrad(builder, s, "moe.up_gate", h, expert_up(s))
     if shared:
         linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
     return builder.done()

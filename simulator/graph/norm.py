@@ -163,6 +163,10 @@ def _norm_behind_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> No
 def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
     """From the output of attention to the input of the feed-forward part."""
     rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
+    if model.mixer_only_layers:  # of a layer without a feed-forward part
+        _norm_behind(builder, "attn", s)
+        add_residual(builder, "attn", s, h, leaves=True)
+        return
     if model.norm_placement == "pre" and not model.parallel_block:
         add_residual(builder, "attn", s, h)
         kept = rows * h * BF16 + norm_output(s, rows, h)
@@ -202,7 +206,8 @@ def leave_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
 def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the feed-forward part's input to that of attention's output."""
     rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
-    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
+    before = model.norm_placement != "post" and not model.mixer_only_layers
+    if before and not (model.parallel_block and model.shared_norm):
         norm_backward(builder, "norm.ffn", rows, h, residual=True)
     drop_backward(builder, "attn", s, h)
     _norm_behind_backward(builder, "attn", s)

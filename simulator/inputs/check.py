@@ -293,6 +293,15 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
     tp = layout.tp
+    if tp > model.num_attention_heads > 0:  # whatever else such a degree breaks follows from it
+        yield Problem(
+            rule="tensor parallelism",
+            key="layout.tp",
+            value=tp,
+            message=f"is more than the {model.num_attention_heads} attention heads of {model.name}",
+            suggestion=f"use at most {model.num_attention_heads}",
+        )
+        return
     yield from _heads(s)
     if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
@@ -309,11 +318,28 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
+    """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
+    if not kind.mixer.is_recurrent:
+        return
+    layout, state = s.job.layout, s.model.of_kind(kind).state
+    if state.heads % layout.tp:
+        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+    elif state.key_heads % layout.tp and layout.tp % state.key_heads:
+        yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
+    elif (state.heads // layout.tp) % layout.cp:
+        heads = f"{kind.mixer} layers' heads on a tensor-parallel rank, which an all-to-all spreads"
+        yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        if not kind.mixer.attends:
+            yield from _state_heads(s, kind)
+            continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
             continue
@@ -428,6 +454,7 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"{gpu.name} has no FP8 tensor cores",
             suggestion="use bf16",
         )
+    yield from _expert_overlap(s)
     if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
             rule="loss",
@@ -454,6 +481,21 @@ def _features(s: Scenario) -> Iterator[Problem]:
             message=f"leaves nothing of the {gpu.sms} SMs to compute",
             suggestion=f"use fewer than {gpu.sms}",
         )
+
+
+def _expert_overlap(s: Scenario) -> Iterator[Problem]:
+    """What Megatron-Core refuses together with the overlap of all-to-alls (megatron/training/arguments.py, 2025)."""
+    layout, message = s.job.layout, ""
+    if not s.stack.expert_overlap or not s.model.is_moe:
+        return
+    if layout.schedule == "1f1b" and layout.pp > 1:
+        message = "1F1B on several ranks: a backward would wait for its pair on the next rank; use interleaved"
+    elif s.stack.shared_expert_overlap and s.model.shared_width:
+        message = "shared experts that overlap with the same all-to-alls: set stack.shared_expert_overlap=false"
+    elif "layer" in recomputed_modules(layout, s.stack):
+        message = "recomputed layers, whose forward would run again inside the pair; name modules in layout.recompute"
+    if message:
+        yield Problem(rule="expert overlap", key="stack.expert_overlap", value=True, message=f"excludes {message}")
 
 
 def _recompute(s: Scenario) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
+from simulator.schedule.pairing import PAIRED
 from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 
@@ -172,6 +173,12 @@ def _without_checkpoints(scenario: Scenario) -> str:
     return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
 
 
+def _without_1f1b(scenario: Scenario) -> str:
+    schedule = scenario.job.layout.schedule
+    why = "" if schedule in PAIRED else f"the schedule {schedule} is neither {' nor '.join(PAIRED)}"
+    return _without_experts(scenario) or why
+
+
 def _without_pipeline(scenario: Scenario) -> str:
     return "" if scenario.job.layout.pp > 1 else "there is no pipeline (layout.pp = 1)"
 
@@ -183,6 +190,7 @@ def _without_offload(scenario: Scenario) -> str:
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
     "stack.gate_weights": _without_experts,
+    "stack.expert_overlap": _without_1f1b,
     "stack.pipeline_buffers": _without_pipeline,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,

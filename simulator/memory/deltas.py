@@ -81,7 +81,7 @@ class Usages:
         else:
             halves = [_Half(step.kind, tuple(reversed(stages[step.stage])))]
         needs = [temporary(half.action, [(kind, self.prints[kind]) for kind in half.forward]) for half in halves]
-        overlapped = self.built.scenario.stack.overlapped_pair
+        overlapped = self.built.scenario.stack.overlaps_pairs
         copies = tuple(change for half in halves for change in self._copied(program, half))
         changes = [change for half in halves for change in self._changes(program, half)]
         return Usage(program, (*changes, *copies), sum(needs) if overlapped else max(needs), copies)

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from simulator.dtypes import BF16, FP8_MATRIX, WIDTH, fp8_bytes
+from simulator.dtypes import BF16, FP8_MATRIX, FP32, WIDTH, fp8_bytes
+from simulator.graph.mixers.recurrent import state_of
 from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
 from simulator.graph.stage import block_kinds, build_blocks
@@ -80,13 +81,17 @@ def kv_cache_bytes(scenario: Scenario, shapes: ServingShapes) -> float:
 
 def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> float:
     """Cache of a sequence of `length` tokens on one tensor-parallel rank [B]: its heads' part; latents are whole on
-    every one. Of layers with a window or chunks no more than these is held: the others' blocks are given back."""
+    every one. Of layers with a window or chunks no more than these is held: the others' blocks are given back. A
+    recurrent layer holds its state and the last tokens that its convolution reads, however long the sequence."""
     model, total = scenario.model, 0.0
     for kind, layers in cached_layers(model).items():
         own = replace(shapes, model=model.of_kind(kind))
         share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
-        total += layers * model.cached_values(kind, length) * share
-    return total * WIDTH[shapes.serving.kv_dtype]
+        total += layers * model.cached_values(kind, length) * share * WIDTH[shapes.serving.kv_dtype]
+        if kind.mixer.is_recurrent:
+            state = state_of(own)
+            total += layers * (state.state_values * FP32 + state.conv_values * BF16)
+    return total
 
 
 def cached_layers(model: ModelSpec) -> Counter[BlockKind]:

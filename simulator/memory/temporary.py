@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
-from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Streaming
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Scan, Streaming
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import CHECKPOINTED
 
@@ -59,6 +59,8 @@ def operands(op: Op, here: Here) -> tuple[float, float]:
     if isinstance(work, DecodeAttention):  # the cache is held
         rows = 2.0 * work.batch * work.q_len * work.heads
         return rows * work.d_qk, rows * work.d_v
+    if isinstance(work, Scan):
+        return work.read, work.written
     if isinstance(work, Streaming):
         return (0.0, 0.0) if op.adds_to_resident else (work.read, work.written)
     if isinstance(work, AllToAll):

@@ -71,7 +71,7 @@ def program_of(built: PricedModel, periods: Sequence[Layers]) -> Program:
     """Forward layers in order against backward layers in order: the first period's layer goes back first."""
     ahead = [block_of(built, period.forward) for period in periods]
     back = [block_of(built, period.backward) for period in reversed(periods)]
-    make = pair_program if built.scenario.stack.overlapped_pair else sequential_program
+    make = pair_program if built.scenario.stack.overlaps_pairs else sequential_program
     return make(ahead, back, built.price, built.imbalance, built.resampled_per_layer)
 
 

@@ -118,6 +118,8 @@ def critical_path(timeline: Timeline) -> CriticalPath:
     bounds: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for task in chain:
         stream = stream_of(timeline.tasks.lane[task])
+        if stream == "gradient sync" and timeline.tasks.sequence[task].ops[0].op.stream == "compute":
+            stream = "communication"  # a collective of a layer, apart from all-to-alls
         for priced, (begun, ended) in zip(timeline.tasks.sequence[task].ops, timeline.op_spans(task), strict=True):
             key = (priced.op.cls, stream)
             seconds[key] += ended - begun

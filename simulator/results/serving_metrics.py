@@ -37,6 +37,9 @@ def _decode_flops(model: ModelSpec, keys: float) -> float:
     macs = 0.0
     for kind, layers in Counter(model.layer_kinds()).items():
         own = model.of_kind(kind)
+        if not kind.mixer.attends:
+            macs += layers * model.layer_macs_per_token(kind, 1)
+            continue
         pair = 2 * (own.kv_lora_rank or 0) + own.qk_rope_head_dim if own.is_mla else own.qk_head_dim + own.v_dim
         chunk = own.attention_chunk_size
         seen = (keys - 1) % chunk + 1 if chunk else min(keys, own.sliding_window or keys)
@@ -57,7 +60,12 @@ def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
 
 
 def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
-    """Multiply-adds of a prompt's attention in one layer of a model whose layers are all like it."""
+    """Multiply-adds of a prompt's attention in one layer of a model whose layers are all like it; of a recurrent layer
+    those with its state."""
+    mixer = layer.mixer_of(0)
+    if not mixer.attends:
+        kind = layer.layer_kind(0)
+        return new * (layer.layer_macs_per_token(kind, 1) - layer.layer_macs_per_token(kind, 0))
     seen = cached + (new + 1) / 2.0
     if layer.sliding_window or layer.attention_chunk_size:
         first = round(cached)

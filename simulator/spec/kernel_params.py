@@ -242,6 +242,55 @@ class StreamParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScanParams:
+    """A kernel of a recurrent layer in chunks.
+
+    Parameters
+    ----------
+    rate : rate of its GEMMs on all SMs, share of the BF16 tensor peak.
+    bandwidth : attainable share of the displayed memory bandwidth.
+    step_time : least time of a CTA for one chunk [s].
+    launch : fixed time of a kernel [s].
+    resident : CTAs that run on an SM at once.
+    traffic : as in `GemmParams`.
+    source : where the values come from.
+    range : where the values may lie.
+    assumed : True if nobody measured them on this GPU.
+    """
+
+    rate: float
+    bandwidth: float
+    step_time: float
+    launch: float
+    resident: int = 2
+    traffic: float = 1.0
+    source: str
+    range: str = ""
+    assumed: bool = False
+
+
+def assumed_scans() -> dict[str, ScanParams]:
+    """What stands in where nobody measured kernels of recurrent layers on a GPU.
+
+    Their tiles (64 x 64 x 128) are those of attention kernels, which reach 0.3 to 0.6 of the tensor peak, with more
+    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other. The
+    inverse of a chunk is solved row by row within blocks of 16.
+    """
+    source = "assumed: below attention kernels of the same tiles; nobody's measurements are here"
+    chunk = ScanParams(
+        rate=0.25,
+        bandwidth=0.6,
+        step_time=2e-6,
+        launch=4e-6,
+        source=source,
+        range="rate 0.12 to 0.45, bandwidth 0.4 to 0.85, step 1 to 4 us",
+        assumed=True,
+    )
+    solve = replace(chunk, step_time=6e-6, range="bandwidth 0.4 to 0.85, step 2 to 12 us")
+    return {"scan.chunk": chunk, "scan.state": replace(chunk, resident=1), "scan.solve": solve}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FixedParams:
     """Kernels too small for their work to matter.
 
@@ -272,6 +321,7 @@ class Kernels:
     gemm : GEMM parameters by kernel class.
     attention : attention parameters by kernel class.
     decode : decode-attention parameters by kernel class.
+    scan : kernels of recurrent layers by kernel class.
     stream : memory-bound kernels by kernel class.
     fixed : kernels of fixed time by kernel class.
     source : where the file comes from.
@@ -284,6 +334,7 @@ class Kernels:
     gemm: dict[str, GemmParams] = field(default_factory=dict)
     attention: dict[str, AttentionParams] = field(default_factory=dict)
     decode: dict[str, DecodeAttentionParams] = field(default_factory=dict)
+    scan: dict[str, ScanParams] = field(default_factory=assumed_scans)
     stream: dict[str, StreamParams] = field(default_factory=dict)
     fixed: dict[str, FixedParams] = field(default_factory=dict)
     source: str = ""

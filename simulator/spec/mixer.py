@@ -11,15 +11,30 @@ class Mixer(StrEnum):
     """How a layer's tokens see each other.
 
     `full`: attention to all earlier tokens. `sliding`: to the last so many (Longformer, arXiv 2004.05150, section 3.1).
-    `chunked`: to those of the same chunk (Llama 4).
+    `chunked`: to those of the same chunk (Llama 4). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
+    Qwen3-Next). `mamba2`: by a state with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at all; such a layer is a
+    feed-forward part alone.
     """
 
     FULL = "full"
     SLIDING = "sliding"
     CHUNKED = "chunked"
+    DELTA = "delta"
+    MAMBA2 = "mamba2"
+    NONE = "none"
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a state passes from token to token."""
+        return self in (Mixer.DELTA, Mixer.MAMBA2)
+
+    @property
+    def attends(self) -> bool:
+        """Whether keys and values are kept."""
+        return not self.is_recurrent and self is not Mixer.NONE
 
 
-FfnPart = Literal["dense", "moe"]
+FfnPart = Literal["dense", "moe", "none"]
 """What follows attention in a layer."""
 
 
@@ -43,7 +58,7 @@ class BlockKind(str):
     @staticmethod
     def layer(mixer: Mixer, ffn: FfnPart) -> BlockKind:
         """The kind of a layer with these parts."""
-        return BlockKind(ffn if mixer is Mixer.FULL else f"{mixer}+{ffn}")
+        return BlockKind(ffn if mixer is Mixer.FULL and ffn != "none" else f"{mixer}+{ffn}")
 
     @property
     def is_layer(self) -> bool:
@@ -97,6 +112,64 @@ _ENDS = (BlockKind.EMBED, BlockKind.HEAD, BlockKind.MTP, BlockKind.DRAFT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateShape:
+    """The state of a recurrent layer: `heads` of `key_dim` x `value_dim` values, and the convolution before it.
+
+    Queries and keys (of Mamba-2: c and b) are shared by the heads of a group. `numbers`: values of a token beyond what
+    is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
+    are normed by themselves, `gain` the norm's weights.
+    """
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int
+    conv_bias: bool
+    chunk: int
+    numbers: int
+    vectors: int
+    norms: int
+    gain: int
+    is_delta: bool
+
+    @property
+    def keys(self) -> int:
+        """Width of all queries, or of all keys [elements]."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def inner(self) -> int:
+        """Width of the output [elements]."""
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved [elements]."""
+        return 2 * self.keys + self.inner
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection [elements]."""
+        return self.channels + self.inner + self.numbers
+
+    @property
+    def own_weights(self) -> int:
+        """Parameters beyond the two projections."""
+        return self.channels * (self.conv_kernel + self.conv_bias) + self.vectors * self.heads + self.gain
+
+    @property
+    def state_values(self) -> int:
+        """Values of the state of a sequence, kept in FP32."""
+        return self.heads * self.key_dim * self.value_dim
+
+    @property
+    def conv_values(self) -> int:
+        """Values of the last tokens that the convolution still reads, kept in BF16."""
+        return self.channels * (self.conv_kernel - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MixerShape:
     """What differs between the layers of a model in how tokens are mixed.
 
@@ -113,5 +186,55 @@ class MixerShape:
     sliding_head_dim: int = 0  # width of a query and key head of layers with a window [elements]; 0: as the others
     sliding_v_head_dim: int = 0  # width of a value head of layers with a window [elements]; 0: as the others
     full_rotary_factor: float | None = None  # part of a head that rotates in full layers; None: as the others
+    mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part
+    linear_num_key_heads: int = 0  # heads of queries and keys under the delta rule
+    linear_num_value_heads: int = 0  # heads of values, each with a state
+    linear_key_head_dim: int = 0  # width of a key head [elements]
+    linear_value_head_dim: int = 0  # width of a value head [elements]
+    linear_conv_kernel_dim: int = 4  # taps of the convolution before the delta rule
+    linear_chunk_size: int = 64  # tokens of a chunk (flash-linear-attention, fla/ops/gated_delta_rule/chunk.py)
+    mamba_num_heads: int = 0  # heads of Mamba-2, each with a state
+    mamba_head_dim: int = 0  # width of such a head [elements]
+    mamba_n_groups: int = 1  # groups of heads that share b and c
+    ssm_state_size: int = 0  # rows of a head's state
+    mamba_conv_kernel: int = 4  # taps of the convolution before Mamba-2
+    mamba_chunk_size: int = 256  # tokens that Mamba-2's kernels work on at once
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
+
+    @property
+    def state(self) -> StateShape:
+        """The state of the layers of a model whose layers are all alike (`of_kind`); raises ValueError without one."""
+        mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
+        if mixer is Mixer.DELTA:
+            heads, width = self.linear_num_value_heads, self.linear_value_head_dim
+            return StateShape(
+                heads=heads,
+                key_heads=self.linear_num_key_heads,
+                key_dim=self.linear_key_head_dim,
+                value_dim=width,
+                conv_kernel=self.linear_conv_kernel_dim,
+                conv_bias=False,
+                chunk=self.linear_chunk_size,
+                numbers=2 * heads,  # strength and decay
+                vectors=2,  # decay and its bias
+                norms=heads,
+                gain=width,
+                is_delta=True,
+            )
+        if mixer is not Mixer.MAMBA2:
+            raise ValueError(f"{mixer} layers have no state")
+        return StateShape(
+            heads=self.mamba_num_heads,
+            key_heads=self.mamba_n_groups,
+            key_dim=self.ssm_state_size,
+            value_dim=self.mamba_head_dim,
+            conv_kernel=self.mamba_conv_kernel,
+            conv_bias=True,
+            chunk=self.mamba_chunk_size,
+            numbers=self.mamba_num_heads,  # step size
+            vectors=3,  # decay, bias of the step, skip
+            norms=self.mamba_n_groups,
+            gain=self.mamba_num_heads * self.mamba_head_dim,
+            is_delta=False,
+        )

@@ -66,7 +66,11 @@ class ModelSpec(ModelShape):
 
     def layer_parameters(self, kind: BlockKind) -> Parameters:
         """Parameters of one layer."""
-        common = Parameters(attention=_attention(self.of_kind(kind)), norms=self.norms_per_layer * self.norm_weights)
+        alone = kind.ffn == "none" or kind.mixer is Mixer.NONE
+        norms = 1 if alone else self.norms_per_layer
+        common = Parameters(attention=_attention(self.of_kind(kind)), norms=norms * self.norm_weights)
+        if kind.ffn == "none":
+            return common
         if not kind.is_moe:
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
@@ -136,6 +140,8 @@ class ModelSpec(ModelShape):
         """Forward multiply-adds of one token in one layer."""
         layer = self.of_kind(kind)
         macs = sum(k * n for k, n in layer.attention_matrices().values()) + layer._core_macs_per_token(seq, causal)
+        if kind.ffn == "none":
+            return macs
         if not kind.is_moe:
             return macs + self.ffn_matrices * self.hidden_size * self.intermediate_size
         width = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_width
@@ -144,7 +150,13 @@ class ModelSpec(ModelShape):
 
     def _core_macs_per_token(self, seq: int, causal: bool) -> float:
         """Forward multiply-adds of one token with the scores and values of `seq` tokens, mean over the sequence; of a
-        model whose layers are all alike (`of_kind`)."""
+        model whose layers are all alike (`of_kind`). Of a recurrent layer the state is read and written once each, as
+        if token by token: what chunks add is not the model's."""
+        mixer = self.mixer_of(0)
+        if mixer.is_recurrent:
+            return (3.0 if mixer is Mixer.DELTA else 2.0) * self.state.state_values if seq else 0.0
+        if mixer is Mixer.NONE:
+            return 0.0
         return self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
 
     def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
@@ -162,13 +174,15 @@ class ModelSpec(ModelShape):
     def cached_values(self, kind: BlockKind, tokens: int) -> int:
         """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
         layer = self.of_kind(kind)
+        if not kind.mixer.attends:
+            return 0
         kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
         if layer.is_mla:
             return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
         return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
 
     def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
-        """Cache of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
+        """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
 
         MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
         window keeps no more than that, one with chunked attention at most a chunk.
@@ -192,6 +206,9 @@ def _attention(m: ModelSpec) -> int:
 
     In MLA the bias sits on the two compressions (q_a, kv_a), where it has them, and the output.
     """
+    if not m.mixer_of(0).attends:
+        own = m.state.own_weights if m.mixer_of(0).is_recurrent else 0
+        return sum(k * n for k, n in m.attention_matrices().values()) + own
     shapes = m.attention_matrices()
     count = sum(k * n for k, n in shapes.values())
     count += m.num_attention_heads if m.attention_sinks == "all" else 0

@@ -174,6 +174,8 @@ class ModelShape(MixerShape):
     def layer_kind(self, layer: int) -> BlockKind:
         """Kind of `layer`, counted from 0; MTP modules follow the last layer."""
         dense = not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers
+        if layer in self.mixer_only_layers:
+            return BlockKind.layer(self.mixer_of(layer), "none")
         return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else "moe")
 
     def layer_kinds(self) -> tuple[BlockKind, ...]:
@@ -183,11 +185,14 @@ class ModelShape(MixerShape):
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
         mixer = kind.mixer
-        same = replace(self, layer_types=(mixer,) * self.num_hidden_layers, full_rotary_factor=None)
+        count = self.num_hidden_layers
+        alone = tuple(range(count)) if kind.ffn == "none" else ()
+        same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)
         if mixer is Mixer.FULL:
-            return replace(same, sliding_window=None, attention_chunk_size=0, **self._of_full())
+            return replace(same, sliding_window=None, attention_chunk_size=0, **_of_full(self))
         if mixer is not Mixer.SLIDING:
-            return replace(same, sliding_window=None)
+            chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
+            return replace(same, sliding_window=None, attention_chunk_size=chunk)
         return replace(
             same,
             attention_chunk_size=0,
@@ -198,16 +203,19 @@ class ModelShape(MixerShape):
             attention_sinks="none" if self.attention_sinks == "none" else "all",
         )
 
-    def _of_full(self) -> dict[str, Any]:
-        """Fields of the layers with full attention that other layers do not share."""
-        sinks = self.attention_sinks if self.attention_sinks == "all" else "none"
-        if self.full_rotary_factor is None:
-            return {"attention_sinks": sinks}
-        return {"attention_sinks": sinks, "partial_rotary_factor": self.full_rotary_factor, "nope_layers": 0}
-
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
-        return _projections(self)
+        if self.layer_types and self.layer_types[0].is_recurrent:
+            return {"in": (self.hidden_size, self.state.projected), "out": (self.state.inner, self.hidden_size)}
+        return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
+
+
+def _of_full(m: ModelShape) -> dict[str, Any]:
+    """Fields of the layers with full attention that other layers do not share."""
+    sinks = m.attention_sinks if m.attention_sinks == "all" else "none"
+    if m.full_rotary_factor is None:
+        return {"attention_sinks": sinks}
+    return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
 
 
 def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:

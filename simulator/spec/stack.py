@@ -22,6 +22,8 @@ class Stack:
     kernel_gap : time between two kernels on the GPU [s].
     gemm_sms_reserved : persistent GEMMs leave the communication SMs free even if nothing communicates.
     overlapped_pair : forward and backward chunks overlap, in schedules with pairs (DualPipe, DualPipeV).
+    expert_overlap : 1F1B and interleaved run a forward together with a backward, so that the all-to-alls of one hide
+        under the compute of the other (Megatron-Core, --overlap-moe-expert-parallel-comm).
     fused_quant : casts to FP8 are fused into the op before.
     grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
     param_gather_overlap : parameter all-gather is overlapped with compute.
@@ -66,6 +68,7 @@ class Stack:
     kernel_gap: float
     gemm_sms_reserved: bool
     overlapped_pair: bool
+    expert_overlap: bool
     fused_quant: bool
     grad_sync_overlap: bool
     param_gather_overlap: bool
@@ -100,6 +103,11 @@ class Stack:
     serving: ServingStack | None = None
     scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def overlaps_pairs(self) -> bool:
+        """Whether a forward and a backward that are paired overlap."""
+        return self.overlapped_pair or self.expert_overlap
 
     @property
     def assumed(self) -> tuple[str, ...]:

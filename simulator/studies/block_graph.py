@@ -107,7 +107,7 @@ def _graph(built: PricedModel, program: Program, kind: str, action: ActionKind, 
     return BlockGraph(
         block=kind,
         action=action,
-        overlapped=built.scenario.stack.overlapped_pair,
+        overlapped=built.scenario.stack.overlaps_pairs,
         graph=graph,
         path=tuple(critical_path(graph)),
     )

@@ -21,7 +21,9 @@ from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
 from workloads.reference.presets import (
     tiny_chunks,
+    tiny_delta,
     tiny_gqa,
+    tiny_mamba,
     tiny_qwen3_moe,
     tiny_v2_lite,
     tiny_v3,
@@ -42,6 +44,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
     "windows": (tiny_windows(), "qwen2"),
     "chunks": (tiny_chunks(), "llama"),
+    "delta": (tiny_delta(), "qwen3_5_text"),
+    "mamba": (tiny_mamba(), "bamba"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
     "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
     "parallel": (replace(tiny_gqa(), parallel_block=True), "llama"),
@@ -51,6 +55,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
 SET = {
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
+    "delta": ("model.linear_chunk_size=3",),
+    "mamba": (),
     "both-norms": ("model.norm_placement=both",),
     "parallel": ("model.parallel_block=true",),
     "one-norm": ("model.parallel_block=true", "model.shared_norm=true"),
@@ -71,6 +77,10 @@ KEYS = {
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
+    "qwen3_5_text": f"""{_ANY} {_LAYERS} head_dim linear_num_key_heads linear_num_value_heads linear_key_head_dim
+        linear_value_head_dim""".split(),
+    "bamba": f"""{_ANY} {_LAYERS} partial_rotary_factor mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
+        state_chunk_size""".split(),
     "qwen3_moe": f"{_ANY} {_EXPERTS} head_dim attention_bias".split(),
 }
 """What the config.json of a family says."""
@@ -104,6 +114,7 @@ def parts(cfg: RefConfig) -> list[Part]:
 
 
 MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attention": "chunked+"}
+MIXERS |= {"linear_attention": "delta+", "mamba": "mamba2+"}
 
 
 def kind_of(cfg: RefConfig, layer: int) -> str:
@@ -111,10 +122,21 @@ def kind_of(cfg: RefConfig, layer: int) -> str:
     return MIXERS[cfg.mixer(layer)] + ("moe" if cfg.is_moe(layer) else "dense")
 
 
+BAMBA = {
+    "mamba_num_heads": "mamba_n_heads",
+    "mamba_head_dim": "mamba_d_head",
+    "ssm_state_size": "mamba_d_state",
+    "state_chunk_size": "mamba_chunk_size",
+}
+"""Its spelling."""
+
+
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
+    if family == "bamba":
+        values = {BAMBA.get(key, key): value for key, value in values.items()}
     if family == "qwen3_moe":
         values["num_experts"] = values.pop("n_routed_experts")
     return values | {"model_type": family, "tie_word_embeddings": False}

@@ -11,7 +11,7 @@ from simulator.engine.lockstep.ranks import _placed, lock_step
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel
 from simulator.engine.program import Program, assemble, sequences_of, waiting
-from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SYNC, Tasks
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, SYNC, Tasks
 from simulator.inputs import load_scenario
 from simulator.ops import AllToAll
 from simulator.results.simulate import prepare, simulate
@@ -34,7 +34,8 @@ def lasting(like: KernelSequence, seconds: float, kind: str) -> KernelSequence:
 def all_ranks(model: PricedModel) -> float:
     """The step as a task for every sequence of every rank, with barriers as tasks without length."""
     order = _placed(model)
-    program: Program = assemble(order, model.price, 1.0, False)
+    two = model.scenario.job.serving is not None and model.scenario.job.serving.two_batch_overlap
+    program: Program = assemble(order, model.price, 1.0, False, collectives=SYNC if two else COMM)
     durations = Durations(model, model.stages[0])
     own = [
         durations.of(placed, at, sequence)
@@ -46,7 +47,7 @@ def all_ranks(model: PricedModel) -> float:
     done: list[list[int]] = []
     last: dict[tuple[int, int], int] = {}
 
-    def barrier(preds: list[int], like: KernelSequence, lane: int = SYNC) -> int:
+    def barrier(preds: list[int], like: KernelSequence, lane: int = SEND_NEXT) -> int:
         return tasks.add(lane, lasting(like, 0.0, "work"), tuple(preds))
 
     for at, step in enumerate(program.steps):
@@ -62,7 +63,7 @@ def all_ranks(model: PricedModel) -> float:
             needs = [[together]] * ranks
         if kind == "collective":
             groups = [
-                barrier([x for need in needs[first : first + tp] for x in need], like, first * LANES + SEND_NEXT)
+                barrier([x for need in needs[first : first + tp] for x in need], like, first * LANES + SEND_PREVIOUS)
                 for first in range(0, ranks, tp)
             ]
             needs = [[groups[rank // tp]] for rank in range(ranks)]

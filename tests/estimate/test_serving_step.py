@@ -89,3 +89,10 @@ def test_nor_does_what_the_engine_gives_its_cache_no_room_for() -> None:
         found = estimate_serving(load_scenario("deepseek-v3-decode-h200", [f"serving.sequences={sequences}"]))
         assert (found.step is not None) == fits
         assert found.memory < scenario.cluster.gpu.hbm_bytes
+
+
+def test_ranks_apart_are_simulated_whole() -> None:
+    """Every layer loads other ranks most, so that none stands for another."""
+    changes = ["serving.ranks=apart", "routing.kind=sampled", "routing.cv=0.5", "gpus=32", "layout.ep=32"]
+    scenario = load_scenario("deepseek-v3-decode-ep128", changes)
+    assert estimate_serving(scenario).step == simulate(scenario).metrics["step_time_s"]

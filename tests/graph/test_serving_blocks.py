@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.engine.lower import PricedModel
+from simulator.engine.longest_path import longest_path
+from simulator.engine.lower import PricedModel, lower
+from simulator.engine.tasks import COMM, SYNC
 from simulator.graph.block import problems
 from simulator.graph.serving.shapes import ServingShapes, chosen_experts
 from simulator.inputs import load_scenario
@@ -223,3 +225,19 @@ def test_tokens_of_all_ranks_are_gathered_without_all_to_all_kernels() -> None:
     assert (gathered.kind, gathered.bytes, gathered.ranks) == ("all_gather", 8 * 16 * 4096 * 2, 8)
     assert (scattered.kind, scattered.bytes, scattered.ranks) == ("reduce_scatter", 8 * 16 * 4096 * 2, 8)
     assert up.m == 8 * 16 * 8 // 8  # rows: tokens x 8 experts over 8 ranks
+
+
+def test_collectives_of_one_microbatch_do_not_queue_behind_all_to_alls_of_the_other() -> None:
+    model, schedule = prepare(load_scenario("deepseek-v3-decode"))
+    tasks = lower(model, schedule)
+    lanes = {
+        kind: {lane for lane, one in zip(tasks.lane, tasks.sequence, strict=True) if one.kind == kind}
+        for kind in ("collective", "all_to_all")
+    }
+    assert lanes == {"collective": {SYNC}, "all_to_all": {COMM}}
+    timeline = longest_path(tasks)
+    spans = [
+        [(timeline.start[at], timeline.end[at]) for at, one in enumerate(tasks.sequence) if one.kind == kind]
+        for kind in ("collective", "all_to_all")
+    ]
+    assert any(start < other < end for start, end in spans[1] for other, _ in spans[0])  # both at once

@@ -18,11 +18,12 @@ from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import SHOWN_ONLY
 from simulator.inputs.typed import hints
-from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Streaming, Work
+from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Scan, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.studies.kernel import Question, answer
 from simulator.studies.whatif import WHAT_IFS
 
 JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -116,6 +117,35 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "delta": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["delta","full"]',
+            "model.linear_num_key_heads=4",
+            "model.linear_num_value_heads=8",
+            "model.linear_key_head_dim=64",
+            "model.linear_value_head_dim=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "mamba": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["mamba2","full"]',
+            "model.mamba_num_heads=16",
+            "model.mamba_head_dim=64",
+            "model.ssm_state_size=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -140,6 +170,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "offload.activations=0.5",
         ),
     ),
+    "overlap": (
+        "tiny-1f1b",
+        (
+            "precision.recipe=bf16",
+            "stack=megatron-core",
+            "layout.recompute=none",
+            "layout.schedule=interleaved",
+            "layout.vpp=2",
+            "layout.stages=balanced",
+            "batch.global_batch_size=256",
+        ),
+    ),
     "ranks": (
         "llama-3-8b",
         (
@@ -155,6 +197,19 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "short": (
+        "llama-3-8b",
+        (
+            "hardware=h200",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=16",
+        ),
+    ),
+    "nccl": ("tiny-1f1b", ("hardware=h200", "stack=megatron-core", "precision.recipe=bf16", "layout.ep=8")),
     "gpt": (
         "llama-3-8b",
         (
@@ -206,10 +261,13 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
+    "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
+    "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
-KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "stream", "fixed"))
+KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed"))
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
@@ -224,6 +282,7 @@ _OTHERS: dict[str, tuple[str, ...]] = {
     "model.sliding_head_dim": ("64",),
     "model.sliding_v_head_dim": ("64",),
     "model.v_head_dim": ("64",),
+    "model.mixer_only_layers": ("[1]",),
     "model.sliding_num_attention_heads": ("64",),
     "model.sliding_num_key_value_heads": ("2",),
     "stack.host_kernel": ("1e-3",),
@@ -240,6 +299,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
+    "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
     "stack.host_update_overlap": ("offload", "longest-path"),
@@ -263,6 +323,29 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.sliding_v_head_dim": ("windows", "longest-path"),
     "model.sliding_window": ("windows", "longest-path"),
     "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.mixer_only_layers": ("windows", "longest-path"),
+    **{
+        f"model.{name}": ("delta", "longest-path")
+        for name in (
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "linear_conv_kernel_dim",
+            "linear_chunk_size",
+        )
+    },
+    **{
+        f"model.{name}": ("mamba", "longest-path")
+        for name in (
+            "mamba_num_heads",
+            "mamba_head_dim",
+            "mamba_n_groups",
+            "ssm_state_size",
+            "mamba_conv_kernel",
+            "mamba_chunk_size",
+        )
+    },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
@@ -390,6 +473,15 @@ def test_every_setting_changes_some_result(root: str) -> None:
     assert dead == []
 
 
+def test_messages_both_ways_are_asked_with_foretrain_kernel() -> None:
+    question = Question(op="p2p", hardware="h200", bytes=1e6, both_ways=True)
+    before, after = (
+        answer(question, load_hardware("h200", [f"hardware.fabric.p2p_nvlink.channels.both_alpha={value}"])).time_us
+        for value in (1e-6, 1e-4)
+    )
+    assert after == pytest.approx(before + 99.0)
+
+
 @pytest.mark.parametrize("path", SHOWN_ONLY)
 def test_what_a_profile_only_shows_cannot_be_set(path: str) -> None:
     with pytest.raises(InputError, match=f"^--set: {path}: .*changes nothing: "):
@@ -468,7 +560,11 @@ _DECODES: tuple[Work, ...] = tuple(
         (600, 8, 8, 128, 128, 130),
     )
 )
-TABLES = ("gemm", "attention", "decode", "stream", "fixed")
+_SCANS = tuple(
+    Scan(flops=flops, read=size, written=size, ctas=ctas, steps=steps)
+    for flops, size, ctas, steps in ((1e11, 1e6, 4096, 1), (1e8, 3e8, 4096, 1), (1e8, 1e6, 64, 256), (1e6, 1e4, 1, 1))
+)
+TABLES = ("gemm", "attention", "decode", "scan", "stream", "fixed")
 
 
 def _works(table: str, sms: int) -> tuple[Work, ...]:
@@ -481,6 +577,7 @@ def _works(table: str, sms: int) -> tuple[Work, ...]:
         "gemm": _GEMMS,
         "attention": _CORES,
         "decode": _DECODES,
+        "scan": _SCANS,
         "stream": streams,
         "fixed": (Fixed(launches=1),),
     }[table]

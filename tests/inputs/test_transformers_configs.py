@@ -60,6 +60,21 @@ DBRX = {
     "ffn_config": {"ffn_hidden_size": 40, "hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
 }
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "full_attention_interval": 2,
+}
+NO_DENSE = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
+NEMOTRON = {
+    **{key: value for key, value in SMALL.items() if key != "num_hidden_layers"},
+    **{**WIDE, **TOP_2, "n_routed_experts": 4, "moe_shared_expert_intermediate_size": 40},
+    **{"mamba_num_heads": 6, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
+    "hybrid_override_pattern": "M*-E",
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
     "n_routed_experts": 4,
     "share_expert_dim": 24,
@@ -178,6 +193,20 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ),
     ("mimo_v2_flash", SMALL | WIDE | ROUTED | {"v_head_dim": 12}, 446_724),
     ("step3p5", SMALL | WIDE | STEP, 520_556),
+    ("qwen3_next", SMALL | WIDE | QWEN_MOE | DELTA, 473_544),
+    ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
+    ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),
+    ("nemotron_h", NEMOTRON, 301_590),
+    ("bamba", SMALL | MAMBA | {"attn_layer_indices": [1]}, 581_640),
+    (
+        "granitemoehybrid",
+        SMALL
+        | MAMBA
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 40}
+        | {"layer_types": ["mamba", "attention", "mamba", "mamba"]},
+        1_182_216,
+    ),
+    ("granitemoehybrid", SMALL | MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 40}, 480_832),
 ]
 WITH_TEXT: list[tuple[str, dict[str, Any], int]] = [
     (

@@ -9,7 +9,16 @@ from workloads.reference.config import RefConfig
 from workloads.reference.count import RECOMPUTABLE, WHOLE, Run
 from workloads.reference.init import Params, init_params, units
 from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
-from workloads.reference.presets import tiny_chunks, tiny_gqa, tiny_qwen3_moe, tiny_v2_lite, tiny_v3, tiny_windows
+from workloads.reference.presets import (
+    tiny_chunks,
+    tiny_delta,
+    tiny_gqa,
+    tiny_mamba,
+    tiny_qwen3_moe,
+    tiny_v2_lite,
+    tiny_v3,
+    tiny_windows,
+)
 
 MODELS = {
     "v3": tiny_v3(),
@@ -21,6 +30,8 @@ MODELS = {
     "qwen3-moe": tiny_qwen3_moe(),
     "windows": tiny_windows(),
     "chunks": tiny_chunks(),
+    "delta": tiny_delta(),
+    "mamba": tiny_mamba(),
     "post-norm": replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"),
     "both-norms": replace(tiny_gqa(), norm_placement="both", num_hidden_layers=2),
     "parallel": replace(tiny_gqa(), parallel_block=True, num_hidden_layers=2),

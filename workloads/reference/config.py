@@ -10,6 +10,34 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The state of a recurrent layer: heads of `key_dim` x `value_dim`; keys (or b and c) are shared by heads."""
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    chunk: int
+    numbers: int  # numbers of a token beside what is mixed and its gate
+    norms: int  # groups of the output that are normed by themselves
+
+    @property
+    def keys(self) -> int:
+        """Width of all queries, or of all keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def inner(self) -> int:
+        """Width of the output."""
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved."""
+        return 2 * self.keys + self.inner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefConfig:
     """Everything the reference model needs to know about a model; sizes are elements, not bytes."""
 
@@ -34,6 +62,16 @@ class RefConfig:
     layer_types: tuple[str, ...] = ()
     sliding_window: int = 0  # keys that a query of a layer with a window sees, its own included
     attention_chunk_size: int = 0  # tokens of a chunk in layers with chunked attention
+    linear_num_key_heads: int = 0  # the gated delta rule (Qwen3-Next)
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    mamba_num_heads: int = 0  # Mamba-2
+    mamba_head_dim: int = 0
+    mamba_n_groups: int = 1
+    ssm_state_size: int = 0
+    conv_kernel: int = 4  # taps of the convolution before either
+    state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
     attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
@@ -94,6 +132,32 @@ class RefConfig:
         """What mixes the tokens of a layer (MTP layers have full attention)."""
         return self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "full_attention"
 
+    def state(self, layer: int) -> State:
+        """The state of a recurrent layer."""
+        if self.mixer(layer) == "linear_attention":
+            return State(
+                heads=self.linear_num_value_heads,
+                key_heads=self.linear_num_key_heads,
+                key_dim=self.linear_key_head_dim,
+                value_dim=self.linear_value_head_dim,
+                chunk=self.state_chunk_size,
+                numbers=2 * self.linear_num_value_heads,
+                norms=self.linear_num_value_heads,
+            )
+        return State(
+            heads=self.mamba_num_heads,
+            key_heads=self.mamba_n_groups,
+            key_dim=self.ssm_state_size,
+            value_dim=self.mamba_head_dim,
+            chunk=self.state_chunk_size,
+            numbers=self.mamba_num_heads,
+            norms=self.mamba_n_groups,
+        )
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer passes a state on instead of attending."""
+        return self.mixer(layer) in ("linear_attention", "mamba")
+
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
         return self.full_layers_rotate or self.mixer(layer) != "full_attention"
@@ -139,7 +203,13 @@ def _problems(c: RefConfig) -> list[str]:
     return out
 
 
-MIXERS = {"full_attention": "", "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+MIXERS = {
+    "full_attention": "",
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+    "linear_attention": "linear_num_value_heads",
+    "mamba": "mamba_num_heads",
+}
 """Names of mixers, each with the size that it needs."""
 
 

@@ -51,7 +51,7 @@ def _draw(cfg: RefConfig, rng: np.random.Generator, name: str, shape: tuple[int,
 
 def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
     h = c.hidden_size
-    shapes: Shapes = dict.fromkeys(_norms(c), (h,)) | (_mla_shapes(c) if c.is_mla else _gqa_shapes(c))
+    shapes: Shapes = dict.fromkeys(_norms(c), (h,)) | _mixer_shapes(c, layer)
     if not c.is_moe(layer):
         return shapes | {"dense.up_gate": (h, 2 * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
     n, f = c.experts, c.moe_intermediate_size
@@ -62,6 +62,21 @@ def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
         shared = f * c.n_shared_experts
         shapes |= {"shared.up_gate": (h, 2 * shared), "shared.down": (shared, h)}
     return shapes
+
+
+def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
+    if not c.is_recurrent(layer):
+        return _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
+    r, mamba = c.state(layer), c.mixer(layer) == "mamba"
+    shapes: Shapes = {
+        "mixer.in": (c.hidden_size, r.channels + r.inner + r.numbers),
+        "mixer.conv": (r.channels * c.conv_kernel,),
+        "mixer.a_log": (r.heads,),
+        "mixer.dt_bias": (r.heads,),
+        "norm.mixer": (r.inner if mamba else r.value_dim,),
+        "mixer.out": (r.inner, c.hidden_size),
+    }
+    return shapes | ({"mixer.skip": (r.heads,), "mixer.conv_bias": (r.channels,)} if mamba else {})
 
 
 def _norms(c: RefConfig) -> list[str]:

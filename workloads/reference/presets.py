@@ -109,6 +109,36 @@ def tiny_chunks() -> RefConfig:
     )
 
 
+def tiny_delta() -> RefConfig:
+    """Qwen3-Next in small: the gated delta rule in every layer but each fourth, which has gated attention."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("linear_attention",) * 3 + ("full_attention",),
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=5,
+        state_chunk_size=3,
+        attention_gate="element",
+        qk_norm=True,
+        head_dim=8,
+        partial_rotary_factor=0.25,
+    )
+
+
+def tiny_mamba() -> RefConfig:
+    """Mamba-2 layers and one with attention, as Nemotron-H and Bamba mix them."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("mamba", "mamba", "full_attention", "mamba"),
+        mamba_num_heads=4,
+        mamba_head_dim=6,
+        mamba_n_groups=2,
+        ssm_state_size=5,
+        state_chunk_size=3,
+    )
+
+
 def toy_trainee() -> RefConfig:
     """A V3-shaped model large enough to learn and to have 128-wide tiles, small enough to train in a minute."""
     return RefConfig(

@@ -133,8 +133,20 @@ def _block(spec: ModelSpec) -> list[tuple[str, str]]:
 def _attention(spec: ModelSpec) -> str:
     if spec.is_mla:
         return f"latent, compressed to {spec.kv_lora_rank} + {spec.qk_rope_head_dim}; {_heads(spec)}"
-    shapes = [_heads(spec.of_kind(kind)) for kind in dict.fromkeys(spec.layer_kinds())]
+    shapes = [_mixer(spec.of_kind(kind)) for kind in dict.fromkeys(spec.layer_kinds())]
     return "; or ".join(dict.fromkeys(shapes))
+
+
+def _mixer(spec: ModelSpec) -> str:
+    """What mixes the tokens of a model whose layers are all alike."""
+    mixer = spec.mixer_of(0)
+    if mixer is Mixer.NONE:
+        return "none"
+    if not mixer.is_recurrent:
+        return _heads(spec)
+    state = spec.state
+    name = "delta rule" if state.is_delta else "Mamba-2"
+    return f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
 
 
 def _heads(spec: ModelSpec) -> str:

@@ -30,7 +30,7 @@ from simulator.engine.program import (
     sequences_of,
     waiting,
 )
-from simulator.engine.tasks import COMM, COMPUTE, LANES, ActionOf, Apart, Tasks
+from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, ActionOf, Apart, Tasks
 from simulator.engine.two_batch import order_two
 from simulator.graph.serving.shapes import serving_of
 from simulator.ops import AllToAll, Collective
@@ -50,7 +50,8 @@ def _placed(built: PricedModel) -> list[PlacedSegment]:
 def lock_step(built: PricedModel) -> Tasks:
     """The tasks of the rank in the middle by what it computes, with its waits for the others."""
     order = _placed(built)
-    program = assemble(order, built.price, 1.0, False)
+    two = serving_of(built.scenario).two_batch_overlap
+    program = assemble(order, built.price, 1.0, False, collectives=SYNC if two else COMM)
     durations = Durations(built, built.stages[0])
     own = [
         durations.of(placed, at, sequence)
@@ -76,7 +77,7 @@ def lock_step(built: PricedModel) -> Tasks:
 def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array, list[Array]]:
     """End of each rank's step, and how long it waits for others in each sequence [s]."""
     ranks, layout = built.scenario.job.gpus, built.scenario.job.layout
-    free = {COMPUTE: np.zeros(ranks), COMM: np.zeros(ranks)}
+    free = {stream: np.zeros(ranks) for stream in (COMPUTE, COMM, SYNC)}
     late = _released(built, program)
     ends: list[Array] = []
     waits: list[Array] = []
@@ -96,7 +97,7 @@ def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array,
         waits.append(end - time - ready)
         ends.append(end)
         free[step.stream] = end
-    return np.asarray(np.maximum(free[COMPUTE], free[COMM])), waits
+    return np.maximum.reduce(list(free.values())), waits
 
 
 def _released(built: PricedModel, program: Program) -> list[float]:
@@ -123,7 +124,7 @@ def _tasks_of(
     tasks = Tasks(ranks=1, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth, apart=apart)
     tasks.release.update((at, late) for at, late in enumerate(_released(built, program)) if late)
     done = [0.0] * len(program.steps)
-    free = dict.fromkeys((COMPUTE, COMM), 0.0)
+    free = dict.fromkeys((COMPUTE, COMM, SYNC), 0.0)
     for at, step in enumerate(program.steps):
         sequence = _lasting(step.sequence, float(own[at][rank]), float(waits[at][rank]))
         tasks.add(step.stream, sequence, step.waits)

@@ -59,6 +59,8 @@ def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
         norm_forward(builder, "norm.attn.out", rows, h)
     sequential = model.norm_placement == "pre" and not model.parallel_block
     add_residual(builder, "attn", s, h, alone=not sequential)
+    if model.mixer_only_layers:
+        return
     if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
         norm_forward(builder, "norm.ffn", rows, h, residual=sequential)
 

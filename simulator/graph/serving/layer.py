@@ -9,11 +9,12 @@ from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
 from simulator.graph.norm import norm_forward
-from simulator.graph.serving import attention, draft, ffn, mla, moe
+from simulator.graph.parallel import sharded_tokens
+from simulator.graph.serving import attention, draft, ffn, mla, moe, recurrent
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
-from simulator.spec.model import BlockKind
+from simulator.spec.mixer import BlockKind, Mixer
 
 
 def build_block(kind: BlockKind, s: ServingShapes) -> Block:
@@ -31,6 +32,13 @@ def build_block(kind: BlockKind, s: ServingShapes) -> Block:
 def _layer(kind: BlockKind, s: ServingShapes) -> tuple[Segment, ...]:
     """A layer of this kind, with the sizes that the model's layers of this kind have."""
     own = replace(s, model=s.model.of_kind(kind))
+    if kind.mixer is Mixer.NONE:
+        core = SegmentBuilder("attn.F", "F", own)
+        norm_forward(core, "norm.ffn", sharded_tokens(own), own.model.hidden_size, residual=True)
+        return moe.layer(own, core) if kind.is_moe else (core.done(), ffn.dense(own))
+    if kind.ffn == "none":
+        before, core = _attention(own)
+        return before, core.done()
     return _moe_layer(own) if kind.is_moe else _dense_layer(own)
 
 
@@ -56,6 +64,8 @@ def _class(op: Op) -> str:
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
+    if s.model.mixer_of(0).is_recurrent:
+        return recurrent.before(s), recurrent.core(s)
     form = mla if s.model.is_mla else attention
     return form.prepare(s), form.core(s)
 

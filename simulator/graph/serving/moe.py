@@ -183,7 +183,7 @@ def _experts(s: ServingShapes) -> Segment:
         moved = Streaming(read=s.received * width, written=s.rows * width)
         builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
         after = ()
-    cls, work = _expert_gemm(s, 2 * inner, h)
+    cls, work = _expert_gemm(s, inner * (2 if s.model.gated_mlp else 1), h)
     builder.add("moe.up_gate", cls, work, after=after, scales_with_load=True)
     gated(builder, "moe", s, s.rows, inner, routed=True)
     cls, work = _expert_gemm(s, h, inner)

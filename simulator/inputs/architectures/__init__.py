@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, experts, gpt, llama, windows
+from simulator.inputs.architectures import deepseek, experts, gpt, llama, recurrent, windows
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -12,6 +12,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **experts.LING,
     **gpt.SHIPPED,
     **windows.SHIPPED,
+    **recurrent.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

@@ -17,14 +17,14 @@ MIXERS = {
     "attention": Mixer.FULL,
     "sliding_attention": Mixer.SLIDING,
     "chunked_attention": Mixer.CHUNKED,
+    "linear_attention": Mixer.DELTA,
+    "mamba": Mixer.MAMBA2,
     **{str(mixer): mixer for mixer in Mixer},
 }
 """transformers' names of a layer's attention, and our own -> what mixes its tokens."""
 MISSING_ATTENTION = {
-    "linear_attention": "linear attention",
     "hybrid": "layers with attention and state-space parts",
     "conv": "short convolutions",
-    "mamba": "Mamba layers",
 }
 
 

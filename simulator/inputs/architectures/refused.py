@@ -19,8 +19,6 @@ class Refusal:
 
 _WINDOWS = "sliding-window attention in some layers"
 _INDEXER = "sparse attention: an indexer that picks the keys of each query"
-_DELTA = "gated delta-rule layers between attention layers"
-_MAMBA2 = "Mamba-2 layers between attention layers"
 _MAMBA1 = "Mamba layers"
 _ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
 _ENCODER = "an encoder, or cross-attention to one"
@@ -48,8 +46,8 @@ REFUSED: Mapping[str, Refusal] = {
         "deepseek_v4 deepseek_ref",
     ),
     **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
-    **_all(_DELTA, "qwen3_moe", "qwen3_next qwen3_5_moe qwen3_5_moe_text qwen4_exp qwen4_exp_text"),
-    **_all(_DELTA, "qwen3", "qwen3_5 qwen3_5_text olmo_hybrid"),
+    **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
+    **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
     **_all("Kimi Delta Attention between latent-attention layers", "kimi_k2", "kimi_linear kimi_k3"),
     **_all(
         "linear attention between latent-attention layers",
@@ -57,7 +55,9 @@ REFUSED: Mapping[str, Refusal] = {
         "bailing_hybrid bailing_moe_linear bailing_moe_v2_5",
     ),
     **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
-    **_all(_MAMBA2, "llama", "nemotron_h bamba zamba zamba2 falcon_h1 granitemoehybrid plamo2"),
+    **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
+    **_all("attention and Mamba-2 next to each other in a layer", "bamba", "falcon_h1"),
+    **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
     **_all(_MAMBA1, "mixtral", "jamba"),
     **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),

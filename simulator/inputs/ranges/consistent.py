@@ -87,6 +87,7 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
     own = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim")
     sliding = m.of_kind(BlockKind.layer(Mixer.SLIDING, "dense"))
     return [
+        *_state_rules(m, mixers),
         (
             len(m.layer_types) in (0, m.num_hidden_layers),
             "layer_types",
@@ -112,7 +113,7 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
             "no layer has chunks: set layer_types, or leave it out",
         ),
         (
-            not m.is_mla or mixers == {Mixer.FULL},
+            not m.is_mla or not mixers & {Mixer.SLIDING, Mixer.CHUNKED},
             "layer_types",
             list(m.layer_types),
             "latent attention sees all tokens: only full attention is modelled",
@@ -155,6 +156,50 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
             "sliding_num_key_value_heads",
             sliding.num_key_value_heads,
             f"must divide the {sliding.num_attention_heads} query heads of layers with a window",
+        ),
+    ]
+
+
+def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
+    """What recurrent layers need, and what only they can have."""
+    delta = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+    mamba = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")
+    needed = [(name, Mixer.DELTA) for name in delta] + [(name, Mixer.MAMBA2) for name in mamba]
+    rules: list[Rule] = [
+        (
+            getattr(m, name) > 0 or mixer not in mixers,
+            name,
+            getattr(m, name),
+            f"{mixer} layers need it: at least 1",
+        )
+        for name, mixer in needed
+    ]
+    heads, shared = m.linear_num_value_heads, m.linear_num_key_heads
+    return [
+        *rules,
+        (
+            Mixer.DELTA not in mixers or heads % max(1, shared) == 0,
+            "linear_num_key_heads",
+            shared,
+            f"must divide linear_num_value_heads {heads}",
+        ),
+        (
+            Mixer.MAMBA2 not in mixers or m.mamba_num_heads % max(1, m.mamba_n_groups) == 0,
+            "mamba_n_groups",
+            m.mamba_n_groups,
+            f"must divide mamba_num_heads {m.mamba_num_heads}",
+        ),
+        (
+            all(m.mixer_of(i) is not Mixer.NONE for i in m.mixer_only_layers if i < len(m.layer_types)),
+            "mixer_only_layers",
+            list(m.mixer_only_layers),
+            "a layer without a mixer needs a feed-forward part",
+        ),
+        (
+            (m.norm_placement == "pre" and not m.parallel_block) or not (m.mixer_only_layers or Mixer.NONE in mixers),
+            "mixer_only_layers",
+            list(m.mixer_only_layers),
+            "layers of one part have a norm before it",
         ),
     ]
 

@@ -114,6 +114,8 @@ def question(job: str, overrides: Sequence[str], over: Sequence[str]) -> Questio
     if not over:
         raise InputError("--over: say what to vary, as in --over layout.pp=4,8,16 --over layout.ep=32,64")
     axes = in_order([parse_axis(text) for text in over])
+    if any(axis.path == "workload" for axis in axes):
+        raise InputError("--over: workload: steps of different workloads have no common rank; search each by itself")
     workload = load_scenario(job, overrides).job.workload
     return Question(job=job, overrides=tuple(overrides), axes=axes, workload=workload)
 

@@ -210,3 +210,18 @@ def test_what_is_no_trace_or_no_query_is_an_error(loaded: TraceProcessor) -> Non
         TraceProcessor(b'{"traceEvents":[{"ph":"X",]}')
     with pytest.raises(ValueError, match="no such table"):
         loaded.query("select 1 from nowhere")
+
+
+def test_a_serving_step_arrives_with_its_stages_around_its_ops(tmp_path: Path) -> None:
+    step = simulate(load_scenario("deepseek-v3-decode-ep128"))
+    write_trace(step, tmp_path / "decode.json.gz")
+    loaded = TraceProcessor((tmp_path / "decode.json.gz").read_bytes())
+    assert complaints(loaded) == set()
+    depths = dict(loaded.query("select category, max(depth) from slice where category != 'link' group by category"))
+    assert depths["action,forward"] == 0
+    assert depths["stage"] == 1
+    assert depths["forward"] == depths["communication"] == 2
+    stages = {name for (name,) in loaded.query("select distinct name from slice where category = 'stage'")}
+    assert {"projections 0", "experts 1", "dispatch 0", "combine 1", "shared experts 0"} <= stages
+    waited = loaded.query("select count(*) from args where key = 'args.waited_for'")
+    assert int(next(iter(waited))[0]) > 200

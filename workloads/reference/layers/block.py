@@ -2,6 +2,7 @@
 branches instead (arXiv 2501.00656, section 2.1) or as well, and both branches may read the layer's input (arXiv
 2204.06745, section 2.1)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from workloads.reference.count import Array, Run, Saved, Weights
@@ -11,6 +12,7 @@ from workloads.reference.layers.linear import Deferred
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
+from workloads.reference.layers.recurrent import recurrent, recurrent_input_grad
 
 
 class Gradient(NamedTuple):
@@ -36,7 +38,7 @@ def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """The layer with everything that its backward reads."""
     saved: Saved = {}
     attn_in = _enter(run, "attn", p, x, saved)
-    attn_out, kept = (mla if run.cfg.is_mla else gqa)(run, p, attn_in)
+    attn_out, kept = _mixer(run)(run, p, attn_in)
     saved |= kept
     middle = x + _leave(run, "attn", p, attn_out, saved)
     shared = run.cfg.parallel_block and run.cfg.shared_norm
@@ -52,6 +54,13 @@ def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     return middle + _leave(run, "ffn", p, out, saved), aux, saved
 
 
+def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
+    """What mixes the tokens of this layer."""
+    if run.cfg.is_recurrent(run.layer):
+        return recurrent
+    return mla if run.cfg.is_mla else gqa
+
+
 def _forget(run: Run, saved: Saved) -> Saved:
     """What is left to keep under the policy of recomputation."""
     if run.again("layer"):
@@ -62,7 +71,8 @@ def _forget(run: Run, saved: Saved) -> Saved:
     inputs = {key: saved[key] for key in first.values() if key in saved}
     mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
     rest = {key: array for key, array in saved.items() if key not in mine}
-    rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
+    if not run.cfg.is_recurrent(run.layer):
+        rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
     mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
     kept = rest | mine | inputs
     if run.cfg.norm_placement == "post":
@@ -109,6 +119,8 @@ def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
 
 def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "attn", p, saved)
+    if run.cfg.is_recurrent(run.layer):
+        return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
     if run.cfg.is_mla:
         return Gradient(*mla_input_grad(run, p, x, mla_restore(run, p, x, saved), dy))
     return Gradient(*gqa_input_grad(run, p, x, gqa_restore(run, p, saved), dy))
@@ -118,6 +130,8 @@ def _first(run: Run, half: str) -> str:
     """The first op that reads a branch's input: it is the one charged with keeping it."""
     if half == "ffn":
         return "router.gate" if run.cfg.is_moe(run.layer) else "dense.up_gate"
+    if run.cfg.is_recurrent(run.layer):
+        return "mixer.in"
     if not run.cfg.is_mla:
         return "attn.qkv"
     return "attn.q_a" if run.cfg.q_lora_rank is not None else "attn.q"

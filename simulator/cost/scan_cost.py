@@ -1,0 +1,60 @@
+"""Time of a kernel of a recurrent layer in chunks: GEMMs of small tiles, and chains of chunks.
+
+    t = launch + norm4( FLOP / rate, bytes / bandwidth, chain )
+    chain = waves x steps x step_time: what CTAs that go from chunk to chunk take for the chunks one after the other
+
+A kernel over all chunks at once has as many CTAs as chunks and one step each. The tiles (64 x 64 x 128) are those of
+an attention kernel, so its rate lies below that kernel's.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from simulator.cost.classes import params_for
+from simulator.cost.cost import Bound, Cost, Share
+from simulator.cost.gemm_cost import norm4, tensor_peak
+from simulator.errors import InputError
+from simulator.ops import Scan
+from simulator.spec.hardware import Gpu
+from simulator.spec.kernel_params import Kernels
+
+FORMULA = "launch + norm4(flops/rate, memory, waves*steps*step) * traffic_factor"
+
+
+def scan_cost(work: Scan, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
+    """Cost of one kernel of class `cls` on the SMs of `share` [s]."""
+    if share.sms < 1 or work.ctas < 1 or work.steps < 1:
+        raise InputError(f"scan of {work.ctas} CTAs, {work.steps} steps, {share.sms} SMs: must each be at least 1")
+    p, calibrated, source = params_for(kernels.scan, cls, kernels.name)
+    sms = min(share.sms, gpu.sms)
+    waves = ceil(work.ctas / (p.resident * sms))
+    busy = min(1.0, work.ctas / sms)
+    rate = p.rate * tensor_peak(gpu, "bf16") * sms / gpu.sms * busy
+    tensor, chain = work.flops / rate, waves * work.steps * p.step_time
+    memory = (work.read + work.written) / (p.bandwidth * gpu.hbm_bandwidth)
+    slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
+    body = norm4(tensor, memory, chain)
+    limits: dict[Bound, float] = {"tensor": tensor, "memory": memory, "latency": max(chain, p.launch)}
+    return Cost(
+        duration=p.launch + body * slow,
+        bound_by=max(limits, key=lambda name: limits[name]),
+        formula=FORMULA,
+        terms=(
+            ("flops", work.flops),
+            ("rate", rate),
+            ("tensor_s", tensor),
+            ("bytes", work.read + work.written),
+            ("bandwidth", p.bandwidth * gpu.hbm_bandwidth),
+            ("memory_s", memory),
+            ("ctas", float(work.ctas)),
+            ("waves", float(waves)),
+            ("steps", float(work.steps)),
+            ("step_s", p.step_time),
+            ("chain_s", chain),
+            ("launch_s", p.launch),
+            ("traffic_factor", slow),
+        ),
+        source=source,
+        calibrated=calibrated,
+    )

@@ -1,0 +1,52 @@
+"""Recurrent layers of serving: the state of each sequence is kept, and each new token changes it.
+
+A decode step reads and writes the whole state, in FP32, in one kernel (flash-linear-attention, fused_recurrent.py;
+mamba_ssm, selective_state_update.py); tokens that are verified together pass through it one by one. A prompt runs in
+chunks, as in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from simulator.dtypes import BF16, FP32
+from simulator.graph.block import Segment, SegmentBuilder
+from simulator.graph.mixers.recurrent import delta_forward, gated_norm, prepare, ssd_forward, state_of
+from simulator.graph.serving.attention import enter, finish
+from simulator.graph.serving.linear import gather, linear
+from simulator.graph.serving.shapes import ServingShapes
+from simulator.ops import Streaming
+
+
+def before(s: ServingShapes) -> Segment:
+    """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
+    builder = SegmentBuilder("prepare.F", "F", s)
+    r, h = state_of(s), s.model.hidden_size
+    enter(builder, s)
+    gather(builder, "mixer.x", s, s.tokens, h)
+    linear(builder, "mixer.in", s, s.tokens, r.projected, h)
+    prepare(builder, s)
+    return builder.done()
+
+
+def core(s: ServingShapes) -> SegmentBuilder:
+    """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
+    builder = SegmentBuilder("attn.F", "F", s)
+    r = state_of(s)
+    if s.decodes:
+        kept = s.batch * (r.state_values * FP32 + r.conv_values * BF16)
+        rows = s.batch * s.seq * (2 * r.heads * r.key_dim + r.inner) * BF16
+        out = s.batch * s.seq * r.inner * BF16
+        builder.add("mixer.token", "scan.token", Streaming(read=kept + rows, written=kept + out))
+        if s.chunk:
+            _prompt(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
+    else:
+        _prompt(builder, s)
+    gated_norm(builder, s)
+    linear(builder, "mixer.out", s, s.tokens, s.model.hidden_size, r.inner)
+    finish(builder, s)
+    return builder
+
+
+def _prompt(builder: SegmentBuilder, s: ServingShapes) -> None:
+    (delta_forward if s.model.state.is_delta else ssd_forward)(builder, s)

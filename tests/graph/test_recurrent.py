@@ -1,0 +1,171 @@
+"""Recurrent layers: their ops, their states' memory, their parallelism, and layers of one part."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.graph.block import Block, problems
+from simulator.graph.mixers.recurrent import state_of
+from simulator.graph.serving.shapes import serving_shapes
+from simulator.graph.shapes import shapes_of
+from simulator.graph.stage import block_kinds, build_blocks
+from simulator.inputs import load_scenario
+from simulator.inputs.check import check
+from simulator.memory.serving import kv_cache_bytes
+from simulator.ops import Collective, Scan, Streaming
+from simulator.results.simulate import simulate
+from simulator.spec.mixer import BlockKind
+from simulator.spec.scenario import Scenario
+
+SMALL = ("model.num_hidden_layers=4", "gpus=8", "layout.tp=1", "batch.global_batch_size=8")
+DELTA = (
+    'model.layer_types=["delta","delta","delta","full"]',
+    "model.linear_num_key_heads=16",
+    "model.linear_num_value_heads=32",
+    "model.linear_key_head_dim=128",
+    "model.linear_value_head_dim=128",
+)
+MAMBA = (
+    'model.layer_types=["mamba2","mamba2","mamba2","full"]',
+    "model.mamba_num_heads=128",
+    "model.mamba_head_dim=64",
+    "model.mamba_n_groups=8",
+    "model.ssm_state_size=128",
+)
+MIXERS = {"delta": DELTA, "mamba2": MAMBA}
+STATE = {"delta": 32 * 128 * 128, "mamba2": 128 * 64 * 128}
+CONVOLVED = {"delta": (2 * 16 + 32) * 128, "mamba2": 128 * 64 + 2 * 8 * 128}
+
+
+def training(mixer: str, *overrides: str) -> Scenario:
+    return load_scenario("llama-3-8b", [*SMALL, "batch.sequence_length=4096", *MIXERS[mixer], *overrides])
+
+
+def serving(mixer: str, job: str, *overrides: str) -> Scenario:
+    return load_scenario(job, ["model.num_hidden_layers=4", *MIXERS[mixer], *overrides])
+
+
+def block_of(job: Scenario, mixer: str) -> Block:
+    shapes = serving_shapes(job) if job.workload.serves else shapes_of(job)
+    return build_blocks(shapes)[BlockKind(f"{mixer}+dense")]
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("recipe", ["bf16", "fp8"])
+def test_a_step_runs_with_blocks_that_are_well_formed(mixer: str, recipe: str) -> None:
+    job = training(mixer, f"precision.recipe={recipe}", "hardware=h800")
+    assert problems(block_of(job, mixer)) == []
+    found = simulate(job, engine="longest-path")
+    assert found.metrics["step_time_s"] > 0
+    assert any(one.cls.startswith("scan.") for one in found.classes)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_work_in_chunks_grows_with_the_tokens_only(mixer: str) -> None:
+    """Attention of twice the length is four times as much; a state passes over each token once."""
+    flops = []
+    for length in (4096, 8192):
+        block = block_of(training(mixer, f"batch.sequence_length={length}"), mixer)
+        flops.append(sum(op.work.flops for op in block.ops() if isinstance(op.work, Scan)))
+    assert flops[1] == pytest.approx(2 * flops[0], rel=1e-12)
+
+
+def test_kernels_that_pass_the_state_on_go_from_chunk_to_chunk() -> None:
+    """4,096 tokens in chunks of 64; 32 heads of 128 columns, 64 a CTA."""
+    ops = {op.name: op.work for op in block_of(training("delta"), "delta").ops()}
+    state, chunk = ops["mixer.state.fwd"], ops["mixer.scan.fwd"]
+    assert isinstance(state, Scan)
+    assert isinstance(chunk, Scan)
+    assert (state.ctas, state.steps) == (64, 64)
+    assert (chunk.ctas, chunk.steps) == (32 * 64, 1)
+
+
+def test_flop_of_the_delta_rule_by_hand() -> None:
+    """Forward, a token and head: 3 GEMMs with the state, and within chunks of 64 three as wide as a key, two as a
+    value."""
+    block = block_of(training("delta"), "delta")
+    found = sum(op.work.flops for op in block.ops() if isinstance(op.work, Scan) and op.part == "F")
+    assert found == 4096 * 32 * 2.0 * (3 * 128 * 128 + 64 * (3 * 128 + 2 * 128))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_the_state_is_what_a_sequence_keeps_however_long_it_is(mixer: str) -> None:
+    """FP32 states and the three last tokens of the convolution, of three layers; the fourth attends."""
+    for context in (1000, 9000):
+        job = serving(mixer, "llama-3-8b-decode", f"serving.context={context}", "serving.kv_dtype=bf16")
+        shapes, tp = serving_shapes(job), job.job.layout.tp
+        state = 3 * (STATE[mixer] * 4 + CONVOLVED[mixer] * 3 * 2) / tp
+        attended = 4096 / tp * (context + 1)
+        assert kv_cache_bytes(job, shapes) == pytest.approx(shapes.serving.sequences * (state + attended), rel=1e-12)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_decode_step_reads_and_writes_the_whole_state(mixer: str) -> None:
+    job = serving(mixer, "llama-3-8b-decode")
+    ops = {op.name: op.work for op in block_of(job, mixer).ops()}
+    work, shapes = ops["mixer.token"], serving_shapes(job)
+    assert isinstance(work, Streaming)
+    kept = shapes.batch * (STATE[mixer] * 4 + CONVOLVED[mixer] * 6) / job.job.layout.tp
+    assert kept < work.written < 1.1 * kept
+    assert not any(isinstance(one, Scan) for one in ops.values())
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_prompt_runs_in_chunks(mixer: str) -> None:
+    job = serving(mixer, "llama-3-8b-prefill")
+    assert any(isinstance(op.work, Scan) for op in block_of(job, mixer).ops())
+    assert all(op.saved == 0.0 for op in block_of(job, mixer).ops())
+    for name in ("llama-3-8b-prefill", "llama-3-8b-decode"):
+        assert 0 < simulate(serving(mixer, name), engine="longest-path").metrics["mfu"] < 1
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_tensor_parallel_ranks_have_their_heads(mixer: str) -> None:
+    whole, half = (state_of(shapes_of(_kind(training(mixer, f"layout.tp={tp}"), mixer))) for tp in (1, 2))
+    assert (half.heads, half.inner, half.state_values) == (whole.heads // 2, whole.inner // 2, whole.state_values // 2)
+    found = [p for p in check(training(mixer, "layout.tp=8", "layout.cp=1")) if "layers" in p.message]
+    assert found == []
+
+
+def _kind(job: Scenario, mixer: str) -> Scenario:
+    from dataclasses import replace
+
+    return replace(job, model=job.model.of_kind(BlockKind(f"{mixer}+dense")))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_context_parallel_ranks_trade_tokens_for_heads(mixer: str) -> None:
+    block = block_of(training(mixer, "layout.cp=2", "layout.cp_kind=all_gather"), mixer)
+    traded = [op for op in block.ops() if isinstance(op.work, Collective)]
+    assert [op.name for op in traded] == ["mixer.heads.fwd", "mixer.tokens.fwd", "mixer.tokens.bwd", "mixer.heads.bwd"]
+    assert {op.work.kind for op in traded if isinstance(op.work, Collective)} == {"all_to_all"}
+
+
+def test_heads_that_no_rank_can_split_are_refused() -> None:
+    odd = training("delta", "model.linear_num_value_heads=48", "layout.cp=32", "gpus=64", "layout.tp=1")
+    assert any("delta layers' heads" in p.message for p in check(odd))
+
+
+ONE_PART = ('model.layer_types=["mamba2","none","full","none"]', "model.mixer_only_layers=[0,2]", *MAMBA[1:])
+
+
+def test_layers_of_one_part_are_what_a_layer_of_both_is() -> None:
+    """A Mamba-2 layer and a feed-forward layer after it have the GEMMs of one layer with both."""
+    apart = load_scenario("llama-3-8b", [*SMALL, "batch.sequence_length=4096", *ONE_PART])
+    assert block_kinds(apart.model)[1:-1] == ("mamba2+none", "none+dense", "full+none", "none+dense")
+    parts, whole = build_blocks(shapes_of(apart)), build_blocks(shapes_of(training("mamba2")))
+    assert all(problems(block) == [] for block in parts.values())
+    for mixer, both in (("mamba2+none", "mamba2+dense"), ("full+none", "dense")):
+        kind = BlockKind(both)
+        mine = parts[BlockKind(mixer)].flops() + parts[BlockKind("none+dense")].flops()
+        assert mine == whole[kind].flops()
+    assert apart.model.layer_parameters(BlockKind("none+dense")).norms == 4096
+    assert simulate(apart, engine="longest-path").metrics["step_time_s"] > 0
+
+
+@pytest.mark.parametrize("job", ["llama-3-8b-decode", "llama-3-8b-prefill"])
+def test_layers_of_one_part_serve(job: str) -> None:
+    found = load_scenario(job, ["model.num_hidden_layers=4", *ONE_PART])
+    blocks = build_blocks(serving_shapes(found))
+    assert "norm.ffn" not in {op.name for op in blocks[BlockKind("full+none")].ops()}
+    assert simulate(found, engine="longest-path").metrics["step_time_s"] > 0
