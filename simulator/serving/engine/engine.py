@@ -6,13 +6,14 @@ blocks, or arrival. That changes no number: their times follow a straight line i
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import inf
 from typing import Protocol
 
 from simulator.serving.engine.decode_batch import DecodeBatch
 from simulator.serving.engine.draft_batch import DraftBatch
 from simulator.serving.engine.kv_blocks import KvBlocks
-from simulator.serving.engine.prompts import Chunk, Prompts
+from simulator.serving.engine.prompts import Prompts
+from simulator.serving.engine.running import Running
 from simulator.serving.request import Sequence
 from simulator.serving.step_times import StepTimes
 from simulator.spec.scheduler import Scheduler
@@ -34,7 +35,7 @@ class Listener(Protocol):
         """Steps ran between two times, and are over; what the engine holds is as it was in them."""
 
 
-class Engine:
+class Engine(Running):
     """Waiting and running sequences of one engine, and the steps that it runs.
 
     Parameters
@@ -56,14 +57,11 @@ class Engine:
         drafts: tuple[float, ...] = (),
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.times, self.scheduler, self.listener = times, scheduler, listener
         self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
         self.prompts = Prompts(self.kv, scheduler)
         self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
-        self.since, self.until = 0.0, inf  # of what runs now [s]
-        self.ahead = 0  # decode steps in what runs now
-        self.first, self.slope = 0.0, 0.0  # time of the first of them, and what each later one adds [s]
-        self.chunks: list[Chunk] = []
         self.lost = False
         self.orphans: list[Sequence] = []
 
@@ -81,15 +79,10 @@ class Engine:
         """A sequence arrives; `now` is not later than `until`."""
         waiting = self.prompts.waiting
         if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
-            self._shorten(now)
+            self.shorten(now)
         waiting.append(sequence)
         if self.until == inf:  # awake, but others may arrive at the same time
             self.since = self.until = now
-
-    @property
-    def works(self) -> bool:
-        """Whether a step runs."""
-        return bool(self.ahead or self.chunks)
 
     def fail(self, now: float) -> None:
         """The engine is lost with the step that runs at `now`; what it held is in `orphans` then."""
@@ -97,7 +90,7 @@ class Engine:
         if self.until == inf:
             self.since = self.until = now
         elif self.ahead > 1:
-            self._shorten(now)
+            self.shorten(now)
 
     def _lose(self) -> None:
         """Give up all sequences, to be computed anew elsewhere."""
@@ -228,20 +221,7 @@ class Engine:
             steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
             slope = 0.0
         self.ahead, self.first, self.slope = steps, seconds, slope
-        self.until = now + self._span(steps)
-
-    def _span(self, steps: int) -> float:
-        """Time of so many of the steps that are under way [s]."""
-        return steps * (self.first + self.slope * (steps - 1) / 2)
-
-    def _shorten(self, now: float) -> None:
-        """Let what runs end with the step that runs at `now`, so that an arrival can join the next."""
-        passed = now - self.since
-        steps = max(1, min(self.ahead, ceil(passed / self.first))) if self.first > 0 else 1
-        while steps > 1 and self._span(steps - 1) >= passed:
-            steps -= 1
-        if steps < self.ahead:
-            self.ahead, self.until = steps, self.since + self._span(steps)
+        self.until = now + self.span(steps)
 
     def _make_room(self) -> bool:
         """Put sequences back until the others can decode one step; whether any was."""
