@@ -286,6 +286,44 @@ def _recorded(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _stragglers(s: Scenario) -> Iterator[Problem]:
+    """Slow GPUs must be somewhere, and settings of them must have a use."""
+    slow, pp = s.job.stragglers, s.job.layout.pp
+    most = s.job.layout.ep if s.model.is_moe else max(1, s.job.gpus // pp)
+    if slow.gpus > most:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.gpus",
+            value=slow.gpus,
+            message=f"is more than the {most} ranks of one group on a stage",
+            suggestion=f"use at most {most}",
+        )
+    if slow.stage >= pp:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.stage",
+            value=slow.stage,
+            message=f"is no pipeline rank: there are {pp}",
+            suggestion=f"use 0 to {pp - 1}",
+        )
+    idle = (
+        ("slowdown", slow.slowdown, 1.0, slow.gpus > 0, "gpus"),
+        ("nic", slow.nic, 1.0, slow.gpus > 0, "gpus"),
+        ("stage", slow.stage, 0, slow.gpus > 0, "gpus"),
+        ("seed", slow.seed, 0, slow.jitter > 0.0, "jitter"),
+    )
+    for key, value, usual, used, needs in idle:
+        if value != usual and not used:
+            yield Problem(
+                rule="slow GPUs",
+                key=f"stragglers.{key}",
+                value=value,
+                message=f"does nothing while stragglers.{needs} is 0",
+                suggestion=f"set stragglers.{needs}",
+                severity="warning",
+            )
+
+
 def _dense_problem(key: str, value: int, model: str) -> Problem:
     return Problem(rule="experts on ranks", key=key, value=value, message=f"{model} has no experts", suggestion="use 1")
 
@@ -657,6 +695,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _experts,
         _routing,
         _recorded,
+        _stragglers,
         _tensor,
         _sequence,
         _nodes,

@@ -30,6 +30,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "slow": (
+        "tiny-dualpipe",
+        ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
+    ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
     "shared-uplinks": (
@@ -144,6 +148,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.tp=1",
             "batch.global_batch_size=8",
             "batch.sequence_length=2048",
+        ),
+    ),
+    "sparse": (
+        "tiny-1f1b",
+        (
+            'model.layer_types=["sparse","sparse","sparse","sparse","sparse","sparse"]',
+            "model.index_n_heads=4",
+            "model.index_head_dim=64",
+            "model.index_topk=256",
         ),
     ),
     "chunks": (
@@ -323,6 +336,9 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.sliding_v_head_dim": ("windows", "longest-path"),
     "model.sliding_window": ("windows", "longest-path"),
     "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.index_n_heads": ("sparse", "longest-path"),
+    "model.index_head_dim": ("sparse", "longest-path"),
+    "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
     **{
         f"model.{name}": ("delta", "longest-path")
