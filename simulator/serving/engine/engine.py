@@ -15,7 +15,7 @@ from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.engine.prompts import Prompts
 from simulator.serving.engine.running import Running
 from simulator.serving.request import Sequence
-from simulator.serving.step_times import StepTimes
+from simulator.serving.step_times import Pace, StepTimes
 from simulator.spec.scheduler import Scheduler
 
 EQUAL = 1e-3
@@ -216,10 +216,7 @@ class Engine(Running):
         pace = self.times.decode(batch, decoding.context / batch)
         steps = min(pace.steps, decoding.first_end())
         steps = decoding.steps_in(self.kv.available, steps if most is None else most)
-        seconds, slope = _with_host(self.scheduler, pace.seconds, batch), pace.slope
-        if self.scheduler.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
-            steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
-            slope = 0.0
+        steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope
         self.until = now + self.span(steps)
 
@@ -256,3 +253,12 @@ def _with_host(s: Scheduler, seconds: float, sequences: int) -> float:
     """Time of a step with the host's part [s]."""
     host = s.host_step + s.host_sequence * sequences
     return max(seconds, host) if s.host_overlapped else seconds + host
+
+
+def _paced(s: Scheduler, pace: Pace, batch: int, steps: int) -> tuple[int, float, float]:
+    """Steps that can be run through in one go, time of the first, and what each later one adds [s]."""
+    seconds, slope = _with_host(s, pace.seconds, batch), pace.slope
+    if s.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
+        steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
+        slope = 0.0
+    return steps, seconds, slope
