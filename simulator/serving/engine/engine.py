@@ -156,8 +156,7 @@ class Engine(Running):
             return
         waiting = self.prompts.waiting
         while waiting and waiting[0].computed and self.running < self.scheduler.sequences:
-            arrived = waiting[0]
-            if not self.prompts.receive(arrived):
+            if not self.prompts.receive(arrived := waiting[0]):
                 break
             self.decoding.join(arrived)
         if self.scheduler.prefill == "first":
@@ -196,10 +195,8 @@ class Engine(Running):
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""
-        tokens, work = 0, 0.0
-        for sequence, count in self.chunks:
-            tokens += count
-            work += count * (sequence.computed + count / 2)
+        tokens = sum(count for _, count in self.chunks)
+        work = sum(count * (sequence.computed + count / 2) for sequence, count in self.chunks)
         batch = len(self.decoding.members) if self.ahead else 0
         if batch:
             self.decoding.draw()
