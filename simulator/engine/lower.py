@@ -102,6 +102,11 @@ def pairs_forwards(scenario: Scenario) -> bool:
     return scenario.stack.expert_overlap and scenario.model.is_moe and scenario.job.layout.schedule in PAIRED
 
 
+def fills_waits(scenario: Scenario) -> bool:
+    """Whether waiting weight gradients run while a lone input gradient waits for its all-to-alls."""
+    return scenario.stack.wgrad_fills_waits and scenario.model.is_moe
+
+
 def mirrored(scenario: Scenario) -> bool:
     """Whether stages are balanced in pairs at the same distance from both ends, which share a rank."""
     record = record_of(scenario.job.layout.schedule)
@@ -139,7 +144,7 @@ class Programs:
             stages = (built.stages[step.forward.stage], built.stages[step.backward.stage])
             key: tuple[object, ...] = ("pair", *stages)
         else:
-            key = (step.kind, built.stages[step.stage])
+            key = (step.kind, step.filled, built.stages[step.stage])
         if key not in self.made:
             self.made[key] = self._make(step)
         return self.made[key]
@@ -175,7 +180,13 @@ class Programs:
             return two_batch_program(blocks, workload, built.price, built.imbalance, built.resampled_per_layer)
         copies = self._copies(step.stage if step.kind == "F" else None, step.stage if step.kind in ("B", "I") else None)
         return lone_program(
-            step.kind, built.blocks_of(step.stage), built.price, built.imbalance, built.resampled_per_layer, copies
+            step.kind,
+            built.blocks_of(step.stage),
+            built.price,
+            built.imbalance,
+            built.resampled_per_layer,
+            copies,
+            step.filled,
         )
 
 

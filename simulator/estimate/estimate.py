@@ -15,7 +15,16 @@ import numpy as np
 
 from simulator.engine.host import issuing
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, link_tier, message, overlaps, pairs_forwards, price_model, sends_block
+from simulator.engine.lower import (
+    PricedModel,
+    fills_waits,
+    link_tier,
+    message,
+    overlaps,
+    pairs_forwards,
+    price_model,
+    sends_block,
+)
 from simulator.engine.power import at_the_limit
 from simulator.engine.sync import Sharding
 from simulator.estimate.compiled import Collectives, Compiled, compiled, compiled_of, times
@@ -49,7 +58,11 @@ class Estimate:
 def compiled_for(scenario: Scenario) -> Compiled:
     """The compiled schedule of a scenario."""
     layout = scenario.job.layout
-    if layout.schedule in SCHEDULES and not scenario.workload.serves and not pairs_forwards(scenario):
+    if (
+        layout.schedule in SCHEDULES
+        and not scenario.workload.serves
+        and not (pairs_forwards(scenario) or fills_waits(scenario))
+    ):
         return compiled(layout.schedule, layout.pp, scenario.job.microbatches, layout.vpp)
     return compiled_of(schedule_of(scenario))
 
