@@ -31,7 +31,7 @@ def test_every_step_starts_when_the_last_thing_it_waits_for_ends(name: str, f: f
     schedule = small(name)
     times = uniform_times(schedule, f=f, i=i, w=w)
     end = {
-        action: times.ends[rank][place]
+        action[:3]: times.ends[rank][place]
         for rank, row in enumerate(schedule.rows)
         for place, step in enumerate(row)
         for action in actions_of(step)
