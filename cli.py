@@ -32,6 +32,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "show": ("reports.verbs.show:show", "Print a model, hardware, schedule, job, stack or op graph."),
     "explain": ("reports.verbs.explain:explain", "Explain every op, and what the step depends on."),
     "kernel": ("reports.verbs.kernel:kernel", "Ask what one operation costs, or price a table of them."),
+    "calibrate": (
+        "reports.verbs.calibrating.commands:calibrate",
+        "Make a profile of your own GPU from measurements; check it.",
+    ),
     "numerics": ("reports.verbs.numerics:numerics", "Check the claims of DeepSeek-V3's report by numbers."),
     "trace": ("reports.verbs.trace_compare:trace", "Hold a PyTorch profile against the simulation of its job."),
     "validate": ("reports.verbs.validate:validate", "Compute published figures; show predicted next to published."),

@@ -148,7 +148,7 @@ class Attention:
     @property
     def flops(self) -> float:
         """FLOP of the pairs that the mask leaves, the diagonal counted by one half [FLOP]."""
-        if not self.is_banded or not self.causal:
+        if not self.causal or not (self.is_banded or self.cached):
             return self.flops_full * (0.5 if self.causal else 1.0)
         keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk)
         return self.batch * self.heads * self.seq_q * keys * self.flops_per_pair
@@ -305,7 +305,8 @@ class AllToAll:
     cached : whether a dispatch reuses the layout of an earlier one.
     low_latency : whether the kernels for decoding run.
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
-    imbalance : load of the most loaded rank over the mean.
+    imbalance : tokens that reach the rank around which it is timed, over the mean.
+    node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
     copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
     """
 
@@ -319,6 +320,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    node_imbalance: float = 0.0
     copies_apart: bool = False
 
     @property
@@ -365,10 +367,12 @@ class PointToPoint:
     ----------
     bytes : size of the message [B].
     tier : link that it takes.
+    both_ways : the rank receives as much at the same time.
     """
 
     bytes: float
     tier: Literal["nvlink", "nic"]
+    both_ways: bool = False
 
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]

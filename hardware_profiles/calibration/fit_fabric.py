@@ -13,8 +13,9 @@ ranks, by the `kernels` named in the fabric file; `groups`, `node_limit`, `score
 measurement (DeepEP's own tests: groups are nodes, at most 4 kept, scored by their best expert); `weighted`: a
 combine that also sums the gradients of the gate weights; a published bandwidth was turned into `time_us` with the
 bytes it counts (`note`). `fabric_collective`: `bytes` as in
-`simulator.ops.Collective`. `fabric_all_reduce`: a serving engine's own all-reduce within a node, in a CUDA graph.
-`fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
+`simulator.ops.Collective`. `nccl`: what `measure_collectives.py` measured between two and four H200, device time
+alone (`graph_us`, the mean of its runs); every second size is held out. `fabric_all_reduce`: a serving engine's own
+all-reduce within a node, in a CUDA graph. `fabric_topology`, `fabric_latency`: arXiv 2505.09343, Tables 3 and 5.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
 from scipy.optimize import least_squares, lsq_linear
 
 from hardware_profiles.calibration.evaluate import Errors, Judged, summed
+from hardware_profiles.calibration.fabric_fits import FITS, Fit
 from hardware_profiles.calibration.report import write
-from simulator.cost.collective_cost import collective_cost, p2p_cost
+from simulator.cost.collective_cost import collective_cost
+from simulator.cost.message_cost import p2p_cost
 from simulator.cost.topology import SWITCH_PRICE
 from simulator.inputs.files import find, read_extended
 from simulator.ops import Collective, PointToPoint
@@ -44,237 +46,39 @@ from simulator.validation.rows import all_to_all_time, collective_time
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
+ROBUST = 0.05
+"""Logarithm of an error beyond which a row of a robust fit counts less."""
 Row = dict[str, str]
 Doc = dict[str, Any]
-
-# [s] Where one operation at a time was issued from Python: it lasts at least the first, and the second comes
-# on top of the kernel's time (launch, and the skew of two processes). A property of how that table was
-# measured, not of a link.
-HOST = {"h200": (70e-6, 40e-6)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """One least-squares problem over the rows of `table` of `hardware` (and `kernels`): `free` names sets of TOML keys
-    that share a value. None free: another GPU's parameters are only compared."""
-
-    name: str
-    hardware: str
-    table: str
-    kernels: tuple[str, ...]
-    free: tuple[tuple[str, ...], ...]
-
-
-FITS = (
-    Fit(
-        name="NVLink collectives, 8 H100",
-        hardware="h100",
-        table="fabric_collective",
-        kernels=(),
-        free=(
-            ("nvlink.protocols.ll.alpha",),
-            ("nvlink.protocols.ll.payload",),
-            ("nvlink.protocols.ll128.alpha",),
-            ("nvlink.protocols.sharp.alpha",),
-            ("nvlink.protocols.sharp.payload",),
-            ("nvlink.all_to_all_alpha",),
-        ),
-    ),
-    *(
-        Fit(
-            name=f"all-reduce of {kernels}, H200",
-            hardware="h200",
-            table="fabric_all_reduce",
-            kernels=(kernels,),
-            free=tuple(
-                (f"all_reduce.{kernels}.{name}",)
-                for name in ("one_alpha", "one_peer", "one_rate", "two_alpha", "two_peer", "two_rate")
-                if (kernels, name) != ("vllm", "two_peer")
-            ),
-        )
-        for kernels in ("vllm", "sglang", "trtllm")
-    ),
-    *(
-        Fit(
-            name=f"all-reduce of {kernels}, H100",
-            hardware="h100",
-            table="fabric_all_reduce",
-            kernels=(kernels,),
-            free=(),
-        )
-        for kernels in ("vllm", "sglang", "trtllm")
-    ),
-    Fit(
-        name="NVLink collectives, 2 H200",
-        hardware="h200",
-        table="fabric_collective",
-        kernels=(),
-        free=(("nvlink.local_copy",),),
-    ),
-    Fit(
-        name="expert kernels, H800",
-        hardware="h800",
-        table="fabric_ep",
-        kernels=("deepep", "deepep_tuned"),
-        free=(
-            ("ep.deepep.send_rate",),
-            ("ep.deepep_tuned.send_rate",),
-            ("ep.deepep.forward_rate", "ep.deepep_tuned.forward_rate"),
-            ("ep.deepep.concurrent_dispatch_factor", "ep.deepep_tuned.concurrent_dispatch_factor"),
-            ("ep.deepep.concurrent_combine_factor", "ep.deepep_tuned.concurrent_combine_factor"),
-            ("ep.deepep.first_dispatch_factor", "ep.deepep_tuned.first_dispatch_factor"),
-            ("ep.deepep.weighted", "ep.deepep_tuned.weighted"),
-        ),
-    ),
-    Fit(
-        name="expert kernels by SMs and nodes, H100",
-        hardware="h100",
-        table="fabric_ep",
-        kernels=("deepep",),
-        free=(
-            ("ep.deepep.send_rate",),
-            ("ep.deepep.forward_rate",),
-            ("ep.deepep.reduce",),
-            ("ep.deepep.overlap",),
-            ("ep.deepep.startup",),
-            ("ep.deepep.startup_combine",),
-        ),
-    ),
-    Fit(
-        name="NVLink collectives, B200",
-        hardware="b200",
-        table="fabric_collective",
-        kernels=(),
-        free=(
-            ("nvlink.protocols.ll.alpha",),
-            ("nvlink.protocols.ll.step",),
-            ("nvlink.protocols.ll.payload",),
-            ("nvlink.protocols.ll128.alpha", "nvlink.protocols.simple.alpha"),
-            ("nvlink.protocols.sharp.alpha",),
-            ("nvlink.protocols.sharp.payload",),
-            ("nvlink.local_copy",),
-            ("nvlink.all_to_all_alpha",),
-        ),
-    ),
-    Fit(
-        name="NVLink collectives, A100",
-        hardware="a100",
-        table="fabric_collective",
-        kernels=(),
-        free=(
-            ("nvlink.protocols.ll.alpha",),
-            ("nvlink.protocols.ll.step",),
-            ("nvlink.protocols.ll.payload",),
-            ("nvlink.protocols.ll128.alpha", "nvlink.protocols.simple.alpha"),
-            ("nvlink.local_copy",),
-            ("nvlink.all_to_all_alpha",),
-        ),
-    ),
-    Fit(
-        name="expert kernels in one node, B200",
-        hardware="b200",
-        table="fabric_ep",
-        kernels=("deepep",),
-        free=(("ep.deepep.forward_rate",),),
-    ),
-    Fit(
-        name="low latency in one node, B200",
-        hardware="b200",
-        table="fabric_low_latency",
-        kernels=("deepep",),
-        free=(
-            ("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),
-            ("low_latency.deepep.staging_dispatch", "low_latency.deepep.staging_combine"),
-        ),
-    ),
-    Fit(
-        name="NVLink collectives, GB200",
-        hardware="gb200",
-        table="fabric_collective",
-        kernels=(),
-        free=(),
-    ),
-    Fit(
-        name="expert kernels in one tray, GB200",
-        hardware="gb200",
-        table="fabric_ep",
-        kernels=("deepep",),
-        free=(("ep.deepep.forward_rate",),),
-    ),
-    Fit(
-        name="Hybrid-EP in one rack, GB200",
-        hardware="gb200",
-        table="fabric_ep",
-        kernels=("hybrid_ep",),
-        free=(("ep.hybrid_ep.forward_rate",), ("ep.hybrid_ep.startup",)),
-    ),
-    Fit(
-        name="low latency in one tray, GB200",
-        hardware="gb200",
-        table="fabric_low_latency",
-        kernels=("deepep",),
-        free=(
-            ("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),
-            ("low_latency.deepep.staging_dispatch", "low_latency.deepep.staging_combine"),
-        ),
-    ),
-    Fit(
-        name="Hybrid-EP, H100",
-        hardware="h100",
-        table="fabric_ep",
-        kernels=("hybrid_ep",),
-        free=(("ep.hybrid_ep.send_rate",), ("ep.hybrid_ep.startup",)),
-    ),
-    Fit(
-        name="low latency over InfiniBand, H800",
-        hardware="h800",
-        table="fabric_low_latency",
-        kernels=("deepep_ibrc",),
-        free=(
-            ("low_latency.deepep_ibrc.staging_dispatch", "low_latency.deepep_ibrc.staging_combine"),
-            ("low_latency.deepep_ibrc.hop",),
-        ),
-    ),
-    Fit(
-        name="low latency with NVLink, H800",
-        hardware="h800",
-        table="fabric_low_latency",
-        kernels=("deepep",),
-        free=(("low_latency.deepep.alpha_dispatch", "low_latency.deepep.alpha_combine"),),
-    ),
-    Fit(
-        name="low latency by ranks and tokens, H100",
-        hardware="h100",
-        table="fabric_low_latency",
-        kernels=("deepep",),
-        free=(
-            ("low_latency.deepep.alpha_dispatch",),
-            ("low_latency.deepep.alpha_combine",),
-            ("low_latency.deepep.hop",),
-            ("low_latency.deepep.staging_dispatch",),
-            ("low_latency.deepep.staging_combine",),
-        ),
-    ),
-    Fit(
-        name="low latency of pplx, H100",
-        hardware="h100",
-        table="fabric_low_latency",
-        kernels=("pplx",),
-        free=(
-            ("low_latency.pplx.alpha_dispatch",),
-            ("low_latency.pplx.alpha_combine",),
-            ("low_latency.pplx.hop",),
-            ("low_latency.pplx.staging_dispatch",),
-            ("low_latency.pplx.staging_combine",),
-        ),
-    ),
-)
 
 
 def rows_of(table: str) -> list[Row]:
     """Rows of one calibration table."""
+    if table == "nccl":
+        return [row for ranks in MEASURED_RANKS for row in nccl_rows(ranks)]
     with (TABLES / f"{table}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+MEASURED_RANKS = (2, 4)
+MISALIGNED = "all_to_all_uneven"
+"""Its parts between two GPUs begin at odd addresses, which NCCL copies slowly; rows of tokens do not."""
+
+
+def nccl_rows(ranks: int) -> list[Row]:
+    """What was measured of one operation at a time between `ranks` H200: the mean of the runs' device times."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows_of(f"h200x{ranks}_collectives"):
+        if not row["other"] and row["op"] != MISALIGNED:
+            found.setdefault((row["op"], row["bytes"]), []).append(row)
+    out = []
+    for (op, size), runs in found.items():
+        mean = exp(sum(log(float(run["graph_us"])) for run in runs) / len(runs))
+        label = {"exchange": "both_ways"}.get(op, op)
+        head = {"id": f"h200x{ranks}.{label}.{size}", "hardware": "h200", "op": op, "bytes": size, "ranks": str(ranks)}
+        use = "held out" if runs[0]["held_out"] == "1" else "fit"
+        out.append(head | {"per_node": str(ranks), "nvlink_sharp": "0", "time_us": str(mean), "use": use})
+    return out
 
 
 def document(name: str) -> Doc:
@@ -289,10 +93,11 @@ def node_of(name: str, *, sharp: bool) -> Node:
 
 
 def cluster_of(name: str, doc: Doc, *, sharp: bool = False) -> Cluster:
-    """A cluster with the node of profile `name` and the fabric parameters of `doc`; its GPU plays no part."""
+    """A cluster with the node of profile `name` and the fabric parameters of `doc`; of its GPU only the architecture
+    plays a part."""
     gpu = Gpu(
         name=name,
-        architecture="hopper",
+        architecture=read_extended("hardware", find("hardware", name))["gpu"]["architecture"],
         sms=132,
         boost_clock=1.83e9,
         peak=Peak(bf16=989e12),
@@ -319,15 +124,18 @@ def predict(table: str, row: Row, cluster: Cluster) -> float:
             kind="all_reduce", bytes=float(row["bytes"]), ranks=ranks, per_node=ranks, kernels=row["kernels"]
         )
         return collective_cost(work, cluster).duration
-    if table == "fabric_collective":
-        least, added = HOST.get(row["hardware"], (0.0, 0.0))
-        return max(least, added + _collective(row, cluster))
+    if table in ("fabric_collective", "nccl"):
+        return _collective(row, cluster)
     return all_to_all_time(row, cluster, low_latency=table == "fabric_low_latency")
 
 
+MESSAGES = {"send": "comm.p2p", "exchange": "comm.p2p@both_ways"}
+
+
 def _collective(row: Row, cluster: Cluster) -> float:
-    if row["op"] == "send_recv":
-        return p2p_cost(PointToPoint(bytes=float(row["bytes"]), tier="nvlink"), cluster).duration
+    if row["op"] in MESSAGES:
+        both = row["op"] == "exchange"
+        return p2p_cost(PointToPoint(bytes=float(row["bytes"]), tier="nvlink", both_ways=both), cluster).duration
     return collective_time(row, cluster)
 
 
@@ -376,7 +184,8 @@ def solve(fit: Fit) -> Doc:
                 put(doc, path, exp(float(value)))
         return errors(fit, doc, rows)
 
-    best = least_squares(residuals, start, diff_step=[1e-3] * len(start))
+    loss: Literal["soft_l1", "linear"] = "soft_l1" if fit.robust else "linear"
+    best = least_squares(residuals, start, diff_step=[1e-3] * len(start), loss=loss, f_scale=ROBUST)
     residuals(best.x)
     return doc
 
@@ -406,8 +215,8 @@ def report(fit: Fit, doc: Doc, *, rows_too: bool) -> None:
 
 def class_of(fit: Fit, row: Row) -> str:
     """The kernel class that a row measures; for all-to-alls with the name of the kernels: `comm.dispatch@deepep`."""
-    if fit.table == "fabric_collective":
-        return "comm.p2p" if row["op"] == "send_recv" else f"comm.{row['op']}"
+    if fit.table in ("fabric_collective", "nccl"):
+        return MESSAGES.get(row["op"], f"comm.{row['op']}")
     if fit.table == "fabric_all_reduce":
         return f"comm.all_reduce@{row['kernels']}"
     return f"comm.{row['direction']}@{row['kernels']}" + (".low_latency" if fit.table == "fabric_low_latency" else "")

@@ -12,6 +12,7 @@ from reports.figures.breakdown_figure import breakdown_figure, classes_figure, c
 from reports.figures.curves_figure import Swept, panels_of, runs_figure, scaling_figure, trade_figure
 from reports.figures.memory_figure import memory_figure
 from reports.figures.pair_figure import pair_figure
+from reports.figures.ranks_figure import ranks_figure
 from reports.figures.roofline_figure import roofline_figure
 from reports.figures.serving_figure import serving_figures
 from reports.figures.style import save, styled
@@ -51,6 +52,8 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     yield "cost", cost_figure(result.breakdown_s, result.metrics["run_cost_usd"])
     curve = curve_of(result.built, result.schedule, result.timeline, result.memory.worst.rank)
     yield "memory", memory_figure(curve, result.memory.capacity, f"Memory of rank {curve.rank} (highest peak)")
+    if result.waits is not None:
+        yield "ranks", ranks_figure(result.waits)
     yield "roofline", roofline_figure(ops, result.scenario.cluster.gpu)
 
 

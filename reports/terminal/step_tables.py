@@ -19,6 +19,7 @@ from simulator.schedule import Action, stages_on
 from simulator.spec.scenario import Scenario
 
 if TYPE_CHECKING:
+    from simulator.results.rank_waits import RankWaits
     from simulator.studies.uncertainty import Interval
 
 TOP = 5
@@ -48,6 +49,7 @@ def report(result: Result, *, verbose: bool = False, interval: Interval | None =
         *(section("How sure the step time is", *sureness(interval, verbose)) if interval is not None else ()),
         *section("Where the time goes", phases(result, unit), note(_PHASES_NOTE), exposed(result, unit)),
         *section(f"Per rank [{unit.name}]", ranks(result, unit, verbose), note(_RANKS_NOTE)),
+        *(slowest_ranks(result.waits, unit, verbose) if result.waits is not None else ()),
         *section("Layers on stages", stages(result.built.stages)),
         *section(classes_title(result, verbose), classes(result, unit, verbose), note(classes_note(result, verbose))),
         *section("Assumptions and warnings", remarks(result)),
@@ -262,12 +264,48 @@ def classes(result: Result, unit: words.Unit, verbose: bool = False) -> Table:
     return table
 
 
+def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator[RenderableType]:
+    """A table of ranks, the one for which others wait longest first, and what the waits are due to."""
+    table = columns(">rank", ">load", ">others wait", ">waits itself", ">worst layer")
+    for at in waits.slowest()[: None if verbose else TOP]:
+        layer = waits.layers[int(waits.caused[at].argmax())]
+        table.add_row(
+            str(waits.ranks[at]),
+            f"{waits.mean_load[at]:.3f}",
+            unit.of(float(waits.caused[at].sum())),
+            unit.of(float(waits.waited[at].sum())),
+            str(layer) if layer >= 0 else "gradients",
+        )
+    total = sum(waits.by_cause.values())
+    parts = ", ".join(
+        f"{words.WAITS[cause]} {words.percent(seconds / total)}" for cause, seconds in waits.by_cause.items() if total
+    )
+    text = (
+        "load: tokens over the mean. others wait: how long a rank with the mean load waits where this one comes last,"
+        f" summed over the stages. Waits of that rank by cause: {parts or 'none'}."
+    )
+    yield from section(f"Ranks that others wait for [{unit.name}]", table, note(text))
+
+
+def _simulated(result: Result) -> str:
+    """Which ranks the numbers are of."""
+    job = result.scenario.job
+    if result.waits is None:
+        return (
+            f"One pipeline of {words.counted(job.layout.pp, 'rank')} is simulated; "
+            f"all {job.dp} are assumed to be equal."
+        )
+    return (
+        f"{words.counted(len(result.waits.ranks), 'rank')} of one group that differ are simulated on each stage, with"
+        " one that has the mean load, whose times these are; other groups are assumed to be no slower."
+    )
+
+
 def remarks(result: Result) -> Table:
     """What a reader must know before believing the numbers."""
     scenario = result.scenario
     said = [
-        f"One pipeline of {words.counted(scenario.job.layout.pp, 'rank')} is simulated; "
-        f"all {scenario.job.dp} are assumed to be equal.",
+        _simulated(result),
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
         *_lone_gradients(result),
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",

@@ -34,6 +34,7 @@ SECTIONS = {
     "E": "training runs of other teams",
     "F": "data sheets",
     "Q": "loads of serving benchmarks, replayed (asked by name: Q.inferencex*, Q.trtllm*, Q.gpustack*)",
+    "K": "attention of one layer as a module, of which only the core calibrates",
     "R": "runs that people reported: do they fit",
     "S": "serving steps of engines (ix: InferenceX, tt: tt-inference-server, aic, ais: issues of ai-dynamo)",
     "T": "DeepSeek's public profile of one overlapped pair",

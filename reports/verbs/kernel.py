@@ -217,6 +217,9 @@ for _command in (
         "A message to one other rank.",
         _bytes("The message: 58.7MB, 1e6."),
         _integer("nodes", "1: within a node, over NVLink; 2: over the NIC. [default: 1]"),
+        click.option(
+            "--both-ways", is_flag=True, default=None, help="The rank receives as much at the same time, as in a ring."
+        ),
     ),
     _asks(
         "all_reduce",
@@ -236,8 +239,8 @@ for _command in (
     "table",
     epilog="Example: foretrain kernel table mine.csv --json. Columns: op, hardware, precision, m, n, k, groups, rows,"
     " form, sms, seq, heads, kv_heads, batch, d_qk, d_v, q_len, kv_len, kv_dtype, causal, backward, bytes, ranks,"
-    " nodes, tokens, hidden, top_k, node_limit, ep, experts, direction, cls, impl; time_us where measured. Any may be"
-    " missing or empty but op.",
+    " nodes, both_ways, tokens, hidden, top_k, node_limit, ep, experts, direction, cls, impl; time_us where measured."
+    " Any may be missing or empty but op.",
 )
 @click.argument("file", metavar="IN.csv")
 @click.option("--hardware", type=Input("hardware"), default="h800", show_default=True, help="Of rows that name none.")

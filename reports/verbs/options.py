@@ -33,7 +33,17 @@ class Input(click.ParamType[str]):
         return [*names, CompletionItem(incomplete, type="file")]
 
 
-WHAT_IFS = ("coprocessor", "unified-network", "fp8-accumulation", "fused-casts", "nvlink-900")
+WHAT_IFS = (
+    "coprocessor",
+    "unified-network",
+    "fp8-accumulation",
+    "fused-casts",
+    "nvlink-900",
+    "straggler",
+    "narrow-nic",
+    "lost-rail",
+    "late-hosts",
+)
 """Names of `simulator.studies.whatif` (a test holds them equal): here, so that help needs no simulator."""
 
 

@@ -26,6 +26,8 @@ CAUSES = {
     "imbalance": ("unequal stages", "what unequal stages add to the bubble"),
     "messages": ("messages between stages", "what sends between stages, and the end of the step, add to the bubble"),
     "slowest": ("waiting for the slowest", "at barriers, for the expert-parallel rank with the most loaded experts"),
+    "slow_hardware": ("waiting for slow hardware", "at rendezvous, for slow GPUs and links"),
+    "late_hosts": ("waiting for late hosts", "at rendezvous, for ranks whose host issued late"),
     "all_to_all": (
         "all-to-alls inside actions",
         "the part of the exposed communication that lies inside actions: all-to-alls and collectives",
@@ -65,8 +67,20 @@ def idle_by_cause(result: Result, actions: Sequence[ActionSpan]) -> Idle:
         "all_to_all": inside["all_to_all"] / ranks,
         "sync": inside["sync"] / ranks,
     }
+    causes |= _split(causes.pop("slowest"), result)
     causes["other"] = max(0.0, result.metrics["step_time_s"] - busy - sum(causes.values()))
     return Idle(causes=causes)
+
+
+def _split(slowest: float, result: Result) -> dict[str, float]:
+    """Waiting for the slowest by what makes it slow, in proportion to the waits at rendezvous."""
+    if result.waits is None or not sum(result.waits.by_cause.values()):
+        return {"slowest": slowest}
+    total = sum(result.waits.by_cause.values())
+    return {_BY[cause]: slowest * seconds / total for cause, seconds in result.waits.by_cause.items()}
+
+
+_BY = {"load": "slowest", "hardware": "slow_hardware", "jitter": "late_hosts"}
 
 
 # ---- bubbles ----------------------------------------------------------------------------------------------------

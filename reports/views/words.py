@@ -154,6 +154,7 @@ ENDS = ("embed", "head", "mtp")
 _MIXERS = {
     "sliding": "with a window",
     "chunked": "with chunked attention",
+    "sparse": "with sparse attention",
     "delta": "with the delta rule",
     "mamba2": "with Mamba-2",
     "full": "with attention",
@@ -241,6 +242,10 @@ def unit_for(longest: float) -> Unit:
     return Unit("s", 1.0) if longest >= 1.0 else Unit("ms", 1e-3)
 
 
+WAITS = {"load": "uneven loads", "hardware": "slow hardware", "jitter": "late hosts"}
+"""Why ranks wait for others."""
+
+
 def percent(part: float) -> str:
     """A share of one, as a percentage."""
     return f"{100 * part:.1f} %"
@@ -302,7 +307,13 @@ def of_routing(routing: Routing) -> str:
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
-    return f"loads of experts sampled with a coefficient of variation of {routing.cv:g}"
+    if routing.kind == "measured":
+        return f"tokens per expert as recorded in {routing.file}"
+    anew = f", and of {routing.microbatch_cv:g} anew in each microbatch" if routing.microbatch_cv else ""
+    return (
+        f"popularity of experts sampled with a coefficient of variation of {routing.cv:g} in each layer{anew}"
+        f" (seed {routing.seed})"
+    )
 
 
 def setup(model: str, gpus: int | None, gpu: str) -> str:

@@ -71,7 +71,7 @@ def all_to_all_cost(
 
 def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
     """The traffic of a mean rank scaled to the most loaded rank and its node; staging for the NIC stays even."""
-    node = 1.0 + (work.imbalance - 1.0) / min(work.ranks, cluster.node.gpus)
+    node = work.node_imbalance or 1.0 + (work.imbalance - 1.0) / min(work.ranks, cluster.node.gpus)
     return replace(moved, nic=node * moved.nic, nvlink=work.imbalance * moved.nvlink, delivered=node * moved.delivered)
 
 

@@ -1,21 +1,23 @@
-"""Collectives and point-to-point messages: a fixed time, a time per step, and bytes over an attainable
-bandwidth.
+"""Collectives: a fixed time, a time per step, and bytes over an attainable bandwidth.
 
 Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each
 the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
 by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
-or a double binary tree, or, where NVLink switches reduce, one pass. Of the library's protocols the cheapest
-is taken for each message. Serving engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
+or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the
+protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest. Serving
+engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil, log2
 
-from simulator.cost.cost import Bound, Cost
+from simulator.cost import nccl_tuner
+from simulator.cost.cost import Cost
+from simulator.cost.message_cost import bound, over_channels
 from simulator.cost.topology import attained
 from simulator.errors import InputError
-from simulator.ops import Collective, PointToPoint
+from simulator.ops import Collective
 from simulator.spec.comm_params import Fabric, Protocol, Tier
 from simulator.spec.hardware import Cluster
 
@@ -32,12 +34,14 @@ class Algorithm:
     steps : steps one after the other.
     wire : bytes over the rank's link [B].
     local : bytes copied locally [B].
+    circular : every rank sends and receives all the time, so that channels drift apart.
     """
 
     algorithm: str
     steps: int
     wire: float
     local: float = 0.0
+    circular: bool = False
 
 
 def collective_cost(work: Collective, cluster: Cluster) -> Cost:
@@ -53,8 +57,11 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
     held = held_sms(group, nodes, cluster.fabric) / cluster.fabric.nvlink.sms
+    alone = work if nodes == 1 else None
     inside = (
-        _best(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus) if group > 1 else None
+        _best(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus, alone)
+        if group > 1
+        else None
     )
     part = work.bytes / (1 if work.kind == "broadcast" else group)
     across = _best(_algorithms(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
@@ -79,7 +86,7 @@ def _direct(work: Collective, nodes: int, cluster: Cluster) -> Cost | None:
     fixed, moving = alpha + (n - 2) * peer, wire / rate
     return Cost(
         duration=fixed + moving,
-        bound_by=_bound("nvlink", fixed, moving),
+        bound_by=bound("nvlink", fixed, moving),
         formula=f"alpha + peers x peer + bytes / rate, {'one' if one else 'two'}-shot",
         terms=(
             ("alpha_s", alpha),
@@ -100,30 +107,6 @@ def held_sms(group: int, nodes: int, fabric: Fabric) -> int:
     return fabric.nvlink.sms if nodes == 1 else min(fabric.nvlink.sms, fabric.nic.sms * group)
 
 
-def p2p_cost(work: PointToPoint, cluster: Cluster) -> Cost:
-    """Time of one message to a neighbour: launch, latency, bytes over the link's attainable bandwidth."""
-    if work.bytes < 0:
-        raise InputError(f"point-to-point bytes = {work.bytes:g} is negative")
-    link = cluster.node.nvlink if work.tier == "nvlink" else cluster.node.nic
-    params = cluster.fabric.p2p_nvlink if work.tier == "nvlink" else cluster.fabric.p2p_nic
-    fixed, moving = params.alpha + link.latency, work.bytes / link.bandwidth
-    return Cost(
-        duration=fixed + moving,
-        bound_by=_bound("nvlink" if work.tier == "nvlink" else "ib", fixed, moving),
-        formula="alpha + latency + bytes / bandwidth",
-        terms=(
-            ("alpha_s", params.alpha),
-            ("latency_s", link.latency),
-            ("bytes", work.bytes),
-            ("bandwidth", link.bandwidth),
-        ),
-        source=params.source,
-        calibrated=not params.assumed,
-        nic_bytes=work.bytes if work.tier == "nic" else 0.0,
-        nvlink_bytes=work.bytes if work.tier == "nvlink" else 0.0,
-    )
-
-
 def _check(work: Collective) -> None:
     if work.ranks < 1 or work.per_node < 1:
         raise InputError(f"{work.kind}: ranks = {work.ranks} and per_node = {work.per_node} must be at least 1")
@@ -138,16 +121,16 @@ def _algorithms(kind: str, size: float, n: int) -> tuple[Algorithm, ...]:
     share = size * (n - 1) / n
     levels = max(1, ceil(log2(n)))
     if kind in ("all_gather", "reduce_scatter"):
-        return (Algorithm(algorithm="ring", steps=n - 1, wire=share, local=size / n),)
+        return (Algorithm(algorithm="ring", steps=n - 1, wire=share, local=size / n, circular=True),)
     if kind == "broadcast":
         return (
-            Algorithm(algorithm="chain", steps=n - 1, wire=size),
+            Algorithm(algorithm="ring", steps=n - 1, wire=size),
             Algorithm(algorithm="tree", steps=levels, wire=2 * size),
         )
     return (
-        Algorithm(algorithm="ring", steps=2 * (n - 1), wire=2 * share),
+        Algorithm(algorithm="ring", steps=2 * (n - 1), wire=2 * share, circular=True),
         Algorithm(algorithm="tree", steps=2 * levels, wire=2 * size),
-        Algorithm(algorithm=SHARP, steps=2, wire=size),
+        Algorithm(algorithm=SHARP, steps=2, wire=size, circular=True),
     )
 
 
@@ -165,28 +148,37 @@ class _Leg:
     assumed: bool
 
 
-def _best(algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int) -> _Leg:
-    """The cheapest pair of algorithm and protocol."""
+def _best(
+    algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int, alone: Collective | None = None
+) -> _Leg:
+    """The cheapest pair of algorithm and protocol; where a collective is `alone` in a node of Hopper, of the protocols
+    that NCCL takes. (Ring or tree is left to the price: its estimates of the two lie close where either is small.)"""
     node, fabric = cluster.node, cluster.fabric
     params = fabric.nvlink if tier == "nvlink" else fabric.nic
     link = node.nvlink if tier == "nvlink" else node.nic
     bandwidth = link.bandwidth if tier == "nvlink" else attained(fabric.network, link.bandwidth, endpoints)
-    legs = [
-        _leg(algorithm, name, protocol, params, tier, bandwidth, link.latency)
+    legs = {
+        (algorithm.algorithm, name): _leg(algorithm, name, protocol, params, tier, bandwidth, link.latency)
         for algorithm in algorithms
         for name, protocol in params.protocols.items()
         if (algorithm.algorithm == SHARP) == (name == SHARP)
         and (name != SHARP or (tier == "nvlink" and node.nvlink_sharp))
-    ]
+    }
     if not legs:
         raise InputError(f"fabric.{tier}.protocols names no protocol; write at least one besides '{SHARP}'")
-    return min(legs, key=lambda leg: leg.fixed + leg.moving)
+    known = [pair for pair in legs if pair in nccl_tuner.PAIRS]
+    if alone is not None and known and cluster.gpu.architecture == "hopper":
+        taken = nccl_tuner.protocols(alone.kind, alone.bytes, alone.ranks, bandwidth, known)
+        legs = {pair: leg for pair, leg in legs.items() if pair[1] in taken}
+    return min(legs.values(), key=lambda leg: leg.fixed + leg.moving)
 
 
 def _leg(
     algorithm: Algorithm, name: str, protocol: Protocol, params: Tier, tier: str, bandwidth: float, latency: float
 ) -> _Leg:
     moving = algorithm.wire / (protocol.payload * bandwidth) + algorithm.local / params.local_copy
+    if algorithm.circular:
+        moving += protocol.drift * algorithm.wire**0.5
     return _Leg(
         tier=tier,
         name=f"{algorithm.algorithm}/{name}",
@@ -214,7 +206,7 @@ def _join(inside: _Leg | None, across: _Leg | None) -> Cost:
         ]
     return Cost(
         duration=fixed + slow.moving,
-        bound_by=_bound("nvlink" if slow.tier == "nvlink" else "ib", fixed, slow.moving),
+        bound_by=bound("nvlink" if slow.tier == "nvlink" else "ib", fixed, slow.moving),
         formula="fixed + max over tiers of bytes / bandwidth; " + ", ".join(f"{x.tier}: {x.name}" for x in legs),
         terms=tuple(terms),
         source="; ".join(dict.fromkeys(leg.source for leg in legs)),
@@ -230,14 +222,33 @@ def _all_to_all(work: Collective, cluster: Cluster, group: int, nodes: int) -> C
     nic = work.bytes * (work.ranks - group) / work.ranks
     legs = []
     if group > 1:
-        algorithm = Algorithm(algorithm="direct", steps=1, wire=nvlink)
-        legs.append(_with_peers(_best((algorithm,), cluster, "nvlink", 0), group - 1, cluster.fabric.nvlink))
+        legs.append(_direct_leg(work, cluster, group, nvlink))
     if nodes > 1:
         algorithm = Algorithm(algorithm="direct", steps=1, wire=nic)
         leg = _best((algorithm,), cluster, "nic", work.ranks)
         legs.append(_with_peers(leg, work.ranks - group, cluster.fabric.nic))
     inside = legs[0] if group > 1 else None
     return _join(inside, legs[-1] if nodes > 1 else None)
+
+
+def _direct_leg(work: Collective, cluster: Cluster, group: int, wire: float) -> _Leg:
+    """Messages to all other ranks of the node at once."""
+    tier, p2p, link = cluster.fabric.nvlink, cluster.fabric.p2p_nvlink, cluster.node.nvlink
+    if p2p.channels is None:
+        algorithm = Algorithm(algorithm="direct", steps=1, wire=wire)
+        return _with_peers(_best((algorithm,), cluster, "nvlink", 0), group - 1, tier)
+    peers = group - 1
+    found = over_channels(work.bytes / work.ranks, group, peers, p2p.alpha, link, p2p.channels, both_ways=True)
+    return _Leg(
+        tier="nvlink",
+        name="direct/channels",
+        fixed=found.fixed + (peers - 1) * tier.all_to_all_alpha,
+        moving=found.moving,
+        wire=wire,
+        bandwidth=link.bandwidth,
+        source=p2p.source,
+        assumed=p2p.assumed,
+    )
 
 
 def _with_peers(leg: _Leg, peers: int, params: Tier) -> _Leg:
@@ -251,7 +262,3 @@ def _with_peers(leg: _Leg, peers: int, params: Tier) -> _Leg:
         source=leg.source,
         assumed=leg.assumed,
     )
-
-
-def _bound(link: Bound, fixed: float, moving: float) -> Bound:
-    return link if moving >= fixed else "latency"

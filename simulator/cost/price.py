@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.attention_cost import attention_cost
-from simulator.cost.collective_cost import collective_cost, p2p_cost
+from simulator.cost.collective_cost import collective_cost
 from simulator.cost.cost import Cost, Share
 from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.cost.host_cost import host_cost
+from simulator.cost.message_cost import p2p_cost
 from simulator.cost.scan_cost import scan_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.ops import (

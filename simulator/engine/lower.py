@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from simulator.dtypes import BF16
 from simulator.engine.host import first_of_streams, issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
+from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.pricing import pricer
-from simulator.engine.program import Copies, Pricer, Program, lone_program, pair_program, sequential_program
+from simulator.engine.program import Pricer, Program
+from simulator.engine.ranks.waits import Rendezvous, with_rendezvous
 from simulator.engine.sync import Sharding, append_optimizer, copies_of, gather_parameters
 from simulator.engine.tasks import COMPUTE, LANES, SEND_NEXT, SEND_PREVIOUS, ActionOf, Tasks
-from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
 from simulator.graph.serving.layer import serving_kinds
 from simulator.graph.serving.shapes import ServingShapes, serving_shapes
-from simulator.graph.shapes import Shapes, shapes_of
+from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks, place
-from simulator.ops import AllToAll, HostWork, Op, PointToPoint
+from simulator.ops import AllToAll, Op, PointToPoint
 from simulator.schedule import Action, Pair, Schedule, Step, halves, rank_of, record_of
 from simulator.schedule.order import progress, step_needs
 from simulator.schedule.pairing import PAIRED
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PricedModel:
-    """What is built once for a scenario: blocks, their prices, and the blocks of each stage.
-
-    Parameters
-    ----------
-    scenario : the scenario.
-    shapes : one rank's view of a microbatch.
-    blocks : the ops of each kind of block.
-    price : prices an op.
-    imbalance : load of the most loaded expert-parallel rank over the mean.
-    stages : kinds of blocks on each stage.
-    block_seconds : time of each kind of block, forward and backward [s].
-    pace : how much longer tensor kernels take at the clock of the step.
-    resampled_per_layer : whether another rank is the most loaded in every layer and microbatch.
-    """
-
-    scenario: Scenario
-    shapes: Shapes
-    blocks: dict[BlockKind, Block]
-    price: Pricer
-    imbalance: float
-    stages: tuple[tuple[BlockKind, ...], ...]
-    block_seconds: dict[BlockKind, float]
-    pace: float = 1.0
-    resampled_per_layer: bool = False
-
-    def blocks_of(self, stage: int) -> list[Block]:
-        """The blocks of a stage in order."""
-        return [self.blocks[kind] for kind in self.stages[stage]]
 
 
 def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
@@ -71,14 +38,33 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         shapes=shapes,
         blocks=blocks,
         price=price,
-        imbalance=shapes.imbalance,
+        imbalance=shapes.imbalance if scenario.workload.serves else 1.0,
         resampled_per_layer=scenario.job.routing.kind in ("sampled", "measured"),
+        rendezvous=_rendezvous(scenario),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
         else place(scenario.model, stages, layout, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
     )
+
+
+def is_uneven(scenario: Scenario) -> bool:
+    """Whether ranks of a training job differ, so that some wait for others."""
+    return not scenario.workload.serves and (_uneven_loads(scenario) or scenario.job.stragglers.any)
+
+
+def _uneven_loads(scenario: Scenario) -> bool:
+    job = scenario.job
+    return scenario.model.is_moe and job.layout.ep > 1 and job.routing.kind != "uniform"
+
+
+def _rendezvous(scenario: Scenario) -> Callable[[PricedModel, Step, Program], Rendezvous] | None:
+    if not is_uneven(scenario) or not _uneven_loads(scenario):
+        return None
+    from simulator.engine.ranks.steady import Steady  # NumPy takes 0.1 s to load
+
+    return Steady().of
 
 
 def seconds_by_kind(blocks: dict[BlockKind, Block], price: Pricer, hidden: bool) -> dict[BlockKind, float]:
@@ -124,70 +110,23 @@ def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
     return max(found, key=lambda each: each[0].direction == "combine", default=(None, None))[1]
 
 
-def offloaded_layers(kinds: Sequence[BlockKind]) -> list[int]:
-    """Blocks of a stage whose kept activations may go to the host: its layers but the last, which backward needs first
-    (Megatron-Core, pipeline_parallel/fine_grained_activation_offload.py, 2025)."""
-    return [at for at, kind in enumerate(kinds) if kind.is_layer][:-1]
-
-
 class Programs:
     """Programs by signature: equal actions of equal stages share one."""
 
     def __init__(self, built: PricedModel) -> None:
         self.built = built
-        self.made: dict[tuple[object, ...], Program] = {}
+        self.made: dict[Hashable, Program] = {}
 
     def of(self, step: Step) -> Program:
         """The program of a step."""
         built = self.built
-        if isinstance(step, Pair):
-            stages = (built.stages[step.forward.stage], built.stages[step.backward.stage])
-            key: tuple[object, ...] = ("pair", *stages)
-        else:
-            key = (step.kind, step.filled, built.stages[step.stage])
+        key = action_key(built.stages, step)
         if key not in self.made:
-            self.made[key] = self._make(step)
+            program = program_of(built, step)
+            if built.rendezvous is not None:
+                program = with_rendezvous(program, built.rendezvous(built, step, program))
+            self.made[key] = program
         return self.made[key]
-
-    def _copies(self, ahead: int | None, back: int | None) -> Copies:
-        """The copies to and from the host of a forward and a backward of these stages."""
-        away = self.built.scenario.job.offload.activations
-        return Copies(to_host=self._each(ahead, away, "to_host"), from_host=self._each(back, away, "from_host"))
-
-    def _each(self, stage: int | None, away: float, name: Literal["to_host", "from_host"]) -> dict[int, KernelSequence]:
-        """One copy a layer of a stage that is offloaded, by the number of its block."""
-        if stage is None or not away or self.built.scenario.workload.serves:
-            return {}
-        kinds, out = self.built.stages[stage], {}
-        for block in offloaded_layers(kinds):
-            size = away * self.built.blocks[kinds[block]].saved_bytes
-            work = HostWork(to_host=size) if name == "to_host" else HostWork(from_host=size)
-            op = Op(name=f"offload.{name}", cls="comm.host", part="F", segment="offload", stream="comm", work=work)
-            if size:
-                out[block] = sequence_of("copy", "offload", [self.built.price(op)])
-        return out
-
-    def _make(self, step: Step) -> Program:
-        built = self.built
-        if isinstance(step, Pair):
-            ahead, back = built.blocks_of(step.forward.stage), built.blocks_of(step.backward.stage)
-            make = pair_program if built.scenario.stack.overlaps_pairs else sequential_program
-            copies = self._copies(step.forward.stage, step.backward.stage)
-            return make(ahead, back, built.price, built.imbalance, built.resampled_per_layer, copies)
-        serving = built.scenario.job.serving
-        if serving is not None and serving.two_batch_overlap:
-            blocks, workload = built.blocks_of(step.stage), built.scenario.job.workload
-            return two_batch_program(blocks, workload, built.price, built.imbalance, built.resampled_per_layer)
-        copies = self._copies(step.stage if step.kind == "F" else None, step.stage if step.kind in ("B", "I") else None)
-        return lone_program(
-            step.kind,
-            built.blocks_of(step.stage),
-            built.price,
-            built.imbalance,
-            built.resampled_per_layer,
-            copies,
-            step.filled,
-        )
 
 
 def link_tier(scenario: Scenario, a: int, b: int) -> str:

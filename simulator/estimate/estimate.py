@@ -18,6 +18,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import (
     PricedModel,
     fills_waits,
+    is_uneven,
     link_tier,
     message,
     overlaps,
@@ -88,11 +89,11 @@ def estimate(scenario: Scenario, shared: SharedPrices, *, within: float = float(
 def alone(scenario: Scenario) -> float | None:
     """The step time of a valid scenario that the longest path gives [s], at the price of its distinct actions.
 
-    None where kernels wait for the host: then it would not be the same to the last digits.
+    None where kernels wait for the host, or ranks for each other: then it would not be the same to the last digits.
     """
     if scenario.workload.serves:
         return paced_step(scenario, longest_path)
-    if issuing(scenario.stack) is not None:
+    if issuing(scenario.stack) is not None or is_uneven(scenario):
         return None
     c, shared = compiled_for(scenario), SharedPrices(scenario, "longest-path")
     factor = _slowdown(c, scenario, shared, shared.stages(scenario, c.stages, 1.0))
@@ -145,7 +146,7 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
     """The same and the power demanded [W] (None: not modelled), by a pass over the actions at full clock."""
 
     def watts(power: Power) -> float:
-        clock: PricedAtClock = shared.clock(0, "longest-path")
+        clock = shared.sound()
         built = clock.priced(scenario, stages)
         costs = [clock.cost(stages, step, scenario) for step in c.examples]
         grad_sync = _tail(c, built, shared)

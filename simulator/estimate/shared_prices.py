@@ -17,7 +17,16 @@ from simulator.engine.des import simulate as run_events
 from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, Programs, append, mirrored, overlaps, price_model, seconds_by_kind
+from simulator.engine.lower import (
+    PricedModel,
+    Programs,
+    append,
+    is_uneven,
+    mirrored,
+    overlaps,
+    price_model,
+    seconds_by_kind,
+)
 from simulator.engine.power import energy_above_idle
 from simulator.engine.program import Program
 from simulator.engine.sync import Sharding
@@ -220,6 +229,17 @@ class SharedPrices:
         if key not in self.clocks:
             self.clocks[key] = PricedAtClock(self.scenario, 1.0 + at * GRID, key[1])
         return self.clocks[key]
+
+    def sound(self) -> PricedAtClock:
+        """Prices at full clock, timed by the longest path, of a rank that waits for no other."""
+        if not is_uneven(self.scenario):
+            return self.clock(0, "longest-path")
+
+        def made() -> PricedAtClock:
+            base = replace(self.clock(0, "longest-path").base, rendezvous=None)
+            return PricedAtClock(self.scenario, 1.0, "longest-path", base)
+
+        return self.kept(("sound",), made)
 
     def stages(self, scenario: Scenario, count: int, slowdown: float) -> Stages:
         """Which blocks stand on which of `count` stages."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from simulator.routing.gate import reach
 from simulator.routing.loads import PADDING, imbalance, mean_rows
+from simulator.routing.traffic import distinct
 from simulator.spec.job import Job, Recipe
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -149,3 +150,30 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
         return round(rows), tokens * model.num_experts_per_tok * layout.etp
     return round(rows), round(tokens * ranks * layout.etp)
+
+
+def at_load(s: Shapes, scenario: Scenario, load: float) -> Shapes:
+    """The shapes of a rank whose experts have `load` times the mean tokens, in training."""
+    layout, model = s.job.layout, s.model
+    mean = float(s.job.tokens_per_rank // layout.tp * layout.etp * model.num_experts_per_tok)
+    padded = s.rows - mean
+    if scenario.stack.dispatcher == "nccl":
+        received = load * s.received
+    else:
+        hit = reach(model.gate, layout.ep, min(layout.ep, scenario.cluster.node.gpus)).ranks / layout.ep
+        received = s.received * distinct(load, hit)
+    rows = max(1, round(mean * load + padded))
+    return replace(s, rows=rows, received=min(round(received), rows) if load else 0)
+
+
+def hit_of(scenario: Scenario) -> tuple[float, float]:
+    """Probabilities that a token reaches a given rank, and a given node, of its expert-parallel group.
+
+    0 where every copy of a token travels by itself: then bytes grow as the load does.
+    """
+    ep, model = scenario.job.layout.ep, scenario.model
+    if scenario.stack.dispatcher == "nccl" or not model.is_moe:
+        return 0.0, 0.0
+    per_node = min(ep, scenario.cluster.node.gpus)
+    reached = reach(model.gate, ep, per_node)
+    return reached.ranks / ep, reached.nodes / max(1, ep // per_node)

@@ -286,6 +286,44 @@ def _recorded(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _stragglers(s: Scenario) -> Iterator[Problem]:
+    """Slow GPUs must be somewhere, and settings of them must have a use."""
+    slow, pp = s.job.stragglers, s.job.layout.pp
+    most = s.job.layout.ep if s.model.is_moe else max(1, s.job.gpus // pp)
+    if slow.gpus > most:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.gpus",
+            value=slow.gpus,
+            message=f"is more than the {most} ranks of one group on a stage",
+            suggestion=f"use at most {most}",
+        )
+    if slow.stage >= pp:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.stage",
+            value=slow.stage,
+            message=f"is no pipeline rank: there are {pp}",
+            suggestion=f"use 0 to {pp - 1}",
+        )
+    idle = (
+        ("slowdown", slow.slowdown, 1.0, slow.gpus > 0, "gpus"),
+        ("nic", slow.nic, 1.0, slow.gpus > 0, "gpus"),
+        ("stage", slow.stage, 0, slow.gpus > 0, "gpus"),
+        ("seed", slow.seed, 0, slow.jitter > 0.0, "jitter"),
+    )
+    for key, value, usual, used, needs in idle:
+        if value != usual and not used:
+            yield Problem(
+                rule="slow GPUs",
+                key=f"stragglers.{key}",
+                value=value,
+                message=f"does nothing while stragglers.{needs} is 0",
+                suggestion=f"set stragglers.{needs}",
+                severity="warning",
+            )
+
+
 def _dense_problem(key: str, value: int, model: str) -> Problem:
     return Problem(rule="experts on ranks", key=key, value=value, message=f"{model} has no experts", suggestion="use 1")
 
@@ -293,6 +331,15 @@ def _dense_problem(key: str, value: int, model: str) -> Problem:
 def _tensor(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
     tp = layout.tp
+    if tp > model.num_attention_heads > 0:  # whatever else such a degree breaks follows from it
+        yield Problem(
+            rule="tensor parallelism",
+            key="layout.tp",
+            value=tp,
+            message=f"is more than the {model.num_attention_heads} attention heads of {model.name}",
+            suggestion=f"use at most {model.num_attention_heads}",
+        )
+        return
     yield from _heads(s)
     if any(kind.ffn == "dense" for kind in model.layer_kinds()) and model.intermediate_size % tp:
         yield _width_problem("layout.tp", tp, "intermediate_size", model.intermediate_size)
@@ -656,6 +703,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _experts,
         _routing,
         _recorded,
+        _stragglers,
         _tensor,
         _sequence,
         _nodes,

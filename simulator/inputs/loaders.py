@@ -20,13 +20,13 @@ from simulator.inputs.typed import build, field_names, hints
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.routing.loads import moe_layers
 from simulator.spec.comm_params import Fabric
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
 from simulator.spec.kernel_params import Kernels
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
+from simulator.spec.uneven import ExpertCounts
 
 T = TypeVar("T")
 

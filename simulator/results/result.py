@@ -6,15 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulator.engine.lower import PricedModel
 from simulator.engine.tasks import Timeline
 from simulator.memory import MemoryReport
 from simulator.results.metrics import ClassTime, RankTimes
 from simulator.schedule import Schedule
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.scenario import Scenario
+from simulator.spec.uneven import ExpertCounts
+
+if TYPE_CHECKING:
+    from simulator.engine.ranks.whole_step import UnevenStep
+    from simulator.results.rank_waits import RankWaits
 
 SCHEMA = "foretrain.result/2"
 
@@ -35,6 +39,8 @@ class Result:
     warnings : what the forecast leaves out or assumes.
     provenance : versions and inputs.
     timeline, built, schedule : what reports read.
+    uneven : the step on each rank where ranks differ; the timeline is then that of a rank with the mean load.
+    waits : of uneven ranks, who waits for whom.
     """
 
     scenario: Scenario
@@ -49,6 +55,8 @@ class Result:
     timeline: Timeline
     built: PricedModel
     schedule: Schedule
+    uneven: UnevenStep | None = None
+    waits: RankWaits | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The object that `--json` prints; the same inputs give the same bytes."""
@@ -73,6 +81,7 @@ class Result:
             "memory": self.memory.verdict(),
             "warnings": self.warnings,
             "provenance": self.provenance,
+            **({"uneven": self.waits.as_dict()} if self.waits is not None else {}),
         }
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, fills_waits, lower, pairs_forwards, price_model, stage_names
+from simulator.engine.lower import PricedModel, fills_waits, is_uneven, lower, pairs_forwards, price_model, stage_names
 from simulator.engine.power import at_the_limit, demand
-from simulator.engine.tasks import Timeline
+from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
 from simulator.inputs.check import check
@@ -31,6 +31,10 @@ from simulator.schedule.pairing import filled, paired
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
 from simulator.units import si
+
+if TYPE_CHECKING:
+    from simulator.engine.ranks.whole_step import UnevenStep
+    from simulator.results.rank_waits import RankWaits
 
 Engine = Literal["events", "longest-path"]
 
@@ -82,10 +86,11 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
     A quick pass at full clock gives the power that the step would draw; `gpus` wait for the slowest of them.
     """
     fresh = price_model(scenario, schedule.stages)
+    sound = replace(fresh, rendezvous=None)  # the GPU for which the others wait does not wait itself
     factor, watts = at_the_limit(
         scenario.cluster.gpu,
         gpus,
-        lambda power: demand(longest_path(lower(fresh, schedule)), power, waiting_gemms=scenario.workload.serves),
+        lambda power: demand(longest_path(lower(sound, schedule)), power, waiting_gemms=scenario.workload.serves),
     )
     if watts is None:
         return fresh, factor, None
@@ -95,14 +100,41 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
 def timeline_of(
     built: PricedModel, schedule: Schedule, engine: Engine, progress: Callable[[float], None] | None = None
 ) -> Timeline:
-    """Unroll and execute."""
+    """Unroll and execute; on uneven ranks as the rank with the mean load sees it."""
+    return _executed(_tasks(built, schedule, uneven_of(built, schedule)), engine, progress)
+
+
+def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
+    """The training step on ranks that differ; None where all are alike."""
+    if not is_uneven(built.scenario):
+        return None
+    from simulator.engine.ranks.whole_step import uneven_step  # NumPy takes 0.1 s to load
+
+    return uneven_step(built, schedule)
+
+
+def _tasks(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) -> Tasks:
+    """What a rank executes: with the mean load where ranks are uneven, in lock-step where serving has them apart."""
+    if uneven is not None:
+        return uneven.tasks
     serving = built.scenario.job.serving
     if serving is not None and serving.ranks == "apart":
-        from simulator.engine.lockstep.ranks import lock_step  # NumPy takes 0.1 s to load
+        from simulator.engine.lockstep.ranks import lock_step
 
-        tasks = lock_step(built)
-    else:
-        tasks = lower(built, schedule)
+        return lock_step(built)
+    return lower(built, schedule)
+
+
+def _waits(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) -> RankWaits | None:
+    if uneven is None:
+        return None
+    from simulator.results.rank_waits import rank_waits
+
+    return rank_waits(built, schedule, uneven)
+
+
+def _executed(tasks: Tasks, engine: Engine, progress: Callable[[float], None] | None) -> Timeline:
+    """The times of tasks."""
     return longest_path(tasks) if engine == "longest-path" else run_events(tasks, progress)
 
 
@@ -117,7 +149,8 @@ def simulate(
     progress : called now and then with the part that is done (0 to 1).
     """
     built, schedule = prepare(scenario)
-    timeline = timeline_of(built, schedule, engine, progress)
+    uneven = uneven_of(built, schedule)
+    timeline = _executed(_tasks(built, schedule, uneven), engine, progress)
     ranks = m.rank_times(timeline, scenario.workload)
     classes = m.class_times(timeline)
     memory = memory_of_serving(scenario) if scenario.workload.serves else memory_of_rows(built, schedule)
@@ -134,6 +167,8 @@ def simulate(
         timeline=timeline,
         built=built,
         schedule=schedule,
+        uneven=uneven,
+        waits=_waits(built, schedule, uneven),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from simulator.errors import InputError
 from simulator.spec.job import Routing
-from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 
 MEAN_OFF = 5e-3  # of given loads from 1: four written digits of 64 ranks stay well within
@@ -23,7 +23,7 @@ PADDING = 128  # rows; block of the grouped GEMM and of FP8 scales (arXiv 2412.1
 def moe_layers(model: ModelSpec) -> list[int]:
     """Numbers of the layers with routed experts, counted from 0 over all layers, MTP modules last."""
     kinds = [*model.layer_kinds(), *[model.layer_kind(model.num_hidden_layers)] * model.num_nextn_predict_layers]
-    return [number for number, kind in enumerate(kinds) if kind == BlockKind.MOE]
+    return [number for number, kind in enumerate(kinds) if kind.is_moe]
 
 
 def imbalance(scenario: Scenario, tokens: int) -> float:

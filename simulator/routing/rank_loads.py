@@ -13,9 +13,9 @@ from simulator.ops import Gate
 from simulator.routing.loads import check_routing, moe_layers, rank_shares
 from simulator.routing.placement import Placement, in_order
 from simulator.routing.popularity import chosen_shares, popularity, tokens_of_microbatch
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
+from simulator.spec.uneven import ExpertCounts
 
 Array = NDArray[np.float64]
 

@@ -26,6 +26,17 @@ class Traffic:
     delivered: float
 
 
+def distinct(load: float, hit: float) -> float:
+    """Tokens that reach a rank (or node) with `load` times the mean choices, over those that reach a mean one.
+
+    A token reaches a mean one with probability `hit`. Several choices of a token travel once, so that this grows more
+    slowly than the load: every choice misses independently of the others.
+    """
+    if hit >= 1.0:
+        return 1.0
+    return float((1.0 - (1.0 - hit) ** load) / hit)
+
+
 def traffic(gate: Gate, *, tokens: int, bytes_per_token: float, ranks: int, ranks_per_node: int) -> Traffic:
     """Bytes one rank moves: once over the NIC per other node, then over NVLink to each other rank of that
     node."""

@@ -23,11 +23,14 @@ class Protocol:
     alpha : fixed time, paid once [s].
     step : time of a hop of the ring or a level of the tree [latencies of the link].
     payload : share of the wire's bytes that is data, the rest is flags (LL: 0.5; LL128: 120/128; large messages: 1).
+    drift : time by which the channels of a ring, which pass on what they receive, drift apart: times the square root of
+        the bytes over the link [s / sqrt(B)].
     """
 
     alpha: float
     step: float
     payload: float
+    drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,34 @@ class DirectAllReduce:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Channels:
+    """How the channels of NCCL, one SM each, carry messages over NVLink (`simulator.cost.message_cost`).
+
+    Parameters
+    ----------
+    count : channels of all messages together, a power of two.
+    rate : what one channel can move one way [B/s].
+    overlap : exponent of the norm that joins the time of the link and that of the channels (large: the longer decides).
+    both_overlap : the same where a rank sends and receives at once.
+    fill : rate at which a channel copies its last chunk out of the buffer [B/s].
+    both_fill : the same where a rank sends and receives at once [B/s].
+    ll_alpha : launch and handshake of a message so small that it takes the protocol of low latency (LL) [s].
+    ll_payload : share of the wire's bytes that is data under LL.
+    both_alpha : time added where one call sends and receives [s].
+    """
+
+    count: int
+    rate: float
+    overlap: float
+    both_overlap: float
+    fill: float
+    both_fill: float
+    ll_alpha: float
+    ll_payload: float
+    both_alpha: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class P2p:
     """Point-to-point messages.
 
@@ -95,11 +126,13 @@ class P2p:
     alpha : launch and handshake [s].
     source : where the value comes from.
     assumed : True if nobody measured it.
+    channels : what limits a message besides the link; None: the link alone.
     """
 
     alpha: float
     source: str
     assumed: bool = False
+    channels: Channels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
+from simulator.spec.uneven import Stragglers
 from simulator.spec.workload import WorkloadName
 
 RecomputePreset = Literal["none", "selective", "full", "deepseek"]
@@ -234,6 +235,7 @@ class Job:
     offload : what is kept in the host's memory.
     overlap : SMs of communication.
     routing : balance of the experts.
+    stragglers : GPUs that are slower than the others.
     run : tokens and price of the whole run.
     """
 
@@ -251,6 +253,7 @@ class Job:
     offload: Offload = field(default_factory=Offload)
     overlap: Overlap = field(default_factory=Overlap)
     routing: Routing = field(default_factory=Routing)
+    stragglers: Stragglers = field(default_factory=Stragglers)
     run: Run = field(default_factory=Run)
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
 from simulator.spec.stack import Stack
 from simulator.spec.states import States, resolved
+from simulator.spec.uneven import ExpertCounts
 from simulator.spec.workload import WORKLOADS, Workload
 
 

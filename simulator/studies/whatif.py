@@ -1,4 +1,5 @@
-"""What the hardware chapter of the DeepSeek-V3 report asks for (arXiv 2412.19437, section 3.5), one change each.
+"""What the hardware chapter of the DeepSeek-V3 report asks for (arXiv 2412.19437, section 3.5), one change each, and
+what one slow GPU, NIC or host costs.
 
 A what-if is a named change of a scenario. Its assumptions are in its description; everything else stays as it is.
 """
@@ -19,6 +20,7 @@ from simulator.spec.kernel_params import GemmParams
 from simulator.spec.model import BlockKind
 from simulator.spec.placement import is_written
 from simulator.spec.scenario import Scenario
+from simulator.spec.uneven import Stragglers
 
 UNLIMITED = 1e15
 """A rate that never limits [B/s]."""
@@ -74,6 +76,26 @@ def _nvlink(s: Scenario) -> Scenario:
     return replace(s, cluster=replace(s.cluster, node=replace(node, nvlink=link)))
 
 
+SLOW_GPU = 1.1
+"""Slowdown of one slow GPU. Assumed: a tenth; thermal throttling and failing parts make some lose more."""
+JITTER = 20e-6
+"""Mean delay of a host before an action [s]. Assumed: a few kernel launches of 5 to 6 us each."""
+
+
+def _uneven(
+    gpus: int, *, slowdown: float = 1.0, nic: float = 1.0, jitter: float = 0.0
+) -> Callable[[Scenario], Scenario]:
+    """Slow GPUs in the middle of the pipeline."""
+
+    def change(s: Scenario) -> Scenario:
+        stage = s.job.layout.pp // 2 if gpus else 0
+        many = min(gpus, s.job.layout.ep if s.model.is_moe else s.job.gpus // s.job.layout.pp)
+        slow = Stragglers(gpus=many, stage=stage, slowdown=slowdown, nic=nic, jitter=jitter)
+        return replace(s, job=replace(s.job, stragglers=slow))
+
+    return change
+
+
 WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
     {
         "coprocessor": WhatIf(
@@ -105,6 +127,30 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
             assumes="the same share of the peak can be attained",
             source="NVIDIA H100 datasheet, 2023",
             change=_nvlink,
+        ),
+        "straggler": WhatIf(
+            asks="one slow GPU",
+            assumes=f"one GPU on the pipeline rank in the middle takes {SLOW_GPU:g} times as long for every kernel",
+            source="assumed",
+            change=_uneven(1, slowdown=SLOW_GPU),
+        ),
+        "narrow-nic": WhatIf(
+            asks="one NIC at half its bandwidth",
+            assumes="the NIC of one GPU on the pipeline rank in the middle, which its whole node waits for",
+            source="assumed",
+            change=_uneven(1, nic=0.5),
+        ),
+        "lost-rail": WhatIf(
+            asks="a node without one of its rails",
+            assumes="two GPUs of a node on the pipeline rank in the middle share one NIC",
+            source="assumed",
+            change=_uneven(2, nic=0.5),
+        ),
+        "late-hosts": WhatIf(
+            asks="hosts that are late",
+            assumes=f"every host is late by {JITTER * 1e6:g} us on average before each action (exponential)",
+            source="assumed",
+            change=_uneven(0, jitter=JITTER),
         ),
     }
 )

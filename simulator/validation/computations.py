@@ -15,7 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-from simulator.validation.serving import published_replays, published_steps
+from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
 
@@ -125,6 +125,7 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="F.price.*", compute=named_models.price, given=True),
     Rule(pattern="F.*", compute=named_models.hardware, given=True),
     Rule(pattern="Q.*", compute=published_replays.replayed, heavy=True),
+    Rule(pattern="K.*", compute=attention_modules.attention_module),
     Rule(pattern="S.*", compute=published_steps.serving_step),
     Rule(pattern="D.dsinfra.decode_node", compute=published_steps.online_decode),
     Rule(pattern="D.sglang96.prefill.*", compute=published_steps.sglang_prefill),

@@ -11,6 +11,7 @@ from simulator.errors import ForetrainError
 from simulator.validation.computations import Rule, rule_for
 from simulator.validation.figures import Figure, load_figures, used_by_calibration
 from simulator.validation.outcome import Outcome, Use
+from simulator.validation.serving.attention_modules import module_rows
 from simulator.validation.serving.published_replays import replay_rows
 from simulator.validation.serving.published_steps import serving_rows
 
@@ -28,7 +29,8 @@ def validate(
     only : patterns of names, as in `E.zerobubble.*`; none: all but replays of requests (Q.*), which take minutes.
     processes : how many compute whole steps at once.
     """
-    known = [*load_figures(), *serving_rows(), *(replay_rows() if any(one.startswith("Q") for one in only) else ())]
+    replays = replay_rows() if any(one.startswith("Q") for one in only) else []
+    known = [*load_figures(), *module_rows(), *serving_rows(), *replays]
     figures = [f for f in known if not only or any(_fits(f.id, pattern) for pattern in only)]
     heavy = [f for f in figures if rule_for(f).heavy]
     found = {f.id: outcome_of(f) for f in figures if not rule_for(f).heavy}

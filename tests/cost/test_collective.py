@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.calibration import fit_fabric
-from simulator.cost.collective_cost import collective_cost, p2p_cost
+from simulator.cost import nccl_tuner
+from simulator.cost.collective_cost import collective_cost
+from simulator.cost.message_cost import p2p_cost, spread
 from simulator.errors import InputError
 from simulator.inputs import list_names
 from simulator.ops import Collective, CollectiveKind, PointToPoint
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Link
 
+H200 = fit_fabric.cluster_of("h200", fit_fabric.document("h200"))
 H800 = fit_fabric.cluster_of("h800", fit_fabric.document("h800"))
 H100 = fit_fabric.cluster_of("h100", fit_fabric.document("h100"), sharp=True)
 KINDS = st.sampled_from(get_args(CollectiveKind))
@@ -161,7 +164,7 @@ def test_longer_messages_are_never_faster(size: float, more: float, tier: str) -
 
 @pytest.mark.parametrize(
     ("name", "fitted", "held_out"),
-    [("NVLink collectives, 8 H100", 4.0, 5.0), ("NVLink collectives, 2 H200", 8.0, 10.0)],
+    [("NVLink collectives, 8 H100", 2.5, 2.5), ("NCCL, 2 and 4 H200", 5.0, 6.0)],
 )
 def test_measured_collectives(name: str, fitted: float, held_out: float) -> None:
     fit = next(fit for fit in fit_fabric.FITS if fit.name == name)
@@ -170,6 +173,73 @@ def test_measured_collectives(name: str, fitted: float, held_out: float) -> None
     for use, limit in (("fit", fitted), ("held out", held_out)):
         part = [x for x, row in zip(logs, rows, strict=True) if row["use"] == use]
         assert fit_fabric.mape(part) <= limit
+
+
+@pytest.mark.parametrize("name", ["all_gather", "all_reduce", "all_to_all", "broadcast", "reduce_scatter"])
+def test_no_operation_of_nccl_is_far_off_on_sizes_kept_out(name: str) -> None:
+    fit = next(fit for fit in fit_fabric.FITS if fit.table == "nccl")
+    rows = [row for row in fit_fabric.chosen(fit) if row["use"] == "held out" and row["op"] == name]
+    assert len(rows) > 10
+    assert fit_fabric.mape(fit_fabric.errors(fit, fit_fabric.document("h200"), rows)) <= 7.0
+
+
+@pytest.mark.parametrize("ranks", fit_fabric.MEASURED_RANKS)
+def test_the_tuner_chooses_what_nccl_says_it_chose(ranks: int) -> None:
+    rows = [row for row in fit_fabric.rows_of(f"h200x{ranks}_collectives") if row["algorithm"] and not row["other"]]
+    known = [pair for pair in nccl_tuner.PAIRS if "sharp" not in pair]  # multicast was off
+    assert len(rows) > 20
+    for row in rows:
+        found = nccl_tuner.chosen(row["op"], float(row["bytes"]), ranks, 371e9, known)
+        assert found == (row["algorithm"].lower(), row["protocol"].lower()), row
+
+
+def test_the_tuner_takes_switches_where_they_reduce_and_never_trees_to_gather() -> None:
+    every = nccl_tuner.PAIRS
+    assert nccl_tuner.chosen("all_reduce", 1e9, 8, 371e9, every) == ("sharp", "sharp")
+    assert nccl_tuner.chosen("all_reduce", 1e9, 2, 371e9, every)[0] == "ring"
+    assert nccl_tuner.chosen("broadcast", 1e9, 8, 371e9, every)[0] == "ring"
+    assert nccl_tuner.estimate("all_gather", 1e6, 8, 371e9, ("tree", "ll")) == float("inf")
+
+
+def message(size: float, *, both_ways: bool = False) -> float:
+    work = PointToPoint(bytes=size, tier="nvlink", both_ways=both_ways)
+    return p2p_cost(work, H200).duration
+
+
+@given(size=st.floats(1, 1e11), more=st.floats(1, 1e11))
+def test_both_ways_is_never_faster_than_one(size: float, more: float) -> None:
+    assert message(size, both_ways=True) >= message(size) * (1 - 1e-12)
+    assert message(size + more) >= 0.8 * message(size)  # twice the channels make a little more than 256 MiB faster
+
+
+def test_a_message_is_spread_over_more_channels_when_large() -> None:
+    channels = H200.fabric.p2p_nvlink.channels
+    assert channels is not None
+    assert [spread(size * 2**20, 2, channels) for size in (1, 256, 257, 4096)] == [16, 16, 32, 32]
+    assert [spread(2**20, ranks, channels) for ranks in (4, 8, 64)] == [8, 4, 1]
+
+
+def concurrent(row: dict[str, str]) -> tuple[float, float]:
+    """Two operations at once between two H200: (forecast by shares of the link, measured) [s]."""
+    costs = []
+    for op in (row["op"], row["other"]):
+        size = float(row["bytes"])
+        if op == "exchange":
+            costs.append(p2p_cost(PointToPoint(bytes=size, tier="nvlink", both_ways=True), H200))
+        else:
+            costs.append(collective_cost(Collective(kind=op, bytes=size, ranks=2, per_node=2), H200))  # type: ignore[arg-type]
+    link = sum(cost.nvlink_bytes for cost in costs) / H200.node.nvlink.bandwidth
+    return max(
+        link + max(dict(cost.terms).get("nvlink_fixed_s", 0.0) for cost in costs), *(c.duration for c in costs)
+    ), (float(row["graph_us"]) * 1e-6)
+
+
+def test_two_collectives_at_once_share_the_link() -> None:
+    """From 64 MiB on, where the link decides: each pair takes as long as the bytes of both over one link."""
+    rows = [r for r in fit_fabric.rows_of("h200x2_collectives") if r["other"] and float(r["bytes"]) >= 2**26]
+    errors = [ours / measured - 1 for ours, measured in map(concurrent, rows)]
+    assert len(errors) > 20
+    assert sum(map(abs, errors)) / len(errors) < 0.16
 
 
 def test_pipeline_message_of_deepseek_v3() -> None:

@@ -24,7 +24,6 @@ CASES = [
     ("tiny-dualpipe", "stack.param_gather_overlap=false", "stack.grad_sync_overlap=false"),
     ("tiny-1f1b", "stack.p2p_overlap=never"),
     ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2"),
-    ("tiny-1f1b", "routing.kind=skewed", "routing.max_over_mean=1.5"),
     ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
     ("llama-3-8b",),
 ]
@@ -73,8 +72,23 @@ def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
     assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").makespan, rel=1e-9)
 
 
-def test_alone_says_where_it_would_not_be_exact():
-    assert alone(load_scenario("tiny-1f1b", ["stack.host_kernel=6e-6"])) is None
+@pytest.mark.parametrize("setting", ["stack.host_kernel=6e-6", "stragglers.jitter=1e-6"])
+def test_alone_says_where_it_would_not_be_exact(setting):
+    assert alone(load_scenario("tiny-1f1b", [setting])) is None
+
+
+@pytest.mark.parametrize("job", ["tiny-1f1b", "tiny-dualpipe", "tiny-zb1p"])
+@pytest.mark.parametrize(
+    "loads", [("skewed", "max_over_mean=1.5"), ("sampled", "cv=0.3"), ("sampled", "microbatch_cv=0.3")]
+)
+def test_uneven_loads_cost_in_the_estimate_what_they_cost_in_a_whole_step(job, loads):
+    """Actions behind themselves with the loads of some layers stand for all."""
+    uneven = load_scenario(job, [f"routing.kind={loads[0]}", f"routing.{loads[1]}"])
+    quick, slow = (
+        [estimate(one, SharedPrices(one, "events")).step for one in (load_scenario(job), uneven)],
+        [timeline_of(*prepare(one), "events").makespan for one in (load_scenario(job), uneven)],
+    )
+    assert quick[1] - quick[0] == pytest.approx(slow[1] - slow[0], rel=0.25)
 
 
 OUT_OF_TURN = """\

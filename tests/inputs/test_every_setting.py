@@ -23,12 +23,17 @@ from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
+from simulator.studies.kernel import Question, answer
 from simulator.studies.whatif import WHAT_IFS
 
 JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "slow": (
+        "tiny-dualpipe",
+        ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
+    ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
     "shared-uplinks": (
@@ -145,6 +150,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "sparse": (
+        "tiny-1f1b",
+        (
+            'model.layer_types=["sparse","sparse","sparse","sparse","sparse","sparse"]',
+            "model.index_n_heads=4",
+            "model.index_head_dim=64",
+            "model.index_topk=256",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -197,6 +211,19 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "short": (
+        "llama-3-8b",
+        (
+            "hardware=h200",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=16",
+        ),
+    ),
+    "nccl": ("tiny-1f1b", ("hardware=h200", "stack=megatron-core", "precision.recipe=bf16", "layout.ep=8")),
     "gpt": (
         "llama-3-8b",
         (
@@ -248,6 +275,9 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
+    "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
+    "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
@@ -308,6 +338,9 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.sliding_v_head_dim": ("windows", "longest-path"),
     "model.sliding_window": ("windows", "longest-path"),
     "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.index_n_heads": ("sparse", "longest-path"),
+    "model.index_head_dim": ("sparse", "longest-path"),
+    "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
     **{
         f"model.{name}": ("delta", "longest-path")
@@ -456,6 +489,15 @@ def test_every_setting_changes_some_result(root: str) -> None:
     dead = [path for path, jobs in mine.items() if not _listed(path) and not _changes(path, jobs)]
     assert len(mine) > 10
     assert dead == []
+
+
+def test_messages_both_ways_are_asked_with_foretrain_kernel() -> None:
+    question = Question(op="p2p", hardware="h200", bytes=1e6, both_ways=True)
+    before, after = (
+        answer(question, load_hardware("h200", [f"hardware.fabric.p2p_nvlink.channels.both_alpha={value}"])).time_us
+        for value in (1e-6, 1e-4)
+    )
+    assert after == pytest.approx(before + 99.0)
 
 
 @pytest.mark.parametrize("path", SHOWN_ONLY)

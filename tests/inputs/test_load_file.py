@@ -79,7 +79,7 @@ def test_a_job_names_its_recording_from_its_own_folder(tmp_path: Path) -> None:
     job.write_text('extends = "tiny-1f1b"\n[routing]\nkind = "measured"\nfile = "loads.csv"\n', encoding="utf-8")
     loaded = load_scenario(str(job))
     assert loaded.counts is not None
-    assert prepare(loaded)[0].imbalance > 5.0
+    assert prepare(loaded)[0].shapes.imbalance > 5.0
     step = simulate(loaded, engine="longest-path")
     assert step.metrics["step_time_s"] > simulate(base, engine="longest-path").metrics["step_time_s"]
     assert step.as_dict()["scenario"]["counts"]["digest"] == loaded.counts.digest

@@ -14,6 +14,7 @@ from simulator.inputs.files import files_behind
 from simulator.inputs.ranges.parameter_limits import PARAMETERS
 from simulator.inputs.reading import LARGEST, LARGEST_INTEGER, parse_json, parse_toml, read_text
 from simulator.spec.comm_params import (
+    Channels,
     DirectAllReduce,
     EpParams,
     LowLatency,
@@ -120,7 +121,7 @@ def test_odd_changes_are_one_short_line(text: str, why: str) -> None:
 
 TYPES = (
     *(GemmParams, AttentionRate, AttentionParams, DecodeAttentionParams, StreamParams, FixedParams, Kernels),
-    *(Protocol, Tier, DirectAllReduce, P2p, EpParams, LowLatency, NotifyParams, Network, Power),
+    *(Protocol, Tier, DirectAllReduce, Channels, P2p, EpParams, LowLatency, NotifyParams, Network, Power),
 )
 
 

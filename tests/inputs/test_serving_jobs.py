@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from simulator.errors import InputError
 from simulator.inputs import load_job, load_scenario
 from simulator.results.simulate import simulate
+from simulator.spec.serving import Serving, ServingStack
 
 JOB = """workload = "{workload}"
 model = "llama-3-8b"
@@ -99,6 +101,11 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
         ("llama-3-8b-decode", ("stack=torch",), "stack: torch: says nothing of serving"),
         ("llama-3-8b-decode", ("precision.recipe=fp8_tensor",), "is not modelled of serving"),
         ("llama-3-8b-decode", ("serving.two_batch_overlap=true",), "there is no all-to-all to hide"),
+        (
+            "llama-3-8b-decode",
+            ("gpus=64", "layout.tp=64"),
+            r"^llama-3-8b-decode: layout.tp: 64: is more than the 32 attention heads of llama-3-8b; use at most 32$",
+        ),
         ("llama-3-70b-decode", ("gpus=3", "layout.tp=3"), "layout.tp: 3: does not divide attention heads 64"),
         ("deepseek-v3-decode-ep128", ("layout.ep=96",), "layout.ep: 96: does not divide the 256 routed experts"),
         (
@@ -152,34 +159,52 @@ def test_what_cannot_be_is_refused_with_what_would_do(job: str, overrides: tuple
         simulate(load_scenario(job, overrides))
 
 
-@pytest.mark.parametrize(
-    ("job", "override"),
-    [
-        ("llama-3-8b-decode", "serving.sequences=65"),
-        ("llama-3-8b-decode", "serving.context=2047"),
-        ("llama-3-8b-decode", "serving.tokens=2"),
-        ("llama-3-8b-decode", "serving.kv_dtype=fp8"),
-        ("llama-3-8b-decode", "serving.cuda_graphs=false"),
-        ("llama-3-8b-decode", "stack.serving.decode_attention=fa3"),
-        ("deepseek-v3-decode-ep128", "stack.serving.gemm=training"),
-        ("llama-3-70b-decode", "stack.serving.all_reduce=vllm"),
-        ("llama-3-70b-decode", "layout.sp=true"),
-        ("deepseek-v3-decode-ep128", "serving.two_batch_overlap=false"),
-        ("deepseek-v3-decode-ep128", "stack.serving.masked=false"),
-        ("deepseek-v3-decode-ep128", "stack.serving.router_fused=false"),
-        ("deepseek-v3-decode-ep128", "layout.ep=64"),
-        ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
-        ("llama-3-8b-decode", "workload=prefill"),
-        ("llama-3-8b-decode", "stack.serving.host_step=1e-3"),
-        ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
-        ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
-        ("llama-3-8b-decode", "serving.prefill_tokens=256"),
-        ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
-        ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
-        ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
-        ("deepseek-v3-decode-ep128", "serving.idle_ranks=64"),
-    ],
-)
+CHANGES = [
+    ("llama-3-8b-decode", "serving.sequences=65"),
+    ("llama-3-8b-decode", "serving.context=2047"),
+    ("llama-3-8b-decode", "serving.tokens=2"),
+    ("llama-3-8b-decode", "serving.kv_dtype=fp8"),
+    ("llama-3-8b-decode", "serving.cuda_graphs=false"),
+    ("llama-3-8b-decode", "stack.serving.decode_attention=fa3"),
+    ("deepseek-v3-decode-ep128", "stack.serving.gemm=training"),
+    ("llama-3-70b-decode", "stack.serving.all_reduce=vllm"),
+    ("llama-3-70b-decode", "layout.sp=true"),
+    ("deepseek-v3-decode-ep128", "serving.two_batch_overlap=false"),
+    ("deepseek-v3-decode-ep128", "stack.serving.masked=false"),
+    ("deepseek-v3-decode-ep128", "stack.serving.router_fused=false"),
+    ("deepseek-v3-decode-ep128", "layout.ep=64"),
+    ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
+    ("llama-3-8b-decode", "workload=prefill"),
+    ("llama-3-8b-decode", "stack.serving.host_step=1e-3"),
+    ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
+    ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
+    ("llama-3-8b-decode", "serving.prefill_tokens=256"),
+    ("deepseek-v3-decode-ep128", "serving.mtp_depth=1"),
+    ("deepseek-v3-decode-ep128", "serving.redundant_experts=128"),
+    ("deepseek-v3-decode-ep128", "serving.shared_slots=128"),
+    ("deepseek-v3-decode-ep128", "serving.idle_ranks=64"),
+]
+"""A job and a setting that changes its step."""
+ELSEWHERE = {
+    "serving.mtp_acceptance": "the tokens of a step",
+    "serving.prefill_context": "a step with a chunk",
+    "serving.eplb": "loads that differ",
+    "serving.ranks": "tests/engine/test_lockstep.py",
+    "serving.seed": "tests/engine/test_lockstep.py",
+    "stack.serving.kv_budget": "tests/memory/test_kv_budget.py",
+    "stack.serving.kv_share": "tests/memory/test_kv_budget.py",
+}
+"""Settings that act on something else than the step of one of these jobs, and where that is tested."""
+
+
+def test_no_setting_is_forgotten() -> None:
+    known = {f"serving.{one.name}" for one in fields(Serving)}
+    known |= {f"stack.serving.{one.name}" for one in fields(ServingStack)}
+    named = {override.partition("=")[0] for _, override in CHANGES} | set(ELSEWHERE)
+    assert known - named == set()
+
+
+@pytest.mark.parametrize(("job", "override"), CHANGES)
 def test_every_setting_changes_the_step(job: str, override: str) -> None:
     before, after = (simulate(load_scenario(job, some)).metrics["step_time_s"] for some in ((), (override,)))
     assert before != after

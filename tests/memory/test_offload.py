@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.cost.host_cost import host_cost
-from simulator.engine.lower import offloaded_layers
+from simulator.engine.priced_model import offloaded_layers
 from simulator.errors import InputError
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices

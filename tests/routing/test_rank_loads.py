@@ -14,8 +14,8 @@ from simulator.routing.loads import imbalance, moe_layers
 from simulator.routing.placement import Placement, in_order
 from simulator.routing.popularity import chosen_shares, popularity
 from simulator.routing.rank_loads import rank_loads, tokens_of
-from simulator.spec.expert_counts import ExpertCounts
 from simulator.spec.job import Routing
+from simulator.spec.uneven import ExpertCounts
 
 V3 = Gate(experts=256, top_k=8, groups=8, node_limit=4)
 V2 = Gate(experts=160, top_k=6, groups=8, node_limit=3, scored=1)

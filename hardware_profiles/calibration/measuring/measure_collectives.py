@@ -88,8 +88,8 @@ def tensor(size: int) -> torch.Tensor:
 
 
 def shares(count: int, ranks: int) -> list[int]:
-    """Unequal parts of a buffer: the higher the rank the more."""
-    parts = [count * (r + 1) * 2 // (ranks * (ranks + 1)) for r in range(ranks)]
+    """Unequal parts of a buffer: the higher the rank the more; whole 128 bytes, as rows of tokens are."""
+    parts = [count * (r + 1) * 2 // (ranks * (ranks + 1)) // 64 * 64 for r in range(ranks)]
     parts[-1] += count - sum(parts)
     return parts
 

@@ -76,7 +76,7 @@ def linear_shapes(count: int, seed: int) -> list[tuple[int, int, int]]:
     return out
 
 
-SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+SEED = int(sys.argv[3]) if __name__ == "__main__" and len(sys.argv) > 3 else 1
 SHAPES = V3 + linear_shapes(130, SEED)
 WGRAD = [(n, k, m) for m, n, k in V3[:-1]] + [(n, k, m) for m, n, k in linear_shapes(60, SEED + 1) if m >= 512]
 

@@ -74,7 +74,12 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     },
     "FixedParams": {"time": _TIME},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},
-    "Protocol": {"alpha": _TIME, "step": Range(low=0, high=1e4), "payload": _ABOVE_NONE},
+    "Protocol": {
+        "alpha": _TIME,
+        "step": Range(low=0, high=1e4),
+        "payload": _ABOVE_NONE,
+        "drift": Range(low=0, high=1e-3),
+    },
     "Tier": {"local_copy": _SPEED, "all_to_all_alpha": _TIME, "sms": _COUNT},
     "DirectAllReduce": {
         **dict.fromkeys(("one_alpha", "one_peer", "two_alpha", "two_peer"), _TIME),
@@ -83,6 +88,13 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         "sms": _COUNT,
     },
     "P2p": {"alpha": _TIME},
+    "Channels": {
+        "count": _COUNT,
+        **dict.fromkeys(("rate", "fill", "both_fill"), _SPEED),
+        **dict.fromkeys(("overlap", "both_overlap"), Range(low=0.1, high=1e3)),
+        **dict.fromkeys(("ll_alpha", "both_alpha"), _TIME),
+        "ll_payload": _ABOVE_NONE,
+    },
     "EpParams": {
         **dict.fromkeys(("send_rate", "forward_rate"), _SPEED),
         "overlap": Range(low=0.1, high=1e3),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.errors import InputError
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import LARGEST, MIB, read_text
-from simulator.spec.expert_counts import ExpertCounts
+from simulator.spec.uneven import ExpertCounts
 
 if TYPE_CHECKING:
     import numpy as np

@@ -130,6 +130,7 @@ class Question:
     dispatcher : kernels of the all-to-all.
     low_latency : whether the kernels for decoding run.
     concurrent : whether other work runs at the same time.
+    both_ways : whether a rank that sends a message receives one as large at the same time.
     cls : kernel class instead of the default.
     impl : whose kernel: `library` (public: DeepGEMM, cuDNN ...), `training` (DeepSeek's of its profile), `fa2`.
     """
@@ -169,6 +170,7 @@ class Question:
     dispatcher: str | None = None
     low_latency: bool | None = None
     concurrent: bool | None = None
+    both_ways: bool | None = None
     cls: str | None = None
     impl: str | None = None
 

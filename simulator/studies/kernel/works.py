@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from simulator.cost.classes import class_of, is_known
 from simulator.dtypes import WIDTH, fp8_bytes
@@ -300,8 +301,12 @@ def _stream(question: Question, cluster: Cluster) -> Asked:
 
 def _p2p(question: Question, cluster: Cluster) -> Asked:
     across = (question.nodes or 1) > 1
-    work = PointToPoint(bytes=_bytes(question), tier="nic" if across else "nvlink")
+    tier: Literal["nic", "nvlink"] = "nic" if across else "nvlink"
+    work = PointToPoint(bytes=_bytes(question), tier=tier, both_ways=bool(question.both_ways))
     note = "between nodes, over the NIC" if across else "within a node, over NVLink (nodes 2: over the NIC)"
+    params = cluster.fabric.p2p_nic if across else cluster.fabric.p2p_nvlink
+    if question.both_ways and params.channels is None:
+        note += "; both ways: nobody measured how they slow each other here, taken not to"
     return Asked(op=_op(question, "comm.p2p", work, "comm"), sms=0, note=note)
 
 

@@ -24,6 +24,7 @@ from simulator.estimate.shared_prices import SharedPrices, one_stage
 from simulator.ops import AllToAll, Op
 from simulator.spec.hardware import Gpu, Power
 from simulator.spec.scenario import Scenario
+from simulator.studies.uncertainty.load_waits import LoadWaits
 from simulator.studies.uncertainty.sources import AssumedNumber, ClassError, SlowestClock, Source, UnknownLoads
 
 Array = NDArray[np.float64]
@@ -110,6 +111,8 @@ class Repricer:
             at: self.classes == source.name for at, source in enumerate(self.sources) if isinstance(source, ClassError)
         }
         self.clock = _Clock(known, self.ops, self.base)
+        unknown = next((source for source in self.sources if isinstance(source, UnknownLoads)), None)
+        self.waits = LoadWaits(known.base, unknown.low, unknown.high) if unknown else LoadWaits(known.base, 1.0, 1.0)
 
     def nothing(self) -> Draw:
         """Everything as the forecast has it."""
@@ -129,7 +132,8 @@ class Repricer:
             return Priced(op=op, cost=self.known.priced[at].cost, durations=tuple(rows[at]))
 
         scenario = without_power(self._scenario(draw))
-        base = replace(self.known.base, scenario=one_stage(scenario), price=price, imbalance=self._imbalance(draw))
+        meets = self.waits.at(self._load(draw))
+        base = replace(self.known.base, scenario=one_stage(scenario), price=price, rendezvous=meets)
         return repriced(scenario, base, self.known.placed.stages)
 
     def _durations(self, price: Pricer) -> Array:
@@ -182,11 +186,12 @@ class Repricer:
         drawn = sum(draw.at[at] for at, source in enumerate(self.sources) if isinstance(source, SlowestClock))
         return highest_demand(self.known.scenario.job.gpus) + float(drawn)
 
-    def _imbalance(self, draw: Draw) -> float:
+    def _load(self, draw: Draw) -> float:
+        """Load of the most loaded rank over the mean, where it is not known."""
         for at, source in enumerate(self.sources):
             if isinstance(source, UnknownLoads):
                 return source.low + (source.high - source.low) * max(0.0, float(draw.at[at]))
-        return self.known.base.imbalance
+        return 1.0
 
     def _scenario(self, draw: Draw) -> Scenario:
         """The scenario with what releases depend on as drawn."""

@@ -1,0 +1,1 @@
+"""A GPU of one's own: measure it, fit it."""

@@ -1,0 +1,1 @@
+"""`foretrain calibrate`."""

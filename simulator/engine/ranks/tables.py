@@ -1,0 +1,127 @@
+"""Times of a step's kernel sequences on ranks of any load, from tables over a grid of loads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
+from simulator.engine.priced_model import PricedModel, action_key, program_of
+from simulator.engine.program import Program
+from simulator.graph.shapes import at_load, hit_of
+from simulator.graph.stage import build_blocks
+from simulator.ops import AllToAll
+from simulator.schedule import Step
+
+Array = NDArray[np.float64]
+
+CONDITIONS = (ALONE, SM_SHARED, BANDWIDTH_SHARED)
+"""Conditions of compute that differ here; collectives of gradients are left to the event engine."""
+FINEST = 17
+"""Most loads at which blocks are priced; times in between are interpolated."""
+
+
+def grid_of(loads: Array) -> Array:
+    """Loads at which to price: all there are if they are few, else evenly spaced ones, and always 1."""
+    found = np.unique(np.append(loads.ravel(), 1.0))
+    if len(found) == 1:  # two points, so that there is something to interpolate between
+        return np.array([1.0, 1.0 + 1e-9])
+    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
+
+
+def distinct_of(loads: Array, hit: float) -> Array:
+    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices."""
+    return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
+
+
+Places = tuple[NDArray[np.intp], Array]
+"""Point of a grid below each value, and how far the value is to the next (0 to 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTable:
+    """Times of one sequence (loads or 1 x conditions x ops + 1) over a grid of loads [s]."""
+
+    times: Array
+
+    def at(self, place: Places) -> Array:
+        """Times on ranks at these places of the grid (ranks or 1 x conditions x ops + 1) [s]."""
+        if len(self.times) == 1:
+            return self.times
+        below, part = place
+        low = self.times[below]
+        return np.asarray(low + part[:, None, None] * (self.times[below + 1] - low))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTable:
+    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node [s]."""
+
+    times: Array
+
+    def at(self, rank: Places, node: Places) -> tuple[Array, Array]:
+        """Durations around ranks at these places, whose nodes are at those (alone, concurrent with compute) [s]."""
+        (at, x), (to, y) = rank, node
+        x, y = x[:, None], y[:, None]
+        low = self.times[at, to] * (1.0 - y) + self.times[at, to + 1] * y
+        high = self.times[at + 1, to] * (1.0 - y) + self.times[at + 1, to + 1] * y
+        mixed = low * (1.0 - x) + high * x
+        return mixed[:, 0], mixed[:, 1]
+
+
+def places(grid: Array, values: Array) -> Places:
+    """Place of each value on a grid of two points or more: the point below, and how far it is to the next."""
+    below = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    low = grid[below]
+    return below, np.clip((values - low) / (grid[below + 1] - low), 0.0, 1.0)
+
+
+class Tables:
+    """Tables of every program of a priced model, made when first asked for."""
+
+    def __init__(self, built: PricedModel, loads: Array, nodes: Array) -> None:
+        self.built, self.hit = built, hit_of(built.scenario)
+        self.grid = grid_of(loads)
+        self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
+        self.models = [self._at(float(load)) for load in self.grid]
+        self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
+        self.flows: dict[AllToAll, FlowTable] = {}
+
+    def _at(self, load: float) -> PricedModel:
+        """The model as a rank of this load runs it; waits come from the ranks themselves."""
+        built = self.built
+        blocks = build_blocks(at_load(built.shapes, built.scenario, load))
+        return replace(built, blocks=blocks, rendezvous=None)
+
+    def of(self, step: Step) -> tuple[Program, list[SequenceTable | FlowTable]]:
+        """The program of a schedule's step on a mean rank, and a table for each of its steps."""
+        key = action_key(self.built.stages, step)
+        if key not in self.made:
+            programs = [program_of(model, step) for model in self.models]
+            mean = program_of(replace(self.built, rendezvous=None), step)
+            parts = [[other.steps[at].sequence for other in programs] for at in range(len(mean.steps))]
+            self.made[key] = mean, [self._table(part) for part in parts]
+        return self.made[key]
+
+    def _table(self, sequences: Sequence[KernelSequence]) -> SequenceTable | FlowTable:
+        first = sequences[0]
+        if first.kind == "all_to_all":
+            return self._flow(first)
+        times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
+        return SequenceTable(times[:1] if (times == times[0]).all() else times)
+
+    def _flow(self, sequence: KernelSequence) -> FlowTable:
+        op = sequence.ops[0].op
+        assert isinstance(op.work, AllToAll)
+        if op.work not in self.flows:
+            times = np.empty((len(self.received), len(self.nodes), 2))
+            for at, load in enumerate(self.received):
+                for to, node in enumerate(self.nodes):
+                    work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
+                    priced = self.built.price(replace(op, work=work))
+                    times[at, to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
+            self.flows[op.work] = FlowTable(times)
+        return self.flows[op.work]
