@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate
@@ -180,7 +181,7 @@ class ModelShape(MixerShape):
 
     def layer_kinds(self) -> tuple[BlockKind, ...]:
         """Kind of each layer of the main model, in order."""
-        return tuple(self.layer_kind(layer) for layer in range(self.num_hidden_layers))
+        return _layer_kinds(self)
 
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
@@ -210,6 +211,12 @@ class ModelShape(MixerShape):
         if self.layer_types and self.layer_types[0].is_recurrent:
             return {"in": (self.hidden_size, self.state.projected), "out": (self.state.inner, self.hidden_size)}
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
+
+
+@lru_cache(maxsize=256)
+def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
+    """Kinds of all layers; of the last few models, for a search asks thousands of times."""
+    return tuple(model.layer_kind(layer) for layer in range(model.num_hidden_layers))
 
 
 def _of_full(m: ModelShape) -> dict[str, Any]:
