@@ -88,6 +88,11 @@ def pairs_forwards(scenario: Scenario) -> bool:
     return scenario.stack.expert_overlap and scenario.model.is_moe and scenario.job.layout.schedule in PAIRED
 
 
+def fills_waits(scenario: Scenario) -> bool:
+    """Whether waiting weight gradients run while a lone input gradient waits for its all-to-alls."""
+    return scenario.stack.wgrad_fills_waits and scenario.model.is_moe
+
+
 def mirrored(scenario: Scenario) -> bool:
     """Whether stages are balanced in pairs at the same distance from both ends, which share a rank."""
     record = record_of(scenario.job.layout.schedule)
