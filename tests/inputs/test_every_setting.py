@@ -195,6 +195,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=256",
         ),
     ),
+    "split": ("tiny-1f1b", ("layout.schedule=zb1p",)),
     "ranks": (
         "llama-3-8b",
         (
@@ -312,6 +313,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
+    "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
