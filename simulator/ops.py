@@ -148,7 +148,7 @@ class Attention:
     @property
     def flops(self) -> float:
         """FLOP of the pairs that the mask leaves, the diagonal counted by one half [FLOP]."""
-        if not self.is_banded or not self.causal:
+        if not self.causal or not (self.is_banded or self.cached):
             return self.flops_full * (0.5 if self.causal else 1.0)
         keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk)
         return self.batch * self.heads * self.seq_q * keys * self.flops_per_pair

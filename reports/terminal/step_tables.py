@@ -15,7 +15,7 @@ from reports.views.palette import PHASES as COLOURS
 from simulator.memory import MemoryReport, needed
 from simulator.results.metrics import ClassTime, RankTimes, price_of
 from simulator.results.result import Result
-from simulator.schedule import stages_on
+from simulator.schedule import Action, stages_on
 from simulator.spec.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -307,8 +307,19 @@ def remarks(result: Result) -> Table:
     said = [
         _simulated(result),
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
+        *_lone_gradients(result),
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
         *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
     return listed(said)
+
+
+def _lone_gradients(result: Result) -> list[str]:
+    """Where a schedule splits backwards of a model with experts: what its weight gradients do meanwhile."""
+    steps = [step for row in result.schedule.rows for step in row if isinstance(step, Action) and step.kind == "I"]
+    if not steps or not result.scenario.model.is_moe:
+        return []
+    if any(step.filled for step in steps):
+        return ["Waiting weight gradients run while all-to-alls of lone input gradients are on their way."]
+    return ["Weight gradients are actions of their own: all-to-alls of lone input gradients are exposed."]

@@ -154,6 +154,7 @@ ENDS = ("embed", "head", "mtp")
 _MIXERS = {
     "sliding": "with a window",
     "chunked": "with chunked attention",
+    "sparse": "with sparse attention",
     "delta": "with the delta rule",
     "mamba2": "with Mamba-2",
     "full": "with attention",

@@ -70,7 +70,7 @@ def banded_blocks(cached: int, end: int, window: int, chunk: int, block_q: int, 
     n_block_min and n_block_max)."""
     counts = []
     for first in range(cached, end, block_q):
-        lowest = first // chunk * chunk if chunk else max(0, first - window + 1)
+        lowest = first // chunk * chunk if chunk else max(0, first - window + 1) if window else 0
         counts.append(ceil(min(first + block_q, end) / block_kv) - lowest // block_kv)
     return sum(counts) / len(counts), float(max(counts))
 
@@ -81,7 +81,7 @@ def key_blocks(work: Attention, p: AttentionParams) -> tuple[float, float]:
     A window masks on both of its edges: twice what a causal mask costs, which is assumed.
     """
     full = float(ceil(work.seq_kv / p.block_kv))
-    if work.causal and work.is_banded:
+    if work.causal and (work.is_banded or work.cached):
         mean, most = banded_blocks(work.cached, work.seq_kv, work.window, work.chunk, p.block_q, p.block_kv)
         mean += p.mask_blocks * (2.0 if work.window else 1.0)
         return mean, max(mean, most)
@@ -142,6 +142,6 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),
-        source=source,
-        calibrated=calibrated,
+        source=f"{source}; its windows are not fitted" if work.is_banded else source,
+        calibrated=calibrated and not work.is_banded,
     )

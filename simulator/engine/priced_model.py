@@ -63,7 +63,7 @@ def program_of(built: PricedModel, step: Step) -> Program:
     if serving is not None and serving.two_batch_overlap:
         return two_batch_program(blocks, built.scenario.job.workload, built.price, *uneven)
     copies = _copies(built, step.stage if step.kind == "F" else None, step.stage if step.kind in ("B", "I") else None)
-    return lone_program(step.kind, blocks, built.price, *uneven, copies)
+    return lone_program(step.kind, blocks, built.price, *uneven, copies, step.filled)
 
 
 def offloaded_layers(kinds: Sequence[BlockKind]) -> list[int]:
@@ -98,4 +98,4 @@ def action_key(stages: Sequence[tuple[BlockKind, ...]], step: Step) -> Hashable:
     """All that the program of a step depends on, of a priced model."""
     if isinstance(step, Pair):
         return "pair", stages[step.forward.stage], stages[step.backward.stage]
-    return step.kind, stages[step.stage]
+    return step.kind, step.filled, stages[step.stage]

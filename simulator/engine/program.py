@@ -386,6 +386,14 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     return replace(collective, cost=cost, durations=(rest,) * 4)
 
 
+def filled_and_rest(blocks: Sequence[Block]) -> tuple[list[PlacedSegment], list[PlacedSegment]]:
+    """A stage's input gradients, with the weight gradients of an earlier microbatch behind each all-to-all; and those
+    behind the last input gradient, which hands the stage's gradient on and must not wait for them."""
+    order = order_alone(backward_segments(blocks, wgrad=True, dgrad=True))
+    end = max((at for at, placed in enumerate(order) if placed.segment.direction == "B"), default=-1) + 1
+    return order[:end], order[end:]
+
+
 def lone_program(
     kind: str,
     blocks: Sequence[Block],
@@ -393,10 +401,15 @@ def lone_program(
     imbalance: float = 1.0,
     resampled_per_layer: bool = False,
     copies: Copies = NO_COPIES,
+    filled: bool = False,
 ) -> Program:
-    """Program of a lone F, B, I or W of a stage."""
+    """Program of a lone F, B, I or W of a stage; `filled`: of an I whose waits weight gradients fill, or of the W that
+    has the rest of them."""
     if kind == "F":
         return assemble(order_alone(forward_segments(blocks)), price, imbalance, resampled_per_layer, copies)
+    if filled:
+        order, rest = filled_and_rest(blocks)
+        return assemble(order if kind == "I" else rest, price, imbalance, resampled_per_layer, copies)
     back = backward_segments(blocks, wgrad=kind != "I", dgrad=kind != "W")
     return assemble(order_alone(back), price, imbalance, resampled_per_layer, copies)
 

@@ -56,7 +56,7 @@ def kind_of(step: Step) -> Kind:
     """The kind of a step: all that its duration depends on."""
     if isinstance(step, Pair):
         return "P", step.forward.stage, step.backward.stage
-    return step.kind, step.stage, -1
+    return step.kind, step.stage, 0 if step.filled else -1
 
 
 class _Compiler:
@@ -89,7 +89,7 @@ class _Compiler:
         takes: list[int] = []
         outs: list[Out] = []
         for action in actions_of(step):
-            name, stage, microbatch = action
+            name, stage, microbatch = action[:3]
             if name == "W":
                 continue
             ahead = name == "F"

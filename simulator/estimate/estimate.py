@@ -17,6 +17,7 @@ from simulator.engine.host import issuing
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import (
     PricedModel,
+    fills_waits,
     is_uneven,
     link_tier,
     message,
@@ -58,7 +59,11 @@ class Estimate:
 def compiled_for(scenario: Scenario) -> Compiled:
     """The compiled schedule of a scenario."""
     layout = scenario.job.layout
-    if layout.schedule in SCHEDULES and not scenario.workload.serves and not pairs_forwards(scenario):
+    if (
+        layout.schedule in SCHEDULES
+        and not scenario.workload.serves
+        and not (pairs_forwards(scenario) or fills_waits(scenario))
+    ):
         return compiled(layout.schedule, layout.pp, scenario.job.microbatches, layout.vpp)
     return compiled_of(schedule_of(scenario))
 

@@ -102,7 +102,7 @@ def signature(stages: Stages, step: Step) -> Hashable:
     """All that a step's program depends on."""
     if isinstance(step, Pair):
         return "P", stages[step.forward.stage], stages[step.backward.stage]
-    return step.kind, stages[step.stage]
+    return step.kind, step.filled, stages[step.stage]
 
 
 def evenly(layout: Layout) -> Layout:

@@ -493,6 +493,14 @@ def _features(s: Scenario) -> Iterator[Problem]:
             suggestion="use bf16",
         )
     yield from _expert_overlap(s)
+    if s.stack.wgrad_fills_waits and job.layout.zero >= 2:
+        yield Problem(
+            rule="weight gradients",
+            key="stack.wgrad_fills_waits",
+            value=True,
+            message=f"with ZeRO-{job.layout.zero}, which reduces them after each microbatch: not modelled",
+            suggestion="use layout.zero=1",
+        )
     if s.stack.loss == "fused_linear" and job.layout.tp > 1:
         yield Problem(
             rule="loss",

@@ -22,6 +22,11 @@ from simulator.spec.model import ModelSpec
 
 Table = dict[str, Any]
 
+STEPS = (
+    *("decoder_sparse_step", "moe_layer_interval", "no_rope_layer_interval", "moe_layer_freq"),
+    *("interleave_moe_layer_step", "sliding_window_pattern", "full_attention_interval"),
+)
+"""Keys that say how many layers a pattern has."""
 TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 """Tables in which a model of several modalities keeps its language model."""
 HOW_TO = "docs/howto/model.md says how to add one"
@@ -274,7 +279,7 @@ def _notes(model: ModelSpec, known: Table) -> list[str]:
     window, longest = model.sliding_window, model.max_position_embeddings
     if window is not None and longest and window >= longest:
         notes.append(f"sliding_window {window} is not shorter than the longest sequence, {longest}: it never counts")
-    for key in ("decoder_sparse_step", "moe_layer_interval", "no_rope_layer_interval", "moe_layer_freq"):
+    for key in STEPS:
         step = known.get(key)
         if isinstance(step, int) and step > 1 and model.num_hidden_layers % step:
             notes.append(f"{key} {step} does not divide num_hidden_layers {model.num_hidden_layers}: the last is cut")

@@ -12,6 +12,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs.overrides import OPTION, Override
 from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
+from simulator.schedule.action import Schedule
 from simulator.schedule.pairing import PAIRED
 from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
@@ -146,19 +147,25 @@ def _without_budget(scenario: Scenario) -> str:
     return "" if ruled else "the stack has no rule for its KV cache; set stack.serving.kv_budget"
 
 
-def _without_pairs(scenario: Scenario) -> str:
-    """Why nothing overlaps a forward with a backward; empty where the schedule pairs them, or breaks its rules."""
-    from simulator.schedule import SCHEDULES, Pair, build, parse_schedule
+def _made(scenario: Scenario) -> Schedule | None:
+    """The schedule of a job; None where it breaks its rules, which is reported when the job is checked."""
+    from simulator.schedule import SCHEDULES, build, parse_schedule
 
     layout, job = scenario.job.layout, scenario.job
     try:
         if layout.schedule in SCHEDULES:
-            made = build(layout.schedule, pp=layout.pp, microbatches=job.microbatches, vpp=layout.vpp)
-        else:
-            made = parse_schedule(schedule_text(Path(layout.schedule)), source=layout.schedule)
+            return build(layout.schedule, pp=layout.pp, microbatches=job.microbatches, vpp=layout.vpp)
+        return parse_schedule(schedule_text(Path(layout.schedule)), source=layout.schedule)
     except (ScheduleError, InputError):
-        return ""  # reported when the job is checked
-    if any(isinstance(step, Pair) for row in made.rows for step in row):
+        return None
+
+
+def _without_pairs(scenario: Scenario) -> str:
+    """Why nothing overlaps a forward with a backward; empty where the schedule pairs them, or breaks its rules."""
+    from simulator.schedule import Pair
+
+    made, layout = _made(scenario), scenario.job.layout
+    if made is None or any(isinstance(step, Pair) for row in made.rows for step in row):
         return ""
     return f"the schedule {layout.schedule} overlaps no forward with a backward; dualpipe and dualpipev do"
 
@@ -171,6 +178,14 @@ def _without_shared_experts(scenario: Scenario) -> str:
 def _without_checkpoints(scenario: Scenario) -> str:
     parts = recomputed_modules(scenario.job.layout, scenario.stack) & (CHECKPOINTED | {"layer"})
     return "" if parts else "no whole layer, feed-forward part or experts are recomputed (layout.recompute)"
+
+
+def _without_lone_gradients(scenario: Scenario) -> str:
+    from simulator.schedule import Pair
+
+    schedule, made = scenario.job.layout.schedule, _made(scenario)
+    lone = made is None or any(not isinstance(step, Pair) and step.kind == "W" for row in made.rows for step in row)
+    return _without_experts(scenario) or ("" if lone else f"the schedule {schedule} splits no backward")
 
 
 def _without_1f1b(scenario: Scenario) -> str:
@@ -191,6 +206,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
     "stack.gate_weights": _without_experts,
     "stack.expert_overlap": _without_1f1b,
+    "stack.wgrad_fills_waits": _without_lone_gradients,
     "stack.pipeline_buffers": _without_pipeline,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.engine.lower import PricedModel, Programs
-from simulator.engine.program import Program, sequences_of
+from simulator.engine.program import Program, filled_and_rest, sequences_of
 from simulator.graph.stage import build_blocks
 from simulator.memory.overload import most_loaded
 from simulator.memory.temporary import Footprint, footprints, temporary
@@ -84,6 +84,8 @@ class Usages:
         overlapped = self.built.scenario.stack.overlaps_pairs
         copies = tuple(change for half in halves for change in self._copied(program, half))
         changes = [change for half in halves for change in self._changes(program, half)]
+        if not isinstance(step, Pair) and step.kind == "I" and step.filled:
+            changes += self._filled(program, halves[0])
         return Usage(program, (*changes, *copies), sum(needs) if overlapped else max(needs), copies)
 
     def _changes(self, program: Program, half: _Half) -> list[Change]:
@@ -93,6 +95,18 @@ class Usages:
         for kind, span in zip(half.kinds, found, strict=True):
             if span is not None:
                 out += self._of_block(kind, half.action, *span)
+        return out
+
+    def _filled(self, program: Program, half: _Half) -> list[Change]:
+        """What a filled input gradient frees of the earlier microbatch whose weight gradients it computes: all of a
+        block but where the W behind it has some of them."""
+        kinds = half.forward
+        left = {placed.block for placed in filled_and_rest([self.built.blocks[kind] for kind in kinds])[1]}
+        found = spans(program, False, [self._heads(kind, False) for kind in half.kinds])
+        out = []
+        for place, (kind, span) in enumerate(zip(half.kinds, found, strict=True)):
+            if span is not None and len(kinds) - 1 - place not in left:
+                out.append(Change(span[1], False, f"{kind}, {FOR_WEIGHTS}", -self.prints[kind].for_weights))
         return out
 
     def _copied(self, program: Program, half: _Half) -> list[Change]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, is_uneven, lower, pairs_forwards, price_model, stage_names
+from simulator.engine.lower import PricedModel, fills_waits, is_uneven, lower, pairs_forwards, price_model, stage_names
 from simulator.engine.power import at_the_limit, demand
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
@@ -27,7 +27,7 @@ from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
-from simulator.schedule.pairing import paired
+from simulator.schedule.pairing import filled, paired
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
 from simulator.units import si
@@ -49,7 +49,9 @@ def schedule_of(scenario: Scenario) -> Schedule:
         return Schedule(name="forward", stages=1, microbatches=1, rows=((Action("F", 0, 0),),))
     if layout.schedule in SCHEDULES:
         made = build(layout.schedule, pp=layout.pp, microbatches=scenario.job.microbatches, vpp=layout.vpp)
-        return paired(made) if pairs_forwards(scenario) else made
+        if pairs_forwards(scenario):
+            return paired(made)
+        return filled(made) if fills_waits(scenario) else made
     path = Path(layout.schedule)
     if not path.is_file():
         raise InputError(

@@ -19,11 +19,16 @@ state repeats."""
 
 
 class Action(NamedTuple):
-    """One part of one stage's work on one microbatch; unique in a schedule; its rank is that of its row."""
+    """One part of one stage's work on one microbatch; unique in a schedule; its rank is that of its row.
+
+    `filled`: an I whose all-to-alls hide behind weight gradients that wait, and the W behind it, which has what is left
+    of them (`simulator.schedule.pairing`).
+    """
 
     kind: Kind
     stage: int
     microbatch: int
+    filled: bool = False
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind}{self.microbatch}"

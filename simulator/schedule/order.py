@@ -21,7 +21,7 @@ class Progress(NamedTuple):
 
 def needs(action: Action, stages: int) -> tuple[Output, ...]:
     """Outputs an action waits for: its input, and for a backward also its own forward."""
-    kind, stage, microbatch = action
+    kind, stage, microbatch = action[:3]
     if kind == "F":
         return (("F", stage - 1, microbatch),) if stage else ()
     if kind == "W":
@@ -32,7 +32,7 @@ def needs(action: Action, stages: int) -> tuple[Output, ...]:
 
 def output_of(action: Action) -> Output | None:
     """What others can wait for once the action is done; a full backward yields the same as its input part."""
-    kind, stage, microbatch = action
+    kind, stage, microbatch = action[:3]
     if kind == "W":
         return None
     return ("F" if kind == "F" else "I", stage, microbatch)

@@ -11,7 +11,8 @@ class Mixer(StrEnum):
     """How a layer's tokens see each other.
 
     `full`: attention to all earlier tokens. `sliding`: to the last so many (Longformer, arXiv 2004.05150, section 3.1).
-    `chunked`: to those of the same chunk (Llama 4). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
+    `chunked`: to those of the same chunk (Llama 4). `sparse`: to those that an indexer chooses (DeepSeek-V3.2,
+    arXiv 2512.02556). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
     Qwen3-Next). `mamba2`: by a state with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at all; such a layer is a
     feed-forward part alone.
     """
@@ -19,6 +20,7 @@ class Mixer(StrEnum):
     FULL = "full"
     SLIDING = "sliding"
     CHUNKED = "chunked"
+    SPARSE = "sparse"
     DELTA = "delta"
     MAMBA2 = "mamba2"
     NONE = "none"
@@ -186,6 +188,9 @@ class MixerShape:
     sliding_head_dim: int = 0  # width of a query and key head of layers with a window [elements]; 0: as the others
     sliding_v_head_dim: int = 0  # width of a value head of layers with a window [elements]; 0: as the others
     full_rotary_factor: float | None = None  # part of a head that rotates in full layers; None: as the others
+    index_n_heads: int = 0  # heads of the indexer of sparse attention
+    index_head_dim: int = 0  # width of such a head [elements]
+    index_topk: int = 0  # tokens that a query attends to in sparse layers
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part
     linear_num_key_heads: int = 0  # heads of queries and keys under the delta rule
     linear_num_value_heads: int = 0  # heads of values, each with a state

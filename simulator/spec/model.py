@@ -157,11 +157,16 @@ class ModelSpec(ModelShape):
             return (3.0 if mixer is Mixer.DELTA else 2.0) * self.state.state_values if seq else 0.0
         if mixer is Mixer.NONE:
             return 0.0
-        return self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
+        macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
+        if mixer is Mixer.SPARSE:
+            macs += self.index_n_heads * (self.index_head_dim + 1) * (seen_keys(0, seq) if causal else seq)
+        return macs
 
     def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
         """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike."""
         window, chunk = self.sliding_window or 0, self.attention_chunk_size
+        if self.mixer_of(0) is Mixer.SPARSE:
+            window = self.index_topk
         if causal:
             return seen_keys(first, last, window, chunk)
         return float(min(last, window or chunk or last))
@@ -177,6 +182,9 @@ class ModelSpec(ModelShape):
         if not kind.mixer.attends:
             return 0
         kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
+        if kind.mixer is Mixer.SPARSE:  # the indexer's key, in FP8 where the rest is BF16: counted as half as many
+            kept_index = tokens * layer.index_head_dim // 2
+            return tokens * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim) + kept_index
         if layer.is_mla:
             return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
         return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
@@ -214,6 +222,7 @@ def _attention(m: ModelSpec) -> int:
     count += m.num_attention_heads if m.attention_sinks == "all" else 0
     if m.kv_lora_rank is not None:
         count += m.kv_lora_rank + (m.q_lora_rank or 0)
+        count += 2 * m.index_head_dim if m.mixer_of(0) is Mixer.SPARSE else 0  # LayerNorm of the indexer's key
     else:
         count += sum(m.qk_norm_widths())
     biased = ("q_a", "kv_a") if m.is_mla else ("q", "k", "v")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate
@@ -180,11 +181,13 @@ class ModelShape(MixerShape):
 
     def layer_kinds(self) -> tuple[BlockKind, ...]:
         """Kind of each layer of the main model, in order."""
-        return tuple(self.layer_kind(layer) for layer in range(self.num_hidden_layers))
+        return _layer_kinds(self)
 
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
         mixer = kind.mixer
+        if not (self.layer_types or self.mixer_only_layers) and self.sliding_window is None and mixer is Mixer.FULL:
+            return self
         count = self.num_hidden_layers
         alone = tuple(range(count)) if kind.ffn == "none" else ()
         same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)
@@ -210,6 +213,12 @@ class ModelShape(MixerShape):
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 
+@lru_cache(maxsize=256)
+def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
+    """Kinds of all layers; of the last few models, for a search asks thousands of times."""
+    return tuple(model.layer_kind(layer) for layer in range(model.num_hidden_layers))
+
+
 def _of_full(m: ModelShape) -> dict[str, Any]:
     """Fields of the layers with full attention that other layers do not share."""
     sinks = m.attention_sinks if m.attention_sinks == "all" else "none"
@@ -229,6 +238,12 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
         "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
         "kv_b": (m.kv_lora_rank, heads * (m.qk_nope_head_dim + m.v_head_dim)),
     }
+    if m.layer_types and m.layer_types[0] is Mixer.SPARSE:
+        latent |= {
+            "index_q": (m.q_lora_rank or h, m.index_n_heads * m.index_head_dim),
+            "index_k": (h, m.index_head_dim),
+            "index_w": (h, m.index_n_heads),
+        }
     if m.q_lora_rank is None:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}

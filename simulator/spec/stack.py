@@ -24,6 +24,8 @@ class Stack:
     overlapped_pair : forward and backward chunks overlap, in schedules with pairs (DualPipe, DualPipeV).
     expert_overlap : 1F1B and interleaved run a forward together with a backward, so that the all-to-alls of one hide
         under the compute of the other (Megatron-Core, --overlap-moe-expert-parallel-comm).
+    wgrad_fills_waits : weight gradients that wait (zero-bubble schedules) run while all-to-alls of a lone input
+        gradient are on their way; otherwise they are actions of their own, and those waits stay empty.
     fused_quant : casts to FP8 are fused into the op before.
     grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
     param_gather_overlap : parameter all-gather is overlapped with compute.
@@ -69,6 +71,7 @@ class Stack:
     gemm_sms_reserved: bool
     overlapped_pair: bool
     expert_overlap: bool
+    wgrad_fills_waits: bool
     fused_quant: bool
     grad_sync_overlap: bool
     param_gather_overlap: bool

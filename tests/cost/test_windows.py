@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardware_profiles.calibration.sample import rows
 from simulator.cost.attention_cost import attention_cost, banded_blocks
 from simulator.cost.cost import Share
 from simulator.inputs import load_hardware
@@ -111,3 +112,41 @@ def test_cached_keys_beyond_the_window_count_for_nothing() -> None:
     near, far = (replace(work, cached=cached, seq_kv=cached + 256) for cached in (512, 4096))
     assert near.flops == far.flops == 2.0 * 32 * 256 * 256 * 512
     assert ceil(near.seq_kv / 128) < ceil(far.seq_kv / 128)
+
+
+def errors_by_window(backward: bool) -> dict[int, float]:
+    """Mean error of FlashAttention-2's kernels on an H200, whose parameters were fitted without windows."""
+    h200, found = load_hardware("h200"), dict[int, list[float]]()
+    for row in rows("h200_windows.csv"):
+        if row["backward"] != str(int(backward)):
+            continue
+        seq, heads, d = int(row["seq"]), int(row["heads"]), int(row["d_qk"])
+        work = Attention(
+            batch=int(row["batch"]),
+            seq_q=seq,
+            seq_kv=seq,
+            heads=heads,
+            kv_heads=heads if backward else int(row["kv_heads"]),
+            d_qk=d,
+            d_v=d,
+            window=int(row["window"]),
+            backward=backward,
+        )
+        cls = "attn.bwd@fa2" if backward else "attn.fwd@fa2"
+        cost = attention_cost(work, cls, h200.gpu, h200.kernels, Share(sms=132))
+        assert cost.calibrated is (work.window == 0)
+        found.setdefault(work.window, []).append(abs(cost.duration * 1e6 / float(row["us"]) - 1.0))
+    return {window: sum(each) / len(each) for window, each in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("backward", "most"),
+    [
+        (False, {0: 0.06, 128: 0.11, 512: 0.18, 1024: 0.21, 4096: 0.21}),
+        (True, {0: 0.09, 128: 0.33, 512: 0.21, 1024: 0.16, 4096: 0.09}),
+    ],
+)
+def test_measured_windows_are_as_far_off_as_the_documentation_says(backward: bool, most: dict[int, float]) -> None:
+    found = errors_by_window(backward)
+    assert found.keys() == most.keys()
+    assert all(found[window] < most[window] for window in most), found

@@ -210,6 +210,8 @@ def test_a_pattern_that_does_not_divide_the_layers_is_reported() -> None:
     found = reading("qwen3_moe", **MOE, decoder_sparse_step=3)
     assert found.model.layer_kinds() == ("dense", "dense", "moe", "dense")
     assert found.notes == ("decoder_sparse_step 3 does not divide num_hidden_layers 4: the last is cut",)
+    windows = reading("gemma2", sliding_window_pattern=3)
+    assert windows.notes == ("sliding_window_pattern 3 does not divide num_hidden_layers 4: the last is cut",)
     none = reading("qwen3_moe", **MOE, decoder_sparse_step=5)
     assert none.notes[-1] == "none of the 4 layers has experts"
 

@@ -150,6 +150,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "sparse": (
+        "tiny-1f1b",
+        (
+            'model.layer_types=["sparse","sparse","sparse","sparse","sparse","sparse"]',
+            "model.index_n_heads=4",
+            "model.index_head_dim=64",
+            "model.index_topk=256",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -186,6 +195,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=256",
         ),
     ),
+    "split": ("tiny-1f1b", ("layout.schedule=zb1p",)),
     "ranks": (
         "llama-3-8b",
         (
@@ -303,6 +313,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
+    "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
@@ -327,6 +338,9 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.sliding_v_head_dim": ("windows", "longest-path"),
     "model.sliding_window": ("windows", "longest-path"),
     "model.attention_chunk_size": ("chunks", "longest-path"),
+    "model.index_n_heads": ("sparse", "longest-path"),
+    "model.index_head_dim": ("sparse", "longest-path"),
+    "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
     **{
         f"model.{name}": ("delta", "longest-path")

@@ -74,6 +74,7 @@ NEMOTRON = {
     **{"mamba_num_heads": 6, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 16},
     "hybrid_override_pattern": "M*-E",
 }
+SPARSE = {"n_group": 1, "topk_group": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 32}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
     "n_routed_experts": 4,
@@ -197,6 +198,8 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),
     ("nemotron_h", NEMOTRON, 301_590),
+    ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),
+    ("glm_moe_dsa", LATENT | ROUTED | SPARSE, 453_380),
     ("bamba", SMALL | MAMBA | {"attn_layer_indices": [1]}, 581_640),
     (
         "granitemoehybrid",

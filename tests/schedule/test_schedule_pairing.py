@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
+from simulator.memory.deltas import Usages
 from simulator.results.result import Result
 from simulator.results.simulate import prepare, simulate
-from simulator.schedule import Pair, build, peak_in_flight, validate
-from simulator.schedule.pairing import paired
+from simulator.schedule import Action, Pair, build, peak_in_flight, validate
+from simulator.schedule.pairing import filled, paired
 
 JOB = ["stack=megatron-core", "precision.recipe=bf16", "layout.recompute=none", "batch.global_batch_size=256"]
 OVER = ["layout.schedule=interleaved", "layout.vpp=2", "layout.stages=balanced", "stack.expert_overlap=true"]
@@ -84,3 +87,42 @@ def test_one_rank_overlaps_its_microbatches() -> None:
     steps = [run(*one, f"stack.expert_overlap={how}").metrics["step_time_s"] for how in ("false", "true")]
     assert steps[1] < steps[0]
     assert prepare(load_scenario("tiny-1f1b", [*JOB, *one, "stack.expert_overlap=true"]))[1].ranks == 1
+
+
+def test_input_gradients_take_what_fills_their_waits() -> None:
+    plain = build("zb1p", pp=4, microbatches=8)
+    made = filled(plain)
+    for before, after in zip(plain.rows, made.rows, strict=True):
+        assert [action[:3] for action in before] == [action[:3] for action in after]  # type: ignore[index]
+    row = [action for action in made.rows[1] if isinstance(action, Action)]
+    for one, other in pairwise(row):
+        if one.kind == "I" and one.filled:
+            assert (other.kind, other.filled) == ("W", True)
+    assert not [action for action in row if action.kind == "W"][-1].filled
+    assert sum(action.filled for action in row) > 0
+
+
+SPLIT = ["layout.schedule=zb1p", "stack.p2p_overlap=always"]
+
+
+def test_filled_waits_take_less_time_and_the_same_work() -> None:
+    apart, inside = (run(*SPLIT, f"stack.wgrad_fills_waits={how}") for how in ("false", "true"))
+    assert inside.metrics["step_time_s"] < apart.metrics["step_time_s"]
+    times = [sum(c.launches for c in result.classes) for result in (apart, inside)]
+    assert times[0] == pytest.approx(times[1])
+
+
+def test_memory_of_filled_waits_comes_back_to_nothing() -> None:
+    built, schedule = prepare(load_scenario("tiny-1f1b", [*JOB, *SPLIT, "stack.wgrad_fills_waits=true"]))
+    usages = Usages(built)
+    for row in schedule.rows:
+        kept = sum(change.delta for step in row for change in usages.of(step).changes)
+        assert kept == pytest.approx(0.0, abs=1.0)
+
+
+def test_the_quick_estimate_fills_them_too() -> None:
+    scenario = load_scenario("tiny-1f1b", [*JOB, *SPLIT, "stack.wgrad_fills_waits=true"])
+    found = estimate(scenario, SharedPrices(scenario, "longest-path"))
+    result = run(*SPLIT, "stack.wgrad_fills_waits=true", engine="longest-path")
+    assert found.step == pytest.approx(result.metrics["step_time_s"], rel=1e-9)
+    assert found.memory == pytest.approx(result.memory.peak)

@@ -15,10 +15,10 @@ def any_schedule(draw: st.DrawFn) -> Schedule:
     """Whatever can be written down, sensible or not."""
     stages, microbatches = draw(st.integers(1, 40)), draw(st.integers(1, 400))
     place = (st.integers(0, stages - 1), st.integers(0, microbatches - 1))
-    action = st.builds(Action, st.sampled_from("FBIW"), *place)
+    action = st.builds(Action, st.sampled_from("FBIW"), *place, st.just(False))
     forward, backward = (
-        st.builds(Action, st.just("F"), *place),
-        st.builds(Action, st.sampled_from("BI"), *place),
+        st.builds(Action, st.just("F"), *place, st.just(False)),
+        st.builds(Action, st.sampled_from("BI"), *place, st.just(False)),
     )
     row = st.lists(action | st.builds(Pair, forward, backward), max_size=8).map(tuple)
     rows = draw(st.lists(row, min_size=1, max_size=12).map(tuple))

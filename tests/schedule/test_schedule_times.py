@@ -31,7 +31,7 @@ def test_every_step_starts_when_the_last_thing_it_waits_for_ends(name: str, f: f
     schedule = small(name)
     times = uniform_times(schedule, f=f, i=i, w=w)
     end = {
-        action: times.ends[rank][place]
+        action[:3]: times.ends[rank][place]
         for rank, row in enumerate(schedule.rows)
         for place, step in enumerate(row)
         for action in actions_of(step)
@@ -39,7 +39,7 @@ def test_every_step_starts_when_the_last_thing_it_waits_for_ends(name: str, f: f
     for rank, row in enumerate(schedule.rows):
         for place, step in enumerate(row):
             waits = [times.ends[rank][place - 1]] if place else [0.0]
-            for kind, stage, microbatch in actions_of(step):
+            for kind, stage, microbatch, _ in actions_of(step):
                 before = {
                     "F": ("F", stage - 1),
                     "B": ("BI", stage + 1),

@@ -63,7 +63,7 @@ def runs_in_the_end(schedule: Schedule) -> bool:
         return Action("B", stage, microbatch) in done or Action("I", stage, microbatch) in done
 
     def can_run(action: Action) -> bool:
-        kind, stage, microbatch = action
+        kind, stage, microbatch = action[:3]
         if kind == "F":
             return stage == 0 or Action("F", stage - 1, microbatch) in done
         if kind == "W":

@@ -26,6 +26,9 @@ PARAMETERS = {
     "qwen3-30b-a3b": 30_532_122_624,
     "mixtral-8x7b": 46_702_792_704,
     "gpt3-175b": 174_604_259_328,
+    "gpt-oss-120b": 116_829_156_672,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "deepseek-v3.2": 671_877_944_064,
 }
 
 ACTIVATED_BILLIONS = {  # as each publisher rounds it

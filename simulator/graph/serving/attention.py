@@ -8,6 +8,7 @@ from simulator.dtypes import BF16, WIDTH
 from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.mixers.indexer import core_class, window_of
 from simulator.graph.norm import add_residual, norm_forward
 from simulator.graph.parallel import heads_per_rank, kv_heads_per_rank, sharded_tokens
 from simulator.graph.serving.linear import add_up, gather, linear
@@ -72,8 +73,8 @@ def decode_class(cls: str, s: ServingShapes) -> str:
 
 def kept_keys(s: ServingShapes, length: int) -> int:
     """Keys that the newest of `length` tokens attends to: all, those of the window, or those of its chunk so far."""
-    chunk = s.model.attention_chunk_size
-    return (length - 1) % chunk + 1 if chunk else min(length, s.model.sliding_window or length)
+    chunk, reach = s.model.attention_chunk_size, s.model.sliding_window or window_of(s)
+    return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
 
 
 def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *, latent: bool) -> DecodeAttention:
@@ -127,7 +128,7 @@ def prefilling(
     Kernels take both in one; as ops they are two, since the FLOP of the second have no mask. With a window or chunks
     the mask spans both, and so does the one op.
     """
-    window, chunk = s.model.sliding_window or 0, s.model.attention_chunk_size
+    window, chunk = s.model.sliding_window or window_of(s), s.model.attention_chunk_size
     cached = prompts.cached % chunk if chunk else min(prompts.cached, window)
 
     def work(length: int, *, causal: bool) -> Attention:
@@ -146,7 +147,7 @@ def prefilling(
         )
 
     if window or chunk:
-        builder.add(name, "attn.fwd", work(cached + prompts.new, causal=True))
+        builder.add(name, core_class(s, "fwd"), work(cached + prompts.new, causal=True))
         return
     if prompts.cached:
         builder.add(f"{name}.cached", "attn.fwd", work(prompts.cached, causal=False))

@@ -8,15 +8,16 @@ likewise.
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16, WIDTH
+from simulator.dtypes import BF16, FP32, WIDTH
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
+from simulator.graph.mixers.indexer import INDEX, choose, is_sparse, projections, written_keys
 from simulator.graph.mla import Dims, dims_of
 from simulator.graph.norm import norm_forward
 from simulator.graph.serving.attention import chunked, decode_class, decoding, finish, prefilling, prompts_of
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import Gemm
+from simulator.ops import DecodeAttention, Gemm, Streaming
 
 
 def prepare(s: ServingShapes) -> Segment:
@@ -39,10 +40,14 @@ def prepare(s: ServingShapes) -> Segment:
     builder.add("rope.qk", "rope", rotation(t * (d.heads + 1) * d.rope))
     latents = t * (d.kv_lora + d.rope)
     builder.add("attn.kv.write", "kvcopy", cast(latents, BF16, WIDTH[s.serving.kv_dtype]))
-    if s.decodes:
+    if is_sparse(s):
+        projections(builder, s, "")
+        builder.add("attn.index.write", "kvcopy", written_keys(s))
+    if s.decodes or is_sparse(s):
         _per_head(builder, "attn.w_uk", s, d, d.kv_lora, d.nope)
+    if s.decodes:
         _expand(builder, "attn.chunk", s, d, s.chunk + s.chunk_context)
-    else:
+    elif not is_sparse(s):
         _expand(builder, "attn", s, d, s.batch * s.seq_kv)
     return builder.done()
 
@@ -51,16 +56,43 @@ def core(s: ServingShapes) -> SegmentBuilder:
     """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
     builder = SegmentBuilder("attn.F", "F", s)
+    if is_sparse(s):
+        _choose(builder, s)
     if s.decodes:
         work = decoding(s, d.heads, 1, d.kv_lora + d.rope, d.kv_lora, latent=True)
         builder.add("attn.core", decode_class("attn.decode.mla", s), work)
         _per_head(builder, "attn.w_uv", s, d, d.v, d.kv_lora)
         chunked(builder, s, d.heads, d.heads, d.nope + d.rope, d.v)
+    elif is_sparse(s):  # all heads share the chosen tokens' latents, as in decode
+        prefilling(builder, "attn.core", s, prompts_of(s), d.heads, 1, d.kv_lora + d.rope, d.kv_lora)
+        _per_head(builder, "attn.w_uv", s, d, d.v, d.kv_lora)
     else:
         prefilling(builder, "attn.core", s, prompts_of(s), d.heads, d.heads, d.nope + d.rope, d.v)
     linear(builder, "attn.o", s, d.tokens, d.hidden, d.out)
     finish(builder, s)
     return builder
+
+
+def _choose(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The indexer over all cached keys, and the best tokens of each query."""
+    m = s.model
+    if not s.decodes:
+        choose(builder, s, "")
+        return
+    work = DecodeAttention(
+        batch=s.batch,
+        heads=m.index_n_heads,
+        kv_heads=1,
+        d_qk=m.index_head_dim,
+        d_v=1,
+        kv_len=s.seq_kv,
+        q_len=s.seq,
+        kv_dtype="fp8",
+        lengths=s.lengths,
+    )
+    builder.add("attn.index", decode_class("attn.decode.index", s), work)
+    scores = work.keys * s.seq * FP32
+    builder.add("attn.top", "router.topk", Streaming(read=scores, written=s.tokens * m.index_topk * INDEX))
 
 
 def _per_head(builder: SegmentBuilder, name: str, s: ServingShapes, d: Dims, n: int, k: int) -> None:

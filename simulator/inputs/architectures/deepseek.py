@@ -20,7 +20,7 @@ from simulator.inputs.architectures.architecture import (
     spelled,
     steps,
 )
-from simulator.inputs.architectures.layers import mlp_layer_types, rotary_dim, window
+from simulator.inputs.architectures.layers import counts_layers, mlp_layer_types, rotary_dim, window
 from simulator.inputs.architectures.llama import published
 
 LATENT = (
@@ -88,6 +88,40 @@ def _latent_moe(title: str, source: str, gate: Table) -> Architecture:
     )
 
 
+_INDEXER = ("index_n_heads", "index_head_dim", "index_topk", "indexer_types", "layer_types")
+
+
+def _sparse(table: Table) -> Table:
+    """All layers choose the tokens that they attend to; those that `indexer_types` calls shared are not modelled."""
+    kinds = table.pop("indexer_types", None)
+    if kinds is not None and set(map(str, kinds)) != {"full"}:
+        raise Unsupported("indexer_types", kinds, "layers that share an indexer are not modelled: must all be full")
+    listed = table.pop("layer_types", None)
+    if listed is not None:
+        names = {"indexed_attention": "sparse", "sparse": "sparse", "full_attention": "full", "full": "full"}
+        if any(kind not in names for kind in listed):
+            raise Unsupported("layer_types", list(listed), f"must be of {', '.join(names)}")
+        return table | {"layer_types": [names[kind] for kind in listed]}
+    return table | ({"layer_types": ["sparse"] * table["num_hidden_layers"]} if counts_layers(table) else {})
+
+
+def _latent_sparse(title: str, source: str, **fixed: object) -> Architecture:
+    """Latent attention to the tokens that an indexer chooses, and DeepSeek's experts."""
+    return Architecture(
+        keys=_LATENT_KEYS | {name: name for name in _INDEXER},
+        fixed={**AUX_FREE, "index_topk": 2048, "index_head_dim": 128, **fixed},
+        finish=steps(_latent, output_bias, mlp_layer_types, _sparse),
+        only={"mlp_bias": _NO_BIAS, "index_topk_freq": Only(values=(1,), otherwise="layers that share an indexer")},
+        ignored=_OF_LATENT
+        | dict.fromkeys(
+            ("indexer_rope_interleave", "index_skip_topk_offset"), "angles, or of layers that share an indexer"
+        ),
+        moe=True,
+        title=title,
+        source=f"{source}; arXiv 2512.02556",
+    )
+
+
 def _latent_dense(title: str, source: str) -> Architecture:
     """Latent attention without experts."""
     return Architecture(
@@ -117,6 +151,8 @@ SHIPPED: Mapping[str, Architecture] = {
     "kimi_k2": _latent_moe(
         "Kimi K2, and K2.5 to K2.7 as a text_config", "huggingface.co/moonshotai/Kimi-K2-Instruct", AUX_FREE
     ),
+    "deepseek_v32": _latent_sparse("DeepSeek-V3.2", published("deepseek_v32"), index_n_heads=64),
+    "glm_moe_dsa": _latent_sparse("GLM-5", published("glm_moe_dsa"), index_n_heads=32),
     "glm4_moe_lite": _latent_moe("GLM-4.7-Flash", published("glm4_moe_lite"), AUX_FREE),
     "sarvam_mla": _latent_moe("Sarvam 105B", published("sarvam_mla"), AUX_FREE),
     "youtu": _latent_dense("Youtu-LLM", published("youtu")),

@@ -18,7 +18,6 @@ class Refusal:
 
 
 _WINDOWS = "sliding-window attention in some layers"
-_INDEXER = "sparse attention: an indexer that picks the keys of each query"
 _MAMBA1 = "Mamba layers"
 _ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
 _ENCODER = "an encoder, or cross-attention to one"
@@ -36,13 +35,13 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("keys of their own", "gpt_oss", "exaone_moe laguna"),
     **_all(
         f"{_WINDOWS}, shared key-value layers and experts next to a dense part",
-        "gemma",
+        "gemma3_text",
         "gemma4 gemma4_text gemma4_unified",
     ),
-    **_all(_INDEXER, "deepseek_v3", "deepseek_v32 glm_moe_dsa glm5_next"),
+    **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
     **_all(
         "compressed and sparse attention, hyper-connections, hash-routed layers",
-        "deepseek_v3",
+        "deepseek_v32",
         "deepseek_v4 deepseek_ref",
     ),
     **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
@@ -58,7 +57,7 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
     **_all("attention and Mamba-2 next to each other in a layer", "bamba", "falcon_h1"),
     **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
-    **_all(_MAMBA1, "mixtral", "jamba"),
+    **_all(_MAMBA1, "bamba", "jamba"),
     **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),

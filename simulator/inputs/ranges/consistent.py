@@ -164,7 +164,9 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     """What recurrent layers need, and what only they can have."""
     delta = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
     mamba = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")
-    needed = [(name, Mixer.DELTA) for name in delta] + [(name, Mixer.MAMBA2) for name in mamba]
+    index = ("index_n_heads", "index_head_dim", "index_topk")
+    needed = [(name, Mixer.SPARSE) for name in index] + [(name, Mixer.DELTA) for name in delta]
+    needed += [(name, Mixer.MAMBA2) for name in mamba]
     rules: list[Rule] = [
         (
             getattr(m, name) > 0 or mixer not in mixers,
@@ -177,6 +179,12 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     heads, shared = m.linear_num_value_heads, m.linear_num_key_heads
     return [
         *rules,
+        (
+            Mixer.SPARSE not in mixers or (m.is_mla and m.q_lora_rank is not None),
+            "layer_types",
+            list(m.layer_types),
+            "sparse attention chooses by the latent of queries: it needs latent attention with q_lora_rank",
+        ),
         (
             Mixer.DELTA not in mixers or heads % max(1, shared) == 0,
             "linear_num_key_heads",

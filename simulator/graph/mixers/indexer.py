@@ -1,0 +1,108 @@
+"""DeepSeek-V3.2's sparse attention: an indexer scores all earlier tokens, and each query attends to the best of them
+(DeepSeek-V3.2 report, arXiv 2512.02556, section 2; FlashMLA and DeepGEMM have its kernels).
+
+Scores are those of a few narrow heads that share one key, weighted and summed. The indexer learns by itself, in the
+sparse stage: its input is detached, its loss compares its scores of the chosen tokens with the attention of all heads
+there. Every tensor-parallel rank runs the whole indexer, as vLLM and SGLang do.
+
+All heads share the latents of the chosen tokens, as one key and value head of 576 and 512. The GEMM that would expand
+keys and values stands for those that take queries to the latents and outputs back: it has their FLOP. What training
+keeps is taken to be as in the expanded form, which is a little less. Nobody published the training kernels.
+"""
+
+from __future__ import annotations
+
+from simulator.dtypes import BF16, FP32
+from simulator.graph.block import SegmentBuilder
+from simulator.graph.linear import cast, rotation
+from simulator.graph.norm import norm_forward
+from simulator.graph.shapes import Shapes
+from simulator.ops import Attention, Gemm, Streaming
+from simulator.spec.mixer import Mixer
+
+INDEX = 4.0
+"""Bytes of the index of a chosen token [B]."""
+
+
+def is_sparse(s: Shapes) -> bool:
+    """Whether queries attend to chosen tokens only."""
+    return s.model.mixer_of(0) is Mixer.SPARSE
+
+
+def window_of(s: Shapes) -> int:
+    """Tokens that a query attends to; 0: all. Of fewer earlier tokens a query has all."""
+    return s.model.index_topk if is_sparse(s) else 0
+
+
+def core_class(s: Shapes, direction: str) -> str:
+    """Kernel class of the core: one that gathers the chosen tokens' keys has no measurements yet."""
+    return f"attn.{direction}.sparse" if is_sparse(s) else f"attn.{direction}"
+
+
+def _scores(s: Shapes, *, window: int = 0, backward: bool = False) -> Attention:
+    """The indexer's scores: a GEMM as wide as a head, and one sum over the heads."""
+    return Attention(
+        batch=s.batch,
+        seq_q=s.seq,
+        seq_kv=s.seq_kv,
+        heads=s.model.index_n_heads,
+        kv_heads=1,
+        d_qk=s.model.index_head_dim,
+        d_v=1,
+        window=window,
+        backward=backward,
+        cached=s.seq_kv - s.seq if s.workload.serves else 0,
+    )
+
+
+def projections(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
+    """Queries from their latent, one key and the heads' weights from the input; key and weights are kept."""
+    m, t = s.model, s.tokens
+    width, heads, keeps = m.index_n_heads * m.index_head_dim, m.index_n_heads, s.workload.keeps_activations
+    for part, n, k in (
+        ("q", width, m.q_lora_rank or 0),
+        ("k", m.index_head_dim, m.hidden_size),
+        ("w", heads, m.hidden_size),
+    ):
+        work = Gemm(m=t, n=n, k=k, precision="bf16")
+        builder.add(f"attn.index_{part}{name}", "gemm.bf16", work, saved=t * n * BF16 if keeps else 0.0)
+    norm_forward(builder, f"norm.index{name}", t, m.index_head_dim)
+    builder.add(f"rope.index{name}", "rope", rotation(t * (heads + 1) * m.qk_rope_head_dim))
+
+
+def choose(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
+    """Scores of all earlier tokens, and the best of them."""
+    work = _scores(s)
+    scores = work.flops / work.flops_per_pair / work.heads * FP32
+    chosen = s.tokens * min(s.model.index_topk, s.seq_kv)
+    kept = chosen * INDEX if s.workload.keeps_activations else 0.0
+    builder.add(f"attn.index{name}", "attn.index", work)
+    builder.add(
+        f"attn.top{s.model.index_topk}{name}", "router.topk", Streaming(read=scores, written=chosen * INDEX), saved=kept
+    )
+
+
+def learn(builder: SegmentBuilder, s: Shapes, heads: int, d_qk: int) -> None:
+    """The indexer's own backward: what all heads attend to among the chosen tokens, and the gradients of its scores."""
+    m = s.model
+    target = Attention(
+        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=heads, d_qk=d_qk, d_v=1, window=m.index_topk
+    )
+    builder.add("attn.index_target.bwd", "attn.fwd.sparse", target)
+    builder.add("attn.index.bwd", "attn.bwd.sparse", _scores(s, window=m.index_topk, backward=True))
+    values = s.tokens * m.index_head_dim
+    builder.add("norm.index.bwd", "norm.bwd", Streaming(read=2 * values * BF16, written=values * BF16))
+
+
+def weight_gradients(builder: SegmentBuilder, s: Shapes) -> None:
+    """Of the three projections; their inputs are detached, so there are no others."""
+    m, kept = s.model, s.states.gradient_bytes
+    sizes = (("q", m.index_n_heads * m.index_head_dim, m.q_lora_rank or 0), ("k", m.index_head_dim, m.hidden_size))
+    for part, n, k in (*sizes, ("w", m.index_n_heads, m.hidden_size)):
+        work = Gemm(m=n, n=k, k=s.tokens, precision="bf16", form="wgrad", out_bytes=kept)
+        builder.add(f"attn.index_{part}.wgrad", "gemm.bf16.wgrad", work)
+
+
+def written_keys(s: Shapes) -> Streaming:
+    """The new tokens' keys of the indexer, written to its cache in FP8 with a scale each."""
+    return cast(s.tokens, s.model.index_head_dim * BF16, s.model.index_head_dim + FP32)
