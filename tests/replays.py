@@ -9,7 +9,7 @@ from typing import Any
 from simulator.serving.engine.engine import Engine
 from simulator.serving.load.sources import Load, Stream
 from simulator.serving.recorder import Recorder
-from simulator.serving.replay import replay
+from simulator.serving.replay import Fleet, replay
 from simulator.serving.request import Request, Sequence
 from simulator.serving.routers import RouterName, router_of
 from simulator.serving.step_times import Pace, StepTimes
@@ -75,6 +75,7 @@ def run(
     engines: int = 1,
     router: RouterName = "round-robin",
     drafts: tuple[float, ...] = (),
+    loss: tuple[int, float] | None = None,
     **settings: Any,
 ) -> tuple[Recorder, Noted, list[Engine]]:
     """What became of the requests, and the engines as they were at the end."""
@@ -82,7 +83,7 @@ def run(
     recorder = Recorder(answered=noted)
     made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts) for _ in range(engines)]
     load: Load = Stream(iter(requests), None) if isinstance(requests, Iterable) else requests
-    replay(load, made, router_of(router), recorder)
+    replay(load, Fleet(engines=made, router=router_of(router), loss=loss), recorder)
     return recorder, noted, made
 
 

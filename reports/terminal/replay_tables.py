@@ -42,6 +42,8 @@ def heading(served: Served) -> Text:
     scenario, recorder = deployment.scenario, served.recorder
     lengths = f" of {load.input_tokens} + {load.output_tokens} tokens" if load.input_tokens else ""
     ranks = f", each of {deployment.ranks} ranks in lock-step" if deployment.ranks > 1 else ""
+    if deployment.prompts is not None:
+        ranks += f" behind {words.counted(deployment.prompts.engines, 'engine')} for prompts"
     routed = f"; router: {deployment.router}" if deployment.engines > 1 else ""
     lines = (
         f"{scenario.model.name} in {scenario.job.precision.recipe.upper()} on {deployment.gpus} x"

@@ -59,14 +59,6 @@ def _of(sequence: KernelSequence, stack: Stack) -> tuple[float, float]:
     return lead, issued
 
 
-def first_of_streams(program: Program) -> list[int]:
-    """The first step of a program on each stream."""
-    first: dict[int, int] = {}
-    for at, step in enumerate(program.steps):
-        first.setdefault(step.stream, at)
-    return list(first.values())
-
-
 def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
     """Earliest start of each step of a program, and the time when all is issued; the host begins at 0 [s]."""
     now, out = 0.0, []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from simulator.dtypes import BF16
-from simulator.engine.host import first_of_streams, issuing, releases
+from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.pricing import pricer
@@ -215,10 +215,6 @@ class _Lowering:
 
     def _hosted(self, rank: int, program: Program, base: int) -> None:
         """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
-        software = self.built.scenario.stack.serving
-        if self.built.scenario.workload.serves and software is not None and software.host_step:
-            self.tasks.release.update((base + at, software.host_step) for at in first_of_streams(program))
-            self.issued[rank] += software.host_step
         if self.issue is not None:
             release_times, total = releases(program, self.issue)
             self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(release_times))

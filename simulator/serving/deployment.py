@@ -8,10 +8,12 @@ from math import ceil
 from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
 from simulator.inputs.check import check
-from simulator.serving.engine.engine import Engine
+from simulator.serving.engine.engine import Engine, Listener
+from simulator.serving.handover import Handover, KvLink
 from simulator.serving.kv_room import KvRoom, kv_room
 from simulator.serving.recorder import Recorder
-from simulator.serving.routers import RouterName
+from simulator.serving.replay import Fleet
+from simulator.serving.routers import RouterName, router_of
 from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTimes
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
@@ -38,6 +40,22 @@ class LockStep:
         return self._times.mixed(ceil(batch / self._ranks), context, most, attended)
 
 
+class Slowed:
+    """Step times of an engine on a GPU that is slower than the others, for which its ranks wait."""
+
+    def __init__(self, times: StepTimes, factor: float) -> None:
+        self._times, self._factor = times, factor
+
+    def decode(self, batch: int, context: float) -> Pace:
+        """See `StepTimes`."""
+        pace = self._times.decode(batch, context)
+        return Pace(pace.seconds * self._factor, pace.slope * self._factor, pace.steps)
+
+    def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
+        """See `StepTimes`."""
+        return self._times.mixed(batch, context, tokens, attended) * self._factor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """Replicas of one job's layout.
@@ -51,6 +69,10 @@ class Deployment:
     ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
     engines : engines in all.
     router : how requests are spread over them.
+    prompts : engines that compute prompts up to their first tokens, where these here only go on from there.
+    link : how KV caches travel between them.
+    lost_at : when the last engine is lost [s].
+    slow : how many times as long each step of the last engine takes.
     """
 
     scenario: Scenario
@@ -60,19 +82,36 @@ class Deployment:
     ranks: int
     engines: int
     router: RouterName
+    prompts: Deployment | None = None
+    link: KvLink | None = None
+    lost_at: float | None = None
+    slow: float = 1.0
 
     @property
     def gpus(self) -> int:
         """GPUs of all engines."""
-        return self.engines * self.ranks * self.scenario.job.layout.tp
+        own = self.engines * self.ranks * self.scenario.job.layout.tp
+        return own + (self.prompts.gpus if self.prompts is not None else 0)
 
     @property
     def blocks(self) -> int:
         """Blocks of the KV cache of one engine."""
         return self.room.blocks * self.ranks
 
-    def start(self, recorder: Recorder) -> list[Engine]:
+    def start(self, recorder: Recorder) -> Fleet:
         """Fresh engines."""
+        router = router_of(self.router)
+        if self.prompts is None or self.link is None:
+            engines = self._fresh(recorder)
+            if self.slow > 1.0:
+                engines[-1].times = Slowed(engines[-1].times, self.slow)
+            loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
+            return Fleet(engines=engines, router=router, loss=loss)
+        handover = Handover(recorder, self.link)
+        before = self.prompts._fresh(handover)
+        return Fleet(engines=before, router=router, decoders=self._fresh(recorder), handover=handover)
+
+    def _fresh(self, recorder: Listener) -> list[Engine]:
         times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
         s = self.scheduler
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
@@ -121,3 +160,40 @@ def _small(scenario: Scenario) -> Scenario:
     """The job with a step that fits any model: what runs is up to the requests."""
     small = replace(serving_of(scenario), sequences=2, context=0, tokens=1, prefill_tokens=0, prefill_context=0)
     return replace(scenario, job=replace(scenario.job, serving=small))
+
+
+def disaggregated(decoders: Deployment, prompts: Deployment) -> Deployment:
+    """Prompts on some engines, all that follows on others; KV caches travel over the NIC of every GPU.
+
+    Where both sides have the cache cut differently, the side with more of it on a GPU sets the pace.
+
+    Raises
+    ------
+    InputError : they serve different models.
+    """
+    one, other = decoders.scenario, prompts.scenario
+    if one.model.name != other.model.name or decoders.room.per_token <= 0:
+        raise InputError(f"{one.name}: {one.model.name} cannot go on from a KV cache of {other.model.name}")
+    sides = ((decoders, one.cluster.node.nic), (prompts, other.cluster.node.nic))
+    each = max(side.room.per_token / nic.bandwidth for side, nic in sides)
+    latency = max(nic.latency for _, nic in sides)
+    link = KvLink(seconds_per_token=each, latency=latency, layers=one.model.num_hidden_layers)
+    return replace(decoders, prompts=prompts, link=link)
+
+
+def failing(deployment: Deployment, lost_at: float | None, slow: float | None) -> Deployment:
+    """The deployment with an engine that is lost at some time, or slow.
+
+    Raises
+    ------
+    InputError : there is no other engine to take over, or prompts and the rest are apart.
+    """
+    if lost_at is None and slow is None:
+        return deployment
+    if deployment.prompts is not None:
+        raise InputError(
+            "--lose-at, --slow: are not modelled of disaggregated deployments; leave out --prefill-replicas"
+        )
+    if lost_at is not None and deployment.engines < 2:
+        raise InputError("--lose-at: there is no other engine to take over; use --replicas 2 or more")
+    return replace(deployment, lost_at=lost_at, slow=slow or 1.0)

@@ -30,6 +30,11 @@ class KvRoom:
     tokens: float
     blocks: int
 
+    @property
+    def per_token(self) -> float:
+        """What a token takes [B]."""
+        return self.bytes / self.tokens
+
 
 def _in_step(scenario: Scenario, workload: WorkloadName, sequences: int, tokens: int) -> tuple[Scenario, RankMemory]:
     """The job in a step of this shape with nothing cached before, and the memory of a rank in it."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from math import inf
 
 from simulator.serving.engine.engine import Engine
+from simulator.serving.handover import Handover
 from simulator.serving.load.sources import Load
 from simulator.serving.recorder import Recorder
 from simulator.serving.request import Sequence
@@ -16,10 +18,34 @@ EVERY = 1024
 """Requests between two reports of progress."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Engines and what joins them.
+
+    Parameters
+    ----------
+    engines : those that requests are sent to.
+    router : picks one of them for each request.
+    decoders : those that go on behind the first token; none: `engines` do it all.
+    handover : what carries KV caches from `engines` to `decoders`; their listener.
+    loss : an engine, by its number among `engines`, and when it is lost [s].
+    """
+
+    engines: Items[Engine]
+    router: Router
+    decoders: Items[Engine] = ()
+    handover: Handover | None = None
+    loss: tuple[int, float] | None = None
+
+    @property
+    def alive(self) -> list[Engine]:
+        """Engines that take requests."""
+        return [one for one in self.engines if not one.lost] if self.loss else list(self.engines)
+
+
 def replay(
     load: Load,
-    engines: Items[Engine],
-    router: Router,
+    fleet: Fleet,
     recorder: Recorder,
     *,
     longest: int | None = None,
@@ -30,39 +56,76 @@ def replay(
     Parameters
     ----------
     load : requests in order of arrival.
-    engines : replicas.
-    router : picks one for each request.
-    recorder : what is to be known afterwards; the engines' listener.
+    fleet : what answers them.
+    recorder : what is to be known afterwards.
     longest : most tokens of a prompt and its answer that the model can take; longer ones are refused.
     progress : called now and then with the number of requests that have arrived.
     """
-    frontend = engines[0].scheduler.frontend
-    capacity = min(engine.kv.blocks * engine.kv.size for engine in engines)
+    every = [*fleet.engines, *fleet.decoders]
+    frontend = every[0].scheduler.frontend
+    capacity = min(engine.kv.blocks * engine.kv.size for engine in every)
     most = capacity if longest is None else min(capacity, longest)
-    done = 0
+    alone, handover, loss = len(every) == 1, fleet.handover, fleet.loss
+    done, failing = 0, inf if loss is None else loss[1]
     while True:
-        engine = min(engines, key=_until) if len(engines) > 1 else engines[0]
+        engine = every[0] if alone else min(every, key=_until)
         arrival = load.next_time() + frontend
-        if engine.until < arrival or (engine.until == arrival and (engine.works or arrival == inf)):
+        other = arrival if handover is None else min(arrival, handover.next_time())
+        if failing <= min(engine.until, other) and min(engine.until, other) < inf:
+            assert loss is not None
+            fleet.engines[loss[0]].fail(failing)
+            failing = inf
+            continue
+        if engine.until < other or (engine.until == other and (engine.works or other == inf)):
             if engine.until == inf:
                 return
             now = engine.until
             engine.complete()
+            if engine.orphans:
+                _retry(fleet, engine, now)
             while done < recorder.finished_count:
                 done += 1
                 load.finished(now)
             continue
-        request = load.take()
-        recorder.arrive(request, sum(len(one.prompts.waiting) for one in engines))
-        if progress is not None and request.number % EVERY == 0:
-            progress(request.number)
-        if request.longest > most:
-            recorder.refuse()
-            load.finished(request.arrival)
+        if other < arrival and handover is not None:
+            min(fleet.decoders, key=_load).submit(handover.take(), other)
             continue
-        chosen = engines[router(request, engines)] if len(engines) > 1 else engine
-        chosen.submit(Sequence(request), arrival)
+        _arrive(load, fleet, recorder, most, arrival, progress)
+
+
+def _arrive(
+    load: Load,
+    fleet: Fleet,
+    recorder: Recorder,
+    most: int,
+    arrival: float,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """The next request reaches an engine, unless it is too long."""
+    request = load.take()
+    alive = fleet.alive
+    recorder.arrive(request, sum(len(one.prompts.waiting) for one in alive))
+    if progress is not None and request.number % EVERY == 0:
+        progress(request.number)
+    if request.longest > most:
+        recorder.refuse()
+        load.finished(request.arrival)
+        return
+    chosen = alive[fleet.router(request, alive)] if len(alive) > 1 else alive[0]
+    chosen.submit(Sequence(request) if fleet.handover is None else fleet.handover.prompt_of(request), arrival)
+
+
+def _retry(fleet: Fleet, lost: Engine, now: float) -> None:
+    """What a lost engine held is sent to the others, in the order that it would have had there."""
+    orphans, lost.orphans = lost.orphans, []
+    alive = fleet.alive
+    for sequence in orphans:
+        alive[fleet.router(sequence.request, alive)].submit(sequence, now)
 
 
 def _until(engine: Engine) -> float:
     return engine.until
+
+
+def _load(engine: Engine) -> int:
+    return engine.load

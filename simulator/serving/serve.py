@@ -10,7 +10,6 @@ from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
 from simulator.serving.request import Sequence
-from simulator.serving.routers import router_of
 from simulator.serving.table_error import TableError, table_error
 
 DRAIN = 0.25
@@ -116,7 +115,8 @@ def serve(
     judged : whether it is found out if the rate is above capacity, and how far interpolated steps are off.
     """
     recorder = Recorder(limits, answered)
-    engines = deployment.start(recorder)
+    fleet = deployment.start(recorder)
+    engines = [*fleet.engines, *fleet.decoders]
     source = open_load(load, progress if load.kind == "file" else None)
     whole = load.whole
 
@@ -126,8 +126,7 @@ def serve(
 
     replay(
         source,
-        engines,
-        router_of(deployment.router),
+        fleet,
         recorder,
         longest=deployment.scenario.model.max_position_embeddings or None,
         progress=watch,
@@ -177,7 +176,7 @@ def saturation(deployment: Deployment, load: LoadSpec) -> float:
     recorder = Recorder(answered=note)
     source = open_load(replace(load, requests=f"closed:{users}", count=count))
     assert isinstance(source, Closed)
-    replay(source, deployment.start(recorder), router_of(deployment.router), recorder)
+    replay(source, deployment.start(recorder), recorder)
     if len(marks) < 2 or marks[1][1] <= marks[0][1]:
         return recorder.finished_count / max(recorder.end, 1e-12)
     return (marks[1][0] - marks[0][0]) / (marks[1][1] - marks[0][1])

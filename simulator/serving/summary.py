@@ -96,6 +96,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "engines": engines,
         "ranks_in_lock_step": deployment.ranks,
         "router": deployment.router,
+        "prefill_engines": deployment.prompts.engines if deployment.prompts is not None else 0,
         "load": {
             "requests": load.requests,
             "input_tokens": load.input_tokens,

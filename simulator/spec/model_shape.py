@@ -186,6 +186,8 @@ class ModelShape(MixerShape):
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
         mixer = kind.mixer
+        if not (self.layer_types or self.mixer_only_layers) and self.sliding_window is None and mixer is Mixer.FULL:
+            return self
         count = self.num_hidden_layers
         alone = tuple(range(count)) if kind.ffn == "none" else ()
         same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)

@@ -171,8 +171,7 @@ class ServingStack:
     whose GEMMs run, likewise. `all_reduce`: whose kernels reduce over tensor-parallel ranks, a name in
     `fabric.all_reduce` of the hardware profile, or nccl. `masked`: decode runs the experts on a fixed number of rows
     each, masked (DeepGEMM); else on rows sorted by expert. `router_fused`: scores, top-k and weights of the gate are
-    one kernel. `host_step`: time between two steps that the GPU waits for the host to schedule and to prepare inputs
-    [s]. `kv_budget`, `kv_share`: what an engine gives the KV cache before it runs (`simulator.memory.budget`):
+    one kernel. `kv_budget`, `kv_share`: what an engine gives the KV cache before it runs (`simulator.memory.budget`):
 
     - none: what the step leaves;
     - static: weights and cache fill a share of what is free before the weights are loaded (SGLang);
@@ -185,6 +184,5 @@ class ServingStack:
     all_reduce: Literal["nccl", "vllm", "sglang", "trtllm"]
     masked: bool
     router_fused: bool
-    host_step: float = 0.0
     kv_budget: Literal["none", "static", "total", "free"] = "none"
     kv_share: float = 1.0

@@ -175,7 +175,6 @@ CHANGES = [
     ("deepseek-v3-decode-ep128", "layout.ep=64"),
     ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
     ("llama-3-8b-decode", "workload=prefill"),
-    ("llama-3-8b-decode", "stack.serving.host_step=1e-3"),
     ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
     ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
     ("llama-3-8b-decode", "serving.prefill_tokens=256"),

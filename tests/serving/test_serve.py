@@ -132,6 +132,25 @@ def test_replicas_share_the_load() -> None:
     assert two["metrics"]["tpot_s"]["mean"] < one["metrics"]["tpot_s"]["mean"]
 
 
+def test_prompts_apart_cost_gpus_and_spare_decodes_their_stalls() -> None:
+    load = ("--requests", "poisson:20", "--input-tokens", "4000", "--output-tokens", "250", "--count", "100")
+    together = _json(*SMALL, *load, "--replicas", "2")
+    apart = _json(*SMALL, *load, "--prefill-replicas", "1", "--prefill-set", "stack.scheduler.step_tokens=4096")
+    assert (apart["gpus"], apart["prefill_engines"]) == (2, 1)
+    assert apart["requests"] == together["requests"]
+    assert apart["metrics"]["itl_s"]["p99"] < together["metrics"]["itl_s"]["p99"]
+
+
+def test_a_lost_engine_delays_and_a_slow_one_slows() -> None:
+    fine, lost, slow = (
+        _json(*SMALL, *LOAD, "--replicas", "2", *more) for more in ((), ("--lose-at", "3"), ("--slow", "3"))
+    )
+    assert lost["requests"]["answered"] == slow["requests"]["answered"] == 200
+    assert lost["requests"]["preempted"] > 0
+    assert lost["metrics"]["tpot_s"]["p90"] > fine["metrics"]["tpot_s"]["p90"]
+    assert slow["metrics"]["tpot_s"]["p90"] > 1.5 * fine["metrics"]["tpot_s"]["p90"]
+
+
 def test_the_report_prints_definitions_and_what_is_assumed() -> None:
     run = _serve(*SMALL, *LOAD)
     assert run.exit_code == 0
@@ -146,6 +165,9 @@ def test_the_report_prints_definitions_and_what_is_assumed() -> None:
     ("arguments", "error"),
     [
         (("tiny-1f1b", *LOAD), "tiny-1f1b: trains"),
+        ((*SMALL, *LOAD, "--lose-at", "1"), "--lose-at: there is no other engine"),
+        ((*SMALL, *LOAD, "--slow", "2", "--prefill-replicas", "1"), "are not modelled of disaggregated"),
+        ((*SMALL, *LOAD, "--prefill-set", "stack=sglang"), "--prefill-set belongs to --prefill-replicas"),
         ((*SMALL, *LOAD, "--set", "serving.sequences=3"), 'serving.sequences: "3": changes nothing'),
         ((*SMALL, *LOAD, "--set", "stack.scheduler.block=0"), "scheduler.block: 0: must be at least 1"),
         ((*SMALL, *LOAD, "--slo", "ttft"), "--slo: 'ttft': must be NAME=SECONDS"),

@@ -57,6 +57,31 @@ TOO_MUCH = 3
     show_default=True,
     help="How requests are spread over engines.",
 )
+@click.option(
+    "--prefill-replicas",
+    type=click.IntRange(min=1, max=4096),
+    metavar="N",
+    help="Disaggregate: N further replicas compute prompts, and those of --replicas go on from their KV caches.",
+)
+@click.option(
+    "--prefill-set",
+    "prefill_overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change a value of the replicas for prompts only, on top of --set. Repeatable.",
+)
+@click.option(
+    "--lose-at",
+    type=click.FloatRange(min=0.0),
+    metavar="SECONDS",
+    help="Lose the last engine at that time; what it held is computed anew by the others.",
+)
+@click.option(
+    "--slow",
+    type=click.FloatRange(min=1.0),
+    metavar="FACTOR",
+    help="The last engine has a slow GPU: its steps take FACTOR times as long.",
+)
 @click.option("--slo", metavar="LIMITS", help="Limits of a request for goodput [s], as in ttft=2,tpot=0.05.")
 @click.option("--records", metavar="FILE", help="Write a line of CSV for every answered request.")
 @set_option
@@ -71,6 +96,10 @@ def serve(
     seed: int,
     replicas: int,
     router: str,
+    prefill_replicas: int | None,
+    prefill_overrides: tuple[str, ...],
+    lose_at: float | None,
+    slow: float | None,
     slo: str | None,
     records: str | None,
     overrides: tuple[str, ...],
@@ -81,9 +110,11 @@ def serve(
 
     Every step takes what `simulate` forecasts of it. Exit code 3 if requests come faster than they can be answered.
     """
+    if prefill_overrides and prefill_replicas is None:
+        raise click.UsageError("--prefill-set belongs to --prefill-replicas", click.get_current_context())
     table = output_file(records, "--records") if records is not None else None
     from simulator.inputs import load_scenario
-    from simulator.serving.deployment import deploy
+    from simulator.serving.deployment import deploy, disaggregated, failing
     from simulator.serving.load.sources import LoadSpec
     from simulator.serving.serve import serve as run
     from simulator.serving.slo import parse_limits
@@ -91,6 +122,11 @@ def serve(
     limits = parse_limits(slo) if slo is not None else {}
     scenario = load_scenario(job, overrides, replayed=True)
     deployment = deploy(scenario, replicas=replicas, router=router)  # type: ignore[arg-type]
+    if prefill_replicas is not None:
+        own = load_scenario(job, (*overrides, *prefill_overrides), replayed=True)
+        before = deploy(own, replicas=prefill_replicas, router=router)  # type: ignore[arg-type]
+        deployment = disaggregated(deployment, before)
+    deployment = failing(deployment, lose_at, slow)
     load = LoadSpec(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed)
     began = perf_counter()
     from reports.export.request_records import recording

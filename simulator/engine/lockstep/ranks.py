@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.host import first_of_streams, issuing, releases
+from simulator.engine.host import issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced, sequence_of
 from simulator.engine.lockstep.durations import Durations
 from simulator.engine.lower import PricedModel, is_issued
@@ -102,13 +102,8 @@ def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array,
 
 def _released(built: PricedModel, program: Program) -> list[float]:
     """Earliest start of each step because of the host [s]."""
-    stack = built.scenario.stack
-    begin = stack.serving.host_step if stack.serving is not None else 0.0
-    issue = issuing(stack) if is_issued(built.scenario) else None
-    if issue is not None:
-        return [begin + late for late in releases(program, issue)[0]]
-    first = first_of_streams(program)
-    return [begin if at in first else 0.0 for at in range(len(program.steps))]
+    issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
+    return releases(program, issue)[0] if issue is not None else [0.0] * len(program.steps)
 
 
 def _last(times: Array, group: int) -> Array:

@@ -6,15 +6,16 @@ blocks, or arrival. That changes no number: their times follow a straight line i
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import inf
 from typing import Protocol
 
 from simulator.serving.engine.decode_batch import DecodeBatch
 from simulator.serving.engine.draft_batch import DraftBatch
 from simulator.serving.engine.kv_blocks import KvBlocks
-from simulator.serving.engine.prompts import Chunk, Prompts
+from simulator.serving.engine.prompts import Prompts
+from simulator.serving.engine.running import Running
 from simulator.serving.request import Sequence
-from simulator.serving.step_times import StepTimes
+from simulator.serving.step_times import Pace, StepTimes
 from simulator.spec.scheduler import Scheduler
 
 EQUAL = 1e-3
@@ -34,7 +35,7 @@ class Listener(Protocol):
         """Steps ran between two times, and are over; what the engine holds is as it was in them."""
 
 
-class Engine:
+class Engine(Running):
     """Waiting and running sequences of one engine, and the steps that it runs.
 
     Parameters
@@ -56,14 +57,13 @@ class Engine:
         drafts: tuple[float, ...] = (),
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.times, self.scheduler, self.listener = times, scheduler, listener
         self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
         self.prompts = Prompts(self.kv, scheduler)
         self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
-        self.since, self.until = 0.0, inf  # of what runs now [s]
-        self.ahead = 0  # decode steps in what runs now
-        self.first, self.slope = 0.0, 0.0  # time of the first of them, and what each later one adds [s]
-        self.chunks: list[Chunk] = []
+        self.lost = False
+        self.orphans: list[Sequence] = []
 
     @property
     def running(self) -> int:
@@ -79,15 +79,26 @@ class Engine:
         """A sequence arrives; `now` is not later than `until`."""
         waiting = self.prompts.waiting
         if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
-            self._shorten(now)
+            self.shorten(now)
         waiting.append(sequence)
         if self.until == inf:  # awake, but others may arrive at the same time
             self.since = self.until = now
 
-    @property
-    def works(self) -> bool:
-        """Whether a step runs."""
-        return bool(self.ahead or self.chunks)
+    def fail(self, now: float) -> None:
+        """The engine is lost with the step that runs at `now`; what it held is in `orphans` then."""
+        self.lost = True
+        if self.until == inf:
+            self.since = self.until = now
+        elif self.ahead > 1:
+            self.shorten(now)
+
+    def _lose(self) -> None:
+        """Give up all sequences, to be computed anew elsewhere."""
+        while self.running:
+            self._preempt()
+        self.orphans = list(self.prompts.waiting)
+        self.prompts.waiting.clear()
+        self.ahead, self.chunks, self.until = 0, [], inf
 
     def complete(self) -> None:
         """What runs now is over, at `until`; the next step begins."""
@@ -140,6 +151,14 @@ class Engine:
     def _begin(self, now: float) -> None:
         """Put the next step together."""
         self.since = now
+        if self.lost:
+            self._lose()
+            return
+        waiting = self.prompts.waiting
+        while waiting and waiting[0].computed and self.running < self.scheduler.sequences:
+            if not self.prompts.receive(arrived := waiting[0]):
+                break
+            self.decoding.join(arrived)
         if self.scheduler.prefill == "first":
             self.ahead = 0
             self._fill(now, admit=True)
@@ -176,10 +195,8 @@ class Engine:
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""
-        tokens, work = 0, 0.0
-        for sequence, count in self.chunks:
-            tokens += count
-            work += count * (sequence.computed + count / 2)
+        tokens = sum(count for _, count in self.chunks)
+        work = sum(count * (sequence.computed + count / 2) for sequence, count in self.chunks)
         batch = len(self.decoding.members) if self.ahead else 0
         if batch:
             self.decoding.draw()
@@ -196,25 +213,9 @@ class Engine:
         pace = self.times.decode(batch, decoding.context / batch)
         steps = min(pace.steps, decoding.first_end())
         steps = decoding.steps_in(self.kv.available, steps if most is None else most)
-        seconds, slope = _with_host(self.scheduler, pace.seconds, batch), pace.slope
-        if self.scheduler.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
-            steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
-            slope = 0.0
+        steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope
-        self.until = now + self._span(steps)
-
-    def _span(self, steps: int) -> float:
-        """Time of so many of the steps that are under way [s]."""
-        return steps * (self.first + self.slope * (steps - 1) / 2)
-
-    def _shorten(self, now: float) -> None:
-        """Let what runs end with the step that runs at `now`, so that an arrival can join the next."""
-        passed = now - self.since
-        steps = max(1, min(self.ahead, ceil(passed / self.first))) if self.first > 0 else 1
-        while steps > 1 and self._span(steps - 1) >= passed:
-            steps -= 1
-        if steps < self.ahead:
-            self.ahead, self.until = steps, self.since + self._span(steps)
+        self.until = now + self.span(steps)
 
     def _make_room(self) -> bool:
         """Put sequences back until the others can decode one step; whether any was."""
@@ -249,3 +250,12 @@ def _with_host(s: Scheduler, seconds: float, sequences: int) -> float:
     """Time of a step with the host's part [s]."""
     host = s.host_step + s.host_sequence * sequences
     return max(seconds, host) if s.host_overlapped else seconds + host
+
+
+def _paced(s: Scheduler, pace: Pace, batch: int, steps: int) -> tuple[int, float, float]:
+    """Steps that can be run through in one go, time of the first, and what each later one adds [s]."""
+    seconds, slope = _with_host(s, pace.seconds, batch), pace.slope
+    if s.host_overlapped and seconds > pace.seconds:  # the host is slower until the context has grown
+        steps = min(steps, max(1, int((seconds - pace.seconds) / slope))) if slope > 0 else steps
+        slope = 0.0
+    return steps, seconds, slope

@@ -50,7 +50,7 @@ class Prompts:
             budget -= count
             spare -= need
         most = self.scheduler.sequences - decoding
-        while admit and budget > 0 and self.waiting and len(self.prefilling) < most:
+        while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
             alone = not (decoding or self.prefilling)
             count, spare = self._admit(self.waiting[0], budget, spare, now, first=not chunks, alone=alone)
             if not count:
@@ -96,6 +96,20 @@ class Prompts:
         self.prefilling.append(sequence)
         self.grow(need)
         return count, spare - need - idle
+
+    def receive(self, sequence: Sequence) -> bool:
+        """Take blocks for the first waiting sequence, whose prompt was computed elsewhere; False: too few."""
+        kv, request = self.kv, sequence.request
+        need, final = kv.of_tokens(sequence.computed), kv.of_tokens(request.longest)
+        asked = need
+        if self.scheduler.reserved_output:
+            asked = final + ceil(self.scheduler.reserved_output * (self.final - self.held))
+        if asked > kv.available and (self.held or need > kv.available):
+            return False
+        self.waiting.popleft()
+        self.final += final
+        self.grow(need)
+        return True
 
     def cache(self, sequence: Sequence) -> None:
         """The prompt of a sequence is computed: its whole blocks are there for others."""
