@@ -44,6 +44,7 @@ class Gemm:
     groups : number of GEMMs in the kernel.
     rows : tokens of each group before padding, of a grouped or masked GEMM (empty: equal).
     out_bytes : width of an output value [B].
+    split : partial sums of FP8 are added up outside the tensor cores (gradients in software that asks for it).
     """
 
     m: int
@@ -54,6 +55,7 @@ class Gemm:
     groups: int = 1
     rows: tuple[int, ...] = ()
     out_bytes: float = 2.0
+    split: bool = field(default=False, repr=False)
 
     @property
     def flops(self) -> float:
@@ -307,6 +309,7 @@ class AllToAll:
     weighted : a combine that also sums the gradients of the gate weights, as the backward of a dispatch does.
     imbalance : tokens that reach the rank around which it is timed, over the mean.
     node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
+    barrier : whether ranks wait for each other in it, as no notify came before.
     copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
     """
 
@@ -320,6 +323,7 @@ class AllToAll:
     low_latency: bool = False
     weighted: bool = False
     imbalance: float = 1.0
+    barrier: bool = False
     node_imbalance: float = 0.0
     copies_apart: bool = False
 
@@ -408,6 +412,16 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRead:
+    """No kernel: the host waits `seconds` for a result of the GPU (token counts), and issues what follows only then.
+
+    After it the host is no longer ahead: the engine adds the time in which the GPU waits for kernels to be issued.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostWork:
     """Copies between a GPU and its host, and what the host's CPU does with them.
 
@@ -437,6 +451,7 @@ Work = (
     | Collective
     | HostWork
     | Wait
+    | HostRead
 )
 
 
@@ -450,6 +465,8 @@ class Facts(TypedDict, total=False):
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
+    launches: int
+    captured: bool
     unit: Unit
 
 
@@ -477,6 +494,8 @@ class Op:
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
+    launches : kernels of one call, whose time together the class prices.
+    captured : replayed as part of a CUDA graph: the host does not issue it by itself.
     unit : part of the layer that it belongs to, of those that can run again as a whole.
     """
 
@@ -497,6 +516,8 @@ class Op:
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
+    launches: int = 1
+    captured: bool = False
     unit: Unit = ""
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, integer, number, rows
+from hardware_profiles.calibration.samples import event_time
 from simulator.engine.pricing import collective_of
 from simulator.inputs import load_hardware
 from simulator.ops import Attention, Streaming
@@ -23,14 +24,15 @@ CONTENTION_CASES: dict[str, tuple[str, Work]] = {
 
 def contention() -> list[Sample]:
     """Kernels on an H200 concurrent with one that holds SMs (and moves memory): compared with, not fitted."""
-    out = []
+    out, events = [], event_time(rows("h200_measured.csv"))
     for row in rows("h200_sm_contention.csv"):
         cls, work = CONTENTION_CASES[row["case"]]
         held = integer(row, "held_sms")
         out.append(
             Sample(
-                hardware="h200", cls=cls, work=(work,), seconds=number(row, "us") * 1e-6, table="h200_sm_contention",
-                label=row["case"], sms=132 - held, traffic=MOVER_RATE * held * integer(row, "move"), rested=1.0,
+                hardware="h200", cls=cls, work=(work,), seconds=number(row, "us") * 1e-6 - events,
+                table="h200_sm_contention", label=row["case"], sms=132 - held,
+                traffic=MOVER_RATE * held * integer(row, "move"), rested=1.0,
             )
         )  # fmt: skip
     return out
@@ -45,10 +47,11 @@ CONCURRENT_CASES = {
 
 def concurrent_traffic() -> list[Sample]:
     """GEMMs on an H200 concurrent with a copy whose own traffic is known."""
+    events = event_time(rows("h200_measured.csv"))
     return [
         Sample(
             hardware="h200", cls=CONCURRENT_CASES[row["op"]][0], work=(CONCURRENT_CASES[row["op"]][1],),
-            seconds=number(row, "us") * 1e-6, table="h200_measured", label=row["op"],
+            seconds=number(row, "us") * 1e-6 - events, table="h200_measured", label=row["op"],
             sms=132 - integer(row, "held_sms"), traffic=number(row, "traffic"), rested=1.0,
         )
         for row in rows("h200_measured.csv")

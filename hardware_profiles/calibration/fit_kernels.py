@@ -29,8 +29,9 @@ from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
+from hardware_profiles.calibration.moe_layer import moe_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
-from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, Recipe
+from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, STREAMED, STREAMS, Recipe
 from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
@@ -147,7 +148,7 @@ def fit_all(
     with ProcessPoolExecutor() as pool:
         for leans in (False, True):  # what is like another GPU's after that
             mine = [
-                (r, fitted, found[r.like][r.cls] if leans else None)
+                (r, fitted, found[r.like][r.copied or r.cls] if leans else None)
                 for r, fitted, _ in parts
                 if r.home in homes and fnmatch(r.cls, only) and bool(r.like) == leans
             ]
@@ -225,6 +226,17 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
     for target, cls, origin, named, why in RENAMED:
         params = measured[origin][named]
         found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
+    for classes in found.values():
+        streamed(classes)
+
+
+def streamed(classes: dict[str, Params]) -> None:
+    """Add the classes of experts' GEMMs that run one by one on several streams, where one of them is known."""
+    for cls, single in STREAMED.items():
+        params = classes.get(single)
+        if isinstance(params, GemmParams):
+            why = f"one for each expert, {STREAMS} at a time"
+            classes[cls] = replace(params, streams=STREAMS, source=f"{params.source}; {why}", assumed=True)
 
 
 def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams]) -> Kernels:
@@ -325,7 +337,7 @@ def main() -> None:
     if args.dry_run:
         return
     carry(found)
-    fixed = fixed_classes()
+    fixed = {**fixed_classes(), **moe_fixed()}
     profiles = {name: profile(name, params, fixed) for name, params in found.items()}
     for name, kernels in profiles.items():  # those of other homes too: they carry classes from these
         (HERE.parent / "kernels" / f"{name}.toml").write_text(kernels_toml(kernels), encoding="utf-8")

@@ -7,18 +7,29 @@ Prints the values for a profile's [gpu.power].
 Rows of `tables/<GPU>_sustained.csv` with op `duty`: a GEMM that alternates with copies or idling. At full clock (rows
 that the power cap does not slow) the mean power is the time-weighted mean of the kinds of work: least squares gives the
 power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown = (demand / cap)^exponent.
+
+Where a GPU has a table of GEMMs between memory-bound kernels under sustained load (`tables/<GPU>_fp8_mix.csv`), power
+and exponent are found there instead: kinds of memory-bound kernels draw what they draw alone (their mean is `memory`),
+and the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those
+that bring the times of every second mix closest; the other half judges them.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.cost.cost import Share
+from simulator.cost.gemm_cost import gemm_cost
 from simulator.inputs import load_hardware
+from simulator.ops import Gemm
+from simulator.spec.kernel_params import rested
 
 TABLES = Path(__file__).parent / "tables"
 SLOWED = 1.01
@@ -68,12 +79,81 @@ def fit(gpu: str = "h200") -> dict[str, float]:
     }
 
 
+class Mix(NamedTuple):
+    """A GEMM between memory-bound kernels: which watts count, times of both at full clock, their power, and what the
+    GEMM took under sustained load [s, W]."""
+
+    precision: str
+    gemm: float
+    memory: float
+    watts: float
+    measured: float
+
+
+PRECISIONS = ("bf16", "fp8_tensor", "fp8_row", "fp8_tensor_split")
+
+
+def mixes(gpu: str) -> tuple[list[Mix], float]:
+    """The mixes of a GPU's table, and the mean power of the memory-bound kernels alone [W]."""
+    cluster = load_hardware(gpu)
+    kernels, share = rested(cluster.kernels), Share(sms=cluster.gpu.sms)
+    with (TABLES / f"{gpu}_fp8_mix.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    alone = {r["memory"]: float(r["power_w"]) for r in table if r["op"] == "alone" and not r["precision"]}
+    out = []
+    for r in table:
+        if r["precision"] and r["op"] != "layer":
+            split = r["precision"].endswith("_split")
+            precision = r["precision"].removesuffix("_split")
+            work = Gemm(m=int(r["m"]), n=int(r["n"]), k=int(r["k"]), precision=precision)  # type: ignore[arg-type]
+            cls = f"gemm.{precision}" + (".split" if split else "")
+            seconds = gemm_cost(work, cls, cluster.gpu, kernels, share).duration
+            watts = alone.get(r["memory"], 0.0)
+            memory, measured = float(r["memory_us"] or 0) * 1e-6, float(r["gemm_us"]) * 1e-6
+            out.append(Mix(r["precision"], seconds, memory, watts, measured))
+    return out, float(np.mean(list(alone.values())))
+
+
+def under_load(mix: Mix, watts: Sequence[float], exponent: float, cap: float) -> float:
+    """Time of the GEMM of a mix under sustained load [s]."""
+    own = watts[PRECISIONS.index(mix.precision)]
+    demand = (mix.gemm * own + mix.memory * mix.watts) / (mix.gemm + mix.memory)
+    return float(mix.gemm * max(1.0, demand / cap) ** exponent)
+
+
+def fit_mixes(gpu: str) -> tuple[dict[str, float], dict[str, float]]:
+    """(values for [gpu.power], mean absolute error of the mixes fitted and of those held out)."""
+    from scipy.optimize import minimize
+
+    found, memory = mixes(gpu)
+    cap = fit(gpu)["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
+
+    def off(x: Sequence[float], some: list[Mix]) -> float:
+        return float(np.mean([abs(log(under_load(mix, x[:4], x[4], cap) / mix.measured)) for mix in some]))
+
+    start = [960.0, 960.0, 960.0, 850.0, 0.58]
+    search: Any = minimize  # its stubs want NumPy types
+    options = {"maxiter": 4000, "xatol": 0.1, "fatol": 1e-7}
+    best = search(lambda x: off(x, found[::2]), start, method="Nelder-Mead", options=options).x
+    values = {"memory": memory, "split": float(best[3]), "exponent": float(best[4])}
+    values |= {"tensor": float(np.mean(best[:3]))}
+    return values, {"fitted": off(best, found[::2]), "held out": off(best, found[1::2])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measured = sorted(table.name.removesuffix("_sustained.csv") for table in TABLES.glob("*_sustained.csv"))
     parser.add_argument("gpu", nargs="?", default="h200", choices=measured, help="the GPU that was measured")
-    for name, value in fit(parser.parse_args().gpu).items():
+    gpu = parser.parse_args().gpu
+    values = fit(gpu)
+    errors: dict[str, float] = {}
+    if (TABLES / f"{gpu}_fp8_mix.csv").exists():
+        better, errors = fit_mixes(gpu)
+        values |= better
+    for name, value in values.items():
         print(f"{name} = {value:.4g}")
+    for part, error in errors.items():
+        print(f"# mixes, {part}: {error:.1%}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ INFERSIM = "InferSim kernel tables, H800 (alibaba/InferSim)"
 DEEPGEMM = "DeepGEMM on one rested H100 (table h100_deepgemm)"
 H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (tables h100_measured, h100_more, h100_further)"
 INDUCTOR = "torch.compile's kernels on one rested H100 (tables h100_measured, h100_more, h100_further, h100_compiled)"
-H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured)"
+H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured, h200_small_gemm)"
 FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
 FA2 = "FlashAttention-2 repository figures"
 
@@ -24,7 +24,7 @@ class Recipe:
     """How class `cls` of GPU `home` (and `also` others) is fitted: to classes `samples` on GPUs `hardware`.
 
     `tables`: only to samples of these; none: of all. `effort`: generations of each of so many `starts` of the search.
-    `like`: what is neither free nor fixed here is as found for the same class on that GPU.
+    `like`: what is neither free nor fixed here is as found on that GPU for the same class, or the class `copied`.
     """
 
     cls: str
@@ -41,6 +41,7 @@ class Recipe:
     also: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     like: str = ""
+    copied: str = ""
 
 
 TRACE_TILES = ((128, 128),)
@@ -141,21 +142,26 @@ def deepgemm(cls: str, tiles: tuple[tuple[int, int], ...], text: str, **fixed: A
     return replace(alike, free=free, tables=(DEEPGEMM_TABLE,), source=DEEPGEMM, effort=120, starts=2)
 
 
-EVENTS: Bounds = (4.0e-6, 1e-5)
-"""Launch as CUDA events see it: the kernel's own 2 us and 2.3 us of the two events (row `empty` of h200_measured)."""
+LOADED: Bounds = (1e-6, 1e-5)
+"""Launch of a kernel in tables timed by CUDA events, whose own time (row `empty` of h200_measured) is taken off."""
+
+
+FEW_ROWS = ("gemm.bf16", "gemm.bf16.grouped", "gemm.fp8_tensor", "gemm.fp8_row", "gemm.fp8_row.grouped")
+"""Classes that tables of rested GEMMs on an H200 hold, with few rows, too."""
 
 
 def loaded_gemm(cls: str, text: str) -> Recipe:
     """The same class on an H200, whose tables were taken in loops that reach the power limit: the H100's kernel.
 
-    What few rows cost is free only where rows of few M take part in the fit: of the dense BF16 ones all are held out.
+    What few rows cost is found there too (tables h200_small_gemm and h200_moe_layer, rested).
     """
-    free: dict[str, Bounds] = {"launch": EVENTS, "loop_rate": (0.4, 1.2)}
-    if cls != "gemm.bf16":
-        free |= {"bandwidth": (0.4, 0.95), "fill": (0.0, 8e-6)}
+    free: dict[str, Bounds] = {"launch": LOADED, "loop_rate": (0.4, 1.2)}
+    free |= {"bandwidth": (0.4, 0.98), "fill": (0.0, 8e-6)}
+    if cls in FEW_ROWS:
+        free |= {"l2_writeback": (0.0, 1.0)}
     return Recipe(
         cls=cls, kind="gemm", home="h200", hardware=("h200",), samples=(cls,), free=free, source=H200, range=text,
-        like="h100",
+        like="h100", effort=12 if cls in FEW_ROWS else 40,
     )  # fmt: skip
 
 
@@ -241,6 +247,24 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     )  # fmt: skip
 
 
+MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
+
+
+def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB") -> Recipe:
+    """A memory-bound class measured on an H200."""
+    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0)
+    bounds = {"launch": (1e-6, 3e-5), "bandwidth": (0.01, 0.95)}
+    return replace(recipe, free={name: bounds.get(name, was) for name, was in recipe.free.items()})
+
+
+def as_on_h100(cls: str, *free: str) -> Recipe:
+    """A memory-bound class timed by events on an H200: the H100's kernel, on the same SM, with other memory."""
+    recipe = own_stream(cls, *free)
+    return replace(recipe, free={n: b for n, b in recipe.free.items() if n != "launch"}, like="h100")
+
+
+SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_mix)"
+
 RECIPES = (
     trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
     trace_gemm("gemm.fp8.grouped", {**LOOP, "traffic": (0.0, 1.5)}, "4 groups, 31 to 35 thousand tokens"),
@@ -269,12 +293,18 @@ RECIPES = (
     rested_gemm("gemm.fp8_row.grouped", CUTLASS_FP8_TILES, "1 to 128 groups of 16 to 32768 tokens", **GROUPED_FP8),
     rested_gemm("gemm.fp8@library", SQUARE, "M 64 to 16384, cuBLAS"),
     rested_gemm("gemm.fp8.wgrad@library", ((64, 32), (64, 64), *SQUARE), "K 512 to 16384, FP32 output, cuBLAS"),
-    loaded_gemm("gemm.bf16", "M 64 to 129280"),
+    loaded_gemm("gemm.bf16", "M 1 to 129280"),
     loaded_gemm("gemm.bf16.wgrad", "K 1024 to 16384, FP32 accumulation"),
-    loaded_gemm("gemm.bf16.grouped", "4 to 64 groups"),
-    loaded_gemm("gemm.bf16.grouped_wgrad", "4 to 64 groups"),
-    loaded_gemm("gemm.fp8_tensor", "M 64 to 129280"),
-    loaded_gemm("gemm.fp8_row", "M 64 to 16384"),
+    loaded_gemm("gemm.bf16.grouped", "4 to 160 groups of 1 to 32768 tokens"),
+    loaded_gemm("gemm.bf16.grouped_wgrad", "4 to 160 groups"),
+    loaded_gemm("gemm.fp8_tensor", "M 1 to 129280"),
+    replace(
+        loaded_gemm("gemm.fp8_tensor", "M and N 4096 to 57344"), cls="gemm.fp8_tensor.split",
+        samples=("gemm.fp8_tensor.split",), also=("gemm.fp8_tensor.wgrad",), source=SPLIT,
+        free={"rate": (0.4, 1.0), "loop_rate": (0.4, 1.2), "store_rate": (8e9, 1e12)}, copied="gemm.fp8_tensor",
+    ),
+    loaded_gemm("gemm.fp8_row", "M 1 to 16384"),
+    loaded_gemm("gemm.fp8_row.grouped", "8 to 160 groups of 1 to 64 tokens"),
     loaded_gemm("gemm.fp8@library", "M 64 to 16384"),
     loaded_gemm("gemm.fp8.wgrad@library", "K 1024 to 16384, FP32 output"),
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
@@ -353,18 +383,24 @@ RECIPES = (
     ),
     stream("norm.fwd.residual@compiled", "h100", INDUCTOR, "l2_gain", traffic=1.0, resident=FULL),
     stream("norm.bwd@compiled", "h100", INDUCTOR, "l2_gain", traffic=1.0, resident=FULL),
-    stream("elem", "h200", H200, "l2_gain", traffic=1.0),
-    stream("norm.fwd@library", "h200", H200, traffic=1.0),
-    stream("swiglu@library", "h200", H200, traffic=1.0),
-    stream("quant.token@library", "h200", H200, traffic=1.0),
-    stream("quant.tensor", "h200", H200, traffic=1.0),
-    stream("transpose", "h200", H200, traffic=1.0),
-    stream("softmax", "h200", H200, traffic=1.0),
-    stream("softmax.wide", "h200", H200, traffic=1.0),
-    stream("loss", "h200", H200, traffic=1.0),
-    stream("loss.bwd", "h200", H200, traffic=1.0),
-    stream("embedding", "h200", H200, traffic=1.0, launch=4e-6),
-    stream("optimizer", "h200", H200, traffic=1.0),
+    *(
+        own_stream(cls)
+        for cls in (
+            "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose", "softmax",
+            "softmax.wide", "loss", "loss.bwd", "optimizer",
+        )
+    ),
+    as_on_h100("elem", "l2_gain"),
+    replace(own_stream("embedding"), free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0}),
+    *(
+        own_stream(cls, *more, source=MOE_LAYER, text="1024 to 16384 tokens, 2 to 8 experts a token")
+        for cls, more in (
+            ("permute.index_select", ("l2_gain",)), ("permute.index_add", ()), ("unpermute.index_add", ()),
+            ("unpermute.index_add.bwd", ()), ("unpermute.gather_sum", ()), ("unpermute.gather_sum.bwd", ()),
+            ("router.topk@torch", ()), ("router.gate@torch", ()),
+            ("router.gate.bwd@torch", ()),
+        )
+    ),
 )  # fmt: skip
 
 SAME_SM = "measured there, carried over: same SM"
@@ -380,7 +416,22 @@ CARRIED = (
 RENAMED = tuple(
     ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
     for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
+) + tuple(
+    (gpu, cls, "b200", "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
+    for gpu in ("b200", "gb200", "gb300")
+    for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
 )
+STREAMS = 4
+"""Streams on which Transformer Engine runs one cuBLAS GEMM after another for the experts
+(transformer_engine/common/gemm/cublaslt_gemm.cu, multi-stream grouped GEMM, 2025)."""
+STREAMED = {
+    "gemm.bf16.grouped@streams": "gemm.bf16",
+    "gemm.bf16.grouped_wgrad@streams": "gemm.bf16.wgrad",
+    "gemm.fp8_tensor.grouped@streams": "gemm.fp8_tensor",
+    "gemm.fp8_tensor.grouped.split@streams": "gemm.fp8_tensor.split",
+    "gemm.fp8_tensor.grouped_wgrad@streams": "gemm.fp8_tensor.wgrad",
+}
+"""Classes of experts' GEMMs that are one cuBLAS GEMM for each -> the class of one."""
 """(to, class, from, its class there, why): on H800 the library is DeepGEMM, on H100 and H200 cuBLAS."""
 NOT_MEASURED = "A100: not measured, the same shares of peak and bandwidth assumed"
 MEASURED = ("h200", "h800", "h100")

@@ -25,7 +25,8 @@ class Sample:
     """`seconds` measured for `work` (several: their sum) on `sms` SMs of `hardware`, concurrent with `traffic` [B/s];
     `repeat` counts measurements of the same shape in a table; `rested`: the share of the measured time in which the
     GPU, rested before, still ran at its boost clock (1: each launch found it there); `shape`: what the split knows it
-    by, where `work` holds more than the table's own shape."""
+    by, where `work` holds more than the table's own shape; `held`: whether its table keeps it out of fits (None: the
+    split decides)."""
 
     hardware: str
     cls: str
@@ -40,6 +41,7 @@ class Sample:
     repeat: int = 0
     rested: float = 0.0
     shape: str = ""
+    held: bool | None = None
 
 
 def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -49,9 +51,9 @@ def split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     of the shape alone is held out, with all measurements of it. With fewer than `FEW_SHAPES` shapes, those of the
     trace's second layer pair are held out where that leaves two to fit; the rest are fitted whole.
     """
-    held: set[int] = set()
-    for key in {(s.cls, s.table) for s in samples}:
-        mine = [s for s in samples if (s.cls, s.table) == key]
+    held: set[int] = {id(s) for s in samples if s.held}
+    for key in {(s.cls, s.table) for s in samples if s.held is None}:
+        mine = [s for s in samples if (s.cls, s.table) == key and s.held is None]
         shapes = sorted({s.shape or repr(s.work) for s in mine}, key=lambda r: crc32(r.encode()))
         every = 2 if key[0].startswith(HALVED) else HELD_OUT_EVERY
         kept = set(shapes[every - 1 :: every])

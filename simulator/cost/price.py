@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil
+from typing import Literal
+
 from simulator.cost.all_to_all_cost import all_to_all_cost, notify_cost
 from simulator.cost.attention_cost import attention_cost
 from simulator.cost.collective_cost import collective_cost
@@ -19,6 +23,7 @@ from simulator.ops import (
     DecodeAttention,
     Fixed,
     Gemm,
+    HostRead,
     HostWork,
     Notify,
     Op,
@@ -28,6 +33,9 @@ from simulator.ops import (
     Wait,
 )
 from simulator.spec.hardware import Cluster
+
+GEMM_STREAMS = 4
+"""Streams of the GEMMs of experts that are a kernel each (transformer_engine/common/gemm/cublaslt_gemm.cu, 2025)."""
 
 
 def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: bool, dispatcher: str) -> Cost:
@@ -47,8 +55,9 @@ def price(op: Op, cluster: Cluster, share: Share, *, comm_sms: int, concurrent: 
             return _streamed_cost(work, op.cls, cluster, share)
         case Fixed():
             return fixed_cost(work, op.cls, kernels)
-        case Wait():
-            return wait_cost(work)
+        case Wait() | HostRead():
+            pace = cluster.node.host_pace if isinstance(work, HostRead) else 1.0
+            return wait_cost(replace(work, seconds=pace * work.seconds))
         case AllToAll():
             return all_to_all_cost(
                 work, op.cls, cluster, sms=comm_sms, concurrent_with_compute=concurrent, dispatcher=dispatcher
@@ -78,23 +87,28 @@ def launches_of(op: Op) -> int:
     match op.work:
         case Fixed():
             return op.count * op.work.launches
-        case Wait():
+        case Wait() | HostRead():
             return 0
         case _:
-            return op.count
+            return op.count * op.launches
 
 
 def times(cost: Cost, op: Op, gap: float) -> float:
-    """Duration of all launches of an op with the gap behind each [s]."""
-    return op.count * cost.duration + launches_of(op) * gap
+    """Duration of all launches of an op with the gap behind each [s]; GEMMs of experts run on several streams."""
+    launches = launches_of(op)
+    if isinstance(op.work, Gemm) and op.launches > 1:
+        launches = op.count * ceil(op.launches / GEMM_STREAMS)
+    return op.count * cost.duration + launches * gap
 
 
-def wait_cost(work: Wait) -> Cost:
-    """A wait for the most loaded rank: as long as the engine sets."""
+def wait_cost(work: Wait | HostRead, why: Literal["routing", "host"] = "routing") -> Cost:
+    """A wait for the most loaded rank or for the host: as long as the engine sets, or the host takes to read."""
+    formula = "(max/mean load - 1) x expert time" if why == "routing" else "issued - ready"
+    reads = isinstance(work, HostRead)
     return Cost(
         duration=work.seconds,
         bound_by="latency",
-        formula="(max/mean load - 1) x expert time",
+        formula="copy to the host, until the call that waits returns" if reads else formula,
         terms=(("wait_s", work.seconds),),
-        source="routing",
+        source="stack.host_read" if reads else why,
     )

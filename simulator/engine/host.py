@@ -2,8 +2,10 @@
 
 A rank's host issues all kernels of a step in program order, on all streams. Each takes `stack.host_kernel`, `host_gemm`
 (GEMMs and attention: a module's call) or `host_collective` seconds. It never waits for the GPU; software that reads
-results back, such as token counts of dropless experts, is slower. Where kernels are shorter than their issue the GPU
-idles. In a kernel sequence with durations d_1 .. d_n, issued at H + h_1 <= .. <= H + h_n, the last one ends at
+results back, such as token counts of dropless experts, waits once for each (`after_reads`). Autograd's pass takes
+`host_backward` times as long for each kernel; kernels of a CUDA graph take `host_graph`. Where kernels are shorter than
+their issue the GPU idles. In a kernel sequence with durations d_1 .. d_n, issued at H + h_1 <= .. <= H + h_n, the last
+one ends at
 
     max(S + d_1 + .. + d_n, max over i of (H + h_i + d_i + .. + d_n))
 
@@ -15,44 +17,51 @@ do not depend on the GPU, so H + lead is known when the step is unrolled: it is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from simulator.cost.price import launches_of
-from simulator.engine.kernel_sequence import ALONE, KernelSequence
+from simulator.cost.price import launches_of, wait_cost
+from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced, sequence_of
 from simulator.engine.program import Program
-from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Notify, Op, Wait
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, HostRead, Notify, Op, Wait
 from simulator.spec.stack import Stack
 
 Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
-def seconds(op: Op, stack: Stack) -> float:
-    """Host time of one launch of an op [s]."""
+def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
+    """Host time of one launch of an op on a processor of this pace [s]."""
+    if op.captured:
+        return pace * stack.host_graph
     if isinstance(op.work, (Gemm, Attention, DecodeAttention)):
-        return stack.host_gemm
-    return stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
+        each = stack.host_gemm
+    else:
+        each = stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
+    if isinstance(op.work, Gemm) and op.launches > 1:
+        each = stack.host_gemm / op.launches + stack.host_kernel  # one module's call, a launch for each expert
+    return pace * each * (1.0 if op.segment.endswith(".F") else stack.host_backward)
 
 
-def issuing(stack: Stack) -> Issue | None:
-    """How a stack issues kernel sequences, or None where that takes no time."""
+def issuing(stack: Stack, pace: float = 1.0) -> Issue | None:
+    """How a stack issues kernel sequences on a processor of this pace, or None where that takes no time."""
     if not (stack.host_kernel or stack.host_gemm or stack.host_collective):
         return None
     memo: dict[int, tuple[KernelSequence, tuple[float, float]]] = {}
 
     def of(sequence: KernelSequence) -> tuple[float, float]:
         if id(sequence) not in memo:
-            memo[id(sequence)] = sequence, _of(sequence, stack)
+            memo[id(sequence)] = sequence, _of(sequence, stack, pace)
         return memo[id(sequence)][1]
 
     return of
 
 
-def _of(sequence: KernelSequence, stack: Stack) -> tuple[float, float]:
+def _of(sequence: KernelSequence, stack: Stack, pace: float) -> tuple[float, float]:
     issued = lead = 0.0
     for priced, before in zip(sequence.ops, sequence.cumulative[ALONE], strict=False):
-        if isinstance(priced.op.work, Wait):  # no kernel
+        if isinstance(priced.op.work, (Wait, HostRead)):  # no kernel
             continue
-        each, many = seconds(priced.op, stack), launches_of(priced.op)
+        each, many = seconds(priced.op, stack, pace), launches_of(priced.op)
         lead = max(lead, issued + each - before)
         issued += each * many
         lead = max(lead, issued - before - priced.durations[ALONE] * (many - 1) / many)
@@ -67,3 +76,54 @@ def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
         out.append(now + lead)
         now += total
     return out, now
+
+
+def after_reads(program: Program, issue: Issue | None) -> Program:
+    """The program with the time in which the GPU waits for kernels that a host issues after a read.
+
+    A host that waits for a result of the GPU has nothing issued ahead when it goes on. From the end of the read on each
+    kernel starts when it has been issued, until the host is ahead again. That is reckoned with every sequence alone,
+    and added before the sequences that wait, as `wait.host`. A program begins as the one before it ended: with the host
+    as far ahead, or not.
+    """
+    if issue is None or not any(_reads(step.sequence) for step in program.steps):
+        return program
+    ahead = 0.0
+    for _ in range(2):
+        waits, ahead = _waits(program, issue, min(0.0, ahead))
+    steps = tuple(
+        replace(step, sequence=late(step.sequence, wait)) if wait > 0.0 else step
+        for step, wait in zip(program.steps, waits, strict=True)
+    )
+    return replace(program, steps=steps)
+
+
+def _reads(sequence: KernelSequence) -> bool:
+    """Whether the host waits for its end."""
+    return any(isinstance(priced.op.work, HostRead) for priced in sequence.ops)
+
+
+def _waits(program: Program, issue: Issue, ahead: float) -> tuple[list[float], float]:
+    """How long each step waits for the host, which begins at `ahead` (before 0: it has issued kernels already), and
+    when it has issued all, after the end of the last step [s]."""
+    free: dict[int, float] = {}
+    ends: list[float] = []
+    out, now = [], ahead
+    for step in program.steps:
+        lead, total = issue(step.sequence)
+        begun = max([free.get(step.stream, 0.0), *(ends[at] for at in step.waits)])
+        wait = max(0.0, now + lead - begun) if total else 0.0
+        out.append(wait)
+        ends.append(begun + wait + step.sequence.alone)
+        free[step.stream] = ends[-1]
+        now = max(now + total, ends[-1]) if _reads(step.sequence) else now + total
+    return out, now - max(ends, default=0.0)
+
+
+def late(sequence: KernelSequence, wait: float) -> KernelSequence:
+    """The sequence behind a wait for the host [s]."""
+    first = sequence.ops[0].op
+    work = Wait(seconds=wait)
+    op = replace(first, name=f"{first.name}.host", cls="wait.host", work=work, saved=0.0, scales_with_load=False)
+    idle = Priced(op=op, cost=wait_cost(work, "host"), durations=(wait,) * 4)
+    return sequence_of(sequence.kind, sequence.name, [idle, *sequence.ops])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.cost.cost import Cost
-from simulator.ops import Op
+from simulator.ops import Op, Wait
 
 ALONE, SM_SHARED, BANDWIDTH_SHARED, COLLECTIVE = 0, 1, 2, 3
 """Conditions of a compute kernel: alone, or concurrent with a barrier that holds SMs, with an all-to-all, with a
@@ -75,6 +75,11 @@ class KernelSequence:
     def alone(self) -> float:
         """Duration with nothing concurrent [s]."""
         return self.cumulative[ALONE][-1]
+
+    @property
+    def first(self) -> Op:
+        """The first op that is no wait of the engine's."""
+        return next((one.op for one in self.ops if not isinstance(one.op.work, Wait)), self.ops[0].op)
 
     def under(self, condition: Condition) -> Sequence[float]:
         """`cumulative` under a condition, also one in between [s]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from simulator.dtypes import BF16
-from simulator.engine.host import issuing, releases
+from simulator.engine.host import Issue, after_reads, issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
 from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.pricing import pricer
@@ -104,6 +104,11 @@ def is_issued(scenario: Scenario) -> bool:
     return scenario.job.serving is None or not scenario.job.serving.cuda_graphs
 
 
+def host_of(scenario: Scenario) -> Issue | None:
+    """How the host issues a scenario's kernels; None where that takes no time."""
+    return issuing(scenario.stack, scenario.cluster.node.host_pace) if is_issued(scenario) else None
+
+
 def _most_met_all_to_all(blocks: dict[BlockKind, Block]) -> Op | None:
     """The all-to-all that compute overlaps with most: a combine."""
     found = [(op.work, op) for block in blocks.values() for op in block.ops() if isinstance(op.work, AllToAll)]
@@ -115,6 +120,7 @@ class Programs:
 
     def __init__(self, built: PricedModel) -> None:
         self.built = built
+        self.issue = host_of(built.scenario)
         self.made: dict[Hashable, Program] = {}
 
     def of(self, step: Step) -> Program:
@@ -125,7 +131,7 @@ class Programs:
             program = program_of(built, step)
             if built.rendezvous is not None:
                 program = with_rendezvous(program, built.rendezvous(built, step, program))
-            self.made[key] = program
+            self.made[key] = after_reads(program, self.issue)
         return self.made[key]
 
 
@@ -183,7 +189,7 @@ class _Lowering:
         self.gathered: dict[tuple[int, int], tuple[int | None, ...]] = {}
         self.sharding = Sharding(built.scenario, built.stages, built.price, copies_of(schedule))
         self.scattered: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
+        self.issue = self.programs.issue
         self.issued = [0.0] * schedule.ranks
 
     def step(self, rank: int, step: Step) -> None:

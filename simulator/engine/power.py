@@ -23,7 +23,7 @@ from simulator.spec.hardware import Gpu, Power
 def draw(op: Op, power: Power) -> float:
     """Power of one kind of work at full clock [W]."""
     if isinstance(op.work, Gemm):
-        return power.tensor
+        return power.split if op.work.split and power.split else power.tensor
     return power.attention if isinstance(op.work, (Attention, DecodeAttention, Scan)) else power.memory
 
 

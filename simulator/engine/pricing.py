@@ -13,7 +13,7 @@ from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Stack
+from simulator.spec.stack import LIBRARY, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Neighbour:
 def neighbour_of(scenario: Scenario, all_to_all: Op | None) -> Neighbour:
     """What the scenario's all-to-alls take from concurrent compute: SMs and memory bandwidth."""
     comm_sms = scenario.job.overlap.comm_sms
-    if all_to_all is None or scenario.stack.dispatcher == "nccl":
+    if all_to_all is None or scenario.stack.dispatcher in LIBRARY:
         return Neighbour(0, 0.0)
     if isinstance(all_to_all.work, AllToAll) and all_to_all.work.low_latency:
         return Neighbour(0, 0.0)  # the NIC moves the tokens; kernels that send and receive are ops of their own
@@ -70,6 +70,8 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class of the software's kernel for an op's class, if the profile has one."""
     if cls.startswith("attn.decode"):
         return cls if "@" in cls else class_of(cls, stack.attention, kernels.decode)
+    if stack.grouped_gemm == "streams" and cls.startswith("gemm.") and ".grouped" in cls:
+        return class_of(cls, "streams", kernels.gemm)
     if cls.startswith("gemm.") and stack.serving is not None:
         return class_of(cls, stack.serving.gemm, kernels.gemm)
     if cls.startswith("attn."):

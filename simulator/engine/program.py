@@ -184,7 +184,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     for op in segment.ops:
         kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
         if segment.stream == "comm":
-            kind = "all_to_all" if isinstance(op.work, AllToAll) else "work"
+            kind = "all_to_all" if isinstance(op.work, (AllToAll, Collective)) else "work"
             kind = "notify" if isinstance(op.work, Notify) else kind
         if piece and (kind != kind_now or op.after):
             assert kind_now is not None
@@ -285,9 +285,11 @@ class _Assembler:
 
 
 def _sums_up(sequence: KernelSequence) -> bool:
-    """Whether it ends with a low-latency combine, which has no barrier but waits for the tokens of all ranks."""
+    """Whether it ends with an all-to-all that waits for the tokens of all ranks with no barrier before it."""
     work = sequence.ops[-1].op.work
-    return isinstance(work, AllToAll) and work.low_latency and work.direction == "combine"
+    if isinstance(work, Collective):
+        return sequence.ops[-1].op.stream == "comm"
+    return isinstance(work, AllToAll) and (work.barrier or (work.low_latency and work.direction == "combine"))
 
 
 def waiting(seconds: float, barrier: Op) -> Priced:

@@ -197,7 +197,7 @@ class PricedAtClock:
 
     def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:
         """(lead, host): see `ActionCost` [s]."""
-        issue = issuing(self.scenario.stack)
+        issue = issuing(self.scenario.stack, self.scenario.cluster.node.host_pace)
         if issue is None:
             return 0.0, 0.0
         release_times, total = releases(program, issue)

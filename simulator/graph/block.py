@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Unpack
 
 from simulator.graph.shapes import Shapes
-from simulator.ops import ConcurrentWith, Facts, Op, Part, Stream, Unit, Work
+from simulator.ops import ConcurrentWith, Facts, HostRead, Op, Part, Stream, Unit, Work
 from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
 from simulator.spec.workload import Workload
@@ -70,6 +70,10 @@ def running(block: Block, workload: Workload) -> Block:
     return replace(block, forward=forward, backward=backward)
 
 
+ATTENTION_SEGMENTS = ("attn.F", "attn.B", "attn.W")
+"""Segments of attention, and of the gate up to the dispatch."""
+
+
 class SegmentBuilder:
     """Collects the ops of one segment in launch order; the only mutable thing here, gone once `done()` is called."""
 
@@ -117,6 +121,10 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
+        captured = self.stack.cuda_graphs == "layers" or (
+            self.stack.cuda_graphs == "attention" and self.name in ATTENTION_SEGMENTS
+        )
+        facts["captured"] = captured and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
         self._ops.append(
             Op(

@@ -10,6 +10,7 @@ from simulator.graph.mixers import recurrent
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
+from simulator.graph.tokens import router, travel
 from simulator.spec.mixer import BlockKind, Mixer
 
 
@@ -70,17 +71,23 @@ def dense_layer(s: Shapes) -> Block:
 def moe_layer(s: Shapes) -> Block:
     """Attention and the experts, with dispatch and combine in forward and in backward."""
     first = _attention(s)
-    moe.router_forward(first, s)
+    router.router_forward(first, s)
     moe.shared_forward(first, s)
-    ahead = (first.done(), moe.dispatch(s), moe.forward(s), moe.combine(s), *moe.local_sum(s))
+    ahead = (
+        first.done(),
+        *travel.dispatch(s),
+        moe.forward(s),
+        *travel.combine(s, moe.forward_end(s)),
+        *moe.local_sum(s),
+    )
     gate = SegmentBuilder("attn.B", "I", s)
-    moe.router_backward(gate, s)
+    router.router_backward(gate, s)
     moe.shared_backward(gate, s)
     back = (
         *moe.local_copies_backward(s),
-        moe.combine_backward(s),
+        *travel.combine_backward(s),
         moe.backward(s),
-        moe.dispatch_backward(s),
+        *travel.dispatch_backward(s, moe.backward_end(s)),
         moe.weights(s),
         _attention_backward(gate, s),
         moe.with_shared_weights(_attention_weights(s), s),

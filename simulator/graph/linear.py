@@ -71,6 +71,21 @@ def gemm_class(recipe: Recipe, suffix: str = "") -> str:
     return CLASS[recipe] + suffix
 
 
+def gradient_class(recipe: Recipe, suffix: str = "") -> str:
+    """Kernel class of the GEMM of an input gradient.
+
+    Per-tensor FP8 adds partial sums up outside the tensor cores there, as in weight gradients (Transformer Engine:
+    use_split_accumulator in transformer_engine/common/recipe/__init__.py, 2025; torchao: use_fast_accum false for
+    gradients, torchao/float8/config.py, 2025).
+    """
+    return gemm_class(recipe, f"{suffix}.split" if recipe == "fp8_tensor" else suffix)
+
+
+def gradient_gemm(recipe: Recipe, m: int, n: int, k: int) -> Gemm:
+    """The GEMM of an input gradient."""
+    return Gemm(m=m, n=n, k=k, precision=precision_of(recipe), split=recipe == "fp8_tensor")
+
+
 def cast_tensor(builder: SegmentBuilder, name: str, elements: float, *, shards: int = 1) -> None:
     """Per-tensor FP8: one kernel writes the cast and its transpose; of what is gathered from `shards` ranks each casts
     its own."""
@@ -163,7 +178,7 @@ def input_gradient(
         builder.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
     elif recipe == "fp8_tensor" and cast_gradient:
         cast_tensor(builder, f"{name}.quant_g", m * n, shards=gathered_from(builder) if place == "row" else 1)
-    builder.add(f"{name}.dgrad", gemm_class(recipe), Gemm(m=m, n=k, k=n, precision=precision_of(recipe)))
+    builder.add(f"{name}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, n))
 
 
 def cast_for_wgrad(
@@ -187,7 +202,29 @@ def weight_gradient(
         transpose_tensor(builder, f"{name}.x_t", m * k)
     if recipe == "fp8_tensor" and place == "row" and shards > 1:
         transpose_tensor(builder, f"{name}.g_t", m * n)
-    gemm = Gemm(m=n, n=k, k=m, precision=precision_of(recipe), form="wgrad", out_bytes=kept if fused else BF16)
+    gemm = Gemm(
+        m=n,
+        n=k,
+        k=m,
+        precision=precision_of(recipe),
+        form="wgrad",
+        out_bytes=kept if fused else BF16,
+        split=recipe == "fp8_tensor",
+    )
     builder.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
     if not fused and not builder.shapes.copies_shards:
-        builder.add(f"{name}.wgrad_add", "elem", Streaming(read=n * k * (BF16 + kept), written=n * k * kept))
+        add_gradient(builder, name, n * k)
+
+
+def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:
+    """A kernel of its own adds a microbatch's BF16 gradient of so many values to what is kept.
+
+    Autograd keeps that of a step's first microbatch as it is, so that of m microbatches m - 1 are added: here each
+    moves that part of the bytes.
+    """
+    shapes = builder.shapes
+    microbatches = max(1, shapes.job.microbatches)
+    part, kept = 1.0 - 1.0 / microbatches, shapes.states.gradient_bytes
+    if microbatches > 1:
+        work = Streaming(read=part * values * (BF16 + kept), written=part * values * kept)
+        builder.add(f"{name}.wgrad_add", "elem", work)

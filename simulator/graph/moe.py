@@ -11,7 +11,6 @@ gradient, as Megatron-Core does without --moe-shared-expert-overlap (megatron/co
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
@@ -20,16 +19,8 @@ from simulator.graph.linear import cast, elementwise, row_scales
 from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import AllToAll, Collective, CollectiveKind, Facts, Fixed, Gemm, Notify, Streaming
-
-ROUTER_FORWARD_KERNELS = (11, 16, 7)
-"""Small kernels of the gate's forward in the profile: sigmoid, groups and masks before the top 8; gathers, weights and
-the balance statistics between it and a second one; sums after that."""
-ROUTER_BACKWARD_KERNELS = (15, 11)
-"""The same in backward: of the chosen experts' weights, then of all scores."""
-
-ROW_BYTES = 4.0
-"""Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
+from simulator.graph.tokens import order, travel
+from simulator.ops import Collective, CollectiveKind, Facts, Fixed, Gemm, Streaming
 
 
 def expert_inner(s: Shapes) -> int:
@@ -49,57 +40,6 @@ def shared_of(s: Shapes, *, overlapped: bool) -> ffn.Ffn | None:
     return ffn.ffn_of(s, "shared")
 
 
-def dispatched_bytes(s: Shapes) -> float:
-    """Bytes of one token on the wire at dispatch: FP8 values with FP32 scales, or BF16 [B]."""
-    return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
-
-
-def all_to_all(s: Shapes, direction: Literal["dispatch", "combine"], *, backward: bool = False) -> AllToAll:
-    """Dispatch or combine of this rank's tokens; combine is always BF16 (report, section 3.2.2).
-
-    Backward reuses the layout of the forward, and a combine also returns the gate weights' gradients (DeepEP's
-    README, `dispatch_backward`).
-    """
-    model = s.model
-    return AllToAll(
-        direction=direction,
-        tokens=sharded_tokens(s),
-        hidden=model.hidden_size,
-        bytes_per_token=dispatched_bytes(s) if direction == "dispatch" else model.hidden_size * BF16,
-        ranks=s.job.layout.ep,
-        gate=model.gate,
-        cached=backward,
-        weighted=backward and direction == "combine",
-        imbalance=s.imbalance,
-    )
-
-
-def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
-    """The gate and the cast of the tokens that travel."""
-    with builder.inside("moe"):
-        _router_forward(builder, s)
-
-
-def _router_forward(builder: SegmentBuilder, s: Shapes) -> None:
-    t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
-    builder.add(
-        "router.gate.fwd",
-        "gemm.bf16.router",
-        Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32),
-        saved=t * experts * FP32 + t * s.model.num_experts_per_tok * 12,
-    )
-    scores, weights, balance = ROUTER_FORWARD_KERNELS
-    builder.add("router.scores", "router.scores", _scores(s), count=scores)
-    builder.add(f"router.top{s.model.num_experts_per_tok}_of_{experts}", "router.topk", cast(t * experts, FP32, 0.0))
-    builder.add("router.weights", "router.weights", Fixed(launches=weights))
-    builder.add("router.topk_2nd", "router.topk", cast(t * experts, FP32, 0.0))
-    builder.add("router.balance", "router.balance", Fixed(launches=balance))
-    if s.fp8:
-        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
-    if s.stack.dispatcher == "nccl":
-        builder.add("moe.permute_local.fwd", "permute.expand", _local_copies(s), scales_with_load=True)
-
-
 def shared_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """Shared experts without overlap, at the end of `attn.F`: the dispatch is issued after them."""
     shared = shared_of(s, overlapped=False)
@@ -112,33 +52,13 @@ def shared_forward(builder: SegmentBuilder, s: Shapes) -> None:
             ffn.save(builder, shared)
 
 
-def _scores(s: Shapes) -> Streaming:
-    """A kernel of the gate over the scores of all tokens and experts, FP32."""
-    return cast(sharded_tokens(s) * s.model.n_routed_experts, FP32, FP32)
-
-
-def _local_copies(s: Shapes) -> Streaming:
-    """A plain all-to-all carries every (token, expert) copy: tokens are copied once per expert before it."""
-    each = dispatched_bytes(s)
-    copies = sharded_tokens(s) * s.model.num_experts_per_tok
-    return Streaming(read=sharded_tokens(s) * each, written=copies * each)
-
-
-def _local_sum(s: Shapes) -> Streaming:
-    """The inverse: the copies of a token summed into one."""
-    t, width = sharded_tokens(s), s.model.hidden_size * BF16
-    return Streaming(read=t * s.model.num_experts_per_tok * width, written=t * width)
-
-
 def local_sum(s: Shapes) -> tuple[Segment, ...]:
     """`out.F`: after a plain all-to-all the copies of each token are summed at home; shared experts and residual are
     added, where nothing fuses that."""
     builder = SegmentBuilder("out.F", "F", s)
-    home: tuple[str, ...] = ("moe.combine.fwd.a2a",)
+    home: tuple[str, ...] = ("moe.combine.fwd.a2a",) if order.travels(s) else ()
     with builder.inside("moe"):
-        if s.stack.dispatcher == "nccl":
-            builder.add("moe.unpermute_local.fwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
-            home = ()
+        home = order.merge_at_home(builder, s, home)
         if s.model.shared_width and not s.stack.residual_fused:
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
@@ -150,42 +70,11 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
 
 def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, before the experts' backward."""
-    if s.stack.dispatcher != "nccl":
+    if not order.every_copy_travels(s):
         return ()
     builder = SegmentBuilder("out.B", "I", s)
-    builder.add("moe.unpermute_local.bwd", "permute.expand", _local_copies(s), scales_with_load=True)
+    order.merge_at_home_backward(builder, s)
     return (builder.done(),)
-
-
-def dispatch(s: Shapes) -> Segment:
-    """`dispatch.F`: layout, notify, all-to-all."""
-    builder = SegmentBuilder("dispatch.F", "F", s, "comm")
-    builder.unit = "moe"
-    last = "moe.dispatch.fwd.quant" if s.fp8 else "router.balance"
-    if s.stack.dispatcher == "nccl":
-        last = "moe.permute_local.fwd"
-    builder.add("moe.dispatch.fwd.layout", "comm.layout", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(last,))
-    builder.add("moe.dispatch.fwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
-    builder.add("moe.dispatch.fwd.a2a", "comm.dispatch", all_to_all(s, "dispatch"))
-    return builder.done()
-
-
-def _all_to_all_segment(
-    s: Shapes, segment: str, name: str, direction: Literal["dispatch", "combine"], after: str
-) -> Segment:
-    """Notify and all-to-all after the op `after`."""
-    builder = SegmentBuilder(segment, "F" if segment.endswith("F") else "I", s, "comm")
-    builder.unit = "moe"
-    builder.add(f"{name}.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens), after=(after,))
-    suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
-    work = all_to_all(s, direction, backward=segment.endswith("B"))
-    builder.add(f"{name}.{suffix}", f"comm.{direction}", work)
-    return builder.done()
-
-
-def combine(s: Shapes) -> Segment:
-    """`combine.F`: the expert outputs travel home in BF16."""
-    return _all_to_all_segment(s, "combine.F", "moe.combine.fwd", "combine", forward_end(s))
 
 
 def forward_end(s: Shapes) -> str:
@@ -196,31 +85,35 @@ def forward_end(s: Shapes) -> str:
     return "shared.down.fwd" if last == "shared" else "moe.unpermute.fwd"
 
 
-def combine_backward(s: Shapes) -> Segment:
-    """`combine.B`: the gradient of the combine is a dispatch with the cached layout."""
-    builder = SegmentBuilder("combine.B", "I", s, "comm")
-    t, h = sharded_tokens(s), s.model.hidden_size
-    if s.fp8:
-        builder.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
-    builder.add("moe.combine.bwd.notify", "comm.notify", Notify(ranks=s.job.layout.ep, tokens=s.tokens))
-    builder.add("moe.combine.bwd.a2a_dispatch", "comm.dispatch", all_to_all(s, "dispatch", backward=True))
-    return builder.done()
-
-
-def dispatch_backward(s: Shapes) -> Segment:
-    """`dispatch.B`: the gradient of the dispatch is a combine."""
+def backward_end(s: Shapes) -> str:
+    """The last op of `mlp.B`."""
     shared = shared_of(s, overlapped=True)
-    last = "shared.up_gate.dgrad" if shared else "moe.unpermute.grad"
-    if s.fp8 and shared:
-        last = "shared.up_gate.quant_x_t"
-    elif s.fp8:
-        last = "moe.up_gate.quant_g_t"
-    return _all_to_all_segment(s, "dispatch.B", "moe.dispatch.bwd", "combine", last)
+    if s.fp8:
+        return "shared.up_gate.quant_x_t" if shared else "moe.up_gate.quant_g_t"
+    return "shared.up_gate.dgrad" if shared else "moe.unpermute.grad"
 
 
-def _grouped(s: Shapes, n: int, k: int) -> Gemm:
+def _weighs(s: Shapes) -> bool:
+    """Whether a kernel of its own multiplies the experts' outputs by gate weights; PyTorch's merge of rows does it."""
+    return s.stack.gate_weights == "output" and not order.in_pytorch(s)
+
+
+def _launches(s: Shapes) -> int:
+    """Kernels of one GEMM over the local experts."""
+    return s.local_experts if s.stack.grouped_gemm == "streams" else 1
+
+
+def _grouped(s: Shapes, n: int, k: int, *, gradient: bool = False) -> Gemm:
     """One grouped GEMM over the local experts."""
-    return Gemm(m=s.rows, n=n, k=k, precision=linear.precision_of(s.recipe), form="grouped", groups=s.local_experts)
+    return Gemm(
+        m=s.rows,
+        n=n,
+        k=k,
+        precision=linear.precision_of(s.recipe),
+        form="grouped",
+        groups=s.local_experts,
+        split=gradient and s.recipe == "fp8_tensor",
+    )
 
 
 def _over_experts_parts(
@@ -231,26 +124,15 @@ def _over_experts_parts(
     etp = s.job.layout.etp
     if etp == 1:
         return after
-    each = dispatched_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
+    each = order.each_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
     work = Collective(kind=kind, bytes=s.received * each, ranks=etp, per_node=min(etp, s.node_gpus))
     builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after, scales_with_load=True)
     return ()
 
 
-def _permute(s: Shapes, width: int) -> Streaming:
-    """Tokens as received to rows sorted by expert (FP8 with scales, or BF16)."""
-    each = fp8_bytes(width) if s.fp8 else width * BF16
-    return Streaming(read=s.received * each, written=s.rows * each)
-
-
 def _gate_weights(s: Shapes) -> Streaming:
     """The FP32 gate weights of the tokens received, scaled: one for each of a token's experts, here or elsewhere."""
     return elementwise(s.received * s.model.num_experts_per_tok, FP32, FP32)
-
-
-def _unpermute(s: Shapes, width: int) -> Streaming:
-    """Rows back to tokens, summed over the experts of a token."""
-    return Streaming(read=s.rows * width * BF16, written=s.received * width * BF16)
 
 
 def forward(s: Shapes) -> Segment:
@@ -264,10 +146,9 @@ def forward(s: Shapes) -> Segment:
             gather(builder, "shared.x", s, h)
             ffn.up(builder, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
-    gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=("moe.dispatch.fwd.a2a",))
-    builder.add("moe.map.count", "permute.map.count", Fixed(), after=gathered, scales_with_load=True)
-    builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES, scales_with_load=True)
-    builder.add("moe.permute.fwd", "permute.expand", _permute(s, h), saved=kept_x, scales_with_load=True)
+    arrived = travel.arrived(s, "moe.dispatch.fwd.a2a")
+    gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=arrived)
+    order.into_experts(builder, s, gathered, kept_x)
     if s.fp8:
         linear.weight_transpose(builder, "moe.up_gate", expert_up(s), h, experts=experts)
         builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
@@ -277,6 +158,7 @@ def forward(s: Shapes) -> Segment:
         _grouped(s, expert_up(s), h),
         saved=ffn.kept_up(s, s.rows, expert_up(s)),
         scales_with_load=True,
+        launches=_launches(s),
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
@@ -293,13 +175,12 @@ def forward(s: Shapes) -> Segment:
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
-    weighs = s.stack.gate_weights == "output"
-    down: Facts = {**last, "read_by_backward": weighs}
-    kept = s.rows * h * BF16 if weighs else 0.0
+    kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
+    down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
-    if weighs:
+    if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
-    builder.add("moe.unpermute.fwd", "permute.reduce", _unpermute(s, h), **last)
+    order.out_of_experts(builder, s)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
         with builder.inside("shared_experts"):
@@ -317,19 +198,21 @@ def forward(s: Shapes) -> Segment:
 def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the arriving gradient to that of the experts' up projection."""
     h, inner = s.model.hidden_size, expert_inner(s)
-    wait: tuple[str, ...] = ("moe.combine.bwd.a2a_dispatch",)
+    wait = travel.gradient_arrived(s)
     if s.fp8:
         values = s.rows * expert_up(s)
         work = Streaming(read=values * FP8, written=values * BF16, blocks=ffn.persistent(s))
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
-    builder.add("moe.permute.grad", "permute.expand", _permute(s, h), after=wait, scales_with_load=True)
-    weighs = s.stack.gate_weights == "output"
-    if weighs:
+    order.out_of_experts_backward(builder, s, wait)
+    if _weighs(s):
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
-    builder.add("moe.down.dgrad", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, inner, h), scales_with_load=True)
+    builder.add(
+        "moe.down.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, inner, h, gradient=True),
+        scales_with_load=True, launches=_launches(s),
+    )  # fmt: skip
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
     builder.add(
@@ -338,7 +221,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         ffn.activation_backward_work(s.rows, inner, gated=s.model.gated_mlp, again=again),
         scales_with_load=True,
     )
-    if not weighs:
+    if not order.in_pytorch(s) and not _weighs(s):
         work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
         builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:
@@ -365,12 +248,10 @@ def backward(s: Shapes) -> Segment:
         builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * expert_up(s), BF16, FP8), scales_with_load=True)
         builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, expert_up(s)), scales_with_load=True)
     builder.add(
-        "moe.up_gate.dgrad",
-        linear.gemm_class(s.recipe, ".grouped"),
-        _grouped(s, h, expert_up(s)),
-        scales_with_load=True,
-    )
-    builder.add("moe.unpermute.grad", "permute.reduce", _unpermute(s, h), scales_with_load=True)
+        "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, h, expert_up(s), gradient=True),
+        scales_with_load=True, launches=_launches(s),
+    )  # fmt: skip
+    order.into_experts_backward(builder, s)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
     if s.fp8:
         builder.add(
@@ -397,17 +278,24 @@ def _dequant(elements: int, blocks: int) -> Streaming:
 def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
+    fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(
-            m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts, out_bytes=kept
-        )
-        builder.add(f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True)
+            m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts,
+            out_bytes=kept if fused else BF16 / 2, split=s.recipe == "fp8_tensor",
+        )  # fmt: skip
+        builder.add(
+            f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True,
+            launches=_launches(s),
+        )  # fmt: skip
     else:
         rows = -(-s.rows // s.local_experts)
-        work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=kept)
+        work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=kept if fused else BF16)
         builder.add(
             f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True
         )
+    if not fused and not s.copies_shards:
+        linear.add_gradient(builder, name, s.local_experts * m * n)
 
 
 def weights(s: Shapes) -> Segment:
@@ -457,19 +345,3 @@ def with_shared_weights(attention: Segment, s: Shapes) -> Segment:
     )
     linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=s.recipe)
     return replace(attention, ops=builder.done().ops + attention.ops)
-
-
-def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
-    """The gate's gradients, at the head of `attn.B`; they wait for the gate weights' gradient to come home."""
-    t, h, experts = sharded_tokens(s), s.model.hidden_size, s.model.n_routed_experts
-    weights, scores = ROUTER_BACKWARD_KERNELS
-    home: tuple[str, ...] = ("moe.dispatch.bwd.a2a_combine",)
-    if s.stack.dispatcher == "nccl":
-        builder.add("moe.permute_local.bwd", "permute.reduce", _local_sum(s), after=home, scales_with_load=True)
-        home = ()
-    builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
-    builder.add("router.bwd.scores", "router.scores", _scores(s), count=scores)
-    builder.add("router.gate.dgrad", "gemm.bf16.router", Gemm(m=t, n=h, k=experts, precision="bf16"))
-    wgrad = Gemm(m=experts, n=h, k=t, precision="bf16", form="wgrad", out_bytes=s.states.gradient_bytes)
-    builder.add("router.gate.wgrad", "gemm.bf16.router", wgrad, part="W")
-    builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

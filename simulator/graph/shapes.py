@@ -147,8 +147,12 @@ def _expert_rows(scenario: Scenario) -> tuple[int, int]:
         padding=PADDING if job.precision.recipe == "fp8" else 1,
     )
     ranks = reach(model.gate, layout.ep, min(layout.ep, scenario.cluster.node.gpus)).ranks
+    if layout.ep == 1:
+        return round(rows), tokens * layout.etp
     if scenario.stack.dispatcher == "nccl":  # a plain all-to-all carries every (token, expert) copy
         return round(rows), tokens * model.num_experts_per_tok * layout.etp
+    if scenario.stack.dispatcher == "allgather":  # what is gathered is chosen from: only a rank's own rows are read
+        return round(rows), round(rows)
     return round(rows), round(tokens * ranks * layout.etp)
 
 

@@ -20,7 +20,7 @@ from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
-from simulator.spec.stack import Dispatcher
+from simulator.spec.stack import LIBRARY, Dispatcher
 from simulator.spec.states import impossible
 from simulator.spec.workload import WorkloadName
 from simulator.units import GB
@@ -510,14 +510,14 @@ def _features(s: Scenario) -> Iterator[Problem]:
             suggestion="use layout.tp=1, or parallel_fused",
         )
     kernels = s.stack.dispatcher
-    if job.layout.ep > 1 and kernels != "nccl" and kernels not in s.cluster.fabric.ep:
+    if job.layout.ep > 1 and kernels not in LIBRARY and kernels not in s.cluster.fabric.ep:
         yield Problem(
             rule="all-to-all kernels",
             key="stack.dispatcher",
             value=kernels,
             message=f"{s.cluster.name} has no parameters of these kernels",
             suggestion="use "
-            + " or ".join(name for name in get_args(Dispatcher) if name in s.cluster.fabric.ep or name == "nccl"),
+            + " or ".join(name for name in get_args(Dispatcher) if name in s.cluster.fabric.ep or name in LIBRARY),
         )
     if job.overlap.comm_sms >= gpu.sms:
         yield Problem(

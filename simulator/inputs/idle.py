@@ -202,6 +202,28 @@ def _without_offload(scenario: Scenario) -> str:
     return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
 
 
+def _without_issue(scenario: Scenario) -> str:
+    stack = scenario.stack
+    return "" if stack.host_kernel or stack.host_gemm or stack.host_collective else "the host issues in no time"
+
+
+def _without_graphs(scenario: Scenario) -> str:
+    why = "" if scenario.stack.cuda_graphs != "none" else "nothing is replayed; set stack.cuda_graphs"
+    return _without_issue(scenario) or why
+
+
+def _without_reads(scenario: Scenario) -> str:
+    counts, ep = scenario.stack.token_counts, scenario.job.layout.ep
+    if scenario.model.is_moe and (counts == "host" or (counts == "all_to_all" and ep > 1)):
+        return ""
+    return _without_experts(scenario) or f'with stack.token_counts = "{counts}" and ep {ep} nothing is read'
+
+
+def _without_travel(scenario: Scenario) -> str:
+    alone = "" if scenario.job.layout.ep > 1 else "with ep 1 no token travels"
+    return _without_experts(scenario) or alone
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
     "stack.gate_weights": _without_experts,
@@ -210,6 +232,16 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.pipeline_buffers": _without_pipeline,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
+    "stack.dispatcher": _without_travel,
+    "stack.token_counts": _without_experts,
+    "stack.permute": _without_experts,
+    "stack.router": _without_experts,
+    "stack.grouped_gemm": _without_experts,
+    "stack.host_backward": _without_issue,
+    "stack.host_read": _without_reads,
+    "stack.host_graph": _without_graphs,
+    "stack.cuda_graphs": _without_issue,
+    "hardware.node.host_pace": _without_issue,
     "stack.shared_expert_overlap": _without_shared_experts,
     "stack.serving.decode_attention": _in_prefill,
     "stack.serving.gemm": _in_bf16,

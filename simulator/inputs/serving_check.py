@@ -9,6 +9,7 @@ from simulator.inputs.problem_record import Problem
 from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
+from simulator.spec.stack import LIBRARY
 
 _TRAINING_LAYOUT = (
     "pp",
@@ -132,7 +133,7 @@ def microbatches(s: Scenario) -> Iterator[Problem]:
             message="does not divide into two equal microbatches",
             suggestion=f"use {serving.sequences + 1}, or two_batch_overlap = false",
         )
-    if not s.model.is_moe or s.job.layout.ep == 1 or s.stack.dispatcher == "nccl":
+    if not s.model.is_moe or s.job.layout.ep == 1 or s.stack.dispatcher in LIBRARY:
         yield Problem(
             rule="two microbatches",
             key="serving.two_batch_overlap",
@@ -190,7 +191,7 @@ def drafting(s: Scenario) -> Iterator[Problem]:
 def ranks(s: Scenario) -> Iterator[Problem]:
     """Ranks apart, ranks without sequences, and the placement of experts."""
     serving, dp = serving_of(s), s.job.dp
-    travels = s.model.is_moe and s.stack.dispatcher != "nccl" and s.job.layout.ep > 1
+    travels = s.model.is_moe and s.stack.dispatcher not in LIBRARY and s.job.layout.ep > 1
     if serving.ranks == "apart" and s.job.workload != "decode":
         yield Problem(
             rule="ranks apart",
@@ -248,7 +249,7 @@ def _hierarchy(s: Scenario) -> Iterator[Problem]:
 def slots(s: Scenario) -> Iterator[Problem]:
     """Slots of experts over the expert-parallel ranks, with copies."""
     serving, model, ep = serving_of(s), s.model, s.job.layout.ep
-    travels = model.is_moe and s.stack.dispatcher != "nccl" and ep > 1
+    travels = model.is_moe and s.stack.dispatcher not in LIBRARY and ep > 1
     for name in ("redundant_experts", "shared_slots"):
         value = getattr(serving, name)
         if value and not travels:
@@ -297,7 +298,7 @@ def experts(s: Scenario) -> Iterator[Problem]:
     layout, model = s.job.layout, s.model
     if not model.is_moe:
         return
-    if s.stack.dispatcher == "nccl":
+    if s.stack.dispatcher in LIBRARY:
         gathers = layout.ep > layout.tp and layout.etp == 1 and layout.ep % layout.tp == 0
         if gathers and layout.tp > 1 and not layout.sp:
             yield Problem(

@@ -10,6 +10,7 @@ from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 
 _INDICES = 128 * (8 + 4 + 4)
 """Bytes of a token's queue entry besides its values: 128 expert ids, weights and scales [B]."""
@@ -35,7 +36,7 @@ def buffer_items(
     """Queues of the all-to-all, and buffers that the pipeline receives into, of a rank that holds `stages`."""
     job, hidden = scenario.job, scenario.model.hidden_size
     items = []
-    if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher != "nccl":
+    if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY:
         nvlink, rdma = queue_bytes(
             hidden * BF16, job.layout.ep, job.overlap.comm_sms, assumed.nvl_tokens, assumed.rdma_tokens
         )

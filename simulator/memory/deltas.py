@@ -162,7 +162,7 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     for at, step in enumerate(program.steps):
         if step.forward is not forward or step.sequence.kind == "copy":
             continue
-        name = step.sequence.ops[0].op.name
+        name = step.sequence.first.name
         place = holders[name][seen[name]]
         seen[name] += 1
         first = found[place]

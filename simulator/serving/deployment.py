@@ -18,6 +18,7 @@ from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTim
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import Serving
+from simulator.spec.stack import LIBRARY
 
 
 class LockStep:
@@ -143,7 +144,7 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         raise InputError(
             f"{scenario.name}: stack {scenario.stack.name}: says nothing of scheduling; use vllm or sglang"
         )
-    together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
+    together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY
     ranks = scenario.job.dp if together else 1
     return Deployment(
         scenario=scenario,

@@ -18,6 +18,7 @@ from simulator.engine.lower import price_model
 from simulator.estimate.serving_step import limited, lines_of, step_of
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
+from simulator.spec.stack import LIBRARY
 from simulator.spec.workload import WorkloadName
 
 PER_OCTAVE = 4
@@ -83,7 +84,7 @@ class StepForecasts:
         assert serving is not None
         self.serving = serving
         self.unit = 2 if serving.two_batch_overlap else 1
-        shared = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher != "nccl"
+        shared = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY
         self.engine = run_events if shared else longest_path  # equal where nothing is shared, and quicker
         self.made = 0  # forecasts so far
 

@@ -36,6 +36,7 @@ class Power:
     idle : power at rest [W].
     memory : power of memory-bound kernels at full clock [W].
     tensor : power of GEMMs at full clock [W].
+    split : power of FP8 GEMMs that add partial sums up outside the tensor cores, at full clock [W] (0: as `tensor`).
     attention : power of attention kernels at full clock [W].
     exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
     spread : standard deviation of the demand between GPUs of one type, share of its mean.
@@ -48,6 +49,7 @@ class Power:
     attention: float
     exponent: float
     spread: float = 0.0
+    split: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ class Node:
     nvlink : NVLink of one GPU.
     nic : network of one GPU.
     nvlink_sharp : whether the NVLink switch can reduce.
+    host_pace : how long the processor needs for the host's work, over the one that stacks state it for (1).
     host : what one GPU has of its host; None: not described, so that nothing can be offloaded to it.
     """
 
@@ -137,6 +140,7 @@ class Node:
     nvlink: Link
     nic: Link
     nvlink_sharp: bool = False
+    host_pace: float = 1.0
     host: Host | None = None
 
 

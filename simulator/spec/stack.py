@@ -9,7 +9,10 @@ from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
-Dispatcher = Literal["deepep", "hybrid_ep", "nccl"]
+Dispatcher = Literal["deepep", "hybrid_ep", "nccl", "allgather"]
+LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
+"""Dispatchers that are collectives of NCCL, with no kernels of their own."""
+Permute = Literal["fused", "index_add", "gather_sum"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +36,16 @@ class Stack:
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
-    dispatcher : kernels of the expert all-to-all: DeepEP's, those of its Hybrid-EP branch, or NCCL's.
+    dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
+        NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
+    token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
+        (all_to_all); always read by the host.
+    permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
+    router : kernels of the gate (`simulator.graph.tokens.router`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
+    grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
@@ -60,6 +69,11 @@ class Stack:
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
     host_collective : host time to issue a collective [s].
+    host_backward : host time of a kernel in backward over that in forward.
+    host_read : host time to read a result of the GPU back: from its end until the call returns [s].
+    host_graph : host time of a kernel that is replayed in a CUDA graph [s].
+    cuda_graphs : what the host replays as CUDA graphs: nothing (none), attention and gate of a layer up to the dispatch
+        (attention), every layer (layers).
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     serving : settings of software that serves; None: it only trains.
     scheduler : how steps are put together from requests (`foretrain serve`); None: it says nothing of it.
@@ -79,8 +93,12 @@ class Stack:
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher
+    token_counts: Literal["device", "all_to_all", "host"]
+    permute: Permute
+    router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
     grouped_wgrad: bool
+    grouped_gemm: Literal["kernel", "streams"]
     swiglu_fused: bool
     rope_fused: bool
     norm_fused: bool
@@ -103,6 +121,10 @@ class Stack:
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0
+    host_backward: float = 1.0
+    host_read: float = 0.0
+    host_graph: float = 0.0
+    cuda_graphs: Literal["none", "attention", "layers"] = "none"
     serving: ServingStack | None = None
     scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.runs import published_runs
 from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
@@ -118,6 +119,11 @@ RULES: tuple[Rule, ...] = (
         compute=_never("bound by launches of kernels, whose times on its host are not published"),
     ),
     Rule(pattern="E.megatron_gb200.*", compute=training_figures.megatron_gb200, heavy=True),
+    Rule(pattern="E.bridge.*", compute=published_runs.rate, heavy=True),
+    Rule(pattern="E.nemo2407.*", compute=published_runs.rate, heavy=True),
+    Rule(pattern="E.dgxc.v24.*", compute=published_runs.rate, heavy=True),
+    Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
+    Rule(pattern="E.torchtitan.*", compute=_never("FSDP over tensor parallelism in one node; a job cannot say it yet")),
     Rule(pattern="E.dgxc.*", compute=training_figures.dgxc, heavy=True),
     Rule(pattern="E.simumax.*", compute=training_figures.simumax, heavy=True),
     Rule(pattern="F.power.*.inference_peak", compute=_never(_SERVING)),

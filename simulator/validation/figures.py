@@ -12,7 +12,7 @@ from typing import Any
 
 Row = dict[str, str]
 
-FILES = ("published.toml", "trace_phases.toml")
+FILES = ("published.toml", "published_more.toml", "trace_phases.toml")
 END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "Q.", "S.", "T.")
 """Beginnings of the names of end-to-end figures: compared with, never fitted to."""
 MEMORY = {"peak_memory_GB": "GB", "alloc_GiB": "GiB"}

@@ -143,7 +143,7 @@ def v3_compute_to_comm(figure: Figure) -> float:
 # --- published dense models ------------------------------------------------------------------------------------------
 
 
-def _overrides(**values: Any) -> Overrides:
+def overrides_of(**values: Any) -> Overrides:
     """`layout__pp=8` -> `layout.pp=8`; true and false as TOML writes them."""
     texts = []
     for key, value in values.items():
@@ -154,7 +154,7 @@ def _overrides(**values: Any) -> Overrides:
 
 def gpt(*, layers: int, heads: int, hidden: int, vocab: int, seq: int) -> Overrides:
     """A GPT of these sizes: plain feed-forward four times as wide, a learned position for each of `seq` tokens."""
-    return _overrides(
+    return overrides_of(
         model="gpt3-175b",
         model__num_hidden_layers=layers,
         model__num_attention_heads=heads,
@@ -185,7 +185,7 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]
     sizes = gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=51200, seq=int(c["seq"]))
-    return sizes + _overrides(
+    return sizes + overrides_of(
         hardware="a100",
         stack="megatron-lm",
         gpus=int(c["gpus"]),
@@ -215,7 +215,7 @@ def narayanan(figure: Figure) -> float:
     one = step(
         DENSE,
         gpt(layers=layers, heads=int(c["heads"]), hidden=hidden, vocab=vocab, seq=seq)
-        + _overrides(
+        + overrides_of(
             hardware="a100",
             stack="megatron-lm",
             gpus=int(c["gpus"]),
@@ -253,7 +253,7 @@ def megatron_readme(figure: Figure) -> float:
             vocab=int(c["vocab"]),
             seq=int(c["seq"]),
         )
-        + _overrides(
+        + overrides_of(
             hardware="h100",
             stack="megatron-core",
             stack__loss="parallel",
@@ -281,7 +281,7 @@ def dgxc(figure: Figure) -> float:
     stages = [each - 1, *[each] * (pp * vpp - 2), each - 1] if layers % (pp * vpp) and not left else "even"
     one = step(
         DENSE,
-        _overrides(
+        overrides_of(
             model="llama-3.1-405b",
             model__num_hidden_layers=layers,
             **_RACKS.get(str(c["gpu"]), {"hardware": str(c["gpu"]).lower()}),
@@ -315,7 +315,7 @@ def megatron_gb200(figure: Figure) -> float:
     virtual = int(c["pp"]) * int(c["vp"])
     one = step(
         DENSE,
-        _overrides(
+        overrides_of(
             model="deepseek-v3",
             model__num_nextn_predict_layers=0,
             **_RACKS["GB200"],
@@ -389,4 +389,4 @@ def simumax_run(figure: Figure) -> Overrides:
     if str(c["model"]).startswith("deepseek"):
         values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
         values["model__num_nextn_predict_layers"] = 0
-    return _overrides(**values)
+    return overrides_of(**values)

@@ -8,17 +8,18 @@ from dataclasses import replace
 import pytest
 
 from simulator.cost.cost import Cost
-from simulator.engine.host import issuing, releases
+from simulator.engine.host import after_reads, issuing, releases
 from simulator.engine.kernel_sequence import KernelSequence, Priced, sequence_of
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import lower, price_model
+from simulator.engine.lower import PricedModel, lower, price_model
 from simulator.engine.program import Program, ProgramStep
-from simulator.engine.tasks import COMPUTE, Tasks
+from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import load_scenario, load_stack
 from simulator.ops import Gemm, Op, Streaming
-from simulator.results.simulate import prepare, timeline_of
+from simulator.results.simulate import prepare, simulate, timeline_of
+from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
 
 US = 1e-6
@@ -123,3 +124,75 @@ def test_engines_and_the_fast_path_agree(host: tuple[str, ...]) -> None:
     quick = timeline_of(built, schedule, "longest-path").makespan
     assert timeline_of(built, schedule, "events").makespan == pytest.approx(quick, rel=1e-6)
     assert estimate(scenario, SharedPrices(scenario, "longest-path")).step == pytest.approx(quick, rel=1e-3)
+
+
+READS = (
+    "model=mixtral-8x7b",
+    "model.num_hidden_layers=2",
+    "gpus=2",
+    "layout.tp=1",
+    "layout.pp=1",
+    "layout.ep=2",
+    "layout.recompute=none",
+    "batch.sequence_length=128",
+    "batch.global_batch_size=4",
+    "stack=torch",
+    "hardware=h200",
+    "optimizer.kind=none",
+    "model.moe_intermediate_size=256",
+    "model.hidden_size=512",
+    "model.vocab_size=1024",
+)
+
+
+def _step(*changes: str) -> float:
+    result = simulate(load_scenario("llama-3-8b", [*READS, *changes]), engine="longest-path")
+    return float(result.metrics["step_time_s"])
+
+
+NO_ISSUE = ("stack.host_kernel=0", "stack.host_gemm=0", "stack.host_collective=0")
+
+
+def test_a_host_that_issues_in_no_time_waits_once_a_layer_and_microbatch() -> None:
+    slower = _step(*NO_ISSUE, "stack.host_read=1e-3") - _step(*NO_ISSUE, "stack.host_read=0")
+    assert slower == pytest.approx(2 * 2 * 1e-3, rel=1e-6)
+
+
+def test_after_a_read_the_gpu_waits_for_what_the_host_issues() -> None:
+    """Two tasks behind a read: the first waits for its issue, the second only as far as the first is no longer."""
+    scenario = load_scenario("llama-3-8b", [*READS, *NO_ISSUE])
+    built, _ = prepare(scenario)
+    read, kernel = (_priced(built, "moe.counts.read", 5e-6), _priced(built, "router.gate", 30e-6))
+    steps = (
+        ProgramStep(sequence_of("work", "dispatch.F", [read]), COMM, ()),
+        ProgramStep(sequence_of("compute", "mlp.F", [kernel]), COMPUTE, (0,)),
+        ProgramStep(sequence_of("compute", "mlp.F", [kernel]), COMPUTE, (1,)),
+    )
+    stack = replace(scenario.stack, host_kernel=20e-6)
+    late = after_reads(Program(steps, (2,)), issuing(stack))
+    assert [step.sequence.alone for step in late.steps] == pytest.approx([5e-6, 50e-6, 30e-6])
+    slow = after_reads(Program(steps, (2,)), issuing(stack, 2.0))
+    assert [step.sequence.alone for step in slow.steps] == pytest.approx([5e-6, 70e-6, 40e-6])
+
+
+def _priced(built: PricedModel, name: str, seconds: float) -> Priced:
+    op = next(op for op in built.blocks[BlockKind.MOE].ops() if op.name == name)
+    one = built.price(replace(op, count=1))
+    return replace(one, durations=(seconds,) * 4)
+
+
+def test_kernels_of_a_graph_are_not_issued_one_by_one() -> None:
+    alone, attention, layers = (_step(f"stack.cuda_graphs={what}") for what in ("none", "attention", "layers"))
+    assert alone > attention > layers
+    assert layers == pytest.approx(_step(*NO_ISSUE), rel=0.2)
+
+
+def test_a_thousandfold_host_shows() -> None:
+    """Of a larger model on a single GPU, whose kernels are mostly longer than their issue."""
+    few = ("gpus=1", "layout.ep=1", "batch.sequence_length=4096", "model.hidden_size=4096", "batch.global_batch_size=2")
+    kernel = 2e-6
+    assert _step(*few, f"stack.host_kernel={1000 * kernel}") > 10 * _step(*few, f"stack.host_kernel={kernel}")
+
+
+def test_a_slower_processor_issues_later() -> None:
+    assert _step("hardware.node.host_pace=2") > 1.5 * _step("hardware.node.host_pace=1")

@@ -23,7 +23,7 @@ from simulator.ops import AllToAll, Fixed, Gate, Op
 
 SMS = 132
 LIMITS = {  # mean and worst error of a case
-    "gemm_bf16_4096x24576x1536": (0.04, 0.095),
+    "gemm_bf16_4096x24576x1536": (0.042, 0.1),
     "gemm_bf16_4096x1536x7168": (0.05, 0.18),
     "gemm_fp8_8192c": (0.05, 0.127),
     "attn_4096x128h": (0.03, 0.04),

@@ -13,6 +13,8 @@ from simulator.results.simulate import prepare, timeline_of
 from simulator.studies.search import confirm, question, search
 from simulator.studies.search.axes import Scenarios
 
+NO_HOST = ("stack.host_kernel=0", "stack.host_gemm=0", "stack.host_collective=0")
+"""Kernels are there when they can start: where they wait for the host the fast path is only near."""
 CASES = [
     ("tiny-dualpipe",),
     ("tiny-1f1b",),
@@ -23,9 +25,9 @@ CASES = [
     ("tiny-dualpipe", "layout.zero=0"),
     ("tiny-dualpipe", "stack.param_gather_overlap=false", "stack.grad_sync_overlap=false"),
     ("tiny-1f1b", "stack.p2p_overlap=never"),
-    ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2"),
+    ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2", *NO_HOST),
     ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
-    ("llama-3-8b",),
+    ("llama-3-8b", *NO_HOST),
 ]
 SHARDED = [
     (job, f"layout.zero={zero}", *more)
@@ -36,15 +38,27 @@ SHARDED = [
         ("tiny-zb1p",),
         ("tiny-gpipe",),
         ("tiny-interleaved",),
-        ("tiny-1f1b", "stack=megatron-core", "layout.pp=1", "batch.global_batch_size=256"),
+        ("tiny-1f1b", "stack=megatron-core", "layout.pp=1", "batch.global_batch_size=256", *NO_HOST),
         ("tiny-1f1b", "stack.param_gather_overlap=true"),
-        ("llama-3-8b",),
-        ("llama-3-8b", "layout.pp=1", "layout.tp=1", "stack=torch"),
-        ("llama-3-8b", "layout.pp=4", "layout.tp=1"),
+        ("llama-3-8b", *NO_HOST),
+        ("llama-3-8b", "layout.pp=1", "layout.tp=1", "stack=torch", *NO_HOST),
+        ("llama-3-8b", "layout.pp=4", "layout.tp=1", *NO_HOST),
     )
 ]
 STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
 """Collectives that nothing hides. The event engine lets them share the NIC with all-to-alls, the fast path does not."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("llama-3-8b",), ("llama-3-8b", "layout.zero=3", "layout.pp=1", "layout.tp=1", "stack=torch")],
+    ids=" ".join,
+)
+def test_with_a_host_it_is_near_the_longest_path(case):
+    job, *overrides = case
+    scenario = load_scenario(job, overrides)
+    found = estimate(scenario, SharedPrices(scenario, "longest-path"))
+    assert found.step == pytest.approx(timeline_of(*prepare(scenario), "longest-path").makespan, rel=5e-3)
 
 
 @pytest.mark.parametrize("case", CASES + SHARDED + STARVED, ids=" ".join)

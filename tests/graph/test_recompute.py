@@ -104,7 +104,7 @@ def test_fsdp_copies_what_it_gathers_and_reduces() -> None:
     values = 2 * H + 2 * H * H + 2 * H * KV + 3 * H * INNER
 
     def copies(stack: str, zero: int) -> dict[str, float]:
-        changes = [*SMALL, "gpus=2", "batch.global_batch_size=2", f"stack={stack}", f"layout.zero={zero}"]
+        changes = [*SMALL, "gpus=2", "batch.global_batch_size=4", f"stack={stack}", f"layout.zero={zero}"]
         scenario = load_scenario("llama-3-8b", changes)
         block = build_blocks(shapes_of(scenario))["dense"]
         assert problems(block) == []

@@ -44,6 +44,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "slow-fp32": ("tiny-1f1b", ("hardware.gpu.peak.fp32=2e12",)),
     "interleaved": ("tiny-interleaved", ("stack.p2p_overlap=chunks",)),
     "host": ("tiny-1f1b", ("stack.host_kernel=1e-4",)),
+    "graphs": ("tiny-1f1b", ("stack=torch", "precision.recipe=bf16", "stack.cuda_graphs=layers")),
     "dense": (
         "llama-3-8b",
         ("hardware=h800", "layout.tp=8", "layout.pp=1", "batch.global_batch_size=4", "batch.sequence_length=2048"),

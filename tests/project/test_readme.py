@@ -18,6 +18,7 @@ from cli import foretrain
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
+from simulator.validation.runs import moe_steps
 
 README = Path(__file__).parents[2] / "README.md"
 OWN = README.parent / "docs" / "measured.md"
@@ -134,6 +135,16 @@ def steps() -> str:
     return "\n".join(rows)
 
 
+@cache
+def experts() -> str:
+    """Our own measured steps of mixture-of-experts models, and the simulation."""
+    rows = [f"| mixture of experts on H200, plain PyTorch | {HEAD}"]
+    for one in moe_steps.measured_steps(moe_steps.rows()):
+        times = f"{one.measured * 1e3:.1f} | {one.predicted * 1e3:.1f} | {one.error:+.1%}"
+        rows.append(f"| {one.name} | {times} |")
+    return "\n".join(rows)
+
+
 def own() -> str:
     """How far off the three kinds of own steps are, by what they ran through."""
     rows = [
@@ -141,6 +152,7 @@ def own() -> str:
         "|---|---|---|---|---|",
     ]
     tables = {"one GPU": steps(), "FSDP2, 2 and 4 GPUs": sharded(), "tensor parallelism 2 and 4": tensor()}
+    tables["mixture of experts, 1 and 2 GPUs"] = experts()
     for label, table in tables.items():
         for mode in ("eager", "compile"):
             found = [line for line in table.splitlines()[2:] if ("eager" in line) is (mode == "eager")]
@@ -153,7 +165,8 @@ def own() -> str:
     return "\n".join(rows)
 
 
-BLOCKS = [(README, demo), (README, published), (README, own), (OWN, steps), (OWN, sharded), (OWN, tensor)]
+BLOCKS = [(README, block) for block in (demo, published, own)]
+BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts)]
 
 
 @pytest.mark.long

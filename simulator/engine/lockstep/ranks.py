@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.host import issuing, releases
+from simulator.engine.host import releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced, sequence_of
 from simulator.engine.lockstep.durations import Durations
-from simulator.engine.lower import PricedModel, is_issued
+from simulator.engine.lower import PricedModel, host_of
 from simulator.engine.program import (
     PlacedSegment,
     Program,
@@ -102,7 +102,7 @@ def _run(built: PricedModel, program: Program, own: list[Array]) -> tuple[Array,
 
 def _released(built: PricedModel, program: Program) -> list[float]:
     """Earliest start of each step because of the host [s]."""
-    issue = issuing(built.scenario.stack) if is_issued(built.scenario) else None
+    issue = host_of(built.scenario)
     return releases(program, issue)[0] if issue is not None else [0.0] * len(program.steps)
 
 

@@ -13,7 +13,7 @@ from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.program import Program
 from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
-from simulator.ops import AllToAll
+from simulator.ops import AllToAll, Work
 from simulator.schedule import Step
 
 Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ class Tables:
         self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
         self.models = [self._at(float(load)) for load in self.grid]
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
-        self.flows: dict[AllToAll, FlowTable] = {}
+        self.flows: dict[Work, FlowTable] = {}
 
     def _at(self, load: float) -> PricedModel:
         """The model as a rank of this load runs it; waits come from the ranks themselves."""
@@ -115,9 +115,13 @@ class Tables:
 
     def _flow(self, sequence: KernelSequence) -> FlowTable:
         op = sequence.ops[0].op
-        assert isinstance(op.work, AllToAll)
         if op.work not in self.flows:
             times = np.empty((len(self.received), len(self.nodes), 2))
+            if not isinstance(op.work, AllToAll):  # a collective, of the same bytes on all ranks
+                durations = self.built.price(op).durations
+                times[:] = durations[ALONE], durations[BANDWIDTH_SHARED]
+                self.flows[op.work] = FlowTable(times)
+                return self.flows[op.work]
             for at, load in enumerate(self.received):
                 for to, node in enumerate(self.nodes):
                     work = replace(op.work, imbalance=float(load), node_imbalance=float(node))

@@ -12,6 +12,7 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, ServingStack, contexts, expert_slots
+from simulator.spec.stack import LIBRARY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +110,8 @@ def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingSha
     assert software is not None
     batch = serving.sequences // microbatches_of(serving)
     tokens = batch * new + chunk
-    all_to_all = model.is_moe and scenario.stack.dispatcher != "nccl" and job.layout.ep > 1
-    gathers = model.is_moe and scenario.stack.dispatcher == "nccl" and job.layout.ep > job.layout.tp
+    all_to_all = model.is_moe and scenario.stack.dispatcher not in LIBRARY and job.layout.ep > 1
+    gathers = model.is_moe and scenario.stack.dispatcher in LIBRARY and job.layout.ep > job.layout.tp
     gate, own = slot_gate(model, serving), all_to_all or gathers
     rows, received, active = _expert_rows(scenario, gate, tokens, all_to_all, gathers) if model.is_moe else (0, 0, 0)
     return ServingShapes(

@@ -119,7 +119,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     },
     "Power": {
         "cap_of_tdp": Range(low=0.01, high=10),
-        **dict.fromkeys(("idle", "memory", "tensor", "attention"), _WATTS),
+        **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
         "exponent": Range(low=0, high=10),
         "spread": _PART,
     },

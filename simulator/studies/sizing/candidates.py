@@ -7,6 +7,7 @@ from itertools import product
 
 from simulator.inputs import load_model
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 from simulator.studies.search.axes import Axis, parse_axis
 
 CAPS, CHUNKS = (128, 32), (2048,)
@@ -37,7 +38,7 @@ def _set(axes: Sequence[Axis], values: Sequence[str]) -> Iterator[str]:
 def _tensor_parallel(scenario: Scenario) -> Iterator[Group]:
     """Replicas of 1, 2, 4 ... GPUs; a layout with all-to-alls stays as the job has it."""
     model, layout = scenario.model, scenario.job.layout
-    if model.is_moe and layout.ep > 1 and scenario.stack.dispatcher != "nccl":
+    if model.is_moe and layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY:
         yield ()
         return
     tp = 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from simulator.engine.pricing import kernel_class
 from simulator.spec.kernel_params import Kernels
-from simulator.spec.stack import Stack
+from simulator.spec.stack import LIBRARY, Stack
 
 REPORTS = ("report.json", "report_fabric.json")
 PARTS = ("fitted", "held out", "unseen")
@@ -50,7 +50,7 @@ def measured_as(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class as the calibration measured it: all-to-all, attention and norms by the kernels the software runs, a
     collective whatever for."""
     if cls in ("comm.dispatch", "comm.combine"):
-        return "comm.all_to_all" if stack.dispatcher == "nccl" else f"{cls}@{stack.dispatcher}"
+        return "comm.all_to_all" if stack.dispatcher in LIBRARY else f"{cls}@{stack.dispatcher}"
     return f"comm.{cls.rpartition('.')[2]}" if cls.startswith("comm.") else kernel_class(cls, stack, kernels)
 
 

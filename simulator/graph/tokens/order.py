@@ -1,0 +1,183 @@
+"""Tokens into the order of experts and back, forward and backward, by the kernels that the software runs.
+
+`stack.permute` fused: one kernel each way at memory bandwidth (DeepSeek's, Transformer Engine's with
+--moe-permute-fusion). PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort
+the chosen experts, select rows and add them up again; the gradient of a selection is an addition by index, at a tenth
+of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`).
+"""
+
+from __future__ import annotations
+
+from simulator.dtypes import BF16, fp8_bytes
+from simulator.graph.block import SegmentBuilder
+from simulator.graph.parallel import sharded_tokens
+from simulator.graph.shapes import Shapes
+from simulator.ops import Fixed, Streaming
+
+SHORT_SORT = 4096
+"""Rows up to which PyTorch sorts in one kernel (aten/src/ATen/native/cuda/Sort.cpp)."""
+SORT_LAUNCHES, SHORT_SORT_LAUNCHES = 22, 5
+"""Kernels of a stable argsort of int64: CUB's radix sort of 8 passes, or one in place (table h200_moe_layer)."""
+COUNT_LAUNCHES = 6
+"""Histogram (2), cumulative sum and its cast (3), division of the order by top-k (1)."""
+ROW_BYTES = 4.0
+"""Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
+MERGE_LAUNCHES = {"index_add": (5, 6), "gather_sum": (3, 5)}
+"""Kernels of the weighted sum of a token's rows, forward and backward."""
+COMPILED_LAUNCHES = (2, 3)
+"""The same through torch.compile, which fuses the weights."""
+
+
+def in_pytorch(s: Shapes) -> bool:
+    """Whether PyTorch's own calls order the tokens."""
+    return s.stack.permute != "fused"
+
+
+def travels(s: Shapes) -> bool:
+    """Whether there is another rank to send tokens to."""
+    return s.job.layout.ep > 1
+
+
+def every_copy_travels(s: Shapes) -> bool:
+    """Whether a token is sent once for each of its experts, as by a plain all-to-all."""
+    return travels(s) and s.stack.dispatcher == "nccl"
+
+
+def each_bytes(s: Shapes) -> float:
+    """Bytes of one token on the wire at dispatch: FP8 values with FP32 scales, or BF16 [B]."""
+    return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
+
+
+def sort(builder: SegmentBuilder, name: str, rows: int, after: tuple[str, ...] = ()) -> None:
+    """A stable argsort of the chosen experts."""
+    short = rows <= SHORT_SORT
+    launches = SHORT_SORT_LAUNCHES if short else SORT_LAUNCHES
+    cls = "sort.short" if short else "sort.radix"
+    builder.add(name, cls, Fixed(launches=launches), after=after, scales_with_load=True)
+
+
+def sort_at_home(builder: SegmentBuilder, s: Shapes) -> None:
+    """PyTorch: the order of this rank's token copies and the tokens per expert."""
+    sort(builder, "moe.sort", sharded_tokens(s) * s.model.num_experts_per_tok)
+    builder.add("moe.counts", "sort.counts", Fixed(launches=COUNT_LAUNCHES), scales_with_load=True)
+
+
+def copies(s: Shapes) -> Streaming:
+    """Every (token, expert) copy written before a plain all-to-all."""
+    each, many = each_bytes(s), sharded_tokens(s) * s.model.num_experts_per_tok
+    return Streaming(read=sharded_tokens(s) * each, written=many * each)
+
+
+def copies_back(s: Shapes) -> Streaming:
+    """The inverse: the copies of a token summed into one, in BF16."""
+    t, width = sharded_tokens(s), s.model.hidden_size * BF16
+    return Streaming(read=t * s.model.num_experts_per_tok * width, written=t * width)
+
+
+def _permuted(s: Shapes) -> Streaming:
+    """Tokens as received to rows sorted by expert (FP8 with scales, or BF16)."""
+    return Streaming(read=s.received * each_bytes(s), written=s.rows * each_bytes(s))
+
+
+def _unpermuted(s: Shapes) -> Streaming:
+    """Rows back to tokens, summed over the experts of a token."""
+    width = s.model.hidden_size * BF16
+    return Streaming(read=s.rows * width, written=s.received * width)
+
+
+def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...], *, backward: bool) -> None:
+    """PyTorch: the weighted sum of a token's rows, or its gradient to rows and weights."""
+    rows, t = sharded_tokens(s) * s.model.num_experts_per_tok, sharded_tokens(s)
+    wide, narrow = rows * s.model.hidden_size * BF16, t * s.model.hidden_size * BF16
+    compiled = s.stack.swiglu_fused
+    launches = (COMPILED_LAUNCHES if compiled else MERGE_LAUNCHES[s.stack.permute])[int(backward)]
+    cls = f"unpermute.{s.stack.permute}"
+    work = Streaming(read=narrow + wide, written=wide) if backward else Streaming(read=wide, written=narrow)
+    builder.add(
+        name,
+        f"{cls}.bwd" if backward else cls,
+        work,
+        after=after,
+        scales_with_load=True,
+        launches=launches,
+    )
+
+
+def copy_at_home(builder: SegmentBuilder, s: Shapes) -> None:
+    """Before a plain all-to-all: the copies, in the order of experts."""
+    if every_copy_travels(s):
+        cls = "permute.index_select" if in_pytorch(s) else "permute.expand"
+        builder.add("moe.permute_local.fwd", cls, copies(s), scales_with_load=True)
+
+
+def merge_at_home(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """Behind a plain all-to-all: the copies of each token summed. Returns what is still to wait for."""
+    if not every_copy_travels(s):
+        return after
+    if in_pytorch(s):
+        _merge(builder, "moe.unpermute_local.fwd", s, after, backward=False)
+    else:
+        builder.add("moe.unpermute_local.fwd", "permute.reduce", copies_back(s), after=after, scales_with_load=True)
+    return ()
+
+
+def merge_at_home_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """The gradient of that sum."""
+    if in_pytorch(s):
+        _merge(builder, "moe.unpermute_local.bwd", s, (), backward=True)
+    else:
+        builder.add("moe.unpermute_local.bwd", "permute.expand", copies(s), scales_with_load=True)
+
+
+def copy_at_home_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """The gradient of the copies. Returns what is still to wait for."""
+    if not every_copy_travels(s):
+        return after
+    cls = "permute.index_add" if in_pytorch(s) else "permute.reduce"
+    builder.add("moe.permute_local.bwd", cls, copies_back(s), after=after, scales_with_load=True)
+    return ()
+
+
+def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], saved: float) -> None:
+    """Rows of the local experts from what arrived; `saved`: bytes kept for backward [B]."""
+    if in_pytorch(s):
+        if travels(s):
+            sort(builder, "moe.sort_received", s.rows, after)
+        builder.add(
+            "moe.permute.fwd", "permute.index_select", _permuted(s), after=() if travels(s) else after, saved=saved,
+            scales_with_load=True,
+        )  # fmt: skip
+        return
+    builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
+    builder.add("moe.map.build", "permute.map.build", Fixed(), saved=s.rows * ROW_BYTES, scales_with_load=True)
+    builder.add("moe.permute.fwd", "permute.expand", _permuted(s), saved=saved, scales_with_load=True)
+
+
+def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
+    """The rows back in the order in which they arrived, or (nothing travels) the sum of each token's."""
+    if not in_pytorch(s):
+        builder.add(
+            "moe.unpermute.fwd", "permute.reduce", _unpermuted(s), scales_with_load=True, read_by_backward=False
+        )
+    elif travels(s):
+        sort(builder, "moe.sort_back", s.rows)
+        builder.add(
+            "moe.unpermute.fwd", "permute.index_select", _unpermuted(s), scales_with_load=True, read_by_backward=False
+        )
+    else:
+        _merge(builder, "moe.unpermute.fwd", s, (), backward=False)
+
+
+def out_of_experts_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> None:
+    """The gradient of that, to the rows of the experts."""
+    if in_pytorch(s) and not travels(s):
+        _merge(builder, "moe.permute.grad", s, after, backward=True)
+    else:
+        cls = "permute.index_add" if in_pytorch(s) else "permute.expand"
+        builder.add("moe.permute.grad", cls, _permuted(s), after=after, scales_with_load=True)
+
+
+def into_experts_backward(builder: SegmentBuilder, s: Shapes) -> None:
+    """The gradient of the rows summed to that of what arrived."""
+    cls = "permute.index_add" if in_pytorch(s) else "permute.reduce"
+    builder.add("moe.unpermute.grad", cls, _unpermuted(s), scales_with_load=True)

@@ -1,0 +1,1 @@
+"""Whole training steps that were measured: our own of mixture-of-experts models, and those of others."""

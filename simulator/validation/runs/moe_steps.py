@@ -1,0 +1,105 @@
+"""Own steps of mixture-of-experts models in plain PyTorch, next to their forecasts. Compared with, never fitted.
+
+`workloads/facts/h200_moe_steps.csv` (one H200, ep = 1) and `h200x2_moe_steps.csv` (two, ep = 2) hold whole steps of
+`measure_moe_step.py`: BF16 parameters, gradients and moments without masters, eager or through torch.compile.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from importlib import resources
+
+from simulator.inputs import load_scenario
+from simulator.results.simulate import simulate
+from simulator.validation.serving.measured_steps import Compared, summary
+
+TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv")
+STATES = ("parameters", "gradients", "reduced", "first_moment", "second_moment")
+"""What the program keeps in BF16."""
+
+
+def rows() -> list[dict[str, str]]:
+    """The rows of both tables."""
+    out: list[dict[str, str]] = []
+    for name in TABLES:
+        text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
+        out += csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return out
+
+
+def model_of(row: Mapping[str, str]) -> tuple[str, ...]:
+    """A model of the row's sizes: no norms of heads, no biases."""
+    sizes = {
+        "hidden_size": row["hidden"],
+        "num_hidden_layers": row["layers"],
+        "num_attention_heads": row["heads"],
+        "num_key_value_heads": row["kv_heads"],
+        "head_dim": row["d"],
+        "n_routed_experts": row["experts"],
+        "num_experts_per_tok": row["topk"],
+        "moe_intermediate_size": row["inner"],
+        "vocab_size": row["vocab"],
+    }
+    if int(row["shared"]):
+        sizes["shared_expert_intermediate_size"] = row["shared"]
+    return ("model=mixtral-8x7b", *(f"model.{key}={value}" for key, value in sizes.items()))
+
+
+def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
+    """The overrides of `llama-3-8b` that a row is forecast by."""
+    gpus, sequences = int(row["gpus"]), int(row["mbs"]) * int(row["microbatches"]) * int(row["gpus"])
+    compiled = row["mode"] == "compile"
+    imbalance = float(row["rank_imbalance"])
+    skewed = (
+        ("routing.kind=skewed", f"routing.max_over_mean={imbalance}") if imbalance > 1.0 and int(row["ep"]) > 1 else ()
+    )
+    return (
+        *model_of(row),
+        "hardware=h200",
+        f"gpus={gpus}",
+        f"stack={'torch-compile' if compiled else 'torch'}",
+        "layout.tp=1",
+        "layout.pp=1",
+        f"layout.ep={row['ep']}",
+        "layout.zero=0",
+        "layout.recompute=none",
+        f"batch.sequence_length={row['seq']}",
+        f"batch.microbatch_size={row['mbs']}",
+        f"batch.global_batch_size={sequences}",
+        *(f"optimizer.{key}=bf16" for key in STATES),
+        "optimizer.masters=none",
+        *(("stack.permute=gather_sum",) if row["variant"] == "gather" else ()),
+        *skewed,
+    )
+
+
+def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
+    """Every row with its forecast."""
+    out = []
+    for row in some:
+        scenario = load_scenario("llama-3-8b", overrides_of(row))
+        name = f"{row['model']} {row['mode']} {row['mbs']}x{row['seq']}x{row['microbatches']} {row['load']}"
+        out.append(
+            Compared(
+                group=f"MoE, ep = {row['ep']}, {row['mode']}",
+                name=f"{name} ep{row['ep']} {row['variant']}",
+                measured=float(row["step_ms"]) / 1e3,
+                predicted=simulate(scenario, engine="longest-path").metrics["step_time_s"],
+            )
+        )
+    return out
+
+
+def main() -> None:
+    """Print every step and the errors of each group: `python -m simulator.validation.runs.moe_steps`."""
+    found = measured_steps(rows())
+    for one in found:
+        print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")
+    print()
+    for group, (count, bias, mape) in summary(found).items():
+        print(f"{group:45s} {count:3d} steps  bias {bias:+6.1%}  MAPE {mape:5.1%}")
+
+
+if __name__ == "__main__":
+    main()

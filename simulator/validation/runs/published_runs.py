@@ -1,0 +1,172 @@
+"""Training runs of others by their published layout: Megatron Bridge, NeMo, DGX Cloud benchmarks, TorchTitan.
+
+What a source leaves out is taken alike for all runs of a family. Nothing here, or in what it calls, is fitted to them.
+
+FP8 is one scale a tensor (delayed or current scaling) unless the source says MX. Without pipeline chunks the schedule
+is 1F1B, else interleaved; where the chunks outnumber pairs of layers, embedding and loss count as a layer each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from simulator.validation.cannot import CannotCompute
+from simulator.validation.figures import Figure
+from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
+
+RACK_GPUS = 64
+"""Jobs of powers of two use 64 of a rack's 72 GPUs."""
+
+
+def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
+    """A model without gates in its feed-forward part: Nemotron-4."""
+    return overrides_of(
+        model="llama-3-8b",
+        model__num_hidden_layers=layers,
+        model__hidden_size=hidden,
+        model__num_attention_heads=heads,
+        model__num_key_value_heads=kv_heads,
+        model__head_dim=hidden // heads,
+        model__intermediate_size=inner,
+        model__vocab_size=vocab,
+        model__hidden_act=act,
+        model__gated_mlp=False,
+    )
+
+
+def _experts(base: str, **values: Any) -> Overrides:
+    """A model of experts with the sizes of `values`."""
+    return overrides_of(model=base, **{f"model__{key}": value for key, value in values.items()})
+
+
+MODELS: Mapping[str, Overrides] = {
+    "llama3_8b": ("model=llama-3-8b",),
+    "llama31_8b": ("model=llama-3-8b",),
+    "llama3_70b": ("model=llama-3-70b",),
+    "llama31_70b": ("model=llama-3-70b",),
+    "llama31_405b": ("model=llama-3.1-405b",),
+    "llama2_7b": ("model=llama-2-7b",),
+    "llama2_13b": overrides_of(
+        model="llama-2-7b",
+        model__num_hidden_layers=40,
+        model__hidden_size=5120,
+        model__num_attention_heads=40,
+        model__num_key_value_heads=40,
+        model__intermediate_size=13824,
+    ),
+    "llama2_70b": ("model=llama-3-70b", "model.vocab_size=32000"),
+    "maxtext_llama2_70b": ("model=llama-3-70b", "model.vocab_size=32000"),
+    "gpt3_5b": gpt(layers=24, heads=32, hidden=4096, vocab=51200, seq=2048),
+    "gpt3_20b": gpt(layers=44, heads=48, hidden=6144, vocab=51200, seq=2048),
+    "gpt3_175b": gpt(layers=96, heads=96, hidden=12288, vocab=51200, seq=2048),
+    "nemotron_8b": _plain(32, 4096, 32, 16384, 256000, 32, "relu2"),
+    "nemotron_22b": _plain(40, 6144, 48, 24576, 256000, 48, "relu2"),
+    "nemotron4_15b": _plain(32, 6144, 48, 24576, 256000, 8, "relu2"),
+    "nemotron_340b": _plain(96, 18432, 96, 73728, 256000, 8, "relu2"),
+    "nemotron4_340b": _plain(96, 18432, 96, 73728, 256000, 8, "relu2"),
+    "dsv3": ("model=deepseek-v3", "model.num_nextn_predict_layers=0"),
+    "qwen3_235b": ("model=qwen3-235b-a22b",),
+    "qwen3_30b": _experts(
+        "qwen3-235b-a22b",
+        num_hidden_layers=48,
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    ),
+    "grok1_314b": _experts(
+        "mixtral-8x7b",
+        num_hidden_layers=64,
+        hidden_size=6144,
+        moe_intermediate_size=32768,
+        num_attention_heads=48,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=131072,
+    ),
+    "gptoss_120b": _experts(
+        "mixtral-8x7b",
+        num_hidden_layers=36,
+        hidden_size=2880,
+        moe_intermediate_size=2880,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=64,
+        n_routed_experts=128,
+        num_experts_per_tok=4,
+        vocab_size=201088,
+    ),
+}
+"""Sizes of the models, each from its paper or model card."""
+
+HARDWARE: Mapping[str, Mapping[str, Any]] = {
+    "H100": {"hardware": "h100"},
+    "B200": {"hardware": "b200"},
+    "GB200": {"hardware": "gb200", "hardware__node__gpus": RACK_GPUS},
+    "GB300": {"hardware": "gb300", "hardware__node__gpus": RACK_GPUS},
+}
+
+
+def recipe_of(precision: str) -> str:
+    """The recipe of a published precision."""
+    return "bf16" if precision.lower().startswith("bf16") else "fp8_tensor"
+
+
+def stages_of(layers: int, pp: int, vpp: int) -> list[int] | str:
+    """Layers of each stage; even, or with embedding and loss counted as a layer."""
+    each, left = divmod(layers + 2, pp * vpp)
+    if layers % (pp * vpp) == 0:
+        return "even"
+    return [each - 1, *[each] * (pp * vpp - 2), each - 1] if not left and each > 1 else "balanced"
+
+
+def run_of(figure: Figure) -> Overrides:
+    """The overrides of the job that a figure's configuration is."""
+    c = figure.config
+    name = str(c["model"])
+    if name not in MODELS:
+        raise CannotCompute(f"the sizes of {name} are not published")
+    if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
+        raise CannotCompute("how its stages hold the MTP module is not published")
+    pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
+    layers = int(c.get("layers", _layers(name)))
+    extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
+    if name.startswith("maxtext"):
+        raise CannotCompute("its sharding and what it recomputes are not published")
+    return (
+        MODELS[name]
+        + overrides_of(
+            model__num_hidden_layers=layers,
+            **HARDWARE[str(c["gpu"])],
+            stack="megatron-core",
+            gpus=int(c["gpus"]),
+            precision__recipe=recipe_of(str(c["precision"])),
+            layout__tp=int(c.get("tp", 1)),
+            layout__cp=int(c.get("cp", 1)),
+            layout__pp=pp,
+            layout__vpp=vpp,
+            layout__ep=int(c.get("ep", 1)),
+            layout__schedule="interleaved" if vpp > 1 else "1f1b",
+            layout__recompute="selective" if "selective" in str(c.get("recompute")) else "none",
+            layout__stages=stages_of(layers, pp, vpp),
+            batch__sequence_length=int(c["seq"]),
+            batch__microbatch_size=int(c["mbs"]),
+            batch__global_batch_size=int(c["gbs"]),
+        )
+        + overrides_of(**extra)
+    )
+
+
+def _layers(name: str) -> int:
+    text = next((one for one in MODELS[name] if "num_hidden_layers" in one), "")
+    known = {"llama-3-8b": 32, "llama-3-70b": 80, "llama-3.1-405b": 126, "llama-2-7b": 32}
+    known |= {"deepseek-v3": 61, "qwen3-235b-a22b": 94}
+    return int(text.partition("=")[2]) if text else known[MODELS[name][0].partition("=")[2]]
+
+
+def rate(figure: Figure) -> float:
+    """Tokens per second on each GPU, or the time of a step [s]."""
+    one = step(DENSE, run_of(figure), "longest-path")
+    return one.seconds if figure.quantity == "step_time" else one.job.tokens_per_step / one.seconds / one.job.gpus

@@ -1,0 +1,127 @@
+"""How tokens find their experts: what runs and travels with each dispatcher, and nothing where a rank has them all."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.graph.block import Block, problems
+from simulator.graph.tokens.order import SHORT_SORT, SHORT_SORT_LAUNCHES, SORT_LAUNCHES
+from simulator.inputs import load_scenario
+from simulator.ops import AllToAll, Collective, Fixed, HostRead, Notify, Op, Streaming
+from simulator.results.simulate import prepare, simulate
+
+EXPERTS = (
+    "model=mixtral-8x7b",
+    "model.num_hidden_layers=2",
+    "layout.tp=1",
+    "layout.pp=1",
+    "layout.recompute=none",
+    "batch.sequence_length=2048",
+)
+DISPATCHERS = ("deepep", "hybrid_ep", "nccl", "allgather")
+
+
+def layer(ep: int, *changes: str) -> Block:
+    """The MoE layer of a small Mixtral on `ep` ranks."""
+    gpus = max(1, ep)
+    scenario = load_scenario(
+        "llama-3-8b",
+        [*EXPERTS, f"gpus={gpus}", f"layout.ep={ep}", f"batch.global_batch_size={2 * gpus}", *changes],
+    )
+    return prepare(scenario)[0].blocks["moe"]  # type: ignore[index]
+
+
+def ops_of(block: Block, kind: type) -> list[Op]:
+    return [op for op in block.ops() if isinstance(op.work, kind)]
+
+
+@pytest.mark.parametrize("stack", ["torch", "torch-compile", "megatron-core", "deepseek"])
+def test_one_rank_sends_nothing(stack: str) -> None:
+    block = layer(1, f"stack={stack}")
+    assert problems(block) == []
+    assert not ops_of(block, AllToAll)
+    assert not ops_of(block, Notify)
+    assert not [op for op in block.ops() if isinstance(op.work, Collective)]
+    assert bool(ops_of(block, HostRead)) is (stack == "megatron-core")
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+@pytest.mark.parametrize("stack", ["torch", "megatron-core", "deepseek"])
+@pytest.mark.parametrize("recipe", ["bf16", "fp8"])
+def test_notify_and_layout_are_deepeps(stack: str, dispatcher: str, recipe: str) -> None:
+    block = layer(4, f"stack={stack}", f"stack.dispatcher={dispatcher}", f"precision.recipe={recipe}")
+    assert problems(block) == []
+    own = dispatcher == "deepep"
+    assert len(ops_of(block, Notify)) == (5 if own else 0)
+    travels = [op for op in block.ops() if op.cls in ("comm.dispatch", "comm.combine")]
+    assert [op.name.rpartition(".")[2] for op in travels] == ["a2a", "a2a", "a2a_dispatch", "a2a_combine"]
+    assert all(op.work.barrier is not own for op in ops_of(block, AllToAll))  # type: ignore[union-attr]
+    counts = [op for op in block.ops() if op.cls == "comm.ep.counts"]
+    assert len(counts) == (0 if own else 1)
+
+
+def test_an_all_gather_brings_every_token_of_the_group() -> None:
+    block = layer(4, "stack=megatron-core", "stack.dispatcher=allgather")
+    ahead = next(op for op in block.ops() if op.name == "moe.dispatch.fwd.a2a").work
+    assert isinstance(ahead, Collective)
+    assert (ahead.kind, ahead.bytes) == ("all_gather", 4 * 2048 * 4096 * 2)
+    home = next(op for op in block.ops() if op.name == "moe.combine.fwd.a2a").work
+    assert isinstance(home, Collective)
+    assert (home.kind, home.bytes) == ("reduce_scatter", 4 * 2048 * 4096 * 2)
+
+
+def test_pytorch_sorts_selects_and_adds_by_index() -> None:
+    block = layer(1, "stack=torch")
+    by = {op.name: op for op in block.ops()}
+    rows = 2 * 2048
+    sort = by["moe.sort"].work
+    assert sort == Fixed(launches=SHORT_SORT_LAUNCHES if rows <= SHORT_SORT else SORT_LAUNCHES)
+    wide, narrow = rows * 4096 * 2.0, 2048 * 4096 * 2.0
+    assert by["moe.permute.fwd"].cls == "permute.index_select"
+    assert by["moe.permute.fwd"].work == Streaming(read=narrow, written=wide)
+    assert by["moe.unpermute.fwd"].cls == "unpermute.index_add"
+    assert by["moe.unpermute.fwd"].work == Streaming(read=wide, written=narrow)
+    assert by["moe.permute.grad"].cls == "unpermute.index_add.bwd"
+    assert by["moe.unpermute.grad"].cls == "permute.index_add"
+    assert "moe.swiglu.gate_w_bwd" not in by  # the merge's backward has it
+
+
+def test_what_arrives_is_sorted_again_where_tokens_travel() -> None:
+    names = [op.name for op in layer(4, "stack=torch").ops()]
+    for first, second in (
+        ("moe.sort", "moe.counts.a2a"),
+        ("moe.counts.a2a", "moe.counts.read"),
+        ("moe.counts.read", "moe.dispatch.fwd.a2a"),
+        ("moe.dispatch.fwd.a2a", "moe.sort_received"),
+        ("moe.sort_received", "moe.permute.fwd"),
+        ("moe.sort_back", "moe.unpermute.fwd"),
+        ("moe.combine.fwd.a2a", "moe.unpermute_local.fwd"),
+    ):
+        assert names.index(first) < names.index(second)
+
+
+def test_the_counts_are_read_where_the_stack_says() -> None:
+    for ep, counts, read in (
+        (1, "host", True),
+        (1, "all_to_all", False),
+        (4, "all_to_all", True),
+        (4, "device", False),
+    ):
+        block = layer(ep, "stack=torch", f"stack.token_counts={counts}")
+        assert bool(ops_of(block, HostRead)) is read
+
+
+def test_a_step_on_one_rank_does_not_depend_on_the_all_to_all() -> None:
+    def seconds(*changes: str) -> float:
+        few = [*EXPERTS, "gpus=1", "batch.global_batch_size=2", "stack=torch", "hardware=h200", *changes]
+        return float(simulate(load_scenario("llama-3-8b", few), engine="longest-path").metrics["step_time_s"])
+
+    assert seconds("hardware.fabric.notify.alpha=1e-2", "hardware.fabric.notify.layout_alpha=1e-2") == seconds()
+
+
+def test_gradients_are_added_for_all_but_the_first_microbatch() -> None:
+    one, four = (layer(1, "stack=torch", "optimizer.gradients=bf16", f"batch.global_batch_size={n}") for n in (1, 4))
+    added = {op.name: op.work for op in four.ops() if op.name.endswith("wgrad_add")}
+    assert not [op for op in one.ops() if op.name.endswith("wgrad_add")]
+    values = 8 * 4096 * 14336
+    assert added["moe.down.wgrad_add"] == Streaming(read=0.75 * values * 4, written=0.75 * values * 2)
