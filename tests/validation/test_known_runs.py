@@ -49,8 +49,8 @@ def test_the_error_of_a_peak_is_of_runs_that_count() -> None:
 def test_what_is_known_of_memory_is_met() -> None:
     """Not better than this today: a change that makes it worse must be seen."""
     ran, short = counts(verdicts(known_runs()))
-    assert (ran.runs, short.runs) == (19, 3)
-    assert ran.right >= 18
+    assert (ran.runs, short.runs) == (23, 3)
+    assert ran.right >= 22
     assert short.right == 3
 
 
