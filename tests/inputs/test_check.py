@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from simulator.errors import InputError
 from simulator.inputs import list_names, load_scenario
 from simulator.inputs.check import Problem, check
 
@@ -84,11 +85,6 @@ def test_shipped_jobs_are_valid(name: str) -> None:
         (
             ["batch.sequence_length=200000"],
             "batch.sequence_length: 200000: deepseek-v3 has positions for 163840 tokens; use at most 163840",
-        ),
-        (
-            ["model.sliding_window=1024"],
-            "batch.sequence_length: 4096: deepseek-v3 attends to 1024 tokens only, the forecast to all;"
-            " use at most 1024, or set model.sliding_window=none",
         ),
         (
             ["hardware.node.gpus=6", "gpus=1536", "batch.global_batch_size=11520", "layout.ep=32"],
@@ -196,3 +192,8 @@ def test_a_suggested_expert_parallelism_always_divides(gpus, tp, etp):
                 assert not wrong, (ep, problem.suggestion)
                 seen += 1
     assert seen or gpus % (4 * tp) or (gpus // 4) % etp
+
+
+def test_latent_attention_has_no_window() -> None:
+    with pytest.raises(InputError, match="model.sliding_window: 1024: latent attention sees all tokens"):
+        load_scenario(V3, ["model.sliding_window=1024"])

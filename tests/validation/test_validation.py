@@ -170,6 +170,6 @@ def test_the_verb_as_text_json_and_markdown(tmp_path: Path) -> None:
 
 
 def test_a_name_that_fits_nothing_is_said() -> None:
-    result = run("--only", "Q")
+    result = run("--only", "no-such-figure")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1

@@ -114,8 +114,8 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
         ),
         (
             not m.is_mla or not mixers & {Mixer.SLIDING, Mixer.CHUNKED},
-            "layer_types",
-            list(m.layer_types),
+            "layer_types" if m.layer_types else "sliding_window",
+            list(m.layer_types) if m.layer_types else m.sliding_window,
             "latent attention sees all tokens: only full attention is modelled",
         ),
         (
