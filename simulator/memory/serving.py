@@ -121,8 +121,10 @@ def kv_bytes_per_token(scenario: Scenario) -> float:
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
-    yield from state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
-    yield from _copies(scenario, s)
+    weights, *states = state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
+    yield replace(weights, bytes=weights.bytes + _shared_elsewhere(s))
+    yield from states
+    yield from _copies(s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
     residual = s.tokens * s.model.hidden_size * BF16
@@ -136,20 +138,34 @@ def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterab
     yield Item(group="slack", name="allocator", bytes=assumed.slack * sum(item.bytes for item in moving))
 
 
-def _copies(scenario: Scenario, s: ServingShapes) -> Iterable[Item]:
-    """Copies of experts beyond one of each, and the shared expert where it is not split as other parameters are."""
-    model, serving, layout = s.model, s.serving, s.job.layout
+def _shared_elsewhere(s: ServingShapes) -> float:
+    """What a rank holds more of shared experts than a tensor-parallel share: whole ones where tokens travel whole, none
+    where slots of their own hold them [B]."""
+    model, layout = s.model, s.job.layout
+    if not model.is_moe:
+        return 0.0
+    held = 0.0 if s.serving.shared_slots else 1.0 if s.brings_own else 1.0 / layout.tp
+    shared = model.layer_parameters(BlockKind.MOE).shared_expert * (held - 1.0 / layout.tp)
+    return _moe_layers(model) * round(shared) * _expert_width(s)
+
+
+def _copies(s: ServingShapes) -> Iterable[Item]:
+    """Copies of experts beyond one of each, slots of the shared expert among them."""
+    model, serving, ep = s.model, s.serving, s.job.layout.ep
     if not model.is_moe:
         return
-    layer = model.layer_parameters(BlockKind.MOE)
-    layers = sum(kind.is_moe for kind in block_kinds(model))
-    one = layer.routed_expert // model.n_routed_experts
-    extra = one * (serving.redundant_experts + serving.shared_slots) // layout.ep
-    held = 0.0 if serving.shared_slots else 1.0 if s.brings_own else 1.0 / layout.tp
-    extra += round(layer.shared_expert * (held - 1.0 / layout.tp))
+    one = model.layer_parameters(BlockKind.MOE).routed_expert // model.n_routed_experts
+    extra = one * (serving.redundant_experts + serving.shared_slots) // ep
     if extra:
-        width = FP8_MATRIX if s.fp8 else BF16
-        yield Item(group="weights", name="copies of experts", bytes=layers * extra * width)
+        yield Item(group="weights", name="copies of experts", bytes=_moe_layers(model) * extra * _expert_width(s))
+
+
+def _moe_layers(model: ModelSpec) -> int:
+    return sum(kind.is_moe for kind in block_kinds(model))
+
+
+def _expert_width(s: ServingShapes) -> float:
+    return FP8_MATRIX if s.fp8 else BF16
 
 
 def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
