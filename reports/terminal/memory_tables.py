@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -11,8 +12,10 @@ from rich.text import Text
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from simulator.memory import GROUPS, Measure, MemoryReport, RankMemory
-from simulator.studies.feasibility import Fix
 from simulator.units import GB
+
+if TYPE_CHECKING:  # its module takes a third of a second to load
+    from simulator.studies.feasibility import Fix
 
 
 def report(
