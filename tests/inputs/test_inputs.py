@@ -94,7 +94,7 @@ def test_the_published_job(v3: Scenario) -> None:
     assert v3.cluster.node.nvlink.bandwidth == 160e9
     assert v3.cluster.node.nic.bandwidth == 50e9
     assert v3.cluster.price_per_gpu_hour == 2.0
-    assert {path.rpartition(".")[0] for path in v3.cluster.assumed} == {"gpu.power", "node.host"}  # an H100's
+    assert {path.rpartition(".")[0] for path in v3.cluster.assumed} == {"gpu.power", "node", "node.host"}  # an H100's
 
 
 def test_siblings_differ_in_one_value(v3: Scenario) -> None:
@@ -416,7 +416,7 @@ def test_models_take_their_own_spelling_and_ours() -> None:
             "--set: hardware.kernels.comm_traffic: -1.0: must be from 1e+06 to 1e+16 B/s",
         ),
         ("stack.kernel_gap=2", "--set: stack.kernel_gap: 2.0: 2 s is implausible: write 2e-6"),
-        ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep" or "nccl"'),
+        ("stack.dispatcher=mpi", '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep", "nccl" or "allgather"'),
         ("hardware=h801", "hardware 'h801' is not known: did you mean h800?"),
         ("hardware.sources.gpu=x", '--set: hardware.sources.gpu: "x": unknown key; did you mean hardware.node.gpus?'),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simulator.serving.request import Request
@@ -62,6 +62,24 @@ def test_every_request_ends_once_and_tokens_add_up(asked: list[Request], setting
     assert engines[0].decoding.context == 0
 
 
+def _asked(*lengths: tuple[int, int, tuple[int, ...]]) -> list[Request]:
+    return [
+        Request(number=at, arrival=0.0, input_tokens=i, output_tokens=o, hashes=hashes, hash_tokens=16)
+        for at, (i, o, hashes) in enumerate(lengths)
+    ]
+
+
+@example(
+    asked=_asked(
+        *((36, 126, (1000, 1)), (32, 186, (0, 1)), *[(1, 1, ())] * 4, (160, 1, tuple(range(10))), (1, 3, ())),
+        *(*[(1, 1, ())] * 3, (198, 88, tuple(range(12))), *[(1, 1, ())] * 3),
+    ),
+    settings={
+        **{"prefill": "mixed", "chunked": False, "step_tokens": 8, "sequences": 2, "reserved_output": 1.0},
+        **{"block": 4, "host_step": 0.0, "host_overlapped": False},
+    },
+    room=24,
+)
 @given(requests(), SETTINGS, st.integers(min_value=0, max_value=30))
 def test_steps_in_one_go_are_single_steps(asked: list[Request], settings: dict[str, Any], room: int) -> None:
     fast, slow = _run(asked, settings, 1 << 30, room), _run(asked, settings, 1, room)

@@ -212,6 +212,8 @@ class Engine(Running):
         decoding.draw()
         pace = self.times.decode(batch, decoding.context / batch)
         steps = min(pace.steps, decoding.first_end())
+        if 0 < self.prompts.short <= decoding.needed():
+            most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
         steps = decoding.steps_in(self.kv.available, steps if most is None else most)
         steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope

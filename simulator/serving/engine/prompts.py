@@ -27,7 +27,7 @@ class Prompts:
     scheduler : how steps are put together.
     """
 
-    __slots__ = ("final", "held", "kv", "preemptions", "prefilling", "scheduler", "waiting")
+    __slots__ = ("final", "held", "kv", "preemptions", "prefilling", "scheduler", "short", "waiting")
 
     def __init__(self, kv: KvBlocks, scheduler: Scheduler) -> None:
         self.kv, self.scheduler = kv, scheduler
@@ -35,11 +35,12 @@ class Prompts:
         self.prefilling: list[Sequence] = []
         self.final = self.held = 0  # blocks that running sequences will hold at their ends, and hold now
         self.preemptions = 0
+        self.short = 0  # blocks that the first waiting sequence lacked at the last try
 
     def fill(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """Parts of prompts for a step of up to `budget` tokens and `spare` blocks, next to `decoding` sequences."""
         chunks: list[Chunk] = []
-        kv = self.kv
+        kv, self.short = self.kv, 0
         for sequence in self.prefilling:
             count = min(sequence.target - sequence.computed, budget)
             need = kv.of_tokens(sequence.computed + count) - kv.of_tokens(sequence.computed)
@@ -84,6 +85,7 @@ class Prompts:
             asked = final - cached + ceil(scheduler.reserved_output * (self.final - self.held))
         idle = kv.idle_among(request.hashes[:hits]) if hits else 0
         if asked + idle > spare:
+            self.short = asked + idle - spare
             return 0, spare
         self.waiting.popleft()
         if hits:
