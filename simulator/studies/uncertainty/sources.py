@@ -128,7 +128,10 @@ def number_of(knob: Knob) -> AssumedNumber:
 
 
 def _loads(scenario: Scenario) -> Iterator[UnknownLoads]:
-    if scenario.model.n_routed_experts and scenario.job.layout.ep > 1 and scenario.job.routing.kind == "uniform":
+    experts, ep = scenario.model.n_routed_experts, scenario.job.layout.ep
+    if experts and experts % ep:
+        return  # slots hold copies of the fullest experts: which ranks are full is for the placement to say
+    if experts and ep > 1 and scenario.job.routing.kind == "uniform":
         low, high = LOADS
         yield UnknownLoads(
             low=low,
@@ -146,9 +149,10 @@ def _clocks(scenario: Scenario) -> Iterator[SlowestClock]:
 
 
 def left_out(scenario: Scenario) -> Sequence[str]:
-    """Assumed settings of the software that are no numbers: the forecast is that of the settings as they stand."""
-    stack = scenario.stack
-    return tuple(f"stack.{name}" for name in assumed_settings(scenario) if not _is_number(attrgetter(name)(stack)))
+    """What is not varied: assumed settings of the software that are no numbers, and loads of slots that hold copies."""
+    stack, experts = scenario.stack, scenario.model.n_routed_experts
+    settings = (f"stack.{name}" for name in assumed_settings(scenario) if not _is_number(attrgetter(name)(stack)))
+    return (*settings, *(("routing",) if experts and experts % scenario.job.layout.ep else ()))
 
 
 def _is_number(value: object) -> bool:
