@@ -247,6 +247,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     )  # fmt: skip
 
 
+SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph on one H200 (table h200_narrow)"
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
@@ -389,6 +390,10 @@ RECIPES = (
             "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose", "softmax",
             "softmax.wide", "loss", "loss.bwd", "optimizer",
         )
+    ),
+    *(
+        replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
+        for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")
     ),
     as_on_h100("elem", "l2_gain"),
     replace(own_stream("embedding"), free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0}),

@@ -286,6 +286,42 @@ def small_gemm() -> list[Sample]:
     return out
 
 
+GRAPH_GAP = 1e-7
+"""Between two kernels of a replayed CUDA graph on an H200 [s]: what a call of a chain takes beyond a kernel alone. Of
+the shortest kernels of h200_narrow (compiled, up to 2 KiB: 1.07 to 1.13 us against 1.0 to 1.25 us) and, in the median,
+of the 59 GEMMs under 5 MB of h200_small_gemm; the profiler's resolution is 0.25 us. The chain finds operands in L2, the
+kernel alone does not: the gap is between this and 0.35 us."""
+SMALL_CLASS = {
+    ("add", "eager"): "elem.small", ("add", "compile"): "elem.small", ("cast", "eager"): "elem.small",
+    ("cast", "compile"): "elem.small", ("scale", "eager"): "elem.small", ("scale", "compile"): "elem.small",
+    ("swiglu", "compile"): "swiglu.small", ("rmsnorm", "eager"): "norm.small",
+    ("rmsnorm", "compile"): "norm.small@compiled",
+}  # fmt: skip
+SHARE_READ = {"add": 2 / 3, "cast": 1 / 3, "scale": 1 / 2, "swiglu": 2 / 3, "rmsnorm": 1 / 2}
+
+
+def small_streams() -> list[Sample]:
+    """Memory-bound kernels of 1 KiB to 1 MiB in a replayed graph (`measure_narrow.py`), less the gap behind each; every
+    second size of each kernel held out. Eager SwiGLU, two kernels over strided halves, is no class of its own."""
+    out: list[Sample] = []
+    sizes: dict[tuple[str, str], list[float]] = {}
+    for row in rows("h200_narrow.csv"):
+        kind = row["op"], row["impl"]
+        size, before = number(row, "bytes"), sizes.setdefault((row["op"], row["impl"]), [])
+        if not row["us_graph"] or kind not in SMALL_CLASS or size in before:
+            continue
+        before.append(size)
+        read = size * SHARE_READ[row["op"]]
+        out.append(
+            Sample(
+                hardware="h200", cls=SMALL_CLASS[kind], work=(Streaming(read=read, written=size - read),),
+                seconds=number(row, "us_graph") * 1e-6 - GRAPH_GAP, table="h200_narrow",
+                label=f"{row['op']} {row['impl']} {size:.0f}", rested=1.0, resolution=0.0, held=len(before) % 2 == 0,
+            )
+        )  # fmt: skip
+    return out
+
+
 ACCUMULATED = {"fp8_tensor split": 2.0, "fp8_tensor e5m2 split": 2.0, "fp8_tensor split fp32out": 4.0}
 """Variants of the table of accumulators -> bytes of an output value."""
 
@@ -359,5 +395,5 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *small_gemm(), *fp8_split(), *decode_attention()]
+    own = [*h200, *moe_layer(), *small_gemm(), *small_streams(), *fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

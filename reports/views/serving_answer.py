@@ -85,7 +85,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ("kernels", issued),
         ("precision", f"{job.precision.recipe.upper()}, KV cache in {serving.kv_dtype.upper()}"),
         ("routing", words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts"),
-        ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel"),
+        ("software", f"{stack.name}: {scenario.kernel_gap * 1e6:.1f} µs behind each kernel"),
         ("price", f"{words.dollars(price)} per GPU-hour, {whose}"),
         ("not included", "queues, scheduling between steps, tokenising, the network to users, idle GPUs"),
     ]

@@ -32,6 +32,8 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
     "elem.small": ("elem.norm_weight", "elem"),
+    "swiglu.small": ("swiglu", "elem.small", "elem"),
+    "norm.small": ("norm.fwd.residual", "norm.fwd", "elem"),
     "optimizer": ("elem",),
     "quant.chan_t": ("quant.token", "elem"),
     "quant.token": ("quant.chan_t", "elem"),

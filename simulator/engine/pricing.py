@@ -94,7 +94,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     neighbour, collective = neighbour_of(scenario, all_to_all), collective_of(cluster)
     sms, left = cluster.gpu.sms, max(1, cluster.gpu.sms - neighbour.sms)
     rest = max(1, sms - collective.sms)
-    gap = stack.kernel_gap
+    gap = scenario.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:

@@ -99,8 +99,11 @@ def _of_training(scenario: Scenario, path: str) -> str:
     if name == "attention" and scenario.job.workload == "decode":
         return "decode runs the kernels of stack.serving.decode_attention"
     serving = scenario.job.serving
-    if name.startswith("host_") and serving is not None and serving.cuda_graphs:
-        return "the step is replayed as a CUDA graph; set serving.cuda_graphs=false"
+    if serving is not None and serving.cuda_graphs:
+        if name == "kernel_gap":
+            return "the step is replayed as a CUDA graph; set stack.serving.graph_gap, or serving.cuda_graphs=false"
+        if name.startswith("host_"):
+            return "the step is replayed as a CUDA graph; set serving.cuda_graphs=false"
     return ""
 
 
@@ -121,6 +124,12 @@ def _in_replay(scenario: Scenario, path: str) -> str:
 
 def _in_prefill(scenario: Scenario) -> str:
     return "" if scenario.job.workload == "decode" else "prefill runs the kernels of stack.attention"
+
+
+def _without_replay(scenario: Scenario) -> str:
+    serving = scenario.job.serving
+    replayed = serving is not None and serving.cuda_graphs
+    return "" if replayed else "the host issues the step; set stack.kernel_gap, or serving.cuda_graphs=true"
 
 
 def _in_bf16(scenario: Scenario) -> str:
@@ -244,6 +253,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "hardware.node.host_pace": _without_issue,
     "stack.shared_expert_overlap": _without_shared_experts,
     "stack.serving.decode_attention": _in_prefill,
+    "stack.serving.graph_gap": _without_replay,
     "stack.serving.gemm": _in_bf16,
     "stack.serving.all_reduce": _without_tensor_parallelism,
     "stack.serving.masked": _without_masked,

@@ -69,6 +69,7 @@ CLUSTER: Mapping[str, Range] = {
 
 STACK: Mapping[str, Range] = {
     "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "serving.graph_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "serving.kv_share": Range(low=0.05, high=1),
     "host_kernel": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),

@@ -236,7 +236,7 @@ class Comparison:
 def compare(recording: Recording, scenario: Scenario) -> Comparison:
     """Hold a profile against the job. Raises InputError where the profile shows no layer pair of it."""
     built = prepare(scenario, typical=True)[0]
-    gap = scenario.stack.kernel_gap
+    gap = scenario.kernel_gap
     label(recording, built)
     count = 1 + max((k.period for k in recording.kernels if k.phase in COMPUTE_PHASES), default=-1)
     plain = Layers(forward=Rows(), backward=Rows())

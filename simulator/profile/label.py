@@ -34,7 +34,7 @@ def label(recording: Recording, built: PricedModel) -> None:
         return
     plain = Layers(forward=Rows(), backward=Rows())
     spans = simulated(built, [plain] * min(periods, MOST_PERIODS))
-    gap = built.scenario.stack.kernel_gap
+    gap = built.scenario.kernel_gap
     compute, comm = by_kind(recording)
     _align(compute, [s for s in spans if s.priced.op.stream == "compute"], gap)
     _align(comm, [s for s in spans if s.priced.op.stream == "comm"], gap)

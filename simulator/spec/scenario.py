@@ -47,6 +47,21 @@ class Scenario:
         return tuple(path for path in self.cluster.assumed if away or not path.startswith("node.host."))
 
     @property
+    def gap_setting(self) -> str:
+        """The setting that says how long the GPU waits between two kernels: of a replayed step or of one that the host
+        issues."""
+        replayed = self.job.serving is not None and self.job.serving.cuda_graphs and self.stack.serving is not None
+        return "stack.serving.graph_gap" if replayed else "stack.kernel_gap"
+
+    @property
+    def kernel_gap(self) -> float:
+        """Time between two kernels on the GPU [s]."""
+        serving = self.stack.serving
+        if serving is not None and self.gap_setting == "stack.serving.graph_gap":
+            return serving.graph_gap
+        return self.stack.kernel_gap
+
+    @property
     def workload(self) -> Workload:
         """What the job does with the model."""
         return WORKLOADS[self.job.workload]

@@ -167,6 +167,7 @@ def sampled_contexts(serving: Serving, rank: int) -> tuple[int, ...]:
 class ServingStack:
     """What serving software does differently.
 
+    `graph_gap`: time between two kernels of a CUDA graph on the GPU [s].
     `decode_attention`: whose kernels decode, where the hardware profile has them apart (`kernels.decode`). `gemm`:
     whose GEMMs run, likewise. `all_reduce`: whose kernels reduce over tensor-parallel ranks, a name in
     `fabric.all_reduce` of the hardware profile, or nccl. `masked`: decode runs the experts on a fixed number of rows
@@ -179,6 +180,7 @@ class ServingStack:
     - free: the cache fills a share of what is free after weights and activations (TensorRT-LLM).
     """
 
+    graph_gap: float
     decode_attention: Literal["fa2", "fa3", "flashmla", "flashinfer"]
     gemm: Literal["training", "library", "deepgemm"]
     all_reduce: Literal["nccl", "vllm", "sglang", "trtllm"]

@@ -22,7 +22,7 @@ class Stack:
     Parameters
     ----------
     name : the framework's name.
-    kernel_gap : time between two kernels on the GPU [s].
+    kernel_gap : time between two kernels on the GPU that the host issues one by one [s].
     gemm_sms_reserved : persistent GEMMs leave the communication SMs free even if nothing communicates.
     overlapped_pair : forward and backward chunks overlap, in schedules with pairs (DualPipe, DualPipeV).
     expert_overlap : 1F1B and interleaved run a forward together with a backward, so that the all-to-alls of one hide

@@ -131,11 +131,11 @@ def knobs(scenario: Scenario) -> list[Knob]:
         value = _leaf(cluster, path)
         if value and path not in found and path != "price_per_gpu_hour":
             found[path] = _knob(f"hardware.{path}", "assumed", value, cluster.sources[path])
-    source = scenario.stack.sources.get("kernel_gap", "")
-    gap = _knob("stack.kernel_gap", "assumed" if source.startswith("assumed") else "hardware", 0.0, source)
+    setting, gap = scenario.gap_setting, scenario.kernel_gap
+    source = scenario.stack.sources.get(setting.removeprefix("stack."), "")
     out = [*found.values(), *_fabric(scenario), *_kernels(scenario)]
-    if scenario.stack.kernel_gap:
-        out.append(_knob(gap.path, gap.kind, scenario.stack.kernel_gap, source))
+    if gap:
+        out.append(_knob(setting, "assumed" if source.startswith("assumed") else "hardware", gap, source))
     if scenario.job.layout.ep > 1 and scenario.job.overlap.comm_sms:
         out.append(_knob("overlap.comm_sms", "hardware", scenario.job.overlap.comm_sms, "the job"))
     return [knob for knob in out if knob.path not in SHOWN_ONLY]

@@ -241,3 +241,21 @@ def test_collectives_of_one_microbatch_do_not_queue_behind_all_to_alls_of_the_ot
         for kind in ("collective", "all_to_all")
     ]
     assert any(start < other < end for start, end in spans[1] for other, _ in spans[0])  # both at once
+
+
+def test_kernels_of_few_bytes_are_of_the_classes_measured_so() -> None:
+    """The same ops in a step of few tokens and of many: the first are below the least size of the usual classes."""
+    few = {op.name: op.cls for op in ops(built("llama-3-8b-decode", "serving.sequences=1"), BlockKind.DENSE)}
+    many = {op.name: op.cls for op in ops(built("llama-3-8b-prefill"), BlockKind.DENSE)}
+    changed = {(many[name], cls) for name, cls in few.items() if name in many and many[name] != cls}
+    assert {("swiglu", "swiglu.small"), ("norm.fwd", "norm.small")} <= changed
+    assert "norm.fwd" not in few.values()
+    assert "norm.small" not in many.values()
+
+
+def test_a_replayed_step_waits_for_the_gap_of_a_graph() -> None:
+    """Each kernel waits for `graph_gap` where the step is replayed, for `kernel_gap` where the host issues it."""
+    scenario = load_scenario("llama-3-8b-decode")
+    issued = load_scenario("llama-3-8b-decode", ["serving.cuda_graphs=false"])
+    assert scenario.stack.serving is not None
+    assert scenario.kernel_gap == scenario.stack.serving.graph_gap < issued.kernel_gap == issued.stack.kernel_gap

@@ -43,6 +43,7 @@ _UNITS = {
     "hbm_bandwidth": "B/s",
     "hbm_bytes": "B",
     "kernel_gap": "s",
+    "graph_gap": "s",
     "host_kernel": "s",
     "host_gemm": "s",
     "host_collective": "s",

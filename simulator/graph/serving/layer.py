@@ -49,18 +49,26 @@ def serving_kinds(s: ServingShapes) -> tuple[BlockKind, ...]:
 
 
 SMALL = 1e6
-"""Bytes below which an elementwise kernel is of a class of its own: the least that class `elem` was measured at [B]."""
+"""Bytes below which a memory-bound kernel is of a class of its own: the least that the others were measured at [B]."""
+SMALL_CLASS = {
+    "elem": "elem.small",
+    "swiglu": "swiglu.small",
+    "norm.fwd": "norm.small",
+    "norm.fwd.narrow": "norm.small",
+    "norm.fwd.residual": "norm.small",
+}
+"""Class of a kernel -> its class below `SMALL`, measured with its operands in L2. A residual counts by its bytes."""
 
 
 def _served(segment: Segment) -> Segment:
-    """The segment as serving runs it: nothing is kept for a backward, and elementwise kernels over few bytes, of which
-    decode steps are full, are of class `elem.small`."""
+    """The segment as serving runs it: nothing is kept for a backward, and memory-bound kernels over few bytes, of which
+    decode steps are full, are of classes of their own (`SMALL_CLASS`)."""
     return replace(segment, ops=tuple(replace(op, cls=_class(op), saved=0.0) for op in segment.ops))
 
 
 def _class(op: Op) -> str:
-    small = op.cls == "elem" and isinstance(op.work, Streaming) and op.work.bytes < SMALL
-    return "elem.small" if small else op.cls
+    small = isinstance(op.work, Streaming) and op.work.bytes < SMALL
+    return SMALL_CLASS.get(op.cls, op.cls) if small else op.cls
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:

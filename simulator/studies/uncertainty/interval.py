@@ -193,7 +193,7 @@ def contributions(
 ) -> tuple[dict[str, float], float]:
     """Source -> its share of the variance of the logarithm of the step time, and the share of interactions."""
     total = float(np.var(logs))
-    if total <= 0.0:
+    if total <= 1e-20:  # rounding
         return {}, 0.0
     at, each = np.array([one.at for one in drawn]), np.array([one.each for one in drawn])
     still = repricer.step_time(repricer.nothing())
