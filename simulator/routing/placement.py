@@ -63,4 +63,6 @@ def in_order(experts: int, ranks: int, *, more: int = 0) -> Placement:
         raise InputError(f"{slots} experts do not spread evenly over {ranks} ranks; take a divisor of {slots}")
     each = slots // ranks
     held = [slot % experts for slot in range(slots)]
-    return Placement(experts=experts, slots=tuple(tuple(held[rank * each : (rank + 1) * each]) for rank in range(ranks)))
+    return Placement(
+        experts=experts, slots=tuple(tuple(held[rank * each : (rank + 1) * each]) for rank in range(ranks))
+    )

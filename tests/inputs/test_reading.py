@@ -121,7 +121,16 @@ def test_odd_changes_are_one_short_line(text: str, why: str) -> None:
 
 
 TYPES = (
-    *(GemmParams, AttentionRate, AttentionParams, DecodeAttentionParams, StreamParams, ScanParams, FixedParams, Kernels),
+    *(
+        GemmParams,
+        AttentionRate,
+        AttentionParams,
+        DecodeAttentionParams,
+        StreamParams,
+        ScanParams,
+        FixedParams,
+        Kernels,
+    ),
     *(Protocol, Tier, DirectAllReduce, Channels, P2p, EpParams, LowLatency, NotifyParams, Network, Power),
 )
 
