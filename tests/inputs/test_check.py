@@ -195,5 +195,5 @@ def test_a_suggested_expert_parallelism_always_divides(gpus, tp, etp):
 
 
 def test_latent_attention_has_no_window() -> None:
-    with pytest.raises(InputError, match="model.sliding_window: 1024: latent attention sees all tokens"):
+    with pytest.raises(InputError, match=r"model\.sliding_window: 1024: latent attention sees all tokens"):
         load_scenario(V3, ["model.sliding_window=1024"])
