@@ -56,8 +56,8 @@ class Placement:
 
 
 def in_order(experts: int, ranks: int, *, more: int = 0) -> Placement:
-    """Experts in order, as many on each rank, then copies of the first in `more` slots. Raises InputError where slots do
-    not spread evenly."""
+    """Experts in order, as many on each rank, then copies of the first in `more` slots. Raises InputError where slots
+    do not spread evenly."""
     slots = experts + more
     if ranks < 1 or slots % ranks:
         raise InputError(f"{slots} experts do not spread evenly over {ranks} ranks; take a divisor of {slots}")
