@@ -130,7 +130,7 @@ def number_of(knob: Knob) -> AssumedNumber:
 def _loads(scenario: Scenario) -> Iterator[UnknownLoads]:
     experts, ep = scenario.model.n_routed_experts, scenario.job.layout.ep
     if experts and experts % ep:
-        return  # slots hold copies of the fullest experts: which ranks are full is for the placement to say
+        return  # slots hold copies of the most loaded experts: which ranks are loaded most is for the placement to say
     if experts and ep > 1 and scenario.job.routing.kind == "uniform":
         low, high = LOADS
         yield UnknownLoads(
