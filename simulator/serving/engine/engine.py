@@ -208,13 +208,12 @@ class Engine(Running):
     def _time_decode(self, now: float, most: int | None) -> None:
         """As many decode steps as nothing can change."""
         decoding = self.decoding
-        batch = len(decoding.members)
         decoding.draw()
+        batch = len(decoding.members)
         pace = self.times.decode(batch, decoding.context / batch)
-        steps = min(pace.steps, decoding.first_end())
         if 0 < self.prompts.short <= decoding.needed():
             most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
-        steps = decoding.steps_in(self.kv.available, steps if most is None else most)
+        steps = decoding.steps_in(self.kv.available, most or min(pace.steps, decoding.first_end()))
         steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope
         self.until = now + self.span(steps)
