@@ -526,13 +526,6 @@ def test_what_changed_nothing_is_gone(setting: str) -> None:
         load_scenario("tiny-1f1b", [setting])
 
 
-def test_a_window_of_attention_is_warned_of() -> None:
-    found = simulate(load_scenario("tiny-1f1b", ["model.sliding_window=64"]), engine="longest-path")
-    assert any(
-        warning.startswith("batch.sequence_length: 1024") and "64 tokens only" in warning for warning in found.warnings
-    )
-
-
 def test_the_displayed_peak_of_nvlink_scales_its_what_if() -> None:
     before, after = (
         WHAT_IFS["nvlink-900"].change(load_scenario("tiny-1f1b", [f"hardware.node.nvlink.peak={peak}"]))
