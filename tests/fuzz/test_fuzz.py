@@ -212,7 +212,7 @@ def _in_bytes(data: bytes, draw: st.DataObject) -> bytes:
 @pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 @settings(
-    max_examples=FRESH or 25,
+    max_examples=FRESH or 15,
     derandomize=not FRESH,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
