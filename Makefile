@@ -13,12 +13,13 @@ FUZZ   ?= 1000
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-all demo test test-quick unit fuzz wheel-test bench lint format calibrate docs figures clean
+.PHONY: help setup setup-all demo test test-all test-quick unit fuzz wheel-test bench lint format calibrate docs figures clean
 
 help:
 	@echo 'make demo       simulate one training step of DeepSeek-V3 on 2048 H800 and show the report'
 	@echo 'make test       style, types, layers and tests'
 	@echo 'make test-quick the same without the long tests'
+	@echo 'make test-all   the same with the slow ones: every setting, every command of the documentation'
 	@echo 'make setup-all  what optional tests need as well: Dask, Parquet, PyTorch, a browser'
 	@echo 'make fuzz       so many wrong files of every kind as FUZZ says (1000), fresh ones each time'
 	@echo 'make wheel-test the wheel, installed apart, under every Python that is here'
@@ -51,10 +52,13 @@ demo: $(READY)
 test: lint unit
 
 unit: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) -rs
+	@$(BIN)/python -m pytest -n $(JOBS) -rs --durations=20 -m 'not slow'
+
+test-all: lint
+	@$(BIN)/python -m pytest -n $(JOBS) -rs --durations=20
 
 test-quick: lint
-	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long'
+	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long and not slow'
 
 fuzz: $(READY)
 	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) tests/fuzz

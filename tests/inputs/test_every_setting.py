@@ -483,7 +483,7 @@ def _root(path: str) -> str:
     return first if first in ROOTS and "." in path else "job"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_setting_changes_some_result(root: str) -> None:
     mine = {path: jobs for path, jobs in _paths().items() if _root(path) == root and path not in SHOWN_ONLY}

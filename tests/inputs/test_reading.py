@@ -157,7 +157,7 @@ def test_the_types_listed_are_all_that_a_profile_has() -> None:
     assert own - {"Fabric"} <= set(PARAMETERS) == {cls.__name__ for cls in TYPES}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_setting_is_a_crash_at_an_odd_value() -> None:
     """Every settable name: refused in one line, or a scenario that is accepted."""
     scenario = load_scenario("tiny-1f1b")

@@ -125,7 +125,7 @@ def printed(line: str) -> str:
     return piped(done.stdout, filters)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_commands(), ids=lambda page: page.stem)
 def test_every_command_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the page, in a folder with the files that it shows; what it shows of their output is today's."""

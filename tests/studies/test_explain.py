@@ -86,7 +86,7 @@ def swings() -> Tornado:
     return tornado("tiny-dualpipe", processes=1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_better_hardware_never_slows_the_step(swings: Tornado) -> None:
     moved = {swing.knob.path: swing for swing in swings.swings}
     for path in ("hardware.gpu.peak.fp8", "hardware.gpu.hbm_bandwidth", "hardware.node.nic.bandwidth"):
@@ -95,7 +95,7 @@ def test_better_hardware_never_slows_the_step(swings: Tornado) -> None:
     assert gap.at_low < swings.base < gap.at_high
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_swings_are_sorted_and_matter(swings: Tornado) -> None:
     widths = [swing.width() for swing in swings.swings]
     assert widths == sorted(widths, reverse=True)
@@ -103,7 +103,7 @@ def test_swings_are_sorted_and_matter(swings: Tornado) -> None:
     assert swings.base > 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_find_the_same() -> None:
     small = ("layout.pp=1", "batch.global_batch_size=64", "model.num_hidden_layers=2")
     one = tornado("tiny-1f1b", small, processes=1)

@@ -34,6 +34,9 @@ ASKED = ("size", WANTED.job, "--set", "stack=vllm", "--set", "model.num_hidden_l
 REST = ("--rate", "10", "--count", "100", "--over", "gpus=1", "--jobs", "1")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found() -> Sizing:
     return size(WANTED)

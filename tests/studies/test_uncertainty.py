@@ -143,6 +143,7 @@ def test_an_assumed_number_matters_by_its_range(dense: Scenario) -> None:
     assert width(0.5 * host, 2.0 * host, "stack.host_kernel", host) > 0.0
 
 
+@pytest.mark.slow
 def test_the_slowest_gpu_spreads_around_the_expected_one(dense: Scenario) -> None:
     one = interval(dense, draws=200, sources=[SlowestClock(gpus=dense.job.gpus, text="made up")])
     assert one.p10_s < one.forecast_s < one.p90_s

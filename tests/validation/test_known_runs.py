@@ -45,7 +45,7 @@ def test_the_error_of_a_peak_is_of_runs_that_count() -> None:
     assert made("ran", "fits", peak=72.0, cannot_say="offloading").error is None
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_is_known_of_memory_is_met() -> None:
     """Not better than this today: a change that makes it worse must be seen."""
     ran, short = counts(verdicts(known_runs()))
