@@ -46,6 +46,7 @@ def test_the_report_and_the_page_say_what_contributes(run: Any, tmp_path: Path) 
     assert 'id="contributions"' not in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_compare_has_one_for_each_variant(run: Any) -> None:
     words = ("compare", JOB, "--vary", "layout.schedule=1f1b,zb1p", *FEW)
     for variant in of(run, *words)["variants"]:
@@ -56,6 +57,7 @@ def test_compare_has_one_for_each_variant(run: Any) -> None:
     assert "8 of 10" not in run(*words[:4]).stdout
 
 
+@pytest.mark.slow
 def test_search_has_one_for_each_of_the_best(run: Any) -> None:
     words = ("search", JOB, "--over", "layout.schedule=1f1b,zb1p,dualpipe", "--top", "2", "--confirm", "1", *FEW)
     first, second = of(run, *words)["best"]
@@ -64,6 +66,7 @@ def test_search_has_one_for_each_of_the_best(run: Any) -> None:
     assert "8 of 10 [s]" in run(*words).stdout
 
 
+@pytest.mark.slow
 def test_plan_sums_the_ends_of_its_phases(run: Any) -> None:
     found = of(run, "plan", JOB, *FEW)
     around, phase = found["interval"], found["phases"][0]
@@ -76,6 +79,7 @@ def test_plan_sums_the_ends_of_its_phases(run: Any) -> None:
     assert "How sure that is" in run("plan", JOB, *FEW).stdout
 
 
+@pytest.mark.slow
 def test_validate_counts_published_steps_in_their_intervals(run: Any) -> None:
     found = of(run, "validate", "--only", "E.narayanan.t1.1.7b", "--interval", "--jobs", "1")
     around, figures = found["intervals"], {one["id"]: one for one in found["figures"]}

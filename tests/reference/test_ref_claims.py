@@ -32,7 +32,7 @@ def test_a_difference_within_the_noise_is_no_verdict(gap: float, noise: float, a
     assert verdict(gap, noise) is agrees
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_quick_run_of_training_disagrees_with_nothing(tmp_path: Path) -> None:
     """Too few steps for a verdict on FP8 are no disagreement, and are said."""
     claims = {claim.key: claim for claim in training(tmp_path, quick=True)}

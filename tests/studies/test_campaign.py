@@ -256,7 +256,7 @@ def test_the_verb_forecasts_a_job_as_one_phase():
     assert 0 < shown["goodput"]["expected"] < 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_verb_prints_parts_next_to_what_was_published():
     done = CliRunner().invoke(plan, ["deepseek-v3", "--engine", "longest-path", "-q"], standalone_mode=False)
     assert done.exit_code == 0

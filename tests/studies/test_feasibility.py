@@ -70,6 +70,7 @@ def test_no_expert_parallelism_is_tried_without_experts():
     assert not [change for change, _ in _changes(load_scenario("llama-3-8b")) if change.startswith("layout.ep")]
 
 
+@pytest.mark.slow
 def test_an_expert_parallel_degree_beyond_four_times_is_found():
     """Twice and four times the expert parallelism are not enough here; all that fit are shown, the quickest first."""
     found = fixes(load_scenario("deepseek-v3-1f1b", ["layout.ep=1", "hardware.gpu.hbm_bytes=90e9"]))
@@ -112,7 +113,7 @@ def test_uneven_stages_are_reported(v3):
     assert "stage balance" not in rules_of(problems(v3))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_more_sharding_is_among_the_fixes():
     """ZeRO-1 to -3 fit ever better, and last ever longer."""
     scenario = load_scenario("deepseek-v3-pretrain", ["layout.zero=0"])

@@ -52,6 +52,7 @@ def test_unmoved_it_is_the_quick_engine(job: str) -> None:
     assert interval(scenario, draws=2, sources=()).forecast_s == pytest.approx(quick, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_a_wider_error_of_a_class_widens_the_interval(dense: Scenario) -> None:
     widths = []
     for sigma in (0.01, 0.05, 0.2):
@@ -98,6 +99,7 @@ def test_quantiles_are_in_order_and_around_the_forecast(found: Interval) -> None
     assert found.p10_s < found.forecast_s < found.p90_s
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(dense: Scenario, found: Interval) -> None:
     assert json.dumps(interval(dense, draws=40).as_dict()) == json.dumps(found.as_dict())
     other = interval(dense, draws=40, seed=1)
@@ -127,6 +129,7 @@ def test_uneven_loads_only_lengthen_the_step() -> None:
     assert wider.half_width > one.half_width
 
 
+@pytest.mark.slow
 def test_an_assumed_number_matters_by_its_range(dense: Scenario) -> None:
     power = dense.cluster.gpu.power
     assert power is not None

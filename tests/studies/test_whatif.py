@@ -63,7 +63,7 @@ def test_nvlink_keeps_its_share_of_the_peak(v3):
     assert after.bandwidth / after.peak == pytest.approx(before.bandwidth / before.peak)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_bf16_runs_gain_nothing_from_fp8(v3):
     bf16 = replace(v3, job=replace(v3.job, precision=replace(v3.job.precision, recipe="bf16")))
     before = step(bf16)

@@ -127,7 +127,7 @@ def test_balanced_experts_wait_for_nobody(paired: Result) -> None:
     assert idle_by_cause(paired, action_list(paired.timeline)).causes["slowest"] == 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_figure_is_written_twice_and_alike(paired: Result, tmp_path: Path) -> None:
     files = write_figures(paired, tmp_path / "one")
     assert {file.suffix for file in files} == {".svg", ".png"}
