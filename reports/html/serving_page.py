@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 from reports.html.page import write
 from reports.html.payload import embedded
 from reports.html.serving_memory_page import rank_memory_context
-from reports.html.step_page import MOST_CONTRIBUTIONS, op_rows, swings_of
+from reports.html.step_page import op_rows, shown_of_every_step
 from reports.views import words
-from reports.views.answer import doubt_in_words
 from reports.views.ops import OpSpan, ops_of_task
-from reports.views.palette import BOUNDS, LIMITS, STAGES
+from reports.views.palette import LIMITS, STAGES
 from reports.views.serving_answer import assumptions_of, sentence, tiles
 from reports.views.stages import NAMES, StageSpan, middle_layer, ops_by_lane, place_of, stage_spans, waits
-from reports.views.trust import doubt_of, trust_of
-from simulator.results.result import Result, plain
+from reports.views.trust import trust_of
+from simulator.results.result import Result
 from simulator.studies.sensitivity import Tornado
 from simulator.studies.uncertainty import Interval
 from simulator.units import GB
@@ -31,41 +29,24 @@ def write_serving(result: Result, file: Path, tornado: Tornado | None = None, in
 
 def serving_context(result: Result, tornado: Tornado | None = None, interval: Interval | None = None) -> dict[str, Any]:
     """Everything the template shows."""
-    scenario, step = result.scenario, result.metrics["step_time_s"]
+    scenario = result.scenario
     spans, trust = stage_spans(result), trust_of(result)
     ops = [op for span in spans for op in ops_of_task(result.timeline, span.task)]
     block, start, end = middle_layer(result, spans)
     used = {span.stage for span in spans}
-    return {
-        "title": f"foretrain: {scenario.name}",
-        "scenario": scenario,
-        "setup": words.setup(scenario.model.name, scenario.job.gpus, scenario.cluster.gpu.name),
-        "result": result,
-        "m": result.metrics,
-        "step": step,
-        "unit": words.unit_for(step),
+    return shown_of_every_step(result, trust, tornado, interval) | {
         "answer": sentence(result),
         "tiles": tiles(result),
-        "doubt": doubt_in_words(doubt_of(trust), scenario.cluster.name),
         "assumptions": assumptions_of(scenario),
         "two": any(span.microbatch for span in spans),
         "layer": {"number": block, "seconds": end - start},
         "stage_legend": [(NAMES.get(stage, "others"), STAGES[stage]) for stage in STAGES if stage in used],
         "waits": waits(result, spans),
         "limits": _limits(result),
-        "classes": result.classes,
-        "bounds": BOUNDS,
         "ops": op_rows(ops),
         "ops_title": "Ops of the step",
         "memory": rank_memory_context(result.memory),
         "GB": GB,
-        "sensitivity": swings_of(tornado),
-        "interval": interval,
-        "contributions": interval.contributions[:MOST_CONTRIBUTIONS] if interval else (),
-        "trust": trust,
-        "sources": sorted(scenario.cluster.sources.items()),
-        "stages": [words.of_blocks(blocks) for blocks in result.built.stages],
-        "resolved": json.dumps(plain(scenario.job), indent=2),
         "data": embedded({"steps": [], "pair": timeline_payload(result, spans, (start, end))}),
     }
 

@@ -17,7 +17,7 @@ from reports.views.answer import answer_of, assumptions_of, doubt_in_words
 from reports.views.idle import CAUSES, idle_by_cause
 from reports.views.ops import OpSpan, ops_of
 from reports.views.palette import BOUNDS, COMMUNICATION, DIRECTIONS, PHASES, WAIT
-from reports.views.trust import doubt_of, trust_of
+from reports.views.trust import ClassTrust, doubt_of, trust_of
 from simulator.memory import curve_of, memory_of
 from simulator.results.result import Result, plain
 from simulator.studies.sensitivity import Tornado
@@ -49,16 +49,8 @@ def simulation_context(
     steps = steps_payload("step-timeline", actions, step, result.stages, timeline)
     steps["pair"] = pair_window(chosen)
     memory = memory_of(result.built, result.schedule, timeline)
-    return {
-        "title": f"foretrain: {scenario.name}",
-        "scenario": scenario,
-        "setup": words.setup(scenario.model.name, scenario.job.gpus, scenario.cluster.gpu.name),
-        "result": result,
-        "m": result.metrics,
-        "step": step,
-        "unit": words.unit_for(step),
+    return shown_of_every_step(result, trust, tornado, interval) | {
         "answer": answer_of(result),
-        "doubt": doubt_in_words(doubt_of(trust), scenario.cluster.name),
         "assumptions": assumptions_of(scenario),
         "timeline_legend": _timeline_legend(actions_phases=[a.phase for a in actions], runs="runs" in steps),
         "has_runs": "runs" in steps,
@@ -67,12 +59,30 @@ def simulation_context(
         "pair_legend": _PAIR_LEGEND,
         "phases": [phase for phase in PHASES if any(rank.phases[phase] > 1e-9 for rank in result.ranks)],
         "idle": _idle_rows(idle_by_cause(result, actions).causes, step),
-        "classes": result.classes,
-        "bounds": BOUNDS,
         "ops": op_rows(ops),
         "ops_title": f"Ops of {chosen.text}",
         "memory": memory_context(memory, curve_of(result.built, result.schedule, timeline, memory.worst.rank)),
         "costs": _costs(result),
+        "data": embedded({"steps": [steps], "pair": pair_payload(ops, chosen)}),
+    }
+
+
+def shown_of_every_step(
+    result: Result, trust: Sequence[ClassTrust], tornado: Tornado | None, interval: Interval | None
+) -> dict[str, Any]:
+    """What the pages of steps of training and of serving show alike."""
+    scenario, step = result.scenario, result.metrics["step_time_s"]
+    return {
+        "title": f"foretrain: {scenario.name}",
+        "scenario": scenario,
+        "setup": words.setup(scenario.model.name, scenario.job.gpus, scenario.cluster.gpu.name),
+        "result": result,
+        "m": result.metrics,
+        "step": step,
+        "unit": words.unit_for(step),
+        "doubt": doubt_in_words(doubt_of(trust), scenario.cluster.name),
+        "classes": result.classes,
+        "bounds": BOUNDS,
         "sensitivity": swings_of(tornado),
         "interval": interval,
         "contributions": interval.contributions[:MOST_CONTRIBUTIONS] if interval else (),
@@ -80,7 +90,6 @@ def simulation_context(
         "sources": sorted(scenario.cluster.sources.items()),
         "stages": [words.of_blocks(blocks) for blocks in result.built.stages],
         "resolved": json.dumps(plain(scenario.job), indent=2),
-        "data": embedded({"steps": [steps], "pair": pair_payload(ops, chosen)}),
     }
 
 

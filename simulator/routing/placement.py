@@ -55,14 +55,11 @@ class Placement:
         return spread
 
 
-def in_order(experts: int, ranks: int, *, more: int = 0) -> Placement:
-    """Experts in order, as many on each rank, then copies of the first in `more` slots. Raises InputError where slots
-    do not spread evenly."""
-    slots = experts + more
-    if ranks < 1 or slots % ranks:
-        raise InputError(f"{slots} experts do not spread evenly over {ranks} ranks; take a divisor of {slots}")
-    each = slots // ranks
-    held = [slot % experts for slot in range(slots)]
+def in_order(experts: int, ranks: int) -> Placement:
+    """Experts in order, as many on each rank, no copies. Raises InputError where they do not spread evenly."""
+    if ranks < 1 or experts % ranks:
+        raise InputError(f"{experts} experts do not spread evenly over {ranks} ranks; take a divisor of {experts}")
+    each = experts // ranks
     return Placement(
-        experts=experts, slots=tuple(tuple(held[rank * each : (rank + 1) * each]) for rank in range(ranks))
+        experts=experts, slots=tuple(tuple(range(rank * each, (rank + 1) * each)) for rank in range(ranks))
     )

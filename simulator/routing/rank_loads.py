@@ -124,11 +124,10 @@ SAMPLE = 4
 def loads_of(scenario: Scenario, tokens: int, placement: Placement | None = None) -> LoadsOf:
     """The loads of a scenario's expert-parallel group whose ranks bring `tokens` tokens together in a microbatch.
 
-    Experts are in order on its ranks unless `placement` says otherwise; slots beyond them hold copies of the first.
+    Experts are in order on its ranks unless `placement` says otherwise.
     """
-    model, serving = scenario.model, scenario.job.serving
-    more = serving.redundant_experts + serving.shared_slots if serving is not None else 0
-    where = placement or in_order(model.n_routed_experts, scenario.job.layout.ep, more=more)
+    model = scenario.model
+    where = placement or in_order(model.n_routed_experts, scenario.job.layout.ep)
     check_routing(scenario.job.routing, where.ranks)
     return lambda layer, microbatch: rank_loads(
         scenario.job.routing,

@@ -86,6 +86,31 @@ def load_figures() -> list[Figure]:
     return out + memory_figures(out)
 
 
+def fact_rows(name: str) -> list[Row]:
+    """The rows of a table of `workloads/facts`; lines that begin with # are remarks."""
+    text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+
+
+def table_figures(name: str, section: str) -> list[Figure]:
+    """The figures of a table of `workloads/facts`; columns that are not of the figure itself are its configuration."""
+    about = ("id", "quantity", "value", "unit", "source", "date", "engine", "config_complete")
+    return [
+        Figure(
+            id=row["id"],
+            section=section,
+            system=row["engine"],
+            quantity=row["quantity"],
+            value=float(row["value"]),
+            unit=row["unit"],
+            source=f"{row['source']}, {row['date']}",
+            config={key: value for key, value in row.items() if key not in about},
+            config_complete=row["config_complete"],
+        )
+        for row in fact_rows(name)
+    ]
+
+
 def memory_figures(figures: Sequence[Figure]) -> list[Figure]:
     """Peaks of memory as figures of their own: runs that differ only in their number of microbatches, of which memory
     does not depend, have one."""

@@ -10,7 +10,8 @@ from simulator.memory import memory_of_serving
 from simulator.memory.serving import low_latency_bytes
 from simulator.results.serving_metrics import largest_batch
 from simulator.results.simulate import simulate
-from simulator.validation.serving.measured_steps import measured_steps, rows, summary
+from simulator.validation.compared import summary
+from simulator.validation.serving.measured_steps import measured_steps, rows
 from tests.serving_jobs import SERVING
 
 

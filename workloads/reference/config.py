@@ -18,7 +18,7 @@ class State:
     key_dim: int
     value_dim: int
     chunk: int
-    numbers: int  # numbers of a token beside what is mixed and its gate
+    numbers: int  # numbers of a token besides what is mixed and its gate
     norms: int  # groups of the output that are normed by themselves
 
     @property

@@ -12,10 +12,7 @@ must be on the path (`pip install --no-deps --target fla_packages fla-core einop
 
 from __future__ import annotations
 
-import csv
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -124,25 +121,5 @@ def measure(cases: list[Case]) -> list[Row]:
     return rested.measure(cases, each_kernel)
 
 
-def main() -> None:
-    path, names = sys.argv[1], sys.argv[2].split(",") if len(sys.argv) > 2 else list(SECTIONS)
-    torch.manual_seed(1)
-    with open(path, "w", newline="") as file:
-        head = f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-        file.write(f"{head}, measure_mixers.py\n")
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        for name in names:
-            start = time.time()
-            try:
-                rows = measure(list(SECTIONS[name]()))
-            except Exception as error:
-                print(f"section {name}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
-                continue
-            writer.writerows(rows)
-            file.flush()
-            print(f"{name}: {len(rows)} cases in {time.time() - start:.0f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    rested.write("measure_mixers.py", COLUMNS, SECTIONS, measure)

@@ -431,25 +431,31 @@ SECTIONS: dict[str, Callable[[], Iterator[Case]]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    path, names = sys.argv[1], sys.argv[2].split(",") if len(sys.argv) > 2 else list(SECTIONS)
+def write(
+    script: str,
+    columns: list[str],
+    sections: dict[str, Callable[[], Iterator[Case]]],
+    measured: Callable[[list[Case]], list[Row]],
+) -> None:
+    """Measure the sections that the command line names, all without names, into its first argument: a table of CSV."""
+    path, names = sys.argv[1], sys.argv[2].split(",") if len(sys.argv) > 2 else list(sections)
     torch.manual_seed(1)
     with open(path, "w", newline="") as file:
         head = f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-        file.write(f"{head}, measure_rested.py\n")
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        file.write(f"{head}, {script}\n")
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         for name in names:
             start = time.time()
             try:
-                rows = measure(list(SECTIONS[name]()))
+                rows = measured(list(sections[name]()))
             except Exception as error:
                 print(f"section {name}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
                 continue
             writer.writerows(rows)
             file.flush()
-            print(f"{name}: {len(rows)} kernels in {time.time() - start:.0f} s", flush=True)
+            print(f"{name}: {len(rows)} rows in {time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    write("measure_rested.py", COLUMNS, SECTIONS, measure)

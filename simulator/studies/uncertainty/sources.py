@@ -128,10 +128,9 @@ def number_of(knob: Knob) -> AssumedNumber:
 
 
 def _loads(scenario: Scenario) -> Iterator[UnknownLoads]:
-    experts, ep = scenario.model.n_routed_experts, scenario.job.layout.ep
-    if experts and experts % ep:
-        return  # slots hold copies of the most loaded experts: which ranks are loaded most is for the placement to say
-    if experts and ep > 1 and scenario.job.routing.kind == "uniform":
+    if _hold_copies(scenario):
+        return
+    if scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.job.routing.kind == "uniform":
         low, high = LOADS
         yield UnknownLoads(
             low=low,
@@ -139,6 +138,13 @@ def _loads(scenario: Scenario) -> Iterator[UnknownLoads]:
             text=f"assumed: the most loaded rank, always the same, has {low:g} to {high:g} times the mean"
             " (upper end: least imbalance without a balancer in arXiv 2606.04101)",
         )
+
+
+def _hold_copies(scenario: Scenario) -> bool:
+    """Whether slots of ranks hold copies of the most loaded experts: their placement decides which rank is loaded most,
+    which no single factor says."""
+    experts = scenario.model.n_routed_experts
+    return bool(experts) and experts % scenario.job.layout.ep != 0
 
 
 def _clocks(scenario: Scenario) -> Iterator[SlowestClock]:
@@ -150,9 +156,9 @@ def _clocks(scenario: Scenario) -> Iterator[SlowestClock]:
 
 def left_out(scenario: Scenario) -> Sequence[str]:
     """What is not varied: assumed settings of the software that are no numbers, and loads of slots that hold copies."""
-    stack, experts = scenario.stack, scenario.model.n_routed_experts
+    stack = scenario.stack
     settings = (f"stack.{name}" for name in assumed_settings(scenario) if not _is_number(attrgetter(name)(stack)))
-    return (*settings, *(("routing",) if experts and experts % scenario.job.layout.ep else ()))
+    return (*settings, *(("routing",) if _hold_copies(scenario) else ()))
 
 
 def _is_number(value: object) -> bool:

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
-from importlib import resources
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.validation.serving.measured_steps import Compared, summary
+from simulator.validation.compared import Compared, show
+from simulator.validation.figures import fact_rows
 
 TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv")
 STATES = ("parameters", "gradients", "reduced", "first_moment", "second_moment")
@@ -21,11 +20,7 @@ STATES = ("parameters", "gradients", "reduced", "first_moment", "second_moment")
 
 def rows() -> list[dict[str, str]]:
     """The rows of both tables."""
-    out: list[dict[str, str]] = []
-    for name in TABLES:
-        text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
-        out += csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return out
+    return [row for name in TABLES for row in fact_rows(name)]
 
 
 def model_of(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -93,12 +88,7 @@ def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
 
 def main() -> None:
     """Print every step and the errors of each group: `python -m simulator.validation.runs.moe_steps`."""
-    found = measured_steps(rows())
-    for one in found:
-        print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")
-    print()
-    for group, (count, bias, mape) in summary(found).items():
-        print(f"{group:45s} {count:3d} steps  bias {bias:+6.1%}  MAPE {mape:5.1%}")
+    show(measured_steps(rows()))
 
 
 if __name__ == "__main__":

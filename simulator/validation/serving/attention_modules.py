@@ -6,16 +6,14 @@ they add up to the module is compared with here, not fitted.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.lower import price_model
 from simulator.inputs import load_scenario
 from simulator.spec.model import BlockKind
-from simulator.validation.figures import Figure
+from simulator.validation.figures import Figure, fact_rows
 
 TABLE = "serving_modules.csv"
 PARTS = ("prepare.F", "attn.F")
@@ -26,8 +24,6 @@ OUTSIDE = ("norm.attn", "norm.ffn")
 
 def module_rows() -> list[Figure]:
     """The figures of the table."""
-    text = resources.files("workloads.facts").joinpath(TABLE).read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return [
         Figure(
             id=row["id"],
@@ -39,7 +35,7 @@ def module_rows() -> list[Figure]:
             source=f"{row['source']}, {row['date']}",
             config={key: row[key] for key in ("phase", "hardware", "attention", "batch", "length")},
         )
-        for row in rows
+        for row in fact_rows(TABLE)
     ]
 
 

@@ -5,28 +5,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from statistics import mean
+from collections.abc import Iterable, Mapping
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
+from simulator.validation.compared import Compared, show
+from simulator.validation.figures import fact_rows
 
 TABLE = "h200_decode_steps.csv"
 MODELS: Mapping[str, tuple[str, ...]] = {
     "llama-3-8b": ("model=llama-3-8b",),
     "llama-3-70b": ("model=llama-3-70b",),
-    "qwen3-30b-a3b": (
-        "model=qwen3-235b-a22b",
-        "model.hidden_size=2048",
-        "model.num_attention_heads=32",
-        "model.moe_intermediate_size=768",
-        "model.vocab_size=151936",
-    ),
+    "qwen3-30b-a3b": ("model=qwen3-30b-a3b",),
 }
-"""The measured models; Qwen3-30B-A3B as its larger sister with the sizes that the table gives."""
+"""The measured models."""
 COMPILED = ("stack.rope_fused=true", "stack.swiglu_fused=true", "stack.residual_fused=true")
 """What torch.compile fuses of the eager modules."""
 PROFILES: Mapping[str, float] = {"deepseek-v3-decode-ep128": 2325.0, "deepseek-v3-prefill-ep32": 7839.0}
@@ -34,25 +26,9 @@ PROFILES: Mapping[str, float] = {"deepseek-v3-decode-ep128": 2325.0, "deepseek-v
 quoted for it; recalled, not read in the source."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """A measured step time and its forecast [s]."""
-
-    group: str
-    name: str
-    measured: float
-    predicted: float
-
-    @property
-    def error(self) -> float:
-        """(predicted - measured) / measured."""
-        return self.predicted / self.measured - 1.0
-
-
 def rows() -> list[dict[str, str]]:
     """The rows of the table."""
-    text = resources.files("workloads.facts").joinpath(TABLE).read_text(encoding="utf-8")
-    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    return fact_rows(TABLE)
 
 
 def overrides_of(row: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
@@ -88,21 +64,9 @@ def published_profiles() -> list[Compared]:
     return out
 
 
-def summary(found: Sequence[Compared]) -> dict[str, tuple[int, float, float]]:
-    """Group -> number of steps, bias, mean absolute error."""
-    groups = dict.fromkeys(one.group for one in found)
-    errors = {group: [one.error for one in found if one.group == group] for group in groups}
-    return {group: (len(each), mean(each), mean(map(abs, each))) for group, each in errors.items()}
-
-
 def main() -> None:
     """Print every step and the errors of each group: `python -m simulator.validation.serving.measured_steps`."""
-    found = [*measured_steps(rows()), *published_profiles()]
-    for one in found:
-        print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")
-    print()
-    for group, (count, bias, mape) in summary(found).items():
-        print(f"{group:45s} {count:3d} steps  bias {bias:+6.1%}  MAPE {mape:5.1%}")
+    show([*measured_steps(rows()), *published_profiles()])
 
 
 if __name__ == "__main__":

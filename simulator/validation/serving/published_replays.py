@@ -7,17 +7,15 @@ finite there, too, so that what the benchmark's tool measured over all of its re
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 
 from simulator.serving.deployment import deploy
 from simulator.serving.load.sources import LoadSpec
 from simulator.serving.recorder import Recorder
 from simulator.serving.serve import serve
 from simulator.validation.cannot import CannotCompute
-from simulator.validation.figures import Figure
+from simulator.validation.figures import Figure, table_figures
 from simulator.validation.serving.published_steps import JOB, scenario_of
 
 TABLE = "serving_replays.csv"
@@ -27,23 +25,7 @@ LOAD = ("requests", "input", "output", "count")
 
 def replay_rows() -> list[Figure]:
     """The figures of the table."""
-    text = resources.files("workloads.facts").joinpath(TABLE).read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    about = ("id", "quantity", "value", "unit", "source", "date", "engine", "config_complete")
-    return [
-        Figure(
-            id=row["id"],
-            section="Q",
-            system=row["engine"],
-            quantity=row["quantity"],
-            value=float(row["value"]),
-            unit=row["unit"],
-            source=f"{row['source']}, {row['date']}",
-            config={key: value for key, value in row.items() if key not in about},
-            config_complete=row["config_complete"],
-        )
-        for row in rows
-    ]
+    return table_figures(TABLE, "Q")
 
 
 def replayed(figure: Figure) -> float:

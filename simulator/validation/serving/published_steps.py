@@ -8,11 +8,9 @@ prompts, it is the decode step alone. Queues, and what an engine does between st
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import resources
 
 from simulator.estimate.serving_step import paced_step
 from simulator.inputs import load_scenario
@@ -20,7 +18,7 @@ from simulator.inputs.check import check
 from simulator.results.serving_metrics import serving_rates
 from simulator.spec.scenario import Scenario
 from simulator.validation.cannot import CannotCompute
-from simulator.validation.figures import Figure
+from simulator.validation.figures import Figure, table_figures
 from simulator.validation.public_models import public_model
 
 TABLE = "serving_steps.csv"
@@ -50,24 +48,7 @@ MANY = 1_000_000
 
 def serving_rows() -> list[Figure]:
     """The figures of the table."""
-    text = resources.files("workloads.facts").joinpath(TABLE).read_text(encoding="utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return [_figure(row) for row in rows]
-
-
-def _figure(row: Mapping[str, str]) -> Figure:
-    about = ("id", "quantity", "value", "unit", "source", "date", "engine", "config_complete")
-    return Figure(
-        id=row["id"],
-        section="S",
-        system=row["engine"],
-        quantity=row["quantity"],
-        value=float(row["value"]),
-        unit=row["unit"],
-        source=f"{row['source']}, {row['date']}",
-        config={key: value for key, value in row.items() if key not in about},
-        config_complete=row["config_complete"],
-    )
+    return table_figures(TABLE, "S")
 
 
 def serving_step(figure: Figure) -> float:
