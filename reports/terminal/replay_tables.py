@@ -13,6 +13,7 @@ from reports.views import words
 from simulator.results.metrics import price_of
 from simulator.serving.serve import Served
 from simulator.serving.summary import DEFINITIONS, LATENCIES, QUANTILES, as_dict
+from simulator.spec.scenario import Scenario
 from simulator.units import GB
 
 TITLES = {
@@ -109,6 +110,12 @@ def inside(served: Served, found: dict[str, Any]) -> Table:
     return table
 
 
+def price_line(scenario: Scenario) -> str:
+    """Which price of a GPU-hour was taken, and whose it is."""
+    price, whose = price_of(scenario)
+    return f"Price of a GPU-hour: {words.dollars(price)}, {whose}."
+
+
 def remarks(served: Served) -> Table:
     """What a reader must know before believing the numbers."""
     errors, scenario = served.errors, served.deployment.scenario
@@ -118,6 +125,6 @@ def remarks(served: Served) -> Table:
             *served.warnings,
             f"Step times lie between {made:,} forecasts of steps; {words.counted(errors.checked, 'step')} that ran,"
             f" forecast directly: {errors.mean:.1%} off in the mean, {errors.most:.1%} at most.",
-            f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
+            price_line(scenario),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
+from reports.terminal.replay_tables import price_line
 from reports.views import words
+from simulator.serving.serve import assumed_of_scheduler
+from simulator.spec.scenario import Scenario
 from simulator.studies.sizing import Choice, Sizing
 from simulator.studies.sizing.targets import value_of
 
@@ -34,12 +38,15 @@ def as_dict(found: Sizing) -> dict[str, Any]:
     }
 
 
-def report(found: Sizing) -> list[RenderableType]:
-    """Everything that `size` prints, part by part."""
+def report(found: Sizing, scenario: Scenario, defaults: Sequence[str] = ()) -> list[RenderableType]:
+    """Everything that `size` prints, part by part; `scenario` is the job as it stands, `defaults` name options that
+    nobody gave."""
     wanted = found.wanted
     limits = ", ".join(f"{name} {limit:g} s" for name, limit in wanted.targets.items())
     title = Text(f"What {wanted.job} needs for {wanted.rate:g} requests/s", style="bold")
-    title.append(f"\nwithin {limits}; {wanted.input_tokens} + {wanted.output_tokens} tokens", style="not bold")
+    title.append(f"\n{what_of(scenario)}", style="not bold")
+    asked = f"within {limits}; {wanted.count:,} requests of {wanted.input_tokens} + {wanted.output_tokens} tokens"
+    title.append(f"\n{asked}", style="not bold")
     able = [one for one in found.choices if not one.why]
     parts: list[RenderableType] = [title]
     if able:
@@ -51,7 +58,19 @@ def report(found: Sizing) -> list[RenderableType]:
     if unable:
         more = [f"and {len(unable) - SHOWN:,} more"] if len(unable) > SHOWN else []
         parts += section("What does not do", listed([*unable[:SHOWN], *more]))
+    parts += section("Assumptions and warnings", listed(_remarks(scenario, defaults)))
     return parts
+
+
+def what_of(scenario: Scenario) -> str:
+    """Model, precision, GPU and software of every deployment, unless the choice says otherwise."""
+    job, gpu = scenario.job, scenario.cluster.gpu.name
+    return f"{scenario.model.name} in {job.precision.recipe.upper()} on {gpu}; scheduler: {scenario.stack.name}"
+
+
+def _remarks(scenario: Scenario, defaults: Sequence[str]) -> list[str]:
+    lengths = [f"Not given, so taken by default: {', '.join(defaults)}."] if defaults else []
+    return [*lengths, *assumed_of_scheduler(scenario), price_line(scenario)]
 
 
 def _named(one: Choice) -> str:

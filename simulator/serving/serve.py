@@ -11,6 +11,7 @@ from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
 from simulator.serving.request import Sequence
 from simulator.serving.table_error import TableError, table_error
+from simulator.spec.scenario import Scenario
 
 DRAIN = 0.25
 """Time after the last arrival, over the time of arrivals, from which on it is asked whether the queue has a bound."""
@@ -90,6 +91,11 @@ def _warnings(served: Served) -> Iterator[str]:
         yield f"{recorder.refused:,} requests are longer than the model's positions or the KV cache, and were refused"
     if served.deployment.ranks > 1:
         yield "data-parallel ranks in lock-step are taken to have equal numbers of sequences"
+    yield from assumed_of_scheduler(scenario)
+
+
+def assumed_of_scheduler(scenario: Scenario) -> Iterator[str]:
+    """The warning that names settings of the scheduler which are assumed; nothing where none is."""
     assumed = [name for name in scenario.stack.assumed if name.startswith("scheduler.")]
     if assumed:
         names = ", ".join(name.removeprefix("scheduler.") for name in assumed)

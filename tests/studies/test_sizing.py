@@ -81,23 +81,14 @@ def test_the_sweep_ends_in_overload(found: Sizing) -> None:
 
 
 def test_a_level_that_nothing_holds_is_said_so() -> None:
-    run = CliRunner().invoke(
-        foretrain,
-        [
-            "size",
-            WANTED.job,
-            "--set",
-            "stack=vllm",
-            "--set",
-            "model.num_hidden_layers=2",
-            "--slo",
-            "tpot.p99=1e-5",
-            *REST,
-            "-q",
-        ],
-    )
+    run = CliRunner().invoke(foretrain, [*ASKED, "--slo", "tpot.p99=1e-5", *REST, "-q"])
     assert run.exit_code == 3
     assert "None of these deployments holds it." in run.stdout
+    text = " ".join(run.stdout.split())
+    assert "llama-3-8b in BF16 on H200 SXM 141GB; scheduler: vllm" in text
+    assert "taken by default: --input-tokens 1024, --output-tokens 256." in text  # the count was given
+    assert "assumed of the scheduler (foretrain show stack vllm): host_step" in text
+    assert "Price of a GPU-hour: $3.29, of the hardware profile h200" in text
     assert "even at" in " ".join(run.stdout.split())
 
 
@@ -146,22 +137,7 @@ def test_what_is_no_level_is_one_line(text: str, error: str) -> None:
 
 
 def test_json_has_the_best_first() -> None:
-    run = CliRunner().invoke(
-        foretrain,
-        [
-            "size",
-            WANTED.job,
-            "--set",
-            "stack=vllm",
-            "--set",
-            "model.num_hidden_layers=2",
-            "--slo",
-            "ttft.p99=1",
-            *REST,
-            "-q",
-            "--json",
-        ],
-    )
+    run = CliRunner().invoke(foretrain, [*ASKED, "--slo", "ttft.p99=1", *REST, "-q", "--json"])
     assert run.exit_code == 0
     found = json.loads(run.stdout)
     assert found["best"] == found["choices"][0]

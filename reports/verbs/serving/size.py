@@ -51,7 +51,9 @@ NONE_DOES = 3
 @set_option
 @json_option
 @quiet_option
+@click.pass_context
 def size(
+    ctx: click.Context,
     job: str,
     slo: str,
     rate: float,
@@ -71,6 +73,7 @@ def size(
     Layouts of a replica, caps of its batch and sizes of its chunks are tried; exit code 3 if none does.
     """
     kept = output_file(resume, "--resume") if resume else None
+    from simulator.inputs import load_scenario
     from simulator.studies.search.workers import cores
     from simulator.studies.sizing import Wanted
     from simulator.studies.sizing import size as run
@@ -96,6 +99,16 @@ def size(
     if as_json:
         print_json(size_tables.as_dict(found))
     else:
-        print_report(*size_tables.report(found))
+        print_report(*size_tables.report(found, load_scenario(job, overrides), _defaults(ctx)))
     say(f"judged {len(found.choices):,} deployments in {took:.1f} s", quiet=quiet)
     return 0 if found.best is not None else NONE_DOES
+
+
+def _defaults(ctx: click.Context) -> list[str]:
+    """Options of the load that nobody gave, with their values."""
+    default = click.core.ParameterSource.DEFAULT
+    return [
+        f"--{name.replace('_', '-')} {ctx.params[name]}"
+        for name in ("input_tokens", "output_tokens", "count")
+        if ctx.get_parameter_source(name) is default
+    ]
