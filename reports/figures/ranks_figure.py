@@ -9,13 +9,14 @@ from simulator.results.rank_waits import RankWaits
 
 
 def ranks_figure(waits: RankWaits) -> Figure:
-    """Three maps, ranks downwards and layers to the right."""
+    """Three maps, ranks downwards and layers to the right, the sync of gradients behind them."""
     figure = new_figure(2.8)
-    layers = [str(layer) if layer >= 0 else "grads" for layer in waits.layers]
+    order = sorted(range(len(waits.layers)), key=lambda at: (waits.layers[at] < 0, waits.layers[at]))
+    layers = [str(waits.layers[at]) if waits.layers[at] >= 0 else "gradients" for at in order]
     panels = (
-        ("load [tokens over mean]", waits.load),
-        ("others wait for it [ms]", 1e3 * waits.caused),
-        ("waits for others [ms]", 1e3 * waits.waited),
+        ("load [tokens over mean]", waits.load[:, order]),
+        ("others wait for it [ms]", 1e3 * waits.caused[:, order]),
+        ("waits for others [ms]", 1e3 * waits.waited[:, order]),
     )
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")

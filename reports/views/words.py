@@ -73,6 +73,8 @@ _CLASSES = {
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
     "elem.small": "elementwise, small",
+    "norm.small": "norms, small",
+    "swiglu.small": "SwiGLU, small",
     "elem.reduce": "sums over heads",
     "elem.strided": "strided copies",
     "embedding": "embedding, forward",
@@ -123,7 +125,7 @@ def of_class(cls: str) -> str:
     """
     known = cls
     while known and known not in _CLASSES:
-        known = known.rpartition(".")[0]
+        known = known.rpartition("@" if "@" in known else ".")[0]
     if known:
         special = cls[len(known) + 1 :].replace(".", ", ")
         return _CLASSES[known] + (f" ({special})" if special else "")

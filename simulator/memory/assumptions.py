@@ -39,8 +39,7 @@ class Assumptions:
         """Each in words."""
         matrices = "in FP8 only" if self.fp8_weights else "in BF16 in addition to FP8"
         return [
-            f"context and libraries {si(self.context, 'B')}",
-            f"slack of the allocator {self.slack:.0%} of activations and temporaries",
+            *self._of_every_step(),
             f"matrices under FP8 kept {matrices}",
             f"moving average of the weights on the {'GPU' if self.ema_on_gpu else 'CPU'}",
             f"MTP modules {'share embedding and head of their stage' if self.share_mtp else 'hold their own ends'}",
@@ -50,5 +49,10 @@ class Assumptions:
 
     def serving_lines(self) -> list[str]:
         """Those that a serving step rests on."""
-        lines = self.lines()
-        return [*lines[:2], "the largest op is added to the residual stream", lines[6]]
+        return [*self._of_every_step(), "the largest op is added to the residual stream"]
+
+    def _of_every_step(self) -> list[str]:
+        return [
+            f"context and libraries {si(self.context, 'B')}",
+            f"slack of the allocator {self.slack:.0%} of activations and temporaries",
+        ]

@@ -15,8 +15,9 @@ from reports.views.variants import Outcome, Variant
 from simulator.inputs import load_scenario
 from simulator.results.metrics import ClassTime, RankTimes
 from simulator.results.result import Result
-from simulator.results.simulate import simulate
+from simulator.results.simulate import prepare, simulate
 from simulator.spec.workload import Training
+from tests.serving_jobs import SERVING
 
 STEP = 20.0
 
@@ -151,6 +152,7 @@ def test_comparison_moves_long_labels_out_of_the_table() -> None:
         ("gemm.fp8_tensor.grouped", "FP8 matmul, routed experts"),
         ("comm.dispatch", "expert dispatch (all-to-all)"),
         ("norm.fwd.residual", "norms, forward (residual)"),
+        ("attn.decode.mla@flashmla", "latent attention, decode (flashmla)"),
         ("made.up", "made.up"),
     ],
 )
@@ -192,3 +194,10 @@ def test_blocks_in_words() -> None:
 )
 def test_numbers_in_words(said: str, meant: str) -> None:
     assert said == meant
+
+
+@pytest.mark.parametrize("job", SERVING)
+def test_every_kernel_class_of_a_serving_step_has_words(job: str) -> None:
+    built, _ = prepare(load_scenario(job))
+    named = {op.cls: words.of_class(op.cls) for block in built.blocks.values() for op in block.ops()}
+    assert {cls: name for cls, name in named.items() if "." in name or "@" in name} == {}
