@@ -64,6 +64,11 @@ def check_routing(routing: Routing, ranks: int) -> None:
         raise InputError(
             f"routing.max_over_mean = {routing.max_over_mean} is below 1: the maximum is at least the mean"
         )
+    if routing.kind == "skewed" and 1 < ranks < routing.max_over_mean:
+        raise InputError(
+            f"routing.max_over_mean = {routing.max_over_mean:g} is above ep = {ranks}: a rank with all tokens has"
+            f" {ranks} times the mean"
+        )
     if routing.cv < 0.0:
         raise InputError(f"routing.cv = {routing.cv} is negative: write standard deviation over mean, e.g. 0.1")
 
@@ -91,5 +96,5 @@ def rank_shares(routing: Routing, ranks: int) -> list[float]:
         return [load / mean for load in routing.loads]
     if routing.kind != "skewed" or ranks == 1:
         return [1.0] * ranks
-    top = min(routing.max_over_mean, float(ranks))
+    top = routing.max_over_mean
     return [top] + [(ranks - top) / (ranks - 1)] * (ranks - 1)

@@ -137,7 +137,9 @@ def test_skewed_loads_keep_the_total() -> None:
 
 
 def test_skew_cannot_exceed_the_number_of_ranks() -> None:
-    assert rank_shares(Routing(kind="skewed", max_over_mean=99.0), 4) == [4.0, 0.0, 0.0, 0.0]
+    assert rank_shares(Routing(kind="skewed", max_over_mean=4.0), 4) == [4.0, 0.0, 0.0, 0.0]
+    with pytest.raises(InputError, match="above ep = 4: a rank with all tokens has 4 times the mean"):
+        rank_shares(Routing(kind="skewed", max_over_mean=99.0), 4)
 
 
 @pytest.mark.parametrize(
