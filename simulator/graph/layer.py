@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import recurrent
+from simulator.graph.mixers import compressed, recurrent
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
@@ -21,6 +21,8 @@ def _attention(s: Shapes) -> SegmentBuilder:
         return builder
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.forward(s)
+    if s.model.shared_key_value:
+        return compressed.forward(s)
     return mla.forward(s) if s.model.is_mla else attention.forward(s)
 
 
@@ -30,6 +32,8 @@ def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         return builder.done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.backward(builder, s)
+    if s.model.shared_key_value:
+        return compressed.backward(builder, s)
     return mla.backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
 
 
@@ -38,6 +42,8 @@ def _attention_weights(s: Shapes) -> Segment:
         return SegmentBuilder("attn.W", "W", s).done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.weights(s)
+    if s.model.shared_key_value:
+        return compressed.weights(s)
     return mla.weights(s) if s.model.is_mla else attention.weights(s)
 
 

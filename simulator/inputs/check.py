@@ -384,6 +384,8 @@ def _heads(s: Scenario) -> Iterator[Problem]:
         seen.add((heads, kv))
         if heads % tp:
             yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif layer.o_groups % tp:
+            yield _width_problem("layout.tp", tp, "groups of heads that are projected together", layer.o_groups)
         elif not layer.is_mla and kv % tp and tp % kv:
             yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
@@ -603,7 +605,7 @@ WITHIN: tuple[tuple[Module, Module], ...] = (
 def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
     """Modules that not every model has: whether this one does, and what they are in words."""
     model = s.model
-    latent = (model.is_mla, "the up-projections of latent attention")
+    latent = (model.is_mla or model.shared_key_value, "the up-projections of latent attention")
     experts = (model.is_moe, "routed experts")
     return {
         "mla_up": latent,

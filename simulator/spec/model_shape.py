@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate
-from simulator.spec.mixer import BlockKind, Mixer, MixerShape
+from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,11 @@ class ModelShape(MixerShape):
     with `shared_norm` they read one norm of it. `qk_norm_over`: a norm of queries and one of keys for each head
     (Qwen3), or over the whole projection (OLMo 2). `partial_rotary_factor` is the part of a head that rotates,
     `nope_layers` the number of layers that rotate nothing. `head_bias`: the output head has a bias.
+
+    DeepSeek-V4 (its report, sections 2.1 to 2.3): `shared_key_value`: one vector of `head_dim` is a token's key and its
+    value for all heads, queries come from a latent of `q_lora_rank`. `o_groups` groups of heads are projected to
+    `o_lora_rank` each before the output projection. `hc_mult` streams stand where others have one residual
+    (hyper-connections). The first `num_hash_layers` MoE layers take a token's experts from a table.
     """
 
     name: str  # the model's name
@@ -43,6 +48,9 @@ class ModelShape(MixerShape):
     qk_nope_head_dim: int = 0  # part of a query or key head without rotation [elements]
     qk_rope_head_dim: int = 0  # part with rotation [elements]
     v_head_dim: int = 0  # width of a value head [elements]; grouped queries: 0: that of a key head
+    shared_key_value: bool = False  # one vector is a token's key and its value
+    o_groups: int = 0  # groups of heads with a projection of their own before the output projection
+    o_lora_rank: int = 0  # width that it projects a group to [elements]
     # mixture of experts (arXiv 2412.19437, section 2.1.2)
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
@@ -56,6 +64,7 @@ class ModelShape(MixerShape):
     n_group: int = 1  # groups of experts
     topk_group: int = 1  # groups that a token may choose from
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
+    num_hash_layers: int = 0  # first layers whose experts a table gives for each token of the vocabulary
     # multi-token prediction (arXiv 2412.19437, section 2.2)
     num_nextn_predict_layers: int = 0  # MTP modules
     # what the blocks are made of
@@ -64,6 +73,7 @@ class ModelShape(MixerShape):
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
     norm_placement: Literal["pre", "post", "both"] = "pre"
+    hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
     parallel_block: bool = False
     shared_norm: bool = False
     positions: Literal["rope", "learned"] = "rope"
@@ -134,6 +144,16 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
+    def stream_width(self) -> int:
+        """Values of a token that pass from layer to layer."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def hc_weights(self) -> int:
+        """Weights that hyper-connections compute for a token before a branch: in, out, and from stream to stream."""
+        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
+
+    @property
     def norms_per_layer(self) -> int:
         """Hidden-wide norms of one layer."""
         if self.norm_placement == "both":
@@ -155,6 +175,12 @@ class ModelShape(MixerShape):
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
 
+    @property
+    def replicated_weights(self) -> int:
+        """Weights of an attention block that every tensor-parallel rank holds."""
+        found = self.attention_matrices() if self.shared_key_value else {}
+        return sum(k * n for name, (k, n) in found.items() if name in REPLICATED)
+
     def qk_norm_widths(self) -> tuple[int, int]:
         """Values under one norm of the queries and one of the keys; (0, 0) without such norms."""
         if not self.qk_norm:
@@ -165,11 +191,13 @@ class ModelShape(MixerShape):
 
     def mixer_of(self, layer: int) -> Mixer:
         """What mixes the tokens of `layer`; the MTP modules' layers are as most models have them: like all others, or
-        with full attention where layers differ."""
+        with full attention where layers differ (DeepSeek-V4: with a window)."""
         if not self.layer_types:
             return Mixer.SLIDING if self.sliding_window is not None else Mixer.FULL
         if layer < len(self.layer_types):
             return self.layer_types[layer]
+        if self.shared_key_value:
+            return Mixer.SLIDING
         return self.layer_types[0] if len(set(self.layer_types)) == 1 else Mixer.FULL
 
     def layer_kind(self, layer: int) -> BlockKind:
@@ -177,7 +205,8 @@ class ModelShape(MixerShape):
         dense = not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers
         if layer in self.mixer_only_layers:
             return BlockKind.layer(self.mixer_of(layer), "none")
-        return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else "moe")
+        experts: FfnPart = "hash" if layer < self.num_hash_layers else "moe"
+        return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else experts)
 
     def layer_kinds(self) -> tuple[BlockKind, ...]:
         """Kind of each layer of the main model, in order."""
@@ -186,13 +215,22 @@ class ModelShape(MixerShape):
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
         mixer = kind.mixer
-        if not (self.layer_types or self.mixer_only_layers) and self.sliding_window is None and mixer is Mixer.FULL:
-            return self
         count = self.num_hidden_layers
+        plain = not (self.layer_types or self.mixer_only_layers or self.num_hash_layers)
+        if plain and self.sliding_window is None and mixer is Mixer.FULL:
+            return self
         alone = tuple(range(count)) if kind.ffn == "none" else ()
-        same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)
+        same = replace(
+            self,
+            layer_types=(mixer,) * count,
+            full_rotary_factor=None,
+            mixer_only_layers=alone,
+            num_hash_layers=count if kind.ffn == "hash" else 0,
+        )
         if mixer is Mixer.FULL:
             return replace(same, sliding_window=None, attention_chunk_size=0, **_of_full(self))
+        if mixer.compresses:
+            return same
         if mixer is not Mixer.SLIDING:
             chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
             return replace(same, sliding_window=None, attention_chunk_size=chunk)
@@ -227,7 +265,34 @@ def _of_full(m: ModelShape) -> dict[str, Any]:
     return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
 
 
+REPLICATED = ("q_a", "kv", "compress", "index_compress", "index_q", "index_w")
+"""Matrices of DeepSeek-V4's attention that every tensor-parallel rank holds: one key is all heads', and every rank
+needs all entries and choices (vLLM, vllm/models/deepseek_v4/attention.py, 2026)."""
+
+
+def _shared_projections(m: ModelShape) -> dict[str, tuple[int, int]]:
+    """DeepSeek-V4's: queries through a latent, one key that is the value, output in groups, and what compresses."""
+    h, heads, d, latent = m.hidden_size, m.num_attention_heads, m.qk_head_dim, m.q_lora_rank or 0
+    found = {
+        "q_a": (h, latent),
+        "kv": (h, d),
+        "q_b": (latent, heads * d),
+        "o_a": (heads * d // m.o_groups, m.o_groups * m.o_lora_rank),
+        "o_b": (m.o_groups * m.o_lora_rank, h),
+    }
+    if m.mixer_of(0) is Mixer.HCA:
+        found["compress"] = (h, 2 * d)  # values and their weights
+    if m.mixer_of(0) is Mixer.CSA:  # each for its own entry and for the next
+        found["compress"] = (h, 4 * d)
+        found["index_compress"] = (h, 4 * m.index_head_dim)
+        found["index_q"] = (latent, m.index_n_heads * m.index_head_dim)
+        found["index_w"] = (h, m.index_n_heads)
+    return found
+
+
 def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
+    if m.shared_key_value:
+        return _shared_projections(m)
     h, heads = m.hidden_size, m.num_attention_heads
     out = {"o": (heads * m.v_dim, h)}
     if m.kv_lora_rank is None:

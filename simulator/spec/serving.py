@@ -12,6 +12,7 @@ from typing import Literal
 from simulator.spec.model import ModelSpec
 
 KvDtype = Literal["bf16", "fp8"]
+ExpertWeights = Literal["recipe", "mxfp4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,8 @@ class Serving:
     tokens : new tokens of each.
     context : tokens cached of each before the step.
     kv_dtype : format of the KV cache; GEMMs of attention run in BF16.
+    expert_weights : how the routed experts' weights are stored: as the recipe's GEMMs read them, or in MXFP4, which
+        kernels widen to the recipe's format on their way to the tensor cores (gpt-oss, DeepSeek-V4).
     cuda_graphs : the step is replayed, so that the host's time to issue kernels does not count.
     two_batch_overlap : the sequences run as two microbatches, one of which computes while the other's tokens travel to
         and from the experts (DeepSeek-V3 report, arXiv 2412.19437, section 3.4).
@@ -77,6 +80,7 @@ class Serving:
     tokens: int
     context: Context = 0
     kv_dtype: KvDtype = "bf16"
+    expert_weights: ExpertWeights = "recipe"
     cuda_graphs: bool = True
     two_batch_overlap: bool = False
     redundant_experts: int = 0
