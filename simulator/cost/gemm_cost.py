@@ -323,5 +323,5 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
             ("traffic_factor", slow),
         ),
         source=source,
-        calibrated=calibrated,
+        calibrated=calibrated and not work.weight_bytes,
     )

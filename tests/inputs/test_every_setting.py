@@ -160,6 +160,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.index_topk=256",
         ),
     ),
+    "streams": (
+        "tiny-1f1b",
+        (
+            "model=deepseek-v4-flash",
+            "model.num_hidden_layers=6",
+            'model.layer_types=["sliding","csa","hca","csa","hca","csa"]',
+            "model.num_hash_layers=1",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -343,6 +352,18 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.index_head_dim": ("sparse", "longest-path"),
     "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
+    **{
+        f"model.{name}": ("streams", "longest-path")
+        for name in (
+            "shared_key_value",
+            "o_groups",
+            "o_lora_rank",
+            "compress_rate_csa",
+            "compress_rate_hca",
+            "hc_mult",
+            "num_hash_layers",
+        )
+    },
     **{
         f"model.{name}": ("delta", "longest-path")
         for name in (

@@ -58,8 +58,8 @@ def _compress(builder: SegmentBuilder, s: ServingShapes, d: Dims) -> None:
     if is_indexed(s):
         wide = m.index_n_heads * m.index_head_dim
         linear(builder, "attn.index_q", s, d.tokens, wide, d.latent)
-        work = Gemm(m=d.tokens, n=m.index_n_heads, k=d.hidden, precision="bf16")
-        builder.add("attn.index_w", "gemm.bf16", work)
+        weights = Gemm(m=d.tokens, n=m.index_n_heads, k=d.hidden, precision="bf16")
+        builder.add("attn.index_w", "gemm.bf16", weights)
         builder.add("rope.index", "rope", cast(d.tokens * wide, BF16, KEY))
 
 
@@ -79,7 +79,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
         builder.add("rope.out", "rope", cast(d.tokens * d.q, BF16, FP8))
     else:
         builder.add("rope.out", "rope", rotation(d.tokens * d.heads * d.rope))
-    work = Gemm(
+    grouped = Gemm(
         m=d.tokens * d.groups,
         n=d.rank,
         k=d.q // d.groups,
@@ -87,7 +87,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
         form="grouped",
         groups=d.groups,
     )
-    builder.add("attn.o_a", gemm_class(s.recipe), work)
+    builder.add("attn.o_a", gemm_class(s.recipe), grouped)
     linear(builder, "attn.o_b", s, d.tokens, d.hidden, d.groups * d.rank)
     add_up(builder, "attn.o", s, d.tokens, d.hidden)
     hyper.leave(builder, "attn", s, "")
