@@ -285,6 +285,8 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "model.shared_key_value": "what other sizes of DeepSeek-V4 belong to: refused where they are without it, or it is "
+    "without them (tests/inputs/test_consistent_models.py)",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
@@ -355,7 +357,6 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     **{
         f"model.{name}": ("streams", "longest-path")
         for name in (
-            "shared_key_value",
             "o_groups",
             "o_lora_rank",
             "compress_rate_csa",
