@@ -18,6 +18,7 @@ from workloads.reference.presets import (
     tiny_v2_lite,
     tiny_v3,
     tiny_v4,
+    tiny_v32,
     tiny_windows,
 )
 
@@ -27,6 +28,7 @@ MODELS = {
     "v3-no-shared": replace(tiny_v3(), n_shared_experts=0, num_hidden_layers=2),
     "v2-lite": tiny_v2_lite(),
     "v4": tiny_v4(),
+    "v3.2": replace(tiny_v32(), num_hidden_layers=2),
     "gqa": tiny_gqa(),
     "qwen2": replace(tiny_gqa(), attention_bias=True, num_hidden_layers=2),
     "qwen3-moe": tiny_qwen3_moe(),

@@ -122,6 +122,11 @@ class RefConfig:
         return self.kv_lora_rank is not None
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether latent attention reads the tokens that an indexer chooses (DeepSeek-V3.2)."""
+        return self.is_mla and self.index_topk > 0
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of one query head [elements]."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim

@@ -127,8 +127,29 @@ def _shared_key_shapes(c: RefConfig, layer: int) -> Shapes:
     return shapes
 
 
+def _chosen_shapes(c: RefConfig) -> Shapes:
+    h, n, rank, latent = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0, c.q_lora_rank or 0
+    return {
+        "attn.kv_a": (h, rank + c.qk_rope_head_dim),
+        "norm.kv_lora": (rank,),
+        "attn.w_uk": (n, c.qk_nope_head_dim, rank),
+        "attn.w_uv": (n, rank, c.v_head_dim),
+        "attn.o": (n * c.v_head_dim, h),
+        "attn.q_a": (h, latent),
+        "norm.q_lora": (latent,),
+        "attn.q_b": (latent, n * c.qk_head_dim),
+        "attn.index_q": (latent, c.index_n_heads * c.index_head_dim),
+        "attn.index_k": (h, c.index_head_dim),
+        "norm.index": (c.index_head_dim,),
+        "attn.index_bias": (c.index_head_dim,),
+        "attn.index_w": (h, c.index_n_heads),
+    }
+
+
 def _mla_shapes(c: RefConfig) -> Shapes:
     h, n, rank = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0
+    if c.is_chosen:
+        return _chosen_shapes(c)
     shapes: Shapes = {
         "attn.kv_a": (h, rank + c.qk_rope_head_dim),
         "norm.kv_lora": (rank,),

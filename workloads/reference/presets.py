@@ -139,6 +139,11 @@ def tiny_mamba() -> RefConfig:
     )
 
 
+def tiny_v32() -> RefConfig:
+    """DeepSeek-V3.2 in small: V3's blocks, and queries that attend to three chosen tokens."""
+    return replace(tiny_v3(), index_n_heads=3, index_head_dim=4, index_topk=3)
+
+
 def tiny_v4() -> RefConfig:
     """DeepSeek-V4 in small: a window alone, both kinds of entries, two streams, experts by table in two layers. Gates
     are V3's, which differ from V4's (the root of a softplus) in no FLOP."""

@@ -11,6 +11,12 @@ from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.layers.linear import Deferred
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
+from workloads.reference.layers.mla_sparse import (
+    mla_sparse,
+    mla_sparse_forget,
+    mla_sparse_input_grad,
+    mla_sparse_restore,
+)
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.layers.recurrent import recurrent, recurrent_input_grad
@@ -82,6 +88,8 @@ def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
         return recurrent
     if run.cfg.shared_key_value:
         return shared_key
+    if run.cfg.is_chosen:
+        return mla_sparse
     return mla if run.cfg.is_mla else gqa
 
 
@@ -97,6 +105,8 @@ def _forget(run: Run, saved: Saved) -> Saved:
     rest = {key: array for key, array in saved.items() if key not in mine}
     if run.cfg.shared_key_value:
         rest = shared_key_forget(run, rest)
+    elif run.cfg.is_chosen:
+        rest = mla_sparse_forget(run, rest)
     elif not run.cfg.is_recurrent(run.layer):
         rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
     mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
@@ -165,6 +175,8 @@ def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Grad
         return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
     if run.cfg.shared_key_value:
         return Gradient(*shared_key_input_grad(run, p, x, shared_key_restore(run, p, saved), dy))
+    if run.cfg.is_chosen:
+        return Gradient(*mla_sparse_input_grad(run, p, x, mla_sparse_restore(run, p, saved), dy))
     if run.cfg.is_mla:
         return Gradient(*mla_input_grad(run, p, x, mla_restore(run, p, x, saved), dy))
     return Gradient(*gqa_input_grad(run, p, x, gqa_restore(run, p, saved), dy))
