@@ -186,6 +186,11 @@ class MixerShape:
     `layer_types` names the mixer of each layer; empty: full attention in all. The `sliding_` sizes are those of layers
     with a window where they differ from the others' (MiMo-V2-Flash: 8 key-value heads instead of 4). Where layers
     differ, `full_rotary_factor` is the part of a head that rotates in layers with full attention (Llama 4: none).
+
+    DeepSeek-V4 (its report, sections 2.1 to 2.3): `shared_key_value`: one vector of `head_dim` is a token's key and its
+    value for all heads, queries come from a latent of `q_lora_rank`. `o_groups` groups of heads are projected to
+    `o_lora_rank` each before the output projection. `hc_mult` streams stand where others have one residual
+    (hyper-connections). The first `num_hash_layers` MoE layers take a token's experts from a table.
     """
 
     layer_types: tuple[Mixer, ...] = ()
@@ -216,6 +221,16 @@ class MixerShape:
     mamba_chunk_size: int = 256  # tokens that Mamba-2's kernels work on at once
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
+    shared_key_value: bool = False  # one vector is a token's key and its value
+    o_groups: int = 0  # groups of heads with a projection of their own before the output projection
+    o_lora_rank: int = 0  # width that it projects a group to [elements]
+    num_hash_layers: int = 0  # first layers whose experts a table gives for each token of the vocabulary
+    hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
+
+    @property
+    def hc_weights(self) -> int:
+        """Weights that hyper-connections compute for a token before a branch: in, out, and from stream to stream."""
+        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
 
     @property
     def compress_rate(self) -> int:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 
-from simulator.ops import seen_keys
 from simulator.spec.mixer import BlockKind, Mixer
-from simulator.spec.model_shape import ModelShape
+from simulator.spec.model_shape import CachedModel
 
 __all__ = ["BlockKind", "Mixer", "ModelSpec", "Parameters"]
 
@@ -63,8 +62,8 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec(ModelShape):
-    """A model by its shape (the fields, see `ModelShape`), with its parameters, FLOP and cache."""
+class ModelSpec(CachedModel):
+    """A model by its shape (the fields, see `ModelShape`) and cache (`CachedModel`), with its parameters and FLOP."""
 
     def layer_parameters(self, kind: BlockKind) -> Parameters:
         """Parameters of one layer."""
@@ -189,44 +188,6 @@ class ModelSpec(ModelShape):
         macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
         return macs + self.index_macs(self.scored_keys(0, seq, causal))
 
-    def index_macs(self, keys: float) -> float:
-        """Multiply-adds of the indexer with `keys` keys, where layers have one: narrow heads, and a sum over them."""
-        has = self.mixer_of(0) in (Mixer.SPARSE, Mixer.CSA)
-        return self.index_n_heads * (self.index_head_dim + 1) * keys if has else 0.0
-
-    def scored_keys(self, first: int, last: int, causal: bool = True) -> float:
-        """Keys that an indexer scores for queries from position `first` to `last`, mean."""
-        rate = self.compress_rate or 1
-        return seen_keys(first // rate, last // rate) if causal else float(last // rate)
-
-    def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
-        """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike.
-
-        Where layers compress, those of the window and the entries.
-        """
-        window, chunk, rate = self.sliding_window or 0, self.attention_chunk_size, self.compress_rate
-        if self.mixer_of(0) is Mixer.SPARSE:
-            window = self.index_topk
-        entries, chosen = (last // rate, self.chosen_entries) if rate else (0, 0)
-        if causal:
-            return seen_keys(first, last, window, chunk) + (seen_keys(first // rate, entries, chosen) if rate else 0.0)
-        return float(min(last, window or chunk or last) + min(entries, chosen or entries))
-
-    @property
-    def chosen_entries(self) -> int:
-        """Entries of several tokens that a query attends to at most; 0: all."""
-        return self.index_topk if self.mixer_of(0) is Mixer.CSA else 0
-
-    def keys_of_newest(self, length: int) -> int:
-        """Keys that the newest of `length` tokens attends to, entries of several tokens included; of a model whose
-        layers are all alike: all, those of the window, or those of its chunk so far."""
-        chunk, rate = self.attention_chunk_size, self.compress_rate
-        if rate:
-            entries = length // rate
-            return min(length, self.sliding_window or length) + min(entries, self.chosen_entries or entries)
-        reach = self.index_topk if self.mixer_of(0) is Mixer.SPARSE else self.sliding_window
-        return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
-
     @property
     def collapse_macs(self) -> float:
         """Multiply-adds of one token where one stream is made of all before an output head."""
@@ -237,50 +198,6 @@ class ModelSpec(ModelShape):
         layer = self.layer_macs_per_token(self.layer_kind(self.num_hidden_layers), seq, causal)
         entry = (1 + self.hc_mult) * self.hidden_size**2  # each stream, and the embedding
         return layer + entry + self.vocab_size * self.hidden_size + self.collapse_macs
-
-    def cached_values(self, kind: BlockKind, tokens: int) -> int:
-        """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
-        layer = self.of_kind(kind)
-        if not kind.mixer.attends:
-            return 0
-        kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
-        if layer.shared_key_value:
-            entries = tokens // layer.compress_rate if layer.compress_rate else 0
-            return (kept + entries) * layer.qk_head_dim
-        if layer.is_mla:
-            return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
-        return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
-
-    def indexed_bytes(self, kind: BlockKind, tokens: int) -> float:
-        """Bytes of the indexer's keys that a layer caches of a sequence of `tokens`: FP8, and an FP32 scale each [B]
-        (github.com/deepseek-ai/DeepGEMM, fp8_mqa_logits; vLLM, vllm/models/deepseek_v4/compressor.py, 2026)."""
-        if kind.mixer not in (Mixer.SPARSE, Mixer.CSA):
-            return 0.0
-        return tokens // (self.of_kind(kind).compress_rate or 1) * (self.index_head_dim + 4.0)
-
-    def open_entry_bytes(self, kind: BlockKind) -> float:
-        """Bytes that a layer holds of a sequence's newest tokens until they make an entry: values and their weights in
-        FP32, of `csa` for two entries and for the indexer, too [B] (vLLM, vllm/models/deepseek_v4/compressor.py, 2026:
-        CompressorStateCache)."""
-        if not kind.mixer.compresses:
-            return 0.0
-        entries = 2 if kind.mixer is Mixer.CSA else 1
-        wide = self.qk_head_dim + (self.index_head_dim if kind.mixer is Mixer.CSA else 0)
-        return entries * self.of_kind(kind).compress_rate * 2 * entries * wide * 4.0
-
-    def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
-        """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
-
-        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
-        window keeps no more than that, one with chunked attention at most a chunk.
-        """
-        kinds = Counter(self.layer_kinds())
-        each = {kind: width * self.cached_values(kind, tokens) + self.indexed_bytes(kind, tokens) for kind in kinds}
-        return sum(many * each[kind] for kind, many in kinds.items())
-
-    def kv_cache_bytes_per_token(self, width: float = 2.0, tokens: int = 1) -> float:
-        """Cache that one of `tokens` leaves in all layers, mean, `width` bytes a value (2: BF16) [B]."""
-        return self.cache_bytes(tokens, width) / tokens
 
 
 def _compressor(m: ModelSpec) -> tuple[int, ...]:

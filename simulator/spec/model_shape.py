@@ -1,12 +1,14 @@
-"""The shape of a model: its sizes, what its blocks are made of, and which projections they have."""
+"""The shape of a model: its sizes, what its blocks are made of, which projections they have, and what the tokens see of
+each other and leave in a cache."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
 
-from simulator.ops import Gate
+from simulator.ops import Gate, seen_keys
 from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
 
 
@@ -25,11 +27,6 @@ class ModelShape(MixerShape):
     with `shared_norm` they read one norm of it. `qk_norm_over`: a norm of queries and one of keys for each head
     (Qwen3), or over the whole projection (OLMo 2). `partial_rotary_factor` is the part of a head that rotates,
     `nope_layers` the number of layers that rotate nothing. `head_bias`: the output head has a bias.
-
-    DeepSeek-V4 (its report, sections 2.1 to 2.3): `shared_key_value`: one vector of `head_dim` is a token's key and its
-    value for all heads, queries come from a latent of `q_lora_rank`. `o_groups` groups of heads are projected to
-    `o_lora_rank` each before the output projection. `hc_mult` streams stand where others have one residual
-    (hyper-connections). The first `num_hash_layers` MoE layers take a token's experts from a table.
     """
 
     name: str  # the model's name
@@ -48,9 +45,6 @@ class ModelShape(MixerShape):
     qk_nope_head_dim: int = 0  # part of a query or key head without rotation [elements]
     qk_rope_head_dim: int = 0  # part with rotation [elements]
     v_head_dim: int = 0  # width of a value head [elements]; grouped queries: 0: that of a key head
-    shared_key_value: bool = False  # one vector is a token's key and its value
-    o_groups: int = 0  # groups of heads with a projection of their own before the output projection
-    o_lora_rank: int = 0  # width that it projects a group to [elements]
     # mixture of experts (arXiv 2412.19437, section 2.1.2)
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
@@ -64,7 +58,6 @@ class ModelShape(MixerShape):
     n_group: int = 1  # groups of experts
     topk_group: int = 1  # groups that a token may choose from
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"] = "greedy"
-    num_hash_layers: int = 0  # first layers whose experts a table gives for each token of the vocabulary
     # multi-token prediction (arXiv 2412.19437, section 2.2)
     num_nextn_predict_layers: int = 0  # MTP modules
     # what the blocks are made of
@@ -73,7 +66,6 @@ class ModelShape(MixerShape):
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True
     norm_placement: Literal["pre", "post", "both"] = "pre"
-    hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
     parallel_block: bool = False
     shared_norm: bool = False
     positions: Literal["rope", "learned"] = "rope"
@@ -144,28 +136,6 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
-    def stream_width(self) -> int:
-        """Values of a token that pass from layer to layer."""
-        return self.hc_mult * self.hidden_size
-
-    @property
-    def hc_weights(self) -> int:
-        """Weights that hyper-connections compute for a token before a branch: in, out, and from stream to stream."""
-        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
-
-    @property
-    def norms_per_layer(self) -> int:
-        """Hidden-wide norms of one layer."""
-        if self.norm_placement == "both":
-            return 4
-        return 1 if self.parallel_block and self.shared_norm else 2
-
-    @property
-    def norm_weights(self) -> int:
-        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
-        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
-
-    @property
     def learned_positions(self) -> int:
         """Parameters of a learned embedding of positions; 0 with rotary embedding."""
         return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
@@ -174,12 +144,6 @@ class ModelShape(MixerShape):
     def rotated_share(self) -> float:
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
-
-    @property
-    def replicated_weights(self) -> int:
-        """Weights of an attention block that every tensor-parallel rank holds."""
-        found = self.attention_matrices() if self.shared_key_value else {}
-        return sum(k * n for name, (k, n) in found.items() if name in REPLICATED)
 
     def qk_norm_widths(self) -> tuple[int, int]:
         """Values under one norm of the queries and one of the keys; (0, 0) without such norms."""
@@ -313,3 +277,113 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
     return query | latent | out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedModel(ModelShape):
+    """A model by its shape, with the keys that queries attend to and what of them is kept."""
+
+    @property
+    def norms_per_layer(self) -> int:
+        """Hidden-wide norms of one layer."""
+        if self.norm_placement == "both":
+            return 4
+        return 1 if self.parallel_block and self.shared_norm else 2
+
+    @property
+    def norm_weights(self) -> int:
+        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
+        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def stream_width(self) -> int:
+        """Values of a token that pass from layer to layer."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def replicated_weights(self) -> int:
+        """Weights of an attention block that every tensor-parallel rank holds."""
+        found = self.attention_matrices() if self.shared_key_value else {}
+        return sum(k * n for name, (k, n) in found.items() if name in REPLICATED)
+
+    def index_macs(self, keys: float) -> float:
+        """Multiply-adds of the indexer with `keys` keys, where layers have one: narrow heads, and a sum over them."""
+        has = self.mixer_of(0) in (Mixer.SPARSE, Mixer.CSA)
+        return self.index_n_heads * (self.index_head_dim + 1) * keys if has else 0.0
+
+    def scored_keys(self, first: int, last: int, causal: bool = True) -> float:
+        """Keys that an indexer scores for queries from position `first` to `last`, mean."""
+        rate = self.compress_rate or 1
+        return seen_keys(first // rate, last // rate) if causal else float(last // rate)
+
+    def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
+        """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike.
+
+        Where layers compress, those of the window and the entries.
+        """
+        window, chunk, rate = self.sliding_window or 0, self.attention_chunk_size, self.compress_rate
+        if self.mixer_of(0) is Mixer.SPARSE:
+            window = self.index_topk
+        entries, chosen = (last // rate, self.chosen_entries) if rate else (0, 0)
+        if causal:
+            return seen_keys(first, last, window, chunk) + (seen_keys(first // rate, entries, chosen) if rate else 0.0)
+        return float(min(last, window or chunk or last) + min(entries, chosen or entries))
+
+    @property
+    def chosen_entries(self) -> int:
+        """Entries of several tokens that a query attends to at most; 0: all."""
+        return self.index_topk if self.mixer_of(0) is Mixer.CSA else 0
+
+    def keys_of_newest(self, length: int) -> int:
+        """Keys that the newest of `length` tokens attends to, entries of several tokens included; of a model whose
+        layers are all alike: all, those of the window, or those of its chunk so far."""
+        chunk, rate = self.attention_chunk_size, self.compress_rate
+        if rate:
+            entries = length // rate
+            return min(length, self.sliding_window or length) + min(entries, self.chosen_entries or entries)
+        reach = self.index_topk if self.mixer_of(0) is Mixer.SPARSE else self.sliding_window
+        return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
+
+    def cached_values(self, kind: BlockKind, tokens: int) -> int:
+        """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
+        layer = self.of_kind(kind)
+        if not kind.mixer.attends:
+            return 0
+        kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
+        if layer.shared_key_value:
+            entries = tokens // layer.compress_rate if layer.compress_rate else 0
+            return (kept + entries) * layer.qk_head_dim
+        if layer.is_mla:
+            return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
+        return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
+
+    def indexed_bytes(self, kind: BlockKind, tokens: int) -> float:
+        """Bytes of the indexer's keys that a layer caches of a sequence of `tokens`: FP8, and an FP32 scale each [B]
+        (github.com/deepseek-ai/DeepGEMM, fp8_mqa_logits; vLLM, vllm/models/deepseek_v4/compressor.py, 2026)."""
+        if kind.mixer not in (Mixer.SPARSE, Mixer.CSA):
+            return 0.0
+        return tokens // (self.of_kind(kind).compress_rate or 1) * (self.index_head_dim + 4.0)
+
+    def open_entry_bytes(self, kind: BlockKind) -> float:
+        """Bytes that a layer holds of a sequence's newest tokens until they make an entry: values and their weights in
+        FP32, of `csa` for two entries and for the indexer, too [B] (vLLM, vllm/models/deepseek_v4/compressor.py, 2026:
+        CompressorStateCache)."""
+        if not kind.mixer.compresses:
+            return 0.0
+        entries = 2 if kind.mixer is Mixer.CSA else 1
+        wide = self.qk_head_dim + (self.index_head_dim if kind.mixer is Mixer.CSA else 0)
+        return entries * self.of_kind(kind).compress_rate * 2 * entries * wide * 4.0
+
+    def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
+        """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
+
+        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
+        window keeps no more than that, one with chunked attention at most a chunk.
+        """
+        kinds = Counter(self.layer_kinds())
+        each = {kind: width * self.cached_values(kind, tokens) + self.indexed_bytes(kind, tokens) for kind in kinds}
+        return sum(many * each[kind] for kind, many in kinds.items())
+
+    def kv_cache_bytes_per_token(self, width: float = 2.0, tokens: int = 1) -> float:
+        """Cache that one of `tokens` leaves in all layers, mean, `width` bytes a value (2: BF16) [B]."""
+        return self.cache_bytes(tokens, width) / tokens

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from workloads.reference.count import Run
-from workloads.reference.layers import indexer
+from workloads.reference.layers.mixers import indexer
 from workloads.reference.presets import tiny_v4
 
 RNG = np.random.default_rng(5)

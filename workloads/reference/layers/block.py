@@ -6,26 +6,26 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.layers import hyper
 from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.layers.linear import Deferred
-from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
-from workloads.reference.layers.mla_sparse import (
+from workloads.reference.layers.mixers import hyper
+from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse,
     mla_sparse_forget,
     mla_sparse_input_grad,
     mla_sparse_restore,
 )
-from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
-from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
-from workloads.reference.layers.recurrent import recurrent, recurrent_input_grad
-from workloads.reference.layers.shared_key import (
+from workloads.reference.layers.mixers.recurrent import recurrent, recurrent_input_grad
+from workloads.reference.layers.mixers.shared_key import (
     shared_key,
     shared_key_forget,
     shared_key_input_grad,
     shared_key_restore,
 )
+from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
+from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
 class Gradient(NamedTuple):

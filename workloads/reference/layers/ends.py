@@ -3,8 +3,8 @@
 import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights, require_finite
-from workloads.reference.layers import hyper
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import hyper
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.layers import indexer
-from workloads.reference.layers.entries import turned
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import indexer
+from workloads.reference.layers.mixers.entries import turned
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.layers.rope import softmax_scale
 

@@ -12,9 +12,9 @@ import numpy as np
 from workloads.reference import band
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.layers import indexer
-from workloads.reference.layers.entries import pooled, pooled_input_grad, spans_of, turned
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import indexer
+from workloads.reference.layers.mixers.entries import pooled, pooled_input_grad, spans_of, turned
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 CORE = "attn.core"
