@@ -33,6 +33,8 @@ def projection(s: ServingShapes) -> Segment:
     if not hyper.mixes(s):
         builder.add("mtp.concat", "kvcopy", cast(own * 2 * h, BF16, BF16))
         linear(builder, "mtp.proj", s, own, h, 2 * h)
+        if s.fuses_norms:
+            norm_forward(builder, "mtp.norm_attn", own, h)  # no all-reduce stands before it
         return builder.done()
     for which, many in rows.items():  # each stream by itself, and the embedding's added (`simulator.graph.ends`)
         linear(builder, f"mtp.proj_{which}", s, many, h, h)
