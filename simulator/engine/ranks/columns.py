@@ -46,7 +46,8 @@ class Columns:
         """The highest value of each group, on all its columns; the mean column is at its own, or the first group's."""
         mine = values[:-1]
         if len(self.starts) == 1:
-            out = np.full(len(values), mine.max())
+            out = np.empty(len(values))
+            out[:] = np.maximum.reduce(mine)
         else:
             tops = np.maximum.reduceat(mine, self.starts)
             sizes = np.diff(np.append(self.starts, len(mine)))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
 from simulator.engine.priced_model import PricedModel, action_key, program_of
 from simulator.engine.program import Program
+from simulator.engine.ranks.under_way import Times, padded
 from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll, Work
@@ -43,32 +44,60 @@ Places = tuple[NDArray[np.intp], Array]
 
 @dataclass(frozen=True, slots=True)
 class SequenceTable:
-    """Times of one sequence (loads or 1 x conditions x ops + 1) over a grid of loads [s]."""
+    """Times of one sequence over a grid of loads (`under_way.Times`, loads in place of ranks) [s].
 
-    times: Array
+    `sensitive`: whether they depend on what is concurrent.
+    """
+
+    times: Times
+    sensitive: bool
 
     def at(self, place: Places) -> Array:
-        """Times on ranks at these places of the grid (ranks or 1 x conditions x ops + 1) [s]."""
-        if len(self.times) == 1:
+        """Times on ranks at these places of the grid (conditions x ranks or 1 x ops + 2) [s]."""
+        if self.times.shape[1] == 1:
             return self.times
         below, part = place
-        low = self.times[below]
-        return np.asarray(low + part[:, None, None] * (self.times[below + 1] - low))
+        low = self.times[:, below]
+        return np.asarray(low + part[:, None] * (self.times[:, below + 1] - low))
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Places of ranks between the points of two grids: tokens of a rank, and of its node.
+
+    Parameters
+    ----------
+    corners : of each rank, the four points around it, in a table of both grids (low and low, low and high ...).
+    rank, node : how far each is to the next point (0 to 1), as a column.
+    """
+
+    corners: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+    rank: tuple[Array, Array]
+    node: tuple[Array, Array]
+
+
+def between(rank: Places, node: Places, nodes: int) -> Between:
+    """The same for ranks at these places; there are `nodes` points in the grid of nodes."""
+    (at, x), (to, y) = rank, node
+    low = at * nodes + to
+    x, y = x[:, None], y[:, None]
+    return Between((low, low + 1, low + nodes, low + nodes + 1), (x, 1.0 - x), (y, 1.0 - y))
 
 
 @dataclass(frozen=True, slots=True)
 class FlowTable:
-    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node [s]."""
+    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node
+    (both grids' points x 2) [s]."""
 
     times: Array
 
-    def at(self, rank: Places, node: Places) -> tuple[Array, Array]:
-        """Durations around ranks at these places, whose nodes are at those (alone, concurrent with compute) [s]."""
-        (at, x), (to, y) = rank, node
-        x, y = x[:, None], y[:, None]
-        low = self.times[at, to] * (1.0 - y) + self.times[at, to + 1] * y
-        high = self.times[at + 1, to] * (1.0 - y) + self.times[at + 1, to + 1] * y
-        mixed = low * (1.0 - x) + high * x
+    def at(self, place: Between) -> tuple[Array, Array]:
+        """Durations around ranks at these places (alone, concurrent with compute) [s]."""
+        corners = [self.times[corner] for corner in place.corners]
+        (x, rest), (y, less) = place.rank, place.node
+        low = corners[0] * less + corners[1] * y
+        high = corners[2] * less + corners[3] * y
+        mixed = low * rest + high * x
         return mixed[:, 0], mixed[:, 1]
 
 
@@ -110,13 +139,14 @@ class Tables:
         first = sequences[0]
         if first.kind == "all_to_all":
             return self._flow(first)
-        times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
-        return SequenceTable(times[:1] if (times == times[0]).all() else times)
+        times = np.array([[each.cumulative[condition] for each in sequences] for condition in CONDITIONS])
+        same = (times == times[:, :1]).all()
+        return SequenceTable(padded(times[:, :1] if same else times), any(each.sensitive for each in sequences))
 
     def _flow(self, sequence: KernelSequence) -> FlowTable:
         op = sequence.ops[0].op
         if op.work not in self.flows:
-            times = np.empty((len(self.received), len(self.nodes), 2))
+            times = np.empty((len(self.received) * len(self.nodes), 2))
             if not isinstance(op.work, AllToAll):  # a collective, of the same bytes on all ranks
                 durations = self.built.price(op).durations
                 times[:] = durations[ALONE], durations[BANDWIDTH_SHARED]
@@ -126,6 +156,6 @@ class Tables:
                 for to, node in enumerate(self.nodes):
                     work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
                     priced = self.built.price(replace(op, work=work))
-                    times[at, to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
+                    times[at * len(self.nodes) + to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
             self.flows[op.work] = FlowTable(times)
         return self.flows[op.work]
