@@ -45,6 +45,7 @@ def columns(pp: int, loads: list[float]) -> Columns:
         node_loads=lambda layer, microbatch: np.ones(len(every)),
         slowdown=ones,
         nic=ones,
+        pace=ones,
     )
 
 

@@ -136,7 +136,9 @@ class _Action:
         for pred in tasks.preds[task]:
             while any(flow.task == pred for flow in self.queue):
                 self.next_flow()
-            begins = np.maximum(begins, self.compute.end_of(self.under_way[pred]) if pred in self.under_way else engine.end[pred])
+            begins = np.maximum(
+                begins, self.compute.end_of(self.under_way[pred]) if pred in self.under_way else engine.end[pred]
+            )
         engine.start[task], engine.end[task] = begins, begins + tasks.sequence[task].alone
         engine.free[lane] = engine.end[task]
 
@@ -205,9 +207,9 @@ class _Action:
         on what is concurrent."""
         table = self.table(task)
         assert isinstance(table, SequenceTable)
-        times = table.times
-        if times.shape[1] > 1:
-            times = table.at(self.engine.places(*self.place(task))[0])
+        times, pace = table.times, self.engine.pace[self.action.rank]
+        if times.shape[1] > 1 or (pace is not None and table.tensor is not None):
+            times = table.at(self.engine.places(*self.place(task))[0], pace)
         if self.engine.slow[self.action.rank]:
             times = times * self.engine.columns.slowdown[self.action.rank][:, None]
         return times, table.sensitive
@@ -229,6 +231,7 @@ class _Engine:
         self.layers = layer_numbers(built)
         self.slow = [bool((row != 1.0).any()) for row in columns.slowdown]
         self.hit = tables.hit
+        self.pace = [row if (row != 1.0).any() else None for row in columns.pace]
         self.narrow = [bool((row != 1.0).any()) for row in columns.nic]
         self.known: dict[tuple[int, int], tuple[Places, Between]] = {}
         self.reached_by: dict[tuple[int, int, int], Between] = {}

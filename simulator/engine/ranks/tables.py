@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
 from simulator.engine.priced_model import PricedModel, action_key, program_of
-from simulator.engine.program import Program
+from simulator.engine.program import Pricer, Program
 from simulator.engine.ranks.under_way import Times, padded
 from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
@@ -38,6 +38,16 @@ def distinct_of(loads: Array, hit: float) -> Array:
     return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
 
 
+def _times(sequences: Sequence[KernelSequence]) -> Array:
+    """Times of one sequence at several loads (conditions x loads x ops + 1) [s]."""
+    return np.array([[each.cumulative[condition] for each in sequences] for condition in CONDITIONS])
+
+
+def _alike(times: Array) -> Array:
+    """Times over loads, one load where they do not depend on it."""
+    return times[:, :1] if (times == times[:, :1]).all() else times
+
+
 Places = tuple[NDArray[np.intp], Array]
 """Point of a grid below each value, and how far the value is to the next (0 to 1)."""
 
@@ -46,19 +56,33 @@ Places = tuple[NDArray[np.intp], Array]
 class SequenceTable:
     """Times of one sequence over a grid of loads (`under_way.Times`, loads in place of ranks) [s].
 
-    `sensitive`: whether they depend on what is concurrent.
+    Parameters
+    ----------
+    times : at the clock of the step.
+    sensitive : whether they depend on what is concurrent.
+    tensor : what is added for each time that its tensor kernels take longer; None: it has none, or clocks are equal.
     """
 
     times: Times
     sensitive: bool
+    tensor: Times | None = None
 
-    def at(self, place: Places) -> Array:
-        """Times on ranks at these places of the grid (conditions x ranks or 1 x ops + 2) [s]."""
-        if self.times.shape[1] == 1:
-            return self.times
-        below, part = place
-        low = self.times[:, below]
-        return np.asarray(low + part[:, None] * (self.times[:, below + 1] - low))
+    def at(self, place: Places, pace: Array | None = None) -> Array:
+        """Times on ranks at these places of the grid (conditions x ranks or 1 x ops + 2) [s], where tensor kernels last
+        `pace` times as long."""
+        times = _interpolated(self.times, place)
+        if pace is None or self.tensor is None:
+            return times
+        return np.asarray(times + (pace - 1.0)[:, None] * _interpolated(self.tensor, place))
+
+
+def _interpolated(times: Times, place: Places) -> Array:
+    """Times over a grid at these places of it."""
+    if times.shape[1] == 1:
+        return times
+    below, part = place
+    low = times[:, below]
+    return np.asarray(low + part[:, None] * (times[:, below + 1] - low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +133,19 @@ def places(grid: Array, values: Array) -> Places:
 
 
 class Tables:
-    """Tables of every program of a priced model, made when first asked for."""
+    """Tables of every program of a priced model, made when first asked for.
 
-    def __init__(self, built: PricedModel, loads: Array, nodes: Array) -> None:
+    `slower`: prices at another clock, and how much longer tensor kernels last there.
+    """
+
+    def __init__(
+        self, built: PricedModel, loads: Array, nodes: Array, *, slower: tuple[Pricer, float] | None = None
+    ) -> None:
         self.built, self.hit = built, hit_of(built.scenario)
         self.grid = grid_of(loads)
         self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
         self.models = [self._at(float(load)) for load in self.grid]
+        self.slower = slower
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
         self.flows: dict[Work, FlowTable] = {}
 
@@ -132,16 +162,24 @@ class Tables:
             programs = [program_of(model, step) for model in self.models]
             mean = program_of(replace(self.built, rendezvous=None), step)
             parts = [[other.steps[at].sequence for other in programs] for at in range(len(mean.steps))]
-            self.made[key] = mean, [self._table(part) for part in parts]
+            slow: Sequence[Sequence[KernelSequence] | None] = [None] * len(parts)
+            if self.slower is not None:
+                again = [program_of(replace(model, price=self.slower[0]), step) for model in self.models]
+                slow = [[other.steps[at].sequence for other in again] for at in range(len(parts))]
+            self.made[key] = mean, [self._table(part, other) for part, other in zip(parts, slow, strict=True)]
         return self.made[key]
 
-    def _table(self, sequences: Sequence[KernelSequence]) -> SequenceTable | FlowTable:
+    def _table(
+        self, sequences: Sequence[KernelSequence], slower: Sequence[KernelSequence] | None
+    ) -> SequenceTable | FlowTable:
         first = sequences[0]
         if first.kind == "all_to_all":
             return self._flow(first)
-        times = np.array([[each.cumulative[condition] for each in sequences] for condition in CONDITIONS])
-        same = (times == times[:, :1]).all()
-        return SequenceTable(padded(times[:, :1] if same else times), any(each.sensitive for each in sequences))
+        times, tensor = _times(sequences), None
+        if slower is not None and self.slower is not None:
+            tensor = (_times(slower) - times) / (self.slower[1] - 1.0)
+            tensor = padded(_alike(tensor)) if tensor.any() else None
+        return SequenceTable(padded(_alike(times)), any(each.sensitive for each in sequences), tensor)
 
     def _flow(self, sequence: KernelSequence) -> FlowTable:
         op = sequence.ops[0].op

@@ -87,14 +87,14 @@ class UnderWay:
         """Another condition from the time `at` of each rank on; whether it ran or waited then on any of them."""
         running = self.end > at
         ranks = len(at)
-        left = count(running)
+        left = int(count(running))
         if not left or not self.sensitive:
             return left > 0
         waiting = self.start >= at
         wait = count(waiting)
         if wait:
             running &= ~waiting
-            left = count(running)
+            left = int(count(running))
         if left == ranks:
             passed = at - self.since
             self.position, rest = reached(self.times[before], self.times[after], self.position, passed)
@@ -146,7 +146,11 @@ class ComputeStream:
             self.latest.append(float(np.maximum.reduce(at)))
             self.known = 0
         else:  # nothing before it, nothing under way
-            self.changes, self.latest, self.passed = [(at, self.condition, condition)], [float(np.maximum.reduce(at))], 0
+            self.changes, self.latest, self.passed = (
+                [(at, self.condition, condition)],
+                [float(np.maximum.reduce(at))],
+                0,
+            )
         self.condition = condition
 
     def alone(self, at: Array) -> None:
