@@ -8,7 +8,7 @@ max-min fairly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -64,18 +64,57 @@ def _links(tasks: Tasks) -> dict[str, float]:
     }
 
 
-class _Engine:
-    """State of one simulation; gone when `simulate` returns.
+class _Events:
+    """What comes: (time, number, function, its argument). Of events at one time the one that was made first comes first.
 
-    Events wait in `coming`: (time, number, function, its argument). Of events at one time the one that was made first
-    comes first.
+    Parameters
+    ----------
+    now : time of the simulation [s].
     """
 
-    def __init__(self, tasks: Tasks) -> None:
-        self.tasks = tasks
+    def __init__(self) -> None:
         self.now = 0.0
         self.made = 0
         self.coming: list[tuple[float, int, Callable[[Any], object], Any]] = []
+
+    def after(self, delay: float, what: Callable[[Any], object], argument: Any = None) -> None:
+        """Call a function after some time [s]."""
+        self.made += 1
+        heappush(self.coming, (self.now + delay, self.made, what, argument))
+
+    def work(self, ended: Sequence[int], progress: Progress | None) -> None:
+        """Work through all events; `progress` is called now and then with the part of the tasks that have ended."""
+        coming, count, total = self.coming, 0, max(1, len(ended))
+        while coming:
+            self.now, _, what, argument = heappop(coming)
+            what(argument)
+            count += 1
+            if progress is not None and not count % OFTEN:
+                progress(sum(ended) / total)
+        if progress is not None:
+            progress(sum(ended) / total)
+
+    def timer(self, running: _Running, delay: float) -> None:
+        """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
+        if running.version == OVER:
+            return
+        running.version += 1
+        self.after(delay, self.expire, (running, running.version))
+
+    def expire(self, timer: tuple[_Running, int]) -> None:
+        """A timer runs out; it ends its task if it is the last one that was set."""
+        running, version = timer
+        if running.version == version:
+            running.version = OVER
+            self.after(0.0, running.wake)
+
+
+class _Engine(_Events):
+    """State of one simulation; gone when `simulate` returns."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__()
+        self.tasks = tasks
         count = len(tasks.lane)
         self.start = [0.0] * count
         self.end = [0.0] * count
@@ -91,25 +130,6 @@ class _Engine:
         self.capacity = _links(tasks)
         self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
         self.asked: dict[tuple[int, int, float, float, float], Flow] = {}
-
-    # ---- events -------------------------------------------------------------------------------------------------
-
-    def after(self, delay: float, what: Callable[[Any], object], argument: Any = None) -> None:
-        """Call a function after some time [s]."""
-        self.made += 1
-        heappush(self.coming, (self.now + delay, self.made, what, argument))
-
-    def run(self, progress: Progress | None) -> None:
-        """Work through all events; `progress` is called now and then with the part of the tasks that is done."""
-        coming, count, total = self.coming, 0, max(1, len(self.ended))
-        while coming:
-            self.now, _, what, argument = heappop(coming)
-            what(argument)
-            count += 1
-            if progress is not None and not count % OFTEN:
-                progress(sum(self.ended) / total)
-        if progress is not None:
-            progress(sum(self.ended) / total)
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
@@ -288,22 +308,6 @@ class _Engine:
         running.left = max(0.0, running.left - (now - running.since) * running.rate / running.paced)
         running.since = now
 
-    # ---- timers -------------------------------------------------------------------------------------------------
-
-    def timer(self, running: _Running, delay: float) -> None:
-        """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
-        if running.version == OVER:
-            return
-        running.version += 1
-        self.after(delay, self.expire, (running, running.version))
-
-    def expire(self, timer: tuple[_Running, int]) -> None:
-        """A timer runs out; it ends its task if it is the last one that was set."""
-        running, version = timer
-        if running.version == version:
-            running.version = OVER
-            self.after(0.0, running.wake)
-
 
 def _wake_all(waiters: list[Wake]) -> None:
     for wake in waiters:
@@ -329,7 +333,7 @@ def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
         lanes.setdefault(lane, []).append(task)
     for lane in sorted(lanes):
         engine.begin(lane, lanes[lane])
-    engine.run(progress)
+    engine.work(engine.ended, progress)
     if not all(engine.ended):
         stuck = engine.ended.index(0)
         raise RuntimeError(f"task {stuck} ({tasks.sequence[stuck].name}) never ended: the tasks wait for each other")
