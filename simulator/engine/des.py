@@ -65,7 +65,7 @@ def _links(tasks: Tasks) -> dict[str, float]:
 
 
 class _Events:
-    """What comes: (time, number, function, its argument). Of events at one time the one that was made first comes first.
+    """What comes: (time, number, function, its argument); of events at one time, the one that was made first.
 
     Parameters
     ----------
