@@ -34,6 +34,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tiny-dualpipe",
         ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
     ),
+    "groups": (
+        "tiny-1f1b",
+        ("gpus=128", "layout.ep=8", "batch.global_batch_size=256", "routing.kind=sampled", "routing.microbatch_cv=0.5"),
+    ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
     "shared-uplinks": (
@@ -389,6 +393,8 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
+    "stragglers.clocks": ("ddp", "longest-path"),
+    "stragglers.groups": ("groups", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
     "stack.selective": ("dense", "longest-path"),
