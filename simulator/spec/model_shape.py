@@ -211,7 +211,10 @@ class ModelShape(MixerShape):
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
         if self.layer_types and self.layer_types[0].is_recurrent:
-            return {"in": (self.hidden_size, self.state.projected), "out": (self.state.inner, self.hidden_size)}
+            state = self.state
+            found = {"in": (self.hidden_size, state.projected), "out": (state.inner, self.hidden_size)}
+            through = {"decay": (state.rank, state.decays), "gate": (state.rank, state.inner)} if state.rank else {}
+            return found | through
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 
