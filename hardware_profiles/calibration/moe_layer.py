@@ -89,10 +89,20 @@ def _gate(table: list[Row]) -> Iterator[Sample]:
             yield _sample(row, "router.gate.bwd@torch", work, seconds / GATE_BACKWARD_KERNELS)
 
 
+def _swiglu(row: Row) -> Sample | None:
+    """torch.compile's SwiGLU; its backward chooses for every value between two gradients."""
+    if (row["op"], row["impl"]) != ("swiglu", "compiled"):
+        return None
+    back, moved = row["backward"] == "1", number(row, "bytes")
+    values = float(integer(row, "m") * integer(row, "n"))
+    work = Streaming(read=moved * (0.6 if back else 2 / 3), written=moved * (0.4 if back else 1 / 3), values=values)
+    return _sample(row, "swiglu.bwd@compiled" if back else "swiglu@compiled", work, number(row, "busy_us") * 1e-6)
+
+
 def moe_layer() -> list[Sample]:
     """Samples of the table, those that are held out, too."""
     table = rows(f"{TABLE}.csv")
-    found = [sample for row in table for sample in (_moves(row), _grouped(row)) if sample is not None]
+    found = [sample for row in table for sample in (_moves(row), _grouped(row), _swiglu(row)) if sample is not None]
     return [*found, *_gate(table)]
 
 

@@ -24,6 +24,7 @@ PHASES = {
 BOUNDS = {
     "tensor": "tensor cores",
     "memory": "memory bandwidth",
+    "instructions": "instructions, address by address",
     "sm": "SMs granted to it",
     "nvlink": "NVLink bandwidth",
     "ib": "network bandwidth",
@@ -73,6 +74,8 @@ _CLASSES = {
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
     "elem.small": "elementwise, small",
+    "elem.unvectorized": "elementwise, not vectorized",
+    "cat.unvectorized": "concatenation, not vectorized",
     "norm.small": "norms, small",
     "swiglu.small": "SwiGLU, small",
     "elem.reduce": "sums over heads",
