@@ -184,7 +184,7 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
         if name == "bwd":
             builder.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
             copied = unvectorized(s.tokens * width, BF16, BF16)
-            builder.add(f"rope.{which}.copy.{name}", "elem.unvectorized", copied, part=part)
+            builder.add(f"attn.{which}.copy.{name}", "elem.unvectorized", copied, part=part)
         else:
             builder.add(f"rope.{which}.cat.{name}", "cat.unvectorized", unvectorized(values, BF16, BF16), part=part)
 
