@@ -91,13 +91,12 @@ def _gate(table: list[Row]) -> Iterator[Sample]:
 
 
 def _swiglu(row: Row) -> Sample | None:
-    """torch.compile's SwiGLU; its backward chooses for every value between two gradients."""
-    if (row["op"], row["impl"]) != ("swiglu", "compiled"):
+    """The backward of torch.compile's SwiGLU, which chooses for every value between two gradients."""
+    if (row["op"], row["impl"], row["backward"]) != ("swiglu", "compiled", "1"):
         return None
-    back, moved = row["backward"] == "1", number(row, "bytes")
-    values = float(integer(row, "m") * integer(row, "n"))
-    work = Streaming(read=moved * (0.6 if back else 2 / 3), written=moved * (0.4 if back else 1 / 3), values=values)
-    return _sample(row, "swiglu.bwd@compiled" if back else "swiglu@compiled", work, number(row, "busy_us") * 1e-6)
+    moved, values = number(row, "bytes"), float(integer(row, "m") * integer(row, "n"))
+    work = Streaming(read=0.6 * moved, written=0.4 * moved, values=values)
+    return _sample(row, "swiglu.bwd@compiled", work, number(row, "busy_us") * 1e-6)
 
 
 def moe_layer() -> list[Sample]:

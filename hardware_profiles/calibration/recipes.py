@@ -433,7 +433,6 @@ RECIPES = (
     own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
     own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
     own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
-    own_stream("swiglu@compiled", source=MOE_LAYER, text="1024 to 32768 rows"),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
