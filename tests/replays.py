@@ -80,7 +80,7 @@ def run(
 ) -> tuple[Recorder, Noted, list[Engine]]:
     """What became of the requests, and the engines as they were at the end."""
     noted = Noted()
-    recorder = Recorder(answered=noted)
+    recorder = Recorder(answered=(noted,))
     made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts) for _ in range(engines)]
     load: Load = Stream(iter(requests), None) if isinstance(requests, Iterable) else requests
     replay(load, Fleet(engines=made, router=router_of(router), loss=loss), recorder)

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
-from reports.terminal.replay_tables import price_line
 from reports.views import words
+from reports.views.replay_answer import price_line
 from simulator.serving.serve import assumed_of_scheduler
 from simulator.spec.scenario import Scenario
 from simulator.studies.sizing import Choice, Sizing

@@ -95,6 +95,11 @@ class Deployment:
         return own + (self.prompts.gpus if self.prompts is not None else 0)
 
     @property
+    def sides(self) -> tuple[Deployment, ...]:
+        """Itself, and what computes its prompts."""
+        return (self,) if self.prompts is None else (self, self.prompts)
+
+    @property
     def blocks(self) -> int:
         """Blocks of the KV cache of one engine."""
         return self.room.blocks * self.ranks
@@ -109,15 +114,18 @@ class Deployment:
             loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
             return Fleet(engines=engines, router=router, loss=loss)
         handover = Handover(recorder, self.link)
-        before = self.prompts._fresh(handover)
-        return Fleet(engines=before, router=router, decoders=self._fresh(recorder), handover=handover)
+        before = self.prompts._fresh(handover, "prefill engine")
+        return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)
 
-    def _fresh(self, recorder: Listener) -> list[Engine]:
+    def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
         times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
         s = self.scheduler
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
         drafts = chances(serving_of(self.scenario))
-        return [Engine(times, whole, self.blocks, recorder, drafts, seed) for seed in range(self.engines)]
+        made = [Engine(times, whole, self.blocks, recorder, drafts, seed) for seed in range(self.engines)]
+        for number, engine in enumerate(made):
+            engine.name = f"{called} {number}"
+        return made
 
 
 def chances(serving: Serving) -> tuple[float, ...]:

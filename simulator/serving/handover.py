@@ -84,4 +84,5 @@ class Handover:
         key = id(self._last)
         arrives = max(now + behind, self._free.get(key, 0.0) + busy + self._link.latency)
         self._free[key] = arrives - self._link.latency
+        whole.received = arrives
         heappush(self._under_way, (arrives, request.number, whole))

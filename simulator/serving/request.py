@@ -44,14 +44,15 @@ class Sequence:
     hits : prompt tokens found in the prefix cache at the last admission.
     started : when its first prefill began [s]; negative before.
     first, last : when its first and newest token came [s]; negative before.
+    received : when its KV cache had arrived from the engine that computed the prompt [s]; negative otherwise.
     joined : decode steps that its engine had run when it began to decode.
     ends : decode steps that the engine will have run when its last token is there.
     preemptions : times that it was put back.
     """
 
     __slots__ = (
-        "computed", "ends", "first", "hits", "joined", "last", "made", "preemptions", "request",
-        "shared", "started", "target",
+        "computed", "ends", "first", "hits", "joined", "last", "made", "preemptions", "received",
+        "request", "shared", "started", "target",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -59,7 +60,7 @@ class Sequence:
         self.target = request.input_tokens
         self.computed = self.made = self.shared = self.hits = 0
         self.joined = self.ends = self.preemptions = 0
-        self.started = self.first = self.last = -1.0
+        self.started = self.first = self.last = self.received = -1.0
 
     @property
     def left(self) -> int:

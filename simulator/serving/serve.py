@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from simulator.serving.deployment import Deployment
+from simulator.serving.engine.engine import Engine
 from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
@@ -107,7 +109,8 @@ def serve(
     load: LoadSpec,
     *,
     limits: Mapping[str, float] | None = None,
-    answered: Callable[[Sequence, float], None] | None = None,
+    answered: Items[Callable[[Sequence, float], None]] = (),
+    watched: Callable[[float, float, Engine], None] | None = None,
     progress: Callable[[float], None] | None = None,
     judged: bool = True,
 ) -> Served:
@@ -116,11 +119,12 @@ def serve(
     Parameters
     ----------
     limits : service level of a request, bounds on some of ttft, tpot and e2e [s].
-    answered : called with every answered sequence and the time of its last token.
+    answered : each called with every answered sequence and the time of its last token.
+    watched : called with beginning, end and engine of steps that ran.
     progress : called with the part that is done (0 to 1).
     judged : whether it is found out if the rate is above capacity, and how far interpolated steps are off.
     """
-    recorder = Recorder(limits, answered)
+    recorder = Recorder(limits, answered, watched)
     fleet = deployment.start(recorder)
     engines = [*fleet.engines, *fleet.decoders]
     source = open_load(load, progress if load.kind == "file" else None)
@@ -179,7 +183,7 @@ def saturation(deployment: Deployment, load: LoadSpec) -> float:
         if seen in (count // 4, count * 3 // 4):
             marks.append((seen, now))
 
-    recorder = Recorder(answered=note)
+    recorder = Recorder(answered=(note,))
     source = open_load(replace(load, requests=f"closed:{users}", count=count))
     assert isinstance(source, Closed)
     replay(source, deployment.start(recorder), recorder)

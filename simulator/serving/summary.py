@@ -28,6 +28,13 @@ DEFINITIONS: Mapping[str, str] = {
     "goodput_per_s": "requests that hold every limit of --slo, each by itself / makespan; all where there is none",
     "usd_per_million_output_tokens": "GPUs x price of a GPU-hour / output tokens of an hour x 1e6",
 }
+TITLES = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "itl_s": "inter-token latency",
+    "e2e_s": "end to end",
+    "queue_s": "of it in the queue",
+}
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
 
 
@@ -82,8 +89,8 @@ def as_dict(served: Served) -> dict[str, Any]:
     deployment, recorder = served.deployment, served.recorder
     scenario, load = deployment.scenario, served.load
     found = metrics(served)
-    span, engines = found["makespan_s"], deployment.engines
-    blocks = deployment.blocks * engines
+    span, sides = found["makespan_s"], deployment.sides
+    engines, blocks = sum(one.engines for one in sides), sum(one.blocks * one.engines for one in sides)
     over = served.overload
     rates = {name: value for name, value in found.items() if not isinstance(value, dict)}
     return {
@@ -93,7 +100,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "hardware": scenario.cluster.name,
         "stack": scenario.stack.name,
         "gpus": deployment.gpus,
-        "engines": engines,
+        "engines": deployment.engines,
         "ranks_in_lock_step": deployment.ranks,
         "router": deployment.router,
         "prefill_engines": deployment.prompts.engines if deployment.prompts is not None else 0,
@@ -130,7 +137,7 @@ def as_dict(served: Served) -> dict[str, Any]:
             "block_tokens": deployment.scheduler.block,
             "bytes_per_gpu": deployment.room.bytes,
             "mean_use": recorder.areas[2] / span / blocks,
-            "most_use": recorder.peak_blocks / deployment.blocks,
+            "most_use": recorder.peak_use,
             "prefix_hit_rate": recorder.hits / recorder.inputs if recorder.inputs else 0.0,
             "evicted_blocks": served.evicted,
         },

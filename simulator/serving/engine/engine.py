@@ -46,6 +46,10 @@ class Engine(Running):
     listener : who is to know.
     drafts : probability that each drafted token is accepted (multi-token prediction); none are drafted without.
     seed : seed of what is accepted.
+
+    Attributes
+    ----------
+    name : what reports call it.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Engine(Running):
         self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
         self.prompts = Prompts(self.kv, scheduler)
         self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
+        self.name = ""
         self.lost = False
         self.orphans: list[Sequence] = []
 
