@@ -90,9 +90,21 @@ def inside(served: Served, found: dict[str, Any]) -> list[tuple[str, str, str, s
         ("sequences running", f"{queue['mean_running']:,.1f}", f"{queue['most_running']:,}", ""),
         ("KV cache in use", f"{kv['mean_use']:.1%}", f"{kv['most_use']:.1%}", held),
         ("prompt tokens found cached", f"{kv['prefix_hit_rate']:.1%}", "", ""),
+        *_tiers(kv),
         ("preemptions", "", f"{queue['preemptions']:,}", ""),
         ("engine busy", f"{found['busy']:.1%}", "", ""),
     ]
+
+
+def _tiers(kv: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What tiers below HBM found and hold."""
+    out = []
+    for name, title in (("host", "in host memory"), ("disk", "on disk")):
+        tier = kv["tiers"].get(name)
+        if tier is not None and tier["blocks"]:
+            held = f"{tier['blocks']:,} blocks, {tier['used_blocks'] / tier['blocks']:.0%} of them full at the end"
+            out.append((f"  of them {title}", f"{tier['hit_rate']:.1%}", "", held))
+    return out
 
 
 def price_line(scenario: Scenario) -> str:

@@ -9,12 +9,14 @@ from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
 from simulator.inputs.check import check
 from simulator.serving.engine.engine import Engine, Listener
+from simulator.serving.engine.kv_tiers import TierRoom
 from simulator.serving.handover import Handover, KvLink
 from simulator.serving.kv_room import KvRoom, kv_room
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import Fleet
 from simulator.serving.routers import RouterName, router_of
 from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTimes
+from simulator.serving.tier_room import tier_room
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import Serving
@@ -66,6 +68,7 @@ class Deployment:
     scenario : the job.
     scheduler : settings of each engine.
     room : KV cache of a GPU.
+    tiers : where an engine's prefix cache goes on below HBM; None: nowhere.
     table : times of steps.
     ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
     engines : engines in all.
@@ -87,6 +90,7 @@ class Deployment:
     link: KvLink | None = None
     lost_at: float | None = None
     slow: float = 1.0
+    tiers: TierRoom | None = None
 
     @property
     def gpus(self) -> int:
@@ -122,7 +126,8 @@ class Deployment:
         s = self.scheduler
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
         drafts = chances(serving_of(self.scenario))
-        made = [Engine(times, whole, self.blocks, recorder, drafts, seed) for seed in range(self.engines)]
+        every = range(self.engines)
+        made = [Engine(times, whole, self.blocks, recorder, drafts, seed, self.tiers) for seed in every]
         for number, engine in enumerate(made):
             engine.name = f"{called} {number}"
         return made
@@ -154,10 +159,12 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         )
     together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY
     ranks = scenario.job.dp if together else 1
+    room = kv_room(scenario, scheduler)
     return Deployment(
         scenario=scenario,
         scheduler=scheduler,
-        room=kv_room(scenario, scheduler),
+        room=room,
+        tiers=tier_room(scenario, scheduler, room, ranks),
         table=StepTable(StepForecasts(scenario), scheduler),
         ranks=ranks,
         engines=replicas * (1 if together else scenario.job.dp),

@@ -75,6 +75,7 @@ class Handover:
         request = self._asked.pop(sequence.request.number)
         whole = Sequence(request)
         whole.computed, whole.made, whole.hits = request.input_tokens, 1, sequence.hits
+        whole.host_hits, whole.disk_hits = sequence.host_hits, sequence.disk_hits
         whole.started, whole.first, whole.last = sequence.started, sequence.first, now
         whole.preemptions = sequence.preemptions
         if request.output_tokens == 1:

@@ -90,6 +90,7 @@ class Recorder:
         self.series = Series()
         self.arrived = self.finished_count = self.refused = self.good = 0
         self.inputs = self.outputs = self.hits = 0  # tokens of finished requests, and found in the prefix cache
+        self.host_hits = self.disk_hits = 0  # of these, below HBM
         self.preempted = 0  # finished requests that were put back at least once
         self.begin, self.end, self.last_arrival = 0.0, 0.0, 0.0
         self.backlog = 0  # requests that waited when the last one arrived
@@ -130,6 +131,8 @@ class Recorder:
         self.inputs += request.input_tokens
         self.outputs += outputs
         self.hits += sequence.hits
+        self.host_hits += sequence.host_hits
+        self.disk_hits += sequence.disk_hits
         self.preempted += 1 if sequence.preemptions else 0
         self.end = max(self.end, now)
         limits = self.limits

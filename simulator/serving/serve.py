@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from simulator.serving.deployment import Deployment
 from simulator.serving.engine.engine import Engine
+from simulator.serving.engine.kv_tiers import KvTiers
 from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
@@ -49,7 +50,8 @@ class Served:
     load : what was asked.
     recorder : what users saw.
     preemptions : times that a sequence was put back.
-    evicted : blocks of past prompts that were given up.
+    evicted : hashes of past prompts that HBM gave up.
+    below : what the tiers below HBM hold at the end, of each engine that has them.
     backlog : requests waiting when the last one arrived.
     rate : rate of arrivals [1/s]; None where it depends on answers, or is not known.
     capacity : most requests of these lengths that can be answered [1/s]; None where it was not asked.
@@ -62,6 +64,7 @@ class Served:
     recorder: Recorder
     preemptions: int
     evicted: int
+    below: tuple[KvTiers, ...]
     backlog: int
     rate: float | None
     capacity: float | None
@@ -151,6 +154,7 @@ def serve(
         recorder=recorder,
         preemptions=sum(engine.prompts.preemptions for engine in engines),
         evicted=sum(engine.kv.evicted for engine in engines),
+        below=tuple(engine.kv.tiers for engine in engines if engine.kv.tiers is not None),
         backlog=recorder.backlog,
         rate=source.rate,
         capacity=capacity,

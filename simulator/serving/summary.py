@@ -84,6 +84,26 @@ def _series(recorder: Recorder) -> dict[str, list[float]]:
     return out
 
 
+def _tiers(served: Served) -> dict[str, dict[str, float]]:
+    """Of every tier the share of prompt tokens found there; of those below HBM what they hold and gave up, too."""
+    recorder = served.recorder
+    inputs = max(1, recorder.inputs)
+    out: dict[str, dict[str, float]] = {
+        "hbm": {"hit_rate": (recorder.hits - recorder.host_hits - recorder.disk_hits) / inputs}
+    }
+    if served.below:
+        hits = {"host": recorder.host_hits, "disk": recorder.disk_hits}
+        for name, tiers in (("host", [one.host for one in served.below]), ("disk", [one.disk for one in served.below])):
+            out[name] = {
+                "hit_rate": hits[name] / inputs,
+                "blocks": sum(one.most for one in tiers),
+                "used_blocks": sum(one.held for one in tiers),
+                "evicted": sum(one.evicted for one in tiers),
+            }
+        out["host"]["written_blocks"] = sum(one.written for one in served.below)
+    return out
+
+
 def as_dict(served: Served) -> dict[str, Any]:
     """Everything, ready for JSON."""
     deployment, recorder = served.deployment, served.recorder
@@ -140,6 +160,7 @@ def as_dict(served: Served) -> dict[str, Any]:
             "most_use": recorder.peak_use,
             "prefix_hit_rate": recorder.hits / recorder.inputs if recorder.inputs else 0.0,
             "evicted_blocks": served.evicted,
+            "tiers": _tiers(served),
         },
         "busy": recorder.areas[5] / span / engines,
         "steps": recorder.steps,

@@ -280,6 +280,8 @@ _LISTED = {
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
+    "hardware.node.host.disk_bandwidth": "only replays read it: tests/serving/test_kv_tiers.py",
+    "hardware.node.host.disk_bytes": "a limit of replays: tests/serving/test_kv_tiers.py",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
 KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed"))
