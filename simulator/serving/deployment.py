@@ -77,6 +77,7 @@ class Deployment:
     link : how KV caches travel between them.
     lost_at : when the last engine is lost [s].
     slow : how many times as long each step of the last engine takes.
+    received : prompts are computed elsewhere in no time: what comes are their KV caches.
     """
 
     scenario: Scenario
@@ -91,6 +92,7 @@ class Deployment:
     lost_at: float | None = None
     slow: float = 1.0
     tiers: TierRoom | None = None
+    received: bool = False
 
     @property
     def gpus(self) -> int:
@@ -116,7 +118,7 @@ class Deployment:
             if self.slow > 1.0:
                 engines[-1].times = Slowed(engines[-1].times, self.slow)
             loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
-            return Fleet(engines=engines, router=router, loss=loss)
+            return Fleet(engines=engines, router=router, loss=loss, received=self.received)
         handover = Handover(recorder, self.link)
         before = self.prompts._fresh(handover, "prefill engine")
         return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)

@@ -8,7 +8,7 @@ from math import inf
 
 from simulator.serving.engine.engine import Engine
 from simulator.serving.recorder import Recorder
-from simulator.serving.request import Request, Sequence
+from simulator.serving.request import Request, Sequence, received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +73,10 @@ class Handover:
     def finished(self, sequence: Sequence, now: float) -> None:
         """The first token is there: the cache leaves, unless it was all."""
         request = self._asked.pop(sequence.request.number)
-        whole = Sequence(request)
-        whole.computed, whole.made, whole.hits = request.input_tokens, 1, sequence.hits
+        whole = received(request, now)
+        whole.hits = sequence.hits
         whole.host_hits, whole.disk_hits = sequence.host_hits, sequence.disk_hits
-        whole.started, whole.first, whole.last = sequence.started, sequence.first, now
+        whole.started, whole.first = sequence.started, sequence.first
         whole.preemptions = sequence.preemptions
         if request.output_tokens == 1:
             self._recorder.finished(whole, now)

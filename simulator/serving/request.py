@@ -68,3 +68,11 @@ class Sequence:
     def left(self) -> int:
         """Output tokens still to come."""
         return self.request.output_tokens - self.made
+
+
+def received(request: Request, now: float) -> Sequence:
+    """A sequence whose prompt was computed elsewhere, with its first token, and whose KV cache is here."""
+    sequence = Sequence(request)
+    sequence.computed, sequence.made = request.input_tokens, 1
+    sequence.started = sequence.first = sequence.last = sequence.received = now
+    return sequence
