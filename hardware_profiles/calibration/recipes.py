@@ -165,6 +165,22 @@ def loaded_gemm(cls: str, text: str) -> Recipe:
     )  # fmt: skip
 
 
+EXPERTS = "the experts of SGLang 0.5.10 and vLLM 0.19.0 as modules, aiconfigurator database (table aic_moe)"
+CUTLASS_EXPERTS = "the experts of TensorRT-LLM 1.3.0rc20 as modules, aiconfigurator database (table aic_moe)"
+TRITON_TILES = ((16, 128), (32, 128), (64, 128), (128, 128))
+"""Of tuned configurations (vLLM and SGLang, fused_moe/configs): 16 to 128 rows."""
+
+
+def engine_experts(cls: str, tiles: tuple[tuple[int, int], ...], source: str, k_block: int) -> Recipe:
+    """GEMMs of an engine's experts on an H200, measured in loops, with the sort and the activation around them."""
+    free = {name: bounds for name, bounds in RESTED.items() if name not in ("reset", "l2_writeback")}
+    return Recipe(
+        cls=cls, kind="gemm", home="h200", hardware=("h200",), samples=(cls,), tables=("aic_moe",), source=source,
+        free=free | {"tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-7)}, effort=40,
+        range="1 to 256 experts, 1 to 4096 tokens", fixed={"tiles": tiles, "k_block": k_block} | SHARED,
+    )  # fmt: skip
+
+
 def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str, **settings: Any) -> Recipe:
     """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, tail, launch."""
     free: dict[str, Bounds] = {f"rate:{d}": settings.get("rates", (0.3, 1.0)) for d in dims}
@@ -308,6 +324,10 @@ RECIPES = (
     loaded_gemm("gemm.fp8_row.grouped", "8 to 160 groups of 1 to 64 tokens"),
     loaded_gemm("gemm.fp8@library", "M 64 to 16384"),
     loaded_gemm("gemm.fp8.wgrad@library", "K 1024 to 16384, FP32 output"),
+    engine_experts("gemm.fp8.grouped@triton", TRITON_TILES, EXPERTS, 128),
+    engine_experts("gemm.bf16.grouped@triton", TRITON_TILES, EXPERTS, 64),
+    engine_experts("gemm.fp8.grouped@cutlass", ((64, 128), (128, 128)), CUTLASS_EXPERTS, 128),
+    engine_experts("gemm.bf16.grouped@cutlass", CUTLASS_TILES, CUTLASS_EXPERTS, 64),
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
               "512 to 16384 tokens", hardware=("h800", "h100")),
     attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
