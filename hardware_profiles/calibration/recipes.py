@@ -208,6 +208,9 @@ FA3_DECODE: dict[str, Any] = {
 }  # fmt: skip
 """FlashAttention-3's rule of parts and its tiles (hopper/{heuristics.h, tile_size.h}): of heads of 128 with packed
 groups; MLA's blocks hold 64 keys. One CTA fits on an SM."""
+AIC_ENGINES = "aiconfigurator database, engines' decode kernels on H200 (table aic_decode_engines)"
+XQA: dict[str, Any] = {"block_q": 64, "block_kv": 64}
+"""Tiles of TensorRT-LLM's XQA kernels: assumed as FlashAttention-3's for latents; the rest of the rule, too."""
 FLASHINFER_DECODE: dict[str, Any] = {
     "block_q": 64, "block_kv": 64, "resident": 2, "even": True, "rate": 0.6, "block_time": 0.0,
     "merge_step": 0.0, "tile_time": 0.0, "power_rate": 0.9,
@@ -226,7 +229,7 @@ def decode(cls: str, home: str, source: str, text: str, also: str, free: tuple[s
     """A decode attention class."""
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 1e-5), "tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-6), "rate": (0.15, 1.0),
-        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.7, 0.97),
+        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.3, 0.97),
         "l2_writeback": (0.0, 1.0),
     }  # fmt: skip
     return Recipe(
@@ -361,6 +364,19 @@ RECIPES = (
     decode("attn.decode.mla@fa3", "h200", AIC_DECODE, "16 to 128 heads, 512 to 131072 keys", "attn.decode.mla",
            ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "power_rate",
             "l2_writeback"), **FA3_DECODE | {"block_q": 64, "block_kv": 64}),
+    *(
+        replace(
+            decode(cls, "h200", AIC_ENGINES, "16 to 128 heads, 512 to 65536 keys", "",
+                   ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "l2_writeback"),
+                   **FA3_DECODE | fixed),
+            effort=60, starts=1,
+        )
+        for cls, fixed in (
+            ("attn.decode.fp8@fa3", {}), ("attn.decode@fa3_vllm", {}), ("attn.decode.fp8@fa3_vllm", {}),
+            ("attn.decode@trtllm", XQA), ("attn.decode.fp8@trtllm", XQA),
+            ("attn.decode.mla@trtllm", XQA), ("attn.decode.mla.fp8@trtllm", XQA),
+        )
+    ),
     decode("attn.decode@flashinfer", "h800", f"{INFERSIM}, FlashInfer", "heads of 128, kernels of more than 40 us",
            "attn.decode", ("launch", "merge", "bandwidth"), **FLASHINFER_DECODE),
     decode("attn.decode.mla@flashmla", "h800", f"{INFERSIM}, FlashMLA of 2025", "128 heads, 1024 to 131072 keys, BF16",

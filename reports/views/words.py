@@ -51,6 +51,8 @@ _CLASSES = {
     "attn.bwd": "attention, backward",
     "attn.decode": "attention, decode",
     "attn.decode.mla": "latent attention, decode",
+    "attn.decode.fp8": "attention, decode, FP8 cache",
+    "attn.decode.mla.fp8": "latent attention, decode, FP8 cache",
     "attn.bwd_aux": "attention, backward: preparation",
     "comm.dispatch": "expert dispatch (all-to-all)",
     "comm.combine": "expert combine (all-to-all)",

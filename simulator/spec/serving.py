@@ -11,7 +11,9 @@ from typing import Literal
 
 from simulator.spec.model import ModelSpec
 
-KvDtype = Literal["bf16", "fp8"]
+KvDtype = Literal["bf16", "fp8", "fp8_ds_mla"]
+"""fp8_ds_mla: latents in FP8 with four FP32 scales, their rotary part in BF16: 656 B of a token and layer, not 576
+(deepseek-ai/FlashMLA, README, 2025-09; vLLM's --kv-cache-dtype of that name)."""
 Fusion = Literal["latent_norms", "rope_write", "shared_expert", "reduce_norm", "reduce_norm_moe"]
 """What serving software fuses (`ServingStack.fused`)."""
 
@@ -197,7 +199,7 @@ class ServingStack:
     """
 
     graph_gap: float
-    decode_attention: Literal["fa2", "fa3", "flashmla", "flashinfer"]
+    decode_attention: Literal["fa2", "fa3", "fa3_vllm", "flashmla", "flashinfer", "trtllm"]
     gemm: Literal["training", "library", "deepgemm"]
     all_reduce: Literal["nccl", "vllm", "sglang", "trtllm"]
     masked: bool

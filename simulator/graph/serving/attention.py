@@ -73,8 +73,9 @@ def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
 
 
 def decode_class(cls: str, s: ServingShapes) -> str:
-    """The kernel class of whoever's decode attention the software runs."""
-    return f"{cls}@{s.software.decode_attention}"
+    """The kernel class of whoever's decode attention the software runs, over a cache of this format."""
+    narrow = "" if s.serving.kv_dtype == "bf16" else ".fp8"
+    return f"{cls}{narrow}@{s.software.decode_attention}"
 
 
 def kept_keys(s: ServingShapes, length: int) -> int:
