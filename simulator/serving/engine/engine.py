@@ -176,8 +176,7 @@ class Engine(Running):
             self.until = self.prompts.next_loaded()
 
     def _fill(self, now: float, *, admit: bool) -> None:
-        """Choose the prompts of the step. Where none can go on for want of blocks, and nothing else could free some,
-        the one admitted last gives way."""
+        """Choose the prompts of the step."""
         prompts, batch = self.prompts, len(self.decoding.members)
         self.chunks = []
         prompts.loads = []
@@ -186,10 +185,7 @@ class Engine(Running):
         budget, spare = self.scheduler.step_tokens, self.kv.available
         if self.ahead:
             budget, spare = budget - batch, spare - self.decoding.needed()
-        self.chunks = prompts.fill(budget, spare, batch, now, admit=admit)
-        while not self.chunks and not batch and prompts.prefilling:
-            prompts.put_back(prompts.prefilling.pop())
-            self.chunks = prompts.fill(budget, self.kv.available, batch, now, admit=not prompts.prefilling)
+        self.chunks = prompts.chosen(budget, spare, batch, now, admit=admit)
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""

@@ -44,6 +44,15 @@ class Prompts:
         self.link_free = 0.0  # when the link to the host is free [s]
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
 
+    def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
+        """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
+        gives way."""
+        chunks = self.fill(budget, spare, decoding, now, admit=admit)
+        while not chunks and not decoding and self.prefilling:
+            self.put_back(self.prefilling.pop())
+            chunks = self.fill(budget, self.kv.available, decoding, now, admit=not self.prefilling)
+        return chunks
+
     def fill(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """Parts of prompts for a step of up to `budget` tokens and `spare` blocks, next to `decoding` sequences."""
         chunks: list[Chunk] = []
