@@ -143,6 +143,9 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "index_n_heads",
         "index_head_dim",
         "index_topk",
+        "o_groups",
+        "o_lora_rank",
+        "num_hash_layers",
         "linear_num_key_heads",
         "linear_num_value_heads",
         "linear_key_head_dim",
@@ -160,6 +163,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
 ) | {
     "num_hidden_layers": Range(low=1, high=1024),
     "num_nextn_predict_layers": Range(low=0, high=256),
+    "hc_mult": Range(low=1, high=64),
     "partial_rotary_factor": Range(low=0, high=1),
     "full_rotary_factor": Range(low=0, high=1),
 }
