@@ -25,9 +25,9 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import measure_moe_step as moe
-import measure_step as dense
-import step_runner as runner
+import measure_moe_step as moe  # type: ignore[import-not-found]  # scripts next to it
+import measure_step as dense  # type: ignore[import-not-found]
+import step_runner as runner  # type: ignore[import-not-found]
 import torch
 from torch.profiler import ProfilerActivity, profile
 
