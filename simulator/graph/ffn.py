@@ -50,8 +50,7 @@ def activation_class(model: ModelSpec) -> str:
 class Ffn:
     """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`.
 
-    `activation`: its kernel class. `first` is where its first GEMM stands: shared experts read what the gate reads, not
-    a norm of their own.
+    `first` is where its first GEMM stands: shared experts read what the gate reads, not a norm of their own.
     """
 
     name: Literal["dense", "shared"]
@@ -59,7 +58,6 @@ class Ffn:
     hidden: int
     inner: int
     gated: bool
-    activation: str
     recipe: Recipe
     first: linear.Place
 
@@ -85,7 +83,6 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
-        activation=activation_class(model),
         recipe=s.recipe,
         first=first,
     )
