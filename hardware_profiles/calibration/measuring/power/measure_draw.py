@@ -1,6 +1,6 @@
 """Measure what single kinds of kernels draw and how far the power limit slows them.
 
-    python -m hardware_profiles.calibration.measuring.measure_draw OUT.csv [--seconds S] [--only REGEX]
+    python -m hardware_profiles.calibration.measuring.power.measure_draw OUT.csv [--seconds S] [--only REGEX]
 
 Each row runs one kernel back to back for some seconds, in pieces of about 20 ms that are waited for. `us_burst` is its
 time in the first piece after 0.5 s of rest, `us` in the last half; `energy_w` the mean power over the last half by the
