@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from simulator.dtypes import BF16, FP8
+from simulator.dtypes import BF16, FP8, MXFP8, NVFP4
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -22,7 +22,7 @@ Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
 a whole, a GEMM that does not need it."""
-GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
+GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "mxfp8", "nvfp4", "bf16"]
 GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
 
 
@@ -65,7 +65,7 @@ class Gemm:
     @property
     def operand_bytes(self) -> float:
         """Width of one value of either operand [B]."""
-        return BF16 if self.precision == "bf16" else FP8
+        return {"bf16": BF16, "mxfp8": MXFP8, "nvfp4": NVFP4}.get(self.precision, FP8)
 
     @property
     def valid_rows(self) -> int:

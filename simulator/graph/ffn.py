@@ -21,10 +21,11 @@ from simulator.graph.norm import (
     norm_forward,
 )
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Gemm, Streaming
-from simulator.spec.job import Recipe
 from simulator.spec.model import ModelSpec
+from simulator.spec.precision import HighPrecision, Recipe
 
 ACTIVATIONS = {
     ("silu", True): "swiglu",
@@ -38,6 +39,10 @@ ACTIVATIONS = {
 }
 """Kernel class of an activation by `hidden_act` and whether it is gated. All read and write the same bytes, which is
 what takes their time; one that a profile has not measured is priced as another, and the result says so."""
+
+
+PART: dict[Activated, HighPrecision] = {"dense": "dense", "shared": "shared_experts", "moe": "experts"}
+"""Whose GEMMs stay in BF16 together (`precision.bf16`)."""
 
 
 def activation_class(model: ModelSpec) -> str:
@@ -60,7 +65,7 @@ class Ffn:
     gated: bool
     activation: str
     recipe: Recipe
-    first: linear.Place
+    first: Place
 
     @property
     def fp8(self) -> bool:
@@ -77,7 +82,7 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
     """The dense feed-forward part or the shared experts of these shapes."""
     model = s.model
     inner = model.intermediate_size if name == "dense" else model.shared_width
-    first: linear.Place = "column" if name == "dense" else "alone"
+    first: Place = "column" if name == "dense" else "alone"
     return Ffn(
         name=name,
         tokens=s.tokens,
@@ -85,7 +90,7 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
         activation=activation_class(model),
-        recipe=s.recipe,
+        recipe=s.of_part(PART[name]).recipe,
         first=first,
     )
 
@@ -134,14 +139,22 @@ def persistent(s: Shapes) -> int:
 
 def kept_activation(s: Shapes, name: Activated, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
+    part = s.of_part(PART[name])
     if s.activation_again(name):
         return 0.0
-    return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
+    return fp8_bytes(rows * inner) if part.fp8 else rows * inner * part.formats.kept_bytes
 
 
 def kept_up(s: Shapes, rows: int, up: int) -> float:
     """Bytes of the up projection kept for backward [B]."""
     return fp8_bytes(rows * up) if s.fp8 else rows * up * BF16
+
+
+def _kept_input(s: Shapes, f: Ffn) -> float:
+    """Bytes that the first GEMM keeps of its input in addition to what a norm keeps [B]."""
+    if f.name == "dense":
+        return kept_of_ffn_input(s)
+    return f.tokens * f.hidden * s.of_part("shared_experts").formats.copied_bytes
 
 
 def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
@@ -154,8 +167,8 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         f.hidden,
         recipe=f.recipe,
         place=f.first,
-        cast_input=cast_input or f.recipe == "fp8_tensor",
-        saved=kept_up(s, f.tokens, f.up) + (kept_of_ffn_input(s) if f.name == "dense" else 0.0),
+        cast_input=cast_input,
+        saved=kept_up(s, f.tokens, f.up) + _kept_input(s, f),
         matrices=(f.inner,) * (2 if f.gated else 1),
     )
 
@@ -169,7 +182,6 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
         saved=kept_activation(s, f.name, f.tokens, f.inner),
     )
-    fused = f.recipe != "fp8_tensor"
     linear.forward(
         builder,
         f"{f.name}.down",
@@ -178,7 +190,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         f.inner,
         recipe=f.recipe,
         place="row",
-        cast_input=not fused,
+        cast_input=False,
         read_by_backward=f.name == "dense" and s.model.norm_placement != "pre",  # by a norm behind the branch
     )
 
