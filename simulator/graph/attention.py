@@ -210,7 +210,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     q, kv = widths(s)
     k, out, gate = kv_heads_per_rank(s) * s.model.qk_head_dim, output_width(s), gate_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes)
+    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,

@@ -42,7 +42,7 @@ def _head_forward(s: Shapes) -> Segment:
     builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
     fused = s.stack.loss == "fused_linear"  # which does not need its input again
-    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end")
+    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end", gathered=True)
     norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
     if fused:
         loss.fused_head(builder, s, t, vocab)

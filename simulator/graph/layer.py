@@ -17,7 +17,7 @@ from simulator.spec.mixer import BlockKind, Mixer
 def _attention(s: Shapes) -> SegmentBuilder:
     if s.model.mixer_of(0) is Mixer.NONE:
         builder = SegmentBuilder("attn.F", "F", s)
-        enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input)
+        enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
         return builder
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.forward(s)
@@ -72,7 +72,7 @@ def dense_layer(s: Shapes) -> Block:
 
 def moe_layer(s: Shapes) -> Block:
     """Attention and the experts, with dispatch and combine in forward and in backward."""
-    own, s = s.of_part("attention"), s.of_part("experts")
+    own, s = replace(s.of_part("attention"), ffn_is_moe=True), s.of_part("experts")
     first = _attention(own)
     router.router_forward(first, s)
     moe.shared_forward(first, s)

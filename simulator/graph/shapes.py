@@ -48,6 +48,7 @@ class Shapes:
     workload : what is done with the model.
     node_gpus : GPUs of a node.
     states : formats of gradients.
+    ffn_is_moe : whether the feed-forward part has experts, whose gate reads the norm before.
     ffn_input : what is kept of a value of the norm before the feed-forward part [B].
     settings : how operands of narrow GEMMs are made and kept.
     """
@@ -71,6 +72,7 @@ class Shapes:
     node_gpus: int = 8
     imbalance: float = 1.0
     ffn_input: float = BF16
+    ffn_is_moe: bool = False
 
     @property
     def fp8(self) -> bool:

@@ -149,10 +149,11 @@ def _weights(
         narrow = wide = 0.0
     if formats.recipe == "fp8":
         items.append(Item(group="weights", name="weights, FP8 with scales", bytes=narrow * FP8_MATRIX))
-    elif formats.cached_bytes and zero < 3:
-        form = "in both layouts" if formats.layouts == 2 else "in one layout"
+    elif formats.cached_bytes:
+        form = "in both layouts" if formats.layouts == 2 and zero < 3 else "in one layout"
+        each = formats.cached_bytes if zero < 3 else formats.record.weight
         name = f"weights, {formats.record.gemm.partition('_')[0].upper()} {form}"
-        items.append(Item(group="weights", name=name, bytes=narrow * formats.cached_bytes))
+        items.append(Item(group="weights", name=name, bytes=narrow * each))
     items.append(Item(group="weights", name="weights, BF16", bytes=wide * BF16))
     if zero >= 3:
         whole = in_flight(stages, scenario, lambda block: _gathered(block, formats))

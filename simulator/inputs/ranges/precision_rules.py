@@ -18,6 +18,7 @@ TRAINED_ONLY = ("fp8_block", "fp8_tensor", "fp8_row", "mxfp8", "nvfp4")
 def precision_rules(s: Scenario) -> Iterator[Problem]:
     """What the GPU cannot multiply, and settings of training that exclude each other or that nothing reads."""
     yield from _hardware(s)
+    yield from _emulated(s)
     own = s.job.precision
     if s.workload.serves:
         yield from _serving(s)
@@ -52,6 +53,18 @@ def _hardware(s: Scenario) -> Iterator[Problem]:
             value=s.job.precision.recipe,
             message=f"{gpu.name} has no {lacks}",
             suggestion="use bf16" if gpu.peak.fp8 <= 0 else "use bf16, fp8_block or fp8_tensor",
+        )
+
+
+def _emulated(s: Scenario) -> Iterator[Problem]:
+    if s.job.precision.recipe == "fp8_block" and s.cluster.gpu.architecture == "blackwell":
+        yield Problem(
+            rule="precision",
+            key="precision.recipe",
+            value="fp8_block",
+            message="is made for Hopper; Blackwell scales by 32 values itself",
+            suggestion="use mxfp8",
+            severity="warning",
         )
 
 
