@@ -53,8 +53,7 @@ class KnownRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is forecast of a run: whether it fits, and its `peak` as its report counts [GiB]; or the `reason` why nothing
-    is."""
+    """What is forecast of a run: whether it fits, and its `peak` as its report counts [GiB]; or why nothing is."""
 
     run: KnownRun
     answer: Answer | None = None

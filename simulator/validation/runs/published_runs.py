@@ -121,7 +121,7 @@ RECIPE: Mapping[str, Mapping[str, Any]] = {
 def recipe_of(precision: str) -> Mapping[str, Any]:
     """The settings of a published precision."""
     recipe = "bf16" if precision.lower().startswith("bf16") else "fp8_tensor"
-    return RECIPE.get(precision.split(" ")[0], {"precision__recipe": recipe})
+    return RECIPE.get(precision.partition(" ")[0], {"precision__recipe": recipe})
 
 
 def stages_of(layers: int, pp: int, vpp: int) -> list[int] | str:
