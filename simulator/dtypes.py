@@ -36,6 +36,9 @@ NV_BLOCK = 16
 """Values of NVFP4 that share a scale of one byte, E4M3 (arXiv 2509.25149, section 2)."""
 MXFP8, NVFP4 = FP8 + 1.0 / MX_BLOCK, FP8 / 2 + 1.0 / NV_BLOCK
 """Bytes of one value with its part of a scale [B]."""
+MXFP4 = 0.5 + 1.0 / 32
+"""Bytes of one weight in MXFP4: 4 bits, and an exponent for each 32 of them (OCP Microscaling Formats, version 1.0,
+section 5.2, 2023) [B]."""
 
 
 def fp8_bytes(elements: float) -> float:

@@ -58,31 +58,34 @@ class Held:
 
 def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
-    whole, wide = BlockKind(kind).is_bf16, job.precision.bf16
+    all_wide, wide = BlockKind(kind).is_bf16, job.precision.bf16
     kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
     if kind.is_layer:
         p = model.layer_parameters(kind)
-        split = (p.attention + p.shared_expert + p.dense_ffn) // tp
+        own = model.of_kind(kind)
+        whole = own.replicated_weights
+        split = (p.attention - whole + p.shared_expert + p.dense_ffn) // tp + whole
         parts: dict[HighPrecision, int] = {
-            "attention": sum(k * n for k, n in model.of_kind(kind).attention_matrices().values()),
-            "shared_experts": p.shared_expert,
-            "dense": p.dense_ffn,
+            "attention": (sum(k * n for k, n in own.attention_matrices().values()) - whole) // tp + whole,
+            "shared_experts": p.shared_expert // tp,
+            "dense": p.dense_ffn // tp,
         }
         experts = p.routed_expert // (layout.ep * layout.etp)
         return Held(
-            dense=split + p.norms + p.router,
+            dense=split + p.norms + p.router + p.hyper_connections,
             experts=experts,
-            matrices=sum(parts.values()) // tp,
-            narrow=0 if whole else sum(many for part, many in parts.items() if part not in wide) // tp,
-            narrow_experts=0 if whole or "experts" in wide else experts,
+            matrices=sum(parts.values()),
+            narrow=0 if all_wide else sum(many for part, many in parts.items() if part not in wide),
+            narrow_experts=0 if all_wide or "experts" in wide else experts,
         )
     if kind == BlockKind.EMBED:
         return Held(dense=vocabulary + model.learned_positions)
     if kind == BlockKind.HEAD:
         bias = model.vocab_size // tp if model.head_bias else 0
+        own_weights = model.norm_weights + bias + model.collapse_parameters
         table = 0 if model.tie_word_embeddings else vocabulary
-        return Held(dense=model.norm_weights + bias + table, narrow=0 if "head" in wide else table)
+        return Held(dense=own_weights + table, narrow=0 if "head" in wide else table)
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection, narrow=projection)
 
@@ -119,5 +122,5 @@ def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> l
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else each[kind])
+        held.append(Held(dense=model.norm_weights + model.collapse_parameters) if again else each[kind])
     return held
