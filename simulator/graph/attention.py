@@ -217,7 +217,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     q, kv = widths(s)
     k, out, gate = kv_heads_per_rank(s) * s.model.qk_head_dim, output_width(s), gate_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    entered = enter_branch(builder, "norm.attn.fwd", s)
+    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,
@@ -231,7 +231,9 @@ def forward(s: Shapes) -> SegmentBuilder:
         matrices=(q + gate, k, kv - k),
     )
     place_heads(builder, s)
-    kept = t * out * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
+    kept = t * out * (BF16 + s.formats.copied_bytes) + (
+        0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
+    )
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input

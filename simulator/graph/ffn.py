@@ -22,10 +22,11 @@ from simulator.graph.norm import (
     sum_of_two,
 )
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Gemm, Streaming
-from simulator.spec.job import Recipe
 from simulator.spec.model import ModelSpec
+from simulator.spec.precision import HighPrecision, Recipe
 
 ACTIVATIONS = {
     ("silu", True): "swiglu",
@@ -39,6 +40,10 @@ ACTIVATIONS = {
 }
 """Kernel class of an activation by `hidden_act` and whether it is gated. All read and write the same bytes, which is
 what takes their time; one that a profile has not measured is priced as another, and the result says so."""
+
+
+PART: dict[Activated, HighPrecision] = {"dense": "dense", "shared": "shared_experts", "moe": "experts"}
+"""Whose GEMMs stay in BF16 together (`precision.bf16`)."""
 
 
 def activation_class(model: ModelSpec) -> str:
@@ -59,7 +64,7 @@ class Ffn:
     inner: int
     gated: bool
     recipe: Recipe
-    first: linear.Place
+    first: Place
 
     @property
     def fp8(self) -> bool:
@@ -76,14 +81,14 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
     """The dense feed-forward part or the shared experts of these shapes."""
     model = s.model
     inner = model.intermediate_size if name == "dense" else model.shared_width
-    first: linear.Place = "column" if name == "dense" else "alone"
+    first: Place = "column" if name == "dense" else "alone"
     return Ffn(
         name=name,
         tokens=s.tokens,
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
-        recipe=s.recipe,
+        recipe=s.of_part(PART[name]).recipe,
         first=first,
     )
 
@@ -162,14 +167,22 @@ def persistent(s: Shapes) -> int:
 
 def kept_activation(s: Shapes, name: Activated, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
+    part = s.of_part(PART[name])
     if s.activation_again(name):
         return 0.0
-    return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
+    return fp8_bytes(rows * inner) if part.fp8 else rows * inner * part.formats.kept_bytes
 
 
 def kept_up(s: Shapes, rows: int, up: int) -> float:
     """Bytes of the up projection kept for backward [B]."""
     return fp8_bytes(rows * up) if s.fp8 else rows * up * BF16
+
+
+def _kept_input(s: Shapes, f: Ffn) -> float:
+    """Bytes that the first GEMM keeps of its input in addition to what a norm keeps [B]."""
+    if f.name == "dense":
+        return kept_of_ffn_input(s)
+    return f.tokens * f.hidden * s.of_part("shared_experts").formats.copied_bytes
 
 
 def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
@@ -182,8 +195,8 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         f.hidden,
         recipe=f.recipe,
         place=f.first,
-        cast_input=cast_input or f.recipe == "fp8_tensor",
-        saved=kept_up(s, f.tokens, f.up) + (kept_of_ffn_input(s) if f.name == "dense" else 0.0),
+        cast_input=cast_input,
+        saved=kept_up(s, f.tokens, f.up) + _kept_input(s, f),
         matrices=(f.inner,) * (2 if f.gated else 1),
     )
 
@@ -198,7 +211,6 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         work,
         saved=kept_activation(s, f.name, f.tokens, f.inner),
     )
-    fused = f.recipe != "fp8_tensor"
     linear.forward(
         builder,
         f"{f.name}.down",
@@ -207,7 +219,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         f.inner,
         recipe=f.recipe,
         place="row",
-        cast_input=not fused,
+        cast_input=False,
         read_by_backward=f.name == "dense" and s.model.norm_placement != "pre",  # by a norm behind the branch
     )
 
