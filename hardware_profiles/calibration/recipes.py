@@ -208,6 +208,9 @@ FA3_DECODE: dict[str, Any] = {
 }  # fmt: skip
 """FlashAttention-3's rule of parts and its tiles (hopper/{heuristics.h, tile_size.h}): of heads of 128 with packed
 groups; MLA's blocks hold 64 keys. One CTA fits on an SM."""
+AIC_ENGINES = "aiconfigurator database, engines' decode kernels on H200 (table aic_decode_engines)"
+XQA: dict[str, Any] = {"block_q": 64, "block_kv": 64}
+"""Tiles of TensorRT-LLM's XQA kernels: assumed as FlashAttention-3's for latents; the rest of the rule, too."""
 FLASHINFER_DECODE: dict[str, Any] = {
     "block_q": 64, "block_kv": 64, "resident": 2, "even": True, "rate": 0.6, "block_time": 0.0,
     "merge_step": 0.0, "tile_time": 0.0, "power_rate": 0.9,
@@ -226,7 +229,7 @@ def decode(cls: str, home: str, source: str, text: str, also: str, free: tuple[s
     """A decode attention class."""
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 1e-5), "tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-6), "rate": (0.15, 1.0),
-        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.7, 0.97),
+        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.3, 0.97),
         "l2_writeback": (0.0, 1.0),
     }  # fmt: skip
     return Recipe(
@@ -252,7 +255,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 2.0),
         "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "concurrent_delay": (0.0, 8e-6),
-        "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
+        "value_rate": (1e8, 1e10), "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
     }  # fmt: skip
     if any(name.startswith("cta_") for name in free):
         bounds["launch"] = (1e-6, 2e-5)
@@ -267,9 +270,12 @@ SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
-def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB") -> Recipe:
+EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
+
+
+def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB", **fixed: float) -> Recipe:
     """A memory-bound class measured on an H200."""
-    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0)
+    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0, **fixed)
     bounds = {"launch": (1e-6, 3e-5), "bandwidth": (0.01, 0.95)}
     return replace(recipe, free={name: bounds.get(name, was) for name, was in recipe.free.items()})
 
@@ -361,6 +367,19 @@ RECIPES = (
     decode("attn.decode.mla@fa3", "h200", AIC_DECODE, "16 to 128 heads, 512 to 131072 keys", "attn.decode.mla",
            ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "power_rate",
             "l2_writeback"), **FA3_DECODE | {"block_q": 64, "block_kv": 64}),
+    *(
+        replace(
+            decode(cls, "h200", AIC_ENGINES, "16 to 128 heads, 512 to 65536 keys", "",
+                   ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "l2_writeback"),
+                   **FA3_DECODE | fixed),
+            effort=60, starts=1,
+        )
+        for cls, fixed in (
+            ("attn.decode.fp8@fa3", {}), ("attn.decode@fa3_vllm", {}), ("attn.decode.fp8@fa3_vllm", {}),
+            ("attn.decode@trtllm", XQA), ("attn.decode.fp8@trtllm", XQA),
+            ("attn.decode.mla@trtllm", XQA), ("attn.decode.mla.fp8@trtllm", XQA),
+        )
+    ),
     decode("attn.decode@flashinfer", "h800", f"{INFERSIM}, FlashInfer", "heads of 128, kernels of more than 40 us",
            "attn.decode", ("launch", "merge", "bandwidth"), **FLASHINFER_DECODE),
     decode("attn.decode.mla@flashmla", "h800", f"{INFERSIM}, FlashMLA of 2025", "128 heads, 1024 to 131072 keys, BF16",
@@ -408,9 +427,13 @@ RECIPES = (
         own_stream(cls)
         for cls in (
             "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose", "softmax",
-            "softmax.wide", "loss", "loss.bwd", "optimizer",
+            "softmax.wide", "loss", "loss.bwd",
         )
     ),
+    own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
+    own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")

@@ -208,7 +208,11 @@ def _measured(row: Row) -> tuple[str, Work] | None:
     if cls is None or row.get("mode", "cold") != "cold":
         return None
     size = number(row, "bytes") / 2
-    return cls, Streaming(read=size, written=size)
+    return cls, Streaming(read=size, written=size, values=size * 2 / ADAM_BYTES if cls == "optimizer" else 0.0)
+
+
+ADAM_BYTES = 28.0
+"""What AdamW in FP32 reads and writes of a parameter [B]."""
 
 
 def own_table(path: Path, hardware: str) -> list[Sample]:
@@ -248,7 +252,7 @@ def _decode(row: Row, hardware: str, cls: str, table: str) -> Sample:
     work = DecodeAttention(
         batch=integer(row, "batch"), heads=integer(row, "heads"), kv_heads=integer(row, "kv_heads"),
         d_qk=integer(row, "d_qk"), d_v=integer(row, "d_v"), kv_len=integer(row, "kv_len"), q_len=integer(row, "q_len"),
-        latent=row["d_qk"] != row["d_v"],
+        latent=row["d_qk"] != row["d_v"], kv_dtype="fp8" if row.get("kv_dtype") == "fp8" else "bf16",
     )  # fmt: skip
     label = f"{work.batch} x {work.heads}/{work.kv_heads} x {work.kv_len}"
     return Sample(hardware=hardware, cls=cls, seconds=number(row, "us") * 1e-6, table=table, label=label, work=(work,))
@@ -256,14 +260,20 @@ def _decode(row: Row, hardware: str, cls: str, table: str) -> Sample:
 
 def decode_attention() -> list[Sample]:
     """Decode attention: PyTorch's FlashAttention-2 on one H200, L2 flushed before each call, and what aiconfigurator
-    measured of SGLang's FlashAttention-3 on H200 and H100."""
-    table, of_aic = "h200_decode_attention", "aic_decode_attention"
+    measured of SGLang's FlashAttention-3 on H200 and H100, and of other engines' kernels and FP8 caches on H200."""
+    table = "h200_decode_attention"
     own = [_decode(row, "h200", "attn.decode@fa2", table) for row in rows(f"{table}.csv")]
     others = [
-        _decode(row, row["hardware"], f"attn.decode{'.mla' if row['d_qk'] != row['d_v'] else ''}@fa3", of_aic)
+        _decode(row, row["hardware"], _decode_class(row), of_aic)
+        for of_aic in ("aic_decode_attention", "aic_decode_engines")
         for row in rows(f"{of_aic}.csv")
     ]
     return [*own, *others]
+
+
+def _decode_class(row: Row) -> str:
+    latent, narrow = row["d_qk"] != row["d_v"], row.get("kv_dtype") == "fp8"
+    return f"attn.decode{'.mla' if latent else ''}{'.fp8' if narrow else ''}@{row['impl']}"
 
 
 def small_gemm() -> list[Sample]:
@@ -317,6 +327,35 @@ def small_streams() -> list[Sample]:
                 hardware="h200", cls=SMALL_CLASS[kind], work=(Streaming(read=read, written=size - read),),
                 seconds=number(row, "us_graph") * 1e-6 - GRAPH_GAP, table="h200_narrow",
                 label=f"{row['op']} {row['impl']} {size:.0f}", rested=1.0, resolution=0.0, held=len(before) % 2 == 0,
+            )
+        )  # fmt: skip
+    return out
+
+
+UNVECTORIZED = (
+    "mul_half", "silu_half", "silu_half_back", "mul_rotary", "neg_rotary", "copy_transposed", "to_fp32", "mul_rows",
+)  # fmt: skip
+EAGER_CLASS = dict.fromkeys(UNVECTORIZED, "elem.unvectorized") | {
+    "cat_rotary": "cat.unvectorized",
+    "adamw": "optimizer",
+}
+"""Ops of `measure_eager.py` -> class. Its vectorized ones, in the class `elem` from elsewhere, only compare."""
+
+
+def eager() -> list[Sample]:
+    """Kernels whose instructions, not bytes, decide: those for operands not next to each other, and AdamW."""
+    out = []
+    for row in rows("h200_eager.csv"):
+        cls = EAGER_CLASS.get(row["op"])
+        if cls is None:
+            continue
+        values, moved = number(row, "values"), number(row, "bytes")
+        out.append(
+            Sample(
+                hardware="h200", cls=cls, seconds=number(row, "busy_us") * 1e-6, table="h200_eager",
+                work=(Streaming(read=moved - moved / 3, written=moved / 3, values=values),),
+                label=f"{row['op']} {row['impl']} {row['m']} x {row['n']}", rested=1.0, resolution=2.5e-7,
+                held=row["held_out"] == "1",
             )
         )  # fmt: skip
     return out
@@ -395,5 +434,6 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *engine_experts(), *small_gemm(), *small_streams(), *fp8_split(), *decode_attention()]
+    own = [*h200, *moe_layer(), *engine_experts(), *small_gemm(), *small_streams(), *eager()]
+    own += [*fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

@@ -17,6 +17,7 @@ _TRAINING_LAYOUT = (
     "cp",
     "zero",
     "schedule",
+    "replicas",
     "recompute",
     "recompute_method",
     "recompute_layers",
@@ -51,14 +52,6 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
             yield _only_training(f"offload.{part.name}", value, "0", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
-    if s.job.precision.recipe == "fp8_tensor":
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value="fp8_tensor",
-            message="is not modelled of serving",
-            suggestion="use fp8 or bf16",
-        )
     if s.job.workload == "decode" and s.job.overlap != Overlap():
         yield Problem(
             rule="communication SMs",
@@ -99,6 +92,23 @@ def software(s: Scenario) -> Iterator[Problem]:
             value=own.all_reduce,
             message=f"{s.cluster.name} has no parameters of these kernels",
             suggestion=f"use one of {known}",
+        )
+
+
+DS_MLA = (512, 64)
+"""Widths of latents and of their rotary part that `fp8_ds_mla` lays out (deepseek-ai/FlashMLA, README, 2025-09)."""
+
+
+def cache_format(s: Scenario) -> Iterator[Problem]:
+    """Formats of the KV cache that are of latents only."""
+    m = s.model
+    if serving_of(s).kv_dtype == "fp8_ds_mla" and (m.kv_lora_rank, m.qk_rope_head_dim) != DS_MLA:
+        yield Problem(
+            rule="format of the KV cache",
+            key="serving.kv_dtype",
+            value="fp8_ds_mla",
+            message=f"is of latents of 512 and 64 values; {m.name} caches others",
+            suggestion="use fp8 or bf16",
         )
 
 
@@ -261,6 +271,14 @@ def slots(s: Scenario) -> Iterator[Problem]:
                 message=f"changes nothing: {why}",
                 suggestion="use 0",
             )
+    if serving.expert_weights != "recipe" and not model.is_moe:
+        yield Problem(
+            rule="stored weights",
+            key="serving.expert_weights",
+            value=serving.expert_weights,
+            message=f"changes nothing: {model.name} has no experts",
+            suggestion="use recipe",
+        )
     if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
         yield Problem(
             rule="copies of experts",

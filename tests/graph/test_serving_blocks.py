@@ -10,6 +10,7 @@ from simulator.engine.tasks import COMM, SYNC
 from simulator.graph.block import problems
 from simulator.graph.serving.shapes import ServingShapes, chosen_experts
 from simulator.inputs import load_scenario
+from simulator.memory.serving import kv_bytes_per_token
 from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Work
 from simulator.results.serving_metrics import model_flops
 from simulator.results.simulate import prepare
@@ -248,7 +249,7 @@ def test_kernels_of_few_bytes_are_of_the_classes_measured_so() -> None:
     few = {op.name: op.cls for op in ops(built("llama-3-8b-decode", "serving.sequences=1"), BlockKind.DENSE)}
     many = {op.name: op.cls for op in ops(built("llama-3-8b-prefill"), BlockKind.DENSE)}
     changed = {(many[name], cls) for name, cls in few.items() if name in many and many[name] != cls}
-    assert {("swiglu", "swiglu.small"), ("norm.fwd", "norm.small")} <= changed
+    assert {("elem.unvectorized", "elem.small"), ("norm.fwd", "norm.small")} <= changed
     assert "norm.fwd" not in few.values()
     assert "norm.small" not in many.values()
 
@@ -288,6 +289,20 @@ def test_a_fused_shared_expert_is_one_more_group_that_every_token_chooses() -> N
         op.work.flops for op in apart.values() if isinstance(op.work, Gemm)
     )
     assert all(isinstance(work, Gemm) and work.m == 4 for work in shared)
+
+
+def test_an_fp8_cache_is_half_as_large_and_has_kernels_of_its_own() -> None:
+    """Where its kernels were measured they price it; latents in FlashMLA's format keep scales and a rotary part."""
+    h200 = ("hardware=h200", "stack=trtllm")
+    model, plain = (built("llama-3-70b-decode", *h200, f"serving.kv_dtype={kind}") for kind in ("fp8", "bf16"))
+    core, wide = (next(op for op in ops(one, BlockKind.DENSE) if op.name == "attn.core") for one in (model, plain))
+    assert (core.cls, wide.cls) == ("attn.decode.fp8@trtllm", "attn.decode@trtllm")
+    assert isinstance(core.work, DecodeAttention)
+    assert isinstance(wide.work, DecodeAttention)
+    assert core.work.kv_bytes == wide.work.kv_bytes / 2
+    assert model.price(core).cost.calibrated
+    latents = load_scenario("deepseek-v3-decode-ep128", ["serving.kv_dtype=fp8_ds_mla"])
+    assert kv_bytes_per_token(latents) == pytest.approx(61 * 656)
 
 
 def test_norms_are_not_fused_where_nothing_is_reduced_or_much_is() -> None:
