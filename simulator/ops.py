@@ -237,11 +237,14 @@ class Streaming:
     read : bytes read [B].
     written : bytes written [B].
     blocks : CTAs of its grid (0: as many as fit).
+    values : values that instructions, not bytes, may limit: those of which a kernel computes every address, or much
+        more than their bytes take (0: bytes decide).
     """
 
     read: float
     written: float
     blocks: int = 0
+    values: float = 0.0
 
     @property
     def bytes(self) -> float:

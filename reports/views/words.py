@@ -25,6 +25,7 @@ PHASES = {
 BOUNDS = {
     "tensor": "tensor cores",
     "memory": "memory bandwidth",
+    "instructions": "instructions, address by address",
     "sm": "SMs granted to it",
     "nvlink": "NVLink bandwidth",
     "ib": "network bandwidth",
@@ -77,6 +78,8 @@ _CLASSES = {
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
     "elem.small": "elementwise, small",
+    "elem.unvectorized": "elementwise, not vectorized",
+    "cat.unvectorized": "concatenation, not vectorized",
     "norm.small": "norms, small",
     "swiglu.small": "SwiGLU, small",
     "rope.small": "rotary embedding, small",

@@ -38,6 +38,8 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "loss.bwd": ("loss", "softmax", "elem"),
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
+    "elem.unvectorized": ("elem",),
+    "cat.unvectorized": ("elem.unvectorized", "elem"),
     "elem.small": ("elem.norm_weight", "elem"),
     "swiglu.small": ("swiglu", "elem.small", "elem"),
     "norm.small": ("norm.fwd.residual", "norm.fwd", "elem"),

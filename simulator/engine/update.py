@@ -87,7 +87,7 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
     if away < 1:
-        work = Streaming(read=(1 - away) * read, written=(1 - away) * written)
+        work = Streaming(read=(1 - away) * read, written=(1 - away) * written, values=(1 - away) * mine)
         ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
     if away:
         ops.append(

@@ -24,6 +24,11 @@ def cast(elements: float, read: float, written: float) -> Streaming:
     return Streaming(read=elements * read, written=elements * written)
 
 
+def unvectorized(elements: float, read: float, written: float) -> Streaming:
+    """The same by PyTorch's kernel for operands that are not next to each other, class `elem.unvectorized`."""
+    return Streaming(read=elements * read, written=elements * written, values=elements)
+
+
 def elementwise(elements: float, read: float, written: float, *, per_cta: int = 512) -> Streaming:
     """The same by PyTorch's elementwise kernels: 128 threads of 4 elements (2 in some copies) make a CTA."""
     work = cast(elements, read, written)

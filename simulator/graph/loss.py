@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import cast
+from simulator.graph.linear import cast, unvectorized
 from simulator.graph.shapes import Shapes
 from simulator.ops import Facts, Gemm
 
@@ -108,7 +108,7 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
         builder.add("loss.fwd", "elem", work, count=kernels, saved=saved, **facts)
         return
     if how == "fp32":
-        builder.add("logits.to_fp32", "elem", cast(logits, BF16, FP32))
+        builder.add("logits.to_fp32", "elem.unvectorized", unvectorized(logits, BF16, FP32))
     work = cast(logits, KEPT[how], 0.0)
     builder.add("loss.fwd", "loss", work, saved=saved, reads_resident=True, saves_input=True, alive=alive)
 

@@ -181,10 +181,11 @@ def forward(s: Shapes) -> Segment:
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
-        ffn.activation_class(s.model),
-        ffn.activation_work(s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16),
+        cls,
+        work,
         saved=ffn.kept_activation(s, "moe", s.rows, inner),
         scales_with_load=True,
     )
@@ -235,12 +236,8 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     )  # fmt: skip
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
-    builder.add(
-        "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
-        ffn.activation_class(s.model),
-        ffn.activation_backward_work(s.rows, inner, gated=s.model.gated_mlp, again=again),
-        scales_with_load=True,
-    )
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, backward=True, again=again)
+    builder.add("moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd", cls, work, scales_with_load=True)
     if not order.in_pytorch(s) and not _weighs(s):
         work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
         builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)

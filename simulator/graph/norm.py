@@ -59,7 +59,8 @@ def norm_forward(
     """
     residual = residual and builder.stack.residual_fused
     if not builder.stack.norm_fused:
-        builder.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
+        wider = Streaming(read=tokens * width * BF16, written=tokens * width * FP32, values=tokens * width)
+        builder.add(f"{name}.to_fp32", "elem.unvectorized", wider)
         builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
         builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
