@@ -162,5 +162,6 @@ def _stream(
     if not builder.stack.swiglu_fused and cls in EAGER:
         passes, cls = EAGER[cls], "elem"
         each, facts = passes.work, {**facts, "launches": passes.kernels}
-    work = Streaming(read=values * each.read, written=values * each.written)
+    strided = values if cls == "quant.column" else 0.0  # it computes the address of every value
+    work = Streaming(read=values * each.read, written=values * each.written, values=strided)
     builder.add(name, cls, work, part=part, **facts)
