@@ -50,9 +50,7 @@ class Series:
         while len(sums) <= last:
             sums.append([0.0] * len(SERIES))
         if first == last:
-            row = sums[first]
-            for at, value in enumerate(values):
-                row[at] += value
+            sums[first] = [a + b for a, b in zip(sums[first], values, strict=True)]
             return
         span = until - since
         for number in range(first, last + 1):
@@ -161,9 +159,7 @@ class Recorder:
                 cached += sequence.hits
         made = engine.ahead * len(engine.decoding.members) + engine.decoding.extra
         values = (waiting * span, running * span, used * span, float(made), float(prompts), span, float(cached))
-        areas = self.areas
-        for at, value in enumerate(values):
-            areas[at] += value
+        self.areas = [a + b for a, b in zip(self.areas, values, strict=True)]
         self.series.add(since, until, values)
         self._until_kept -= 1
         if not self._until_kept:

@@ -76,7 +76,8 @@ class Engine(Running):
     @property
     def load(self) -> int:
         """Sequences in the engine."""
-        return self.running + len(self.prompts.waiting) + len(self.prompts.loading)
+        prompts = self.prompts
+        return len(self.decoding.members) + len(prompts.prefilling) + len(prompts.waiting) + len(prompts.loading)
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """A sequence arrives; `now` is not later than `until`."""
