@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 
 from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
@@ -21,26 +20,6 @@ from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import Serving
 from simulator.spec.stack import LIBRARY
-
-
-class LockStep:
-    """Step times of data-parallel ranks that run every step together, since they share their experts.
-
-    Sequences are spread evenly over the ranks, and a prompt's tokens stay on one rank; every rank takes as long as the
-    one with most work.
-    """
-
-    def __init__(self, times: StepTimes, ranks: int) -> None:
-        self._times, self._ranks = times, ranks
-
-    def decode(self, batch: int, context: float) -> Pace:
-        """See `StepTimes`."""
-        return self._times.decode(ceil(batch / self._ranks), context)
-
-    def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
-        """See `StepTimes`."""
-        most = max(ceil(tokens / self._ranks), min(tokens, ceil(2 * attended)))
-        return self._times.mixed(ceil(batch / self._ranks), context, most, attended)
 
 
 class Slowed:
@@ -70,7 +49,8 @@ class Deployment:
     room : KV cache of a GPU.
     tiers : where an engine's prefix cache goes on below HBM; None: nowhere.
     table : times of steps.
-    ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
+    ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own); sequences are
+        spread over them as the router spreads requests over engines.
     engines : engines in all.
     router : how requests are spread over them.
     prompts : engines that compute prompts up to their first tokens, where these here only go on from there.
@@ -124,12 +104,14 @@ class Deployment:
         return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)
 
     def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
-        times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
-        s = self.scheduler
+        s, balanced = self.scheduler, self.router == "least-load"
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
         drafts = chances(serving_of(self.scenario))
         every = range(self.engines)
-        made = [Engine(times, whole, self.blocks, recorder, drafts, seed, self.tiers) for seed in every]
+        made = [
+            Engine(self.table, whole, self.blocks, recorder, drafts, seed, self.tiers, self.ranks, balanced)
+            for seed in every
+        ]
         for number, engine in enumerate(made):
             engine.name = f"{called} {number}"
         return made
