@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
@@ -36,6 +37,10 @@ class Slowed:
     def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
         """See `StepTimes`."""
         return self._times.mixed(batch, context, tokens, attended) * self._factor
+
+
+Path = Literal["nic", "nvlink"]
+"""What a KV cache crosses between engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,21 +167,27 @@ def _small(scenario: Scenario) -> Scenario:
     return replace(scenario, job=replace(scenario.job, serving=small))
 
 
-def disaggregated(decoders: Deployment, prompts: Deployment) -> Deployment:
-    """Prompts on some engines, all that follows on others; KV caches travel over the NIC of every GPU.
+def disaggregated(decoders: Deployment, prompts: Deployment, path: Path = "nic") -> Deployment:
+    """Prompts on some engines, all that follows on others; KV caches travel over the NIC or NVLink of every GPU.
 
     Where both sides have the cache cut differently, the side with more of it on a GPU sets the pace.
 
     Raises
     ------
-    InputError : they serve different models.
+    InputError : they serve different models, or NVLink does not join all of them.
     """
     one, other = decoders.scenario, prompts.scenario
     if one.model.name != other.model.name or decoders.room.per_token <= 0:
         raise InputError(f"{one.name}: {one.model.name} cannot go on from a KV cache of {other.model.name}")
-    sides = ((decoders, one.cluster.node.nic), (prompts, other.cluster.node.nic))
-    each = max(side.room.per_token / nic.bandwidth for side, nic in sides)
-    latency = max(nic.latency for _, nic in sides)
+    most = one.cluster.node.gpus
+    if path == "nvlink" and (one.cluster.name != other.cluster.name or decoders.gpus + prompts.gpus > most):
+        raise InputError(
+            f"--kv-path nvlink: {decoders.gpus + prompts.gpus} GPUs: NVLink joins the {most} of a node of"
+            f" {one.cluster.name}; use nic"
+        )
+    sides = [(side, getattr(side.scenario.cluster.node, path)) for side in (decoders, prompts)]
+    each = max(side.room.per_token / link.bandwidth for side, link in sides)
+    latency = max(link.latency for _, link in sides)
     link = KvLink(seconds_per_token=each, latency=latency, layers=one.model.num_hidden_layers)
     return replace(decoders, prompts=prompts, link=link)
 
