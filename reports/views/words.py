@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.precision import Precision
     from simulator.spec.stack import Stack
 
 PHASES = {
@@ -24,6 +25,7 @@ PHASES = {
 BOUNDS = {
     "tensor": "tensor cores",
     "memory": "memory bandwidth",
+    "instructions": "instructions, address by address",
     "sm": "SMs granted to it",
     "nvlink": "NVLink bandwidth",
     "ib": "network bandwidth",
@@ -76,6 +78,8 @@ _CLASSES = {
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
     "elem.small": "elementwise, small",
+    "elem.unvectorized": "elementwise, not vectorized",
+    "cat.unvectorized": "concatenation, not vectorized",
     "norm.small": "norms, small",
     "swiglu.small": "SwiGLU, small",
     "rope.small": "rotary embedding, small",
@@ -101,6 +105,12 @@ _CLASSES = {
     "permute.reduce": "token permutation, reducing",
     "quant.chan_t": "casts to FP8, transposed",
     "quant.special": "casts to FP8, combined",
+    "quant.amax": "maxima for scales",
+    "quant.block": "casts to FP8, per block",
+    "quant.column": "casts to FP8, by columns",
+    "quant.mxfp8": "casts to MXFP8",
+    "quant.nvfp4": "casts to NVFP4",
+    "quant.row": "casts to FP8, per row",
     "quant.tensor": "casts to FP8, per tensor",
     "quant.token": "casts to FP8, per token",
     "rope": "rotary embedding",
@@ -117,11 +127,14 @@ _CLASSES = {
     "tensormap": "descriptors of grouped matmuls",
     "weight_t": "transposed FP8 weights",
 }
+_MULTIPLIED = {"bf16": "BF16", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 _FORMS = {
     "grouped": "routed experts",
     "wgrad": "weight gradients",
     "grouped_wgrad": "weight gradients, routed experts",
     "masked": "routed experts, masked",
+    "split": "input gradients",
+    "grouped.split": "input gradients, routed experts",
 }
 
 
@@ -140,7 +153,7 @@ def of_class(cls: str) -> str:
     if first != "gemm":
         return cls
     precision, _, form = rest.partition(".")
-    kind = "BF16" if precision.startswith("bf16") else "FP8"
+    kind = _MULTIPLIED.get(precision.partition("@")[0], "FP8")
     return f"{kind} matmul" + (f", {_FORMS.get(form, form)}" if form else "")
 
 
@@ -167,6 +180,7 @@ _MIXERS = {
     "csa": "with chosen entries",
     "hca": "with coarse entries",
     "delta": "with the delta rule",
+    "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "full": "with attention",
     "none": "without attention",
@@ -176,7 +190,8 @@ _MIXERS = {
 def of_block(kind: str) -> str:
     """A block: `MoE layer`, `dense layer with a window`."""
     mixer, _, ffn = kind.rpartition("+")
-    name = BLOCKS.get(ffn, "layer" if ffn == "none" else ffn)
+    plain, narrow = ffn.replace("-bf16", ""), "-bf16" in ffn
+    name = BLOCKS.get(plain, "layer" if plain == "none" else plain) + (" in BF16" if narrow else "")
     return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
 
 
@@ -294,6 +309,15 @@ _RECOMPUTED: dict[Module, str] = {
     "ops": "all of a layer but the attention core and every second GEMM",
     "layer": "whole layers",
 }
+
+
+def of_precision(precision: Precision) -> str:
+    """What GEMMs run in: `FP8`, `FP8 scaled by tensor`."""
+    from simulator.spec.precision import RECIPES
+
+    plain = "FP8" if precision.recipe == "fp8" else RECIPES[precision.recipe].words
+    layers = precision.bf16_first_layers + precision.bf16_last_layers
+    return plain + (f" ({counted(layers, 'layer')} in BF16)" if layers else "")
 
 
 def of_recompute(layout: Layout, stack: Stack) -> str:
