@@ -34,8 +34,8 @@ class Load:
     Parameters
     ----------
     hour : when it begins, as the file names it.
-    rate : its rate of requests, as a share of the rate that is sized for.
-    input, output : lengths of prompts and answers, over those that are sized for.
+    rate : its rate of requests, as a share of the rate of the sizing.
+    input, output : lengths of prompts and answers, over those of the sizing.
     """
 
     hour: str
@@ -146,7 +146,7 @@ def _share(cell: str, key: str, where: str) -> float:
     except ValueError:
         value = -1.0
     if not 1e-3 <= value <= 1e3:
-        raise InputError(f"{where}: {key}: {cell[:40]!r}: must be a share from 0.001 to 1000, 1 for what is sized for")
+        raise InputError(f"{where}: {key}: {cell[:40]!r}: must be a share from 0.001 to 1000, 1 for the load of size")
     return value
 
 
