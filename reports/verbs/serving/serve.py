@@ -7,6 +7,7 @@ from time import perf_counter
 import click
 
 from reports.verbs.options import (
+    Complete,
     job_argument,
     json_option,
     output_file,
@@ -23,8 +24,9 @@ TOO_MUCH = 3
 
 
 @click.command(
+    cls=Complete,
     epilog="Example: foretrain serve llama-3-8b-decode --set stack=vllm --requests poisson:4 --input-tokens 1024"
-    " --output-tokens uniform:0.8-1.0x256"
+    " --output-tokens uniform:0.8-1.0x256",
 )
 @job_argument
 @click.option(

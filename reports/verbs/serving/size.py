@@ -7,6 +7,7 @@ from time import perf_counter
 import click
 
 from reports.verbs.options import (
+    Complete,
     job_argument,
     json_option,
     output_file,
@@ -22,7 +23,8 @@ NONE_DOES = 3
 
 
 @click.command(
-    epilog="Example: foretrain size llama-3-8b-decode --set stack=vllm --slo ttft.p99=2,tpot.p99=0.05 --rate 20"
+    cls=Complete,
+    epilog="Example: foretrain size llama-3-8b-decode --set stack=vllm --slo ttft.p99=2,tpot.p99=0.05 --rate 20",
 )
 @job_argument
 @click.option(
