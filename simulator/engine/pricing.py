@@ -111,16 +111,24 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     gap = scenario.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
 
+    serves = scenario.workload.serves
+    reduces = not serves or scenario.job.layout.tp > 1 or stack.dispatcher in LIBRARY
+
+    def named(op: Op) -> Op:
+        """The op with the class of the software's kernel."""
+        cls = kernel_class(op.cls, stack, cluster.kernels)
+        return op if cls == op.cls else replace(op, cls=cls)
+
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            replace(op, cls=kernel_class(op.cls, stack, cluster.kernels)),
+            op,
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and scenario.workload.serves):
+        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
             slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
         else:
             slowed = isinstance(op.work, (Gemm, Attention))
@@ -131,8 +139,9 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     def compute(op: Op) -> Priced:
         own = left if stack.gemm_sms_reserved and isinstance(op.work, Gemm) else sms
         alone = cost_of(op, Share(sms=own), False)
-        shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
-        held = busy = alone.durations[0]
+        held = busy = shared = alone.durations[0]
+        if reduces:  # else no collective ever runs next to compute
+            shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
         if neighbour.sms or neighbour.traffic:
             held = cost_of(op, Share(sms=left), True).durations[0]
             busy = cost_of(op, Share(sms=left, partner_traffic=neighbour.traffic), True).durations[0]
@@ -141,12 +150,13 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     def priced(op: Op) -> Priced:
         key = (op.work, op.cls, f"{op.count}{op.stream}")
         if key not in memo:
+            run = named(op)
             if isinstance(op.work, AllToAll):
-                lone = cost_of(op, Share(sms=sms), False)
-                busy = cost_of(op, Share(sms=sms), True)
+                lone = cost_of(run, Share(sms=sms), False)
+                busy = cost_of(run, Share(sms=sms), True)
                 one = replace(lone, durations=(lone.durations[0], *busy.durations[:2], lone.durations[0]))
             else:
-                one = compute(op) if op.stream == "compute" else cost_of(op, Share(sms=sms), False)
+                one = compute(run) if op.stream == "compute" else cost_of(run, Share(sms=sms), False)
             memo[key] = one
         one = memo[key]
         return one if one.op is op else Priced(op=op, cost=one.cost, durations=one.durations)
