@@ -93,6 +93,24 @@ def _serving_gemm(cls: str, stack: Stack, software: ServingStack, kernels: Kerne
     return class_of(cls, "library", kernels.gemm) if own == "deepgemm" and found == cls else found
 
 
+def _named(op: Op, stack: Stack, kernels: Kernels) -> Op:
+    """The op with the class of the software's kernel."""
+    cls = kernel_class(op.cls, stack, kernels)
+    return op if cls == op.cls else replace(op, cls=cls)
+
+
+def _follows_clock(op: Op, cost: Cost, serves: bool) -> bool:
+    """Whether an op is a tensor kernel that lasts longer at a lower clock."""
+    if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
+        return cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
+    return isinstance(op.work, (Gemm, Attention))
+
+
+def _reduces(scenario: Scenario) -> bool:
+    """Whether a collective may run next to compute."""
+    return not scenario.workload.serves or scenario.job.layout.tp > 1 or scenario.stack.dispatcher in LIBRARY
+
+
 def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
@@ -111,13 +129,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     gap = scenario.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
 
-    serves = scenario.workload.serves
-    reduces = not serves or scenario.job.layout.tp > 1 or stack.dispatcher in LIBRARY
-
-    def named(op: Op) -> Op:
-        """The op with the class of the software's kernel."""
-        cls = kernel_class(op.cls, stack, cluster.kernels)
-        return op if cls == op.cls else replace(op, cls=cls)
+    serves, reduces = scenario.workload.serves, _reduces(scenario)
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
@@ -128,11 +140,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
-            slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
-        else:
-            slowed = isinstance(op.work, (Gemm, Attention))
-        if slowed:
+        if _follows_clock(op, cost, serves):
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
@@ -150,7 +158,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     def priced(op: Op) -> Priced:
         key = (op.work, op.cls, f"{op.count}{op.stream}")
         if key not in memo:
-            run = named(op)
+            run = _named(op, stack, cluster.kernels)
             if isinstance(op.work, AllToAll):
                 lone = cost_of(run, Share(sms=sms), False)
                 busy = cost_of(run, Share(sms=sms), True)

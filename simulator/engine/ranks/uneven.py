@@ -35,7 +35,7 @@ def columns_of(scenario: Scenario, pp: int) -> Columns:
     relative = _relative(scenario, ranks)
     names = list(range(ranks))
     if scenario.job.routing.kind in PERSISTENT and not slow.jitter:
-        first = np.stack([relative(0, 0), _of_nodes(relative(0, 0), scenario), np.arange(ranks) < slow.gpus])
+        first = np.stack([relative(0, 0), of_nodes(relative(0, 0), scenario), np.arange(ranks) < slow.gpus])
         names = sorted(np.unique(first, axis=1, return_index=True)[1].tolist())
     at = np.array(names)
     starts = (0,)
@@ -43,7 +43,7 @@ def columns_of(scenario: Scenario, pp: int) -> Columns:
         names=tuple(names),
         starts=starts,
         loads=_kept(lambda layer, microbatch: _with_mean(relative(layer, microbatch)[at])),
-        node_loads=_kept(lambda layer, microbatch: _with_mean(_of_nodes(relative(layer, microbatch), scenario)[at])),
+        node_loads=_kept(lambda layer, microbatch: _with_mean(of_nodes(relative(layer, microbatch), scenario)[at])),
         slowdown=_where(slow, pp, at, slow.slowdown),
         nic=_where(slow, pp, at, 1.0 / slow.nic),
         jitter=_jitter(slow, len(names)) if slow.jitter else None,
@@ -66,7 +66,7 @@ def _relative(scenario: Scenario, ranks: int) -> LoadsOfColumns:
     return _kept(lambda layer, microbatch: of(layer, microbatch).relative if layer >= 0 else np.ones(ranks))
 
 
-def _of_nodes(relative: Array, scenario: Scenario) -> Array:
+def of_nodes(relative: Array, scenario: Scenario) -> Array:
     """Load of each rank's node over the mean."""
     per_node = min(len(relative), scenario.cluster.node.gpus)
     if len(relative) % per_node:

@@ -37,10 +37,10 @@ def uneven_step(built: PricedModel, schedule: Schedule) -> UnevenStep:
     tasks = lower(mean, schedule)
     columns = columns_of(built.scenario, schedule.ranks)
     ran = run(tasks, mean, columns, Tables(mean, *range_of(built.scenario, columns)))
-    return UnevenStep(columns=columns, timeline=ran, tasks=_met(tasks, ran))
+    return UnevenStep(columns=columns, timeline=ran, tasks=met_tasks(tasks, ran))
 
 
-def _met(tasks: Tasks, ran: RankTimeline) -> Tasks:
+def met_tasks(tasks: Tasks, ran: RankTimeline) -> Tasks:
     """The tasks of the mean rank as its group makes them."""
     sequences = list(tasks.sequence)
     for task in ran.wait.keys() | ran.flows.keys():
