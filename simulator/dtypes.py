@@ -30,6 +30,10 @@ FP8_SCALED = FP8 + FP32 / FP8_TILE
 FP8_MATRIX = FP8 + FP32 / FP8_TILE**2
 """Bytes of one weight in FP8 with its part of an FP32 scale per block of 128 x 128 (the same section) [B]."""
 
+MXFP4 = 0.5 + 1.0 / 32
+"""Bytes of one weight in MXFP4: 4 bits, and an exponent for each 32 of them (OCP Microscaling Formats, version 1.0,
+section 5.2, 2023) [B]."""
+
 
 def fp8_bytes(elements: float) -> float:
     """Bytes of `elements` values in FP8 with one FP32 scale per 128 of them [B]."""

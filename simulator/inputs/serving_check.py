@@ -287,6 +287,14 @@ def slots(s: Scenario) -> Iterator[Problem]:
                 message=f"changes nothing: {why}",
                 suggestion="use 0",
             )
+    if serving.expert_weights != "recipe" and not model.is_moe:
+        yield Problem(
+            rule="stored weights",
+            key="serving.expert_weights",
+            value=serving.expert_weights,
+            message=f"changes nothing: {model.name} has no experts",
+            suggestion="use recipe",
+        )
     if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
         yield Problem(
             rule="copies of experts",

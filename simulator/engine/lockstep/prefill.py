@@ -21,7 +21,17 @@ from simulator.engine.priced_model import program_of
 from simulator.engine.program import Program
 from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import RankTimeline, run
-from simulator.engine.ranks.tables import CONDITIONS, FlowTable, Places, SequenceTable, Tables, places
+from simulator.engine.ranks.tables import (
+    Between,
+    FlowTable,
+    Places,
+    SequenceTable,
+    Tables,
+    interpolated,
+    places,
+    times_over,
+)
+from simulator.engine.ranks.under_way import padded
 from simulator.engine.ranks.uneven import of_nodes
 from simulator.engine.ranks.whole_step import met_tasks
 from simulator.engine.tasks import COMPUTE, LANES, Apart, Tasks
@@ -51,8 +61,8 @@ class _SentTable(FlowTable):
 
     share: Array
 
-    def at(self, rank: Places, node: Places) -> tuple[Array, Array]:
-        alone, busy = super(_SentTable, self).at(rank, node)
+    def at(self, place: Between) -> tuple[Array, Array]:
+        alone, busy = FlowTable(self.times).at(place)
         return np.maximum(alone, alone[-1] * self.share), np.maximum(busy, busy[-1] * self.share)
 
 
@@ -60,7 +70,7 @@ class _SentTable(FlowTable):
 class _OwnTable(SequenceTable):
     """Times of a sequence that depend on the prompts of a rank, not on its experts."""
 
-    def at(self, place: Places) -> Array:
+    def at(self, place: Places, pace: Array | None = None) -> Array:
         return self.times
 
 
@@ -104,12 +114,10 @@ class _PrefillTables(Tables):
         return mean, out
 
     def _own(self, sequences: Sequence[KernelSequence]) -> SequenceTable:
-        times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
-        if (times == times[0]).all():
-            return SequenceTable(times[:1])
-        below, part = places(self.sizes, self.share)
-        low = times[below]
-        return _OwnTable(low + part[:, None, None] * (times[below + 1] - low))
+        times, sensitive = times_over(sequences), any(each.sensitive for each in sequences)
+        if (times == times[:, :1]).all():
+            return SequenceTable(padded(times[:, :1]), sensitive)
+        return _OwnTable(padded(interpolated(times, places(self.sizes, self.share))), sensitive)
 
 
 def _columns(built: PricedModel, loads: RankLoads) -> Columns:
@@ -120,9 +128,10 @@ def _columns(built: PricedModel, loads: RankLoads) -> Columns:
         names=tuple(range(ranks)),
         starts=tuple(range(0, ranks, ep)),
         loads=lambda block, microbatch: np.append(loads.of(block, microbatch), 1.0),
-        node_loads=lambda block, microbatch: np.append(of_nodes(loads.of(block, microbatch), built.scenario), 1.0),
+        node_loads=lambda block, microbatch: np.append(of_nodes(loads.of(block, microbatch), ep, built.scenario), 1.0),
         slowdown=even,
         nic=even,
+        pace=even,
     )
 
 
