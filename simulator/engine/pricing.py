@@ -77,7 +77,15 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
-    return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
+    if cls.startswith(("norm.", "swiglu")):
+        return class_of(cls, stack.norm_kernels, kernels.stream)
+    return cls
+
+
+def _notices_clock(op: Op, cost: Cost) -> bool:
+    """Whether instructions decide between GEMMs. The update comes behind them: it draws less than the limit, and the
+    clock has risen again (AdamW in whole steps, `workloads/facts/h200_step_parts.csv`)."""
+    return cost.bound_by == "instructions" and op.segment != "optimizer"
 
 
 def decode_class(cls: str, kernels: Kernels) -> str:
@@ -103,7 +111,7 @@ def _follows_clock(op: Op, cost: Cost, serves: bool) -> bool:
     """Whether an op is a tensor kernel that lasts longer at a lower clock."""
     if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
         return cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
-    return isinstance(op.work, (Gemm, Attention))
+    return isinstance(op.work, (Gemm, Attention)) or _notices_clock(op, cost)
 
 
 def _reduces(scenario: Scenario) -> bool:
