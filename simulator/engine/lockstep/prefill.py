@@ -82,14 +82,14 @@ class _PrefillTables(Tables):
         few = np.unique(self.share)
         self.sizes = few if len(few) <= FINEST else np.linspace(few[0], few[-1], FINEST)
         super().__init__(built, loads, nodes)
-        self.sized = [self._sized(float(size)) for size in self.sizes] if len(few) > 1 else []
+        self.of_sizes = [self._of_size(float(size)) for size in self.sizes] if len(few) > 1 else []
 
     def _at(self, load: float) -> PricedModel:
         shapes = self.built.shapes
         assert isinstance(shapes, ServingShapes)
         return replace(self.built, blocks=build_blocks(at_load(shapes, load)))
 
-    def _sized(self, size: float) -> PricedModel:
+    def _of_size(self, size: float) -> PricedModel:
         """The model as a rank runs it that brings so many times the mean tokens."""
         scenario = self.built.scenario
         serving = serving_of(scenario)
@@ -100,9 +100,9 @@ class _PrefillTables(Tables):
     def of(self, step: Step) -> tuple[Program, list[SequenceTable | FlowTable]]:
         """The program of the step on a mean rank, and a table for each of its steps."""
         mean, tables = super().of(step)
-        if not self.sized:
+        if not self.of_sizes:
             return mean, tables
-        others = [program_of(model, step) for model in self.sized]
+        others = [program_of(model, step) for model in self.of_sizes]
         kinds = self.built.stages[0]
         out: list[SequenceTable | FlowTable] = []
         for at, (one, table) in enumerate(zip(mean.steps, tables, strict=True)):
