@@ -180,6 +180,7 @@ _MIXERS = {
     "csa": "with chosen entries",
     "hca": "with coarse entries",
     "delta": "with the delta rule",
+    "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "full": "with attention",
     "none": "without attention",
