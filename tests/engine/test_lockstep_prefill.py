@@ -35,7 +35,7 @@ def test_equal_ranks_take_a_mean_rank_s_step_to_the_last_digit(overlap: str) -> 
 
 def test_every_rank_waits_for_the_one_with_most_tokens_of_its_own() -> None:
     """Without overlap all that a rank computes before an all-to-all delays all others: the step is longer by at least
-    what the fullest rank computes beyond the mean, and less than if all ranks were as full."""
+    what the rank with most tokens computes beyond the mean, and less than if all ranks were as loaded."""
     one = "serving.two_batch_overlap=false"
     even, uneven = metrics(one, *APART), metrics(one, *APART, "serving.tokens_cv=0.2")
     more = max(token_shares(few(one, *APART, "serving.tokens_cv=0.2")))
