@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.scenario import Scenario
     from simulator.spec.stack import Stack
 
 PHASES = {
@@ -315,6 +317,24 @@ def of_routing(routing: Routing) -> str:
     return (
         f"popularity of experts sampled with a coefficient of variation of {routing.cv:g} in each layer{anew}"
         f" (seed {routing.seed})"
+    )
+
+
+def of_training_loads(scenario: Scenario) -> str:
+    """The same of a training job, with what others measured of gates that are balanced alike."""
+    from simulator.routing.published_loads import measured_at, taken_for
+
+    routing, taken = scenario.job.routing, taken_for(scenario.model)
+    text = of_routing(routing)
+    if taken is None or scenario.job.layout.ep == 1:
+        return text
+    if routing.kind == "sampled" and replace(routing, seed=0) == taken.at(0.0):
+        return f"{text}, as published of gates balanced alike"
+    if routing.kind != "uniform" or taken.even:
+        return text
+    return (
+        f"{text}. Others measured {measured_at(taken)} on the most loaded expert or rank (foretrain show loads); "
+        "--set routing.kind=published simulates that, --interval draws it"
     )
 
 
