@@ -1,7 +1,7 @@
 """How evenly gates load experts and ranks, as others measured it (`workloads/facts/expert_loads.toml`).
 
-Loads of a job's own gate are not known before it runs. What others measured depends most on how a gate is balanced: by a
-bias for each expert (DeepSeek-V3's way), by an auxiliary loss, or by dropping tokens.
+Loads of a job's own gate are not known before it runs. What others measured depends most on how a gate is balanced: by
+a bias for each expert (DeepSeek-V3's way), by an auxiliary loss, or by dropping tokens.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TakenLoads:
         side, part = (2, place) if place > 0.0 else (0, -place)
 
         def between(values: Sequence[float]) -> float:
-            return values[1] + part * (values[side] - values[1])
+            return (1.0 - part) * values[1] + part * values[side]
 
         return Routing(kind="sampled", cv=between(self.cv), microbatch_cv=between(self.microbatch_cv))
 
@@ -106,10 +106,9 @@ def published_loads() -> tuple[PublishedLoad, ...]:
 @cache
 def taken_loads() -> tuple[TakenLoads, ...]:
     """What jobs take, one for each way of balancing."""
-    return tuple(
-        TakenLoads(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
-        for row in _tables()["taken"]
-    )
+    lists = ("topk_methods", "cv", "microbatch_cv", "loads")
+    rows = [{**row, **{key: tuple(row[key]) for key in lists}} for row in _tables()["taken"]]
+    return tuple(TakenLoads(**row) for row in rows)
 
 
 def taken_for(model: ModelSpec) -> TakenLoads | None:

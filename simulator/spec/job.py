@@ -176,8 +176,8 @@ class Routing:
 
     `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
     are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
-    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`. `published`: sampled, as
-    others measured gates that are balanced alike (`simulator.routing.published_loads`); loading a job resolves it.
+    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`. `published`: sampled,
+    as others measured gates that are balanced alike (`simulator.routing.published_loads`); loading a job resolves it.
 
     A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
     that spread by 5 % are `sampled` with `cv` = 0.1.

@@ -13,7 +13,7 @@ from reports.verbs.options import json_option, print_json, print_report
 )
 @json_option
 def loads(as_json: bool) -> None:
-    """Published loads of experts and ranks, and the spreads that routing.kind=published and intervals take from them."""
+    """Published loads of experts and ranks, and what routing.kind=published and intervals take from them."""
     from reports.terminal.showing import load_tables as tables
     from simulator.routing.published_loads import published_loads, taken_loads
 
