@@ -338,6 +338,20 @@ def of_training_loads(scenario: Scenario) -> str:
     )
 
 
+UNEQUAL = 0.02
+"""From this share on by which the busiest rank exceeds the mean, it is said."""
+
+_COUNTED = re.compile(r"(\d+) (?:dense|moe)")
+
+
+def unequal(stages: Sequence[str], excess: float) -> str:
+    """How many stages there are, from how few to how many layers they have, and how much longer the busiest rank
+    computes."""
+    counts = [sum(int(number) for number in _COUNTED.findall(stage)) for stage in stages]
+    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{len(counts)} stages of {span} layers, the busiest rank computes {excess:.0%} longer than the mean"
+
+
 def setup(model: str, gpus: int | None, gpu: str) -> str:
     """What a report is about: `deepseek-v3 on 2,048 x H800 SXM 80GB`."""
     return f"{model} on {'?' if gpus is None else f'{gpus:,}'} x {gpu}"

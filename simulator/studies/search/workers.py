@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 from asyncio import CancelledError
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from simulator.errors import ForetrainError, InputError
 from simulator.studies.search.axes import Question, Scenarios
@@ -24,7 +24,7 @@ CHUNK = 256
 LEAST = 8
 """Fewest combinations that a worker takes at once, where no neighbours share prices: a hand-over takes time, too."""
 
-_WORTH_PROCESSES = 1.0
+WORTH_PROCESSES = 1.0
 """A search that takes longer is spread over processes, each of which takes about as long to start [s]."""
 
 _AHEAD = 4
@@ -39,6 +39,10 @@ class WorkersLostError(ForetrainError):
     """Whoever judged combinations is gone; what was judged stays."""
 
 
+_KILLED = "a worker process was killed, perhaps for want of memory; --jobs 1 needs the least"
+
+T = TypeVar("T")
+
 _judge: Judge | None = None
 
 
@@ -51,11 +55,16 @@ def chunks(asked: Question, done: set[int]) -> Iterator[tuple[int, ...]]:
             yield left
 
 
-def _begin(scenarios: Scenarios) -> None:
-    """A worker's start: it leaves Ctrl-C to its parent."""
-    global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
+def _leave_interrupts() -> None:
+    """A worker leaves Ctrl-C to its parent."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _begin(scenarios: Scenarios) -> None:
+    """A worker's start."""
+    global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
+    _leave_interrupts()
     _judge = Judge(scenarios)
 
 
@@ -75,7 +84,7 @@ def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> G
     """One chunk after the other in this process; once their start is worth it, what is left over `jobs` processes."""
     judge, began = Judge(scenarios), monotonic()
     for at, numbers in enumerate(left):
-        if monotonic() - began > _WORTH_PROCESSES:
+        if monotonic() - began > WORTH_PROCESSES:
             yield from pool(scenarios, left[at:], min(jobs, len(left) - at))
             return
         yield judge(numbers)
@@ -95,9 +104,22 @@ def pool(scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int) -> Gene
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        raise WorkersLostError(
-            "a worker process was killed, perhaps for want of memory; --jobs 1 needs the least"
-        ) from None
+        raise WorkersLostError(_KILLED) from None
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        context.end()
+
+
+def each(work: Callable[[int], T], numbers: Sequence[int], jobs: int) -> Generator[T, None, None]:
+    """`work` of every number over `jobs` processes, in order. Raises WorkersLostError where one of them is killed."""
+    from simulator.studies.search.spawn import Spawning
+
+    context = Spawning()
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts)
+    try:
+        yield from executor.map(work, numbers)
+    except BrokenProcessPool:
+        raise WorkersLostError(_KILLED) from None
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         context.end()
