@@ -274,7 +274,7 @@ def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator
             f"{waits.mean_load[at]:.3f}",
             unit.of(float(waits.caused[at].sum())),
             unit.of(float(waits.waited[at].sum())),
-            str(layer) if layer >= 0 else "gradients",
+            words.layer_name(layer),
         )
     total = sum(waits.by_cause.values())
     parts = ", ".join(

@@ -246,6 +246,11 @@ def unit_for(longest: float) -> Unit:
     return Unit("s", 1.0) if longest >= 1.0 else Unit("ms", 1e-3)
 
 
+def layer_name(layer: int) -> str:
+    """A layer's number; of gradients and parameters, which have none, their name."""
+    return str(layer) if layer >= 0 else "gradients"
+
+
 WAITS = {"load": "uneven loads", "hardware": "slow hardware", "jitter": "late hosts"}
 """Why ranks wait for others."""
 
