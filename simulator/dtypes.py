@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Dtype = Literal["fp32", "bf16", "fp16", "fp8", "e5m6", "int32", "int64"]
+Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp8_ds_mla", "e5m6", "int32", "int64"]
 
 WIDTH: dict[Dtype, float] = {
     "fp32": 4.0,
     "bf16": 2.0,
     "fp16": 2.0,
     "fp8": 1.0,
+    "fp8_ds_mla": 656 / 576,  # 512 values in FP8, 4 FP32 scales, 64 in BF16 (deepseek-ai/FlashMLA, README, 2025-09)
     "e5m6": 1.5,  # DeepSeek-V3's 12-bit format for the attention output (arXiv 2412.19437, section 3.3.3)
     "int32": 4.0,
     "int64": 8.0,
@@ -28,6 +29,10 @@ FP8_SCALED = FP8 + FP32 / FP8_TILE
 """Bytes of one activation in FP8 with its part of an FP32 scale per tile of 1 x 128 (the same section) [B]."""
 FP8_MATRIX = FP8 + FP32 / FP8_TILE**2
 """Bytes of one weight in FP8 with its part of an FP32 scale per block of 128 x 128 (the same section) [B]."""
+
+MXFP4 = 0.5 + 1.0 / 32
+"""Bytes of one weight in MXFP4: 4 bits, and an exponent for each 32 of them (OCP Microscaling Formats, version 1.0,
+section 5.2, 2023) [B]."""
 
 
 def fp8_bytes(elements: float) -> float:

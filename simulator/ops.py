@@ -6,10 +6,10 @@ segment on one stream. Kernels of one stream run in order; across streams an op 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
-from simulator.dtypes import BF16, FP8
+from simulator.dtypes import BF16, FP8, WIDTH
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -44,6 +44,7 @@ class Gemm:
     groups : number of GEMMs in the kernel.
     rows : tokens of each group before padding, of a grouped or masked GEMM (empty: equal).
     out_bytes : width of an output value [B].
+    weight_bytes : width of a weight value where it is stored narrower than GEMMs multiply it (0: as the operands) [B].
     split : partial sums of FP8 are added up outside the tensor cores (gradients in software that asks for it).
     """
 
@@ -56,6 +57,7 @@ class Gemm:
     rows: tuple[int, ...] = ()
     out_bytes: float = 2.0
     split: bool = field(default=False, repr=False)
+    weight_bytes: float = field(default=0.0, repr=False)
 
     @property
     def flops(self) -> float:
@@ -112,6 +114,10 @@ class Attention:
     window : keys that a query attends to, itself included [tokens] (0: all earlier ones).
     chunk : tokens of a chunk whose keys its queries attend to (0: all earlier ones).
     cached : keys before the first query of the sequence [tokens].
+    entries : keys that each stand for several tokens, to which queries attend besides [1]; the queries' positions among
+        them are as their positions among the tokens.
+    chosen : entries that a query attends to at most (0: all earlier ones).
+    cached_entries : entries before the first query.
     precision : format of the operands.
     """
 
@@ -127,7 +133,19 @@ class Attention:
     window: int = field(default=0, repr=False)  # calibration splits its samples by their text: it must not change
     chunk: int = field(default=0, repr=False)
     cached: int = field(default=0, repr=False)
+    entries: int = field(default=0, repr=False)
+    chosen: int = field(default=0, repr=False)
+    cached_entries: int = field(default=0, repr=False)
     precision: Literal["bf16", "fp8"] = "bf16"
+
+    def with_entries(self, entries: int, chosen: int, cached: int = 0) -> Attention:
+        """The same with so many entries of several tokens besides, of which each query sees at most `chosen`."""
+        return replace(self, entries=entries, chosen=chosen, cached_entries=cached)
+
+    @property
+    def seen_entries(self) -> float:
+        """Entries of several tokens that a query attends to, mean."""
+        return seen_keys(self.cached_entries, self.entries, self.chosen)
 
     @property
     def is_banded(self) -> bool:
@@ -144,15 +162,17 @@ class Attention:
         """FLOP over the full square of scores, or the whole band of a window or chunk [FLOP]."""
         if self.is_banded:
             reach = 2.0 * seen_keys(0, self.seq_kv, 0, self.chunk) if self.chunk else float(self.window)
-            return self.batch * self.heads * self.seq_q * reach * self.flops_per_pair
-        return float(self.batch * self.heads * self.seq_q * self.seq_kv) * self.flops_per_pair
+        else:
+            reach = float(self.seq_kv)
+        reach += min(self.entries, self.chosen or self.entries)
+        return self.batch * self.heads * self.seq_q * reach * self.flops_per_pair
 
     @property
     def flops(self) -> float:
         """FLOP of the pairs that the mask leaves, the diagonal counted by one half [FLOP]."""
-        if not self.causal or not (self.is_banded or self.cached):
+        if not self.causal or not (self.is_banded or self.cached or self.entries):
             return self.flops_full * (0.5 if self.causal else 1.0)
-        keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk)
+        keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk) + self.seen_entries
         return self.batch * self.heads * self.seq_q * keys * self.flops_per_pair
 
 
@@ -182,7 +202,7 @@ class DecodeAttention:
     d_v: int
     kv_len: int
     q_len: int = 1
-    kv_dtype: Literal["bf16", "fp8"] = "bf16"
+    kv_dtype: Literal["bf16", "fp8", "fp8_ds_mla"] = "bf16"
     latent: bool = False
     lengths: tuple[int, ...] = ()
 
@@ -200,7 +220,7 @@ class DecodeAttention:
     def kv_bytes(self) -> float:
         """Keys and values of all sequences, read once [B]."""
         entries = self.d_qk if self.latent else self.d_qk + self.d_v
-        return self.keys * self.kv_heads * entries * (1.0 if self.kv_dtype == "fp8" else 2.0)
+        return self.keys * self.kv_heads * entries * WIDTH[self.kv_dtype]
 
     @property
     def bytes(self) -> float:

@@ -214,9 +214,8 @@ def gemm_bytes(work: Gemm) -> float:
     size = work.operand_bytes
     weight = float(work.n) * work.k
     if work.form in ("grouped", "masked"):
-        return (
-            size * (work.valid_rows * work.k + busy_groups(work) * weight) + work.out_bytes * work.valid_rows * work.n
-        )
+        weights = (work.weight_bytes or size) * busy_groups(work) * weight
+        return size * work.valid_rows * work.k + weights + work.out_bytes * work.valid_rows * work.n
     groups = work.groups if work.form == "grouped_wgrad" else 1
     passes = 2.0 if work.form in ("wgrad", "grouped_wgrad") else 1.0
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
@@ -324,5 +323,5 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
             ("traffic_factor", slow),
         ),
         source=source,
-        calibrated=calibrated,
+        calibrated=calibrated and not work.weight_bytes,
     )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import recurrent
+from simulator.graph.mixers import chosen, compressed, recurrent
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import router, travel
 from simulator.spec.mixer import BlockKind, Mixer
+
+
+def _latent(s: Shapes) -> ModuleType:
+    """Latent attention to all tokens, or to chosen ones."""
+    return chosen if s.model.mixer_of(0) is Mixer.SPARSE else mla
 
 
 def _attention(s: Shapes) -> SegmentBuilder:
@@ -21,7 +27,9 @@ def _attention(s: Shapes) -> SegmentBuilder:
         return builder
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.forward(s)
-    return mla.forward(s) if s.model.is_mla else attention.forward(s)
+    if s.model.shared_key_value:
+        return compressed.forward(s)
+    return _latent(s).forward(s) if s.model.is_mla else attention.forward(s)
 
 
 def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
@@ -30,7 +38,9 @@ def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         return builder.done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.backward(builder, s)
-    return mla.backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
+    if s.model.shared_key_value:
+        return compressed.backward(builder, s)
+    return _latent(s).backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
 
 
 def _attention_weights(s: Shapes) -> Segment:
@@ -38,7 +48,9 @@ def _attention_weights(s: Shapes) -> Segment:
         return SegmentBuilder("attn.W", "W", s).done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.weights(s)
-    return mla.weights(s) if s.model.is_mla else attention.weights(s)
+    if s.model.shared_key_value:
+        return compressed.weights(s)
+    return _latent(s).weights(s) if s.model.is_mla else attention.weights(s)
 
 
 def build_layer(kind: BlockKind, s: Shapes) -> Block:

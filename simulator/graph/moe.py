@@ -16,6 +16,7 @@ from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise, row_scales
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -63,18 +64,22 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
             home = ()
-    add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
+    if hyper.mixes(s):
+        hyper.leave(builder, "ffn", s, after=home)
+    else:
+        add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
 
 def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
-    """`out.B`: the gradient of that sum, before the experts' backward."""
-    if not order.every_copy_travels(s):
-        return ()
+    """`out.B`: the gradient of that sum, and of the streams', before the experts' backward."""
     builder = SegmentBuilder("out.B", "I", s)
-    order.merge_at_home_backward(builder, s)
-    return (builder.done(),)
+    hyper.leave_backward(builder, "ffn", s)
+    if order.every_copy_travels(s):
+        order.merge_at_home_backward(builder, s)
+    done = builder.done()
+    return (done,) if done.ops else ()
 
 
 def forward_end(s: Shapes) -> str:

@@ -54,18 +54,21 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     vocabulary = model.vocab_size * model.hidden_size // tp
     if kind.is_layer:
         p = model.layer_parameters(kind)
-        split = (p.attention + p.shared_expert + p.dense_ffn) // tp
-        attention = sum(k * n for k, n in model.of_kind(kind).attention_matrices().values())
+        own = model.of_kind(kind)
+        whole = own.replicated_weights
+        split = (p.attention - whole + p.shared_expert + p.dense_ffn) // tp + whole
+        attention = sum(k * n for k, n in own.attention_matrices().values()) - whole
         return Held(
-            dense=split + p.norms + p.router,
+            dense=split + p.norms + p.router + p.hyper_connections,
             experts=p.routed_expert // (layout.ep * layout.etp),
-            matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
+            matrices=(attention + p.shared_expert + p.dense_ffn) // tp + whole,
         )
     if kind == BlockKind.EMBED:
         return Held(dense=vocabulary + model.learned_positions)
     if kind == BlockKind.HEAD:
         bias = model.vocab_size // tp if model.head_bias else 0
-        return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
+        own_weights = model.norm_weights + bias + model.collapse_parameters
+        return Held(dense=own_weights + (0 if model.tie_word_embeddings else vocabulary))
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
     return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
 
@@ -102,5 +105,5 @@ def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> l
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else each[kind])
+        held.append(Held(dense=model.norm_weights + model.collapse_parameters) if again else each[kind])
     return held

@@ -310,7 +310,7 @@ def _stragglers(s: Scenario) -> Iterator[Problem]:
         ("slowdown", slow.slowdown, 1.0, slow.gpus > 0, "gpus"),
         ("nic", slow.nic, 1.0, slow.gpus > 0, "gpus"),
         ("stage", slow.stage, 0, slow.gpus > 0, "gpus"),
-        ("seed", slow.seed, 0, slow.jitter > 0.0, "jitter"),
+        ("seed", slow.seed, 0, slow.jitter > 0.0 or slow.clocks == "drawn", "jitter"),
     )
     for key, value, usual, used, needs in idle:
         if value != usual and not used:
@@ -322,6 +322,32 @@ def _stragglers(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set stragglers.{needs}",
                 severity="warning",
             )
+    yield from _clocks(s)
+
+
+def _clocks(s: Scenario) -> Iterator[Problem]:
+    """What says how many GPUs are simulated, and at which clocks, must have a use."""
+    slow, power = s.job.stragglers, s.cluster.gpu.power
+    if slow.clocks == "drawn" and (power is None or not power.spread):
+        what = "no power model" if power is None else "gpu.power.spread = 0"
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.clocks",
+            value=slow.clocks,
+            message=f"does nothing: {s.cluster.name} has {what}",
+            suggestion="use slowest",
+            severity="warning",
+        )
+    apart = slow.any or (s.job.layout.ep > 1 and s.job.routing.kind != "uniform")
+    if slow.groups == "all" and slow.clocks == "slowest" and not apart:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.groups",
+            value=slow.groups,
+            message="does nothing while all GPUs are alike",
+            suggestion="set routing.kind, stragglers.gpus, stragglers.jitter or stragglers.clocks",
+            severity="warning",
+        )
 
 
 def _dense_problem(key: str, value: int, model: str) -> Problem:
@@ -384,6 +410,8 @@ def _heads(s: Scenario) -> Iterator[Problem]:
         seen.add((heads, kv))
         if heads % tp:
             yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif layer.o_groups % tp:
+            yield _width_problem("layout.tp", tp, "groups of heads that are projected together", layer.o_groups)
         elif not layer.is_mla and kv % tp and tp % kv:
             yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
@@ -603,7 +631,7 @@ WITHIN: tuple[tuple[Module, Module], ...] = (
 def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
     """Modules that not every model has: whether this one does, and what they are in words."""
     model = s.model
-    latent = (model.is_mla, "the up-projections of latent attention")
+    latent = (model.is_mla or model.shared_key_value, "the up-projections of latent attention")
     experts = (model.is_moe, "routed experts")
     return {
         "mla_up": latent,
@@ -679,6 +707,7 @@ def _memory(s: Scenario) -> Iterator[Problem]:
 _SERVING: tuple[Rule, ...] = (
     serving_check.training_keys,
     serving_check.software,
+    serving_check.cache_format,
     _world,
     _experts,
     serving_check.slots,

@@ -64,6 +64,8 @@ CLUSTER: Mapping[str, Range] = {
     "node.host.bandwidth": _BANDWIDTH,
     "node.host.peak": _BANDWIDTH,
     "node.host.memory_bandwidth": _BANDWIDTH,
+    "node.host.disk_bandwidth": Range(low=0, high=1e14, unit="B/s", factors=("e9", "e12")),
+    "node.host.disk_bytes": Range(low=0, high=1e16, unit="B", factors=("e9", "e12")),
     "node.host.memory_bytes": Range(low=1e9, high=1e15, unit="B", factors=("e9", "e12")),
 }
 
@@ -78,6 +80,8 @@ STACK: Mapping[str, Range] = {
     "host_graph": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_backward": Range(low=0.1, high=10),
     "scheduler.reserved_output": Range(low=0, high=1),
+    "scheduler.host_cache": Range(low=0, high=1e15, unit="B", factors=("e9", "e12")),
+    "scheduler.disk_cache": Range(low=0, high=1e15, unit="B", factors=("e9", "e12")),
     "scheduler.captured_prefill": _NOT_NEGATIVE,
     "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
     "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
@@ -139,6 +143,9 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "index_n_heads",
         "index_head_dim",
         "index_topk",
+        "o_groups",
+        "o_lora_rank",
+        "num_hash_layers",
         "linear_num_key_heads",
         "linear_num_value_heads",
         "linear_key_head_dim",
@@ -156,6 +163,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
 ) | {
     "num_hidden_layers": Range(low=1, high=1024),
     "num_nextn_predict_layers": Range(low=0, high=256),
+    "hc_mult": Range(low=1, high=64),
     "partial_rotary_factor": Range(low=0, high=1),
     "full_rotary_factor": Range(low=0, high=1),
 }

@@ -114,12 +114,16 @@ class Host:
     peak : figure of the data sheet, for reports only [B/s].
     memory_bandwidth : attainable of the CPU's memory [B/s].
     memory_bytes : size of it [B].
+    disk_bandwidth : attainable of reads from its local disks [B/s]; 0: it has none.
+    disk_bytes : size of these [B].
     """
 
     bandwidth: float
     peak: float
     memory_bandwidth: float
     memory_bytes: float
+    disk_bandwidth: float = 0.0
+    disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,16 +8,19 @@ none, where tensor-parallel ranks hold all tokens and sum up what their experts 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
+from simulator.dtypes import BF16, FP8, FP32, MXFP4, fp8_bytes
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, gemm_class, precision_of
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import add_residual, sum_of_two
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
+from simulator.graph.tokens.router import look_up
 from simulator.ops import RECEIVED, SENT, AllToAll, Collective, Fixed, Gemm, Notify, Streaming
 
 INDEX = 8.0
@@ -54,7 +57,7 @@ def tokens_of(s: ServingShapes) -> int:
 
 def runs_shared(s: ServingShapes) -> bool:
     """Whether each rank runs the shared experts on its own tokens; else some of the slots hold them."""
-    return bool(s.model.shared_width) and not s.serving.shared_slots
+    return bool(s.model.shared_width) and not s.serving.shared_slots and not s.fuses_shared
 
 
 def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
@@ -66,7 +69,10 @@ def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
         builder.add("router.scores", "router.scores", cast(t * experts, FP32, FP32), count=2)
         chosen = cast(t * s.model.num_experts_per_tok, FP32, FP32)
         builder.add("router.weights", "elem", chosen, count=EAGER_WEIGHTS)
-    builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
+    if s.model.num_hash_layers:
+        look_up(builder, s)
+    else:
+        builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
     if s.fp8 and s.all_to_all and not s.decodes:
         builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
     if _by_copies(s):
@@ -98,7 +104,8 @@ def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllT
 def _dispatch(s: ServingShapes) -> Segment:
     """`dispatch.F`. Low-latency kernels cast, count and send in one, and receive in another (DeepEP's README)."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
-    last = "moe.dispatch.quant" if s.fp8 and not s.decodes else "router.topk"
+    last = "router.table" if s.model.num_hash_layers else "router.topk"
+    last = "moe.dispatch.quant" if s.fp8 and not s.decodes else last
     last = "moe.dispatch.send" if s.decodes else last
     notify = Notify(ranks=s.job.layout.ep, tokens=tokens_of(s))
     if s.decodes:
@@ -144,52 +151,44 @@ def _shared(s: ServingShapes) -> Segment:
 
 def _expert_gemm(s: ServingShapes, n: int, k: int) -> tuple[str, Gemm]:
     """Class and work of one GEMM over the experts that have rows."""
-    precision = precision_of(s.recipe)
+    precision, stored = precision_of(s.recipe), MXFP4 if s.serving.expert_weights == "mxfp4" else 0.0
     if s.decodes and s.software.masked:
         each = max(1, round(s.rows / s.local_experts))
         idle = s.local_experts - s.active
         rows = (round(s.rows / s.active),) * s.active + (0,) * idle if idle else ()
         work = Gemm(m=each, n=n, k=k, precision=precision, form="masked", groups=s.local_experts, rows=rows)
-        return gemm_class(s.recipe, ".masked"), work
-    work = Gemm(m=s.rows, n=n, k=k, precision=precision, form="grouped", groups=min(s.active, s.rows))
-    return gemm_class(s.recipe, ".grouped"), work
+        return gemm_class(s.recipe, ".masked"), replace(work, weight_bytes=stored)
+    m, groups = _rows(s), min(s.active, s.rows) + s.fuses_shared
+    work = Gemm(m=m, n=n, k=k, precision=precision, form="grouped", groups=groups)
+    return gemm_class(s.recipe, ".grouped"), replace(work, weight_bytes=stored)
+
+
+def _rows(s: ServingShapes) -> int:
+    """Rows of the experts' GEMMs: those of a shared expert that they hold, too."""
+    return s.rows + (s.tokens if s.fuses_shared else 0)
+
+
+def _gathers_rows(s: ServingShapes) -> bool:
+    """Whether the experts' GEMMs gather their rows by themselves, so that nothing permutes tokens (Triton's)."""
+    return not s.all_to_all and s.software.experts == "triton"
 
 
 def _experts(s: ServingShapes) -> Segment:
     """`mlp.F`: the two GEMMs of the routed experts, with the kernels that sort rows by expert where none is masked."""
     h, inner = s.model.hidden_size, s.model.moe_intermediate_size // s.job.layout.etp
-    laid_out = _laid_out(s)
+    laid_out, own = _laid_out(s), _gathers_rows(s)
     builder = SegmentBuilder("mlp.F", "F", s)
-    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
-    width = fp8_bytes(h) if s.fp8 else h * BF16
-    if _by_copies(s):
-        moved = Streaming(read=s.rows * width, written=s.rows * width)
-        builder.add("moe.dispatch.receive", RECEIVED, moved, after=after, scales_with_load=True)
-        after = ()
-    if s.gathers:
-        builder.add("moe.gather", "comm.ep.all_gather", _gathered(s, "all_gather"))
+    after = _arrived(builder, s)
     if not laid_out:
-        if s.software.router_fused and not s.all_to_all:
-            ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
-            builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
-        elif s.software.router_fused:
-            builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
-            builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
-        else:
-            ids = cast(s.rows, INDEX, INDEX)
-            builder.add(
-                "moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True
-            )
-        moved = Streaming(read=s.received * width, written=s.rows * width)
-        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+        _sort(builder, s, after)
         after = ()
     cls, work = _expert_gemm(s, inner * (2 if s.model.gated_mlp else 1), h)
     builder.add("moe.up_gate", cls, work, after=after, scales_with_load=True)
-    gated(builder, "moe", s, s.rows, inner, routed=True)
+    gated(builder, "moe", s, _rows(s), inner, routed=True, cast_apart=own)
     cls, work = _expert_gemm(s, h, inner)
     builder.add("moe.down", cls, work, scales_with_load=True)
     if not laid_out:
-        moved = Streaming(read=s.rows * h * BF16, written=s.received * h * BF16)
+        moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
         builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
     if _by_copies(s):
         moved = Streaming(read=s.rows * h * BF16, written=s.rows * h * BF16)
@@ -197,6 +196,42 @@ def _experts(s: ServingShapes) -> Segment:
     if s.gathers:
         builder.add("moe.scatter", "comm.ep.reduce_scatter", _gathered(s, "reduce_scatter"))
     return builder.done()
+
+
+def _arrived(builder: SegmentBuilder, s: ServingShapes) -> tuple[str, ...]:
+    """What brings the rows to their experts, if it holds SMs; what the next op waits for."""
+    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
+    if _by_copies(s):
+        moved = Streaming(read=s.rows * _width(s), written=s.rows * _width(s))
+        builder.add("moe.dispatch.receive", RECEIVED, moved, after=after, scales_with_load=True)
+        after = ()
+    if s.gathers:
+        builder.add("moe.gather", "comm.ep.all_gather", _gathered(s, "all_gather"))
+    return after
+
+
+def _width(s: ServingShapes) -> float:
+    """Bytes of a token as the experts read it [B]."""
+    h = s.model.hidden_size
+    return fp8_bytes(h) if s.fp8 else h * BF16
+
+
+def _sort(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> None:
+    """Rows in the order of experts: their ids sorted, then the rows moved, unless the GEMM gathers them."""
+    if s.software.router_fused and not s.all_to_all:
+        ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
+        builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
+    elif s.software.router_fused:
+        builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
+        builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
+    else:
+        ids = cast(s.rows, INDEX, INDEX)
+        builder.add("moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True)
+    if not _gathers_rows(s):
+        moved = Streaming(read=s.received * _width(s), written=s.rows * _width(s))
+        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+    elif s.fp8:
+        builder.add("moe.quant", "quant.token", cast(s.received * s.model.hidden_size, BF16, FP8))
 
 
 def _gathered(s: ServingShapes, kind: Literal["all_gather", "reduce_scatter"]) -> Collective:
@@ -219,5 +254,8 @@ def _out(s: ServingShapes) -> Segment:
         after = ()
     if not s.brings_own:
         add_up(builder, "moe", s, s.tokens, h)
-    add_residual(builder, "moe", s, h, after=after)
+    if hyper.mixes(s):
+        hyper.leave(builder, "ffn", s, "", after=after)
+    else:
+        add_residual(builder, "moe", s, h, after=after)
     return builder.done()

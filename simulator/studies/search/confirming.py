@@ -11,7 +11,7 @@ from simulator.plugins import registered_by_script
 from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import RANKS, Candidate, Rank, fault, latency_of
-from simulator.studies.search.workers import WORTH_PROCESSES, cores, each
+from simulator.studies.search.workers import WORTH_PROCESSES, cores, leave_interrupts, pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,7 @@ class Confirmed:
 class _Ran:
     """What the engine says of one combination; `fault`: why it says nothing."""
 
+    number: int
     metrics: dict[str, float]
     stages: tuple[str, ...] = ()
     excess: float = 0.0
@@ -60,22 +61,25 @@ def _run(scenarios: Scenarios, number: int) -> _Ran:
     try:
         result = simulate(scenarios.of(number))
     except Exception as error:
-        return _Ran(metrics={}, fault=fault(error))
+        return _Ran(number=number, metrics={}, fault=fault(error))
     busy = [rank.compute_busy for rank in result.ranks]
     mean = sum(busy) / len(busy) if busy else 0.0
     return _Ran(
-        metrics=result.metrics, stages=tuple(result.stages), excess=max(busy, default=0.0) / mean - 1.0 if mean else 0.0
+        number=number,
+        metrics=result.metrics,
+        stages=tuple(result.stages),
+        excess=max(busy, default=0.0) / mean - 1.0 if mean else 0.0,
     )
 
 
 def _all(scenarios: Scenarios, numbers: Sequence[int], jobs: int | None) -> Iterator[_Ran]:
-    """All of them in order: the first in this process, the others over processes if that is worth their start."""
+    """All of them: the first in this process, the others in any order over processes if that is worth their start."""
     began, run = monotonic(), partial(_run, scenarios)
     first, left = numbers[:1], numbers[1:]
     yield from map(run, first)
     many = 1 if registered_by_script() else min(jobs or cores(), len(left))
     worth = jobs is not None or (monotonic() - began) * len(left) > WORTH_PROCESSES
-    yield from each(run, left, many) if many > 1 and worth else map(run, left)
+    yield from pool(run, left, many, leave_interrupts) if many > 1 and worth else map(run, left)
 
 
 def confirm(
@@ -91,17 +95,16 @@ def confirm(
 
     One that cannot be run by it is left out, and `failed` is shown why.
     """
-    scenarios, ran = Scenarios(asked), []
-    for at, (one, found) in enumerate(
-        zip(candidates, _all(scenarios, [c.number for c in candidates], jobs), strict=True)
-    ):
-        if not found.fault:
-            ran.append((at + 1, one, found))
-        elif failed is not None:
-            failed(f"combination {one.number} cannot be confirmed: {found.fault}")
+    found: dict[int, _Ran] = {}
+    for ran in _all(Scenarios(asked), [one.number for one in candidates], jobs):
+        found[ran.number] = ran
         if progress is not None:
-            progress((at + 1) / len(candidates))
-    return _placed(asked, ran, rank or RANKS[asked.serves][0])
+            progress(len(found) / len(candidates))
+    if failed is not None:
+        for number in (one.number for one in candidates if found[one.number].fault):
+            failed(f"combination {number} cannot be confirmed: {found[number].fault}")
+    sound = [(at, one, found[one.number]) for at, one in enumerate(candidates, 1) if not found[one.number].fault]
+    return _placed(asked, sound, rank or RANKS[asked.serves][0])
 
 
 def _placed(asked: Question, ran: Sequence[tuple[int, Candidate, _Ran]], rank: Rank) -> list[Confirmed]:

@@ -34,14 +34,13 @@ _PATIENCE = 10
 _TOLD = 200
 """Characters of a cluster's own error that are repeated."""
 
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
+
 
 class WorkersLostError(ForetrainError):
     """Whoever judged combinations is gone; what was judged stays."""
 
-
-_KILLED = "a worker process was killed, perhaps for want of memory; --jobs 1 needs the least"
-
-T = TypeVar("T")
 
 _judge: Judge | None = None
 
@@ -55,7 +54,7 @@ def chunks(asked: Question, done: set[int]) -> Iterator[tuple[int, ...]]:
             yield left
 
 
-def _leave_interrupts() -> None:
+def leave_interrupts() -> None:
     """A worker leaves Ctrl-C to its parent."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,7 +63,7 @@ def _leave_interrupts() -> None:
 def _begin(scenarios: Scenarios) -> None:
     """A worker's start."""
     global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
-    _leave_interrupts()
+    leave_interrupts()
     _judge = Judge(scenarios)
 
 
@@ -85,41 +84,44 @@ def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> G
     judge, began = Judge(scenarios), monotonic()
     for at, numbers in enumerate(left):
         if monotonic() - began > WORTH_PROCESSES:
-            yield from pool(scenarios, left[at:], min(jobs, len(left) - at))
+            yield from combinations(scenarios, left[at:], min(jobs, len(left) - at))
             return
         yield judge(numbers)
 
 
-def pool(scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
-    """Chunks over `jobs` processes, in any order. Raises WorkersLostError where one of them is killed."""
+def combinations(
+    scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int
+) -> Generator[list[Candidate], None, None]:
+    """Chunks over `jobs` processes, each of which keeps its judge."""
+    return pool(_work, left, jobs, _begin, (scenarios,))
+
+
+def pool(
+    work: Callable[[Part], Answer],
+    left: Iterable[Part],
+    jobs: int,
+    begin: Callable[..., None] | None = None,
+    given: tuple[Any, ...] = (),
+) -> Generator[Answer, None, None]:
+    """Answers of `work` to every part over `jobs` processes, in any order; each process begins with `begin(*given)`.
+
+    Raises WorkersLostError where one of them is killed.
+    """
     from simulator.studies.search.spawn import Spawning
 
     context, waiting = Spawning(), iter(left)
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(scenarios,))
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=begin, initargs=given)
     try:
-        running = {executor.submit(_work, numbers) for numbers in islice(waiting, _AHEAD * jobs)}
+        running = {executor.submit(work, part) for part in islice(waiting, _AHEAD * jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {executor.submit(_work, numbers) for numbers in islice(waiting, len(done))}
+            running |= {executor.submit(work, part) for part in islice(waiting, len(done))}
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        raise WorkersLostError(_KILLED) from None
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        context.end()
-
-
-def each(work: Callable[[int], T], numbers: Sequence[int], jobs: int) -> Generator[T, None, None]:
-    """`work` of every number over `jobs` processes, in order. Raises WorkersLostError where one of them is killed."""
-    from simulator.studies.search.spawn import Spawning
-
-    context = Spawning()
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts)
-    try:
-        yield from executor.map(work, numbers)
-    except BrokenProcessPool:
-        raise WorkersLostError(_KILLED) from None
+        raise WorkersLostError(
+            "a worker process was killed, perhaps for want of memory; --jobs 1 needs the least"
+        ) from None
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         context.end()
@@ -133,7 +135,7 @@ def cores() -> int:
 _judges: dict[Question, Judge] = {}
 
 
-def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
+def work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
     """A chunk on a Dask worker, which keeps the judge of one question."""
     if asked not in _judges:
         _judges.clear()
@@ -141,8 +143,8 @@ def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
     return _judges[asked](numbers)
 
 
-def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> Generator[list[Candidate], None, None]:
-    """Chunks over a Dask cluster; those of workers that die are done again by others.
+def dask(work: Callable[[Part], Answer], left: Iterable[Part], address: str) -> Generator[Answer, None, None]:
+    """Answers of `work` to every part over a Dask cluster; those of workers that die are done again by others.
 
     Raises WorkersLostError where there is no scheduler at `address`, or where it or all workers die.
     """
@@ -154,7 +156,7 @@ def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> G
     client: Any = None
     try:
         client = distributed.Client(address, timeout=_PATIENCE)
-        futures = [client.submit(_work_anywhere, scenarios.asked, numbers, pure=False, retries=3) for numbers in left]
+        futures = [client.submit(work, part, pure=False, retries=3) for part in left]
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()
