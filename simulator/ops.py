@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
-from simulator.dtypes import BF16, FP8, WIDTH
+from simulator.dtypes import BF16, FP8, MXFP8, NVFP4, WIDTH
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -22,7 +22,7 @@ Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
 a whole, a GEMM that does not need it."""
-GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
+GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "mxfp8", "nvfp4", "bf16"]
 GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
 
 
@@ -67,7 +67,7 @@ class Gemm:
     @property
     def operand_bytes(self) -> float:
         """Width of one value of either operand [B]."""
-        return BF16 if self.precision == "bf16" else FP8
+        return {"bf16": BF16, "mxfp8": MXFP8, "nvfp4": NVFP4}.get(self.precision, FP8)
 
     @property
     def valid_rows(self) -> int:
@@ -237,11 +237,14 @@ class Streaming:
     read : bytes read [B].
     written : bytes written [B].
     blocks : CTAs of its grid (0: as many as fit).
+    values : values that instructions, not bytes, may limit: those of which a kernel computes every address, or much
+        more than their bytes take (0: bytes decide).
     """
 
     read: float
     written: float
     blocks: int = 0
+    values: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -482,6 +485,7 @@ class Facts(TypedDict, total=False):
     reads_resident: bool
     adds_to_resident: bool
     saves_input: bool
+    alive: float
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
@@ -510,6 +514,7 @@ class Op:
     reads_resident : reads what is in memory anyway (weights, kept logits), not activations of its own.
     adds_to_resident : adds into gradients, which are in memory anyway.
     saves_input : what it keeps for backward is (also) its input, the result of the op before.
+    alive : bytes that are there while it runs, in addition to its operands and to what is kept [B].
     in_ring : a collective that passes parts on instead of gathering the whole buffer.
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
@@ -533,6 +538,7 @@ class Op:
     reads_resident: bool = False
     adds_to_resident: bool = False
     saves_input: bool = False
+    alive: float = 0.0
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()

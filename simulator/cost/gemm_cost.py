@@ -88,8 +88,10 @@ class Tiling(NamedTuple):
 
 
 def tensor_peak(gpu: Gpu, precision: str) -> float:
-    """Dense tensor peak of the whole GPU for a precision [FLOP/s]; BF16 where the GPU has no FP8."""
-    return gpu.peak.fp8 if precision.startswith("fp8") and gpu.peak.fp8 else gpu.peak.bf16
+    """Dense tensor peak of the whole GPU for a precision [FLOP/s]; BF16 where the GPU has no narrower one."""
+    if precision == "nvfp4" and gpu.peak.fp4:
+        return gpu.peak.fp4
+    return gpu.peak.fp8 if precision != "bf16" and gpu.peak.fp8 else gpu.peak.bf16
 
 
 def norm4(a: float, b: float, c: float = 0.0) -> float:

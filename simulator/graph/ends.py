@@ -1,6 +1,7 @@
 """What comes before the first and after the last layer: embedding, final norm, head, loss, and the MTP projection.
 
-Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 report, section 3.3.1).
+Embedding and norms stay in BF16 also under FP8 (DeepSeek-V3 report, section 3.3.1), and so does the head unless the job
+says otherwise (`precision.bf16`).
 """
 
 from __future__ import annotations
@@ -39,24 +40,26 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
 
 def _head_forward(s: Shapes) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy."""
+    s = s.of_part("head")
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
     fused = s.stack.loss == "fused_linear"  # which does not need its input again
-    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end")
+    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end", gathered=True)
     hyper.collapse(builder, s)
     norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
     if fused:
         loss.fused_head(builder, s, t, vocab)
         return builder.done()
     gather(builder, "head.x", s, h)
-    linear.forward(builder, "head", t, vocab, h, recipe="bf16")
+    linear.forward(builder, "head", t, vocab, h, recipe=s.recipe)
     loss.forward(builder, s, t, vocab)
     return builder.done()
 
 
 def head(s: Shapes) -> Block:
     """Final norm, output head and loss."""
+    s = s.of_part("head")
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     back, late = SegmentBuilder("head.B", "I", s), SegmentBuilder("head.W", "W", s)
     if s.stack.loss == "fused_linear":
@@ -64,9 +67,9 @@ def head(s: Shapes) -> Block:
     else:
         loss.backward(back, s, t, vocab)
         regather(back, "head.x", s, h)
-        linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
+        linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)
         scatter(back, "head.dx", s, h, gradient=True)
-        linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
+        linear.weight_gradient(late, "head", t, vocab, h, recipe=s.recipe)
     if s.norm_again("end"):
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h)

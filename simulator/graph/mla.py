@@ -95,7 +95,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
                 d.tokens,
                 d.q_lora,
                 part=part,
-                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora, "latent"),
+                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora, "latent", each=s.formats.kept_bytes),
             )
         builder.add(
             f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part
@@ -106,7 +106,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
             d.tokens,
             d.kv_lora,
             part=part,
-            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora, "latent"),
+            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora, "latent", each=s.formats.kept_bytes),
         )
         if not again:
             builder.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
@@ -156,7 +156,8 @@ def forward(s: Shapes) -> SegmentBuilder:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     builder = SegmentBuilder("attn.F", "F", s)
-    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
+    each = 2 * s.formats.copied_bytes or BF16  # both projections keep their own form of it
+    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=each)
     norm_forward(builder, "norm.attn.fwd", d.sharded, h, saved=kept_norm)
     if d.q_lora:
         linear.forward(builder, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
@@ -175,7 +176,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     gather(builder, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
     _up_projections(builder, s, d, again=False)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
-    kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
+    kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16 + s.formats.copied_bytes)
     circulate_keys(builder, "attn.kv.transfer", s, d.q + d.out, passes=1)
     builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
@@ -184,6 +185,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     scatter(builder, "attn.o", s, h)
     builder.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
     add_residual(builder, "attn", s, h)
+    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=s.ffn_input)
     norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, residual=True, saved=kept_norm)
     return builder
 

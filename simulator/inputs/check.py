@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
@@ -512,14 +513,7 @@ def _serving_nodes(s: Scenario) -> Iterator[Problem]:
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
-    if job.precision.recipe != "bf16" and gpu.peak.fp8 <= 0:
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value=job.precision.recipe,
-            message=f"{gpu.name} has no FP8 tensor cores",
-            suggestion="use bf16",
-        )
+    yield from precision_rules(s)
     yield from _expert_overlap(s)
     if s.stack.wgrad_fills_waits and job.layout.zero >= 2:
         yield Problem(
@@ -660,6 +654,31 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
         )
 
 
+def _replicas(s: Scenario) -> Iterator[Problem]:
+    """Groups that each hold all sharded states must be of equal size, and there must be sharded states."""
+    layout, job = s.job.layout, s.job
+    if layout.replicas == 1:
+        return
+    if not layout.zero:
+        yield Problem(
+            rule="replicas",
+            key="layout.replicas",
+            value=layout.replicas,
+            message="changes nothing: without ZeRO every rank holds everything",
+            suggestion="use layout.zero=1, 2 or 3",
+        )
+    shared = {"dp x cp": job.dp * layout.cp} | ({"the experts' edp": job.edp} if s.model.is_moe else {})
+    for what, ranks in shared.items():
+        if ranks and ranks % layout.replicas:
+            yield Problem(
+                rule="replicas",
+                key="layout.replicas",
+                value=layout.replicas,
+                message=f"does not divide {what} {ranks}",
+                suggestion=f"use {_divisors(ranks, layout.replicas)}",
+            )
+
+
 def _offload(s: Scenario) -> Iterator[Problem]:
     """What can be kept in the host's memory, and a host that is described."""
     away = s.job.offload
@@ -739,6 +758,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _features,
         _recompute,
         _optimizer,
+        _replicas,
         _offload,
         _memory,
     ),

@@ -17,6 +17,7 @@ _TRAINING_LAYOUT = (
     "cp",
     "zero",
     "schedule",
+    "replicas",
     "recompute",
     "recompute_method",
     "recompute_layers",
@@ -51,14 +52,6 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
             yield _only_training(f"offload.{part.name}", value, "0", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
-    if s.job.precision.recipe == "fp8_tensor":
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value="fp8_tensor",
-            message="is not modelled of serving",
-            suggestion="use fp8 or bf16",
-        )
     if s.job.workload == "decode" and s.job.overlap != Overlap():
         yield Problem(
             rule="communication SMs",

@@ -17,12 +17,14 @@ class Peak:
     ----------
     bf16 : BF16 with FP32 accumulation [FLOP/s].
     fp8 : FP8 [FLOP/s] (0: the GPU has none).
+    fp4 : NVFP4 [FLOP/s] (0: the GPU has none).
     fp32 : FP32 units outside the tensor cores, which add up partial sums of block-scaled FP8 before Blackwell
         [FLOP/s] (0: not known, taken to keep up).
     """
 
     bf16: float
     fp8: float = 0.0
+    fp4: float = 0.0
     fp32: float = 0.0
 
 

@@ -53,8 +53,9 @@ class BlockKind(str):
 
     A layer is named after its parts: `moe`, `sliding+moe`, `chunked+dense`; full attention goes without saying. Kinds
     are text in every output, so they are text here. In serving `mtp` is a whole pass of the MTP module behind the main
-    model, `draft` each further one. Where whole layers are recomputed, a `-kept` one is not, and an `-inner` one keeps
-    nothing, since it runs again together with the layer before.
+    model, `draft` each further one. Under a narrow recipe a `-bf16` layer stays in BF16. Where whole layers are
+    recomputed, a `-kept` one is not, and an `-inner` one keeps nothing, since it runs again together with the layer
+    before.
     """
 
     __slots__ = ()
@@ -81,14 +82,24 @@ class BlockKind(str):
         return BlockKind(self.partition("-")[0])
 
     @property
+    def in_bf16(self) -> BlockKind:
+        """The same layer with all its GEMMs in BF16."""
+        return BlockKind(f"{self}-bf16")
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether all its GEMMs are in BF16, whatever the recipe."""
+        return "-bf16" in self
+
+    @property
     def kept(self) -> BlockKind:
         """The same layer without recomputation."""
-        return BlockKind(f"{self.base}-kept")
+        return BlockKind(f"{self}-kept")
 
     @property
     def inner(self) -> BlockKind:
         """The same layer behind another of its group."""
-        return BlockKind(f"{self.base}-inner")
+        return BlockKind(f"{self}-inner")
 
     @property
     def is_inner(self) -> bool:

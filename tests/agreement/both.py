@@ -13,7 +13,7 @@ from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.ops import Attention
-from simulator.spec.job import Recipe
+from simulator.spec.precision import Recipe
 from simulator.spec.scenario import Scenario
 from workloads.reference.config import CSA, HCA, RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths

@@ -25,7 +25,7 @@ from both import (
 
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import block_kinds
-from simulator.spec.job import Recipe
+from simulator.spec.precision import Recipe
 from workloads.reference.hf_config import config_from_dict
 from workloads.reference.init import init_params
 

@@ -209,6 +209,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=256",
         ),
     ),
+    "nvfp4": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "hardware=b200",
+            "precision.recipe=nvfp4",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "split": ("tiny-1f1b", ("layout.schedule=zb1p",)),
     "ranks": (
         "llama-3-8b",
@@ -304,6 +316,7 @@ KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
     "layout.stages": ('"even"', "[1, 2, 1, 1]", "[3, 1, 1, 0]"),
+    "precision.bf16": ('["head", "attention"]',),
     "routing.loads": (f"{[1.2, 0.8] + [1] * 14}",),
     "memory.reserve": ("[0.05, 0.2]",),
     "layout.decoder_first_pipeline_num_layers": ("6",),
@@ -327,6 +340,16 @@ _OTHERS: dict[str, tuple[str, ...]] = {
 _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.cp_kind": ("context", "longest-path"),
     "layout.etp": ("etp", "longest-path"),
+    "layout.replicas": ("zero3", "longest-path"),
+    **{
+        f"{table}.{name}": ("zero3", "longest-path")
+        for table, names in (
+            ("precision", ("bf16", "bf16_first_layers", "bf16_last_layers", "scaling", "weights", "kept")),
+            ("stack.precision", ("scaling", "weights", "kept")),
+        )
+        for name in names
+    },
+    "hardware.gpu.peak.fp4": ("nvfp4", "longest-path"),
     "layout.recompute_layers": ("again", "longest-path"),
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),

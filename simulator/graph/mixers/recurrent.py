@@ -125,7 +125,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    entered = enter_branch(builder, "norm.attn.fwd", s)
+    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
     gather(builder, "mixer.x", s, h)
     kept = t * r.projected * BF16 + entered
     wide = (r.channels, r.inner, r.numbers)

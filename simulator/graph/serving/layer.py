@@ -53,6 +53,7 @@ SMALL = 1e6
 """Bytes below which a memory-bound kernel is of a class of its own: the least that the others were measured at [B]."""
 SMALL_CLASS = {
     "elem": "elem.small",
+    "elem.unvectorized": "elem.small",
     "swiglu": "swiglu.small",
     "norm.fwd": "norm.small",
     "norm.fwd.narrow": "norm.small",

@@ -147,6 +147,7 @@ def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingSha
         node_gpus=scenario.cluster.node.gpus,
         imbalance=_imbalance(scenario, group_tokens(scenario, tokens, own)) if model.is_moe and loads else 1.0,
         states=scenario.states,
+        settings=scenario.formats,
         serving=serving,
         software=software,
         active=active,
