@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,29 +19,6 @@ SHADES = 12
 MOST_RANKS = 10
 """Slowest ranks in the table."""
 _CELL = 10  # of the drawing's units; a map is as wide as its layers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeatMap:
-    """One map for the template.
-
-    Parameters
-    ----------
-    title : what is shown, with its unit.
-    columns, rows : layers and ranks; a cell is `cell` units wide and high.
-    shades : (opacity, path of all cells of this shade).
-    lines : of each rank, what a reader who points at its row is shown.
-    least, most : the ends of the scale, as text.
-    """
-
-    title: str
-    columns: int
-    rows: int
-    cell: int
-    shades: list[tuple[float, str]]
-    lines: list[str]
-    least: str
-    most: str
 
 
 def waits_context(waits: RankWaits | None, unit: words.Unit) -> dict[str, Any] | None:
@@ -93,8 +69,9 @@ def _line(waits: RankWaits, at: int, unit: words.Unit) -> str:
     )
 
 
-def _map(title: str, values: Array, lines: list[str], text: Callable[[float], str]) -> HeatMap:
-    """Cells by shade: of each shade one path, so that thousands of cells stay small."""
+def _map(title: str, values: Array, lines: list[str], text: Callable[[float], str]) -> dict[str, Any]:
+    """One map. Cells of one shade are one path with its opacity, so that thousands of cells stay small; of each rank a
+    line for who points at its row; the ends of the scale as text."""
     least, most = float(values.min()), float(values.max())
     span = most - least or 1.0
     paths: dict[int, list[str]] = defaultdict(list)
@@ -103,13 +80,13 @@ def _map(title: str, values: Array, lines: list[str], text: Callable[[float], st
             shade = min(SHADES - 1, int(SHADES * (value - least) / span))
             if shade:
                 paths[shade].append(f"M{_CELL * column},{_CELL * row}h{_CELL}v{_CELL}h-{_CELL}z")
-    return HeatMap(
-        title=title,
-        columns=values.shape[1],
-        rows=values.shape[0],
-        cell=_CELL,
-        shades=[(shade / (SHADES - 1), "".join(found)) for shade, found in sorted(paths.items())],
-        lines=lines,
-        least=text(least),
-        most=text(most),
-    )
+    return {
+        "title": title,
+        "columns": values.shape[1],
+        "rows": values.shape[0],
+        "cell": _CELL,
+        "shades": [(shade / (SHADES - 1), "".join(found)) for shade, found in sorted(paths.items())],
+        "lines": lines,
+        "least": text(least),
+        "most": text(most),
+    }

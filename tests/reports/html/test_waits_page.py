@@ -30,11 +30,11 @@ def test_maps_have_layers_in_order_with_gradients_last() -> None:
     assert shown is not None
     assert (shown["first_layer"], shown["last_layer"]) == ("3", "gradients")
     load, caused, waited = shown["maps"]
-    assert (load.columns, load.rows) == (3, 2)
-    assert (load.least, load.most) == ("0.50", "1.50")
-    darkest = {round(opacity, 3): path for opacity, path in load.shades}[1.0]
+    assert (load["columns"], load["rows"]) == (3, 2)
+    assert (load["least"], load["most"]) == ("0.50", "1.50")
+    darkest = {round(opacity, 3): path for opacity, path in load["shades"]}[1.0]
     assert darkest == "M0,0h10v10h-10zM10,10h10v10h-10z"  # rank 0 in layer 3, rank 5 in layer 4
-    assert [len(one.shades) for one in (caused, waited)] == [3, 3]
+    assert [len(one["shades"]) for one in (caused, waited)] == [3, 3]
 
 
 def test_the_rank_that_others_wait_for_comes_first_with_its_worst_layer() -> None:
@@ -44,7 +44,7 @@ def test_the_rank_that_others_wait_for_comes_first_with_its_worst_layer() -> Non
     assert shown["slowest"][0]["layer"] == "3"
     assert shown["slowest"][0]["caused"] == MS.of(0.005)
     assert [(one["name"], one["share"]) for one in shown["causes"]] == [("uneven loads", 0.75), ("late hosts", 0.25)]
-    assert shown["maps"][0].lines[1].startswith("rank 5: load 1.000, others wait")
+    assert shown["maps"][0]["lines"][1].startswith("rank 5: load 1.000, others wait")
 
 
 def test_equal_values_are_one_empty_shade_and_equal_ranks_no_section() -> None:
@@ -53,7 +53,7 @@ def test_equal_values_are_one_empty_shade_and_equal_ranks_no_section() -> None:
     )
     shown = waits_context(even, MS)
     assert shown is not None
-    assert [one.shades for one in shown["maps"]] == [[], [], []]
+    assert [one["shades"] for one in shown["maps"]] == [[], [], []]
     assert shown["causes"] == []
     assert waits_context(None, MS) is None
 
