@@ -15,7 +15,7 @@ from importlib.resources import files
 from math import log
 from statistics import fmean, pstdev
 
-from simulator.studies.uncertainty.errors import Spread, root_mean_square
+from simulator.studies.known_errors import Spread, root_mean_square
 
 TABLES = ("a100_gemm", "h100_gemm", "b200_gemm", "gb200_gemm", "gb300_gemm")
 ONE, OTHER = "aic_sglang", "aic_trtllm"
