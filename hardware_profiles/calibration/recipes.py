@@ -270,6 +270,7 @@ SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
+CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
 EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
 
 
@@ -433,6 +434,12 @@ RECIPES = (
     own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
     own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
     own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    *(
+        own_stream(cls, source=CASTS)
+        for cls in ("quant.amax@compiled", "quant.tensor@compiled", "quant.row@compiled")
+    ),
+    own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
+    own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)

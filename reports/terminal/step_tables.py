@@ -62,10 +62,11 @@ def heading(scenario: Scenario, memory: MemoryReport) -> Text:
     degrees = [f"{layout.pp} pipeline ({layout.schedule})"]
     degrees += [f"{n} {word}" for n, word in ((layout.tp, "tensor"), (layout.cp, "context")) if n > 1]
     degrees += [f"{layout.ep} expert"] if model.n_routed_experts else []
+    copies = f" ({layout.replicas} replicas of what is sharded)" if layout.replicas > 1 else ""
     lines = (
-        f"{model.name}, {words.large(model.parameters())} parameters, in {job.precision.recipe.upper()}"
+        f"{model.name}, {words.large(model.parameters())} parameters, in {words.of_precision(job.precision)}"
         f" on {job.gpus} x {scenario.cluster.gpu.name}",
-        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
+        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}{copies}; software: {scenario.stack.name}",
         f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens,"
         f" {words.counted(job.microbatches, 'microbatch')} of {job.batch.microbatch_size} in each pipeline",
     )

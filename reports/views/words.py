@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.precision import Precision
     from simulator.spec.scenario import Scenario
     from simulator.spec.stack import Stack
 
@@ -134,6 +135,8 @@ _FORMS = {
     "wgrad": "weight gradients",
     "grouped_wgrad": "weight gradients, routed experts",
     "masked": "routed experts, masked",
+    "split": "input gradients",
+    "grouped.split": "input gradients, routed experts",
 }
 
 
@@ -179,6 +182,7 @@ _MIXERS = {
     "csa": "with chosen entries",
     "hca": "with coarse entries",
     "delta": "with the delta rule",
+    "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "full": "with attention",
     "none": "without attention",
@@ -188,7 +192,8 @@ _MIXERS = {
 def of_block(kind: str) -> str:
     """A block: `MoE layer`, `dense layer with a window`."""
     mixer, _, ffn = kind.rpartition("+")
-    name = BLOCKS.get(ffn, "layer" if ffn == "none" else ffn)
+    plain, narrow = ffn.replace("-bf16", ""), "-bf16" in ffn
+    name = BLOCKS.get(plain, "layer" if plain == "none" else plain) + (" in BF16" if narrow else "")
     return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
 
 
@@ -311,6 +316,15 @@ _RECOMPUTED: dict[Module, str] = {
     "ops": "all of a layer but the attention core and every second GEMM",
     "layer": "whole layers",
 }
+
+
+def of_precision(precision: Precision) -> str:
+    """What GEMMs run in: `FP8`, `FP8 scaled by tensor`."""
+    from simulator.spec.precision import RECIPES
+
+    plain = "FP8" if precision.recipe == "fp8" else RECIPES[precision.recipe].words
+    layers = precision.bf16_first_layers + precision.bf16_last_layers
+    return plain + (f" ({counted(layers, 'layer')} in BF16)" if layers else "")
 
 
 def of_recompute(layout: Layout, stack: Stack) -> str:

@@ -77,7 +77,7 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
-    if cls.startswith(("norm.", "swiglu")):
+    if cls.startswith(("norm.", "swiglu", "quant.")):
         return class_of(cls, stack.norm_kernels, kernels.stream)
     return cls
 

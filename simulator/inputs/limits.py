@@ -153,6 +153,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "linear_num_value_heads",
         "linear_key_head_dim",
         "linear_value_head_dim",
+        "linear_gate_rank",
         "mamba_num_heads",
         "mamba_head_dim",
         "ssm_state_size",

@@ -141,6 +141,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "kda": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["kda","full"]',
+            "model.linear_num_key_heads=8",
+            "model.linear_num_value_heads=8",
+            "model.linear_key_head_dim=64",
+            "model.linear_value_head_dim=64",
+            "model.linear_gate_rank=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "mamba": (
         "llama-3-8b",
         (
@@ -383,6 +399,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.index_head_dim": ("sparse", "longest-path"),
     "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
+    "model.linear_gate_rank": ("kda", "longest-path"),
     **{
         f"model.{name}": ("streams", "longest-path")
         for name in (
