@@ -268,8 +268,6 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
 
 SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph on one H200 (table h200_narrow)"
 ENGINE_KERNELS = "a decode step's kernels written in Triton, in a CUDA graph on one H200 (table h200_engine_kernels)"
-    "a decode step's kernels written in Triton, in a replayed CUDA graph on one H200 (table h200_engine_kernels)"
-)
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
