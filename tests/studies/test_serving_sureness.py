@@ -12,7 +12,6 @@ from simulator.studies.uncertainty.repricing import Repricer, priceable
 from simulator.studies.uncertainty.sources import sources_of
 from tests.serving_jobs import SERVING
 
-
 FEW = ("deepseek-v3-decode-ep128", "llama-3-8b-prefill")
 
 
