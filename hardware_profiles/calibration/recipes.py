@@ -255,7 +255,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 2.0),
         "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "concurrent_delay": (0.0, 8e-6),
-        "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
+        "value_rate": (1e8, 1e10), "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
     }  # fmt: skip
     if any(name.startswith("cta_") for name in free):
         bounds["launch"] = (1e-6, 2e-5)
@@ -270,9 +270,13 @@ SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
-def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB") -> Recipe:
+CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
+EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
+
+
+def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB", **fixed: float) -> Recipe:
     """A memory-bound class measured on an H200."""
-    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0)
+    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0, **fixed)
     bounds = {"launch": (1e-6, 3e-5), "bandwidth": (0.01, 0.95)}
     return replace(recipe, free={name: bounds.get(name, was) for name, was in recipe.free.items()})
 
@@ -424,9 +428,19 @@ RECIPES = (
         own_stream(cls)
         for cls in (
             "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose", "softmax",
-            "softmax.wide", "loss", "loss.bwd", "optimizer",
+            "softmax.wide", "loss", "loss.bwd",
         )
     ),
+    own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
+    own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    *(
+        own_stream(cls, source=CASTS)
+        for cls in ("quant.amax@compiled", "quant.tensor@compiled", "quant.row@compiled")
+    ),
+    own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
+    own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
+    own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")

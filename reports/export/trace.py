@@ -84,7 +84,7 @@ class Selection:
         chosen = tuple(range(count)) if ranks is None else ()
         if plain or (ranks is not None and not members):
             chosen = _numbers(plain, count - 1)
-        start, end = _window(window) if window is not None else (0.0, float("inf"))
+        start, end = parse_window(window) if window is not None else (0.0, float("inf"))
         return cls(ranks=chosen, members=tuple(sorted(members)), start=start, end=end)
 
     def meets(self, start: float, end: float) -> bool:
@@ -105,7 +105,7 @@ def _numbers(text: str, last: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _window(text: str) -> tuple[float, float]:
+def parse_window(text: str) -> tuple[float, float]:
     """`2.5:3` -> (2.5, 3.0); either side may be left out."""
     low, colon, high = text.partition(":")
     try:

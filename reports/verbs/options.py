@@ -74,6 +74,21 @@ class Ordered(click.Group):
         return list(self.commands)
 
 
+class Complete(click.Command):
+    """A command that names all options that it lacks, not the first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, but for what is missing."""
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.MissingParameter:
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            lacks = [one.opts[0] for one in self.params if one.required and one.name not in given]
+            if len(lacks) < 2 or not all(name.startswith("--") for name in lacks):
+                raise
+            raise click.UsageError(f"Missing options {', '.join(lacks)}", ctx) from None
+
+
 job_argument = click.argument("job", type=Input("job"), metavar="JOB")
 """One job, by name or path."""
 
@@ -107,6 +122,28 @@ engine_option = click.option(
     show_default=True,
     help="events: discrete events, with everything shared that is shared. longest-path: quick, without contention.",
 )
+
+
+def executor_options(command: Command) -> Command:
+    """`--executor` and `--address`; see `check_executor`."""
+    command = click.option(
+        "--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786."
+    )(command)
+    return click.option(
+        "--executor",
+        type=click.Choice(["local", "dask"]),
+        default="local",
+        show_default=True,
+        help="local: this machine. dask: a cluster, with --address.",
+    )(command)
+
+
+def check_executor(executor: str, address: str) -> None:
+    """A cluster needs an address, and an address a cluster."""
+    if (executor == "dask") != bool(address):
+        needs = "--executor dask needs --address, as in tcp://host:8786"
+        text = "--address belongs to --executor dask" if address else needs
+        raise click.UsageError(text, click.get_current_context())
 
 
 def interval_options(command: Command) -> Command:

@@ -32,7 +32,6 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0, watts: fl
     blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
-    layout = scenario.job.layout
     return PricedModel(
         scenario=scenario,
         shapes=shapes,
@@ -43,7 +42,7 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0, watts: fl
         rendezvous=_rendezvous(scenario),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
-        else place(scenario.model, stages, layout, seconds, mirrored=mirrored(scenario)),
+        else place(scenario.model, stages, scenario.job, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
         watts=watts,
@@ -162,7 +161,7 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.hidden_size * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 

@@ -24,7 +24,18 @@ def draw(op: Op, power: Power) -> float:
     """Power of one kind of work at full clock [W]."""
     if isinstance(op.work, Gemm):
         return power.split if op.work.split and power.split else power.tensor
-    return power.attention if isinstance(op.work, (Attention, DecodeAttention, Scan)) else power.memory
+    if isinstance(op.work, (Attention, DecodeAttention, Scan)):
+        return power.attention
+    return _of_streams(op.cls, power) or power.memory
+
+
+def _of_streams(cls: str, power: Power) -> float:
+    """Power of memory-bound kernels that draw less than most, as their units wait [W]; 0 where it is not known."""
+    if cls.endswith(".unvectorized"):
+        return power.unvectorized
+    if cls.endswith("permute.index_add"):
+        return power.scatter
+    return power.update if cls == "optimizer" else 0.0
 
 
 def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:

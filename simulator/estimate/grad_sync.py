@@ -62,7 +62,7 @@ class GradSync:
         self.built, self.on, self.shared, self.copies = built, on, shared, copies
         sync = self.sync = Sync(built.scenario, built.price, copies)
         self.order = sync.order
-        self.groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
+        self.groups = (sync.dense, sync.experts)
 
     def collective(self, kind: CollectiveKind, held: Held) -> CollectiveTime:
         """The collectives over `held`."""
@@ -198,7 +198,7 @@ class GradSync:
 
         def made() -> float:
             blocks = [kind for stage in stages for kind in self.built.stages[stage]]
-            ops = update_ops(held, blocks, (self.sync.dense, self.sync.experts), self.built.scenario)
+            ops = update_ops(held, blocks, (self.sync.dense.ranks, self.sync.experts.ranks), self.built.scenario)
             return sum(self.built.price(op).durations[ALONE] for op in ops)
 
         return self.shared.shared(("update", held, self.order.zero, self.groups), made)

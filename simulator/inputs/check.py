@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
@@ -410,6 +411,8 @@ def _heads(s: Scenario) -> Iterator[Problem]:
         seen.add((heads, kv))
         if heads % tp:
             yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif layer.o_groups % tp:
+            yield _width_problem("layout.tp", tp, "groups of heads that are projected together", layer.o_groups)
         elif not layer.is_mla and kv % tp and tp % kv:
             yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
@@ -510,14 +513,7 @@ def _serving_nodes(s: Scenario) -> Iterator[Problem]:
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
-    if job.precision.recipe != "bf16" and gpu.peak.fp8 <= 0:
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value=job.precision.recipe,
-            message=f"{gpu.name} has no FP8 tensor cores",
-            suggestion="use bf16",
-        )
+    yield from precision_rules(s)
     yield from _expert_overlap(s)
     if s.stack.wgrad_fills_waits and job.layout.zero >= 2:
         yield Problem(
@@ -629,7 +625,7 @@ WITHIN: tuple[tuple[Module, Module], ...] = (
 def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
     """Modules that not every model has: whether this one does, and what they are in words."""
     model = s.model
-    latent = (model.is_mla, "the up-projections of latent attention")
+    latent = (model.is_mla or model.shared_key_value, "the up-projections of latent attention")
     experts = (model.is_moe, "routed experts")
     return {
         "mla_up": latent,
@@ -656,6 +652,31 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
             message=f"needs whole matrices, and tp {layout.tp} x etp {layout.etp} splits them: not modelled",
             suggestion="use layout.tp=1 and layout.etp=1, or adamw",
         )
+
+
+def _replicas(s: Scenario) -> Iterator[Problem]:
+    """Groups that each hold all sharded states must be of equal size, and there must be sharded states."""
+    layout, job = s.job.layout, s.job
+    if layout.replicas == 1:
+        return
+    if not layout.zero:
+        yield Problem(
+            rule="replicas",
+            key="layout.replicas",
+            value=layout.replicas,
+            message="changes nothing: without ZeRO every rank holds everything",
+            suggestion="use layout.zero=1, 2 or 3",
+        )
+    shared = {"dp x cp": job.dp * layout.cp} | ({"the experts' edp": job.edp} if s.model.is_moe else {})
+    for what, ranks in shared.items():
+        if ranks and ranks % layout.replicas:
+            yield Problem(
+                rule="replicas",
+                key="layout.replicas",
+                value=layout.replicas,
+                message=f"does not divide {what} {ranks}",
+                suggestion=f"use {_divisors(ranks, layout.replicas)}",
+            )
 
 
 def _offload(s: Scenario) -> Iterator[Problem]:
@@ -737,6 +758,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _features,
         _recompute,
         _optimizer,
+        _replicas,
         _offload,
         _memory,
     ),

@@ -17,12 +17,14 @@ class Peak:
     ----------
     bf16 : BF16 with FP32 accumulation [FLOP/s].
     fp8 : FP8 [FLOP/s] (0: the GPU has none).
+    fp4 : NVFP4 [FLOP/s] (0: the GPU has none).
     fp32 : FP32 units outside the tensor cores, which add up partial sums of block-scaled FP8 before Blackwell
         [FLOP/s] (0: not known, taken to keep up).
     """
 
     bf16: float
     fp8: float = 0.0
+    fp4: float = 0.0
     fp32: float = 0.0
 
 
@@ -38,6 +40,9 @@ class Power:
     tensor : power of GEMMs at full clock [W].
     split : power of FP8 GEMMs that add partial sums up outside the tensor cores, at full clock [W] (0: as `tensor`).
     attention : power of attention kernels at full clock [W].
+    unvectorized : power of elementwise kernels that compute every value's address [W] (0: as `memory`).
+    update : power of the optimizer's update [W] (0: as `memory`).
+    scatter : power of additions by index [W] (0: as `memory`).
     exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
     spread : standard deviation of the demand between GPUs of one type, share of its mean.
     """
@@ -50,6 +55,9 @@ class Power:
     exponent: float
     spread: float = 0.0
     split: float = 0.0
+    unvectorized: float = 0.0
+    update: float = 0.0
+    scatter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +122,16 @@ class Host:
     peak : figure of the data sheet, for reports only [B/s].
     memory_bandwidth : attainable of the CPU's memory [B/s].
     memory_bytes : size of it [B].
+    disk_bandwidth : attainable of reads from its local disks [B/s]; 0: it has none.
+    disk_bytes : size of these [B].
     """
 
     bandwidth: float
     peak: float
     memory_bandwidth: float
     memory_bytes: float
+    disk_bandwidth: float = 0.0
+    disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from simulator.spec.model import ModelSpec
 KvDtype = Literal["bf16", "fp8", "fp8_ds_mla"]
 """fp8_ds_mla: latents in FP8 with four FP32 scales, their rotary part in BF16: 656 B of a token and layer, not 576
 (deepseek-ai/FlashMLA, README, 2025-09; vLLM's --kv-cache-dtype of that name)."""
+ExpertWeights = Literal["recipe", "mxfp4"]
 Fusion = Literal["latent_norms", "rope_write", "shared_expert", "reduce_norm", "reduce_norm_moe"]
 """What serving software fuses (`ServingStack.fused`)."""
 
@@ -59,6 +60,8 @@ class Serving:
     tokens : new tokens of each.
     context : tokens cached of each before the step.
     kv_dtype : format of the KV cache; GEMMs of attention run in BF16.
+    expert_weights : how the routed experts' weights are stored: as the recipe's GEMMs read them, or in MXFP4, which
+        kernels widen to the recipe's format on their way to the tensor cores (gpt-oss, DeepSeek-V4).
     cuda_graphs : the step is replayed, so that the host's time to issue kernels does not count.
     two_batch_overlap : the sequences run as two microbatches, one of which computes while the other's tokens travel to
         and from the experts (DeepSeek-V3 report, arXiv 2412.19437, section 3.4).
@@ -75,12 +78,14 @@ class Serving:
     ranks : whether a mean rank is simulated, which waits for the most loaded one of each layer, or each rank apart.
     idle_ranks : data-parallel ranks without sequences; they run dummies, and bring no tokens to the experts.
     seed : draw of the lengths that each rank has, where ranks are apart.
+    tokens_cv : standard deviation of the prompt tokens of a rank over their mean, in prefill with ranks apart.
     """
 
     sequences: int
     tokens: int
     context: Context = 0
     kv_dtype: KvDtype = "bf16"
+    expert_weights: ExpertWeights = "recipe"
     cuda_graphs: bool = True
     two_batch_overlap: bool = False
     redundant_experts: int = 0
@@ -93,6 +98,7 @@ class Serving:
     ranks: Literal["mean", "apart"] = "mean"
     idle_ranks: int = 0
     seed: int = 0
+    tokens_cv: float = 0.0
 
     @property
     def total_context(self) -> int:
@@ -208,3 +214,13 @@ class ServingStack:
     fused: tuple[Fusion, ...] = ()
     kv_budget: Literal["none", "static", "total", "free"] = "none"
     kv_share: float = 1.0
+
+
+def sampled_shares(serving: Serving, ranks: int) -> list[float]:
+    """Tokens of the prompts of each data-parallel rank over the mean, drawn from a gamma distribution."""
+    if not serving.tokens_cv:
+        return [1.0] * ranks
+    drawn = Random(f"{serving.seed}/tokens")
+    shape = 1.0 / serving.tokens_cv**2
+    shares = [drawn.gammavariate(shape, 1.0) for _ in range(ranks)]
+    return [share * ranks / sum(shares) for share in shares]

@@ -249,7 +249,7 @@ def test_kernels_of_few_bytes_are_of_the_classes_measured_so() -> None:
     few = {op.name: op.cls for op in ops(built("llama-3-8b-decode", "serving.sequences=1"), BlockKind.DENSE)}
     many = {op.name: op.cls for op in ops(built("llama-3-8b-prefill"), BlockKind.DENSE)}
     changed = {(many[name], cls) for name, cls in few.items() if name in many and many[name] != cls}
-    assert {("swiglu", "swiglu.small"), ("norm.fwd", "norm.small")} <= changed
+    assert {("elem.unvectorized", "elem.small"), ("norm.fwd", "norm.small")} <= changed
     assert "norm.fwd" not in few.values()
     assert "norm.small" not in many.values()
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
@@ -20,6 +22,7 @@ class State:
     chunk: int
     numbers: int  # numbers of a token besides what is mixed and its gate
     norms: int  # groups of the output that are normed by themselves
+    rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
 
     @property
     def keys(self) -> int:
@@ -30,6 +33,11 @@ class State:
     def inner(self) -> int:
         """Width of the output."""
         return self.heads * self.value_dim
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection."""
+        return self.channels + (0 if self.rank else self.inner) + self.numbers
 
     @property
     def channels(self) -> int:
@@ -66,6 +74,7 @@ class RefConfig:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    linear_gate_rank: int = 0  # Kimi Delta Attention: width before the projections of gate and decay
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
@@ -74,6 +83,17 @@ class RefConfig:
     state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
+    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
+    shared_key_value: bool = False
+    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
+    o_lora_rank: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens) that a query attends to
+    compress_rate_csa: int = 4
+    compress_rate_hca: int = 128
+    hc_mult: int = 1  # streams
+    num_hash_layers: int = 0
     attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
     norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
     parallel_block: bool = False  # both branches read the layer's input
@@ -109,6 +129,11 @@ class RefConfig:
         return self.kv_lora_rank is not None
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether latent attention reads the tokens that an indexer chooses (DeepSeek-V3.2)."""
+        return self.is_mla and self.index_topk > 0
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of one query head [elements]."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
@@ -128,6 +153,21 @@ class RefConfig:
         """Whether a gate scales each value of the attention output."""
         return self.attention_gate == "element"
 
+    @property
+    def stream_width(self) -> int:
+        """Values of a token that pass from layer to layer."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def hc_weights(self) -> int:
+        """Weights that hyper-connections compute for a token before a branch."""
+        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
+
+    def compress_rate(self, layer: int) -> int:
+        """Tokens of an entry of this layer; 0: it has none."""
+        rates = {CSA: self.compress_rate_csa, HCA: self.compress_rate_hca}
+        return rates.get(self.mixer(layer), 0)
+
     def mixer(self, layer: int) -> str:
         """What mixes the tokens of a layer (MTP layers have full attention)."""
         return self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "full_attention"
@@ -141,8 +181,9 @@ class RefConfig:
                 key_dim=self.linear_key_head_dim,
                 value_dim=self.linear_value_head_dim,
                 chunk=self.state_chunk_size,
-                numbers=2 * self.linear_num_value_heads,
+                numbers=self.linear_num_value_heads + (2 * self.linear_gate_rank or self.linear_num_value_heads),
                 norms=self.linear_num_value_heads,
+                rank=self.linear_gate_rank,
             )
         return State(
             heads=self.mamba_num_heads,
@@ -208,6 +249,8 @@ MIXERS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
     "linear_attention": "linear_num_value_heads",
+    CSA: "index_topk",
+    HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
 }
 """Names of mixers, each with the size that it needs."""

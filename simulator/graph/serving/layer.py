@@ -8,9 +8,10 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.serving import attention, draft, ffn, mla, moe, recurrent
+from simulator.graph.serving import attention, compressed, draft, ffn, mla, moe, recurrent
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
@@ -52,6 +53,7 @@ SMALL = 1e6
 """Bytes below which a memory-bound kernel is of a class of its own: the least that the others were measured at [B]."""
 SMALL_CLASS = {
     "elem": "elem.small",
+    "elem.unvectorized": "elem.small",
     "swiglu": "swiglu.small",
     "norm.fwd": "norm.small",
     "norm.fwd.narrow": "norm.small",
@@ -68,18 +70,19 @@ SMALL_CLASS = {
 def _served(segment: Segment) -> Segment:
     """The segment as serving runs it: nothing is kept for a backward, and memory-bound kernels over few bytes, of which
     decode steps are full, are of classes of their own (`SMALL_CLASS`)."""
-    return replace(segment, ops=tuple(replace(op, cls=_class(op), saved=0.0) for op in segment.ops))
+    return replace(segment, ops=tuple(_served_op(op) for op in segment.ops))
 
 
-def _class(op: Op) -> str:
+def _served_op(op: Op) -> Op:
     small = isinstance(op.work, Streaming) and op.work.bytes < SMALL
-    return SMALL_CLASS.get(op.cls, op.cls) if small else op.cls
+    cls = SMALL_CLASS.get(op.cls, op.cls) if small else op.cls
+    return replace(op, cls=cls, saved=0.0) if op.saved or cls != op.cls else op
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.before(s), recurrent.core(s)
-    form = mla if s.model.is_mla else attention
+    form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
     return form.prepare(s), form.core(s)
 
 
@@ -113,6 +116,7 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     builder = SegmentBuilder("embed.F", "F", s)
     builder.add("embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "embed", s, s.tokens, h)
+    hyper.spread(builder, s, "hc.embed")
     if s.fuses_norms:
         norm_forward(builder, "norm.first", s.tokens, h)  # the others are part of the all-reduces before them
     return (builder.done(),)
@@ -126,6 +130,7 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     h, tp = s.model.hidden_size, s.job.layout.tp
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
+    hyper.collapse(builder, s, "", rows=rows)
     if not s.fuses_norms:
         norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))

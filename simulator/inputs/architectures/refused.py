@@ -40,14 +40,17 @@ REFUSED: Mapping[str, Refusal] = {
     ),
     **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
     **_all(
-        "compressed and sparse attention, hyper-connections, hash-routed layers",
-        "deepseek_v32",
-        "deepseek_v4 deepseek_ref",
+        "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"
     ),
     **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
     **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
-    **_all("Kimi Delta Attention between latent-attention layers", "kimi_k2", "kimi_linear kimi_k3"),
+    **_all(
+        "experts behind a projection to a narrower width, attention over the outputs of earlier layers and a gate of "
+        "latent attention's output",
+        "kimi_linear",
+        "kimi_k3",
+    ),
     **_all(
         "linear attention between latent-attention layers",
         "bailing_moe_v2",
