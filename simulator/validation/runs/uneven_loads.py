@@ -2,8 +2,8 @@
 
 `python -m simulator.validation.runs.uneven_loads` prints the table. The source (arXiv 2606.04101, figure 11) does not
 name its GPUs: racks of 64, BF16, Megatron-LM without a balancer. Taken are GB200 in racks of 64, microbatches of one
-sequence of 4096 tokens and full recomputation; popularities are sampled so that the most loaded rank has the published load.
-Nothing is fitted to these figures.
+sequence of 4096 tokens and full recomputation; popularities are sampled so that the most loaded rank has the published
+load. Nothing is fitted to these figures.
 """
 
 from __future__ import annotations
