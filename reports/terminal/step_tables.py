@@ -275,7 +275,7 @@ def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator
             f"{waits.mean_load[at]:.3f}",
             unit.of(float(waits.caused[at].sum())),
             unit.of(float(waits.waited[at].sum())),
-            str(layer) if layer >= 0 else "gradients",
+            words.layer_name(layer),
         )
     total = sum(waits.by_cause.values())
     parts = ", ".join(
@@ -310,7 +310,7 @@ def remarks(result: Result) -> Table:
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
         *_lone_gradients(result),
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
-        *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
+        *([f"Routing: {words.of_training_loads(scenario)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
     return listed(said)

@@ -70,7 +70,7 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
         ("recomputation", words.of_recompute(layout, stack)),
         (
             "routing",
-            words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",
+            words.of_training_loads(scenario) if scenario.model.n_routed_experts else "no routed experts",
         ),
         ("communication SMs", _communication_sms(scenario)),
         ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{all_to_alls}"),

@@ -98,6 +98,7 @@ JOB: Mapping[str, Range] = {
     "serving.mtp_depth": Range(low=0, high=16),
     "serving.mtp_acceptance": Range(low=0, high=1),
     "serving.idle_ranks": _NOT_NEGATIVE,
+    "serving.tokens_cv": Range(low=0, high=2),
     "serving.seed": _NOT_NEGATIVE,
     "serving.prefill_tokens": _NOT_NEGATIVE,
     "serving.prefill_context": _NOT_NEGATIVE,
