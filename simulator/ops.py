@@ -468,6 +468,7 @@ class Facts(TypedDict, total=False):
     launches: int
     captured: bool
     unit: Unit
+    scratch: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -497,6 +498,7 @@ class Op:
     launches : kernels of one call, whose time together the class prices.
     captured : replayed as part of a CUDA graph: the host does not issue it by itself.
     unit : part of the layer that it belongs to, of those that can run again as a whole.
+    scratch : in use while it runs, neither operand nor result [B].
     """
 
     name: str
@@ -519,6 +521,7 @@ class Op:
     launches: int = 1
     captured: bool = False
     unit: Unit = ""
+    scratch: float = 0.0
 
     @property
     def flops(self) -> float:

@@ -77,7 +77,9 @@ def estimate(scenario: Scenario, shared: SharedPrices, *, within: float = float(
         stages = shared.stages(scenario, c.stages, factor)
     clock = shared.clock(0)
     built = clock.priced(scenario, stages)
-    memory, least = _peaks(c, built, shared, [clock.memory_delta(stages, step, scenario) for step in c.examples])
+    memory, least = _peaks(
+        c, built, shared, [clock.memory_delta(stages, step, scenario, _copies(c)) for step in c.examples]
+    )
     if least > within:
         return Estimate(None, memory, least)
     costs = [shared.cost(scenario, stages, step, factor) for step in c.examples]

@@ -228,7 +228,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
-        builder.add("attn.out.copy", "elem", cast(t * out, BF16, BF16))
+        builder.add("attn.out.copy", "elem", cast(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)

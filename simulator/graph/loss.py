@@ -14,8 +14,9 @@
 `fused_linear` (arXiv 2410.10989, section 3.2) makes the logits of a chunk, their gradient in place, and with it the
 gradients of the input and of the head; backward only scales the two. Neither logits nor the input of the head are kept.
 
-Kept is what the backward pass reads: logits, softmax or gradient, in the width of the software. The all-reduces of a
-few numbers a token over tensor-parallel ranks are left out.
+Kept is what the backward pass reads: logits, softmax or gradient, in the width of the software. PyTorch's own backward
+holds two gradients at once, as wide as these: that of the logarithms of the softmax, and with it that of the logits.
+The all-reduces of a few numbers a token over tensor-parallel ranks are left out.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
         work = cast(logits, read / kernels, written / kernels)
         builder.add("loss.bwd", "elem", work, count=kernels, reads_resident=True)
         return
-    builder.add("loss.bwd", "loss.bwd", cast(logits, KEPT[how], KEPT[how]), reads_resident=True)
+    work = cast(logits, KEPT[how], KEPT[how])
+    builder.add("loss.bwd", "loss.bwd", work, reads_resident=True, scratch=work.written)
     if how == "fp32":
         builder.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))
 

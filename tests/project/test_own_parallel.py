@@ -102,7 +102,8 @@ def tensor_modes() -> str:
         tp = int(row["tp"])
         overlapped = row["mode"] == "async"
         changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
-        changes += [*common(row | {"mode": "compile" if overlapped else row["mode"]}, tp), f"layout.tp={tp}", "layout.pp=1"]
+        mode = "compile" if overlapped else row["mode"]
+        changes += [*common(row | {"mode": mode}, tp), f"layout.tp={tp}", "layout.pp=1"]
         changes += ["layout.zero=0", "layout.recompute=none", f"batch.global_batch_size={row['mbs']}", *BF16_STATES]
         changes += ["stack.tp_overlap=true"] if overlapped else []
         what = f"{tp} GPUs, {row['mode']}, {row['layers']} layers as of {row['model'].upper()}"
@@ -122,7 +123,8 @@ def sharded_peaks() -> str:
         changes = [*common(row, many), "layout.tp=1", "layout.pp=1", "layout.zero=3", f"stack.attention={kernels}"]
         changes += [f"layout.recompute={recompute}", f"model.num_hidden_layers={row['layers']}"]
         changes += [f"batch.global_batch_size={many * int(row['mbs'])}"]
-        what = f"{many} GPUs, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}, {row['mode']}"
+        what = f"{many} GPUs, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}"
+        what += f", {row['mode']}"
         out.append(line(what, row, simulate(load_scenario("llama-3-8b", changes))))
     return "\n".join(out)
 
