@@ -248,6 +248,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
 
 
 SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph on one H200 (table h200_narrow)"
+EAGER = "eager PyTorch's elementwise kernels on one rested H200 (table h200_eager)"
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
@@ -397,6 +398,18 @@ RECIPES = (
     ),
     as_on_h100("elem", "l2_gain"),
     replace(own_stream("embedding"), free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0}),
+    *(
+        own_stream(cls, source=EAGER, text="1024 to 16384 tokens, width 1024 to 28672")
+        for cls in ("elem.view", "rope.eager", "rope.eager.bwd", "split.eager", "heads.eager")
+    ),
+    replace(
+        own_stream("norm.fwd@eager", "l2_gain", source=EAGER, text="1024 to 16384 tokens"), also=("norm.fwd.narrow@eager",)
+    ),
+    own_stream("norm.bwd@eager", source=EAGER, text="1024 to 16384 tokens"),
+    replace(
+        own_stream("optimizer.bf16", source=EAGER, text="17 million to a billion parameters"),
+        free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0},
+    ),
     *(
         own_stream(cls, *more, source=MOE_LAYER, text="1024 to 16384 tokens, 2 to 8 experts a token")
         for cls, more in (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hardware_profiles.calibration.eager import eager
 from hardware_profiles.calibration.h800_trace import trace
 from hardware_profiles.calibration.infersim import infersim
 from hardware_profiles.calibration.moe_layer import moe_layer
@@ -395,5 +396,5 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *small_gemm(), *small_streams(), *fp8_split(), *decode_attention()]
+    own = [*h200, *moe_layer(), *eager(), *small_gemm(), *small_streams(), *fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

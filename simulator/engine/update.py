@@ -67,7 +67,8 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
     if away < 1:
         work = Streaming(read=(1 - away) * read, written=(1 - away) * written)
-        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
+        narrow = states.masters == "none" and states.parameters == "bf16" and states.first_bytes == BF16
+        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer.bf16" if narrow else "optimizer", work))
     if away:
         ops.append(
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))

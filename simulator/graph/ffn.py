@@ -19,12 +19,12 @@ from simulator.graph.norm import (
     leave_ffn,
     leave_ffn_backward,
     norm_forward,
+    sum_of_two,
 )
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Gemm, Streaming
 from simulator.spec.job import Recipe
-from simulator.spec.model import ModelSpec
 
 ACTIVATIONS = {
     ("silu", True): "swiglu",
@@ -40,9 +40,18 @@ ACTIVATIONS = {
 what takes their time; one that a profile has not measured is priced as another, and the result says so."""
 
 
-def activation_class(model: ModelSpec) -> str:
-    """Kernel class of a model's activation."""
-    return ACTIVATIONS[model.hidden_act, model.gated_mlp]
+OF_A_VIEW = "elem.view"
+"""Elementwise kernels over a view, whose addresses are computed one by one (table h200_eager)."""
+
+
+def in_eager_kernels(s: Shapes) -> bool:
+    """Whether a gated activation is several kernels."""
+    return s.model.gated_mlp and not s.stack.swiglu_fused
+
+
+def activation_class(s: Shapes) -> str:
+    """Kernel class of a model's activation; of several kernels that of the product of the halves."""
+    return OF_A_VIEW if in_eager_kernels(s) else ACTIVATIONS[s.model.hidden_act, s.model.gated_mlp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +93,7 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
-        activation=activation_class(model),
+        activation=activation_class(s),
         recipe=s.recipe,
         first=first,
     )
@@ -96,22 +105,22 @@ def eager_activation(
     rows: int,
     inner: int,
     *,
-    gated: bool,
     backward: bool,
     scales_with_load: bool = False,
 ) -> None:
-    """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, and
-    the gradients of the two halves concatenated. Autograd also keeps silu(gate), for the gradient of the
-    multiplication. `scales_with_load`: of routed experts."""
-    if gated and not builder.stack.swiglu_fused:
-        reads = 2 if backward else 1
-        work = Streaming(read=reads * rows * inner * BF16, written=(2 if backward else 1) * rows * inner * BF16)
+    """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, the
+    gradient of the other half, and the two concatenated. Autograd also keeps silu(gate), for the gradient of the
+    multiplication. What reads a half of the projection reads a view of it. `scales_with_load`: of routed experts."""
+    if in_eager_kernels(builder.shapes):
+        work = Streaming(read=(2 if backward else 1) * rows * inner * BF16, written=rows * inner * BF16)
         direction = "bwd" if backward else "fwd"
         name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
         keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
         kept = rows * inner * BF16 if keeps else 0.0
-        builder.add(name_of_kernel, "elem", work, saved=kept, scales_with_load=scales_with_load)
+        builder.add(name_of_kernel, OF_A_VIEW, work, saved=kept, scales_with_load=scales_with_load)
         if backward:
+            other = sum_of_two(rows * inner)
+            builder.add(f"{name}.swiglu.up.bwd", "elem", other, scales_with_load=scales_with_load)
             joined = cast(2 * rows * inner, BF16, BF16)
             builder.add(f"{name}.swiglu.cat.bwd", "elem", joined, scales_with_load=scales_with_load)
 
@@ -121,9 +130,10 @@ def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Stream
     return Streaming(read=rows * inner * BF16 * (2 if gated else 1), written=rows * inner * out)
 
 
-def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool = False) -> Streaming:
-    """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output."""
-    wide = 2 if gated else 1
+def activation_backward_work(s: Shapes, rows: int, inner: int, *, again: bool = False) -> Streaming:
+    """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output. Of several
+    kernels the product of dy with one half; `eager_activation` has the others."""
+    wide = 2 if s.model.gated_mlp and s.stack.swiglu_fused else 1
     return Streaming(read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0)))
 
 
@@ -162,7 +172,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
 
 def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
     """Activation (fused with its cast) and second GEMM."""
-    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
+    eager_activation(builder, f.name, f.tokens, f.inner, backward=False)
     builder.add(
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
         f.activation,
@@ -218,9 +228,9 @@ def down_backward(
             linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
         linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
+    eager_activation(builder, f.name, f.tokens, f.inner, backward=True)
     again = s.activation_again(f.name) and not f.fp8
-    work = activation_backward_work(f.tokens, f.inner, gated=f.gated, again=again)
+    work = activation_backward_work(s, f.tokens, f.inner, again=again)
     builder.add(
         f"{f.name}.swiglu.bwd",
         f.activation,

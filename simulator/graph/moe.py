@@ -162,10 +162,10 @@ def forward(s: Shapes) -> Segment:
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, backward=False, scales_with_load=True)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
-        ffn.activation_class(s.model),
+        ffn.activation_class(s),
         ffn.activation_work(s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16),
         saved=ffn.kept_activation(s, "moe", s.rows, inner),
         scales_with_load=True,
@@ -213,17 +213,17 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         "moe.down.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, inner, h, gradient=True),
         scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
     builder.add(
         "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
-        ffn.activation_class(s.model),
-        ffn.activation_backward_work(s.rows, inner, gated=s.model.gated_mlp, again=again),
+        ffn.activation_class(s),
+        ffn.activation_backward_work(s, s.rows, inner, again=again),
         scales_with_load=True,
     )
     if not order.in_pytorch(s) and not _weighs(s):
         work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
-        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s), work, scales_with_load=True)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)

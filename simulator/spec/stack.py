@@ -64,7 +64,7 @@ class Stack:
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
-    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
+    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; eager: PyTorch's own).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
@@ -115,7 +115,7 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled"]
+    norm_kernels: Literal["training", "compiled", "eager"]
     optimizer: States
     dropout: bool = False
     host_kernel: float = 0.0

@@ -15,6 +15,9 @@ for it, on a rested GPU with L2 flushed (`kernel_spans.py`):
 - loss: cross-entropy of BF16 logits (`m`, `n`) widened to FP32.
 - adamw: torch.optim.AdamW(fused=True) on 4 tensors of `m` values in all; `impl` is the format of all states.
 
+Section power goes to OUT_power.csv: what such calls, and attention, draw under sustained load, alone and between GEMMs
+(as `measure_fp8_mix.py`: `memory` is the call, `memory_us` the time of all `calls`).
+
 `backward` 1: torch.autograd.grad of the call alone. `bytes`: what one kernel that did it in one pass would move.
 `held_out` 1: every second size.
 """
@@ -28,6 +31,8 @@ import torch
 import torch.nn.functional as F
 
 from hardware_profiles.calibration.measuring.kernel_spans import TIMES, Call, Case, Row, Table, arguments, guarded
+from hardware_profiles.calibration.measuring.measure_fp8_mix import COLUMNS as POWER_COLUMNS
+from hardware_profiles.calibration.measuring.measure_fp8_mix import MIXED, keep, multiplication, time_of
 from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, bf16, swiglu
 
 COLUMNS = ["op", "impl", "backward", "m", "n", "heads", "kv_heads", "bytes", "held_out", *TIMES]
@@ -161,14 +166,67 @@ def section(cases: Callable[[], Iterator[Case]]) -> Callable[[Table, int], None]
     return lambda table, every: table.run(list(cases())[::every])
 
 
+def moves(tokens: int, topk: int, hidden: int) -> dict[str, Call]:
+    """Rows selected by index, and added back by index, in a random order."""
+    x, rows = bf16(tokens, hidden), bf16(tokens * topk, hidden)
+    token = torch.randperm(tokens * topk, device=DEVICE) // topk
+    return {
+        "index_select": lambda: x.index_select(0, token),
+        "index_add": lambda: torch.zeros_like(x).index_add(0, token, rows),
+    }
+
+
+def attention(tokens: int, heads: int, backward: bool) -> Call:
+    """The causal core that PyTorch chooses."""
+    q, k, v = (leaf(bf16(1, heads, tokens, D)) for _ in range(3))
+    return call_of(partial(F.scaled_dot_product_attention, is_causal=True), backward, q, k, v)
+
+
+def power_calls() -> dict[str, Callable[[], Call]]:
+    """What is repeated for some seconds."""
+    t, many = 8192, moves(8192, 8, 2048)
+    return {
+        "swiglu": partial(activated, t, 14336, False), "swiglu_bwd": partial(activated, t, 14336, True),
+        "rope": partial(rotated, t, 32, False), "rope_bwd": partial(rotated, t, 32, True),
+        "split": partial(split, t, 32, 8), "heads": partial(heads_last, t, 32),
+        "norm": partial(normed, t, 8192, False), "norm_bwd": partial(normed, t, 8192, True),
+        "loss": partial(lost, t, 32000, False), "loss_bwd": partial(lost, t, 32000, True),
+        "adamw": partial(updated, 1 << 28, torch.bfloat16),
+        **{name: partial(lambda call: call, call) for name, call in many.items()},
+        "attention": partial(attention, t, 32, False), "attention_bwd": partial(attention, t, 32, True),
+    }  # fmt: skip
+
+
+def power(file: str, budget: float) -> None:
+    """Power of each call, and of some between GEMMs."""
+    table, (m, n, k), makers = Table(file, POWER_COLUMNS, budget), MIXED, power_calls()
+    for name, make in makers.items():
+        keep(table, {"op": "alone", "memory": name, "calls": 10, "share": 1}, [("memory", make())] * 10, 0.0)
+        torch.cuda.empty_cache()
+    gemm = multiplication("bf16", m, n, k)
+    for name in ("swiglu", "index_add", "adamw"):
+        call = makers[name]()
+        each = time_of(call) / time_of(gemm)
+        for share in (0.2, 0.4, 0.6):
+            gemms, calls = max(1, round((1 - share) * each / share)), max(1, round(share / (1 - share) / each))
+            labels: Row = {"op": "mix", "precision": "bf16", "m": m, "n": n, "k": k, "memory": name}
+            parts = [("gemm", gemm)] * gemms + [("memory", call)] * calls
+            keep(table, labels | {"calls": calls, "share": share}, parts, 2.0 * m * n * k * gemms)
+
+
 SECTIONS = {"layer": section(layer_cases), "loss": section(loss_cases), "adamw": section(adamw_cases)}
 
 
 def main() -> None:
     """Command line."""
-    args = arguments(__doc__ or "", list(SECTIONS))
+    args = arguments(__doc__ or "", [*SECTIONS, "power"])
     torch.manual_seed(1)
-    guarded(Table(args.out, COLUMNS, args.budget), SECTIONS, args.only, args.every)
+    wanted = args.only.split(",")
+    if "power" in wanted:
+        power(args.out.replace(".csv", "_power.csv"), args.budget)
+    calls = ",".join(name for name in wanted if name in SECTIONS)
+    if calls:
+        guarded(Table(args.out, COLUMNS, args.budget), SECTIONS, calls, args.every)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ def gated(
     builder: SegmentBuilder, name: Activated, s: ServingShapes, rows: int, inner: int, *, routed: bool = False
 ) -> None:
     """The activation between the two GEMMs, fused with the cast of its result under FP8."""
-    eager_activation(builder, name, rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=routed)
+    eager_activation(builder, name, rows, inner, backward=False, scales_with_load=routed)
     work = activation_work(rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
-    builder.add(f"{name}.act", activation_class(s.model), work, scales_with_load=routed)
+    builder.add(f"{name}.act", activation_class(s), work, scales_with_load=routed)
 
 
 def feed_forward(builder: SegmentBuilder, name: Literal["dense", "shared"], s: ServingShapes, *, split: bool) -> None:
