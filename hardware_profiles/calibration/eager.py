@@ -6,6 +6,7 @@ Every second size is held out, as the table marks them. Of calls of several kern
 
 from __future__ import annotations
 
+from hardware_profiles.calibration.evaluate import GPUS
 from hardware_profiles.calibration.sample import Row, Sample, integer, number, rows
 from simulator.dtypes import BF16
 from simulator.ops import Streaming
@@ -23,6 +24,23 @@ WHOLE_CALLS: dict[tuple[str, str], str] = {
     ("norm", "1"): "norm.bwd@eager",
 }
 """Calls -> class, which prices all their kernels together by the bytes that one kernel would move."""
+
+
+DRAWN = {
+    "elem.view": "swiglu", "rope.eager": "rope", "rope.eager.bwd": "rope_bwd", "split.eager": "split",
+    "heads.eager": "heads", "norm.fwd@eager": "norm", "norm.bwd@eager": "norm_bwd", "optimizer.bf16": "adamw",
+    "permute.index_select": "index_select", "permute.index_add": "index_add", "unpermute.index_add": "index_add",
+    "loss": "loss", "loss.bwd": "loss_bwd",
+}  # fmt: skip
+"""Class -> the call whose power under sustained load it draws."""
+
+
+def power_shares() -> dict[str, float]:
+    """Class -> power it draws, share of that of the memory-bound kernels of compiled software on an H200."""
+    power = GPUS["h200"].power
+    assert power is not None
+    watts = {row["memory"]: number(row, "power_w") for row in rows(f"{TABLE}_power.csv") if row["op"] == "alone"}
+    return {cls: round(watts[call] / power.memory, 3) for cls, call in DRAWN.items()}
 
 
 def _works(row: Row) -> tuple[str, tuple[Streaming, ...]] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hardware_profiles.calibration.eager import power_shares
 from hardware_profiles.calibration.samples import DEEPGEMM_TABLE, H100_TABLES
 
 Bounds = tuple[float, float]
@@ -267,7 +268,7 @@ def as_on_h100(cls: str, *free: str) -> Recipe:
 
 SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_mix)"
 
-RECIPES = (
+_FITS = (
     trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
     trace_gemm("gemm.fp8.grouped", {**LOOP, "traffic": (0.0, 1.5)}, "4 groups, 31 to 35 thousand tokens"),
     trace_gemm("gemm.fp8.wgrad", {**LOOP, "traffic": (0.0, 1.0)}, "K 4096 to 8672, FP32 accumulation"),
@@ -403,7 +404,8 @@ RECIPES = (
         for cls in ("elem.view", "rope.eager", "rope.eager.bwd", "split.eager", "heads.eager")
     ),
     replace(
-        own_stream("norm.fwd@eager", "l2_gain", source=EAGER, text="1024 to 16384 tokens"), also=("norm.fwd.narrow@eager",)
+        own_stream("norm.fwd@eager", "l2_gain", source=EAGER, text="1024 to 16384 tokens"),
+        also=("norm.fwd.narrow@eager",),
     ),
     own_stream("norm.bwd@eager", source=EAGER, text="1024 to 16384 tokens"),
     replace(
@@ -420,6 +422,15 @@ RECIPES = (
         )
     ),
 )  # fmt: skip
+
+
+def _drawing(recipe: Recipe) -> Recipe:
+    """The recipe with the power that its class was seen to draw on an H200."""
+    shares = power_shares() if recipe.home == "h200" else {}
+    return replace(recipe, fixed={**recipe.fixed, "power": shares[recipe.cls]}) if recipe.cls in shares else recipe
+
+
+RECIPES = tuple(map(_drawing, _FITS))
 
 SAME_SM = "measured there, carried over: same SM"
 CARRIED = (

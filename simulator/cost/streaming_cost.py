@@ -114,6 +114,7 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
         ),
         source=source,
         calibrated=calibrated,
+        power=p.power,
     )
 
 

@@ -154,7 +154,7 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
         grad_sync = _tail(c, built, shared)
         step = _step(c, built, costs, [0.0] * len(costs), grad_sync)
         energy = sum(costs[kind].energy for row in c.rows for kind in row)
-        energy += sum(grad_sync.update(held) for held in c.on) * (power.memory - power.idle)
+        energy += sum(grad_sync.update_energy(held, power) for held in c.on)
         return power.idle + energy / (step * len(c.rows))
 
     return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)

@@ -600,11 +600,10 @@ def _prices(cluster: Cluster, table: str, cls: str) -> list[float]:
     sms = cluster.gpu.sms
     shares = (Share(sms=sms), Share(sms=sms - 24), Share(sms=sms - 20, partner_traffic=3e11))
     ops = [Op(name="asked", cls=cls, part="F", segment="asked", work=work) for work in _works(table, sms)]
-    return [
-        price(op, cluster, share, comm_sms=20, concurrent=False, dispatcher="deepep").duration
-        for op in ops
-        for share in shares
+    costs = [
+        price(op, cluster, share, comm_sms=20, concurrent=False, dispatcher="deepep") for op in ops for share in shares
     ]
+    return [said for cost in costs for said in (cost.duration, cost.power)]
 
 
 def _kernel_paths(cluster: Cluster, table: str) -> Iterator[tuple[str, str]]:

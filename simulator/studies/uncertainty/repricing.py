@@ -217,20 +217,22 @@ class _Clock:
         waiting = known.scenario.workload.serves  # GEMMs that wait for memory are most of a decode step's
         self.kind = np.array(
             [
-                alone(op, one.cost, each) if waiting else draw(op, each)
+                alone(op, replace(one.cost, power=1.0), each) if waiting else draw(op, each)
                 for op, one in zip(ops, known.priced, strict=True)
             ]
         )
+        self.share = np.array([one.cost.power for one in known.priced])
         self.kinds = [(name, float(marks[name])) for name in ("memory", "tensor", "attention")]
         above = self._above_idle(base[:, ALONE], self.gpu.power)
         self.busy = (self.watts - self.gpu.power.idle) / above if above else 0.0
 
     def _above_idle(self, durations: Array, power: Power) -> float:
         """Mean power above idle while kernels run [W]."""
-        energy = self.uses * durations
-        total = float(energy.sum())
+        each = self.uses * durations
+        total = float(each.sum())
         parts = (
-            float(energy[self.kind == mark].sum()) * (getattr(power, name) - power.idle) for name, mark in self.kinds
+            float((each * (self.share * getattr(power, name) - power.idle))[self.kind == mark].sum())
+            for name, mark in self.kinds
         )
         return sum(parts) / total if total else 0.0
 
