@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Dtype = Literal["fp32", "bf16", "fp16", "fp8", "e5m6", "int32", "int64"]
+Dtype = Literal["fp32", "bf16", "fp16", "fp8", "fp8_ds_mla", "e5m6", "int32", "int64"]
 
 WIDTH: dict[Dtype, float] = {
     "fp32": 4.0,
     "bf16": 2.0,
     "fp16": 2.0,
     "fp8": 1.0,
+    "fp8_ds_mla": 656 / 576,  # 512 values in FP8, 4 FP32 scales, 64 in BF16 (deepseek-ai/FlashMLA, README, 2025-09)
     "e5m6": 1.5,  # DeepSeek-V3's 12-bit format for the attention output (arXiv 2412.19437, section 3.3.3)
     "int32": 4.0,
     "int64": 8.0,

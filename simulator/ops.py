@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from simulator.dtypes import BF16, FP8
+from simulator.dtypes import BF16, FP8, WIDTH
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -182,7 +182,7 @@ class DecodeAttention:
     d_v: int
     kv_len: int
     q_len: int = 1
-    kv_dtype: Literal["bf16", "fp8"] = "bf16"
+    kv_dtype: Literal["bf16", "fp8", "fp8_ds_mla"] = "bf16"
     latent: bool = False
     lengths: tuple[int, ...] = ()
 
@@ -200,7 +200,7 @@ class DecodeAttention:
     def kv_bytes(self) -> float:
         """Keys and values of all sequences, read once [B]."""
         entries = self.d_qk if self.latent else self.d_qk + self.d_v
-        return self.keys * self.kv_heads * entries * (1.0 if self.kv_dtype == "fp8" else 2.0)
+        return self.keys * self.kv_heads * entries * WIDTH[self.kv_dtype]
 
     @property
     def bytes(self) -> float:

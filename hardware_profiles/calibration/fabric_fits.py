@@ -115,6 +115,14 @@ FITS = (
     dispatch("expert kernels in one tray, GB200", "gb200", "deepep", "forward_rate"),
     dispatch("Hybrid-EP in one rack, GB200", "gb200", "hybrid_ep", "forward_rate", "startup"),
     low_latency("low latency in one tray, GB200", "gb200", "deepep", *SHARED),
+    dispatch("DeepEP's second version, H100", "h100", "deepep_v2", "send_rate", "overlap"),
+    *(
+        low_latency(
+            f"NVLink {kind}-sided, GB200", "gb200", f"nvlink_{kind}_sided",
+            "alpha_dispatch", "alpha_combine", "hop", "staging_dispatch", "staging_combine",
+        )
+        for kind in ("one", "two")
+    ),
     dispatch("Hybrid-EP, H100", "h100", "hybrid_ep", "send_rate", "startup"),
     low_latency(
         "low latency over InfiniBand, H800", "h800", "deepep_ibrc", "staging_dispatch=staging_combine", "hop"

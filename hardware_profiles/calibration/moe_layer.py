@@ -1,4 +1,5 @@
-"""Samples of the kernels of a mixture-of-experts layer in PyTorch on an H200 (`measuring/measure_moe_layer.py`).
+"""Samples of the kernels of a mixture-of-experts layer: PyTorch's on an H200 (`measuring/measure_moe_layer.py`), and
+engines' experts as modules (aiconfigurator's database).
 
 Whole layers in that table (`op` layer) are left out: they only compare. Half of the sizes are held out, as the table
 marks them. Of calls of several kernels the sum of the kernels counts (`busy_us`): gaps between them are the stack's.
@@ -94,6 +95,47 @@ def moe_layer() -> list[Sample]:
     table = rows(f"{TABLE}.csv")
     found = [sample for row in table for sample in (_moves(row), _grouped(row)) if sample is not None]
     return [*found, *_gate(table)]
+
+
+ENGINES = "aic_moe"
+SORTED, CASTS, HBM = 2, 2, 4.3e12
+"""Kernels that sort the ids of the chosen experts, and that cast to FP8; bandwidth of large ones [B/s]."""
+SHORT = 1.6e-6
+"""Time of a small kernel in a replayed graph [s]: torch.compile's norm (class norm.small@compiled)."""
+
+
+FEW = 64
+"""Most tokens of modules with expert parallelism that count."""
+
+
+def _rest_of_module(t: int, chosen: int, h: int, inner: int, fp8: bool) -> float:
+    """Time of a module's kernels around its two GEMMs: the sort, the casts, the activation and the sum [s]."""
+    casts = 3.0 * (t * h + chosen * inner) if fp8 else 0.0
+    moved = casts + 6.0 * chosen * inner + 2.0 * h * (chosen + t)
+    return (SORTED + 2 + (CASTS if fp8 else 0)) * SHORT + moved / HBM
+
+
+def engine_experts() -> list[Sample]:
+    """Both GEMMs of engines' experts: the module's time less that of the small kernels. Loads are balanced there: token
+    t takes the experts t + i x (experts / top-k), so that few tokens meet as many experts as they choose. With expert
+    parallelism and many tokens SGLang's modules take as long as if they computed other ranks' rows, too: left out."""
+    out = []
+    for row in rows(f"{ENGINES}.csv"):
+        t, h, inner, experts = (integer(row, key) for key in ("tokens", "hidden", "inner", "experts"))
+        topk, ep, precision = integer(row, "topk"), integer(row, "ep"), row["precision"]
+        inner //= integer(row, "tp")
+        chosen, active = t * topk // ep, min(t, experts // topk) * topk // ep
+        if not active or (ep > 1 and t > FEW):
+            continue
+        work = tuple(
+            gemm(chosen, n, k, precision, "grouped", active)  # type: ignore[arg-type]
+            for n, k in ((2 * inner, h), (h, inner))
+        )
+        cls = f"gemm.{'bf16' if precision == 'bf16' else 'fp8'}.grouped@{row['kernels']}"
+        seconds = number(row, "us") * 1e-6 - _rest_of_module(t, chosen, h, inner, precision != "bf16")
+        label = f"{row['engine']} {t} x {h}, tp {row['tp']}, ep {ep}"
+        out.append(Sample(hardware=row["hardware"], cls=cls, work=work, seconds=seconds, table=ENGINES, label=label))
+    return out
 
 
 def _fixed_times(held: bool) -> dict[str, list[float]]:

@@ -166,6 +166,22 @@ def loaded_gemm(cls: str, text: str) -> Recipe:
     )  # fmt: skip
 
 
+EXPERTS = "the experts of SGLang 0.5.10 and vLLM 0.19.0 as modules, aiconfigurator database (table aic_moe)"
+CUTLASS_EXPERTS = "the experts of TensorRT-LLM 1.3.0rc20 as modules, aiconfigurator database (table aic_moe)"
+TRITON_TILES = ((16, 128), (32, 128), (64, 128), (128, 128))
+"""Of tuned configurations (vLLM and SGLang, fused_moe/configs): 16 to 128 rows."""
+
+
+def engine_experts(cls: str, tiles: tuple[tuple[int, int], ...], source: str, k_block: int) -> Recipe:
+    """GEMMs of an engine's experts on an H200, measured in loops, with the sort and the activation around them."""
+    free = {name: bounds for name, bounds in RESTED.items() if name not in ("reset", "l2_writeback")}
+    return Recipe(
+        cls=cls, kind="gemm", home="h200", hardware=("h200",), samples=(cls,), tables=("aic_moe",), source=source,
+        free=free | {"tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-7)}, effort=40,
+        range="1 to 256 experts, 1 to 4096 tokens", fixed={"tiles": tiles, "k_block": k_block} | SHARED,
+    )  # fmt: skip
+
+
 def attention(cls: str, home: str, dims: tuple[str, ...], source: str, text: str, **settings: Any) -> Recipe:
     """An attention class: a rate for each pair of head dimensions, opening and closing of a tile, tail, launch."""
     free: dict[str, Bounds] = {f"rate:{d}": settings.get("rates", (0.3, 1.0)) for d in dims}
@@ -193,6 +209,9 @@ FA3_DECODE: dict[str, Any] = {
 }  # fmt: skip
 """FlashAttention-3's rule of parts and its tiles (hopper/{heuristics.h, tile_size.h}): of heads of 128 with packed
 groups; MLA's blocks hold 64 keys. One CTA fits on an SM."""
+AIC_ENGINES = "aiconfigurator database, engines' decode kernels on H200 (table aic_decode_engines)"
+XQA: dict[str, Any] = {"block_q": 64, "block_kv": 64}
+"""Tiles of TensorRT-LLM's XQA kernels: assumed as FlashAttention-3's for latents; the rest of the rule, too."""
 FLASHINFER_DECODE: dict[str, Any] = {
     "block_q": 64, "block_kv": 64, "resident": 2, "even": True, "rate": 0.6, "block_time": 0.0,
     "merge_step": 0.0, "tile_time": 0.0, "power_rate": 0.9,
@@ -211,7 +230,7 @@ def decode(cls: str, home: str, source: str, text: str, also: str, free: tuple[s
     """A decode attention class."""
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 1e-5), "tile_time": (0.0, 8e-6), "block_time": (0.0, 4e-6), "rate": (0.15, 1.0),
-        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.7, 0.97),
+        "merge": (0.0, 1.5e-5), "merge_step": (0.0, 5e-7), "power_rate": (0.4, 0.9), "bandwidth": (0.3, 0.97),
         "l2_writeback": (0.0, 1.0),
     }  # fmt: skip
     return Recipe(
@@ -310,6 +329,10 @@ _FITS = (
     loaded_gemm("gemm.fp8_row.grouped", "8 to 160 groups of 1 to 64 tokens"),
     loaded_gemm("gemm.fp8@library", "M 64 to 16384"),
     loaded_gemm("gemm.fp8.wgrad@library", "K 1024 to 16384, FP32 output"),
+    engine_experts("gemm.fp8.grouped@triton", TRITON_TILES, EXPERTS, 128),
+    engine_experts("gemm.bf16.grouped@triton", TRITON_TILES, EXPERTS, 64),
+    engine_experts("gemm.fp8.grouped@cutlass", ((64, 128), (128, 128)), CUTLASS_EXPERTS, 128),
+    engine_experts("gemm.bf16.grouped@cutlass", CUTLASS_TILES, CUTLASS_EXPERTS, 64),
     attention("attn.fwd", "h800", ("64:64", "128:128", "192:128", "256:256"), f"{DEEPSEEK}; {FA3}; {INFERSIM}",
               "512 to 16384 tokens", hardware=("h800", "h100")),
     attention("attn.bwd", "h800", ("64:64", "128:128", "192:128"), f"{DEEPSEEK}; {FA3}", "2048 to 8192 tokens",
@@ -343,6 +366,19 @@ _FITS = (
     decode("attn.decode.mla@fa3", "h200", AIC_DECODE, "16 to 128 heads, 512 to 131072 keys", "attn.decode.mla",
            ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "power_rate",
             "l2_writeback"), **FA3_DECODE | {"block_q": 64, "block_kv": 64}),
+    *(
+        replace(
+            decode(cls, "h200", AIC_ENGINES, "16 to 128 heads, 512 to 65536 keys", "",
+                   ("launch", "tile_time", "block_time", "rate", "merge", "merge_step", "bandwidth", "l2_writeback"),
+                   **FA3_DECODE | fixed),
+            effort=60, starts=1,
+        )
+        for cls, fixed in (
+            ("attn.decode.fp8@fa3", {}), ("attn.decode@fa3_vllm", {}), ("attn.decode.fp8@fa3_vllm", {}),
+            ("attn.decode@trtllm", XQA), ("attn.decode.fp8@trtllm", XQA),
+            ("attn.decode.mla@trtllm", XQA), ("attn.decode.mla.fp8@trtllm", XQA),
+        )
+    ),
     decode("attn.decode@flashinfer", "h800", f"{INFERSIM}, FlashInfer", "heads of 128, kernels of more than 40 us",
            "attn.decode", ("launch", "merge", "bandwidth"), **FLASHINFER_DECODE),
     decode("attn.decode.mla@flashmla", "h800", f"{INFERSIM}, FlashMLA of 2025", "128 heads, 1024 to 131072 keys, BF16",

@@ -9,7 +9,7 @@ from pathlib import Path
 from hardware_profiles.calibration.eager import eager
 from hardware_profiles.calibration.h800_trace import trace
 from hardware_profiles.calibration.infersim import infersim
-from hardware_profiles.calibration.moe_layer import moe_layer
+from hardware_profiles.calibration.moe_layer import engine_experts, moe_layer
 from hardware_profiles.calibration.sample import TABLES, Row, Sample, Work, gemm, integer, merged, number, rows
 from simulator.errors import InputError
 from simulator.graph.attention import softmax_class
@@ -249,7 +249,7 @@ def _decode(row: Row, hardware: str, cls: str, table: str) -> Sample:
     work = DecodeAttention(
         batch=integer(row, "batch"), heads=integer(row, "heads"), kv_heads=integer(row, "kv_heads"),
         d_qk=integer(row, "d_qk"), d_v=integer(row, "d_v"), kv_len=integer(row, "kv_len"), q_len=integer(row, "q_len"),
-        latent=row["d_qk"] != row["d_v"],
+        latent=row["d_qk"] != row["d_v"], kv_dtype="fp8" if row.get("kv_dtype") == "fp8" else "bf16",
     )  # fmt: skip
     label = f"{work.batch} x {work.heads}/{work.kv_heads} x {work.kv_len}"
     return Sample(hardware=hardware, cls=cls, seconds=number(row, "us") * 1e-6, table=table, label=label, work=(work,))
@@ -257,14 +257,20 @@ def _decode(row: Row, hardware: str, cls: str, table: str) -> Sample:
 
 def decode_attention() -> list[Sample]:
     """Decode attention: PyTorch's FlashAttention-2 on one H200, L2 flushed before each call, and what aiconfigurator
-    measured of SGLang's FlashAttention-3 on H200 and H100."""
-    table, of_aic = "h200_decode_attention", "aic_decode_attention"
+    measured of SGLang's FlashAttention-3 on H200 and H100, and of other engines' kernels and FP8 caches on H200."""
+    table = "h200_decode_attention"
     own = [_decode(row, "h200", "attn.decode@fa2", table) for row in rows(f"{table}.csv")]
     others = [
-        _decode(row, row["hardware"], f"attn.decode{'.mla' if row['d_qk'] != row['d_v'] else ''}@fa3", of_aic)
+        _decode(row, row["hardware"], _decode_class(row), of_aic)
+        for of_aic in ("aic_decode_attention", "aic_decode_engines")
         for row in rows(f"{of_aic}.csv")
     ]
     return [*own, *others]
+
+
+def _decode_class(row: Row) -> str:
+    latent, narrow = row["d_qk"] != row["d_v"], row.get("kv_dtype") == "fp8"
+    return f"attn.decode{'.mla' if latent else ''}{'.fp8' if narrow else ''}@{row['impl']}"
 
 
 def small_gemm() -> list[Sample]:
@@ -396,5 +402,6 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *eager(), *small_gemm(), *small_streams(), *fp8_split(), *decode_attention()]
+    own = [*h200, *moe_layer(), *eager(), *engine_experts(), *small_gemm(), *small_streams(), *fp8_split()]
+    own += decode_attention()
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

@@ -13,6 +13,7 @@ from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
 from simulator.spec.scenario import Scenario
+from simulator.spec.serving import ServingStack
 from simulator.spec.stack import LIBRARY, Stack
 
 
@@ -69,14 +70,27 @@ ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
 def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     """The class of the software's kernel for an op's class, if the profile has one."""
     if cls.startswith("attn.decode"):
-        return cls if "@" in cls else class_of(cls, stack.attention, kernels.decode)
+        return decode_class(cls if "@" in cls else class_of(cls, stack.attention, kernels.decode), kernels)
     if stack.grouped_gemm == "streams" and cls.startswith("gemm.") and ".grouped" in cls:
         return class_of(cls, "streams", kernels.gemm)
     if cls.startswith("gemm.") and stack.serving is not None:
-        return class_of(cls, stack.serving.gemm, kernels.gemm)
+        return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
     return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
+
+
+def decode_class(cls: str, kernels: Kernels) -> str:
+    """The kernel over an FP8 cache where it was measured, else over BF16; vLLM's, else FlashAttention-3's own."""
+    names = (cls, cls.replace(".fp8", ""), cls.replace("_vllm", ""), cls.replace(".fp8", "").replace("_vllm", ""))
+    return next((name for name in names if name in kernels.decode), cls)
+
+
+def _serving_gemm(cls: str, stack: Stack, software: ServingStack, kernels: Kernels) -> str:
+    """DeepGEMM is the library where a profile knows no other."""
+    own = software.experts if ".grouped" in cls and stack.dispatcher in LIBRARY else software.gemm
+    found = class_of(cls, own, kernels.gemm)
+    return class_of(cls, "library", kernels.gemm) if own == "deepgemm" and found == cls else found
 
 
 def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:

@@ -679,6 +679,7 @@ def _memory(s: Scenario) -> Iterator[Problem]:
 _SERVING: tuple[Rule, ...] = (
     serving_check.training_keys,
     serving_check.software,
+    serving_check.cache_format,
     _world,
     _experts,
     serving_check.slots,

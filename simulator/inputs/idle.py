@@ -16,6 +16,7 @@ from simulator.schedule.action import Schedule
 from simulator.schedule.pairing import PAIRED
 from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 
 
 def refuse_idle(scenario: Scenario, changes: Iterable[Override], *, replayed: bool = False) -> None:
@@ -145,6 +146,12 @@ def _without_experts(scenario: Scenario) -> str:
     return "" if scenario.model.is_moe else f"{scenario.model.name} has no experts"
 
 
+def _with_all_to_alls(scenario: Scenario) -> str:
+    travels = scenario.stack.dispatcher not in LIBRARY
+    own = "stack.serving.gemm says whose GEMMs run experts that tokens travel to"
+    return _without_experts(scenario) or (own if travels else "")
+
+
 def _without_masked(scenario: Scenario) -> str:
     decodes = scenario.job.workload == "decode"
     return _without_experts(scenario) or ("" if decodes else "only decode runs masked GEMMs")
@@ -258,6 +265,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.serving.all_reduce": _without_tensor_parallelism,
     "stack.serving.masked": _without_masked,
     "stack.serving.router_fused": _without_experts,
+    "stack.serving.experts": _with_all_to_alls,
     "stack.serving.kv_share": _without_budget,
 }
 """Why a setting changes nothing in a scenario; empty where it does something."""

@@ -102,6 +102,23 @@ def software(s: Scenario) -> Iterator[Problem]:
         )
 
 
+DS_MLA = (512, 64)
+"""Widths of latents and of their rotary part that `fp8_ds_mla` lays out (deepseek-ai/FlashMLA, README, 2025-09)."""
+
+
+def cache_format(s: Scenario) -> Iterator[Problem]:
+    """Formats of the KV cache that are of latents only."""
+    m = s.model
+    if serving_of(s).kv_dtype == "fp8_ds_mla" and (m.kv_lora_rank, m.qk_rope_head_dim) != DS_MLA:
+        yield Problem(
+            rule="format of the KV cache",
+            key="serving.kv_dtype",
+            value="fp8_ds_mla",
+            message=f"is of latents of 512 and 64 values; {m.name} caches others",
+            suggestion="use fp8 or bf16",
+        )
+
+
 def positions(s: Scenario) -> Iterator[Problem]:
     """Context and new tokens within what the model was made for."""
     serving, longest = serving_of(s), s.model.max_position_embeddings

@@ -47,6 +47,24 @@ def trace_events(path: Path, progress: Progress | None = None) -> Iterator[dict[
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+HEAD = 1 << 16
+"""Bytes in which Kineto names the GPUs."""
+_GPU = re.compile(rb'"deviceProperties"\s*:\s*\[[^\]]*?"name"\s*:\s*"([^"]{1,80})"')
+
+
+def gpu_name(path: Path) -> str:
+    """The name of the first GPU that the head of the trace lists; "" if it lists none.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as raw:
+            found = _GPU.search(_opened(raw).read(HEAD))
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return found[1].decode(errors="replace") if found else ""
+
+
 def _opened(raw: IO[bytes]) -> IO[bytes]:
     """The bytes of the file, unpacked if it is gzip."""
     magic = raw.read(2)

@@ -1,8 +1,7 @@
-"""Which kernel class a kernel of a profile belongs to, by its name.
+"""Which kernel class a kernel of a profile belongs to, by its name, and which family of classes.
 
-The first pattern that is found decides. Names are those of DeepSeek's public training profile
-(`deepseek-ai/profile-data`), of DeepGEMM, DeepEP, FlashAttention, cuBLAS, cuDNN, CUTLASS, Transformer Engine, NCCL and
-PyTorch; what none of them names is `elem`.
+The first pattern that is found decides; each row names the library whose kernels are called so. What none of them names
+is `elem` for the overlapped pair, whose copies and fills have names without information; elsewhere it has no family.
 """
 
 from __future__ import annotations
@@ -12,54 +11,134 @@ from functools import lru_cache
 
 OTHER = "elem"
 
-PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"ncclDevKernel_AllReduce|ncclKernel_AllReduce", "comm.all_reduce"),
-    (r"nccl\w*AllGather", "comm.all_gather"),
-    (r"nccl\w*ReduceScatter", "comm.reduce_scatter"),
-    (r"nccl\w*SendRecv|nccl\w*AllToAll", "comm.p2p"),
-    (r"nccl\w*Broadcast", "comm.broadcast"),
-    (r"get_dispatch_layout", "comm.layout"),
-    (r"(cached_notify|notify_dispatch|notify_combine)", "comm.notify"),
-    (r"\bep::\w+::dispatch\b|deep_ep::\w+::dispatch\b", "comm.dispatch"),
-    (r"\bep::\w+::combine\b|deep_ep::\w+::combine\b", "comm.combine"),
-    (r"fp8_special_fmt|back_special_fmt", "quant.special"),
-    (r"per_channel_cast_and_transpose", "quant.chan_t"),
-    (r"swiglu|silu_and_mul|SiluMul|swish", "swiglu"),
-    (r"per_token_cast_to_fp8|per_token_group_quant|cast_to_fp8|quantize_", "quant.token"),
-    (r"cast_back_impl|dequant", "dequant"),
-    (r"batched_transpose", "weight_t"),
-    (r"cuda::utils::transpose|transpose_scale", "scale_t"),
-    (r"rotary|rope_kernel|fused_rope", "rope"),
-    (r"_copy_tensor_kernel", "kvcopy"),
-    (r"ln_bwd_finalize|rmsnorm_bwd_finalize", "elem"),
-    (r"ln_bwd|rmsnorm_bwd|layer_norm_grad|RMSNormBackward", "norm.bwd"),
-    (r"ln_fwd|rmsnorm|rms_norm|layer_norm|LayerNorm", "norm.fwd"),
-    (r"expand_to_fused|permute_kernel|moe_permute", "permute.expand"),
-    (r"reduce_fused|unpermute", "permute.reduce"),
-    (r"clean_and_count_expert", "permute.map.count"),
-    (r"get_fused_mapping", "permute.map.build"),
-    (r"fill_tensormaps", "tensormap"),
-    (r"FlashAttnBwdPreprocess|FlashAttnBwdPostprocess|bwd_dot_do_o|bwd_convert_dq", "attn.bwd_aux"),
-    (r"FlashAttnBwd|flash_bwd|fmha\w*bwd|fmha\w*backward|sdpa\w*bprop", "attn.bwd"),
-    (r"compute_attn_ws|FlashAttnFwd|flash_fwd|fmha|sdpa\w*fprop|flash_attention", "attn.fwd"),
-    (r"m_grouped\w*fp8|fp8_m_grouped|grouped\w*fp8\w*gemm|m_grouped_fp8", "gemm.fp8.grouped"),
-    (r"fp8_dptp128c_acc|wgrad_gemm|fp8\w*wgrad", "gemm.fp8.wgrad"),
-    (r"fp8_ptp128c|fp8_gemm_kernel|deep_gemm\w*fp8|gemm\w*e4m3|e4m3\w*gemm|nvjet_qq", "gemm.fp8"),
-    (r"m_grouped\w*bf16|grouped_gemm\w*bf16|grouped_mm", "gemm.bf16.grouped"),
-    (r"xmma_gemm|nvjet|cublas\w*gemm|ampere_\w*gemm|sm\d\d_\w*gemm|cutlass\w*gemm|GemmUniversal|\bgemm", "gemm.bf16"),
-    (r"gatherTopK|topk_gating|radixSort\w*TopK", "router.topk"),
-    (r"adam|multi_tensor", "optimizer"),
-    (r"embedding\w*backward", "embedding.bwd"),
-    (r"embedding|indexSelect", "embedding"),
-    (r"softmax|cross_entropy|nll_loss", "loss"),
+NCCL = "NCCL's src/device"
+DEEPEP = "DeepEP's csrc/kernels, and DeepSeek's public training profile"
+DEEPSEEK = "DeepSeek's public training profile (profile-data, 2025)"
+ENGINE = "Transformer Engine's common/"
+FLASH = "FlashAttention 2 and 3, PyTorch's copy of them, cuDNN's and Transformer Engine's fused attention"
+BLAS = "cuBLAS and cuBLASLt 11 to 13, CUTLASS 2 and 3"
+DEEPGEMM = "DeepGEMM's deep_gemm/include"
+TORCH = "PyTorch's aten/src/ATen/native/cuda"
+INDUCTOR = "names of PyTorch's Inductor: triton_KIND_fused_OPS_NUMBER"
+CUDNN = "cuDNN 7 to 9"
+LIGER = "Liger's and unsloth's Triton kernels"
+
+PATTERNS: tuple[tuple[str, str, str], ...] = (
+    (r"nccl\w*AllReduce", "comm.all_reduce", NCCL),
+    (r"nccl\w*AllGather", "comm.all_gather", NCCL),
+    (r"nccl\w*ReduceScatter", "comm.reduce_scatter", NCCL),
+    (r"nccl\w*SendRecv|nccl\w*AllToAll", "comm.p2p", NCCL),
+    (r"nccl\w*Broadcast", "comm.broadcast", NCCL),
+    (r"nccl(Dev)?Kernel|ncclSymk", "comm.other", NCCL),
+    (r"multimem_all_reduce|one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce", "comm.all_reduce", TORCH),
+    (r"get_dispatch_layout", "comm.layout", DEEPEP),
+    (r"(cached_notify|notify_dispatch|notify_combine)", "comm.notify", DEEPEP),
+    (r"\bep::\w+::dispatch\b|deep_ep::\w+::dispatch\b", "comm.dispatch", DEEPEP),
+    (r"\bep::\w+::combine\b|deep_ep::\w+::combine\b", "comm.combine", DEEPEP),
+    (r"convolve|scudnn|winograd|fft[12]d|\bcgemm|gcgemm|[dw]grad\w*engine|implicit_gemm|im2col|fprop_implicit"
+     r"|conv2d|conv_depthwise|xmma_(fprop|dgrad|wgrad)|flip_filter|computeOffsetsKernel", "convolution", CUDNN),
+    (r"\bbn_(fw|bw)|batch_?norm", "batch_norm", CUDNN),
+    (r"max_pool|avg_pool|adaptive_\w*pool|upsample", "pooling", TORCH),
+    (r"split_embedding|permute_pooled|fbgemm_gpu::", "embedding_tables", "FBGEMM's fbgemm_gpu/codegen"),
+    (r"fp8_special_fmt|back_special_fmt", "quant.special", DEEPSEEK),
+    (r"per_channel_cast_and_transpose|cast_transpose", "quant.chan_t", DEEPSEEK),
+    (r"swiglu|silu_and_mul|SiluMul|swish|dgated_act|gated_act", "swiglu", ENGINE),
+    (r"per_token_cast_to_fp8|per_token_group_quant|cast_to_fp8|quantize_|cast_fp8|block_scaled_cast|amax_kernel",
+     "quant.token", ENGINE),
+    (r"cast_back_impl|dequant", "dequant", DEEPSEEK),
+    (r"batched_transpose", "weight_t", DEEPSEEK),
+    (r"cuda::utils::transpose|transpose_scale", "scale_t", DEEPSEEK),
+    (r"rotary|rope_kernel|fused_rope|_rope_embedding", "rope", "Megatron-Core, Transformer Engine, " + LIGER),
+    (r"_copy_tensor_kernel", "kvcopy", DEEPSEEK),
+    (r"ln_bwd_finalize|rmsnorm_bwd_finalize", "elem", ENGINE),
+    (r"ln_bwd|rmsnorm_bwd|rms_norm_backward|layer_norm_grad|RMSNormBackward|GammaBetaBackward|layer_norm_backward"
+     r"|cuComputeGradInput|cuComputePartGrad", "norm.bwd", f"{ENGINE}, {TORCH}, apex"),
+    (r"ln_fwd|rmsnorm|rms_norm|layer_norm|LayerNorm|RowwiseMoments|cuApplyLayerNorm", "norm.fwd",
+     f"{ENGINE}, {TORCH}, apex"),
+    (r"expand_to_fused|permute_kernel|moe_permute", "permute.expand", f"{DEEPSEEK}, Megatron-Core"),
+    (r"reduce_fused|unpermute", "permute.reduce", f"{DEEPSEEK}, Megatron-Core"),
+    (r"clean_and_count_expert", "permute.map.count", DEEPSEEK),
+    (r"get_fused_mapping|row_id_map", "permute.map.build", f"{DEEPSEEK}, Transformer Engine"),
+    (r"fill_tensormaps", "tensormap", DEEPSEEK),
+    (r"FlashAttnBwdPreprocess|FlashAttnBwdPostprocess|bwd_dot_do_o|bwd_convert_dq|bwd_preprocess",
+     "attn.bwd_aux", FLASH),
+    (r"FlashAttnBwd|flash_bwd|fmha\w*bwd|fmha\w*backward|sdpa\w*bprop|AttentionBackwardKernel|flex_attention_backward"
+     r"|_attn_bwd", "attn.bwd", FLASH),
+    (r"compute_attn_ws|FlashAttnFwd|flash_fwd|fmha|sdpa\w*fprop|flash_attention|AttentionKernel<|flex_attention"
+     r"|\b_?attn_fwd", "attn.fwd", FLASH),
+    (r"scaled_\w*softmax\w*backward", "softmax.bwd", "Megatron's fused softmax"),
+    (r"scaled_\w*softmax", "softmax", "Megatron's fused softmax"),
+    (r"m_grouped\w*fp8|fp8_m_grouped|grouped\w*fp8\w*gemm|m_grouped_fp8", "gemm.fp8.grouped", DEEPGEMM),
+    (r"fp8_dptp128c_acc|wgrad_gemm|fp8\w*wgrad", "gemm.fp8.wgrad", f"{DEEPSEEK}, {DEEPGEMM}"),
+    (r"fp8_ptp128c|fp8_gemm_kernel|deep_gemm\w*fp8|gemm\w*e[45]m[23]|e[45]m[23]\w*gemm|nvjet_(sm\d+_)?[qo]",
+     "gemm.fp8", f"{DEEPSEEK}, {DEEPGEMM}, {BLAS}"),
+    (r"m_grouped\w*bf16|grouped_gemm\w*bf16|grouped_mm|GroupProblemShape|GemmGrouped|_grouped_gemm|_matmul_ogs",
+     "gemm.bf16.grouped", f"{DEEPGEMM}, {BLAS}, {TORCH}, Triton's triton_kernels"),
+    (r"xmma_gemm|nvjet|cublas\w*gemm|(volta|turing|ampere|hopper)_\w*gemm|sm\d\d_\w*gemm|cutlass\w*gemm|GemmUniversal"
+     r"|\bgemm|gemv|s\d+gemm|triton_tem_fused\w*mm", "gemm.bf16", f"{BLAS}, {INDUCTOR}"),
+    (r"splitKreduce|epilogue::impl::globalKernel", "gemm.bf16", BLAS + ": what follows a GEMM split along k"),
+    (r"gatherTopK|topk_gating|radixSort\w*TopK|bitonicSort|fused_topk|topk_softmax", "router.topk", TORCH),
+    (r"RadixSort|cub::\w*Scan|cub::\w*Histogram|kernelHistogram", "sort", "CUB, as PyTorch uses it"),
+    (r"multi_tensor_apply\w*<.*Copy", "elem", TORCH + ": _foreach_copy_, as FSDP2 gathers"),
+    (r"[aA]dam[^a]|multi_tensor|LAMBFunctor|FusedOptimizer|_foreach", "optimizer", f"apex, {TORCH}"),
+    (r"embedding\w*[bB]ackward|compute_grad_weight|embedding_dense_backward", "embedding.bwd", TORCH),
+    (r"embedding|indexSelect", "embedding", TORCH),
+    (r"softmax\w*[bB]ackward|SoftMaxBackward|nll_loss_backward|cross_entropy\w*backward",
+     "loss.bwd", f"{TORCH}, {LIGER}"),
+    (r"softmax|SoftMax|cross_entropy|nll_loss", "loss", f"{TORCH}, {LIGER}"),
+    (r"triton_\w*fused\w*(rsqrt|native_layer_norm)", "norm.fwd", INDUCTOR),
+    (r"elementwise|reduce_kernel|CatArray|direct_copy|Memcpy|Memset|FillFunctor|index_\w*kernel|index_put|distribution"
+     r"|\bdropout|tensor_kernel_scan|transpose|nchwToNhwc|nhwcToNchw|scatter_gather|vectorized_gather|arange|tril|triu"
+     r"|copyKernel|bias_gelu|fused_bias", "elem", f"{TORCH}, cuBLAS, {CUDNN}"),
+    (r"triton_(poi|red|per|for)_fused|triton__\d", "elem", INDUCTOR + "; until 2023 triton__ARGUMENTS"),
+)  # fmt: skip
+"""(pattern, kernel class, where such names come from)."""
+_COMPILED = tuple((re.compile(pattern), cls) for pattern, cls, _ in PATTERNS)
+
+FAMILIES: tuple[tuple[str, str], ...] = (
+    (r"comm\.(dispatch|combine|notify|layout)", r"\1"),
+    (r"comm\.(?:.*\.)?all_gather", "all-gather"),
+    (r"comm\.(?:.*\.)?reduce_scatter", "reduce-scatter"),
+    (r"comm\.(?:.*\.)?all_reduce", "all-reduce"),
+    (r"comm\.(?:.*\.)?(p2p|all_to_all|counts|broadcast)", "send, receive, all-to-all"),
+    (r"comm\..*", "other communication"),
+    (r"gemm\..*(grouped|masked)(?!.*@streams).*", "grouped GEMM"),
+    (r"gemm\.(fp8|mxfp8|nvfp4).*", "GEMM, FP8"),
+    (r"gemm\..*", "GEMM"),
+    (r"attn\.bwd.*", "attention backward"),
+    (r"attn\..*", "attention forward"),
+    (r"norm\..*", "norm"),
+    (r"(quant|dequant|weight_t|scale_t|transpose)\b.*", "casts and transposes"),
+    (r"(permute|unpermute|router|sort|tensormap)\b.*", "routing and permutation"),
+    (r"embedding(\.bwd)?", "embedding"),
+    (r"(loss|softmax)\b.*", "softmax and loss"),
+    (r"optimizer", "optimizer"),
+    (r"(elem|swiglu|geglu|reglu|relu2_glu|relu2|relu|gelu|silu|rope|kvcopy)\b.*", "elementwise and copies"),
 )
-_COMPILED = tuple((re.compile(pattern), cls) for pattern, cls in PATTERNS)
+"""Classes that a kernel's name does not separate, together: (pattern of whole classes, family)."""
+_FAMILIES = tuple((re.compile(pattern), family) for pattern, family in FAMILIES)
 
 
 @lru_cache(maxsize=4096)
 def kernel_class(name: str) -> str:
     """The class of a kernel with this name; `elem` where no pattern matches."""
-    return next((cls for pattern, cls in _COMPILED if pattern.search(name)), OTHER)
+    return known_class(name) or OTHER
+
+
+@lru_cache(maxsize=4096)
+def known_class(name: str) -> str:
+    """The class of a kernel with this name; "" where no pattern matches."""
+    return next((cls for pattern, cls in _COMPILED if pattern.search(name)), "")
+
+
+@lru_cache(maxsize=1024)
+def family(cls: str) -> str:
+    """The family of a kernel class; "" for what no job runs."""
+    for pattern, name in _FAMILIES:
+        found = pattern.fullmatch(cls)
+        if found:
+            return found.expand(name)
+    return ""
 
 
 def likeness(kernel: str, op: str) -> int:

@@ -11,12 +11,21 @@ from sys import intern
 from typing import Any
 
 from simulator.errors import InputError
-from simulator.profile.events import Progress, trace_events
+from simulator.profile.events import Progress, gpu_name, trace_events
 from simulator.profile.names import kernel_class
+from simulator.profile.scopes import CollectedScopes, Scopes
 from simulator.results.intervals import Interval, length, merged
 
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-LAUNCHING = ("cuda_runtime", "cuda_driver")
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset", "memcpy", "memset")
+LAUNCHING = ("cuda_runtime", "cuda_driver", "runtime", "driver")
+RANGES = ("user_annotation", "cpu_op", "operator")
+"""Categories of events; the last ones of each are what profilers wrote until 2022."""
+COUNTED_EVERY = 65536
+"""Events after which kernels are counted."""
+MOST_KERNELS = 2_000_000
+"""Kernels of a file; a kernel needs 0.4 kB."""
+FOREIGN = re.compile(r"^Cijk_|_ZN2ck|ck_tile|__amd_rocclr|rocblas|MIOpen")
+"""Names of kernels for GPUs of AMD."""
 US = 1e-6
 _LATEST = 1e17
 """Times of events are at most so far from zero [µs]: 3,000 years, where clocks count from 1970."""
@@ -39,6 +48,7 @@ class Kernel:
     launched : time of its launch on the CPU [s].
     phase : phase of a layer that it belongs to.
     period : number of the layer pair.
+    thread : thread that launched it; "" if its launch is not in the profile.
     """
 
     name: str
@@ -50,6 +60,7 @@ class Kernel:
     launched: float
     phase: str = ""
     period: int = -1
+    thread: str = ""
 
     @property
     def end(self) -> float:
@@ -73,12 +84,23 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """The kernels of one device in order of their starts, and the marks in order of theirs."""
+    """The kernels of one device in order of their starts, and the marks in order of theirs.
+
+    Parameters
+    ----------
+    path, device : the file, and the number of the GPU in it.
+    gpu : name of the GPU; "" if the profile does not say it.
+    kernels : the kernels.
+    marks : the phases of layers that the program announced.
+    scopes : what else the CPU did.
+    """
 
     path: str
     device: str
     kernels: list[Kernel]
     marks: list[Mark]
+    gpu: str = ""
+    scopes: Scopes = field(default_factory=Scopes)
 
     @property
     def span(self) -> float:
@@ -130,8 +152,11 @@ class _Collected:
     kernels: dict[str, list[tuple[str, int, float, float, tuple[int, ...], Any]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    launches: dict[Any, float] = field(default_factory=dict)
+    launches: dict[Any, tuple[float, str]] = field(default_factory=dict)
     marks: list[tuple[str, float, float]] = field(default_factory=list)
+    scopes: CollectedScopes = field(default_factory=CollectedScopes)
+    on_cpu: int = 0
+    foreign: str = ""
 
     def add(self, event: dict[str, Any]) -> None:
         """Keep a kernel, a launch or a mark; forget everything else."""
@@ -144,19 +169,23 @@ class _Collected:
             device = str(args.get("device", event.get("pid", 0)))
             stream = _whole(args.get("stream", event.get("tid", 0)))
             start, took = _micros(event["ts"]), _micros(event.get("dur", 0.0), least=0.0)
-            self.kernels[device].append(
-                (intern(str(event.get("name", ""))), stream, start, took, grid, args.get("correlation"))
-            )
+            name = intern(str(event.get("name", "")))
+            if not self.foreign and FOREIGN.search(name):
+                self.foreign = name
+            self.kernels[device].append((name, stream, start, took, grid, args.get("correlation")))
         elif category in LAUNCHING:
             correlation = (event.get("args") or {}).get("correlation")
             if correlation is not None:
-                self.launches[correlation] = _micros(event["ts"])
-        elif category == "user_annotation":
-            found = PHASE.match(str(event.get("name", "")))
-            if found:
-                phase = f"{found[1].lower()}({found[2].upper()})"
-                start = _micros(event["ts"])
-                self.marks.append((phase, start, start + _micros(event.get("dur", 0.0), least=0.0)))
+                self.launches[correlation] = (_micros(event["ts"]), intern(str(event.get("tid", ""))))
+        elif category in RANGES:
+            self.on_cpu += 1
+            name, start = str(event.get("name", "")), _micros(event["ts"])
+            end = start + _micros(event.get("dur", 0.0), least=0.0)
+            found = PHASE.match(name)
+            if found and category == "user_annotation":
+                self.marks.append((f"{found[1].lower()}({found[2].upper()})", start, end))
+            else:
+                self.scopes.add(name, intern(str(event.get("tid", ""))), start, end)
 
 
 def _micros(value: Any, least: float = -_LATEST) -> float:
@@ -178,40 +207,60 @@ def _whole(value: Any) -> int:
 def read_recording(path: Path, progress: Progress | None = None, device: str | None = None) -> Recording:
     """Read the profile at `path`; of several devices the one with the most kernels, unless `device` is named."""
     kept = _Collected()
-    for event in trace_events(path, progress):
+    for count, event in enumerate(trace_events(path, progress), start=1):
         try:
             kept.add(event)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             name = str(event.get("name", ""))[:60]
             raise InputError(f"{path}: not a trace of the PyTorch profiler: event {name!r} cannot be read") from None
-    if not kept.kernels:
-        raise InputError(f"{path}: no GPU kernels in it; record with ProfilerActivity.CUDA")
+        if count % COUNTED_EVERY == 0 and sum(map(len, kept.kernels.values())) > MOST_KERNELS:
+            raise InputError(
+                f"{path}: more than {MOST_KERNELS:,} kernels; record fewer steps: "
+                "profile(schedule=torch.profiler.schedule(wait=2, warmup=1, active=2))"
+            )
+    gpu = gpu_name(path)
+    _refuse(path, kept, gpu)
     chosen = device if device is not None else max(kept.kernels, key=lambda d: len(kept.kernels[d]))
     if chosen not in kept.kernels:
         raise InputError(f"{path}: no kernels of device {chosen}; it has {', '.join(sorted(kept.kernels))}")
-    return _recording(path, chosen, kept)
+    return _recording(path, chosen, kept, gpu)
 
 
-def _recording(path: Path, device: str, kept: _Collected) -> Recording:
+def _refuse(path: Path, kept: _Collected, gpu: str) -> None:
+    """InputError for a profile without kernels of an NVIDIA GPU."""
+    if not kept.kernels:
+        seen = f"; the {kept.on_cpu:,} ranges in it are of the CPU" if kept.on_cpu else ""
+        raise InputError(f"{path}: no GPU kernels in it{seen}; record with ProfilerActivity.CUDA on an NVIDIA GPU")
+    if gpu.startswith("AMD") or kept.foreign:
+        whose = gpu or f"an AMD GPU (kernel {kept.foreign[:40]!r})"
+        raise InputError(f"{path}: recorded on {whose}; only profiles of NVIDIA GPUs can be compared")
+
+
+def _recording(path: Path, device: str, kept: _Collected, gpu: str) -> Recording:
     raw = sorted(kept.kernels[device], key=lambda k: (k[2], k[1]))
     zero = raw[0][2]
-    kernels = [
-        Kernel(
-            name=name,
-            cls=kernel_class(name),
-            stream=stream,
-            start=(start - zero) * US,
-            seconds=took * US,
-            grid=grid,
-            launched=(kept.launches.get(correlation, start) - zero) * US,
+    kernels = []
+    for name, stream, start, took, grid, correlation in raw:
+        launched, thread = kept.launches.get(correlation, (start, ""))
+        kernels.append(
+            Kernel(
+                name=name,
+                cls=kernel_class(name),
+                stream=stream,
+                start=(start - zero) * US,
+                seconds=took * US,
+                grid=grid,
+                launched=(launched - zero) * US,
+                thread=thread,
+            )
         )
-        for name, stream, start, took, grid, correlation in raw
-    ]
     marks = [
         Mark(phase=phase, start=(start - zero) * US, end=(end - zero) * US)
         for phase, start, end in sorted(kept.marks, key=lambda mark: mark[1])
     ]
-    recording = Recording(path=str(path), device=device, kernels=kernels, marks=marks)
+    recording = Recording(
+        path=str(path), device=device, kernels=kernels, marks=marks, gpu=gpu, scopes=kept.scopes.freeze(zero, US)
+    )
     _give_phases(recording, launched=bool(kept.launches))
     return recording
 

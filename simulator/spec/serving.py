@@ -11,7 +11,11 @@ from typing import Literal
 
 from simulator.spec.model import ModelSpec
 
-KvDtype = Literal["bf16", "fp8"]
+KvDtype = Literal["bf16", "fp8", "fp8_ds_mla"]
+"""fp8_ds_mla: latents in FP8 with four FP32 scales, their rotary part in BF16: 656 B of a token and layer, not 576
+(deepseek-ai/FlashMLA, README, 2025-09; vLLM's --kv-cache-dtype of that name)."""
+Fusion = Literal["latent_norms", "rope_write", "shared_expert", "reduce_norm", "reduce_norm_moe"]
+"""What serving software fuses (`ServingStack.fused`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +167,10 @@ def sampled_contexts(serving: Serving, rank: int) -> tuple[int, ...]:
     return tuple(context.quantile(draw.uniform(least, 1.0 - least)) for _ in range(serving.sequences))
 
 
+REDUCED = 2048
+"""Most tokens whose all-reduce is fused with what follows (sgl-project/sglang, layers/communicator.py, 2026)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStack:
     """What serving software does differently.
@@ -172,7 +180,17 @@ class ServingStack:
     whose GEMMs run, likewise. `all_reduce`: whose kernels reduce over tensor-parallel ranks, a name in
     `fabric.all_reduce` of the hardware profile, or nccl. `masked`: decode runs the experts on a fixed number of rows
     each, masked (DeepGEMM); else on rows sorted by expert. `router_fused`: scores, top-k and weights of the gate are
-    one kernel. `kv_budget`, `kv_share`: what an engine gives the KV cache before it runs (`simulator.memory.budget`):
+    one kernel. `experts`: whose GEMMs run the experts where no all-to-all brings tokens, likewise; Triton's gather rows
+    by themselves. `fused`: kernels that are one here:
+
+    - latent_norms: the norms of the latents of queries and of keys (or both at once, on two streams);
+    - rope_write: the rotary embedding, and the write of the new keys and values to the cache;
+    - shared_expert: the shared expert is one of the experts' GEMM, which every token chooses (without all-to-alls and
+      expert parallelism);
+    - reduce_norm: an all-reduce of up to `REDUCED` tokens, and the residual and norm behind it; reduce_norm_moe: in
+      models with experts only.
+
+    `kv_budget`, `kv_share`: what an engine gives the KV cache before it runs (`simulator.memory.budget`):
 
     - none: what the step leaves;
     - static: weights and cache fill a share of what is free before the weights are loaded (SGLang);
@@ -181,10 +199,12 @@ class ServingStack:
     """
 
     graph_gap: float
-    decode_attention: Literal["fa2", "fa3", "flashmla", "flashinfer"]
+    decode_attention: Literal["fa2", "fa3", "fa3_vllm", "flashmla", "flashinfer", "trtllm"]
     gemm: Literal["training", "library", "deepgemm"]
     all_reduce: Literal["nccl", "vllm", "sglang", "trtllm"]
     masked: bool
     router_fused: bool
+    experts: Literal["library", "deepgemm", "triton", "cutlass"] = "library"
+    fused: tuple[Fusion, ...] = ()
     kv_budget: Literal["none", "static", "total", "free"] = "none"
     kv_share: float = 1.0

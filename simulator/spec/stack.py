@@ -9,7 +9,7 @@ from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
 
-Dispatcher = Literal["deepep", "hybrid_ep", "nccl", "allgather"]
+Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
 Permute = Literal["fused", "index_add", "gather_sum"]

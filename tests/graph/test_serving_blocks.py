@@ -10,6 +10,7 @@ from simulator.engine.tasks import COMM, SYNC
 from simulator.graph.block import problems
 from simulator.graph.serving.shapes import ServingShapes, chosen_experts
 from simulator.inputs import load_scenario
+from simulator.memory.serving import kv_bytes_per_token
 from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Work
 from simulator.results.serving_metrics import model_flops
 from simulator.results.simulate import prepare
@@ -251,6 +252,64 @@ def test_kernels_of_few_bytes_are_of_the_classes_measured_so() -> None:
     assert {("swiglu", "swiglu.small"), ("norm.fwd", "norm.small")} <= changed
     assert "norm.fwd" not in few.values()
     assert "norm.small" not in many.values()
+
+
+R1 = ("stack=sglang", "layout.tp=8", "layout.etp=8", "layout.ep=1", "serving.sequences=4", "serving.context=1000")
+
+
+def fused(*kinds: str) -> dict[str, Op]:
+    model = built("deepseek-v3-decode-h200", *R1, f"stack.serving.fused={list(kinds)}")
+    return {op.name: op for op in ops(model, BlockKind.MOE)}
+
+
+def test_what_engines_fuse_is_one_kernel() -> None:
+    """Each fusion takes the kernels away that it is made of, and nothing else."""
+    apart = fused()
+    gone = {
+        "latent_norms": {"norm.q_lora", "norm.kv_lora"},
+        "rope_write": {"attn.kv.write"},
+        "reduce_norm": {"norm.attn", "norm.ffn"},
+        "reduce_norm_moe": {"norm.attn", "norm.ffn"},
+    }
+    for kind, names in gone.items():
+        assert set(apart) - set(fused(kind)) == names
+    assert set(fused("latent_norms")) - set(apart) == {"norm.latents"}
+
+
+def test_a_fused_shared_expert_is_one_more_group_that_every_token_chooses() -> None:
+    apart, joined = fused(), fused("shared_expert")
+    assert not any(name.startswith(("shared.", "moe.shared")) for name in joined)
+    for name in ("moe.up_gate", "moe.down"):
+        one, more = apart[name].work, joined[name].work
+        assert isinstance(one, Gemm)
+        assert isinstance(more, Gemm)
+        assert (more.groups, more.m, more.n, more.k) == (one.groups + 1, one.m + 4, one.n, one.k)
+    shared = [apart["shared.up_gate"].work, apart["shared.down"].work]
+    assert sum(op.work.flops for op in joined.values() if isinstance(op.work, Gemm)) == sum(
+        op.work.flops for op in apart.values() if isinstance(op.work, Gemm)
+    )
+    assert all(isinstance(work, Gemm) and work.m == 4 for work in shared)
+
+
+def test_an_fp8_cache_is_half_as_large_and_has_kernels_of_its_own() -> None:
+    """Where its kernels were measured they price it; latents in FlashMLA's format keep scales and a rotary part."""
+    h200 = ("hardware=h200", "stack=trtllm")
+    model, plain = (built("llama-3-70b-decode", *h200, f"serving.kv_dtype={kind}") for kind in ("fp8", "bf16"))
+    core, wide = (next(op for op in ops(one, BlockKind.DENSE) if op.name == "attn.core") for one in (model, plain))
+    assert (core.cls, wide.cls) == ("attn.decode.fp8@trtllm", "attn.decode@trtllm")
+    assert isinstance(core.work, DecodeAttention)
+    assert isinstance(wide.work, DecodeAttention)
+    assert core.work.kv_bytes == wide.work.kv_bytes / 2
+    assert model.price(core).cost.calibrated
+    latents = load_scenario("deepseek-v3-decode-ep128", ["serving.kv_dtype=fp8_ds_mla"])
+    assert kv_bytes_per_token(latents) == pytest.approx(61 * 656)
+
+
+def test_norms_are_not_fused_where_nothing_is_reduced_or_much_is() -> None:
+    alone = built("deepseek-v3-decode-h200", *R1, "layout.tp=1", "layout.etp=1", "layout.ep=8")
+    assert "norm.attn" in {op.name for op in ops(alone, BlockKind.MOE)}
+    many = built("deepseek-v3-decode-h200", *R1, "workload=prefill", "serving.tokens=1024", "serving.cuda_graphs=false")
+    assert "norm.attn" in {op.name for op in ops(many, BlockKind.MOE)}  # 4 x 1024 tokens
 
 
 def test_a_replayed_step_waits_for_the_gap_of_a_graph() -> None:

@@ -66,7 +66,8 @@ def test_no_advice_to_leave_a_quarter_of_a_node_idle() -> None:
 def test_kernels_of_an_all_to_all_that_a_profile_lacks_are_refused() -> None:
     (problem,) = check(load_scenario(V3, ("stack.dispatcher=hybrid_ep",)))
     assert str(problem) == (
-        "stack.dispatcher: hybrid_ep: h800 has no parameters of these kernels; use deepep or nccl or allgather"
+        "stack.dispatcher: hybrid_ep: h800 has no parameters of these kernels;"
+        " use deepep or deepep_v2 or nccl or allgather"
     )
 
 

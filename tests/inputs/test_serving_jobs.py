@@ -153,6 +153,11 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
             ("serving.eplb=on", "routing.kind=skewed", "routing.max_over_mean=1.2"),
             "changes nothing: skewed routing is about ranks; use auto",
         ),
+        (
+            "llama-3-8b-decode",
+            ("serving.kv_dtype=fp8_ds_mla",),
+            "kv_dtype: fp8_ds_mla: is of latents of 512 and 64 values; llama-3-8b caches others; use fp8 or bf16",
+        ),
         ("llama-3-8b-decode", ("serving.eplb=on",), "changes nothing: there is no all-to-all over ep ranks"),
     ],
 )
@@ -175,6 +180,8 @@ CHANGES = [
     ("deepseek-v3-decode-ep128", "serving.two_batch_overlap=false"),
     ("deepseek-v3-decode-ep128", "stack.serving.masked=false"),
     ("deepseek-v3-decode-ep128", "stack.serving.router_fused=false"),
+    ("deepseek-v3-decode-h200", "stack.serving.experts=deepgemm"),
+    ("deepseek-v3-decode-h200", "stack.serving.fused=['shared_expert']"),
     ("deepseek-v3-decode-ep128", "layout.ep=64"),
     ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
     ("llama-3-8b-decode", "workload=prefill"),

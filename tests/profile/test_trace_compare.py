@@ -243,7 +243,7 @@ WHOLE = '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "du
         ('{"a": ' + (1 << 21) * "9" + "}", "a number of thousands of digits"),
         ('{"a": "' + (1 << 21) * "x" + '"}', "a text in it has more than 1 MiB"),
         ('{"a": [' + (1 << 24) * "1," + "1]}", "there is no event in 16 MiB"),
-        (WHOLE, "no whole layer pair"),
+        (WHOLE, "none of its 1 kernels is one that"),
     ],
 )
 def test_what_is_no_trace_of_the_job_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:

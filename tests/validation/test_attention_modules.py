@@ -19,7 +19,7 @@ def test_it_is_the_sum_of_the_ops_behind_the_norm():
     times = {op.name: built.price(op).durations[0] for op in built.blocks[BlockKind.DENSE].ops()}
     inside = {"attn.q_b", "attn.core", "attn.w_uk", "attn.w_uv", "attn.o", "rope.qk", "attn.kv.write"}
     assert inside <= set(times)
-    mine = sum(t for name, t in times.items() if name.startswith(("attn.", "rope.", "norm.q_lora", "norm.kv_lora")))
+    mine = sum(t for name, t in times.items() if name.startswith(("attn.", "rope.", "norm.latents")))
     assert attention_module(figure) == pytest.approx(1e6 * mine)
     assert attention_module(figure) > 1e6 * sum(times[name] for name in inside)
 

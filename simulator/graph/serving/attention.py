@@ -25,13 +25,19 @@ def prepare(s: ServingShapes) -> Segment:
     gather(builder, "attn.x", s, t, h)
     linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
     place_heads(builder, s)
-    builder.add("attn.kv.write", "kvcopy", cast(t * kv, BF16, WIDTH[s.serving.kv_dtype]))
+    write(builder, s, t * kv)
     return builder.done()
+
+
+def write(builder: SegmentBuilder, s: ServingShapes, values: int) -> None:
+    """New keys and values go to the cache, in its format, unless the rotation before writes them (`rope_write`)."""
+    if "rope_write" not in s.software.fused or s.model.positions != "rope":
+        builder.add("attn.kv.write", "kvcopy", cast(values, BF16, WIDTH[s.serving.kv_dtype]))
 
 
 def enter(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The norm before attention, where there is one."""
-    if s.model.norm_placement != "post":
+    if s.model.norm_placement != "post" and not s.fuses_norms:
         norm_forward(builder, "norm.attn", sharded_tokens(s), s.model.hidden_size, residual=True)
 
 
@@ -62,13 +68,14 @@ def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
     add_residual(builder, "attn", s, h, alone=not sequential)
     if model.mixer_only_layers:
         return
-    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm):
+    if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm) and not s.fuses_norms:
         norm_forward(builder, "norm.ffn", rows, h, residual=sequential)
 
 
 def decode_class(cls: str, s: ServingShapes) -> str:
-    """The kernel class of whoever's decode attention the software runs."""
-    return f"{cls}@{s.software.decode_attention}"
+    """The kernel class of whoever's decode attention the software runs, over a cache of this format."""
+    narrow = "" if s.serving.kv_dtype == "bf16" else ".fp8"
+    return f"{cls}{narrow}@{s.software.decode_attention}"
 
 
 def kept_keys(s: ServingShapes, length: int) -> int:

@@ -30,6 +30,8 @@ def projection(s: ServingShapes) -> Segment:
     norm_forward(builder, "mtp.norm_e", own, h)
     builder.add("mtp.concat", "kvcopy", cast(own * 2 * h, BF16, BF16))
     linear(builder, "mtp.proj", s, own, h, 2 * h)
+    if s.fuses_norms:
+        norm_forward(builder, "mtp.norm_attn", own, h)  # no all-reduce stands before it
     return builder.done()
 
 

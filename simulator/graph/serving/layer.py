@@ -56,8 +56,13 @@ SMALL_CLASS = {
     "norm.fwd": "norm.small",
     "norm.fwd.narrow": "norm.small",
     "norm.fwd.residual": "norm.small",
+    "rope": "rope.small",
+    "kvcopy": "kvcopy.small",
+    "quant.token": "quant.small",
+    "permute.expand": "permute.small",
+    "permute.reduce": "permute.small",
 }
-"""Class of a kernel -> its class below `SMALL`, measured with its operands in L2. A residual counts by its bytes."""
+"""Class of a kernel -> its class below `SMALL`, with its operands in L2. A residual counts by its bytes."""
 
 
 def _served(segment: Segment) -> Segment:
@@ -108,6 +113,8 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     builder = SegmentBuilder("embed.F", "F", s)
     builder.add("embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "embed", s, s.tokens, h)
+    if s.fuses_norms:
+        norm_forward(builder, "norm.first", s.tokens, h)  # the others are part of the all-reduces before them
     return (builder.done(),)
 
 
@@ -119,7 +126,8 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     h, tp = s.model.hidden_size, s.job.layout.tp
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
-    norm_forward(builder, "norm.final", rows, h, residual=True)
+    if not s.fuses_norms:
+        norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))
     if tp > 1:
         logits = Collective(kind="all_gather", bytes=rows * vocab * tp * BF16, ranks=tp, per_node=tp)

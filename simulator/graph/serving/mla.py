@@ -8,13 +8,22 @@ likewise.
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16, FP32, WIDTH
+from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
 from simulator.graph.mixers.indexer import INDEX, choose, is_sparse, projections, written_keys
 from simulator.graph.mla import Dims, dims_of
 from simulator.graph.norm import norm_forward
-from simulator.graph.serving.attention import chunked, decode_class, decoding, finish, prefilling, prompts_of
+from simulator.graph.serving.attention import (
+    chunked,
+    decode_class,
+    decoding,
+    enter,
+    finish,
+    prefilling,
+    prompts_of,
+    write,
+)
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import DecodeAttention, Gemm, Streaming
@@ -25,12 +34,15 @@ def prepare(s: ServingShapes) -> Segment:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     builder = SegmentBuilder("prepare.F", "F", s)
-    norm_forward(builder, "norm.attn", d.sharded, h, residual=True)
+    enter(builder, s)
     if d.q_lora:
         linear(builder, "attn.qkv_a", s, d.sharded, d.q_lora + d.kv_lora + d.rope, h)
         gather(builder, "attn.latent", s, t, d.q_lora + d.kv_lora + d.rope)
-        norm_forward(builder, "norm.q_lora", t, d.q_lora)
-        norm_forward(builder, "norm.kv_lora", t, d.kv_lora)
+        if "latent_norms" in s.software.fused:
+            norm_forward(builder, "norm.latents", t, d.q_lora + d.kv_lora)
+        else:
+            norm_forward(builder, "norm.q_lora", t, d.q_lora)
+            norm_forward(builder, "norm.kv_lora", t, d.kv_lora)
         linear(builder, "attn.q_b", s, t, d.q, d.q_lora)
     else:
         gather(builder, "attn.x", s, t, h)
@@ -38,8 +50,7 @@ def prepare(s: ServingShapes) -> Segment:
         linear(builder, "attn.kv_a", s, t, d.kv_lora + d.rope, h)
         norm_forward(builder, "norm.kv_lora", t, d.kv_lora)
     builder.add("rope.qk", "rope", rotation(t * (d.heads + 1) * d.rope))
-    latents = t * (d.kv_lora + d.rope)
-    builder.add("attn.kv.write", "kvcopy", cast(latents, BF16, WIDTH[s.serving.kv_dtype]))
+    write(builder, s, t * (d.kv_lora + d.rope))
     if is_sparse(s):
         projections(builder, s, "")
         builder.add("attn.index.write", "kvcopy", written_keys(s))

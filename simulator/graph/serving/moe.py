@@ -54,7 +54,7 @@ def tokens_of(s: ServingShapes) -> int:
 
 def runs_shared(s: ServingShapes) -> bool:
     """Whether each rank runs the shared experts on its own tokens; else some of the slots hold them."""
-    return bool(s.model.shared_width) and not s.serving.shared_slots
+    return bool(s.model.shared_width) and not s.serving.shared_slots and not s.fuses_shared
 
 
 def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
@@ -151,45 +151,37 @@ def _expert_gemm(s: ServingShapes, n: int, k: int) -> tuple[str, Gemm]:
         rows = (round(s.rows / s.active),) * s.active + (0,) * idle if idle else ()
         work = Gemm(m=each, n=n, k=k, precision=precision, form="masked", groups=s.local_experts, rows=rows)
         return gemm_class(s.recipe, ".masked"), work
-    work = Gemm(m=s.rows, n=n, k=k, precision=precision, form="grouped", groups=min(s.active, s.rows))
+    m, groups = _rows(s), min(s.active, s.rows) + s.fuses_shared
+    work = Gemm(m=m, n=n, k=k, precision=precision, form="grouped", groups=groups)
     return gemm_class(s.recipe, ".grouped"), work
+
+
+def _rows(s: ServingShapes) -> int:
+    """Rows of the experts' GEMMs: those of a shared expert that they hold, too."""
+    return s.rows + (s.tokens if s.fuses_shared else 0)
+
+
+def _gathers_rows(s: ServingShapes) -> bool:
+    """Whether the experts' GEMMs gather their rows by themselves, so that nothing permutes tokens (Triton's)."""
+    return not s.all_to_all and s.software.experts == "triton"
 
 
 def _experts(s: ServingShapes) -> Segment:
     """`mlp.F`: the two GEMMs of the routed experts, with the kernels that sort rows by expert where none is masked."""
     h, inner = s.model.hidden_size, s.model.moe_intermediate_size // s.job.layout.etp
-    laid_out = _laid_out(s)
+    laid_out, own = _laid_out(s), _gathers_rows(s)
     builder = SegmentBuilder("mlp.F", "F", s)
-    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
-    width = fp8_bytes(h) if s.fp8 else h * BF16
-    if _by_copies(s):
-        moved = Streaming(read=s.rows * width, written=s.rows * width)
-        builder.add("moe.dispatch.receive", RECEIVED, moved, after=after, scales_with_load=True)
-        after = ()
-    if s.gathers:
-        builder.add("moe.gather", "comm.ep.all_gather", _gathered(s, "all_gather"))
+    after = _arrived(builder, s)
     if not laid_out:
-        if s.software.router_fused and not s.all_to_all:
-            ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
-            builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
-        elif s.software.router_fused:
-            builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
-            builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
-        else:
-            ids = cast(s.rows, INDEX, INDEX)
-            builder.add(
-                "moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True
-            )
-        moved = Streaming(read=s.received * width, written=s.rows * width)
-        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+        _sort(builder, s, after)
         after = ()
     cls, work = _expert_gemm(s, inner * (2 if s.model.gated_mlp else 1), h)
     builder.add("moe.up_gate", cls, work, after=after, scales_with_load=True)
-    gated(builder, "moe", s, s.rows, inner, routed=True)
+    gated(builder, "moe", s, _rows(s), inner, routed=True, cast_apart=own)
     cls, work = _expert_gemm(s, h, inner)
     builder.add("moe.down", cls, work, scales_with_load=True)
     if not laid_out:
-        moved = Streaming(read=s.rows * h * BF16, written=s.received * h * BF16)
+        moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
         builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
     if _by_copies(s):
         moved = Streaming(read=s.rows * h * BF16, written=s.rows * h * BF16)
@@ -197,6 +189,42 @@ def _experts(s: ServingShapes) -> Segment:
     if s.gathers:
         builder.add("moe.scatter", "comm.ep.reduce_scatter", _gathered(s, "reduce_scatter"))
     return builder.done()
+
+
+def _arrived(builder: SegmentBuilder, s: ServingShapes) -> tuple[str, ...]:
+    """What brings the rows to their experts, if it holds SMs; what the next op waits for."""
+    after: tuple[str, ...] = ("moe.dispatch.a2a",) if s.all_to_all else ()
+    if _by_copies(s):
+        moved = Streaming(read=s.rows * _width(s), written=s.rows * _width(s))
+        builder.add("moe.dispatch.receive", RECEIVED, moved, after=after, scales_with_load=True)
+        after = ()
+    if s.gathers:
+        builder.add("moe.gather", "comm.ep.all_gather", _gathered(s, "all_gather"))
+    return after
+
+
+def _width(s: ServingShapes) -> float:
+    """Bytes of a token as the experts read it [B]."""
+    h = s.model.hidden_size
+    return fp8_bytes(h) if s.fp8 else h * BF16
+
+
+def _sort(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> None:
+    """Rows in the order of experts: their ids sorted, then the rows moved, unless the GEMM gathers them."""
+    if s.software.router_fused and not s.all_to_all:
+        ids = cast(s.rows, FUSED_INDEX, FUSED_INDEX)
+        builder.add("moe.map.sort", "elem", ids, count=FUSED_SORT, after=after, scales_with_load=True)
+    elif s.software.router_fused:
+        builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
+        builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
+    else:
+        ids = cast(s.rows, INDEX, INDEX)
+        builder.add("moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True)
+    if not _gathers_rows(s):
+        moved = Streaming(read=s.received * _width(s), written=s.rows * _width(s))
+        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+    elif s.fp8:
+        builder.add("moe.quant", "quant.token", cast(s.received * s.model.hidden_size, BF16, FP8))
 
 
 def _gathered(s: ServingShapes, kind: Literal["all_gather", "reduce_scatter"]) -> Collective:

@@ -11,7 +11,7 @@ from simulator.routing.loads import PADDING, check_routing, imbalance
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
 from simulator.spec.scenario import Scenario
-from simulator.spec.serving import Serving, ServingStack, contexts, expert_slots
+from simulator.spec.serving import REDUCED, Serving, ServingStack, contexts, expert_slots
 from simulator.spec.stack import LIBRARY
 
 
@@ -55,6 +55,21 @@ class ServingShapes(Shapes):
     def brings_own(self) -> bool:
         """Whether each rank brings tokens of its own to the experts; else all ranks of a group hold the same ones."""
         return self.all_to_all or self.gathers
+
+    @property
+    def fuses_shared(self) -> bool:
+        """Whether the experts' GEMMs hold the shared expert, too."""
+        alone = self.job.layout.ep == 1 and not self.serving.shared_slots
+        return "shared_expert" in self.software.fused and bool(self.model.shared_width) and alone
+
+    @property
+    def fuses_norms(self) -> bool:
+        """Whether all-reduces add the residual and run the norm behind them; behind all-to-alls there are none."""
+        wanted = {"reduce_norm", "reduce_norm_moe"} if self.model.is_moe else {"reduce_norm"}
+        layout, few = self.job.layout, self.tokens <= REDUCED
+        plain = self.model.norm_placement == "pre" and not self.model.parallel_block
+        reduces = layout.tp > 1 and not layout.sp and not (self.model.is_moe and self.brings_own)
+        return bool(wanted & set(self.software.fused)) and reduces and few and plain
 
     @property
     def newest(self) -> int:

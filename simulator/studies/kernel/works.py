@@ -287,7 +287,10 @@ def _decode_attention(question: Question, cluster: Cluster) -> Asked:
         kv_dtype="fp8" if question.kv_dtype == "fp8" else "bf16",
         latent=latent,
     )
-    cls = _decode_class("attn.decode.mla" if latent else "attn.decode", question.impl or "library", cluster)
+    base, impl = "attn.decode.mla" if latent else "attn.decode", question.impl or "library"
+    if work.kv_dtype == "fp8" and f"{base}.fp8@{DECODE_SAID.get(impl, impl)}" in cluster.kernels.decode:
+        base = f"{base}.fp8"
+    cls = _decode_class(base, impl, cluster)
     return Asked(op=_op(question, cls, work), sms=_granted(question, cluster), note=LATENT if latent else "")
 
 

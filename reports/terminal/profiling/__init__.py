@@ -1,0 +1,1 @@
+"""Recorded profiles next to forecasts."""
