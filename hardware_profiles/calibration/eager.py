@@ -30,7 +30,6 @@ DRAWN = {
     "elem.view": "swiglu", "rope.eager": "rope", "rope.eager.bwd": "rope_bwd", "split.eager": "split",
     "heads.eager": "heads", "norm.fwd@eager": "norm", "norm.bwd@eager": "norm_bwd", "optimizer.bf16": "adamw",
     "permute.index_select": "index_select", "permute.index_add": "index_add", "unpermute.index_add": "index_add",
-    "loss": "loss", "loss.bwd": "loss_bwd",
 }  # fmt: skip
 """Class -> the call whose power under sustained load it draws."""
 

@@ -77,7 +77,7 @@ def pipelines() -> str:
 def context() -> str:
     """Forward and backward under context parallelism."""
     out = [f"| 8 layers as of Llama 3 8B on H200, context parallelism | {HEAD}"]
-    for row in (row for name in ("h200x2_cp.csv", "h200x4_cp.csv") for row in rows_of(name)):
+    for row in rows_of("h200x2_cp.csv"):
         kind = {"ring": "ring", "allgather": "all_gather", "none": ""}.get(row["how"])
         if kind is None:
             continue  # all-to-alls of heads are not modelled
@@ -98,7 +98,7 @@ def context() -> str:
 def tensor_modes() -> str:
     """Forward and backward under eager and asynchronous tensor parallelism."""
     out = [f"| Llama-shaped layers on H200, tensor parallelism | {HEAD}"]
-    for row in (row for name in ("h200x2_tp.csv", "h200x4_tp.csv") for row in rows_of(name)):
+    for row in rows_of("h200x2_tp.csv"):
         tp = int(row["tp"])
         overlapped = row["mode"] == "async"
         changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
@@ -116,7 +116,7 @@ def tensor_modes() -> str:
 def sharded_peaks() -> str:
     """FSDP2 with the peak of every rank."""
     out = [f"| Llama 3 8B on H200, FSDP2, sequences of 8192 | {HEAD}"]
-    for row in (row for name in ("h200x2_fsdp.csv", "h200x4_fsdp.csv") for row in rows_of(name)):
+    for row in rows_of("h200x2_fsdp.csv"):
         many = int(row["gpus"])
         kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
         recompute = {"op": "selective"}.get(row["recompute"], row["recompute"])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.validation.compared import Compared, show
+from simulator.validation.compared import Compared, allocated, measured_peaks, show
 from simulator.validation.figures import fact_rows
 
 TABLES = ("h200_decode_steps.csv", "h200x2_decode_steps.csv")
@@ -41,6 +41,7 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     out += [f"serving.tokens={row['tokens']}", f"serving.context={row['context']}"]
     out += ["model.max_position_embeddings=1000000", f"serving.cuda_graphs={str('graph' in mode).lower()}"]
     out += COMPILED if "compile" in mode else ()
+    out += ["stack.attention=fa2"] if row["attention"] == "flash" and not decodes else []
     if int(row["tp"]) > 1:
         out += [f"gpus={row['tp']}", f"layout.tp={row['tp']}", f"hardware.node.gpus={row['tp']}"]
         out += [f"layout.etp={row['tp']}"] if int(row["experts"]) else []
@@ -52,10 +53,22 @@ def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
     out = []
     for row in some:
         job, overrides = overrides_of(row)
-        step = simulate(load_scenario(job, overrides), engine="longest-path").metrics["step_time_s"]
+        result = simulate(load_scenario(job, overrides), engine="longest-path")
         name = f"{row['model']} {row['mode']} {row['batch']}x{row['context']}+{row['tokens']}"
-        group = f"{row['phase']}, {row['mode']}, {row['model'].removesuffix('-whole')}"
-        out.append(Compared(group=group, name=name, measured=float(row["step_ms"]) / 1e3, predicted=step))
+        group = f"{row['phase']}, {row['mode']}, {row['model'].removesuffix('-whole')}, tp {row['tp']}"
+        whole = (
+            2.0 * int(row["vocab"]) * int(row["hidden"]) * (1 - 1 / int(row["tp"]))
+        )  # the program cuts the head only
+        out.append(
+            Compared(
+                group=group,
+                name=name,
+                measured=float(row["step_ms"]) / 1e3,
+                predicted=result.metrics["step_time_s"],
+                measured_peaks=measured_peaks(row["peak_gb"]),
+                predicted_peaks=tuple(peak + whole for peak in allocated(result.memory)),
+            )
+        )
     return out
 
 
