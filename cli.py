@@ -177,7 +177,16 @@ def _complain(text: str) -> None:
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     where = f" (see {context.command_path} --help)" if context is not None else ""
+    missing = _missing(context) if isinstance(error, click.MissingParameter) and context is not None else []
+    if len(missing) > 1:
+        return f"Missing {', '.join(missing)}{where}"
     return f"{error.format_message().rstrip('.')}{where}"
+
+
+def _missing(context: click.Context) -> list[str]:
+    """Everything required that was not given; click reads what is given first, so that all of that is known by now."""
+    every = [one for one in context.command.get_params(context) if one.required and one.name not in context.params]
+    return [f"{one.param_type_name} {one.get_error_hint(context)}" for one in every]
 
 
 def _nearest(verb: str) -> str:

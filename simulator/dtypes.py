@@ -30,6 +30,16 @@ FP8_SCALED = FP8 + FP32 / FP8_TILE
 FP8_MATRIX = FP8 + FP32 / FP8_TILE**2
 """Bytes of one weight in FP8 with its part of an FP32 scale per block of 128 x 128 (the same section) [B]."""
 
+MX_BLOCK = 32
+"""Values of MXFP8 that share a scale of one byte, E8M0 (OCP Microscaling Formats specification 1.0, section 5.2)."""
+NV_BLOCK = 16
+"""Values of NVFP4 that share a scale of one byte, E4M3 (arXiv 2509.25149, section 2)."""
+MXFP8, NVFP4 = FP8 + 1.0 / MX_BLOCK, FP8 / 2 + 1.0 / NV_BLOCK
+"""Bytes of one value with its part of a scale [B]."""
+MXFP4 = 0.5 + 1.0 / 32
+"""Bytes of one weight in MXFP4: 4 bits, and an exponent for each 32 of them (OCP Microscaling Formats, version 1.0,
+section 5.2, 2023) [B]."""
+
 
 def fp8_bytes(elements: float) -> float:
     """Bytes of `elements` values in FP8 with one FP32 scale per 128 of them [B]."""

@@ -6,10 +6,10 @@ segment on one stream. Kernels of one stream run in order; across streams an op 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict
 
-from simulator.dtypes import BF16, FP8, WIDTH
+from simulator.dtypes import BF16, FP8, MXFP8, NVFP4, WIDTH
 
 Part = Literal["F", "I", "W", "R"]
 """F forward, I input gradient, W weight gradient, R recomputation (runs in backward, before I)."""
@@ -22,7 +22,7 @@ Stream = Literal["compute", "comm"]
 ConcurrentWith = Literal["nothing", "chunks", "whole"]
 """What a collective of the compute stream is overlapped with: nothing; the GEMM that it feeds or drains, in chunks; as
 a whole, a GEMM that does not need it."""
-GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "bf16"]
+GemmPrecision = Literal["fp8_block", "fp8_tensor", "fp8_row", "mxfp8", "nvfp4", "bf16"]
 GemmForm = Literal["dense", "wgrad", "grouped", "masked", "grouped_wgrad"]
 
 
@@ -44,6 +44,7 @@ class Gemm:
     groups : number of GEMMs in the kernel.
     rows : tokens of each group before padding, of a grouped or masked GEMM (empty: equal).
     out_bytes : width of an output value [B].
+    weight_bytes : width of a weight value where it is stored narrower than GEMMs multiply it (0: as the operands) [B].
     split : partial sums of FP8 are added up outside the tensor cores (gradients in software that asks for it).
     """
 
@@ -56,6 +57,7 @@ class Gemm:
     rows: tuple[int, ...] = ()
     out_bytes: float = 2.0
     split: bool = field(default=False, repr=False)
+    weight_bytes: float = field(default=0.0, repr=False)
 
     @property
     def flops(self) -> float:
@@ -65,7 +67,7 @@ class Gemm:
     @property
     def operand_bytes(self) -> float:
         """Width of one value of either operand [B]."""
-        return BF16 if self.precision == "bf16" else FP8
+        return {"bf16": BF16, "mxfp8": MXFP8, "nvfp4": NVFP4}.get(self.precision, FP8)
 
     @property
     def valid_rows(self) -> int:
@@ -112,6 +114,10 @@ class Attention:
     window : keys that a query attends to, itself included [tokens] (0: all earlier ones).
     chunk : tokens of a chunk whose keys its queries attend to (0: all earlier ones).
     cached : keys before the first query of the sequence [tokens].
+    entries : keys that each stand for several tokens, to which queries attend besides [1]; the queries' positions among
+        them are as their positions among the tokens.
+    chosen : entries that a query attends to at most (0: all earlier ones).
+    cached_entries : entries before the first query.
     precision : format of the operands.
     """
 
@@ -127,7 +133,19 @@ class Attention:
     window: int = field(default=0, repr=False)  # calibration splits its samples by their text: it must not change
     chunk: int = field(default=0, repr=False)
     cached: int = field(default=0, repr=False)
+    entries: int = field(default=0, repr=False)
+    chosen: int = field(default=0, repr=False)
+    cached_entries: int = field(default=0, repr=False)
     precision: Literal["bf16", "fp8"] = "bf16"
+
+    def with_entries(self, entries: int, chosen: int, cached: int = 0) -> Attention:
+        """The same with so many entries of several tokens besides, of which each query sees at most `chosen`."""
+        return replace(self, entries=entries, chosen=chosen, cached_entries=cached)
+
+    @property
+    def seen_entries(self) -> float:
+        """Entries of several tokens that a query attends to, mean."""
+        return seen_keys(self.cached_entries, self.entries, self.chosen)
 
     @property
     def is_banded(self) -> bool:
@@ -144,15 +162,17 @@ class Attention:
         """FLOP over the full square of scores, or the whole band of a window or chunk [FLOP]."""
         if self.is_banded:
             reach = 2.0 * seen_keys(0, self.seq_kv, 0, self.chunk) if self.chunk else float(self.window)
-            return self.batch * self.heads * self.seq_q * reach * self.flops_per_pair
-        return float(self.batch * self.heads * self.seq_q * self.seq_kv) * self.flops_per_pair
+        else:
+            reach = float(self.seq_kv)
+        reach += min(self.entries, self.chosen or self.entries)
+        return self.batch * self.heads * self.seq_q * reach * self.flops_per_pair
 
     @property
     def flops(self) -> float:
         """FLOP of the pairs that the mask leaves, the diagonal counted by one half [FLOP]."""
-        if not self.causal or not (self.is_banded or self.cached):
+        if not self.causal or not (self.is_banded or self.cached or self.entries):
             return self.flops_full * (0.5 if self.causal else 1.0)
-        keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk)
+        keys = seen_keys(self.cached, self.seq_kv, self.window, self.chunk) + self.seen_entries
         return self.batch * self.heads * self.seq_q * keys * self.flops_per_pair
 
 
@@ -217,11 +237,14 @@ class Streaming:
     read : bytes read [B].
     written : bytes written [B].
     blocks : CTAs of its grid (0: as many as fit).
+    values : values that instructions, not bytes, may limit: those of which a kernel computes every address, or much
+        more than their bytes take (0: bytes decide).
     """
 
     read: float
     written: float
     blocks: int = 0
+    values: float = 0.0
 
     @property
     def bytes(self) -> float:
@@ -462,13 +485,13 @@ class Facts(TypedDict, total=False):
     reads_resident: bool
     adds_to_resident: bool
     saves_input: bool
+    alive: float
     in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
     launches: int
     captured: bool
     unit: Unit
-    scratch: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -491,6 +514,7 @@ class Op:
     reads_resident : reads what is in memory anyway (weights, kept logits), not activations of its own.
     adds_to_resident : adds into gradients, which are in memory anyway.
     saves_input : what it keeps for backward is (also) its input, the result of the op before.
+    alive : bytes that are there while it runs, in addition to its operands and to what is kept [B].
     in_ring : a collective that passes parts on instead of gathering the whole buffer.
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
@@ -498,7 +522,6 @@ class Op:
     launches : kernels of one call, whose time together the class prices.
     captured : replayed as part of a CUDA graph: the host does not issue it by itself.
     unit : part of the layer that it belongs to, of those that can run again as a whole.
-    scratch : in use while it runs, neither operand nor result [B].
     """
 
     name: str
@@ -515,13 +538,13 @@ class Op:
     reads_resident: bool = False
     adds_to_resident: bool = False
     saves_input: bool = False
+    alive: float = 0.0
     in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
     launches: int = 1
     captured: bool = False
     unit: Unit = ""
-    scratch: float = 0.0
 
     @property
     def flops(self) -> float:

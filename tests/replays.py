@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from simulator.serving.engine.engine import Engine
+from simulator.serving.engine.kv_tiers import TierRoom
 from simulator.serving.load.sources import Load, Stream
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import Fleet, replay
@@ -23,6 +24,10 @@ PLAIN = Scheduler(
     reserved_output=0.0,
     block=16,
     prefix_cache=True,
+    host_cache=0.0,
+    disk_cache=0.0,
+    cache_writes="through",
+    cache_loads="layers",
     captured=(),
     captured_prefill=0,
     host_step=0.0,
@@ -55,6 +60,7 @@ class Noted:
         self.starts: dict[int, float] = {}
         self.preemptions: dict[int, int] = {}
         self.hits: dict[int, int] = {}
+        self.below: dict[int, tuple[int, int]] = {}
         self.order: list[int] = []
 
     def __call__(self, sequence: Sequence, now: float) -> None:
@@ -64,6 +70,7 @@ class Noted:
         self.ends[number], self.firsts[number] = now, sequence.first
         self.starts[number], self.preemptions[number] = sequence.started, sequence.preemptions
         self.hits[number] = sequence.hits
+        self.below[number] = (sequence.host_hits, sequence.disk_hits)
         self.order.append(number)
 
 
@@ -76,12 +83,13 @@ def run(
     router: RouterName = "round-robin",
     drafts: tuple[float, ...] = (),
     loss: tuple[int, float] | None = None,
+    tiers: TierRoom | None = None,
     **settings: Any,
 ) -> tuple[Recorder, Noted, list[Engine]]:
     """What became of the requests, and the engines as they were at the end."""
     noted = Noted()
-    recorder = Recorder(answered=noted)
-    made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts) for _ in range(engines)]
+    recorder = Recorder(answered=(noted,))
+    made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts, 0, tiers) for _ in range(engines)]
     load: Load = Stream(iter(requests), None) if isinstance(requests, Iterable) else requests
     replay(load, Fleet(engines=made, router=router_of(router), loss=loss), recorder)
     return recorder, noted, made

@@ -90,10 +90,19 @@ def _gate(table: list[Row]) -> Iterator[Sample]:
             yield _sample(row, "router.gate.bwd@torch", work, seconds / GATE_BACKWARD_KERNELS)
 
 
+def _swiglu(row: Row) -> Sample | None:
+    """The backward of torch.compile's SwiGLU, which chooses for every value between two gradients."""
+    if (row["op"], row["impl"], row["backward"]) != ("swiglu", "compiled", "1"):
+        return None
+    moved, values = number(row, "bytes"), float(integer(row, "m") * integer(row, "n"))
+    work = Streaming(read=0.6 * moved, written=0.4 * moved, values=values)
+    return _sample(row, "swiglu.bwd@compiled", work, number(row, "busy_us") * 1e-6)
+
+
 def moe_layer() -> list[Sample]:
     """Samples of the table, those that are held out, too."""
     table = rows(f"{TABLE}.csv")
-    found = [sample for row in table for sample in (_moves(row), _grouped(row)) if sample is not None]
+    found = [sample for row in table for sample in (_moves(row), _grouped(row), _swiglu(row)) if sample is not None]
     return [*found, *_gate(table)]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hardware_profiles.calibration.eager import power_shares
+from hardware_profiles.calibration.evaluate import GPUS
+from hardware_profiles.calibration.sample import number, rows
 from hardware_profiles.calibration.samples import DEEPGEMM_TABLE, H100_TABLES
 
 Bounds = tuple[float, float]
@@ -256,7 +257,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
     bounds: dict[str, Bounds] = {
         "launch": (2e-6, 2e-5), "bandwidth": (0.01, 0.95), "sm_rate": (1e10, 1.2e11), "traffic": (0.0, 2.0),
         "l2_gain": (1.0, 3.0), "wave_time": (0.2, 1.0), "concurrent_delay": (0.0, 8e-6),
-        "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
+        "value_rate": (1e8, 1e10), "cta_time": (1e-7, 6e-6), "cta_rate": (1e9, 2e10), "cta_most": (1e-6, 2e-5),
     }  # fmt: skip
     if any(name.startswith("cta_") for name in free):
         bounds["launch"] = (1e-6, 2e-5)
@@ -268,13 +269,15 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
 
 
 SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph on one H200 (table h200_narrow)"
-EAGER = "eager PyTorch's elementwise kernels on one rested H200 (table h200_eager)"
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
-def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB") -> Recipe:
+EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
+
+
+def own_stream(cls: str, *free: str, source: str = H200, text: str = "1 MB to 1 GB", **fixed: float) -> Recipe:
     """A memory-bound class measured on an H200."""
-    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0)
+    recipe = stream(cls, "h200", source, *free, text=text, traffic=1.0, **fixed)
     bounds = {"launch": (1e-6, 3e-5), "bandwidth": (0.01, 0.95)}
     return replace(recipe, free={name: bounds.get(name, was) for name, was in recipe.free.items()})
 
@@ -426,28 +429,19 @@ _FITS = (
         own_stream(cls)
         for cls in (
             "norm.fwd@library", "swiglu@library", "quant.token@library", "quant.tensor", "transpose", "softmax",
-            "softmax.wide", "loss", "loss.bwd", "optimizer",
+            "softmax.wide", "loss", "loss.bwd",
         )
     ),
+    own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
+    own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")
     ),
     as_on_h100("elem", "l2_gain"),
     replace(own_stream("embedding"), free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0}),
-    *(
-        own_stream(cls, source=EAGER, text="1024 to 16384 tokens, width 1024 to 28672")
-        for cls in ("elem.view", "rope.eager", "rope.eager.bwd", "split.eager", "heads.eager")
-    ),
-    replace(
-        own_stream("norm.fwd@eager", "l2_gain", source=EAGER, text="1024 to 16384 tokens"),
-        also=("norm.fwd.narrow@eager",),
-    ),
-    own_stream("norm.bwd@eager", source=EAGER, text="1024 to 16384 tokens"),
-    replace(
-        own_stream("optimizer.bf16", source=EAGER, text="17 million to a billion parameters"),
-        free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0},
-    ),
     *(
         own_stream(cls, *more, source=MOE_LAYER, text="1024 to 16384 tokens, 2 to 8 experts a token")
         for cls, more in (
@@ -459,11 +453,22 @@ _FITS = (
     ),
 )  # fmt: skip
 
+DRAWN = {
+    "elem.unvectorized": ("mul_rows", "to_float"), "cat.unvectorized": ("cat",),
+    "permute.index_select": ("index_select",), "permute.index_add": ("index_add",),
+    "unpermute.index_add": ("index_add",),
+}  # fmt: skip
+"""Class -> rows of h200_draw whose mean power its kernels draw under sustained load. All other memory-bound kernels draw
+what the profile says of such kernels."""
+
 
 def _drawing(recipe: Recipe) -> Recipe:
     """The recipe with the power that its class was seen to draw on an H200."""
-    shares = power_shares() if recipe.home == "h200" else {}
-    return replace(recipe, fixed={**recipe.fixed, "power": shares[recipe.cls]}) if recipe.cls in shares else recipe
+    memory = GPUS["h200"].power
+    if recipe.home != "h200" or recipe.cls not in DRAWN or memory is None:
+        return recipe
+    seen = [number(row, "power_w") for row in rows("h200_draw.csv") if row["op"] in DRAWN[recipe.cls]]
+    return replace(recipe, fixed={**recipe.fixed, "power": round(sum(seen) / len(seen) / memory.memory, 3)})
 
 
 RECIPES = tuple(map(_drawing, _FITS))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from hardware_profiles.calibration.eager import eager
 from hardware_profiles.calibration.h800_trace import trace
 from hardware_profiles.calibration.infersim import infersim
 from hardware_profiles.calibration.moe_layer import engine_experts, moe_layer
@@ -209,7 +208,11 @@ def _measured(row: Row) -> tuple[str, Work] | None:
     if cls is None or row.get("mode", "cold") != "cold":
         return None
     size = number(row, "bytes") / 2
-    return cls, Streaming(read=size, written=size)
+    return cls, Streaming(read=size, written=size, values=size * 2 / ADAM_BYTES if cls == "optimizer" else 0.0)
+
+
+ADAM_BYTES = 28.0
+"""What AdamW in FP32 reads and writes of a parameter [B]."""
 
 
 def own_table(path: Path, hardware: str) -> list[Sample]:
@@ -329,6 +332,35 @@ def small_streams() -> list[Sample]:
     return out
 
 
+UNVECTORIZED = (
+    "mul_half", "silu_half", "silu_half_back", "mul_rotary", "neg_rotary", "copy_transposed", "to_fp32", "mul_rows",
+)  # fmt: skip
+EAGER_CLASS = dict.fromkeys(UNVECTORIZED, "elem.unvectorized") | {
+    "cat_rotary": "cat.unvectorized",
+    "adamw": "optimizer",
+}
+"""Ops of `measure_eager.py` -> class. Its vectorized ones, in the class `elem` from elsewhere, only compare."""
+
+
+def eager() -> list[Sample]:
+    """Kernels whose instructions, not bytes, decide: those for operands not next to each other, and AdamW."""
+    out = []
+    for row in rows("h200_eager.csv"):
+        cls = EAGER_CLASS.get(row["op"])
+        if cls is None:
+            continue
+        values, moved = number(row, "values"), number(row, "bytes")
+        out.append(
+            Sample(
+                hardware="h200", cls=cls, seconds=number(row, "busy_us") * 1e-6, table="h200_eager",
+                work=(Streaming(read=moved - moved / 3, written=moved / 3, values=values),),
+                label=f"{row['op']} {row['impl']} {row['m']} x {row['n']}", rested=1.0, resolution=2.5e-7,
+                held=row["held_out"] == "1",
+            )
+        )  # fmt: skip
+    return out
+
+
 ACCUMULATED = {"fp8_tensor split": 2.0, "fp8_tensor e5m2 split": 2.0, "fp8_tensor split fp32out": 4.0}
 """Variants of the table of accumulators -> bytes of an output value."""
 
@@ -402,6 +434,6 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *eager(), *engine_experts(), *small_gemm(), *small_streams(), *fp8_split()]
-    own += decode_attention()
+    own = [*h200, *moe_layer(), *engine_experts(), *small_gemm(), *small_streams(), *eager()]
+    own += [*fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

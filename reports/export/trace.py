@@ -74,7 +74,7 @@ class Selection:
     def parse(cls, ranks: str | None, window: str | None, count: int) -> Selection:
         """The selection that `--ranks` and `--window` describe, of a pipeline of `count` ranks."""
         chosen = _numbers(ranks, count - 1) if ranks is not None else tuple(range(count))
-        start, end = _window(window) if window is not None else (0.0, float("inf"))
+        start, end = parse_window(window) if window is not None else (0.0, float("inf"))
         return cls(ranks=chosen, start=start, end=end)
 
     def meets(self, start: float, end: float) -> bool:
@@ -95,7 +95,7 @@ def _numbers(text: str, last: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _window(text: str) -> tuple[float, float]:
+def parse_window(text: str) -> tuple[float, float]:
     """`2.5:3` -> (2.5, 3.0); either side may be left out."""
     low, colon, high = text.partition(":")
     try:

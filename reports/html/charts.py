@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any
 
+from reports.views.replay_curves import Panel
 from reports.views.trade import Trade, Traded
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720.0, 300.0, 56.0, 40.0, 22.0
@@ -49,6 +50,53 @@ def scatter(dots: Iterable[Dot], across: str, up: str, aims: str, unit: str = ""
         "x": [(x(t), name) for t, name in ticks(right, 7, unit, left)],
         "y": [(y(v), name) for v, name in ticks(top, 5, start=low)],
     }
+
+
+def lines(panel: Panel) -> dict[str, Any]:
+    """What the macro `lines` of parts.html draws: steps that hold up to the next point, from zero on the y axis."""
+    values = [x for curve in panel.curves for x in curve.x]
+    left, right = (min(values), max(values)) if values else (0.0, 1.0)
+    top = 1.05 * max((y for curve in panel.curves for y in curve.y), default=0.0) or 1.0
+
+    def x(value: float) -> float:
+        one, begin, end = (log10(v) for v in (value, left, right)) if panel.log else (value, left, right)
+        return _LEFT + (_WIDTH - _LEFT - 8) * (one - begin) / ((end - begin) or 1.0)
+
+    def y(value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - value / top)
+
+    return {
+        "title": panel.title,
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "top": _TOP,
+        "base": y(0.0),
+        "across": panel.across,
+        "up": panel.up,
+        "curves": [
+            {
+                "name": curve.name,
+                "colour": curve.colour,
+                "path": "".join(
+                    f"{'H' if at else 'M'}{x(a):.1f}{f'V{y(b):.1f}' if at else f',{y(b):.1f}'}"
+                    for at, (a, b) in enumerate(zip(curve.x, curve.y, strict=True))
+                ),
+            }
+            for curve in panel.curves
+        ],
+        "limits": [(name, colour, x(at)) for name, colour, at in panel.limits if left <= at <= right],
+        "x": [(x(v), name) for v, name in (decades(left, right) if panel.log else ticks(right, 8, start=left))],
+        "y": [(y(v), name) for v, name in ticks(top, 5)],
+    }
+
+
+def decades(low: float, high: float) -> list[tuple[float, str]]:
+    """1, 2 and 5 of every power of ten between two values above zero, with labels; powers alone where they are many."""
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= 5 else (1,)
+    found = [factor * 10.0**power for power in powers for factor in factors]
+    return [(value, f"{value:,g}") for value in found if low <= value <= high]
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

@@ -11,18 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
-from reports.terminal.replay_tables import price_line
 from reports.views import words
+from reports.views.replay_answer import price_line
 from simulator.serving.serve import assumed_of_scheduler
 from simulator.spec.scenario import Scenario
 from simulator.studies.sizing import Choice, Sizing
 from simulator.studies.sizing.targets import value_of
 
-SCHEMA = "foretrain.size/1"
+SCHEMA = "foretrain.size/2"
 SHOWN = 10
 _NOTE = (
     "Margin: how far below its limit the latency stays. Headroom: how much more the replicas would answer within the"
-    " limits. Replicas behind a least-load router, Poisson arrivals."
+    " limits. 1 + 2 replicas: for prompts, and for all that follows. Replicas behind a least-load router, Poisson"
+    " arrivals."
 )
 
 
@@ -74,7 +75,13 @@ def _remarks(scenario: Scenario, defaults: Sequence[str]) -> list[str]:
 
 
 def _named(one: Choice) -> str:
-    return ", ".join(setting.removeprefix("stack.scheduler.") for setting in one.settings) or "as the job says"
+    if not one.prefill_settings and not one.prefill_replicas:
+        return _settings(one.settings)
+    return f"{_settings(one.prefill_settings)} for prompts, {_settings(one.settings)} for the rest"
+
+
+def _settings(settings: Sequence[str]) -> str:
+    return ", ".join(setting.removeprefix("stack.scheduler.") for setting in settings) or "as the job says"
 
 
 def choices(able: list[Choice], targets: list[str]) -> Table:
@@ -87,7 +94,7 @@ def choices(able: list[Choice], targets: list[str]) -> Table:
         margin = min(one.margins.values())
         table.add_row(
             _named(one),
-            f"{one.replicas:,}",
+            f"{one.prefill_replicas:,} + {one.replicas:,}" if one.prefill_replicas else f"{one.replicas:,}",
             f"{one.gpus:,}",
             f"{one.usd_per_hour:,.2f}",
             *values,

@@ -248,7 +248,8 @@ def _figure_lines(group: Group) -> list[str]:
 
 RUNS = (
     "Counted are runs that a job can say in full. Right: a run that ran is said to fit, if tightly; one that ran out of"
-    " memory, not to. Reported peaks are compared with the forecast of all that a GPU holds."
+    " memory, not to. Reported peaks are compared with the forecast of what the report counts: memory that PyTorch had"
+    " allocated, that its allocator had reserved, or that the device had in use."
 )
 
 

@@ -59,6 +59,7 @@ pp = {layout.pp}  # pipeline stages
 ep = {layout.ep}  # ranks that experts are spread over
 cp = {layout.cp}  # ranks that a sequence is spread over
 zero = {layout.zero}  # 0: all is kept whole; 1: optimizer sharded; 2: gradients, too; 3: parameters, too
+replicas = {layout.replicas}  # groups of ranks that each hold all that is sharded (HSDP)
 schedule = "{layout.schedule}"  # foretrain show schedule lists them
 recompute = "{layout.recompute}"  # none, selective, full, deepseek, or a list of modules
 
@@ -68,7 +69,8 @@ microbatch_size = {batch.microbatch_size}  # [sequences]
 global_batch_size = {batch.global_batch_size}  # [sequences]; {job.tokens_per_step / 1e6:.1f} million tokens a step
 
 [precision]
-recipe = "{job.precision.recipe}"  # bf16, fp8 (scales per tile) or fp8_tensor
+recipe = "{job.precision.recipe}"  # bf16; fp8_tensor, fp8_row, fp8_block, mxfp8, nvfp4; fp8: DeepSeek's own program
+bf16 = ["head"]  # GEMMs that stay in BF16 under the others: head, attention, dense, shared_experts, experts
 
 [memory]
 headroom = 0.0  # left free [share of what CUDA reports]

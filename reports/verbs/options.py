@@ -108,6 +108,28 @@ engine_option = click.option(
 )
 
 
+def executor_options(command: Command) -> Command:
+    """`--executor` and `--address`; see `check_executor`."""
+    command = click.option(
+        "--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786."
+    )(command)
+    return click.option(
+        "--executor",
+        type=click.Choice(["local", "dask"]),
+        default="local",
+        show_default=True,
+        help="local: this machine. dask: a cluster, with --address.",
+    )(command)
+
+
+def check_executor(executor: str, address: str) -> None:
+    """A cluster needs an address, and an address a cluster."""
+    if (executor == "dask") != bool(address):
+        needs = "--executor dask needs --address, as in tcp://host:8786"
+        text = "--address belongs to --executor dask" if address else needs
+        raise click.UsageError(text, click.get_current_context())
+
+
 def interval_options(command: Command) -> Command:
     """`--interval`, `--draws` and `--seed`; see `interval_asked`."""
     command = click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of --interval. [default: 0]")(

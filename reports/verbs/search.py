@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from reports.verbs.options import (
+    check_executor,
+    executor_options,
     interval_asked,
     interval_options,
     job_argument,
@@ -72,14 +74,7 @@ INTERRUPTED = 130
 @click.option("--figures", metavar="DIR", help="Draw what can run into DIR: time, memory and price against each other.")
 @click.option("--resume", metavar="FILE", help="Keep what is found in FILE (SQLite) and go on from what it holds.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes. [default: all cores]")
-@click.option(
-    "--executor",
-    type=click.Choice(["local", "dask"]),
-    default="local",
-    show_default=True,
-    help="local: this machine. dask: a cluster, with --address.",
-)
-@click.option("--address", default="", metavar="URL", help="Scheduler of a Dask cluster, as in tcp://host:8786.")
+@executor_options
 @quiet_option
 @click.pass_context
 def search(
@@ -112,8 +107,7 @@ def search(
     page = output_file(html, "--html") if html else None
     folder = output_folder(figures, "--figures") if figures else None
     kept = output_file(resume, "--resume") if resume else None
-    if executor == "dask" and not address:
-        raise click.UsageError("--executor dask needs --address, as in tcp://host:8786", ctx)
+    check_executor(executor, address)
     spread = interval_asked(interval, draws, seed)
     from reports.terminal import search_tables as words
     from simulator.studies import search as engine

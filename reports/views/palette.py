@@ -38,6 +38,7 @@ STAGES = {
 BOUNDS = {
     "tensor": "#0072b2",
     "memory": "#009e73",
+    "instructions": "#8c6d31",
     "sm": "#cc79a7",
     "nvlink": "#e69f00",
     "ib": "#d55e00",

@@ -24,6 +24,7 @@ PHASES = {
 BOUNDS = {
     "tensor": "tensor cores",
     "memory": "memory bandwidth",
+    "instructions": "instructions, address by address",
     "sm": "SMs granted to it",
     "nvlink": "NVLink bandwidth",
     "ib": "network bandwidth",
@@ -38,6 +39,7 @@ BLOCKS = {
     "embed": "embedding",
     "dense": "dense layer",
     "moe": "MoE layer",
+    "hash": "MoE layer by table",
     "head": "output head",
     "mtp": "MTP module",
     "dense-kept": "dense layer, not recomputed",
@@ -75,6 +77,8 @@ _CLASSES = {
     "elem": "elementwise",
     "elem.norm_weight": "gradients of norm weights",
     "elem.small": "elementwise, small",
+    "elem.unvectorized": "elementwise, not vectorized",
+    "cat.unvectorized": "concatenation, not vectorized",
     "norm.small": "norms, small",
     "swiglu.small": "SwiGLU, small",
     "rope.small": "rotary embedding, small",
@@ -100,6 +104,12 @@ _CLASSES = {
     "permute.reduce": "token permutation, reducing",
     "quant.chan_t": "casts to FP8, transposed",
     "quant.special": "casts to FP8, combined",
+    "quant.amax": "maxima for scales",
+    "quant.block": "casts to FP8, per block",
+    "quant.column": "casts to FP8, by columns",
+    "quant.mxfp8": "casts to MXFP8",
+    "quant.nvfp4": "casts to NVFP4",
+    "quant.row": "casts to FP8, per row",
     "quant.tensor": "casts to FP8, per tensor",
     "quant.token": "casts to FP8, per token",
     "rope": "rotary embedding",
@@ -116,6 +126,7 @@ _CLASSES = {
     "tensormap": "descriptors of grouped matmuls",
     "weight_t": "transposed FP8 weights",
 }
+_MULTIPLIED = {"bf16": "BF16", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 _FORMS = {
     "grouped": "routed experts",
     "wgrad": "weight gradients",
@@ -139,7 +150,7 @@ def of_class(cls: str) -> str:
     if first != "gemm":
         return cls
     precision, _, form = rest.partition(".")
-    kind = "BF16" if precision.startswith("bf16") else "FP8"
+    kind = _MULTIPLIED.get(precision.partition("@")[0], "FP8")
     return f"{kind} matmul" + (f", {_FORMS.get(form, form)}" if form else "")
 
 
@@ -163,6 +174,8 @@ _MIXERS = {
     "sliding": "with a window",
     "chunked": "with chunked attention",
     "sparse": "with sparse attention",
+    "csa": "with chosen entries",
+    "hca": "with coarse entries",
     "delta": "with the delta rule",
     "mamba2": "with Mamba-2",
     "full": "with attention",

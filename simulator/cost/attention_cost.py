@@ -50,7 +50,7 @@ def attention_bytes(work: Attention) -> float:
     """Queries, keys, values and output (and their gradients in backward) once [B]."""
     size = WIDTH[work.precision]
     q = work.batch * work.seq_q * work.heads
-    kv = work.batch * work.seq_kv * work.kv_heads
+    kv = work.batch * (work.seq_kv + work.entries) * work.kv_heads
     once = size * (q * (work.d_qk + work.d_v) + kv * (work.d_qk + work.d_v))
     return once * 2.5 if work.backward else once
 
@@ -81,9 +81,12 @@ def key_blocks(work: Attention, p: AttentionParams) -> tuple[float, float]:
     A window masks on both of its edges: twice what a causal mask costs, which is assumed.
     """
     full = float(ceil(work.seq_kv / p.block_kv))
-    if work.causal and (work.is_banded or work.cached):
+    if work.causal and (work.is_banded or work.cached or work.entries):
         mean, most = banded_blocks(work.cached, work.seq_kv, work.window, work.chunk, p.block_q, p.block_kv)
         mean += p.mask_blocks * (2.0 if work.window else 1.0)
+        if work.entries:
+            mean += work.seen_entries / p.block_kv
+            most += ceil(min(work.entries, work.chosen or work.entries) / p.block_kv)
         return mean, max(mean, most)
     mean = (full + 1.0) / 2.0 + p.mask_blocks if work.causal else full
     return min(mean, full + p.mask_blocks), full
@@ -143,5 +146,5 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("traffic_factor", slow),
         ),
         source=f"{source}; its windows are not fitted" if work.is_banded else source,
-        calibrated=calibrated and not work.is_banded,
+        calibrated=calibrated and not (work.is_banded or work.entries),
     )

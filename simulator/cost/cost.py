@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Bound = Literal["tensor", "memory", "sm", "nvlink", "ib", "host", "latency", "fixed"]
+Bound = Literal["tensor", "memory", "instructions", "sm", "nvlink", "ib", "host", "latency", "fixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,8 +88,10 @@ class Tiling(NamedTuple):
 
 
 def tensor_peak(gpu: Gpu, precision: str) -> float:
-    """Dense tensor peak of the whole GPU for a precision [FLOP/s]; BF16 where the GPU has no FP8."""
-    return gpu.peak.fp8 if precision.startswith("fp8") and gpu.peak.fp8 else gpu.peak.bf16
+    """Dense tensor peak of the whole GPU for a precision [FLOP/s]; BF16 where the GPU has no narrower one."""
+    if precision == "nvfp4" and gpu.peak.fp4:
+        return gpu.peak.fp4
+    return gpu.peak.fp8 if precision != "bf16" and gpu.peak.fp8 else gpu.peak.bf16
 
 
 def norm4(a: float, b: float, c: float = 0.0) -> float:
@@ -214,9 +216,8 @@ def gemm_bytes(work: Gemm) -> float:
     size = work.operand_bytes
     weight = float(work.n) * work.k
     if work.form in ("grouped", "masked"):
-        return (
-            size * (work.valid_rows * work.k + busy_groups(work) * weight) + work.out_bytes * work.valid_rows * work.n
-        )
+        weights = (work.weight_bytes or size) * busy_groups(work) * weight
+        return size * work.valid_rows * work.k + weights + work.out_bytes * work.valid_rows * work.n
     groups = work.groups if work.form == "grouped_wgrad" else 1
     passes = 2.0 if work.form in ("wgrad", "grouped_wgrad") else 1.0
     return size * (work.m * work.k + weight) + passes * groups * work.out_bytes * work.m * work.n
@@ -324,5 +325,5 @@ def gemm_cost(work: Gemm, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
             ("traffic_factor", slow),
         ),
         source=source,
-        calibrated=calibrated,
+        calibrated=calibrated and not work.weight_bytes,
     )

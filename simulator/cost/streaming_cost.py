@@ -1,11 +1,16 @@
 """Time of memory-bound kernels, and of those too small for their bytes to matter.
 
-    t = launch + max(norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)), chain of the CTAs) x waves
+    t = launch + max(norm4(bytes / attainable bandwidth, bytes / (SMs x rate of one SM)),
+                     values / (SMs x values of one SM), chain of the CTAs) x waves
 
 A CTA waits for its own loads, so it takes a fixed time (or moves its bytes at a fixed rate) even if memory is idle. A
 small grid cannot be faster than one CTA; a large one runs `resident` CTAs an SM at a time, and small CTAs then keep too
 little in flight to fill the memory (V3's rotary kernel: 1 KB each, 1.1 of 3.35 TB/s). Norms loop over their rows with a
 fixed grid: the bytes of one CTA decide.
+
+PyTorch's kernel for operands that are not next to each other (halves of a projection or of heads, a factor for each
+row) computes every value's address: its instructions decide, 2.7 ps a value on an H200 whatever its bytes. So does
+AdamW on BF16 states.
 
 Tensors much smaller than L2 are still in it, and may go faster; a grid that exactly fills the GPU needs another wave
 when SMs are taken; a concurrent kernel's memory traffic takes its part of the bandwidth and delays the start.
@@ -16,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simulator.cost.classes import params_for
-from simulator.cost.cost import Cost, Share
+from simulator.cost.cost import Bound, Cost, Share
 from simulator.cost.gemm_cost import norm4
 from simulator.errors import InputError
 from simulator.ops import Fixed, Streaming
@@ -24,6 +29,8 @@ from simulator.spec.hardware import Gpu
 from simulator.spec.kernel_params import Kernels, StreamParams
 
 FORMULA = "launch + max(memory, chain) * waves_factor * traffic_factor"
+VALUES_FORMULA = "launch + max(memory, values/(sms*value_rate), chain) * waves_factor * traffic_factor"
+"""Where instructions may decide."""
 SM_FORMULA = "launch + max(norm4(memory, bytes/(sms*sm_rate)), chain) * waves_factor * traffic_factor"
 """Where what one SM can move has a limit."""
 
@@ -64,11 +71,16 @@ def memory_time(work: Streaming, p: StreamParams, gpu: Gpu) -> float:
     return (work.bytes - cached) / bandwidth + cached / (bandwidth * p.l2_gain)
 
 
+def instruction_time(work: Streaming, p: StreamParams, sms: int) -> float:
+    """Time of the instructions, where their number and not the bytes decides [s]."""
+    return work.values / (p.value_rate * sms) if p.value_rate else 0.0
+
+
 def body_time(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> float:
     """Time of the work itself [s], the bytes' or the CTAs'."""
     memory = memory_time(work, p, gpu)
     moved = norm4(memory, work.bytes / (p.sm_rate * sms)) if p.sm_rate else memory
-    return max(moved, chain_time(work, p, sms))
+    return max(moved, instruction_time(work, p, sms), chain_time(work, p, sms))
 
 
 def _terms_of_body(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> Iterator[tuple[str, float]]:
@@ -82,6 +94,9 @@ def _terms_of_body(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> Iter
     yield "sms", float(sms)
     if p.sm_rate:
         yield "sm_rate", p.sm_rate
+    if p.value_rate and work.values:
+        yield "values", work.values
+        yield "value_rate", p.value_rate
     chain = chain_time(work, p, sms)
     if chain:
         if work.blocks:
@@ -89,6 +104,13 @@ def _terms_of_body(work: Streaming, p: StreamParams, gpu: Gpu, sms: int) -> Iter
             yield "resident", float(p.resident)
         yield "cta_s", cta_time(work, p)
     yield "chain_s", chain
+
+
+def _bound(work: Streaming, p: StreamParams, body: float, launch: float, sms: int) -> Bound:
+    """What decides the time."""
+    if body <= launch:
+        return "latency"
+    return "instructions" if instruction_time(work, p, sms) >= body else "memory"
 
 
 def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
@@ -103,8 +125,8 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
     launch = p.launch + p.concurrent_delay * min(1.0, share.partner_traffic / kernels.comm_traffic)
     return Cost(
         duration=launch + body * waves * slow,
-        bound_by="memory" if body > launch else "latency",
-        formula=SM_FORMULA if p.sm_rate else FORMULA,
+        bound_by=_bound(work, p, body, launch, sms),
+        formula=SM_FORMULA if p.sm_rate else VALUES_FORMULA if p.value_rate and work.values else FORMULA,
         terms=(
             *_terms_of_body(work, p, gpu, sms),
             ("waves_factor", waves),

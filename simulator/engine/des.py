@@ -1,4 +1,4 @@
-"""The discrete-event engine: one SimPy process per stream, SM shares per rank, links as shared capacities.
+"""The discrete-event engine: a coroutine per stream, SM shares per rank, links as shared capacities.
 
 The speed of a compute sequence depends on its condition (alone, concurrent with a barrier, an all-to-all or a
 collective), and its end is recomputed when that changes; with an all-to-all and a collective at once, only the
@@ -8,10 +8,9 @@ max-min fairly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from functools import partial
-
-import simpy
+from collections.abc import Callable, Generator, Sequence
+from heapq import heappop, heappush
+from typing import Any
 
 from simulator.engine.contention import Flow, component, max_min, oversubscribed
 from simulator.engine.kernel_sequence import (
@@ -28,20 +27,24 @@ from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Tasks, Timeline
 
 OVER = -1
 """Version of a task whose end is already on its way."""
+OFTEN = 20_000
+"""Events between two reports of progress."""
 
-Process = Generator[simpy.Event, None, None]
 Progress = Callable[[float], None]
+Wake = Callable[[None], None]
+"""Goes on with a stream, up to where it waits next."""
+
+CONCURRENT_WITH: dict[str, Condition] = {"notify": SM_SHARED, "all_to_all": BANDWIDTH_SHARED}
+"""Conditions of compute by what its rank's all-to-all stream runs; alone with everything else."""
 
 
 class _Running:
     """A task under way: how far it is, and the timer that will end it."""
 
-    __slots__ = ("at", "condition", "done", "left", "paced", "position", "rate", "sequence", "since", "task", "version")
+    __slots__ = ("at", "condition", "left", "paced", "position", "rate", "sequence", "since", "task", "version", "wake")
 
-    def __init__(
-        self, task: int, sequence: KernelSequence, done: simpy.Event, condition: Condition, now: float
-    ) -> None:
-        self.task, self.sequence, self.done = task, sequence, done
+    def __init__(self, task: int, sequence: KernelSequence, wake: Wake, condition: Condition, now: float) -> None:
+        self.task, self.sequence, self.wake = task, sequence, wake
         self.condition = condition
         self.at = sequence.under(condition)
         self.since = now
@@ -61,17 +64,62 @@ def _links(tasks: Tasks) -> dict[str, float]:
     }
 
 
-class _Engine:
+class _Events:
+    """What comes: (time, number, function, its argument); of events at one time, the one that was made first.
+
+    Parameters
+    ----------
+    now : time of the simulation [s].
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.made = 0
+        self.coming: list[tuple[float, int, Callable[[Any], object], Any]] = []
+
+    def after(self, delay: float, what: Callable[[Any], object], argument: Any = None) -> None:
+        """Call a function after some time [s]."""
+        self.made += 1
+        heappush(self.coming, (self.now + delay, self.made, what, argument))
+
+    def work(self, ended: Sequence[int], progress: Progress | None) -> None:
+        """Work through all events; `progress` is called now and then with the part of the tasks that have ended."""
+        coming, count, total = self.coming, 0, max(1, len(ended))
+        while coming:
+            self.now, _, what, argument = heappop(coming)
+            what(argument)
+            count += 1
+            if progress is not None and not count % OFTEN:
+                progress(sum(ended) / total)
+        if progress is not None:
+            progress(sum(ended) / total)
+
+    def timer(self, running: _Running, delay: float) -> None:
+        """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
+        if running.version == OVER:
+            return
+        running.version += 1
+        self.after(delay, self.expire, (running, running.version))
+
+    def expire(self, timer: tuple[_Running, int]) -> None:
+        """A timer runs out; it ends its task if it is the last one that was set."""
+        running, version = timer
+        if running.version == version:
+            running.version = OVER
+            self.after(0.0, running.wake)
+
+
+class _Engine(_Events):
     """State of one simulation; gone when `simulate` returns."""
 
     def __init__(self, tasks: Tasks) -> None:
+        super().__init__()
         self.tasks = tasks
-        self.env = simpy.Environment()
         count = len(tasks.lane)
         self.start = [0.0] * count
         self.end = [0.0] * count
         self.ended = bytearray(count)
-        self.waiting: dict[int, simpy.Event] = {}
+        self.waiting: dict[int, list[Wake]] = {}
         self.computing: list[_Running | None] = [None] * tasks.ranks
         self.condition: list[Condition] = [ALONE] * tasks.ranks
         self.neighbour: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
@@ -81,58 +129,61 @@ class _Engine:
         self.all_to_all: list[_Running | None] = [None] * tasks.ranks
         self.capacity = _links(tasks)
         self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
+        self.asked: dict[tuple[int, int, float, float, float], Flow] = {}
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
-    def stream(self, rank: int, kind: int, mine: list[int]) -> Process:
-        """Run the tasks of one lane in order."""
+    def begin(self, lane: int, mine: list[int]) -> None:
+        """Start the stream of a lane."""
+        stream = self.stream(lane // LANES, lane % LANES, mine)
+        next(stream)
+        stream.send(stream.send)
+
+    def stream(self, rank: int, kind: int, mine: list[int]) -> Generator[None, Any, None]:
+        """Run the tasks of one lane in order; it is first sent what wakes it."""
+        wake: Wake = yield
         ended, preds, release = self.ended, self.tasks.preds, self.tasks.release
+        start, end, waiting, flowing = self.start, self.end, self.waiting, self.flowing
         for task in mine:
-            missing = [pred for pred in preds[task] if not ended[pred]]
-            if missing:
+            late = False
+            for pred in preds[task]:
+                if not ended[pred]:
+                    if not late:
+                        late = True
+                        self.idle(rank, kind)
+                    waiting.setdefault(pred, []).append(wake)
+                    yield
+            if release and release.get(task, 0.0) > self.now:
                 self.idle(rank, kind)
-                for pred in missing:
-                    if not ended[pred]:
-                        yield self.event_of(pred)
-            if release.get(task, 0.0) > self.env.now:
-                self.idle(rank, kind)
-                yield self.env.timeout(release[task] - self.env.now)
-            self.start[task] = self.env.now
-            yield self.begin(rank, kind, task)
-            self.finish(task)
+                self.after(release[task] - self.now, wake)
+                yield
+            start[task] = self.now
+            self.begin_task(rank, kind, task, wake)
+            yield
+            end[task] = self.now
+            ended[task] = 1
+            waiters = waiting.pop(task, None)
+            if waiters is not None:
+                self.after(0.0, _wake_all, waiters)
+            if task in flowing:
+                self.end_flow(task)
         self.idle(rank, kind)
+        yield
 
-    def event_of(self, task: int) -> simpy.Event:
-        """The event of a task's end, made when somebody first waits for it."""
-        event = self.waiting.get(task)
-        if event is None:
-            event = self.waiting[task] = self.env.event()
-        return event
-
-    def begin(self, rank: int, kind: int, task: int) -> simpy.Event:
-        """Start a task; the event returned fires at its end."""
+    def begin_task(self, rank: int, kind: int, task: int, wake: Wake) -> None:
+        """Start a task; its stream is woken at its end."""
         sequence = self.tasks.sequence[task]
         if kind == COMPUTE:
-            return self.begin_compute(rank, task, sequence)
+            self.begin_compute(rank, task, sequence, wake)
+            return
         if kind == COMM:
-            self.set_neighbour(
-                rank, kind, {"notify": SM_SHARED, "all_to_all": BANDWIDTH_SHARED}.get(sequence.kind, ALONE)
-            )
+            self.set_neighbour(rank, kind, CONCURRENT_WITH.get(sequence.kind, ALONE))
         elif kind == SYNC:
             self.set_neighbour(rank, kind, condition_with(sequence))
         if sequence.nic or sequence.nvlink:
-            return self.begin_flow(rank, task, sequence)
-        return self.env.timeout(sequence.cumulative[ALONE][-1])
-
-    def finish(self, task: int) -> None:
-        """Record a task's end and wake who waits for it."""
-        self.end[task] = self.env.now
-        self.ended[task] = 1
-        event = self.waiting.pop(task, None)
-        if event is not None:
-            event.succeed()
-        if task in self.flowing:
-            self.end_flow(task)
+            self.begin_flow(rank, task, sequence, wake)
+        else:
+            self.after(sequence.cumulative[ALONE][-1], wake)
 
     def idle(self, rank: int, kind: int) -> None:
         """A stream has nothing to run now: its neighbours notice. (Between back-to-back tasks they do not.)"""
@@ -144,20 +195,16 @@ class _Engine:
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
-    def begin_compute(self, rank: int, task: int, sequence: KernelSequence) -> simpy.Event:
+    def begin_compute(self, rank: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
         was_idle = self.computing[rank] is None
-        running = _Running(task, sequence, self.env.event(), self.condition[rank], self.env.now)
+        running = self.computing[rank] = _Running(task, sequence, wake, self.condition[rank], self.now)
         if sequence.sensitive:
-            self.computing[rank] = running
-            self.changes[task] = [(self.env.now, running.condition, 0.0)]
+            self.changes[task] = [(self.now, running.condition, 0.0)]
             self.timer(running, running.paced)
-            done: simpy.Event = running.done
         else:
-            self.computing[rank] = running
-            done = self.env.timeout(running.paced)
+            self.after(running.paced, wake)
         if was_idle:
             self.repace(rank)
-        return done
 
     def set_neighbour(self, rank: int, kind: int, condition: Condition) -> None:
         """What is concurrent with a rank's compute has changed."""
@@ -172,30 +219,32 @@ class _Engine:
         running = self.computing[rank]
         if running is None or not running.sequence.sensitive or running.version == OVER:
             return
-        now = self.env.now
-        elapsed = time_at(running.at, running.position) + (now - running.since)
-        running.position = position_at(running.at, elapsed)
-        running.condition, running.at, running.since = condition, running.sequence.under(condition), now
+        now, at, position = self.now, running.at, running.position
+        elapsed = now - running.since
+        if position:
+            elapsed += time_at(at, position)
+        running.position = position = position_at(at, elapsed)
+        running.condition, running.since = condition, now
+        running.at = at = running.sequence.under(condition)
         log = self.changes[running.task]
         if log[-1][0] == now:
             log.pop()
-        log.append((now, condition, running.position))
-        self.timer(running, max(0.0, running.at[-1] - time_at(running.at, running.position)))
+        log.append((now, condition, position))
+        self.timer(running, max(0.0, at[-1] - time_at(at, position)))
 
     # ---- flows --------------------------------------------------------------------------------------------------
 
-    def begin_flow(self, rank: int, task: int, sequence: KernelSequence) -> simpy.Event:
+    def begin_flow(self, rank: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
         neighbour = BANDWIDTH_SHARED if sequence.kind == "all_to_all" and self.computing[rank] is not None else ALONE
-        running = _Running(task, sequence, self.env.event(), neighbour, self.env.now)
+        running = _Running(task, sequence, wake, neighbour, self.now)
         if sequence.kind == "all_to_all":
             self.all_to_all[rank] = running
         self.flowing[task] = running
-        self.flows[task] = flow = _flow(self.tasks, rank, task, running)
+        self.flows[task] = flow = self.flow(rank, running)
         for resource, _ in flow.uses:
             self.users[resource][task] = None
         self.timer(running, running.paced)
         self.share(task)
-        return running.done
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the concurrent all-to-all changes its rate."""
@@ -210,13 +259,26 @@ class _Engine:
         if paced != running.paced:
             self.advance(running)
             running.paced = paced
-            self.flows[running.task] = _flow(self.tasks, rank, running.task, running)
+            self.flows[running.task] = self.flow(rank, running)
             self.timer(running, running.left * paced / running.rate)
             self.share(running.task)
 
+    def flow(self, rank: int, running: _Running) -> Flow:
+        """What a task asks for: its bytes over its own duration, on the links it crosses."""
+        sequence, paced = running.sequence, running.paced
+        key = rank, self.tasks.peer.get(running.task, rank), sequence.nic, sequence.nvlink, paced
+        if key not in self.asked:
+            self.asked[key] = _flow(*key)
+        return self.asked[key]
+
+    def lonely(self, flow: Flow) -> bool:
+        """Whether a flow has the links that it crosses to itself."""
+        return all(len(self.users[resource]) == 1 for resource, _ in flow.uses)
+
     def end_flow(self, task: int) -> None:
         flow = self.flows[task]
-        others = [key for key in component(task, self.flows, self.users) if key != task]
+        alone = self.lonely(flow)
+        others = [] if alone else [key for key in component(task, self.flows, self.users) if key != task]
         for resource, _ in flow.uses:
             del self.users[resource][task]
         del self.flows[task], self.flowing[task]
@@ -225,18 +287,16 @@ class _Engine:
 
     def share(self, task: int) -> None:
         """Share out the links that `task` crosses."""
-        self.set_rates(component(task, self.flows, self.users))
+        self.set_rates([task] if self.lonely(self.flows[task]) else component(task, self.flows, self.users))
 
     def set_rates(self, keys: list[int]) -> None:
         """Re-time the flows of one component."""
-        flows = {key: self.flows[key] for key in sorted(keys)}
+        rates: dict[int, float] = {}
         if oversubscribed(keys, self.flows, self.capacity):
-            rates = max_min(flows, self.capacity)
-        else:
-            rates = {key: flow.cap for key, flow in flows.items()}
-        for key, flow in flows.items():
+            rates = max_min({key: self.flows[key] for key in sorted(keys)}, self.capacity)
+        for key in sorted(keys):
             running = self.flowing[key]
-            pace = rates[key] / flow.cap
+            pace = rates[key] / self.flows[key].cap if rates else 1.0
             if pace != running.rate:
                 self.advance(running)
                 running.rate = pace
@@ -244,39 +304,25 @@ class _Engine:
 
     def advance(self, running: _Running) -> None:
         """Book the progress of a flow until now."""
-        now = self.env.now
+        now = self.now
         running.left = max(0.0, running.left - (now - running.since) * running.rate / running.paced)
         running.since = now
 
-    # ---- timers -------------------------------------------------------------------------------------------------
 
-    def timer(self, running: _Running, delay: float) -> None:
-        """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
-        if running.version == OVER:
-            return
-        running.version += 1
-        timeout = self.env.timeout(delay)
-        assert timeout.callbacks is not None
-        timeout.callbacks.append(partial(_expire, running, running.version))
+def _wake_all(waiters: list[Wake]) -> None:
+    for wake in waiters:
+        wake(None)
 
 
-def _flow(tasks: Tasks, rank: int, task: int, running: _Running) -> Flow:
-    """What a flow asks for: its bytes over its own duration, on the links it crosses."""
-    sequence = running.sequence
-    unit = max(sequence.nic, sequence.nvlink)
+def _flow(rank: int, peer: int, nic: float, nvlink: float, seconds: float) -> Flow:
+    """Bytes on the NICs of two ranks and on the NVLink of the first, in so much time alone."""
+    unit = max(nic, nvlink)
     uses: list[tuple[str, float]] = []
-    if sequence.nic:
-        peer = tasks.peer.get(task, rank)
-        uses += [(f"out{rank}", sequence.nic / unit), (f"in{peer}", sequence.nic / unit)]
-    if sequence.nvlink:
-        uses.append((f"nvl{rank}", sequence.nvlink / unit))
-    return Flow(unit / running.paced, tuple(uses))
-
-
-def _expire(running: _Running, version: int, _event: simpy.Event) -> None:
-    if running.version == version:
-        running.version = OVER
-        running.done.succeed()
+    if nic:
+        uses += [(f"out{rank}", nic / unit), (f"in{peer}", nic / unit)]
+    if nvlink:
+        uses.append((f"nvl{rank}", nvlink / unit))
+    return Flow(unit / seconds, tuple(uses))
 
 
 def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
@@ -286,23 +332,9 @@ def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
     for task, lane in enumerate(tasks.lane):
         lanes.setdefault(lane, []).append(task)
     for lane in sorted(lanes):
-        engine.env.process(engine.stream(lane // LANES, lane % LANES, lanes[lane]))
-    if progress is None:
-        engine.env.run()
-    else:
-        _run_reporting(engine, progress)
+        engine.begin(lane, lanes[lane])
+    engine.work(engine.ended, progress)
     if not all(engine.ended):
         stuck = engine.ended.index(0)
         raise RuntimeError(f"task {stuck} ({tasks.sequence[stuck].name}) never ended: the tasks wait for each other")
     return Timeline(tasks=tasks, start=engine.start, end=engine.end, changes=engine.changes)
-
-
-def _run_reporting(engine: _Engine, progress: Progress) -> None:
-    """Step through the events, reporting every few thousand."""
-    total, step = max(1, len(engine.ended)), engine.env.step
-    while engine.env.peek() != float("inf"):
-        for _ in range(20_000):
-            if engine.env.peek() == float("inf"):
-                break
-            step()
-        progress(sum(engine.ended) / total)

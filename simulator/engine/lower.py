@@ -26,13 +26,12 @@ from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 
-def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> PricedModel:
-    """Build and price the blocks of a scenario and spread them over `stages`."""
+def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0, watts: float | None = None) -> PricedModel:
+    """Build and price the blocks of a scenario and spread them over `stages`; `pace` and `watts`: see `PricedModel`."""
     shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
     blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
-    layout = scenario.job.layout
     return PricedModel(
         scenario=scenario,
         shapes=shapes,
@@ -43,15 +42,24 @@ def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0) -> Priced
         rendezvous=_rendezvous(scenario),
         stages=(serving_kinds(shapes),)
         if isinstance(shapes, ServingShapes)
-        else place(scenario.model, stages, layout, seconds, mirrored=mirrored(scenario)),
+        else place(scenario.model, stages, scenario.job, seconds, mirrored=mirrored(scenario)),
         block_seconds=seconds,
         pace=pace,
+        watts=watts,
     )
 
 
 def is_uneven(scenario: Scenario) -> bool:
     """Whether ranks of a training job differ, so that some wait for others."""
-    return not scenario.workload.serves and (_uneven_loads(scenario) or scenario.job.stragglers.any)
+    if scenario.workload.serves:
+        return False
+    return _uneven_loads(scenario) or scenario.job.stragglers.any or drawn_clocks(scenario)
+
+
+def drawn_clocks(scenario: Scenario) -> bool:
+    """Whether each GPU has a power demand of its own."""
+    power = scenario.cluster.gpu.power
+    return scenario.job.stragglers.clocks == "drawn" and power is not None and power.spread > 0.0
 
 
 def _uneven_loads(scenario: Scenario) -> bool:
@@ -153,7 +161,7 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.hidden_size * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 

@@ -32,6 +32,7 @@ class PricedModel:
     stages : kinds of blocks on each stage.
     block_seconds : time of each kind of block, forward and backward [s].
     pace : how much longer tensor kernels take at the clock of the step.
+    watts : mean power that a GPU would demand at full clock [W]; None without a power model.
     resampled_per_layer : of serving, whether another rank is the most loaded in every layer and microbatch.
     rendezvous : of training on uneven ranks, what a mean rank meets at the rendezvous of a step's action.
     """
@@ -44,6 +45,7 @@ class PricedModel:
     stages: tuple[tuple[BlockKind, ...], ...]
     block_seconds: dict[BlockKind, float]
     pace: float = 1.0
+    watts: float | None = None
     resampled_per_layer: bool = False
     rendezvous: Callable[[PricedModel, Step, Program], Rendezvous] | None = None
 

@@ -77,7 +77,15 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
-    return class_of(cls, stack.norm_kernels, kernels.stream) if cls.startswith("norm.") else cls
+    if cls.startswith(("norm.", "swiglu")):
+        return class_of(cls, stack.norm_kernels, kernels.stream)
+    return cls
+
+
+def _notices_clock(op: Op, cost: Cost) -> bool:
+    """Whether instructions decide between GEMMs. The update comes behind them: it draws less than the limit, and the
+    clock has risen again (AdamW in whole steps, `workloads/facts/h200_step_parts.csv`)."""
+    return cost.bound_by == "instructions" and op.segment != "optimizer"
 
 
 def decode_class(cls: str, kernels: Kernels) -> str:
@@ -123,7 +131,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
         if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and scenario.workload.serves):
             slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
         else:
-            slowed = isinstance(op.work, (Gemm, Attention))
+            slowed = isinstance(op.work, (Gemm, Attention)) or _notices_clock(op, cost)
         if slowed:
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)

@@ -2,19 +2,29 @@
 
 Dense parameters are reduced over data parallelism, experts over the ranks that hold the same experts. In a
 bidirectional pipeline each stage stands on two ranks, whose copies reduce together. ZeRO-1 and up shard the update.
+
+With `layout.replicas` (HSDP) neighbouring ranks form a group that shards everything, as PyTorch's meshes and
+Megatron-Core's optimizer instances lay them out; each rank then all-reduces its shard of the gradients over the groups.
+FSDP2 does that on a stream of its own (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, 2025); here all
+collectives of a rank share one stream.
+
+FP32 parameters under ZeRO-3 are cast and copied into the buffer before each gather, on that stream, too (the same file,
+_get_param_all_gather_inputs and all_gather_copy_in).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from simulator.dtypes import FP32
 from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Pricer, Program
 from simulator.engine.sync_order import sync_order
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.engine.update import muon_shard_bytes, update_ops
 from simulator.graph.parameters import Held, held_by_blocks, held_by_stage
-from simulator.ops import Collective, CollectiveKind, Op
+from simulator.ops import Collective, CollectiveKind, Op, Streaming
 from simulator.schedule import Schedule, Step, stages_on
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
@@ -31,14 +41,36 @@ def _collective(
     return sequence_of("collective", name, [price(op)])
 
 
-def groups(scenario: Scenario, copies: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(ranks, ranks per node) of the group that shares dense parameters, and of the one that shares experts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Ranks that shard parameters together, `per_node` of them in a node; as many groups as `replicas` hold the same,
+    `replicas_per_node` of them in a node."""
+
+    ranks: int
+    per_node: int
+    replicas: int = 1
+    replicas_per_node: int = 1
+
+
+def groups(scenario: Scenario, copies: int) -> tuple[Group, Group]:
+    """The group that shares dense parameters, and the one that shares experts."""
     job, node = scenario.job, scenario.cluster.node.gpus
-    dense = job.dp * job.layout.cp * copies
-    experts = job.edp * copies
     filled = max(1, min(job.dp * job.layout.cp, node // job.layout.tp))
     expert_span = job.layout.ep * job.layout.etp
-    return (dense, _divisor(dense, filled)), (experts, _divisor(experts, max(1, node // expert_span)))
+    dense = _group(job.dp * job.layout.cp * copies, filled, job.layout.replicas)
+    return dense, _group(job.edp * copies, max(1, node // expert_span), job.layout.replicas)
+
+
+def _group(ranks: int, in_node: int, replicas: int) -> Group:
+    """Of so many ranks, `in_node` of them in a node, that form `replicas` groups of neighbours."""
+    near = _divisor(ranks, in_node)
+    sharing = max(1, ranks // replicas)
+    return Group(
+        ranks=sharing,
+        per_node=_divisor(sharing, near),
+        replicas=replicas,
+        replicas_per_node=_divisor(replicas, max(1, near // sharing)),
+    )
 
 
 def _divisor(ranks: int, at_most: int) -> int:
@@ -51,16 +83,42 @@ class Sync:
 
     def __init__(self, scenario: Scenario, price: Pricer, copies: int) -> None:
         self.scenario, self.price, self.order = scenario, price, sync_order(scenario)
-        (self.dense, self.dense_node), (self.experts, self.experts_node) = groups(scenario, copies)
+        self.dense, self.experts = groups(scenario, copies)
 
     def reduce(self, name: str, kind: CollectiveKind, held: Held) -> list[KernelSequence]:
-        """The collectives that sum the gradients of `held`."""
+        """The collectives that sum the gradients of `held`: within the groups that shard them, and over these."""
         size = self.scenario.states.reduced_bytes
-        return self._runs(name, kind, (held.dense * size, held.experts * size))
+        out = self._runs(name, kind, (held.dense * size, held.experts * size))
+        for part, group, many in (("dense", self.dense, held.dense), ("experts", self.experts, held.experts)):
+            mine, near = many * size / group.ranks, group.replicas_per_node
+            over = _collective(self.price, f"{name}.{part}.replicas", "all_reduce", mine, group.replicas, near)
+            out += [over] if over is not None else []
+        return out
 
     def gather(self, held: Held) -> list[KernelSequence]:
-        """The collectives that bring the weights of `held` to all its ranks."""
-        return self._runs("param", "all_gather", held.weight_bytes(self.scenario.job.precision.recipe))
+        """The collectives that bring the weights of `held` to all its ranks, and what comes before them."""
+        gathers = self._runs("param", "all_gather", held.weight_bytes(self.scenario.formats))
+        return [*self._copies_in(held), *gathers] if gathers else []
+
+    def _copies_in(self, held: Held) -> list[KernelSequence]:
+        """FP32 shards cast to what is gathered, and copied to their place in the buffer."""
+        if self.scenario.states.parameters != "fp32" or not self.order.gathers_in_actions:
+            return []
+        mine = held.dense / self.dense.ranks + held.experts / self.experts.ranks
+        sent = sum(held.weight_bytes(self.scenario.formats)) / max(1, held.total)
+        works = {"cast": (FP32, sent), "copy": (sent, sent)}
+        ops = [
+            Op(
+                name=f"param.shard.{name}",
+                cls="elem",
+                part="W",
+                segment="optimizer",
+                stream="comm",
+                work=Streaming(read=mine * read, written=mine * written),
+            )
+            for name, (read, written) in works.items()
+        ]
+        return [sequence_of("work", "param.shard", [self.price(op) for op in ops])]
 
     def orthogonalised(self, held: Held) -> list[KernelSequence]:
         """The collectives that make Muon's matrices whole where ZeRO has sharded their moments."""
@@ -68,8 +126,10 @@ class Sync:
 
     def _runs(self, name: str, kind: CollectiveKind, sizes: tuple[float, float]) -> list[KernelSequence]:
         """The collectives over the dense parameters and over the experts, of these sizes [B]."""
-        dense = _collective(self.price, f"{name}.dense", kind, sizes[0], self.dense, self.dense_node)
-        experts = _collective(self.price, f"{name}.experts", kind, sizes[1], self.experts, self.experts_node)
+        dense, experts = (
+            _collective(self.price, f"{name}.{part}", kind, size, group.ranks, group.per_node)
+            for part, size, group in zip(("dense", "experts"), sizes, (self.dense, self.experts), strict=True)
+        )
         return [sequence for sequence in (dense, experts) if sequence is not None]
 
 
@@ -165,7 +225,7 @@ def append_optimizer(
             total = total + held_by_stage(stages[stage], scenario.model, scenario.job)
         reduced += [tasks.add(rank * LANES + SYNC, one, tuple(reduced)) for one in sync.orthogonalised(total)]
         blocks = [kind for stage in mine for kind in stages[stage]]
-        ops = update_ops(total, blocks, (sync.dense, sync.experts), scenario)
+        ops = update_ops(total, blocks, (sync.dense.ranks, sync.experts.ranks), scenario)
         update = sequence_of("compute", "optimizer", [price(op) for op in ops])
         done = tasks.add(rank * LANES + COMPUTE, update, (*tails[rank], *reduced))
         if sync.order.gathers_behind:

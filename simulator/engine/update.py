@@ -8,8 +8,10 @@ from math import ceil
 
 from simulator.dtypes import BF16, FP8
 from simulator.graph.parameters import WEIGHT_BYTES, Held, matrices_by_block
+from simulator.graph.precision.casts import CLASS
 from simulator.ops import Gemm, HostWork, Op, Streaming, Work
 from simulator.spec.model import BlockKind
+from simulator.spec.precision import Formats
 from simulator.spec.scenario import Scenario
 from simulator.spec.states import States
 
@@ -20,15 +22,14 @@ NEWTON_SCHULZ = 5
 def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int], scenario: Scenario) -> list[Op]:
     """Kernels of the update on one rank: gradient norm, the optimizer, clearing the gradients, the FP8 weights.
 
-    Weights that are kept in FP8 only are cast where they are updated, before anything is gathered; recipes that keep
-    both BF16 and FP8 gather BF16 and cast all that the rank holds. Without an optimizer only gradients are cleared.
+    Without an optimizer only gradients are cleared.
 
     Parameters
     ----------
     held, blocks : parameters and blocks of all stages of the rank.
     shards : ranks that dense parameters, and experts, are spread over where ZeRO shards something.
     """
-    zero, states, recipe = scenario.job.layout.zero, scenario.states, scenario.job.precision.recipe
+    zero, states = scenario.job.layout.zero, scenario.states
     parts = (shards[0], shards[1]) if zero else (1, 1)
     mine = held.dense / parts[0] + held.experts / parts[1]
     summed = mine if zero >= 2 else held.total
@@ -36,10 +37,30 @@ def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int],
     if scenario.stack.gradients_zeroed:
         cleared = Streaming(read=0.0, written=summed * states.gradient_bytes)
         ops.append(_op("optimizer.zero_grad", "elem", cleared))
-    if recipe != "bf16" and states.updates:
-        narrow = held.matrices / parts[0] + held.experts / parts[1] if recipe == "fp8" else held.total
-        cast = Streaming(read=narrow * WEIGHT_BYTES, written=narrow * FP8)
-        ops.append(_op("optimizer.quant_w", "quant.token", cast))
+    return ops + (_narrow_weights(held, parts, scenario.formats) if states.updates else [])
+
+
+def _narrow_weights(held: Held, parts: tuple[int, int], formats: Formats) -> list[Op]:
+    """The copies of weights that narrow GEMMs read, made once a step; none where they are cast at each use.
+
+    What is gathered narrow is cast by the rank that updates it, and its other form made of it by each rank; else every
+    rank casts all that it holds. Scales of whole tensors, if they are the weights' own, need a pass before.
+    """
+    mine = held.narrow / parts[0] + held.narrow_experts / parts[1]
+    whole = held.narrow + held.narrow_experts
+    if formats.recipe == "fp8":
+        return [_op("optimizer.quant_w", "quant.token", Streaming(read=mine * WEIGHT_BYTES, written=mine * FP8))]
+    if not formats.cached_bytes:
+        return []
+    each, first = formats.record.weight, formats.gathered_bytes < WEIGHT_BYTES
+    many, forms = (mine, 1) if first else (float(whole), formats.layouts)
+    scaled_first = (formats.record.scaled == "tensor" and formats.scaling == "current") or formats.recipe == "nvfp4"
+    read = many * WEIGHT_BYTES
+    ops = [_op("optimizer.amax_w", "quant.amax", Streaming(read=read, written=0.0))] if scaled_first else []
+    cast = Streaming(read=read, written=many * forms * each)
+    ops.append(_op("optimizer.quant_w", CLASS[formats.recipe], cast))
+    if first and formats.layouts == 2:
+        ops.append(_op("optimizer.turn_w", "weight_t", Streaming(read=whole * each, written=whole * each)))
     return ops
 
 
@@ -66,9 +87,8 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
     if away < 1:
-        work = Streaming(read=(1 - away) * read, written=(1 - away) * written)
-        narrow = states.masters == "none" and states.parameters == "bf16" and states.first_bytes == BF16
-        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer.bf16" if narrow else "optimizer", work))
+        work = Streaming(read=(1 - away) * read, written=(1 - away) * written, values=(1 - away) * mine)
+        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
     if away:
         ops.append(
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))

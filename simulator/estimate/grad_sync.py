@@ -64,7 +64,7 @@ class GradSync:
         self.built, self.on, self.shared, self.copies = built, on, shared, copies
         sync = self.sync = Sync(built.scenario, built.price, copies)
         self.order = sync.order
-        self.groups = (sync.dense, sync.dense_node, sync.experts, sync.experts_node)
+        self.groups = (sync.dense, sync.experts)
 
     def collective(self, kind: CollectiveKind, held: Held) -> CollectiveTime:
         """The collectives over `held`."""
@@ -194,17 +194,17 @@ class GradSync:
             lost=together(self.stage(back.stage).reduce).share_lost(cost.slowed),
         )
 
-    def _update(self, stages: Sequence[int]) -> list[Priced]:
-        """The optimizer's kernels on one rank."""
-        blocks = [kind for stage in stages for kind in self.built.stages[stage]]
-        ops = update_ops(self.total(stages), blocks, (self.sync.dense, self.sync.experts), self.built.scenario)
-        return [self.built.price(op) for op in ops]
+    def update_energy(self, stages: Sequence[int], power: Power) -> float:
+        """Energy that these kernels take above that of an idle GPU [J]."""
+        return energy_above_idle(self._update(stages), power)
 
     def update(self, stages: Sequence[int]) -> float:
         """The time of the optimizer's kernels on one rank [s]."""
         key = ("update", self.total(stages), self.order.zero, self.groups)
         return self.shared.shared(key, lambda: sum(one.durations[ALONE] for one in self._update(stages)))
 
-    def update_energy(self, stages: Sequence[int], power: Power) -> float:
-        """Energy that these kernels take above that of an idle GPU [J]."""
-        return energy_above_idle(self._update(stages), power)
+    def _update(self, stages: Sequence[int]) -> list[Priced]:
+        """The optimizer's kernels on one rank."""
+        blocks = [kind for stage in stages for kind in self.built.stages[stage]]
+        ranks = self.sync.dense.ranks, self.sync.experts.ranks
+        return [self.built.price(op) for op in update_ops(self.total(stages), blocks, ranks, self.built.scenario)]

@@ -253,7 +253,7 @@ class SharedPrices:
         def made() -> Stages:
             low, high = self.clock(at).seconds(hidden), self.clock(at + (part > 0)).seconds(hidden)
             weights = {kind: low[kind] + (high[kind] - low[kind]) * part for kind in low}
-            return place(scenario.model, count, layout, weights, mirrored=in_pairs)
+            return place(scenario.model, count, scenario.job, weights, mirrored=in_pairs)
 
         return self.kept(("stages", count, how, hidden, in_pairs, slowdown), made) if slowdown == 1.0 else made()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import cast
+from simulator.graph.linear import cast, unvectorized
 from simulator.graph.norm import (
     enter_attention_backward,
     enter_branch,
@@ -14,6 +14,7 @@ from simulator.graph.norm import (
     norm_backward,
     norm_forward,
     norm_output,
+    sum_of_two,
 )
 from simulator.graph.parallel import (
     all_reduce,
@@ -162,9 +163,10 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     (a cos - b sin, b cos + a sin).
 
     Eager forward: four multiplications, two sums, and the concatenation. Backward: four multiplications and a
-    sign, two sums of gradients, and the concatenation of the halves' gradients. A class prices them together. Where a
-    part of each head rotates, or some layers do not, only the values that rotate count: a block stands for the mean
-    layer.
+    sign, two sums of gradients, the concatenation of the halves' gradients, and their copy back to tokens before heads.
+    Halves of heads are not next to each other, so all but the sums and backward's concatenation compute every value's
+    address. Where a part of each head rotates, or some layers do not,
+    only the values that rotate count: a block stands for the mean layer.
     """
     q, k = widths(s)[0], kv_heads_per_rank(s) * s.model.qk_head_dim
     if not s.model.rotated_share:
@@ -172,10 +174,19 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     if s.stack.rope_fused:
         builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + k)), part=part)
         return
-    cls, launches = ("rope.eager.bwd", 8) if name == "bwd" else ("rope.eager", 7)
     for which, width in (("q", q), ("k", k)):
-        work = cast(_rotated(s, width), BF16, BF16)
-        builder.add(f"rope.{which}.{name}", cls, work, part=part, launches=launches)
+        values = _rotated(s, width)
+        half = unvectorized(values / 2, BF16, BF16)
+        builder.add(f"rope.{which}.multiply.{name}", "elem.unvectorized", half, part=part, count=4)
+        if name == "bwd":
+            builder.add(f"rope.{which}.sign.{name}", "elem.unvectorized", half, part=part)
+        builder.add(f"rope.{which}.sums.{name}", "elem", sum_of_two(values / 2), part=part, count=2)
+        if name == "bwd":
+            builder.add(f"rope.{which}.cat.{name}", "elem", cast(values, BF16, BF16), part=part)
+            copied = unvectorized(s.tokens * width, BF16, BF16)
+            builder.add(f"attn.{which}.copy.{name}", "elem.unvectorized", copied, part=part)
+        else:
+            builder.add(f"rope.{which}.cat.{name}", "cat.unvectorized", unvectorized(values, BF16, BF16), part=part)
 
 
 def _rotated(s: Shapes, width: int) -> int:
@@ -206,7 +217,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     q, kv = widths(s)
     k, out, gate = kv_heads_per_rank(s) * s.model.qk_head_dim, output_width(s), gate_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    entered = enter_branch(builder, "norm.attn.fwd", s)
+    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,
@@ -220,11 +231,13 @@ def forward(s: Shapes) -> SegmentBuilder:
         matrices=(q + gate, k, kv - k),
     )
     place_heads(builder, s)
-    kept = t * out * BF16 + (0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32)
+    kept = t * out * (BF16 + s.formats.copied_bytes) + (
+        0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
+    )
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
-        builder.add("attn.out.copy", "heads.eager", cast(t * out, BF16, BF16), saved=t * out * BF16)
+        builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
@@ -255,11 +268,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         norm_backward(builder, name, rows, width)
         _reduce_statistics(builder, s, f"{name}.bwd")
     if s.stack.split_copies:
-        joined = cast(t * (q + kv + gate), BF16, BF16)
-        if s.stack.rope_fused:
-            builder.add("attn.qkv.cat.bwd", "elem", joined)
-        else:  # each gradient, heads before tokens, is brought into the order of the projection first
-            builder.add("attn.qkv.cat.bwd", "split.eager", joined, launches=4)
+        builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv + gate), BF16, BF16))
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
     regather(builder, "attn.x", s, h)

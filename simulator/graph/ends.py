@@ -1,6 +1,7 @@
 """What comes before the first and after the last layer: embedding, final norm, head, loss, and the MTP projection.
 
-Embedding, head and norms stay in BF16 also under the FP8 recipe (DeepSeek-V3 report, section 3.3.1).
+Embedding and norms stay in BF16 also under FP8 (DeepSeek-V3 report, section 3.3.1), and so does the head unless the job
+says otherwise (`precision.bf16`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -23,6 +25,8 @@ def embedding(s: Shapes) -> Block:
     ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
     scatter(ahead, "embed", s, h)
+    hyper.spread(ahead, s, "hc.embed.fwd")
+    hyper.spread(back, s, "hc.embed.bwd")
     _table_gradient(back, "embed.wgrad", t * h)
     return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
@@ -36,23 +40,26 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
 
 def _head_forward(s: Shapes) -> Segment:
     """Final norm, head GEMM over this rank's share of the vocabulary, cross-entropy."""
+    s = s.of_part("head")
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     builder = SegmentBuilder("head.F", "F", s)
     sharded = sharded_tokens(s)
     fused = s.stack.loss == "fused_linear"  # which does not need its input again
-    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end")
+    output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end", gathered=True)
+    hyper.collapse(builder, s)
     norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
     if fused:
         loss.fused_head(builder, s, t, vocab)
         return builder.done()
     gather(builder, "head.x", s, h)
-    linear.forward(builder, "head", t, vocab, h, recipe="bf16")
+    linear.forward(builder, "head", t, vocab, h, recipe=s.recipe)
     loss.forward(builder, s, t, vocab)
     return builder.done()
 
 
 def head(s: Shapes) -> Block:
     """Final norm, output head and loss."""
+    s = s.of_part("head")
     t, h, vocab = s.tokens, s.model.hidden_size, s.model.vocab_size // s.job.layout.tp
     back, late = SegmentBuilder("head.B", "I", s), SegmentBuilder("head.W", "W", s)
     if s.stack.loss == "fused_linear":
@@ -60,39 +67,60 @@ def head(s: Shapes) -> Block:
     else:
         loss.backward(back, s, t, vocab)
         regather(back, "head.x", s, h)
-        linear.input_gradient(back, "head", t, vocab, h, recipe="bf16")
+        linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)
         scatter(back, "head.dx", s, h, gradient=True)
-        linear.weight_gradient(late, "head", t, vocab, h, recipe="bf16")
+        linear.weight_gradient(late, "head", t, vocab, h, recipe=s.recipe)
     if s.norm_again("end"):
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h)
+    hyper.collapse_backward(back, late, s)
     return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
+
+
+def _projected(s: Shapes, rows: dict[str, int]) -> list[tuple[str, int, int]]:
+    """Projections of an MTP module's entry: name, rows and input width of each. Of one stream both inputs are joined
+    before one projection; of several each has its own, and the results are added (DeepSeek-V4; vLLM,
+    vllm/models/deepseek_v4/nvidia/mtp.py, 2026)."""
+    h = s.model.hidden_size
+    if hyper.mixes(s):
+        return [(f"mtp.proj_{which}", many, h) for which, many in rows.items()]
+    return [("mtp.proj", s.tokens, 2 * h)]
 
 
 def mtp_projection(s: Shapes) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
-    t, h = s.tokens, s.model.hidden_size
-    ahead, back, late = (
-        SegmentBuilder("mtp.F", "F", s),
-        SegmentBuilder("mtp.B", "I", s),
-        SegmentBuilder("mtp.W", "W", s),
-    )
-    keep = t * h * BF16 + norm_output(s, t, h, "end")
+    t, h, streams = s.tokens, s.model.hidden_size, s.model.hc_mult
+    ahead, back = SegmentBuilder("mtp.F", "F", s), SegmentBuilder("mtp.B", "I", s)
+    rows = {"h": t * streams, "e": t}  # each stream is a row of its own
     ahead.add("mtp.embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
-    norm_forward(ahead, "mtp.norm_h.fwd", t, h, saved=keep)
-    norm_forward(ahead, "mtp.norm_e.fwd", t, h, saved=keep)
-    ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
-    linear.forward(ahead, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
+    for which, many in rows.items():
+        norm_forward(ahead, f"mtp.norm_{which}.fwd", many, h, saved=many * h * BF16 + norm_output(s, many, h, "end"))
+    if not hyper.mixes(s):
+        ahead.add("mtp.concat", "kvcopy", cast(t * 2 * h, BF16, BF16))
+    for name, many, wide in _projected(s, rows):
+        linear.forward(ahead, name, many, h, wide, recipe=s.recipe)
+    if hyper.mixes(s):
+        ahead.add("mtp.sum", "elem", cast(rows["h"] * h, 2 * BF16, BF16))
+        back.add("mtp.sum.bwd", "elem.reduce", cast(rows["h"] * h, BF16, BF16 / streams))
+    late = _mtp_backward(back, s, rows)
+    return Block(kind=BlockKind.MTP, forward=(ahead.done(),), backward=(back.done(), late))
+
+
+def _mtp_backward(back: SegmentBuilder, s: Shapes, rows: dict[str, int]) -> Segment:
+    """Gradients of the projections' inputs and of the norms; returns the segment of the weights'."""
+    t, h, late = s.tokens, s.model.hidden_size, SegmentBuilder("mtp.W", "W", s)
     if s.norm_again("end"):
-        norm_forward(back, "mtp.norm_h.recompute", t, h, part="R")
-        norm_forward(back, "mtp.norm_e.recompute", t, h, part="R")
-    linear.input_gradient(back, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
-    if s.fp8:
-        linear.cast_for_wgrad(back, "mtp.proj", t, 2 * h, which="x")
-        linear.cast_for_wgrad(back, "mtp.proj", t, h, which="g")
-    norm_backward(back, "mtp.norm_h", t, h)
-    norm_backward(back, "mtp.norm_e", t, h)
-    linear.weight_gradient(late, "mtp.proj", t, h, 2 * h, recipe=s.recipe)
+        for which, many in rows.items():
+            norm_forward(back, f"mtp.norm_{which}.recompute", many, h, part="R")
+    for name, many, wide in _projected(s, rows):
+        linear.input_gradient(back, name, many, h, wide, recipe=s.recipe)
+        if s.fp8:
+            linear.cast_for_wgrad(back, name, many, wide, which="x")
+            linear.cast_for_wgrad(back, name, many, h, which="g")
+    for which, many in rows.items():
+        norm_backward(back, f"mtp.norm_{which}", many, h)
+    for name, many, wide in _projected(s, rows):
+        linear.weight_gradient(late, name, many, h, wide, recipe=s.recipe)
     _table_gradient(late, "mtp.embed.wgrad", t * h)
-    return Block(kind=BlockKind.MTP, forward=(ahead.done(),), backward=(back.done(), late.done()))
+    return late.done()

@@ -6,13 +6,13 @@ backward together with its cast (DeepSeek-V3 report, section 3.3.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypedDict
 
 from simulator.dtypes import BF16, FP8, fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.linear import cast, scales
+from simulator.graph.linear import cast, scales, unvectorized
 from simulator.graph.norm import (
     enter_ffn_backward,
     kept_of_ffn_input,
@@ -22,9 +22,11 @@ from simulator.graph.norm import (
     sum_of_two,
 )
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Gemm, Streaming
-from simulator.spec.job import Recipe
+from simulator.spec.model import ModelSpec
+from simulator.spec.precision import HighPrecision, Recipe
 
 ACTIVATIONS = {
     ("silu", True): "swiglu",
@@ -40,26 +42,20 @@ ACTIVATIONS = {
 what takes their time; one that a profile has not measured is priced as another, and the result says so."""
 
 
-OF_A_VIEW = "elem.view"
-"""Elementwise kernels over a view, whose addresses are computed one by one (table h200_eager)."""
+PART: dict[Activated, HighPrecision] = {"dense": "dense", "shared": "shared_experts", "moe": "experts"}
+"""Whose GEMMs stay in BF16 together (`precision.bf16`)."""
 
 
-def in_eager_kernels(s: Shapes) -> bool:
-    """Whether a gated activation is several kernels."""
-    return s.model.gated_mlp and not s.stack.swiglu_fused
-
-
-def activation_class(s: Shapes) -> str:
-    """Kernel class of a model's activation; of several kernels that of the product of the halves."""
-    return OF_A_VIEW if in_eager_kernels(s) else ACTIVATIONS[s.model.hidden_act, s.model.gated_mlp]
+def activation_class(model: ModelSpec) -> str:
+    """Kernel class of a model's activation."""
+    return ACTIVATIONS[model.hidden_act, model.gated_mlp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ffn:
     """Widths of one rank's share: `up` is 2 x `inner` where the activation is gated (SwiGLU), else `inner`.
 
-    `activation`: its kernel class. `first` is where its first GEMM stands: shared experts read what the gate reads, not
-    a norm of their own.
+    `first` is where its first GEMM stands: shared experts read what the gate reads, not a norm of their own.
     """
 
     name: Literal["dense", "shared"]
@@ -67,9 +63,8 @@ class Ffn:
     hidden: int
     inner: int
     gated: bool
-    activation: str
     recipe: Recipe
-    first: linear.Place
+    first: Place
 
     @property
     def fp8(self) -> bool:
@@ -86,15 +81,14 @@ def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
     """The dense feed-forward part or the shared experts of these shapes."""
     model = s.model
     inner = model.intermediate_size if name == "dense" else model.shared_width
-    first: linear.Place = "column" if name == "dense" else "alone"
+    first: Place = "column" if name == "dense" else "alone"
     return Ffn(
         name=name,
         tokens=s.tokens,
         hidden=model.hidden_size,
         inner=inner // s.job.layout.tp,
         gated=model.gated_mlp,
-        activation=activation_class(s),
-        recipe=s.recipe,
+        recipe=s.of_part(PART[name]).recipe,
         first=first,
     )
 
@@ -105,24 +99,53 @@ def eager_activation(
     rows: int,
     inner: int,
     *,
+    gated: bool,
     backward: bool,
     scales_with_load: bool = False,
 ) -> None:
-    """The kernels that software without a fused SwiGLU runs as well: SiLU (or GELU) forward; backward its gradient, the
-    gradient of the other half, and the two concatenated. Autograd also keeps silu(gate), for the gradient of the
-    multiplication. What reads a half of the projection reads a view of it. `scales_with_load`: of routed experts."""
-    if in_eager_kernels(builder.shapes):
-        work = Streaming(read=(2 if backward else 1) * rows * inner * BF16, written=rows * inner * BF16)
-        direction = "bwd" if backward else "fwd"
-        name_of_kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
-        keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
-        kept = rows * inner * BF16 if keeps else 0.0
-        builder.add(name_of_kernel, OF_A_VIEW, work, saved=kept, scales_with_load=scales_with_load)
-        if backward:
-            other = sum_of_two(rows * inner)
-            builder.add(f"{name}.swiglu.up.bwd", "elem", other, scales_with_load=scales_with_load)
-            joined = cast(2 * rows * inner, BF16, BF16)
-            builder.add(f"{name}.swiglu.cat.bwd", "elem", joined, scales_with_load=scales_with_load)
+    """What software without a fused SwiGLU runs next to the multiplication with the up half (`activation_kernel`):
+    SiLU (or GELU) forward; backward its gradient, the multiplication for the gradient of the up half, and both halves'
+    gradients concatenated. Autograd also keeps silu(gate), for the gradient of the multiplication.
+    `scales_with_load`: of routed experts."""
+    if not is_eager(builder.shapes, gated=gated):
+        return
+    values = rows * inner
+    direction = "bwd" if backward else "fwd"
+    kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
+    keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
+    work = unvectorized(values, (2 if backward else 1) * BF16, BF16)
+    facts: Loaded = {"scales_with_load": scales_with_load}
+    builder.add(kernel, "elem.unvectorized", work, saved=values * BF16 if keeps else 0.0, **facts)
+    if backward:
+        builder.add(f"{name}.swiglu.up.bwd", "elem", sum_of_two(values), **facts)
+        builder.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * values, BF16, BF16), **facts)
+
+
+class Loaded(TypedDict):
+    """Whether an op's work grows with the tokens that a rank's experts get."""
+
+    scales_with_load: bool
+
+
+def is_eager(s: Shapes, *, gated: bool) -> bool:
+    """Whether kernels of their own compute SwiGLU's parts."""
+    return gated and not s.stack.swiglu_fused
+
+
+def activation_kernel(
+    s: Shapes, rows: int, inner: int, *, gated: bool, backward: bool = False, again: bool = False, out: float = BF16
+) -> tuple[str, Streaming]:
+    """(class, work) of the kernel of SwiGLU (gated) or GELU, fused or not, that writes `out` bytes a value; backward
+    with `again` also the recomputed output.
+
+    Not fused, it is a multiplication with a half of the up projection, which is not next to the other in memory.
+    """
+    if is_eager(s, gated=gated):
+        return "elem.unvectorized", unvectorized((2 if again else 1) * rows * inner, 2 * BF16, out)
+    if backward:
+        own = ".bwd" if s.stack.norm_kernels == "compiled" else ""
+        return activation_class(s.model) + own, activation_backward_work(rows, inner, gated=gated, again=again)
+    return activation_class(s.model), activation_work(rows, inner, gated=gated, out=out)
 
 
 def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Streaming:
@@ -130,11 +153,11 @@ def activation_work(rows: int, inner: int, *, gated: bool, out: float) -> Stream
     return Streaming(read=rows * inner * BF16 * (2 if gated else 1), written=rows * inner * out)
 
 
-def activation_backward_work(s: Shapes, rows: int, inner: int, *, again: bool = False) -> Streaming:
-    """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output. Of several
-    kernels the product of dy with one half; `eager_activation` has the others."""
-    wide = 2 if s.model.gated_mlp and s.stack.swiglu_fused else 1
-    return Streaming(read=rows * inner * BF16 * (wide + 1), written=rows * inner * BF16 * (wide + (1 if again else 0)))
+def activation_backward_work(rows: int, inner: int, *, gated: bool, again: bool = False) -> Streaming:
+    """Backward: read the up projection and dy, write its gradient; with `again` also the recomputed output."""
+    wide = 2 if gated else 1
+    written = rows * inner * (wide + (1 if again else 0))
+    return Streaming(read=rows * inner * BF16 * (wide + 1), written=written * BF16, values=written)
 
 
 def persistent(s: Shapes) -> int:
@@ -144,14 +167,22 @@ def persistent(s: Shapes) -> int:
 
 def kept_activation(s: Shapes, name: Activated, rows: int, inner: int) -> float:
     """Bytes of the activation's output kept for the weight gradient [B]; nothing where it is recomputed."""
+    part = s.of_part(PART[name])
     if s.activation_again(name):
         return 0.0
-    return fp8_bytes(rows * inner) if s.fp8 else rows * inner * BF16
+    return fp8_bytes(rows * inner) if part.fp8 else rows * inner * part.formats.kept_bytes
 
 
 def kept_up(s: Shapes, rows: int, up: int) -> float:
     """Bytes of the up projection kept for backward [B]."""
     return fp8_bytes(rows * up) if s.fp8 else rows * up * BF16
+
+
+def _kept_input(s: Shapes, f: Ffn) -> float:
+    """Bytes that the first GEMM keeps of its input in addition to what a norm keeps [B]."""
+    if f.name == "dense":
+        return kept_of_ffn_input(s)
+    return f.tokens * f.hidden * s.of_part("shared_experts").formats.copied_bytes
 
 
 def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
@@ -164,22 +195,22 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         f.hidden,
         recipe=f.recipe,
         place=f.first,
-        cast_input=cast_input or f.recipe == "fp8_tensor",
-        saved=kept_up(s, f.tokens, f.up) + (kept_of_ffn_input(s) if f.name == "dense" else 0.0),
+        cast_input=cast_input,
+        saved=kept_up(s, f.tokens, f.up) + _kept_input(s, f),
         matrices=(f.inner,) * (2 if f.gated else 1),
     )
 
 
 def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
     """Activation (fused with its cast) and second GEMM."""
-    eager_activation(builder, f.name, f.tokens, f.inner, backward=False)
+    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=False)
+    cls, work = activation_kernel(s, f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16)
     builder.add(
         f"{f.name}.swiglu.fwd_quant" if f.fp8 else f"{f.name}.swiglu.fwd",
-        f.activation,
-        activation_work(f.tokens, f.inner, gated=f.gated, out=FP8 if f.fp8 else BF16),
+        cls,
+        work,
         saved=kept_activation(s, f.name, f.tokens, f.inner),
     )
-    fused = f.recipe != "fp8_tensor"
     linear.forward(
         builder,
         f"{f.name}.down",
@@ -188,7 +219,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         f.inner,
         recipe=f.recipe,
         place="row",
-        cast_input=not fused,
+        cast_input=False,
         read_by_backward=f.name == "dense" and s.model.norm_placement != "pre",  # by a norm behind the branch
     )
 
@@ -228,14 +259,10 @@ def down_backward(
             linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
         linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    eager_activation(builder, f.name, f.tokens, f.inner, backward=True)
+    eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.activation_again(f.name) and not f.fp8
-    work = activation_backward_work(s, f.tokens, f.inner, again=again)
-    builder.add(
-        f"{f.name}.swiglu.bwd",
-        f.activation,
-        Streaming(read=work.read, written=work.written, blocks=persistent(s) if f.fp8 else 0),
-    )
+    cls, work = activation_kernel(s, f.tokens, f.inner, gated=f.gated, backward=True, again=again)
+    builder.add(f"{f.name}.swiglu.bwd", cls, replace(work, blocks=persistent(s) if f.fp8 else 0))
 
 
 def up_backward(builder: SegmentBuilder, f: Ffn) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import recurrent
+from simulator.graph.mixers import chosen, compressed, recurrent
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
@@ -14,14 +15,21 @@ from simulator.graph.tokens import router, travel
 from simulator.spec.mixer import BlockKind, Mixer
 
 
+def _latent(s: Shapes) -> ModuleType:
+    """Latent attention to all tokens, or to chosen ones."""
+    return chosen if s.model.mixer_of(0) is Mixer.SPARSE else mla
+
+
 def _attention(s: Shapes) -> SegmentBuilder:
     if s.model.mixer_of(0) is Mixer.NONE:
         builder = SegmentBuilder("attn.F", "F", s)
-        enter_branch(builder, "norm.ffn.fwd", s)
+        enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
         return builder
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.forward(s)
-    return mla.forward(s) if s.model.is_mla else attention.forward(s)
+    if s.model.shared_key_value:
+        return compressed.forward(s)
+    return _latent(s).forward(s) if s.model.is_mla else attention.forward(s)
 
 
 def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
@@ -30,7 +38,9 @@ def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         return builder.done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.backward(builder, s)
-    return mla.backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
+    if s.model.shared_key_value:
+        return compressed.backward(builder, s)
+    return _latent(s).backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
 
 
 def _attention_weights(s: Shapes) -> Segment:
@@ -38,7 +48,9 @@ def _attention_weights(s: Shapes) -> Segment:
         return SegmentBuilder("attn.W", "W", s).done()
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.weights(s)
-    return mla.weights(s) if s.model.is_mla else attention.weights(s)
+    if s.model.shared_key_value:
+        return compressed.weights(s)
+    return _latent(s).weights(s) if s.model.is_mla else attention.weights(s)
 
 
 def build_layer(kind: BlockKind, s: Shapes) -> Block:
@@ -52,25 +64,28 @@ def build_layer(kind: BlockKind, s: Shapes) -> Block:
 
 def mixer_layer(s: Shapes) -> Block:
     """What mixes tokens, and no feed-forward part (Nemotron-H, arXiv 2504.03624, section 2.1)."""
-    back = (_attention_backward(SegmentBuilder("attn.B", "I", s), s), _attention_weights(s))
-    return recomputed(Block(kind=BlockKind.DENSE, forward=(_attention(s).done(),), backward=back), s)
+    own = s.of_part("attention")
+    back = (_attention_backward(SegmentBuilder("attn.B", "I", own), own), _attention_weights(own))
+    return recomputed(Block(kind=BlockKind.DENSE, forward=(_attention(own).done(),), backward=back), s)
 
 
 def dense_layer(s: Shapes) -> Block:
     """Attention and a dense feed-forward part: no expert parallelism, nothing to communicate (but tp and cp)."""
-    ahead = (_attention(s).done(), ffn.dense_forward(s))
+    own = replace(s.of_part("attention"), ffn_input=s.of_part("dense").formats.kept_bytes)
+    ahead = (_attention(own).done(), ffn.dense_forward(s))
     back = (
         ffn.dense_backward(s),
         ffn.dense_weights(s),
-        _attention_backward(SegmentBuilder("attn.B", "I", s), s),
-        _attention_weights(s),
+        _attention_backward(SegmentBuilder("attn.B", "I", own), own),
+        _attention_weights(own),
     )
     return recomputed(Block(kind=BlockKind.DENSE, forward=ahead, backward=back), s)
 
 
 def moe_layer(s: Shapes) -> Block:
     """Attention and the experts, with dispatch and combine in forward and in backward."""
-    first = _attention(s)
+    own, s = replace(s.of_part("attention"), ffn_is_moe=True), s.of_part("experts")
+    first = _attention(own)
     router.router_forward(first, s)
     moe.shared_forward(first, s)
     ahead = (
@@ -80,7 +95,7 @@ def moe_layer(s: Shapes) -> Block:
         *travel.combine(s, moe.forward_end(s)),
         *moe.local_sum(s),
     )
-    gate = SegmentBuilder("attn.B", "I", s)
+    gate = SegmentBuilder("attn.B", "I", own)
     router.router_backward(gate, s)
     moe.shared_backward(gate, s)
     back = (
@@ -89,7 +104,7 @@ def moe_layer(s: Shapes) -> Block:
         moe.backward(s),
         *travel.dispatch_backward(s, moe.backward_end(s)),
         moe.weights(s),
-        _attention_backward(gate, s),
-        moe.with_shared_weights(_attention_weights(s), s),
+        _attention_backward(gate, own),
+        moe.with_shared_weights(_attention_weights(own), s),
     )
     return recomputed(Block(kind=BlockKind.MOE, forward=ahead, backward=back), s)

@@ -4,26 +4,29 @@ FP8 (DeepSeek-V3 report, section 3.3.2): the input is cast per 1x128 tile before
 the input gradient needs the transposed weight and a cast of the output gradient; the weight gradient needs both
 operands cast per 128x1. In BF16 only the three GEMMs remain.
 
-FP8 with one scale a tensor (Transformer Engine, delayed scaling): Hopper's FP8 GEMMs need both operands contiguous
-along K, so each of a layer's two activations is cast and transposed, by one kernel (cast_transpose). Where a norm comes
-before, it writes FP8 itself; what is gathered over tensor-parallel ranks travels in FP8, cast before. Both are
-transposed when the weight gradient needs them (transformer_engine/pytorch/module/linear.py, layernorm_linear.py).
+Every other recipe casts by layer: `simulator.graph.precision.casts`.
 """
 
 from __future__ import annotations
 
 from math import ceil
-from typing import Literal
 
 from simulator.dtypes import BF16, FP8, FP8_TILE, FP32
 from simulator.graph.block import SegmentBuilder
+from simulator.graph.precision import casts
+from simulator.graph.precision.casts import Place
 from simulator.ops import Gemm, GemmPrecision, Part, Streaming
-from simulator.spec.job import Recipe
+from simulator.spec.precision import RECIPES, Recipe
 
 
 def cast(elements: float, read: float, written: float) -> Streaming:
     """A streaming kernel over `elements`, `read` and `written` bytes each."""
     return Streaming(read=elements * read, written=elements * written)
+
+
+def unvectorized(elements: float, read: float, written: float) -> Streaming:
+    """The same by PyTorch's kernel for operands that are not next to each other, class `elem.unvectorized`."""
+    return Streaming(read=elements * read, written=elements * written, values=elements)
 
 
 def elementwise(elements: float, read: float, written: float, *, per_cta: int = 512) -> Streaming:
@@ -57,58 +60,34 @@ def row_scales(rows: int, width: int) -> Streaming:
     return elementwise(rows * -(-width // FP8_TILE), FP32, FP32, per_cta=256)
 
 
-PRECISION: dict[Recipe, GemmPrecision] = {"fp8": "fp8_block", "fp8_tensor": "fp8_tensor", "bf16": "bf16"}
-CLASS: dict[Recipe, str] = {"fp8": "gemm.fp8", "fp8_tensor": "gemm.fp8_tensor", "bf16": "gemm.bf16"}
-
-
 def precision_of(recipe: Recipe) -> GemmPrecision:
     """The GEMM precision of the recipe."""
-    return PRECISION[recipe]
+    return RECIPES[recipe].gemm
 
 
 def gemm_class(recipe: Recipe, suffix: str = "") -> str:
     """Kernel class of a GEMM: `gemm.fp8`, `gemm.bf16.wgrad` ..."""
-    return CLASS[recipe] + suffix
+    return RECIPES[recipe].cls + suffix
 
 
 def gradient_class(recipe: Recipe, suffix: str = "") -> str:
     """Kernel class of the GEMM of an input gradient.
 
-    Per-tensor FP8 adds partial sums up outside the tensor cores there, as in weight gradients (Transformer Engine:
-    use_split_accumulator in transformer_engine/common/recipe/__init__.py, 2025; torchao: use_fast_accum false for
-    gradients, torchao/float8/config.py, 2025).
+    FP8 scaled by tensor or row adds partial sums up outside the tensor cores there, as in weight gradients (Transformer
+    Engine: use_split_accumulator in transformer_engine/common/recipe/__init__.py, 2025; torchao: use_fast_accum false
+    for gradients, torchao/float8/config.py, 2025).
     """
-    return gemm_class(recipe, f"{suffix}.split" if recipe == "fp8_tensor" else suffix)
+    return gemm_class(recipe, f"{suffix}.split" if splits(recipe) else suffix)
+
+
+def splits(recipe: Recipe) -> bool:
+    """Whether GEMMs of gradients add partial sums up outside the tensor cores."""
+    return RECIPES[recipe].scaled in ("tensor", "row")
 
 
 def gradient_gemm(recipe: Recipe, m: int, n: int, k: int) -> Gemm:
     """The GEMM of an input gradient."""
-    return Gemm(m=m, n=n, k=k, precision=precision_of(recipe), split=recipe == "fp8_tensor")
-
-
-def cast_tensor(builder: SegmentBuilder, name: str, elements: float, *, shards: int = 1) -> None:
-    """Per-tensor FP8: one kernel writes the cast and its transpose; of what is gathered from `shards` ranks each casts
-    its own."""
-    if shards == 1:
-        builder.add(name, "quant.tensor", cast(elements, BF16, 2 * FP8))
-    else:
-        builder.add(name, "quant.tensor", cast(elements / shards, BF16, FP8))
-
-
-Place = Literal["column", "row", "alone"]
-"""Where a linear layer is: `column` after a norm, its input gathered from tensor-parallel ranks; `row` before a
-reduce-scatter, whose gradient is gathered; `alone` neither."""
-
-
-def gathered_from(builder: SegmentBuilder) -> int:
-    """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
-    layout = builder.shapes.job.layout
-    return layout.tp if layout.sp else 1
-
-
-def transpose_tensor(builder: SegmentBuilder, name: str, elements: float) -> None:
-    """Per-tensor FP8: the transpose for the weight gradient of what was cast without one."""
-    builder.add(name, "weight_t", cast(elements, FP8, FP8), part="W")
+    return Gemm(m=m, n=n, k=k, precision=precision_of(recipe), split=splits(recipe))
 
 
 def forward(
@@ -126,7 +105,7 @@ def forward(
     matrices: tuple[int, ...] = (),
     read_by_backward: bool = True,
 ) -> None:
-    """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote FP8.
+    """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote fine-grained FP8.
 
     `matrices`: output widths of the layers whose weights w joins (none: of one).
     """
@@ -136,8 +115,9 @@ def forward(
         if cast_input and not builder.fused_quant:
             builder.add(f"{name}.quant_x{tail}", "quant.token", cast(m * k, BF16, FP8), part=part)
         builder.add(f"{name}.scale_t{tail}", "scale_t", scales(m, k), part=part)
-    elif recipe == "fp8_tensor" and cast_input and not recompute and not (place == "column" and builder.fused_quant):
-        cast_tensor(builder, f"{name}.quant_x", m * k, shards=gathered_from(builder) if place == "column" else 1)
+    elif RECIPES[recipe].by_layer and not recompute:
+        casts.of_input(builder, name, m * k, place)
+        casts.of_weight(builder, name, n * k, backward=False)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
     builder.add(
         f"{name}.{'recompute' if recompute else 'fwd'}",
@@ -176,8 +156,9 @@ def input_gradient(
         if not weight_first:
             weight_transpose(builder, name, n, k)
         builder.add(f"{name}.scale_t_g", "scale_t", scales(m, n))
-    elif recipe == "fp8_tensor" and cast_gradient:
-        cast_tensor(builder, f"{name}.quant_g", m * n, shards=gathered_from(builder) if place == "row" else 1)
+    elif RECIPES[recipe].by_layer:
+        casts.of_gradient(builder, name, m * n, place)
+        casts.of_weight(builder, name, n * k, backward=True)
     builder.add(f"{name}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, n))
 
 
@@ -196,12 +177,9 @@ def weight_gradient(
     Software that does not fuse the accumulation writes BF16 and adds it with a kernel of its own, or, where it copies
     gradients into the buffer that is reduced, adds what was reduced shard by shard.
     """
-    fused, shards = builder.fused_accumulation, gathered_from(builder)
-    kept = builder.shapes.states.gradient_bytes
-    if recipe == "fp8_tensor" and place == "column" and (builder.fused_quant or shards > 1):
-        transpose_tensor(builder, f"{name}.x_t", m * k)
-    if recipe == "fp8_tensor" and place == "row" and shards > 1:
-        transpose_tensor(builder, f"{name}.g_t", m * n)
+    fused, kept = builder.fused_accumulation, builder.shapes.states.gradient_bytes
+    if RECIPES[recipe].by_layer:
+        casts.for_weight_gradient(builder, name, m * k, m * n, place)
     gemm = Gemm(
         m=n,
         n=k,
@@ -209,7 +187,7 @@ def weight_gradient(
         precision=precision_of(recipe),
         form="wgrad",
         out_bytes=kept if fused else BF16,
-        split=recipe == "fp8_tensor",
+        split=splits(recipe),
     )
     builder.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
     if not fused and not builder.shapes.copies_shards:

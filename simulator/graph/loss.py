@@ -14,9 +14,8 @@
 `fused_linear` (arXiv 2410.10989, section 3.2) makes the logits of a chunk, their gradient in place, and with it the
 gradients of the input and of the head; backward only scales the two. Neither logits nor the input of the head are kept.
 
-Kept is what the backward pass reads: logits, softmax or gradient, in the width of the software. PyTorch's own backward
-holds two gradients at once, as wide as these: that of the logarithms of the softmax, and with it that of the logits.
-The all-reduces of a few numbers a token over tensor-parallel ranks are left out.
+Kept is what the backward pass reads: logits, softmax or gradient, in the width of the software. The all-reduces of a
+few numbers a token over tensor-parallel ranks are left out.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from typing import NamedTuple
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import cast
+from simulator.graph.linear import cast, unvectorized
 from simulator.graph.shapes import Shapes
-from simulator.ops import Gemm
+from simulator.ops import Facts, Gemm
 
 TOKEN_ID = 8.0
 """Bytes of a token or label, an int64 [B]."""
@@ -68,6 +67,31 @@ KEPT = {
     "chunked": BF16,
 }
 """Bytes kept a logit [B]."""
+ALIVE = {
+    "plain": (BF16, BF16),
+    "fp32": (BF16 + FP32, FP32),
+    "parallel": (BF16, 0.0),
+    "parallel_fused": (BF16, 0.0),
+}
+"""Bytes of a logit that are there next to what is kept and what is written, in forward and in backward [B].
+
+PyTorch keeps the output of its log-softmax; in forward its input is there, and the BF16 logits that were widened, in
+backward the gradient of that output (aten/src/ATen/native/LossNLL.cpp, cross_entropy_loss, 2025). Megatron-Core widens
+BF16 logits and works in that copy in place. Others write over the logits.
+"""
+SHARDED = (2 * FP32, FP32)
+"""The same in addition where tensor parallelism splits the vocabulary in PyTorch: logits less their maximum, and the
+exponentials, are tensors of their own (torch/distributed/tensor/parallel/loss.py, 2025: _log_softmax,
+_nll_loss_and_log_softmax_backward) [B]."""
+
+
+def _alive(s: Shapes) -> tuple[float, float]:
+    """Bytes of a logit there in addition, forward and backward [B]."""
+    how = s.stack.loss
+    forward, backward = ALIVE.get(how, (0.0, 0.0))
+    split = how in ("plain", "fp32") and s.job.layout.tp > 1
+    more = SHARDED if split else (0.0, 0.0)
+    return forward + more[0], backward + more[1]
 
 
 def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
@@ -76,16 +100,17 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
     if how == "chunked":
         _in_chunks(builder, "loss.fwd", FORWARD[how], logits, saved=tokens * (vocab * BF16 + FP32 + TOKEN_ID))
         return
-    saved = tokens * (vocab * KEPT[how] + FP32 + TOKEN_ID)
+    saved, alive = tokens * (vocab * KEPT[how] + FP32 + TOKEN_ID), _alive(s)[0] * logits
     if how in FORWARD:
         kernels, read, written = FORWARD[how]
         work = cast(logits, read / kernels, written / kernels)
-        builder.add("loss.fwd", "elem", work, count=kernels, saved=saved, reads_resident=True, saves_input=True)
+        facts: Facts = {"reads_resident": True, "saves_input": True, "alive": alive}
+        builder.add("loss.fwd", "elem", work, count=kernels, saved=saved, **facts)
         return
     if how == "fp32":
-        builder.add("logits.to_fp32", "elem", cast(logits, BF16, FP32))
+        builder.add("logits.to_fp32", "elem.unvectorized", unvectorized(logits, BF16, FP32))
     work = cast(logits, KEPT[how], 0.0)
-    builder.add("loss.fwd", "loss", work, saved=saved, reads_resident=True, saves_input=True)
+    builder.add("loss.fwd", "loss", work, saved=saved, reads_resident=True, saves_input=True, alive=alive)
 
 
 def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
@@ -100,7 +125,7 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
         builder.add("loss.bwd", "elem", work, count=kernels, reads_resident=True)
         return
     work = cast(logits, KEPT[how], KEPT[how])
-    builder.add("loss.bwd", "loss.bwd", work, reads_resident=True, scratch=work.written)
+    builder.add("loss.bwd", "loss.bwd", work, reads_resident=True, alive=_alive(s)[1] * logits)
     if how == "fp32":
         builder.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))
 

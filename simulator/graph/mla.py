@@ -13,15 +13,6 @@ from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise
-from simulator.graph.mixers.indexer import (
-    choose,
-    core_class,
-    is_sparse,
-    learn,
-    projections,
-    weight_gradients,
-    window_of,
-)
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import circulate_keys, gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -76,18 +67,16 @@ def dims_of(s: Shapes) -> Dims:
 
 def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
     """The attention core of one microbatch."""
-    sparse = is_sparse(s)  # all heads share the chosen tokens' latents (arXiv 2512.02556, section 2.1: MQA mode)
     return Attention(
         batch=s.batch,
         seq_q=s.seq,
         seq_kv=s.seq_kv,
         heads=d.heads,
-        kv_heads=1 if sparse else d.heads,
-        d_qk=(d.kv_lora if sparse else d.nope) + d.rope,
-        d_v=d.kv_lora if sparse else d.v,
+        kv_heads=d.heads,
+        d_qk=d.nope + d.rope,
+        d_v=d.v,
         causal=True,
         backward=backward,
-        window=window_of(s),
     )
 
 
@@ -106,7 +95,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
                 d.tokens,
                 d.q_lora,
                 part=part,
-                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora, "latent"),
+                saved=0.0 if again else norm_output(s, d.tokens, d.q_lora, "latent", each=s.formats.kept_bytes),
             )
         builder.add(
             f"attn.kv_slice.copy{tail}", "elem.strided", elementwise(d.tokens * d.kv_lora, BF16, BF16), part=part
@@ -117,7 +106,7 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
             d.tokens,
             d.kv_lora,
             part=part,
-            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora, "latent"),
+            saved=0.0 if again else norm_output(s, d.tokens, d.kv_lora, "latent", each=s.formats.kept_bytes),
         )
         if not again:
             builder.add("attn.k_pe.copy", "elem.strided", elementwise(d.tokens * d.rope, BF16, BF16))
@@ -167,7 +156,8 @@ def forward(s: Shapes) -> SegmentBuilder:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     builder = SegmentBuilder("attn.F", "F", s)
-    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h)
+    each = 2 * s.formats.copied_bytes or BF16  # both projections keep their own form of it
+    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=each)
     norm_forward(builder, "norm.attn.fwd", d.sharded, h, saved=kept_norm)
     if d.q_lora:
         linear.forward(builder, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
@@ -185,20 +175,17 @@ def forward(s: Shapes) -> SegmentBuilder:
     )
     gather(builder, "attn.latent", s, (d.q_lora or 0) + d.kv_lora + d.rope)
     _up_projections(builder, s, d, again=False)
-    if is_sparse(s):
-        projections(builder, s)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
-    kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16)
+    kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16 + s.formats.copied_bytes)
     circulate_keys(builder, "attn.kv.transfer", s, d.q + d.out, passes=1)
-    if is_sparse(s):
-        choose(builder, s)
-    builder.add("attn.core.fwd", core_class(s, "fwd"), core_work(s, d, backward=False), saved=statistics + kept_out)
+    builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
     if s.fp8:
         builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
     linear.forward(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
     builder.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
     add_residual(builder, "attn", s, h)
+    kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=s.ffn_input)
     norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, residual=True, saved=kept_norm)
     return builder
 
@@ -208,9 +195,7 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     t = d.tokens
     prepare_backward(builder, s, t * d.q, t * d.out, part="I")
     circulate_keys(builder, "attn.dkv.transfer", s, d.q + d.out, passes=2)
-    builder.add("attn.core.bwd", core_class(s, "bwd"), core_work(s, d, backward=True))
-    if is_sparse(s):
-        learn(builder, s, d.heads, d.nope + d.rope)
+    builder.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
     finish_backward(builder, s, t * d.q)
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
@@ -272,7 +257,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.norm_again("latent") or s.up_again:
         _up_projections(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        builder.add("attn.core.recompute", core_class(s, "fwd"), core_work(s, d, backward=False), part="R")
+        builder.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
     _core_backward(builder, s, d)
     _latent_gradients(builder, s, d)
     _input_gradients(builder, s, d)
@@ -283,8 +268,6 @@ def weights(s: Shapes) -> Segment:
     """`attn.W`: the weight gradients."""
     d = dims_of(s)
     builder = SegmentBuilder("attn.W", "W", s)
-    if is_sparse(s):
-        weight_gradients(builder, s)
     linear.weight_gradient(builder, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe, place="row")
     linear.weight_gradient(builder, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:

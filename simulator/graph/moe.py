@@ -16,11 +16,14 @@ from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise, row_scales
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import order, travel
 from simulator.ops import Collective, CollectiveKind, Facts, Fixed, Gemm, Streaming
+from simulator.spec.precision import RECIPES
 
 
 def expert_inner(s: Shapes) -> int:
@@ -63,18 +66,22 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
             home = ()
-    add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
+    if hyper.mixes(s):
+        hyper.leave(builder, "ffn", s, after=home)
+    else:
+        add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
 
 def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
-    """`out.B`: the gradient of that sum, before the experts' backward."""
-    if not order.every_copy_travels(s):
-        return ()
+    """`out.B`: the gradient of that sum, and of the streams', before the experts' backward."""
     builder = SegmentBuilder("out.B", "I", s)
-    order.merge_at_home_backward(builder, s)
-    return (builder.done(),)
+    hyper.leave_backward(builder, "ffn", s)
+    if order.every_copy_travels(s):
+        order.merge_at_home_backward(builder, s)
+    done = builder.done()
+    return (done,) if done.ops else ()
 
 
 def forward_end(s: Shapes) -> str:
@@ -112,7 +119,7 @@ def _grouped(s: Shapes, n: int, k: int, *, gradient: bool = False) -> Gemm:
         precision=linear.precision_of(s.recipe),
         form="grouped",
         groups=s.local_experts,
-        split=gradient and s.recipe == "fp8_tensor",
+        split=gradient and linear.splits(s.recipe),
     )
 
 
@@ -135,6 +142,16 @@ def _gate_weights(s: Shapes) -> Streaming:
     return elementwise(s.received * s.model.num_experts_per_tok, FP32, FP32)
 
 
+def _casts(builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, *, backward: bool = False) -> None:
+    """Operands of a grouped GEMM of the local experts, where each layer casts its own: x (rows, width) and weights in
+    forward, the gradient (rows, out) and weights in backward."""
+    if not RECIPES[s.recipe].by_layer:
+        return
+    make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
+    make(builder, name, values, "alone", scales_with_load=True)
+    casts.of_weight(builder, name, s.local_experts * width * out, backward=backward)
+
+
 def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
     h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
@@ -145,13 +162,14 @@ def forward(s: Shapes) -> Segment:
         with builder.inside("shared_experts"):
             gather(builder, "shared.x", s, h)
             ffn.up(builder, shared, s, cast_input=False)
-    kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * BF16
+    kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * s.formats.kept_bytes
     arrived = travel.arrived(s, "moe.dispatch.fwd.a2a")
     gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=arrived)
     order.into_experts(builder, s, gathered, kept_x)
     if s.fp8:
         linear.weight_transpose(builder, "moe.up_gate", expert_up(s), h, experts=experts)
         builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
+    _casts(builder, s, "moe.up_gate", h, expert_up(s))
     builder.add(
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
@@ -162,11 +180,12 @@ def forward(s: Shapes) -> Segment:
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
-    ffn.eager_activation(builder, "moe", s.rows, inner, backward=False, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
     builder.add(
         "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
-        ffn.activation_class(s),
-        ffn.activation_work(s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16),
+        cls,
+        work,
         saved=ffn.kept_activation(s, "moe", s.rows, inner),
         scales_with_load=True,
     )
@@ -174,6 +193,7 @@ def forward(s: Shapes) -> Segment:
         linear.weight_transpose(builder, "moe.down", h, inner, experts=experts)
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
+    _casts(builder, s, "moe.down", inner, h)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
     kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
     down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
@@ -209,21 +229,18 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
+    _casts(builder, s, "moe.down", inner, h, backward=True)
     builder.add(
         "moe.down.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, inner, h, gradient=True),
         scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
-    ffn.eager_activation(builder, "moe", s.rows, inner, backward=True, scales_with_load=True)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
-    builder.add(
-        "moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd",
-        ffn.activation_class(s),
-        ffn.activation_backward_work(s, s.rows, inner, again=again),
-        scales_with_load=True,
-    )
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, backward=True, again=again)
+    builder.add("moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd", cls, work, scales_with_load=True)
     if not order.in_pytorch(s) and not _weighs(s):
         work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
-        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s), work, scales_with_load=True)
+        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
@@ -247,6 +264,7 @@ def backward(s: Shapes) -> Segment:
     if s.fp8:
         builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * expert_up(s), BF16, FP8), scales_with_load=True)
         builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, expert_up(s)), scales_with_load=True)
+    _casts(builder, s, "moe.up_gate", h, expert_up(s), backward=True)
     builder.add(
         "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, h, expert_up(s), gradient=True),
         scales_with_load=True, launches=_launches(s),
@@ -278,11 +296,13 @@ def _dequant(elements: int, blocks: int) -> Streaming:
 def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
+    if RECIPES[s.recipe].by_layer:
+        casts.for_weight_gradient(builder, name, s.rows * m, s.rows * n, "alone", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(
             m=m, n=n, k=s.rows, precision=precision, form="grouped_wgrad", groups=s.local_experts,
-            out_bytes=kept if fused else BF16 / 2, split=s.recipe == "fp8_tensor",
+            out_bytes=kept if fused else BF16 / 2, split=linear.splits(s.recipe),
         )  # fmt: skip
         builder.add(
             f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True,
@@ -304,7 +324,9 @@ def weights(s: Shapes) -> Segment:
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.W", "W", s)
     if shared:
-        linear.weight_gradient(builder, "shared.down", shared.tokens, h, shared.inner, recipe=s.recipe, place="row")
+        linear.weight_gradient(
+            builder, "shared.down", shared.tokens, h, shared.inner, recipe=shared.recipe, place="row"
+        )
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
         builder.add("moe.down.quant_g_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
@@ -313,7 +335,7 @@ def weights(s: Shapes) -> Segment:
         builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.up_gate", h, expert_up(s))
     if shared:
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=s.recipe)
+        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=shared.recipe)
     return builder.done()
 
 
@@ -324,7 +346,7 @@ def shared_backward(builder: SegmentBuilder, s: Shapes) -> None:
         return
     values = sharded_tokens(s) * shared.hidden
     gather(builder, "shared.g", s, shared.hidden)
-    ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8)
+    ffn.down_backward(builder, shared, s, gradient_fp8=shared.fp8)
     if s.fp8 and s.norm_again("layer"):
         builder.add("shared.x.quant_recompute", "quant.token", cast(values, BF16, FP8), part="R")
     if s.fp8:
@@ -341,7 +363,7 @@ def with_shared_weights(attention: Segment, s: Shapes) -> Segment:
         return attention
     builder = SegmentBuilder(attention.name, "W", s)
     linear.weight_gradient(
-        builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=s.recipe, place="row"
+        builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
     )
-    linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=s.recipe)
+    linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
     return replace(attention, ops=builder.done().ops + attention.ops)

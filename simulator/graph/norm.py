@@ -27,13 +27,19 @@ def _ctas(width: int, s: Shapes, wide: int, narrow: int) -> int:
     return s.sms * (wide if width >= SMALL else narrow)
 
 
-def norm_output(s: Shapes, tokens: int, width: int, where: Norm = "layer") -> float:
-    """Bytes kept of what a norm makes: its output, and per token 1/rms (of LayerNorm also the mean) in FP32 [B].
+def norm_output(
+    s: Shapes, tokens: int, width: int, where: Norm = "layer", *, each: float = BF16, gathered: bool = False
+) -> float:
+    """Bytes kept of what a norm makes: its output, `each` a value, and per token 1/rms (of LayerNorm also the mean) in
+    FP32 [B].
 
-    Nothing where norms are recomputed.
+    Nothing where norms are recomputed. A narrow GEMM that alone reads the output keeps its own form of it instead
+    (`Formats.kept_bytes`). Where the output is `gathered` for a tensor-parallel GEMM, that keeps all of it, unless the
+    software gathers it again in backward.
     """
     statistics = FP32 * (2 if s.model.norm == "layer" else 1)
-    return 0.0 if s.norm_again(where) else tokens * (width * BF16 + statistics)
+    parts = s.job.layout.tp if gathered and s.job.layout.sp and not s.stack.tp_regather else 1
+    return 0.0 if s.norm_again(where) else tokens * (parts * width * each + statistics)
 
 
 def norm_forward(
@@ -53,7 +59,8 @@ def norm_forward(
     """
     residual = residual and builder.stack.residual_fused
     if not builder.stack.norm_fused:
-        builder.add(f"{name}.to_fp32", "elem", Streaming(read=tokens * width * BF16, written=tokens * width * FP32))
+        wider = Streaming(read=tokens * width * BF16, written=tokens * width * FP32, values=tokens * width)
+        builder.add(f"{name}.to_fp32", "elem.unvectorized", wider)
         builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
         builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
@@ -75,7 +82,7 @@ def norm_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
-    if builder.stack.norm_kernels == "training":  # the others were measured as one, sum over the rows included
+    if builder.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
@@ -137,13 +144,15 @@ def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> 
         builder.add(f"{name}.dropout_add.bwd", "elem", work)
 
 
-def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes) -> float:
-    """The norm before a branch, with what it keeps. Returns the bytes that the branch's first GEMM keeps instead, its
-    input, where no norm stands before it [B]."""
+def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes, each: float, *, gathered: bool) -> float:
+    """The norm before a branch, with what it keeps, `each` a value of its output [B].
+
+    Returns the bytes that the branch's first GEMM keeps instead, its input, where no norm stands before it [B].
+    """
     rows, h = sharded_tokens(s), s.model.hidden_size
     if s.model.norm_placement == "post":
         return rows * h * BF16
-    norm_forward(builder, norm, rows, h, saved=rows * h * BF16 + norm_output(s, rows, h))
+    norm_forward(builder, norm, rows, h, saved=rows * h * BF16 + norm_output(s, rows, h, each=each, gathered=gathered))
     return 0.0
 
 
@@ -169,15 +178,17 @@ def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
         return
     if model.norm_placement == "pre" and not model.parallel_block:
         add_residual(builder, "attn", s, h)
-        kept = rows * h * BF16 + norm_output(s, rows, h)
+        kept = rows * h * BF16 + norm_output(s, rows, h, each=s.ffn_input, gathered=not s.ffn_is_moe)
         norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
         return
     _norm_behind(builder, "attn", s)
     add_residual(builder, "attn", s, h, leaves=model.parallel_block, alone=True)  # a sequential block reads the sum
     if model.norm_placement == "both":
-        enter_branch(builder, "norm.ffn.fwd", s)
+        enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
     elif model.parallel_block and not model.shared_norm:  # it reads the layer's input, which the first norm keeps
-        norm_forward(builder, "norm.ffn.fwd", rows, h, saved=norm_output(s, rows, h))
+        norm_forward(
+            builder, "norm.ffn.fwd", rows, h, saved=norm_output(s, rows, h, each=s.ffn_input, gathered=not s.ffn_is_moe)
+        )
 
 
 def kept_of_ffn_input(s: Shapes) -> float:

@@ -7,7 +7,7 @@ all-reduce follows.
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16, FP8
+from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
@@ -46,10 +46,11 @@ def _collective(
 def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
 
-    Under per-tensor FP8 the cast comes first and FP8 travels (Transformer Engine).
+    Where each layer casts its own input, the cast comes first and narrow values travel (Transformer Engine; torchao
+    with scales of tensors, Float8ColwiseParallel).
     """
     if s.job.layout.sp:
-        each = FP8 if s.recipe == "fp8_tensor" else BF16
+        each = s.formats.travels_bytes
         _collective(
             builder, name, "all_gather", s, width * each, concurrent_with="chunks" if s.stack.tp_overlap else "nothing"
         )
@@ -63,7 +64,7 @@ def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> Non
 def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """The same once more in backward, for the weight gradient: overlapped with the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
-        each = FP8 if s.recipe == "fp8_tensor" else BF16
+        each = s.formats.travels_bytes
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.dtypes import BF16, FP8_MATRIX
+from simulator.dtypes import BF16
 from simulator.spec.job import Job
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.precision import Formats, HighPrecision
 
 WEIGHT_BYTES = BF16
 """Weights of the forward pass are kept and gathered in BF16, but for the matrices of FP8 GEMMs [B]."""
@@ -17,19 +18,23 @@ WEIGHT_BYTES = BF16
 class Held:
     """Parameters one rank holds of a stage: `dense` are replicated over data parallelism, `experts` over its part.
 
-    `matrices` of the dense ones, and all experts, are read by FP8 GEMMs where the recipe has such; embedding, head,
-    gate and norms never are (arXiv 2412.19437, section 3.3.1).
+    `matrices`: of the dense ones those in matrices of layers. `narrow` of the dense ones, and `narrow_experts`, are
+    read by GEMMs in the job's recipe; embedding, gate and norms never are (arXiv 2412.19437, section 3.3.1).
     """
 
     dense: int = 0
     experts: int = 0
     matrices: int = 0
+    narrow: int = 0
+    narrow_experts: int = 0
 
     def __add__(self, other: Held) -> Held:
         return Held(
             dense=self.dense + other.dense,
             experts=self.experts + other.experts,
             matrices=self.matrices + other.matrices,
+            narrow=self.narrow + other.narrow,
+            narrow_experts=self.narrow_experts + other.narrow_experts,
         )
 
     @property
@@ -37,37 +42,52 @@ class Held:
         """Both together."""
         return self.dense + self.experts
 
-    def weight_bytes(self, recipe: str) -> tuple[float, float]:
-        """Bytes of the dense weights and of the experts, as GEMMs read them and collectives gather them [B].
+    def weight_bytes(self, formats: Formats) -> tuple[float, float]:
+        """Bytes of the dense weights and of the experts as collectives gather them [B].
 
-        Under the fine-grained FP8 recipe the matrices are there in FP8 only, cast from the sharded FP32 masters before
-        they are gathered. The report casts from the masters (figure 6) and shards them (section 3.3.1); what the
-        gather carries it does not say: assumed.
+        Under DeepSeek's recipe the matrices are there in FP8 only, cast from the sharded FP32 masters before they are
+        gathered. The report casts from the masters (figure 6) and shards them (section 3.3.1); what the gather carries
+        it does not say: assumed.
         """
-        matrix = FP8_MATRIX if recipe == "fp8" else WEIGHT_BYTES
-        return (self.dense - self.matrices) * WEIGHT_BYTES + self.matrices * matrix, self.experts * matrix
+        saved = WEIGHT_BYTES - formats.gathered_bytes
+        return (
+            self.dense * WEIGHT_BYTES - self.narrow * saved,
+            self.experts * WEIGHT_BYTES - self.narrow_experts * saved,
+        )
 
 
 def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
     """Parameters of one block on one rank. The MTP modules share embedding and head: nothing of their own."""
+    all_wide, wide = BlockKind(kind).is_bf16, job.precision.bf16
     kind, tp, layout = BlockKind(kind).base, job.layout.tp, job.layout
     vocabulary = model.vocab_size * model.hidden_size // tp
     if kind.is_layer:
         p = model.layer_parameters(kind)
-        split = (p.attention + p.shared_expert + p.dense_ffn) // tp
-        attention = sum(k * n for k, n in model.of_kind(kind).attention_matrices().values())
+        own = model.of_kind(kind)
+        whole = own.replicated_weights
+        split = (p.attention - whole + p.shared_expert + p.dense_ffn) // tp + whole
+        parts: dict[HighPrecision, int] = {
+            "attention": (sum(k * n for k, n in own.attention_matrices().values()) - whole) // tp + whole,
+            "shared_experts": p.shared_expert // tp,
+            "dense": p.dense_ffn // tp,
+        }
+        experts = p.routed_expert // (layout.ep * layout.etp)
         return Held(
-            dense=split + p.norms + p.router,
-            experts=p.routed_expert // (layout.ep * layout.etp),
-            matrices=(attention + p.shared_expert + p.dense_ffn) // tp,
+            dense=split + p.norms + p.router + p.hyper_connections,
+            experts=experts,
+            matrices=sum(parts.values()),
+            narrow=0 if all_wide else sum(many for part, many in parts.items() if part not in wide),
+            narrow_experts=0 if all_wide or "experts" in wide else experts,
         )
     if kind == BlockKind.EMBED:
         return Held(dense=vocabulary + model.learned_positions)
     if kind == BlockKind.HEAD:
         bias = model.vocab_size // tp if model.head_bias else 0
-        return Held(dense=model.norm_weights + bias + (0 if model.tie_word_embeddings else vocabulary))
+        own_weights = model.norm_weights + bias + model.collapse_parameters
+        table = 0 if model.tie_word_embeddings else vocabulary
+        return Held(dense=own_weights + table, narrow=0 if "head" in wide else table)
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
-    return Held(dense=projection + 2 * model.hidden_size, matrices=projection)
+    return Held(dense=projection + 2 * model.hidden_size, matrices=projection, narrow=projection)
 
 
 DENSE, EXPERTS = 0, 1
@@ -102,5 +122,5 @@ def held_by_blocks(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> l
     for kind in blocks:
         heads += kind == BlockKind.HEAD
         again = kind == BlockKind.HEAD and heads > 1
-        held.append(Held(dense=model.norm_weights) if again else each[kind])
+        held.append(Held(dense=model.norm_weights + model.collapse_parameters) if again else each[kind])
     return held

@@ -81,7 +81,7 @@ def _until_last_saved(segments: Sequence[Segment], s: Shapes) -> list[Segment]:
 def _whole(block: Block, s: Shapes) -> Block:
     """Full recomputation: the whole forward runs again and only the layer's input is kept, sharded under sequence
     parallelism."""
-    kept = sharded_tokens(s) * s.model.hidden_size * BF16
+    kept = sharded_tokens(s) * s.model.stream_width * BF16
     return replace(
         block,
         forward=_dropping(block.forward, UNITS, kept),
@@ -119,7 +119,7 @@ def _all_but_every_second_gemm(block: Block, s: Shapes) -> Block:
     that backward reads is recomputed, the grouped GEMMs of experts too.
     """
     ahead, again = [], []
-    inputs, count = sharded_tokens(s) * s.model.hidden_size * BF16, 0
+    inputs, count = sharded_tokens(s) * s.model.stream_width * BF16, 0
     for segment in block.forward:
         first: list[Op] = []
         second: list[Op] = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from simulator.dtypes import BF16
 from simulator.routing.gate import reach
 from simulator.routing.loads import PADDING, imbalance, mean_rows
 from simulator.routing.traffic import distinct
-from simulator.spec.job import Job, Recipe
+from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
+from simulator.spec.precision import Formats, HighPrecision, Recipe
 from simulator.spec.recompute import Modules, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
@@ -46,6 +48,9 @@ class Shapes:
     workload : what is done with the model.
     node_gpus : GPUs of a node.
     states : formats of gradients.
+    ffn_is_moe : whether the feed-forward part has experts, whose gate reads the norm before.
+    ffn_input : what is kept of a value of the norm before the feed-forward part [B].
+    settings : how operands of narrow GEMMs are made and kept.
     """
 
     model: ModelSpec
@@ -63,13 +68,30 @@ class Shapes:
     recompute: Modules
     workload: Workload
     states: States
+    settings: Formats
     node_gpus: int = 8
     imbalance: float = 1.0
+    ffn_input: float = BF16
+    ffn_is_moe: bool = False
 
     @property
     def fp8(self) -> bool:
         """Whether the fine-grained FP8 recipe runs, with all its casts."""
         return self.recipe == "fp8"
+
+    @property
+    def formats(self) -> Formats:
+        """How operands are made and kept under the recipe that runs here."""
+        return self.settings if self.settings.recipe == self.recipe else replace(self.settings, recipe=self.recipe)
+
+    def of_part(self, part: HighPrecision) -> Shapes:
+        """The same for a part of a layer, which may stay in BF16."""
+        recipe: Recipe = "bf16" if part in self.job.precision.bf16 else self.settings.recipe
+        return self if recipe == self.recipe else replace(self, recipe=recipe)
+
+    def in_bf16(self) -> Shapes:
+        """The same with all GEMMs in BF16."""
+        return replace(self, recipe="bf16", settings=replace(self.settings, recipe="bf16"))
 
     def norm_again(self, where: Norm) -> bool:
         """Whether a norm runs again in backward instead of keeping what it makes."""
@@ -120,6 +142,7 @@ def shapes_of(scenario: Scenario) -> Shapes:
         recompute=recomputed_modules(job.layout, scenario.stack),
         workload=scenario.workload,
         states=scenario.states,
+        settings=scenario.formats,
         node_gpus=scenario.cluster.node.gpus,
         imbalance=imbalance(scenario, group_tokens(scenario)) if model.is_moe else 1.0,
     )

@@ -22,9 +22,10 @@ from simulator.graph.serving.layer import build_block, serving_kinds
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.shapes import Shapes
 from simulator.graph.shard import with_copies
-from simulator.spec.job import Layout
+from simulator.spec.job import Job, Layout
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.placement import decoder_counts, is_written, placed
+from simulator.spec.precision import Precision
 from simulator.spec.recompute import NOTHING, recomputed_modules
 
 TIE = 0.005
@@ -35,14 +36,34 @@ MIRRORED_SLACKS = (0.0, 0.01, 0.02, 0.04, 0.08)
 """By what share a stage may exceed the least possible slowest one where the rank's other stage makes good for it."""
 
 
-def block_kinds(model: ModelSpec) -> tuple[BlockKind, ...]:
+def block_kinds(model: ModelSpec, precision: Precision | None = None) -> tuple[BlockKind, ...]:
     """The blocks of a model in order: `embed`, its layers, `head`, then per MTP module `mtp`, a layer and a head.
 
-    The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2).
+    The MTP modules share embedding and head with the main model (DeepSeek-V3 report, section 2.2). A job's `precision`
+    leaves some layers in BF16.
     """
     modules = range(model.num_hidden_layers, model.num_hidden_layers + model.num_nextn_predict_layers)
     tail = [kind for layer in modules for kind in (BlockKind.MTP, model.layer_kind(layer), BlockKind.HEAD)]
-    return (BlockKind.EMBED, *model.layer_kinds(), BlockKind.HEAD, *tail)
+    kinds = (BlockKind.EMBED, *model.layer_kinds(), BlockKind.HEAD, *tail)
+    return kinds if precision is None else with_bf16((kinds,), model.num_hidden_layers, precision)[0]
+
+
+def with_bf16(
+    stages: Sequence[Sequence[BlockKind]], layers: int, precision: Precision
+) -> tuple[tuple[BlockKind, ...], ...]:
+    """The stages of a model of so many layers, those that a job keeps in BF16 named so."""
+    first, last = precision.bf16_first_layers, layers - precision.bf16_last_layers
+    if precision.recipe == "bf16":
+        return tuple(tuple(kinds) for kinds in stages)
+    seen, out = 0, []
+    for kinds in stages:
+        stage = []
+        for kind in kinds:
+            wide = kind.is_layer and (seen < first or last <= seen < layers)
+            stage.append(kind.in_bf16 if wide else kind)
+            seen += kind.is_layer
+        out.append(tuple(stage))
+    return tuple(out)
 
 
 def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
@@ -56,9 +77,12 @@ def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
     }
 
     def build_one(kind: BlockKind) -> Block:
-        return layer.build_layer(kind, s) if kind.is_layer else build[kind]()
+        if not kind.is_layer:
+            return build[kind]()
+        return layer.build_layer(kind, s.in_bf16() if kind.is_bf16 else s)
 
-    made = {kind: running(with_copies(build_one(kind), s), s.workload) for kind in dict.fromkeys(block_kinds(s.model))}
+    kinds = dict.fromkeys(block_kinds(s.model, s.job.precision))
+    made = {kind: running(with_copies(build_one(kind), s), s.workload) for kind in kinds}
     return made | _variants(made, s)
 
 
@@ -103,16 +127,18 @@ def with_variants(stages: Sequence[Sequence[BlockKind]], layout: Layout) -> tupl
 
 
 def place(
-    model: ModelSpec, stages: int, layout: Layout, weights: Mapping[BlockKind, float], *, mirrored: bool = False
+    model: ModelSpec, stages: int, job: Job, weights: Mapping[BlockKind, float], *, mirrored: bool = False
 ) -> tuple[tuple[BlockKind, ...], ...]:
     """The blocks of each stage as a job's layout places them; see `split`."""
+    layout = job.layout
     how: str | Sequence[int] = layout.stages
     if layout.decoder_first_pipeline_num_layers is not None or layout.decoder_last_pipeline_num_layers is not None:
         counts = decoder_counts(layout, model.num_hidden_layers, stages)
         if isinstance(counts, str):
             raise InputError(f"layout.decoder_first_pipeline_num_layers: {counts}")
         how = counts
-    return with_variants(split(model, stages, how, weights, mirrored=mirrored), layout)
+    found = split(model, stages, how, weights, mirrored=mirrored, precision=job.precision)
+    return with_variants(found, layout)
 
 
 def split(
@@ -122,6 +148,7 @@ def split(
     weights: Mapping[BlockKind, float],
     *,
     mirrored: bool = False,
+    precision: Precision | None = None,
 ) -> tuple[tuple[BlockKind, ...], ...]:
     """The kinds of the blocks on each stage.
 
@@ -129,16 +156,18 @@ def split(
     ----------
     how : "balanced", "even", the number of main-model layers per stage, or a layout (`simulator.spec.placement`).
     weights : time of one block of each kind, forward and backward [s]; only `balanced` reads them.
+    precision : which layers stay in BF16.
     mirrored : whether a rank holds the first stage and the last, the second and the last but one, and so on (DualPipe).
 
     Raises
     ------
     InputError : more stages than layers, or explicit numbers that do not add up.
     """
-    kinds = block_kinds(model)
+    kinds = block_kinds(model, precision)
     layers = model.num_hidden_layers
     if isinstance(how, str) and is_written(how):
-        return placed(how, model, stages)
+        found = placed(how, model, stages)
+        return found if precision is None else with_bf16(found, layers, precision)
     if how == "balanced":
         if stages > layers + 2:
             raise InputError(

@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
@@ -310,7 +311,7 @@ def _stragglers(s: Scenario) -> Iterator[Problem]:
         ("slowdown", slow.slowdown, 1.0, slow.gpus > 0, "gpus"),
         ("nic", slow.nic, 1.0, slow.gpus > 0, "gpus"),
         ("stage", slow.stage, 0, slow.gpus > 0, "gpus"),
-        ("seed", slow.seed, 0, slow.jitter > 0.0, "jitter"),
+        ("seed", slow.seed, 0, slow.jitter > 0.0 or slow.clocks == "drawn", "jitter"),
     )
     for key, value, usual, used, needs in idle:
         if value != usual and not used:
@@ -322,6 +323,32 @@ def _stragglers(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set stragglers.{needs}",
                 severity="warning",
             )
+    yield from _clocks(s)
+
+
+def _clocks(s: Scenario) -> Iterator[Problem]:
+    """What says how many GPUs are simulated, and at which clocks, must have a use."""
+    slow, power = s.job.stragglers, s.cluster.gpu.power
+    if slow.clocks == "drawn" and (power is None or not power.spread):
+        what = "no power model" if power is None else "gpu.power.spread = 0"
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.clocks",
+            value=slow.clocks,
+            message=f"does nothing: {s.cluster.name} has {what}",
+            suggestion="use slowest",
+            severity="warning",
+        )
+    apart = slow.any or (s.job.layout.ep > 1 and s.job.routing.kind != "uniform")
+    if slow.groups == "all" and slow.clocks == "slowest" and not apart:
+        yield Problem(
+            rule="slow GPUs",
+            key="stragglers.groups",
+            value=slow.groups,
+            message="does nothing while all GPUs are alike",
+            suggestion="set routing.kind, stragglers.gpus, stragglers.jitter or stragglers.clocks",
+            severity="warning",
+        )
 
 
 def _dense_problem(key: str, value: int, model: str) -> Problem:
@@ -384,6 +411,8 @@ def _heads(s: Scenario) -> Iterator[Problem]:
         seen.add((heads, kv))
         if heads % tp:
             yield _width_problem("layout.tp", tp, "attention heads", heads)
+        elif layer.o_groups % tp:
+            yield _width_problem("layout.tp", tp, "groups of heads that are projected together", layer.o_groups)
         elif not layer.is_mla and kv % tp and tp % kv:
             yield _width_problem("layout.tp", tp, "key-value heads", kv)
 
@@ -484,14 +513,7 @@ def _serving_nodes(s: Scenario) -> Iterator[Problem]:
 def _features(s: Scenario) -> Iterator[Problem]:
     """What the GPU and the model must be able to do."""
     job, gpu = s.job, s.cluster.gpu
-    if job.precision.recipe != "bf16" and gpu.peak.fp8 <= 0:
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value=job.precision.recipe,
-            message=f"{gpu.name} has no FP8 tensor cores",
-            suggestion="use bf16",
-        )
+    yield from precision_rules(s)
     yield from _expert_overlap(s)
     if s.stack.wgrad_fills_waits and job.layout.zero >= 2:
         yield Problem(
@@ -603,7 +625,7 @@ WITHIN: tuple[tuple[Module, Module], ...] = (
 def _recomputable(s: Scenario) -> dict[Module, tuple[bool, str]]:
     """Modules that not every model has: whether this one does, and what they are in words."""
     model = s.model
-    latent = (model.is_mla, "the up-projections of latent attention")
+    latent = (model.is_mla or model.shared_key_value, "the up-projections of latent attention")
     experts = (model.is_moe, "routed experts")
     return {
         "mla_up": latent,
@@ -630,6 +652,31 @@ def _optimizer(s: Scenario) -> Iterator[Problem]:
             message=f"needs whole matrices, and tp {layout.tp} x etp {layout.etp} splits them: not modelled",
             suggestion="use layout.tp=1 and layout.etp=1, or adamw",
         )
+
+
+def _replicas(s: Scenario) -> Iterator[Problem]:
+    """Groups that each hold all sharded states must be of equal size, and there must be sharded states."""
+    layout, job = s.job.layout, s.job
+    if layout.replicas == 1:
+        return
+    if not layout.zero:
+        yield Problem(
+            rule="replicas",
+            key="layout.replicas",
+            value=layout.replicas,
+            message="changes nothing: without ZeRO every rank holds everything",
+            suggestion="use layout.zero=1, 2 or 3",
+        )
+    shared = {"dp x cp": job.dp * layout.cp} | ({"the experts' edp": job.edp} if s.model.is_moe else {})
+    for what, ranks in shared.items():
+        if ranks and ranks % layout.replicas:
+            yield Problem(
+                rule="replicas",
+                key="layout.replicas",
+                value=layout.replicas,
+                message=f"does not divide {what} {ranks}",
+                suggestion=f"use {_divisors(ranks, layout.replicas)}",
+            )
 
 
 def _offload(s: Scenario) -> Iterator[Problem]:
@@ -711,6 +758,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _features,
         _recompute,
         _optimizer,
+        _replicas,
         _offload,
         _memory,
     ),

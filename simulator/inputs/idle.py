@@ -14,6 +14,7 @@ from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
 from simulator.schedule.action import Schedule
 from simulator.schedule.pairing import PAIRED
+from simulator.spec.precision import RECIPES
 from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import LIBRARY
@@ -63,9 +64,10 @@ SHOWN_ONLY: Mapping[str, str] = {
 def _overridden(change: Override, scenario: Scenario) -> str:
     """Why a format of the stack's states changes nothing; empty where the job's `[optimizer]` leaves it alone."""
     table, _, key = change.rest.partition(".")
-    if table != "optimizer" or getattr(scenario.job.optimizer, key, None) is None:
+    own = {"optimizer": scenario.job.optimizer, "precision": scenario.job.precision}.get(table)
+    if own is None or getattr(own, key, None) is None:
         return ""
-    return f"the job says optimizer.{key} itself; set that"
+    return f"the job says {table}.{key} itself; set that"
 
 
 def _used(scenario: Scenario) -> str:
@@ -240,9 +242,21 @@ def _without_travel(scenario: Scenario) -> str:
     return _without_experts(scenario) or alone
 
 
+def _without_casts(scenario: Scenario) -> str:
+    recipe = scenario.job.precision.recipe
+    return "" if RECIPES[recipe].by_layer else f"no layer casts its own operands under the recipe {recipe}"
+
+
+def _without_scales(scenario: Scenario) -> str:
+    return "" if scenario.job.precision.recipe == "fp8_tensor" else "only the recipe fp8_tensor can scale so or so"
+
+
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_update_overlap": _without_offload,
     "stack.gate_weights": _without_experts,
+    "stack.precision.scaling": _without_scales,
+    "stack.precision.weights": _without_casts,
+    "stack.precision.kept": _without_casts,
     "stack.expert_overlap": _without_1f1b,
     "stack.wgrad_fills_waits": _without_lone_gradients,
     "stack.pipeline_buffers": _without_pipeline,

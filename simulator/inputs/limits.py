@@ -48,6 +48,7 @@ CLUSTER: Mapping[str, Range] = {
     "gpu.boost_clock": Range(low=1e8, high=1e11, unit="Hz", factors=("e9", "e6")),
     "gpu.peak.bf16": _RATE,
     "gpu.peak.fp8": Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"), or_zero=True),
+    "gpu.peak.fp4": Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"), or_zero=True),
     "gpu.peak.fp32": Range(low=1e11, high=1e18, unit="FLOP/s", factors=("e12", "e15"), or_zero=True),
     "gpu.hbm_bytes": Range(low=1e8, high=1e14, unit="B", factors=("e9", "e12")),
     "gpu.hbm_bandwidth": _BANDWIDTH,
@@ -64,6 +65,8 @@ CLUSTER: Mapping[str, Range] = {
     "node.host.bandwidth": _BANDWIDTH,
     "node.host.peak": _BANDWIDTH,
     "node.host.memory_bandwidth": _BANDWIDTH,
+    "node.host.disk_bandwidth": Range(low=0, high=1e14, unit="B/s", factors=("e9", "e12")),
+    "node.host.disk_bytes": Range(low=0, high=1e16, unit="B", factors=("e9", "e12")),
     "node.host.memory_bytes": Range(low=1e9, high=1e15, unit="B", factors=("e9", "e12")),
 }
 
@@ -78,6 +81,8 @@ STACK: Mapping[str, Range] = {
     "host_graph": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "host_backward": Range(low=0.1, high=10),
     "scheduler.reserved_output": Range(low=0, high=1),
+    "scheduler.host_cache": Range(low=0, high=1e15, unit="B", factors=("e9", "e12")),
+    "scheduler.disk_cache": Range(low=0, high=1e15, unit="B", factors=("e9", "e12")),
     "scheduler.captured_prefill": _NOT_NEGATIVE,
     "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
     "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
@@ -98,6 +103,8 @@ JOB: Mapping[str, Range] = {
     "serving.prefill_context": _NOT_NEGATIVE,
     "layout.zero": Range(low=0, high=3),
     "layout.stages": _NOT_NEGATIVE,
+    "precision.bf16_first_layers": _NOT_NEGATIVE,
+    "precision.bf16_last_layers": _NOT_NEGATIVE,
     "layout.decoder_first_pipeline_num_layers": _NOT_NEGATIVE,
     "layout.decoder_last_pipeline_num_layers": _NOT_NEGATIVE,
     "memory.headroom": Range(low=0, high=0.9),
@@ -139,6 +146,9 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "index_n_heads",
         "index_head_dim",
         "index_topk",
+        "o_groups",
+        "o_lora_rank",
+        "num_hash_layers",
         "linear_num_key_heads",
         "linear_num_value_heads",
         "linear_key_head_dim",
@@ -156,6 +166,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
 ) | {
     "num_hidden_layers": Range(low=1, high=1024),
     "num_nextn_predict_layers": Range(low=0, high=256),
+    "hc_mult": Range(low=1, high=64),
     "partial_rotary_factor": Range(low=0, high=1),
     "full_rotary_factor": Range(low=0, high=1),
 }

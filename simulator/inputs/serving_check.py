@@ -17,6 +17,7 @@ _TRAINING_LAYOUT = (
     "cp",
     "zero",
     "schedule",
+    "replicas",
     "recompute",
     "recompute_method",
     "recompute_layers",
@@ -51,14 +52,6 @@ def training_keys(s: Scenario) -> Iterator[Problem]:
             yield _only_training(f"offload.{part.name}", value, "0", s.job.workload)
     if s.job.run.tokens != Run().tokens:
         yield _only_training("run.tokens", f"{s.job.run.tokens:g}", "1e12", s.job.workload)
-    if s.job.precision.recipe == "fp8_tensor":
-        yield Problem(
-            rule="precision",
-            key="precision.recipe",
-            value="fp8_tensor",
-            message="is not modelled of serving",
-            suggestion="use fp8 or bf16",
-        )
     if s.job.workload == "decode" and s.job.overlap != Overlap():
         yield Problem(
             rule="communication SMs",
@@ -278,6 +271,14 @@ def slots(s: Scenario) -> Iterator[Problem]:
                 message=f"changes nothing: {why}",
                 suggestion="use 0",
             )
+    if serving.expert_weights != "recipe" and not model.is_moe:
+        yield Problem(
+            rule="stored weights",
+            key="serving.expert_weights",
+            value=serving.expert_weights,
+            message=f"changes nothing: {model.name} has no experts",
+            suggestion="use recipe",
+        )
     if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
         yield Problem(
             rule="copies of experts",

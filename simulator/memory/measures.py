@@ -57,7 +57,7 @@ def _assume(**values: float | bool) -> Change:
 
 
 def _bf16_activations(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
-    return _rebuilt(built, replace(built.shapes, recipe="bf16")), assumed
+    return _rebuilt(built, built.shapes.in_bf16()), assumed
 
 
 def _fp32_moments(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
@@ -69,7 +69,7 @@ def _fp32_moments(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel
 def _all(built: PricedModel, assumed: Assumptions) -> tuple[PricedModel, Assumptions]:
     wide, assumed = _fp32_moments(built, assumed)
     back = replace(assumed, ema_on_gpu=True, share_mtp=False)
-    return _rebuilt(wide, replace(built.shapes, recipe="bf16", recompute=NOTHING)), back
+    return _rebuilt(wide, replace(built.shapes.in_bf16(), recompute=NOTHING)), back
 
 
 _REPORT = "arXiv 2412.19437, section "

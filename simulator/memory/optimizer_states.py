@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from simulator.dtypes import BF16, FP8, FP8_MATRIX, FP32
+from simulator.dtypes import BF16, FP8_MATRIX, FP32
 from simulator.engine.lower import overlaps
 from simulator.engine.sync import groups
 from simulator.graph.parameters import Held, held_by_block, held_by_stage
@@ -17,11 +17,10 @@ from simulator.memory.assumptions import Assumptions
 from simulator.memory.memory_report import Item
 from simulator.spec.job import Job
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.precision import Formats
 from simulator.spec.scenario import Scenario
 from simulator.spec.states import States
 
-FP8_LAYOUTS = 2 * FP8
-"""Bytes of one weight in FP8 and transposed FP8, in addition to BF16 (Transformer Engine's per-tensor recipes) [B]."""
 IN_FLIGHT = 2
 """Blocks that are whole at once under ZeRO-2 and -3, of weights and of gradients: the one that computes, and the one
 that is gathered for it next or whose gradients are being reduced (PyTorch FSDP2's prefetch and its wait for the
@@ -46,8 +45,8 @@ class Shards:
 
 def shards_of(scenario: Scenario, copies: int) -> Shards:
     """The groups of a scenario whose stages stand on `copies` ranks of a pipeline."""
-    (dense, _), (experts, _) = groups(scenario, copies)
-    return Shards(dense=dense, experts=experts)
+    dense, experts = groups(scenario, copies)
+    return Shards(dense=dense.ranks, experts=experts.ranks)
 
 
 def made_in_backward(kinds: Iterable[BlockKind], scenario: Scenario, shards: Shards) -> dict[BlockKind, float]:
@@ -158,29 +157,34 @@ def _weights(
     stages: Sequence[Sequence[BlockKind]], scenario: Scenario, shards: Shards, assumed: Assumptions, held: Held
 ) -> list[Item]:
     """Weights the GEMMs read: whole, or under ZeRO-3 a shard and the gathered blocks."""
-    recipe, zero = scenario.job.precision.recipe, scenario.job.layout.zero
+    formats, zero = scenario.formats, scenario.job.layout.zero
     dense, experts = (shards.dense, shards.experts) if zero >= 3 else (1, 1)
-    narrow = held.matrices / dense + held.experts / experts
-    wide = held.dense / dense + held.experts / experts - (narrow if recipe == "fp8" and assumed.fp8_weights else 0.0)
+    narrow = held.narrow / dense + held.narrow_experts / experts
+    alone = assumed.fp8_weights if formats.recipe == "fp8" else formats.weights == "recipe" and formats.record.by_layer
+    wide = held.dense / dense + held.experts / experts - (narrow if alone else 0.0)
     items = []
     fp32 = scenario.states.parameters == "fp32" and "optimizer" in scenario.workload.resident
     if fp32 and zero >= 3:  # what GEMMs read is there while it is gathered only
         narrow = wide = 0.0
-    if recipe == "fp8":
+    if formats.recipe == "fp8":
         items.append(Item(group="weights", name="weights, FP8 with scales", bytes=narrow * FP8_MATRIX))
-    elif recipe == "fp8_tensor" and zero < 3:
-        items.append(Item(group="weights", name="weights, FP8 in both layouts", bytes=narrow * FP8_LAYOUTS))
+    elif formats.cached_bytes:
+        form = "in both layouts" if formats.layouts == 2 and zero < 3 else "in one layout"
+        each = formats.cached_bytes if zero < 3 else formats.record.weight
+        name = f"weights, {formats.record.gemm.partition('_')[0].upper()} {form}"
+        items.append(Item(group="weights", name=name, bytes=narrow * each))
     items.append(Item(group="weights", name="weights, BF16", bytes=wide * BF16))
     if zero >= 3:
-        whole = in_flight(stages, scenario, lambda block: _gathered(block, recipe))
+        whole = in_flight(stages, scenario, lambda block: _gathered(block, formats))
         items.append(Item(group="buffers", name="gathered weights", bytes=whole * (2 if overlaps(scenario) else 1)))
     return items
 
 
-def _gathered(block: Held, recipe: str) -> float:
-    """Bytes of a gathered block as its GEMMs read it [B]."""
-    layouts = (block.matrices + block.experts) * FP8_LAYOUTS if recipe == "fp8_tensor" else 0.0
-    return sum(block.weight_bytes(recipe)) + layouts
+def _gathered(block: Held, formats: Formats) -> float:
+    """Bytes of a gathered block, and of what its GEMMs read of it: a cast is there while its GEMM runs, all of them
+    where the forms are made of what arrives [B]."""
+    made = (formats.layouts - 1) * formats.record.weight if formats.weights == "recipe" else 0.0
+    return sum(block.weight_bytes(formats)) + (block.narrow + block.narrow_experts) * made
 
 
 def in_flight(stages: Sequence[Sequence[BlockKind]], scenario: Scenario, size: Callable[[Held], float]) -> float:

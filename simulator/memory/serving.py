@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from simulator.dtypes import BF16, FP8_MATRIX, FP32, WIDTH, fp8_bytes
+from simulator.dtypes import BF16, FP8_MATRIX, FP32, MXFP4, WIDTH, fp8_bytes
 from simulator.graph.mixers.recurrent import state_of
 from simulator.graph.parallel import kv_heads_per_rank
 from simulator.graph.serving.shapes import ServingShapes, microbatches_of, serving_of, serving_shapes
@@ -16,7 +16,7 @@ from simulator.memory.budget import KV, beyond_budget, kv_budget_bytes
 from simulator.memory.buffers import queue_bytes
 from simulator.memory.capacity import headroom
 from simulator.memory.memory_report import Item, MemoryReport, RankMemory
-from simulator.memory.optimizer_states import shards_of, state_items
+from simulator.memory.optimizer_states import held_by_rank, shards_of, state_items
 from simulator.memory.temporary import footprints
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.scenario import Scenario
@@ -88,6 +88,7 @@ def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> f
         own = replace(shapes, model=model.of_kind(kind))
         share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
         total += layers * model.cached_values(kind, length) * share * WIDTH[shapes.serving.kv_dtype]
+        total += layers * (model.indexed_bytes(kind, length) + model.open_entry_bytes(kind))
         if kind.mixer.is_recurrent:
             state = state_of(own)
             total += layers * (state.state_values * FP32 + state.conv_values * BF16)
@@ -116,18 +117,23 @@ def kv_bytes_per_token(scenario: Scenario) -> float:
     job's length [B]."""
     model, serving = scenario.model, serving_of(scenario)
     length = _length(scenario)
-    values = sum(many * model.cached_values(kind, length) for kind, many in cached_layers(model).items())
-    return values * WIDTH[serving.kv_dtype] / length
+    width, kinds = WIDTH[serving.kv_dtype], cached_layers(model)
+    each = {kind: width * model.cached_values(kind, length) + model.indexed_bytes(kind, length) for kind in kinds}
+    return sum(many * each[kind] for kind, many in kinds.items()) / length
 
 
 def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:
-    weights, *states = state_items([block_kinds(scenario.model)], scenario, shards_of(scenario, 1), assumed)
-    yield replace(weights, bytes=weights.bytes + _shared_elsewhere(s))
+    stage = [block_kinds(scenario.model)]
+    weights, *states = state_items(stage, scenario, shards_of(scenario, 1), assumed)
+    narrow = held_by_rank(stage, scenario, assumed.share_mtp).experts if _stored_narrow(s) else 0
+    yield replace(weights, bytes=weights.bytes + _shared_elsewhere(s) - narrow * _recipe_width(s))
+    if narrow:
+        yield Item(group="weights", name="experts, MXFP4", bytes=narrow * MXFP4)
     yield from states
     yield from _copies(s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
-    residual = s.tokens * s.model.hidden_size * BF16
+    residual = s.tokens * s.model.stream_width * BF16
     moving = [
         Item(group="temporary", name="residual stream", bytes=residual * microbatches_of(s.serving)),
         Item(group="temporary", name="largest op", bytes=largest * microbatches_of(s.serving)),
@@ -146,7 +152,7 @@ def _shared_elsewhere(s: ServingShapes) -> float:
         return 0.0
     held = 0.0 if s.serving.shared_slots else 1.0 if s.brings_own else 1.0 / layout.tp
     shared = model.layer_parameters(BlockKind.MOE).shared_expert * (held - 1.0 / layout.tp)
-    return _moe_layers(model) * round(shared) * _expert_width(s)
+    return _moe_layers(model) * round(shared) * _recipe_width(s)
 
 
 def _copies(s: ServingShapes) -> Iterable[Item]:
@@ -164,8 +170,16 @@ def _moe_layers(model: ModelSpec) -> int:
     return sum(kind.is_moe for kind in block_kinds(model))
 
 
-def _expert_width(s: ServingShapes) -> float:
+def _stored_narrow(s: ServingShapes) -> bool:
+    return s.serving.expert_weights == "mxfp4"
+
+
+def _recipe_width(s: ServingShapes) -> float:
     return FP8_MATRIX if s.fp8 else BF16
+
+
+def _expert_width(s: ServingShapes) -> float:
+    return MXFP4 if _stored_narrow(s) else _recipe_width(s)
 
 
 def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterable[Item]:

@@ -96,7 +96,7 @@ def _largest(ops: list[Op], here: Here) -> float:
     for op, following in zip(ops, [*ops[1:], None], strict=False):
         read, written = operands(op, here)
         kept = op.saved + (following.saved if following is not None and following.saves_input else 0.0)
-        worst = max(worst, (0.0 if op.reads_resident else read) + max(0.0, written - kept) + op.scratch)
+        worst = max(worst, op.alive + (0.0 if op.reads_resident else read) + max(0.0, written - kept))
     return worst
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine.lower import drawn_clocks
 from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.whole_step import UnevenStep, uneven_step
 from simulator.schedule import Schedule
 from simulator.spec.job import Job, Routing
-from simulator.spec.uneven import Stragglers
 
 Array = NDArray[np.float64]
 
@@ -23,11 +23,11 @@ Cause = str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankWaits:
-    """Of the simulated ranks of an expert-parallel group; ranks that are alike are shown once.
+    """Of the simulated ranks of a stage; ranks that are alike are shown once.
 
     Parameters
     ----------
-    ranks : their numbers in the group.
+    ranks : their numbers in the stage.
     layers : numbers of the layers with rendezvous (-1: gradients and parameters).
     load : tokens over the mean, mean over microbatches (ranks x layers).
     waited : how long a rank waits for the last one at the rendezvous of a layer, in a step (ranks x layers) [s].
@@ -95,7 +95,7 @@ def waits_by_cause(built: PricedModel, schedule: Schedule, uneven: UnevenStep) -
     job, present = built.scenario.job, []
     if job.routing.kind != "uniform" and built.scenario.model.is_moe:
         present.append("load")
-    if replace(job.stragglers, jitter=0.0).any:
+    if replace(job.stragglers, jitter=0.0).any or drawn_clocks(built.scenario):
         present.append("hardware")
     if job.stragglers.jitter:
         present.append("jitter")
@@ -114,9 +114,16 @@ def waited_by_mean(uneven: UnevenStep) -> float:
     return sum(float(wait[-1]) for wait in uneven.timeline.wait.values())
 
 
+def _has_all(job: Job) -> bool:
+    """Whether all groups are simulated."""
+    return job.stragglers.groups == "all" or job.stragglers.clocks == "drawn"
+
+
 _WITHOUT: dict[Cause, Callable[[Job], Job]] = {
     "load": lambda job: replace(job, routing=Routing()),
-    "hardware": lambda job: replace(job, stragglers=Stragglers(jitter=job.stragglers.jitter, seed=job.stragglers.seed)),
+    "hardware": lambda job: replace(
+        job, stragglers=replace(job.stragglers, gpus=0, clocks="slowest", groups="all" if _has_all(job) else "first")
+    ),
     "jitter": lambda job: replace(job, stragglers=replace(job.stragglers, jitter=0.0)),
 }
 

@@ -9,8 +9,8 @@ from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.graph.serving.shapes import serving_of
 from simulator.memory.serving import fits_with, kv_bytes_per_token, kv_cache_tokens, peak_with
-from simulator.ops import seen_keys
 from simulator.results.intervals import Interval, length, merged, minus
+from simulator.spec.mixer import Mixer
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 from simulator.units import HOUR
@@ -41,10 +41,10 @@ def _decode_flops(model: ModelSpec, keys: float) -> float:
             macs += layers * model.layer_macs_per_token(kind, 1)
             continue
         pair = 2 * (own.kv_lora_rank or 0) + own.qk_rope_head_dim if own.is_mla else own.qk_head_dim + own.v_dim
-        chunk = own.attention_chunk_size
-        seen = (keys - 1) % chunk + 1 if chunk else min(keys, own.sliding_window or keys)
-        macs += layers * (model.layer_macs_per_token(kind, 0) + own.num_attention_heads * pair * seen)
-    return 2.0 * (macs + model.vocab_size * model.hidden_size)
+        seen = own.keys_of_newest(round(keys))
+        index = own.index_macs(round(keys) // (own.compress_rate or 1))
+        macs += layers * (model.layer_matrix_macs(kind) + own.num_attention_heads * pair * seen + index)
+    return 2.0 * (macs + model.vocab_size * model.hidden_size + model.collapse_macs)
 
 
 def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
@@ -56,7 +56,7 @@ def _prompt_flops(scenario: Scenario, new: int, cached: float) -> float:
         expand = (model.kv_lora_rank or 0) * model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim)
         matrices += model.num_hidden_layers * expand * cached
     attention = sum(many * _prompt_macs(model.of_kind(kind), new, cached) for kind, many in kinds.items())
-    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size)
+    return 2.0 * (matrices + attention + model.vocab_size * model.hidden_size + model.collapse_macs)
 
 
 def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
@@ -66,11 +66,11 @@ def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
     if not mixer.attends:
         kind = layer.layer_kind(0)
         return new * (layer.layer_macs_per_token(kind, 1) - layer.layer_macs_per_token(kind, 0))
-    seen = cached + (new + 1) / 2.0
-    if layer.sliding_window or layer.attention_chunk_size:
-        first = round(cached)
-        seen = seen_keys(first, first + new, layer.sliding_window or 0, layer.attention_chunk_size)
-    return layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen * new
+    seen, first = cached + (new + 1) / 2.0, round(cached)
+    if layer.sliding_window or layer.attention_chunk_size or mixer is Mixer.SPARSE:
+        seen = layer.keys_per_query(first, first + new)
+    index = layer.index_macs(layer.scored_keys(first, first + new))
+    return (layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen + index) * new
 
 
 def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:

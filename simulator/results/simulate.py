@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.engine.des import simulate as run_events
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, fills_waits, is_uneven, lower, pairs_forwards, price_model, stage_names
+from simulator.engine.lower import (
+    PricedModel,
+    drawn_clocks,
+    fills_waits,
+    is_uneven,
+    lower,
+    pairs_forwards,
+    price_model,
+    stage_names,
+)
 from simulator.engine.power import at_the_limit, demand
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
@@ -83,8 +92,11 @@ def prepare(scenario: Scenario, *, typical: bool = False) -> tuple[PricedModel, 
 def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[PricedModel, float, float | None]:
     """(plan, slowdown of tensor kernels, mean power demanded at full clock [W] or None without a power model).
 
-    A quick pass at full clock gives the power that the step would draw; `gpus` wait for the slowest of them.
+    A quick pass at full clock gives the power that the step would draw; `gpus` wait for the slowest of them. Where
+    each GPU has a demand of its own, the plan is that of a mean one.
     """
+    if drawn_clocks(scenario):
+        gpus = 1
     fresh = price_model(scenario, schedule.stages)
     sound = replace(fresh, rendezvous=None)  # the GPU for which the others wait does not wait itself
     factor, watts = at_the_limit(
@@ -94,7 +106,7 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
     )
     if watts is None:
         return fresh, factor, None
-    return price_model(scenario, schedule.stages, pace=factor), factor, watts
+    return price_model(scenario, schedule.stages, pace=factor, watts=watts), factor, watts
 
 
 def timeline_of(
@@ -236,7 +248,13 @@ def _held_back(built: PricedModel) -> Iterator[str]:
     gpu, factor = built.scenario.cluster.gpu, built.pace
     if gpu.power is None:
         yield f"no power model of {built.scenario.cluster.name}: tensor kernels run at the clock of their benchmarks"
-    if factor > 1.0:
+    elif drawn_clocks(built.scenario):
+        yield (
+            f"each GPU has a power demand of its own (standard deviation {gpu.power.spread:.1%}, seed"
+            f" {built.scenario.job.stragglers.seed}); at {gpu.power_cap:.0f} W tensor kernels of a mean one last"
+            f" {factor:.2f} times as long as at full clock"
+        )
+    elif factor > 1.0:
         gpus = built.scenario.job.gpus
         whose = f" on the GPU with the highest power demand of {gpus:,}; the others wait for it" if gpus > 1 else ""
         yield f"at {gpu.power_cap:.0f} W tensor kernels last {factor:.2f} times as long as at full clock{whose}"

@@ -9,12 +9,14 @@ from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
 from simulator.inputs.check import check
 from simulator.serving.engine.engine import Engine, Listener
+from simulator.serving.engine.kv_tiers import TierRoom
 from simulator.serving.handover import Handover, KvLink
 from simulator.serving.kv_room import KvRoom, kv_room
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import Fleet
 from simulator.serving.routers import RouterName, router_of
 from simulator.serving.step_times import Pace, StepForecasts, StepTable, StepTimes
+from simulator.serving.tier_room import tier_room
 from simulator.spec.scenario import Scenario
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import Serving
@@ -66,6 +68,7 @@ class Deployment:
     scenario : the job.
     scheduler : settings of each engine.
     room : KV cache of a GPU.
+    tiers : where an engine's prefix cache goes on below HBM; None: nowhere.
     table : times of steps.
     ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
     engines : engines in all.
@@ -74,6 +77,7 @@ class Deployment:
     link : how KV caches travel between them.
     lost_at : when the last engine is lost [s].
     slow : how many times as long each step of the last engine takes.
+    received : prompts are computed elsewhere in no time: what comes are their KV caches.
     """
 
     scenario: Scenario
@@ -87,12 +91,19 @@ class Deployment:
     link: KvLink | None = None
     lost_at: float | None = None
     slow: float = 1.0
+    tiers: TierRoom | None = None
+    received: bool = False
 
     @property
     def gpus(self) -> int:
         """GPUs of all engines."""
         own = self.engines * self.ranks * self.scenario.job.layout.tp
         return own + (self.prompts.gpus if self.prompts is not None else 0)
+
+    @property
+    def sides(self) -> tuple[Deployment, ...]:
+        """Itself, and what computes its prompts."""
+        return (self,) if self.prompts is None else (self, self.prompts)
 
     @property
     def blocks(self) -> int:
@@ -107,17 +118,21 @@ class Deployment:
             if self.slow > 1.0:
                 engines[-1].times = Slowed(engines[-1].times, self.slow)
             loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
-            return Fleet(engines=engines, router=router, loss=loss)
+            return Fleet(engines=engines, router=router, loss=loss, received=self.received)
         handover = Handover(recorder, self.link)
-        before = self.prompts._fresh(handover)
-        return Fleet(engines=before, router=router, decoders=self._fresh(recorder), handover=handover)
+        before = self.prompts._fresh(handover, "prefill engine")
+        return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)
 
-    def _fresh(self, recorder: Listener) -> list[Engine]:
+    def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
         times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
         s = self.scheduler
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
         drafts = chances(serving_of(self.scenario))
-        return [Engine(times, whole, self.blocks, recorder, drafts, seed) for seed in range(self.engines)]
+        every = range(self.engines)
+        made = [Engine(times, whole, self.blocks, recorder, drafts, seed, self.tiers) for seed in every]
+        for number, engine in enumerate(made):
+            engine.name = f"{called} {number}"
+        return made
 
 
 def chances(serving: Serving) -> tuple[float, ...]:
@@ -146,10 +161,12 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         )
     together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY
     ranks = scenario.job.dp if together else 1
+    room = kv_room(scenario, scheduler)
     return Deployment(
         scenario=scenario,
         scheduler=scheduler,
-        room=kv_room(scenario, scheduler),
+        room=room,
+        tiers=tier_room(scenario, scheduler, room, ranks),
         table=StepTable(StepForecasts(scenario), scheduler),
         ranks=ranks,
         engines=replicas * (1 if together else scenario.job.dp),

@@ -8,7 +8,7 @@ from math import inf
 
 from simulator.serving.engine.engine import Engine
 from simulator.serving.recorder import Recorder
-from simulator.serving.request import Request, Sequence
+from simulator.serving.request import Request, Sequence, received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +73,10 @@ class Handover:
     def finished(self, sequence: Sequence, now: float) -> None:
         """The first token is there: the cache leaves, unless it was all."""
         request = self._asked.pop(sequence.request.number)
-        whole = Sequence(request)
-        whole.computed, whole.made, whole.hits = request.input_tokens, 1, sequence.hits
-        whole.started, whole.first, whole.last = sequence.started, sequence.first, now
+        whole = received(request, now)
+        whole.hits = sequence.hits
+        whole.host_hits, whole.disk_hits = sequence.host_hits, sequence.disk_hits
+        whole.started, whole.first = sequence.started, sequence.first
         whole.preemptions = sequence.preemptions
         if request.output_tokens == 1:
             self._recorder.finished(whole, now)
@@ -84,4 +85,5 @@ class Handover:
         key = id(self._last)
         arrives = max(now + behind, self._free.get(key, 0.0) + busy + self._link.latency)
         self._free[key] = arrives - self._link.latency
+        whole.received = arrives
         heappush(self._under_way, (arrives, request.number, whole))

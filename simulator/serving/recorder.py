@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.serving.request import Request, Sequence
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 BUCKETS = 512
 """Most intervals of a time series; beyond, two become one."""
-SERIES = ("waiting", "running", "kv_blocks", "output_tokens", "input_tokens", "busy")
+SERIES = ("waiting", "running", "kv_blocks", "output_tokens", "input_tokens", "busy", "cached_tokens")
 
 
 class Ran(NamedTuple):
@@ -74,24 +75,28 @@ class Recorder:
     Parameters
     ----------
     limits : service level of a request: bounds on some of ttft, tpot and e2e [s].
-    answered : called with every finished request's sequence and time, before it is forgotten.
+    answered : each called with every finished request's sequence and time, before it is forgotten.
+    watched : called with beginning, end and engine of steps that ran (several where only decodes follow each other).
     """
 
     def __init__(
         self,
         limits: Mapping[str, float] | None = None,
-        answered: Callable[[Sequence, float], None] | None = None,
+        answered: Items[Callable[[Sequence, float], None]] = (),
+        watched: Callable[[float, float, Engine], None] | None = None,
     ) -> None:
-        self.limits, self._answered = dict(limits or {}), answered
+        self.limits, self._answered, self._watched = dict(limits or {}), answered, watched
         self.ttft, self.tpot, self.itl, self.e2e, self.queue = Sketch(), Sketch(), Sketch(), Sketch(), Sketch()
         self.series = Series()
         self.arrived = self.finished_count = self.refused = self.good = 0
         self.inputs = self.outputs = self.hits = 0  # tokens of finished requests, and found in the prefix cache
+        self.host_hits = self.disk_hits = 0  # of these, below HBM
         self.preempted = 0  # finished requests that were put back at least once
         self.begin, self.end, self.last_arrival = 0.0, 0.0, 0.0
         self.backlog = 0  # requests that waited when the last one arrived
         self.areas = [0.0] * len(SERIES)
-        self.peak_waiting = self.peak_running = self.peak_blocks = 0
+        self.peak_waiting = self.peak_running = 0
+        self.peak_use = 0.0  # share of an engine's blocks
         self.steps = 0
         self.ran: list[Ran] = []
         self._stride = self._until_kept = 1
@@ -126,6 +131,8 @@ class Recorder:
         self.inputs += request.input_tokens
         self.outputs += outputs
         self.hits += sequence.hits
+        self.host_hits += sequence.host_hits
+        self.disk_hits += sequence.disk_hits
         self.preempted += 1 if sequence.preemptions else 0
         self.end = max(self.end, now)
         limits = self.limits
@@ -133,8 +140,8 @@ class Recorder:
             ttft <= limits.get("ttft", ttft) and tpot <= limits.get("tpot", tpot) and e2e <= limits.get("e2e", e2e)
         ):
             self.good += 1
-        if self._answered is not None:
-            self._answered(sequence, now)
+        for each in self._answered:
+            each(sequence, now)
 
     def stepped(self, since: float, until: float, engine: Engine) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
@@ -145,13 +152,15 @@ class Recorder:
             self.peak_waiting = waiting
         if running > self.peak_running:
             self.peak_running = running
-        if used > self.peak_blocks:
-            self.peak_blocks = used
-        prompts = 0
-        for chunk in engine.chunks:
-            prompts += chunk.tokens
+        if used > self.peak_use * engine.kv.blocks:
+            self.peak_use = used / engine.kv.blocks
+        prompts = cached = 0
+        for sequence, tokens in engine.chunks:
+            prompts += tokens
+            if sequence.computed == sequence.hits:  # its first part
+                cached += sequence.hits
         made = engine.ahead * len(engine.decoding.members) + engine.decoding.extra
-        values = (waiting * span, running * span, used * span, float(made), float(prompts), span)
+        values = (waiting * span, running * span, used * span, float(made), float(prompts), span, float(cached))
         areas = self.areas
         for at, value in enumerate(values):
             areas[at] += value
@@ -159,6 +168,8 @@ class Recorder:
         self._until_kept -= 1
         if not self._until_kept:
             self._keep(engine)
+        if self._watched is not None:
+            self._watched(since, until, engine)
 
     def _keep(self, engine: Engine) -> None:
         """Remember the shape of a step; fewer and fewer as time goes on, evenly spread."""

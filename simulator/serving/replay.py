@@ -11,7 +11,7 @@ from simulator.serving.engine.engine import Engine
 from simulator.serving.handover import Handover
 from simulator.serving.load.sources import Load
 from simulator.serving.recorder import Recorder
-from simulator.serving.request import Sequence
+from simulator.serving.request import Sequence, received
 from simulator.serving.routers import Router
 
 EVERY = 1024
@@ -28,6 +28,7 @@ class Fleet:
     router : picks one of them for each request.
     decoders : those that go on behind the first token; none: `engines` do it all.
     handover : what carries KV caches from `engines` to `decoders`; their listener.
+    received : requests come with their prompts computed and their first token.
     loss : an engine, by its number among `engines`, and when it is lost [s].
     """
 
@@ -36,6 +37,7 @@ class Fleet:
     decoders: Items[Engine] = ()
     handover: Handover | None = None
     loss: tuple[int, float] | None = None
+    received: bool = False
 
     @property
     def alive(self) -> list[Engine]:
@@ -83,14 +85,13 @@ def replay(
             engine.complete()
             if engine.orphans:
                 _retry(fleet, engine, now)
-            while done < recorder.finished_count:
-                done += 1
-                load.finished(now)
+            done = _report(load, recorder, done, now)
             continue
         if other < arrival and handover is not None:
             min(fleet.decoders, key=_load).submit(handover.take(), other)
             continue
         _arrive(load, fleet, recorder, most, arrival, progress)
+        done = _report(load, recorder, done, arrival)
 
 
 def _arrive(
@@ -112,7 +113,21 @@ def _arrive(
         load.finished(request.arrival)
         return
     chosen = alive[fleet.router(request, alive)] if len(alive) > 1 else alive[0]
-    chosen.submit(Sequence(request) if fleet.handover is None else fleet.handover.prompt_of(request), arrival)
+    if fleet.received:
+        sequence = received(request, arrival)
+        if sequence.left:
+            chosen.submit(sequence, arrival)
+        else:
+            recorder.finished(sequence, arrival)
+    else:
+        chosen.submit(Sequence(request) if fleet.handover is None else fleet.handover.prompt_of(request), arrival)
+
+
+def _report(load: Load, recorder: Recorder, done: int, now: float) -> int:
+    """Let the load know of answers beyond the first `done`; how many there are now."""
+    for _ in range(recorder.finished_count - done):
+        load.finished(now)
+    return recorder.finished_count
 
 
 def _retry(fleet: Fleet, lost: Engine, now: float) -> None:

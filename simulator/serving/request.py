@@ -42,26 +42,37 @@ class Sequence:
     made : output tokens that were generated.
     shared : blocks of the prefix cache that it reads or has filled: this many of the request's hashes.
     hits : prompt tokens found in the prefix cache at the last admission.
+    host_hits, disk_hits : of these, tokens found in the host's memory and on disk.
     started : when its first prefill began [s]; negative before.
     first, last : when its first and newest token came [s]; negative before.
+    received : when its KV cache had arrived from the engine that computed the prompt [s]; negative otherwise.
     joined : decode steps that its engine had run when it began to decode.
     ends : decode steps that the engine will have run when its last token is there.
     preemptions : times that it was put back.
     """
 
     __slots__ = (
-        "computed", "ends", "first", "hits", "joined", "last", "made", "preemptions", "request",
-        "shared", "started", "target",
+        "computed", "disk_hits", "ends", "first", "hits", "host_hits", "joined", "last", "made", "preemptions",
+        "received", "request", "shared", "started", "target",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.target = request.input_tokens
         self.computed = self.made = self.shared = self.hits = 0
+        self.host_hits = self.disk_hits = 0
         self.joined = self.ends = self.preemptions = 0
-        self.started = self.first = self.last = -1.0
+        self.started = self.first = self.last = self.received = -1.0
 
     @property
     def left(self) -> int:
         """Output tokens still to come."""
         return self.request.output_tokens - self.made
+
+
+def received(request: Request, now: float) -> Sequence:
+    """A sequence whose prompt was computed elsewhere, with its first token, and whose KV cache is here."""
+    sequence = Sequence(request)
+    sequence.computed, sequence.made = request.input_tokens, 1
+    sequence.started = sequence.first = sequence.last = sequence.received = now
+    return sequence

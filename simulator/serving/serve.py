@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
 from simulator.serving.deployment import Deployment
+from simulator.serving.engine.engine import Engine
+from simulator.serving.engine.kv_tiers import KvTiers
 from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.recorder import Recorder
 from simulator.serving.replay import replay
@@ -47,7 +50,8 @@ class Served:
     load : what was asked.
     recorder : what users saw.
     preemptions : times that a sequence was put back.
-    evicted : blocks of past prompts that were given up.
+    evicted : hashes of past prompts that HBM gave up.
+    below : what the tiers below HBM hold at the end, of each engine that has them.
     backlog : requests waiting when the last one arrived.
     rate : rate of arrivals [1/s]; None where it depends on answers, or is not known.
     capacity : most requests of these lengths that can be answered [1/s]; None where it was not asked.
@@ -60,6 +64,7 @@ class Served:
     recorder: Recorder
     preemptions: int
     evicted: int
+    below: tuple[KvTiers, ...]
     backlog: int
     rate: float | None
     capacity: float | None
@@ -107,7 +112,8 @@ def serve(
     load: LoadSpec,
     *,
     limits: Mapping[str, float] | None = None,
-    answered: Callable[[Sequence, float], None] | None = None,
+    answered: Items[Callable[[Sequence, float], None]] = (),
+    watched: Callable[[float, float, Engine], None] | None = None,
     progress: Callable[[float], None] | None = None,
     judged: bool = True,
 ) -> Served:
@@ -116,11 +122,12 @@ def serve(
     Parameters
     ----------
     limits : service level of a request, bounds on some of ttft, tpot and e2e [s].
-    answered : called with every answered sequence and the time of its last token.
+    answered : each called with every answered sequence and the time of its last token.
+    watched : called with beginning, end and engine of steps that ran.
     progress : called with the part that is done (0 to 1).
     judged : whether it is found out if the rate is above capacity, and how far interpolated steps are off.
     """
-    recorder = Recorder(limits, answered)
+    recorder = Recorder(limits, answered, watched)
     fleet = deployment.start(recorder)
     engines = [*fleet.engines, *fleet.decoders]
     source = open_load(load, progress if load.kind == "file" else None)
@@ -147,6 +154,7 @@ def serve(
         recorder=recorder,
         preemptions=sum(engine.prompts.preemptions for engine in engines),
         evicted=sum(engine.kv.evicted for engine in engines),
+        below=tuple(engine.kv.tiers for engine in engines if engine.kv.tiers is not None),
         backlog=recorder.backlog,
         rate=source.rate,
         capacity=capacity,
@@ -179,7 +187,7 @@ def saturation(deployment: Deployment, load: LoadSpec) -> float:
         if seen in (count // 4, count * 3 // 4):
             marks.append((seen, now))
 
-    recorder = Recorder(answered=note)
+    recorder = Recorder(answered=(note,))
     source = open_load(replace(load, requests=f"closed:{users}", count=count))
     assert isinstance(source, Closed)
     replay(source, deployment.start(recorder), recorder)

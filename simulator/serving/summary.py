@@ -28,6 +28,13 @@ DEFINITIONS: Mapping[str, str] = {
     "goodput_per_s": "requests that hold every limit of --slo, each by itself / makespan; all where there is none",
     "usd_per_million_output_tokens": "GPUs x price of a GPU-hour / output tokens of an hour x 1e6",
 }
+TITLES = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "itl_s": "inter-token latency",
+    "e2e_s": "end to end",
+    "queue_s": "of it in the queue",
+}
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
 
 
@@ -77,13 +84,33 @@ def _series(recorder: Recorder) -> dict[str, list[float]]:
     return out
 
 
+def _tiers(served: Served) -> dict[str, dict[str, float]]:
+    """Of every tier the share of prompt tokens found there; of those below HBM what they hold and gave up, too."""
+    recorder = served.recorder
+    inputs = max(1, recorder.inputs)
+    out: dict[str, dict[str, float]] = {
+        "hbm": {"hit_rate": (recorder.hits - recorder.host_hits - recorder.disk_hits) / inputs}
+    }
+    if served.below:
+        hits = {"host": recorder.host_hits, "disk": recorder.disk_hits}
+        for name, tiers in (("host", [one.host for one in served.below]), ("disk", [one.disk for one in served.below])):
+            out[name] = {
+                "hit_rate": hits[name] / inputs,
+                "blocks": sum(one.most for one in tiers),
+                "used_blocks": sum(one.held for one in tiers),
+                "evicted": sum(one.evicted for one in tiers),
+            }
+        out["host"]["written_blocks"] = sum(one.written for one in served.below)
+    return out
+
+
 def as_dict(served: Served) -> dict[str, Any]:
     """Everything, ready for JSON."""
     deployment, recorder = served.deployment, served.recorder
     scenario, load = deployment.scenario, served.load
     found = metrics(served)
-    span, engines = found["makespan_s"], deployment.engines
-    blocks = deployment.blocks * engines
+    span, sides = found["makespan_s"], deployment.sides
+    engines, blocks = sum(one.engines for one in sides), sum(one.blocks * one.engines for one in sides)
     over = served.overload
     rates = {name: value for name, value in found.items() if not isinstance(value, dict)}
     return {
@@ -93,7 +120,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "hardware": scenario.cluster.name,
         "stack": scenario.stack.name,
         "gpus": deployment.gpus,
-        "engines": engines,
+        "engines": deployment.engines,
         "ranks_in_lock_step": deployment.ranks,
         "router": deployment.router,
         "prefill_engines": deployment.prompts.engines if deployment.prompts is not None else 0,
@@ -130,9 +157,10 @@ def as_dict(served: Served) -> dict[str, Any]:
             "block_tokens": deployment.scheduler.block,
             "bytes_per_gpu": deployment.room.bytes,
             "mean_use": recorder.areas[2] / span / blocks,
-            "most_use": recorder.peak_blocks / deployment.blocks,
+            "most_use": recorder.peak_use,
             "prefix_hit_rate": recorder.hits / recorder.inputs if recorder.inputs else 0.0,
             "evicted_blocks": served.evicted,
+            "tiers": _tiers(served),
         },
         "busy": recorder.areas[5] / span / engines,
         "steps": recorder.steps,

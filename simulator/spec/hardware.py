@@ -17,12 +17,14 @@ class Peak:
     ----------
     bf16 : BF16 with FP32 accumulation [FLOP/s].
     fp8 : FP8 [FLOP/s] (0: the GPU has none).
+    fp4 : NVFP4 [FLOP/s] (0: the GPU has none).
     fp32 : FP32 units outside the tensor cores, which add up partial sums of block-scaled FP8 before Blackwell
         [FLOP/s] (0: not known, taken to keep up).
     """
 
     bf16: float
     fp8: float = 0.0
+    fp4: float = 0.0
     fp32: float = 0.0
 
 
@@ -114,12 +116,16 @@ class Host:
     peak : figure of the data sheet, for reports only [B/s].
     memory_bandwidth : attainable of the CPU's memory [B/s].
     memory_bytes : size of it [B].
+    disk_bandwidth : attainable of reads from its local disks [B/s]; 0: it has none.
+    disk_bytes : size of these [B].
     """
 
     bandwidth: float
     peak: float
     memory_bandwidth: float
     memory_bytes: float
+    disk_bandwidth: float = 0.0
+    disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

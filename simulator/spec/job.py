@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.precision import Precision
 from simulator.spec.serving import Serving
 from simulator.spec.states import Optimizer
 from simulator.spec.uneven import Stragglers
@@ -39,7 +40,6 @@ megatron/core/transformer/transformer_config.py, 2025):
 - `layer`: all of a layer; only its input is kept.
 """
 Recompute = RecomputePreset | tuple[Module, ...]
-Recipe = Literal["fp8", "bf16", "fp8_tensor"]
 Placement = Literal["balanced", "even"]
 
 
@@ -57,6 +57,9 @@ class Layout:
     etp : tensor parallelism inside an expert [ranks].
     sp : sequence parallelism, in addition to `tp`.
     zero : ZeRO stage, 0 to 3.
+    replicas : groups of ranks that each hold everything that ZeRO shards: gradients are reduce-scattered within a group
+        and all-reduced over the groups (HSDP; torchtitan, data_parallel_replicate_degree; Megatron-Core,
+        --num-distributed-optimizer-instances). 1: one group of all.
     schedule : a name in `simulator.schedule.SCHEDULES`, or the path of a schedule file.
     recompute : what backward recomputes: "none", "full" (whole layers), "selective" (as the stack means it), "deepseek"
         (norm, mla_up, swiglu), or a list of modules (`Module`).
@@ -79,6 +82,7 @@ class Layout:
     etp: int = 1
     sp: bool = True
     zero: int = 1
+    replicas: int = 1
     schedule: str = "1f1b"
     recompute: Recompute = "none"
     recompute_method: Literal["uniform", "block"] = "uniform"
@@ -107,19 +111,6 @@ class Batch:
 
 NO_BATCH = Batch(sequence_length=1, microbatch_size=1, global_batch_size=1)
 """Stands in a serving job, which has no batch of training."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """Number formats of the GEMMs.
-
-    Parameters
-    ----------
-    recipe : fp8: DeepSeek's fine-grained FP8 (arXiv 2412.19437, section 3.3); fp8_tensor: one scale per tensor
-        (Transformer Engine); bf16: everything in BF16.
-    """
-
-    recipe: Recipe = "bf16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

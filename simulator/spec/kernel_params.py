@@ -212,6 +212,7 @@ class StreamParams:
     launch : fixed time of a kernel [s].
     bandwidth : attainable share of the displayed memory bandwidth.
     sm_rate : what one SM can move [B/s] (0: no limit).
+    value_rate : values that the instructions of one SM get through [1/s], at boost clock (0: no limit).
     l2_gain : how many times faster bytes move that are still in L2 (1: no gain).
     wave_time : with fewer SMs a grid that exactly fills the GPU needs a second wave; its time, share of the first.
     traffic : slowdown per share of the displayed memory bandwidth that a concurrent kernel moves.
@@ -229,6 +230,7 @@ class StreamParams:
     launch: float
     bandwidth: float
     sm_rate: float = 0.0
+    value_rate: float = 0.0
     l2_gain: float = 1.0
     wave_time: float = 1.0
     traffic: float = 1.0

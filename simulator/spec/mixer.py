@@ -12,15 +12,18 @@ class Mixer(StrEnum):
 
     `full`: attention to all earlier tokens. `sliding`: to the last so many (Longformer, arXiv 2004.05150, section 3.1).
     `chunked`: to those of the same chunk (Llama 4). `sparse`: to those that an indexer chooses (DeepSeek-V3.2,
-    arXiv 2512.02556). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
-    Qwen3-Next). `mamba2`: by a state with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at all; such a layer is a
-    feed-forward part alone.
+    arXiv 2512.02556). `csa` and `hca`: to the last so many, and to entries that each stand for several earlier tokens,
+    to those that an indexer chooses, or to all of far fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a
+    state under the gated delta rule (arXiv 2412.06464, Qwen3-Next). `mamba2`: by a state with a decay (arXiv
+    2405.21060, Nemotron-H). `none`: not at all; such a layer is a feed-forward part alone.
     """
 
     FULL = "full"
     SLIDING = "sliding"
     CHUNKED = "chunked"
     SPARSE = "sparse"
+    CSA = "csa"
+    HCA = "hca"
     DELTA = "delta"
     MAMBA2 = "mamba2"
     NONE = "none"
@@ -31,13 +34,18 @@ class Mixer(StrEnum):
         return self in (Mixer.DELTA, Mixer.MAMBA2)
 
     @property
+    def compresses(self) -> bool:
+        """Whether several tokens share an entry of the cache."""
+        return self in (Mixer.CSA, Mixer.HCA)
+
+    @property
     def attends(self) -> bool:
         """Whether keys and values are kept."""
         return not self.is_recurrent and self is not Mixer.NONE
 
 
-FfnPart = Literal["dense", "moe", "none"]
-"""What follows attention in a layer."""
+FfnPart = Literal["dense", "moe", "hash", "none"]
+"""What follows attention in a layer; `hash`: experts that a table gives for each token of the vocabulary."""
 
 
 class BlockKind(str):
@@ -45,8 +53,9 @@ class BlockKind(str):
 
     A layer is named after its parts: `moe`, `sliding+moe`, `chunked+dense`; full attention goes without saying. Kinds
     are text in every output, so they are text here. In serving `mtp` is a whole pass of the MTP module behind the main
-    model, `draft` each further one. Where whole layers are recomputed, a `-kept` one is not, and an `-inner` one keeps
-    nothing, since it runs again together with the layer before.
+    model, `draft` each further one. Under a narrow recipe a `-bf16` layer stays in BF16. Where whole layers are
+    recomputed, a `-kept` one is not, and an `-inner` one keeps nothing, since it runs again together with the layer
+    before.
     """
 
     __slots__ = ()
@@ -73,14 +82,24 @@ class BlockKind(str):
         return BlockKind(self.partition("-")[0])
 
     @property
+    def in_bf16(self) -> BlockKind:
+        """The same layer with all its GEMMs in BF16."""
+        return BlockKind(f"{self}-bf16")
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether all its GEMMs are in BF16, whatever the recipe."""
+        return "-bf16" in self
+
+    @property
     def kept(self) -> BlockKind:
         """The same layer without recomputation."""
-        return BlockKind(f"{self.base}-kept")
+        return BlockKind(f"{self}-kept")
 
     @property
     def inner(self) -> BlockKind:
         """The same layer behind another of its group."""
-        return BlockKind(f"{self.base}-inner")
+        return BlockKind(f"{self}-inner")
 
     @property
     def is_inner(self) -> bool:
@@ -101,7 +120,7 @@ class BlockKind(str):
     @property
     def is_moe(self) -> bool:
         """Whether it is a layer with experts."""
-        return self.ffn == "moe"
+        return self.ffn in ("moe", "hash")
 
 
 BlockKind.EMBED = BlockKind("embed")
@@ -178,6 +197,11 @@ class MixerShape:
     `layer_types` names the mixer of each layer; empty: full attention in all. The `sliding_` sizes are those of layers
     with a window where they differ from the others' (MiMo-V2-Flash: 8 key-value heads instead of 4). Where layers
     differ, `full_rotary_factor` is the part of a head that rotates in layers with full attention (Llama 4: none).
+
+    DeepSeek-V4 (its report, sections 2.1 to 2.3): `shared_key_value`: one vector of `head_dim` is a token's key and its
+    value for all heads, queries come from a latent of `q_lora_rank`. `o_groups` groups of heads are projected to
+    `o_lora_rank` each before the output projection. `hc_mult` streams stand where others have one residual
+    (hyper-connections). The first `num_hash_layers` MoE layers take a token's experts from a table.
     """
 
     layer_types: tuple[Mixer, ...] = ()
@@ -190,7 +214,9 @@ class MixerShape:
     full_rotary_factor: float | None = None  # part of a head that rotates in full layers; None: as the others
     index_n_heads: int = 0  # heads of the indexer of sparse attention
     index_head_dim: int = 0  # width of such a head [elements]
-    index_topk: int = 0  # tokens that a query attends to in sparse layers
+    index_topk: int = 0  # tokens, or entries of several tokens, that the indexer chooses for a query
+    compress_rate_csa: int = 4  # tokens of an entry of the cache in `csa` layers
+    compress_rate_hca: int = 128  # the same in `hca` layers
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part
     linear_num_key_heads: int = 0  # heads of queries and keys under the delta rule
     linear_num_value_heads: int = 0  # heads of values, each with a state
@@ -206,6 +232,23 @@ class MixerShape:
     mamba_chunk_size: int = 256  # tokens that Mamba-2's kernels work on at once
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
+    shared_key_value: bool = False  # one vector is a token's key and its value
+    o_groups: int = 0  # groups of heads with a projection of their own before the output projection
+    o_lora_rank: int = 0  # width that it projects a group to [elements]
+    num_hash_layers: int = 0  # first layers whose experts a table gives for each token of the vocabulary
+    hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
+
+    @property
+    def hc_weights(self) -> int:
+        """Weights that hyper-connections compute for a token before a branch: in, out, and from stream to stream."""
+        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
+
+    @property
+    def compress_rate(self) -> int:
+        """Tokens of an entry of the cache, in the layers of a model whose layers are all alike (`of_kind`); 0: no layer
+        compresses."""
+        mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
+        return {Mixer.CSA: self.compress_rate_csa, Mixer.HCA: self.compress_rate_hca}.get(mixer, 0)
 
     @property
     def state(self) -> StateShape:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 
-from simulator.ops import seen_keys
 from simulator.spec.mixer import BlockKind, Mixer
-from simulator.spec.model_shape import ModelShape
+from simulator.spec.model_shape import CachedModel
 
 __all__ = ["BlockKind", "Mixer", "ModelSpec", "Parameters"]
 
@@ -29,6 +28,7 @@ class Parameters:
     shared_expert : all shared experts.
     dense_ffn : feed-forward blocks of dense layers.
     head : output head; 0 if tied to the embedding.
+    hyper_connections : what weighs the streams of the residual, that before the output head included.
     mtp : MTP modules without embedding and head, which they share (arXiv 2412.19437, section 2.2).
     """
 
@@ -40,6 +40,7 @@ class Parameters:
     shared_expert: int = 0
     dense_ffn: int = 0
     head: int = 0
+    hyper_connections: int = 0
     mtp: int = 0
 
     def __add__(self, other: Parameters) -> Parameters:
@@ -61,31 +62,50 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec(ModelShape):
-    """A model by its shape (the fields, see `ModelShape`), with its parameters, FLOP and cache."""
+class ModelSpec(CachedModel):
+    """A model by its shape (the fields, see `ModelShape`) and cache (`CachedModel`), with its parameters and FLOP."""
 
     def layer_parameters(self, kind: BlockKind) -> Parameters:
         """Parameters of one layer."""
         alone = kind.ffn == "none" or kind.mixer is Mixer.NONE
         norms = 1 if alone else self.norms_per_layer
-        common = Parameters(attention=_attention(self.of_kind(kind)), norms=norms * self.norm_weights)
+        common = Parameters(
+            attention=_attention(self.of_kind(kind)),
+            norms=norms * self.norm_weights,
+            hyper_connections=norms * self.hyper_connection_parameters,
+        )
         if kind.ffn == "none":
             return common
         if not kind.is_moe:
             return common + Parameters(dense_ffn=_ffn(self, self.intermediate_size))
         shared = _ffn(self, self.shared_width) if self.shared_width else 0
+        corrected = self.topk_method == "noaux_tc" and kind.ffn != "hash"
         return common + Parameters(
-            router=self.n_routed_experts * (self.hidden_size + (self.topk_method == "noaux_tc") + self.router_bias),
+            router=self.n_routed_experts * (self.hidden_size + corrected + self.router_bias),
             routed_expert=self.n_routed_experts * _ffn(self, self.moe_intermediate_size),
             shared_expert=shared + (self.hidden_size if self.shared_expert_gate else 0),
         )
+
+    @property
+    def hyper_connection_parameters(self) -> int:
+        """Parameters of the hyper-connections around one branch: a projection of all streams, its bias, 3 scales."""
+        return self.hc_weights * (self.stream_width + 1) + 3 if self.hc_weights else 0
+
+    @property
+    def collapse_parameters(self) -> int:
+        """Parameters of what makes one stream of all before an output head."""
+        return self.hc_mult * (self.stream_width + 1) + 1 if self.hc_weights else 0
 
     def mtp_parameters(self) -> Parameters:
         """Parameters of one multi-token-prediction module by component, embedding and head excluded (shared).
 
         Its projection of the two concatenated states counts as `dense_ffn`, its three norms as `norms`.
         """
-        extra = Parameters(dense_ffn=2 * self.hidden_size * self.hidden_size, norms=3 * self.norm_weights)
+        extra = Parameters(
+            dense_ffn=2 * self.hidden_size * self.hidden_size,
+            norms=3 * self.norm_weights,
+            hyper_connections=self.collapse_parameters,
+        )
         return self.layer_parameters(self.layer_kind(self.num_hidden_layers)) + extra
 
     def parameter_tree(self) -> Parameters:
@@ -96,6 +116,7 @@ class ModelSpec(ModelShape):
             embedding=embed + self.learned_positions,
             norms=self.norm_weights,
             head=(0 if self.tie_word_embeddings else embed) + (self.vocab_size if self.head_bias else 0),
+            hyper_connections=self.collapse_parameters,
             mtp=mtp,
         )
         for kind, many in Counter(self.layer_kinds()).items():
@@ -120,6 +141,7 @@ class ModelSpec(ModelShape):
         if embedding and self.tie_word_embeddings:
             looked_up -= self.vocab_size * self.hidden_size
         layers = tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn
+        layers += tree.hyper_connections
         return layers + routed + head + looked_up
 
     def flops_per_token(self, seq: int, causal: bool = True, mtp: bool = False) -> float:
@@ -131,15 +153,21 @@ class ModelSpec(ModelShape):
         """
         kinds = Counter(self.layer_kinds())
         macs = sum(many * self.layer_macs_per_token(kind, seq, causal) for kind, many in kinds.items())
-        macs += self.vocab_size * self.hidden_size
+        macs += self.vocab_size * self.hidden_size + self.collapse_macs
         if mtp:
             macs += self.num_nextn_predict_layers * self.mtp_macs_per_token(seq, causal)
         return 3 * 2.0 * macs
 
     def layer_macs_per_token(self, kind: BlockKind, seq: int, causal: bool = True) -> float:
         """Forward multiply-adds of one token in one layer."""
+        return self.layer_matrix_macs(kind) + self.of_kind(kind)._core_macs_per_token(seq, causal)
+
+    def layer_matrix_macs(self, kind: BlockKind) -> float:
+        """Those of them with weights."""
         layer = self.of_kind(kind)
-        macs = sum(k * n for k, n in layer.attention_matrices().values()) + layer._core_macs_per_token(seq, causal)
+        branches = 1 if kind.ffn == "none" or kind.mixer is Mixer.NONE else 2
+        macs = branches * self.hc_weights * self.stream_width
+        macs += sum(k * n for k, n in layer.attention_matrices().values())
         if kind.ffn == "none":
             return macs
         if not kind.is_moe:
@@ -158,49 +186,27 @@ class ModelSpec(ModelShape):
         if mixer is Mixer.NONE:
             return 0.0
         macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
-        if mixer is Mixer.SPARSE:
-            macs += self.index_n_heads * (self.index_head_dim + 1) * (seen_keys(0, seq) if causal else seq)
-        return macs
+        return macs + self.index_macs(self.scored_keys(0, seq, causal))
 
-    def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
-        """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike."""
-        window, chunk = self.sliding_window or 0, self.attention_chunk_size
-        if self.mixer_of(0) is Mixer.SPARSE:
-            window = self.index_topk
-        if causal:
-            return seen_keys(first, last, window, chunk)
-        return float(min(last, window or chunk or last))
+    @property
+    def collapse_macs(self) -> float:
+        """Multiply-adds of one token where one stream is made of all before an output head."""
+        return float(self.hc_mult * self.stream_width if self.hc_weights else 0)
 
     def mtp_macs_per_token(self, seq: int, causal: bool = True) -> float:
         """Forward multiply-adds of one token in one MTP module: projection, layer and head."""
         layer = self.layer_macs_per_token(self.layer_kind(self.num_hidden_layers), seq, causal)
-        return layer + 2 * self.hidden_size**2 + self.vocab_size * self.hidden_size
+        entry = (1 + self.hc_mult) * self.hidden_size**2  # each stream, and the embedding
+        return layer + entry + self.vocab_size * self.hidden_size + self.collapse_macs
 
-    def cached_values(self, kind: BlockKind, tokens: int) -> int:
-        """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
-        layer = self.of_kind(kind)
-        if not kind.mixer.attends:
-            return 0
-        kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
-        if kind.mixer is Mixer.SPARSE:  # the indexer's key, in FP8 where the rest is BF16: counted as half as many
-            kept_index = tokens * layer.index_head_dim // 2
-            return tokens * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim) + kept_index
-        if layer.is_mla:
-            return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
-        return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
 
-    def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
-        """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
-
-        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
-        window keeps no more than that, one with chunked attention at most a chunk.
-        """
-        kinds = Counter(self.layer_kinds())
-        return width * sum(many * self.cached_values(kind, tokens) for kind, many in kinds.items())
-
-    def kv_cache_bytes_per_token(self, width: float = 2.0, tokens: int = 1) -> float:
-        """Cache that one of `tokens` leaves in all layers, mean, `width` bytes a value (2: BF16) [B]."""
-        return self.cache_bytes(tokens, width) / tokens
+def _compressor(m: ModelSpec) -> tuple[int, ...]:
+    """Parameters of what compresses beyond matrices: a norm, and a bias for each place in an entry (of `csa` each for
+    two entries, and once more for the indexer)."""
+    mixer, d, index = m.mixer_of(0), m.qk_head_dim, m.index_head_dim
+    if mixer is Mixer.HCA:
+        return (d, m.compress_rate * d)
+    return (d, m.compress_rate * 2 * d, index, m.compress_rate * 2 * index) if mixer is Mixer.CSA else ()
 
 
 def _ffn(m: ModelSpec, width: int) -> int:
@@ -220,6 +226,8 @@ def _attention(m: ModelSpec) -> int:
     shapes = m.attention_matrices()
     count = sum(k * n for k, n in shapes.values())
     count += m.num_attention_heads if m.attention_sinks == "all" else 0
+    if m.shared_key_value:
+        return count + (m.q_lora_rank or 0) + m.qk_head_dim + sum(_compressor(m))
     if m.kv_lora_rank is not None:
         count += m.kv_lora_rank + (m.q_lora_rank or 0)
         count += 2 * m.index_head_dim if m.mixer_of(0) is Mixer.SPARSE else 0  # LayerNorm of the indexer's key

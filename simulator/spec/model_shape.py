@@ -1,13 +1,15 @@
-"""The shape of a model: its sizes, what its blocks are made of, and which projections they have."""
+"""The shape of a model: its sizes, what its blocks are made of, which projections they have, and what the tokens see of
+each other and leave in a cache."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Self
 
-from simulator.ops import Gate
-from simulator.spec.mixer import BlockKind, Mixer, MixerShape
+from simulator.ops import Gate, seen_keys
+from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,18 +136,6 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
-    def norms_per_layer(self) -> int:
-        """Hidden-wide norms of one layer."""
-        if self.norm_placement == "both":
-            return 4
-        return 1 if self.parallel_block and self.shared_norm else 2
-
-    @property
-    def norm_weights(self) -> int:
-        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
-        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
-
-    @property
     def learned_positions(self) -> int:
         """Parameters of a learned embedding of positions; 0 with rotary embedding."""
         return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
@@ -165,11 +155,13 @@ class ModelShape(MixerShape):
 
     def mixer_of(self, layer: int) -> Mixer:
         """What mixes the tokens of `layer`; the MTP modules' layers are as most models have them: like all others, or
-        with full attention where layers differ."""
+        with full attention where layers differ (DeepSeek-V4: with a window)."""
         if not self.layer_types:
             return Mixer.SLIDING if self.sliding_window is not None else Mixer.FULL
         if layer < len(self.layer_types):
             return self.layer_types[layer]
+        if self.shared_key_value:
+            return Mixer.SLIDING
         return self.layer_types[0] if len(set(self.layer_types)) == 1 else Mixer.FULL
 
     def layer_kind(self, layer: int) -> BlockKind:
@@ -177,7 +169,8 @@ class ModelShape(MixerShape):
         dense = not self.n_routed_experts or layer < self.first_k_dense_replace or layer in self.mlp_only_layers
         if layer in self.mixer_only_layers:
             return BlockKind.layer(self.mixer_of(layer), "none")
-        return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else "moe")
+        experts: FfnPart = "hash" if layer < self.num_hash_layers else "moe"
+        return BlockKind.layer(self.mixer_of(layer), "dense" if dense or layer % self.moe_layer_freq else experts)
 
     def layer_kinds(self) -> tuple[BlockKind, ...]:
         """Kind of each layer of the main model, in order."""
@@ -186,13 +179,22 @@ class ModelShape(MixerShape):
     def of_kind(self, kind: BlockKind) -> Self:
         """The model as its layers of this kind have it: all with the same mixer, and that mixer's sizes."""
         mixer = kind.mixer
-        if not (self.layer_types or self.mixer_only_layers) and self.sliding_window is None and mixer is Mixer.FULL:
-            return self
         count = self.num_hidden_layers
+        plain = not (self.layer_types or self.mixer_only_layers or self.num_hash_layers)
+        if plain and self.sliding_window is None and mixer is Mixer.FULL:
+            return self
         alone = tuple(range(count)) if kind.ffn == "none" else ()
-        same = replace(self, layer_types=(mixer,) * count, full_rotary_factor=None, mixer_only_layers=alone)
+        same = replace(
+            self,
+            layer_types=(mixer,) * count,
+            full_rotary_factor=None,
+            mixer_only_layers=alone,
+            num_hash_layers=count if kind.ffn == "hash" else 0,
+        )
         if mixer is Mixer.FULL:
             return replace(same, sliding_window=None, attention_chunk_size=0, **_of_full(self))
+        if mixer.compresses:
+            return same
         if mixer is not Mixer.SLIDING:
             chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
             return replace(same, sliding_window=None, attention_chunk_size=chunk)
@@ -227,7 +229,34 @@ def _of_full(m: ModelShape) -> dict[str, Any]:
     return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
 
 
+REPLICATED = ("q_a", "kv", "compress", "index_compress", "index_q", "index_w")
+"""Matrices of DeepSeek-V4's attention that every tensor-parallel rank holds: one key is all heads', and every rank
+needs all entries and choices (vLLM, vllm/models/deepseek_v4/attention.py, 2026)."""
+
+
+def _shared_projections(m: ModelShape) -> dict[str, tuple[int, int]]:
+    """DeepSeek-V4's: queries through a latent, one key that is the value, output in groups, and what compresses."""
+    h, heads, d, latent = m.hidden_size, m.num_attention_heads, m.qk_head_dim, m.q_lora_rank or 0
+    found = {
+        "q_a": (h, latent),
+        "kv": (h, d),
+        "q_b": (latent, heads * d),
+        "o_a": (heads * d // m.o_groups, m.o_groups * m.o_lora_rank),
+        "o_b": (m.o_groups * m.o_lora_rank, h),
+    }
+    if m.mixer_of(0) is Mixer.HCA:
+        found["compress"] = (h, 2 * d)  # values and their weights
+    if m.mixer_of(0) is Mixer.CSA:  # each for its own entry and for the next
+        found["compress"] = (h, 4 * d)
+        found["index_compress"] = (h, 4 * m.index_head_dim)
+        found["index_q"] = (latent, m.index_n_heads * m.index_head_dim)
+        found["index_w"] = (h, m.index_n_heads)
+    return found
+
+
 def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
+    if m.shared_key_value:
+        return _shared_projections(m)
     h, heads = m.hidden_size, m.num_attention_heads
     out = {"o": (heads * m.v_dim, h)}
     if m.kv_lora_rank is None:
@@ -248,3 +277,113 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
     return query | latent | out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedModel(ModelShape):
+    """A model by its shape, with the keys that queries attend to and what of them is kept."""
+
+    @property
+    def norms_per_layer(self) -> int:
+        """Hidden-wide norms of one layer."""
+        if self.norm_placement == "both":
+            return 4
+        return 1 if self.parallel_block and self.shared_norm else 2
+
+    @property
+    def norm_weights(self) -> int:
+        """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
+        return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def stream_width(self) -> int:
+        """Values of a token that pass from layer to layer."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def replicated_weights(self) -> int:
+        """Weights of an attention block that every tensor-parallel rank holds."""
+        found = self.attention_matrices() if self.shared_key_value else {}
+        return sum(k * n for name, (k, n) in found.items() if name in REPLICATED)
+
+    def index_macs(self, keys: float) -> float:
+        """Multiply-adds of the indexer with `keys` keys, where layers have one: narrow heads, and a sum over them."""
+        has = self.mixer_of(0) in (Mixer.SPARSE, Mixer.CSA)
+        return self.index_n_heads * (self.index_head_dim + 1) * keys if has else 0.0
+
+    def scored_keys(self, first: int, last: int, causal: bool = True) -> float:
+        """Keys that an indexer scores for queries from position `first` to `last`, mean."""
+        rate = self.compress_rate or 1
+        return seen_keys(first // rate, last // rate) if causal else float(last // rate)
+
+    def keys_per_query(self, first: int, last: int, causal: bool = True) -> float:
+        """Keys that queries from position `first` to `last` attend to, mean; of a model whose layers are all alike.
+
+        Where layers compress, those of the window and the entries.
+        """
+        window, chunk, rate = self.sliding_window or 0, self.attention_chunk_size, self.compress_rate
+        if self.mixer_of(0) is Mixer.SPARSE:
+            window = self.index_topk
+        entries, chosen = (last // rate, self.chosen_entries) if rate else (0, 0)
+        if causal:
+            return seen_keys(first, last, window, chunk) + (seen_keys(first // rate, entries, chosen) if rate else 0.0)
+        return float(min(last, window or chunk or last) + min(entries, chosen or entries))
+
+    @property
+    def chosen_entries(self) -> int:
+        """Entries of several tokens that a query attends to at most; 0: all."""
+        return self.index_topk if self.mixer_of(0) is Mixer.CSA else 0
+
+    def keys_of_newest(self, length: int) -> int:
+        """Keys that the newest of `length` tokens attends to, entries of several tokens included; of a model whose
+        layers are all alike: all, those of the window, or those of its chunk so far."""
+        chunk, rate = self.attention_chunk_size, self.compress_rate
+        if rate:
+            entries = length // rate
+            return min(length, self.sliding_window or length) + min(entries, self.chosen_entries or entries)
+        reach = self.index_topk if self.mixer_of(0) is Mixer.SPARSE else self.sliding_window
+        return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
+
+    def cached_values(self, kind: BlockKind, tokens: int) -> int:
+        """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
+        layer = self.of_kind(kind)
+        if not kind.mixer.attends:
+            return 0
+        kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
+        if layer.shared_key_value:
+            entries = tokens // layer.compress_rate if layer.compress_rate else 0
+            return (kept + entries) * layer.qk_head_dim
+        if layer.is_mla:
+            return kept * ((layer.kv_lora_rank or 0) + layer.qk_rope_head_dim)
+        return kept * layer.num_key_value_heads * (layer.qk_head_dim + layer.v_dim)
+
+    def indexed_bytes(self, kind: BlockKind, tokens: int) -> float:
+        """Bytes of the indexer's keys that a layer caches of a sequence of `tokens`: FP8, and an FP32 scale each [B]
+        (github.com/deepseek-ai/DeepGEMM, fp8_mqa_logits; vLLM, vllm/models/deepseek_v4/compressor.py, 2026)."""
+        if kind.mixer not in (Mixer.SPARSE, Mixer.CSA):
+            return 0.0
+        return tokens // (self.of_kind(kind).compress_rate or 1) * (self.index_head_dim + 4.0)
+
+    def open_entry_bytes(self, kind: BlockKind) -> float:
+        """Bytes that a layer holds of a sequence's newest tokens until they make an entry: values and their weights in
+        FP32, of `csa` for two entries and for the indexer, too [B] (vLLM, vllm/models/deepseek_v4/compressor.py, 2026:
+        CompressorStateCache)."""
+        if not kind.mixer.compresses:
+            return 0.0
+        entries = 2 if kind.mixer is Mixer.CSA else 1
+        wide = self.qk_head_dim + (self.index_head_dim if kind.mixer is Mixer.CSA else 0)
+        return entries * self.of_kind(kind).compress_rate * 2 * entries * wide * 4.0
+
+    def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
+        """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
+
+        MLA keeps the compressed latent and the shared rotary key (arXiv 2405.04434, section 2.1.4). A layer with a
+        window keeps no more than that, one with chunked attention at most a chunk.
+        """
+        kinds = Counter(self.layer_kinds())
+        each = {kind: width * self.cached_values(kind, tokens) + self.indexed_bytes(kind, tokens) for kind in kinds}
+        return sum(many * each[kind] for kind, many in kinds.items())
+
+    def kv_cache_bytes_per_token(self, width: float = 2.0, tokens: int = 1) -> float:
+        """Cache that one of `tokens` leaves in all layers, mean, `width` bytes a value (2: BF16) [B]."""
+        return self.cache_bytes(tokens, width) / tokens

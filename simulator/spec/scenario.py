@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from simulator.spec.hardware import Cluster
 from simulator.spec.job import Job
 from simulator.spec.model import ModelSpec
+from simulator.spec.precision import Formats, formats_of
 from simulator.spec.stack import Stack
 from simulator.spec.states import States, resolved
 from simulator.spec.uneven import ExpertCounts
@@ -38,6 +39,11 @@ class Scenario:
     def states(self) -> States:
         """What a rank keeps of its parameters: the job's `[optimizer]` over its stack's."""
         return resolved(self.job.optimizer, self.stack.optimizer)
+
+    @property
+    def formats(self) -> Formats:
+        """How its GEMMs are run: the job's `[precision]` over its stack's."""
+        return formats_of(self.job.precision, self.stack.precision, self.cluster.gpu.architecture, self.job.layout.zero)
 
     @property
     def assumed_hardware(self) -> tuple[str, ...]:

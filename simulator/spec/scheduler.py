@@ -23,6 +23,12 @@ class Scheduler:
         of the new one's. 1: no sequence is ever put back; 0: prompts are admitted while they fit.
     block : size of a block of the KV cache [tokens].
     prefix_cache : blocks of past prompts stay while there is room, and prompts that begin the same reuse them.
+    host_cache : part of a GPU's host memory in which the prefix cache goes on [B]; 0: none.
+    disk_cache : part of its disk in which that goes on [B]; 0: none.
+    cache_writes : through: blocks are copied to the host as soon as their prompt is computed; back: when they must
+        leave HBM, for which the next step waits.
+    cache_loads : layers: a step computes each layer as soon as its part of what is cached below HBM is loaded; before:
+        a request is admitted when all of it is, while others run.
     captured : batch sizes for which CUDA graphs are captured; a decode step is padded to the next, and larger ones are
         issued kernel by kernel. Empty: no padding and no graphs.
     captured_prefill : most tokens of a step with prompts for which graphs are captured, too [tokens]; 0: none are.
@@ -39,6 +45,10 @@ class Scheduler:
     reserved_output: float
     block: int
     prefix_cache: bool
+    host_cache: float
+    disk_cache: float
+    cache_writes: Literal["through", "back"]
+    cache_loads: Literal["layers", "before"]
     captured: tuple[int, ...]
     captured_prefill: int
     host_step: float

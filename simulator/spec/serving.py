@@ -14,6 +14,7 @@ from simulator.spec.model import ModelSpec
 KvDtype = Literal["bf16", "fp8", "fp8_ds_mla"]
 """fp8_ds_mla: latents in FP8 with four FP32 scales, their rotary part in BF16: 656 B of a token and layer, not 576
 (deepseek-ai/FlashMLA, README, 2025-09; vLLM's --kv-cache-dtype of that name)."""
+ExpertWeights = Literal["recipe", "mxfp4"]
 Fusion = Literal["latent_norms", "rope_write", "shared_expert", "reduce_norm", "reduce_norm_moe"]
 """What serving software fuses (`ServingStack.fused`)."""
 
@@ -59,6 +60,8 @@ class Serving:
     tokens : new tokens of each.
     context : tokens cached of each before the step.
     kv_dtype : format of the KV cache; GEMMs of attention run in BF16.
+    expert_weights : how the routed experts' weights are stored: as the recipe's GEMMs read them, or in MXFP4, which
+        kernels widen to the recipe's format on their way to the tensor cores (gpt-oss, DeepSeek-V4).
     cuda_graphs : the step is replayed, so that the host's time to issue kernels does not count.
     two_batch_overlap : the sequences run as two microbatches, one of which computes while the other's tokens travel to
         and from the experts (DeepSeek-V3 report, arXiv 2412.19437, section 3.4).
@@ -81,6 +84,7 @@ class Serving:
     tokens: int
     context: Context = 0
     kv_dtype: KvDtype = "bf16"
+    expert_weights: ExpertWeights = "recipe"
     cuda_graphs: bool = True
     two_batch_overlap: bool = False
     redundant_experts: int = 0

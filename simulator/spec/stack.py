@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.spec.precision import PrecisionStack
 from simulator.spec.scheduler import Scheduler
 from simulator.spec.serving import ServingStack
 from simulator.spec.states import States
@@ -64,7 +65,7 @@ class Stack:
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
-    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; eager: PyTorch's own).
+    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
@@ -75,6 +76,7 @@ class Stack:
     cuda_graphs : what the host replays as CUDA graphs: nothing (none), attention and gate of a layer up to the dispatch
         (attention), every layer (layers).
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
+    precision : how weights and activations of narrow GEMMs are kept and scaled, where a job does not say.
     serving : settings of software that serves; None: it only trains.
     scheduler : how steps are put together from requests (`foretrain serve`); None: it says nothing of it.
     sources : source of each setting by name; an assumed one starts with "assumed".
@@ -115,8 +117,9 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled", "eager"]
+    norm_kernels: Literal["training", "compiled"]
     optimizer: States
+    precision: PrecisionStack
     dropout: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0

@@ -19,6 +19,7 @@ from simulator.graph.stage import block_kinds
 from simulator.results.simulate import Engine, prepare
 from simulator.schedule import Action, Pair, Schedule, Step
 from simulator.spec.model import BlockKind, ModelSpec
+from simulator.spec.precision import Precision
 from simulator.spec.scenario import Scenario
 
 ActionKind = Literal["pair", "F", "B", "I", "W"]
@@ -59,7 +60,7 @@ def block_graphs(
     ------
     InputError : there is no such block, or nothing of it runs in an action that was asked for.
     """
-    kind = kind_of(block, scenario.model)
+    kind = kind_of(block, scenario.model, scenario.job.precision)
     built, schedule = prepare(scenario)
     found = []
     for action in actions or actions_in(schedule):
@@ -71,9 +72,9 @@ def block_graphs(
     return tuple(found)
 
 
-def kind_of(block: str | None, model: ModelSpec) -> str:
+def kind_of(block: str | None, model: ModelSpec, precision: Precision | None = None) -> str:
     """The kind of a block that is given by kind, by number, or not at all."""
-    kinds = block_kinds(model)
+    kinds = block_kinds(model, precision)
     if block is None:
         return Counter(model.layer_kinds()).most_common(1)[0][0]
     if block in kinds:

@@ -11,8 +11,9 @@ from simulator.inputs import load_hardware, load_model, load_stack
 from simulator.memory import memory_of_rows
 from simulator.results.simulate import prepare
 from simulator.spec.hardware import Cluster
-from simulator.spec.job import Batch, Job, Layout, Precision, Recompute
+from simulator.spec.job import Batch, Job, Layout, Recompute
 from simulator.spec.model import ModelSpec
+from simulator.spec.precision import Precision
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.candidate import Candidate, judge
 

@@ -96,6 +96,10 @@ def _uneven(
     return change
 
 
+def _own_clocks(s: Scenario) -> Scenario:
+    return replace(s, job=replace(s.job, stragglers=replace(s.job.stragglers, clocks="drawn")))
+
+
 WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
     {
         "coprocessor": WhatIf(
@@ -145,6 +149,13 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
             assumes="two GPUs of a node on the pipeline rank in the middle share one NIC",
             source="assumed",
             change=_uneven(2, nic=0.5),
+        ),
+        "own-clocks": WhatIf(
+            asks="every GPU at a clock of its own",
+            assumes="at the power limit each has a power demand of its own, drawn with the hardware's gpu.power.spread;"
+            " else all wait for the one that is expected to demand most",
+            source="arXiv 2208.11035",
+            change=_own_clocks,
         ),
         "late-hosts": WhatIf(
             asks="hosts that are late",

@@ -20,6 +20,7 @@ from simulator.results.simulate import prepare
 from simulator.validation.training_figures import DENSE
 
 GIB = 2.0**30
+Counted = Literal["allocated", "reserved", "device"]
 FILE = "runs.toml"
 
 
@@ -36,6 +37,8 @@ class KnownRun:
     set : changes that make it of the job llama-3-8b.
     cannot_say : what the report says and a job cannot; empty where it says all.
     peak_GiB : the most that a GPU used [GiB]; None where the report does not say.
+    counted : what that counts: what PyTorch had allocated, what its allocator had reserved, or all that the device had
+        in use.
     """
 
     id: str
@@ -45,11 +48,12 @@ class KnownRun:
     set: tuple[str, ...]
     cannot_say: str = ""
     peak_GiB: float | None = None  # the key of the file
+    counted: Counted = "device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is forecast of a run: whether it fits, and its `peak` [GiB]; or the `reason` why nothing is."""
+    """What is forecast of a run: whether it fits, and its `peak` as its report counts [GiB]; or why nothing is."""
 
     run: KnownRun
     answer: Answer | None = None
@@ -82,6 +86,7 @@ class Verdict:
             "right": self.right if self.counts else None,
             "peak_gib": self.peak,
             "reported_gib": self.run.peak_GiB,
+            "counted": self.run.counted,
             "error": self.error,
             "reason": self.reason or self.run.cannot_say,
             "source": self.run.source,
@@ -119,7 +124,9 @@ def _verdict(run: KnownRun) -> Verdict:
         report = memory_of_rows(*prepare(load_scenario(DENSE, run.set)))
     except ForetrainError as error:
         return Verdict(run=run, reason=str(error).splitlines()[0])
-    return Verdict(run=run, answer=report.answer, peak=report.peak / GIB)
+    left = {"allocated": ("context", "slack"), "reserved": ("context",), "device": ()}[run.counted]
+    peak = max(rank.peak - sum(map(rank.group, left)) for rank in report.ranks)
+    return Verdict(run=run, answer=report.answer, peak=peak / GIB)
 
 
 def counts(found: Sequence[Verdict]) -> list[Count]:

@@ -188,6 +188,7 @@ _PROFILES = {
 _READ: dict[str, Callable[[Cluster], float]] = {
     "bf16": lambda c: c.gpu.peak.bf16 / 1e12,
     "fp8": lambda c: c.gpu.peak.fp8 / 1e12,
+    "fp4": lambda c: c.gpu.peak.fp4 / 1e12,
     "bw": lambda c: c.gpu.hbm_bandwidth / 1e9,
     "torchtitan": lambda c: c.gpu.hbm_bandwidth / 1e9,
     "nvl": lambda c: c.node.nvlink.peak / 1e9,
@@ -218,7 +219,6 @@ def price(figure: Figure) -> float:
 
 
 _UNREAD = {
-    "fp4": "no FP4 recipe: profiles hold BF16, FP8 and FP32 peaks",
     "hbm": "the size in the product's name: profiles hold what CUDA reports",
     "throttled_peak": "the clock under one kernel; the H800's kernels were measured in training, at its own",
 }

@@ -13,9 +13,9 @@ from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.ops import Attention
-from simulator.spec.job import Recipe
+from simulator.spec.precision import Recipe
 from simulator.spec.scenario import Scenario
-from workloads.reference.config import RefConfig
+from workloads.reference.config import CSA, HCA, RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths
 from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
@@ -27,6 +27,8 @@ from workloads.reference.presets import (
     tiny_qwen3_moe,
     tiny_v2_lite,
     tiny_v3,
+    tiny_v4,
+    tiny_v32,
     tiny_windows,
 )
 
@@ -39,6 +41,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "v3-no-shared": (replace(tiny_v3(), n_shared_experts=0), "deepseek_v3"),
     "v3-wide": (replace(tiny_v3(), num_experts_per_tok=4, moe_intermediate_size=20, v_head_dim=6), "deepseek_v3"),
     "v2-lite": (tiny_v2_lite(), "deepseek_v2"),
+    "v4": (tiny_v4(), "deepseek_v4"),
+    "v3.2": (tiny_v32(), "deepseek_v32"),
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
@@ -53,6 +57,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "gated": (replace(tiny_gqa(), attention_gate="element", head_dim=8, partial_rotary_factor=0.25), "llama"),
 }
 SET = {
+    "v4": (),
+    "v3.2": (),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
@@ -74,6 +80,7 @@ _DEEPSEEK = f"""{_ANY} {_EXPERTS} q_lora_rank kv_lora_rank qk_nope_head_dim qk_r
 KEYS = {
     "deepseek_v3": _DEEPSEEK.split(),
     "deepseek_v2": _DEEPSEEK.split(),
+    "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -81,11 +88,14 @@ KEYS = {
         linear_value_head_dim""".split(),
     "bamba": f"""{_ANY} {_LAYERS} partial_rotary_factor mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size""".split(),
+    "deepseek_v4": f"""{_ANY} {_LAYERS} {_EXPERTS} head_dim partial_rotary_factor q_lora_rank o_groups o_lora_rank
+        index_n_heads index_head_dim index_topk compress_rate_csa compress_rate_hca hc_mult num_hash_layers
+        n_shared_experts num_nextn_predict_layers""".split(),
     "qwen3_moe": f"{_ANY} {_EXPERTS} head_dim attention_bias".split(),
 }
 """What the config.json of a family says."""
 
-HEAD = ("norm.final", "head", "loss")
+HEAD = ("norm.final", "head", "loss", "hc.head")
 MTP = ("mtp.", "embed")
 
 
@@ -108,18 +118,20 @@ def parts(cfg: RefConfig) -> list[Part]:
     found += [Part(kind=kind_of(cfg, layer), layer=layer) for layer in range(cfg.num_hidden_layers)]
     for module in range(cfg.num_nextn_predict_layers):
         layer = cfg.num_hidden_layers + module
-        found += [Part(kind="mtp", layer=layer, only=MTP), Part(kind="moe", layer=layer)]
+        found += [Part(kind="mtp", layer=layer, only=MTP), Part(kind=kind_of(cfg, layer), layer=layer)]
         found += [Part(kind="head", layer=layer, only=HEAD)]
     return found
 
 
 MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attention": "chunked+"}
-MIXERS |= {"linear_attention": "delta+", "mamba": "mamba2+"}
+MIXERS |= {"linear_attention": "delta+", "mamba": "mamba2+", CSA: "csa+", HCA: "hca+"}
 
 
 def kind_of(cfg: RefConfig, layer: int) -> str:
     """The graph's name of a layer's kind."""
-    return MIXERS[cfg.mixer(layer)] + ("moe" if cfg.is_moe(layer) else "dense")
+    mixer = "sparse+" if cfg.is_chosen else MIXERS[cfg.mixer(layer)]
+    experts = "hash" if layer < cfg.num_hash_layers else "moe"
+    return mixer + (experts if cfg.is_moe(layer) else "dense")
 
 
 BAMBA = {
@@ -212,7 +224,7 @@ def widths(cfg: RefConfig, recipe: str) -> Widths:
     if recipe == "bf16":
         return Widths()
     narrow = {"u": FP8, "moe.dispatch/x": FP8} | {f"{kind}.down/x": FP8 for kind in ("dense", "shared", "moe")}
-    out = {"attn.o/x": E5M6} if cfg.is_mla else {}
+    out = {"attn.o/x": E5M6} if cfg.is_mla and not cfg.is_chosen else {}
     return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
 
 

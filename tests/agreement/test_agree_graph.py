@@ -25,7 +25,7 @@ from both import (
 
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import block_kinds
-from simulator.spec.job import Recipe
+from simulator.spec.precision import Recipe
 from workloads.reference.hf_config import config_from_dict
 from workloads.reference.init import init_params
 
@@ -56,7 +56,8 @@ MLA, MOE, SHARED, DENSE = ("mla_up", "mla_up_proj"), ("moe", "moe_act"), ("share
 def _sets(name: str) -> list[tuple[str, ...]]:
     """The modules that a model has, one by one; pairs that meet; and, in one, all that can be named together."""
     cfg = MODELS[name][0]
-    has = ["core_attn", "norm", "layernorm", "swiglu", "layer", *(MLA if cfg.is_mla else ())]
+    latent = cfg.is_mla or cfg.shared_key_value
+    has = ["core_attn", "norm", "layernorm", "swiglu", "layer", *(MLA if latent else ())]
     if cfg.n_routed_experts is not None:
         has += [*MOE, *(SHARED if cfg.n_shared_experts else ())]
     if any(not cfg.is_moe(layer) for layer in range(cfg.num_hidden_layers)):

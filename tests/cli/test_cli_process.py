@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "cli"]
-LIGHT = ("numpy", "pandas", "simpy", "pydantic", "rich", "matplotlib", "networkx", "simulator.results.simulate")
+LIGHT = ("numpy", "pandas", "pydantic", "rich", "matplotlib", "networkx", "simulator.results.simulate")
 
 
 def foretrain(*args: str, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -326,12 +326,12 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h100_clusters.csv",
         "h100_unseen.csv",
         "h100_deepgemm_unseen.csv",
-        "h200_eager_power.csv",
         "h200_fp8_casts.csv",
         "h200_host.csv",
         "h200x2_collectives.csv",
         "h200x4_collectives.csv",
         "h200_windows.csv",
+        "h200_draw.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known

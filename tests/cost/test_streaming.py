@@ -149,3 +149,22 @@ def test_monotone(size: float, more: float, cls: str, sms: int, fewer: int, traf
     assert base <= time(size + more, sms, traffic) * (1 + 1e-12)
     assert base <= time(size, max(1, sms - fewer), traffic) * (1 + 1e-12)
     assert time(size, sms, 0.0) <= base
+
+
+def test_instructions_decide_where_every_address_is_computed() -> None:
+    few, many = replace(moved(3.35e8), values=1e6), replace(moved(3.35e8), values=1e9)
+    assert priced(few, value_rate=1e10) == priced(moved(3.35e8)) == pytest.approx(1e-4)
+    assert priced(many, value_rate=1e10) == pytest.approx(1e9 / 132e10)
+    assert priced(many, sms=66, value_rate=1e10) == pytest.approx(2 * priced(many, value_rate=1e10))
+    assert priced(many) == priced(moved(3.35e8))
+
+
+@pytest.mark.parametrize("op", ["cat_rotary", "mul_half", "silu_half_back"])
+def test_halves_cost_more_than_their_bytes(op: str) -> None:
+    kernels, share = kernels_of("h200"), Share(sms=132)
+    cls = "cat.unvectorized" if op.startswith("cat") else "elem.unvectorized"
+    work = linear.unvectorized(8192 * 4096, 2.0, 2.0)
+    cost = streaming_cost(work, cls, GPUS["h200"], kernels, share)
+    assert cost.bound_by == "instructions"
+    plain = streaming_cost(work, "elem", GPUS["h200"], kernels, share)
+    assert cost.duration > 2 * plain.duration

@@ -18,6 +18,7 @@ from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import RankTimeline, run
 from simulator.engine.ranks.steady import repeated
 from simulator.engine.ranks.tables import FlowTable, SequenceTable, Tables
+from simulator.engine.ranks.under_way import padded
 from simulator.engine.ranks.whole_step import uneven_step
 from simulator.engine.tasks import COMM, COMPUTE
 from simulator.graph.block import Block
@@ -44,6 +45,7 @@ def columns(pp: int, loads: list[float]) -> Columns:
         node_loads=lambda layer, microbatch: np.ones(len(every)),
         slowdown=ones,
         nic=ones,
+        pace=ones,
     )
 
 
@@ -85,10 +87,11 @@ class TwoLayers:
                 step("compute", COMPUTE, (first + 2,), 10.0),
             ]
         self.program = Program(steps=tuple(steps), tails=(7, 6))
-        same = SequenceTable(np.array([[[0.0, 2.0]] * 3]))
-        barrier = SequenceTable(np.array([[[0.0, 1.0]] * 3]))
-        experts = SequenceTable(np.array([[[0.0, 0.0]] * 3, [[0.0, 20.0], [0.0, 20.0], [0.0, 40.0]]]))
-        flow = FlowTable(np.array([[[0.0, 0.0]] * 2, [[8.0, 16.0]] * 2]))
+        same = SequenceTable(padded(np.array([[[0.0, 2.0]]] * 3)), False)
+        barrier = SequenceTable(padded(np.array([[[0.0, 1.0]]] * 3)), False)
+        full = np.array([[[0.0, 0.0], [0.0, top]] for top in (20.0, 20.0, 40.0)])
+        experts = SequenceTable(padded(full), True)
+        flow = FlowTable(np.array([[0.0, 0.0]] * 2 + [[8.0, 16.0]] * 2))
         self.tables: list[SequenceTable | FlowTable] = [same, barrier, flow, experts] * 2
 
     def of(self, step: object) -> tuple[Program, list[SequenceTable | FlowTable]]:

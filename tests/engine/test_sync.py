@@ -14,10 +14,12 @@ from simulator.engine.power import demand, highest_demand, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.tasks import LANES, SYNC, Tasks
 from simulator.engine.update import update_ops
+from simulator.errors import InputError
 from simulator.graph.parameters import Held, held_by_stage
 from simulator.inputs import load_hardware, load_scenario
+from simulator.memory.optimizer_states import shards_of
 from simulator.ops import Collective, Gemm, Op, Streaming, Work
-from simulator.results.simulate import schedule_of, simulate
+from simulator.results.simulate import prepare, schedule_of, simulate
 from simulator.spec.hardware import Gpu, Power
 from simulator.spec.model import BlockKind
 
@@ -51,6 +53,57 @@ def test_zero_1_reduces_gradients_once_and_gathers_parameters_once(overlap: str)
     assert sum(collectives(tasks, "all_gather")) == 2.0 * parameters()
 
 
+def groups_of(tasks: Tasks) -> dict[str, set[tuple[int, int]]]:
+    """Ranks, and ranks per node, of the collectives on the sync stream by kind."""
+    found: dict[str, set[tuple[int, int]]] = {}
+    for lane, sequence in zip(tasks.lane, tasks.sequence, strict=True):
+        for work in (priced.op.work for priced in sequence.ops if lane % LANES == SYNC):
+            if isinstance(work, Collective):
+                found.setdefault(work.kind, set()).add((work.ranks, work.per_node))
+    return found
+
+
+@pytest.mark.parametrize("zero", ["1", "3"])
+def test_replicas_shard_within_a_group_and_all_reduce_shards_over_the_groups(zero: str) -> None:
+    """64 ranks in groups of 16 (two nodes), or of 4 (two in a node): one all-reduce of each rank's shard."""
+    steps = 4 if zero == "3" else 1
+    for replicas, sharing, near in ((4, (16, 8), (4, 1)), (16, (4, 4), (16, 2))):
+        tasks = tasks_of(f"layout.zero={zero}", f"layout.replicas={replicas}")
+        assert sum(collectives(tasks, "reduce_scatter")) == steps * 4.0 * parameters()
+        assert sum(collectives(tasks, "all_reduce")) == pytest.approx(steps * 4.0 * parameters() / (64 / replicas))
+        assert groups_of(tasks) == {"reduce_scatter": {sharing}, "all_gather": {sharing}, "all_reduce": {near}}
+
+
+def test_replicas_keep_larger_shards() -> None:
+    held, shards = Held(dense=64), []
+    for replicas in (1, 4):
+        scenario = load_scenario("llama-3-8b", [*SMALL, "layout.zero=3", f"layout.replicas={replicas}"])
+        shards.append(shards_of(scenario, 1).of(held))
+    assert shards == [1.0, 4.0]
+
+
+def test_fp32_shards_are_cast_and_copied_before_each_gather() -> None:
+    """Of a shard of 1/64: FP32 read, BF16 written; BF16 read and written; forward and backward of 4 microbatches."""
+    tasks = tasks_of("layout.zero=3", "stack=torchtitan")
+    works = [priced.op.work for sequence in tasks.sequence for priced in sequence.ops if "shard." in priced.op.name
+             and priced.op.cls == "elem" and priced.op.stream == "comm"]  # fmt: skip
+    moved = sum(work.read + work.written for work in works if isinstance(work, Streaming))
+    assert moved == pytest.approx(2 * 4 * (4 + 2 + 2 + 2) * parameters() / 64)
+    assert not [s for s in tasks_of("layout.zero=3").sequence if s.name == "param.shard"]  # of BF16 parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (("layout.replicas=3",), "layout.replicas: 3: does not divide dp x cp 64; use 2 or 4"),
+        (("layout.zero=0", "layout.replicas=2"), "changes nothing: without ZeRO every rank holds everything"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(changes: tuple[str, ...], wrong: str) -> None:
+    with pytest.raises(InputError, match=wrong):
+        prepare(load_scenario("llama-3-8b", [*SMALL, *changes]))
+
+
 def test_zero_0_reduces_all_to_all_ranks() -> None:
     tasks = tasks_of("layout.zero=0")
     assert sum(collectives(tasks, "all_reduce")) == 4.0 * parameters()
@@ -82,10 +135,12 @@ def test_weights_kept_in_fp8_are_gathered_in_fp8_and_cast_where_they_are_updated
     """A MoE layer of V3: matrices with a scale per 128 x 128, gate and norms in BF16."""
     narrow, wide = (load_scenario(f"deepseek-v3-{name}") for name in ("pretrain", "bf16"))
     held = held_by_stage(("moe",), narrow.model, narrow.job)
-    gathered = sum(held.weight_bytes("fp8"))
+    gathered = sum(held.weight_bytes(narrow.formats))
     matrices = held.matrices + held.experts
     assert gathered == matrices * (1 + 4 / 128**2) + 2 * (held.total - matrices)
-    assert sum(held.weight_bytes("bf16")) == sum(held.weight_bytes("fp8_tensor")) == 2 * held.total
+    assert held.narrow == held.matrices
+    assert held.narrow_experts == held.experts
+    assert sum(held.weight_bytes(wide.formats)) == 2 * held.total
     casts = [op for op in update_ops(held, (), (256, 4), narrow) if op.name == "optimizer.quant_w"]
     assert [op.work.written for op in casts] == [held.matrices / 256 + held.experts / 4]  # type: ignore[union-attr]
     assert not [op for op in update_ops(held, (), (256, 4), wide) if op.name == "optimizer.quant_w"]

@@ -246,11 +246,10 @@ def test_collectives_of_one_microbatch_do_not_queue_behind_all_to_alls_of_the_ot
 
 def test_kernels_of_few_bytes_are_of_the_classes_measured_so() -> None:
     """The same ops in a step of few tokens and of many: the first are below the least size of the usual classes."""
-    fused = "stack.swiglu_fused=true"
-    few = {op.name: op.cls for op in ops(built("llama-3-8b-decode", "serving.sequences=1", fused), BlockKind.DENSE)}
-    many = {op.name: op.cls for op in ops(built("llama-3-8b-prefill", fused), BlockKind.DENSE)}
+    few = {op.name: op.cls for op in ops(built("llama-3-8b-decode", "serving.sequences=1"), BlockKind.DENSE)}
+    many = {op.name: op.cls for op in ops(built("llama-3-8b-prefill"), BlockKind.DENSE)}
     changed = {(many[name], cls) for name, cls in few.items() if name in many and many[name] != cls}
-    assert {("swiglu", "swiglu.small"), ("norm.fwd", "norm.small")} <= changed
+    assert {("elem.unvectorized", "elem.small"), ("norm.fwd", "norm.small")} <= changed
     assert "norm.fwd" not in few.values()
     assert "norm.small" not in many.values()
 

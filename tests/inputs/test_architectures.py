@@ -329,3 +329,70 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
 def test_blocks_that_the_graph_does_not_have(setting: str, shown: str) -> None:
     with pytest.raises(InputError, match=shown):
         load_scenario("tiny-1f1b", [setting])
+
+
+# ---- DeepSeek-V4 -------------------------------------------------------------------------------------------------
+
+V4: dict[str, Any] = {
+    **{key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")},
+    **{"head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "index_topk": 32, "index_head_dim": 8},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
+
+
+def v4(**keys: Any) -> Reading:
+    return reading("deepseek_v4", small=V4, **keys)
+
+
+def test_both_spellings_of_what_layers_compress() -> None:
+    by_rate = v4(compress_ratios=[0, 128, 4, 4, 0], num_hash_layers=1).model
+    listed = v4(
+        layer_types=["sliding_attention", "heavily_compressed_attention", *["compressed_sparse_attention"] * 2],
+        mlp_layer_types=["hash_moe", "moe", "moe", "moe"],
+    ).model
+    assert by_rate == listed
+    assert [str(kind) for kind in by_rate.layer_kinds()] == ["sliding+hash", "hca+moe", "csa+moe", "csa+moe"]
+    assert [str(kind) for kind in v4().model.layer_kinds()] == ["hca+hash", "hca+hash", "hca+hash", "csa+moe"]
+    assert v4(compress_rates={"compressed_sparse_attention": 8}).model.compress_rate_csa == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "right"),
+    [
+        ({"compress_ratios": [0, 4]}, "must be a list of 0, 4, 128, one for each of the 4 layers"),
+        ({"compress_ratios": [0, 4, 16, 4]}, "must be a list of 0, 4, 128"),
+        ({"layer_types": ["full_attention"] * 4}, "must be a list of sliding_attention"),
+        ({"mlp_layer_types": ["moe", "hash_moe", "moe", "moe"]}, 'first of "hash_moe", then of "moe"'),
+        ({"o_groups": 3}, "must divide the 8 heads"),
+        ({"o_lora_rank": 0}, "must be at least 1"),
+        ({"hc_mult": 0}, "must be from 1 to 64"),
+        ({"num_hash_layers": 5}, "must be at most num_hidden_layers 4"),
+        ({"n_routed_experts": None}, "is a mixture of experts, and says how many"),
+        ({"attention_bias": True}, "biases of its projections"),
+        ({"kv_lora_rank": 512}, "unknown key for deepseek_v4, it may change the shape"),
+        ({"sliding_window": 0}, "must be at least 1"),
+        ({"index_topk": 0}, "csa layers need it: at least 1"),
+        ({"partial_rotary_factor": 0.0}, "a part of each head rotates"),
+    ],
+)
+def test_what_no_such_model_can_be_is_refused(keys: dict[str, Any], right: str) -> None:
+    with pytest.raises(InputError) as caught:
+        v4(**keys)
+    assert right in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "right"),
+    [
+        ("model.hc_mult=4", "streams are of models whose key is the value"),
+        ("model.num_hash_layers=1", "experts by table are of models whose key is the value"),
+        ("model.o_groups=4", "of models whose key is the value"),
+        ('model.layer_types=["hca","hca","hca","hca"]', "csa and hca layers are of models whose key is the value"),
+        ("model.shared_key_value=true", "such a model has one key-value head"),
+    ],
+)
+def test_what_belongs_to_such_models_is_refused_elsewhere(setting: str, right: str) -> None:
+    layers = [] if "shared" in setting else ["model.num_hidden_layers=4"]
+    with pytest.raises(InputError, match=right):
+        load_scenario("llama-3-8b", [*layers, setting])

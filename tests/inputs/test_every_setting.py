@@ -34,6 +34,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tiny-dualpipe",
         ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
     ),
+    "groups": (
+        "tiny-1f1b",
+        ("gpus=128", "layout.ep=8", "batch.global_batch_size=256", "routing.kind=sampled", "routing.microbatch_cv=0.5"),
+    ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
     "shared-uplinks": (
@@ -160,6 +164,15 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.index_topk=256",
         ),
     ),
+    "streams": (
+        "tiny-1f1b",
+        (
+            "model=deepseek-v4-flash",
+            "model.num_hidden_layers=6",
+            'model.layer_types=["sliding","csa","hca","csa","hca","csa"]',
+            "model.num_hash_layers=1",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -194,6 +207,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.vpp=2",
             "layout.stages=balanced",
             "batch.global_batch_size=256",
+        ),
+    ),
+    "nvfp4": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "hardware=b200",
+            "precision.recipe=nvfp4",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
         ),
     ),
     "split": ("tiny-1f1b", ("layout.schedule=zb1p",)),
@@ -276,10 +301,14 @@ def _listed(path: str) -> str:
 
 _LISTED = {
     "workload": "training is the only one",
+    "model.shared_key_value": "what other sizes of DeepSeek-V4 belong to: refused where they are without it, or it is "
+    "without them (tests/inputs/test_consistent_models.py)",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
+    "hardware.node.host.disk_bandwidth": "only replays read it: tests/serving/test_kv_tiers.py",
+    "hardware.node.host.disk_bytes": "a limit of replays: tests/serving/test_kv_tiers.py",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
 KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed"))
@@ -287,6 +316,7 @@ KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
     "layout.stages": ('"even"', "[1, 2, 1, 1]", "[3, 1, 1, 0]"),
+    "precision.bf16": ('["head", "attention"]',),
     "routing.loads": (f"{[1.2, 0.8] + [1] * 14}",),
     "memory.reserve": ("[0.05, 0.2]",),
     "layout.decoder_first_pipeline_num_layers": ("6",),
@@ -310,6 +340,16 @@ _OTHERS: dict[str, tuple[str, ...]] = {
 _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.cp_kind": ("context", "longest-path"),
     "layout.etp": ("etp", "longest-path"),
+    "layout.replicas": ("zero3", "longest-path"),
+    **{
+        f"{table}.{name}": ("zero3", "longest-path")
+        for table, names in (
+            ("precision", ("bf16", "bf16_first_layers", "bf16_last_layers", "scaling", "weights", "kept")),
+            ("stack.precision", ("scaling", "weights", "kept")),
+        )
+        for name in names
+    },
+    "hardware.gpu.peak.fp4": ("nvfp4", "longest-path"),
     "layout.recompute_layers": ("again", "longest-path"),
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
@@ -344,6 +384,17 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
     **{
+        f"model.{name}": ("streams", "longest-path")
+        for name in (
+            "o_groups",
+            "o_lora_rank",
+            "compress_rate_csa",
+            "compress_rate_hca",
+            "hc_mult",
+            "num_hash_layers",
+        )
+    },
+    **{
         f"model.{name}": ("delta", "longest-path")
         for name in (
             "linear_num_key_heads",
@@ -367,6 +418,8 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),
+    "stragglers.clocks": ("ddp", "longest-path"),
+    "stragglers.groups": ("groups", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
     "stack.selective": ("dense", "longest-path"),

@@ -123,7 +123,7 @@ def test_an_extended_profile_keeps_no_source_of_a_number_it_changes() -> None:
 def test_importing_inputs_loads_nothing_heavy() -> None:
     code = "import sys, simulator.inputs; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"pandas", "matplotlib", "networkx", "simpy", "numpy", "pydantic"} & set(loaded) == set()
+    assert {"pandas", "matplotlib", "networkx", "numpy", "pydantic"} & set(loaded) == set()
 
 
 # ---- own files

@@ -171,6 +171,7 @@ CHANGES = [
     ("llama-3-8b-decode", "serving.context=2047"),
     ("llama-3-8b-decode", "serving.tokens=2"),
     ("llama-3-8b-decode", "serving.kv_dtype=fp8"),
+    ("deepseek-v3-decode-ep128", "serving.expert_weights=mxfp4"),
     ("llama-3-8b-decode", "serving.cuda_graphs=false"),
     ("llama-3-8b-decode", "stack.serving.graph_gap=1e-6"),
     ("llama-3-8b-decode", "stack.serving.decode_attention=fa3"),

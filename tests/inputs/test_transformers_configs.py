@@ -75,6 +75,11 @@ NEMOTRON = {
     "hybrid_override_pattern": "M*-E",
 }
 SPARSE = {"n_group": 1, "topk_group": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 32}
+V4 = {
+    **{key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")},
+    **{"num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "hc_mult": 2},
+    **{"index_n_heads": 4, "index_head_dim": 8, "index_topk": 32, "n_routed_experts": 4, **TOP_2},
+}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
     "n_routed_experts": 4,
@@ -194,6 +199,8 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ),
     ("mimo_v2_flash", SMALL | WIDE | ROUTED | {"v_head_dim": 12}, 446_724),
     ("step3p5", SMALL | WIDE | STEP, 520_556),
+    ("deepseek_v4", V4, 414_599),
+    ("deepseek_v4", V4 | {"compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1}, 414_919),
     ("qwen3_next", SMALL | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),

@@ -102,12 +102,14 @@ def test_a_stage_of_one_block_has_one_in_flight():
     assert sizes(s, (("moe",),))["gradients before they are sharded"] == 4 * (MOE + 4 * EXPERT)
 
 
-def test_per_tensor_fp8_under_zero_3_casts_what_it_has_gathered():
-    s = load_scenario("deepseek-v3-1f1b", ["layout.zero=3", "precision.recipe=fp8_tensor"])
-    found = sizes(s, (("moe",),))
-    assert "weights, FP8 in both layouts" not in found
-    matrices = ATTENTION + SHARED + 4 * EXPERT
-    assert found["gathered weights"] == pytest.approx(2 * (MOE + 4 * EXPERT) + 2 * matrices)
+def test_per_tensor_fp8_under_zero_3_casts_what_it_has_gathered_or_gathers_fp8():
+    matrices, rest = ATTENTION + SHARED + 4 * EXPERT, MOE - ATTENTION - SHARED
+    for kept, gathered in (("cached", 2 * (matrices + rest)), ("recipe", (1 + 1) * matrices + 2 * rest)):
+        changes = ["layout.zero=3", "precision.recipe=fp8_tensor", f"precision.weights={kept}"]
+        found = sizes(load_scenario("deepseek-v3-1f1b", changes), (("moe",),))
+        assert found["gathered weights"] == pytest.approx(gathered)
+        assert ("weights, FP8 in one layout" in found) is (kept == "recipe")
+        assert "weights, FP8 in both layouts" not in found
 
 
 def test_a_bf16_run_keeps_no_fp8_weights():

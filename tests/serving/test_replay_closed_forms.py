@@ -155,7 +155,7 @@ def test_drafts_need_room_for_all_of_them() -> None:
 def _apart(requests: list[Request], link: KvLink, *, blocks: int = 1000, prefillers: int = 1) -> tuple[Noted, Recorder]:
     """Prompts on some engines, the rest on another."""
     noted = Noted()
-    recorder = Recorder(answered=noted)
+    recorder = Recorder(answered=(noted,))
     handover = Handover(recorder, link)
     times = Linear(step=1.0)
     before = [Engine(times, PLAIN, 1000, handover) for _ in range(prefillers)]

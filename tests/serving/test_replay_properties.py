@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from simulator.serving.engine.kv_tiers import TierRoom
 from simulator.serving.request import Request
 from tests.replays import Linear, Noted, run
 
@@ -38,14 +39,31 @@ def requests(draw: st.DrawFn, most: int = 25) -> list[Request]:
     return out
 
 
-def _run(asked: list[Request], settings: dict[str, Any], ahead: int, room: int) -> tuple[Any, Noted, list[Any]]:
+TIERS = st.none() | st.builds(
+    TierRoom,
+    host=st.integers(min_value=1, max_value=60),
+    disk=st.sampled_from([0, 20]),
+    host_seconds=st.sampled_from([1e-4, 2e-3]),
+    disk_seconds=st.just(5e-3),
+    write_back=st.booleans(),
+    by_layer=st.booleans(),
+    layers=st.sampled_from([1, 4]),
+    links=st.sampled_from([1, 2]),
+)
+
+
+def _run(
+    asked: list[Request], settings: dict[str, Any], ahead: int, room: int, tiers: TierRoom | None = None
+) -> tuple[Any, Noted, list[Any]]:
     blocks = -(-max(one.longest for one in asked) // settings["block"]) + room
-    return run(asked, Linear(step=0.01, cached=1e-6, new=1e-5, ahead=ahead), blocks=blocks, **settings)
+    return run(asked, Linear(step=0.01, cached=1e-6, new=1e-5, ahead=ahead), blocks=blocks, tiers=tiers, **settings)
 
 
-@given(requests(), SETTINGS, st.integers(min_value=0, max_value=30))
-def test_every_request_ends_once_and_tokens_add_up(asked: list[Request], settings: dict[str, Any], room: int) -> None:
-    recorder, noted, engines = _run(asked, settings, 1 << 30, room)
+@given(requests(), SETTINGS, st.integers(min_value=0, max_value=30), TIERS)
+def test_every_request_ends_once_and_tokens_add_up(
+    asked: list[Request], settings: dict[str, Any], room: int, tiers: TierRoom | None
+) -> None:
+    recorder, noted, engines = _run(asked, settings, 1 << 30, room, tiers)
     assert sorted(noted.ends) == list(range(len(asked)))
     assert recorder.finished_count == recorder.arrived == len(asked)
     assert recorder.outputs == sum(one.output_tokens for one in asked)
@@ -56,6 +74,9 @@ def test_every_request_ends_once_and_tokens_add_up(asked: list[Request], setting
     for one in asked:
         assert one.arrival <= noted.starts[one.number] < noted.firsts[one.number] <= noted.ends[one.number]
     kv = engines[0].kv
+    for tier in (kv.tiers.host, kv.tiers.disk) if kv.tiers is not None else ():
+        assert tier.held == sum(tier.known.values()) <= tier.most
+    assert all(sum(noted.below[number]) <= hits for number, hits in noted.hits.items())
     assert (kv.used, kv.available, kv.users) == (0, kv.blocks, {})
     assert engines[0].load == 0
     assert engines[0].prompts.held == engines[0].prompts.final == 0
@@ -79,10 +100,13 @@ def _asked(*lengths: tuple[int, int, tuple[int, ...]]) -> list[Request]:
         **{"block": 4, "host_step": 0.0, "host_overlapped": False},
     },
     room=24,
+    tiers=None,
 )
-@given(requests(), SETTINGS, st.integers(min_value=0, max_value=30))
-def test_steps_in_one_go_are_single_steps(asked: list[Request], settings: dict[str, Any], room: int) -> None:
-    fast, slow = _run(asked, settings, 1 << 30, room), _run(asked, settings, 1, room)
+@given(requests(), SETTINGS, st.integers(min_value=0, max_value=30), TIERS)
+def test_steps_in_one_go_are_single_steps(
+    asked: list[Request], settings: dict[str, Any], room: int, tiers: TierRoom | None
+) -> None:
+    fast, slow = _run(asked, settings, 1 << 30, room, tiers), _run(asked, settings, 1, room, tiers)
     assert fast[1].order == slow[1].order
     assert fast[1].preemptions == slow[1].preemptions
     for number, end in slow[1].ends.items():

@@ -29,11 +29,15 @@ PARAMETERS = {
     "gpt-oss-120b": 116_829_156_672,
     "qwen3-next-80b-a3b": 79_674_391_296,
     "deepseek-v3.2": 671_877_944_064,
+    "deepseek-v4-pro": 1_572_997_201_763,
+    "deepseek-v4-flash": 284_332_240_471,
 }
 
 ACTIVATED_BILLIONS = {  # as each publisher rounds it
     "deepseek-v3": 37,
     "deepseek-v2": 21,
+    "deepseek-v4-pro": 49,
+    "deepseek-v4-flash": 13,
     "kimi-k2": 32,
     "qwen3-235b-a22b": 22,
     "mixtral-8x7b": 13,
@@ -82,7 +86,8 @@ def test_components_add_up() -> None:
         layers = sum(model.layer_parameters(kind).total for kind in kinds)
         tree = model.parameter_tree()
         final_norm = tree.norms - sum(model.layer_parameters(kind).norms for kind in kinds)
-        assert layers + tree.embedding + tree.head + final_norm == model.parameters()
+        ends = tree.embedding + tree.head + final_norm + model.collapse_parameters
+        assert layers + ends == model.parameters()
 
 
 # arXiv 2505.09343, table 2, training FLOP per token at 4096 tokens; the DeepSeek-V3 figures with MTP and without the

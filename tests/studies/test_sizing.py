@@ -28,10 +28,11 @@ WANTED = Wanted(
     output_tokens="50",
     count=300,
     over=("gpus=1,2", "layout.tp=1,2", "stack.scheduler.sequences=16,64"),
+    kind="aggregated",
 )
 
 ASKED = ("size", WANTED.job, "--set", "stack=vllm", "--set", "model.num_hidden_layers=2")
-REST = ("--rate", "10", "--count", "100", "--over", "gpus=1", "--jobs", "1")
+REST = ("--rate", "10", "--count", "100", "--over", "gpus=1", "--jobs", "1", "--kind", "aggregated")
 
 
 pytestmark = pytest.mark.slow
@@ -96,7 +97,7 @@ def test_what_is_kept_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.Mo
     wanted = replace(WANTED, over=("gpus=1", "stack.scheduler.sequences=32"), rate=20.0)
     file = tmp_path / "kept.jsonl"
     first = size(wanted, file=file)
-    monkeypatch.setattr("simulator.studies.sizing.judging.judge", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("simulator.studies.sizing.sizing.judge", lambda *_: pytest.fail("judged again"))
     again = size(wanted, file=file)
     assert again.choices == first.choices
     with pytest.raises(InputError, match="holds another question"):
@@ -109,6 +110,28 @@ def test_what_is_kept_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.Mo
 def test_processes_judge_as_one_does() -> None:
     wanted = replace(WANTED, over=("gpus=1,2", "layout.tp=1", "stack.scheduler.sequences=32"), rate=20.0, count=100)
     assert size(wanted, jobs=2).choices == size(wanted).choices
+
+
+def test_prompts_on_engines_of_their_own_where_that_is_cheaper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, limits = ("gpus=1", "stack.scheduler.sequences=64,256"), {"ttft.p99": 0.2, "tpot.p99": 0.0035}
+    wanted = replace(WANTED, over=over, targets=limits, rate=300.0, input_tokens="2000", count=200, kind="both")
+    file = tmp_path / "kept.jsonl"
+    found = size(wanted, file=file)
+    apart = [one for one in found.choices if one.prefill_replicas]
+    assert apart
+    alone = {one.settings: one for one in found.choices if not one.prefill_replicas}
+    for one in apart:
+        before, after = alone[one.prefill_settings], alone[one.settings]
+        assert one.prefill_replicas >= 300 / before.as_prefill
+        assert one.replicas >= 300 / after.as_decode
+        assert one.gpus == one.prefill_replicas + one.replicas
+        assert one.margins is not None
+        assert min(one.margins.values()) >= 0
+    # A step with prompts takes longer than a token may: engines that do it all hold the level at far lower rates.
+    assert found.best in apart
+    monkeypatch.setattr("simulator.studies.sizing.sizing.judge", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("simulator.studies.sizing.sizing.judge_pair", lambda *_: pytest.fail("judged again"))
+    assert size(wanted, file=file).choices == found.choices
 
 
 def test_usual_candidates() -> None:

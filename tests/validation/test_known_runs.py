@@ -49,9 +49,20 @@ def test_the_error_of_a_peak_is_of_runs_that_count() -> None:
 def test_what_is_known_of_memory_is_met() -> None:
     """Not better than this today: a change that makes it worse must be seen."""
     ran, short = counts(verdicts(known_runs()))
-    assert (ran.runs, short.runs) == (23, 3)
-    assert ran.right >= 22
+    assert (ran.runs, short.runs) == (29, 3)
+    assert ran.right == 29
     assert short.right == 3
+
+
+@pytest.mark.slow
+def test_peaks_that_pytorch_counted_are_met() -> None:
+    """What was allocated within a tenth; what was reserved is more, by what the allocator loses."""
+    errors: dict[str, list[float]] = {}
+    for one in verdicts(known_runs(["R.bridge3880", "R.titan.8b", "R.titan.70b"])):
+        errors.setdefault(one.run.counted, []).append(one.error or 0.0)
+    assert all(abs(error) < 0.05 for error in errors["allocated"])
+    assert all(-0.12 < error < 0.05 for error in errors["reserved"])
+    assert {kind: len(found) for kind, found in errors.items()} == {"allocated": 3, "reserved": 4}
 
 
 def test_validate_counts_them() -> None:

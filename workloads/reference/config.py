@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
@@ -74,6 +76,17 @@ class RefConfig:
     state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
+    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
+    shared_key_value: bool = False
+    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
+    o_lora_rank: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens) that a query attends to
+    compress_rate_csa: int = 4
+    compress_rate_hca: int = 128
+    hc_mult: int = 1  # streams
+    num_hash_layers: int = 0
     attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
     norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
     parallel_block: bool = False  # both branches read the layer's input
@@ -109,6 +122,11 @@ class RefConfig:
         return self.kv_lora_rank is not None
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether latent attention reads the tokens that an indexer chooses (DeepSeek-V3.2)."""
+        return self.is_mla and self.index_topk > 0
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of one query head [elements]."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim if self.is_mla else self.v_dim
@@ -127,6 +145,21 @@ class RefConfig:
     def is_gated(self) -> bool:
         """Whether a gate scales each value of the attention output."""
         return self.attention_gate == "element"
+
+    @property
+    def stream_width(self) -> int:
+        """Values of a token that pass from layer to layer."""
+        return self.hc_mult * self.hidden_size
+
+    @property
+    def hc_weights(self) -> int:
+        """Weights that hyper-connections compute for a token before a branch."""
+        return (2 + self.hc_mult) * self.hc_mult if self.hc_mult > 1 else 0
+
+    def compress_rate(self, layer: int) -> int:
+        """Tokens of an entry of this layer; 0: it has none."""
+        rates = {CSA: self.compress_rate_csa, HCA: self.compress_rate_hca}
+        return rates.get(self.mixer(layer), 0)
 
     def mixer(self, layer: int) -> str:
         """What mixes the tokens of a layer (MTP layers have full attention)."""
@@ -208,6 +241,8 @@ MIXERS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
     "linear_attention": "linear_num_value_heads",
+    CSA: "index_topk",
+    HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
 }
 """Names of mixers, each with the size that it needs."""

@@ -49,6 +49,7 @@ class Widths:
             "dw": 4.0,
             "rstd": 4.0,
             "lse": 4.0,
+            "logits": 4.0,
             "scores": 4.0,
             "g": 4.0,
             "ids": 8.0,
@@ -120,6 +121,7 @@ class Run:
     )
     layer: int = OUTSIDE
     part: str = "F"
+    tokens: Array | None = None  # of the microbatch [B, S], for what is looked up by token
 
     def __post_init__(self) -> None:
         wrong = self.recompute - set(RECOMPUTABLE)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workloads.reference.config import RefConfig
+from workloads.reference.config import CSA, RefConfig
 from workloads.reference.count import Weights
 
 Params = dict[str, Weights]
@@ -25,7 +25,7 @@ def unit_shapes(cfg: RefConfig, unit: str) -> Shapes:
     if unit == "embed":
         return {"embed": (cfg.vocab_size, h)}
     if unit == "head":
-        return {"norm.final": (h,), "head": (h, cfg.vocab_size)}
+        return {"norm.final": (h,), "head": (h, cfg.vocab_size)} | _hyper_shapes(cfg, "head", cfg.hc_mult, 1)
     kind, index = unit.split(".")
     if kind == "mtp":
         joined: Shapes = {"mtp.norm_h": (h,), "mtp.norm_e": (h,), "mtp.proj": (2 * h, h), "norm.final": (h,)}
@@ -46,17 +46,27 @@ def _draw(cfg: RefConfig, rng: np.random.Generator, name: str, shape: tuple[int,
     if name == "router.bias":
         return np.zeros(shape)
     noise = rng.standard_normal(shape) * cfg.initializer_range
-    return 1.0 + noise if "norm" in name else noise
+    return 1.0 + noise if "norm" in name or name.endswith(".scale") else noise
+
+
+def _hyper_shapes(c: RefConfig, branch: str, weights: int, scales: int) -> Shapes:
+    """What weighs the streams around a branch, or before the output head."""
+    if c.hc_mult == 1:
+        return {}
+    names = {"fn": (c.stream_width, weights), "base": (weights,), "scale": (scales,)}
+    return {f"hc.{branch}.{name}": shape for name, shape in names.items()}
 
 
 def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
     h = c.hidden_size
     shapes: Shapes = dict.fromkeys(_norms(c), (h,)) | _mixer_shapes(c, layer)
+    for branch in ("attn", "ffn"):
+        shapes |= _hyper_shapes(c, branch, c.hc_weights, 3)
     if not c.is_moe(layer):
         return shapes | {"dense.up_gate": (h, 2 * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
     n, f = c.experts, c.moe_intermediate_size
     shapes |= {"router.gate": (h, n), "moe.up_gate": (n, h, 2 * f), "moe.down": (n, f, h)}
-    if c.topk_method == "noaux_tc":
+    if c.topk_method == "noaux_tc" and layer >= c.num_hash_layers:
         shapes["router.bias"] = (n,)
     if c.n_shared_experts:
         shared = f * c.n_shared_experts
@@ -66,6 +76,8 @@ def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
 
 def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
     if not c.is_recurrent(layer):
+        if c.shared_key_value:
+            return _shared_key_shapes(c, layer)
         return _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
     r, mamba = c.state(layer), c.mixer(layer) == "mamba"
     shapes: Shapes = {
@@ -86,8 +98,58 @@ def _norms(c: RefConfig) -> list[str]:
     return {"pre": before, "post": behind, "both": before + behind}[c.norm_placement]
 
 
+def _shared_key_shapes(c: RefConfig, layer: int) -> Shapes:
+    h, n, d, latent, wide = c.hidden_size, c.num_attention_heads, c.v_dim, c.q_lora_rank or 0, c.index_head_dim
+    shapes: Shapes = {
+        "attn.qkv_a": (h, latent + d),
+        "norm.q_lora": (latent,),
+        "norm.kv": (d,),
+        "attn.q_b": (latent, n * d),
+        "attn.sinks": (n,),
+        "attn.o_a": (c.o_groups, n * d // c.o_groups, c.o_lora_rank),
+        "attn.o_b": (c.o_groups * c.o_lora_rank, h),
+    }
+    rate, overlap = c.compress_rate(layer), 2 if c.mixer(layer) == CSA else 1
+    if rate:
+        shapes |= {
+            "attn.compress": (h, 2 * overlap * d),
+            "attn.compress.bias": (rate * overlap * d,),
+            "norm.entry": (d,),
+        }
+    if overlap == 2:
+        shapes |= {
+            "attn.index_compress": (h, 4 * wide),
+            "attn.index_compress.bias": (rate * 2 * wide,),
+            "norm.index": (wide,),
+            "attn.index_q": (latent, c.index_n_heads * wide),
+            "attn.index_w": (h, c.index_n_heads),
+        }
+    return shapes
+
+
+def _chosen_shapes(c: RefConfig) -> Shapes:
+    h, n, rank, latent = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0, c.q_lora_rank or 0
+    return {
+        "attn.kv_a": (h, rank + c.qk_rope_head_dim),
+        "norm.kv_lora": (rank,),
+        "attn.w_uk": (n, c.qk_nope_head_dim, rank),
+        "attn.w_uv": (n, rank, c.v_head_dim),
+        "attn.o": (n * c.v_head_dim, h),
+        "attn.q_a": (h, latent),
+        "norm.q_lora": (latent,),
+        "attn.q_b": (latent, n * c.qk_head_dim),
+        "attn.index_q": (latent, c.index_n_heads * c.index_head_dim),
+        "attn.index_k": (h, c.index_head_dim),
+        "norm.index": (c.index_head_dim,),
+        "attn.index_bias": (c.index_head_dim,),
+        "attn.index_w": (h, c.index_n_heads),
+    }
+
+
 def _mla_shapes(c: RefConfig) -> Shapes:
     h, n, rank = c.hidden_size, c.num_attention_heads, c.kv_lora_rank or 0
+    if c.is_chosen:
+        return _chosen_shapes(c)
     shapes: Shapes = {
         "attn.kv_a": (h, rank + c.qk_rope_head_dim),
         "norm.kv_lora": (rank,),

@@ -4,7 +4,7 @@ A microbatch is tokens [B, S + 1 + D]: S positions, the label of the last one, a
 D MTP modules, so that every module works on S full positions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -85,7 +85,7 @@ def add_grads(total: Params, more: Params) -> None:
 
 def loss_and_grads(run: Run, params: Params, tokens: Array) -> tuple[Losses, Params]:
     """One microbatch through the whole model, nothing split: the yardstick for every schedule."""
-    chain = units(run.cfg)
+    chain, run = units(run.cfg), replace(run, tokens=tokens[:, : positions(run.cfg, tokens)])
     out = stage_forward(run, params, chain, None, tokens)
     _, waiting = stage_input_grad(run, params, chain, out.saved, None)
     return out.losses, stage_weight_grad(run, waiting)
@@ -109,13 +109,14 @@ def _unit_forward(
     if unit == "embed":
         saved: Saved = {"embed/tokens": tokens[:, :s]}
         run.at(layer=OUTSIDE).keep(saved)
-        return embed(run.at(layer=OUTSIDE), p, tokens[:, :s]), {}, saved
-    if state is None or state.shape != (len(tokens), s, run.cfg.hidden_size):
+        x = embed(run.at(layer=OUTSIDE), p, tokens[:, :s])
+        return np.tile(x, run.cfg.hc_mult), {}, saved
+    if state is None or state.shape != (len(tokens), s, run.cfg.stream_width):
         raise ValueError(
             f"{unit}: state has shape {None if state is None else state.shape}, must be "
-            f"({len(tokens)}, {s}, {run.cfg.hidden_size})"
+            f"({len(tokens)}, {s}, {run.cfg.stream_width})"
         )
-    here = run.at(layer=_layer(run.cfg, unit))
+    here = replace(run, layer=_layer(run.cfg, unit), tokens=tokens[:, :s])
     if unit == "head":
         loss, saved = head_loss(here, p, state, tokens[:, 1 : s + 1])
         here.keep(saved)
@@ -140,6 +141,7 @@ def _unit_input_grad(
     if dy is None:
         raise ValueError(f"{unit}: backward needs the gradient of its output; only head and MTP units start one")
     if unit == "embed":
+        dy = np.sum(np.split(dy, run.cfg.hc_mult, axis=-1), axis=0)
         return None, [embed_deferred(here, saved["embed/tokens"], dy)]
     return block_input_grad(here, p, saved, dy)
 

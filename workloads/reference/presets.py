@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from workloads.reference.config import RefConfig
+from workloads.reference.config import CSA, HCA, RefConfig
 
 YARN = {
     "type": "yarn",
@@ -136,6 +136,45 @@ def tiny_mamba() -> RefConfig:
         mamba_n_groups=2,
         ssm_state_size=5,
         state_chunk_size=3,
+    )
+
+
+def tiny_v32() -> RefConfig:
+    """DeepSeek-V3.2 in small: V3's blocks, and queries that attend to three chosen tokens."""
+    return replace(tiny_v3(), index_n_heads=3, index_head_dim=4, index_topk=3)
+
+
+def tiny_v4() -> RefConfig:
+    """DeepSeek-V4 in small: a window alone, both kinds of entries, two streams, experts by table in two layers. Gates
+    are V3's, which differ from V4's (the root of a softplus) in no FLOP."""
+    return RefConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        intermediate_size=6,
+        q_lora_rank=10,
+        head_dim=8,
+        partial_rotary_factor=0.25,
+        shared_key_value=True,
+        attention_sinks=True,
+        o_groups=2,
+        o_lora_rank=5,
+        layer_types=("sliding_attention", CSA, HCA, CSA),
+        sliding_window=2,
+        compress_rate_csa=2,
+        compress_rate_hca=3,
+        index_n_heads=3,
+        index_head_dim=4,
+        index_topk=2,
+        hc_mult=2,
+        num_hash_layers=2,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=6,
+        initializer_range=0.3,
     )
 
 

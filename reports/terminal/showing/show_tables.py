@@ -62,6 +62,7 @@ _COMPONENTS = {
     "shared_expert": "shared experts",
     "dense_ffn": "dense feed-forward",
     "head": "output head",
+    "hyper_connections": "hyper-connections",
 }
 
 
@@ -123,6 +124,7 @@ def _block(spec: ModelSpec) -> list[tuple[str, str]]:
         rows.append(("window", f"{spec.sliding_window:,} tokens"))
     if Mixer.CHUNKED in spec.layer_types:
         rows.append(("chunks", f"{spec.attention_chunk_size:,} tokens"))
+    rows += _of_shared_key(spec)
     if spec.attention_sinks != "none":
         where = "of all heads" if spec.attention_sinks == "all" else "of heads in layers with a window"
         rows.append(("attention sinks", where))
@@ -131,7 +133,24 @@ def _block(spec: ModelSpec) -> list[tuple[str, str]]:
     return rows
 
 
+def _of_shared_key(spec: ModelSpec) -> list[tuple[str, str]]:
+    """What only models have whose key is the value."""
+    if not spec.shared_key_value:
+        return []
+    mixers = {kind.mixer for kind in spec.layer_kinds()}
+    rows = [
+        ("chosen entries", f"{spec.index_topk:,}, each of {spec.compress_rate_csa} tokens", Mixer.CSA in mixers),
+        ("coarse entries", f"all, each of {spec.compress_rate_hca} tokens", Mixer.HCA in mixers),
+        ("output projection", f"{spec.o_groups} groups of heads to {spec.o_lora_rank:,} each, then together", True),
+        ("streams of the residual", f"{spec.hc_mult}", spec.hc_mult > 1),
+    ]
+    return [(name, value) for name, value, shown in rows if shown]
+
+
 def _attention(spec: ModelSpec) -> str:
+    if spec.shared_key_value:
+        wide = f"one key of {spec.qk_head_dim} that is the value"
+        return f"{spec.num_attention_heads} heads, {wide}; queries compressed to {spec.q_lora_rank}"
     if spec.is_mla:
         return f"latent, compressed to {spec.kv_lora_rank} + {spec.qk_rope_head_dim}; {_heads(spec)}"
     shapes = [_mixer(spec.of_kind(kind)) for kind in dict.fromkeys(spec.layer_kinds())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from reports.verbs.options import (
     job_argument,
     json_option,
     output_file,
+    output_folder,
     print_json,
     print_report,
     progress,
@@ -18,8 +20,17 @@ from reports.verbs.options import (
     set_option,
     warn,
 )
+from simulator.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reports.export.request_trace import RequestTrace
+    from simulator.serving.serve import Served
 
 TOO_MUCH = 3
+WINDOW = "0:10"
+"""Seconds of a replay in its trace where nothing else is said."""
 
 
 @click.command(
@@ -84,6 +95,10 @@ TOO_MUCH = 3
 )
 @click.option("--slo", metavar="LIMITS", help="Limits of a request for goodput [s], as in ttft=2,tpot=0.05.")
 @click.option("--records", metavar="FILE", help="Write a line of CSV for every answered request.")
+@click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
+@click.option("--figures", metavar="DIR", help="Draw figures into DIR, each as SVG and PNG.")
+@click.option("--trace", metavar="FILE", help="Write engines' steps and requests for ui.perfetto.dev (.json.gz).")
+@click.option("--window", metavar="START:END", help="Seconds of the replay in the trace, as in 20:30. [default: 0:10]")
 @set_option
 @json_option
 @quiet_option
@@ -102,6 +117,10 @@ def serve(
     slow: float | None,
     slo: str | None,
     records: str | None,
+    html: str | None,
+    figures: str | None,
+    trace: str | None,
+    window: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -112,7 +131,13 @@ def serve(
     """
     if prefill_overrides and prefill_replicas is None:
         raise click.UsageError("--prefill-set belongs to --prefill-replicas", click.get_current_context())
+    if window is not None and trace is None:
+        raise click.UsageError("--window belongs to --trace", click.get_current_context())
     table = output_file(records, "--records") if records is not None else None
+    page = output_file(html, "--html") if html is not None else None
+    traced = output_file(trace, "--trace") if trace is not None else None
+    folder = output_folder(figures, "--figures") if figures is not None else None
+    seen = _trace_of(window) if trace is not None else None
     from simulator.inputs import load_scenario
     from simulator.serving.deployment import deploy, disaggregated, failing
     from simulator.serving.load.sources import LoadSpec
@@ -132,8 +157,16 @@ def serve(
     from reports.export.request_records import recording
 
     with recording(table) as note, progress("replaying", quiet=quiet) as done:
-        served = run(deployment, load, limits=limits, answered=note, progress=done)
+        answered, watched = [note] if note is not None else [], None
+        if seen is not None:
+            answered, watched = [*answered, seen.finished], seen.stepped
+        served = run(deployment, load, limits=limits, answered=answered, watched=watched, progress=done)
     took = perf_counter() - began
+    if seen is not None and traced is not None:
+        if seen.start > served.recorder.end:
+            raise InputError(f"--window: {seen.start:g} s: the replay ends after {served.recorder.end:.3f} s")
+        say(f"wrote {seen.write(traced):,} events to {traced}", quiet=quiet)
+    _write_looks(served, page, folder, quiet)
     if as_json:
         from simulator.serving.summary import as_dict
 
@@ -147,3 +180,24 @@ def serve(
         say(f"wrote {served.recorder.finished_count:,} requests to {table}", quiet=quiet)
     say(f"replayed {served.recorder.arrived:,} requests in {took:.1f} s", quiet=quiet)
     return TOO_MUCH if served.overload is not None else 0
+
+
+def _trace_of(window: str | None) -> RequestTrace:
+    """What gathers the events of a window, checked before anything is computed."""
+    from reports.export.request_trace import RequestTrace
+    from reports.export.trace import parse_window
+
+    return RequestTrace(*parse_window(window or WINDOW))
+
+
+def _write_looks(served: Served, page: Path | None, folder: Path | None, quiet: bool) -> None:
+    """The page and the figures that were asked for."""
+    if page is not None:
+        from reports.html import write_replay
+
+        write_replay(served, page)
+        say(f"wrote {page}", quiet=quiet)
+    if folder is not None:
+        from reports.figures.replay_figure import write_replay_figures
+
+        say(f"drew {len(write_replay_figures(served, folder))} files into {folder}", quiet=quiet)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Literal
 
 import click
 
 from reports.verbs.options import (
+    check_executor,
+    executor_options,
     job_argument,
     json_option,
     output_file,
@@ -43,10 +46,25 @@ NONE_DOES = 3
     help="Try these in place of the usual layouts and caps, as in layout.tp=2,4 or stack.scheduler.sequences=32,64.",
 )
 @click.option(
+    "--kind",
+    type=click.Choice(["both", "aggregated", "disaggregated"]),
+    default="both",
+    show_default=True,
+    help="Engines that do it all, prompts on engines of their own, or whichever is cheaper.",
+)
+@click.option(
+    "--prefill-set",
+    "prefill_overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change a value of engines for prompts only, on top of --set. Repeatable.",
+)
+@click.option(
     "--count", type=click.IntRange(min=10), default=1000, show_default=True, metavar="N", help="Requests of a replay."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the load.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. [default: all cores]")
+@executor_options
 @click.option("--resume", metavar="FILE", help="Keep what is judged in FILE and go on from what it holds.")
 @set_option
 @json_option
@@ -60,9 +78,13 @@ def size(
     input_tokens: str,
     output_tokens: str,
     over: tuple[str, ...],
+    kind: Literal["both", "aggregated", "disaggregated"],
+    prefill_overrides: tuple[str, ...],
     count: int,
     seed: int,
     jobs: int | None,
+    executor: str,
+    address: str,
     resume: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -70,8 +92,12 @@ def size(
 ) -> int:
     """Find the cheapest deployment of JOB that holds a service level at a rate of requests.
 
-    Layouts of a replica, caps of its batch and sizes of its chunks are tried; exit code 3 if none does.
+    Layouts of a replica, caps of its batch and sizes of its chunks are tried, with and without engines of their own
+    for prompts; exit code 3 if none does.
     """
+    if prefill_overrides and kind == "aggregated":
+        raise click.UsageError("--prefill-set: with --kind aggregated there are no engines for prompts only", ctx)
+    check_executor(executor, address)
     kept = output_file(resume, "--resume") if resume else None
     from simulator.inputs import load_scenario
     from simulator.studies.search.workers import cores
@@ -89,10 +115,12 @@ def size(
         count=count,
         seed=seed,
         over=over,
+        kind=kind,
+        prefill=prefill_overrides,
     )
     began = perf_counter()
     with progress("sizing", quiet=quiet) as done:
-        found = run(wanted, jobs=jobs or cores(), file=kept, progress=done)
+        found = run(wanted, jobs=jobs or cores(), address=address, file=kept, progress=done)
     took = perf_counter() - began
     from reports.terminal import size_tables
 

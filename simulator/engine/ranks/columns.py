@@ -26,6 +26,7 @@ class Columns:
     loads, node_loads : tokens of each column's experts, and of its node's, over the mean, in a layer and microbatch.
     slowdown : how much longer kernels last (pipeline ranks x columns).
     nic : how much longer NICs take for the same bytes (pipeline ranks x columns).
+    pace : how much longer tensor kernels last than on a GPU with the mean power demand (pipeline ranks x columns).
     jitter : seconds by which a host is late at an action (pipeline rank, action -> columns) [s]; None: never.
     """
 
@@ -35,6 +36,7 @@ class Columns:
     node_loads: LoadsOfColumns
     slowdown: Array
     nic: Array
+    pace: Array
     jitter: Callable[[int, int], Array] | None = None
 
     @property
@@ -46,7 +48,8 @@ class Columns:
         """The highest value of each group, on all its columns; the mean column is at its own, or the first group's."""
         mine = values[:-1]
         if len(self.starts) == 1:
-            out = np.full(len(values), mine.max())
+            out = np.empty(len(values))
+            out[:] = np.maximum.reduce(mine)
         else:
             tops = np.maximum.reduceat(mine, self.starts)
             sizes = np.diff(np.append(self.starts, len(mine)))

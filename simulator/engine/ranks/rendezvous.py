@@ -18,15 +18,24 @@ from numpy.typing import NDArray
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED
 from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.columns import Columns
-from simulator.engine.ranks.tables import FlowTable, Places, SequenceTable, Tables, distinct_of, places
-from simulator.engine.ranks.under_way import ComputeStream, UnderWay, end_of_flow
+from simulator.engine.ranks.tables import (
+    Between,
+    FlowTable,
+    Places,
+    SequenceTable,
+    Tables,
+    between,
+    distinct_of,
+    places,
+)
+from simulator.engine.ranks.under_way import ComputeStream, UnderWay
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, ActionOf, Tasks
 from simulator.schedule import halves
 
 Array = NDArray[np.float64]
 
 
-KEPT = 4096
+KEPT = 8192
 """Layers and microbatches whose loads are kept."""
 
 Draw = Callable[[int, int], tuple[int, int]]
@@ -114,7 +123,8 @@ class _Action:
                 floor = np.maximum(floor, engine.end[pred])
         if computes:
             floor = self.late(floor)
-            self.under_way[task] = self.compute.add(task, self.times_of(task), floor)
+            times, sensitive = self.times_of(task)
+            self.under_way[task] = self.compute.add(task, times, floor, sensitive)
         else:
             self.queue.append(_Flow(task, floor, behind))
 
@@ -126,7 +136,9 @@ class _Action:
         for pred in tasks.preds[task]:
             while any(flow.task == pred for flow in self.queue):
                 self.next_flow()
-            begins = np.maximum(begins, self.under_way[pred].end if pred in self.under_way else engine.end[pred])
+            begins = np.maximum(
+                begins, self.compute.end_of(self.under_way[pred]) if pred in self.under_way else engine.end[pred]
+            )
         engine.start[task], engine.end[task] = begins, begins + tasks.sequence[task].alone
         engine.free[lane] = engine.end[task]
 
@@ -146,7 +158,7 @@ class _Action:
         if engine.tasks.sequence[task].kind not in ("all_to_all", "notify") or flow.preds:
             self.compute.flush()
         for pred in flow.preds:
-            came = np.maximum(came, pred.end)
+            came = np.maximum(came, self.compute.end_of(pred))
         kind, table = engine.tasks.sequence[task].kind, self.table(task)
         begins = came
         if kind == "all_to_all":
@@ -154,15 +166,18 @@ class _Action:
             begins = engine.columns.together(came)
             self.compute.change(begins, BANDWIDTH_SHARED)
             paces = engine.paces(self.action.rank, table, *self.place(task))
-            ends = end_of_flow(begins, paces, self.compute.recent)
+            ends = self.compute.end_of_flow(begins, paces)
             ends = engine.columns.together(ends)
-            engine.flows[task] = float(paces[0][: engine.first].max()), float(paces[1][: engine.first].max())
+            engine.flows[task] = (
+                float(np.maximum.reduce(paces[0][: engine.first])),
+                float(np.maximum.reduce(paces[1][: engine.first])),
+            )
         elif kind == "notify":
             begins = engine.columns.together(came)
-            ends = begins + self.times_of(task)[:, ALONE, -1]
+            ends = begins + self.times_of(task)[0][ALONE, :, -2]
             self.compute.change(came, SM_SHARED)
         else:
-            ends = begins + self.times_of(task)[:, ALONE, -1]
+            ends = begins + self.times_of(task)[0][ALONE, :, -2]
         if kind in ("all_to_all", "notify"):
             engine.wait[task], engine.layer[task] = begins - came, self.place(task)[0]
             self.compute.alone(ends)
@@ -187,16 +202,17 @@ class _Action:
         action = self.ahead if part.forward else self.back
         return self.engine.layers.get((action.stage, part.block), -1), action.microbatch
 
-    def times_of(self, task: int) -> Array:
-        """Times of a task's sequence on each column (columns or 1 x conditions x ops + 1) [s]."""
+    def times_of(self, task: int) -> tuple[Array, bool]:
+        """Times of a task's sequence on each column (conditions x columns or 1 x ops + 2) [s], and whether they depend
+        on what is concurrent."""
         table = self.table(task)
         assert isinstance(table, SequenceTable)
-        times = table.times
-        if len(times) > 1:
-            times = table.at(self.engine.places(*self.place(task))[0])
+        times, pace = table.times, self.engine.pace[self.action.rank]
+        if times.shape[1] > 1 or (pace is not None and table.tensor is not None):
+            times = table.at(self.engine.places(*self.place(task))[0], pace)
         if self.engine.slow[self.action.rank]:
-            times = times * self.engine.columns.slowdown[self.action.rank][:, None, None]
-        return times
+            times = times * self.engine.columns.slowdown[self.action.rank][:, None]
+        return times, table.sensitive
 
 
 class _Engine:
@@ -215,30 +231,38 @@ class _Engine:
         self.layers = layer_numbers(built)
         self.slow = [bool((row != 1.0).any()) for row in columns.slowdown]
         self.hit = tables.hit
+        self.pace = [row if (row != 1.0).any() else None for row in columns.pace]
         self.narrow = [bool((row != 1.0).any()) for row in columns.nic]
-        self.known: dict[tuple[int, int], tuple[Places, Places, Places]] = {}
+        self.known: dict[tuple[int, int], tuple[Places, Between]] = {}
+        self.reached_by: dict[tuple[int, int, int], Between] = {}
 
-    def places(self, layer: int, microbatch: int) -> tuple[Places, Places, Places]:
-        """Where the columns are on the grids in a layer and microbatch: experts, tokens to the rank, to its node."""
+    def places(self, layer: int, microbatch: int) -> tuple[Places, Between]:
+        """Where the columns are on the grids in a layer and microbatch: experts; tokens to the rank and to its node."""
         key = layer, microbatch
         if key not in self.known:
             if len(self.known) > KEPT:
                 self.known.clear()
-            loads, nodes = self.columns.loads(layer, microbatch), self.columns.node_loads(layer, microbatch)
-            self.known[key] = (
-                places(self.tables.grid, loads),
-                places(self.tables.received, distinct_of(loads, self.hit[0])),
-                places(self.tables.nodes, distinct_of(nodes, self.hit[1])),
-            )
+                self.reached_by.clear()
+            loads = self.columns.loads(layer, microbatch)
+            self.known[key] = places(self.tables.grid, loads), self._between(layer, microbatch)
         return self.known[key]
+
+    def _between(self, layer: int, microbatch: int, wider: Array | float = 1.0) -> Between:
+        """Tokens to each rank and to its node, whose NICs take `wider` times as long."""
+        loads, nodes = self.columns.loads(layer, microbatch), self.columns.node_loads(layer, microbatch)
+        own = places(self.tables.received, distinct_of(loads, self.hit[0]))
+        node = places(self.tables.nodes, distinct_of(nodes, self.hit[1]) * wider)
+        return between(own, node, len(self.tables.nodes))
 
     def paces(self, rank: int, table: FlowTable, layer: int, microbatch: int) -> tuple[Array, Array]:
         """Durations of an all-to-all around each column, alone and concurrent with compute [s]."""
-        _, own, node = self.places(layer, microbatch)
+        place = self.places(layer, microbatch)[1]
         if self.narrow[rank]:
-            nodes = distinct_of(self.columns.node_loads(layer, microbatch), self.hit[1]) * self.columns.nic[rank]
-            node = places(self.tables.nodes, nodes)
-        return table.at(own, node)
+            key = rank, layer, microbatch
+            if key not in self.reached_by:
+                self.reached_by[key] = self._between(layer, microbatch, self.columns.nic[rank])
+            place = self.reached_by[key]
+        return table.at(place)
 
     def alone(self, task: int) -> None:
         """A send, a collective of gradients or parameters, or the update."""

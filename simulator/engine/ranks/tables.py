@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, SM_SHARED, KernelSequence
 from simulator.engine.priced_model import PricedModel, action_key, program_of
-from simulator.engine.program import Program
+from simulator.engine.program import Pricer, Program
+from simulator.engine.ranks.under_way import Times, padded
 from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
 from simulator.ops import AllToAll, Work
@@ -37,38 +38,90 @@ def distinct_of(loads: Array, hit: float) -> Array:
     return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
 
 
+def _times(sequences: Sequence[KernelSequence]) -> Array:
+    """Times of one sequence at several loads (conditions x loads x ops + 1) [s]."""
+    return np.array([[each.cumulative[condition] for each in sequences] for condition in CONDITIONS])
+
+
+def _alike(times: Array) -> Array:
+    """Times over loads, one load where they do not depend on it."""
+    return times[:, :1] if (times == times[:, :1]).all() else times
+
+
 Places = tuple[NDArray[np.intp], Array]
 """Point of a grid below each value, and how far the value is to the next (0 to 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceTable:
-    """Times of one sequence (loads or 1 x conditions x ops + 1) over a grid of loads [s]."""
+    """Times of one sequence over a grid of loads (`under_way.Times`, loads in place of ranks) [s].
 
-    times: Array
+    Parameters
+    ----------
+    times : at the clock of the step.
+    sensitive : whether they depend on what is concurrent.
+    tensor : what is added for each time that its tensor kernels take longer; None: it has none, or clocks are equal.
+    """
 
-    def at(self, place: Places) -> Array:
-        """Times on ranks at these places of the grid (ranks or 1 x conditions x ops + 1) [s]."""
-        if len(self.times) == 1:
-            return self.times
-        below, part = place
-        low = self.times[below]
-        return np.asarray(low + part[:, None, None] * (self.times[below + 1] - low))
+    times: Times
+    sensitive: bool
+    tensor: Times | None = None
+
+    def at(self, place: Places, pace: Array | None = None) -> Array:
+        """Times on ranks at these places of the grid (conditions x ranks or 1 x ops + 2) [s], where tensor kernels last
+        `pace` times as long."""
+        times = _interpolated(self.times, place)
+        if pace is None or self.tensor is None:
+            return times
+        return np.asarray(times + (pace - 1.0)[:, None] * _interpolated(self.tensor, place))
+
+
+def _interpolated(times: Times, place: Places) -> Array:
+    """Times over a grid at these places of it."""
+    if times.shape[1] == 1:
+        return times
+    below, part = place
+    low = times[:, below]
+    return np.asarray(low + part[:, None] * (times[:, below + 1] - low))
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Places of ranks between the points of two grids: tokens of a rank, and of its node.
+
+    Parameters
+    ----------
+    corners : of each rank, the four points around it, in a table of both grids (low and low, low and high ...).
+    rank, node : how far each is to the next point (0 to 1), as a column.
+    """
+
+    corners: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+    rank: tuple[Array, Array]
+    node: tuple[Array, Array]
+
+
+def between(rank: Places, node: Places, nodes: int) -> Between:
+    """The same for ranks at these places; there are `nodes` points in the grid of nodes."""
+    (at, x), (to, y) = rank, node
+    low = at * nodes + to
+    x, y = x[:, None], y[:, None]
+    return Between((low, low + 1, low + nodes, low + nodes + 1), (x, 1.0 - x), (y, 1.0 - y))
 
 
 @dataclass(frozen=True, slots=True)
 class FlowTable:
-    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node [s]."""
+    """Durations of an all-to-all, alone and concurrent with compute, over tokens of its rank and of its node
+    (both grids' points x 2) [s]."""
 
     times: Array
 
-    def at(self, rank: Places, node: Places) -> tuple[Array, Array]:
-        """Durations around ranks at these places, whose nodes are at those (alone, concurrent with compute) [s]."""
-        (at, x), (to, y) = rank, node
-        x, y = x[:, None], y[:, None]
-        low = self.times[at, to] * (1.0 - y) + self.times[at, to + 1] * y
-        high = self.times[at + 1, to] * (1.0 - y) + self.times[at + 1, to + 1] * y
-        mixed = low * (1.0 - x) + high * x
+    def at(self, place: Between) -> tuple[Array, Array]:
+        """Durations around ranks at these places (alone, concurrent with compute) [s]."""
+        corners = [self.times[corner] for corner in place.corners]
+        (x, rest), (y, less) = place.rank, place.node
+        low = corners[0] * less + corners[1] * y
+        high = corners[2] * less + corners[3] * y
+        mixed = low * rest + high * x
         return mixed[:, 0], mixed[:, 1]
 
 
@@ -80,13 +133,19 @@ def places(grid: Array, values: Array) -> Places:
 
 
 class Tables:
-    """Tables of every program of a priced model, made when first asked for."""
+    """Tables of every program of a priced model, made when first asked for.
 
-    def __init__(self, built: PricedModel, loads: Array, nodes: Array) -> None:
+    `slower`: prices at another clock, and how much longer tensor kernels last there.
+    """
+
+    def __init__(
+        self, built: PricedModel, loads: Array, nodes: Array, *, slower: tuple[Pricer, float] | None = None
+    ) -> None:
         self.built, self.hit = built, hit_of(built.scenario)
         self.grid = grid_of(loads)
         self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
         self.models = [self._at(float(load)) for load in self.grid]
+        self.slower = slower
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}
         self.flows: dict[Work, FlowTable] = {}
 
@@ -103,20 +162,29 @@ class Tables:
             programs = [program_of(model, step) for model in self.models]
             mean = program_of(replace(self.built, rendezvous=None), step)
             parts = [[other.steps[at].sequence for other in programs] for at in range(len(mean.steps))]
-            self.made[key] = mean, [self._table(part) for part in parts]
+            slow: Sequence[Sequence[KernelSequence] | None] = [None] * len(parts)
+            if self.slower is not None:
+                again = [program_of(replace(model, price=self.slower[0]), step) for model in self.models]
+                slow = [[other.steps[at].sequence for other in again] for at in range(len(parts))]
+            self.made[key] = mean, [self._table(part, other) for part, other in zip(parts, slow, strict=True)]
         return self.made[key]
 
-    def _table(self, sequences: Sequence[KernelSequence]) -> SequenceTable | FlowTable:
+    def _table(
+        self, sequences: Sequence[KernelSequence], slower: Sequence[KernelSequence] | None
+    ) -> SequenceTable | FlowTable:
         first = sequences[0]
         if first.kind == "all_to_all":
             return self._flow(first)
-        times = np.array([[each.cumulative[condition] for condition in CONDITIONS] for each in sequences])
-        return SequenceTable(times[:1] if (times == times[0]).all() else times)
+        times, tensor = _times(sequences), None
+        if slower is not None and self.slower is not None:
+            tensor = (_times(slower) - times) / (self.slower[1] - 1.0)
+            tensor = padded(_alike(tensor)) if tensor.any() else None
+        return SequenceTable(padded(_alike(times)), any(each.sensitive for each in sequences), tensor)
 
     def _flow(self, sequence: KernelSequence) -> FlowTable:
         op = sequence.ops[0].op
         if op.work not in self.flows:
-            times = np.empty((len(self.received), len(self.nodes), 2))
+            times = np.empty((len(self.received) * len(self.nodes), 2))
             if not isinstance(op.work, AllToAll):  # a collective, of the same bytes on all ranks
                 durations = self.built.price(op).durations
                 times[:] = durations[ALONE], durations[BANDWIDTH_SHARED]
@@ -126,6 +194,6 @@ class Tables:
                 for to, node in enumerate(self.nodes):
                     work = replace(op.work, imbalance=float(load), node_imbalance=float(node))
                     priced = self.built.price(replace(op, work=work))
-                    times[at, to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
+                    times[at * len(self.nodes) + to] = priced.durations[ALONE], priced.durations[BANDWIDTH_SHARED]
             self.flows[op.work] = FlowTable(times)
         return self.flows[op.work]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from simulator.engine.kernel_sequence import KernelSequence, Priced, sequence_of
+from simulator.engine.kernel_sequence import ALONE, CONDITIONS, KernelSequence, Priced
 from simulator.engine.program import Program, waiting
 
 
@@ -28,22 +29,27 @@ def met(sequence: KernelSequence, wait: float, flow: tuple[float, float] | None)
 
     A barrier holds its SMs while it waits; a collective does not begin to move data before.
     """
+    ops, at = sequence.ops, sequence.cumulative
     if flow is not None:
-        first, *rest = sequence.ops
         alone, busy = flow
-        durations = (alone, busy, busy, alone)
-        op: Priced = replace(first, durations=durations)
-        sequence = replace_ops(sequence, [op, *rest])
-    if wait <= 0.0:
+        ops = (replace(ops[0], durations=(alone, busy, busy, alone)), *ops[1:])
+        at = _cumulative(ops)
+    if wait > 0.0:
+        extra = waiting(wait, ops[-1].op)
+        if sequence.kind in ("collective", "all_to_all"):
+            ops = (extra, *ops)
+            at = _cumulative(ops)
+        else:
+            ops = (*ops, extra)
+            at = tuple((*times, times[-1] + wait) for times in at)
+    if ops is sequence.ops:
         return sequence
-    extra = waiting(wait, sequence.ops[-1].op)
-    ops = [extra, *sequence.ops] if sequence.kind in ("collective", "all_to_all") else [*sequence.ops, extra]
-    return replace_ops(sequence, ops)
+    return replace(sequence, ops=ops, cumulative=at, sensitive=at.count(at[ALONE]) < len(at))
 
 
-def replace_ops(sequence: KernelSequence, ops: Sequence[Priced]) -> KernelSequence:
-    """The same sequence with other ops."""
-    return sequence_of(sequence.kind, sequence.name, ops)
+def _cumulative(ops: Sequence[Priced]) -> tuple[tuple[float, ...], ...]:
+    """Time at which each op starts, and the end of the last, by condition [s]."""
+    return tuple(tuple(accumulate((one.durations[c] for one in ops), initial=0.0)) for c in CONDITIONS)
 
 
 def with_rendezvous(program: Program, met_by: Rendezvous) -> Program:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from simulator.engine.lower import lower
+from simulator.engine.lower import lower, price_model
 from simulator.engine.priced_model import PricedModel
 from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import RankTimeline, run
@@ -13,6 +13,9 @@ from simulator.engine.ranks.uneven import columns_of, range_of
 from simulator.engine.ranks.waits import met
 from simulator.engine.tasks import Tasks
 from simulator.schedule import Schedule
+
+SLOWER = 1.25
+"""How much longer tensor kernels last where they are priced again; their times grow evenly, so that any other does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,12 @@ def uneven_step(built: PricedModel, schedule: Schedule) -> UnevenStep:
     """Run a step on the uneven ranks of its scenario."""
     mean = replace(built, rendezvous=None)
     tasks = lower(mean, schedule)
-    columns = columns_of(built.scenario, schedule.ranks)
-    ran = run(tasks, mean, columns, Tables(mean, *range_of(built.scenario, columns)))
+    columns = columns_of(built.scenario, schedule.ranks, built.watts)
+    slower = None
+    if (columns.pace != 1.0).any():
+        slower = price_model(built.scenario, schedule.stages, pace=SLOWER * built.pace).price
+    tables = Tables(mean, *range_of(built.scenario, columns), slower=slower and (slower, SLOWER))
+    ran = run(tasks, mean, columns, tables)
     return UnevenStep(columns=columns, timeline=ran, tasks=_met(tasks, ran))
 
 

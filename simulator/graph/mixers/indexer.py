@@ -5,9 +5,7 @@ Scores are those of a few narrow heads that share one key, weighted and summed. 
 sparse stage: its input is detached, its loss compares its scores of the chosen tokens with the attention of all heads
 there. Every tensor-parallel rank runs the whole indexer, as vLLM and SGLang do.
 
-All heads share the latents of the chosen tokens, as one key and value head of 576 and 512. The GEMM that would expand
-keys and values stands for those that take queries to the latents and outputs back: it has their FLOP. What training
-keeps is taken to be as in the expanded form, which is a little less. Nobody published the training kernels.
+The layer around it is in `chosen`, and in serving in `simulator.graph.serving.mla`.
 """
 
 from __future__ import annotations
@@ -66,7 +64,8 @@ def projections(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     ):
         work = Gemm(m=t, n=n, k=k, precision="bf16")
         builder.add(f"attn.index_{part}{name}", "gemm.bf16", work, saved=t * n * BF16 if keeps else 0.0)
-    norm_forward(builder, f"norm.index{name}", t, m.index_head_dim)
+    kept = t * (m.index_head_dim * BF16 + 2 * FP32) if keeps else 0.0  # rotated; mean and 1/deviation of a LayerNorm
+    norm_forward(builder, f"norm.index{name}", t, m.index_head_dim, saved=kept)
     builder.add(f"rope.index{name}", "rope", rotation(t * (heads + 1) * m.qk_rope_head_dim))
 
 
@@ -86,7 +85,7 @@ def learn(builder: SegmentBuilder, s: Shapes, heads: int, d_qk: int) -> None:
     """The indexer's own backward: what all heads attend to among the chosen tokens, and the gradients of its scores."""
     m = s.model
     target = Attention(
-        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=heads, d_qk=d_qk, d_v=1, window=m.index_topk
+        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=1, d_qk=d_qk, d_v=1, window=m.index_topk
     )
     builder.add("attn.index_target.bwd", "attn.fwd.sparse", target)
     builder.add("attn.index.bwd", "attn.bwd.sparse", _scores(s, window=m.index_topk, backward=True))

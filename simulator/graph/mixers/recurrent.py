@@ -4,7 +4,7 @@ One projection, a short convolution, the state's kernels, a gated norm, and the 
 delta rule are those of flash-linear-attention (fla/ops/gated_delta_rule/chunk.py: scaled k k^T, its inverse, w and u,
 the states, the output; backward makes w, u and the states again); those of Mamba-2 are mamba_ssm's
 (mamba_ssm/ops/triton/ssd_combined.py: states of chunks, c b^T, the scan of a chunk). FLOP and kept bytes are those of
-`workloads/reference/layers/recurrent.py`.
+`workloads/reference/layers/mixers/recurrent.py`.
 
 Tensor parallelism splits the heads, context parallelism too: an all-to-all brings each rank all tokens of its heads,
 and another brings the output back (Megatron-Core, megatron/core/ssm/mamba_context_parallel.py).
@@ -125,7 +125,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     builder = SegmentBuilder("attn.F", "F", s)
-    entered = enter_branch(builder, "norm.attn.fwd", s)
+    entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
     gather(builder, "mixer.x", s, h)
     kept = t * r.projected * BF16 + entered
     wide = (r.channels, r.inner, r.numbers)

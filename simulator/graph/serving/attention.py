@@ -80,8 +80,7 @@ def decode_class(cls: str, s: ServingShapes) -> str:
 
 def kept_keys(s: ServingShapes, length: int) -> int:
     """Keys that the newest of `length` tokens attends to: all, those of the window, or those of its chunk so far."""
-    chunk, reach = s.model.attention_chunk_size, s.model.sliding_window or window_of(s)
-    return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
+    return s.model.keys_of_newest(length)
 
 
 def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *, latent: bool) -> DecodeAttention:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from simulator.dtypes import BF16
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.linear import add_up, linear
@@ -26,12 +27,18 @@ def projection(s: ServingShapes) -> Segment:
     builder = SegmentBuilder("mtp.F", "F", s)
     builder.add("mtp.embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "mtp.embed", s, s.tokens, h)
-    norm_forward(builder, "mtp.norm_h", own, h)
-    norm_forward(builder, "mtp.norm_e", own, h)
-    builder.add("mtp.concat", "kvcopy", cast(own * 2 * h, BF16, BF16))
-    linear(builder, "mtp.proj", s, own, h, 2 * h)
-    if s.fuses_norms:
-        norm_forward(builder, "mtp.norm_attn", own, h)  # no all-reduce stands before it
+    rows = {"h": own * s.model.hc_mult, "e": own}
+    for which, many in rows.items():
+        norm_forward(builder, f"mtp.norm_{which}", many, h)
+    if not hyper.mixes(s):
+        builder.add("mtp.concat", "kvcopy", cast(own * 2 * h, BF16, BF16))
+        linear(builder, "mtp.proj", s, own, h, 2 * h)
+        if s.fuses_norms:
+            norm_forward(builder, "mtp.norm_attn", own, h)  # no all-reduce stands before it
+        return builder.done()
+    for which, many in rows.items():  # each stream by itself, and the embedding's added (`simulator.graph.ends`)
+        linear(builder, f"mtp.proj_{which}", s, many, h, h)
+    builder.add("mtp.sum", "elem", cast(rows["h"] * h, 2 * BF16, BF16))
     return builder.done()
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from simulator.dtypes import BF16, FP8
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.ffn import activation_class, activation_work, eager_activation
+from simulator.graph.ffn import activation_kernel, eager_activation
 from simulator.graph.linear import cast
 from simulator.graph.norm import add_residual, norm_forward
 from simulator.graph.parallel import sharded_tokens
@@ -26,9 +26,10 @@ def gated(
     cast_apart: bool = False,
 ) -> None:
     """The activation between the two GEMMs, fused with the cast of its result under FP8 unless that is `cast_apart`."""
-    eager_activation(builder, name, rows, inner, backward=False, scales_with_load=routed)
-    work = activation_work(rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 and not cast_apart else BF16)
-    builder.add(f"{name}.act", activation_class(s), work, scales_with_load=routed)
+    eager_activation(builder, name, rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=routed)
+    out = FP8 if s.fp8 and not cast_apart else BF16
+    cls, work = activation_kernel(s, rows, inner, gated=s.model.gated_mlp, out=out)
+    builder.add(f"{name}.act", cls, work, scales_with_load=routed)
     if s.fp8 and cast_apart:
         builder.add(f"{name}.act.quant", "quant.token", cast(rows * inner, BF16, FP8), scales_with_load=routed)
 

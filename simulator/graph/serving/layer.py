@@ -8,9 +8,10 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.serving import attention, draft, ffn, mla, moe, recurrent
+from simulator.graph.serving import attention, compressed, draft, ffn, mla, moe, recurrent
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
@@ -52,6 +53,7 @@ SMALL = 1e6
 """Bytes below which a memory-bound kernel is of a class of its own: the least that the others were measured at [B]."""
 SMALL_CLASS = {
     "elem": "elem.small",
+    "elem.unvectorized": "elem.small",
     "swiglu": "swiglu.small",
     "norm.fwd": "norm.small",
     "norm.fwd.narrow": "norm.small",
@@ -79,7 +81,7 @@ def _class(op: Op) -> str:
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
     if s.model.mixer_of(0).is_recurrent:
         return recurrent.before(s), recurrent.core(s)
-    form = mla if s.model.is_mla else attention
+    form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
     return form.prepare(s), form.core(s)
 
 
@@ -113,6 +115,7 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     builder = SegmentBuilder("embed.F", "F", s)
     builder.add("embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "embed", s, s.tokens, h)
+    hyper.spread(builder, s, "hc.embed")
     if s.fuses_norms:
         norm_forward(builder, "norm.first", s.tokens, h)  # the others are part of the all-reduces before them
     return (builder.done(),)
@@ -126,6 +129,7 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     h, tp = s.model.hidden_size, s.job.layout.tp
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
+    hyper.collapse(builder, s, "", rows=rows)
     if not s.fuses_norms:
         norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))

@@ -8,17 +8,20 @@ none, where tensor-parallel ranks hold all tokens and sum up what their experts 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
+from simulator.dtypes import BF16, FP8, FP32, MXFP4, fp8_bytes
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, gemm_class, precision_of
+from simulator.graph.mixers import hyper
 from simulator.graph.norm import add_residual, sum_of_two
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.tokens import order
+from simulator.graph.tokens.router import look_up
 from simulator.ops import RECEIVED, SENT, AllToAll, Collective, Fixed, Gemm, Notify, Streaming
 
 INDEX = 8.0
@@ -67,7 +70,10 @@ def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
         builder.add("router.scores", "router.scores", cast(t * experts, FP32, FP32), count=2)
         chosen = cast(t * s.model.num_experts_per_tok, FP32, FP32)
         builder.add("router.weights", "elem", chosen, count=EAGER_WEIGHTS)
-    builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
+    if s.model.num_hash_layers:
+        look_up(builder, s)
+    else:
+        builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
     if s.fp8 and s.all_to_all and not s.decodes:
         builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
     if _by_copies(s):
@@ -99,7 +105,8 @@ def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllT
 def _dispatch(s: ServingShapes) -> Segment:
     """`dispatch.F`. Low-latency kernels cast, count and send in one, and receive in another (DeepEP's README)."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
-    last = "moe.dispatch.quant" if s.fp8 and not s.decodes else "router.topk"
+    last = "router.table" if s.model.num_hash_layers else "router.topk"
+    last = "moe.dispatch.quant" if s.fp8 and not s.decodes else last
     last = "moe.dispatch.send" if s.decodes else last
     notify = Notify(ranks=s.job.layout.ep, tokens=tokens_of(s))
     if s.decodes:
@@ -145,16 +152,16 @@ def _shared(s: ServingShapes) -> Segment:
 
 def _expert_gemm(s: ServingShapes, n: int, k: int) -> tuple[str, Gemm]:
     """Class and work of one GEMM over the experts that have rows."""
-    precision = precision_of(s.recipe)
+    precision, stored = precision_of(s.recipe), MXFP4 if s.serving.expert_weights == "mxfp4" else 0.0
     if s.decodes and s.software.masked:
         each = max(1, round(s.rows / s.local_experts))
         idle = s.local_experts - s.active
         rows = (round(s.rows / s.active),) * s.active + (0,) * idle if idle else ()
         work = Gemm(m=each, n=n, k=k, precision=precision, form="masked", groups=s.local_experts, rows=rows)
-        return gemm_class(s.recipe, ".masked"), work
+        return gemm_class(s.recipe, ".masked"), replace(work, weight_bytes=stored)
     m, groups = _rows(s), min(s.active, s.rows) + s.fuses_shared
     work = Gemm(m=m, n=n, k=k, precision=precision, form="grouped", groups=groups)
-    return gemm_class(s.recipe, ".grouped"), work
+    return gemm_class(s.recipe, ".grouped"), replace(work, weight_bytes=stored)
 
 
 def _rows(s: ServingShapes) -> int:
@@ -200,11 +207,10 @@ def _merge(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The rows of a token summed up."""
     h = s.model.hidden_size
     moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
+    cls, launches = "permute.reduce", 1
     if _by_index(s):
-        launches = order.MERGE_LAUNCHES[s.stack.permute][0]
-        builder.add("moe.unpermute", f"unpermute.{s.stack.permute}", moved, scales_with_load=True, launches=launches)
-    else:
-        builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
+        cls, launches = f"unpermute.{s.stack.permute}", order.MERGE_LAUNCHES[s.stack.permute][0]
+    builder.add("moe.unpermute", cls, moved, scales_with_load=True, launches=launches)
 
 
 def _arrived(builder: SegmentBuilder, s: ServingShapes) -> tuple[str, ...]:
@@ -267,5 +273,8 @@ def _out(s: ServingShapes) -> Segment:
         after = ()
     if not s.brings_own:
         add_up(builder, "moe", s, s.tokens, h)
-    add_residual(builder, "moe", s, h, after=after)
+    if hyper.mixes(s):
+        hyper.leave(builder, "ffn", s, "", after=after)
+    else:
+        add_residual(builder, "moe", s, h, after=after)
     return builder.done()

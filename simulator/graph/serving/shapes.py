@@ -67,7 +67,7 @@ class ServingShapes(Shapes):
         """Whether all-reduces add the residual and run the norm behind them; behind all-to-alls there are none."""
         wanted = {"reduce_norm", "reduce_norm_moe"} if self.model.is_moe else {"reduce_norm"}
         layout, few = self.job.layout, self.tokens <= REDUCED
-        plain = self.model.norm_placement == "pre" and not self.model.parallel_block
+        plain = self.model.norm_placement == "pre" and not self.model.parallel_block and self.model.hc_mult == 1
         reduces = layout.tp > 1 and not layout.sp and not (self.model.is_moe and self.brings_own)
         return bool(wanted & set(self.software.fused)) and reduces and few and plain
 
@@ -147,6 +147,7 @@ def _shapes(scenario: Scenario, new: int, chunk: int, loads: bool) -> ServingSha
         node_gpus=scenario.cluster.node.gpus,
         imbalance=_imbalance(scenario, group_tokens(scenario, tokens, own)) if model.is_moe and loads else 1.0,
         states=scenario.states,
+        settings=scenario.formats,
         serving=serving,
         software=software,
         active=active,

@@ -97,6 +97,12 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
     cls = f"unpermute.{s.stack.permute}"
     keeps = not backward and not compiled and s.stack.permute == WEIGHTED
     work = Streaming(read=narrow + wide, written=wide) if backward else Streaming(read=wide, written=narrow)
+    if compiled and s.stack.permute == "index_add":
+        if backward:  # one kernel selects the gradient's rows, weighs them and sums up the weights' gradients
+            builder.add(name, "elem", Streaming(read=2 * wide, written=wide), after=after, scales_with_load=True)
+            return
+        builder.add(f"{name}.weigh", "elem", Streaming(read=wide, written=wide), after=after, scales_with_load=True)
+        after, cls, launches = (), "permute.index_add", 1
     builder.add(
         name,
         f"{cls}.bwd" if backward else cls,

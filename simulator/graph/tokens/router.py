@@ -33,7 +33,11 @@ def last_of_forward(s: Shapes) -> str:
         return "moe.permute_local.fwd"
     if s.fp8:
         return "moe.dispatch.fwd.quant"
-    return "moe.counts" if order.in_pytorch(s) else "router.balance" if s.stack.router == "deepseek" else "router.gate"
+    if order.in_pytorch(s):
+        return "moe.counts"
+    if s.stack.router != "deepseek":
+        return "router.gate"
+    return "router.weights" if s.model.num_hash_layers else "router.balance"
 
 
 def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
@@ -48,24 +52,51 @@ def _gate_forward(builder: SegmentBuilder, s: Shapes) -> None:
     if s.stack.router == "torch":
         gate = Gemm(m=t, n=experts, k=h, precision="bf16")
         builder.add("router.gate.fwd", "gemm.bf16", gate, saved=saved)
-        builder.add("router.topk", "router.topk@torch", _chosen(s), launches=TOPK_KERNELS)
+        if s.model.num_hash_layers:
+            look_up(builder, s)
+        else:
+            builder.add("router.topk", "router.topk@torch", _chosen(s), launches=TOPK_KERNELS)
         kernels = GATE_KERNELS["compiled" if s.stack.swiglu_fused else "eager"]
         builder.add("router.gate", "router.gate@torch", scores(s), count=kernels)
     else:
         gate = Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32)
         builder.add("router.gate.fwd", "gemm.bf16.router", gate, saved=saved)
-        first, weights, balance = ROUTER_FORWARD_KERNELS
-        builder.add("router.scores", "router.scores", scores(s), count=first)
-        top = cast(t * experts, FP32, 0.0)
-        builder.add(f"router.top{s.model.num_experts_per_tok}_of_{experts}", "router.topk", top)
-        builder.add("router.weights", "router.weights", Fixed(launches=weights))
-        builder.add("router.topk_2nd", "router.topk", top)
-        builder.add("router.balance", "router.balance", Fixed(launches=balance))
+        (_by_table if s.model.num_hash_layers else _by_scores)(builder, s)
     if order.in_pytorch(s):
         order.sort_at_home(builder, s)
     if s.fp8:
         builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
     order.copy_at_home(builder, s)
+
+
+def _by_scores(builder: SegmentBuilder, s: Shapes) -> None:
+    """The kernels of the profile that choose by affinity."""
+    first, weights, balance = ROUTER_FORWARD_KERNELS
+    experts, top_k = s.model.n_routed_experts, s.model.num_experts_per_tok
+    builder.add("router.scores", "router.scores", scores(s), count=first)
+    top = cast(sharded_tokens(s) * experts, FP32, 0.0)
+    builder.add(f"router.top{top_k}_of_{experts}", "router.topk", top)
+    builder.add("router.weights", "router.weights", Fixed(launches=weights))
+    builder.add("router.topk_2nd", "router.topk", top)
+    builder.add("router.balance", "router.balance", Fixed(launches=balance))
+
+
+def _by_table(builder: SegmentBuilder, s: Shapes) -> None:
+    """Affinities weigh experts that a table names: nothing is chosen, and no balance is kept."""
+    _, weights, _ = ROUTER_FORWARD_KERNELS
+    builder.add("router.scores", "router.scores", scores(s))
+    look_up(builder, s)
+    builder.add("router.weights", "router.weights", Fixed(launches=weights))
+
+
+TABLE_INDEX = 4.0
+"""Bytes of an expert's number in the table of a hash-routed layer, and of a chosen one [B]."""
+
+
+def look_up(builder: SegmentBuilder, s: Shapes) -> None:
+    """Experts of each token, by its number in the vocabulary (DeepSeek-V4 report, section 2.1)."""
+    chosen = sharded_tokens(s) * s.model.num_experts_per_tok
+    builder.add("router.table", "elem", cast(chosen, TABLE_INDEX, TABLE_INDEX))
 
 
 def scores(s: Shapes) -> Streaming:

@@ -40,9 +40,7 @@ REFUSED: Mapping[str, Refusal] = {
     ),
     **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
     **_all(
-        "compressed and sparse attention, hyper-connections, hash-routed layers",
-        "deepseek_v32",
-        "deepseek_v4 deepseek_ref",
+        "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"
     ),
     **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from simulator.inputs.problems import problem
+from simulator.inputs.ranges.shared_key import Rule, shared_rules
 from simulator.spec.mixer import BlockKind, Mixer
 from simulator.spec.model import ModelSpec
-
-Rule = tuple[bool, str, object, str]
-"""Whether it holds, the key to blame, its value, and what would be right."""
 
 
 def check_consistent(m: ModelSpec, source: str) -> None:
@@ -32,7 +30,7 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
     ]
-    rules += _block_rules(m) + _mixer_rules(m)
+    rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m)
     if m.n_routed_experts:
         rules += _expert_rules(m)
     for holds, key, value, right in rules:
@@ -165,7 +163,8 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     delta = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
     mamba = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")
     index = ("index_n_heads", "index_head_dim", "index_topk")
-    needed = [(name, Mixer.SPARSE) for name in index] + [(name, Mixer.DELTA) for name in delta]
+    needed = [(name, mixer) for name in index for mixer in (Mixer.SPARSE, Mixer.CSA)]
+    needed += [(name, Mixer.DELTA) for name in delta]
     needed += [(name, Mixer.MAMBA2) for name in mamba]
     rules: list[Rule] = [
         (

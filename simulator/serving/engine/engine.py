@@ -12,6 +12,7 @@ from typing import Protocol
 from simulator.serving.engine.decode_batch import DecodeBatch
 from simulator.serving.engine.draft_batch import DraftBatch
 from simulator.serving.engine.kv_blocks import KvBlocks
+from simulator.serving.engine.kv_tiers import TierRoom
 from simulator.serving.engine.prompts import Prompts
 from simulator.serving.engine.running import Running
 from simulator.serving.request import Sequence
@@ -46,6 +47,7 @@ class Engine(Running):
     listener : who is to know.
     drafts : probability that each drafted token is accepted (multi-token prediction); none are drafted without.
     seed : seed of what is accepted.
+    tiers : where the prefix cache goes on below HBM; nowhere without.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Engine(Running):
         listener: Listener,
         drafts: tuple[float, ...] = (),
         seed: int = 0,
+        tiers: TierRoom | None = None,
     ) -> None:
         super().__init__()
         self.times, self.scheduler, self.listener = times, scheduler, listener
-        self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache)
+        self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache, tiers=tiers)
         self.prompts = Prompts(self.kv, scheduler)
         self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
         self.lost = False
@@ -73,7 +76,7 @@ class Engine(Running):
     @property
     def load(self) -> int:
         """Sequences in the engine."""
-        return self.running + len(self.prompts.waiting)
+        return self.running + len(self.prompts.waiting) + len(self.prompts.loading)
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """A sequence arrives; `now` is not later than `until`."""
@@ -81,19 +84,20 @@ class Engine(Running):
         if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
             self.shorten(now)
         waiting.append(sequence)
-        if self.until == inf:  # awake, but others may arrive at the same time
+        if not self.works and self.until > now:  # awake, but others may arrive at the same time
             self.since = self.until = now
 
     def fail(self, now: float) -> None:
         """The engine is lost with the step that runs at `now`; what it held is in `orphans` then."""
         self.lost = True
-        if self.until == inf:
+        if not self.works:
             self.since = self.until = now
         elif self.ahead > 1:
             self.shorten(now)
 
     def _lose(self) -> None:
         """Give up all sequences, to be computed anew elsewhere."""
+        self.prompts.drop_loading()
         while self.running:
             self._preempt()
         self.orphans = list(self.prompts.waiting)
@@ -116,14 +120,7 @@ class Engine(Running):
     def _decoded(self, now: float) -> None:
         """The decode steps that were ahead are over, the last at `now`."""
         decoding, steps, listener = self.decoding, self.ahead, self.listener
-        first_end = self.since + self.first if steps > 1 else now
-        settled = len(decoding.members) - len(decoding.fresh)
-        if settled:
-            listener.gap(first_end - decoding.last, settled)
-        for sequence in decoding.fresh:
-            listener.gap(first_end - sequence.last, 1)
-        if decoding.extra:
-            listener.gap(0.0, decoding.extra)  # accepted drafts come together with the token before them
+        _first_gaps(listener, decoding, self.since + self.first if steps > 1 else now)
         if steps > 1:
             _gaps(listener, self.first + self.slope, self.slope, len(decoding.members), steps - 1)
         growth = decoding.growth(steps)
@@ -173,25 +170,22 @@ class Engine(Running):
             self._time_mixed(now)
         elif self.decoding.members:
             self._time_decode(now, most=1 if preempted else None)  # who was put back may be admitted next
-        elif self.prompts.waiting:
+        elif self.prompts.waiting and (preempted or not self.prompts.loading):
             self.until = now  # all were put back
         else:
-            self.until = inf
+            self.until = self.prompts.next_loaded()
 
     def _fill(self, now: float, *, admit: bool) -> None:
-        """Choose the prompts of the step. Where none can go on for want of blocks, and nothing else could free some,
-        the one admitted last gives way."""
+        """Choose the prompts of the step."""
         prompts, batch = self.prompts, len(self.decoding.members)
         self.chunks = []
-        if not prompts.prefilling and not (prompts.waiting and admit):
+        prompts.loads = []
+        if not prompts.prefilling and not (prompts.waiting and admit) and prompts.next_loaded() > now:
             return
         budget, spare = self.scheduler.step_tokens, self.kv.available
         if self.ahead:
             budget, spare = budget - batch, spare - self.decoding.needed()
-        self.chunks = prompts.fill(budget, spare, batch, now, admit=admit)
-        while not self.chunks and not batch and prompts.prefilling:
-            prompts.put_back(prompts.prefilling.pop())
-            self.chunks = prompts.fill(budget, self.kv.available, batch, now, admit=not prompts.prefilling)
+        self.chunks = prompts.chosen(budget, spare, batch, now, admit=admit)
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""
@@ -201,7 +195,7 @@ class Engine(Running):
         if batch:
             self.decoding.draw()
         mean = self.decoding.context / batch if batch else 0.0
-        seconds = self.times.mixed(batch, mean, tokens, work / tokens)
+        seconds = self.kv.with_tiers(self.times.mixed(batch, mean, tokens, work / tokens), self.prompts.loads)
         self.first, self.slope = _with_host(self.scheduler, seconds, batch + len(self.chunks)), 0.0
         self.until = now + self.first
 
@@ -213,10 +207,15 @@ class Engine(Running):
         pace = self.times.decode(batch, decoding.context / batch)
         if 0 < self.prompts.short <= decoding.needed():
             most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
-        steps = decoding.steps_in(self.kv.available, most or min(pace.steps, decoding.first_end()))
+        steps = decoding.steps_in(self.kv.at_once, most or min(pace.steps, decoding.first_end()))
+        waits = self.kv.with_tiers(pace.seconds, ())
+        if waits > pace.seconds:
+            steps, pace = 1, Pace(waits, 0.0, 1)
         steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope
         self.until = now + self.span(steps)
+        if self.prompts.next_loaded() < self.until:
+            self.shorten(self.prompts.next_loaded())
 
     def _make_room(self) -> bool:
         """Put sequences back until the others can decode one step; whether any was."""
@@ -235,6 +234,17 @@ class Engine(Running):
         sequence = next(reversed(self.decoding.members))
         self.decoding.leave(sequence)
         prompts.put_back(sequence)
+
+
+def _first_gaps(listener: Listener, decoding: DecodeBatch, end: float) -> None:
+    """Gaps before the tokens of a step that ends at `end`."""
+    settled = len(decoding.members) - len(decoding.fresh)
+    if settled:
+        listener.gap(end - decoding.last, settled)
+    for sequence in decoding.fresh:
+        listener.gap(end - sequence.last, 1)
+    if decoding.extra:
+        listener.gap(0.0, decoding.extra)  # accepted drafts come together with the token before them
 
 
 def _gaps(listener: Listener, first: float, slope: float, batch: int, steps: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from math import ceil
+from heapq import heappop, heappush
+from math import ceil, inf
 from typing import NamedTuple
 
 from simulator.serving.engine.kv_blocks import KvBlocks
@@ -27,7 +28,10 @@ class Prompts:
     scheduler : how steps are put together.
     """
 
-    __slots__ = ("final", "held", "kv", "preemptions", "prefilling", "scheduler", "short", "waiting")
+    __slots__ = (
+        "final", "held", "kv", "link_free", "loading", "loads", "preemptions", "prefilling", "scheduler", "short",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, kv: KvBlocks, scheduler: Scheduler) -> None:
         self.kv, self.scheduler = kv, scheduler
@@ -35,12 +39,26 @@ class Prompts:
         self.prefilling: list[Sequence] = []
         self.final = self.held = 0  # blocks that running sequences will hold at their ends, and hold now
         self.preemptions = 0
+        self.loads: list[tuple[int, int]] = []  # tokens from host and disk of each prompt that this step loads
+        self.loading: list[tuple[float, int, Sequence]] = []  # until when; admitted as soon as their cache is there
+        self.link_free = 0.0  # when the link to the host is free [s]
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
+
+    def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
+        """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
+        gives way."""
+        chunks = self.fill(budget, spare, decoding, now, admit=admit)
+        while not chunks and not decoding and self.prefilling:
+            self.put_back(self.prefilling.pop())
+            chunks = self.fill(budget, self.kv.available, decoding, now, admit=not self.prefilling)
+        return chunks
 
     def fill(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """Parts of prompts for a step of up to `budget` tokens and `spare` blocks, next to `decoding` sequences."""
         chunks: list[Chunk] = []
-        kv, self.short = self.kv, 0
+        kv, self.short, self.loads = self.kv, 0, []
+        while self.loading and self.loading[0][0] <= now:
+            self.prefilling.append(heappop(self.loading)[2])
         for sequence in self.prefilling:
             count = min(sequence.target - sequence.computed, budget)
             need = kv.of_tokens(sequence.computed + count) - kv.of_tokens(sequence.computed)
@@ -51,14 +69,22 @@ class Prompts:
             budget -= count
             spare -= need
         most = self.scheduler.sequences - decoding
+        spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
         while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
             alone = not (decoding or self.prefilling)
+            loading = len(self.loading)
             count, spare = self._admit(self.waiting[0], budget, spare, now, first=not chunks, alone=alone)
+            if len(self.loading) > loading:
+                continue
             if not count:
                 break
             chunks.append(Chunk(self.prefilling[-1], count))
             budget -= count
         return chunks
+
+    def next_loaded(self) -> float:
+        """When the next cache that is loaded will be there; infinity where none is [s]."""
+        return self.loading[0][0] if self.loading else inf
 
     def grow(self, blocks: int) -> None:
         """Running sequences take blocks."""
@@ -68,7 +94,8 @@ class Prompts:
     def _admit(
         self, sequence: Sequence, budget: int, spare: int, now: float, *, first: bool, alone: bool
     ) -> tuple[int, int]:
-        """Admit a waiting sequence if it fits: its tokens in this step (0: it does not fit), and the blocks left."""
+        """Admit a waiting sequence if it fits: its tokens in this step (0: it does not fit, or its cache is loaded
+        first), and the blocks left."""
         kv, request, scheduler = self.kv, sequence.request, self.scheduler
         hits = kv.matched(request.hashes) if request.hashes else 0
         while hits and hits * request.hash_tokens >= sequence.target:
@@ -83,21 +110,40 @@ class Prompts:
         asked = need
         if scheduler.reserved_output and not alone:
             asked = final - cached + ceil(scheduler.reserved_output * (self.final - self.held))
-        idle = kv.idle_among(request.hashes[:hits]) if hits else 0
-        if asked + idle > spare:
-            self.short = asked + idle - spare
+        here = kv.located(request.hashes[:hits])
+        each = request.hash_tokens // kv.size
+        below = len(here.below) * each  # blocks of HBM that what is loaded takes
+        idle = kv.idle_among(here.hbm) if hits else 0
+        if below and not kv.by_layer:
+            asked = max(asked, kv.of_tokens(sequence.target) - cached)
+        if asked + below + idle > spare:
+            self.short = asked + below + idle - spare
             return 0, spare
         self.waiting.popleft()
         if hits:
-            kv.read(request.hashes[:hits])
+            kv.read(here.hbm)
+            kv.load(here.below, each)
         sequence.shared, sequence.hits, sequence.computed = hits, found, found
+        sequence.host_hits, sequence.disk_hits = (len(part) * request.hash_tokens for part in (here.host, here.disk))
         if sequence.started < 0:
             sequence.started = now
         self.held += cached
         self.final += final
+        if below and self._loaded_first(sequence, now):
+            return 0, spare - below - idle - (kv.of_tokens(sequence.target) - cached)
         self.prefilling.append(sequence)
         self.grow(need)
-        return count, spare - need - idle
+        return count, spare - need - below - idle
+
+    def _loaded_first(self, sequence: Sequence, now: float) -> bool:
+        """Load what a sequence found in lower tiers: before its prompt goes on, if so, else along with this step."""
+        tiers = self.kv.tiers
+        if tiers is None or tiers.room.by_layer:
+            self.loads.append((sequence.host_hits, sequence.disk_hits))
+            return False
+        self.link_free = max(self.link_free, now) + tiers.room.busy(sequence.host_hits, sequence.disk_hits)
+        heappush(self.loading, (self.link_free, sequence.request.number, sequence))
+        return True
 
     def receive(self, sequence: Sequence) -> bool:
         """Take blocks for the first waiting sequence, whose prompt was computed elsewhere; False: too few."""
@@ -140,3 +186,8 @@ class Prompts:
         sequence.preemptions += 1
         self.preemptions += 1
         self.waiting.appendleft(sequence)
+
+    def drop_loading(self) -> None:
+        """Put all sequences back whose caches are being loaded."""
+        while self.loading:
+            self.put_back(heappop(self.loading)[2])

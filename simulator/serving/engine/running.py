@@ -12,6 +12,7 @@ class Running:
 
     Attributes
     ----------
+    name : what reports call the engine.
     since, until : when it began, and when it will be over; infinity where nothing runs [s].
     ahead : decode steps in it.
     first, slope : time of the first step, and what each later one adds [s].
@@ -19,6 +20,7 @@ class Running:
     """
 
     def __init__(self) -> None:
+        self.name = ""
         self.since, self.until = 0.0, inf
         self.ahead = 0
         self.first, self.slope = 0.0, 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,16 @@ from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
 from simulator.studies.search.candidate import FRONTS, RANKS, Candidate, Rank, fault, latency_of, pareto
 from simulator.studies.search.store import Store
-from simulator.studies.search.workers import WorkersLostError, chunks, cores, dask, growing, pool, serial
+from simulator.studies.search.workers import (
+    WorkersLostError,
+    chunks,
+    combinations,
+    cores,
+    dask,
+    growing,
+    serial,
+    work_anywhere,
+)
 from simulator.studies.uncertainty import Interval, interval
 
 Executor = Literal["local", "dask"]
@@ -171,11 +181,11 @@ def _work(
     if executor == "dask" and registered_by_script():
         raise InputError("--executor dask: other machines do not know what a script registered; use an entry point")
     if executor == "dask":
-        return dask(scenarios, left, address)
+        return dask(partial(work_anywhere, scenarios.asked), left, address)
     many = 1 if registered_by_script() else min(jobs or cores(), len(left))
     if many <= 1:
         return serial(scenarios, left)
-    return pool(scenarios, left, many) if jobs else growing(scenarios, left, many)
+    return combinations(scenarios, left, many) if jobs else growing(scenarios, left, many)
 
 
 def intervals(

@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 from asyncio import CancelledError
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from simulator.errors import ForetrainError, InputError
 from simulator.studies.search.axes import Question, Scenarios
@@ -33,6 +33,9 @@ _PATIENCE = 10
 """How long a Dask scheduler may take to answer [s]."""
 _TOLD = 200
 """Characters of a cluster's own error that are repeated."""
+
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
 
 
 class WorkersLostError(ForetrainError):
@@ -76,22 +79,38 @@ def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> G
     judge, began = Judge(scenarios), monotonic()
     for at, numbers in enumerate(left):
         if monotonic() - began > _WORTH_PROCESSES:
-            yield from pool(scenarios, left[at:], min(jobs, len(left) - at))
+            yield from combinations(scenarios, left[at:], min(jobs, len(left) - at))
             return
         yield judge(numbers)
 
 
-def pool(scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int) -> Generator[list[Candidate], None, None]:
-    """Chunks over `jobs` processes, in any order. Raises WorkersLostError where one of them is killed."""
+def combinations(
+    scenarios: Scenarios, left: Iterable[Sequence[int]], jobs: int
+) -> Generator[list[Candidate], None, None]:
+    """Chunks over `jobs` processes, each of which keeps its judge."""
+    return pool(_work, left, jobs, _begin, (scenarios,))
+
+
+def pool(
+    work: Callable[[Part], Answer],
+    left: Iterable[Part],
+    jobs: int,
+    begin: Callable[..., None] | None = None,
+    given: tuple[Any, ...] = (),
+) -> Generator[Answer, None, None]:
+    """Answers of `work` to every part over `jobs` processes, in any order; each process begins with `begin(*given)`.
+
+    Raises WorkersLostError where one of them is killed.
+    """
     from simulator.studies.search.spawn import Spawning
 
     context, waiting = Spawning(), iter(left)
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(scenarios,))
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=begin, initargs=given)
     try:
-        running = {executor.submit(_work, numbers) for numbers in islice(waiting, _AHEAD * jobs)}
+        running = {executor.submit(work, part) for part in islice(waiting, _AHEAD * jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {executor.submit(_work, numbers) for numbers in islice(waiting, len(done))}
+            running |= {executor.submit(work, part) for part in islice(waiting, len(done))}
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
@@ -111,7 +130,7 @@ def cores() -> int:
 _judges: dict[Question, Judge] = {}
 
 
-def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
+def work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
     """A chunk on a Dask worker, which keeps the judge of one question."""
     if asked not in _judges:
         _judges.clear()
@@ -119,8 +138,8 @@ def _work_anywhere(asked: Question, numbers: Sequence[int]) -> list[Candidate]:
     return _judges[asked](numbers)
 
 
-def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> Generator[list[Candidate], None, None]:
-    """Chunks over a Dask cluster; those of workers that die are done again by others.
+def dask(work: Callable[[Part], Answer], left: Iterable[Part], address: str) -> Generator[Answer, None, None]:
+    """Answers of `work` to every part over a Dask cluster; those of workers that die are done again by others.
 
     Raises WorkersLostError where there is no scheduler at `address`, or where it or all workers die.
     """
@@ -132,7 +151,7 @@ def dask(scenarios: Scenarios, left: Iterable[Sequence[int]], address: str) -> G
     client: Any = None
     try:
         client = distributed.Client(address, timeout=_PATIENCE)
-        futures = [client.submit(_work_anywhere, scenarios.asked, numbers, pure=False, retries=3) for numbers in left]
+        futures = [client.submit(work, part, pure=False, retries=3) for part in left]
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()

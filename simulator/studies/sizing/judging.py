@@ -1,14 +1,12 @@
-"""How many GPUs a service needs: for every layout and setting the highest rate at which one replica holds the service
-level, then as many replicas as the rate asks for, replayed together."""
+"""One layout of a replica: for every setting the highest rate at which it holds the service level, then as many
+replicas as the rate asks for, replayed together; and the rates at which it holds one part of the level."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simulator.errors import ForetrainError
 from simulator.inputs import load_scenario
@@ -17,8 +15,7 @@ from simulator.serving.deployment import Deployment, deploy
 from simulator.serving.load.sources import LoadSpec
 from simulator.serving.serve import saturation, serve
 from simulator.serving.summary import metrics
-from simulator.studies.sizing.candidates import Group, layouts, variants
-from simulator.studies.sizing.kept import Kept
+from simulator.studies.sizing.candidates import Group, variants
 from simulator.studies.sizing.targets import margins
 
 HALVINGS = 7
@@ -27,8 +24,7 @@ FLEET = 32
 """Replicas up to which all are replayed together; more are judged by one with its share of the rate."""
 MORE = 3
 """Replicas added at most where those that the rate asks for do not hold the level together."""
-SWEPT = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
-"""Rates of the sweep of the best, over the capacity of its replicas."""
+Kind = Literal["both", "aggregated", "disaggregated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +40,8 @@ class Wanted:
     count : requests of a replay.
     seed : seed of the load.
     over : axes to try in place of the usual ones, as in `layout.tp=2,4`.
+    kind : which deployments: those whose engines do it all, those with prompts on engines of their own, or both.
+    prefill : what is set of engines for prompts only.
     """
 
     job: str
@@ -55,6 +53,13 @@ class Wanted:
     count: int = 1000
     seed: int = 0
     over: tuple[str, ...] = ()
+    kind: Kind = "both"
+    prefill: tuple[str, ...] = ()
+
+    def deployed(self, settings: Group, *, prompts: bool = False) -> Deployment:
+        """A replica with these settings; `prompts`: one that only computes prompts."""
+        own = self.prefill if prompts else ()
+        return deploy(load_scenario(self.job, (*self.overrides, *settings, *own), replayed=True))
 
     def load(self, rate: float) -> LoadSpec:
         """Requests at a rate [1/s]."""
@@ -74,11 +79,17 @@ class Choice:
     Parameters
     ----------
     settings : overrides that make it.
+    prefill_settings : overrides that make the engines for prompts, where those are others.
+    prefill_replicas : replicas of these.
     why : why it cannot do; empty where it can.
     replicas : replicas that hold the level at the rate.
     gpus : GPUs of all of them.
     usd_per_hour : their price [USD/h].
-    highest_rate : highest rate at which one replica holds the level [1/s].
+    gpus_each : GPUs of a replica.
+    usd_each : price of its GPUs [USD/h].
+    highest_rate : highest rate at which one replica holds the level [1/s]; with engines for prompts, all together.
+    as_prefill, as_decode : highest rate at which one replica holds its part of the level where it only computes
+        prompts, or only goes on from them [1/s]; 0: at none, or not asked.
     capacity : rate that one replica answers without any level [1/s].
     margins : how far below each limit all of them stay, as a share of it.
     headroom : highest rate of all replicas over the rate asked for, less 1.
@@ -86,138 +97,104 @@ class Choice:
     """
 
     settings: Group
+    prefill_settings: Group = ()
+    prefill_replicas: int = 0
     why: str = ""
     replicas: int = 0
     gpus: int = 0
     usd_per_hour: float = 0.0
+    gpus_each: int = 0
+    usd_each: float = 0.0
     highest_rate: float = 0.0
+    as_prefill: float = 0.0
+    as_decode: float = 0.0
     capacity: float = 0.0
     margins: Mapping[str, float] | None = None
     headroom: float = 0.0
     metrics: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizing:
-    """Choices, the cheapest first, then those that cannot do; and how the best does at other rates.
-
-    Parameters
-    ----------
-    wanted : what was asked.
-    choices : what was judged.
-    sweep : rate [1/s] and metrics of the best deployment; those in overload have no latencies.
-    """
-
-    wanted: Wanted
-    choices: tuple[Choice, ...]
-    sweep: tuple[tuple[float, Mapping[str, Any]], ...]
-
-    @property
-    def best(self) -> Choice | None:
-        """The cheapest that holds the level."""
-        return self.choices[0] if self.choices and not self.choices[0].why else None
-
-
-def size(
-    wanted: Wanted,
-    *,
-    jobs: int = 1,
-    file: Path | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Sizing:
-    """Judge every candidate.
-
-    Parameters
-    ----------
-    jobs : processes.
-    file : what is judged is kept there, and not judged again.
-    progress : called with the part that is done (0 to 1).
-    """
-    scenario = load_scenario(wanted.job, wanted.overrides, replayed=True)
-    if scenario.stack.scheduler is None or not scenario.workload.serves:
-        deploy(scenario)  # says what is wrong
-    groups = layouts(scenario, wanted.over)
-    kept = Kept(file, wanted) if file is not None else None
-    found: dict[Group, list[Choice]] = {}
-    for group in groups:
-        if kept is not None and (known := kept.of(group)) is not None:
-            found[group] = [Choice(**one) for one in known]
-    left = [group for group in groups if group not in found]
-    for done, (group, choices) in enumerate(_judged(wanted, left, jobs), start=1 + len(found)):
-        found[group] = choices
-        if kept is not None:
-            kept.add(group, choices)
-        if progress is not None:
-            progress(done / len(groups))
-    every = [choice for group in groups for choice in found[group]]
-    order = sorted(every, key=lambda one: (bool(one.why), one.usd_per_hour, -one.headroom, one.settings))
-    best = order[0] if order and not order[0].why else None
-    return Sizing(wanted=wanted, choices=tuple(order), sweep=tuple(_sweep(wanted, best)) if best else ())
-
-
-def _judged(wanted: Wanted, groups: Sequence[Group], jobs: int) -> Iterator[tuple[Group, list[Choice]]]:
-    """Every group with its choices, as they come."""
-    if jobs == 1 or len(groups) < 2:
-        yield from ((group, judge(wanted, group)) for group in groups)
-        return
-    from simulator.studies.search.spawn import Spawning
-
-    context = Spawning()
-    with ProcessPoolExecutor(min(jobs, len(groups)), mp_context=context) as pool:
-        futures = {pool.submit(judge, wanted, group): group for group in groups}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    context.end()
-
-
 def judge(wanted: Wanted, group: Group) -> list[Choice]:
     """All variants of one layout, which share their step times."""
     try:
-        scenario = load_scenario(wanted.job, (*wanted.overrides, *group), replayed=True)
-        first = deploy(scenario)
-        settings = variants(scenario, wanted.over)
+        first = wanted.deployed(group)
+        settings = variants(first.scenario, wanted.over)
     except ForetrainError as error:
         return [Choice(settings=group, why=str(error).splitlines()[0])]
-    return [_of_variant(wanted, first, group, own) for own in settings]
+    out: list[Choice] = []
+    chunks, caps = set[int](), set[int]()  # tried already: of one size prompts do alike, with one cap what follows
+    for own in settings:
+        try:
+            one = wanted.deployed(group + own)
+        except ForetrainError as error:
+            out.append(Choice(settings=group + own, why=str(error).splitlines()[0]))
+            continue
+        if one.scheduler.step_tokens <= first.scheduler.step_tokens:
+            one = replace(one, table=first.table)
+        new = (one.scheduler.step_tokens not in chunks, one.scheduler.sequences not in caps)
+        chunks.add(one.scheduler.step_tokens)
+        caps.add(one.scheduler.sequences)
+        out.append(_of_variant(wanted, one, group + own, new))
+    return out
 
 
-def _of_variant(wanted: Wanted, first: Deployment, group: Group, own: Group) -> Choice:
-    settings = group + own
-    try:
-        one = deploy(load_scenario(wanted.job, (*wanted.overrides, *settings), replayed=True))
-    except ForetrainError as error:
-        return Choice(settings=settings, why=str(error).splitlines()[0])
-    if one.scheduler.step_tokens <= first.scheduler.step_tokens:
-        one = replace(one, table=first.table)
-    capacity = saturation(one, wanted.load(1.0))
-    highest, why = highest_rate(wanted, one, capacity)
-    if why:
-        return Choice(settings=settings, why=why, capacity=capacity)
-    return _fleet(wanted, one, settings, highest, capacity)
+def _of_variant(wanted: Wanted, one: Deployment, settings: Group, new: tuple[bool, bool]) -> Choice:
+    """One layout with one setting; `new`: whether it is to be judged for prompts alone, and for what follows alone."""
+    found = Choice(settings=settings, gpus_each=one.gpus, usd_each=one.gpus * price_of(one.scenario)[0])
+    if wanted.kind != "aggregated":
+        try:
+            found = sides(wanted, one, found, *new)
+        except ForetrainError as error:
+            return replace(found, why=str(error).splitlines()[0])
+    if wanted.kind == "disaggregated":
+        return found
+    load = wanted.load(1.0)
+    capacity = saturation(one, load)
+    highest, why = highest_rate(one, load, capacity, wanted.targets)
+    found = replace(found, capacity=capacity, highest_rate=highest, why=why)
+    return found if why else _fleet(wanted, one, found)
 
 
-def highest_rate(wanted: Wanted, one: Deployment, capacity: float) -> tuple[float, str]:
-    """Highest rate at which one replica holds the level [1/s], or why it holds it at none."""
+def sides(wanted: Wanted, one: Deployment, found: Choice, prompts: bool, rest: bool) -> Choice:
+    """A choice with the rates at which it holds the limits of the first token, computing prompts only, and all others,
+    going on from them only."""
+    first = {name: limit for name, limit in wanted.targets.items() if name.startswith("ttft.")}
+    after = {name: limit for name, limit in wanted.targets.items() if name not in first}
+    if prompts:
+        engine = wanted.deployed(found.settings, prompts=True) if wanted.prefill else one
+        load = replace(wanted.load(1.0), output_tokens="1")
+        found = replace(found, as_prefill=highest_rate(engine, load, saturation(engine, load), first)[0])
+    if rest:
+        engine, load = replace(one, received=True), wanted.load(1.0)
+        found = replace(found, as_decode=highest_rate(engine, load, saturation(engine, load), after)[0])
+    return found
+
+
+def highest_rate(one: Deployment, load: LoadSpec, capacity: float, targets: Mapping[str, float]) -> tuple[float, str]:
+    """Highest rate below its capacity at which one replica holds a level [1/s], or why it holds it at none."""
     low, high = 0.0, capacity
-    lowest = capacity / 2**HALVINGS
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if _holds(wanted, one, middle):
+        if min(_margins(one, load, middle, targets).values(), default=0.0) >= 0:
             low = middle
         else:
             high = middle
     if low:
         return low, ""
-    missed = min(margins(metrics(serve(one, wanted.load(lowest))), wanted.targets).items(), key=lambda each: each[1])
-    return 0.0, f"{missed[0]} is {(1 - missed[1]) * wanted.targets[missed[0]]:.4g} s even at {lowest:.3g} requests/s"
+    lowest = capacity / 2**HALVINGS
+    name, missed = min(_margins(one, load, lowest, targets).items(), key=lambda each: each[1])
+    return 0.0, f"{name} is {(1 - missed) * targets[name]:.4g} s even at {lowest:.3g} requests/s"
 
 
-def _holds(wanted: Wanted, one: Deployment, rate: float) -> bool:
-    return min(margins(metrics(serve(one, wanted.load(rate))), wanted.targets).values()) >= 0
+def _margins(one: Deployment, load: LoadSpec, rate: float, targets: Mapping[str, float]) -> dict[str, float]:
+    """Margins of a replica at a rate below its capacity [1/s]."""
+    asked = replace(load, requests=f"poisson:{rate!r}")
+    return margins(metrics(serve(one, asked, judged=False)), targets)
 
 
-def _fleet(wanted: Wanted, one: Deployment, settings: Group, highest: float, capacity: float) -> Choice:
+def _fleet(wanted: Wanted, one: Deployment, choice: Choice) -> Choice:
     """As many replicas as hold the level at the rate."""
+    highest = choice.highest_rate
     count = ceil(wanted.rate / highest)
     for replicas in range(count, count + MORE + 1):
         whole = replace(one, engines=one.engines * replicas, router="least-load")
@@ -228,25 +205,13 @@ def _fleet(wanted: Wanted, one: Deployment, settings: Group, highest: float, cap
         found = metrics(serve(whole, asked))
         left = margins(found, wanted.targets)
         if min(left.values()) >= 0:
-            gpus = one.gpus * replicas
-            return Choice(
-                settings=settings,
+            return replace(
+                choice,
                 replicas=replicas,
-                gpus=gpus,
-                usd_per_hour=gpus * price_of(one.scenario)[0],
-                highest_rate=highest,
-                capacity=capacity,
+                gpus=choice.gpus_each * replicas,
+                usd_per_hour=choice.usd_each * replicas,
                 margins=left,
                 headroom=highest * replicas / wanted.rate - 1.0,
                 metrics=found,
             )
-    return Choice(settings=settings, why=f"{count + MORE} replicas do not hold the level together", capacity=capacity)
-
-
-def _sweep(wanted: Wanted, best: Choice) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """The best deployment at other rates."""
-    scenario = load_scenario(wanted.job, (*wanted.overrides, *best.settings), replayed=True)
-    one = deploy(scenario)
-    for share in SWEPT:
-        rate = share * best.capacity
-        yield rate * best.replicas, metrics(serve(one, wanted.load(rate)))
+    return replace(choice, why=f"{count + MORE} replicas do not hold the level together")

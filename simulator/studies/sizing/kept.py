@@ -15,7 +15,7 @@ from simulator.results.result import digest, plain
 if TYPE_CHECKING:
     from simulator.studies.sizing.judging import Choice, Wanted
 
-SCHEMA = "foretrain.size/1"
+SCHEMA = "foretrain.size/2"
 
 
 class Kept:
@@ -44,7 +44,8 @@ class Kept:
     def of(self, group: tuple[str, ...]) -> list[dict[str, Any]] | None:
         """What is known of a layout."""
         known = self._found.get(group)
-        return None if known is None else [one | {"settings": tuple(one["settings"])} for one in known]
+        names = ("settings", "prefill_settings")
+        return None if known is None else [one | {name: tuple(one[name]) for name in names} for one in known]
 
     def add(self, group: tuple[str, ...], choices: Sequence[Choice]) -> None:
         """Keep the choices of a layout."""

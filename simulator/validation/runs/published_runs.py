@@ -109,9 +109,19 @@ HARDWARE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def recipe_of(precision: str) -> str:
-    """The recipe of a published precision."""
-    return "bf16" if precision.lower().startswith("bf16") else "fp8_tensor"
+RECIPE: Mapping[str, Mapping[str, Any]] = {
+    "FP8-CS": {"precision__recipe": "fp8_tensor", "precision__scaling": "current"},
+    "FP8-MX": {"precision__recipe": "mxfp8"},
+    "MXFP8": {"precision__recipe": "mxfp8"},
+    "float8_rowwise": {"precision__recipe": "fp8_row"},
+}
+"""Settings of published precisions that name their scales; others in FP8 scale by tensor."""
+
+
+def recipe_of(precision: str) -> Mapping[str, Any]:
+    """The settings of a published precision."""
+    recipe = "bf16" if precision.lower().startswith("bf16") else "fp8_tensor"
+    return RECIPE.get(precision.partition(" ")[0], {"precision__recipe": recipe})
 
 
 def stages_of(layers: int, pp: int, vpp: int) -> list[int] | str:
@@ -142,7 +152,7 @@ def run_of(figure: Figure) -> Overrides:
             **HARDWARE[str(c["gpu"])],
             stack="megatron-core",
             gpus=int(c["gpus"]),
-            precision__recipe=recipe_of(str(c["precision"])),
+            **recipe_of(str(c["precision"])),
             layout__tp=int(c.get("tp", 1)),
             layout__cp=int(c.get("cp", 1)),
             layout__pp=pp,

@@ -9,10 +9,23 @@ from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.layers.linear import Deferred
+from workloads.reference.layers.mixers import hyper
+from workloads.reference.layers.mixers.mla_sparse import (
+    mla_sparse,
+    mla_sparse_forget,
+    mla_sparse_input_grad,
+    mla_sparse_restore,
+)
+from workloads.reference.layers.mixers.recurrent import recurrent, recurrent_input_grad
+from workloads.reference.layers.mixers.shared_key import (
+    shared_key,
+    shared_key_forget,
+    shared_key_input_grad,
+    shared_key_restore,
+)
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
-from workloads.reference.layers.recurrent import recurrent, recurrent_input_grad
 
 
 class Gradient(NamedTuple):
@@ -37,6 +50,8 @@ def block(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
 def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     """The layer with everything that its backward reads."""
     saved: Saved = {}
+    if run.cfg.hc_mult > 1:
+        return _through_streams(run, p, x)
     attn_in = _enter(run, "attn", p, x, saved)
     attn_out, kept = _mixer(run)(run, p, attn_in)
     saved |= kept
@@ -54,10 +69,27 @@ def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     return middle + _leave(run, "ffn", p, out, saved), aux, saved
 
 
+def _through_streams(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
+    """Both branches between hyper-connections."""
+    attn_in, saved = hyper.enter(run, "attn", p, x)
+    out, kept = _mixer(run)(run, p, _enter(run, "attn", p, attn_in, saved))
+    saved |= kept
+    middle = hyper.leave(run, "attn", p, saved, out)
+    ffn_in, kept = hyper.enter(run, "ffn", p, middle)
+    saved |= kept
+    out, aux, kept = moe(run.whole(), p, _enter(run, "ffn", p, ffn_in, saved))
+    saved |= kept
+    return hyper.leave(run, "ffn", p, saved, out), aux, saved
+
+
 def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
         return recurrent
+    if run.cfg.shared_key_value:
+        return shared_key
+    if run.cfg.is_chosen:
+        return mla_sparse
     return mla if run.cfg.is_mla else gqa
 
 
@@ -71,7 +103,11 @@ def _forget(run: Run, saved: Saved) -> Saved:
     inputs = {key: saved[key] for key in first.values() if key in saved}
     mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
     rest = {key: array for key, array in saved.items() if key not in mine}
-    if not run.cfg.is_recurrent(run.layer):
+    if run.cfg.shared_key_value:
+        rest = shared_key_forget(run, rest)
+    elif run.cfg.is_chosen:
+        rest = mla_sparse_forget(run, rest)
+    elif not run.cfg.is_recurrent(run.layer):
         rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
     mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
     kept = rest | mine | inputs
@@ -82,6 +118,8 @@ def _forget(run: Run, saved: Saved) -> Saved:
 
 def _input(run: Run) -> str:
     """The tensor that is the layer's input."""
+    if run.cfg.hc_mult > 1:
+        return "hc.attn.weights/x"
     return f"{_first(run, 'attn')}/x" if run.cfg.norm_placement == "post" else "norm.attn/x"
 
 
@@ -90,6 +128,8 @@ def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
     saved = dict(saved)  # what is recomputed joins it, but is not kept
     if run.again("layer"):
         saved = _forward(run.at(part="R"), p, saved[_input(run)])[2]
+    if run.cfg.hc_mult > 1:
+        return _through_streams_input_grad(run, p, saved, dy)
     parallel = run.cfg.parallel_block
     dffn_out, deferred = _leave_input_grad(run, "ffn", p, saved, dy)
     dffn_in, more = _ffn_input_grad(run, p, saved, dffn_out)
@@ -110,6 +150,18 @@ def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
     return dx + through, [*deferred, *more]
 
 
+def _through_streams_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
+    """Back through both branches between hyper-connections."""
+    deferred: list[Deferred] = []
+    for branch, back in (("ffn", _ffn_input_grad), ("attn", _attention_input_grad)):
+        passed = hyper.leave_input_grad(run, branch, p, saved, dy)
+        dinput, more = back(run, p, saved, passed.y)
+        dinput, gain = _enter_input_grad(run, branch, p, saved, dinput)
+        dy, also = hyper.enter_input_grad(run, branch, p, saved, dinput, passed)
+        deferred += [*more, *gain, *also]
+    return dy, deferred
+
+
 def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "ffn", p, saved)
     if run.cfg.is_moe(run.layer):
@@ -121,6 +173,10 @@ def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Grad
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
         return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
+    if run.cfg.shared_key_value:
+        return Gradient(*shared_key_input_grad(run, p, x, shared_key_restore(run, p, saved), dy))
+    if run.cfg.is_chosen:
+        return Gradient(*mla_sparse_input_grad(run, p, x, mla_sparse_restore(run, p, saved), dy))
     if run.cfg.is_mla:
         return Gradient(*mla_input_grad(run, p, x, mla_restore(run, p, x, saved), dy))
     return Gradient(*gqa_input_grad(run, p, x, gqa_restore(run, p, saved), dy))
@@ -132,6 +188,8 @@ def _first(run: Run, half: str) -> str:
         return "router.gate" if run.cfg.is_moe(run.layer) else "dense.up_gate"
     if run.cfg.is_recurrent(run.layer):
         return "mixer.in"
+    if run.cfg.shared_key_value:
+        return "attn.qkv_a"
     if not run.cfg.is_mla:
         return "attn.qkv"
     return "attn.q_a" if run.cfg.q_lora_rank is not None else "attn.q"

@@ -4,6 +4,7 @@ import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights, require_finite
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import hyper
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 
@@ -23,8 +24,9 @@ def embed_deferred(run: Run, tokens: Array, dx: Array) -> Deferred:
 
 def logits_of(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     """Final norm and output head: logits [B, S, vocabulary]."""
+    x, saved = (x, Saved()) if run.cfg.hc_mult == 1 else hyper.collapse(run, p, x)
     y, rstd = rmsnorm(run, "norm.final", x, p["norm.final"])
-    return linear(run, "head", y, p["head"]), {"norm.final/x": x, "norm.final/rstd": rstd, "head/x": y}
+    return linear(run, "head", y, p["head"]), saved | {"norm.final/x": x, "norm.final/rstd": rstd, "head/x": y}
 
 
 def head_loss(run: Run, p: Weights, x: Array, labels: Array) -> tuple[float, Saved]:
@@ -54,7 +56,9 @@ def head_loss_input_grad(run: Run, p: Weights, saved: Saved, weight: float) -> t
     else:
         y, rstd = rmsnorm(run.at(part="R"), "norm.final", x, p["norm.final"])
     dx = rmsnorm_input_grad(run, "norm.final", x, rstd, p["norm.final"], dnormed)
+    dx, more = (dx, []) if run.cfg.hc_mult == 1 else hyper.collapse_input_grad(run, p, saved, dx)
     return dx, [
+        *more,
         Deferred(kind="linear", op="head", name="head", layer=run.layer, x=y, dy=dlogits),
         Deferred(kind="gain", op="norm.final", name="norm.final", layer=run.layer, x=x, dy=dnormed, extra=rstd),
     ]

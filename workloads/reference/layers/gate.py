@@ -58,18 +58,26 @@ def select(choice: Array, *, top_k: int, n_group: int = 1, topk_group: int = 1, 
     return _top(choice, top_k)
 
 
-def route(cfg: RefConfig, logits: Array, bias: Array | None = None) -> Route:
-    """Select by biased affinity, weigh by the unbiased one (equations 13 and 14)."""
+def from_table(cfg: RefConfig, layer: int, tokens: Array) -> Array:
+    """Experts [T, k] of tokens by a fixed table of the vocabulary, different for each layer (DeepSeek-V4)."""
+    drawn = np.random.default_rng(layer).random((cfg.vocab_size, cfg.experts))
+    return _top(drawn, cfg.num_experts_per_tok)[tokens.reshape(-1)]
+
+
+def route(cfg: RefConfig, logits: Array, bias: Array | None = None, given: Array | None = None) -> Route:
+    """Select by biased affinity, weigh by the unbiased one (equations 13 and 14); or weigh the `given` experts."""
     scores = affinities(logits, cfg.scoring_func)
     choice = scores if bias is None else scores + bias
     grouped = cfg.topk_method != "greedy"
-    experts = select(
-        choice,
-        top_k=cfg.num_experts_per_tok,
-        n_group=cfg.n_group if grouped else 1,
-        topk_group=cfg.topk_group if grouped else 1,
-        best_of_group=1 if cfg.topk_method == "group_limited_greedy" else 2,
-    )
+    experts = given
+    if experts is None:
+        experts = select(
+            choice,
+            top_k=cfg.num_experts_per_tok,
+            n_group=cfg.n_group if grouped else 1,
+            topk_group=cfg.topk_group if grouped else 1,
+            best_of_group=1 if cfg.topk_method == "group_limited_greedy" else 2,
+        )
     weights = np.take_along_axis(scores, experts, axis=1)
     if cfg.norm_topk_prob:
         weights = weights / weights.sum(axis=1, keepdims=True)

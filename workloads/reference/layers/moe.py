@@ -8,7 +8,7 @@ import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.ffn import activate, ffn, ffn_forget, ffn_input_grad, swiglu, swiglu_input_grad
-from workloads.reference.layers.gate import balance_loss, route, route_input_grad
+from workloads.reference.layers.gate import balance_loss, from_table, route, route_input_grad
 from workloads.reference.layers.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
 
 ROWS = "moe.up_gate/x"  # a copy of its token for every (token, expert) pair
@@ -20,7 +20,11 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     tokens = x.reshape(-1, x.shape[-1])
     shared, kept_shared = ffn(run.whole(), "shared", p, x) if run.cfg.n_shared_experts else (None, {})
     logits = linear(run, "router.gate", tokens, p["router.gate"])
-    r = route(run.cfg, logits, p.get("router.bias"))
+    given = None
+    if run.layer < run.cfg.num_hash_layers:
+        assert run.tokens is not None, "experts by table need the tokens"
+        given = from_table(run.cfg, run.layer, run.tokens)
+    r = route(run.cfg, logits, p.get("router.bias"), given)
     aux, _ = balance_loss(run.cfg, r.experts, r.scores, x.shape[0])
     saved: Saved = {"router.gate/scores": r.scores, "router.gate/ids": r.experts}
     order, counts = sort_by_expert(r.experts, run.cfg.experts)

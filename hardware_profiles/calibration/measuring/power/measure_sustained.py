@@ -1,6 +1,6 @@
 """Measure GEMMs and attention in a long run, when the GPU has settled at the clock its power budget allows.
 
-    python hardware_profiles/calibration/measuring/measure_sustained.py OUT.csv [seconds_per_row]
+    python hardware_profiles/calibration/measuring/power/measure_sustained.py OUT.csv [seconds_per_row]
 
 A training step keeps the GPU at its power limit for hours; a benchmark of twelve launches does not. Each row runs one
 kernel back to back for some seconds on fresh random data and times the last half; `clock_mhz` and `power_w` are read

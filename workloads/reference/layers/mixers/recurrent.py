@@ -11,8 +11,8 @@ import numpy as np
 
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.layers import delta, ssd
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import delta, ssd
 
 EPS = 1e-6
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from workloads.reference.band import spans
 from workloads.reference.count import Array, Run
-from workloads.reference.layers.delta import Decay, _counted, decay_input_grad, decay_of
+from workloads.reference.layers.mixers.delta import Decay, _counted, decay_input_grad, decay_of
 
 
 class Inputs(NamedTuple):

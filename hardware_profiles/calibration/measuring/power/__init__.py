@@ -1,0 +1,1 @@
+"""Measurements of power and of what its limit does."""

@@ -1,0 +1,1 @@
+"""How the operands of narrow GEMMs are made."""

@@ -1,0 +1,166 @@
+"""Kernels that make the operands of narrow GEMMs, where each linear layer casts its own (every recipe but DeepSeek's).
+
+A GEMM needs both operands scaled along K, so that activations, gradients and weights are each read in two forms: along
+rows, and along columns. Which kernels make these differs by recipe and software:
+
+| scale | forward | backward |
+|---|---|---|
+| per tensor, delayed | one kernel casts x, on Hopper into both forms (cast_transpose) | the same for the gradient |
+| per tensor, current | a pass finds the maximum first | the same |
+| per row | one kernel by rows | gradient by rows; gradient and x by columns for the weight gradient |
+| per block, MXFP8 | one kernel makes both forms | the same |
+| NVFP4 | a pass for the scale of the tensor, then one kernel for both forms | the same |
+
+Transformer Engine (transformer_engine/pytorch/module/linear.py, layernorm_linear.py; csrc/extensions/
+normalization.cpp; 2026): a norm before writes delayed FP8 itself, and finds the maximum of current scaling and of
+NVFP4; what is gathered over tensor-parallel ranks is cast before, per tensor by rows only, and turned when the weight
+gradient needs it. It keeps x in the recipe's format. torchao (torchao/float8/float8_linear.py, 2026) keeps BF16 and
+casts x again for the weight gradient; it also casts weights at each use. A maximum that forward found is kept.
+
+Eager PyTorch casts in four passes (to FP32, scale, clamp, to FP8) and finds a maximum in two
+(`calibration/tables/h200_fp8_casts.csv`: bytes at 2.9 TB/s).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Unpack
+
+from simulator.dtypes import BF16, FP8, FP32
+from simulator.graph.block import SegmentBuilder
+from simulator.ops import Facts, Part, Streaming
+from simulator.spec.precision import Formats, Recipe
+
+Place = Literal["column", "row", "alone"]
+"""Where a linear layer is: `column` after a norm, its input gathered from tensor-parallel ranks; `row` before a
+reduce-scatter, whose gradient is gathered; `alone` neither."""
+
+CLASS: dict[Recipe, str] = {
+    "fp8_tensor": "quant.tensor",
+    "fp8_row": "quant.row",
+    "fp8_block": "quant.block",
+    "mxfp8": "quant.mxfp8",
+    "nvfp4": "quant.nvfp4",
+}
+"""Kernel class of a cast."""
+
+
+class Passes(NamedTuple):
+    """Elementwise kernels, and the bytes that all of them together move of a value."""
+
+    kernels: int
+    work: Streaming
+
+
+_EAGER_CAST = Passes(4, Streaming(read=BF16 + 3 * FP32, written=3 * FP32 + FP8))
+EAGER: dict[str, Passes] = {
+    **dict.fromkeys((*CLASS.values(), "quant.column"), _EAGER_CAST),
+    "quant.amax": Passes(2, Streaming(read=2 * BF16, written=BF16)),
+}
+"""Casts and maxima in eager PyTorch."""
+
+
+def gathered_from(builder: SegmentBuilder) -> int:
+    """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
+    layout = builder.shapes.job.layout
+    return layout.tp if layout.sp else 1
+
+
+def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
+    """x of the forward GEMM."""
+    formats = builder.shapes.settings
+    shards = gathered_from(builder) if place == "column" else 1
+    from_norm = place == "column" and builder.fused_quant and formats.kept == "recipe"
+    both = formats.kept == "recipe" and (shards == 1 or formats.record.scaled != "tensor")
+    _cast(builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, facts=facts)
+
+
+def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
+    """The output's gradient, for the input gradient and as far as one kernel can for the weight gradient."""
+    formats = builder.shapes.settings
+    shards = gathered_from(builder) if place == "row" else 1
+    scaled = formats.record.scaled
+    both = scaled != "row" and (shards == 1 or scaled == "block")
+    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, facts=facts)
+
+
+def for_weight_gradient(
+    builder: SegmentBuilder, name: str, x: float, g: float, place: Place, **facts: Unpack[Facts]
+) -> None:
+    """What the weight gradient still needs of `x` and `g` values: casts by columns, or transposes of what was cast."""
+    formats, shards = builder.shapes.settings, gathered_from(builder)
+    scaled, value = formats.record.scaled, formats.record.value
+    again = Streaming(read=BF16, written=value)
+    turned = Streaming(read=FP8, written=FP8)
+    if formats.kept == "bf16":
+        _stream(builder, f"{name}.quant_x_t", _by_columns(formats), x, again, "W", facts)
+    elif scaled == "tensor" and formats.layouts == 2 and place == "column" and (builder.fused_quant or shards > 1):
+        _stream(builder, f"{name}.x_t", "weight_t", x, turned, "W", facts)
+    if scaled == "row":
+        _stream(builder, f"{name}.quant_g_t", _by_columns(formats), g, again, "W", facts)
+    elif scaled == "tensor" and formats.layouts == 2 and place == "row" and shards > 1:
+        _stream(builder, f"{name}.g_t", "weight_t", g, turned, "W", facts)
+
+
+def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bool, **facts: Unpack[Facts]) -> None:
+    """The weight at each use, where no copy of it is kept: by rows in forward, by columns in backward.
+
+    Weights that are gathered in FP8 need only be turned for backward.
+    """
+    s = builder.shapes
+    formats = s.settings
+    resident: Facts = {**facts, "reads_resident": True}
+    if formats.weights == "recipe" and s.job.layout.zero >= 3:
+        if backward and formats.layouts == 2:
+            _stream(builder, f"{name}.w_t", "weight_t", values, Streaming(read=FP8, written=FP8), None, resident)
+        return
+    if formats.weights != "cast":
+        return
+    if backward:
+        work = Streaming(read=BF16, written=formats.record.weight)
+        if formats.layouts == 2:
+            _stream(builder, f"{name}.quant_w_t", _by_columns(formats), values, work, None, resident)
+        return
+    _cast(builder, f"{name}.quant_w", values, formats, both=False, from_norm=False, facts=resident)
+
+
+def _by_columns(formats: Formats) -> str:
+    """Kernel class of a cast along columns; scales of rows are found in strides."""
+    return "quant.column" if formats.record.scaled == "row" else CLASS[formats.recipe]
+
+
+def _cast(
+    builder: SegmentBuilder,
+    name: str,
+    values: float,
+    formats: Formats,
+    *,
+    both: bool,
+    from_norm: bool,
+    facts: Facts,
+) -> None:
+    """The maximum, where the recipe scales whole tensors by their own, and the cast into one form or both."""
+    tensor = formats.record.scaled == "tensor"
+    delayed = tensor and formats.scaling == "delayed"
+    if delayed and from_norm:
+        return
+    if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
+        _stream(builder, f"{name}.amax", "quant.amax", values, Streaming(read=BF16, written=0.0), None, facts)
+    written = formats.record.value * (formats.layouts if both else 1)
+    _stream(builder, name, CLASS[formats.recipe], values, Streaming(read=BF16, written=written), None, facts)
+
+
+def _stream(
+    builder: SegmentBuilder,
+    name: str,
+    cls: str,
+    values: float,
+    each: Streaming,
+    part: Part | None,
+    facts: Facts,
+) -> None:
+    """A kernel over so many values that moves so many bytes of `each`; in eager PyTorch, the passes that do it."""
+    if not builder.stack.swiglu_fused and cls in EAGER:
+        passes, cls = EAGER[cls], "elem"
+        each, facts = passes.work, {**facts, "launches": passes.kernels}
+    work = Streaming(read=values * each.read, written=values * each.written)
+    builder.add(name, cls, work, part=part, **facts)

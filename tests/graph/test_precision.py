@@ -1,0 +1,201 @@
+"""Narrow recipes: which casts run, what is kept, what is gathered, and that parts can stay in BF16."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from simulator.errors import InputError
+from simulator.graph.parameters import held_by_block
+from simulator.graph.shapes import Shapes, shapes_of
+from simulator.graph.stage import block_kinds, build_blocks
+from simulator.inputs import load_scenario
+from simulator.memory.assumptions import Assumptions
+from simulator.memory.optimizer_states import shards_of, state_items
+from simulator.ops import Gemm, Op, Streaming
+from simulator.results.simulate import prepare
+from simulator.spec.model import BlockKind
+from simulator.spec.precision import RECIPES
+
+BY_LAYER = tuple(name for name, record in RECIPES.items() if record.by_layer)
+H, FFN, TOKENS = 4096, 14336, 8192  # llama-3-8b, whole on one rank
+ALONE = ("layout.tp=1", "layout.pp=1", "layout.recompute=none")
+
+
+@lru_cache(maxsize=64)
+def shapes(*changes: str) -> Shapes:
+    return shapes_of(load_scenario("llama-3-8b", (*ALONE, *changes)))
+
+
+@lru_cache(maxsize=64)
+def ops(kind: BlockKind, *changes: str) -> dict[str, Op]:
+    return {op.name: op for op in build_blocks(shapes(*changes))[kind].ops()}
+
+
+def recipe(name: str) -> tuple[str, ...]:
+    hardware = ("hardware=b200",) if RECIPES[name].blackwell else ()  # type: ignore[index]
+    return (*hardware, f"precision.recipe={name}")
+
+
+def moved(op: Op) -> tuple[float, float]:
+    """Bytes read and written by a memory-bound op [B]."""
+    assert isinstance(op.work, Streaming)
+    return op.work.read, op.work.written
+
+
+@pytest.mark.parametrize("name", BY_LAYER)
+def test_every_gemm_of_a_layer_runs_in_the_recipe_and_those_of_the_head_do_not(name: str) -> None:
+    layer = [op for op in ops(BlockKind.DENSE, *recipe(name)).values() if isinstance(op.work, Gemm)]
+    head = [op for op in ops(BlockKind.HEAD, *recipe(name)).values() if isinstance(op.work, Gemm)]
+    assert {op.work.precision for op in layer} == {RECIPES[name].gemm}  # type: ignore[index, union-attr]
+    assert {op.work.precision for op in head} == {"bf16"}  # type: ignore[union-attr]
+    assert len(layer) == 12
+    assert len(head) == 3
+
+
+def test_delayed_scaling_casts_and_turns_in_one_kernel_on_hopper_only() -> None:
+    hopper, blackwell = (
+        ops(BlockKind.DENSE, *more, "precision.recipe=fp8_tensor") for more in ((), ("hardware=b200",))
+    )
+    values = TOKENS * FFN
+    assert moved(hopper["dense.down.quant_x"]) == (2 * values, 2 * values)
+    assert moved(blackwell["dense.down.quant_x"]) == (2 * values, values)
+    assert "dense.up_gate.quant_x" not in hopper  # the norm before writes FP8
+    assert moved(hopper["dense.up_gate.x_t"]) == (TOKENS * H, TOKENS * H)
+    assert not [name for name in blackwell if name.endswith("_t")]
+
+
+def test_current_scaling_adds_a_pass_for_each_maximum_that_no_norm_finds() -> None:
+    delayed, current = (
+        ops(BlockKind.DENSE, "precision.recipe=fp8_tensor", f"precision.scaling={how}")
+        for how in ("delayed", "current")
+    )
+    added = set(current) - set(delayed)
+    assert added == {
+        "attn.qkv.quant_x",
+        "dense.up_gate.quant_x",  # cast behind the norm, which found the maximum
+        "attn.o.quant_x.amax",
+        "dense.down.quant_x.amax",
+        *(f"{name}.quant_g.amax" for name in ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")),
+    }
+    assert moved(current["attn.o.quant_x.amax"]) == (2 * TOKENS * H, 0.0)
+
+
+def test_torchao_keeps_bf16_and_casts_activations_and_weights_at_each_use() -> None:
+    sharded = ("stack=torchtitan", "layout.zero=3", "precision.recipe=fp8_tensor")
+    found = ops(BlockKind.DENSE, *sharded)
+    bf16 = ops(BlockKind.DENSE, "stack=torchtitan", "layout.zero=3")
+    weight = H * FFN
+    assert moved(found["dense.down.quant_w"]) == moved(found["dense.down.quant_w_t"]) == (2 * weight, weight)
+    assert moved(found["dense.down.quant_x_t"]) == (2 * TOKENS * FFN, TOKENS * FFN)
+    assert sum(op.saved for op in found.values()) == sum(op.saved for op in bf16.values())
+    gathered = ops(BlockKind.DENSE, *sharded, "precision.weights=recipe")
+    assert "dense.down.quant_w" not in gathered
+    assert moved(gathered["dense.down.w_t"]) == (weight, weight)
+
+
+@pytest.mark.parametrize("name", BY_LAYER)
+def test_transformer_engine_keeps_inputs_in_the_recipe_and_the_cores_output_twice(name: str) -> None:
+    bf16, narrow = (sum(op.saved for op in ops(BlockKind.DENSE, *more).values()) for more in ((), recipe(name)))
+    value = RECIPES[name].value  # type: ignore[index]
+    saved = TOKENS * (2 * H + FFN) * (2.0 - value)  # two norms, and the activation
+    assert bf16 - narrow == pytest.approx(saved - TOKENS * H * value)
+
+
+def test_eager_pytorch_casts_in_four_passes() -> None:
+    found = ops(BlockKind.DENSE, "stack=torch", "layout.zero=3", "precision.recipe=fp8_tensor")
+    cast, values = found["dense.down.quant_x"], TOKENS * FFN
+    assert (cast.cls, cast.launches) == ("elem", 4)
+    assert sum(moved(cast)) == (2 + 4 + 4 + 4 + 4 + 4 + 4 + 1) * values
+
+
+def test_parts_and_layers_stay_in_bf16() -> None:
+    part = ops(BlockKind.DENSE, "precision.recipe=fp8_block", 'precision.bf16=["head", "attention"]')
+    precisions = {name: op.work.precision for name, op in part.items() if isinstance(op.work, Gemm)}
+    assert {p for name, p in precisions.items() if name.startswith("attn")} == {"bf16"}
+    assert {p for name, p in precisions.items() if name.startswith("dense")} == {"fp8_block"}
+    head = ops(BlockKind.HEAD, "precision.recipe=fp8_block", "precision.bf16=[]")
+    assert head["head.fwd"].work.precision == "fp8_block"  # type: ignore[union-attr]
+    changes = ("precision.recipe=fp8_block", "precision.bf16_first_layers=1", "precision.bf16_last_layers=2")
+    s = shapes(*changes)
+    kinds = block_kinds(s.model, s.job.precision)
+    assert [kind.is_bf16 for kind in kinds if kind.is_layer] == [True] + 29 * [False] + 2 * [True]
+    wide, plain = build_blocks(s)[kinds[1]], build_blocks(shapes())[BlockKind.DENSE]
+    assert wide.forward == plain.forward
+    assert wide.backward == plain.backward
+    assert held_by_block(kinds[1], s.model, s.job).narrow == 0 < held_by_block(kinds[2], s.model, s.job).narrow
+
+
+@pytest.mark.parametrize(
+    ("changes", "each"),
+    [
+        (("precision.recipe=fp8_tensor",), 2 + 2),
+        (("precision.recipe=fp8_tensor", "hardware=b200"), 2 + 1),
+        (("precision.recipe=fp8_tensor", "precision.weights=recipe"), 2),
+        (("precision.recipe=fp8_tensor", "precision.weights=cast"), 2),
+        (("precision.recipe=mxfp8", "hardware=b200", "precision.weights=recipe"), 2 * (1 + 1 / 32)),
+        (("precision.recipe=nvfp4", "hardware=b200"), 2 + 2 * (0.5 + 1 / 16)),
+    ],
+)
+def test_weights_are_kept_as_the_software_keeps_them(changes: tuple[str, ...], each: float) -> None:
+    scenario = load_scenario("llama-3-8b", (*ALONE, *changes))
+    stage = (BlockKind.DENSE,)
+    items = state_items([stage], scenario, shards_of(scenario, 1), Assumptions())
+    held = held_by_block(BlockKind.DENSE, scenario.model, scenario.job)
+    assert held.narrow == held.matrices == 2 * H * H + 2 * H * 1024 + 3 * H * FFN
+    weights = sum(item.bytes for item in items if item.group == "weights")
+    assert weights == pytest.approx(each * held.narrow + 2 * (held.total - held.narrow))
+
+
+@pytest.mark.parametrize(
+    ("changes", "each"),
+    [
+        (("precision.recipe=fp8_tensor",), 2.0),
+        (("precision.recipe=fp8_tensor", "precision.weights=recipe"), 1.0),
+        (("precision.recipe=mxfp8", "hardware=b200", "precision.weights=recipe"), 2.0),
+    ],
+)
+def test_what_is_gathered_of_a_weight(changes: tuple[str, ...], each: float) -> None:
+    scenario = load_scenario("llama-3-8b", (*ALONE, *changes))
+    held = held_by_block(BlockKind.DENSE, scenario.model, scenario.job)
+    assert held.weight_bytes(scenario.formats)[0] == pytest.approx(each * held.narrow + 2 * (held.dense - held.narrow))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (("precision.recipe=mxfp8",), "has no tensor cores for MXFP8, which came with Blackwell"),
+        (("hardware=a100", "precision.recipe=fp8_block"), "has no FP8 tensor cores; use bf16"),
+        (("precision.kept=bf16",), "precision.kept: bf16: changes nothing: everything is in BF16"),
+        (("precision.recipe=fp8", "precision.scaling=current"), "is as DeepSeek's program has it"),
+        (("precision.recipe=fp8_row", "precision.scaling=current"), "changes nothing: fp8_row scales by row"),
+        (("precision.recipe=fp8_tensor", "precision.bf16_first_layers=1"), "delayed scaling has no layers in BF16"),
+        (("precision.recipe=fp8_block", "precision.bf16_first_layers=33"), "more than the model's 32 layers"),
+        (("precision.recipe=fp8_block", 'precision.bf16=["head", "experts"]'), "has no experts; leave it out"),
+        (("precision.recipe=fp8_block", 'precision.bf16=["head", "head"]'), "stands there twice"),
+        (
+            ("precision.recipe=fp8_block", "stack.precision.scaling=current"),
+            "only the recipe fp8_tensor",
+        ),
+        (
+            ("stack=torchtitan", "layout.zero=3", "precision.recipe=fp8_row", "precision.weights=recipe"),
+            "FP32 shards are not gathered in FP8 scaled by row; use cast, or fp8_tensor",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(changes: tuple[str, ...], wrong: str) -> None:
+    with pytest.raises(InputError, match=wrong) as error:
+        prepare(load_scenario("llama-3-8b", (*ALONE, *changes)))
+    assert "\n" not in str(error.value)
+
+
+def test_experts_cast_their_own_operands_too() -> None:
+    mixtral = ("model=mixtral-8x7b", "layout.ep=8", "gpus=8", "precision.recipe=fp8_block")
+    found = ops(BlockKind.MOE, *mixtral)
+    rows = shapes(*mixtral).rows
+    assert moved(found["moe.up_gate.quant_x"])[0] == 2 * rows * H
+    assert moved(found["moe.down.quant_g"])[0] == 2 * rows * H
+    kept = ops(BlockKind.MOE, *mixtral, 'precision.bf16=["head", "experts"]')
+    assert "moe.up_gate.quant_x" not in kept
+    assert "attn.qkv.quant_x" in kept
