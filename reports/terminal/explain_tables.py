@@ -155,7 +155,7 @@ def _tornado_note(tornado: Tornado) -> str:
     how = "by events" if tornado.engine == "events" else "by the longest path, without contention: --engine events"
     return (
         f"Step time {words.seconds(tornado.base)} ({how}). Each number alone at the low and at the high end:"
-        " 10 % off, or the range that its source states. a: assumed, nobody measured it. Layers stay on their stages."
+        " 10 % off; a: assumed, nobody measured it, over the range that its source states. Layers stay on their stages."
         " --set takes these names."
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from simulator.engine.kernel_sequence import KernelSequence
 from simulator.results.metrics import ClassTime
 from simulator.results.result import Result
-from simulator.studies.uncertainty.errors import KnownError, known_errors, measured_as
+from simulator.studies.known_errors import KnownError, known_errors, measured_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ def cut(text: str) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`did you mean X?`, or the choices where nothing is near."""
     known = sorted(choices)
-    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return meant(
         word, known, cutoff=0.5, otherwise=f"choose one of {listed}" if known else "nothing can be chosen here"
     )

@@ -1,20 +1,21 @@
 """How much the step time moves with each hardware number and each assumed constant: a tornado.
 
-Every number is moved by 10 % down and up, or over the range that its source states (`range 2 to 6`), alone, and the
-step is simulated again: at the price of its distinct actions, where that gives the same (`search.fast.alone`). The
-layers stay on the stages where they are: moving one for every number would add jumps that say nothing about the number.
+An assumed number is moved over the range that its source states (`ranges`), one of a data sheet by 10 % down and up,
+each alone, and the step is simulated again: at the price of its distinct actions, where that gives the same
+(`search.fast.alone`). The layers stay on the stages where they are: moving one for every number would add jumps that
+say nothing about the number.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, Literal
 
+from simulator.engine.pricing import kernel_class
 from simulator.errors import ForetrainError
 from simulator.estimate.estimate import alone
 from simulator.inputs import load_scenario
@@ -25,8 +26,10 @@ from simulator.results.simulate import Engine, prepare, timeline_of
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.studies.explain import explain
+from simulator.studies.ranges import capped, carried, stated
 
 SHIFT = 0.10
+"""How far numbers of data sheets are moved, and assumed ones of a user's profile whose source states no range."""
 PROCESSES = 2
 Kind = Literal["hardware", "assumed"]
 HARDWARE = (
@@ -41,15 +44,12 @@ HARDWARE = (
     "node.nic.bandwidth",
     "node.nic.latency",
 )
-MAIN = {"gemm": "rate", "stream": "bandwidth", "fixed": "time"}
+MAIN = {"gemm": "rate", "stream": "bandwidth", "fixed": "time", "scan": "rate", "decode": "bandwidth"}
 """For an assumed kernel class, the parameter that is moved."""
-SHARES = ("payload", "collisions")
-"""Numbers that cannot exceed 1."""
+NOTIFY = "hardware.fabric.notify."
 UNTIMED = ("hardware.price_per_gpu_hour",)
 """Assumed numbers that no step time depends on."""
-_EXPECTED = re.compile(r"expected ([-+.\deE]+) to ([-+.\deE]+)")
-_ALIKE = re.compile(r"^assumed: none, as (\w+)")
-_RANGE = re.compile(r"range (?:from )?([-+.\deE]+) to ([-+.\deE]+)")
+CARRIED = "no range of its own: as far as classes are off on GPUs that they were not fitted on (calibration report)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,40 +142,30 @@ def knobs(scenario: Scenario) -> list[Knob]:
 
 
 def assumed_knobs(scenario: Scenario) -> list[Knob]:
-    """Assumed numbers of the hardware and of the software; neither links nor kernel classes, whose errors are known by
-    class.
-
-    What is taken as nothing may be up to what its source expects (`expected 3e-6 to 1.2e-5`), or that of the number
-    that it is said to be `as`.
+    """Assumed numbers of the hardware and of the software, and of the barrier before an all-to-all; neither links nor
+    other kernel classes, whose errors are known by class. What is taken as nothing may be up to what its source says.
     """
     cluster, stack = scenario.cluster, scenario.stack
     found = [(f"hardware.{path}", _leaf(cluster, path), cluster.sources[path]) for path in scenario.assumed_hardware]
     found += [(f"stack.{name}", _leaf(stack, name), stack.sources[name]) for name in assumed_settings(scenario)]
-    out = [_knob(path, "assumed", value, source) for path, value, source in found if value and path not in UNTIMED]
-    for path, value, source in found:
-        high = _expected(source, stack.sources) if value == 0 else 0.0
-        if high:
-            out.append(Knob(path=path, kind="assumed", value=0.0, low=0.0, high=high, source=source))
-    return out
+    out = [
+        _knob(path, "assumed", value, source)
+        for path, value, source in found
+        if value is not None and path not in UNTIMED and (value or stated(source, value))
+    ]
+    return out + [knob for knob in _fabric(scenario) if knob.path.startswith(NOTIFY)]
 
 
-def _expected(source: str, others: Mapping[str, str]) -> float:
-    """The upper end of what a source expects; 0 if it says nothing."""
-    alike = _ALIKE.search(source)
-    stated = _EXPECTED.search(others.get(alike[1], "") if alike else source)
-    return float(stated[2]) if stated else 0.0
-
-
-def _knob(path: str, kind: Kind, value: float, source: str) -> Knob:
-    stated = _RANGE.search(source)
-    low, high = value * (1 - SHIFT), value * (1 + SHIFT)
-    if path.endswith(SHARES):
-        high = min(1.0, high)
-    if stated:
-        low, high = sorted((float(stated[1]), float(stated[2])))
+def _knob(path: str, kind: Kind, value: float, source: str, name: str = "") -> Knob:
+    """A number with its range; `name` is its own in a group that shares one source."""
+    ends = stated(source, value, name)
+    if ends is None:
+        ends = value * (1 - SHIFT), capped(path, value * (1 + SHIFT))
+        if isinstance(value, int):
+            ends = min(value - 1, round(ends[0])), max(value + 1, round(ends[1]))
     elif isinstance(value, int):
-        low, high = min(value - 1, round(low)), max(value + 1, round(high))
-    return Knob(path=path, kind=kind, value=value, low=low, high=high, source=source)
+        ends = round(ends[0]), round(ends[1])
+    return Knob(path=path, kind=kind, value=value, low=ends[0], high=ends[1], source=source)
 
 
 def _leaf(value: Any, path: str) -> Any:
@@ -186,13 +176,17 @@ def _leaf(value: Any, path: str) -> Any:
 
 
 def _fabric(scenario: Scenario) -> Iterable[Knob]:
-    """Numbers of the groups of communication parameters that nobody measured."""
-    fabric, ep = scenario.cluster.fabric, scenario.job.layout.ep
-    groups: dict[str, Any] = {f.name: getattr(fabric, f.name) for f in fields(fabric)}
+    """Numbers of the groups of communication parameters that nobody measured and that the job uses."""
+    fabric, stack = scenario.cluster.fabric, scenario.stack
+    groups: dict[str, Any] = {}
+    for name, group in ((f.name, getattr(fabric, f.name)) for f in fields(fabric)):
+        groups |= {f"{name}.{own}": one for own, one in group.items()} if isinstance(group, dict) else {name: group}
+    used = {stack.dispatcher, stack.serving.all_reduce if stack.serving is not None else ""}
     for name, group in groups.items():
-        if getattr(group, "assumed", False) and (name != "notify" or ep > 1):
+        notified = name != "notify" or scenario.job.layout.ep > 1
+        if getattr(group, "assumed", False) and notified and ("." not in name or name.partition(".")[2] in used):
             for path, value in _numbers(group):
-                yield _knob(f"hardware.fabric.{name}.{path}", "assumed", value, group.source)
+                yield _knob(f"hardware.fabric.{name}.{path}", "assumed", value, group.source, path)
 
 
 def _numbers(group: Any, prefix: str = "") -> Iterable[tuple[str, float]]:
@@ -207,12 +201,17 @@ def _numbers(group: Any, prefix: str = "") -> Iterable[tuple[str, float]]:
 
 def _kernels(scenario: Scenario) -> Iterable[Knob]:
     """The main parameter of each kernel class of the job that is an assumption on this hardware."""
-    used = {one.priced.op.cls for one in explain(scenario).ops}
+    kernels = scenario.cluster.kernels
+    ops = {one.priced.op.cls for one in explain(scenario).ops}
+    used = ops | {kernel_class(cls, scenario.stack, kernels) for cls in ops}
     for table, name in MAIN.items():
-        for cls, params in getattr(scenario.cluster.kernels, table).items():
+        for cls, params in getattr(kernels, table).items():
             if cls in used and params.assumed:
-                path = f"hardware.kernels.{table}.{cls}.{name}"
-                yield _knob(path, "assumed", getattr(params, name), params.source)
+                value, path = getattr(params, name), f"hardware.kernels.{table}.{cls}.{name}"
+                own = stated(params.range.replace(name, f"range {name}", 1), value, name)
+                low, high = own or carried(value)
+                source = params.source if own else f"{params.source}; {CARRIED}"
+                yield Knob(path=path, kind="assumed", value=value, low=low, high=high, source=source)
 
 
 def step_time(job: str, engine: Engine, overrides: tuple[str, ...]) -> float | None:

@@ -16,8 +16,8 @@ from simulator.estimate.shared_prices import SharedPrices, one_stage
 from simulator.inputs import load_scenario
 from simulator.ops import Attention, Gemm
 from simulator.spec.scenario import Scenario
+from simulator.studies.known_errors import KnownError, known_errors, spread_of, transferred, widening
 from simulator.studies.uncertainty import ClassError, Interval, interval, sources_of
-from simulator.studies.uncertainty.errors import KnownError, known_errors, spread_of, transferred, widening
 from simulator.studies.uncertainty.repricing import Draw, Repricer, priceable, without_power
 from simulator.studies.uncertainty.sources import UNCALIBRATED, AssumedNumber, SlowestClock, UnknownLoads
 

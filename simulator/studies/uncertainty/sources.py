@@ -10,8 +10,8 @@ from typing import Literal
 from simulator.engine.kernel_sequence import Priced
 from simulator.inputs.idle import assumed_settings
 from simulator.spec.scenario import Scenario
-from simulator.studies.sensitivity import Knob, assumed_knobs
-from simulator.studies.uncertainty.errors import Spread, known_errors, measured_as, spread_of, transferred
+from simulator.studies.known_errors import Spread, known_errors, measured_as, spread_of, transferred
+from simulator.studies.sensitivity import NOTIFY, Knob, assumed_knobs
 
 Group = Literal["kernels", "links", "uncalibrated", "loads", "clocks", "assumed"]
 GROUPS: dict[Group, str] = {
@@ -26,7 +26,10 @@ GROUPS: dict[Group, str] = {
 
 UNCALIBRATED = 0.25
 """Standard deviation [log] of a class priced by another class's parameters, or by assumed ones. Assumed, range 0.1 to
-0.5: beyond `errors.transferred`, which are classes with parameters of their own on another GPU."""
+0.5: beyond `known_errors.transferred`, which are classes with parameters of their own on another GPU."""
+
+NOTIFIED = {"alpha": "comm.notify", "layout_alpha": "comm.layout"}
+"""Classes whose numbers are varied each in its own range, where nobody measured them."""
 
 LOADS = (1.0, 1.3)
 """Most loaded expert-parallel rank over the mean where a job says uniform. Assumed: nobody publishes loads of a
@@ -102,7 +105,8 @@ def class_errors(scenario: Scenario, priced: Iterable[Priced]) -> Iterator[Class
         texts.setdefault(cls, one.cost.source)
     kernels = scenario.cluster.kernels
     known = known_errors(kernels.name)
-    for cls in sorted(calibrated):
+    stated = {NOTIFIED.get(knob.path.partition(NOTIFY)[2]) for knob in assumed_knobs(scenario)}
+    for cls in sorted(calibrated.keys() - stated):
         error = known.get(measured_as(cls, scenario.stack, kernels))
         group: Group = "links" if cls.startswith("comm.") else "kernels"
         if not calibrated[cls]:
@@ -123,7 +127,7 @@ def _numbers(scenario: Scenario) -> Iterator[AssumedNumber]:
 
 
 def number_of(knob: Knob) -> AssumedNumber:
-    """An assumed number in the range that its source states, or 10 % down and up."""
+    """An assumed number in the range that its source states."""
     return AssumedNumber(name=knob.path, value=knob.value, low=knob.low, high=knob.high, text=knob.source)
 
 
