@@ -458,7 +458,7 @@ DRAWN = {
     "permute.index_select": ("index_select",), "permute.index_add": ("index_add",),
     "unpermute.index_add": ("index_add",),
 }  # fmt: skip
-"""Class -> rows of h200_draw whose mean power its kernels draw under sustained load. All other memory-bound kernels draw
+"""Class -> rows of h200_draw whose mean power its kernels draw under sustained load. Other memory-bound kernels draw
 what the profile says of such kernels."""
 
 
