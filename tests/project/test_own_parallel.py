@@ -25,8 +25,8 @@ HEAD = "measured [ms] | foretrain [ms] | error | peaks [GB] | foretrain [GB] |\n
 SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "ZBVZeroBubble": "zbv", "DualPipeV": "dualpipev"}
 NOT_ALLOCATED = ("context", "slack")
 """Groups of memory that PyTorch's allocator does not count as allocated."""
-NOT_HELD = (*NOT_ALLOCATED, "optimizer", "gradients")
-"""What programs without an optimizer do not have at their peak, where backward begins: gradients start from None."""
+NOT_HELD = (*NOT_ALLOCATED, "optimizer")
+"""What programs without an optimizer do not have."""
 
 
 def rows_of(name: str) -> Iterator[dict[str, str]]:
