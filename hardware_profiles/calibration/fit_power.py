@@ -36,10 +36,34 @@ SLOWED = 1.01
 """A GEMM slower than this against its burst is held back by power."""
 
 
-def rows(gpu: str) -> list[dict[str, str]]:
-    """The table of a GPU."""
-    with (TABLES / f"{gpu}_sustained.csv").open(encoding="utf-8") as file:
+def rows(gpu: str, table: str = "sustained") -> list[dict[str, str]]:
+    """A table of a GPU; empty where there is none."""
+    path = TABLES / f"{gpu}_{table}.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+DRAWN = {
+    "unvectorized": ("mul_rows", "to_float", "cat"),
+    "update": ("adamw_layers",),
+    "scatter": ("index_add",),
+}
+"""Value of [gpu.power] -> ops of `measure_draw.py` that draw it."""
+SETTLED = 2.0
+"""Runs from so long on show the power that NVML averages over a second [s]."""
+
+
+def drawn(gpu: str) -> dict[str, float]:
+    """Power of memory-bound kernels that draw less than most [W]: mean of NVML's readings and its energy counter."""
+    table = [r for r in rows(gpu, "draw") if float(r["seconds"]) >= SETTLED]
+    out = {}
+    for name, ops in DRAWN.items():
+        watts = [float(r[column]) for r in table if r["op"] in ops for column in ("power_w", "energy_w")]
+        if watts:
+            out[name] = float(np.mean(watts))
+    return out
 
 
 def fit(gpu: str = "h200") -> dict[str, float]:
@@ -97,8 +121,7 @@ def mixes(gpu: str) -> tuple[list[Mix], float]:
     """The mixes of a GPU's table, and the mean power of the memory-bound kernels alone [W]."""
     cluster = load_hardware(gpu)
     kernels, share = rested(cluster.kernels), Share(sms=cluster.gpu.sms)
-    with (TABLES / f"{gpu}_fp8_mix.csv").open(encoding="utf-8") as file:
-        table = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    table = rows(gpu, "fp8_mix")
     alone = {r["memory"]: float(r["power_w"]) for r in table if r["op"] == "alone" and not r["precision"]}
     out = []
     for r in table:
@@ -145,9 +168,9 @@ def main() -> None:
     measured = sorted(table.name.removesuffix("_sustained.csv") for table in TABLES.glob("*_sustained.csv"))
     parser.add_argument("gpu", nargs="?", default="h200", choices=measured, help="the GPU that was measured")
     gpu = parser.parse_args().gpu
-    values = fit(gpu)
+    values = fit(gpu) | drawn(gpu)
     errors: dict[str, float] = {}
-    if (TABLES / f"{gpu}_fp8_mix.csv").exists():
+    if rows(gpu, "fp8_mix"):
         better, errors = fit_mixes(gpu)
         values |= better
     for name, value in values.items():

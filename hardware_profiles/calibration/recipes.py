@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hardware_profiles.calibration.evaluate import GPUS
-from hardware_profiles.calibration.sample import number, rows
 from hardware_profiles.calibration.samples import DEEPGEMM_TABLE, H100_TABLES
 
 Bounds = tuple[float, float]
@@ -272,6 +270,7 @@ SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
+CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
 EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
 
 
@@ -290,7 +289,7 @@ def as_on_h100(cls: str, *free: str) -> Recipe:
 
 SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_mix)"
 
-_FITS = (
+RECIPES = (
     trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
     trace_gemm("gemm.fp8.grouped", {**LOOP, "traffic": (0.0, 1.5)}, "4 groups, 31 to 35 thousand tokens"),
     trace_gemm("gemm.fp8.wgrad", {**LOOP, "traffic": (0.0, 1.0)}, "K 4096 to 8672, FP32 accumulation"),
@@ -435,6 +434,12 @@ _FITS = (
     own_stream("optimizer", "value_rate", source=f"{H200}, {EAGER}"),
     own_stream("elem.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
     own_stream("cat.unvectorized", "value_rate", source=EAGER, bandwidth=0.9),
+    *(
+        own_stream(cls, source=CASTS)
+        for cls in ("quant.amax@compiled", "quant.tensor@compiled", "quant.row@compiled")
+    ),
+    own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
+    own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
@@ -452,26 +457,6 @@ _FITS = (
         )
     ),
 )  # fmt: skip
-
-DRAWN = {
-    "elem.unvectorized": ("mul_rows", "to_float"), "cat.unvectorized": ("cat",),
-    "permute.index_select": ("index_select",), "permute.index_add": ("index_add",),
-    "unpermute.index_add": ("index_add",),
-}  # fmt: skip
-"""Class -> rows of h200_draw whose mean power its kernels draw under sustained load. Other memory-bound kernels draw
-what the profile says of such kernels."""
-
-
-def _drawing(recipe: Recipe) -> Recipe:
-    """The recipe with the power that its class was seen to draw on an H200."""
-    memory = GPUS["h200"].power
-    if recipe.home != "h200" or recipe.cls not in DRAWN or memory is None:
-        return recipe
-    seen = [number(row, "power_w") for row in rows("h200_draw.csv") if row["op"] in DRAWN[recipe.cls]]
-    return replace(recipe, fixed={**recipe.fixed, "power": round(sum(seen) / len(seen) / memory.memory, 3)})
-
-
-RECIPES = tuple(map(_drawing, _FITS))
 
 SAME_SM = "measured there, carried over: same SM"
 CARRIED = (

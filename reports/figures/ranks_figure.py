@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from reports.figures.style import new_figure
+from reports.views.words import layer_name
 from simulator.results.rank_waits import RankWaits
 
 
@@ -12,7 +13,7 @@ def ranks_figure(waits: RankWaits) -> Figure:
     """Three maps, ranks downwards and layers to the right, the sync of gradients behind them."""
     figure = new_figure(2.8)
     order = sorted(range(len(waits.layers)), key=lambda at: (waits.layers[at] < 0, waits.layers[at]))
-    layers = [str(waits.layers[at]) if waits.layers[at] >= 0 else "gradients" for at in order]
+    layers = [layer_name(waits.layers[at]) for at in order]
     panels = (
         ("load [tokens over mean]", waits.load[:, order]),
         ("others wait for it [ms]", 1e3 * waits.caused[:, order]),

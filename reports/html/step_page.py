@@ -11,6 +11,7 @@ from typing import Any
 from reports.html.memory_page import memory_context
 from reports.html.page import write
 from reports.html.payload import embedded, pair_payload, pair_window, steps_payload
+from reports.html.waits_page import waits_context
 from reports.views import words
 from reports.views.actions import action_list, named, representative
 from reports.views.answer import answer_of, assumptions_of, doubt_in_words
@@ -57,6 +58,7 @@ def simulation_context(
         "chosen": chosen,
         "wanted": action is not None,
         "pair_legend": _PAIR_LEGEND,
+        "waits": waits_context(result.waits, words.unit_for(step)),
         "phases": [phase for phase in PHASES if any(rank.phases[phase] > 1e-9 for rank in result.ranks)],
         "idle": _idle_rows(idle_by_cause(result, actions).causes, step),
         "ops": op_rows(ops),

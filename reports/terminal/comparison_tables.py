@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
@@ -52,10 +51,6 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     return parts
 
 
-UNEQUAL = 0.02
-"""From this share on by which the busiest rank exceeds the mean, it is said."""
-
-
 def _unequal(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> list[str]:
     """Of each variant whose ranks do not work alike: its stages, and by how much the busiest exceeds the mean.
 
@@ -66,21 +61,10 @@ def _unequal(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> li
         busy = [rank["compute_busy"] for rank in (outcome.result or {}).get("ranks", ())]
         mean = sum(busy) / len(busy) if busy else 0.0
         excess = max(busy) / mean - 1.0 if mean else 0.0
-        if len(busy) > 1 and excess > UNEQUAL:
+        if len(busy) > 1 and excess > words.UNEQUAL:
             name = ", ".join(values[at] for values in labels.values()) or f"#{at + 1}"
-            said.append(f"{name}: {_layers(outcome)}, the busiest rank computes {excess:.0%} longer than the mean")
+            said.append(f"{name}: {words.unequal((outcome.result or {}).get('stages', ()), excess)}")
     return [f"Unequal stages: {'; '.join(said)}."] if said else []
-
-
-def _layers(outcome: Outcome) -> str:
-    """How many stages there are, and from how few to how many layers they have."""
-    stages = (outcome.result or {}).get("stages", ())
-    counts = [sum(int(number) for number in _COUNTED.findall(stage)) for stage in stages]
-    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{len(counts)} stages of {span} layers"
-
-
-_COUNTED = re.compile(r"(\d+) (?:dense|moe)")
 
 
 def heading(outcomes: Sequence[Outcome]) -> Text:

@@ -56,6 +56,9 @@ def report(
     asked = found.asked
     head = Text(f"Search from {asked.job}: {asked.size:,} combinations", style="bold")
     parts: list[RenderableType] = [head, Text(summary(found, seconds))]
+    if asked.chosen:
+        axes = "; ".join(f"{axis.path}={','.join(axis.values)}" for axis in asked.axes)
+        parts.append(note(f"Without --over, what usually matters for such a job is varied: {axes}."))
     if not found.best:
         why = f" Most often: {found.obstacle}" if found.obstacle else ""
         nothing = "Nothing that can run is as quick as was asked." if found.slow else "Nothing that was judged can run."
@@ -131,7 +134,19 @@ def ranking(
         table.add_row(*row)
     first = values[candidates[0].number] if candidates else ()
     same = [f"{axis.path}={first[at]}" for at, axis in enumerate(asked.axes) if at not in differ and first]
-    return [table, note(f"All: {', '.join(same)}.")] if same else [table]
+    said = [f"All: {', '.join(same)}."] if same else []
+    return [table, *map(note, [*said, *_unequal(candidates, sure)])]
+
+
+def _unequal(candidates: Sequence[Candidate], sure: Mapping[int, Confirmed]) -> list[str]:
+    """Which of the confirmed have stages that do not work alike, by place; alike ones together."""
+    places: dict[str, list[str]] = {}
+    for place, one in enumerate(candidates, 1):
+        engine = sure.get(one.number)
+        if engine is not None and len(engine.stages) > 1 and engine.excess > words.UNEQUAL:
+            places.setdefault(words.unequal(engine.stages, engine.excess), []).append(str(place))
+    said = [f"{', '.join(at)}: {text}" for text, at in places.items()]
+    return [f"Unequal stages of {'; '.join(said)}."] if said else []
 
 
 _HEADERS = {
@@ -175,6 +190,7 @@ def as_dict(
             line["fast_path"] = {key: line[key] for key in keys} | {"place": engine.guess}
             line |= {"engine": "events", "step_time_s": engine.step, **_reached(asked, engine)}
             line["events"] = {"step_time_s": engine.step, "place": engine.place, "difference": engine.difference}
+            line["events"] |= {"stages": list(engine.stages), "busiest_over_mean": 1.0 + engine.excess}
         if one.number in intervals:
             line["interval"] = intervals[one.number].as_dict()
         return line
@@ -184,6 +200,7 @@ def as_dict(
         "job": asked.job,
         "overrides": list(asked.overrides),
         "axes": {axis.path: list(axis.values) for axis in asked.axes},
+        "axes_chosen": asked.chosen,
         "workload": asked.workload,
         "rank": found.rank,
         "limit_s": found.limit,

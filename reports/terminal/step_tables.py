@@ -62,10 +62,11 @@ def heading(scenario: Scenario, memory: MemoryReport) -> Text:
     degrees = [f"{layout.pp} pipeline ({layout.schedule})"]
     degrees += [f"{n} {word}" for n, word in ((layout.tp, "tensor"), (layout.cp, "context")) if n > 1]
     degrees += [f"{layout.ep} expert"] if model.n_routed_experts else []
+    copies = f" ({layout.replicas} replicas of what is sharded)" if layout.replicas > 1 else ""
     lines = (
-        f"{model.name}, {words.large(model.parameters())} parameters, in {job.precision.recipe.upper()}"
+        f"{model.name}, {words.large(model.parameters())} parameters, in {words.of_precision(job.precision)}"
         f" on {job.gpus} x {scenario.cluster.gpu.name}",
-        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}; software: {scenario.stack.name}",
+        f"parallel: {', '.join([*degrees, f'{job.dp} data'])}{copies}; software: {scenario.stack.name}",
         f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens,"
         f" {words.counted(job.microbatches, 'microbatch')} of {job.batch.microbatch_size} in each pipeline",
     )
@@ -274,7 +275,7 @@ def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator
             f"{waits.mean_load[at]:.3f}",
             unit.of(float(waits.caused[at].sum())),
             unit.of(float(waits.waited[at].sum())),
-            str(layer) if layer >= 0 else "gradients",
+            words.layer_name(layer),
         )
     total = sum(waits.by_cause.values())
     parts = ", ".join(
@@ -309,7 +310,7 @@ def remarks(result: Result) -> Table:
         f"Recomputed in backward: {words.of_recompute(scenario.job.layout, scenario.stack)}.",
         *_lone_gradients(result),
         f"Price of a GPU-hour: {words.dollars(price_of(scenario)[0])}, {price_of(scenario)[1]}.",
-        *([f"Routing: {words.of_routing(scenario.job.routing)}."] if scenario.model.n_routed_experts else []),
+        *([f"Routing: {words.of_training_loads(scenario)}."] if scenario.model.n_routed_experts else []),
         *map(words.of_warning, result.warnings),
     ]
     return listed(said)

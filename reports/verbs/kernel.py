@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.verbs.options import Input, json_option, print_json, print_report, progress, say, verbosity
+from reports.verbs.options import Complete, Input, json_option, print_json, print_report, progress, say, verbosity
 
 if TYPE_CHECKING:
     from simulator.spec.hardware import Cluster
@@ -76,7 +76,7 @@ def _asks(op: str, text: str, *options: Callable[[Any], Any]) -> click.Command:
     command: Any = run
     for option in reversed((*options, _HARDWARE, _SET, json_option)):
         command = option(command)
-    made: click.Command = click.command(name=op.replace("_", "-"), help=text)(command)
+    made: click.Command = click.command(name=op.replace("_", "-"), cls=Complete, help=text)(command)
     return made
 
 
@@ -200,7 +200,8 @@ for _command in (
         _CLS,
         click.option(
             "--impl",
-            help="Whose kernel: fa2 (PyTorch's), fa3, flashinfer, flashmla (MLA). [default: as measured on the GPU]",
+            help="Whose kernel: fa2 (PyTorch's), fa3 (SGLang's), fa3_vllm, trtllm, flashinfer, flashmla (MLA)."
+            " [default: as measured on the GPU]",
         ),
     ),
     _asks(

@@ -73,6 +73,21 @@ class Ordered(click.Group):
         return list(self.commands)
 
 
+class Complete(click.Command):
+    """A command that names all options that it lacks, not the first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, but for what is missing."""
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.MissingParameter:
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            lacks = [one.opts[0] for one in self.params if one.required and one.name not in given]
+            if len(lacks) < 2 or not all(name.startswith("--") for name in lacks):
+                raise
+            raise click.UsageError(f"Missing options {', '.join(lacks)}", ctx) from None
+
+
 job_argument = click.argument("job", type=Input("job"), metavar="JOB")
 """One job, by name or path."""
 

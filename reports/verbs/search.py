@@ -1,4 +1,4 @@
-"""`foretrain search JOB --over ...`."""
+"""`foretrain search JOB [--over ...]`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ INTERRUPTED = 130
     "--over",
     multiple=True,
     metavar="PATH=VALUES",
-    help="Try each of these values, as in layout.pp=4,8,16 or hardware.node.nvlink.bandwidth=160e9,450e9. Repeatable.",
+    help="Try each of these values, as in layout.pp=4,8,16 or hardware.node.nvlink.bandwidth=160e9,450e9. Repeatable."
+    " [default: parallelism, schedule, microbatch and recomputation, in values that divide]",
 )
 @set_option
 @click.option(
@@ -132,7 +133,7 @@ def search(
     if found.complete and found.best and confirm != 0:
         with progress("confirming the best by the full engine", quiet=quiet) as done:
             chosen = found.best[: top if confirm is None else confirm]
-            sure = engine.confirm(asked, chosen, done, rank=found.rank, failed=complaints.append)
+            sure = engine.confirm(asked, chosen, done, rank=found.rank, jobs=jobs, failed=complaints.append)
     around = _intervals(asked, found, sure, spread, quiet)
     if page is not None:
         from reports.html import write_search

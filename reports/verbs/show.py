@@ -21,6 +21,7 @@ from reports.verbs.options import (
     verbosity,
 )
 from reports.verbs.showing.graph import graph
+from reports.verbs.showing.loads import loads
 from reports.verbs.showing.models import models
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def model(name: str | None, overrides: tuple[str, ...], sequence_length: int, ke
 
 
 show.add_command(models)
+show.add_command(loads)
 
 
 @show.command(

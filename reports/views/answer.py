@@ -17,7 +17,7 @@ def answer_of(result: Result) -> str:
     fits = "" if result.memory.fits else f"DOES NOT FIT into memory: {needed(result.memory.verdict())}. "
     return (
         f"{fits}One training step of {model.name} ({words.large(model.parameters())} parameters, "
-        f"{scenario.job.precision.recipe.upper()}) on {scenario.job.gpus} {gpu.name} is forecast to take "
+        f"{words.of_precision(scenario.job.precision)}) on {scenario.job.gpus} {gpu.name} is forecast to take "
         f"{words.seconds(m['step_time_s'])}: {words.large(m['tokens_per_day'])} tokens a day at "
         f"{words.percent(m['mfu_causal'])} of the BF16 peak; the run of {words.large(scenario.job.run.tokens)} tokens "
         f"would take {_days(m['run_days'])} and cost {words.dollars(m['run_cost_usd'])}."
@@ -56,20 +56,21 @@ def assumptions_of(scenario: Scenario) -> list[tuple[str, str]]:
     degrees = {"tensor": layout.tp, "pipeline": layout.pp, "expert": layout.ep, "context": layout.cp, "data": job.dp}
     each = words.counted(job.batch.microbatch_size, "sequence")
     all_to_alls = f", all-to-all by {stack.dispatcher}" if layout.ep > 1 else ""
+    copies = f" in {layout.replicas} replicas" if layout.replicas > 1 else ""
     shown = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "none"
     return [
         (
             "what is simulated",
             f"one pipeline of {words.counted(layout.pp, 'rank')}; all {job.dp} replicas of it are assumed to be equal",
         ),
-        ("parallelism", f"{shown}; ZeRO stage {layout.zero}"),
+        ("parallelism", f"{shown}; ZeRO stage {layout.zero}{copies}"),
         ("schedule", f"{layout.schedule}, {words.counted(job.microbatches, 'microbatch')} of {each}"),
         ("batch", f"{job.batch.global_batch_size} sequences of {job.batch.sequence_length} tokens"),
-        ("precision", job.precision.recipe.upper()),
+        ("precision", words.of_precision(job.precision)),
         ("recomputation", words.of_recompute(layout, stack)),
         (
             "routing",
-            words.of_routing(job.routing) if scenario.model.n_routed_experts else "no routed experts",
+            words.of_training_loads(scenario) if scenario.model.n_routed_experts else "no routed experts",
         ),
         ("communication SMs", _communication_sms(scenario)),
         ("software", f"{stack.name}: {stack.kernel_gap * 1e6:.1f} µs behind each kernel{all_to_alls}"),

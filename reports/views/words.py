@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from simulator.spec.job import Layout, Module, Routing
+    from simulator.spec.precision import Precision
+    from simulator.spec.scenario import Scenario
     from simulator.spec.stack import Stack
 
 PHASES = {
@@ -132,6 +135,8 @@ _FORMS = {
     "wgrad": "weight gradients",
     "grouped_wgrad": "weight gradients, routed experts",
     "masked": "routed experts, masked",
+    "split": "input gradients",
+    "grouped.split": "input gradients, routed experts",
 }
 
 
@@ -177,6 +182,7 @@ _MIXERS = {
     "csa": "with chosen entries",
     "hca": "with coarse entries",
     "delta": "with the delta rule",
+    "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "full": "with attention",
     "none": "without attention",
@@ -186,7 +192,8 @@ _MIXERS = {
 def of_block(kind: str) -> str:
     """A block: `MoE layer`, `dense layer with a window`."""
     mixer, _, ffn = kind.rpartition("+")
-    name = BLOCKS.get(ffn, "layer" if ffn == "none" else ffn)
+    plain, narrow = ffn.replace("-bf16", ""), "-bf16" in ffn
+    name = BLOCKS.get(plain, "layer" if plain == "none" else plain) + (" in BF16" if narrow else "")
     return f"{name} {_MIXERS.get(mixer, mixer)}" if mixer else name
 
 
@@ -263,6 +270,11 @@ def unit_for(longest: float) -> Unit:
     return Unit("s", 1.0) if longest >= 1.0 else Unit("ms", 1e-3)
 
 
+def layer_name(layer: int) -> str:
+    """A layer's number; of gradients and parameters, which have none, their name."""
+    return str(layer) if layer >= 0 else "gradients"
+
+
 WAITS = {"load": "uneven loads", "hardware": "slow hardware", "jitter": "late hosts"}
 """Why ranks wait for others."""
 
@@ -306,6 +318,15 @@ _RECOMPUTED: dict[Module, str] = {
 }
 
 
+def of_precision(precision: Precision) -> str:
+    """What GEMMs run in: `FP8`, `FP8 scaled by tensor`."""
+    from simulator.spec.precision import RECIPES
+
+    plain = "FP8" if precision.recipe == "fp8" else RECIPES[precision.recipe].words
+    layers = precision.bf16_first_layers + precision.bf16_last_layers
+    return plain + (f" ({counted(layers, 'layer')} in BF16)" if layers else "")
+
+
 def of_recompute(layout: Layout, stack: Stack) -> str:
     """What backward computes again."""
     from simulator.spec.recompute import MODULES, recomputed_modules
@@ -335,6 +356,38 @@ def of_routing(routing: Routing) -> str:
         f"popularity of experts sampled with a coefficient of variation of {routing.cv:g} in each layer{anew}"
         f" (seed {routing.seed})"
     )
+
+
+def of_training_loads(scenario: Scenario) -> str:
+    """The same of a training job, with what others measured of gates that are balanced alike."""
+    from simulator.routing.published_loads import measured_at, taken_for
+
+    routing, taken = scenario.job.routing, taken_for(scenario.model)
+    text = of_routing(routing)
+    if taken is None or scenario.job.layout.ep == 1:
+        return text
+    if routing.kind == "sampled" and replace(routing, seed=0) == taken.at(0.0):
+        return f"{text}, as published of gates balanced alike"
+    if routing.kind != "uniform" or taken.even:
+        return text
+    return (
+        f"{text}. Others measured {measured_at(taken)} on the most loaded expert or rank (foretrain show loads); "
+        "--set routing.kind=published simulates that, --interval draws it"
+    )
+
+
+UNEQUAL = 0.02
+"""From this share on by which the busiest rank exceeds the mean, it is said."""
+
+_COUNTED = re.compile(r"(\d+) (?:dense|moe)")
+
+
+def unequal(stages: Sequence[str], excess: float) -> str:
+    """How many stages there are, from how few to how many layers they have, and how much longer the busiest rank
+    computes."""
+    counts = [sum(int(number) for number in _COUNTED.findall(stage)) for stage in stages]
+    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{len(counts)} stages of {span} layers, the busiest rank computes {excess:.0%} longer than the mean"
 
 
 def setup(model: str, gpus: int | None, gpu: str) -> str:

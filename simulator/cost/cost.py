@@ -36,7 +36,6 @@ class Cost:
     calibrated : False if the profile has no class of its own for this kernel (reports list it).
     nic_bytes, nvlink_bytes : bytes that it puts on each shared link [B].
     held : SMs and memory traffic that a collective takes, share of those of one over a whole node.
-    power : of a memory-bound kernel, share of what such kernels draw.
     """
 
     duration: float
@@ -48,4 +47,3 @@ class Cost:
     nic_bytes: float = 0.0
     nvlink_bytes: float = 0.0
     held: float = 0.0
-    power: float = 1.0

@@ -136,7 +136,6 @@ def streaming_cost(work: Streaming, cls: str, gpu: Gpu, kernels: Kernels, share:
         ),
         source=source,
         calibrated=calibrated,
-        power=p.power,
     )
 
 

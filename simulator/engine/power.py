@@ -20,11 +20,22 @@ from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
 from simulator.spec.hardware import Gpu, Power
 
 
-def draw(op: Op, power: Power, share: float = 1.0) -> float:
-    """Power of one kind of work at full clock; of a memory-bound kernel a `share` of what such kernels draw [W]."""
+def draw(op: Op, power: Power) -> float:
+    """Power of one kind of work at full clock [W]."""
     if isinstance(op.work, Gemm):
         return power.split if op.work.split and power.split else power.tensor
-    return power.attention if isinstance(op.work, (Attention, DecodeAttention, Scan)) else share * power.memory
+    if isinstance(op.work, (Attention, DecodeAttention, Scan)):
+        return power.attention
+    return _of_streams(op.cls, power) or power.memory
+
+
+def _of_streams(cls: str, power: Power) -> float:
+    """Power of memory-bound kernels that draw less than most, as their units wait [W]; 0 where it is not known."""
+    if cls.endswith(".unvectorized"):
+        return power.unvectorized
+    if cls.endswith("permute.index_add"):
+        return power.scatter
+    return power.update if cls == "optimizer" else 0.0
 
 
 def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:
@@ -43,9 +54,7 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
     for key, times in count.items():
         for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
-            cost = priced.cost
-            watts = alone(priced.op, cost, power) if waiting_gemms else draw(priced.op, power, cost.power)
-            energy += seconds * watts
+            energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
             busy += seconds
     total = timeline.makespan * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
@@ -56,7 +65,7 @@ def alone(op: Op, cost: Cost, power: Power) -> float:
 
     A GEMM that waits for memory or for its launch draws as much as memory-bound kernels: its tensor cores idle.
     """
-    return draw(op, power) if cost.bound_by == "tensor" else cost.power * power.memory
+    return draw(op, power) if cost.bound_by == "tensor" else power.memory
 
 
 def highest_demand(gpus: int) -> float:
@@ -66,7 +75,7 @@ def highest_demand(gpus: int) -> float:
 
 def energy_above_idle(ops: Iterable[Priced], power: Power) -> float:
     """Energy that these ops take above that of an idle GPU, each alone at full clock [J]."""
-    return sum(priced.durations[ALONE] * (draw(priced.op, power, priced.cost.power) - power.idle) for priced in ops)
+    return sum(priced.durations[ALONE] * (draw(priced.op, power) - power.idle) for priced in ops)
 
 
 def at_the_limit(gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], float]) -> tuple[float, float | None]:

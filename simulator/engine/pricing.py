@@ -77,7 +77,7 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
-    if cls.startswith(("norm.", "swiglu")):
+    if cls.startswith(("norm.", "swiglu", "quant.")):
         return class_of(cls, stack.norm_kernels, kernels.stream)
     return cls
 
@@ -101,6 +101,24 @@ def _serving_gemm(cls: str, stack: Stack, software: ServingStack, kernels: Kerne
     return class_of(cls, "library", kernels.gemm) if own == "deepgemm" and found == cls else found
 
 
+def _named(op: Op, stack: Stack, kernels: Kernels) -> Op:
+    """The op with the class of the software's kernel."""
+    cls = kernel_class(op.cls, stack, kernels)
+    return op if cls == op.cls else replace(op, cls=cls)
+
+
+def _follows_clock(op: Op, cost: Cost, serves: bool) -> bool:
+    """Whether an op is a tensor kernel that lasts longer at a lower clock."""
+    if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
+        return cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
+    return isinstance(op.work, (Gemm, Attention)) or _notices_clock(op, cost)
+
+
+def _reduces(scenario: Scenario) -> bool:
+    """Whether a collective may run next to compute."""
+    return not scenario.workload.serves or scenario.job.layout.tp > 1 or scenario.stack.dispatcher in LIBRARY
+
+
 def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Callable[[Op], Priced]:
     """A function that prices one op, remembering what it has seen.
 
@@ -119,28 +137,27 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     gap = scenario.kernel_gap
     memo: dict[tuple[object, str, str], Priced] = {}
 
+    serves, reduces = scenario.workload.serves, _reduces(scenario)
+
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
-            replace(op, cls=kernel_class(op.cls, stack, cluster.kernels)),
+            op,
             cluster,
             share,
             comm_sms=scenario.job.overlap.comm_sms,
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and scenario.workload.serves):
-            slowed = cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
-        else:
-            slowed = isinstance(op.work, (Gemm, Attention)) or _notices_clock(op, cost)
-        if slowed:
+        if _follows_clock(op, cost, serves):
             cost = paced(cost, pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
     def compute(op: Op) -> Priced:
         own = left if stack.gemm_sms_reserved and isinstance(op.work, Gemm) else sms
         alone = cost_of(op, Share(sms=own), False)
-        shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
-        held = busy = alone.durations[0]
+        held = busy = shared = alone.durations[0]
+        if reduces:  # else no collective ever runs next to compute
+            shared = cost_of(op, Share(sms=min(own, rest), partner_traffic=collective.traffic), True).durations[0]
         if neighbour.sms or neighbour.traffic:
             held = cost_of(op, Share(sms=left), True).durations[0]
             busy = cost_of(op, Share(sms=left, partner_traffic=neighbour.traffic), True).durations[0]
@@ -149,12 +166,13 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     def priced(op: Op) -> Priced:
         key = (op.work, op.cls, f"{op.count}{op.stream}")
         if key not in memo:
+            run = _named(op, stack, cluster.kernels)
             if isinstance(op.work, AllToAll):
-                lone = cost_of(op, Share(sms=sms), False)
-                busy = cost_of(op, Share(sms=sms), True)
+                lone = cost_of(run, Share(sms=sms), False)
+                busy = cost_of(run, Share(sms=sms), True)
                 one = replace(lone, durations=(lone.durations[0], *busy.durations[:2], lone.durations[0]))
             else:
-                one = compute(op) if op.stream == "compute" else cost_of(op, Share(sms=sms), False)
+                one = compute(run) if op.stream == "compute" else cost_of(run, Share(sms=sms), False)
             memo[key] = one
         one = memo[key]
         return one if one.op is op else Priced(op=op, cost=one.cost, durations=one.durations)

@@ -194,14 +194,14 @@ class GradSync:
             lost=together(self.stage(back.stage).reduce).share_lost(cost.slowed),
         )
 
-    def update_energy(self, stages: Sequence[int], power: Power) -> float:
-        """Energy that these kernels take above that of an idle GPU [J]."""
-        return energy_above_idle(self._update(stages), power)
-
     def update(self, stages: Sequence[int]) -> float:
         """The time of the optimizer's kernels on one rank [s]."""
         key = ("update", self.total(stages), self.order.zero, self.groups)
         return self.shared.shared(key, lambda: sum(one.durations[ALONE] for one in self._update(stages)))
+
+    def update_energy(self, stages: Sequence[int], power: Power) -> float:
+        """Energy that these kernels take above that of an idle GPU [J]."""
+        return energy_above_idle(self._update(stages), power)
 
     def _update(self, stages: Sequence[int]) -> list[Priced]:
         """The optimizer's kernels on one rank."""

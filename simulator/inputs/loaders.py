@@ -19,6 +19,7 @@ from simulator.inputs.ranges.parameter_limits import check_parameters
 from simulator.inputs.typed import build, field_names, hints
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.routing.loads import moe_layers
+from simulator.routing.published_loads import with_published_loads
 from simulator.spec.comm_params import Fabric
 from simulator.spec.hardware import Cluster, Gpu, Node
 from simulator.spec.job import Job
@@ -115,6 +116,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = (), *, replayed:
     model = _model(job.model, below["model"])
     if job.serving is not None:
         model = _served(model, job.serving.mtp_depth, below["model"])
+    job = with_published_loads(job, model)
     scenario = Scenario(
         name=source.name, job=job, model=model, cluster=cluster, stack=stack, counts=_counts(job, model)
     )

@@ -202,13 +202,21 @@ def ranks(s: Scenario) -> Iterator[Problem]:
     """Ranks apart, ranks without sequences, and the placement of experts."""
     serving, dp = serving_of(s), s.job.dp
     travels = s.model.is_moe and s.stack.dispatcher not in LIBRARY and s.job.layout.ep > 1
-    if serving.ranks == "apart" and s.job.workload != "decode":
+    if serving.ranks == "apart" and s.job.workload == "prefill" and not travels:
         yield Problem(
             rule="ranks apart",
             key="serving.ranks",
             value="apart",
-            message="is modelled of decode only: kernels of a normal all-to-all share SMs with compute",
+            message="changes nothing in a prefill without all-to-alls: no rank waits for another",
             suggestion="use mean",
+        )
+    if serving.tokens_cv and (serving.ranks != "apart" or s.job.workload != "prefill"):
+        yield Problem(
+            rule="unused keys",
+            key="serving.tokens_cv",
+            value=serving.tokens_cv,
+            message='changes nothing but in a prefill with ranks = "apart"',
+            suggestion="leave it out",
         )
     if serving.idle_ranks and (serving.idle_ranks >= dp or not travels):
         why = f"leaves none of {dp} data-parallel ranks" if travels else "changes nothing: ranks share no experts"
@@ -219,12 +227,13 @@ def ranks(s: Scenario) -> Iterator[Problem]:
             message=why,
             suggestion=f"use at most {dp - 1}" if travels and dp > 1 else "use 0",
         )
-    if serving.seed and (serving.ranks != "apart" or isinstance(serving.context, int)):
+    drawn = bool(serving.tokens_cv) or not isinstance(serving.context, int)
+    if serving.seed and (serving.ranks != "apart" or not drawn):
         yield Problem(
             rule="unused keys",
             key="serving.seed",
             value=serving.seed,
-            message='changes nothing without ranks = "apart" and a context that differs',
+            message='changes nothing without ranks = "apart" and a context, or tokens, that differ',
             suggestion="leave it out",
         )
     if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", "sampled", "measured")):

@@ -13,7 +13,8 @@ class Assumptions:
 
     Parameters
     ----------
-    context : CUDA context, handles and workspaces of libraries, NCCL channels [B] (assumed; 0.6 to 2 GB seen).
+    context : CUDA context, handles and workspaces of libraries, NCCL channels [B] (assumed; 0.6 to 2 GB seen, 4.1 to
+        6.4 GB with Megatron-Core's many groups: github.com/NVIDIA/Megatron-LM/pull/6429, 2026).
     slack : fragmentation of the caching allocator with expandable segments, share of activations and temporary memory
         (assumed; 0 to 0.1 seen).
     fp8_weights : under the FP8 recipe the rank keeps and gathers matrices in FP8 only; the high-precision copy is the

@@ -131,6 +131,10 @@ def _tasks(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) ->
         return uneven.tasks
     serving = built.scenario.job.serving
     if serving is not None and serving.ranks == "apart":
+        if built.scenario.job.workload == "prefill":
+            from simulator.engine.lockstep.prefill import lock_step_prefill
+
+            return lock_step_prefill(built, schedule)
         from simulator.engine.lockstep.ranks import lock_step
 
         return lock_step(built)

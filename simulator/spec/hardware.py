@@ -40,6 +40,9 @@ class Power:
     tensor : power of GEMMs at full clock [W].
     split : power of FP8 GEMMs that add partial sums up outside the tensor cores, at full clock [W] (0: as `tensor`).
     attention : power of attention kernels at full clock [W].
+    unvectorized : power of elementwise kernels that compute every value's address [W] (0: as `memory`).
+    update : power of the optimizer's update [W] (0: as `memory`).
+    scatter : power of additions by index [W] (0: as `memory`).
     exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
     spread : standard deviation of the demand between GPUs of one type, share of its mean.
     """
@@ -52,6 +55,9 @@ class Power:
     exponent: float
     spread: float = 0.0
     split: float = 0.0
+    unvectorized: float = 0.0
+    update: float = 0.0
+    scatter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,14 +167,15 @@ class Routing:
 
     `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
     are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
-    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`.
+    `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`. `published`: sampled,
+    as others measured gates that are balanced alike (`simulator.routing.published_loads`); loading a job resolves it.
 
     A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
     that spread by 5 % are `sampled` with `cv` = 0.1.
 
     Parameters
     ----------
-    kind : which of the five.
+    kind : which of the six.
     max_over_mean : load of the most loaded rank over the mean.
     cv : coefficient of variation of the popularity of an expert, the same in all microbatches.
     microbatch_cv : coefficient of variation of the factor by which a microbatch changes it.
@@ -183,7 +184,7 @@ class Routing:
     loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled", "given", "measured"] = "uniform"
+    kind: Literal["uniform", "skewed", "sampled", "given", "measured", "published"] = "uniform"
     max_over_mean: float = 1.0
     cv: float = 0.0
     microbatch_cv: float = 0.0

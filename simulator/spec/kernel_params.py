@@ -221,7 +221,6 @@ class StreamParams:
     cta_rate : rate at which one CTA moves its bytes [B/s] (0: no limit).
     cta_most : most that a CTA takes [s] (0: no limit).
     resident : CTAs that fit on an SM by threads, registers and shared memory (0: a persistent grid, all run at once).
-    power : power that it draws, share of what memory-bound kernels draw (`gpu.power.memory`).
     source : where the values come from.
     range : sizes that the fit covers.
     assumed : True if nobody measured them on this GPU.
@@ -239,7 +238,6 @@ class StreamParams:
     cta_rate: float = 0.0
     cta_most: float = 0.0
     resident: int = 0
-    power: float = 1.0
     source: str
     range: str = ""
     assumed: bool = False

@@ -14,8 +14,9 @@ class Mixer(StrEnum):
     `chunked`: to those of the same chunk (Llama 4). `sparse`: to those that an indexer chooses (DeepSeek-V3.2,
     arXiv 2512.02556). `csa` and `hca`: to the last so many, and to entries that each stand for several earlier tokens,
     to those that an indexer chooses, or to all of far fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a
-    state under the gated delta rule (arXiv 2412.06464, Qwen3-Next). `mamba2`: by a state with a decay (arXiv
-    2405.21060, Nemotron-H). `none`: not at all; such a layer is a feed-forward part alone.
+    state under the gated delta rule (arXiv 2412.06464, Qwen3-Next); `kda`: with a decay for each channel of a key
+    (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at
+    all; such a layer is a feed-forward part alone.
     """
 
     FULL = "full"
@@ -25,13 +26,14 @@ class Mixer(StrEnum):
     CSA = "csa"
     HCA = "hca"
     DELTA = "delta"
+    KDA = "kda"
     MAMBA2 = "mamba2"
     NONE = "none"
 
     @property
     def is_recurrent(self) -> bool:
         """Whether a state passes from token to token."""
-        return self in (Mixer.DELTA, Mixer.MAMBA2)
+        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2)
 
     @property
     def compresses(self) -> bool:
@@ -138,7 +140,8 @@ class StateShape:
 
     Queries and keys (of Mamba-2: c and b) are shared by the heads of a group. `numbers`: values of a token beyond what
     is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
-    are normed by themselves, `gain` the norm's weights.
+    are normed by themselves, `gain` the norm's weights. `rank`: width of the projections before those of the gate and
+    of a decay for each channel; 0: the gate comes from the input, and a head has one decay.
     """
 
     heads: int
@@ -153,6 +156,12 @@ class StateShape:
     norms: int
     gain: int
     is_delta: bool
+    rank: int = 0
+
+    @property
+    def decays(self) -> int:
+        """Decays of a token, or step sizes."""
+        return self.heads * self.key_dim if self.rank else self.heads
 
     @property
     def keys(self) -> int:
@@ -172,7 +181,7 @@ class StateShape:
     @property
     def projected(self) -> int:
         """Width of the input projection [elements]."""
-        return self.channels + self.inner + self.numbers
+        return self.channels + (0 if self.rank else self.inner) + self.numbers
 
     @property
     def own_weights(self) -> int:
@@ -222,6 +231,7 @@ class MixerShape:
     linear_num_value_heads: int = 0  # heads of values, each with a state
     linear_key_head_dim: int = 0  # width of a key head [elements]
     linear_value_head_dim: int = 0  # width of a value head [elements]
+    linear_gate_rank: int = 0  # width before the projections of KDA's gate and decays [elements]
     linear_conv_kernel_dim: int = 4  # taps of the convolution before the delta rule
     linear_chunk_size: int = 64  # tokens of a chunk (flash-linear-attention, fla/ops/gated_delta_rule/chunk.py)
     mamba_num_heads: int = 0  # heads of Mamba-2, each with a state
@@ -254,8 +264,9 @@ class MixerShape:
     def state(self) -> StateShape:
         """The state of the layers of a model whose layers are all alike (`of_kind`); raises ValueError without one."""
         mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
-        if mixer is Mixer.DELTA:
+        if mixer in (Mixer.DELTA, Mixer.KDA):
             heads, width = self.linear_num_value_heads, self.linear_value_head_dim
+            rank = self.linear_gate_rank if mixer is Mixer.KDA else 0
             return StateShape(
                 heads=heads,
                 key_heads=self.linear_num_key_heads,
@@ -264,8 +275,9 @@ class MixerShape:
                 conv_kernel=self.linear_conv_kernel_dim,
                 conv_bias=False,
                 chunk=self.linear_chunk_size,
-                numbers=2 * heads,  # strength and decay
-                vectors=2,  # decay and its bias
+                numbers=heads + (2 * rank or heads),  # strength and decay; or what gate and decays are projected from
+                vectors=1 + (self.linear_key_head_dim if rank else 1),  # decay and its bias
+                rank=rank,
                 norms=heads,
                 gain=width,
                 is_delta=True,

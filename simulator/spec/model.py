@@ -182,7 +182,7 @@ class ModelSpec(CachedModel):
         if token by token: what chunks add is not the model's."""
         mixer = self.mixer_of(0)
         if mixer.is_recurrent:
-            return (3.0 if mixer is Mixer.DELTA else 2.0) * self.state.state_values if seq else 0.0
+            return (2.0 if mixer is Mixer.MAMBA2 else 3.0) * self.state.state_values if seq else 0.0
         if mixer is Mixer.NONE:
             return 0.0
         macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)

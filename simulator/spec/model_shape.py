@@ -211,7 +211,7 @@ class ModelShape(MixerShape):
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
         if self.layer_types and self.layer_types[0].is_recurrent:
-            return {"in": (self.hidden_size, self.state.projected), "out": (self.state.inner, self.hidden_size)}
+            return _of_state(self)
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 
@@ -219,6 +219,13 @@ class ModelShape(MixerShape):
 def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
     """Kinds of all layers; of the last few models, for a search asks thousands of times."""
     return tuple(model.layer_kind(layer) for layer in range(model.num_hidden_layers))
+
+
+def _of_state(m: ModelShape) -> dict[str, tuple[int, int]]:
+    """Projections of a recurrent layer."""
+    h, r = m.hidden_size, m.state
+    through = {"decay": (r.rank, r.decays), "gate": (r.rank, r.inner)} if r.rank else {}
+    return {"in": (h, r.projected), "out": (r.inner, h)} | through
 
 
 def _of_full(m: ModelShape) -> dict[str, Any]:

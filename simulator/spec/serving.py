@@ -78,6 +78,7 @@ class Serving:
     ranks : whether a mean rank is simulated, which waits for the most loaded one of each layer, or each rank apart.
     idle_ranks : data-parallel ranks without sequences; they run dummies, and bring no tokens to the experts.
     seed : draw of the lengths that each rank has, where ranks are apart.
+    tokens_cv : standard deviation of the prompt tokens of a rank over their mean, in prefill with ranks apart.
     """
 
     sequences: int
@@ -97,6 +98,7 @@ class Serving:
     ranks: Literal["mean", "apart"] = "mean"
     idle_ranks: int = 0
     seed: int = 0
+    tokens_cv: float = 0.0
 
     @property
     def total_context(self) -> int:
@@ -212,3 +214,13 @@ class ServingStack:
     fused: tuple[Fusion, ...] = ()
     kv_budget: Literal["none", "static", "total", "free"] = "none"
     kv_share: float = 1.0
+
+
+def sampled_shares(serving: Serving, ranks: int) -> list[float]:
+    """Tokens of the prompts of each data-parallel rank over the mean, drawn from a gamma distribution."""
+    if not serving.tokens_cv:
+        return [1.0] * ranks
+    drawn = Random(f"{serving.seed}/tokens")
+    shape = 1.0 / serving.tokens_cv**2
+    shares = [drawn.gammavariate(shape, 1.0) for _ in range(ranks)]
+    return [share * ranks / sum(shares) for share in shares]

@@ -109,9 +109,9 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str]:
 @cache
 def transferred() -> float:
     """Root mean square, over classes, of the error [log] on a GPU or in a situation that a class was not fitted on."""
-    return _rms(NORMAL * float(row["mape"]) for row in _rows() if str(row["part"]).startswith("compared"))
+    return root_mean_square(NORMAL * float(row["mape"]) for row in _rows() if str(row["part"]).startswith("compared"))
 
 
-def _rms(values: Iterable[float]) -> float:
+def root_mean_square(values: Iterable[float]) -> float:
     squares = [value**2 for value in values]
     return sqrt(sum(squares) / len(squares)) if squares else 0.0

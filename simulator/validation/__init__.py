@@ -1,7 +1,7 @@
 """Published figures compared with what the simulator computes for the same configuration."""
 
 from simulator.validation.figures import Figure, load_figures
-from simulator.validation.intervals import Placed, coverage, intervals_of
+from simulator.validation.intervals import Placed, coverage, intervals_of, off
 from simulator.validation.known_runs import Count, KnownRun, Verdict, counts, known_runs, verdicts
 from simulator.validation.outcome import Group, Outcome, grouped
 from simulator.validation.validate import validate
@@ -20,6 +20,7 @@ __all__ = [
     "intervals_of",
     "known_runs",
     "load_figures",
+    "off",
     "validate",
     "verdicts",
 ]

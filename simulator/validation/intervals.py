@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from simulator.errors import ForetrainError
@@ -28,21 +29,33 @@ RATES = (
     "tflops_per_gpu_incl_recompute",
     "model_tflops_per_gpu",
     "tflops_per_gpu",
+    "tokens_per_s_per_gpu",
 )
 """Quantities that are a constant over the step time."""
 DERIVED = ("A.cost.",)
 """Beginnings of the names of figures that follow from another figure's step."""
+EVEN = ("force-balanced", "token drop")
+"""Routings of published runs under which no rank has more than the mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """One published step in its interval: `published`, `low` and `high` as parts of the forecast's time, whatever the
-    quantity."""
+    """One published step in its interval.
+
+    Parameters
+    ----------
+    figure : the published figure.
+    published, low, high : its time and the ends of the interval, as parts of the forecast's time, of any quantity.
+    precision : recipe of the step.
+    experts : whether the model is a mixture of experts.
+    """
 
     figure: Figure
     published: float
     low: float
     high: float
+    precision: str = "bf16"
+    experts: bool = False
 
     @property
     def inside(self) -> bool:
@@ -57,7 +70,14 @@ class Placed:
             "p10_over_forecast": self.low,
             "p90_over_forecast": self.high,
             "inside": self.inside,
+            "precision": self.precision,
+            "experts": self.experts,
         }
+
+    @property
+    def kind(self) -> str:
+        """Precision, and whether there are experts: `FP8, experts`."""
+        return f"{self.precision.partition('_')[0].upper()}, {'experts' if self.experts else 'dense'}"
 
 
 def is_step(figure: Figure) -> bool:
@@ -102,7 +122,9 @@ def _placed(outcome: Outcome, draws: int) -> Placed | None:
     if asked is None:
         return None
     try:
-        found = interval(load_scenario(*asked), draws=draws, shares=False)
+        scenario = load_scenario(*asked)
+        even = str(figure.config.get("routing", "")).startswith(EVEN)
+        found = interval(scenario, draws=draws, shares=False, even=even)
     except ForetrainError:
         return None
     longer = published / outcome.predicted
@@ -111,7 +133,14 @@ def _placed(outcome: Outcome, draws: int) -> Placed | None:
         published=longer if figure.quantity in TIMES else 1.0 / longer,
         low=found.p10_s / found.forecast_s,
         high=found.p90_s / found.forecast_s,
+        precision=scenario.job.precision.recipe,
+        experts=scenario.model.is_moe,
     )
+
+
+def off(placed: Sequence[Placed]) -> float:
+    """Median of published over forecast time, less one: time that no source of the intervals has."""
+    return median(one.published for one in placed) - 1.0 if placed else 0.0
 
 
 def coverage(placed: Sequence[Placed]) -> float:

@@ -23,6 +23,7 @@ from workloads.reference.presets import (
     tiny_chunks,
     tiny_delta,
     tiny_gqa,
+    tiny_kda,
     tiny_mamba,
     tiny_qwen3_moe,
     tiny_v2_lite,
@@ -50,6 +51,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "chunks": (tiny_chunks(), "llama"),
     "delta": (tiny_delta(), "qwen3_5_text"),
     "mamba": (tiny_mamba(), "bamba"),
+    "kda": (tiny_kda(), "kimi_linear"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
     "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
     "parallel": (replace(tiny_gqa(), parallel_block=True), "llama"),
@@ -63,6 +65,7 @@ SET = {
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
     "mamba": (),
+    "kda": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
     "parallel": ("model.parallel_block=true",),
     "one-norm": ("model.parallel_block=true", "model.shared_norm=true"),
@@ -86,6 +89,7 @@ KEYS = {
     "olmo2": _ANY.split(),
     "qwen3_5_text": f"""{_ANY} {_LAYERS} head_dim linear_num_key_heads linear_num_value_heads linear_key_head_dim
         linear_value_head_dim""".split(),
+    "kimi_linear": f"{_DEEPSEEK} layer_types linear_key_head_dim linear_num_value_heads".split(),
     "bamba": f"""{_ANY} {_LAYERS} partial_rotary_factor mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size""".split(),
     "deepseek_v4": f"""{_ANY} {_LAYERS} {_EXPERTS} head_dim partial_rotary_factor q_lora_rank o_groups o_lora_rank
@@ -129,6 +133,8 @@ MIXERS |= {"linear_attention": "delta+", "mamba": "mamba2+", CSA: "csa+", HCA: "
 
 def kind_of(cfg: RefConfig, layer: int) -> str:
     """The graph's name of a layer's kind."""
+    if cfg.linear_gate_rank and cfg.is_recurrent(layer):
+        return "kda+" + ("moe" if cfg.is_moe(layer) else "dense")
     mixer = "sparse+" if cfg.is_chosen else MIXERS[cfg.mixer(layer)]
     experts = "hash" if layer < cfg.num_hash_layers else "moe"
     return mixer + (experts if cfg.is_moe(layer) else "dense")
@@ -141,6 +147,7 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+KIMI = {"linear_key_head_dim": "linear_head_dim", "linear_num_value_heads": "linear_num_heads"}
 
 
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
@@ -149,6 +156,8 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
     if family == "bamba":
         values = {BAMBA.get(key, key): value for key, value in values.items()}
+    if family == "kimi_linear":
+        values = {KIMI.get(key, key): value for key, value in values.items()}
     if family == "qwen3_moe":
         values["num_experts"] = values.pop("n_routed_experts")
     return values | {"model_type": family, "tie_word_embeddings": False}

@@ -61,3 +61,11 @@ def test_eager_attention_keeps_its_output_in_two_layouts() -> None:
 def test_full_recomputation_keeps_a_shard_of_the_input_under_sequence_parallelism(sp: str, parts: int) -> None:
     s = shapes("stack=megatron-core", "layout.tp=4", "layout.recompute=full", f"layout.sp={sp}")
     assert dense_layer(s).saved_bytes == 2 * T * H / parts
+
+
+@pytest.mark.parametrize(("regathered", "times"), [("true", 1), ("false", 4)])
+def test_a_gathered_input_is_kept_whole_unless_it_is_gathered_again(regathered: str, times: int) -> None:
+    changes = ("layout.tp=4", "layout.recompute=none", f"stack.tp_regather={regathered}")
+    ops = dense_layer(shapes(*changes)).ops()
+    norms = [op.saved for op in ops if op.name in ("norm.attn.fwd", "norm.ffn.fwd_residual")]
+    assert norms == 2 * [T // 4 * (H * 2 + times * H * 2 + 4)]  # the norm's input; its output, and 1/rms

@@ -8,10 +8,13 @@ from simulator.graph.block import Block, problems
 from simulator.graph.ends import head
 from simulator.graph.loss import CHUNKS, chunk_of
 from simulator.graph.shapes import shapes_of
+from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.memory import memory_of_rows
+from simulator.memory.temporary import footprints
 from simulator.results.simulate import prepare, simulate
+from simulator.spec.model import BlockKind
 
 T, H, VOCAB = 4096, 4096, 128256
 JOB = ["gpus=1", "layout.tp=1", "layout.pp=1", "layout.zero=0", "hardware=h200", "stack=torch"]
@@ -83,3 +86,15 @@ def test_zero_bubble_schedules_run_a_fused_head() -> None:
 def test_tensor_parallel_ranks_have_no_whole_rows() -> None:
     found = check(load_scenario("llama-3-8b", ["layout.tp=2", "stack.loss=fused_linear"]))
     assert any("needs whole rows of logits" in str(one) for one in found)
+
+
+@pytest.mark.parametrize(("tp", "forward", "backward"), [(1, 6, 8), (2, 14, 12)])
+def test_pytorchs_loss_has_more_at_once_than_it_keeps(tp: int, forward: int, backward: int) -> None:
+    """A logit beyond the FP32 one that is kept: the BF16 and the FP32 input, and where the vocabulary is split what is
+    left of its maximum and the exponentials; backward the gradients of both steps, and the exponentials."""
+    shapes = shapes_of(load_scenario("llama-3-8b", [*JOB, f"layout.tp={tp}", "gpus=2", "stack.loss=fp32"]))
+    blocks = build_blocks(shapes)
+    head = footprints(shapes, blocks)[BlockKind.HEAD]
+    logits = shapes.tokens * shapes.model.vocab_size // tp
+    assert head.temporary["F"] == forward * logits
+    assert head.temporary["B"] == backward * logits

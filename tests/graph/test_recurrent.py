@@ -12,7 +12,7 @@ from simulator.graph.stage import block_kinds, build_blocks
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.memory.serving import kv_cache_bytes
-from simulator.ops import Collective, Scan, Streaming
+from simulator.ops import Collective, Gemm, Scan, Streaming
 from simulator.results.simulate import simulate
 from simulator.spec.mixer import BlockKind
 from simulator.spec.scenario import Scenario
@@ -32,9 +32,17 @@ MAMBA = (
     "model.mamba_n_groups=8",
     "model.ssm_state_size=128",
 )
-MIXERS = {"delta": DELTA, "mamba2": MAMBA}
-STATE = {"delta": 32 * 128 * 128, "mamba2": 128 * 64 * 128}
-CONVOLVED = {"delta": (2 * 16 + 32) * 128, "mamba2": 128 * 64 + 2 * 8 * 128}
+KDA = (
+    'model.layer_types=["kda","kda","kda","full"]',
+    "model.linear_num_key_heads=32",
+    "model.linear_num_value_heads=32",
+    "model.linear_key_head_dim=128",
+    "model.linear_value_head_dim=128",
+    "model.linear_gate_rank=64",
+)
+MIXERS = {"delta": DELTA, "kda": KDA, "mamba2": MAMBA}
+STATE = {"delta": 32 * 128 * 128, "kda": 32 * 128 * 128, "mamba2": 128 * 64 * 128}
+CONVOLVED = {"delta": (2 * 16 + 32) * 128, "kda": 3 * 32 * 128, "mamba2": 128 * 64 + 2 * 8 * 128}
 
 
 def training(mixer: str, *overrides: str) -> Scenario:
@@ -86,6 +94,20 @@ def test_flop_of_the_delta_rule_by_hand() -> None:
     block = block_of(training("delta"), "delta")
     found = sum(op.work.flops for op in block.ops() if isinstance(op.work, Scan) and op.part == "F")
     assert found == 4096 * 32 * 2.0 * (3 * 128 * 128 + 64 * (3 * 128 + 2 * 128))
+
+
+def test_gate_and_decays_of_kda_come_through_narrow_projections() -> None:
+    """Every rank has what makes them narrow; heads are split. 4,096 decays of a token are kept in FP32."""
+    for tp in (1, 2):
+        ops = {op.name: op for op in block_of(training("kda", f"layout.tp={tp}", "gpus=8"), "kda").ops()}
+        first, gate, decay = (ops[f"mixer.{name}.fwd"].work for name in ("in", "gate", "decay"))
+        assert isinstance(first, Gemm)
+        assert isinstance(gate, Gemm)
+        assert isinstance(decay, Gemm)
+        assert first.n == (3 * 4096 + 32) // tp + 2 * 64
+        assert (gate.n, gate.k, decay.n, decay.k) == (4096 // tp, 64, 4096 // tp, 64)
+    kept = {op.name: op.saved for op in block_of(training("kda"), "kda").ops()}
+    assert kept["mixer.gates.fwd"] == 4096 * (4096 * 4 + 32 * 2)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -141,6 +141,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "kda": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["kda","full"]',
+            "model.linear_num_key_heads=8",
+            "model.linear_num_value_heads=8",
+            "model.linear_key_head_dim=64",
+            "model.linear_value_head_dim=64",
+            "model.linear_gate_rank=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "mamba": (
         "llama-3-8b",
         (
@@ -383,6 +399,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.index_head_dim": ("sparse", "longest-path"),
     "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
+    "model.linear_gate_rank": ("kda", "longest-path"),
     **{
         f"model.{name}": ("streams", "longest-path")
         for name in (
@@ -635,8 +652,7 @@ TABLES = ("gemm", "attention", "decode", "scan", "stream", "fixed")
 def _works(table: str, sms: int) -> tuple[Work, ...]:
     """Kernels of many shapes; `sms`: grids that fill the GPU exactly are among them."""
     streams = tuple(
-        Streaming(read=size, written=size, blocks=blocks, values=values)
-        for values in (0.0, 1e6)
+        Streaming(read=size, written=size, blocks=blocks)
         for size, blocks in ((1e3, 0), (1e6, sms), (2e7, 2 * sms), (3e8, 0), (3e8, sms), (3e8, 4 * sms), (3e8, 100_000))
     )
     return {
@@ -654,10 +670,11 @@ def _prices(cluster: Cluster, table: str, cls: str) -> list[float]:
     sms = cluster.gpu.sms
     shares = (Share(sms=sms), Share(sms=sms - 24), Share(sms=sms - 20, partner_traffic=3e11))
     ops = [Op(name="asked", cls=cls, part="F", segment="asked", work=work) for work in _works(table, sms)]
-    costs = [
-        price(op, cluster, share, comm_sms=20, concurrent=False, dispatcher="deepep") for op in ops for share in shares
+    return [
+        price(op, cluster, share, comm_sms=20, concurrent=False, dispatcher="deepep").duration
+        for op in ops
+        for share in shares
     ]
-    return [said for cost in costs for said in (cost.duration, cost.power)]
 
 
 def _kernel_paths(cluster: Cluster, table: str) -> Iterator[tuple[str, str]]:

@@ -135,7 +135,16 @@ def test_an_override_of_another_workload_is_refused(job: str, override: str, exp
         ("deepseek-v3-decode-ep128", ("serving.prefill_tokens=64",), "does not divide into two microbatches"),
         ("llama-3-8b-decode", ("serving.prefill_context=64",), "changes nothing without prefill_tokens"),
         ("llama-3-8b-prefill", ("serving.prefill_tokens=64",), "changes nothing without decode"),
-        ("deepseek-v3-prefill-ep32", ("serving.ranks=apart",), "serving.ranks: apart: is modelled of decode only"),
+        (
+            "llama-3-8b-prefill",
+            ("serving.ranks=apart",),
+            "serving.ranks: apart: changes nothing in a prefill without all-to-alls: no rank waits for another",
+        ),
+        (
+            "deepseek-v3-prefill-ep32",
+            ("serving.tokens_cv=0.2",),
+            'tokens_cv: 0.2: changes nothing but in a prefill with ranks = "apart"; leave it out',
+        ),
         (
             "deepseek-v3-decode-ep128",
             ("serving.idle_ranks=128",),
@@ -184,7 +193,7 @@ CHANGES = [
     ("deepseek-v3-decode-h200", "stack.serving.experts=deepgemm"),
     ("deepseek-v3-decode-h200", "stack.serving.fused=['shared_expert']"),
     ("deepseek-v3-decode-ep128", "layout.ep=64"),
-    ("deepseek-v3-prefill-ep32", "overlap.comm_sms=24"),
+    ("deepseek-v3-prefill-ep32", "overlap.comm_sms=20"),
     ("llama-3-8b-decode", "workload=prefill"),
     ("llama-3-8b-decode", "serving.context={mean=2048, cv=0.4}"),
     ("llama-3-8b-decode", "serving.context=[1024, 3072]"),
@@ -201,6 +210,7 @@ ELSEWHERE = {
     "serving.eplb": "loads that differ",
     "serving.ranks": "tests/engine/test_lockstep.py",
     "serving.seed": "tests/engine/test_lockstep.py",
+    "serving.tokens_cv": "tests/engine/test_lockstep_prefill.py",
     "stack.serving.kv_budget": "tests/memory/test_kv_budget.py",
     "stack.serving.kv_share": "tests/memory/test_kv_budget.py",
 }

@@ -75,6 +75,7 @@ NEMOTRON = {
     "hybrid_override_pattern": "M*-E",
 }
 SPARSE = {"n_group": 1, "topk_group": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 32}
+KIMI = LATENT | TOP_2 | {"num_experts": 4, "linear_head_dim": 12, "linear_num_heads": 4, "q_lora_rank": None}
 V4 = {
     **{key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")},
     **{"num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "hc_mult": 2},
@@ -201,6 +202,7 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("step3p5", SMALL | WIDE | STEP, 520_556),
     ("deepseek_v4", V4, 414_599),
     ("deepseek_v4", V4 | {"compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1}, 414_919),
+    ("kimi_linear", KIMI, 435_436),
     ("qwen3_next", SMALL | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),

@@ -34,6 +34,14 @@ def test_a_latent_is_known_by_its_widths() -> None:
     assert decode("--batch", "128", "--kv-len", "4096", "--heads", "32", "--kv-heads", "8")["class"] == "attn.decode"
 
 
+def test_all_options_that_are_missing_are_named_at_once() -> None:
+    for given, lacks in (((), "--heads, --kv-len"), (("--batch", "4"), "--heads, --kv-len")):
+        result = run("decode-attention", *given)
+        assert result.exit_code == 2
+        assert f"Missing options {lacks} (see" in result.output
+    assert "Missing option '--kv-len'" in run("decode-attention", "--heads", "32").output
+
+
 def test_the_kernels_measured_on_a_gpu_are_its_own() -> None:
     grouped = ("--batch", "64", "--heads", "32", "--kv-heads", "8", "--kv-len", "8192")
     h200 = ("--hardware", "h200", *grouped)

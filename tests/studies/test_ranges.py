@@ -17,15 +17,8 @@ from simulator.studies.sensitivity import _numbers, assumed_knobs, knobs
 UNTIMED = ("price_per_gpu_hour",)
 """No step time depends on it."""
 CHOICES = (
-    "prefill",
-    "chunked",
-    "step_tokens",
-    "sequences",
-    "reserved_output",
-    "block",
-    "prefix_cache",
-    "captured",
-    "captured_prefill",
+    *("prefill", "chunked", "step_tokens", "sequences", "reserved_output", "block", "prefix_cache"),
+    *("captured", "captured_prefill", "host_cache", "disk_cache"),
 )
 """Settings of a scheduler that are copied from an engine: choices, not constants."""
 

@@ -158,7 +158,7 @@ def test_stages_without_layers_can_be_judged(schedule, zero):
     over = ["layout.pp=8", f"layout.schedule={schedule}", f"layout.zero={zero}", "layout.ep=8"]
     found = search(question("tiny-1f1b", (), over), jobs=1)
     assert found.counts == {"ok": 1, "too big": 0, "invalid": 0, "failed": 0}
-    assert abs(confirm(found.asked, found.best)[0].difference) < 0.05
+    assert abs(confirm(found.asked, found.best, jobs=1)[0].difference) < 0.05
 
 
 def run_sql(file, statement):
@@ -293,7 +293,7 @@ def test_ranked_by_memory_and_cost(asked):
 
 
 def test_confirmed_by_the_full_engine(asked, whole):
-    sure = confirm(asked, whole.best[:3])
+    sure = confirm(asked, whole.best[:3], jobs=1)
     assert [one.candidate for one in sure] == whole.best[:3]
     assert sorted(one.place for one in sure) == [1, 2, 3]
     assert [one.guess for one in sure] == [1, 2, 3]
@@ -304,7 +304,7 @@ def test_a_candidate_that_cannot_be_confirmed_costs_no_other(asked, whole, monke
     bad, told = whole.best[1].number, []
     real = Scenarios.of
     monkeypatch.setattr(Scenarios, "of", lambda self, number: None if number == bad else real(self, number))
-    sure = confirm(asked, whole.best[:3], failed=told.append)
+    sure = confirm(asked, whole.best[:3], jobs=1, failed=told.append)
     assert [one.candidate for one in sure] == [whole.best[0], whole.best[2]]
     assert len(told) == 1
     assert f"combination {bad} cannot be confirmed" in told[0]

@@ -7,7 +7,7 @@ import pytest
 from simulator.inputs import load_scenario
 from simulator.results.simulate import prepare, simulate, timeline_of
 from simulator.studies.sensitivity import step_time, tornado
-from simulator.studies.uncertainty import interval
+from simulator.studies.uncertainty import ClassError, interval
 from simulator.studies.uncertainty.repricing import Repricer, priceable
 from simulator.studies.uncertainty.sources import sources_of
 from tests.serving_jobs import SERVING
@@ -35,14 +35,15 @@ def test_twice_as_slow_kernels_take_the_step_with_them() -> None:
     """Every class off by the same factor: what a step consists of, all in all, gets that much longer."""
     scenario = load_scenario("llama-3-8b-decode")
     known = priceable(scenario)
-    sources = [one for one in sources_of(scenario, known.priced) if hasattr(one, "shared")]
+    sources = [one for one in sources_of(scenario, known.priced) if isinstance(one, ClassError)]
+    sources = [one for one in sources if one.group != "releases"]
     repricer = Repricer(known, sources)
     draw = repricer.nothing()
     for at, source in enumerate(sources):
         if source.shared:
             draw.at[at] = 0.1 / source.shared
         else:
-            draw.each[repricer.members[at]] = 0.1 / source.each
+            draw.each[at, repricer.members[at]] = 0.1 / source.each
     assert repricer.step_time(draw) / repricer.step_time(repricer.nothing()) == pytest.approx(1.105, rel=0.01)
 
 

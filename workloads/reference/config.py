@@ -22,6 +22,7 @@ class State:
     chunk: int
     numbers: int  # numbers of a token besides what is mixed and its gate
     norms: int  # groups of the output that are normed by themselves
+    rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
 
     @property
     def keys(self) -> int:
@@ -32,6 +33,11 @@ class State:
     def inner(self) -> int:
         """Width of the output."""
         return self.heads * self.value_dim
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection."""
+        return self.channels + (0 if self.rank else self.inner) + self.numbers
 
     @property
     def channels(self) -> int:
@@ -68,6 +74,7 @@ class RefConfig:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    linear_gate_rank: int = 0  # Kimi Delta Attention: width before the projections of gate and decay
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
@@ -174,8 +181,9 @@ class RefConfig:
                 key_dim=self.linear_key_head_dim,
                 value_dim=self.linear_value_head_dim,
                 chunk=self.state_chunk_size,
-                numbers=2 * self.linear_num_value_heads,
+                numbers=self.linear_num_value_heads + (2 * self.linear_gate_rank or self.linear_num_value_heads),
                 norms=self.linear_num_value_heads,
+                rank=self.linear_gate_rank,
             )
         return State(
             heads=self.mamba_num_heads,

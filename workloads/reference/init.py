@@ -81,13 +81,15 @@ def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
         return _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
     r, mamba = c.state(layer), c.mixer(layer) == "mamba"
     shapes: Shapes = {
-        "mixer.in": (c.hidden_size, r.channels + r.inner + r.numbers),
+        "mixer.in": (c.hidden_size, r.projected),
         "mixer.conv": (r.channels * c.conv_kernel,),
         "mixer.a_log": (r.heads,),
-        "mixer.dt_bias": (r.heads,),
+        "mixer.dt_bias": (r.heads * r.key_dim if r.rank else r.heads,),
         "norm.mixer": (r.inner if mamba else r.value_dim,),
         "mixer.out": (r.inner, c.hidden_size),
     }
+    if r.rank:
+        shapes |= {"mixer.decay": (r.rank, r.heads * r.key_dim), "mixer.gate": (r.rank, r.inner)}
     return shapes | ({"mixer.skip": (r.heads,), "mixer.conv_bias": (r.channels,)} if mamba else {})
 
 

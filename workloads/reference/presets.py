@@ -126,6 +126,24 @@ def tiny_delta() -> RefConfig:
     )
 
 
+def tiny_kda() -> RefConfig:
+    """Kimi Linear in small: Kimi Delta Attention in three of four layers, latent attention in the fourth. Its gates are
+    those of the delta rule (SiLU, not a sigmoid), which differ in no FLOP."""
+    return replace(
+        tiny_v2_lite(),
+        num_hidden_layers=4,
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+        layer_types=("linear_attention",) * 3 + ("full_attention",),
+        linear_num_key_heads=3,
+        linear_num_value_heads=3,
+        linear_key_head_dim=6,
+        linear_value_head_dim=6,
+        linear_gate_rank=6,
+        state_chunk_size=3,
+    )
+
+
 def tiny_mamba() -> RefConfig:
     """Mamba-2 layers and one with attention, as Nemotron-H and Bamba mix them."""
     return replace(

@@ -2,11 +2,11 @@
 
     python -m hardware_profiles.calibration.measuring.measure_mixers OUT.csv [KINDS]
 
-KINDS are of window, delta, ssd, with a comma between. `window` is FlashAttention-2 as PyTorch ships it, by the operator
-that takes a window (aten::_flash_attention_forward). `delta` is the gated delta rule and `ssd` a scalar decay of the
-state (Mamba-2's), in chunks of 64 tokens and token by token, by the Triton kernels of flash-linear-attention, which
-must be on the path (`pip install --no-deps --target fla_packages fla-core einops`). Launches are as in
-`measure_rested`.
+KINDS are of window, delta, kda, ssd, with a comma between. `window` is FlashAttention-2 as PyTorch ships it, by the
+operator that takes a window (aten::_flash_attention_forward). `delta` is the gated delta rule, `kda` the same with a
+decay for each channel (Kimi Linear's), and `ssd` a scalar decay of the state (Mamba-2's), in chunks of 64 tokens and
+token by token, by the Triton kernels of flash-linear-attention, which must be on the path
+(`pip install --no-deps --target fla_packages fla-core einops`). Launches are as in `measure_rested`.
 `kernels` has every kernel of one call with its median time [us].
 """
 
@@ -68,6 +68,7 @@ def _inputs(batch: int, seq: int, heads: int, d_k: int, d_v: int, grad: bool) ->
 def recurrent_call(op: str, form: str, batch: int, seq: int, heads: int, d_k: int, d_v: int) -> Call:
     """One call of a recurrent mixer: `chunk` forward, `backward` of that, or `token` with a state to go on from."""
     delta, scalar = import_module("fla.ops.gated_delta_rule"), import_module("fla.ops.simple_gla")
+    channels = import_module("fla.ops.kda")
 
     q, k, v, gate, beta = _inputs(batch, seq, heads, d_k, d_v, form == "backward")
     state = torch.randn(batch, heads, d_k, d_v, device=DEVICE) if form == "token" else None
@@ -77,6 +78,10 @@ def recurrent_call(op: str, form: str, batch: int, seq: int, heads: int, d_k: in
         fn: Callable[..., Any] = (
             delta.fused_recurrent_gated_delta_rule if form == "token" else delta.chunk_gated_delta_rule
         )
+    elif op == "kda":
+        gates = gate[..., None].expand(*gate.shape, d_k).contiguous().detach().requires_grad_(form == "backward")
+        inputs |= {"g": gates, "beta": beta}
+        fn = channels.fused_recurrent_kda if form == "token" else channels.chunk_kda
     else:
         fn = scalar.fused_recurrent_simple_gla if form == "token" else scalar.chunk_simple_gla
     options = {"initial_state": state, "output_final_state": form == "token"}
@@ -89,7 +94,7 @@ def recurrent_call(op: str, form: str, batch: int, seq: int, heads: int, d_k: in
 
 def recurrent(op: str) -> Iterator[Case]:
     d_k = 128
-    for heads, d_v in ((32, 128), (64, 128), (16, 128), (8, 128)) if op == "delta" else ((128, 64), (64, 64), (32, 64)):
+    for heads, d_v in ((128, 64), (64, 64), (32, 64)) if op == "ssd" else ((32, 128), (64, 128), (16, 128), (8, 128)):
         for batch, seq in ((1, 2048), (1, 4096), (2, 4096), (1, 8192), (1, 16384)):
             for form in ("chunk", "backward"):
                 labels: Row = {"op": f"{op}.{form}", "batch": batch, "seq": seq}
@@ -112,7 +117,8 @@ def each_kernel(labels: Row, runs: list[Events]) -> Row:
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Case]]] = {
-    "window": windows, "delta": partial(recurrent, "delta"), "ssd": partial(recurrent, "ssd"),
+    "window": windows, "delta": partial(recurrent, "delta"), "kda": partial(recurrent, "kda"),
+    "ssd": partial(recurrent, "ssd"),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reports.verbs.options import (
+    Complete,
     job_argument,
     json_option,
     output_file,
@@ -34,8 +35,9 @@ WINDOW = "0:10"
 
 
 @click.command(
+    cls=Complete,
     epilog="Example: foretrain serve llama-3-8b-decode --set stack=vllm --requests poisson:4 --input-tokens 1024"
-    " --output-tokens uniform:0.8-1.0x256"
+    " --output-tokens uniform:0.8-1.0x256",
 )
 @job_argument
 @click.option(

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from reports.verbs.options import (
+    Complete,
     check_executor,
     executor_options,
     job_argument,
@@ -25,7 +26,8 @@ NONE_DOES = 3
 
 
 @click.command(
-    epilog="Example: foretrain size llama-3-8b-decode --set stack=vllm --slo ttft.p99=2,tpot.p99=0.05 --rate 20"
+    cls=Complete,
+    epilog="Example: foretrain size llama-3-8b-decode --set stack=vllm --slo ttft.p99=2,tpot.p99=0.05 --rate 20",
 )
 @job_argument
 @click.option(

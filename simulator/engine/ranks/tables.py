@@ -38,7 +38,7 @@ def distinct_of(loads: Array, hit: float) -> Array:
     return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
 
 
-def _times(sequences: Sequence[KernelSequence]) -> Array:
+def times_over(sequences: Sequence[KernelSequence]) -> Array:
     """Times of one sequence at several loads (conditions x loads x ops + 1) [s]."""
     return np.array([[each.cumulative[condition] for each in sequences] for condition in CONDITIONS])
 
@@ -70,13 +70,13 @@ class SequenceTable:
     def at(self, place: Places, pace: Array | None = None) -> Array:
         """Times on ranks at these places of the grid (conditions x ranks or 1 x ops + 2) [s], where tensor kernels last
         `pace` times as long."""
-        times = _interpolated(self.times, place)
+        times = interpolated(self.times, place)
         if pace is None or self.tensor is None:
             return times
-        return np.asarray(times + (pace - 1.0)[:, None] * _interpolated(self.tensor, place))
+        return np.asarray(times + (pace - 1.0)[:, None] * interpolated(self.tensor, place))
 
 
-def _interpolated(times: Times, place: Places) -> Array:
+def interpolated(times: Times, place: Places) -> Array:
     """Times over a grid at these places of it."""
     if times.shape[1] == 1:
         return times
@@ -175,9 +175,9 @@ class Tables:
         first = sequences[0]
         if first.kind == "all_to_all":
             return self._flow(first)
-        times, tensor = _times(sequences), None
+        times, tensor = times_over(sequences), None
         if slower is not None and self.slower is not None:
-            tensor = (_times(slower) - times) / (self.slower[1] - 1.0)
+            tensor = (times_over(slower) - times) / (self.slower[1] - 1.0)
             tensor = padded(_alike(tensor)) if tensor.any() else None
         return SequenceTable(padded(_alike(times)), any(each.sensitive for each in sequences), tensor)
 

@@ -35,12 +35,12 @@ def columns_of(scenario: Scenario, pp: int, watts: float | None = None) -> Colum
     relative = _relative(scenario, ranks, groups)
     names = list(range(ranks * groups))
     if scenario.job.routing.kind in PERSISTENT and not slow.jitter and groups == 1:
-        first = np.stack([relative(0, 0), _of_nodes(relative(0, 0), ranks, scenario), np.arange(ranks) < slow.gpus])
+        first = np.stack([relative(0, 0), of_nodes(relative(0, 0), ranks, scenario), np.arange(ranks) < slow.gpus])
         names = sorted(np.unique(first, axis=1, return_index=True)[1].tolist())
     at = np.array(names)
 
     def nodes(layer: int, microbatch: int) -> Array:
-        return _with_mean(_of_nodes(relative(layer, microbatch), ranks, scenario)[at])
+        return _with_mean(of_nodes(relative(layer, microbatch), ranks, scenario)[at])
 
     return Columns(
         names=tuple(names),
@@ -102,7 +102,7 @@ def _relative(scenario: Scenario, ranks: int, groups: int) -> LoadsOfColumns:
     return _kept(found)
 
 
-def _of_nodes(relative: Array, ranks: int, scenario: Scenario) -> Array:
+def of_nodes(relative: Array, ranks: int, scenario: Scenario) -> Array:
     """Load of each rank's node over the mean; `ranks` are in a group."""
     per_node = min(ranks, scenario.cluster.node.gpus)
     if ranks % per_node:

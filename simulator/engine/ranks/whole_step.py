@@ -44,10 +44,10 @@ def uneven_step(built: PricedModel, schedule: Schedule) -> UnevenStep:
         slower = price_model(built.scenario, schedule.stages, pace=SLOWER * built.pace).price
     tables = Tables(mean, *range_of(built.scenario, columns), slower=slower and (slower, SLOWER))
     ran = run(tasks, mean, columns, tables)
-    return UnevenStep(columns=columns, timeline=ran, tasks=_met(tasks, ran))
+    return UnevenStep(columns=columns, timeline=ran, tasks=met_tasks(tasks, ran))
 
 
-def _met(tasks: Tasks, ran: RankTimeline) -> Tasks:
+def met_tasks(tasks: Tasks, ran: RankTimeline) -> Tasks:
     """The tasks of the mean rank as its group makes them."""
     sequences = list(tasks.sequence)
     for task in ran.wait.keys() | ran.flows.keys():

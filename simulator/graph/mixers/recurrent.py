@@ -1,4 +1,5 @@
-"""Recurrent layers in training: the gated delta rule (Qwen3-Next) and Mamba-2, in chunks.
+"""Recurrent layers in training: the gated delta rule (Qwen3-Next), with a decay for each channel (Kimi Linear), and
+Mamba-2, in chunks.
 
 One projection, a short convolution, the state's kernels, a gated norm, and the output projection. The kernels of the
 delta rule are those of flash-linear-attention (fla/ops/gated_delta_rule/chunk.py: scaled k k^T, its inverse, w and u,
@@ -42,7 +43,7 @@ def state_of(s: Shapes) -> StateShape:
         whole,
         heads=whole.heads // tp,
         key_heads=max(1, whole.key_heads // tp),
-        numbers=whole.numbers // tp,
+        numbers=whole.numbers // tp if not whole.rank else whole.heads // tp + 2 * whole.rank,
         norms=norms,
     )
 
@@ -130,7 +131,10 @@ def forward(s: Shapes) -> SegmentBuilder:
     kept = t * r.projected * BF16 + entered
     wide = (r.channels, r.inner, r.numbers)
     linear.forward(builder, "mixer.in", t, r.projected, h, recipe=s.recipe, place="column", saved=kept, matrices=wide)
-    trade(builder, "mixer.heads.fwd", s, r.projected)
+    for name, n in narrow(r):
+        saved = t * n * BF16 if name == "mixer.gate" else 0.0
+        linear.forward(builder, name, t, n, r.rank, recipe=s.recipe, saved=saved)
+    trade(builder, "mixer.heads.fwd", s, traded(r))
     prepare(builder, s)
     (delta_forward if r.is_delta else ssd_forward)(builder, s)
     gated_norm(builder, s)
@@ -141,14 +145,25 @@ def forward(s: Shapes) -> SegmentBuilder:
     return builder
 
 
+def narrow(r: StateShape) -> tuple[tuple[str, int], ...]:
+    """Projections of gate and decays from what the input projection made narrow: name and width."""
+    return (("mixer.gate", r.inner), ("mixer.decay", r.decays)) if r.rank else ()
+
+
+def traded(r: StateShape) -> int:
+    """Values of a token that change ranks under context parallelism."""
+    return r.projected if not r.rank else r.channels + r.inner + r.decays + r.heads
+
+
 def prepare(builder: SegmentBuilder, s: Shapes) -> None:
     """Convolution with SiLU, the numbers of each head, and queries and keys of length one."""
     t, r = s.tokens, state_of(s)
     kept = r.inner if r.is_delta else r.channels
     work = linear.cast(t * r.channels, BF16, BF16)
     builder.add("mixer.conv.fwd", "conv", work, saved=t * kept * BF16)
-    each = FP32 + (BF16 if r.is_delta else 0.0)
-    gates = Streaming(read=t * r.numbers * BF16, written=t * r.heads * each)
+    strength = r.heads * BF16 if r.is_delta else 0.0
+    numbers = r.heads + r.decays if r.rank else r.numbers
+    gates = Streaming(read=t * numbers * BF16, written=t * (r.decays * FP32 + strength))
     builder.add("mixer.gates.fwd", "elem", gates, saved=gates.written)
     if r.is_delta:
         repeated = 2 * t * r.heads * r.key_dim * BF16
@@ -256,10 +271,16 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if r.is_delta:
         work = Streaming(read=4 * t * r.heads * r.key_dim * BF16, written=2 * t * r.keys * BF16)
         builder.add("mixer.length.bwd", "norm.bwd", work)
-    gates = Streaming(read=t * r.heads * 2 * FP32 + t * r.numbers * BF16, written=t * r.numbers * BF16)
+    numbers = r.heads + r.decays if r.rank else r.numbers
+    gates = Streaming(read=t * (r.heads + r.decays) * FP32 + t * numbers * BF16, written=t * numbers * BF16)
     builder.add("mixer.gates.bwd", "elem", gates)
+    for name, n in narrow(r):
+        linear.input_gradient(builder, name, t, n, r.rank, recipe=s.recipe)
+        if s.fp8:
+            linear.cast_for_wgrad(builder, name, t, r.rank, which="x")
+            linear.cast_for_wgrad(builder, name, t, n, which="g")
     builder.add("mixer.conv.bwd", "conv", linear.cast(t * r.channels, 2 * BF16, BF16))
-    trade(builder, "mixer.heads.bwd", s, r.projected)
+    trade(builder, "mixer.heads.bwd", s, traded(r))
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.attn.recompute", sharded_tokens(s), h, part="R")
     regather(builder, "mixer.x", s, h)
@@ -277,5 +298,7 @@ def weights(s: Shapes) -> Segment:
     r, h = state_of(s), s.model.hidden_size
     builder = SegmentBuilder("attn.W", "W", s)
     linear.weight_gradient(builder, "mixer.out", s.tokens, h, r.inner, recipe=s.recipe, place="row")
+    for name, n in narrow(r):
+        linear.weight_gradient(builder, name, s.tokens, n, r.rank, recipe=s.recipe)
     linear.weight_gradient(builder, "mixer.in", s.tokens, r.projected, h, recipe=s.recipe, place="column")
     return builder.done()

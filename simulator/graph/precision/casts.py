@@ -92,11 +92,11 @@ def for_weight_gradient(
     again = Streaming(read=BF16, written=value)
     turned = Streaming(read=FP8, written=FP8)
     if formats.kept == "bf16":
-        _stream(builder, f"{name}.quant_x_t", _by_columns(formats), x, again, "W", facts)
+        _stream(builder, f"{name}.quant_x_t", _by_columns(builder, formats), x, again, "W", facts)
     elif scaled == "tensor" and formats.layouts == 2 and place == "column" and (builder.fused_quant or shards > 1):
         _stream(builder, f"{name}.x_t", "weight_t", x, turned, "W", facts)
     if scaled == "row":
-        _stream(builder, f"{name}.quant_g_t", _by_columns(formats), g, again, "W", facts)
+        _stream(builder, f"{name}.quant_g_t", _by_columns(builder, formats), g, again, "W", facts)
     elif scaled == "tensor" and formats.layouts == 2 and place == "row" and shards > 1:
         _stream(builder, f"{name}.g_t", "weight_t", g, turned, "W", facts)
 
@@ -118,14 +118,18 @@ def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bo
     if backward:
         work = Streaming(read=BF16, written=formats.record.weight)
         if formats.layouts == 2:
-            _stream(builder, f"{name}.quant_w_t", _by_columns(formats), values, work, None, resident)
+            _stream(builder, f"{name}.quant_w_t", _by_columns(builder, formats), values, work, None, resident)
         return
     _cast(builder, f"{name}.quant_w", values, formats, both=False, from_norm=False, facts=resident)
 
 
-def _by_columns(formats: Formats) -> str:
-    """Kernel class of a cast along columns; scales of rows are found in strides."""
-    return "quant.column" if formats.record.scaled == "row" else CLASS[formats.recipe]
+def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
+    """Kernel class of a cast along columns; scales of rows are found in strides, and what torch.compile writes turned
+    costs by its values, alone or with the form along rows."""
+    if formats.record.scaled == "row":
+        return "quant.column"
+    compiled = formats.record.scaled == "tensor" and builder.stack.norm_kernels == "compiled"
+    return "quant.turned" if compiled else CLASS[formats.recipe]
 
 
 def _cast(
@@ -145,8 +149,10 @@ def _cast(
         return
     if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
         _stream(builder, f"{name}.amax", "quant.amax", values, Streaming(read=BF16, written=0.0), None, facts)
+    turns = both and formats.layouts == 2
     written = formats.record.value * (formats.layouts if both else 1)
-    _stream(builder, name, CLASS[formats.recipe], values, Streaming(read=BF16, written=written), None, facts)
+    cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
+    _stream(builder, name, cls, values, Streaming(read=BF16, written=written), None, facts)
 
 
 def _stream(
@@ -162,5 +168,5 @@ def _stream(
     if not builder.stack.swiglu_fused and cls in EAGER:
         passes, cls = EAGER[cls], "elem"
         each, facts = passes.work, {**facts, "launches": passes.kernels}
-    work = Streaming(read=values * each.read, written=values * each.written)
+    work = Streaming(read=values * each.read, written=values * each.written, values=values)
     builder.add(name, cls, work, part=part, **facts)

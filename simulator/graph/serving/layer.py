@@ -70,12 +70,13 @@ SMALL_CLASS = {
 def _served(segment: Segment) -> Segment:
     """The segment as serving runs it: nothing is kept for a backward, and memory-bound kernels over few bytes, of which
     decode steps are full, are of classes of their own (`SMALL_CLASS`)."""
-    return replace(segment, ops=tuple(replace(op, cls=_class(op), saved=0.0) for op in segment.ops))
+    return replace(segment, ops=tuple(_served_op(op) for op in segment.ops))
 
 
-def _class(op: Op) -> str:
+def _served_op(op: Op) -> Op:
     small = isinstance(op.work, Streaming) and op.work.bytes < SMALL
-    return SMALL_CLASS.get(op.cls, op.cls) if small else op.cls
+    cls = SMALL_CLASS.get(op.cls, op.cls) if small else op.cls
+    return replace(op, cls=cls, saved=0.0) if op.saved or cls != op.cls else op
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.mixers.recurrent import delta_forward, gated_norm, prepare, ssd_forward, state_of
+from simulator.graph.mixers.recurrent import delta_forward, gated_norm, narrow, prepare, ssd_forward, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
@@ -25,6 +25,8 @@ def before(s: ServingShapes) -> Segment:
     enter(builder, s)
     gather(builder, "mixer.x", s, s.tokens, h)
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
+    for name, n in narrow(r):
+        linear(builder, name, s, s.tokens, n, r.rank)
     prepare(builder, s)
     return builder.done()
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, llama, recurrent, windows
+from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, kimi, llama, recurrent, windows
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
     **deepseek.SHIPPED,
     **deepseek_v4.SHIPPED,
+    **kimi.SHIPPED,
     **llama.SHIPPED,
     **experts.SHIPPED,
     **experts.LING,

@@ -45,7 +45,12 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
     **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
-    **_all("Kimi Delta Attention between latent-attention layers", "kimi_k2", "kimi_linear kimi_k3"),
+    **_all(
+        "experts behind a projection to a narrower width, attention over the outputs of earlier layers and a gate of "
+        "latent attention's output",
+        "kimi_linear",
+        "kimi_k3",
+    ),
     **_all(
         "linear attention between latent-attention layers",
         "bailing_moe_v2",

@@ -164,7 +164,8 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     mamba = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")
     index = ("index_n_heads", "index_head_dim", "index_topk")
     needed = [(name, mixer) for name in index for mixer in (Mixer.SPARSE, Mixer.CSA)]
-    needed += [(name, Mixer.DELTA) for name in delta]
+    needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
+    needed.append(("linear_gate_rank", Mixer.KDA))
     needed += [(name, Mixer.MAMBA2) for name in mamba]
     rules: list[Rule] = [
         (
@@ -185,7 +186,7 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
             "sparse attention chooses by the latent of queries: it needs latent attention with q_lora_rank",
         ),
         (
-            Mixer.DELTA not in mixers or heads % max(1, shared) == 0,
+            not mixers & {Mixer.DELTA, Mixer.KDA} or heads % max(1, shared) == 0,
             "linear_num_key_heads",
             shared,
             f"must divide linear_num_value_heads {heads}",

@@ -63,7 +63,6 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         "bandwidth": _SHARE,
         **dict.fromkeys(("sm_rate", "cta_rate"), _SPEED_OR_NONE),
         "l2_gain": _FACTOR,
-        "power": _FACTOR,
         **dict.fromkeys(("wave_time", "traffic"), _SLOWDOWN),
         "resident": _COUNT_OR_NONE,
     },

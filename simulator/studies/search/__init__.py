@@ -2,7 +2,8 @@
 
 from simulator.studies.search.axes import Axis, Question, Scenarios, question
 from simulator.studies.search.candidate import Candidate, Rank, pareto
-from simulator.studies.search.ranking import Confirmed, Found, confirm, in_confirmed_order, intervals, search
+from simulator.studies.search.confirming import Confirmed, confirm, in_confirmed_order
+from simulator.studies.search.ranking import Found, intervals, search
 from simulator.studies.search.store import Store
 
 __all__ = [

@@ -78,12 +78,14 @@ def in_order(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is searched: a job with overrides, axes in turning order, and the job's workload."""
+    """What is searched: a job with overrides, axes in turning order, the job's workload, and whether the axes were
+    `chosen` here."""
 
     job: str
     overrides: tuple[str, ...]
     axes: tuple[Axis, ...]
     workload: WorkloadName = "training"
+    chosen: bool = False
 
     @property
     def serves(self) -> bool:
@@ -110,9 +112,11 @@ class Question:
 
 
 def question(job: str, overrides: Sequence[str], over: Sequence[str]) -> Question:
-    """The question that a command line asks."""
+    """The question that a command line asks; without axes those that usually matter for such a job."""
     if not over:
-        raise InputError("--over: say what to vary, as in --over layout.pp=4,8,16 --over layout.ep=32,64")
+        from simulator.studies.search.chosen import chosen_question
+
+        return chosen_question(job, overrides)
     axes = in_order([parse_axis(text) for text in over])
     if any(axis.path == "workload" for axis in axes):
         raise InputError("--over: workload: steps of different workloads have no common rank; search each by itself")

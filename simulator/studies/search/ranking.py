@@ -1,4 +1,4 @@
-"""A whole search: judge every combination, keep what is found, confirm the best by the full engine."""
+"""A whole search: judge every combination, keep what is found, rank it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Literal
 from simulator.errors import InputError
 from simulator.plugins import registered_by_script
 from simulator.results.metrics import price_of
-from simulator.results.simulate import simulate
 from simulator.studies.search.axes import Question, Scenarios
-from simulator.studies.search.candidate import FRONTS, RANKS, Candidate, Rank, fault, latency_of, pareto
+from simulator.studies.search.candidate import FRONTS, RANKS, Candidate, Rank, pareto
 from simulator.studies.search.store import Store
 from simulator.studies.search.workers import (
     WorkersLostError,
@@ -32,34 +31,6 @@ Executor = Literal["local", "dask"]
 
 Progress = Callable[[int, int], None]
 """Called with the combinations done and their number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmed:
-    """A candidate as the full discrete-event engine sees it: `step` [s], `mfu`, `cost`, `rate` and `latency` as in
-    `Candidate`, its `place` among the confirmed by the search's rank, and the `guess`ed place that the fast path gave
-    it."""
-
-    candidate: Candidate
-    step: float
-    mfu: float
-    cost: float
-    rate: float
-    latency: float
-    place: int
-    guess: int
-
-    @property
-    def per_token(self) -> float:
-        """Time per token [s]: the fast path's, as much longer as the step is."""
-        assert self.candidate.per_token is not None
-        return self.candidate.per_token / (1.0 + self.difference)
-
-    @property
-    def difference(self) -> float:
-        """The fast path against the engine, relative."""
-        assert self.candidate.step is not None
-        return self.candidate.step / self.step - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,63 +177,3 @@ def intervals(
         if progress is not None:
             progress((at + 1) / len(candidates))
     return found
-
-
-def confirm(
-    asked: Question,
-    candidates: Sequence[Candidate],
-    progress: Callable[[float], None] | None = None,
-    *,
-    rank: Rank | None = None,
-    failed: Callable[[str], object] | None = None,
-) -> list[Confirmed]:
-    """The candidates through the full discrete-event engine, in the order given.
-
-    One that cannot be run by it is left out, and `failed` is shown why; without `failed` the error is raised.
-    """
-    scenarios, ran = Scenarios(asked), []
-    by_what = rank or RANKS[asked.serves][0]
-    for at, one in enumerate(candidates):
-        try:
-            ran.append((at + 1, one, simulate(scenarios.of(one.number)).metrics))
-        except Exception as error:
-            if failed is None:
-                raise
-            failed(f"combination {one.number} cannot be confirmed: {fault(error)}")
-        if progress is not None:
-            progress((at + 1) / len(candidates))
-
-    cost, mfu = ("usd_per_million_tokens", "mfu") if asked.serves else ("run_cost_usd", "mfu_causal")
-
-    def by(at: int) -> tuple[float, int]:
-        _, one, metrics = ran[at]
-        tokens = metrics["tokens_per_step"]
-        aims: dict[Rank, float] = {
-            "time": metrics["step_time_s"] / tokens,
-            "throughput": -metrics["tokens_per_s_per_gpu"],
-            "latency": latency_of(metrics),
-            "cost": metrics[cost],
-            "memory": one.memory or 0.0,
-        }
-        return aims[by_what], at
-
-    places = {at: place for place, at in enumerate(sorted(range(len(ran)), key=by), 1)}
-    return [
-        Confirmed(
-            candidate=one,
-            step=metrics["step_time_s"],
-            mfu=metrics[mfu],
-            cost=metrics[cost],
-            rate=metrics["tokens_per_s_per_gpu"],
-            latency=latency_of(metrics),
-            place=places[at],
-            guess=guess,
-        )
-        for at, (guess, one, metrics) in enumerate(ran)
-    ]
-
-
-def in_confirmed_order(candidates: Sequence[Candidate], confirmed: Sequence[Confirmed]) -> list[Candidate]:
-    """The confirmed ones by their place, then the others as they were."""
-    places = {one.candidate.number: one.place for one in confirmed}
-    return sorted(candidates, key=lambda one: places.get(one.number, len(candidates) + 1))

@@ -24,7 +24,7 @@ CHUNK = 256
 LEAST = 8
 """Fewest combinations that a worker takes at once, where no neighbours share prices: a hand-over takes time, too."""
 
-_WORTH_PROCESSES = 1.0
+WORTH_PROCESSES = 1.0
 """A search that takes longer is spread over processes, each of which takes about as long to start [s]."""
 
 _AHEAD = 4
@@ -54,11 +54,16 @@ def chunks(asked: Question, done: set[int]) -> Iterator[tuple[int, ...]]:
             yield left
 
 
-def _begin(scenarios: Scenarios) -> None:
-    """A worker's start: it leaves Ctrl-C to its parent."""
-    global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
+def leave_interrupts() -> None:
+    """A worker leaves Ctrl-C to its parent."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _begin(scenarios: Scenarios) -> None:
+    """A worker's start."""
+    global _judge  # noqa: PLW0603 - one per process, which is what a pool's initializer is for
+    leave_interrupts()
     _judge = Judge(scenarios)
 
 
@@ -78,7 +83,7 @@ def growing(scenarios: Scenarios, left: Sequence[Sequence[int]], jobs: int) -> G
     """One chunk after the other in this process; once their start is worth it, what is left over `jobs` processes."""
     judge, began = Judge(scenarios), monotonic()
     for at, numbers in enumerate(left):
-        if monotonic() - began > _WORTH_PROCESSES:
+        if monotonic() - began > WORTH_PROCESSES:
             yield from combinations(scenarios, left[at:], min(jobs, len(left) - at))
             return
         yield judge(numbers)

@@ -1,7 +1,8 @@
 """The interval of a step time: Monte-Carlo over what is uncertain, and what contributes how much of it.
 
 Errors of kernel classes are log-normal, one part shared by a class and one of each kernel's own; assumed numbers and
-unknown loads lie anywhere in their range with equal chance; the slowest GPU is the highest of as many normal ones.
+unknown loads lie anywhere in their range with equal chance; the slowest GPU is the highest of as many normal ones;
+factors on the whole step have the distribution that their source states.
 Sources are independent, and a source draws the same numbers whatever else is uncertain, so that jobs can be compared.
 
 Contributions are by regression on the draws: how much one source alone changes the step time, measured by moving it,
@@ -29,11 +30,13 @@ from simulator.studies.uncertainty.sources import (
     Group,
     SlowestClock,
     Source,
+    UnknownLoads,
     by_group,
     left_out,
     one_sided,
     sources_of,
 )
+from simulator.studies.uncertainty.step_factors import StepFactor
 
 DRAWS, SEED = 200, 0
 LOW, HIGH = 10.0, 90.0
@@ -111,6 +114,7 @@ def interval(
     seed: int = SEED,
     sources: Sequence[Source] | None = None,
     shares: bool = True,
+    even: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Interval:
     """The interval of a scenario's step time.
@@ -120,6 +124,7 @@ def interval(
     draws, seed : how many, and of which random numbers; the same give the same bytes.
     sources : what is uncertain; None: all that is known to be (`sources_of`).
     shares : whether to find out what contributes how much, which takes two more steps for each source.
+    even : whether loads are known to be equal, as benchmarks force them.
 
     Raises InputError with every broken rule of the scenario, or for fewer than two draws.
     """
@@ -129,7 +134,8 @@ def interval(
     if draws < 2:
         raise InputError(f"--draws: {draws} is too few for an interval; take at least 2, better {DRAWS}")
     known = priceable(scenario)
-    repricer = Repricer(known, sources_of(scenario, known.priced) if sources is None else sources)
+    found = sources_of(scenario, known.priced) if sources is None else sources
+    repricer = Repricer(known, [one for one in found if not (even and isinstance(one, UnknownLoads))])
     drawn = _drawn(repricer, draws, seed)
     times = []
     for number, one in enumerate(drawn, 1):
@@ -166,19 +172,28 @@ def _summed(
 def _drawn(repricer: Repricer, draws: int, seed: int) -> list[Draw]:
     """Draws of all sources; each source and each class's kernels have random numbers of their own."""
     at = np.zeros((draws, len(repricer.sources)))
-    each = np.zeros((draws, len(repricer.ops)))
+    each = np.zeros((draws, len(repricer.sources), len(repricer.ops)))
     for number, source in enumerate(repricer.sources):
         random = np.random.default_rng([seed, crc32(source.name.encode())])
         if isinstance(source, ClassError):
             mine = repricer.members[number]
             at[:, number] = random.standard_normal(draws)
-            each[:, mine] = random.standard_normal((int(mine.sum()), draws)).T
+            each[:, number, mine] = random.standard_normal((int(mine.sum()), draws)).T
         elif isinstance(source, SlowestClock):
             at[:, number] = _highest_demand(random.random(draws), source.gpus) - highest_demand(source.gpus)
+        elif isinstance(source, StepFactor):
+            at[:, number] = source.drawn(random.random(draws))
         else:
-            low = 0.0 if one_sided(source) else -1.0
+            low = _least(source)
             at[:, number] = random.uniform(low, 1.0, draws)
     return [Draw(at=a, each=e) for a, e in zip(at, each, strict=True)]
+
+
+def _least(source: Source) -> float:
+    """Where draws of a source begin."""
+    if isinstance(source, UnknownLoads):
+        return source.least
+    return 0.0 if one_sided(source) else -1.0
 
 
 def _highest_demand(chance: Array, gpus: int) -> Array:
@@ -202,7 +217,7 @@ def contributions(
         return float(np.log(repricer.step_time(_moved(repricer, number, by)) / still))
 
     lines = {
-        source.name: _line(known, repricer, number, at[:, number], each, effect)
+        source.name: _line(known, repricer, number, at[:, number], each[:, number], effect)
         for number, source in enumerate(repricer.sources)
     }
     alone = {name: float(np.var(line)) for name, line in lines.items()}
@@ -219,6 +234,8 @@ def _line(
 ) -> Array:
     """What a source alone does to the logarithm of the step time in each draw, as far as that is linear."""
     source = repricer.sources[number]
+    if isinstance(source, StepFactor):
+        return at
     if isinstance(source, ClassError):
         mine = repricer.members[number]
         sigma = (source.shared**2 + source.each**2) ** 0.5
@@ -241,5 +258,5 @@ def _moved(repricer: Repricer, number: int, by: float) -> Draw:
     elif source.shared:
         at[number] = by / source.shared
     else:
-        each[repricer.members[number]] = by / source.each
+        each[number, repricer.members[number]] = by / source.each
     return Draw(at=at, each=each)

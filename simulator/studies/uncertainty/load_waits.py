@@ -1,12 +1,12 @@
 """What a mean rank waits at rendezvous under loads that are not known, at the prices of the forecast.
 
-Ranks are simulated at a few loads of the most loaded one; waits in between are interpolated. Errors of kernels scale
-waits, too, but by less than loads do: that is left out.
+Ranks are simulated under a few loads; waits in between are interpolated. Errors of kernels scale waits, too, but by
+less than loads do: that is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,47 +19,54 @@ from simulator.engine.ranks.steady import Steady
 from simulator.engine.ranks.waits import Rendezvous
 from simulator.schedule import Step
 from simulator.spec.job import Routing
+from simulator.spec.scenario import Scenario
 
+Array = NDArray[np.float64]
 Meets = Callable[[PricedModel, Step, Program], Rendezvous]
-POINTS = 4
-"""Loads at which ranks are simulated, from the lowest to the highest."""
 
 
 class LoadWaits:
-    """Waits of each kind of action at loads between `low` and `high`, or, if these are equal, at those of the job."""
+    """Waits of each kind of action along `points` of loads; of one point, under these."""
 
-    def __init__(self, base: PricedModel, low: float, high: float) -> None:
-        self.base, self.grid = base, np.linspace(low, high, POINTS if high > low else 1)
-        self.steady = [Steady() for _ in self.grid]
-        self.made: dict[Hashable, NDArray[np.float64]] = {}
+    def __init__(self, base: PricedModel, points: Sequence[Routing]) -> None:
+        self.base = base
+        self.scenarios = [_loaded(base.scenario, routing) for routing in points]
+        self.steady = [Steady() for _ in points]
+        self.made: dict[Hashable, list[Array]] = {}
 
-    def at(self, load: float) -> Meets | None:
-        """What actions meet at this load; None where nobody waits."""
-        if len(self.grid) == 1:
-            return self._of(0.0) if is_uneven(self.base.scenario) else None
-        return self._of(load) if load > 1.0 else None
+    def at(self, place: float) -> Meets | None:
+        """What actions meet at a place along the points; None where nobody waits."""
+        if place == 0.0 and not is_uneven(self.scenarios[0]):
+            return None
 
-    def _of(self, load: float) -> Meets:
         def meets(built: PricedModel, step: Step, program: Program) -> Rendezvous:
-            waits = self._waits(built, step, program)
-            place = np.interp(load, self.grid, np.arange(len(self.grid))) if len(self.grid) > 1 else 0.0
-            below = min(int(place), max(0, len(self.grid) - 2))
-            mixed = waits[below] + (place - below) * (waits[min(below + 1, len(waits) - 1)] - waits[below])
-            return Rendezvous(waits=mixed.tolist(), flows=(None,) * len(mixed))
+            waits = between(self._waits(built, step, program), place)
+            return Rendezvous(waits=waits.tolist(), flows=(None,) * len(waits))
 
         return meets
 
-    def _waits(self, built: PricedModel, step: Step, program: Program) -> NDArray[np.float64]:
-        """Waits of every step of an action's program at the loads of the grid (loads x steps) [s]."""
+    def _waits(self, built: PricedModel, step: Step, program: Program) -> list[Array]:
+        """Waits of every step of an action's program, under each of the loads [s]."""
         key = action_key(built.stages, step)
         if key not in self.made:
-            rows = []
-            for load, steady in zip(self.grid.tolist(), self.steady, strict=True):
-                model = replace(built, price=self.base.price, scenario=self.base.scenario, rendezvous=None)
-                if len(self.grid) > 1:
-                    routing = Routing(kind="skewed", max_over_mean=load)
-                    job = replace(self.base.scenario.job, routing=routing)
-                    model = replace(model, scenario=replace(self.base.scenario, job=job))
-                rows.append(list(steady.of(model, step, program).waits))
-            self.made[key] = np.array(rows)
+            self.made[key] = [
+                self._under(scenario, steady, built, step, program)
+                for scenario, steady in zip(self.scenarios, self.steady, strict=True)
+            ]
         return self.made[key]
+
+    def _under(self, scenario: Scenario, steady: Steady, built: PricedModel, step: Step, program: Program) -> Array:
+        if not is_uneven(scenario):
+            return np.zeros(len(program.steps))
+        model = replace(built, price=self.base.price, scenario=scenario, rendezvous=None)
+        return np.array(steady.of(model, step, program).waits)
+
+
+def _loaded(scenario: Scenario, routing: Routing) -> Scenario:
+    return replace(scenario, job=replace(scenario.job, routing=routing))
+
+
+def between(points: Sequence[Array], place: float) -> Array:
+    """Arrays along a line of points: at a whole place that point, straight in between."""
+    below = min(int(place), max(0, len(points) - 2))
+    return points[below] + (place - below) * (points[min(below + 1, len(points) - 1)] - points[below])

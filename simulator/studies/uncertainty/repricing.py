@@ -21,11 +21,15 @@ from simulator.engine.power import alone, draw, highest_demand, slowdown_above
 from simulator.engine.program import Pricer
 from simulator.estimate.estimate import Placed, compiled_for, placed, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
+from simulator.graph.shapes import group_tokens
 from simulator.ops import AllToAll, Op
+from simulator.routing.loads import imbalance
 from simulator.spec.hardware import Gpu, Power
+from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
-from simulator.studies.uncertainty.load_waits import LoadWaits
+from simulator.studies.uncertainty.load_waits import LoadWaits, between
 from simulator.studies.uncertainty.sources import AssumedNumber, ClassError, SlowestClock, Source, UnknownLoads
+from simulator.studies.uncertainty.step_factors import StepFactor
 
 Array = NDArray[np.float64]
 POWER = "hardware.gpu.power."
@@ -42,7 +46,8 @@ def key_of(op: Op) -> Hashable:
 class Draw:
     """One state of everything uncertain. `at`: of each source by number, 0: as the forecast has it; an assumed number
     or load is at the end of its range at -1 and 1, an error that many standard deviations off, the slowest GPU so many
-    above the expected one. `each`: of each op, its own error in standard deviations of its class."""
+    above the expected one, a factor at its logarithm. `each`: of each source and op, its own error in standard
+    deviations (sources x ops)."""
 
     at: Array
     each: Array
@@ -108,15 +113,16 @@ class Repricer:
         self.classes = np.array([op.cls for op in self.ops])
         self.ends = {at: self._ends(source) for at, source in enumerate(self.sources)}
         self.members = {
-            at: self.classes == source.name for at, source in enumerate(self.sources) if isinstance(source, ClassError)
+            at: self.classes == source.cls for at, source in enumerate(self.sources) if isinstance(source, ClassError)
         }
         self.clock = _Clock(known, self.ops, self.base)
         unknown = next((source for source in self.sources if isinstance(source, UnknownLoads)), None)
-        self.waits = LoadWaits(known.base, unknown.low, unknown.high) if unknown else LoadWaits(known.base, 1.0, 1.0)
+        self.waits = LoadWaits(known.base, unknown.points if unknown else (known.scenario.job.routing,))
+        self.all_to_alls = [self._loaded(routing) for routing in unknown.points] if unknown else []
 
     def nothing(self) -> Draw:
         """Everything as the forecast has it."""
-        return Draw(at=np.zeros(len(self.sources)), each=np.zeros(len(self.ops)))
+        return Draw(at=np.zeros(len(self.sources)), each=np.zeros((len(self.sources), len(self.ops))))
 
     def step_time(self, draw: Draw) -> float:
         """Step time under a draw [s]."""
@@ -132,9 +138,13 @@ class Repricer:
             return Priced(op=op, cost=self.known.priced[at].cost, durations=tuple(rows[at]))
 
         scenario = without_power(self._scenario(draw))
-        meets = self.waits.at(self._load(draw))
+        meets = self.waits.at(self._place(draw))
         base = replace(self.known.base, scenario=one_stage(scenario), price=price, rendezvous=meets)
-        return repriced(scenario, base, self.known.placed.stages)
+        return repriced(scenario, base, self.known.placed.stages) * float(np.exp(self._factor(draw)))
+
+    def _factor(self, draw: Draw) -> float:
+        """Logarithm of what the whole step is scaled by."""
+        return sum(float(draw.at[at]) for at, source in enumerate(self.sources) if isinstance(source, StepFactor))
 
     def _durations(self, price: Pricer) -> Array:
         """Of each op under the four conditions [s]."""
@@ -146,7 +156,9 @@ class Repricer:
         for at, source in enumerate(self.sources):
             if isinstance(source, ClassError):
                 mine = self.members[at]
-                off[mine] += (source.shared * draw.at[at] + source.each * draw.each[mine])[:, None]
+                off[mine] += (source.shared * draw.at[at] + source.each * draw.each[at, mine])[:, None]
+            elif isinstance(source, UnknownLoads):
+                off += between(self.all_to_alls, source.place(float(draw.at[at]))) - self.all_to_alls[source.rest]
             elif self.ends[at] is not None and draw.at[at]:
                 low, high = self.ends[at] or (off, off)
                 off += draw.at[at] * high if draw.at[at] > 0.0 else -draw.at[at] * low
@@ -154,10 +166,6 @@ class Repricer:
 
     def _ends(self, source: Source) -> tuple[Array, Array] | None:
         """Logarithm of what each duration becomes at both ends of a source's range, if that changes any."""
-        if isinstance(source, UnknownLoads):
-            return self._ratio(_loaded(self.known.base.price, source.low)), self._ratio(
-                _loaded(self.known.base.price, source.high)
-            )
         if not isinstance(source, AssumedNumber) or source.name.startswith((POWER, HOST)):
             return None
         low, high = (
@@ -186,12 +194,19 @@ class Repricer:
         drawn = sum(draw.at[at] for at, source in enumerate(self.sources) if isinstance(source, SlowestClock))
         return highest_demand(self.known.scenario.job.gpus) + float(drawn)
 
-    def _load(self, draw: Draw) -> float:
-        """Load of the most loaded rank over the mean, where it is not known."""
+    def _place(self, draw: Draw) -> float:
+        """Place of the drawn loads among those that may be; 0 where they are known."""
         for at, source in enumerate(self.sources):
             if isinstance(source, UnknownLoads):
-                return source.low + (source.high - source.low) * max(0.0, float(draw.at[at]))
-        return 1.0
+                return source.place(float(draw.at[at]))
+        return 0.0
+
+    def _loaded(self, routing: Routing) -> Array:
+        """Logarithm of what durations of all-to-alls become around the most loaded rank."""
+        scenario = self.known.scenario
+        job = replace(scenario.job, routing=routing)
+        load = imbalance(replace(scenario, job=job), group_tokens(scenario)) if routing.kind != "uniform" else 1.0
+        return self._ratio(_around(self.known.base.price, load))
 
     def _scenario(self, draw: Draw) -> Scenario:
         """The scenario with what releases depend on as drawn."""
@@ -217,22 +232,20 @@ class _Clock:
         waiting = known.scenario.workload.serves  # GEMMs that wait for memory are most of a decode step's
         self.kind = np.array(
             [
-                alone(op, replace(one.cost, power=1.0), each) if waiting else draw(op, each)
+                alone(op, one.cost, each) if waiting else draw(op, each)
                 for op, one in zip(ops, known.priced, strict=True)
             ]
         )
-        self.share = np.array([one.cost.power for one in known.priced])
         self.kinds = [(name, float(marks[name])) for name in ("memory", "tensor", "attention")]
         above = self._above_idle(base[:, ALONE], self.gpu.power)
         self.busy = (self.watts - self.gpu.power.idle) / above if above else 0.0
 
     def _above_idle(self, durations: Array, power: Power) -> float:
         """Mean power above idle while kernels run [W]."""
-        each = self.uses * durations
-        total = float(each.sum())
+        energy = self.uses * durations
+        total = float(energy.sum())
         parts = (
-            float((each * (self.share * getattr(power, name) - power.idle))[self.kind == mark].sum())
-            for name, mark in self.kinds
+            float(energy[self.kind == mark].sum()) * (getattr(power, name) - power.idle) for name, mark in self.kinds
         )
         return sum(parts) / total if total else 0.0
 
@@ -246,7 +259,7 @@ class _Clock:
         return slowdown_above(power.idle + self.busy * self._above_idle(durations, power), gpu, above)
 
 
-def _loaded(price: Pricer, imbalance: float) -> Callable[[Op], Priced]:
+def _around(price: Pricer, imbalance: float) -> Callable[[Op], Priced]:
     """Prices with the most loaded rank at so many times the mean."""
 
     def priced(op: Op) -> Priced:

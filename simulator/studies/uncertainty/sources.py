@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal
 
 from simulator.engine.kernel_sequence import Priced
 from simulator.inputs.idle import assumed_settings
+from simulator.routing.published_loads import measured_at, taken_for
+from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
 from simulator.studies.known_errors import Spread, known_errors, measured_as, spread_of, transferred
 from simulator.studies.sensitivity import NOTIFY, Knob, assumed_knobs
+from simulator.studies.uncertainty.releases import CLASSES, release_spread
+from simulator.studies.uncertainty.step_factors import StepFactor, step_factors
 
-Group = Literal["kernels", "links", "uncalibrated", "loads", "clocks", "assumed"]
+Group = Literal[
+    "kernels",
+    "releases",
+    "links",
+    "uncalibrated",
+    "loads",
+    "clocks",
+    "assumed",
+    "settings",
+    "loop",
+    "workers",
+]
 GROUPS: dict[Group, str] = {
     "kernels": "kernel times",
+    "releases": "kernels of other software releases",
     "links": "communication times",
     "uncalibrated": "kernels that nobody calibrated on this GPU",
     "loads": "loads of the expert-parallel ranks",
-    "clocks": "the slowest GPU's clock",
+    "clocks": "clocks: the slowest GPU's, temperature",
     "assumed": "assumed numbers",
+    "settings": "assumed settings",
+    "loop": "work of the training loop",
+    "workers": "waiting for slow workers",
 }
 """Groups of sources in words."""
 
@@ -31,17 +50,18 @@ UNCALIBRATED = 0.25
 NOTIFIED = {"alpha": "comm.notify", "layout_alpha": "comm.layout"}
 """Classes whose numbers are varied each in its own range, where nobody measured them."""
 
-LOADS = (1.0, 1.3)
-"""Most loaded expert-parallel rank over the mean where a job says uniform. Assumed: nobody publishes loads of a
-production pre-training by rank and microbatch. Between perfect balance and the least imbalance that UltraEP (arXiv
-2606.04101, abstract, 2026-06) reports without a balancer, 1.30; with one that knows the loads it is 1.01 to 1.04."""
+SERVED_LOADS = (1.0, 1.1, 1.2, 1.3)
+"""Most loaded expert-parallel rank over the mean of a serving step that says uniform. Assumed: experts are placed by
+their loads there, which leaves 1.28 to 2.6 (arXiv 2606.04101, figures 11 and 12, 2026-06) where they shift, less where
+they do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassError:
-    """All times of one kernel class: `shared` and `each` as in `Spread`."""
+    """All times of the kernel class `cls`: `shared` and `each` as in `Spread`."""
 
     name: str
+    cls: str
     group: Group
     shared: float
     each: float
@@ -63,13 +83,25 @@ class AssumedNumber:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownLoads:
-    """The most loaded rank over the mean may be anything from `low` to `high`."""
+    """Loads lie anywhere along `points`, straight from one to the next.
 
-    low: float
-    high: float
+    Parameters
+    ----------
+    points : loads, the first and the last the ends of the range.
+    rest : place of the forecast's own loads among the points, from 0.
+    least : where draws begin, from the forecast's (0) to the last point (1); -1: from the first.
+    """
+
+    points: tuple[Routing, ...]
+    rest: int
+    least: float
     text: str
     name: str = "routing"
     group: Group = "loads"
+
+    def place(self, at: float) -> float:
+        """Place among the points of a draw: 0 the forecast's, 1 the last, -1 the first."""
+        return self.rest + at * ((len(self.points) - 1 - self.rest) if at > 0.0 else self.rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +116,27 @@ class SlowestClock:
 
 def one_sided(source: Source) -> bool:
     """Whether the forecast stands at the lower end of a source's range."""
-    return isinstance(source, UnknownLoads) or (isinstance(source, AssumedNumber) and source.low == source.value)
+    if isinstance(source, UnknownLoads):
+        return source.rest == 0
+    return isinstance(source, AssumedNumber) and source.low == source.value
 
 
-Source = ClassError | AssumedNumber | UnknownLoads | SlowestClock
+Source = ClassError | AssumedNumber | UnknownLoads | SlowestClock | StepFactor
 
 
 def sources_of(scenario: Scenario, priced: Iterable[Priced]) -> tuple[Source, ...]:
     """Everything uncertain about the step of a scenario that runs these kernels."""
-    return (*class_errors(scenario, priced), *_numbers(scenario), *_loads(scenario), *_clocks(scenario))
+    return (
+        *class_errors(scenario, priced),
+        *_numbers(scenario),
+        *unknown_loads(scenario),
+        *_clocks(scenario),
+        *step_factors(scenario),
+    )
 
 
 def class_errors(scenario: Scenario, priced: Iterable[Priced]) -> Iterator[ClassError]:
-    """One source for each kernel class, in the order of their names."""
+    """One source for each kernel class, in the order of their names, and one more if releases change it."""
     calibrated: dict[str, bool] = {}
     texts: dict[str, str] = {}
     for one in priced:
@@ -118,7 +158,22 @@ def class_errors(scenario: Scenario, priced: Iterable[Priced]) -> Iterator[Class
         else:
             spread = spread_of(error)
             text = f"mean |error| {error.mape:.1%} on {error.samples} {error.part} samples (calibration report)"
-        yield ClassError(name=cls, group=group, shared=spread.shared, each=spread.each, text=text)
+        yield ClassError(name=cls, cls=cls, group=group, shared=spread.shared, each=spread.each, text=text)
+        if calibrated[cls] and cls.startswith(CLASSES):
+            yield _release(cls)
+
+
+def _release(cls: str) -> ClassError:
+    spread = release_spread()
+    return ClassError(
+        name=f"{cls}, release",
+        cls=cls,
+        group="releases",
+        shared=spread.shared,
+        each=spread.each,
+        text=f"another software release: {spread.shared:.1%} all GEMMs, {spread.each:.0%} each (two containers of"
+        " aiconfigurator on five types of GPU)",
+    )
 
 
 def _numbers(scenario: Scenario) -> Iterator[AssumedNumber]:
@@ -131,17 +186,30 @@ def number_of(knob: Knob) -> AssumedNumber:
     return AssumedNumber(name=knob.path, value=knob.value, low=knob.low, high=knob.high, text=knob.source)
 
 
-def _loads(scenario: Scenario) -> Iterator[UnknownLoads]:
-    if _hold_copies(scenario):
+def unknown_loads(scenario: Scenario) -> Iterator[UnknownLoads]:
+    """Loads that a job does not state: as published of gates balanced alike, of a serving step as assumed."""
+    routing = scenario.job.routing
+    if _hold_copies(scenario) or not scenario.model.is_moe or scenario.job.layout.ep == 1:
         return
-    if scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.job.routing.kind == "uniform":
-        low, high = LOADS
-        yield UnknownLoads(
-            low=low,
-            high=high,
-            text=f"assumed: the most loaded rank, always the same, has {low:g} to {high:g} times the mean"
-            " (upper end: least imbalance without a balancer in arXiv 2606.04101)",
-        )
+    if scenario.workload.serves:
+        if routing.kind == "uniform":
+            yield _served_loads()
+        return
+    taken = taken_for(scenario.model)
+    if taken is None or taken.even:
+        return
+    points = tuple(replace(taken.at(at), seed=routing.seed) for at in (-1.0, 0.0, 1.0))
+    text = f"measured by others where gates are balanced alike: {measured_at(taken)} (foretrain show loads)"
+    if routing.kind == "uniform":
+        yield UnknownLoads(points=(routing, *points), rest=0, least=1.0 / 3.0, text=text)
+    elif routing == points[1]:
+        yield UnknownLoads(points=points, rest=1, least=-1.0, text=text)
+
+
+def _served_loads() -> UnknownLoads:
+    points = tuple(Routing(kind="skewed", max_over_mean=load) for load in SERVED_LOADS)
+    text = f"assumed: the most loaded rank has {SERVED_LOADS[0]:g} to {SERVED_LOADS[-1]:g} times the mean"
+    return UnknownLoads(points=points, rest=0, least=0.0, text=text)
 
 
 def _hold_copies(scenario: Scenario) -> bool:
@@ -159,9 +227,9 @@ def _clocks(scenario: Scenario) -> Iterator[SlowestClock]:
 
 
 def left_out(scenario: Scenario) -> Sequence[str]:
-    """What is not varied: assumed settings of the software that are no numbers, and loads of slots that hold copies."""
-    stack = scenario.stack
-    settings = (f"stack.{name}" for name in assumed_settings(scenario) if not _is_number(attrgetter(name)(stack)))
+    """What is not varied: of a serving step assumed settings that are no numbers; loads of slots that hold copies."""
+    stack, names = scenario.stack, assumed_settings(scenario) if scenario.workload.serves else ()
+    settings = (f"stack.{name}" for name in names if not _is_number(attrgetter(name)(stack)))
     return (*settings, *(("routing",) if _hold_copies(scenario) else ()))
 
 

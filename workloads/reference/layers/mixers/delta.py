@@ -50,13 +50,13 @@ def decay_input_grad(d: Decay, since: Array, between: Array, left: Array, whole:
     return out
 
 
-def _pairs(x: Array, y: Array, run: Run | None = None, op: str = "", part: str = "") -> Array:
+def pairs_of(x: Array, y: Array, run: Run | None = None, op: str = "", part: str = "") -> Array:
     """x y^T, counted."""
     out: Array = x @ y.swapaxes(-1, -2)
     return _counted(run, op, part, 2 * out.size * x.shape[-1], out)
 
 
-def _times(x: Array, y: Array, run: Run | None = None, op: str = "", part: str = "") -> Array:
+def times(x: Array, y: Array, run: Run | None = None, op: str = "", part: str = "") -> Array:
     """x y, counted."""
     out: Array = x @ y
     return _counted(run, op, part, 2 * out.size * x.shape[-1], out)
@@ -73,7 +73,7 @@ def solved(run: Run, x: Inputs, chunk: int) -> list[Array]:
     out = []
     for span in spans(x.q.shape[2], chunk):
         k, beta = x.k[:, :, span], x.beta[:, :, span, None]
-        products = _pairs(k, k, run, "mixer.kkt", "F")
+        products = pairs_of(k, k, run, "mixer.kkt", "F")
         below = np.tril(beta * products * decay_of(x.g[:, :, span]).between, -1)
         out.append(np.linalg.inv(np.eye(k.shape[2]) + below))
     return out
@@ -94,12 +94,12 @@ def _chunks(run: Run, x: Inputs, inverse: list[Array], chunk: int) -> list[Chunk
     out = []
     for span, t in zip(spans(x.q.shape[2], chunk), inverse, strict=True):
         d, k, beta = decay_of(x.g[:, :, span]), x.k[:, :, span], x.beta[:, :, span, None]
-        u = _times(t, beta * x.v[:, :, span], run, "mixer.wu", "F")
-        w = _times(t, beta * d.since[..., None] * k, run, "mixer.wu", "F")
-        new = u - _times(w, state, run, "mixer.state", "F")
+        u = times(t, beta * x.v[:, :, span], run, "mixer.wu", "F")
+        w = times(t, beta * d.since[..., None] * k, run, "mixer.wu", "F")
+        new = u - times(w, state, run, "mixer.state", "F")
         out.append(Chunk(d, w, new, state))
         left = (d.left[..., None] * k).swapaxes(-1, -2)
-        state = d.whole * state + _times(left, new, run, "mixer.state", "F")
+        state = d.whole * state + times(left, new, run, "mixer.state", "F")
     return out
 
 
@@ -108,9 +108,9 @@ def delta_rule(run: Run, x: Inputs, chunk: int) -> tuple[Array, list[Array]]:
     inverse, out = solved(run, x, chunk), np.empty_like(x.v)
     for span, c in zip(spans(x.q.shape[2], chunk), _chunks(run, x, inverse, chunk), strict=True):
         q, k = x.q[:, :, span], x.k[:, :, span]
-        scores = _pairs(q, k, run, "mixer.scan", "F") * c.decay.between
-        out[:, :, span] = _times(scores, c.new, run, "mixer.scan", "F")
-        out[:, :, span] += _times(c.decay.since[..., None] * q, c.state, run, "mixer.scan", "F")
+        scores = pairs_of(q, k, run, "mixer.scan", "F") * c.decay.between
+        out[:, :, span] = times(scores, c.new, run, "mixer.scan", "F")
+        out[:, :, span] += times(c.decay.since[..., None] * q, c.state, run, "mixer.scan", "F")
     return out, inverse
 
 
@@ -131,25 +131,25 @@ def _chunk_input_grad(run: Run, x: Inputs, t: Array, c: Chunk, dy: Array, dlast:
     """Gradients of one chunk's inputs and of the state before it, from those of its output and of the state behind."""
     d, beta = c.decay, x.beta[..., None]
     since, left = d.since[..., None], d.left[..., None]
-    raw = _pairs(x.q, x.k, run, "mixer.dv", "I")
-    dnew = _times((raw * d.between).swapaxes(-1, -2), dy, run, "mixer.dv", "I")
-    dnew = dnew + _times(left * x.k, dlast, run, "mixer.state", "I")
-    dstate = d.whole * dlast + _times((since * x.q).swapaxes(-1, -2), dy, run, "mixer.state", "I")
-    dstate = dstate - _times(c.w.swapaxes(-1, -2), dnew, run, "mixer.state", "I")
-    dscores = np.tril(_pairs(dy, c.new, run, "mixer.scan", "I"))
-    of_q = _pairs(dy, c.state, run, "mixer.scan", "I")
-    of_k = _pairs(c.new, dlast, run, "mixer.scan", "I")
-    dq = since * of_q + _times(dscores * d.between, x.k, run, "mixer.scan", "I")
-    dk = left * of_k + _times((dscores * d.between).swapaxes(-1, -2), x.q, run, "mixer.scan", "I")
-    dw = -_pairs(dnew, c.state, run, "mixer.scan", "I")
-    dt = _pairs(dnew, beta * x.v, run, "mixer.wu", "I") + _pairs(dw, beta * since * x.k, run, "mixer.wu", "I")
-    of_v = _times(t.swapaxes(-1, -2), dnew, run, "mixer.wu", "I")
-    of_w = _times(t.swapaxes(-1, -2), dw, run, "mixer.wu", "I")
-    dbelow = np.tril(-_pairs(_times(t.swapaxes(-1, -2), dt, run, "mixer.kkt", "I"), t, run, "mixer.kkt", "I"), -1)
-    products = _pairs(x.k, x.k, run, "mixer.kkt", "I")
+    raw = pairs_of(x.q, x.k, run, "mixer.dv", "I")
+    dnew = times((raw * d.between).swapaxes(-1, -2), dy, run, "mixer.dv", "I")
+    dnew = dnew + times(left * x.k, dlast, run, "mixer.state", "I")
+    dstate = d.whole * dlast + times((since * x.q).swapaxes(-1, -2), dy, run, "mixer.state", "I")
+    dstate = dstate - times(c.w.swapaxes(-1, -2), dnew, run, "mixer.state", "I")
+    dscores = np.tril(pairs_of(dy, c.new, run, "mixer.scan", "I"))
+    of_q = pairs_of(dy, c.state, run, "mixer.scan", "I")
+    of_k = pairs_of(c.new, dlast, run, "mixer.scan", "I")
+    dq = since * of_q + times(dscores * d.between, x.k, run, "mixer.scan", "I")
+    dk = left * of_k + times((dscores * d.between).swapaxes(-1, -2), x.q, run, "mixer.scan", "I")
+    dw = -pairs_of(dnew, c.state, run, "mixer.scan", "I")
+    dt = pairs_of(dnew, beta * x.v, run, "mixer.wu", "I") + pairs_of(dw, beta * since * x.k, run, "mixer.wu", "I")
+    of_v = times(t.swapaxes(-1, -2), dnew, run, "mixer.wu", "I")
+    of_w = times(t.swapaxes(-1, -2), dw, run, "mixer.wu", "I")
+    dbelow = np.tril(-pairs_of(times(t.swapaxes(-1, -2), dt, run, "mixer.kkt", "I"), t, run, "mixer.kkt", "I"), -1)
+    products = pairs_of(x.k, x.k, run, "mixer.kkt", "I")
     through = dbelow * beta * d.between
-    dk = dk + beta * since * of_w + _times(through, x.k, run, "mixer.kkt", "I")
-    dk = dk + _times(through.swapaxes(-1, -2), x.k, run, "mixer.kkt", "I")
+    dk = dk + beta * since * of_w + times(through, x.k, run, "mixer.kkt", "I")
+    dk = dk + times(through.swapaxes(-1, -2), x.k, run, "mixer.kkt", "I")
     dbeta = (x.v * of_v).sum(-1) + (since * x.k * of_w).sum(-1) + (dbelow * products * d.between).sum(-1)
     dg = decay_input_grad(
         d,

@@ -12,7 +12,7 @@ import numpy as np
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
-from workloads.reference.layers.mixers import delta, ssd
+from workloads.reference.layers.mixers import delta, kda, ssd
 
 EPS = 1e-6
 
@@ -25,7 +25,10 @@ def is_delta(run: Run) -> bool:
 def recurrent(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     """Output [B, S, hidden] of normalised input x [B, S, hidden]."""
     r = run.cfg.state(run.layer)
-    made, gate, numbers = np.split(linear(run, "mixer.in", x, p["mixer.in"]), [r.channels, r.channels + r.inner], -1)
+    wide = [r.channels, r.projected - r.numbers]
+    made, gate, numbers = np.split(linear(run, "mixer.in", x, p["mixer.in"]), wide, -1)
+    if r.rank:
+        gate = linear(run, "mixer.gate", numbers[..., r.heads + r.rank :], p["mixer.gate"])
     saved: Saved = {"mixer.conv/x": made, "mixer.norm/z": gate, "mixer.gates/x": numbers}
     saved |= _gates(run, p, numbers) | _mixed(run, p, made)
     out, more = _scan(run, p, saved)
@@ -41,6 +44,12 @@ def recurrent_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array
     dout, dgate, dgain = _gated_norm_input_grad(run, p, saved, dnormed)
     dmade, dnumbers, deferred = _scan_input_grad(run, p, saved, dout)
     dpre, more = _conv_input_grad(run, p, saved, dmade)
+    rank = run.cfg.state(run.layer).rank
+    if rank:
+        inner = saved["mixer.gates/x"][..., -rank:]
+        weight = Deferred(kind="linear", op="mixer.gate", name="mixer.gate", layer=run.layer, x=inner, dy=dgate)
+        dnumbers = np.concatenate([dnumbers, linear_input_grad(run, "mixer.gate", dgate, p["mixer.gate"])], axis=-1)
+        dgate, deferred = dgate[..., :0], [*deferred, weight]
     dprojected = np.concatenate([dpre, dgate, dnumbers], axis=-1)
     dx = linear_input_grad(run, "mixer.in", dprojected, p["mixer.in"])
     weights = [("mixer.out", saved["mixer.out/x"], dy), ("mixer.in", x, dprojected)]
@@ -92,7 +101,12 @@ def _conv_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
 
 def _gates(run: Run, p: Weights, numbers: Array) -> Saved:
     """Step size, or strength and log decay, of each token and head."""
-    heads = run.cfg.state(run.layer).heads
+    r = run.cfg.state(run.layer)
+    heads = r.heads
+    if r.rank:
+        raw = linear(run, "mixer.decay", numbers[..., heads : heads + r.rank], p["mixer.decay"]) + p["mixer.dt_bias"]
+        decay = -np.repeat(np.exp(p["mixer.a_log"]), r.key_dim) * np.logaddexp(0.0, raw)
+        return {"mixer.gates/g": decay, "mixer.gates/beta": _sigmoid(numbers[..., :heads])}
     step = np.logaddexp(0.0, numbers[..., :heads] + p["mixer.dt_bias"])
     if is_delta(run):
         decay = -np.exp(p["mixer.a_log"]) * step
@@ -131,7 +145,7 @@ def _scan(run: Run, p: Weights, saved: Saved) -> tuple[Array, Saved]:
     """Output [B, S, inner] of the state, and what else its backward reads."""
     r = run.cfg.state(run.layer)
     if is_delta(run):
-        out, inverse = delta.delta_rule(run, _delta_inputs(run, saved), r.chunk)
+        out, inverse = (kda.kda if r.rank else delta.delta_rule)(run, _delta_inputs(run, saved), r.chunk)
         return _flat(out), {f"mixer.solve/t{i}": one for i, one in enumerate(inverse)}
     x = _heads(saved["mixer.scan/x"], r.heads)
     out = ssd.ssd(run, _ssd_inputs(run, p, saved), r.chunk)
@@ -142,6 +156,8 @@ def _delta_inputs(run: Run, saved: Saved) -> delta.Inputs:
     r = run.cfg.state(run.layer)
     q, k, v = (_heads(saved[f"mixer.scan/{name}"], r.heads) for name in "qkv")
     g, beta = (saved[f"mixer.gates/{name}"].swapaxes(1, 2) for name in ("g", "beta"))
+    if r.rank:
+        g = _heads(saved["mixer.gates/g"], r.heads)
     return delta.Inputs(q * r.key_dim**-0.5, k, v, g, beta)
 
 
@@ -162,13 +178,16 @@ def _delta_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Ar
     r = run.cfg.state(run.layer)
     chunks = sum(key.startswith("mixer.solve/") for key in saved)
     inverse = [saved[f"mixer.solve/t{i}"] for i in range(chunks)]
-    grads = delta.delta_rule_input_grad(run, _delta_inputs(run, saved), inverse, _heads(dy, r.heads), r.chunk)
+    back = kda.kda_input_grad if r.rank else delta.delta_rule_input_grad
+    grads = back(run, _delta_inputs(run, saved), inverse, _heads(dy, r.heads), r.chunk)
     parts = []
     for name, grad in (("q", grads.q * r.key_dim**-0.5), ("k", grads.k)):
         one = grad.reshape(len(grad), r.key_heads, -1, *grad.shape[2:]).sum(axis=2)
         y = _heads(saved[f"mixer.scan/{name}"], r.heads)[:, :: r.heads // r.key_heads]
         rstd = saved[f"mixer.length_{name}/rstd"][..., None]
         parts.append(_flat(rstd * (one - y * (y * one).sum(-1, keepdims=True))))
+    if r.rank:
+        return np.concatenate([*parts, _flat(grads.v)], axis=-1), *_decay_input_grad(run, p, saved, grads)
     g, beta = saved["mixer.gates/g"], saved["mixer.gates/beta"]
     dg, dbeta = grads.g.swapaxes(1, 2), grads.beta.swapaxes(1, 2)
     dstep = -dg * np.exp(p["mixer.a_log"])
@@ -179,6 +198,21 @@ def _delta_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Ar
         np.concatenate([dnumbers, dbeta * beta * (1 - beta)], axis=-1),
         own,
     )
+
+
+def _decay_input_grad(run: Run, p: Weights, saved: Saved, grads: delta.Inputs) -> tuple[Array, list[Deferred]]:
+    """Gradients of a token's numbers but those of its gate, where each channel has a decay; the step follows from the
+    decay that was kept."""
+    r, g, beta = run.cfg.state(run.layer), saved["mixer.gates/g"], saved["mixer.gates/beta"]
+    dg, dbeta = _flat(grads.g), grads.beta.swapaxes(1, 2) * beta * (1 - beta)
+    rate = np.repeat(np.exp(p["mixer.a_log"]), r.key_dim)
+    draw = -dg * rate * (1.0 - np.exp(g / rate))
+    inner = saved["mixer.gates/x"][..., r.heads : r.heads + r.rank]
+    dinner = linear_input_grad(run, "mixer.decay", draw, p["mixer.decay"])
+    by_head = (dg * g).reshape(*dg.shape[:2], r.heads, -1).sum(axis=-1)
+    own = [_summed(run, "mixer.a_log", by_head), _summed(run, "mixer.dt_bias", draw)]
+    weight = Deferred(kind="linear", op="mixer.decay", name="mixer.decay", layer=run.layer, x=inner, dy=draw)
+    return np.concatenate([dbeta, dinner], axis=-1), [weight, *own]
 
 
 def _ssd_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, Array, list[Deferred]]:
