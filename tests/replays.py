@@ -84,12 +84,15 @@ def run(
     drafts: tuple[float, ...] = (),
     loss: tuple[int, float] | None = None,
     tiers: TierRoom | None = None,
+    ranks: int = 1,
+    balanced: bool = False,
     **settings: Any,
 ) -> tuple[Recorder, Noted, list[Engine]]:
     """What became of the requests, and the engines as they were at the end."""
     noted = Noted()
     recorder = Recorder(answered=(noted,))
-    made = [Engine(times, replace(PLAIN, **settings), blocks, recorder, drafts, 0, tiers) for _ in range(engines)]
+    scheduler = replace(PLAIN, **settings)
+    made = [Engine(times, scheduler, blocks, recorder, drafts, 0, tiers, ranks, balanced) for _ in range(engines)]
     load: Load = Stream(iter(requests), None) if isinstance(requests, Iterable) else requests
     replay(load, Fleet(engines=made, router=router_of(router), loss=loss), recorder)
     return recorder, noted, made

@@ -15,7 +15,7 @@ from reports.views import words
 from reports.views.replay_answer import price_line
 from simulator.serving.serve import assumed_of_scheduler
 from simulator.spec.scenario import Scenario
-from simulator.studies.sizing import Choice, Sizing
+from simulator.studies.sizing import Choice, Day, Sizing
 from simulator.studies.sizing.targets import value_of
 
 SCHEMA = "foretrain.size/2"
@@ -27,7 +27,7 @@ _NOTE = (
 )
 
 
-def as_dict(found: Sizing) -> dict[str, Any]:
+def as_dict(found: Sizing, day: Day | None = None) -> dict[str, Any]:
     """Everything, ready for JSON; the best is the first choice."""
     wanted, best = asdict(found.wanted), found.best
     return {
@@ -35,11 +35,25 @@ def as_dict(found: Sizing) -> dict[str, Any]:
         "wanted": wanted,
         "best": None if best is None else asdict(best),
         "choices": [asdict(one) for one in found.choices],
+        "day": None if day is None else _day_dict(day),
         "sweep": [{"rate_per_s": rate, "metrics": metrics} for rate, metrics in found.sweep],
     }
 
 
-def report(found: Sizing, scenario: Scenario, defaults: Sequence[str] = ()) -> list[RenderableType]:
+def _day_dict(day: Day) -> dict[str, Any]:
+    return {
+        "peak_gpus": day.peak,
+        "mean_gpus": day.mean,
+        "moved_gpus": day.moved,
+        "usd": day.mean * len(day.hours) * day.usd_per_gpu_hour,
+        "usd_at_peak": day.peak * len(day.hours) * day.usd_per_gpu_hour,
+        "hours": [asdict(one) for one in day.hours],
+    }
+
+
+def report(
+    found: Sizing, scenario: Scenario, defaults: Sequence[str] = (), day: Day | None = None
+) -> list[RenderableType]:
     """Everything that `size` prints, part by part; `scenario` is the job as it stands, `defaults` name options that
     nobody gave."""
     wanted = found.wanted
@@ -53,6 +67,8 @@ def report(found: Sizing, scenario: Scenario, defaults: Sequence[str] = ()) -> l
     if able:
         parts += section("The cheapest that hold it", choices(able[:SHOWN], list(wanted.targets)), note(_NOTE))
         parts += section("The first at other rates", sweep(found))
+        if day is not None:
+            parts += section("The first over a day", hours(day), note(_over_day(day)))
     else:
         parts += section("The answer", Text("None of these deployments holds it."))
     unable = [f"{_named(one)}: {one.why}" for one in found.choices if one.why]
@@ -102,6 +118,29 @@ def choices(able: list[Choice], targets: list[str]) -> Table:
             words.percent(one.headroom),
         )
     return table
+
+
+def hours(day: Day) -> Table:
+    """One row an hour."""
+    apart = day.gpus_prefill > 0
+    table = columns(
+        "hour", ">requests/s", *([">for prompts", ">for the rest"] if apart else [">replicas"]), ">GPUs", ">margin"
+    )
+    for one in day.hours:
+        kinds = (f"{one.prefill:,}", f"{one.decode:,}") if apart else (f"{one.decode:,}",)
+        table.add_row(one.hour, f"{one.rate:,.1f}", *kinds, f"{one.gpus:,}", words.percent(one.margin))
+    return table
+
+
+def _over_day(day: Day) -> str:
+    """Fleet and price in a sentence."""
+    count, price = len(day.hours), day.usd_per_gpu_hour
+    moved = f" {words.counted(day.moved, 'GPU')} change from one kind to the other." if day.gpus_prefill else ""
+    return (
+        f"{day.peak:,} GPUs at the peak, {day.mean:,.1f} in the mean of {count} hours:"
+        f" {words.dollars(day.mean * count * price)} where the others are free for something else,"
+        f" {words.dollars(day.peak * count * price)} where they stay.{moved} What a change takes is not counted."
+    )
 
 
 def sweep(found: Sizing) -> Table:

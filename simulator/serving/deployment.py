@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from typing import Literal
 
 from simulator.errors import InputError
 from simulator.graph.serving.shapes import serving_of
@@ -23,26 +23,6 @@ from simulator.spec.serving import Serving
 from simulator.spec.stack import LIBRARY
 
 
-class LockStep:
-    """Step times of data-parallel ranks that run every step together, since they share their experts.
-
-    Sequences are spread evenly over the ranks, and a prompt's tokens stay on one rank; every rank takes as long as the
-    one with most work.
-    """
-
-    def __init__(self, times: StepTimes, ranks: int) -> None:
-        self._times, self._ranks = times, ranks
-
-    def decode(self, batch: int, context: float) -> Pace:
-        """See `StepTimes`."""
-        return self._times.decode(ceil(batch / self._ranks), context)
-
-    def mixed(self, batch: int, context: float, tokens: int, attended: float) -> float:
-        """See `StepTimes`."""
-        most = max(ceil(tokens / self._ranks), min(tokens, ceil(2 * attended)))
-        return self._times.mixed(ceil(batch / self._ranks), context, most, attended)
-
-
 class Slowed:
     """Step times of an engine on a GPU that is slower than the others, for which its ranks wait."""
 
@@ -59,6 +39,10 @@ class Slowed:
         return self._times.mixed(batch, context, tokens, attended) * self._factor
 
 
+Path = Literal["nic", "nvlink"]
+"""What a KV cache crosses between engines."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """Replicas of one job's layout.
@@ -70,7 +54,8 @@ class Deployment:
     room : KV cache of a GPU.
     tiers : where an engine's prefix cache goes on below HBM; None: nowhere.
     table : times of steps.
-    ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own).
+    ranks : data-parallel ranks of an engine, which run in lock-step (1: each is an engine of its own); sequences are
+        spread over them as the router spreads requests over engines.
     engines : engines in all.
     router : how requests are spread over them.
     prompts : engines that compute prompts up to their first tokens, where these here only go on from there.
@@ -124,12 +109,14 @@ class Deployment:
         return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)
 
     def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
-        times: StepTimes = LockStep(self.table, self.ranks) if self.ranks > 1 else self.table
-        s = self.scheduler
+        s, balanced = self.scheduler, self.router == "least-load"
         whole = replace(s, sequences=s.sequences * self.ranks, step_tokens=s.step_tokens * self.ranks)
         drafts = chances(serving_of(self.scenario))
         every = range(self.engines)
-        made = [Engine(times, whole, self.blocks, recorder, drafts, seed, self.tiers) for seed in every]
+        made = [
+            Engine(self.table, whole, self.blocks, recorder, drafts, seed, self.tiers, self.ranks, balanced)
+            for seed in every
+        ]
         for number, engine in enumerate(made):
             engine.name = f"{called} {number}"
         return made
@@ -180,21 +167,27 @@ def _small(scenario: Scenario) -> Scenario:
     return replace(scenario, job=replace(scenario.job, serving=small))
 
 
-def disaggregated(decoders: Deployment, prompts: Deployment) -> Deployment:
-    """Prompts on some engines, all that follows on others; KV caches travel over the NIC of every GPU.
+def disaggregated(decoders: Deployment, prompts: Deployment, path: Path = "nic") -> Deployment:
+    """Prompts on some engines, all that follows on others; KV caches travel over the NIC or NVLink of every GPU.
 
     Where both sides have the cache cut differently, the side with more of it on a GPU sets the pace.
 
     Raises
     ------
-    InputError : they serve different models.
+    InputError : they serve different models, or NVLink does not join all of them.
     """
     one, other = decoders.scenario, prompts.scenario
     if one.model.name != other.model.name or decoders.room.per_token <= 0:
         raise InputError(f"{one.name}: {one.model.name} cannot go on from a KV cache of {other.model.name}")
-    sides = ((decoders, one.cluster.node.nic), (prompts, other.cluster.node.nic))
-    each = max(side.room.per_token / nic.bandwidth for side, nic in sides)
-    latency = max(nic.latency for _, nic in sides)
+    most = one.cluster.node.gpus
+    if path == "nvlink" and (one.cluster.name != other.cluster.name or decoders.gpus + prompts.gpus > most):
+        raise InputError(
+            f"--kv-path nvlink: {decoders.gpus + prompts.gpus} GPUs: NVLink joins the {most} of a node of"
+            f" {one.cluster.name}; use nic"
+        )
+    sides = [(side, getattr(side.scenario.cluster.node, path)) for side in (decoders, prompts)]
+    each = max(side.room.per_token / link.bandwidth for side, link in sides)
+    latency = max(link.latency for _, link in sides)
     link = KvLink(seconds_per_token=each, latency=latency, layers=one.model.num_hidden_layers)
     return replace(decoders, prompts=prompts, link=link)
 

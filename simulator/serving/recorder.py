@@ -18,8 +18,8 @@ SERIES = ("waiting", "running", "kv_blocks", "output_tokens", "input_tokens", "b
 
 
 class Ran(NamedTuple):
-    """A step that ran: `batch` sequences decoded with a mean of `context` cached tokens, next to `prompts` prompts with
-    `tokens` new and `cached` earlier ones each (rounded means)."""
+    """A step that ran, as one data-parallel rank sees it: `batch` sequences decoded with a mean of `context` cached
+    tokens, next to `prompts` prompts with `tokens` new and `cached` earlier ones each (rounded means)."""
 
     batch: int
     context: float
@@ -50,9 +50,7 @@ class Series:
         while len(sums) <= last:
             sums.append([0.0] * len(SERIES))
         if first == last:
-            row = sums[first]
-            for at, value in enumerate(values):
-                row[at] += value
+            sums[first] = [a + b for a, b in zip(sums[first], values, strict=True)]
             return
         span = until - since
         for number in range(first, last + 1):
@@ -161,9 +159,7 @@ class Recorder:
                 cached += sequence.hits
         made = engine.ahead * len(engine.decoding.members) + engine.decoding.extra
         values = (waiting * span, running * span, used * span, float(made), float(prompts), span, float(cached))
-        areas = self.areas
-        for at, value in enumerate(values):
-            areas[at] += value
+        self.areas = [a + b for a, b in zip(self.areas, values, strict=True)]
         self.series.add(since, until, values)
         self._until_kept -= 1
         if not self._until_kept:
@@ -174,11 +170,17 @@ class Recorder:
     def _keep(self, engine: Engine) -> None:
         """Remember the shape of a step; fewer and fewer as time goes on, evenly spread."""
         decoding, chunks = engine.decoding, engine.chunks
-        batch = len(decoding.members) if engine.ahead else 0
-        count = max(1, len(chunks))
-        tokens = round(sum(chunk.tokens for chunk in chunks) / count)
-        cached = round(sum(chunk.sequence.computed for chunk in chunks) / count)
-        self.ran.append(Ran(batch, decoding.context / batch if batch else 0.0, len(chunks), tokens, cached))
+        batch = decoding.most if engine.ahead else 0
+        context = decoding.context / len(decoding.members) if batch else 0.0
+        if chunks:
+            mine = (
+                chunks if engine.ranks == 1 else [one for one in chunks if one.sequence.rank == chunks[0].sequence.rank]
+            )
+            tokens = round(sum(chunk.tokens for chunk in mine) / len(mine))
+            cached = round(sum(chunk.sequence.computed for chunk in mine) / len(mine))
+            self.ran.append(Ran(batch, context, len(mine), tokens, cached))
+        else:
+            self.ran.append(Ran(batch, context, 0, 0, 0))
         if len(self.ran) >= 2 * KEPT:
             self.ran = self.ran[1::2]
             self._stride *= 2

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 
 from simulator.serving.engine.engine import Engine
 from simulator.serving.handover import Handover
@@ -14,6 +15,7 @@ from simulator.serving.recorder import Recorder
 from simulator.serving.request import Sequence, received
 from simulator.serving.routers import Router
 
+_until = attrgetter("until")
 EVERY = 1024
 """Requests between two reports of progress."""
 
@@ -136,10 +138,6 @@ def _retry(fleet: Fleet, lost: Engine, now: float) -> None:
     alive = fleet.alive
     for sequence in orphans:
         alive[fleet.router(sequence.request, alive)].submit(sequence, now)
-
-
-def _until(engine: Engine) -> float:
-    return engine.until
 
 
 def _load(engine: Engine) -> int:

@@ -46,6 +46,7 @@ class Sequence:
     started : when its first prefill began [s]; negative before.
     first, last : when its first and newest token came [s]; negative before.
     received : when its KV cache had arrived from the engine that computed the prompt [s]; negative otherwise.
+    rank : data-parallel rank of its engine that holds it.
     joined : decode steps that its engine had run when it began to decode.
     ends : decode steps that the engine will have run when its last token is there.
     preemptions : times that it was put back.
@@ -53,7 +54,7 @@ class Sequence:
 
     __slots__ = (
         "computed", "disk_hits", "ends", "first", "hits", "host_hits", "joined", "last", "made", "preemptions",
-        "received", "request", "shared", "started", "target",
+        "rank", "received", "request", "shared", "started", "target",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -61,7 +62,7 @@ class Sequence:
         self.target = request.input_tokens
         self.computed = self.made = self.shared = self.hits = 0
         self.host_hits = self.disk_hits = 0
-        self.joined = self.ends = self.preemptions = 0
+        self.rank = self.joined = self.ends = self.preemptions = 0
         self.started = self.first = self.last = self.received = -1.0
 
     @property

@@ -34,12 +34,14 @@ def _round_robin() -> Router:
 
 def _least_load(_request: Request, engines: Sequence[Engine]) -> int:
     """The replica with the fewest sequences, the first of equals."""
-    return min(range(len(engines)), key=lambda at: engines[at].load)
+    loads = [engine.load for engine in engines]
+    return loads.index(min(loads))
 
 
 def _prefix_affinity(request: Request, engines: Sequence[Engine]) -> int:
     """The replica whose prefix cache holds most of the prompt, if it is not loaded far above the mean."""
     hits = [engine.kv.matched(request.hashes) for engine in engines]
-    bound = SPREAD * sum(engine.load for engine in engines) / len(engines) + 1
-    able = [at for at, engine in enumerate(engines) if engine.load <= bound]
-    return min(able, key=lambda at: (-hits[at], engines[at].load))
+    loads = [engine.load for engine in engines]
+    bound = SPREAD * sum(loads) / len(loads) + 1
+    able = [at for at, load in enumerate(loads) if load <= bound]
+    return min(able, key=lambda at: (-hits[at], loads[at]))

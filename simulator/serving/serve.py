@@ -95,7 +95,10 @@ def _warnings(served: Served) -> Iterator[str]:
     if recorder.refused:
         yield f"{recorder.refused:,} requests are longer than the model's positions or the KV cache, and were refused"
     if served.deployment.ranks > 1:
-        yield "data-parallel ranks in lock-step are taken to have equal numbers of sequences"
+        yield (
+            "every step lasts as long as on the data-parallel rank with most sequences or prompt tokens, whose experts"
+            " are taken to get as many from all; contexts are the mean of all, blocks are shared by all"
+        )
     yield from assumed_of_scheduler(scenario)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 from statistics import mean
 
 from simulator.serving.deployment import Deployment
@@ -34,7 +33,7 @@ def table_error(deployment: Deployment, ran: Iterable[Ran]) -> TableError:
 
 
 def _interpolated(deployment: Deployment, one: Ran) -> float:
-    batch, table = ceil(one.batch / deployment.ranks), deployment.table
+    batch, table = one.batch, deployment.table
     if not one.prompts:
         return table.decode(batch, one.context).seconds
     return table.mixed(batch, one.context, one.prompts * one.tokens, one.cached + one.tokens / 2)
@@ -42,7 +41,7 @@ def _interpolated(deployment: Deployment, one: Ran) -> float:
 
 def _direct(deployment: Deployment, one: Ran) -> float:
     """The step as it is, without interpolation; several prompts next to decodes are one with as much attention."""
-    table, batch = deployment.table, ceil(one.batch / deployment.ranks)
+    table, batch = deployment.table, one.batch
     forecasts = table.forecasts
     if not one.prompts:
         padded = table.padded(batch)

@@ -9,10 +9,9 @@ import pytest
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.serving.deployment import LockStep, deploy
+from simulator.serving.deployment import deploy
 from simulator.serving.step_times import StepTable, prompt_nodes
 from simulator.spec.scenario import Scenario
-from tests.replays import Linear
 
 
 def _scenario(job: str, *overrides: str) -> Scenario:
@@ -86,10 +85,3 @@ def test_two_microbatches_halve_a_prompt_and_pad_a_batch() -> None:
     whole, half = forecasts.prefill(1, 4096, 0, graph=False), forecasts.prefill(2, 2048, 0, graph=False)
     assert whole == pytest.approx(half, rel=0.15)
     assert whole > half  # the second half of a prompt attends to the first
-
-
-def test_ranks_in_lock_step_wait_for_the_one_with_most() -> None:
-    times = LockStep(Linear(step=1.0, cached=1e-3, new=1e-2), 4)
-    assert times.decode(9, 100).seconds == pytest.approx(1.0 + 1e-3 * 3 * 100)
-    assert times.mixed(0, 0, 1000, 500) == pytest.approx(1.0 + 1e-2 * 1000)  # one prompt stays on one rank
-    assert times.mixed(0, 0, 1000, 125) == pytest.approx(1.0 + 1e-2 * 250)  # four prompts, one on each

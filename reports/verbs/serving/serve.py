@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -84,6 +84,11 @@ WINDOW = "0:10"
     help="Change a value of the replicas for prompts only, on top of --set. Repeatable.",
 )
 @click.option(
+    "--kv-path",
+    type=click.Choice(["nic", "nvlink"]),
+    help="What KV caches cross from those replicas: nvlink joins the GPUs of a node. [default: nic]",
+)
+@click.option(
     "--lose-at",
     type=click.FloatRange(min=0.0),
     metavar="SECONDS",
@@ -115,6 +120,7 @@ def serve(
     router: str,
     prefill_replicas: int | None,
     prefill_overrides: tuple[str, ...],
+    kv_path: Literal["nic", "nvlink"] | None,
     lose_at: float | None,
     slow: float | None,
     slo: str | None,
@@ -131,8 +137,9 @@ def serve(
 
     Every step takes what `simulate` forecasts of it. Exit code 3 if requests come faster than they can be answered.
     """
-    if prefill_overrides and prefill_replicas is None:
-        raise click.UsageError("--prefill-set belongs to --prefill-replicas", click.get_current_context())
+    if prefill_replicas is None and (prefill_overrides or kv_path is not None):
+        name = "--prefill-set" if prefill_overrides else "--kv-path"
+        raise click.UsageError(f"{name} belongs to --prefill-replicas", click.get_current_context())
     if window is not None and trace is None:
         raise click.UsageError("--window belongs to --trace", click.get_current_context())
     table = output_file(records, "--records") if records is not None else None
@@ -152,7 +159,7 @@ def serve(
     if prefill_replicas is not None:
         own = load_scenario(job, (*overrides, *prefill_overrides), replayed=True)
         before = deploy(own, replicas=prefill_replicas, router=router)  # type: ignore[arg-type]
-        deployment = disaggregated(deployment, before)
+        deployment = disaggregated(deployment, before, kv_path or "nic")
     deployment = failing(deployment, lose_at, slow)
     load = LoadSpec(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed)
     began = perf_counter()

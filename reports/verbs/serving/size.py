@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -14,6 +14,7 @@ from reports.verbs.options import (
     job_argument,
     json_option,
     output_file,
+    output_folder,
     print_json,
     print_report,
     progress,
@@ -21,6 +22,10 @@ from reports.verbs.options import (
     say,
     set_option,
 )
+
+if TYPE_CHECKING:
+    from simulator.studies.sizing import Day, Sizing, Wanted
+    from simulator.studies.sizing.day import Load
 
 NONE_DOES = 3
 
@@ -65,6 +70,12 @@ NONE_DOES = 3
     "--count", type=click.IntRange(min=10), default=1000, show_default=True, metavar="N", help="Requests of a replay."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Seed of the load.")
+@click.option(
+    "--day",
+    metavar="CURVE",
+    help="Fleet of the best over a day: CSV with hour, rate and perhaps input, output as shares; workday is shipped.",
+)
+@click.option("--figures", metavar="DIR", help="Draw the fleet over the day into DIR, as SVG and PNG.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. [default: all cores]")
 @executor_options
 @click.option("--resume", metavar="FILE", help="Keep what is judged in FILE and go on from what it holds.")
@@ -84,6 +95,8 @@ def size(
     prefill_overrides: tuple[str, ...],
     count: int,
     seed: int,
+    day: str | None,
+    figures: str | None,
     jobs: int | None,
     executor: str,
     address: str,
@@ -99,11 +112,14 @@ def size(
     """
     if prefill_overrides and kind == "aggregated":
         raise click.UsageError("--prefill-set: with --kind aggregated there are no engines for prompts only", ctx)
+    if figures is not None and day is None:
+        raise click.UsageError("--figures belongs to --day", ctx)
     check_executor(executor, address)
+    folder = output_folder(figures, "--figures") if figures is not None else None
     kept = output_file(resume, "--resume") if resume else None
     from simulator.inputs import load_scenario
     from simulator.studies.search.workers import cores
-    from simulator.studies.sizing import Wanted
+    from simulator.studies.sizing import Wanted, read_curve
     from simulator.studies.sizing import size as run
     from simulator.studies.sizing.targets import parse_targets
 
@@ -120,18 +136,35 @@ def size(
         kind=kind,
         prefill=prefill_overrides,
     )
+    curve = read_curve(day) if day is not None else None
     began = perf_counter()
     with progress("sizing", quiet=quiet) as done:
         found = run(wanted, jobs=jobs or cores(), address=address, file=kept, progress=done)
+    fleet = _fleet(wanted, found, curve, quiet) if curve is not None and found.best is not None else None
     took = perf_counter() - began
+    if fleet is not None and folder is not None:
+        from reports.figures.fleet_figure import write_fleet_figure
+
+        say(f"drew {len(write_fleet_figure(fleet, folder))} files into {folder}", quiet=quiet)
     from reports.terminal import size_tables
 
     if as_json:
-        print_json(size_tables.as_dict(found))
+        print_json(size_tables.as_dict(found, fleet))
     else:
-        print_report(*size_tables.report(found, load_scenario(job, overrides), _defaults(ctx)))
+        print_report(*size_tables.report(found, load_scenario(job, overrides), _defaults(ctx), fleet))
     say(f"judged {len(found.choices):,} deployments in {took:.1f} s", quiet=quiet)
     return 0 if found.best is not None else NONE_DOES
+
+
+def _fleet(wanted: Wanted, found: Sizing, curve: list[Load], quiet: bool) -> Day:
+    """The best deployment over the hours of a curve."""
+    from simulator.results.metrics import price_of
+    from simulator.studies.sizing import over_day
+
+    assert found.best is not None
+    price = price_of(wanted.deployed(found.best.settings).scenario)[0]
+    with progress("replaying hours", quiet=quiet) as done:
+        return over_day(wanted, found.best, curve, price, done)
 
 
 def _defaults(ctx: click.Context) -> list[str]:

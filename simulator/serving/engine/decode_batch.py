@@ -13,12 +13,14 @@ class DecodeBatch:
     Parameters
     ----------
     block : size of a block of the KV cache [tokens].
+    ranks : data-parallel ranks over which they are spread.
     """
 
-    __slots__ = ("_endings", "_residues", "block", "context", "fresh", "last", "members", "steps")
+    __slots__ = ("_endings", "_residues", "block", "context", "fresh", "last", "members", "on_rank", "steps")
 
-    def __init__(self, block: int) -> None:
+    def __init__(self, block: int, ranks: int = 1) -> None:
         self.block = block
+        self.on_rank = [0] * ranks  # members of each rank
         self.members: dict[Sequence, None] = {}  # in the order of their first tokens
         self.fresh: list[Sequence] = []  # those that have not decoded since they joined
         self.context = 0  # cached tokens of all
@@ -31,6 +33,7 @@ class DecodeBatch:
         """A sequence has its first token and more to come."""
         sequence.joined, sequence.ends = self.steps, self.steps + sequence.left
         self.members[sequence] = None
+        self.on_rank[sequence.rank] += 1
         self.fresh.append(sequence)
         self.context += sequence.computed
         self._residues[(sequence.computed - self.steps) % self.block] += 1
@@ -39,6 +42,7 @@ class DecodeBatch:
     def leave(self, sequence: Sequence) -> None:
         """A sequence decodes no longer; its counts are those of now."""
         del self.members[sequence]
+        self.on_rank[sequence.rank] -= 1
         self._residues[(sequence.computed - sequence.joined) % self.block] -= 1
         passed = self.steps - sequence.joined
         sequence.computed += passed
@@ -62,6 +66,11 @@ class DecodeBatch:
                 self.leave(sequence)
                 done.append(sequence)
         return done
+
+    @property
+    def most(self) -> int:
+        """Members of the rank that has most: the batch that every rank waits for."""
+        return len(self.members) if len(self.on_rank) == 1 else max(self.on_rank)
 
     def draw(self) -> None:
         """Nothing is by chance: one token a step."""

@@ -19,12 +19,13 @@ class DraftBatch(DecodeBatch):
     block : size of a block of the KV cache [tokens].
     chances : probability that the first, second, ... drafted token is accepted where those before it were.
     seed : seed of what is accepted.
+    ranks : data-parallel ranks over which they are spread.
     """
 
     __slots__ = ("_chances", "_drawn", "_rng")
 
-    def __init__(self, block: int, chances: tuple[float, ...], seed: int) -> None:
-        super().__init__(block)
+    def __init__(self, block: int, chances: tuple[float, ...], seed: int, ranks: int = 1) -> None:
+        super().__init__(block, ranks)
         self._chances = np.array([*accumulate(chances, mul)][::-1])  # that so many drafts are accepted, rising
         self._rng = np.random.default_rng(seed)
         self._drawn: list[int] = []
@@ -33,12 +34,14 @@ class DraftBatch(DecodeBatch):
         """A sequence has its first token and more to come."""
         sequence.joined = self.steps
         self.members[sequence] = None
+        self.on_rank[sequence.rank] += 1
         self.fresh.append(sequence)
         self.context += sequence.computed
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence decodes no longer."""
         del self.members[sequence]
+        self.on_rank[sequence.rank] -= 1
         self.context -= sequence.computed
         if self.steps > sequence.joined:
             sequence.last = self.last

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from simulator.serving.engine.decode_batch import DecodeBatch
 from simulator.serving.engine.draft_batch import DraftBatch
+from simulator.serving.engine.held import Held
 from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.engine.kv_tiers import TierRoom
-from simulator.serving.engine.prompts import Prompts
-from simulator.serving.engine.running import Running
+from simulator.serving.engine.prompts import most_of_a_rank
 from simulator.serving.request import Sequence
 from simulator.serving.step_times import Pace, StepTimes
 from simulator.spec.scheduler import Scheduler
@@ -36,7 +36,7 @@ class Listener(Protocol):
         """Steps ran between two times, and are over; what the engine holds is as it was in them."""
 
 
-class Engine(Running):
+class Engine(Held):
     """Waiting and running sequences of one engine, and the steps that it runs.
 
     Parameters
@@ -48,6 +48,8 @@ class Engine(Running):
     drafts : probability that each drafted token is accepted (multi-token prediction); none are drafted without.
     seed : seed of what is accepted.
     tiers : where the prefix cache goes on below HBM; nowhere without.
+    ranks : data-parallel ranks in lock-step; a step lasts as long as on the one with most to do.
+    balanced : a sequence goes to the rank with the fewest, not to one rank after the other.
     """
 
     def __init__(
@@ -59,24 +61,16 @@ class Engine(Running):
         drafts: tuple[float, ...] = (),
         seed: int = 0,
         tiers: TierRoom | None = None,
+        ranks: int = 1,
+        balanced: bool = False,
     ) -> None:
-        super().__init__()
+        block = scheduler.block
+        kv = KvBlocks(blocks, block, prefix_cache=scheduler.prefix_cache, tiers=tiers)
+        decoding = DraftBatch(block, drafts, seed, ranks) if drafts else DecodeBatch(block, ranks)
+        super().__init__(kv, scheduler, decoding, balanced=balanced)
         self.times, self.scheduler, self.listener = times, scheduler, listener
-        self.kv = KvBlocks(blocks, scheduler.block, prefix_cache=scheduler.prefix_cache, tiers=tiers)
-        self.prompts = Prompts(self.kv, scheduler)
-        self.decoding = DraftBatch(scheduler.block, drafts, seed) if drafts else DecodeBatch(scheduler.block)
         self.lost = False
         self.orphans: list[Sequence] = []
-
-    @property
-    def running(self) -> int:
-        """Sequences that have been admitted and not ended."""
-        return len(self.decoding.members) + len(self.prompts.prefilling)
-
-    @property
-    def load(self) -> int:
-        """Sequences in the engine."""
-        return self.running + len(self.prompts.waiting) + len(self.prompts.loading)
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """A sequence arrives; `now` is not later than `until`."""
@@ -189,51 +183,32 @@ class Engine(Running):
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""
-        tokens = sum(count for _, count in self.chunks)
-        work = sum(count * (sequence.computed + count / 2) for sequence, count in self.chunks)
+        tokens, attended, prompts = most_of_a_rank(self.chunks, self.ranks)
         batch = len(self.decoding.members) if self.ahead else 0
         if batch:
             self.decoding.draw()
-        mean = self.decoding.context / batch if batch else 0.0
-        seconds = self.kv.with_tiers(self.times.mixed(batch, mean, tokens, work / tokens), self.prompts.loads)
-        self.first, self.slope = _with_host(self.scheduler, seconds, batch + len(self.chunks)), 0.0
+        mean, most = (self.decoding.context / batch, self.decoding.most) if batch else (0.0, 0)
+        seconds = self.kv.with_tiers(self.times.mixed(most, mean, tokens, attended), self.prompts.loads)
+        self.first, self.slope = _with_host(self.scheduler, seconds, most + prompts), 0.0
         self.until = now + self.first
 
     def _time_decode(self, now: float, most: int | None) -> None:
         """As many decode steps as nothing can change."""
         decoding = self.decoding
         decoding.draw()
-        batch = len(decoding.members)
-        pace = self.times.decode(batch, decoding.context / batch)
+        most_of_rank = decoding.most
+        pace = self.times.decode(most_of_rank, decoding.context / len(decoding.members))
         if 0 < self.prompts.short <= decoding.needed():
             most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
         steps = decoding.steps_in(self.kv.at_once, most or min(pace.steps, decoding.first_end()))
         waits = self.kv.with_tiers(pace.seconds, ())
         if waits > pace.seconds:
             steps, pace = 1, Pace(waits, 0.0, 1)
-        steps, seconds, slope = _paced(self.scheduler, pace, batch, steps)
+        steps, seconds, slope = _paced(self.scheduler, pace, most_of_rank, steps)
         self.ahead, self.first, self.slope = steps, seconds, slope
         self.until = now + self.span(steps)
         if self.prompts.next_loaded() < self.until:
             self.shorten(self.prompts.next_loaded())
-
-    def _make_room(self) -> bool:
-        """Put sequences back until the others can decode one step; whether any was."""
-        preempted = False
-        while self.decoding.members and self.decoding.needed() > self.kv.available:
-            self._preempt()
-            preempted = True
-        return preempted
-
-    def _preempt(self) -> None:
-        """The sequence that was admitted last is put back."""
-        prompts = self.prompts
-        if prompts.prefilling:
-            prompts.put_back(prompts.prefilling.pop())
-            return
-        sequence = next(reversed(self.decoding.members))
-        self.decoding.leave(sequence)
-        prompts.put_back(sequence)
 
 
 def _first_gaps(listener: Listener, decoding: DecodeBatch, end: float) -> None:

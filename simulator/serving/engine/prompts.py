@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from heapq import heappop, heappush
 from math import ceil, inf
 from typing import NamedTuple
@@ -19,6 +21,17 @@ class Chunk(NamedTuple):
     tokens: int
 
 
+def most_of_a_rank(chunks: Items[Chunk], ranks: int) -> tuple[int, float, int]:
+    """Prompt tokens of the rank that has most, the mean number that each of them attends to, and its prompts."""
+    tokens, work, count = [0] * ranks, [0.0] * ranks, [0] * ranks
+    for sequence, new in chunks:
+        tokens[sequence.rank] += new
+        work[sequence.rank] += new * (sequence.computed + new / 2)
+        count[sequence.rank] += 1
+    rank = max(range(ranks), key=lambda at: tokens[at])
+    return tokens[rank], work[rank] / tokens[rank], count[rank]
+
+
 class Prompts:
     """Sequences of an engine that wait or whose prompts are being computed, and the blocks that sequences hold.
 
@@ -26,15 +39,16 @@ class Prompts:
     ----------
     kv : blocks of the engine.
     scheduler : how steps are put together.
+    rank_of : picks the data-parallel rank of a sequence that is admitted.
     """
 
     __slots__ = (
-        "final", "held", "kv", "link_free", "loading", "loads", "preemptions", "prefilling", "scheduler", "short",
-        "waiting",
+        "final", "held", "kv", "link_free", "loading", "loads", "preemptions", "prefilling", "rank_of",
+        "scheduler", "short", "waiting",
     )  # fmt: skip
 
-    def __init__(self, kv: KvBlocks, scheduler: Scheduler) -> None:
-        self.kv, self.scheduler = kv, scheduler
+    def __init__(self, kv: KvBlocks, scheduler: Scheduler, rank_of: Callable[[], int]) -> None:
+        self.kv, self.scheduler, self.rank_of = kv, scheduler, rank_of
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.final = self.held = 0  # blocks that running sequences will hold at their ends, and hold now
@@ -120,6 +134,7 @@ class Prompts:
             self.short = asked + below + idle - spare
             return 0, spare
         self.waiting.popleft()
+        sequence.rank = self.rank_of()
         if hits:
             kv.read(here.hbm)
             kv.load(here.below, each)
@@ -155,6 +170,7 @@ class Prompts:
         if asked > kv.available and (self.held or need > kv.available):
             return False
         self.waiting.popleft()
+        sequence.rank = self.rank_of()
         self.final += final
         self.grow(need)
         return True

@@ -46,6 +46,24 @@ def lengths(text: str, option: str, rng: np.random.Generator) -> Iterator[int]:
     return _repeated(_column(Path(path), column, option))
 
 
+def scaled(text: str, factor: float, option: str) -> str:
+    """Lengths `factor` times as long, as an option says them.
+
+    Raises
+    ------
+    InputError : they are a column of a file, which has the lengths it has.
+    """
+    if factor == 1.0:
+        return text
+    uniform = _UNIFORM.fullmatch(text)
+    if uniform:
+        tokens = max(1, round(int(uniform["tokens"]) * factor))
+        return f"uniform:{uniform['low']}-{uniform['high']}x{tokens}"
+    if text.isdigit():
+        return str(max(1, round(int(text) * factor)))
+    raise InputError(f"{option}: {text!r}: lengths of a file cannot be made longer; leave input and output out")
+
+
 def _checked(tokens: int, text: str, option: str) -> int:
     if not 1 <= tokens <= MOST:
         raise InputError(f"{option}: {text!r}: must be from 1 to {MOST:,} tokens")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from math import ceil
+from typing import Any
 
 from simulator.errors import ForetrainError
 from simulator.serving.deployment import Deployment, disaggregated
@@ -45,7 +46,7 @@ def _of_pair(wanted: Wanted, before: Choice, after: Choice) -> Choice:
         return replace(choice, why=str(error).splitlines()[0])
     first, then = ceil(wanted.rate / before.as_prefill), ceil(wanted.rate / after.as_decode)
     for _ in range(2 * MORE):
-        found = _replayed(wanted, prompts, decoders, first, then)
+        found = replayed(wanted, prompts, decoders, first, then)
         left = margins(found, wanted.targets)
         if min(left.values()) >= 0:
             highest = min(first * before.as_prefill, then * after.as_decode)
@@ -68,7 +69,7 @@ def _of_pair(wanted: Wanted, before: Choice, after: Choice) -> Choice:
     return replace(choice, why=f"{first} + {then} replicas do not hold the level together")
 
 
-def _replayed(wanted: Wanted, prompts: Deployment, decoders: Deployment, first: int, then: int) -> dict[str, object]:
+def replayed(wanted: Wanted, prompts: Deployment, decoders: Deployment, first: int, then: int) -> dict[str, Any]:
     """Metrics of so many engines of each kind; large fleets by a part of them with as large a part of the rate."""
     parts = ceil((first + then) / FLEET)
     few, others = ceil(first / parts), ceil(then / parts)

@@ -197,12 +197,7 @@ def _fleet(wanted: Wanted, one: Deployment, choice: Choice) -> Choice:
     highest = choice.highest_rate
     count = ceil(wanted.rate / highest)
     for replicas in range(count, count + MORE + 1):
-        whole = replace(one, engines=one.engines * replicas, router="least-load")
-        if replicas > FLEET:
-            asked, whole = wanted.load(wanted.rate / replicas), one
-        else:
-            asked = replace(wanted.load(wanted.rate), count=wanted.count * min(replicas, 4))
-        found = metrics(serve(whole, asked))
+        found = fleet_metrics(wanted, one, replicas)
         left = margins(found, wanted.targets)
         if min(left.values()) >= 0:
             return replace(
@@ -215,3 +210,13 @@ def _fleet(wanted: Wanted, one: Deployment, choice: Choice) -> Choice:
                 metrics=found,
             )
     return replace(choice, why=f"{count + MORE} replicas do not hold the level together")
+
+
+def fleet_metrics(wanted: Wanted, one: Deployment, replicas: int) -> dict[str, Any]:
+    """Metrics of so many replicas at the rate; where they are many, of one with its share of it."""
+    whole = replace(one, engines=one.engines * replicas, router="least-load")
+    if replicas > FLEET:
+        asked, whole = wanted.load(wanted.rate / replicas), one
+    else:
+        asked = replace(wanted.load(wanted.rate), count=wanted.count * min(replicas, 4))
+    return metrics(serve(whole, asked))
