@@ -52,16 +52,16 @@ demo: $(READY)
 test: lint unit
 
 unit: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) -rs --durations=20 -m 'not slow'
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=20 -m 'not slow'
 
 test-all: lint
-	@$(BIN)/python -m pytest -n $(JOBS) -rs --durations=20
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=20
 
 test-quick: lint
-	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long and not slow'
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not long and not slow'
 
 fuzz: $(READY)
-	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) tests/fuzz
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/fuzz
 
 wheel-test: $(READY)
 	@.ci/wheel-test $(BIN)/python $$(.ci/pythons)

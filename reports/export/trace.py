@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from reports.export import trace_counters as counters
 from reports.export.files import replacing
 from reports.export.trace_counters import nanoseconds
+from reports.export.trace_members import Member, member_events, parse_members
 from reports.views.stages import NAMES, late_starts, stage_spans
 from reports.views.words import ranges
 from simulator.engine.kernel_sequence import KernelSequence, Priced, kernel_spans
@@ -33,6 +34,7 @@ from simulator.errors import InputError
 from simulator.ops import Streaming
 from simulator.results.result import Result
 from simulator.schedule import Action, Step, halves, stages_on
+from simulator.spec.scenario import Scenario
 
 THREADS = {
     COMPUTE: (0, "compute"),
@@ -64,18 +66,26 @@ _PARTS = {"F": "forward", "I": "backward", "W": "weight", "R": "recompute"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What of a step goes into a trace: pipeline ranks, and a window of time [s]."""
+    """What of a step goes into a trace: pipeline ranks (their rank with the mean load), GPUs of a stage that were
+    simulated apart, and a window of time [s]."""
 
     ranks: tuple[int, ...]
+    members: tuple[Member, ...] = ()
     start: float = 0.0
     end: float = float("inf")
 
     @classmethod
-    def parse(cls, ranks: str | None, window: str | None, count: int) -> Selection:
-        """The selection that `--ranks` and `--window` describe, of a pipeline of `count` ranks."""
-        chosen = _numbers(ranks, count - 1) if ranks is not None else tuple(range(count))
+    def parse(cls, ranks: str | None, window: str | None, scenario: Scenario) -> Selection:
+        """The selection that `--ranks` and `--window` describe, of a scenario's step."""
+        count = scenario.job.layout.pp
+        parts = ranks.split(",") if ranks is not None else []
+        plain = ",".join(part for part in parts if "." not in part)
+        members = {each for part in parts if "." in part for each in parse_members(part.strip(), scenario)}
+        chosen = tuple(range(count)) if ranks is None else ()
+        if plain or (ranks is not None and not members):
+            chosen = _numbers(plain, count - 1)
         start, end = parse_window(window) if window is not None else (0.0, float("inf"))
-        return cls(ranks=chosen, start=start, end=end)
+        return cls(ranks=chosen, members=tuple(sorted(members)), start=start, end=end)
 
     def meets(self, start: float, end: float) -> bool:
         """Whether any of a span lies in the window."""
@@ -166,6 +176,12 @@ class _Trace:
             self.put("".join(self._counters(rank, lanes)))
             if progress is not None:
                 progress((at + 1) / len(ranks))
+        chosen = self.selection
+        if chosen.members:
+            behind = process(self.timeline.tasks.ranks)
+            for text in member_events(self.result, chosen.members, behind, _APART, (chosen.start, chosen.end)):
+                self.put(text)
+                self.events += '"ph":"X"' in text
         self.put("\n]}\n")
         return self.events
 
@@ -200,7 +216,7 @@ class _Trace:
         first = {
             "ph": "M",
             "name": "trace_title",
-            "pid": process(self.selection.ranks[0]),
+            "pid": process(self.selection.ranks[0] if self.selection.ranks else self.timeline.tasks.ranks),
             "args": {"name": result.scenario.name},
         }
         return f'{{"displayTimeUnit":"ms","otherData":{_json(about)},"traceEvents":[\n{_json(first)}'

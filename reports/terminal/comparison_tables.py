@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -11,7 +12,7 @@ from reports.terminal.elements import columns, note, section
 from reports.terminal.serving_tables import compared, compared_titles
 from reports.views import words
 from reports.views.sidebyside import fits, prices, tokens_per_second, work_differs
-from reports.views.variants import Outcome, differences
+from reports.views.variants import WHAT_IF, Outcome, differences, what_if_change
 from simulator.memory import needed
 
 _METRICS_WIDTH = 55
@@ -37,6 +38,7 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
     parts.append(note(legend + (_SPREAD_NOTE if spread else "")))
     parts += [note(f"Prices: {'; '.join(taken_from)}.")] if (taken_from := prices(ran)) else []
     parts += [note(line) for line in _unequal(outcomes, labels)]
+    parts += _by_what_if(outcomes, labels)
     parts += _asked(outcomes)
     if verbose:
         parts += section("Warnings", _warnings(outcomes))
@@ -49,6 +51,25 @@ def comparison(outcomes: Sequence[Outcome], width: int, *, verbose: bool = False
         reasons = [(at, line) for at, outcome in failed for line in (outcome.error or "").splitlines()]
         parts += section("Not possible", _variant_lines(outcomes, reasons, labels))
     return parts
+
+
+def _by_what_if(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> list[RenderableType]:
+    """By how much each what-if changes the step of each variant, where there are several."""
+    asked = list(dict.fromkeys(o.variant.what_if for o in outcomes if o.variant.what_if))
+    bases = [at for at, o in enumerate(outcomes) if o.variant.what_if is None and o.result]
+    if not asked or len(bases) < 2:
+        return []
+    shown = [path for path in labels if path != WHAT_IF]
+    table = columns(*map(_short, shown), *(f">{name}" for name in asked))
+    for at in bases:
+        cells = []
+        for name in asked:
+            same = replace(outcomes[at].variant, what_if=name)
+            found = next((o for o in outcomes if o.variant == same), None)
+            change = what_if_change(outcomes, found) if found is not None else None
+            cells.append(Text("-", style="dim") if change is None else _change(change, 1))
+        table.add_row(*(labels[path][at] for path in shown), *cells)
+    return list(section("What each what-if does to the step time", table))
 
 
 def _unequal(outcomes: Sequence[Outcome], labels: Mapping[str, list[str]]) -> list[str]:

@@ -42,6 +42,7 @@ WHAT_IFS = (
     "straggler",
     "narrow-nic",
     "lost-rail",
+    "own-clocks",
     "late-hosts",
 )
 """Names of `simulator.studies.whatif` (a test holds them equal): here, so that help needs no simulator."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from reports.export.trace import Selection
     from simulator.results.result import Result
+    from simulator.spec.scenario import Scenario
     from simulator.studies.uncertainty import Interval
 
 DOES_NOT_FIT = 3
@@ -46,7 +47,11 @@ DOES_NOT_FIT = 3
 @interval_options
 @json_option
 @click.option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev or chrome://tracing (.json.gz).")
-@click.option("--ranks", metavar="LIST", help="Pipeline ranks in the trace, as in 0,1,12-15. [default: all]")
+@click.option(
+    "--ranks",
+    metavar="LIST",
+    help="In the trace: pipeline ranks, as in 0,12-15, GPUs of their stages, as in 8.0-3. [default: all ranks]",
+)
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
 @click.option("--action", metavar="TEXT", help="Action that the page opens, as in '(2F107;13B39)'. [default: typical]")
@@ -92,7 +97,7 @@ def simulate(
 
     scenario = load_scenario(job, overrides)
     refuse_serving(scenario, __what_if=what_ifs, __action=action)
-    chosen = _selection(ranks, window, scenario.job.layout.pp) if file is not None else None
+    chosen = _selection(ranks, window, scenario, what_ifs) if file is not None else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
         result = run(scenario, what_ifs, engine=engine, progress=done)
@@ -122,11 +127,14 @@ def _check_usage(wrong: bool, text: str) -> None:
         raise click.UsageError(text, click.get_current_context())
 
 
-def _selection(ranks: str | None, window: str | None, count: int) -> Selection:
+def _selection(ranks: str | None, window: str | None, scenario: Scenario, what_ifs: tuple[str, ...]) -> Selection:
     """What goes into the trace, checked before anything is computed."""
     from reports.export.trace import Selection
+    from simulator.studies.whatif import apply
 
-    return Selection.parse(ranks, window, count)
+    for name in what_ifs if ranks is not None and "." in ranks else ():
+        scenario = apply(scenario, name)
+    return Selection.parse(ranks, window, scenario)
 
 
 def _write_trace(result: Result, file: Path, chosen: Selection | None, quiet: bool) -> None:

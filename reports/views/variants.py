@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, repeat
 from multiprocessing import get_context
 from time import monotonic
@@ -28,6 +28,8 @@ Engine = Literal["events", "longest-path"]
 
 AS_IS = "as it is"
 """Of a variant without what-if."""
+WHAT_IF = "what-if"
+"""The column that says which."""
 
 _WORTH_A_PROCESS = 0.5
 """Runs that take longer are spread over processes, each of which takes about as long to start [s]."""
@@ -215,6 +217,7 @@ def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "job": o.variant.job,
             "set": dict(_settings(o.variant)),
             "what_if": o.variant.what_if,
+            "what_if_change": what_if_change(outcomes, o),
             "result": o.result,
             "error": o.error,
         }
@@ -222,6 +225,15 @@ def as_dict(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     ]
     ran = [o.result for o in outcomes if o.result]
     return {"schema": SCHEMA, "work_differs": work_differs(ran), "variants": variants}
+
+
+def what_if_change(outcomes: Sequence[Outcome], outcome: Outcome) -> float | None:
+    """By how much a what-if changes the step time of the same variant as it is; None where either is missing."""
+    if outcome.variant.what_if is None or outcome.result is None:
+        return None
+    as_it_is = replace(outcome.variant, what_if=None)
+    base = next((other.result for other in outcomes if other.variant == as_it_is), None)
+    return outcome.result["metrics"]["step_time_s"] / base["metrics"]["step_time_s"] - 1.0 if base else None
 
 
 def _settings(variant: Variant) -> Iterator[tuple[str, str]]:
@@ -241,7 +253,7 @@ def differences(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
     for at, (path, _) in enumerate(outcomes[0].variant.varied):
         found[path] = [outcome.variant.varied[at][1] for outcome in outcomes]
     if any(outcome.variant.what_if for outcome in outcomes):
-        found["what-if"] = [outcome.variant.what_if or AS_IS for outcome in outcomes]
+        found[WHAT_IF] = [outcome.variant.what_if or AS_IS for outcome in outcomes]
     if len(set(jobs)) > 1:
         found |= {path: values for path, values in _job_values(outcomes).items() if path not in found}
     return found

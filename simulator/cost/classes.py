@@ -54,7 +54,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "quant.tensor": ("quant.token", "elem"),
     "quant.amax": ("elem.reduce", "elem"),
     "quant.row": ("quant.tensor", "quant.token", "elem"),
-    "quant.column": ("quant.chan_t", "quant.token", "elem"),
+    "quant.column": ("elem.unvectorized", "quant.chan_t", "quant.token", "elem"),
     "quant.block": ("quant.tensor", "quant.chan_t", "quant.token", "elem"),
     "quant.mxfp8": ("quant.tensor", "quant.token", "elem"),
     "quant.nvfp4": ("quant.tensor", "quant.token", "elem"),

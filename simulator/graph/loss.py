@@ -79,9 +79,9 @@ PyTorch keeps the output of its log-softmax; in forward its input is there, and 
 backward the gradient of that output (aten/src/ATen/native/LossNLL.cpp, cross_entropy_loss, 2025). Megatron-Core widens
 BF16 logits and works in that copy in place. Others write over the logits.
 """
-SHARDED = (2 * FP32, FP32)
-"""The same in addition where tensor parallelism splits the vocabulary in PyTorch: logits less their maximum, and the
-exponentials, are tensors of their own (torch/distributed/tensor/parallel/loss.py, 2025: _log_softmax,
+SHARDED = FP32
+"""The same in addition where tensor parallelism splits the vocabulary in PyTorch: forward logits less their maximum,
+backward the exponentials, are tensors of their own (torch/distributed/tensor/parallel/loss.py, 2025: _log_softmax,
 _nll_loss_and_log_softmax_backward) [B]."""
 
 
@@ -90,8 +90,8 @@ def _alive(s: Shapes) -> tuple[float, float]:
     how = s.stack.loss
     forward, backward = ALIVE.get(how, (0.0, 0.0))
     split = how in ("plain", "fp32") and s.job.layout.tp > 1
-    more = SHARDED if split else (0.0, 0.0)
-    return forward + more[0], backward + more[1]
+    more = SHARDED if split else 0.0
+    return forward + more, backward + more
 
 
 def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:

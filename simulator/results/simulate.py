@@ -125,6 +125,15 @@ def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
     return uneven_step(built, schedule)
 
 
+def members_of(scenario: Scenario) -> tuple[int, ...]:
+    """Numbers of the GPUs of a stage that are simulated apart; none where all are alike."""
+    if not is_uneven(scenario):
+        return ()
+    from simulator.engine.ranks.uneven import columns_of
+
+    return columns_of(scenario, scenario.job.layout.pp).names
+
+
 def _tasks(built: PricedModel, schedule: Schedule, uneven: UnevenStep | None) -> Tasks:
     """What a rank executes: with the mean load where ranks are uneven, in lock-step where serving has them apart."""
     if uneven is not None:

@@ -205,6 +205,15 @@ def test_compare_tries_every_combination_in_order(run: Any) -> None:
     assert all(entry["error"] is None for entry in result["variants"])
 
 
+def test_compare_says_what_a_slow_gpu_costs_under_each_schedule(run: Any) -> None:
+    args = ("compare", "tiny-1f1b", "--vary", "layout.schedule=1f1b,gpipe", "--what-if", "narrow-nic")
+    table = run(*args).stdout.partition("What each what-if does to the step time")[2].split("\n\n")[0]
+    found = [line.split() for line in table.strip().splitlines()]
+    assert [line[0] for line in found] == ["schedule", "1f1b", "gpipe"]
+    assert found[0][1:] == ["narrow-nic"]
+    assert all(line[1].startswith("+") and line[2] == "%" for line in found[1:])
+
+
 def test_compare_gives_each_variant_what_simulate_gives(run: Any) -> None:
     both = numbers(run, "compare", "tiny-1f1b", "--set", "layout.zero=0", "--vary", "layout.pp=2,4")["variants"]
     alone = numbers(run, "simulate", "tiny-1f1b", "--set", "layout.zero=0", "--set", "layout.pp=4")

@@ -301,6 +301,7 @@ print("\\n".join(sorted(opened)))
 """
 
 
+@pytest.mark.slow
 def test_fits_read_nothing_but_tables_of_kernels_and_hardware_profiles() -> None:
     """Not indirectly either: every data file that the fit scripts open, whatever module opens it."""
     run = subprocess.run([sys.executable, "-c", READS], cwd=ROOT, capture_output=True, text=True, check=True)

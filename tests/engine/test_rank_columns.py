@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from simulator.engine.des import simulate as run_events
@@ -17,10 +17,10 @@ from simulator.engine.program import Program, ProgramStep
 from simulator.engine.ranks.columns import Columns
 from simulator.engine.ranks.rendezvous import RankTimeline, run
 from simulator.engine.ranks.steady import repeated
-from simulator.engine.ranks.tables import FlowTable, SequenceTable, Tables
+from simulator.engine.ranks.tables import FlowTable, SequenceTable, Tables, places
 from simulator.engine.ranks.under_way import padded
 from simulator.engine.ranks.whole_step import uneven_step
-from simulator.engine.tasks import COMM, COMPUTE
+from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.graph.block import Block
 from simulator.graph.shapes import at_load, hit_of
 from simulator.graph.stage import build_blocks
@@ -124,6 +124,56 @@ def test_equal_ranks_are_the_event_engine_to_the_last_bit(job: str) -> None:
     events, ranks = run_events(lower(built, schedule)), ran(built, schedule, [1.0, 1.0, 1.0])
     assert [each.tolist() for each in ranks.start] == [[start] * 4 for start in events.start]
     assert [each.tolist() for each in ranks.end] == [[end] * 4 for end in events.end]
+
+
+def _as_one_runs_it(found: RankTimeline, tables: Tables, loads: list[float], column: int) -> Tasks:
+    """The tasks of one column by itself: its kernels' times, and rendezvous that begin and end when they did."""
+    every = np.append(np.array(loads), 1.0)
+    place = places(tables.grid, every)
+    tasks = found.tasks
+    sequences, release = list(tasks.sequence), dict(tasks.release)
+    for action in tasks.actions:
+        assert action.step is not None
+        for task, table in zip(range(action.first, action.last), tables.of(action.step)[1], strict=True):
+            sequence = sequences[task]
+            if isinstance(table, SequenceTable):
+                times = table.at(place)
+                own = times[:, min(column, times.shape[1] - 1), :-1] + np.zeros((3, 1))
+                if sequence.kind == "notify":
+                    own[:, -1] += found.wait[task][column]
+                lines = tuple(tuple(line) for line in [*own.tolist(), own[0].tolist()])
+                sequences[task] = replace(sequence, cumulative=lines)
+            else:
+                begun = float(found.start[task][column] + found.wait[task][column])
+                release[task] = begun
+                lines = ((0.0, float(found.end[task][column]) - begun),) * 4
+                sequences[task] = replace(sequence, cumulative=lines, nic=0.0, nvlink=0.0)
+    return replace(tasks, sequence=sequences, release=release)
+
+
+@given(
+    job=st.sampled_from(["tiny-1f1b", "tiny-zb1p"]),
+    loads=st.lists(st.floats(0.4, 2.5), min_size=2, max_size=4),
+)
+@settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate])
+def test_unequal_ranks_are_the_event_engine_rank_by_rank_where_nothing_is_shared(job: str, loads: list[float]) -> None:
+    """Each column's kernels, run by the event engine with its rendezvous given, start and end when they did among all;
+    and a rendezvous begins when the last column has come."""
+    built, schedule = UNSHARED[job]
+    mean = replace(built, rendezvous=None)
+    tables = Tables(mean, np.array(loads), np.ones(1))
+    found = run(lower(mean, schedule, optimizer=False), mean, columns(schedule.ranks, loads), tables)
+    for task, wait in found.wait.items():
+        came = found.start[task]
+        assert (came + wait)[:-1] == pytest.approx(np.full(len(loads), came[:-1].max()))
+        assert len(set(found.end[task].tolist()[:-1])) == 1
+    for column in range(len(loads)):
+        events = run_events(_as_one_runs_it(found, tables, loads, column))
+        apart = [float(end[column]) for end in found.end]
+        assert events.end == pytest.approx(apart, rel=1e-9)
+
+
+UNSHARED = {job: prepare(load_scenario(job)) for job in ("tiny-1f1b", "tiny-zb1p")}
 
 
 @pytest.mark.parametrize("job", ["tiny-1f1b", "tiny-dualpipe"])

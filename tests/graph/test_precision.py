@@ -199,3 +199,11 @@ def test_experts_cast_their_own_operands_too() -> None:
     kept = ops(BlockKind.MOE, *mixtral, 'precision.bf16=["head", "experts"]')
     assert "moe.up_gate.quant_x" not in kept
     assert "attn.qkv.quant_x" in kept
+
+
+def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> None:
+    found = ops(BlockKind.DENSE, "stack=torchtitan", "layout.zero=3", "precision.recipe=fp8_row")
+    by_columns = {name: op.work for name, op in found.items() if op.cls == "quant.column"}
+    linears = ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")
+    assert set(by_columns) == {f"{name}.quant_{which}_t" for name in linears for which in "xgw"}
+    assert all(isinstance(work, Streaming) and work.values == work.read / 2 for work in by_columns.values())

@@ -12,8 +12,10 @@ from simulator.studies.uncertainty.repricing import Repricer, priceable
 from simulator.studies.uncertainty.sources import sources_of
 from tests.serving_jobs import SERVING
 
+FEW = ("deepseek-v3-decode-ep128", "llama-3-8b-prefill")
 
-@pytest.mark.parametrize("job", SERVING)
+
+@pytest.mark.parametrize("job", [pytest.param(job, marks=() if job in FEW else pytest.mark.slow) for job in SERVING])
 def test_without_errors_the_draws_are_the_forecast(job: str) -> None:
     scenario = load_scenario(job)
     found = interval(scenario, draws=6)

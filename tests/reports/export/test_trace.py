@@ -23,6 +23,7 @@ from simulator.schedule import stages_on
 
 Event = dict[str, Any]
 NS = 1e-3  # of a microsecond
+TINY = load_scenario("tiny-dualpipe")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_selection_of_ranks_and_window(result: Result, events: list[Event], tmp_
     ],
 )
 def test_selection_is_parsed(ranks: str | None, window: str | None, meant: object) -> None:
-    found = Selection.parse(ranks, window, 4)
+    found = Selection.parse(ranks, window, TINY)
     assert (found.ranks, found.start, found.end) == meant
 
 
@@ -220,12 +221,12 @@ def test_selection_is_parsed(ranks: str | None, window: str | None, meant: objec
 )
 def test_selection_that_means_nothing_is_refused(ranks: str | None, window: str | None) -> None:
     with pytest.raises(InputError, match="--"):
-        Selection.parse(ranks, window, 4)
+        Selection.parse(ranks, window, TINY)
 
 
 def test_a_window_behind_the_step_is_refused(result: Result, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the step ends after"):
-        write_trace(result, tmp_path / "late.json", Selection.parse(None, "9:", 4))
+        write_trace(result, tmp_path / "late.json", Selection.parse(None, "9:", TINY))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -148,7 +148,7 @@ def test_arrows_join_sends_with_what_waits_for_them(loaded: TraceProcessor, resu
 @pytest.mark.long
 def test_ranks_and_window_of_a_large_step(v3: Scenario, tmp_path: Path) -> None:
     """Two neighbours of DeepSeek-V3's pipeline for half a second, that begins and ends amid actions."""
-    path, chosen = tmp_path / "part.json.gz", Selection.parse("0,1", "5:5.5", 16)
+    path, chosen = tmp_path / "part.json.gz", Selection.parse("0,1", "5:5.5", v3)
     write_trace(simulate(v3), path, chosen)
     loaded = TraceProcessor(path.read_bytes())
     assert complaints(loaded) == set()
