@@ -51,7 +51,10 @@ def summary(found: Sequence[Compared]) -> dict[str, tuple[int, float, float]]:
 def show(found: Sequence[Compared]) -> None:
     """Print every step and the errors of each group."""
     for one in found:
-        print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}")
+        print(f"{one.name:55s} {one.measured * 1e3:9.3f} ms {one.predicted * 1e3:9.3f} ms {one.error:+7.1%}", end="")
+        if one.measured_peaks and one.predicted_peaks:
+            print(f"{max(one.measured_peaks) / GB:9.1f} GB {max(one.predicted_peaks) / GB:6.1f} GB", end="")
+        print()
     print()
     for group, (count, bias, mape) in summary(found).items():
         print(f"{group:45s} {count:3d} steps  bias {bias:+6.1%}  MAPE {mape:5.1%}")
