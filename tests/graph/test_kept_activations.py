@@ -36,7 +36,7 @@ def test_eager_experts_keep_it_for_every_row() -> None:
 
 
 def test_eager_rows_that_are_added_by_index_are_kept() -> None:
-    """One more row of each expert than a gathered sum; compiled, none of either."""
+    """Each copy of a token once more than for a gathered sum; compiled, none of either."""
     asked = ["precision.recipe=bf16", "layout.recompute=none"]
     found = {
         (stack, permute): moe_layer(
