@@ -41,7 +41,7 @@ class Assumptions:
         matrices = "in FP8 only" if self.fp8_weights else "in BF16 in addition to FP8"
         return [
             *self._of_every_step(),
-            f"matrices under FP8 kept {matrices}",
+            f"matrices under DeepSeek's FP8 kept {matrices}",
             f"moving average of the weights on the {'GPU' if self.ema_on_gpu else 'CPU'}",
             f"MTP modules {'share embedding and head of their stage' if self.share_mtp else 'hold their own ends'}",
             f"DeepEP queues of {self.nvl_tokens} tokens over NVLink and {self.rdma_tokens} over RDMA",

@@ -78,6 +78,8 @@ def test_lengths_of_each_form(tmp_path: Path) -> None:
         ("-3", "--x: '-3': must be a number"),
         ("99999999", "must be from 1 to 4,194,304 tokens"),
         ("uniform:0.8-1.0", "must be a number, uniform:"),
+        ("gamma:0x100", "coefficient of variation must be from 0.01 to 10"),
+        ("gamma:1.0", "must be a number, uniform:"),
         ("uniform:1.0-0.5x100", "from 100 to 50 tokens: must rise"),
         ("uniform:1..2-3x100", "must be a number, uniform:"),
         ("normal:3", "normal: cannot be read"),
@@ -141,3 +143,11 @@ def test_the_shipped_trace_is_what_its_script_writes() -> None:
         load.take()
         count += 1
     assert (first.arrival, count) == (0.0, len(shipped.splitlines()))
+
+
+def test_gamma_lengths_have_their_mean_and_spread() -> None:
+    found = np.array(list(islice(lengths("gamma:1.0x200", "--x", np.random.default_rng(1)), 50_000)))
+    assert found.min() >= 1
+    assert found.mean() == pytest.approx(200, rel=0.02)
+    assert found.std() / found.mean() == pytest.approx(1.0, rel=0.03)
+    assert np.mean(found > 400) == pytest.approx(np.exp(-2), rel=0.05)  # with a coefficient of 1 they are exponential

@@ -1,4 +1,4 @@
-"""Lengths of prompts and answers: one number, a uniform distribution, or a column of a file."""
+"""Lengths of prompts and answers: one number, a uniform or gamma distribution, or a column of a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import numpy as np
 from simulator.errors import InputError
 from simulator.serving.load.lines import MOST, lines_of
 
-FORMS = "a number, uniform:LOW-HIGHxTOKENS as in uniform:0.8-1.0x1024, or FILE:COLUMN"
+FORMS = (
+    "a number, uniform:LOW-HIGHxTOKENS as in uniform:0.8-1.0x1024, gamma:CVxTOKENS as in gamma:1.0x256, or FILE:COLUMN"
+)
 _BATCH = 4096
+_GAMMA = re.compile(r"gamma:(?P<cv>[0-9.]+)x(?P<tokens>[0-9]+)")
 _UNIFORM = re.compile(r"uniform:(?P<low>[0-9.]+)-(?P<high>[0-9.]+)x(?P<tokens>[0-9]+)")
 
 
@@ -40,8 +43,17 @@ def lengths(text: str, option: str, rng: np.random.Generator) -> Iterator[int]:
         if not 1 <= first <= last:
             raise InputError(f"{option}: {text!r}: from {first} to {last} tokens: must rise from at least 1")
         return _uniform(first, last, rng)
+    gamma = _GAMMA.fullmatch(text)
+    if gamma:
+        try:
+            cv = float(gamma["cv"])
+        except ValueError:
+            cv = 0.0
+        if not 0.01 <= cv <= 10:
+            raise InputError(f"{option}: {text!r}: the coefficient of variation must be from 0.01 to 10")
+        return _gamma(_checked(int(gamma["tokens"]), text, option), cv, rng)
     path, colon, column = text.rpartition(":")
-    if not colon or not path or path == "uniform":
+    if not colon or not path or path in ("uniform", "gamma"):
         raise InputError(f"{option}: {text!r}: must be {FORMS}")
     return _repeated(_column(Path(path), column, option))
 
@@ -59,6 +71,9 @@ def scaled(text: str, factor: float, option: str) -> str:
     if uniform:
         tokens = max(1, round(int(uniform["tokens"]) * factor))
         return f"uniform:{uniform['low']}-{uniform['high']}x{tokens}"
+    gamma = _GAMMA.fullmatch(text)
+    if gamma:
+        return f"gamma:{gamma['cv']}x{max(1, round(int(gamma['tokens']) * factor))}"
     if text.isdigit():
         return str(max(1, round(int(text) * factor)))
     raise InputError(f"{option}: {text!r}: lengths of a file cannot be made longer; leave input and output out")
@@ -78,6 +93,13 @@ def _always(tokens: int) -> Iterator[int]:
 def _uniform(first: int, last: int, rng: np.random.Generator) -> Iterator[int]:
     while True:
         yield from rng.integers(first, last + 1, size=_BATCH).tolist()
+
+
+def _gamma(mean: int, cv: float, rng: np.random.Generator) -> Iterator[int]:
+    """Gamma variates of this mean and coefficient of variation, rounded, 1 at least."""
+    while True:
+        found = np.rint(rng.gamma(cv**-2, mean * cv**2, size=_BATCH))
+        yield from np.clip(found, 1, MOST).astype(int).tolist()
 
 
 def _repeated(values: list[int]) -> Iterator[int]:
