@@ -1,7 +1,7 @@
 """Own steps on one H200, kernel by kernel: what kinds of kernels take, measured and forecast. Only compared with.
 
 `workloads/facts/h200_step_parts.csv` has the time of every kernel name of a step that was profiled at the clock of
-lasting load, `h200_step_times.csv` the steps themselves (`measure_step_parts.py`). Whole steps may be met by errors
+sustained load, `h200_step_times.csv` the steps themselves (`measure_step_parts.py`). Whole steps may be met by errors
 that cancel; their parts may not.
 """
 
