@@ -147,6 +147,35 @@ def engine_experts() -> list[Sample]:
     return out
 
 
+SHORT_TABLE = "h200_engine_kernels"
+SHORT_CLASS = {
+    "quant": "quant.small", "rope": "rope.small", "write": "kvcopy.small", "write_fp8": "kvcopy.small",
+    "sum": "permute.small", "gather": "permute.small",
+}  # fmt: skip
+"""Operations of that table -> class; norms have classes that torch.compile's kernels were fitted to."""
+LEAST, GRAPH_GAP = 1e6, 1e-7
+"""Bytes from which other classes price a kernel [B], and the gap between two kernels of a replayed graph [s]."""
+
+
+def engine_streams() -> list[Sample]:
+    """Short kernels of engines, less the gap behind each; every second size of each held out."""
+    out: list[Sample] = []
+    count: dict[str, int] = {}
+    for row in rows(f"{SHORT_TABLE}.csv"):
+        op, size = row["op"], number(row, "bytes")
+        if op not in SHORT_CLASS or size >= LEAST:
+            continue
+        count[op] = count.get(op, 0) + 1
+        out.append(
+            Sample(
+                hardware="h200", cls=SHORT_CLASS[op], work=(Streaming(read=size / 2, written=size / 2),),
+                seconds=number(row, "us_graph") * 1e-6 - GRAPH_GAP, table=SHORT_TABLE, rested=1.0, resolution=0.0,
+                label=f"{op} {row['m']} x {row['n']}", held=count[op] % 2 == 0,
+            )
+        )  # fmt: skip
+    return out
+
+
 def _fixed_times(held: bool) -> dict[str, list[float]]:
     """Time of a kernel of the sort and of the counts [s], in the rows held out or in the others."""
     out: dict[str, list[float]] = {}

@@ -267,6 +267,7 @@ def stream(cls: str, home: str, source: str, *free: str, text: str = "1 MB to 1 
 
 
 SHORT_KERNELS = "PyTorch's and torch.compile's kernels in a replayed CUDA graph on one H200 (table h200_narrow)"
+ENGINE_KERNELS = "a decode step's kernels written in Triton, in a CUDA graph on one H200 (table h200_engine_kernels)"
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
@@ -444,6 +445,10 @@ RECIPES = (
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")
+    ),
+    *(
+        replace(own_stream(cls, source=ENGINE_KERNELS, text="1 KB to 1 MB, operands in L2"), starts=2)
+        for cls in ("quant.small", "rope.small", "kvcopy.small", "permute.small")
     ),
     as_on_h100("elem", "l2_gain"),
     replace(own_stream("embedding"), free={"bandwidth": (0.01, 0.95)}, fixed={"launch": SHORT, "traffic": 1.0}),

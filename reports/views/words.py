@@ -179,6 +179,7 @@ _MIXERS = {
     "sliding": "with a window",
     "chunked": "with chunked attention",
     "sparse": "with sparse attention",
+    "blocks": "with chosen blocks of keys",
     "csa": "with chosen entries",
     "hca": "with coarse entries",
     "delta": "with the delta rule",

@@ -6,6 +6,7 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
+from simulator.graph.mixers import indexer
 from simulator.graph.norm import (
     enter_attention_backward,
     enter_branch,
@@ -63,7 +64,7 @@ def core_work(s: Shapes, *, backward: bool) -> Attention:
         d_v=s.model.v_dim,
         causal=True,
         backward=backward,
-        window=s.model.sliding_window or 0,
+        window=s.model.sliding_window or indexer.window_of(s),
         chunk=s.model.attention_chunk_size,
     )
 
@@ -84,7 +85,7 @@ def core_forward(
     """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
     if s.stack.attention_fused:
-        builder.add(name, "attn.fwd", core_work(s, backward=False), part=part, saved=saved)
+        builder.add(name, indexer.core_class(s, "fwd"), core_work(s, backward=False), part=part, saved=saved)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
     kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
@@ -115,7 +116,9 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * output_width(s))
-        builder.add("attn.core.bwd", "attn.bwd", core_work(s, backward=True))
+        builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
+        if indexer.is_sparse(s):
+            indexer.learn(builder, s, heads_per_rank(s), s.model.qk_head_dim)
         finish_backward(builder, s, s.tokens * q)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
@@ -235,6 +238,9 @@ def forward(s: Shapes) -> SegmentBuilder:
         0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
     )
     circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
+    if indexer.is_sparse(s):
+        indexer.projections(builder, s)
+        indexer.choose(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16))
@@ -287,6 +293,8 @@ def weights(s: Shapes) -> Segment:
     h = s.model.hidden_size
     builder = SegmentBuilder("attn.W", "W", s)
     wide = q + kv + gate_width(s)
+    if indexer.is_sparse(s):
+        indexer.weight_gradients(builder, s)
     linear.weight_gradient(builder, "attn.o", s.tokens, h, output_width(s), recipe=s.recipe, place="row")
     linear.weight_gradient(builder, "attn.qkv", s.tokens, wide, h, recipe=s.recipe, place="column")
     return builder.done()

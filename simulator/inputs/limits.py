@@ -147,6 +147,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "index_n_heads",
         "index_head_dim",
         "index_topk",
+        "index_block_size",
         "o_groups",
         "o_lora_rank",
         "num_hash_layers",

@@ -12,17 +12,18 @@ class Mixer(StrEnum):
 
     `full`: attention to all earlier tokens. `sliding`: to the last so many (Longformer, arXiv 2004.05150, section 3.1).
     `chunked`: to those of the same chunk (Llama 4). `sparse`: to those that an indexer chooses (DeepSeek-V3.2,
-    arXiv 2512.02556). `csa` and `hca`: to the last so many, and to entries that each stand for several earlier tokens,
-    to those that an indexer chooses, or to all of far fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a
-    state under the gated delta rule (arXiv 2412.06464, Qwen3-Next); `kda`: with a decay for each channel of a key
-    (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at
-    all; such a layer is a feed-forward part alone.
+    arXiv 2512.02556); `blocks`: to whole blocks of keys that it chooses (MiniMax-M3). `csa` and `hca`: to the last so
+    many, and to entries that each stand for several earlier tokens, to those that an indexer chooses, or to all of far
+    fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
+    Qwen3-Next); `kda`: with a decay for each channel of a key (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state
+    with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at all; such a layer is a feed-forward part alone.
     """
 
     FULL = "full"
     SLIDING = "sliding"
     CHUNKED = "chunked"
     SPARSE = "sparse"
+    BLOCKS = "blocks"
     CSA = "csa"
     HCA = "hca"
     DELTA = "delta"
@@ -224,6 +225,7 @@ class MixerShape:
     index_n_heads: int = 0  # heads of the indexer of sparse attention
     index_head_dim: int = 0  # width of such a head [elements]
     index_topk: int = 0  # tokens, or entries of several tokens, that the indexer chooses for a query
+    index_block_size: int = 0  # tokens of a block, where the indexer chooses blocks of keys
     compress_rate_csa: int = 4  # tokens of an entry of the cache in `csa` layers
     compress_rate_hca: int = 128  # the same in `hca` layers
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part

@@ -233,6 +233,7 @@ def _attention(m: ModelSpec) -> int:
         count += 2 * m.index_head_dim if m.mixer_of(0) is Mixer.SPARSE else 0  # LayerNorm of the indexer's key
     else:
         count += sum(m.qk_norm_widths())
+        count += 2 * m.index_head_dim if m.mixer_of(0) is Mixer.BLOCKS else 0  # norms of the indexer's heads and key
     biased = ("q_a", "kv_a") if m.is_mla else ("q", "k", "v")
     if m.attention_bias:
         count += sum(shapes[name][1] for name in biased if name in shapes)

@@ -269,6 +269,8 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
     if m.kv_lora_rank is None:
         kv = m.num_key_value_heads
         found = {"q": (h, heads * m.qk_head_dim), "k": (h, kv * m.qk_head_dim), "v": (h, kv * m.v_dim)} | out
+        if m.mixer_of(0) is Mixer.BLOCKS:
+            found |= {"index_q": (h, m.index_n_heads * m.index_head_dim), "index_k": (h, m.index_head_dim)}
         return found | {"gate": (h, m.gate_width)} if m.gate_width else found
     latent = {
         "kv_a": (h, m.kv_lora_rank + m.qk_rope_head_dim),
@@ -315,7 +317,7 @@ class CachedModel(ModelShape):
 
     def index_macs(self, keys: float) -> float:
         """Multiply-adds of the indexer with `keys` keys, where layers have one: narrow heads, and a sum over them."""
-        has = self.mixer_of(0) in (Mixer.SPARSE, Mixer.CSA)
+        has = self.mixer_of(0) in (Mixer.SPARSE, Mixer.BLOCKS, Mixer.CSA)
         return self.index_n_heads * (self.index_head_dim + 1) * keys if has else 0.0
 
     def scored_keys(self, first: int, last: int, causal: bool = True) -> float:
@@ -329,12 +331,18 @@ class CachedModel(ModelShape):
         Where layers compress, those of the window and the entries.
         """
         window, chunk, rate = self.sliding_window or 0, self.attention_chunk_size, self.compress_rate
-        if self.mixer_of(0) is Mixer.SPARSE:
-            window = self.index_topk
+        window = window or self.chosen_tokens
         entries, chosen = (last // rate, self.chosen_entries) if rate else (0, 0)
         if causal:
             return seen_keys(first, last, window, chunk) + (seen_keys(first // rate, entries, chosen) if rate else 0.0)
         return float(min(last, window or chunk or last) + min(entries, chosen or entries))
+
+    @property
+    def chosen_tokens(self) -> int:
+        """Tokens that an indexer chooses for a query at most, where it chooses tokens or blocks of them; 0: all."""
+        return {Mixer.SPARSE: self.index_topk, Mixer.BLOCKS: self.index_topk * self.index_block_size}.get(
+            self.mixer_of(0), 0
+        )
 
     @property
     def chosen_entries(self) -> int:
@@ -348,7 +356,7 @@ class CachedModel(ModelShape):
         if rate:
             entries = length // rate
             return min(length, self.sliding_window or length) + min(entries, self.chosen_entries or entries)
-        reach = self.index_topk if self.mixer_of(0) is Mixer.SPARSE else self.sliding_window
+        reach = self.sliding_window or self.chosen_tokens
         return (length - 1) % chunk + 1 if chunk else min(length, reach or length)
 
     def cached_values(self, kind: BlockKind, tokens: int) -> int:
@@ -367,7 +375,7 @@ class CachedModel(ModelShape):
     def indexed_bytes(self, kind: BlockKind, tokens: int) -> float:
         """Bytes of the indexer's keys that a layer caches of a sequence of `tokens`: FP8, and an FP32 scale each [B]
         (github.com/deepseek-ai/DeepGEMM, fp8_mqa_logits; vLLM, vllm/models/deepseek_v4/compressor.py, 2026)."""
-        if kind.mixer not in (Mixer.SPARSE, Mixer.CSA):
+        if kind.mixer not in (Mixer.SPARSE, Mixer.BLOCKS, Mixer.CSA):
             return 0.0
         return tokens // (self.of_kind(kind).compress_rate or 1) * (self.index_head_dim + 4.0)
 

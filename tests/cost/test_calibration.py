@@ -236,7 +236,8 @@ def test_what_b200_implies_for_another_blackwell_against_measurements(name: str,
 
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "h200_decode_attention", "aic_decode_attention",
-    "aic_moe", "aic_decode_engines", "h200_small_gemm", "h200_narrow", "h200_eager", "h200_fp8_casts", "h200_moe_layer",
+    "aic_moe", "aic_decode_engines", "h200_engine_kernels",
+    "h200_small_gemm", "h200_narrow", "h200_eager", "h200_fp8_casts", "h200_moe_layer",
     "h200_fp8_accumulation", "h200_fp8_mix",
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",

@@ -108,3 +108,50 @@ def test_prompts_and_training_steps_run() -> None:
     assert "attn.kv_b" not in names
     for job in (prompt, training(4096)):
         assert simulate(job, engine="longest-path").metrics["step_time_s"] > 0
+
+
+# ---- blocks of keys, chosen for grouped queries (MiniMax-M3) ---------------------------------------------------------
+
+BLOCKS = (
+    f"model.num_hidden_layers={LAYERS}",
+    'model.layer_types=["full","blocks","blocks","blocks"]',
+    "model.index_n_heads=8",
+    "model.index_head_dim=128",
+    "model.index_topk=16",
+    "model.index_block_size=128",
+)
+IN_BLOCKS = BlockKind("blocks+dense")
+
+
+def test_queries_attend_to_the_chosen_blocks() -> None:
+    small = ("gpus=8", "layout.tp=1", "batch.global_batch_size=8", "batch.sequence_length=8192")
+    job = load_scenario("llama-3-8b", [*BLOCKS, *small])
+    block = build_blocks(shapes_of(job))[IN_BLOCKS]
+    assert problems(block) == []
+    found = works(block)
+    core, scores = found["attn.core.fwd"], found["attn.index.fwd"]
+    assert isinstance(core, Attention)
+    assert isinstance(scores, Attention)
+    assert (core.window, core.heads, core.kv_heads) == (2048, 32, 8)
+    assert core.flops == 2.0 * 32 * 256 * (8192 * 2048 - 2048 * 2048 / 2)
+    assert scores.flops == 2.0 * 8 * 129 * 8192 * 8192 / 2
+    assert "attn.index_w.fwd" not in found
+    whole = build_blocks(shapes_of(job))[BlockKind.DENSE]
+    extra = sum(
+        job.model.layer_parameters(kind).attention * sign for kind, sign in ((IN_BLOCKS, 1), (BlockKind.DENSE, -1))
+    )
+    assert extra == 4096 * 8 * 128 + 4096 * 128 + 2 * 128
+    assert "attn.index.fwd" not in works(whole)
+    assert simulate(job, engine="longest-path").metrics["step_time_s"] > 0
+
+
+@pytest.mark.parametrize(("job", "keys"), [("llama-3-8b-decode", 2048), ("llama-3-8b-prefill", 0)])
+def test_blocks_serve_and_cache_the_indexers_keys(job: str, keys: int) -> None:
+    found = load_scenario(job, [*BLOCKS, *(["serving.context=8000"] if keys else [])])
+    ops = works(build_blocks(serving_shapes(found))[IN_BLOCKS])
+    core = ops["attn.core"]
+    assert isinstance(core, DecodeAttention if keys else Attention)
+    if isinstance(core, DecodeAttention):
+        assert core.kv_len == keys
+    assert found.model.indexed_bytes(IN_BLOCKS, 1000) == 1000 * 132
+    assert simulate(found, engine="longest-path").metrics["step_time_s"] > 0

@@ -189,6 +189,21 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.num_hash_layers=1",
         ),
     ),
+    "blocks": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["blocks","full"]',
+            "model.index_n_heads=8",
+            "model.index_head_dim=64",
+            "model.index_topk=4",
+            "model.index_block_size=128",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -399,6 +414,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "model.index_head_dim": ("sparse", "longest-path"),
     "model.index_topk": ("sparse", "longest-path"),
     "model.mixer_only_layers": ("windows", "longest-path"),
+    "model.index_block_size": ("blocks", "longest-path"),
     "model.linear_gate_rank": ("kda", "longest-path"),
     **{
         f"model.{name}": ("streams", "longest-path")

@@ -75,6 +75,17 @@ NEMOTRON = {
     "hybrid_override_pattern": "M*-E",
 }
 SPARSE = {"n_group": 1, "topk_group": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 32}
+M3 = {
+    **{
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 40,
+        "dense_intermediate_size": 200,
+    },
+    **{"index_n_heads": 2, "index_head_dim": 8, "index_block_size": 16, "index_topk_blocks": 2, "rotary_dim": 8},
+    "layer_types": ["full_attention", *["minimax_m3_sparse"] * 3],
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+}
 KIMI = LATENT | TOP_2 | {"num_experts": 4, "linear_head_dim": 12, "linear_num_heads": 4, "q_lora_rank": None}
 V4 = {
     **{key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_key_value_heads")},
@@ -202,6 +213,7 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("step3p5", SMALL | WIDE | STEP, 520_556),
     ("deepseek_v4", V4, 414_599),
     ("deepseek_v4", V4 | {"compress_ratios": [0, 4, 128, 4, 0], "num_hash_layers": 1}, 414_919),
+    ("minimax_m3_vl_text", SMALL | WIDE | M3, 969_116),
     ("kimi_linear", KIMI, 435_436),
     ("qwen3_next", SMALL | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
@@ -258,6 +270,7 @@ OF_NO_TRANSFORMERS_CLASS = {
     "qwen2_5_vl",
     "step3p7",
     "step3p7_text",
+    "minimax_m3",
 }
 
 

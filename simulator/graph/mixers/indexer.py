@@ -23,13 +23,18 @@ INDEX = 4.0
 
 
 def is_sparse(s: Shapes) -> bool:
-    """Whether queries attend to chosen tokens only."""
-    return s.model.mixer_of(0) is Mixer.SPARSE
+    """Whether queries attend to chosen tokens, or blocks of them, only."""
+    return s.model.chosen_tokens > 0
+
+
+def in_blocks(s: Shapes) -> bool:
+    """Whether whole blocks of keys are chosen (MiniMax-M3): heads by their best key in a block, without weights."""
+    return s.model.mixer_of(0) is Mixer.BLOCKS
 
 
 def window_of(s: Shapes) -> int:
     """Tokens that a query attends to; 0: all. Of fewer earlier tokens a query has all."""
-    return s.model.index_topk if is_sparse(s) else 0
+    return s.model.chosen_tokens
 
 
 def core_class(s: Shapes, direction: str) -> str:
@@ -56,17 +61,25 @@ def _scores(s: Shapes, *, window: int = 0, backward: bool = False) -> Attention:
 def projections(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     """Queries from their latent, one key and the heads' weights from the input; key and weights are kept."""
     m, t = s.model, s.tokens
-    width, heads, keeps = m.index_n_heads * m.index_head_dim, m.index_n_heads, s.workload.keeps_activations
-    for part, n, k in (
-        ("q", width, m.q_lora_rank or 0),
-        ("k", m.index_head_dim, m.hidden_size),
-        ("w", heads, m.hidden_size),
-    ):
+    heads, keeps = m.index_n_heads, s.workload.keeps_activations
+    for part, n, k in _parts(s):
         work = Gemm(m=t, n=n, k=k, precision="bf16")
         builder.add(f"attn.index_{part}{name}", "gemm.bf16", work, saved=t * n * BF16 if keeps else 0.0)
     kept = t * (m.index_head_dim * BF16 + 2 * FP32) if keeps else 0.0  # rotated; mean and 1/deviation of a LayerNorm
-    norm_forward(builder, f"norm.index{name}", t, m.index_head_dim, saved=kept)
-    builder.add(f"rope.index{name}", "rope", rotation(t * (heads + 1) * m.qk_rope_head_dim))
+    normed = t * (1 + (heads if in_blocks(s) else 0))
+    norm_forward(builder, f"norm.index{name}", normed, m.index_head_dim, saved=kept * normed / t)
+    rotated = m.qk_rope_head_dim or round(m.index_head_dim * m.partial_rotary_factor)
+    builder.add(f"rope.index{name}", "rope", rotation(t * (heads + 1) * rotated))
+
+
+def _parts(s: Shapes) -> tuple[tuple[str, int, int], ...]:
+    """Projections: name, width of the output and of the input."""
+    m = s.model
+    found = (
+        ("q", m.index_n_heads * m.index_head_dim, m.q_lora_rank or m.hidden_size),
+        ("k", m.index_head_dim, m.hidden_size),
+    )
+    return found if in_blocks(s) else (*found, ("w", m.index_n_heads, m.hidden_size))
 
 
 def choose(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
@@ -74,6 +87,9 @@ def choose(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     work = _scores(s)
     scores = work.flops / work.flops_per_pair / work.heads * FP32
     chosen = s.tokens * min(s.model.index_topk, s.seq_kv)
+    if in_blocks(s):  # each head chooses for its group, among the best keys of blocks
+        scores *= s.model.index_n_heads / s.model.index_block_size
+        chosen *= s.model.index_n_heads
     kept = chosen * INDEX if s.workload.keeps_activations else 0.0
     builder.add(f"attn.index{name}", "attn.index", work)
     builder.add(
@@ -85,19 +101,18 @@ def learn(builder: SegmentBuilder, s: Shapes, heads: int, d_qk: int) -> None:
     """The indexer's own backward: what all heads attend to among the chosen tokens, and the gradients of its scores."""
     m = s.model
     target = Attention(
-        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=1, d_qk=d_qk, d_v=1, window=m.index_topk
+        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=1, d_qk=d_qk, d_v=1, window=window_of(s)
     )
     builder.add("attn.index_target.bwd", "attn.fwd.sparse", target)
-    builder.add("attn.index.bwd", "attn.bwd.sparse", _scores(s, window=m.index_topk, backward=True))
+    builder.add("attn.index.bwd", "attn.bwd.sparse", _scores(s, window=window_of(s), backward=True))
     values = s.tokens * m.index_head_dim
     builder.add("norm.index.bwd", "norm.bwd", Streaming(read=2 * values * BF16, written=values * BF16))
 
 
 def weight_gradients(builder: SegmentBuilder, s: Shapes) -> None:
     """Of the three projections; their inputs are detached, so there are no others."""
-    m, kept = s.model, s.states.gradient_bytes
-    sizes = (("q", m.index_n_heads * m.index_head_dim, m.q_lora_rank or 0), ("k", m.index_head_dim, m.hidden_size))
-    for part, n, k in (*sizes, ("w", m.index_n_heads, m.hidden_size)):
+    kept = s.states.gradient_bytes
+    for part, n, k in _parts(s):
         work = Gemm(m=n, n=k, k=s.tokens, precision="bf16", form="wgrad", out_bytes=kept)
         builder.add(f"attn.index_{part}.wgrad", "gemm.bf16.wgrad", work)
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.dtypes import BF16, WIDTH
+from simulator.dtypes import BF16, FP32, WIDTH
 from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
-from simulator.graph.mixers.indexer import core_class, window_of
+from simulator.graph.mixers.indexer import (
+    INDEX,
+    choose,
+    core_class,
+    in_blocks,
+    is_sparse,
+    projections,
+    window_of,
+    written_keys,
+)
 from simulator.graph.norm import add_residual, norm_forward
 from simulator.graph.parallel import heads_per_rank, kv_heads_per_rank, sharded_tokens
 from simulator.graph.serving.linear import add_up, gather, linear
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import Attention, DecodeAttention
+from simulator.ops import Attention, DecodeAttention, Streaming
 
 
 def prepare(s: ServingShapes) -> Segment:
@@ -26,6 +35,9 @@ def prepare(s: ServingShapes) -> Segment:
     linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
     place_heads(builder, s)
     write(builder, s, t * kv)
+    if is_sparse(s):
+        projections(builder, s, "")
+        builder.add("attn.index.write", "kvcopy", written_keys(s))
     return builder.done()
 
 
@@ -46,6 +58,8 @@ def core(s: ServingShapes) -> SegmentBuilder:
     t, h, d, d_v = s.tokens, s.model.hidden_size, s.model.qk_head_dim, s.model.v_dim
     builder = SegmentBuilder("attn.F", "F", s)
     heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
+    if is_sparse(s):
+        choose_newest(builder, s)
     if s.decodes:
         builder.add("attn.core", decode_class("attn.decode", s), decoding(s, heads, kv_heads, d, d_v, latent=False))
         chunked(builder, s, heads, kv_heads, d, d_v)
@@ -97,6 +111,30 @@ def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *
         latent=latent,
         lengths=tuple(kept_keys(s, length) for length in s.lengths),
     )
+
+
+def choose_newest(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The indexer over all cached keys, and the best tokens of each query."""
+    m = s.model
+    if not s.decodes:
+        choose(builder, s, "")
+        return
+    work = DecodeAttention(
+        batch=s.batch,
+        heads=m.index_n_heads,
+        kv_heads=1,
+        d_qk=m.index_head_dim,
+        d_v=1,
+        kv_len=s.seq_kv,
+        q_len=s.seq,
+        kv_dtype="fp8",
+        lengths=s.lengths,
+    )
+    builder.add("attn.index", decode_class("attn.decode.index", s), work)
+    scores = work.keys * s.seq * FP32
+    if in_blocks(s):
+        scores *= m.index_n_heads / m.index_block_size
+    builder.add("attn.top", "router.topk", Streaming(read=scores, written=s.tokens * m.index_topk * INDEX))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ likewise.
 
 from __future__ import annotations
 
-from simulator.dtypes import BF16, FP32
+from simulator.dtypes import BF16
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
-from simulator.graph.mixers.indexer import INDEX, choose, is_sparse, projections, written_keys
+from simulator.graph.mixers.indexer import is_sparse, projections, written_keys
 from simulator.graph.mla import Dims, dims_of
 from simulator.graph.norm import norm_forward
 from simulator.graph.serving.attention import (
+    choose_newest,
     chunked,
     decode_class,
     decoding,
@@ -26,7 +27,7 @@ from simulator.graph.serving.attention import (
 )
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import DecodeAttention, Gemm, Streaming
+from simulator.ops import Gemm
 
 
 def prepare(s: ServingShapes) -> Segment:
@@ -68,7 +69,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
     d = dims_of(s)
     builder = SegmentBuilder("attn.F", "F", s)
     if is_sparse(s):
-        _choose(builder, s)
+        choose_newest(builder, s)
     if s.decodes:
         work = decoding(s, d.heads, 1, d.kv_lora + d.rope, d.kv_lora, latent=True)
         builder.add("attn.core", decode_class("attn.decode.mla", s), work)
@@ -82,28 +83,6 @@ def core(s: ServingShapes) -> SegmentBuilder:
     linear(builder, "attn.o", s, d.tokens, d.hidden, d.out)
     finish(builder, s)
     return builder
-
-
-def _choose(builder: SegmentBuilder, s: ServingShapes) -> None:
-    """The indexer over all cached keys, and the best tokens of each query."""
-    m = s.model
-    if not s.decodes:
-        choose(builder, s, "")
-        return
-    work = DecodeAttention(
-        batch=s.batch,
-        heads=m.index_n_heads,
-        kv_heads=1,
-        d_qk=m.index_head_dim,
-        d_v=1,
-        kv_len=s.seq_kv,
-        q_len=s.seq,
-        kv_dtype="fp8",
-        lengths=s.lengths,
-    )
-    builder.add("attn.index", decode_class("attn.decode.index", s), work)
-    scores = work.keys * s.seq * FP32
-    builder.add("attn.top", "router.topk", Streaming(read=scores, written=s.tokens * m.index_topk * INDEX))
 
 
 def _per_head(builder: SegmentBuilder, name: str, s: ServingShapes, d: Dims, n: int, k: int) -> None:

@@ -19,6 +19,7 @@ from simulator.inputs.architectures.architecture import (
 from simulator.inputs.architectures.layers import (
     are_integers,
     counts_layers,
+    mlp_layer_types,
     no_window_unless_used,
     rotary_dim,
     sparse_step,
@@ -76,7 +77,85 @@ def _hunyuan(table: Table) -> Table:
     return {"n_shared_experts": 1} | table
 
 
+def _minimax3(table: Table) -> Table:
+    """Which layers choose blocks of keys and which have experts: listed by name, or as ones and zeros."""
+    chooses, experts = table.pop("sparse_attention_freq", None), table.pop("moe_layer_types", None)
+    kinds, mlps = table.pop("layer_types", None), table.pop("mlp_layer_types", None)
+    if not counts_layers(table):
+        return table
+    layers = table["num_hidden_layers"]
+    for name, listed in (("sparse_attention_freq", chooses), ("moe_layer_freq", experts)):
+        if listed is not None and (not are_integers(listed) or len(listed) != layers or not set(listed) <= {0, 1}):
+            raise Unsupported(name, listed, f"must be a list of one 0 or 1 for each of the {layers} layers")
+    if kinds is None:
+        kinds = ["minimax_m3_sparse" if one else "full_attention" for one in chooses or [0] * layers]
+    names = {"minimax_m3_sparse": "blocks", "blocks": "blocks", "full_attention": "full", "full": "full"}
+    if not isinstance(kinds, (list, tuple)) or len(kinds) != layers or not all(kind in names for kind in kinds):
+        right = f"must be a list of {', '.join(names)}, one for each of the {layers} layers"
+        raise Unsupported("layer_types", kinds, right)
+    if mlps is None:
+        mlps = ["sparse" if one else "dense" for one in experts or [1] * layers]
+    wide = table.pop("dense_width", 12288)
+    table = table | ({"hidden_act": "silu"} if table.get("hidden_act") == "swigluoai" else {})
+    table = table | {"moe_intermediate_size": table.get("intermediate_size"), "intermediate_size": wide}
+    return mlp_layer_types(table | {"layer_types": [names[kind] for kind in kinds], "mlp_layer_types": mlps})
+
+
+_MINIMAX3 = Architecture(
+    keys=grouped_query(
+        *("num_experts_per_tok", "index_n_heads", "index_head_dim", "index_block_size", "mlp_layer_types"),
+        *("moe_intermediate_size", "num_nextn_predict_layers"),
+        **{
+            "moe_layer_freq": "moe_layer_types",
+            "dense_intermediate_size": "dense_width",
+            "shared_intermediate_size": "shared_expert_intermediate_size",
+            "index_topk_blocks": "index_topk",
+            "use_qk_norm": "qk_norm",
+            "sparse_attention_config.sparse_attention_freq": "sparse_attention_freq",
+            "sparse_attention_config.sparse_index_dim": "index_head_dim",
+            "sparse_attention_config.sparse_num_index_heads": "index_n_heads",
+            "sparse_attention_config.sparse_block_size": "index_block_size",
+            "sparse_attention_config.sparse_topk_blocks": "index_topk",
+        },
+    )
+    | EXPERT_COUNT,
+    fixed={
+        **{"qk_norm": True, "topk_method": "noaux_tc", "shared_expert_intermediate_size": 3072, "head_dim": 128},
+        **{"index_n_heads": 4, "index_head_dim": 128, "index_block_size": 128, "index_topk": 16},
+    },
+    finish=steps(_minimax3, rotary_dim),
+    only={
+        "qk_norm_type": Only(values=("per_head",), otherwise="norms over all heads"),
+        "attention_output_gate": Only(values=(False,), otherwise="a gate of attention's output"),
+        "n_shared_experts": Only(values=(1,), otherwise="more shared experts than shared_intermediate_size says"),
+    },
+    ignored={
+        **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), "a number inside the activation, not a size"),
+        "first_k_dense_replace": "moe_layer_freq says it of each layer",
+        "index_local_blocks": "of the blocks that are chosen, those before the query",
+        "num_mtp_modules": "num_nextn_predict_layers says how many the file has",
+        "use_gemma_norm": "gains are stored less one",
+        "use_routing_bias": "the gate has a correction bias",
+        **{
+            f"sparse_attention_config.{name}": why
+            for name, why in {
+                "sparse_init_block": "of the blocks that are chosen, the first ones",
+                "sparse_local_block": "of the blocks that are chosen, those before the query",
+                "sparse_score_type": "how a block's score is made of its keys'",
+                "sparse_disable_index_value": "the indexer has no values",
+                "use_sparse_attention": "sparse_attention_freq says where",
+            }.items()
+        },
+    },
+    moe=True,
+    dense="qwen3",
+    title="MiniMax-M3",
+    source=published("minimax_m3_vl"),
+)
+
 SHIPPED: Mapping[str, Architecture] = {
+    "minimax_m3": _MINIMAX3,
+    "minimax_m3_vl_text": _MINIMAX3,
     "mixtral": Architecture(
         keys=grouped_query("num_experts_per_tok") | EXPERT_COUNT,
         finish=steps(window, experts_as_wide_as_dense, rotary_dim),

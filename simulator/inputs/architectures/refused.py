@@ -42,7 +42,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all(
         "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"
     ),
-    **_all("sparse attention over blocks of keys", "minimax_m2", "minimax_m3 minimax_m3_vl minimax_m3_vl_text"),
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
     **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
     **_all(

@@ -163,7 +163,8 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     delta = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
     mamba = ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")
     index = ("index_n_heads", "index_head_dim", "index_topk")
-    needed = [(name, mixer) for name in index for mixer in (Mixer.SPARSE, Mixer.CSA)]
+    needed = [(name, mixer) for name in index for mixer in (Mixer.SPARSE, Mixer.BLOCKS, Mixer.CSA)]
+    needed.append(("index_block_size", Mixer.BLOCKS))
     needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
     needed.append(("linear_gate_rank", Mixer.KDA))
     needed += [(name, Mixer.MAMBA2) for name in mamba]
@@ -184,6 +185,12 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
             "layer_types",
             list(m.layer_types),
             "sparse attention chooses by the latent of queries: it needs latent attention with q_lora_rank",
+        ),
+        (
+            Mixer.BLOCKS not in mixers or not m.is_mla,
+            "layer_types",
+            list(m.layer_types),
+            "blocks of keys are chosen for grouped queries: latent attention has sparse layers",
         ),
         (
             not mixers & {Mixer.DELTA, Mixer.KDA} or heads % max(1, shared) == 0,
