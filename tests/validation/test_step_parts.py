@@ -20,7 +20,7 @@ from simulator.validation.runs import step_parts
         ("vectorized_elementwise_kernel<8; CUDAFunctor_add", "other memory-bound"),
     ],
 )
-def test_names_tell_the_kind(kernel: str, kind: str) -> None:
+def test_names_show_the_kind(kernel: str, kind: str) -> None:
     assert step_parts.kind_of(kernel, step_parts._NAMES) == kind
 
 
