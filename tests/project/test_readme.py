@@ -21,7 +21,7 @@ from simulator.results.result import Result
 from simulator.results.simulate import simulate
 from simulator.studies.uncertainty import interval
 from simulator.validation.compared import Compared
-from simulator.validation.runs import moe_steps
+from simulator.validation.runs import moe_steps, step_parts
 from simulator.validation.serving import measured_steps
 
 README = Path(__file__).parents[2] / "README.md"
@@ -183,6 +183,19 @@ def with_peaks(what: str, found: Sequence[Compared]) -> list[str]:
     return rows
 
 
+def parts() -> str:
+    """What kinds of kernels take in our own steps, and in the simulation."""
+    rows = [
+        f"| measured / foretrain [ms] | step | {' | '.join(step_parts.KINDS)} |",
+        "|---|---|" + "---|" * len(step_parts.KINDS),
+    ]
+    for one in step_parts.programs():
+        cells = [one.step, *(one.kinds.get(kind, (0.0, 0.0)) for kind in step_parts.KINDS)]
+        shown = [f"{measured * 1e3:.1f} / {ours * 1e3:.1f}" if measured or ours else "" for measured, ours in cells]
+        rows.append(f"| {one.name} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
 def own() -> str:
     """How far off the three kinds of own steps are, by what they ran through."""
     rows = [
@@ -204,7 +217,7 @@ def own() -> str:
 
 
 BLOCKS = [(README, block) for block in (demo, published, own)]
-BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts, serving)]
+BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts, serving, parts)]
 PARAMS = [pytest.param(file, block, id=block.__name__) for file, block in BLOCKS]
 PARAMS.append(pytest.param(README, loads, id="loads", marks=pytest.mark.slow))
 
