@@ -145,7 +145,9 @@ class RequestTrace:
                 "preemptions": sequence.preemptions,
             }
             yield _slice(REQUESTS, lane, f"request {number}", since, until, about)
-            yield from (_slice(REQUESTS, lane, name, begin, end, {}) for name, begin, end in phases)
+            for name, begin, end in phases:
+                if nanoseconds(end) > nanoseconds(begin):  # else Perfetto puts it next to the request, not into it
+                    yield _slice(REQUESTS, lane, name, begin, end, {})
 
 
 def _text(event: Event) -> bytes:

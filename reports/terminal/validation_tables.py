@@ -12,7 +12,7 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
 from reports.views import words
-from simulator.validation import Group, Outcome, Placed, Verdict, counts, coverage, grouped, off
+from simulator.validation import Group, Outcome, Placed, Steps, Verdict, by_precision, counts, coverage, grouped, off
 from simulator.validation.serving.serving_claims import Claim
 
 SCHEMA = "foretrain.validation/1"
@@ -75,6 +75,18 @@ def _figures_dict(outcomes: Sequence[Outcome], judged: Sequence[Verdict]) -> dic
             }
             for group in grouped(outcomes)
         ],
+        "steps": [
+            {
+                "source": one.source,
+                "precision": one.precision,
+                "gpu": one.gpu,
+                "steps": len(one.errors),
+                "bias": one.bias,
+                "mape": one.mape,
+                "median": one.middle,
+            }
+            for one in by_precision(outcomes)
+        ],
         "not_computed": [
             {"id": one.figure.id, "quantity": one.figure.quantity, "reason": one.reason}
             for one in outcomes
@@ -119,6 +131,9 @@ def report(
             parts += section(title, _groups(mine), note(MEANING[use]))
     if groups:
         parts.append(note(_legend(group.name for group in groups)))
+    steps = by_precision(outcomes)
+    if steps:
+        parts += section("Step times of others, by source and precision", _steps(steps), note(STEPS))
     for group in groups:
         if verbose or computed <= 60:
             parts += section(f"{group.name}, {USES[group.use].lower()}", _figures(group))
@@ -206,6 +221,24 @@ def _groups(groups: Sequence[Group]) -> Table:
     return table
 
 
+STEPS = "Errors of the time of a step, also where a rate is published; below 0 the forecast is too fast."
+
+
+def _steps(steps: Sequence[Steps]) -> Table:
+    table = columns(*(f">{name}" if at > 2 else name for at, name in enumerate(_STEPS_HEAD)))
+    for one in steps:
+        table.add_row(*_steps_cells(one))
+    return table
+
+
+_STEPS_HEAD = ("source", "precision", "GPU", "steps", "mean error", "mean |error|", "median |error|")
+
+
+def _steps_cells(one: Steps) -> tuple[str, ...]:
+    errors = (signed(one.bias), words.percent(one.mape), words.percent(one.middle))
+    return (one.source, one.precision, one.gpu, str(len(one.errors)), *errors)
+
+
 def _figures(group: Group) -> Table:
     table = columns("", ">published", ">predicted", ">error", "unit")
     for one in group.outcomes:
@@ -237,6 +270,13 @@ def markdown(outcomes: Sequence[Outcome], judged: Sequence[Verdict] = ()) -> str
         mine = [group for group in groups if group.use == use]
         if mine:
             lines += ["", f"## {title}", "", f"{MEANING[use].capitalize()}.", "", *_group_lines(mine)]
+            if use == "comparison" and by_precision(outcomes):
+                lines += ["", "### Step times of others, by source and precision", "", STEPS, ""]
+                lines += [
+                    *_row(*(head.replace("|", "\\|") for head in _STEPS_HEAD)),
+                    *_rule("-", "-", "-", "-:", "-:", "-:", "-:"),
+                ]
+                lines += [line for one in by_precision(outcomes) for line in _row(*_steps_cells(one))]
             for group in mine:
                 lines += ["", f"### {group.name} ({USES[use].lower()})", "", *_figure_lines(group)]
     left = [one for one in outcomes if one.predicted is None]

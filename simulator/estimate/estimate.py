@@ -77,7 +77,9 @@ def estimate(scenario: Scenario, shared: SharedPrices, *, within: float = float(
         stages = shared.stages(scenario, c.stages, factor)
     clock = shared.clock(0)
     built = clock.priced(scenario, stages)
-    memory, least = _peaks(c, built, shared, [clock.memory_delta(stages, step, scenario) for step in c.examples])
+    memory, least = _peaks(
+        c, built, shared, [clock.memory_delta(stages, step, scenario, _copies(c)) for step in c.examples]
+    )
     if least > within:
         return Estimate(None, memory, least)
     costs = [shared.cost(scenario, stages, step, factor) for step in c.examples]
@@ -152,7 +154,7 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
         grad_sync = _tail(c, built, shared)
         step = _step(c, built, costs, [0.0] * len(costs), grad_sync)
         energy = sum(costs[kind].energy for row in c.rows for kind in row)
-        energy += sum(grad_sync.update(held) for held in c.on) * (power.memory - power.idle)
+        energy += sum(grad_sync.update_energy(held, power) for held in c.on)
         return power.idle + energy / (step * len(c.rows))
 
     return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simulator.engine.kernel_sequence import ALONE
+from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel
+from simulator.engine.power import energy_above_idle
 from simulator.engine.sync import Sync
 from simulator.engine.update import update_ops
 from simulator.estimate.compiled import Gates, Times, Traffic
@@ -18,6 +19,7 @@ from simulator.estimate.shared_prices import ActionCost, SharedPrices
 from simulator.graph.parameters import Held
 from simulator.ops import CollectiveKind
 from simulator.schedule import Step, halves
+from simulator.spec.hardware import Power
 
 Place = tuple[int, int]
 """(rank, stage)."""
@@ -193,12 +195,16 @@ class GradSync:
         )
 
     def update(self, stages: Sequence[int]) -> float:
-        """The optimizer's kernels on one rank [s]."""
-        held = self.total(stages)
+        """The time of the optimizer's kernels on one rank [s]."""
+        key = ("update", self.total(stages), self.order.zero, self.groups)
+        return self.shared.shared(key, lambda: sum(one.durations[ALONE] for one in self._update(stages)))
 
-        def made() -> float:
-            blocks = [kind for stage in stages for kind in self.built.stages[stage]]
-            ops = update_ops(held, blocks, (self.sync.dense.ranks, self.sync.experts.ranks), self.built.scenario)
-            return sum(self.built.price(op).durations[ALONE] for op in ops)
+    def update_energy(self, stages: Sequence[int], power: Power) -> float:
+        """Energy that these kernels take above that of an idle GPU [J]."""
+        return energy_above_idle(self._update(stages), power)
 
-        return self.shared.shared(("update", held, self.order.zero, self.groups), made)
+    def _update(self, stages: Sequence[int]) -> list[Priced]:
+        """The optimizer's kernels on one rank."""
+        blocks = [kind for stage in stages for kind in self.built.stages[stage]]
+        ranks = self.sync.dense.ranks, self.sync.experts.ranks
+        return [self.built.price(op) for op in update_ops(self.total(stages), blocks, ranks, self.built.scenario)]

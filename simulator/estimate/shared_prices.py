@@ -36,6 +36,7 @@ from simulator.graph.stage import place
 from simulator.memory import Assumptions
 from simulator.memory.account import alone, swing
 from simulator.memory.deltas import Usages
+from simulator.memory.optimizer_states import made_in_backward, shards_of
 from simulator.schedule import Pair, Step
 from simulator.spec.job import Batch, Job, Layout, Run
 from simulator.spec.model import BlockKind
@@ -155,11 +156,12 @@ class PricedAtClock:
             self.programs[key] = Programs(self.priced(scenario, stages)).of(step)
         return self.programs[key]
 
-    def memory_delta(self, stages: Stages, step: Step, scenario: Scenario) -> MemoryDelta:
-        """What a step's action does to memory."""
-        key = signature(stages, step)
+    def memory_delta(self, stages: Stages, step: Step, scenario: Scenario, copies: int) -> MemoryDelta:
+        """What a step's action does to memory, with stages on `copies` ranks of a pipeline."""
+        made = made_in_backward(self.base.blocks, scenario, shards_of(scenario, copies))
+        key = signature(stages, step), tuple(made.items())
         if key not in self.memory_deltas:
-            usage = self.usages.made_of(step, self.program(stages, step, scenario), stages)
+            usage = self.usages.made_of(step, self.program(stages, step, scenario), stages, made)
             self.memory_deltas[key] = swing(usage, longest_path(alone(usage.program)))
         return self.memory_deltas[key]
 

@@ -243,7 +243,7 @@ def forward(s: Shapes) -> SegmentBuilder:
         indexer.choose(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
-        builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16))
+        builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)

@@ -119,7 +119,9 @@ def refuse_replayed(change: Override) -> None:
 
 def _in_replay(scenario: Scenario, path: str) -> str:
     """Why a setting of the software changes nothing in a replay."""
-    name = path.removeprefix("stack.")
+    name, scheduler = path.removeprefix("stack."), scenario.stack.scheduler
+    if name in ("scheduler.cache_writes", "scheduler.cache_loads") and not (scheduler and scheduler.host_cache):
+        return "no prefix cache goes on below HBM; set stack.scheduler.host_cache"
     if not scenario.workload.serves or name in SERVED or name.startswith(("serving.", "scheduler.")):
         return ""
     return f'a job with workload "{scenario.job.workload}" does not read it'

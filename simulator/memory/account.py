@@ -14,8 +14,14 @@ from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import buffer_items
 from simulator.memory.capacity import headroom
 from simulator.memory.deltas import FOR_WEIGHTS, Usage, Usages
-from simulator.memory.memory_report import GROUPS, Curve, Item, MemoryReport, RankMemory
-from simulator.memory.optimizer_states import Shards, shards_of, state_bytes_on_host, state_items
+from simulator.memory.memory_report import GROUPS, MADE, Curve, Item, MemoryReport, RankMemory
+from simulator.memory.optimizer_states import (
+    Shards,
+    made_in_backward,
+    shards_of,
+    state_bytes_on_host,
+    state_items,
+)
 from simulator.schedule import Schedule, Step, stages_on
 from simulator.spec.model import BlockKind
 
@@ -125,10 +131,10 @@ class _Accounts:
     def __init__(self, built: PricedModel, schedule: Schedule, assumed: Assumptions | None) -> None:
         self.built = built
         self.assumed = assumed or Assumptions()
-        self.usages = Usages(built)
         self.on, self.rows = stages_on(schedule), schedule.rows
         copies = sum(len(stages) for stages in self.on) // schedule.stages
         self.shards = shards_of(built.scenario, copies)
+        self.usages = Usages(built, made_in_backward(built.blocks, built.scenario, self.shards))
 
     def always(self, rank: int) -> list[Item]:
         """What the rank holds for the whole step."""
@@ -138,7 +144,7 @@ class _Accounts:
     def rank(self, rank: int, peak: _Peak, steps: Sequence[Step], timed: bool) -> RankMemory:
         """The peak of one rank with its items."""
         kept = [(label, size) for label, size in peak.kept.items() if size > 1.0]
-        moving = [Item(group="activations", name=self._count(label, size), bytes=size) for label, size in sorted(kept)]
+        moving = [self._item(label, size) for label, size in sorted(kept)]
         moving.append(Item(group="temporary", name="largest op", bytes=peak.temporary))
         slack = self.assumed.slack * sum(item.bytes for item in moving)
         order = {name: place for place, name in enumerate(GROUPS)}
@@ -173,6 +179,12 @@ class _Accounts:
                 kept -= sum(change.delta for change in self.usages.of(step).copies)
                 most = max(most, kept)
         return most + state_bytes_on_host(stages, self.built.scenario, self.shards, self.assumed)
+
+    def _item(self, label: str, size: float) -> Item:
+        """What is kept under a label."""
+        if label == MADE:
+            return Item(group="gradients", name=MADE, bytes=size)
+        return Item(group="activations", name=self._count(label, size), bytes=size)
 
     def _count(self, label: str, size: float) -> str:
         """`27.0 x moe`: how many blocks' worth a label holds."""
@@ -214,11 +226,13 @@ def curve_of(
     for item in accounts.always(rank):
         always[item.group] += item.bytes
     times, groups = [0.0], {name: [value] for name, value in always.items()}
-    level = 0.0
+    level = made = 0.0
     for event in _events_of_rank(timeline, _actions_by_rank(timeline)[rank], accounts.usages):
         level += event.delta
-        now = always | {"activations": max(0.0, level), "temporary": event.temporary}
-        now["slack"] = accounts.assumed.slack * (now["activations"] + now["temporary"])
+        made += event.delta if event.label == MADE else 0.0
+        now = always | {"activations": max(0.0, level - made), "temporary": event.temporary}
+        now["slack"] = accounts.assumed.slack * (now["activations"] + now["temporary"] + made)
+        now["gradients"] += made
         times.append(event.time)
         for name, value in now.items():
             groups[name].append(value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.engine.lower import PricedModel, Programs
 from simulator.engine.program import Program, filled_and_rest, sequences_of
 from simulator.graph.stage import build_blocks
+from simulator.memory.memory_report import MADE
 from simulator.memory.overload import most_loaded
 from simulator.memory.temporary import Footprint, footprints, temporary
 from simulator.schedule import Pair, Step
@@ -51,10 +52,13 @@ class _Half:
 
 
 class Usages:
-    """Usage of every step of a plan's schedule; equal steps share one."""
+    """Usage of every step of a plan's schedule; equal steps share one.
 
-    def __init__(self, built: PricedModel) -> None:
-        self.built = built
+    `gradients` : of each kind of block, those that its backward makes [B]; none where they are held all the time.
+    """
+
+    def __init__(self, built: PricedModel, gradients: Mapping[BlockKind, float] | None = None) -> None:
+        self.built, self.gradients = built, gradients or {}
         self.programs = Programs(built)
         shapes = most_loaded(built.shapes, built.scenario)
         blocks = built.blocks if shapes is built.shapes else build_blocks(shapes)
@@ -66,11 +70,17 @@ class Usages:
         """The usage of a step."""
         program = self.programs.of(step)
         if id(program) not in self.made:
-            self.made[id(program)] = self.made_of(step, program, self.built.stages)
+            self.made[id(program)] = self.made_of(step, program, self.built.stages, self.gradients)
         return self.made[id(program)]
 
-    def made_of(self, step: Step, program: Program, stages: Sequence[tuple[BlockKind, ...]]) -> Usage:
-        """The usage of a step whose program is known, for these stages."""
+    def made_of(
+        self,
+        step: Step,
+        program: Program,
+        stages: Sequence[tuple[BlockKind, ...]],
+        gradients: Mapping[BlockKind, float],
+    ) -> Usage:
+        """The usage of a step whose program is known, for these stages, where backward makes these gradients."""
         if isinstance(step, Pair):
             halves = [
                 _Half("F", stages[step.forward.stage]),
@@ -83,19 +93,27 @@ class Usages:
         needs = [temporary(half.action, [(kind, self.prints[kind]) for kind in half.forward]) for half in halves]
         overlapped = self.built.scenario.stack.overlaps_pairs
         copies = tuple(change for half in halves for change in self._copied(program, half))
-        changes = [change for half in halves for change in self._changes(program, half)]
+        changes = [change for half in halves for change in self._changes(program, half, gradients)]
         if not isinstance(step, Pair) and step.kind == "I" and step.filled:
             changes += self._filled(program, halves[0])
         return Usage(program, (*changes, *copies), sum(needs) if overlapped else max(needs), copies)
 
-    def _changes(self, program: Program, half: _Half) -> list[Change]:
+    def _changes(self, program: Program, half: _Half, gradients: Mapping[BlockKind, float]) -> list[Change]:
         """Changes of all blocks of one half."""
         found = spans(program, half.action == "F", [self._heads(kind, half.action == "F") for kind in half.kinds])
         out: list[Change] = []
         for kind, span in zip(half.kinds, found, strict=True):
             if span is not None:
                 out += self._of_block(kind, half.action, *span)
+                if kind in gradients and half.action == self._last_action(kind, half.action):
+                    out.append(Change(span[1], False, MADE, gradients[kind]))
         return out
+
+    def _last_action(self, kind: BlockKind, action: str) -> str:
+        """The kind of action that makes a block's weight gradients, where input gradients may be taken apart."""
+        if action == "B":
+            return "B"
+        return "W" if any(segment.direction == "W" for segment in self.built.blocks[kind].backward) else "I"
 
     def _filled(self, program: Program, half: _Half) -> list[Change]:
         """What a filled input gradient frees of the earlier microbatch whose weight gradients it computes: all of a

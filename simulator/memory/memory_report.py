@@ -11,6 +11,9 @@ from simulator.units import GB
 
 SCHEMA = "foretrain.memory/1"
 
+MADE = "gradients, made in backward"
+"""The item, and the label, of gradients that are not there before backward."""
+
 Answer = Literal["fits", "tight", "does not fit"]
 
 GROUPS = ("weights", "gradients", "optimizer", "activations", "temporary", "buffers", "context", "slack")
@@ -65,8 +68,9 @@ class RankMemory:
         return sum(item.bytes for item in self.items if item.group == name)
 
     def with_reserve(self, share: float) -> float:
-        """The peak where the allocator reserves this share of activations and temporary memory beyond them [B]."""
-        moving = self.group("activations") + self.group("temporary")
+        """The peak where the allocator reserves this share of all that comes and goes beyond it [B]."""
+        made = sum(item.bytes for item in self.items if item.name == MADE)
+        moving = self.group("activations") + self.group("temporary") + made
         return self.peak - self.group("slack") + share * moving
 
 

@@ -6,7 +6,7 @@ traffic uses, memory uses too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP8_MATRIX, FP32
@@ -49,6 +49,22 @@ def shards_of(scenario: Scenario, copies: int) -> Shards:
     return Shards(dense=dense.ranks, experts=experts.ranks)
 
 
+def made_in_backward(kinds: Iterable[BlockKind], scenario: Scenario, shards: Shards) -> dict[BlockKind, float]:
+    """Gradients of these kinds of block that are not there before its backward [B]: where the software frees them after
+    the update (`gradients_zeroed` false), and a step has one microbatch. Empty otherwise: they are held all the time.
+
+    With more microbatches the first backward leaves them for the forwards that follow, when activations peak. Models
+    with MTP modules, which share a head, are left out.
+    """
+    model, job = scenario.model, scenario.job
+    kept = scenario.stack.gradients_zeroed or job.microbatches > 1 or model.num_nextn_predict_layers > 0
+    if kept or "gradients" not in scenario.workload.resident:
+        return {}
+    size, whole = scenario.states.gradient_bytes, job.layout.zero < 2
+    held = {kind: held_by_block(kind, model, job) for kind in kinds}
+    return {kind: size * (one.total if whole else shards.of(one)) for kind, one in held.items()}
+
+
 def copied_ends(blocks: Sequence[BlockKind], model: ModelSpec, job: Job, share: bool) -> Held:
     """Embedding and head a rank must hold once more: for an MTP module that cannot share them (or does not, `share`),
     and for a head tied to an embedding that stands elsewhere."""
@@ -86,6 +102,9 @@ def state_items(
         items.append(Item(group="weights", name="parameters, FP32", bytes=FP32 * shard_of_state))
     if "gradients" in resident:
         size = states.gradient_bytes * (shard if zero >= 2 else held.total)
+        all_blocks = [kind for blocks in stages for kind in blocks]
+        late = made_in_backward(set(all_blocks), scenario, shards)
+        size -= sum(late.get(kind, 0.0) for kind in all_blocks)
         items.append(Item(group="gradients", name=f"gradients, {states.gradients.upper()}", bytes=size))
     if "optimizer" in resident:
         here = 1.0 - scenario.job.offload.optimizer

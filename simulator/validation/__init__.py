@@ -3,7 +3,7 @@
 from simulator.validation.figures import Figure, load_figures
 from simulator.validation.intervals import Placed, coverage, intervals_of, off
 from simulator.validation.known_runs import Count, KnownRun, Verdict, counts, known_runs, verdicts
-from simulator.validation.outcome import Group, Outcome, grouped
+from simulator.validation.outcome import Group, Outcome, Steps, by_precision, grouped
 from simulator.validation.validate import validate
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "KnownRun",
     "Outcome",
     "Placed",
+    "Steps",
     "Verdict",
+    "by_precision",
     "counts",
     "coverage",
     "grouped",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from simulator.validation.figures import Figure
@@ -70,6 +71,61 @@ class Group:
     def worst(self) -> Outcome:
         """The figure with the largest error."""
         return max(self.outcomes, key=lambda one: abs(one.error or 0.0))
+
+
+PRECISIONS = (("mx", "MXFP8"), ("float8", "FP8"), ("fp8", "FP8"), ("fp4", "FP4"), ("bf16", "BF16"), ("fp16", "FP16"))
+"""What a published precision holds -> its name; the first that is found."""
+
+
+def precision_of(figure: Figure) -> str:
+    """The precision of a published run; "" if it states none."""
+    stated = str(figure.config.get("precision", "")).lower().partition("(")[0]
+    return next((name for part, name in PRECISIONS if part in stated), "")
+
+
+def time_error(one: Outcome) -> float | None:
+    """Predicted over published time of a step, less 1, whatever the figure states: of a rate the inverse. None for what
+    is no time of a step."""
+    unit = one.figure.unit
+    if one.error is None or unit in ("GB", "GiB", "B"):
+        return None
+    return 1.0 / (1.0 + one.error) - 1.0 if "/s" in unit else one.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Errors of step times [relative] of one source, precision and GPU."""
+
+    source: str
+    precision: str
+    gpu: str
+    errors: tuple[float, ...]
+
+    @property
+    def bias(self) -> float:
+        """Mean error; below 0 the forecast is too fast."""
+        return sum(self.errors) / len(self.errors)
+
+    @property
+    def mape(self) -> float:
+        """Mean absolute error."""
+        return sum(map(abs, self.errors)) / len(self.errors)
+
+    @property
+    def middle(self) -> float:
+        """Median absolute error."""
+        return median(map(abs, self.errors))
+
+
+def by_precision(outcomes: Sequence[Outcome]) -> list[Steps]:
+    """Published training steps that are only compared with, by source, precision and GPU."""
+    by: dict[tuple[str, str, str], list[float]] = {}
+    for one in outcomes:
+        error = time_error(one) if one.figure.id.startswith("E.") and one.use == "comparison" else None
+        if error is not None:
+            key = (one.figure.group, precision_of(one.figure), str(one.figure.config.get("gpu", "")))
+            by.setdefault(key, []).append(error)
+    return [Steps(source=s, precision=p, gpu=g, errors=tuple(e)) for (s, p, g), e in sorted(by.items())]
 
 
 def _errors(outcomes: Sequence[Outcome]) -> list[float]:

@@ -15,13 +15,18 @@ from simulator.graph.shapes import shapes_of
 from simulator.inputs import load_scenario
 from simulator.ops import Gate
 from simulator.routing.gate import reach
+from simulator.routing.placement import in_order
+from simulator.routing.rank_loads import rank_loads
 from simulator.routing.traffic import direct_traffic
 from simulator.routing.traffic import traffic as forecast
+from simulator.spec.job import Routing
+from simulator.spec.uneven import ExpertCounts
 from workloads.reference.balance import gate_config
 from workloads.reference.config import RefConfig
 from workloads.reference.count import Array, Run, Weights
 from workloads.reference.layers.gate import route
-from workloads.reference.parallel.expert_parallel import Wires, expert_parallel_routed
+from workloads.reference.parallel import expert_parallel
+from workloads.reference.parallel.expert_parallel import Packet, Wires, expert_parallel_routed
 from workloads.reference.parallel.traffic import Layout, traffic
 
 SMALL = Layout(experts=32, ranks=16, nodes=8)
@@ -180,3 +185,36 @@ def test_a_rank_receives_the_tokens_that_the_gate_of_its_model_sends(job: str) -
     received = shapes_of(scenario).received / (scenario.job.tokens_per_rank // scenario.job.layout.tp)
     assert received == pytest.approx(own, rel=1.5e-3)
     assert received != pytest.approx(reached.popitem()[1], rel=2e-3)  # another model's gate is reported from it
+
+
+def test_rows_of_every_expert_are_those_of_the_executed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that a gate with popular experts sends: what each rank's experts really got is what the ranks of a step
+    have when the same choice is given as a recording."""
+    cfg, tokens = gate(SMALL, 4, 4), 64
+    popular = np.random.default_rng(5).lognormal(0.0, 0.7, SMALL.experts)
+    affinities = uniform(SMALL, tokens, seed=6) ** (1.0 / popular)
+    got = np.zeros((SMALL.ranks, SMALL.experts_per_rank))
+    inside = expert_parallel._local_experts
+
+    def counted(run: Run, p: Weights, layout: Layout, rank: int, packet: Packet) -> Array:
+        chosen = packet.experts[packet.experts >= 0] - rank * layout.experts_per_rank
+        got[rank] += np.bincount(chosen, minlength=layout.experts_per_rank)
+        return inside(run, p, layout, rank, packet)
+
+    monkeypatch.setattr(expert_parallel, "_local_experts", counted)
+    logits = np.log(affinities) - np.log1p(-affinities)
+    expert_parallel_routed(Run(cfg=cfg), weights(cfg), list(logits), SMALL)
+    chosen = np.concatenate([route(cfg, each, None).experts.ravel() for each in logits])
+    recorded = np.bincount(chosen, minlength=SMALL.experts).astype(float)[None, :]
+    loads = rank_loads(
+        Routing(kind="measured", file="recorded"),
+        Gate(experts=SMALL.experts, top_k=4, groups=SMALL.nodes, node_limit=4, scored=2),
+        in_order(SMALL.experts, SMALL.ranks),
+        tokens=tokens * SMALL.ranks,
+        layer=3,
+        microbatch=0,
+        counts=ExpertCounts(source="recorded", digest="", microbatches=1, tokens={3: recorded}),
+    )
+    assert loads.rows == pytest.approx(got, rel=1e-12)
+    assert loads.imbalance == pytest.approx(float(got.sum(axis=1).max() / got.sum(axis=1).mean()))
+    assert loads.imbalance > 1.2

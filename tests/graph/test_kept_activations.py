@@ -25,7 +25,7 @@ def test_eager_swiglu_keeps_silu_of_the_gate_too() -> None:
 
 
 def test_eager_experts_keep_it_for_every_row() -> None:
-    asked = ["precision.recipe=bf16", "stack=torch", "layout.recompute=none"]
+    asked = ["precision.recipe=bf16", "stack=torch", "stack.permute=gather_sum", "layout.recompute=none"]
     eager, fused = (
         shapes_of(load_scenario("tiny-1f1b", [*asked, f"stack.swiglu_fused={fused}"])) for fused in ("false", "true")
     )
@@ -33,6 +33,28 @@ def test_eager_experts_keep_it_for_every_row() -> None:
     shared = eager.tokens * eager.model.shared_width
     found = moe_layer(eager).saved_bytes - moe_layer(fused).saved_bytes
     assert found == 2 * (eager.rows * inner + shared)
+
+
+def test_eager_rows_that_are_added_by_index_are_kept() -> None:
+    """Each copy of a token once more than for a gathered sum; compiled, none of either."""
+    asked = ["precision.recipe=bf16", "layout.recompute=none"]
+    found = {
+        (stack, permute): moe_layer(
+            shapes_of(load_scenario("tiny-1f1b", [*asked, f"stack={stack}", f"stack.permute={permute}"]))
+        ).saved_bytes
+        for stack in ("torch", "torch-compile")
+        for permute in ("index_add", "gather_sum")
+    }
+    s = shapes_of(load_scenario("tiny-1f1b", [*asked, "stack=torch"]))
+    rows = s.tokens * s.model.num_experts_per_tok
+    assert found["torch", "index_add"] - found["torch", "gather_sum"] == 2 * rows * s.model.hidden_size
+    assert found["torch-compile", "index_add"] == found["torch-compile", "gather_sum"]
+
+
+def test_eager_attention_keeps_its_output_in_two_layouts() -> None:
+    asked = ("stack=torch", "layout.tp=1", "layout.recompute=none", "stack.swiglu_fused=true")
+    eager, fused = (dense_layer(shapes(*asked, f"stack.rope_fused={fused}")) for fused in ("false", "true"))
+    assert eager.saved_bytes - fused.saved_bytes == 2 * T * H
 
 
 @pytest.mark.parametrize(("sp", "parts"), [("true", 4), ("false", 1)])

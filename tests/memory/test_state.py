@@ -10,7 +10,10 @@ from simulator.graph.parameters import held_by_block
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.buffers import queue_bytes
-from simulator.memory.optimizer_states import copied_ends, held_by_rank, shards_of, state_items
+from simulator.memory.memory_report import MADE
+from simulator.memory.optimizer_states import copied_ends, held_by_rank, made_in_backward, shards_of, state_items
+from simulator.results.simulate import prepare, simulate
+from simulator.spec.model import BlockKind
 
 HIDDEN, VOCAB = 7168, 129280
 ATTENTION = 7168 * 1536 + 1536 * 24576 + 7168 * 576 + 512 * 32768 + 16384 * 7168
@@ -121,7 +124,8 @@ def test_average_of_weights_on_the_gpu_takes_a_shard_in_fp32():
     assert found["moving average of the weights"] == found["master weights, FP32"]
 
 
-DENSE = ["hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=1", "layout.zero=3", "batch.global_batch_size=8"]
+DENSE = ["hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=1", "layout.zero=3", "batch.global_batch_size=16"]
+"""Two microbatches of each rank: the gradients of the first are held while the second runs."""
 LAYER = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336) + 2 * 4096
 STATES = ("weights", "gradients", "optimizer")
 
@@ -154,6 +158,32 @@ def test_states_are_those_of_the_job(settings, each):
     assert states("stack=torch", *(f"optimizer.{key}={value}" for key, value in settings.items())) == pytest.approx(
         each
     )
+
+
+ONE = "batch.global_batch_size=8"
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_gradients_of_one_microbatch_are_made_in_backward(zero):
+    """PyTorch frees them after the update; Megatron's buffer stays."""
+    changes = [*DENSE, ONE, f"layout.zero={zero}", "layout.recompute=none"]
+    freed = load_scenario("llama-3-8b", [*changes, "stack=torch"])
+    kept = load_scenario("llama-3-8b", [*changes, "stack=torch", "stack.gradients_zeroed=true"])
+    one, other = (simulate(s, engine="longest-path").memory.ranks[0] for s in (freed, kept))
+    made = made_in_backward(set(prepare(freed)[0].blocks), freed, shards_of(freed, 1))
+    layers = 32 * made[BlockKind.DENSE] + made[BlockKind.EMBED] + made[BlockKind.HEAD]
+    assert other.group("gradients") == pytest.approx(layers)
+    at_peak = sum(item.bytes for item in one.items if item.name == MADE)
+    assert one.group("gradients") == at_peak < 0.1 * layers  # activations peak where the loss is
+    assert other.peak - one.peak == pytest.approx(layers - at_peak, rel=0.01)
+
+
+def test_gradients_are_there_when_activations_are_not():
+    """With tiny activations the peak is at the end of backward, where all gradients are."""
+    changes = [*DENSE, ONE, "stack=torch", "batch.sequence_length=16", "layout.zero=1"]
+    s = load_scenario("llama-3-8b", changes)
+    rank = simulate(s, engine="longest-path").memory.ranks[0]
+    assert rank.group("gradients") == pytest.approx(4 * 8_030_261_248, rel=1e-9)
 
 
 def test_whole_weights_are_kept_in_addition_to_fp32_parameters_where_they_are_not_sharded():

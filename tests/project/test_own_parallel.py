@@ -25,8 +25,8 @@ HEAD = "measured [ms] | foretrain [ms] | error | peaks [GB] | foretrain [GB] |\n
 SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "ZBVZeroBubble": "zbv", "DualPipeV": "dualpipev"}
 NOT_ALLOCATED = ("context", "slack")
 """Groups of memory that PyTorch's allocator does not count as allocated."""
-NOT_HELD = (*NOT_ALLOCATED, "optimizer", "gradients")
-"""What programs without an optimizer do not have at their peak, where backward begins: gradients start from None."""
+NOT_HELD = (*NOT_ALLOCATED, "optimizer")
+"""What programs without an optimizer do not have."""
 
 
 def rows_of(name: str) -> Iterator[dict[str, str]]:
@@ -76,33 +76,38 @@ def pipelines() -> str:
 @cache
 def context() -> str:
     """Forward and backward under context parallelism."""
-    out = [f"| 8 layers as of Llama 3 8B on 2 H200, context parallelism | {HEAD}"]
+    out = [f"| 8 layers as of Llama 3 8B on H200, context parallelism | {HEAD}"]
     for row in rows_of("h200x2_cp.csv"):
         kind = {"ring": "ring", "allgather": "all_gather", "none": ""}.get(row["how"])
         if kind is None:
             continue  # all-to-alls of heads are not modelled
-        many = 2 if kind else 1
+        gpus = int(row["gpus"])
+        many = gpus if kind else 1
         changes = ["model=llama-3-8b", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
         changes += [*common(row, many), "layout.tp=1", "layout.pp=1", "layout.zero=0", "layout.recompute=none"]
-        length = int(row["seq"]) if kind else int(row["seq"]) // 2
+        length = int(row["seq"]) if kind else int(row["seq"]) // gpus
         changes += [f"layout.cp={many}", f"batch.sequence_length={length}", f"batch.global_batch_size={row['mbs']}"]
         changes += [f"layout.cp_kind={kind}", "stack.attention=fa2"] if kind else []
         result = simulate(load_scenario("llama-3-8b", [*changes, *BF16_STATES]))
-        out.append(line(f"{row['how']}, {row['seq']} tokens, {row['mode']}", row, result, optimizer=False))
+        what = f"{gpus} GPUs, {row['how']}, {row['seq']} tokens, {row['mode']}"
+        out.append(line(what, row, result, optimizer=False))
     return "\n".join(out)
 
 
 @cache
 def tensor_modes() -> str:
     """Forward and backward under eager and asynchronous tensor parallelism."""
-    out = [f"| Llama-shaped layers on 2 H200, tensor parallelism | {HEAD}"]
+    out = [f"| Llama-shaped layers on H200, tensor parallelism | {HEAD}"]
     for row in rows_of("h200x2_tp.csv"):
+        tp = int(row["tp"])
         overlapped = row["mode"] == "async"
         changes = [f"model=llama-3-{row['model']}", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
-        changes += [*common(row | {"mode": "compile" if overlapped else row["mode"]}, 2), "layout.tp=2", "layout.pp=1"]
+        mode = "compile" if overlapped else row["mode"]
+        changes += [*common(row | {"mode": mode}, tp), f"layout.tp={tp}", "layout.pp=1"]
         changes += ["layout.zero=0", "layout.recompute=none", f"batch.global_batch_size={row['mbs']}", *BF16_STATES]
         changes += ["stack.tp_overlap=true"] if overlapped else []
-        what = f"{row['mode']}, {row['layers']} layers as of {row['model'].upper()}, {row['mbs']} x {row['seq']} tokens"
+        what = f"{tp} GPUs, {row['mode']}, {row['layers']} layers as of {row['model'].upper()}"
+        what += f", {row['mbs']} x {row['seq']} tokens"
         out.append(line(what, row, simulate(load_scenario("llama-3-8b", changes)), optimizer=False))
     return "\n".join(out)
 
@@ -110,14 +115,16 @@ def tensor_modes() -> str:
 @cache
 def sharded_peaks() -> str:
     """FSDP2 with the peak of every rank."""
-    out = [f"| Llama 3 8B on 2 H200, FSDP2, sequences of 8192 | {HEAD}"]
+    out = [f"| Llama 3 8B on H200, FSDP2, sequences of 8192 | {HEAD}"]
     for row in rows_of("h200x2_fsdp.csv"):
+        many = int(row["gpus"])
         kernels = {"flash2": "fa2"}.get(row["attention"], "cudnn")
         recompute = {"op": "selective"}.get(row["recompute"], row["recompute"])
-        changes = [*common(row, 2), "layout.tp=1", "layout.pp=1", "layout.zero=3", f"stack.attention={kernels}"]
+        changes = [*common(row, many), "layout.tp=1", "layout.pp=1", "layout.zero=3", f"stack.attention={kernels}"]
         changes += [f"layout.recompute={recompute}", f"model.num_hidden_layers={row['layers']}"]
-        changes += [f"batch.global_batch_size={2 * int(row['mbs'])}"]
-        what = f"{row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}, {row['mode']}"
+        changes += [f"batch.global_batch_size={many * int(row['mbs'])}"]
+        what = f"{many} GPUs, {row['layers']} layers, {row['mbs']} a GPU, recompute {recompute}, {kernels}"
+        what += f", {row['mode']}"
         out.append(line(what, row, simulate(load_scenario("llama-3-8b", changes))))
     return "\n".join(out)
 

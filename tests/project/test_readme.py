@@ -6,7 +6,8 @@ import csv
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,9 @@ from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
 from simulator.studies.uncertainty import interval
-from simulator.validation.runs import moe_steps
+from simulator.validation.compared import Compared
+from simulator.validation.runs import moe_steps, step_parts
+from simulator.validation.serving import measured_steps
 
 README = Path(__file__).parents[2] / "README.md"
 OWN = README.parent / "docs" / "measured.md"
@@ -155,10 +158,41 @@ def steps() -> str:
 @cache
 def experts() -> str:
     """Our own measured steps of mixture-of-experts models, and the simulation."""
-    rows = [f"| mixture of experts on H200, plain PyTorch | {HEAD}"]
-    for one in moe_steps.measured_steps(moe_steps.rows()):
+    return "\n".join(
+        with_peaks("mixture of experts on H200, plain PyTorch", moe_steps.measured_steps(moe_steps.rows()))
+    )
+
+
+@cache
+def serving() -> str:
+    """Our own measured steps of serving with tensor parallelism, and the simulation."""
+    some = [row for row in measured_steps.rows() if int(row["tp"]) > 1]
+    found = measured_steps.measured_steps(some)
+    named = [replace(one, name=f"{one.name}, {one.group.split(',')[0]}") for one in found]
+    return "\n".join(with_peaks("serving on 2 H200, tensor parallelism, plain PyTorch", named))
+
+
+def with_peaks(what: str, found: Sequence[Compared]) -> list[str]:
+    """Rows of times and of the most loaded rank's peak."""
+    head = "measured [ms] | foretrain [ms] | error | peak [GB] | foretrain [GB] |"
+    rows = [f"| {what} | {head}", "|---|---|---|---|---|---|"]
+    for one in found:
         times = f"{one.measured * 1e3:.1f} | {one.predicted * 1e3:.1f} | {one.error:+.1%}"
-        rows.append(f"| {one.name} | {times} |")
+        peaks = f"{max(one.measured_peaks) / 1e9:.1f} | {max(one.predicted_peaks) / 1e9:.1f}"
+        rows.append(f"| {one.name} | {times} | {peaks} |")
+    return rows
+
+
+def parts() -> str:
+    """What kinds of kernels take in our own steps, and in the simulation."""
+    rows = [
+        f"| measured / foretrain [ms] | step | {' | '.join(step_parts.KINDS)} |",
+        "|---|---|" + "---|" * len(step_parts.KINDS),
+    ]
+    for one in step_parts.programs():
+        cells = [one.step, *(one.kinds.get(kind, (0.0, 0.0)) for kind in step_parts.KINDS)]
+        shown = [f"{measured * 1e3:.1f} / {ours * 1e3:.1f}" if measured or ours else "" for measured, ours in cells]
+        rows.append(f"| {one.name} | {' | '.join(shown)} |")
     return "\n".join(rows)
 
 
@@ -173,7 +207,7 @@ def own() -> str:
     for label, table in tables.items():
         for mode in ("eager", "compile"):
             found = [line for line in table.splitlines()[2:] if ("eager" in line) is (mode == "eager")]
-            errors = [float(line.rsplit("|", 2)[1].strip().rstrip("%")) for line in found]
+            errors = [float(re.findall(r"\| ([+-][\d.]+)% \|", line)[0]) for line in found]
             if errors:
                 mean = sum(map(abs, errors)) / len(errors)
                 rows.append(
@@ -183,7 +217,7 @@ def own() -> str:
 
 
 BLOCKS = [(README, block) for block in (demo, published, own)]
-BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts)]
+BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts, serving, parts)]
 PARAMS = [pytest.param(file, block, id=block.__name__) for file, block in BLOCKS]
 PARAMS.append(pytest.param(README, loads, id="loads", marks=pytest.mark.slow))
 

@@ -136,6 +136,10 @@ def test_hits_by_tier_add_up_and_bytes_are_those_of_the_gpu() -> None:
     ("more", "error"),
     [
         (("stack.scheduler.host_cache=1e12",), "host_cache: 1 TB: a GPU has 256 GB of it"),
+        (
+            ("stack.scheduler.cache_loads=before",),
+            "changes nothing: no prefix cache goes on below HBM; set stack.sched",
+        ),
         (("stack.scheduler.disk_cache=1e12",), "disk_cache: changes nothing: set host_cache"),
         (
             ("stack.scheduler.host_cache=1e9", "stack.scheduler.prefix_cache=false"),

@@ -60,7 +60,7 @@ def test_what_is_no_curve_is_one_line(tmp_path: Path, text: str, error: str) -> 
     with pytest.raises(InputError) as caught:
         read_curve(str(path))
     assert error in str(caught.value)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is no file; `workday` is shipped"):
         read_curve(str(tmp_path / "none.csv"))
 
 

@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which nothing further is begun")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the largest buffer")
     parser.add_argument("--every", type=int, default=1, help="take every so-many-th size")
+    parser.add_argument("--only", default="", help="take only operations that this regular expression finds")
     parser.add_argument("--choices", action="store_true", help="record what NCCL chooses instead of times")
     parser.add_argument("--dry", action="store_true", help="one process: show that it starts")
     return parser.parse_args()
@@ -265,6 +266,11 @@ def from_log(op: str, size: int, log: Path) -> Row:
 
 def plan(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """Operation, the other one, bytes."""
+    yield from (one for one in whole_plan(args) if re.search(args.only, f"{one[0]} {one[1]}"))
+
+
+def whole_plan(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """All of it, whatever operations are asked for."""
     sizes = [size for size in SIZES if size <= args.largest][:: args.every]
     for op in OPS:
         yield from ((op, "", size) for size in sizes)

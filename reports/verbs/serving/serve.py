@@ -46,7 +46,9 @@ WINDOW = "0:10"
     metavar="LOAD",
     help="FILE (Mooncake's or Azure's format), poisson:RATE, gamma:RATE,CV or closed:USERS; rates in requests/s.",
 )
-@click.option("--input-tokens", metavar="D", help="Lengths of prompts: N, uniform:0.8-1.0xN, or FILE:COLUMN.")
+@click.option(
+    "--input-tokens", metavar="D", help="Lengths of prompts: N, uniform:0.8-1.0xN, gamma:1.0xN, or FILE:COLUMN."
+)
 @click.option("--output-tokens", metavar="D", help="Lengths of answers, likewise.")
 @click.option(
     "--count",

@@ -20,6 +20,7 @@ from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
+from simulator.graph.tokens import order
 from simulator.graph.tokens.router import look_up
 from simulator.ops import RECEIVED, SENT, AllToAll, Collective, Fixed, Gemm, Notify, Streaming
 
@@ -188,14 +189,28 @@ def _experts(s: ServingShapes) -> Segment:
     cls, work = _expert_gemm(s, h, inner)
     builder.add("moe.down", cls, work, scales_with_load=True)
     if not laid_out:
-        moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
-        builder.add("moe.unpermute", "permute.reduce", moved, scales_with_load=True)
+        _merge(builder, s)
     if _by_copies(s):
         moved = Streaming(read=s.rows * h * BF16, written=s.rows * h * BF16)
         builder.add("moe.combine.send", SENT, moved, scales_with_load=True)
     if s.gathers:
         builder.add("moe.scatter", "comm.ep.reduce_scatter", _gathered(s, "reduce_scatter"))
     return builder.done()
+
+
+def _by_index(s: ServingShapes) -> bool:
+    """Whether PyTorch's own calls select many rows by index and add them back by index."""
+    return order.in_pytorch(s) and not s.all_to_all and s.rows > order.SHORT_SORT
+
+
+def _merge(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The rows of a token summed up."""
+    h = s.model.hidden_size
+    moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
+    cls, launches = "permute.reduce", 1
+    if _by_index(s):
+        cls, launches = f"unpermute.{s.stack.permute}", order.MERGE_LAUNCHES[s.stack.permute][0]
+    builder.add("moe.unpermute", cls, moved, scales_with_load=True, launches=launches)
 
 
 def _arrived(builder: SegmentBuilder, s: ServingShapes) -> tuple[str, ...]:
@@ -224,12 +239,16 @@ def _sort(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> 
     elif s.software.router_fused:
         builder.add("moe.map.count", "permute.map.count", Fixed(), after=after, scales_with_load=True)
         builder.add("moe.map.build", "permute.map.build", Fixed(), scales_with_load=True)
+    elif _by_index(s):
+        order.sort(builder, "moe.map.sort", s.rows, after)
+        builder.add("moe.counts", "sort.counts", Fixed(launches=order.COUNT_LAUNCHES), scales_with_load=True)
     else:
         ids = cast(s.rows, INDEX, INDEX)
         builder.add("moe.map.sort", "elem", ids, count=EAGER_COUNTS + EAGER_SORT, after=after, scales_with_load=True)
     if not _gathers_rows(s):
         moved = Streaming(read=s.received * _width(s), written=s.rows * _width(s))
-        builder.add("moe.permute", "permute.expand", moved, scales_with_load=True)
+        cls = "permute.index_select" if _by_index(s) else "permute.expand"
+        builder.add("moe.permute", cls, moved, scales_with_load=True)
     elif s.fp8:
         builder.add("moe.quant", "quant.token", cast(s.received * s.model.hidden_size, BF16, FP8))
 

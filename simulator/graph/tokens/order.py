@@ -22,6 +22,9 @@ COUNT_LAUNCHES = 6
 """Histogram (2), cumulative sum and its cast (3), division of the order by top-k (1)."""
 ROW_BYTES = 4.0
 """Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
+WEIGHTED = "index_add"
+"""PyTorch keeps the rows that it adds by index (tools/autograd/derivatives.yaml: the gradient of index_add's source
+takes its sizes from the source itself); compiled, their weights are fused and nothing is kept."""
 MERGE_LAUNCHES = {"index_add": (5, 6), "gather_sum": (3, 5)}
 """Kernels of the weighted sum of a token's rows, forward and backward."""
 COMPILED_LAUNCHES = (2, 3)
@@ -92,6 +95,7 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
     compiled = s.stack.swiglu_fused
     launches = (COMPILED_LAUNCHES if compiled else MERGE_LAUNCHES[s.stack.permute])[int(backward)]
     cls = f"unpermute.{s.stack.permute}"
+    keeps = not backward and not compiled and s.stack.permute == WEIGHTED
     work = Streaming(read=narrow + wide, written=wide) if backward else Streaming(read=wide, written=narrow)
     if compiled and s.stack.permute == "index_add":
         if backward:  # one kernel selects the gradient's rows, weighs them and sums up the weights' gradients
@@ -106,6 +110,7 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
         after=after,
         scales_with_load=True,
         launches=launches,
+        saved=wide if keeps else 0.0,
     )
 
 

@@ -117,6 +117,8 @@ def read_curve(name: str) -> list[Load]:
     path = Path(name)
     if not path.is_file() and name == "workday":
         path = Path(str(resources.files("workloads.traces") / "workday.csv"))
+    if not path.is_file():
+        raise InputError(f"--day: {name[:80]!r}: is no file; `workday` is shipped")
     header: list[str] = []
     found: list[Load] = []
     for number, line in lines_of(path):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.validation.compared import Compared, show
+from simulator.validation.compared import Compared, allocated, measured_peaks, show
 from simulator.validation.figures import fact_rows
 
 TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv")
@@ -74,13 +74,16 @@ def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
     out = []
     for row in some:
         scenario = load_scenario("llama-3-8b", overrides_of(row))
+        result = simulate(scenario, engine="longest-path")
         name = f"{row['model']} {row['mode']} {row['mbs']}x{row['seq']}x{row['microbatches']} {row['load']}"
         out.append(
             Compared(
                 group=f"MoE, ep = {row['ep']}, {row['mode']}",
                 name=f"{name} ep{row['ep']} {row['variant']}",
                 measured=float(row["step_ms"]) / 1e3,
-                predicted=simulate(scenario, engine="longest-path").metrics["step_time_s"],
+                predicted=result.metrics["step_time_s"],
+                measured_peaks=measured_peaks(row["peak_gb"]),
+                predicted_peaks=allocated(result.memory),
             )
         )
     return out

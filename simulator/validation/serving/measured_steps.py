@@ -1,6 +1,7 @@
 """Serving steps that were measured, next to their forecasts. Compared with, never fitted.
 
-`workloads/facts/h200_decode_steps.csv` holds whole steps of plain PyTorch on one H200; DeepSeek publishes two profiles.
+`workloads/facts/h200_decode_steps.csv` holds whole steps of plain PyTorch on one H200, `h200x2_decode_steps.csv` those
+with tensor parallelism of two; DeepSeek publishes two profiles.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from collections.abc import Iterable, Mapping
 
 from simulator.inputs import load_scenario
 from simulator.results.simulate import simulate
-from simulator.validation.compared import Compared, show
+from simulator.validation.compared import Compared, allocated, measured_peaks, show
 from simulator.validation.figures import fact_rows
 
-TABLE = "h200_decode_steps.csv"
+TABLES = ("h200_decode_steps.csv", "h200x2_decode_steps.csv")
 MODELS: Mapping[str, tuple[str, ...]] = {
     "llama-3-8b": ("model=llama-3-8b",),
     "llama-3-70b": ("model=llama-3-70b",),
@@ -27,8 +28,8 @@ quoted for it; recalled, not read in the source."""
 
 
 def rows() -> list[dict[str, str]]:
-    """The rows of the table."""
-    return fact_rows(TABLE)
+    """The rows of all tables."""
+    return [row for name in TABLES for row in fact_rows(name)]
 
 
 def overrides_of(row: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
@@ -40,6 +41,10 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     out += [f"serving.tokens={row['tokens']}", f"serving.context={row['context']}"]
     out += ["model.max_position_embeddings=1000000", f"serving.cuda_graphs={str('graph' in mode).lower()}"]
     out += COMPILED if "compile" in mode else ()
+    out += ["stack.attention=fa2"] if row["attention"] == "flash" and not decodes else []
+    if int(row["tp"]) > 1:
+        out += [f"gpus={row['tp']}", f"layout.tp={row['tp']}", f"hardware.node.gpus={row['tp']}"]
+        out += [f"layout.etp={row['tp']}"] if int(row["experts"]) else []
     return "llama-3-8b-decode" if decodes else "llama-3-8b-prefill", tuple(out)
 
 
@@ -48,10 +53,22 @@ def measured_steps(some: Iterable[Mapping[str, str]]) -> list[Compared]:
     out = []
     for row in some:
         job, overrides = overrides_of(row)
-        step = simulate(load_scenario(job, overrides), engine="longest-path").metrics["step_time_s"]
+        result = simulate(load_scenario(job, overrides), engine="longest-path")
         name = f"{row['model']} {row['mode']} {row['batch']}x{row['context']}+{row['tokens']}"
-        group = f"{row['phase']}, {row['mode']}, {row['model'].removesuffix('-whole')}"
-        out.append(Compared(group=group, name=name, measured=float(row["step_ms"]) / 1e3, predicted=step))
+        group = f"{row['phase']}, {row['mode']}, {row['model'].removesuffix('-whole')}, tp {row['tp']}"
+        whole = (
+            2.0 * int(row["vocab"]) * int(row["hidden"]) * (1 - 1 / int(row["tp"]))
+        )  # the program cuts the head only
+        out.append(
+            Compared(
+                group=group,
+                name=name,
+                measured=float(row["step_ms"]) / 1e3,
+                predicted=result.metrics["step_time_s"],
+                measured_peaks=measured_peaks(row["peak_gb"]),
+                predicted_peaks=tuple(peak + whole for peak in allocated(result.memory)),
+            )
+        )
     return out
 
 
