@@ -112,11 +112,13 @@ def simulate(
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict() | ({"interval": spread.as_dict()} if spread else {}))
     else:
-        from reports.terminal import serving_tables, step_tables
-
         if scenario.workload.serves:
+            from reports.terminal import serving_tables
+
             print_report(*serving_tables.report(result, verbose=verbose, interval=spread))
         else:
+            from reports.terminal import step_tables
+
             print_report(*step_tables.report(result, verbose=verbose, interval=spread))
     say(f"simulated {len(result.timeline.start):,} tasks by {engine} in {took:.1f} s", quiet=quiet)
     return 0 if result.memory.fits else DOES_NOT_FIT

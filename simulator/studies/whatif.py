@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from simulator.errors import InputError
-from simulator.estimate.shared_prices import evenly
 from simulator.inputs.only_training import refuse_serving
 from simulator.results import simulate as run
 from simulator.results.result import Result
@@ -206,6 +205,8 @@ def pinned(scenario: Scenario) -> Scenario:
     layout = scenario.job.layout
     if isinstance(layout.stages, tuple) or is_written(layout.stages):
         return scenario
+    from simulator.estimate.shared_prices import evenly  # NumPy takes 0.1 s to load
+
     counts = tuple(sum(kind.is_layer for kind in _main(blocks)) for blocks in run.prepare(scenario)[0].stages)
     return replace(scenario, job=replace(scenario.job, layout=replace(evenly(layout), stages=counts)))
 
