@@ -57,6 +57,8 @@ _CLASSES = {
     "attn.decode": "attention, decode",
     "attn.decode.mla": "latent attention, decode",
     "attn.decode.fp8": "attention, decode, FP8 cache",
+    "attn.decode.index.fp8": "index of sparse attention, decode, FP8 cache",
+    "attn.decode.index": "index of sparse attention, decode",
     "attn.decode.mla.fp8": "latent attention, decode, FP8 cache",
     "attn.bwd_aux": "attention, backward: preparation",
     "comm.dispatch": "expert dispatch (all-to-all)",

@@ -418,7 +418,8 @@ def test_models_take_their_own_spelling_and_ours() -> None:
         ("stack.kernel_gap=2", "--set: stack.kernel_gap: 2.0: 2 s is implausible: write 2e-6"),
         (
             "stack.dispatcher=mpi",
-            '--set: stack.dispatcher: "mpi": must be "deepep", "hybrid_ep", "nccl" or "allgather"',
+            '--set: stack.dispatcher: "mpi": must be "deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", '
+            '"nvlink_two_sided", "nccl" or "allgather"',
         ),
         ("hardware=h801", "hardware 'h801' is not known: did you mean h800?"),
         ("hardware.sources.gpu=x", '--set: hardware.sources.gpu: "x": unknown key; did you mean hardware.node.gpus?'),

@@ -62,6 +62,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("launch", "concurrent_delay", "cta_time", "cta_most"), _TIME),
         "bandwidth": _SHARE,
         **dict.fromkeys(("sm_rate", "cta_rate"), _SPEED_OR_NONE),
+        "value_rate": Range(low=1e6, high=1e13, unit="1/s", factors=("e9",), or_zero=True),
         "l2_gain": _FACTOR,
         **dict.fromkeys(("wave_time", "traffic"), _SLOWDOWN),
         "resident": _COUNT_OR_NONE,
@@ -120,6 +121,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     "Power": {
         "cap_of_tdp": Range(low=0.01, high=10),
         **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
+        **dict.fromkeys(("unvectorized", "update", "scatter"), _WATTS),
         "exponent": Range(low=0, high=10),
         "spread": _PART,
     },
