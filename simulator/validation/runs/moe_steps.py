@@ -1,7 +1,7 @@
 """Own steps of mixture-of-experts models in plain PyTorch, next to their forecasts. Compared with, never fitted.
 
-`workloads/facts/h200_moe_steps.csv` (one H200, ep = 1) `h200x2_` (two, ep = 2) and `h200x4_` (four, ep = 4) hold whole steps of
-`measure_moe_step.py`: BF16 parameters, gradients and moments without masters, eager or through torch.compile.
+`workloads/facts/h200_moe_steps.csv` (one H200, ep = 1), `h200x2_` (two, ep = 2) and `h200x4_` (four, ep = 4) hold whole
+steps of `measure_moe_step.py`: BF16 parameters, gradients and moments without masters, eager or through torch.compile.
 """
 
 from __future__ import annotations
