@@ -168,8 +168,8 @@ def serving() -> str:
     """Our own measured steps of serving with tensor parallelism, and the simulation."""
     some = [row for row in measured_steps.rows() if int(row["tp"]) > 1]
     found = measured_steps.measured_steps(some)
-    named = [replace(one, name=f"{one.name}, {one.group.split(',')[0]}") for one in found]
-    return "\n".join(with_peaks("serving on 2 H200, tensor parallelism, plain PyTorch", named))
+    named = [replace(one, name=f"{one.name}, {one.group.split(',')[0]}, {one.group.rsplit(', ')[-1]}") for one in found]
+    return "\n".join(with_peaks("serving on H200, tensor parallelism, plain PyTorch", named))
 
 
 def with_peaks(what: str, found: Sequence[Compared]) -> list[str]:
@@ -203,7 +203,7 @@ def own() -> str:
         "|---|---|---|---|---|",
     ]
     tables = {"one GPU": steps(), "FSDP2, 2 and 4 GPUs": sharded(), "tensor parallelism 2 and 4": tensor()}
-    tables["mixture of experts, 1 and 2 GPUs"] = experts()
+    tables["mixture of experts, 1, 2 and 4 GPUs"] = experts()
     for label, table in tables.items():
         for mode in ("eager", "compile"):
             found = [line for line in table.splitlines()[2:] if ("eager" in line) is (mode == "eager")]

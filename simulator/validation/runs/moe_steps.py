@@ -1,7 +1,7 @@
 """Own steps of mixture-of-experts models in plain PyTorch, next to their forecasts. Compared with, never fitted.
 
-`workloads/facts/h200_moe_steps.csv` (one H200, ep = 1) and `h200x2_moe_steps.csv` (two, ep = 2) hold whole steps of
-`measure_moe_step.py`: BF16 parameters, gradients and moments without masters, eager or through torch.compile.
+`workloads/facts/h200_moe_steps.csv` (one H200, ep = 1), `h200x2_` (two, ep = 2) and `h200x4_` (four, ep = 4) hold whole
+steps of `measure_moe_step.py`: BF16 parameters, gradients and moments without masters, eager or through torch.compile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from simulator.results.simulate import simulate
 from simulator.validation.compared import Compared, allocated, measured_peaks, show
 from simulator.validation.figures import fact_rows
 
-TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv")
+TABLES = ("h200_moe_steps.csv", "h200x2_moe_steps.csv", "h200x4_moe_steps.csv")
 STATES = ("parameters", "gradients", "reduced", "first_moment", "second_moment")
 """What the program keeps in BF16."""
 

@@ -1,7 +1,7 @@
 """Serving steps that were measured, next to their forecasts. Compared with, never fitted.
 
 `workloads/facts/h200_decode_steps.csv` holds whole steps of plain PyTorch on one H200, `h200x2_decode_steps.csv` those
-with tensor parallelism of two; DeepSeek publishes two profiles.
+with tensor parallelism of two, `h200x4_` of four; DeepSeek publishes two profiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from simulator.results.simulate import simulate
 from simulator.validation.compared import Compared, allocated, measured_peaks, show
 from simulator.validation.figures import fact_rows
 
-TABLES = ("h200_decode_steps.csv", "h200x2_decode_steps.csv")
+TABLES = ("h200_decode_steps.csv", "h200x2_decode_steps.csv", "h200x4_decode_steps.csv")
 MODELS: Mapping[str, tuple[str, ...]] = {
     "llama-3-8b": ("model=llama-3-8b",),
     "llama-3-70b": ("model=llama-3-70b",),
