@@ -333,6 +333,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200x4_collectives.csv",
         "h200_windows.csv",
         "h200_draw.csv",
+        "h200_recurrent.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known
