@@ -668,8 +668,9 @@ TABLES = ("gemm", "attention", "decode", "scan", "stream", "fixed")
 def _works(table: str, sms: int) -> tuple[Work, ...]:
     """Kernels of many shapes; `sms`: grids that fill the GPU exactly are among them."""
     streams = tuple(
-        Streaming(read=size, written=size, blocks=blocks)
+        Streaming(read=size, written=size, blocks=blocks, values=values)
         for size, blocks in ((1e3, 0), (1e6, sms), (2e7, 2 * sms), (3e8, 0), (3e8, sms), (3e8, 4 * sms), (3e8, 100_000))
+        for values in (0.0, size)
     )
     return {
         "gemm": _GEMMS,

@@ -146,8 +146,12 @@ def test_hits_by_tier_add_up_and_bytes_are_those_of_the_gpu() -> None:
             "prefix_cache=false nothing is kept",
         ),
         (
-            ("hardware=h800", "stack.scheduler.host_cache=1e9", "stack.scheduler.disk_cache=1e9"),
-            "h800 does not describe it; set hardware.node.host.disk_bandwidth",
+            (
+                "hardware.node.host.disk_bandwidth=0",
+                "stack.scheduler.host_cache=1e9",
+                "stack.scheduler.disk_cache=1e9",
+            ),
+            "does not describe it; set hardware.node.host.disk_bandwidth",
         ),
     ],
 )

@@ -332,12 +332,18 @@ def test_invalid_says_why(asked):
     assert any("layout.ep" in text for text in why)
 
 
+DASK = pytest.mark.xdist_group("dask")
+"""One cluster at a time: their dashboards share a port."""
+
+
+@DASK
 def test_dask_gives_the_same_where_it_is_there(asked, whole):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         assert search(asked, executor="dask", address=cluster.scheduler_address) == whole
 
 
+@DASK
 def test_dask_survives_the_death_of_a_worker(asked, whole):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -364,6 +370,7 @@ def test_a_cluster_that_is_not_there_is_one_line(asked, address, monkeypatch):
     assert "\n" not in str(told.value)
 
 
+@DASK
 def test_a_cluster_that_dies_keeps_what_is_done(asked, whole, monkeypatch, tmp_path):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "_PATIENCE", 1)

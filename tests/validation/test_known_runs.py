@@ -61,7 +61,7 @@ def test_peaks_that_pytorch_counted_are_met() -> None:
     for one in verdicts(known_runs(["R.bridge3880", "R.titan.8b", "R.titan.70b"])):
         errors.setdefault(one.run.counted, []).append(one.error or 0.0)
     assert all(abs(error) < 0.05 for error in errors["allocated"])
-    assert all(-0.17 < error < 0.05 for error in errors["reserved"])
+    assert all(-0.18 < error < 0.05 for error in errors["reserved"])
     assert {kind: len(found) for kind, found in errors.items()} == {"allocated": 3, "reserved": 4}
 
 
