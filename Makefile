@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCES := $(wildcard cli.py) simulator workloads reports hardware_profiles
+# Each file of tests is run by one process, so that what its tests share is computed once.
 # Processes of the tests, one more than the cores of a small machine: some tests wait for browsers and commands.
 JOBS   ?= 3
 FUZZ   ?= 1000
@@ -52,16 +53,16 @@ demo: $(READY)
 test: lint unit
 
 unit: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=20 -m 'not slow'
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -rs --durations=20 -m 'not slow'
 
 test-all: lint
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -rs --durations=20
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -rs --durations=20
 
 test-quick: lint
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not long and not slow'
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not long and not slow'
 
 fuzz: $(READY)
-	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/fuzz
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/fuzz
 
 wheel-test: $(READY)
 	@.ci/wheel-test $(BIN)/python $$(.ci/pythons)

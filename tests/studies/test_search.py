@@ -332,21 +332,15 @@ def test_invalid_says_why(asked):
     assert any("layout.ep" in text for text in why)
 
 
-DASK = pytest.mark.xdist_group("dask")
-"""One cluster at a time: their dashboards share a port."""
-
-
-@DASK
 def test_dask_gives_the_same_where_it_is_there(asked, whole):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         assert search(asked, executor="dask", address=cluster.scheduler_address) == whole
 
 
-@DASK
 def test_dask_survives_the_death_of_a_worker(asked, whole):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         killed = []
 
         def kill(done, size):
@@ -370,12 +364,11 @@ def test_a_cluster_that_is_not_there_is_one_line(asked, address, monkeypatch):
     assert "\n" not in str(told.value)
 
 
-@DASK
 def test_a_cluster_that_dies_keeps_what_is_done(asked, whole, monkeypatch, tmp_path):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(workers, "_PATIENCE", 1)
     file = tmp_path / "search.sqlite"
-    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
     closed = []
 
     def close(done, size):

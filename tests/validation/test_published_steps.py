@@ -12,9 +12,6 @@ from simulator.validation.computations import rule_for
 from simulator.validation.serving.published_steps import SIZES, serving_rows, serving_step
 from simulator.validation.validate import outcome_of, use_of
 
-pytestmark = pytest.mark.xdist_group("published_steps")
-"""In one process: what many tests look at is computed once."""
-
 
 @pytest.fixture(scope="module")
 def outcomes():

@@ -21,9 +21,6 @@ from simulator.validation.outcome import Outcome
 FIGURES = load_figures()
 CALIBRATION = Path(str(resources.files("hardware_profiles").joinpath("calibration")))
 
-pytestmark = pytest.mark.xdist_group("validation")
-"""In one process: what many tests look at is computed once."""
-
 
 def run(*args: str) -> Result:
     return CliRunner().invoke(foretrain, ["validate", *args])
