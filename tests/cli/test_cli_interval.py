@@ -28,6 +28,7 @@ def test_simulate_puts_it_around_its_own_step_time(run: Any) -> None:
     assert {"source", "group", "share", "text"} == set(around["contributions"][0])
 
 
+@pytest.mark.slow
 def test_simulate_takes_draws_and_a_seed(run: Any) -> None:
     first = of(run, "simulate", JOB, *FEW)["interval"]
     assert of(run, "simulate", JOB, *FEW, "--seed", "0")["interval"] == first
@@ -66,6 +67,7 @@ def test_search_has_one_for_each_of_the_best(run: Any) -> None:
     assert "8 of 10 [s]" in run(*words).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_plan_sums_the_ends_of_its_phases(run: Any) -> None:
     found = of(run, "plan", JOB, *FEW)

@@ -205,6 +205,7 @@ def test_compare_tries_every_combination_in_order(run: Any) -> None:
     assert all(entry["error"] is None for entry in result["variants"])
 
 
+@pytest.mark.slow
 def test_compare_says_what_a_slow_gpu_costs_under_each_schedule(run: Any) -> None:
     args = ("compare", "tiny-1f1b", "--vary", "layout.schedule=1f1b,gpipe", "--what-if", "narrow-nic")
     table = run(*args).stdout.partition("What each what-if does to the step time")[2].split("\n\n")[0]

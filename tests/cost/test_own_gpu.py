@@ -23,6 +23,7 @@ def found() -> own_gpu.OwnFit:
     return own_gpu.fit(H100_TABLE, load_hardware("h200"), "h200", "NVIDIA H100")
 
 
+@pytest.mark.slow
 def test_a_fit_is_nearer_on_shapes_it_did_not_see(found: own_gpu.OwnFit) -> None:
     before, after = (
         sum(values) / len(values) for values in zip(*((c.before, c.after) for c in found.classes), strict=True)
@@ -34,6 +35,7 @@ def test_a_fit_is_nearer_on_shapes_it_did_not_see(found: own_gpu.OwnFit) -> None
     assert all(one.after < 0.08 for one in gemms)
 
 
+@pytest.mark.slow
 def test_every_class_is_either_fitted_or_carried_over(found: own_gpu.OwnFit) -> None:
     own = load_hardware("h200").kernels
     names = {one.cls for one in found.classes}

@@ -41,7 +41,7 @@ def test_the_toy_learns_and_repeats_itself(trained: Trained) -> None:
     assert evaluate(CFG, trained.params, EXACT, SETTINGS, 2) < 0.5 * evaluate(CFG, fresh, EXACT, SETTINGS, 2)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [Bf16(), Fp8()], ids=["bf16", "fp8"])
 def test_low_precision_follows_float32(precision: Precision) -> None:
     short = replace(SETTINGS, steps=12)

@@ -213,6 +213,7 @@ _OTHERS = {
 }
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_scheduler_changes_a_replay(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     row = {"timestamp": 0, "input_length": 1100, "output_length": 200, "hash_ids": [1, 2, 3]}
