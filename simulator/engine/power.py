@@ -19,6 +19,15 @@ from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
 from simulator.spec.hardware import Gpu, Power
 
+DRAW = {
+    "elem.unvectorized": "unvectorized",
+    "cat.unvectorized": "unvectorized",
+    "permute.index_add": "scatter",
+    "unpermute.index_add": "scatter",
+    "optimizer": "update",
+}
+"""Kernel class -> field of `Power`: memory-bound kernels that draw less than most, as their units wait."""
+
 
 def draw(op: Op, power: Power) -> float:
     """Power of one kind of work at full clock [W]."""
@@ -26,16 +35,8 @@ def draw(op: Op, power: Power) -> float:
         return power.split if op.work.split and power.split else power.tensor
     if isinstance(op.work, (Attention, DecodeAttention, Scan)):
         return power.attention
-    return _of_streams(op.cls, power) or power.memory
-
-
-def _of_streams(cls: str, power: Power) -> float:
-    """Power of memory-bound kernels that draw less than most, as their units wait [W]; 0 where it is not known."""
-    if cls.endswith(".unvectorized"):
-        return power.unvectorized
-    if cls.endswith("permute.index_add"):
-        return power.scatter
-    return power.update if cls == "optimizer" else 0.0
+    own: float = getattr(power, DRAW.get(op.cls, "memory"))
+    return own or power.memory
 
 
 def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:

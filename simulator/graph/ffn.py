@@ -7,7 +7,7 @@ backward together with its cast (DeepSeek-V3 report, section 3.3.3).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Literal
 
 from simulator.dtypes import BF16, FP8, fp8_bytes
 from simulator.graph import linear
@@ -24,7 +24,7 @@ from simulator.graph.norm import (
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
-from simulator.ops import Gemm, Streaming
+from simulator.ops import Facts, Gemm, Streaming
 from simulator.spec.model import ModelSpec
 from simulator.spec.precision import HighPrecision, Recipe
 
@@ -114,17 +114,11 @@ def eager_activation(
     kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
     keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
     work = unvectorized(values, (2 if backward else 1) * BF16, BF16)
-    facts: Loaded = {"scales_with_load": scales_with_load}
+    facts: Facts = {"scales_with_load": scales_with_load}
     builder.add(kernel, "elem.unvectorized", work, saved=values * BF16 if keeps else 0.0, **facts)
     if backward:
         builder.add(f"{name}.swiglu.up.bwd", "elem", sum_of_two(values), **facts)
         builder.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * values, BF16, BF16), **facts)
-
-
-class Loaded(TypedDict):
-    """Whether an op's work grows with the tokens that a rank's experts get."""
-
-    scales_with_load: bool
 
 
 def is_eager(s: Shapes, *, gated: bool) -> bool:

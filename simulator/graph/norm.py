@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
+from simulator.graph.linear import unvectorized
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
@@ -59,8 +60,7 @@ def norm_forward(
     """
     residual = residual and builder.stack.residual_fused
     if not builder.stack.norm_fused:
-        wider = Streaming(read=tokens * width * BF16, written=tokens * width * FP32, values=tokens * width)
-        builder.add(f"{name}.to_fp32", "elem.unvectorized", wider)
+        builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32))
         builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
         builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)

@@ -22,6 +22,7 @@ the steps, each waited for; `*_ms`, `launches`: kernels of one step as the profi
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -44,6 +45,7 @@ from step_runner import (  # type: ignore[import-not-found]  # a script next to 
 )
 from torch import nn
 
+Step = Callable[[], None]
 SKEW = 0.4
 CHOSEN = 20.0
 """What the bias adds to the logits of experts that are to be chosen."""
@@ -300,18 +302,14 @@ def rank_imbalance(rows: torch.Tensor, ranks: int) -> float:
     return float(received.max() / received.mean())
 
 
-def measure(name: str, mode: str, variant: str, seq: int, mbs: int, microbatches: int, load: str) -> Row:
-    """Step time of one configuration in a settled state."""
-    c = TINY if ARGS.tiny else MODELS[name]
-    seq = min(seq, 32) if ARGS.tiny else seq
+def program(c: Shape, variant: str, mode: str, seq: int, mbs: int, microbatches: int, chosen: torch.Tensor) -> Step:
+    """A whole step of a model whose tokens go to the experts `chosen`."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     model = built(c, variant, mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     angle = torch.outer(torch.arange(seq, device=DEVICE), 1e4 ** (-torch.arange(0, c.d, 2, device=DEVICE) / c.d))
     cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
     tokens = torch.randint(0, c.vocab, (mbs, seq + 1), device=DEVICE)
-    chosen = chosen_experts(load, mbs * seq, c.experts, c.topk)
-    rows = torch.bincount(chosen.flatten(), minlength=c.experts)
     bias = torch.zeros(mbs * seq, c.experts).scatter_(1, chosen, CHOSEN).to(DEVICE)
 
     def step() -> None:
@@ -322,6 +320,17 @@ def measure(name: str, mode: str, variant: str, seq: int, mbs: int, microbatches
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    return step
+
+
+def measure(name: str, mode: str, variant: str, seq: int, mbs: int, microbatches: int, load: str) -> Row:
+    """Step time of one configuration in a settled state."""
+    c = TINY if ARGS.tiny else MODELS[name]
+    seq = min(seq, 32) if ARGS.tiny else seq
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    chosen = chosen_experts(load, mbs * seq, c.experts, c.topk)
+    rows = torch.bincount(chosen.flatten(), minlength=c.experts)
+    step = program(c, variant, mode, seq, mbs, microbatches, chosen)
     warm(step)
     with Sensors() as sensors:
         times = settled(step, ARGS.seconds)

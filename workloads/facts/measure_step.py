@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,15 +77,17 @@ class Model(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
-def measure(name: str, mode: str, seq: int, mbs: int, microbatches: int, seconds: float) -> dict[str, Any]:
-    """Step time of one configuration in a settled state."""
+def program(name: str, mode: str, seq: int, mbs: int, microbatches: int) -> Callable[[], None]:
+    """A whole step: eager, through torch.compile (compile), or that with torchao's float8 training (fp8)."""
     c = MODELS[name]
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     with torch.device("cuda"):
         model: Any = Model(c).to(torch.bfloat16)
+    if mode == "fp8":
+        from torchao.float8 import convert_to_float8_training  # type: ignore[import-not-found]
+
+        convert_to_float8_training(model, module_filter_fn=lambda _, fqn: "head" not in fqn)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    run = torch.compile(model) if mode == "compile" else model
+    run = model if mode == "eager" else torch.compile(model)
     d = c["hidden"] // c["heads"]
     angle = torch.outer(torch.arange(seq, device="cuda"), 1e4 ** (-torch.arange(0, d, 2, device="cuda") / d))
     cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
@@ -96,6 +99,14 @@ def measure(name: str, mode: str, seq: int, mbs: int, microbatches: int, seconds
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
+    return step
+
+
+def measure(name: str, mode: str, seq: int, mbs: int, microbatches: int, seconds: float) -> dict[str, Any]:
+    """Step time of one configuration in a settled state."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    c, step = MODELS[name], program(name, mode, seq, mbs, microbatches)
     for _ in range(4):
         step()
     torch.cuda.synchronize()

@@ -53,49 +53,12 @@ MOE = (
 )
 
 
-def dense_step(name: str, mode: str, seq: int, mbs: int, microbatches: int) -> Step:
-    """A step of `measure_step.py`'s program."""
-    c = dense.MODELS[name]
-    with torch.device("cuda"):
-        model: Any = dense.Model(c).to(torch.bfloat16)
-    if mode == "fp8":
-        from torchao.float8 import convert_to_float8_training  # type: ignore[import-not-found]
-
-        convert_to_float8_training(model, module_filter_fn=lambda _, fqn: "head" not in fqn)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    run = model if mode == "eager" else torch.compile(model)
-    d = c["hidden"] // c["heads"]
-    angle = torch.outer(torch.arange(seq, device="cuda"), 1e4 ** (-torch.arange(0, d, 2, device="cuda") / d))
-    cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
-    tokens = torch.randint(0, c["vocab"], (mbs, seq + 1), device="cuda")
-
-    def step() -> None:
-        for _ in range(microbatches):
-            run(tokens, cos, sin).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-
-    return step
-
-
 def moe_step(name: str, mode: str, variant: str, seq: int, mbs: int, microbatches: int, load: str) -> Step:
     """A step of `measure_moe_step.py`'s program."""
     c = moe.MODELS[name]
-    model = moe.built(c, variant, mode)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    angle = torch.outer(torch.arange(seq, device="cuda"), 1e4 ** (-torch.arange(0, c.d, 2, device="cuda") / c.d))
-    cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
-    tokens = torch.randint(0, c.vocab, (mbs, seq + 1), device="cuda")
     chosen = moe.chosen_experts(load, mbs * seq, c.experts, c.topk)
-    bias = torch.zeros(mbs * seq, c.experts).scatter_(1, chosen, moe.CHOSEN).to("cuda")
-
-    def step() -> None:
-        for _ in range(microbatches):
-            model(tokens, bias, cos, sin).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    program: Step = moe.program(c, variant, mode, seq, mbs, microbatches, chosen)
+    return program
 
 
 class Meter:
@@ -210,7 +173,7 @@ def main() -> None:
     steps: list[Row] = []
     parts: list[Row] = []
     sequence: list[Row] = []
-    plan: list[tuple[str, Any, tuple[Any, ...]]] = [("dense", dense_step, one) for one in DENSE]
+    plan: list[tuple[str, Any, tuple[Any, ...]]] = [("dense", dense.program, one) for one in DENSE]
     plan += [("moe", moe_step, one) for one in MOE]
     last = time.time() + args.budget
     for family, build, one in plan:

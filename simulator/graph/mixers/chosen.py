@@ -13,15 +13,12 @@ from simulator.graph import linear
 from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import elementwise, rotation
-from simulator.graph.mixers.indexer import choose, learn, projections, weight_gradients
+from simulator.graph.mixers.indexer import SPARSE, choose, learn, projections, weight_gradients
 from simulator.graph.mla import Dims, dims_of
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import circulate_keys, gather, scatter
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part
-
-CORE = "attn.{}.sparse"
-"""Kernel class of the core by direction: one that gathers the chosen tokens' keys has no measurements yet."""
 
 
 def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
@@ -103,7 +100,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.heads * d.kv_lora * BF16
     core = core_work(s, d, backward=False)
-    builder.add("attn.core.fwd", CORE.format("fwd"), core, saved=statistics + kept_out)
+    builder.add("attn.core.fwd", SPARSE.format("fwd"), core, saved=statistics + kept_out)
     _per_head(builder, s, d, "attn.w_uv.fwd", d.v, d.kv_lora, saved=t * d.out * BF16)
     linear.forward(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
@@ -126,11 +123,11 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.norm_again("latent") or s.up_again:
         _queries(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        builder.add("attn.core.recompute", CORE.format("fwd"), core_work(s, d, backward=False), part="R")
+        builder.add("attn.core.recompute", SPARSE.format("fwd"), core_work(s, d, backward=False), part="R")
     latents = t * d.heads * d.kv_lora
     prepare_backward(builder, s, t * d.heads * kv_a, latents, part="I")
     circulate_keys(builder, "attn.dkv.transfer", s, kv_a + s.model.index_head_dim, passes=2)
-    builder.add("attn.core.bwd", CORE.format("bwd"), core_work(s, d, backward=True))
+    builder.add("attn.core.bwd", SPARSE.format("bwd"), core_work(s, d, backward=True))
     learn(builder, s, d.heads, kv_a)
     finish_backward(builder, s, t * d.heads * kv_a)
     _per_head(builder, s, d, "attn.w_uk.dgrad", d.nope, d.kv_lora)

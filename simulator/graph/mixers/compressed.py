@@ -21,15 +21,12 @@ from simulator.graph.attention import finish_backward, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
 from simulator.graph.mixers import hyper
-from simulator.graph.mixers.indexer import INDEX
+from simulator.graph.mixers.indexer import INDEX, SPARSE, compare, index_scores
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, heads_per_rank, ranks_per_node, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Collective, Gemm, Part, Streaming
 from simulator.spec.mixer import Mixer
-
-CLASS = "attn.{}.sparse"
-"""Kernel class of the core, by direction: of chosen keys, which is not calibrated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,22 +112,6 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
     return work.with_entries(entries, s.model.chosen_entries) if entries else work
 
 
-def _scores(s: Shapes, *, chosen: int = 0, backward: bool = False) -> Attention:
-    """The indexer's scores of the entries."""
-    m = s.model
-    return Attention(
-        batch=s.batch,
-        seq_q=s.seq,
-        seq_kv=max(1, s.seq_kv // m.compress_rate),
-        heads=m.index_n_heads,
-        kv_heads=1,
-        d_qk=m.index_head_dim,
-        d_v=1,
-        window=chosen,
-        backward=backward,
-    )
-
-
 def queries(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool) -> None:
     """From latent and key as projected to what the core reads; run once more in backward where they are recomputed."""
     part: Part | None = "R" if again else None
@@ -177,7 +158,7 @@ def choose(builder: SegmentBuilder, s: Shapes) -> None:
     entries = s.seq_kv // s.model.compress_rate if is_indexed(s) else 0
     if not entries:
         return
-    work, chosen = _scores(s), s.tokens * min(s.model.index_topk, entries)
+    work, chosen = index_scores(s, entries), s.tokens * min(s.model.index_topk, entries)
     builder.add("attn.index.fwd", "attn.index", work)
     scored = Streaming(read=work.flops / work.flops_per_pair / work.heads * FP32, written=chosen * INDEX)
     kept = chosen * INDEX if s.workload.keeps_activations else 0.0
@@ -225,7 +206,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     choose(builder, s)
     statistics = 0.0 if "core_attn" in s.recompute else d.tokens * d.heads * FP32
     core = core_work(s, d, backward=False)
-    builder.add("attn.core.fwd", CLASS.format("fwd"), core, saved=statistics + d.tokens * d.q * BF16)
+    builder.add("attn.core.fwd", SPARSE.format("fwd"), core, saved=statistics + d.tokens * d.q * BF16)
     builder.add("rope.out.fwd", "rope", rotation(d.tokens * d.heads * d.rope))
     grouped(builder, s, d, "fwd")
     linear.forward(builder, "attn.o_b", d.tokens, d.hidden, d.groups * d.rank, recipe=s.recipe, place="row")
@@ -241,18 +222,7 @@ def _learn(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     entries = s.seq_kv // d.rate if is_indexed(s) else 0
     if not entries:
         return
-    target = Attention(
-        batch=s.batch,
-        seq_q=s.seq,
-        seq_kv=entries,
-        heads=d.heads,
-        kv_heads=1,
-        d_qk=d.d,
-        d_v=1,
-        window=s.model.index_topk,
-    )
-    builder.add("attn.index_target.bwd", CLASS.format("fwd"), target)
-    builder.add("attn.index.bwd", CLASS.format("bwd"), _scores(s, chosen=s.model.index_topk, backward=True))
+    compare(builder, s, entries, s.model.index_topk, d.heads, d.d)
     builder.add("rope.index.bwd", "rope", rotation(d.tokens * s.model.index_n_heads * d.rope))
 
 
@@ -274,7 +244,7 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     prepare_backward(builder, s, d.tokens * d.q, d.tokens * d.q, part="I")
     share_keys(builder, s, d, "attn.dkv.transfer", passes=2)
-    builder.add("attn.core.bwd", CLASS.format("bwd"), core_work(s, d, backward=True))
+    builder.add("attn.core.bwd", SPARSE.format("bwd"), core_work(s, d, backward=True))
     _learn(builder, s, d)
     finish_backward(builder, s, d.tokens * d.q)
     builder.add("rope.qk.bwd", "rope", rotation(d.tokens * (d.heads + 1) * d.rope))
@@ -299,7 +269,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.norm_again("latent") or s.up_again:
         queries(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        builder.add("attn.core.recompute", CLASS.format("fwd"), core_work(s, d, backward=False), part="R")
+        builder.add("attn.core.recompute", SPARSE.format("fwd"), core_work(s, d, backward=False), part="R")
     _core_backward(builder, s, d)
     linear.input_gradient(builder, "attn.q_b", t, d.q, d.latent, recipe=s.recipe)
     if s.fp8:

@@ -20,6 +20,8 @@ from simulator.spec.mixer import Mixer
 
 INDEX = 4.0
 """Bytes of the index of a chosen token [B]."""
+SPARSE = "attn.{}.sparse"
+"""Kernel class of a core that gathers the keys of chosen tokens, by direction: it has no measurements yet."""
 
 
 def is_sparse(s: Shapes) -> bool:
@@ -38,16 +40,16 @@ def window_of(s: Shapes) -> int:
 
 
 def core_class(s: Shapes, direction: str) -> str:
-    """Kernel class of the core: one that gathers the chosen tokens' keys has no measurements yet."""
-    return f"attn.{direction}.sparse" if is_sparse(s) else f"attn.{direction}"
+    """Kernel class of the core."""
+    return SPARSE.format(direction) if is_sparse(s) else f"attn.{direction}"
 
 
-def _scores(s: Shapes, *, window: int = 0, backward: bool = False) -> Attention:
-    """The indexer's scores: a GEMM as wide as a head, and one sum over the heads."""
+def index_scores(s: Shapes, keys: int, *, window: int = 0, backward: bool = False) -> Attention:
+    """The indexer's scores of so many keys: a GEMM as wide as a head, and one sum over the heads."""
     return Attention(
         batch=s.batch,
         seq_q=s.seq,
-        seq_kv=s.seq_kv,
+        seq_kv=keys,
         heads=s.model.index_n_heads,
         kv_heads=1,
         d_qk=s.model.index_head_dim,
@@ -84,7 +86,7 @@ def _parts(s: Shapes) -> tuple[tuple[str, int, int], ...]:
 
 def choose(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     """Scores of all earlier tokens, and the best of them."""
-    work = _scores(s)
+    work = index_scores(s, s.seq_kv)
     scores = work.flops / work.flops_per_pair / work.heads * FP32
     chosen = s.tokens * min(s.model.index_topk, s.seq_kv)
     if in_blocks(s):  # each head chooses for its group, among the best keys of blocks
@@ -97,15 +99,20 @@ def choose(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     )
 
 
-def learn(builder: SegmentBuilder, s: Shapes, heads: int, d_qk: int) -> None:
-    """The indexer's own backward: what all heads attend to among the chosen tokens, and the gradients of its scores."""
-    m = s.model
+def compare(builder: SegmentBuilder, s: Shapes, keys: int, window: int, heads: int, d_qk: int) -> None:
+    """The indexer's loss over so many keys: what all heads attend to among those chosen, and the gradients of its
+    scores."""
     target = Attention(
-        batch=s.batch, seq_q=s.seq, seq_kv=s.seq_kv, heads=heads, kv_heads=1, d_qk=d_qk, d_v=1, window=window_of(s)
+        batch=s.batch, seq_q=s.seq, seq_kv=keys, heads=heads, kv_heads=1, d_qk=d_qk, d_v=1, window=window
     )
-    builder.add("attn.index_target.bwd", "attn.fwd.sparse", target)
-    builder.add("attn.index.bwd", "attn.bwd.sparse", _scores(s, window=window_of(s), backward=True))
-    values = s.tokens * m.index_head_dim
+    builder.add("attn.index_target.bwd", SPARSE.format("fwd"), target)
+    builder.add("attn.index.bwd", SPARSE.format("bwd"), index_scores(s, keys, window=window, backward=True))
+
+
+def learn(builder: SegmentBuilder, s: Shapes, heads: int, d_qk: int) -> None:
+    """The indexer's own backward."""
+    compare(builder, s, s.seq_kv, window_of(s), heads, d_qk)
+    values = s.tokens * s.model.index_head_dim
     builder.add("norm.index.bwd", "norm.bwd", Streaming(read=2 * values * BF16, written=values * BF16))
 
 

@@ -113,24 +113,32 @@ def decoding(s: ServingShapes, heads: int, kv_heads: int, d_qk: int, d_v: int, *
     )
 
 
+def add_newest_scores(
+    builder: SegmentBuilder, s: ServingShapes, keys: int, lengths: tuple[int, ...]
+) -> DecodeAttention:
+    """The indexer's scores of all cached keys (in the mean, and of each sequence) for the newest tokens."""
+    work = DecodeAttention(
+        batch=s.batch,
+        heads=s.model.index_n_heads,
+        kv_heads=1,
+        d_qk=s.model.index_head_dim,
+        d_v=1,
+        kv_len=keys,
+        q_len=s.seq,
+        kv_dtype="fp8",
+        lengths=lengths,
+    )
+    builder.add("attn.index", decode_class("attn.decode.index", s), work)
+    return work
+
+
 def choose_newest(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The indexer over all cached keys, and the best tokens of each query."""
     m = s.model
     if not s.decodes:
         choose(builder, s, "")
         return
-    work = DecodeAttention(
-        batch=s.batch,
-        heads=m.index_n_heads,
-        kv_heads=1,
-        d_qk=m.index_head_dim,
-        d_v=1,
-        kv_len=s.seq_kv,
-        q_len=s.seq,
-        kv_dtype="fp8",
-        lengths=s.lengths,
-    )
-    builder.add("attn.index", decode_class("attn.decode.index", s), work)
+    work = add_newest_scores(builder, s, s.seq_kv, s.lengths)
     scores = work.keys * s.seq * FP32
     if in_blocks(s):
         scores *= m.index_n_heads / m.index_block_size

@@ -11,13 +11,13 @@ from simulator.dtypes import BF16, FP8, FP32, WIDTH
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, gemm_class, precision_of, rotation
 from simulator.graph.mixers import hyper
-from simulator.graph.mixers.compressed import CLASS, Dims, dims_of, is_indexed
-from simulator.graph.mixers.indexer import INDEX
+from simulator.graph.mixers.compressed import Dims, dims_of, is_indexed
+from simulator.graph.mixers.indexer import INDEX, SPARSE
 from simulator.graph.norm import norm_forward
-from simulator.graph.serving.attention import Prompts, decode_class, decoding, prompts_of
+from simulator.graph.serving.attention import Prompts, add_newest_scores, decode_class, decoding, prompts_of
 from simulator.graph.serving.linear import add_up, gather, linear
 from simulator.graph.serving.shapes import ServingShapes
-from simulator.ops import Attention, DecodeAttention, Gemm, Streaming
+from simulator.ops import Attention, Gemm, Streaming
 
 KEY = 1.0
 """Bytes of a value of the indexer's keys in its cache: FP8 [B]."""
@@ -98,21 +98,10 @@ def core(s: ServingShapes) -> SegmentBuilder:
 
 def _choose_newest(builder: SegmentBuilder, s: ServingShapes) -> None:
     """Scores of all entries for the newest tokens, and the best of them."""
-    m, rate = s.model, s.model.compress_rate
+    rate = s.model.compress_rate
     if not is_indexed(s) or s.seq_kv < rate:
         return
-    work = DecodeAttention(
-        batch=s.batch,
-        heads=m.index_n_heads,
-        kv_heads=1,
-        d_qk=m.index_head_dim,
-        d_v=1,
-        kv_len=s.seq_kv // rate,
-        q_len=s.seq,
-        kv_dtype="fp8",
-        lengths=tuple(max(1, length // rate) for length in s.lengths),
-    )
-    builder.add("attn.index", decode_class("attn.decode.index", s), work)
+    work = add_newest_scores(builder, s, s.seq_kv // rate, tuple(max(1, length // rate) for length in s.lengths))
     _top(builder, s, "attn.top", work.keys * s.seq, s.newest)
 
 
@@ -153,4 +142,4 @@ def _prompts(builder: SegmentBuilder, s: ServingShapes, d: Dims, name: str, prom
     )
     if whole:
         work = work.with_entries(whole, m.chosen_entries, before)
-    builder.add(name, CLASS.format("fwd"), work)
+    builder.add(name, SPARSE.format("fwd"), work)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from hardware_profiles.calibration.measuring.kernel_spans import Row, Table
+from hardware_profiles.calibration.measuring.power.measure_sustained import timed
 from hardware_profiles.calibration.measuring.torch_kernels import bf16, norm, swiglu
 
 COLUMNS = ["op", "data", "m", "n", "k", "groups", "seq", "heads", "kv_heads", "d", "dtype", "bytes", "flops", "us"]
@@ -53,26 +54,15 @@ class Readings:
             self.seen.append((float(clock), pynvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3))
 
 
-def piece(call: Call, calls: int) -> float:
-    """Mean time of a call [us]."""
-    a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    a.record()
-    for _ in range(calls):
-        call()
-    b.record()
-    b.synchronize()
-    return float(a.elapsed_time(b)) / calls * 1e3
-
-
 def lasting(call: Call, seconds: float, readings: Readings) -> Row:
     """Burst and lasting time of a call [us], power and clock."""
     for _ in range(3):
         call()
     torch.cuda.synchronize()
-    once = piece(call, 5)
+    once = timed(call, 5)
     time.sleep(0.5)
     calls = max(1, int(20e3 / once))
-    times = [piece(call, calls)]
+    times = [timed(call, calls)]
     done = threading.Event()
     thread = threading.Thread(target=readings.read, args=(done,), daemon=True)
     thread.start()
@@ -80,7 +70,7 @@ def lasting(call: Call, seconds: float, readings: Readings) -> Row:
     while (now := time.perf_counter()) - begun < seconds:
         if not half[1] and now - begun > seconds / 2:
             half = (readings.joule(), now)
-        times.append(piece(call, calls))
+        times.append(timed(call, calls))
     joule, now = readings.joule(), time.perf_counter()
     done.set()
     thread.join()
