@@ -283,7 +283,8 @@ def slowest_ranks(waits: RankWaits, unit: words.Unit, verbose: bool) -> Iterator
     )
     text = (
         "load: tokens over the mean. others wait: how long a rank with the mean load waits where this one comes last,"
-        f" summed over the stages. Waits of that rank by cause: {parts or 'none'}."
+        " summed over the stages, whose GPUs wait at the same time: so it can be more than the step."
+        f" Waits of that rank by cause: {parts or 'none'}."
     )
     yield from section(f"Ranks that others wait for [{unit.name}]", table, note(text))
 
