@@ -57,7 +57,7 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
         own = phases[rank]
         if "optimizer" in own:
             own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
-        rest = timeline.makespan - sum(own.values())
+        rest = timeline.step_time - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
         out.append(
@@ -214,7 +214,7 @@ def _serving(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes])
 
 def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
-    step, model = timeline.makespan, scenario.model
+    step, model = timeline.step_time, scenario.model
     bubbles = [r.phases["bubble"] / step for r in ranks]
     return {
         "step_time_s": step,
