@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, FROM_HOST, LANES, TO_HOST, Timeline
@@ -40,10 +41,9 @@ class RankTimes:
 def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
     """Phases of the workload, exposed communication and busy time of every rank."""
     tasks = timeline.tasks
-    compute: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
-    comm: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
-    for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
-        (compute if lane % LANES == COMPUTE else comm)[lane // LANES].append((start, end))
+    spans: list[list[Interval]] = [[] for _ in range(tasks.ranks * LANES)]
+    for lane, span in zip(tasks.lane, zip(timeline.start, timeline.end, strict=True), strict=True):
+        spans[lane].append(span)
     phases = [dict.fromkeys(workload.phases, 0.0) for _ in range(tasks.ranks)]
     covered: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
     for action, (start, end) in zip(tasks.actions, action_spans(timeline), strict=True):
@@ -53,7 +53,9 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
         covered[action.rank].append((start, end))
     out = []
     for rank in range(tasks.ranks):
-        busy, moving, acted = merged(compute[rank]), merged(comm[rank]), merged(covered[rank])
+        mine = spans[rank * LANES : (rank + 1) * LANES]
+        busy, acted = merged(mine.pop(COMPUTE)), merged(covered[rank])
+        moving = merged(chain.from_iterable(mine))
         own = phases[rank]
         if "optimizer" in own:
             own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
@@ -68,10 +70,14 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
 
 def action_spans(timeline: Timeline) -> list[Interval]:
     """Start and end of every action, of its first and last task; copies to the host go on beyond it."""
-    lane, out = timeline.tasks.lane, []
-    for action in timeline.tasks.actions:
-        mine = [task for task in range(action.first, action.last) if lane[task] % LANES not in COPIES]
-        starts, ends = (timeline.start[task] for task in mine), (timeline.end[task] for task in mine)
+    tasks, out = timeline.tasks, []
+    copied = any(lane % LANES in COPIES for lane in tasks.lane)
+    for action in tasks.actions:
+        mine = slice(action.first, action.last)
+        starts, ends = timeline.start[mine], timeline.end[mine]
+        if copied:
+            kept = [lane % LANES not in COPIES for lane in tasks.lane[mine]]
+            starts, ends = list(compress(starts, kept)), list(compress(ends, kept))
         out.append((min(starts, default=0.0), max(ends, default=0.0)))
     return out
 
