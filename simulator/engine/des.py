@@ -8,7 +8,6 @@ max-min fairly.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -21,6 +20,7 @@ from simulator.engine.kernel_sequence import (
     Condition,
     KernelSequence,
     condition_with,
+    position_at,
     time_at,
 )
 from simulator.engine.tasks import COMM, COMPUTE, LANES, SYNC, Tasks, Timeline
@@ -46,10 +46,10 @@ class _Running:
     def __init__(self, task: int, sequence: KernelSequence, wake: Wake, condition: Condition, now: float) -> None:
         self.task, self.sequence, self.wake = task, sequence, wake
         self.condition = condition
-        self.at = sequence.under(condition)
+        self.at = at = sequence.under(condition)
         self.since = now
         self.reached = 0.0  # time that the part done takes under the condition
-        self.paced = self.at[-1]  # duration at its own pace, for flows
+        self.paced = at[-1]  # duration at its own pace, for flows
         self.left = 1.0  # part of a flow still to go
         self.rate = 1.0  # of its own pace
         self.version = 0
@@ -153,6 +153,7 @@ class _Engine(_Events):
         self.capacity = _links(tasks)
         self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
         self.asked: dict[tuple[int, int, float, float, float], Flow] = {}
+        self.unhindered: set[int] = set()  # flows that no link slows when they have it to themselves
         self.shared: dict[tuple[int, ...], tuple[float, ...]] = {}
 
     # ---- streams ------------------------------------------------------------------------------------------------
@@ -228,14 +229,8 @@ class _Engine(_Events):
 
     def retime(self, running: _Running, condition: Condition) -> None:
         """Update the progress of a rank's compute, which goes on under another condition."""
-        now, at = self.now, running.at
-        elapsed = now - running.since + running.reached
-        index, last = bisect_right(at, elapsed) - 1, len(at) - 1
-        if index >= last:
-            position = float(last)
-        else:
-            width = at[index + 1] - at[index]
-            position = index + (elapsed - at[index]) / width if width > 0 else float(index)
+        now = self.now
+        position = position_at(running.at, now - running.since + running.reached)
         running.condition, running.since = condition, now
         running.at = at = running.sequence.under(condition)
         running.reached = reached = time_at(at, position)
@@ -267,10 +262,15 @@ class _Engine(_Events):
             self.all_to_all[rank] = running
         self.flowing[task] = running
         self.flows[task] = flow = self.flow(rank, running)
+        lonely = True
         for resource, _ in flow.uses:
-            self.users[resource][task] = None
+            users = self.users[resource]
+            if users:
+                lonely = False
+            users[task] = None
         self.timer(running, running.paced)
-        self.share(task)
+        if not (lonely and id(flow) in self.unhindered):
+            self.share(task)
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the concurrent all-to-all changes its rate."""
@@ -294,7 +294,9 @@ class _Engine(_Events):
         sequence, paced = running.sequence, running.paced
         key = rank, self.tasks.peer.get(running.task, rank), sequence.nic, sequence.nvlink, paced
         if key not in self.asked:
-            self.asked[key] = _flow(*key)
+            self.asked[key] = flow = _flow(*key)
+            if paces((flow,), self.capacity) == (1.0,):
+                self.unhindered.add(id(flow))
         return self.asked[key]
 
     def others(self, task: int) -> list[int]:
@@ -308,9 +310,9 @@ class _Engine(_Events):
     def end_flow(self, task: int) -> None:
         """A flow has ended: the links that it crossed are free for others."""
         others = self.others(task)
-        for resource, _ in self.flows[task].uses:
+        for resource, _ in self.flows.pop(task).uses:
             del self.users[resource][task]
-        del self.flows[task], self.flowing[task]
+        del self.flowing[task]
         if others:
             self.set_rates(others)
 

@@ -51,15 +51,15 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
             continue
         phases[action.rank][action.phase] += end - start
         covered[action.rank].append((start, end))
-    out = []
+    out, makespan, updates = [], timeline.makespan, _updates(timeline)
     for rank in range(tasks.ranks):
         mine = spans[rank * LANES : (rank + 1) * LANES]
         busy, acted = merged(mine.pop(COMPUTE)), merged(covered[rank])
         moving = merged(chain.from_iterable(mine))
         own = phases[rank]
         if "optimizer" in own:
-            own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
-        rest = timeline.makespan - sum(own.values())
+            own["optimizer"] = length(minus(merged(updates[rank]), acted))
+        rest = makespan - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
         out.append(
@@ -71,7 +71,7 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
 def action_spans(timeline: Timeline) -> list[Interval]:
     """Start and end of every action, of its first and last task; copies to the host go on beyond it."""
     tasks, out = timeline.tasks, []
-    copied = any(lane % LANES in COPIES for lane in tasks.lane)
+    copied = any(lane % LANES in COPIES for lane in set(tasks.lane))
     for action in tasks.actions:
         mine = slice(action.first, action.last)
         starts, ends = timeline.start[mine], timeline.end[mine]
@@ -86,13 +86,14 @@ COPIES = (TO_HOST, FROM_HOST)
 """Streams on which an action's copies go on while the next action runs."""
 
 
-def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:
-    """Times at which gradient sync or the update runs on a rank."""
-    spans: list[Interval] = []
+def _updates(timeline: Timeline) -> list[list[Interval]]:
+    """Times at which gradient sync or the update runs, by rank."""
+    spans: list[list[Interval]] = [[] for _ in range(timeline.tasks.ranks)]
     for action in timeline.tasks.actions:
-        if action.phase == "optimizer" and action.rank == rank:
-            spans += [(timeline.start[i], timeline.end[i]) for i in range(action.first, action.last)]
-    return merged(spans)
+        if action.phase == "optimizer":
+            mine = slice(action.first, action.last)
+            spans[action.rank] += zip(timeline.start[mine], timeline.end[mine], strict=True)
+    return spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
