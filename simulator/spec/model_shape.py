@@ -49,6 +49,7 @@ class ModelShape(MixerShape):
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
     moe_intermediate_size: int = 0  # width of an expert [elements]
+    moe_latent_size: int = 0  # width that tokens are projected to before their experts [elements]; 0: hidden_size
     n_shared_experts: int = 0  # experts that all tokens pass
     shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
     shared_expert_gate: bool = False  # a gate scales the shared experts' output
@@ -129,6 +130,11 @@ class ModelShape(MixerShape):
     def shared_width(self) -> int:
         """Width of all shared experts together."""
         return self.shared_expert_intermediate_size or self.n_shared_experts * self.moe_intermediate_size
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
+        return self.moe_latent_size or self.hidden_size
 
     @property
     def ffn_matrices(self) -> int:

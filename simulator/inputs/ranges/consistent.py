@@ -224,6 +224,12 @@ def _expert_rules(m: ModelSpec) -> list[Rule]:
     return [
         (m.moe_intermediate_size > 0, "moe_intermediate_size", m.moe_intermediate_size, "must be at least 1"),
         (
+            m.moe_latent_size < m.hidden_size,
+            "moe_latent_size",
+            m.moe_latent_size,
+            f"must be less than hidden_size {m.hidden_size}, or 0",
+        ),
+        (
             1 <= m.num_experts_per_tok <= m.n_routed_experts,
             "num_experts_per_tok",
             m.num_experts_per_tok,
