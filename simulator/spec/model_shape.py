@@ -132,11 +132,6 @@ class ModelShape(MixerShape):
         return self.shared_expert_intermediate_size or self.n_shared_experts * self.moe_intermediate_size
 
     @property
-    def expert_hidden(self) -> int:
-        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
-        return self.moe_latent_size or self.hidden_size
-
-    @property
     def ffn_matrices(self) -> int:
         """Matrices of one feed-forward block: 3 gated (gate, up, down), 2 plain."""
         return 3 if self.gated_mlp else 2
@@ -309,6 +304,11 @@ class CachedModel(ModelShape):
     def norm_weights(self) -> int:
         """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
         return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
+        return self.moe_latent_size or self.hidden_size
 
     @property
     def stream_width(self) -> int:

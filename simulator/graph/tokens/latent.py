@@ -37,9 +37,7 @@ def back(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[st
     if not s.model.moe_latent_size:
         return after
     work = Gemm(m=sharded_tokens(s), n=s.model.hidden_size, k=s.model.moe_latent_size, precision="bf16")
-    builder.add(
-        "moe.latent_out.fwd", "gemm.bf16", work, after=after, matrices=(work.n,), read_by_backward=False
-    )
+    builder.add("moe.latent_out.fwd", "gemm.bf16", work, after=after, matrices=(work.n,), read_by_backward=False)
     return ()
 
 

@@ -118,7 +118,7 @@ def _nemotron(table: Table) -> Table:
     if not set(kinds) <= set(mixers):
         raise Unsupported("layers_block_type", kinds, f"must be of {', '.join(mixers)}")
     if "moe" not in kinds:
-        table = table | {"n_routed_experts": 0}
+        table = table | {"n_routed_experts": 0, "moe_latent_size": 0}
     return _nemotron_mtp(table) | {
         "layer_types": [mixers[kind] for kind in kinds],
         "mixer_only_layers": [i for i, kind in enumerate(kinds) if mixers[kind] != "none"],

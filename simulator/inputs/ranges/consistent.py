@@ -29,6 +29,12 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             m.kv_lora_rank,
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
+        (
+            not m.moe_latent_size or m.n_routed_experts > 0,
+            "moe_latent_size",
+            m.moe_latent_size,
+            "a dense model has no experts: leave it out",
+        ),
     ]
     rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m)
     if m.n_routed_experts:

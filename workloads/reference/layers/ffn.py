@@ -1,5 +1,5 @@
-"""SwiGLU feed-forward (arXiv 2002.05202), or a ReLU squared without a gate (arXiv 2109.08668), used by dense layers and by
-shared experts: op prefix `dense` or `shared`."""
+"""SwiGLU feed-forward (arXiv 2002.05202), or a ReLU squared without a gate (arXiv 2109.08668), used by dense layers and
+by shared experts: op prefix `dense` or `shared`."""
 
 import numpy as np
 
