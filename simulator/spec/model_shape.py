@@ -137,11 +137,6 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
-    def learned_positions(self) -> int:
-        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
-        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
-
-    @property
     def rotated_share(self) -> float:
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
@@ -304,6 +299,11 @@ class CachedModel(ModelShape):
     def norm_weights(self) -> int:
         """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
         return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
 
     @property
     def expert_hidden(self) -> int:
