@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
-from simulator.engine.contention import Flow, component, max_min, oversubscribed
+from simulator.engine.contention import Flow, SharedLinks
 from simulator.engine.kernel_sequence import (
     ALONE,
     BANDWIDTH_SHARED,
@@ -53,15 +53,6 @@ class _Running:
         self.left = 1.0  # part of a flow still to go
         self.rate = 1.0  # of its own pace
         self.version = 0
-
-
-def _links(tasks: Tasks) -> dict[str, float]:
-    """The shared links of all ranks by name, with their bandwidth [B/s]."""
-    return {
-        name: bandwidth
-        for rank in range(tasks.ranks)
-        for name, bandwidth in ((f"out{rank}", tasks.nic), (f"in{rank}", tasks.nic), (f"nvl{rank}", tasks.nvlink))
-    }
 
 
 class _Events:
@@ -147,14 +138,9 @@ class _Engine(_Events):
         self.condition: list[Condition] = [ALONE] * tasks.ranks
         self.neighbour: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
         self.changes: dict[int, list[tuple[float, Condition, float]]] = {}
-        self.flows: dict[int, Flow] = {}
         self.flowing: dict[int, _Running] = {}
         self.all_to_all: list[_Running | None] = [None] * tasks.ranks
-        self.capacity = _links(tasks)
-        self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
-        self.asked: dict[tuple[int, int, float, float, float], Flow] = {}
-        self.unhindered: set[int] = set()  # flows that no link slows when they have it to themselves
-        self.shared: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self.links = SharedLinks(tasks.ranks, tasks.nic, tasks.nvlink)
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
@@ -261,16 +247,10 @@ class _Engine(_Events):
         if sequence.kind == "all_to_all":
             self.all_to_all[rank] = running
         self.flowing[task] = running
-        self.flows[task] = flow = self.flow(rank, running)
-        lonely = True
-        for resource, _ in flow.uses:
-            users = self.users[resource]
-            if users:
-                lonely = False
-            users[task] = None
+        undisturbed = self.links.enter(task, self.flow(rank, running))
         self.timer(running, running.paced)
-        if not (lonely and id(flow) in self.unhindered):
-            self.share(task)
+        if not undisturbed:
+            self.set_rates(self.links.sharing(task))
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the concurrent all-to-all changes its rate."""
@@ -285,49 +265,25 @@ class _Engine(_Events):
         if paced != running.paced:
             self.advance(running)
             running.paced = paced
-            self.flows[running.task] = self.flow(rank, running)
+            self.links.flows[running.task] = self.flow(rank, running)
             self.timer(running, running.left * paced / running.rate)
-            self.share(running.task)
+            self.set_rates(self.links.sharing(running.task))
 
     def flow(self, rank: int, running: _Running) -> Flow:
         """What a task asks for: its bytes over its own duration, on the links it crosses."""
-        sequence, paced = running.sequence, running.paced
-        key = rank, self.tasks.peer.get(running.task, rank), sequence.nic, sequence.nvlink, paced
-        if key not in self.asked:
-            self.asked[key] = flow = _flow(*key)
-            if paces((flow,), self.capacity) == (1.0,):
-                self.unhindered.add(id(flow))
-        return self.asked[key]
-
-    def others(self, task: int) -> list[int]:
-        """Flows that share links with that of a task, also through others, in the order of their numbers."""
-        users = self.users
-        for resource, _ in self.flows[task].uses:
-            if len(users[resource]) > 1:
-                return sorted(key for key in component(task, self.flows, users) if key != task)
-        return []
+        sequence, peer = running.sequence, self.tasks.peer.get(running.task, rank)
+        return self.links.asked(rank, peer, sequence.nic, sequence.nvlink, running.paced)
 
     def end_flow(self, task: int) -> None:
         """A flow has ended: the links that it crossed are free for others."""
-        others = self.others(task)
-        for resource, _ in self.flows.pop(task).uses:
-            del self.users[resource][task]
+        others = self.links.leave(task)
         del self.flowing[task]
         if others:
             self.set_rates(others)
 
-    def share(self, task: int) -> None:
-        """Share out the links that `task` crosses."""
-        others = self.others(task)
-        self.set_rates(sorted((task, *others)) if others else [task])
-
     def set_rates(self, keys: list[int]) -> None:
         """Re-time the flows of one component, given in the order of their numbers."""
-        flows = [self.flows[key] for key in keys]
-        asked = tuple(map(id, flows))  # flows that ask for the same are one object
-        if asked not in self.shared:
-            self.shared[asked] = paces(flows, self.capacity)
-        for key, pace in zip(keys, self.shared[asked], strict=True):
+        for key, pace in zip(keys, self.links.paces(keys), strict=True):
             running = self.flowing[key]
             if pace != running.rate:
                 self.advance(running)
@@ -339,26 +295,6 @@ class _Engine(_Events):
         now = self.now
         running.left = max(0.0, running.left - (now - running.since) * running.rate / running.paced)
         running.since = now
-
-
-def paces(flows: Sequence[Flow], capacity: dict[str, float]) -> tuple[float, ...]:
-    """Share of its own rate that each flow gets of the links that they cross together."""
-    numbered = dict(enumerate(flows))
-    if not oversubscribed(range(len(flows)), numbered, capacity):
-        return (1.0,) * len(flows)
-    rates = max_min(numbered, capacity)
-    return tuple(rates[number] / flow.cap for number, flow in numbered.items())
-
-
-def _flow(rank: int, peer: int, nic: float, nvlink: float, seconds: float) -> Flow:
-    """Bytes on the NICs of two ranks and on the NVLink of the first, in so much time alone."""
-    unit = max(nic, nvlink)
-    uses: list[tuple[str, float]] = []
-    if nic:
-        uses += [(f"out{rank}", nic / unit), (f"in{peer}", nic / unit)]
-    if nvlink:
-        uses.append((f"nvl{rank}", nvlink / unit))
-    return Flow(unit / seconds, tuple(uses))
 
 
 def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:
