@@ -139,6 +139,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "n_routed_experts",
         "num_experts_per_tok",
         "moe_intermediate_size",
+        "moe_latent_size",
         "n_shared_experts",
         "shared_expert_intermediate_size",
         "first_k_dense_replace",

@@ -288,7 +288,15 @@ def slots(s: Scenario) -> Iterator[Problem]:
             message=f"changes nothing: {model.name} has no experts",
             suggestion="use recipe",
         )
-    if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
+    if serving.shared_slots and model.is_moe and model.moe_latent_size:
+        yield Problem(
+            rule="copies of experts",
+            key="serving.shared_slots",
+            value=serving.shared_slots,
+            message=f"a shared part reads {model.hidden_size} values of a token, an expert {model.moe_latent_size}",
+            suggestion="use 0",
+        )
+    elif serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
         yield Problem(
             rule="copies of experts",
             key="serving.shared_slots",
