@@ -1,5 +1,4 @@
-"""One line for everything that can be wrong with an input: `file: key: value: what would be right`; and broken rules, as
-`check` shows them."""
+"""One line for everything that can be wrong with an input, `file: key: value: what would be right`; broken rules."""
 
 from __future__ import annotations
 
