@@ -105,6 +105,6 @@ def moe_layer(s: Shapes) -> Block:
         *travel.dispatch_backward(s, moe.backward_end(s)),
         moe.weights(s),
         _attention_backward(gate, own),
-        moe.with_shared_weights(_attention_weights(own), s),
+        moe.with_late_weights(_attention_weights(own), s),
     )
     return recomputed(Block(kind=BlockKind.MOE, forward=ahead, backward=back), s)

@@ -186,7 +186,7 @@ def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iter
     """Queues of the all-to-all kernels."""
     if not s.all_to_all:
         return
-    h, ranks = s.model.hidden_size, s.job.layout.ep
+    h, ranks = s.model.expert_hidden, s.job.layout.ep
     if s.decodes:
         name = "expert all-to-all, low-latency buffers"
         yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.gate.experts))

@@ -49,6 +49,7 @@ class ModelShape(MixerShape):
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
     moe_intermediate_size: int = 0  # width of an expert [elements]
+    moe_latent_size: int = 0  # width that tokens are projected to before their experts [elements]; 0: hidden_size
     n_shared_experts: int = 0  # experts that all tokens pass
     shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
     shared_expert_gate: bool = False  # a gate scales the shared experts' output
@@ -134,11 +135,6 @@ class ModelShape(MixerShape):
     def ffn_matrices(self) -> int:
         """Matrices of one feed-forward block: 3 gated (gate, up, down), 2 plain."""
         return 3 if self.gated_mlp else 2
-
-    @property
-    def learned_positions(self) -> int:
-        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
-        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
 
     @property
     def rotated_share(self) -> float:
@@ -303,6 +299,16 @@ class CachedModel(ModelShape):
     def norm_weights(self) -> int:
         """Parameters of one hidden-wide norm: a gain, and a bias where a LayerNorm has one."""
         return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
+        return self.moe_latent_size or self.hidden_size
 
     @property
     def stream_width(self) -> int:

@@ -58,6 +58,7 @@ _COMPONENTS = {
     "attention": "attention",
     "norms": "norms",
     "router": "routers",
+    "latent": "projections to the experts' width",
     "routed_expert": "routed experts",
     "shared_expert": "shared experts",
     "dense_ffn": "dense feed-forward",
@@ -89,10 +90,11 @@ def _shape(spec: ModelSpec) -> RenderableType:
     if any(kind.ffn == "dense" for kind in kinds):
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
     if spec.n_routed_experts:
+        narrow = f" behind a projection to {spec.moe_latent_size:,}" if spec.moe_latent_size else ""
         rows += [
             (
                 "routed experts",
-                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,},"
+                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,}{narrow},"
                 f" {spec.num_experts_per_tok} for each token",
             ),
             ("shared experts", f"width {spec.shared_width:,}" if spec.shared_width else "none"),

@@ -60,7 +60,8 @@ class ServingShapes(Shapes):
     def fuses_shared(self) -> bool:
         """Whether the experts' GEMMs hold the shared expert, too."""
         alone = self.job.layout.ep == 1 and not self.serving.shared_slots
-        return "shared_expert" in self.software.fused and bool(self.model.shared_width) and alone
+        alike = bool(self.model.shared_width) and not self.model.moe_latent_size
+        return "shared_expert" in self.software.fused and alike and alone
 
     @property
     def fuses_norms(self) -> bool:

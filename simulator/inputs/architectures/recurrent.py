@@ -118,12 +118,22 @@ def _nemotron(table: Table) -> Table:
     if not set(kinds) <= set(mixers):
         raise Unsupported("layers_block_type", kinds, f"must be of {', '.join(mixers)}")
     if "moe" not in kinds:
-        table = table | {"n_routed_experts": 0}
-    return table | {
+        table = table | {"n_routed_experts": 0, "moe_latent_size": 0}
+    return _nemotron_mtp(table) | {
         "layer_types": [mixers[kind] for kind in kinds],
         "mixer_only_layers": [i for i, kind in enumerate(kinds) if mixers[kind] != "none"],
         "mlp_only_layers": [i for i, kind in enumerate(kinds) if kind == "mlp"],
     }
+
+
+def _nemotron_mtp(table: Table) -> Table:
+    """An MTP module is an attention layer and one with experts: what other models have as one layer."""
+    given = {name: table.pop(name, None) for name in ("mtp_hybrid_override_pattern", "mtp_layers_block_type")}
+    for name, pattern in given.items():
+        kinds = [_PARTS.get(kind, kind) for kind in pattern or ()]
+        if table.get("num_nextn_predict_layers") and kinds not in ([], ["full_attention", "moe"]):
+            raise Unsupported(name, pattern, "MTP modules of an attention layer and one with experts (*E) are modelled")
+    return table
 
 
 _MAMBA = {
@@ -197,6 +207,10 @@ SHIPPED: Mapping[str, Architecture] = {
             "moe_intermediate_size",
             "n_group",
             "topk_group",
+            "moe_latent_size",
+            "num_nextn_predict_layers",
+            "mtp_hybrid_override_pattern",
+            "mtp_layers_block_type",
             n_groups="mamba_n_groups",
             mamba_n_groups="mamba_n_groups",
             conv_kernel="mamba_conv_kernel",
@@ -212,10 +226,8 @@ SHIPPED: Mapping[str, Architecture] = {
         },
         finish=steps(_nemotron, window, output_bias),
         only={
-            "moe_latent_size": Only(values=(), otherwise="experts behind a projection to a narrower width"),
             "use_bias": Only(values=(False,), otherwise="biases of Mamba's projections"),
             "use_conv_bias": Only(values=(True,), otherwise="a convolution without a bias"),
-            "num_nextn_predict_layers": Only(values=(0,), otherwise="MTP modules of several layers"),
         }
         | _PLAIN_MAMBA,
         ignored=_STEPS
@@ -229,10 +241,10 @@ SHIPPED: Mapping[str, Architecture] = {
             "rescale_prenorm_residual": "training only: initialisation",
             "residual_in_fp32": "how a forward call is programmed",
             "moe_shared_expert_overlap": "how a forward call is programmed",
-            "mtp_layers_block_type": "of MTP modules, which the file does not have",
+            "keep_mtp_spec_in_bf16": "how weights are stored: a job's precision says how they are used",
         },
-        title="Nemotron-H, Nemotron 3 Nano",
-        source=f"{published('nemotron_h')}; arXiv 2504.03624",
+        title="Nemotron-H, Nemotron 3 Nano and Super",
+        source=f"{published('nemotron_h')}; arXiv 2504.03624, 2604.12374",
     ),
     "bamba": Architecture(
         keys=grouped_query("attention_bias", "mlp_bias", "attn_layer_indices", "layers_block_type", **_MAMBA),

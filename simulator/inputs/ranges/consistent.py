@@ -29,6 +29,12 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             m.kv_lora_rank,
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
+        (
+            not m.moe_latent_size or m.n_routed_experts > 0,
+            "moe_latent_size",
+            m.moe_latent_size,
+            "a dense model has no experts: leave it out",
+        ),
     ]
     rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m)
     if m.n_routed_experts:
@@ -223,6 +229,12 @@ def _expert_rules(m: ModelSpec) -> list[Rule]:
     reachable = m.n_routed_experts // m.n_group * m.topk_group
     return [
         (m.moe_intermediate_size > 0, "moe_intermediate_size", m.moe_intermediate_size, "must be at least 1"),
+        (
+            m.moe_latent_size < m.hidden_size,
+            "moe_latent_size",
+            m.moe_latent_size,
+            f"must be less than hidden_size {m.hidden_size}, or 0",
+        ),
         (
             1 <= m.num_experts_per_tok <= m.n_routed_experts,
             "num_experts_per_tok",

@@ -23,7 +23,7 @@ MOST = 2000
 LONG = 16384  # tokens; from here on sequences are often cut by context parallelism
 MOST_EP = 128
 _OLD = ("gpipe", "zb2p")
-"""Schedules that others replace, or that change the optimizer. Automatic ones take a second each, so they are left out."""
+"""Schedules that others replace, or that change the optimizer. Automatic ones take long, so they are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

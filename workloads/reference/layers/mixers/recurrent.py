@@ -35,6 +35,8 @@ def recurrent(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     saved |= more | {"mixer.norm/x": out}
     y, saved["mixer.norm/rstd"] = _gated_norm(run.cfg, out, gate, p["norm.mixer"], is_delta(run), r.norms)
     saved["mixer.out/x"] = y
+    if run.ends_here:
+        return x, saved
     return linear(run, "mixer.out", y, p["mixer.out"]), saved
 
 
