@@ -12,7 +12,7 @@ from typing import TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
-from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.problems import Problem, Severity
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS

@@ -17,7 +17,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import SHOWN_ONLY
-from simulator.inputs.typed import hints
+from simulator.inputs.plain import hints
 from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Scan, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
