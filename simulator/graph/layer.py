@@ -34,8 +34,8 @@ def _attention(s: Shapes) -> SegmentBuilder:
         builder = SegmentBuilder("attn.F", "F", s)
         enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
         return builder
-    builder: SegmentBuilder = _form(s).forward(s)
-    return builder
+    started: SegmentBuilder = _form(s).forward(s)
+    return started
 
 
 def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:

@@ -148,8 +148,9 @@ class StateShape:
 
     Queries and keys (of Mamba-2: c and b) are shared by the heads of a group. `numbers`: values of a token beyond what
     is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
-    are normed by themselves (0: it is gated, and not normed), `gain` the norm's weights. `rank`: width of the projections before those of the gate and
-    of a decay for each channel; 0: the gate comes from the input, and a head has one decay.
+    are normed by themselves (0: it is gated, and not normed), `gain` the norm's weights. `rank`: width of the
+    projections before those of the gate and of a decay for each channel; 0: the gate comes from the input, and a head
+    has one decay.
     """
 
     heads: int
