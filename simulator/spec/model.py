@@ -185,12 +185,15 @@ class ModelSpec(CachedModel):
         model whose layers are all alike (`of_kind`). Of a recurrent layer the state is read and written once each, as
         if token by token: what chunks add is not the model's."""
         mixer = self.mixer_of(0)
-        if mixer.is_recurrent:
-            return (2.0 if mixer is Mixer.MAMBA2 else 3.0) * self.state.state_values if seq else 0.0
-        if mixer is Mixer.NONE:
-            return 0.0
+        state = self.state_macs() if seq and mixer.has_state else 0.0
+        if not mixer.attends:
+            return state
         macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
-        return macs + self.index_macs(self.scored_keys(0, seq, causal))
+        return state + macs + self.index_macs(self.scored_keys(0, seq, causal))
+
+    def state_macs(self) -> float:
+        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike."""
+        return (3.0 if self.state.is_delta else 2.0) * self.state.state_values
 
     @property
     def collapse_macs(self) -> float:
@@ -237,6 +240,7 @@ def _attention(m: ModelSpec) -> int:
     shapes = m.attention_matrices()
     count = sum(k * n for k, n in shapes.values())
     count += m.num_attention_heads if m.attention_sinks == "all" else 0
+    count += m.state.own_weights if m.mixer_of(0).has_state else 0
     if m.shared_key_value:
         return count + (m.q_lora_rank or 0) + m.qk_head_dim + sum(_compressor(m))
     if m.kv_lora_rank is not None:

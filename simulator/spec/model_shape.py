@@ -206,8 +206,11 @@ class ModelShape(MixerShape):
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
-        if self.layer_types and self.layer_types[0].is_recurrent:
+        mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
+        if mixer.is_recurrent:
             return _of_state(self)
+        if mixer is Mixer.HYBRID:
+            return _projections(self) | {f"state_{name}": shape for name, shape in _of_state(self).items()}
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 

@@ -164,11 +164,12 @@ def _mixer(spec: ModelSpec) -> str:
     mixer = spec.mixer_of(0)
     if mixer is Mixer.NONE:
         return "none"
-    if not mixer.is_recurrent:
+    if not mixer.has_state:
         return _heads(spec)
     state = spec.state
     name = "delta rule" if state.is_delta else "Mamba-2"
-    return f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    found = f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    return f"{found}, next to {_heads(spec)}" if mixer.attends else found
 
 
 def _heads(spec: ModelSpec) -> str:

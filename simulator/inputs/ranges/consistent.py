@@ -173,7 +173,7 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     needed.append(("index_block_size", Mixer.BLOCKS))
     needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
     needed.append(("linear_gate_rank", Mixer.KDA))
-    needed += [(name, Mixer.MAMBA2) for name in mamba]
+    needed += [(name, mixer) for name in mamba for mixer in (Mixer.MAMBA2, Mixer.HYBRID)]
     rules: list[Rule] = [
         (
             getattr(m, name) > 0 or mixer not in mixers,
@@ -205,10 +205,16 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
             f"must divide linear_num_value_heads {heads}",
         ),
         (
-            Mixer.MAMBA2 not in mixers or m.mamba_num_heads % max(1, m.mamba_n_groups) == 0,
+            not mixers & {Mixer.MAMBA2, Mixer.HYBRID} or m.mamba_num_heads % max(1, m.mamba_n_groups) == 0,
             "mamba_n_groups",
             m.mamba_n_groups,
             f"must divide mamba_num_heads {m.mamba_num_heads}",
+        ),
+        (
+            Mixer.HYBRID not in mixers or (not m.is_mla and m.norm_placement == "pre" and not m.parallel_block),
+            "layer_types",
+            list(m.layer_types),
+            "attention next to Mamba-2 has grouped queries, and one norm before both",
         ),
         (
             all(m.mixer_of(i) is not Mixer.NONE for i in m.mixer_only_layers if i < len(m.layer_types)),
