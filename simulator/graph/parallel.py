@@ -11,7 +11,7 @@ from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind, ConcurrentWith
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -81,20 +81,15 @@ def scatter(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, gradie
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
 
 
-def circulate_keys(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int) -> None:
-    """Context parallelism: every rank sees all keys and values, `passes` times `width` values a token.
-
-    A ring passes them on while the core works on the part that is there (Ring Attention, arXiv 2310.01889); an
-    all-gather comes before it (Llama 3, arXiv 2407.21783, section 3.3.2).
-    """
+def circulate_keys(
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int, part: Part | None = None
+) -> None:
+    """Context parallelism: every rank gathers all keys and values, `passes` times `width` values a token."""
     layout = s.job.layout
     if layout.cp > 1:
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
-        concurrent_with: ConcurrentWith = "chunks" if layout.cp_kind == "ring" else "nothing"
-        builder.add(
-            name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with, in_ring=layout.cp_kind == "ring"
-        )
+        builder.add(name, "comm.cp.all_gather", work, part=part)
 
 
 def ranks_per_node(s: Shapes) -> int:
