@@ -397,6 +397,21 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
         yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
 
 
+def _carried(s: Scenario) -> Iterator[Problem]:
+    """What only the first stage, or an earlier layer, makes would have to travel with the residual stream."""
+    model, pp = s.model, s.job.layout.pp
+    reuses = any(kind.mixer.reuses for kind in model.layer_kinds())
+    if pp > 1 and (reuses or model.hidden_size_per_layer_input):
+        what = "reuse keys of earlier ones" if reuses else "take values of their own from the embedding"
+        yield Problem(
+            rule="stages",
+            key="layout.pp",
+            value=pp,
+            message=f"layers of {model.name} {what}, which are not sent between stages here",
+            suggestion="use 1, with tp or more replicas instead",
+        )
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
@@ -735,6 +750,7 @@ _SERVING: tuple[Rule, ...] = (
     _routing,
     _recorded,
     _tensor,
+    _carried,
     serving_check.positions,
     serving_check.drafting,
     serving_check.microbatches,
@@ -753,6 +769,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _recorded,
         _stragglers,
         _tensor,
+        _carried,
         _sequence,
         _nodes,
         _features,

@@ -59,7 +59,7 @@ class ServingShapes(Shapes):
     @property
     def fuses_shared(self) -> bool:
         """Whether the experts' GEMMs hold the shared expert, too."""
-        alone = self.job.layout.ep == 1 and not self.serving.shared_slots
+        alone = self.job.layout.ep == 1 and not self.serving.shared_slots and not self.model.branch_norms
         return "shared_expert" in self.software.fused and bool(self.model.shared_width) and alone
 
     @property
