@@ -265,6 +265,15 @@ def forward(s: Shapes) -> SegmentBuilder:
     return builder
 
 
+def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
+    """Gradients of keys and values that have several readers: those of a layer that reuses them are added to those of
+    the layer that made them; one projection is the source of keys and of values."""
+    if s.model.mixer_of(0).reuses:
+        builder.add("attn.kv.sum.bwd", "elem", sum_of_two(s.tokens * kv))
+    elif s.model.attention_k_eq_v:
+        builder.add("attn.k.sum.bwd", "elem", sum_of_two(s.tokens * projected(s)[1]))
+
+
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
     t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
@@ -284,13 +293,10 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     core_backward(builder, s)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
-    if s.model.mixer_of(0).reuses:  # added to those of the layer that made keys and values
-        builder.add("attn.kv.sum.bwd", "elem", sum_of_two(t * kv))
     for name, rows, width in _head_norms(s):
         norm_backward(builder, name, rows, width, weights=name != VALUE_NORM)
         _reduce_statistics(builder, s, f"{name}.bwd")
-    if s.model.attention_k_eq_v and not s.model.mixer_of(0).reuses:  # one projection's gradient as keys and as values
-        builder.add("attn.k.sum.bwd", "elem", sum_of_two(t * projected(s)[1]))
+    _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * made, BF16, BF16))
     if s.norm_again("layer") and s.model.norm_placement != "post":

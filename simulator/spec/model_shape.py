@@ -201,16 +201,7 @@ class ModelShape(MixerShape):
         if mixer.owner is not Mixer.SLIDING:
             chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
             return replace(same, sliding_window=None, attention_chunk_size=chunk)
-        return replace(
-            same,
-            attention_chunk_size=0,
-            num_attention_heads=self.sliding_num_attention_heads or self.num_attention_heads,
-            num_key_value_heads=self.sliding_num_key_value_heads or self.num_key_value_heads,
-            head_dim=self.sliding_head_dim or self.head_dim,
-            v_head_dim=self.sliding_v_head_dim or (0 if self.sliding_head_dim else self.v_head_dim),
-            attention_sinks="none" if self.attention_sinks == "none" else "all",
-            attention_k_eq_v=False,
-        )
+        return replace(same, attention_chunk_size=0, **_of_sliding(self))
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
@@ -238,6 +229,18 @@ def _of_full(m: ModelShape) -> dict[str, Any]:
     if m.full_rotary_factor is None:
         return {"attention_sinks": sinks}
     return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
+
+
+def _of_sliding(m: ModelShape) -> dict[str, Any]:
+    """Fields of the layers with a window that other layers do not share."""
+    return {
+        "num_attention_heads": m.sliding_num_attention_heads or m.num_attention_heads,
+        "num_key_value_heads": m.sliding_num_key_value_heads or m.num_key_value_heads,
+        "head_dim": m.sliding_head_dim or m.head_dim,
+        "v_head_dim": m.sliding_v_head_dim or (0 if m.sliding_head_dim else m.v_head_dim),
+        "attention_sinks": "none" if m.attention_sinks == "none" else "all",
+        "attention_k_eq_v": False,
+    }
 
 
 REPLICATED = ("q_a", "kv", "compress", "index_compress", "index_q", "index_w")
@@ -312,7 +315,7 @@ class CachedModel(ModelShape):
 
     @property
     def per_layer_width(self) -> int:
-        """Values of a token that enter all layers beside the residual stream."""
+        """Values of a token that enter all layers next to the residual stream."""
         return self.num_hidden_layers * self.hidden_size_per_layer_input
 
     @property

@@ -98,7 +98,7 @@ def test_values_enter_every_layer(small: str) -> None:
     table, layer = ops(blocks[BlockKind.EMBED]), ops(blocks[REUSED])
     assert table["per_layer.table.fwd"].work.bytes == 1024 * 64 * 4  # type: ignore[union-attr]
     kept = sum(op.saved for name, op in layer.items() if "per_layer" in name)
-    # the stream, what the projection down makes, its product with the layer's values; the norm's input and statistics
+    # the stream, what the projection down makes, that times the layer's values; the norm's input and statistics
     assert kept == 1024 * (256 * 2 + 16 * 2 + 16 * 2 + 256 * 2 + 4)
     assert {"per_layer.up.wgrad", "per_layer.down.wgrad", "per_layer.up.dgrad"} <= set(layer)
 

@@ -4,7 +4,7 @@ per-layer embeddings; transformers, models/gemma4/modeling_gemma4.py, get_per_la
 Behind the feed-forward part a layer projects the stream to so many values, multiplies them by its own, projects them
 back, norms that and adds it. The projections are narrow: they stay in BF16 (assumed), and every tensor-parallel rank
 holds them whole, as vLLM does (vllm/model_executor/models/gemma4.py, 2026: ReplicatedLinear); the table is split by its
-rows. Kept are the stream, what both projections made, and the product between them.
+rows. Kept are the stream, what both projections made, and what is multiplied between them.
 """
 
 from __future__ import annotations
