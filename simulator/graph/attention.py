@@ -231,10 +231,17 @@ def gate_output(builder: SegmentBuilder, s: Shapes, *, backward: bool = False) -
 
 def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
-    t, h = s.tokens, s.model.hidden_size
-    (_, kv), made, out = widths(s), projected(s), output_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
     entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
+    inside(builder, s, entered)
+    leave_attention(builder, s)
+    return builder
+
+
+def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
+    """From the norm's output to that of the branch; `entered`: bytes kept where no norm keeps its output [B]."""
+    t, h = s.tokens, s.model.hidden_size
+    (_, kv), made, out = widths(s), projected(s), output_width(s)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,
@@ -261,8 +268,6 @@ def forward(s: Shapes) -> SegmentBuilder:
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
-    leave_attention(builder, s)
-    return builder
 
 
 def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
@@ -276,9 +281,24 @@ def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
 
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
-    t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
-    (_, kv), out, made = widths(s), output_width(s), sum(projected(s))
     enter_attention_backward(builder, s)
+    to_projection(builder, s)
+    normed_again(builder, s)
+    to_input(builder, s)
+    leave_branch_backward(builder, "attn", s)
+    return builder.done()
+
+
+def normed_again(builder: SegmentBuilder, s: Shapes) -> None:
+    """The norm before the branch once more, where its output was not kept."""
+    if s.norm_again("layer") and s.model.norm_placement != "post":
+        norm_forward(builder, "norm.attn.recompute", sharded_tokens(s), s.model.hidden_size, part="R")
+
+
+def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradient of the branch's output to that of queries, keys and values."""
+    t, h = s.tokens, s.model.hidden_size
+    (_, kv), out = widths(s), output_width(s)
     gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     gate_output(builder, s, backward=True)
@@ -298,17 +318,18 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         _reduce_statistics(builder, s, f"{name}.bwd")
     _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
-        builder.add("attn.qkv.cat.bwd", "elem", cast(t * made, BF16, BF16))
-    if s.norm_again("layer") and s.model.norm_placement != "post":
-        norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
+        builder.add("attn.qkv.cat.bwd", "elem", cast(t * sum(projected(s)), BF16, BF16))
+
+
+def to_input(builder: SegmentBuilder, s: Shapes) -> None:
+    """On to the gradient of the norm's output."""
+    t, h, made = s.tokens, s.model.hidden_size, sum(projected(s))
     regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, made, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(builder, "attn.qkv", t, made, which="g")
     scatter(builder, "attn.dx", s, h, gradient=True)
-    leave_branch_backward(builder, "attn", s)
-    return builder.done()
 
 
 def weights(s: Shapes) -> Segment:

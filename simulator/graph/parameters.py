@@ -73,9 +73,9 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
         }
         experts = p.routed_expert // (layout.ep * layout.etp)
         return Held(
-            dense=split + p.norms + p.router + p.hyper_connections + p.per_layer,
+            dense=split + p.norms + p.router + p.latent + p.hyper_connections + p.per_layer,
             experts=experts,
-            matrices=sum(parts.values()),
+            matrices=sum(parts.values()) + p.latent,
             narrow=0 if all_wide else sum(many for part, many in parts.items() if part not in wide),
             narrow_experts=0 if all_wide or "experts" in wide else experts,
         )
@@ -109,8 +109,10 @@ def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple
         return [*found, (h, own.intermediate_size, model.ffn_matrices, DENSE)]
     if model.shared_width:
         found.append((h, model.shared_width, model.ffn_matrices, DENSE))
+    if model.moe_latent_size:
+        found.append((h, model.moe_latent_size, 2, DENSE))
     experts = model.n_routed_experts // job.layout.ep
-    return [*found, (h, model.moe_intermediate_size, model.ffn_matrices * experts, EXPERTS)]
+    return [*found, (model.expert_hidden, model.moe_intermediate_size, model.ffn_matrices * experts, EXPERTS)]
 
 
 def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:

@@ -12,7 +12,7 @@ from typing import TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
-from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.problems import Problem, Severity
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
@@ -385,7 +385,7 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
 
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
-    if not kind.mixer.is_recurrent:
+    if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
     if state.heads % layout.tp:
@@ -417,8 +417,8 @@ def _heads(s: Scenario) -> Iterator[Problem]:
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        yield from _state_heads(s, kind)
         if not kind.mixer.attends:
-            yield from _state_heads(s, kind)
             continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:

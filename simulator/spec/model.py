@@ -24,6 +24,7 @@ class Parameters:
     attention : attention with its inner norms and biases.
     norms : norms of hidden width.
     router : gates, with the correction bias of the auxiliary-loss-free gate.
+    latent : projections to the width in which routed experts work, and back.
     routed_expert : all routed experts.
     shared_expert : all shared experts.
     dense_ffn : feed-forward blocks of dense layers.
@@ -37,6 +38,7 @@ class Parameters:
     attention: int = 0
     norms: int = 0
     router: int = 0
+    latent: int = 0
     routed_expert: int = 0
     shared_expert: int = 0
     dense_ffn: int = 0
@@ -88,7 +90,8 @@ class ModelSpec(CachedModel):
         return common + Parameters(
             norms=3 * self.norm_weights if self.branch_norms else 0,
             router=self.n_routed_experts * (self.hidden_size + numbers) + (self.hidden_size if scaled else 0),
-            routed_expert=self.n_routed_experts * _ffn(self, self.moe_intermediate_size),
+            latent=_latent(self),
+            routed_expert=self.n_routed_experts * _ffn(self, self.moe_intermediate_size, self.expert_hidden),
             shared_expert=shared + (self.hidden_size if self.shared_expert_gate else 0),
         )
 
@@ -147,7 +150,7 @@ class ModelSpec(CachedModel):
         looked_up = tree.embedding if embedding else 0
         if embedding and self.tie_word_embeddings:
             looked_up -= self.vocab_size * self.hidden_size
-        layers = tree.attention + tree.norms + tree.router + tree.shared_expert + tree.dense_ffn
+        layers = tree.attention + tree.norms + tree.router + tree.latent + tree.shared_expert + tree.dense_ffn
         layers += tree.hyper_connections + tree.per_layer
         return layers + routed + head + looked_up
 
@@ -180,21 +183,25 @@ class ModelSpec(CachedModel):
             return macs
         if not kind.is_moe:
             return macs + self.ffn_matrices * self.hidden_size * layer.intermediate_size
-        width = self.num_experts_per_tok * self.moe_intermediate_size + self.shared_width
+        routed = self.num_experts_per_tok * self.moe_intermediate_size * self.expert_hidden
         gates = self.n_routed_experts + (1 if self.shared_expert_gate else 0)
-        return macs + self.hidden_size * (self.ffn_matrices * width + gates)
+        macs += self.ffn_matrices * (routed + self.shared_width * self.hidden_size)
+        return macs + self.hidden_size * (gates + 2 * self.moe_latent_size)
 
     def _core_macs_per_token(self, seq: int, causal: bool) -> float:
         """Forward multiply-adds of one token with the scores and values of `seq` tokens, mean over the sequence; of a
         model whose layers are all alike (`of_kind`). Of a recurrent layer the state is read and written once each, as
         if token by token: what chunks add is not the model's."""
         mixer = self.mixer_of(0)
-        if mixer.is_recurrent:
-            return (2.0 if mixer is Mixer.MAMBA2 else 3.0) * self.state.state_values if seq else 0.0
-        if mixer is Mixer.NONE:
-            return 0.0
+        state = self.state_macs() if seq and mixer.has_state else 0.0
+        if not mixer.attends:
+            return state
         macs = self.num_attention_heads * (self.qk_head_dim + self.v_dim) * self.keys_per_query(0, seq, causal)
-        return macs + self.index_macs(self.scored_keys(0, seq, causal))
+        return state + macs + self.index_macs(self.scored_keys(0, seq, causal))
+
+    def state_macs(self) -> float:
+        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike."""
+        return (3.0 if self.state.is_delta else 2.0) * self.state.state_values
 
     @property
     def collapse_macs(self) -> float:
@@ -217,10 +224,17 @@ def _compressor(m: ModelSpec) -> tuple[int, ...]:
     return (d, m.compress_rate * 2 * d, index, m.compress_rate * 2 * index) if mixer is Mixer.CSA else ()
 
 
-def _ffn(m: ModelSpec, width: int) -> int:
-    """Parameters of one feed-forward block of `width`."""
-    bias = (m.ffn_matrices - 1) * width + m.hidden_size if m.mlp_bias else 0
-    return m.ffn_matrices * m.hidden_size * width + bias
+def _ffn(m: ModelSpec, width: int, hidden: int = 0) -> int:
+    """Parameters of one feed-forward block of `width` between tokens of `hidden` values (0: hidden_size)."""
+    hidden = hidden or m.hidden_size
+    bias = (m.ffn_matrices - 1) * width + hidden if m.mlp_bias else 0
+    return m.ffn_matrices * hidden * width + bias
+
+
+def _latent(m: ModelSpec) -> int:
+    """Parameters of the projections to the experts' width and back."""
+    bias = m.moe_latent_size + m.hidden_size if m.mlp_bias else 0
+    return 2 * m.hidden_size * m.moe_latent_size + bias if m.moe_latent_size else 0
 
 
 def _attention(m: ModelSpec) -> int:
@@ -234,6 +248,7 @@ def _attention(m: ModelSpec) -> int:
     shapes = m.attention_matrices()
     count = sum(k * n for k, n in shapes.values())
     count += m.num_attention_heads if m.attention_sinks == "all" else 0
+    count += m.state.own_weights if m.mixer_of(0).has_state else 0
     if m.shared_key_value:
         return count + (m.q_lora_rank or 0) + m.qk_head_dim + sum(_compressor(m))
     if m.kv_lora_rank is not None:

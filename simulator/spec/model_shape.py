@@ -49,6 +49,7 @@ class ModelShape(MixerShape):
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
     moe_intermediate_size: int = 0  # width of an expert [elements]
+    moe_latent_size: int = 0  # width that tokens are projected to before their experts [elements]; 0: hidden_size
     n_shared_experts: int = 0  # experts that all tokens pass
     shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
     shared_expert_gate: bool = False  # a gate scales the shared experts' output
@@ -136,11 +137,6 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
-    def learned_positions(self) -> int:
-        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
-        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
-
-    @property
     def rotated_share(self) -> float:
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
@@ -205,8 +201,11 @@ class ModelShape(MixerShape):
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
-        if self.layer_types and self.layer_types[0].is_recurrent:
+        mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
+        if mixer.is_recurrent:
             return _of_state(self)
+        if mixer is Mixer.HYBRID:
+            return _projections(self) | {f"state_{name}": shape for name, shape in _of_state(self).items()}
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 
@@ -333,6 +332,16 @@ class CachedModel(ModelShape):
     def per_layer_projection(self) -> int:
         """Parameters of the projection of the embedding that is added to them, and of its norm."""
         return self.hidden_size * self.per_layer_width + self.hidden_size_per_layer_input
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
+        return self.moe_latent_size or self.hidden_size
 
     @property
     def stream_width(self) -> int:

@@ -92,6 +92,7 @@ V4 = {
     **{"num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "hc_mult": 2},
     **{"index_n_heads": 4, "index_head_dim": 8, "index_topk": 32, "n_routed_experts": 4, **TOP_2},
 }
+BIASED = {"attention_bias": True, "mlp_bias": True}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
     "n_routed_experts": 4,
@@ -240,6 +241,13 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),
     ("nemotron_h", NEMOTRON, 301_590),
+    ("nemotron_h", NEMOTRON | {"moe_latent_size": 32, "num_nextn_predict_layers": 1}, 295_446),
+    ("falcon_h1", SMALL | MAMBA | {"mamba_d_ssm": 192}, 710_464),
+    (
+        "falcon_h1",
+        SMALL | MAMBA | BIASED | {"mamba_d_ssm": 192, "mamba_rms_norm": True, "mamba_n_groups": 2},
+        726_784,
+    ),
     ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),
     ("glm_moe_dsa", LATENT | ROUTED | SPARSE, 453_380),
     ("bamba", SMALL | MAMBA | {"attn_layer_indices": [1]}, 581_640),

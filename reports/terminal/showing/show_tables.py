@@ -58,6 +58,7 @@ _COMPONENTS = {
     "attention": "attention",
     "norms": "norms",
     "router": "routers",
+    "latent": "projections to the experts' width",
     "routed_expert": "routed experts",
     "shared_expert": "shared experts",
     "dense_ffn": "dense feed-forward",
@@ -90,10 +91,11 @@ def _shape(spec: ModelSpec) -> RenderableType:
     if any(kind.ffn == "dense" for kind in kinds):
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
     if spec.n_routed_experts:
+        narrow = f" behind a projection to {spec.moe_latent_size:,}" if spec.moe_latent_size else ""
         rows += [
             (
                 "routed experts",
-                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,},"
+                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,}{narrow},"
                 f" {spec.num_experts_per_tok} for each token",
             ),
             ("shared experts", f"width {spec.shared_width:,}" if spec.shared_width else "none"),
@@ -176,11 +178,12 @@ def _mixer(spec: ModelSpec) -> str:
     mixer = spec.mixer_of(0)
     if mixer is Mixer.NONE:
         return "none"
-    if not mixer.is_recurrent:
+    if not mixer.has_state:
         return _heads(spec)
     state = spec.state
     name = "delta rule" if state.is_delta else "Mamba-2"
-    return f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    found = f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    return f"{found}, next to {_heads(spec)}" if mixer.attends else found
 
 
 def _heads(spec: ModelSpec) -> str:

@@ -14,7 +14,7 @@ from simulator.graph.mixers import branches
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import order
+from simulator.graph.tokens import latent, order
 from simulator.ops import Fixed, Gemm, Streaming
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
@@ -35,6 +35,8 @@ def last_of_forward(s: Shapes) -> str:
         return "moe.permute_local.fwd"
     if s.fp8:
         return "moe.dispatch.fwd.quant"
+    if s.model.moe_latent_size:
+        return latent.THERE
     if order.in_pytorch(s):
         return "moe.counts"
     if s.stack.router != "deepseek":
@@ -67,8 +69,10 @@ def _gate_forward(builder: SegmentBuilder, s: Shapes) -> None:
         (_by_table if s.model.num_hash_layers else _by_scores)(builder, s)
     if order.in_pytorch(s):
         order.sort_at_home(builder, s)
+    latent.there(builder, s)
     if s.fp8:
-        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
+        work = cast(t * s.model.expert_hidden, BF16, FP8)
+        builder.add("moe.dispatch.fwd.quant", "quant.token", work, scales_with_load=True)
     order.copy_at_home(builder, s)
 
 
@@ -131,6 +135,7 @@ def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
         norm_forward(builder, "norm.router.recompute", t, h, part="R")
     builder.add("router.gate.dgrad", cls, Gemm(m=t, n=h, k=experts, precision="bf16"))
     builder.add("router.gate.wgrad", cls, wgrad, part="W")
+    latent.there_backward(builder, s)
     if s.model.branch_norms:
         branches.enter_backward(builder, s)
     else:

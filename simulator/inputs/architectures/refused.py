@@ -54,7 +54,6 @@ REFUSED: Mapping[str, Refusal] = {
     ),
     **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
     **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
-    **_all("attention and Mamba-2 next to each other in a layer", "bamba", "falcon_h1"),
     **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
     **_all(_MAMBA1, "bamba", "jamba"),
     **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
