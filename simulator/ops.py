@@ -261,6 +261,7 @@ class Scan:
     flops : FLOP of its GEMMs [FLOP].
     read : bytes read [B].
     written : bytes written [B].
+    values : values of all tokens' states, where instructions outside the tensor cores compute them (0: GEMMs do).
     ctas : CTAs of its grid.
     steps : chunks that a CTA goes through one after the other (1: each chunk has CTAs of its own).
     """
@@ -270,6 +271,7 @@ class Scan:
     written: float
     ctas: int
     steps: int = 1
+    values: float = 0.0
 
     @property
     def bytes(self) -> float:

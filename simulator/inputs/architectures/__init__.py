@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, kimi, llama, recurrent, windows
+from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, jamba, kimi, llama, recurrent, windows
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -15,6 +15,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **gpt.SHIPPED,
     **windows.SHIPPED,
     **recurrent.SHIPPED,
+    **jamba.SHIPPED,
 }
 """The project's own, by `model_type`."""
 
