@@ -14,9 +14,10 @@ from simulator.inputs.hf_config import Reading, model_from_config, read_config, 
 from simulator.inputs.idle import refuse_idle, refuse_replayed, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
+from simulator.inputs.plain import hints
 from simulator.inputs.problems import problem
 from simulator.inputs.ranges.parameter_limits import check_parameters
-from simulator.inputs.typed import build, field_names, hints
+from simulator.inputs.typed import build, field_names
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.routing.loads import moe_layers
 from simulator.routing.published_loads import with_published_loads
