@@ -202,7 +202,12 @@ class _Lowering:
     def __init__(self, built: PricedModel, schedule: Schedule) -> None:
         self.built, self.schedule = built, schedule
         node = built.scenario.cluster.node
-        self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        self.tasks = Tasks(
+            ranks=schedule.ranks,
+            nic=node.nic.bandwidth,
+            nvlink=node.nvlink.bandwidth,
+            steps_overlap=built.scenario.stack.post_validation,
+        )
         self.programs = Programs(built)
         self.place = rank_of(schedule)
         self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}

@@ -133,6 +133,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=full",
         ),
     ),
+    "later": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "stack=megatron-lm",
+            "gpus=4",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=0",
+            "layout.schedule=zbv",
+            "layout.recompute=none",
+            "precision.recipe=bf16",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=1024",
+        ),
+    ),
     "windows": (
         "llama-3-8b",
         (
@@ -419,6 +435,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
     "stack.wgrad_fills_waits": ("split", "longest-path"),
+    "stack.post_validation": ("later", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),

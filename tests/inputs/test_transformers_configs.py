@@ -107,6 +107,10 @@ STEP = TOP_2 | {
     "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
 }
 
+GEMMA4 = {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 0}
+ALTERNATE = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+
 CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("llama", SMALL, 469_344),
     ("llama", SMALL | WIDE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, 406_880),
@@ -204,6 +208,23 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("gpt_oss", SMALL | WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}, 1_062_416),
     ("gemma2", SMALL | WIDE, 404_832),
     ("gemma3_text", SMALL | WIDE, 404_960),
+    ("gemma4_text", SMALL | GEMMA4 | {"hidden_size_per_layer_input": 256}, 269_166_720),
+    (
+        "gemma4_text",
+        SMALL | GEMMA4 | ALTERNATE | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        448_032,
+    ),
+    (
+        "gemma4_text",
+        SMALL
+        | GEMMA4
+        | ALTERNATE
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 900},
+        578_552,
+    ),
+    ("gemma4_text", SMALL | GEMMA4 | GEMMA4_MOE, 549_392),
+    ("gemma4_unified_text", SMALL | {"head_dim": 16, "global_head_dim": 32}, 435_712),
     ("vaultgemma", SMALL | WIDE, 404_064),
     ("cohere2", SMALL, 372_960),
     ("olmo3", SMALL, 469_824),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP32, WIDTH
-from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
+from simulator.graph.attention import gate_output, output_width, place_heads, projected, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.mixers.hybrid import summed
@@ -38,11 +38,12 @@ def prepare(s: ServingShapes) -> Segment:
 def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The same behind the norm."""
     t, h = s.tokens, s.model.hidden_size
-    q, kv = widths(s)
+    _, kv = widths(s)
     gather(builder, "attn.x", s, t, h)
-    linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
+    linear(builder, "attn.qkv", s, t, sum(projected(s)), h)
     place_heads(builder, s)
-    write(builder, s, t * kv)
+    if not s.model.mixer_of(0).reuses:
+        write(builder, s, t * kv)
     if is_sparse(s):
         projections(builder, s, "")
         builder.add("attn.index.write", "kvcopy", written_keys(s))

@@ -8,7 +8,7 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper
+from simulator.graph.mixers import hyper, per_layer
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving import attention, compressed, draft, ffn, hybrid, mla, moe, recurrent, selective
@@ -122,6 +122,7 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     builder.add("embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "embed", s, s.tokens, h)
     hyper.spread(builder, s, "hc.embed")
+    per_layer.look_up(builder, s, "")
     if s.fuses_norms:
         norm_forward(builder, "norm.first", s.tokens, h)  # the others are part of the all-reduces before them
     return (builder.done(),)

@@ -61,7 +61,7 @@ class ServingShapes(Shapes):
     def fuses_shared(self) -> bool:
         """Whether the experts' GEMMs hold the shared expert, too."""
         alone = self.job.layout.ep == 1 and not self.serving.shared_slots
-        alike = bool(self.model.shared_width) and not self.model.moe_latent_size
+        alike = bool(self.model.shared_width) and not self.model.moe_latent_size and not self.model.branch_norms
         return "shared_expert" in self.software.fused and alike and alone
 
     @property

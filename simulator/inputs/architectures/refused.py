@@ -27,16 +27,13 @@ def _all(missing: str, nearest: str, types: str) -> dict[str, Refusal]:
 
 
 REFUSED: Mapping[str, Refusal] = {
-    **_all("embeddings for each layer, and layers that share keys and values", "gemma3_text", "gemma3n gemma3n_text"),
+    **_all(
+        "several residual streams that predict each other, and low-rank parts", "gemma4_text", "gemma3n gemma3n_text"
+    ),
     **_all("keys of its own", "exaone4", "exaone4_5"),
     **_all("experts in a parallel block", "cohere2", "cohere2_moe"),
     **_all("norms behind the experts", "gpt_oss", "afmoe"),
     **_all("keys of their own", "gpt_oss", "exaone_moe laguna"),
-    **_all(
-        f"{_WINDOWS}, shared key-value layers and experts next to a dense part",
-        "gemma3_text",
-        "gemma4 gemma4_text gemma4_unified",
-    ),
     **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
     **_all(
         "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.inputs.problems import problem
+from simulator.inputs.ranges.reused import reused_rules
 from simulator.inputs.ranges.shared_key import Rule, shared_rules
 from simulator.spec.mixer import BlockKind, Mixer
 from simulator.spec.model import ModelSpec
@@ -36,7 +37,7 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             "a dense model has no experts: leave it out",
         ),
     ]
-    rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m)
+    rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m) + reused_rules(m)
     if m.n_routed_experts:
         rules += _expert_rules(m)
     for holds, key, value, right in rules:
@@ -50,7 +51,12 @@ def _block_rules(m: ModelSpec) -> list[Rule]:
     right = "only dense models with grouped queries have such blocks here"
     return [
         (plain or not m.parallel_block, "parallel_block", m.parallel_block, right),
-        (plain or m.norm_placement == "pre", "norm_placement", m.norm_placement, right),
+        (
+            plain or m.norm_placement == "pre" or (m.norm_placement == "both" and not m.is_mla),
+            "norm_placement",
+            m.norm_placement,
+            right if m.is_mla else "layers with experts have norms before their branches, or before and behind (both)",
+        ),
         (
             m.norm_placement == "pre" or not m.parallel_block,
             "norm_placement",
