@@ -33,6 +33,7 @@ PLAIN = Scheduler(
     host_step=0.0,
     host_sequence=0.0,
     host_overlapped=False,
+    stream_interval=1,
     frontend=0.0,
 )
 """A scheduler like vLLM's, without any time of the host."""

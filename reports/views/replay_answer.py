@@ -46,14 +46,21 @@ def sentence(served: Served, found: dict[str, Any]) -> str:
     )
 
 
-def defined() -> str:
+def defined(found: dict[str, Any]) -> str:
     """What each latency means."""
-    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in LATENCIES if name != "queue_s") + "."
+    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in _shown(found) if name != "queue_s") + "."
+
+
+def _shown(found: dict[str, Any]) -> list[str]:
+    """Latencies to show: gaps between messages only where these bring several tokens."""
+    same = found["metrics"]["message_gap_s"] == found["metrics"]["itl_s"]
+    return [name for name in LATENCIES if not (same and name == "message_gap_s")]
 
 
 def latencies(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Mean and quantiles of every latency [ms]."""
-    return [(TITLES[name], [_cell(found["metrics"][name][key]) for key in ("mean", *QUANTILES)]) for name in LATENCIES]
+    metrics = found["metrics"]
+    return [(TITLES[name], [_cell(metrics[name][key]) for key in ("mean", *QUANTILES)]) for name in _shown(found)]
 
 
 def _cell(value: float | None) -> str:

@@ -65,6 +65,9 @@ class Handover:
     def gap(self, seconds: float, count: int) -> None:
         """Prompts have one token each, or are computed anew: no gap that a user sees."""
 
+    def along(self, count: int) -> None:
+        """See `gap`."""
+
     def stepped(self, since: float, until: float, engine: Engine) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
         self._last = engine

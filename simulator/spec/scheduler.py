@@ -35,6 +35,8 @@ class Scheduler:
     host_step : time of the host between two steps, to decide and to prepare inputs [s].
     host_sequence : the part of it that grows with the batch, for each sequence in the step [s].
     host_overlapped : the host prepares the next step while this one runs, so that only what is longer shows.
+    stream_interval : tokens that a message to the client brings, behind the first. What fewer messages save the host
+        is not modelled.
     frontend : time of a request outside the engine: tokenising, queues between processes, sending back [s].
     """
 
@@ -54,4 +56,5 @@ class Scheduler:
     host_step: float
     host_sequence: float
     host_overlapped: bool
+    stream_interval: int
     frontend: float

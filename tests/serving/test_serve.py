@@ -209,6 +209,7 @@ _OTHERS = {
     "host_step": "0.1",
     "host_sequence": "0.001",
     "host_overlapped": "true",
+    "stream_interval": "4",
     "frontend": "0.1",
 }
 

@@ -137,6 +137,11 @@ class Run:
         """Whether a module that runs now ends before its last GEMM."""
         return self.early_stop and self.part == "R"
 
+    @property
+    def ends_here(self) -> bool:
+        """Whether a layer without a feed-forward part runs now, and ends before its last GEMM."""
+        return self.stops and not self.cfg.has("ffn", self.layer)
+
     def whole(self) -> "Run":
         """The same for what is followed by others in its module, and so runs to its end."""
         return replace(self, early_stop=False)

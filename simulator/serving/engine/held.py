@@ -23,6 +23,7 @@ class Held(Running):
 
     def __init__(self, kv: KvBlocks, scheduler: Scheduler, decoding: DecodeBatch, *, balanced: bool) -> None:
         super().__init__()
+        self.load = 0  # sequences in the engine
         self.kv, self.decoding, self.ranks = kv, decoding, len(decoding.on_rank)
         self.prompts = Prompts(kv, scheduler, least_loaded(self._on_rank) if balanced else in_turn(self.ranks))
 
@@ -30,12 +31,6 @@ class Held(Running):
     def running(self) -> int:
         """Sequences that have been admitted and not ended."""
         return len(self.decoding.members) + len(self.prompts.prefilling)
-
-    @property
-    def load(self) -> int:
-        """Sequences in the engine."""
-        prompts = self.prompts
-        return len(self.decoding.members) + len(prompts.prefilling) + len(prompts.waiting) + len(prompts.loading)
 
     def _on_rank(self) -> list[int]:
         """Running sequences of each rank."""

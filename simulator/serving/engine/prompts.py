@@ -23,6 +23,9 @@ class Chunk(NamedTuple):
 
 def most_of_a_rank(chunks: Items[Chunk], ranks: int) -> tuple[int, float, int]:
     """Prompt tokens of the rank that has most, the mean number that each of them attends to, and its prompts."""
+    if ranks == 1 and len(chunks) == 1:
+        sequence, new = chunks[0]
+        return new, sequence.computed + new / 2, 1
     tokens, work, count = [0] * ranks, [0.0] * ranks, [0] * ranks
     for sequence, new in chunks:
         tokens[sequence.rank] += new
@@ -83,7 +86,8 @@ class Prompts:
             budget -= count
             spare -= need
         most = self.scheduler.sequences - decoding
-        spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
+        if self.loading:
+            spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
         while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
             alone = not (decoding or self.prefilling)
             loading = len(self.loading)
