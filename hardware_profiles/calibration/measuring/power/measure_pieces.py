@@ -51,7 +51,7 @@ def operand(rows: int, columns: int, precision: str) -> torch.Tensor:
     return x.to(torch.float8_e4m3fn) if precision == "fp8" else x
 
 
-def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def multiplied(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x times w transposed, in BF16."""
     if x.dtype == torch.bfloat16:
         return x @ w.t()
@@ -77,7 +77,7 @@ class Streams:
             with torch.cuda.stream(stream):
                 if in_flight and at >= in_flight:
                     stream.wait_event(done[at - in_flight])
-                product(x, w)
+                multiplied(x, w)
                 done.append(stream.record_event())
         for event in done[-3:]:
             main.wait_event(event)
@@ -168,11 +168,11 @@ def cases(streams: Streams, precision: str) -> list[tuple[str, int, tuple[int, i
             x, w = operand(m, k, precision), operand(n, k, precision)
             ring, line = pieces_of(x, w, ranks, False), pieces_of(x, w, 4, True)
             calls: dict[str, Call] = {
-                "whole": partial(product, x, w),
+                "whole": partial(multiplied, x, w),
                 "gather": partial(streams.run, ring),
                 "scatter": partial(streams.run, ring, 2),
                 "pipeline": partial(limited, partial(streams.run, line)),
-                "margin": partial(limited, partial(product, x, w)),
+                "margin": partial(limited, partial(multiplied, x, w)),
             }
             out += [(how, ranks, (m, n, k), calls[how]) for how in ways]
     return out
@@ -194,7 +194,7 @@ def main() -> None:
     torch.manual_seed(0)
     out, streams = Path(sys.argv[1]), Streams()
     warm, weight = operand(8192, 8192, "bf16"), operand(8192, 8192, "bf16")
-    lasting(lambda: product(warm, weight), 6.0)
+    lasting(lambda: multiplied(warm, weight), 6.0)
     with out.open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, restval="")
         table.writeheader()
@@ -210,7 +210,7 @@ def main() -> None:
                 x, w = operand(m, k, precision), operand(n, k, precision)
                 y, scale = operand(8192, 8192, "bf16"), operand(1, 8192, "bf16")[0]
                 norms = partial(torch.nn.functional.rms_norm, y, (8192,), scale)
-                keep("spread", precision, 1, (m, n, k), spread(partial(product, x, w), norms))
+                keep("spread", precision, 1, (m, n, k), spread(partial(multiplied, x, w), norms))
             for how, ranks, shape, call in cases(streams, precision):
                 try:
                     keep(how, precision, ranks, shape, lasting(call))
