@@ -142,6 +142,8 @@ def serve(
     if prefill_replicas is None and (prefill_overrides or kv_path is not None):
         name = "--prefill-set" if prefill_overrides else "--kv-path"
         raise click.UsageError(f"{name} belongs to --prefill-replicas", click.get_current_context())
+    if prefill_replicas is None and any(one.startswith("stack.scheduler.kv_handover") for one in overrides):
+        raise click.UsageError("stack.scheduler.kv_handover belongs to --prefill-replicas", click.get_current_context())
     if window is not None and trace is None:
         raise click.UsageError("--window belongs to --trace", click.get_current_context())
     table = output_file(records, "--records") if records is not None else None
