@@ -11,7 +11,7 @@ from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper
+from simulator.graph.mixers import hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -27,7 +27,11 @@ def embedding(s: Shapes) -> Block:
     scatter(ahead, "embed", s, h)
     hyper.spread(ahead, s, "hc.embed.fwd")
     hyper.spread(back, s, "hc.embed.bwd")
+    per_layer.look_up(ahead, s)
+    per_layer.look_up_backward(back, s)
     _table_gradient(back, "embed.wgrad", t * h)
+    if per_layer.has_inputs(s):
+        _table_gradient(back, "per_layer.table.wgrad", t * s.model.per_layer_width)
     return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
 

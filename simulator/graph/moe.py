@@ -16,8 +16,15 @@ from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise, row_scales
-from simulator.graph.mixers import hyper
-from simulator.graph.norm import add_residual, norm_forward, sum_of_two
+from simulator.graph.mixers import branches, hyper
+from simulator.graph.norm import (
+    add_residual,
+    drop_backward,
+    norm_behind,
+    norm_behind_backward,
+    norm_forward,
+    sum_of_two,
+)
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
@@ -63,14 +70,17 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     with builder.inside("moe"):
         home = order.merge_at_home(builder, s, home)
         home = latent.back(builder, s, home)
-        if s.model.shared_width and not s.stack.residual_fused:
+        home = branches.leave(builder, s, after=home)
+        if s.model.shared_width and (s.model.branch_norms or not s.stack.residual_fused):
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
             home = ()
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, after=home)
     else:
-        add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
+        home = norm_behind(builder, "moe", s, after=home)
+        behind = s.model.norm_placement != "pre"
+        add_residual(builder, "moe", s, s.model.hidden_size, leaves=behind, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
@@ -79,6 +89,10 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, and of the streams', before the experts' backward."""
     builder = SegmentBuilder("out.B", "I", s)
     hyper.leave_backward(builder, "ffn", s)
+    if s.model.norm_placement != "pre":
+        drop_backward(builder, "moe", s, s.model.hidden_size)
+        norm_behind_backward(builder, "moe", s)
+        branches.leave_backward(builder, s)
     latent.back_backward(builder, s)
     if order.every_copy_travels(s):
         order.merge_at_home_backward(builder, s)
@@ -199,7 +213,8 @@ def forward(s: Shapes) -> Segment:
     _casts(builder, s, "moe.down", inner, h)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
     kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
-    down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
+    read = kept > 0.0 or s.model.norm_placement != "pre"  # by gate weights' gradients, or a norm behind the branch
+    down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)

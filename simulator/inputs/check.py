@@ -12,7 +12,7 @@ from typing import TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
-from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.problems import Problem, Severity
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
@@ -385,7 +385,7 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
 
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
-    if not kind.mixer.is_recurrent:
+    if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
     if state.heads % layout.tp:
@@ -397,13 +397,28 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
         yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
 
 
+def _carried(s: Scenario) -> Iterator[Problem]:
+    """What only the first stage, or an earlier layer, makes would have to travel with the residual stream."""
+    model, pp = s.model, s.job.layout.pp
+    reuses = any(kind.mixer.reuses for kind in model.layer_kinds())
+    if pp > 1 and (reuses or model.hidden_size_per_layer_input):
+        what = "reuse keys of earlier ones" if reuses else "take values of their own from the embedding"
+        yield Problem(
+            rule="stages",
+            key="layout.pp",
+            value=pp,
+            message=f"layers of {model.name} {what}, which are not sent between stages here",
+            suggestion="use 1, with tp or more replicas instead",
+        )
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        yield from _state_heads(s, kind)
         if not kind.mixer.attends:
-            yield from _state_heads(s, kind)
             continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
@@ -735,6 +750,7 @@ _SERVING: tuple[Rule, ...] = (
     _routing,
     _recorded,
     _tensor,
+    _carried,
     serving_check.positions,
     serving_check.drafting,
     serving_check.microbatches,
@@ -753,6 +769,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _recorded,
         _stragglers,
         _tensor,
+        _carried,
         _sequence,
         _nodes,
         _features,

@@ -166,6 +166,8 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "sliding_num_key_value_heads",
         "sliding_head_dim",
         "sliding_v_head_dim",
+        "hidden_size_per_layer_input",
+        "vocab_size_per_layer_input",
     ),
     _NOT_NEGATIVE,
 ) | {

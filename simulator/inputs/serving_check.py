@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from simulator.inputs.problem_record import Problem
+from simulator.inputs.problems import Problem
 from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots

@@ -63,6 +63,8 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
+        the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
@@ -121,6 +123,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    post_validation: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0

@@ -221,7 +221,7 @@ def step_time(job: str, engine: Engine, overrides: tuple[str, ...]) -> float | N
         if any(problem.severity == "error" for problem in check(scenario)):
             return None
         quick = alone(scenario) if engine == "longest-path" else None
-        return timeline_of(*prepare(scenario), engine).makespan if quick is None else quick
+        return timeline_of(*prepare(scenario), engine).step_time if quick is None else quick
     except ForetrainError:
         return None
 

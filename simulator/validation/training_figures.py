@@ -174,13 +174,17 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
 
     Its first and last stages hold one layer fewer, since they also hold the embedding and the head. The vocabulary is
-    not given: 50 257 padded to 51 200, as in Megatron-LM.
+    not given: 50 257 padded to 51 200, as in Megatron-LM. Its ZB-1p and ZB-2p are the automatic schedules, whose
+    updates are validated afterwards (section 4; examples/pretrain_zero_bubble.sh of its software, with FP16).
     """
     c = figure.config
     layers, pp, micro = int(c["layers"]), int(c["pp"]), int(c["mbs"])
     name, vpp = str(c["schedule"]), 1
     if name == "1f1b_i":
         name, vpp = "interleaved", (layers + 2) // pp
+    own: dict[str, Any] = {}
+    if name in ("zb1p", "zb2p"):
+        name, own = f"{name}-auto", {"stack__post_validation": True}
     virtual = pp * vpp
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]
@@ -199,6 +203,7 @@ def zero_bubble_run(figure: Figure) -> Overrides:
         batch__sequence_length=int(c["seq"]),
         batch__microbatch_size=micro,
         batch__global_batch_size=micro * int(c["microbatches"]),
+        **own,
     )
 
 

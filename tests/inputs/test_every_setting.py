@@ -17,7 +17,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import SHOWN_ONLY
-from simulator.inputs.typed import hints
+from simulator.inputs.plain import hints
 from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Scan, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
@@ -131,6 +131,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=4",
             "batch.sequence_length=1024",
             "layout.recompute=full",
+        ),
+    ),
+    "later": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "stack=megatron-lm",
+            "gpus=4",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=0",
+            "layout.schedule=zbv",
+            "layout.recompute=none",
+            "precision.recipe=bf16",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=1024",
         ),
     ),
     "windows": (
@@ -405,6 +421,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
     "stack.wgrad_fills_waits": ("split", "longest-path"),
+    "stack.post_validation": ("later", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),

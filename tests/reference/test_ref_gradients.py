@@ -12,6 +12,7 @@ from workloads.reference.model import as_tokens, loss_and_grads, stage_forward
 from workloads.reference.presets import (
     tiny_chunks,
     tiny_delta,
+    tiny_falcon_h1,
     tiny_gqa,
     tiny_kda,
     tiny_mamba,
@@ -40,6 +41,7 @@ MODELS = {
     "mamba": tiny_mamba(),
     "kda": tiny_kda(),
     "nemotron": tiny_nemotron(),
+    "falcon-h1": tiny_falcon_h1(),
     "relu2": replace(tiny_gqa(), gated_mlp=False, num_hidden_layers=2),
     "post-norm": replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"),
     "both-norms": replace(tiny_gqa(), norm_placement="both", num_hidden_layers=2),

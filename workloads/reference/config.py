@@ -21,7 +21,7 @@ class State:
     value_dim: int
     chunk: int
     numbers: int  # numbers of a token besides what is mixed and its gate
-    norms: int  # groups of the output that are normed by themselves
+    norms: int  # groups of the output that are normed by themselves; 0: it is gated, and not normed
     rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
 
     @property
@@ -78,6 +78,7 @@ class RefConfig:
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
+    mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
     ssm_state_size: int = 0
     conv_kernel: int = 4  # taps of the convolution before either
     state_chunk_size: int = 64  # tokens that either works on at once
@@ -211,7 +212,7 @@ class RefConfig:
             value_dim=self.mamba_head_dim,
             chunk=self.state_chunk_size,
             numbers=self.mamba_num_heads,
-            norms=self.mamba_n_groups,
+            norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
         )
 
     def has(self, half: str, layer: int) -> bool:
@@ -275,6 +276,7 @@ MIXERS = {
     CSA: "index_topk",
     HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
+    "hybrid": "mamba_num_heads",
     "none": "",
 }
 """Names of mixers, each with the size that it needs."""

@@ -157,6 +157,11 @@ def tiny_mamba() -> RefConfig:
     )
 
 
+def tiny_falcon_h1() -> RefConfig:
+    """Falcon-H1 in small: attention and Mamba-2 next to each other in every layer, and no norm of Mamba-2's output."""
+    return replace(tiny_mamba(), num_hidden_layers=2, layer_types=("hybrid",) * 2, mamba_rms_norm=False)
+
+
 def tiny_nemotron() -> RefConfig:
     """Nemotron 3 Super in small: layers of one part, experts in a narrower width without gates, an MTP module."""
     return replace(

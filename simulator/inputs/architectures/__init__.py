@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, kimi, llama, recurrent, windows
+from simulator.inputs.architectures import (
+    deepseek,
+    deepseek_v4,
+    experts,
+    gemma4,
+    gpt,
+    kimi,
+    llama,
+    recurrent,
+    windows,
+)
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -14,6 +24,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **experts.LING,
     **gpt.SHIPPED,
     **windows.SHIPPED,
+    **gemma4.SHIPPED,
     **recurrent.SHIPPED,
 }
 """The project's own, by `model_type`."""

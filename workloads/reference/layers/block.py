@@ -10,6 +10,7 @@ from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.layers.linear import Deferred
 from workloads.reference.layers.mixers import hyper
+from workloads.reference.layers.mixers.hybrid import hybrid, hybrid_input_grad
 from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse,
     mla_sparse_forget,
@@ -90,6 +91,8 @@ def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
         return recurrent
+    if run.cfg.mixer(run.layer) == "hybrid":
+        return hybrid
     if run.cfg.shared_key_value:
         return shared_key
     if run.cfg.is_chosen:
@@ -190,6 +193,8 @@ def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Grad
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
         return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
+    if run.cfg.mixer(run.layer) == "hybrid":
+        return Gradient(*hybrid_input_grad(run, p, x, saved, dy))
     if run.cfg.shared_key_value:
         return Gradient(*shared_key_input_grad(run, p, x, shared_key_restore(run, p, saved), dy))
     if run.cfg.is_chosen:
