@@ -31,7 +31,7 @@ from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
 from simulator.graph.parallel import circulate_keys, ranks_per_node
 from simulator.graph.shapes import Shapes
-from simulator.ops import Attention, Collective, Facts, Part, PointToPoint, Work
+from simulator.ops import Attention, Collective, ConcurrentWith, Part, PointToPoint, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,9 @@ def forward(
     elif kind == "ring":
         kept = core.outputs * t * BF16  # each step's output waits for the last step's statistics
         steps = ring_steps(s, core.work)
+        add.op(f"{name}.kv.join", "elem", cast(t * core.keys, BF16, BF16))  # into the buffer that is sent
         for at, (step, work, times, hops) in enumerate(steps):
+            add.halves(f"{name}.half.{at}", {"before": core.keys, "after": core.queries}.get(step, 0), times)
             add.hop(f"{name}.kv.{at}", core.keys, hops)
             alive = at * kept + (s.job.layout.cp - 1) * core.keys * t * BF16
             last = saved if at == len(steps) - 1 else 0.0
@@ -105,7 +107,10 @@ def backward(builder: SegmentBuilder, s: Shapes, core: Core, name: str) -> None:
         add.to_tokens(f"{name}.qkv", core.queries, core.keys)
     elif kind == "ring":
         steps = ring_steps(s, core.work)[::-1]  # keys and values go first, their gradients come last
+        halved = {"before": core.keys, "after": core.queries + 2 * core.outputs}
+        add.op(f"{name}.kv.join", "elem", cast(t * core.keys, BF16, BF16))
         for at, (step, work, times, _) in enumerate(steps):
+            add.halves(f"{name}.half.{at}", halved.get(step, 0), times)
             add.hop(f"{name}.kv.{at}", (1 if at in (0, len(steps) - 1) else 2) * core.keys, times)
             builder.add(f"{name}.{step}.{at}", core.cls, work, count=times, alive=4 * core.keys * t * BF16)
             sizes = {"dq": work.seq_q / s.seq * core.queries, "dkv": work.seq_kv / s.seq * core.keys}
@@ -178,17 +183,25 @@ class _Around:
     s: Shapes
     part: Part | None
 
-    def op(self, name: str, cls: str, work: Work, *, count: int = 1) -> None:
+    def op(
+        self, name: str, cls: str, work: Work, *, count: int = 1, concurrent_with: ConcurrentWith = "nothing"
+    ) -> None:
         """One op."""
-        self.builder.add(name, cls, work, part=self.part, count=count, read_by_backward=False)
+        self.builder.add(
+            name, cls, work, part=self.part, count=count, concurrent_with=concurrent_with, read_by_backward=False
+        )
+
+    def halves(self, name: str, width: int, count: int) -> None:
+        """Half of the tokens of `width` values copied out for a kernel."""
+        if width:
+            self.op(name, "elem", cast(self.s.tokens * width / 2, BF16, BF16), count=count)
 
     def hop(self, name: str, width: int, hops: int) -> None:
         """`hops` times `width` values a token to the next rank, as many arrive; over the NIC where some ranks must."""
         if hops:
             tier: Literal["nvlink", "nic"] = "nvlink" if ranks_per_node(self.s) == self.s.job.layout.cp else "nic"
             work = PointToPoint(bytes=self.s.tokens * width * BF16, tier=tier, both_ways=True)
-            facts: Facts = {"read_by_backward": False}
-            self.builder.add(name, "comm.cp.ring", work, part=self.part, count=hops, concurrent_with="whole", **facts)
+            self.op(name, "comm.cp.ring", work, count=hops, concurrent_with="whole")
 
     def merge(self, name: str, core: Core) -> None:
         """The outputs of a ring's steps in one, by their softmax statistics; a later rank's are of half the queries."""

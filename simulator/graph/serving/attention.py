@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP32, WIDTH
-from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
+from simulator.graph.attention import gate_output, output_width, place_heads, projected, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.mixers import depth
 from simulator.graph.mixers.hybrid import summed
 from simulator.graph.mixers.indexer import (
     INDEX,
@@ -38,11 +39,12 @@ def prepare(s: ServingShapes) -> Segment:
 def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The same behind the norm."""
     t, h = s.tokens, s.model.hidden_size
-    q, kv = widths(s)
+    _, kv = widths(s)
     gather(builder, "attn.x", s, t, h)
-    linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
+    linear(builder, "attn.qkv", s, t, sum(projected(s)), h)
     place_heads(builder, s)
-    write(builder, s, t * kv)
+    if not s.model.mixer_of(0).reuses:
+        write(builder, s, t * kv)
     if is_sparse(s):
         projections(builder, s, "")
         builder.add("attn.index.write", "kvcopy", written_keys(s))
@@ -56,7 +58,9 @@ def write(builder: SegmentBuilder, s: ServingShapes, values: int) -> None:
 
 def enter(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The norm before attention, where there is one."""
-    if s.model.norm_placement != "post" and not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.attn", s)
+    elif s.model.norm_placement != "post" and not s.fuses_norms:
         norm_forward(builder, "norm.attn", sharded_tokens(s), s.model.hidden_size, residual=True)
 
 
@@ -95,6 +99,9 @@ def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
     sequential = model.norm_placement == "pre" and not model.parallel_block
     add_residual(builder, "attn", s, h, alone=not sequential)
     if model.mixer_only_layers:
+        return
+    if depth.attends(s):
+        depth.normed(builder, "norm.ffn", s)
         return
     if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm) and not s.fuses_norms:
         norm_forward(builder, "norm.ffn", rows, h, residual=sequential)
