@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from simulator.dtypes import BF16, FP32
-from simulator.graph import context, linear
+from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
-from simulator.graph.mixers import indexer
+from simulator.graph.mixers import context, indexer
 from simulator.graph.norm import (
     enter_attention_backward,
     enter_branch,

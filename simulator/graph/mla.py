@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP32, WIDTH
-from simulator.graph import context, linear
+from simulator.graph import linear
 from simulator.graph.attention import finish_backward, gate_output, gate_width, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise
-from simulator.graph.mixers import depth
+from simulator.graph.mixers import context, depth
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes

@@ -73,7 +73,7 @@ class Layout:
         the others share the rest evenly (`stages` "even") [layers].
     cp_kind : how context parallelism brings queries and keys together: keys and values go round (ring) or are gathered
         (all_gather), or an all-to-all turns parts of the sequence into parts of the heads (all_to_all;
-        `simulator.graph.context`).
+        `simulator.graph.mixers.context`).
     """
 
     tp: int = 1

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from simulator.graph.block import Block
-from simulator.graph.context import prefixes, ring_steps
+from simulator.graph.mixers.context import prefixes, ring_steps
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario

@@ -13,7 +13,7 @@ Each rank has two of 2 x cp chunks of every sequence, one from each end, so that
 - all_to_all: a part of the sequence becomes a part of the heads before the core, and back behind it (DeepSpeed
   Ulysses, arXiv 2309.14509).
 
-Kernels are those of Transformer Engine (pytorch/attention/dot_product_attention/context_parallel.py, 2026:
+Kernels are those of Transformer Engine (`context_parallel.py` of its PyTorch attention, 2026:
 AttnFuncWithCPAndKVP2P, AttnFuncWithCPAndKVAllGather, AttnFuncWithCPAndQKVOA2A). Written in eager modules (stacks whose
 norms are not fused) outputs are merged in FP32, kernel by kernel. The rank in the middle stands for all: others have as
 many FLOP, in chunks of other lengths. A hop overlaps with the core's step before it.
