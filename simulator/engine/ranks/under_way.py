@@ -55,8 +55,11 @@ def reached(old: Array, new: Array, position: Array | None, passed: Array) -> tu
         low = before[at]
         elapsed = low + (position - index) * (next_before[at] - low) + passed
     if old.shape[1] > 3:
-        index = np.add.reduce(old[:, 1:-1] <= elapsed[:, None], axis=1, dtype=np.intp)
-        at = index + row
+        if len(old) == 1:
+            index = at = before[1:-1].searchsorted(elapsed, "right")
+        else:
+            index = (old[:, 1:] <= elapsed[:, None]).argmin(axis=1)  # the first that is later; the last one always is
+            at = index + row
     else:
         index, at = row * 0, row
     low = before[at]
