@@ -130,9 +130,9 @@ class FlowTable:
 
 def places(grid: Array, values: Array) -> Places:
     """Place of each value on a grid of two points or more: the point below, and how far it is to the next."""
-    below = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    below = grid[1:-1].searchsorted(values, "right")  # the last point below, of all but the last
     low = grid[below]
-    return below, np.clip((values - low) / (grid[below + 1] - low), 0.0, 1.0)
+    return below, np.minimum(np.maximum((values - low) / (grid[below + 1] - low), 0.0), 1.0)
 
 
 class Tables:

@@ -239,7 +239,10 @@ class ComputeStream:
                 span = np.maximum(span, NONE)
                 finish = now + left * pace
                 over = finish <= now + span
-                if count(over):
+                many = count(over)
+                if many == len(over) and end is None:
+                    return finish
+                if many:
                     end = np.where(over & (left > NONE), finish, start if end is None else end)
                     left = np.where(over, NONE, left - span / pace)
                 else:
