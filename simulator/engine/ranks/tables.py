@@ -34,8 +34,11 @@ def grid_of(loads: Array) -> Array:
 
 
 def distinct_of(loads: Array, hit: float) -> Array:
-    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices."""
-    return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
+    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices.
+
+    The mean load has the mean's tokens to the last bit.
+    """
+    return loads if hit <= 0.0 else np.where(loads == 1.0, 1.0, (1.0 - (1.0 - hit) ** loads) / hit)
 
 
 def times_over(sequences: Sequence[KernelSequence]) -> Array:
