@@ -132,7 +132,11 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     ]
     command = [sys.executable, "-m", "cli", "search", "deepseek-v3-1f1b", *over, "--confirm", "0", "--jobs", "2"]
     with subprocess.Popen(
-        [*command, "--resume", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--resume", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     ) as running:
         while running.poll() is None and not kept_in(file):
             time.sleep(0.05)
