@@ -75,6 +75,8 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "conv": ("elem",),
     "scan.solve": ("scan.chunk",),
     "scan.state": ("scan.chunk",),
+    "scan.selective.bwd": ("scan.selective", "scan.chunk"),
+    "scan.selective": ("scan.chunk",),
     "scan.token": ("elem",),
     "kvcopy": ("elem",),
     "permute.reduce": ("permute.expand", "elem"),

@@ -24,7 +24,7 @@ def embedding(s: Shapes) -> Block:
     t, h = s.tokens, s.model.hidden_size
     ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
-    scatter(ahead, "embed", s, h)
+    scatter(ahead, "embed", s, h, in_layer=False)
     hyper.spread(ahead, s, "hc.embed.fwd")
     hyper.spread(back, s, "hc.embed.bwd")
     per_layer.look_up(ahead, s)
@@ -55,7 +55,7 @@ def _head_forward(s: Shapes) -> Segment:
     if fused:
         loss.fused_head(builder, s, t, vocab)
         return builder.done()
-    gather(builder, "head.x", s, h)
+    gather(builder, "head.x", s, h, in_layer=False)
     linear.forward(builder, "head", t, vocab, h, recipe=s.recipe)
     loss.forward(builder, s, t, vocab)
     return builder.done()

@@ -160,6 +160,8 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "linear_gate_rank",
         "mamba_num_heads",
         "mamba_head_dim",
+        "mamba_inner_size",
+        "mamba_dt_rank",
         "ssm_state_size",
         "mixer_only_layers",
         "sliding_num_attention_heads",

@@ -200,7 +200,10 @@ class ModelSpec(CachedModel):
         return state + macs + self.index_macs(self.scored_keys(0, seq, causal))
 
     def state_macs(self) -> float:
-        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike."""
+        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike. Those of
+        Mamba-1 are no GEMM: they do not count."""
+        if self.mixer_of(0) is Mixer.MAMBA1:
+            return 0.0
         return (3.0 if self.state.is_delta else 2.0) * self.state.state_values
 
     @property

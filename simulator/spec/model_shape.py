@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate, seen_keys
-from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
+from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape, SelectiveState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +218,9 @@ def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
 def _of_state(m: ModelShape) -> dict[str, tuple[int, int]]:
     """Projections of a recurrent layer."""
     h, r = m.hidden_size, m.state
+    if isinstance(r, SelectiveState):
+        select = {"select": (r.inner, r.selected), "step": (r.steps, r.inner)}
+        return {"in": (h, r.projected), "out": (r.inner, h)} | select
     through = {"decay": (r.rank, r.decays), "gate": (r.rank, r.inner)} if r.rank else {}
     return {"in": (h, r.projected), "out": (r.inner, h)} | through
 

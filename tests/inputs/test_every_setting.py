@@ -206,6 +206,20 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "mamba1": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["mamba1","full"]',
+            "model.mamba_inner_size=1024",
+            "model.mamba_dt_rank=64",
+            "model.ssm_state_size=16",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "sparse": (
         "tiny-1f1b",
         (
@@ -484,6 +498,11 @@ _FIRST: dict[str, tuple[str, Engine]] = {
             "mamba_conv_kernel",
             "mamba_chunk_size",
         )
+    },
+    "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{
+        f"model.{name}": ("mamba1", "longest-path")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

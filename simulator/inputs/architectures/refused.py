@@ -18,7 +18,6 @@ class Refusal:
 
 
 _WINDOWS = "sliding-window attention in some layers"
-_MAMBA1 = "Mamba layers"
 _ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
 _ENCODER = "an encoder, or cross-attention to one"
 
@@ -55,8 +54,7 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
     **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
     **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
-    **_all(_MAMBA1, "bamba", "jamba"),
-    **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
+    **_all("Mamba-1 layers without attention or a feed-forward part", "jamba", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
     **_all("short convolutions between attention layers", "qwen3", "lfm2 lfm2_moe lfm2_vl"),
