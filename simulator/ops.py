@@ -262,7 +262,7 @@ class Scan:
     read : bytes read [B].
     written : bytes written [B].
     ctas : CTAs of its grid.
-    steps : chunks that a CTA goes through one after the other (1: each chunk has CTAs of its own).
+    steps : chunks, or tiles of one, that a CTA goes through one after the other (1: each has CTAs of its own).
     """
 
     flops: float

@@ -254,9 +254,10 @@ class ScanParams:
     step_time : least time of a CTA for one chunk [s].
     launch : fixed time of a kernel [s].
     resident : CTAs that run on an SM at once.
+    wide : time of a step of CTAs with twice as many columns of the state, over that of others (0: there are none).
     traffic : as in `GemmParams`.
     source : where the values come from.
-    range : where the values may lie.
+    range : where the values may lie, or the shapes that the fit covers.
     assumed : True if nobody measured them on this GPU.
     """
 
@@ -265,6 +266,7 @@ class ScanParams:
     step_time: float
     launch: float
     resident: int = 2
+    wide: float = 0.0
     traffic: float = 1.0
     source: str
     range: str = ""
@@ -272,11 +274,10 @@ class ScanParams:
 
 
 def assumed_scans() -> dict[str, ScanParams]:
-    """What stands in where nobody measured kernels of recurrent layers on a GPU.
+    """What stands in for kernels of recurrent layers in a profile without any.
 
     Their tiles (64 x 64 x 128) are those of attention kernels, which reach 0.3 to 0.6 of the tensor peak, with more
-    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other. The
-    inverse of a chunk is solved row by row within blocks of 16.
+    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other.
     """
     source = "assumed: below attention kernels of the same tiles; nobody's measurements are here"
     chunk = ScanParams(
@@ -288,8 +289,7 @@ def assumed_scans() -> dict[str, ScanParams]:
         range="rate 0.12 to 0.45, bandwidth 0.4 to 0.85, step 1 to 4 us",
         assumed=True,
     )
-    solve = replace(chunk, step_time=6e-6, range="bandwidth 0.4 to 0.85, step 2 to 12 us")
-    return {"scan.chunk": chunk, "scan.state": replace(chunk, resident=1), "scan.solve": solve}
+    return {"scan.chunk": chunk, "scan.state": replace(chunk, resident=1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("rate", "bandwidth"), _SHARE),
         **dict.fromkeys(("step_time", "launch"), _TIME),
         "resident": _COUNT,
-        "traffic": _SLOWDOWN,
+        **dict.fromkeys(("wide", "traffic"), _SLOWDOWN),
     },
     "FixedParams": {"time": _TIME},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},
