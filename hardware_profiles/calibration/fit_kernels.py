@@ -44,6 +44,7 @@ from simulator.spec.kernel_params import (
     Kernels,
     ScanParams,
     StreamParams,
+    assumed_scans,
 )
 
 HERE = Path(__file__).parent
@@ -236,6 +237,8 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
         found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
     for classes in found.values():
         streamed(classes)
+        for cls, params in assumed_scans().items():
+            classes.setdefault(cls, params)
 
 
 def streamed(classes: dict[str, Params]) -> None:

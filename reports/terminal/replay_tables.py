@@ -19,7 +19,7 @@ def report(served: Served) -> list[RenderableType]:
     found = as_dict(served)
     return [
         heading(served),
-        *section("What users see [ms]", latencies(found), note(answer.defined())),
+        *section("What users see [ms]", latencies(found), note(answer.defined(found))),
         *section("Rates", rates(found)),
         *section("Queue and KV cache", inside(served, found)),
         *section("Assumptions and warnings", listed(answer.remarks(served))),

@@ -24,9 +24,21 @@ def setup(served: Served) -> tuple[str, str, str]:
     return (
         f"{scenario.model.name} in {scenario.job.precision.recipe.upper()} on {deployment.gpus} x"
         f" {scenario.cluster.gpu.name}; scheduler: {scenario.stack.name}",
-        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}",
+        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}{_transfer(served)}",
         f"load: {load.requests}, {words.counted(recorder.arrived, 'request')}{lengths}",
     )
+
+
+PUSHED = {"layers": "pushed layer by layer", "chunks": "pushed chunk by chunk", "pull": "pulled when computed"}
+
+
+def _transfer(served: Served) -> str:
+    """How KV caches travel, where they do."""
+    link = served.deployment.link
+    if link is None:
+        return ""
+    each = 1e6 * max(link.sending, link.receiving)
+    return f"; KV caches {PUSHED[link.handover]}, {each:.3g} ms for 1,000 tokens"
 
 
 def sentence(served: Served, found: dict[str, Any]) -> str:
@@ -46,14 +58,21 @@ def sentence(served: Served, found: dict[str, Any]) -> str:
     )
 
 
-def defined() -> str:
+def defined(found: dict[str, Any]) -> str:
     """What each latency means."""
-    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in LATENCIES if name != "queue_s") + "."
+    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in _shown(found) if name != "queue_s") + "."
+
+
+def _shown(found: dict[str, Any]) -> list[str]:
+    """Latencies to show: gaps between messages only where these bring several tokens."""
+    same = found["metrics"]["message_gap_s"] == found["metrics"]["itl_s"]
+    return [name for name in LATENCIES if not (same and name == "message_gap_s")]
 
 
 def latencies(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Mean and quantiles of every latency [ms]."""
-    return [(TITLES[name], [_cell(found["metrics"][name][key]) for key in ("mean", *QUANTILES)]) for name in LATENCIES]
+    metrics = found["metrics"]
+    return [(TITLES[name], [_cell(metrics[name][key]) for key in ("mean", *QUANTILES)]) for name in _shown(found)]
 
 
 def _cell(value: float | None) -> str:

@@ -74,6 +74,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "attn.index": ("attn.fwd",),
     "conv": ("elem",),
     "scan": ("scan.chunk",),
+    "scan.selective.bwd": ("scan.selective", "scan.chunk"),
     "scan.token": ("elem",),
     "scan.pass": ("elem",),
     "scan.sums": ("elem.reduce", "elem"),

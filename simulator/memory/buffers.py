@@ -34,7 +34,7 @@ def buffer_items(
     scenario: Scenario, shapes: Shapes, stages: Sequence[Sequence[BlockKind]], assumed: Assumptions
 ) -> list[Item]:
     """Queues of the all-to-all, and buffers that the pipeline receives into, of a rank that holds `stages`."""
-    job, hidden = scenario.job, scenario.model.hidden_size
+    job, hidden = scenario.job, scenario.model.expert_hidden
     items = []
     if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY:
         nvlink, rdma = queue_bytes(

@@ -89,7 +89,7 @@ def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> f
         share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
         total += layers * model.cached_values(kind, length) * share * WIDTH[shapes.serving.kv_dtype]
         total += layers * (model.indexed_bytes(kind, length) + model.open_entry_bytes(kind))
-        if kind.mixer.is_recurrent:
+        if kind.mixer.has_state:
             state = state_of(own)
             total += layers * (state.state_values * FP32 + state.conv_values * BF16)
     return total
@@ -186,7 +186,7 @@ def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iter
     """Queues of the all-to-all kernels."""
     if not s.all_to_all:
         return
-    h, ranks = s.model.hidden_size, s.job.layout.ep
+    h, ranks = s.model.expert_hidden, s.job.layout.ep
     if s.decodes:
         name = "expert all-to-all, low-latency buffers"
         yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.gate.experts))

@@ -40,9 +40,21 @@ def test_few_ctas_leave_sms_idle() -> None:
     assert cost(heavy, sms=66).duration == pytest.approx(2 * cost(heavy).duration, rel=0.01)
 
 
+def test_a_selective_scan_takes_what_its_instructions_do() -> None:
+    """No GEMM: 1e10 values at 1e10 a second and SM, on all 132 SMs or half of them."""
+    work = Scan(flops=0.0, read=1e6, written=1e6, ctas=8192, values=1e10)
+    for sms in (132, 66):
+        found = cost(work, sms=sms, cls="scan.selective")
+        rate = BARE.scan["scan.selective"].value_rate
+        assert found.bound_by == "instructions"
+        assert found.duration == pytest.approx(1e10 / (rate * sms) + 4e-6, rel=1e-3)
+        assert "value_rate" in found.formula
+    assert cost(work, cls="scan.selective.bwd").duration > 2 * cost(work, cls="scan.selective").duration
+
+
 def test_what_nobody_measured_is_said_to_be_assumed() -> None:
     """A profile without any prices every class of theirs by what stands in."""
-    for cls in ("scan.chunk", "scan.state", "scan.out.bwd", "scan.kkt@kda", "scan.dcb"):
+    for cls in ("scan.chunk", "scan.state", "scan.out.bwd", "scan.kkt@kda", "scan.selective", "scan.selective.bwd"):
         found = cost(WIDE, cls=cls)
         assert not found.calibrated
         assert "assumed" in found.source

@@ -17,7 +17,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import SHOWN_ONLY
-from simulator.inputs.typed import hints
+from simulator.inputs.plain import hints
 from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Scan, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
@@ -133,6 +133,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=full",
         ),
     ),
+    "later": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "stack=megatron-lm",
+            "gpus=4",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=0",
+            "layout.schedule=zbv",
+            "layout.recompute=none",
+            "precision.recipe=bf16",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=1024",
+        ),
+    ),
     "windows": (
         "llama-3-8b",
         (
@@ -184,6 +200,20 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.mamba_num_heads=16",
             "model.mamba_head_dim=64",
             "model.ssm_state_size=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "mamba1": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["mamba1","full"]',
+            "model.mamba_inner_size=1024",
+            "model.mamba_dt_rank=64",
+            "model.ssm_state_size=16",
             "gpus=8",
             "layout.tp=1",
             "batch.global_batch_size=8",
@@ -405,6 +435,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
     "stack.wgrad_fills_waits": ("split", "longest-path"),
+    "stack.post_validation": ("later", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
@@ -467,6 +498,11 @@ _FIRST: dict[str, tuple[str, Engine]] = {
             "mamba_conv_kernel",
             "mamba_chunk_size",
         )
+    },
+    "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{
+        f"model.{name}": ("mamba1", "longest-path")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

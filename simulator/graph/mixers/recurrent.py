@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
+from simulator.graph.attention import normed_again
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.mixers.scans import (
     Chunks,
@@ -30,9 +31,8 @@ from simulator.graph.norm import (
     enter_branch,
     leave_attention,
     leave_branch_backward,
-    norm_forward,
 )
-from simulator.graph.parallel import gather, ranks_per_node, regather, scatter, sharded_tokens
+from simulator.graph.parallel import gather, ranks_per_node, regather, scatter
 from simulator.graph.shapes import Shapes
 from simulator.ops import Collective, Part, Streaming
 from simulator.spec.mixer import StateShape
@@ -41,7 +41,7 @@ from simulator.spec.mixer import StateShape
 def state_of(s: Shapes) -> StateShape:
     """This tensor-parallel rank's share of the heads; groups that do not divide are on every rank."""
     whole, tp = s.model.state, s.job.layout.tp
-    norms = whole.heads // tp if whole.is_delta else max(1, whole.norms // tp)
+    norms = whole.heads // tp if whole.is_delta else max(1, whole.norms // tp) if whole.norms else 0
     return replace(
         whole,
         heads=whole.heads // tp,
@@ -80,9 +80,16 @@ def trade(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
 
 def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
-    t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     builder = SegmentBuilder("attn.F", "F", s)
     entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
+    inside(builder, s, entered)
+    leave_attention(builder, s)
+    return builder
+
+
+def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
+    """From the norm's output to that of the branch; `entered`: bytes kept where no norm keeps its output [B]."""
+    t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     gather(builder, "mixer.x", s, h)
     kept = t * r.projected * BF16 + entered
     wide = (r.channels, r.inner, r.numbers)
@@ -97,8 +104,6 @@ def forward(s: Shapes) -> SegmentBuilder:
     trade(builder, "mixer.tokens.fwd", s, r.inner)
     linear.forward(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     scatter(builder, "mixer.out", s, h)
-    leave_attention(builder, s)
-    return builder
 
 
 def narrow(r: StateShape) -> tuple[tuple[str, int], ...]:
@@ -131,8 +136,11 @@ def prepare(builder: SegmentBuilder, s: Shapes, *, sequences: int = 0) -> None:
 
 
 def gated_norm(builder: SegmentBuilder, s: Shapes) -> None:
-    """The norm of the output with its gate; its result is kept as the input of the output projection."""
+    """The norm of the output with its gate; its result is kept as the input of the output projection. Without a norm
+    the state's kernel gates its output by itself."""
     t, r = s.tokens, state_of(s)
+    if not r.norms:
+        return
     values = t * r.inner * BF16
     kept = values + t * r.norms * FP32
     builder.add("mixer.norm.fwd", "norm.fwd.narrow", Streaming(read=2 * values, written=values), saved=kept)
@@ -144,7 +152,8 @@ def mix_forward(builder: SegmentBuilder, s: Shapes) -> None:
     if c.r.is_delta:
         launch(builder, "fwd", delta_forward(c), kkt=c.pairs * c.r.heads * BF16, scan=c.value_bytes)
     else:
-        launch(builder, "fwd", ssd_forward(c), scan=c.value_bytes)
+        gated = 0.0 if c.r.norms else c.value_bytes
+        launch(builder, "fwd", ssd_forward(c), scan=c.value_bytes + gated)
 
 
 def mix_backward(builder: SegmentBuilder, s: Shapes) -> None:
@@ -156,8 +165,17 @@ def mix_backward(builder: SegmentBuilder, s: Shapes) -> None:
 
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
-    t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     enter_attention_backward(builder, s)
+    to_projection(builder, s)
+    normed_again(builder, s)
+    to_input(builder, s)
+    leave_branch_backward(builder, "attn", s)
+    return builder.done()
+
+
+def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradient of the branch's output to that of what the input projection made."""
+    t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     gather(builder, "mixer.out_g", s, h)
     linear.input_gradient(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     if s.fp8:
@@ -165,7 +183,8 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         linear.cast_for_wgrad(builder, "mixer.out", t, h, which="g")
     trade(builder, "mixer.tokens.bwd", s, r.inner)
     values = t * r.inner * BF16
-    builder.add("mixer.norm.bwd", "norm.bwd", Streaming(read=3 * values, written=2 * values))
+    work = Streaming(read=3 * values, written=2 * values)
+    builder.add(*(("mixer.norm.bwd", "norm.bwd") if r.norms else ("mixer.gated.bwd", "elem")), work)
     mix_backward(builder, s)
     if r.is_delta:
         work = Streaming(read=4 * t * r.heads * r.key_dim * BF16, written=2 * t * r.keys * BF16)
@@ -180,16 +199,17 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
             linear.cast_for_wgrad(builder, name, t, n, which="g")
     builder.add("mixer.conv.bwd", "conv.bwd", linear.cast(t * r.channels, 2 * BF16, BF16))
     trade(builder, "mixer.heads.bwd", s, traded(r))
-    if s.norm_again("layer") and s.model.norm_placement != "post":
-        norm_forward(builder, "norm.attn.recompute", sharded_tokens(s), h, part="R")
+
+
+def to_input(builder: SegmentBuilder, s: Shapes) -> None:
+    """On to the gradient of the norm's output."""
+    t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     regather(builder, "mixer.x", s, h)
     linear.input_gradient(builder, "mixer.in", t, r.projected, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(builder, "mixer.in", t, h, which="x")
         linear.cast_for_wgrad(builder, "mixer.in", t, r.projected, which="g")
     scatter(builder, "mixer.dx", s, h, gradient=True)
-    leave_branch_backward(builder, "attn", s)
-    return builder.done()
 
 
 def weights(s: Shapes) -> Segment:

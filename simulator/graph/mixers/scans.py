@@ -165,9 +165,10 @@ def delta_backward(c: Chunks) -> tuple[Kernel, ...]:
 
 
 def ssd_forward(c: Chunks) -> tuple[Kernel, ...]:
-    """Mamba-2."""
-    steps = c.tokens * c.r.heads
-    work = c.scan(c.state + c.values, c.value_bytes + _shared(c) + c.states_bytes, c.value_bytes)
+    """Mamba-2. Where no norm follows, the last kernel reads the gate, and writes the gated output as well."""
+    x, steps = c.value_bytes, c.tokens * c.r.heads
+    gated = 0.0 if c.r.norms else x
+    work = c.scan(c.state + c.values, x + _shared(c) + c.states_bytes + gated, x + gated)
     return (
         Kernel("decays", "elem", Streaming(read=steps * BF16, written=2 * steps * FP32)),
         *ssd_states(c),

@@ -22,33 +22,44 @@ from simulator.spec.mixer import StateShape
 def before(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
     builder = SegmentBuilder("prepare.F", "F", s)
-    r, h = state_of(s), s.model.hidden_size
     enter(builder, s)
+    project(builder, s)
+    return builder.done()
+
+
+def project(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The same behind the norm."""
+    r, h = state_of(s), s.model.hidden_size
     gather(builder, "mixer.x", s, s.tokens, h)
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
     for name, n in narrow(r):
         linear(builder, name, s, s.tokens, n, r.rank)
     prepare(builder, s, sequences=s.batch if s.decodes else 0)
-    return builder.done()
 
 
 def core(s: ServingShapes) -> SegmentBuilder:
     """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
     builder = SegmentBuilder("attn.F", "F", s)
+    inside(builder, s)
+    finish(builder, s)
+    return builder
+
+
+def inside(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The state, and the output projection."""
     r = state_of(s)
     if s.decodes:
         kept = s.batch * r.state_values * FP32
         rows = s.batch * s.seq * (2 * r.heads * r.key_dim + r.inner) * BF16
         out = s.batch * s.seq * r.inner * BF16
-        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows, written=kept + out))
+        gate = 0.0 if r.norms else out
+        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=kept + out))
         if s.chunk:
             mix_forward(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
     else:
         mix_forward(builder, s)
     gated_norm(builder, s)
     linear(builder, "mixer.out", s, s.tokens, s.model.hidden_size, r.inner)
-    finish(builder, s)
-    return builder
 
 
 def token_class(r: StateShape) -> str:

@@ -69,6 +69,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     },
     "ScanParams": {
         **dict.fromkeys(("rate", "bandwidth"), _SHARE),
+        "value_rate": Range(low=1e6, high=1e13, unit="1/s", factors=("e9",), or_zero=True),
         **dict.fromkeys(("step_time", "launch"), _TIME),
         "resident": _COUNT,
         **dict.fromkeys(("wide", "traffic"), _SLOWDOWN),
