@@ -46,7 +46,7 @@ def state_of(s: Shapes) -> StateShape:
         whole,
         heads=whole.heads // tp,
         key_heads=max(1, whole.key_heads // tp),
-        numbers=whole.numbers // tp if not whole.rank else whole.heads // tp + 2 * whole.rank,
+        numbers=whole.numbers // tp if not whole.rank else whole.heads // tp + whole.gate_ranks * whole.rank,
         norms=norms,
     )
 
@@ -92,7 +92,7 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
     t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     gather(builder, "mixer.x", s, h)
     kept = t * r.projected * BF16 + entered
-    wide = (r.channels, r.inner, r.numbers)
+    wide = (r.channels, r.projected - r.channels - r.numbers, r.numbers)
     linear.forward(builder, "mixer.in", t, r.projected, h, recipe=s.recipe, place="column", saved=kept, matrices=wide)
     for name, n in narrow(r):
         saved = t * n * BF16 if name == "mixer.gate" else 0.0
@@ -108,7 +108,10 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
 
 def narrow(r: StateShape) -> tuple[tuple[str, int], ...]:
     """Projections of gate and decays from what the input projection made narrow: name and width."""
-    return (("mixer.gate", r.inner), ("mixer.decay", r.decays)) if r.rank else ()
+    if not r.rank:
+        return ()
+    decay = ("mixer.decay", r.decays)
+    return (decay,) if r.full_gate else (("mixer.gate", r.inner), decay)
 
 
 def traded(r: StateShape) -> int:
