@@ -169,6 +169,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "sliding_head_dim",
         "sliding_v_head_dim",
         "hidden_size_per_layer_input",
+        "attn_res_block_size",
         "vocab_size_per_layer_input",
     ),
     _NOT_NEGATIVE,

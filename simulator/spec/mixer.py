@@ -165,7 +165,7 @@ class StateShape:
     is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
     are normed by themselves (0: it is gated, and not normed), `gain` the norm's weights. `rank`: width of the
     projections before those of the gate and of a decay for each channel; 0: the gate comes from the input, and a head
-    has one decay.
+    has one decay. `full_gate`: the gate comes from the input all the same (Kimi K3).
     """
 
     heads: int
@@ -181,6 +181,12 @@ class StateShape:
     gain: int
     is_delta: bool
     rank: int = 0
+    full_gate: bool = False
+
+    @property
+    def gate_ranks(self) -> int:
+        """Projections of that narrow width: of decays, and of the gate."""
+        return 1 if self.full_gate else 2
 
     @property
     def decays(self) -> int:
@@ -205,7 +211,7 @@ class StateShape:
     @property
     def projected(self) -> int:
         """Width of the input projection [elements]."""
-        return self.channels + (0 if self.rank else self.inner) + self.numbers
+        return self.channels + (0 if self.rank and not self.full_gate else self.inner) + self.numbers
 
     @property
     def own_weights(self) -> int:
@@ -299,6 +305,7 @@ class MixerShape:
     linear_num_value_heads: int = 0  # heads of values, each with a state
     linear_key_head_dim: int = 0  # width of a key head [elements]
     linear_value_head_dim: int = 0  # width of a value head [elements]
+    linear_full_rank_gate: bool = False  # KDA's gate is projected straight from the input
     linear_gate_rank: int = 0  # width before the projections of KDA's gate and decays [elements]
     linear_conv_kernel_dim: int = 4  # taps of the convolution before the delta rule
     linear_chunk_size: int = 64  # tokens of a chunk (flash-linear-attention, fla/ops/gated_delta_rule/chunk.py)
@@ -324,6 +331,7 @@ class MixerShape:
     branch_norms: bool = False  # experts, shared experts and gate have norms of their own
     hidden_size_per_layer_input: int = 0  # values of a token that enter each layer [elements]; 0: none
     vocab_size_per_layer_input: int = 0  # rows of the table that they come from [tokens]
+    attn_res_block_size: int = 0  # layers of a block whose sum later layers attend to; 0: a plain residual
     hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
 
     @property
@@ -353,9 +361,13 @@ class MixerShape:
                 conv_kernel=self.linear_conv_kernel_dim,
                 conv_bias=False,
                 chunk=self.linear_chunk_size,
-                numbers=heads + (2 * rank or heads),  # strength and decay; or what gate and decays are projected from
+                numbers=heads
+                + (
+                    (1 if self.linear_full_rank_gate else 2) * rank or heads
+                ),  # strength and decay; or what gate and decays are projected from
                 vectors=1 + (self.linear_key_head_dim if rank else 1),  # decay and its bias
                 rank=rank,
+                full_gate=self.linear_full_rank_gate and rank > 0,
                 norms=heads,
                 gain=width,
                 is_delta=True,

@@ -253,6 +253,49 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "reused": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["full","reused"]',
+            "model.hidden_size_per_layer_input=64",
+            "model.vocab_size_per_layer_input=1000",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "branches": (
+        "llama-3-8b",
+        (
+            "model=gemma-4-26b-a4b",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["sliding","full"]',
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "depth": (
+        "llama-3-8b",
+        (
+            "model=kimi-k3",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["kda","full"]',
+            "model.attn_res_block_size=2",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "chunks": (
         "llama-3-8b",
         (
@@ -383,6 +426,8 @@ _LISTED = {
     "workload": "training is the only one",
     "model.shared_key_value": "what other sizes of DeepSeek-V4 belong to: refused where they are without it, or it is "
     "without them (tests/inputs/test_consistent_models.py)",
+    "model.num_expert_group": "Kimi's name of n_group",
+    "model.model_max_length": "Kimi's name of max_position_embeddings",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",

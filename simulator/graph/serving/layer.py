@@ -8,7 +8,7 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper, per_layer
+from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving import attention, compressed, draft, ffn, hybrid, mla, moe, recurrent, selective
@@ -137,7 +137,9 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
     hyper.collapse(builder, s, "", rows=rows)
-    if not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.final", s, rows=rows)
+    elif not s.fuses_norms:
         norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))
     if tp > 1:

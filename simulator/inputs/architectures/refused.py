@@ -41,12 +41,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
     **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
     **_all(
-        "experts behind a projection to a narrower width, attention over the outputs of earlier layers and a gate of "
-        "latent attention's output",
-        "kimi_linear",
-        "kimi_k3",
-    ),
-    **_all(
         "linear attention between latent-attention layers",
         "bailing_moe_v2",
         "bailing_hybrid bailing_moe_linear bailing_moe_v2_5",

@@ -141,10 +141,10 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
             "latent attention has no sinks here",
         ),
         (
-            m.attention_gate == "none" or not m.is_mla,
+            m.attention_gate == "none" or not (m.is_mla and Mixer.SPARSE in mixers),
             "attention_gate",
             m.attention_gate,
-            "latent attention has no gate here",
+            "latent attention to chosen tokens has no gate here",
         ),
         (
             m.attention_sinks != "sliding" or windowed,
