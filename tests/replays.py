@@ -28,6 +28,7 @@ PLAIN = Scheduler(
     disk_cache=0.0,
     cache_writes="through",
     cache_loads="layers",
+    kv_handover="layers",
     captured=(),
     captured_prefill=0,
     host_step=0.0,

@@ -24,9 +24,21 @@ def setup(served: Served) -> tuple[str, str, str]:
     return (
         f"{scenario.model.name} in {scenario.job.precision.recipe.upper()} on {deployment.gpus} x"
         f" {scenario.cluster.gpu.name}; scheduler: {scenario.stack.name}",
-        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}",
+        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}{_transfer(served)}",
         f"load: {load.requests}, {words.counted(recorder.arrived, 'request')}{lengths}",
     )
+
+
+PUSHED = {"layers": "pushed layer by layer", "chunks": "pushed chunk by chunk", "pull": "pulled when computed"}
+
+
+def _transfer(served: Served) -> str:
+    """How KV caches travel, where they do."""
+    link = served.deployment.link
+    if link is None:
+        return ""
+    each = 1e6 * max(link.sending, link.receiving)
+    return f"; KV caches {PUSHED[link.handover]}, {each:.3g} ms for 1,000 tokens"
 
 
 def sentence(served: Served, found: dict[str, Any]) -> str:

@@ -169,7 +169,7 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.sent_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 
@@ -202,7 +202,12 @@ class _Lowering:
     def __init__(self, built: PricedModel, schedule: Schedule) -> None:
         self.built, self.schedule = built, schedule
         node = built.scenario.cluster.node
-        self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        self.tasks = Tasks(
+            ranks=schedule.ranks,
+            nic=node.nic.bandwidth,
+            nvlink=node.nvlink.bandwidth,
+            steps_overlap=built.scenario.stack.post_validation,
+        )
         self.programs = Programs(built)
         self.place = rank_of(schedule)
         self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}

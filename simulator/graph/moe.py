@@ -16,8 +16,15 @@ from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise, row_scales
-from simulator.graph.mixers import hyper
-from simulator.graph.norm import add_residual, norm_forward, sum_of_two
+from simulator.graph.mixers import branches, hyper
+from simulator.graph.norm import (
+    add_residual,
+    drop_backward,
+    norm_behind,
+    norm_behind_backward,
+    norm_forward,
+    sum_of_two,
+)
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
@@ -63,14 +70,17 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     with builder.inside("moe"):
         home = order.merge_at_home(builder, s, home)
         home = latent.back(builder, s, home)
-        if s.model.shared_width and not s.stack.residual_fused:
+        home = branches.leave(builder, s, after=home)
+        if s.model.shared_width and (s.model.branch_norms or not s.stack.residual_fused):
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
             home = ()
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, after=home)
     else:
-        add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
+        home = norm_behind(builder, "moe", s, after=home)
+        behind = s.model.norm_placement != "pre"
+        add_residual(builder, "moe", s, s.model.hidden_size, leaves=behind, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
@@ -79,6 +89,10 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, and of the streams', before the experts' backward."""
     builder = SegmentBuilder("out.B", "I", s)
     hyper.leave_backward(builder, "ffn", s)
+    if s.model.norm_placement != "pre":
+        drop_backward(builder, "moe", s, s.model.hidden_size)
+        norm_behind_backward(builder, "moe", s)
+        branches.leave_backward(builder, s)
     latent.back_backward(builder, s)
     if order.every_copy_travels(s):
         order.merge_at_home_backward(builder, s)
@@ -151,8 +165,19 @@ def _casts(builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, 
     if not RECIPES[s.recipe].by_layer:
         return
     make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
-    make(builder, name, values, "alone", scales_with_load=True)
+    many = _casts_apart(s)
+    make(builder, name, values / many, "alone", scales_with_load=True, count=many)
     casts.of_weight(builder, name, s.local_experts * width * out, backward=backward)
+    which = "dgrad" if backward else "fwd"
+    casts.swizzle(builder, f"{name}.{which}", values + s.local_experts * width * out, scales_with_load=True)
+
+
+def _casts_apart(s: Shapes) -> int:
+    """Casts of an operand of a grouped GEMM: Transformer Engine casts the rows of all experts at once where scales are
+    delayed, and else those of each by kernels of their own (transformer_engine/pytorch/csrc/extensions/cast.cpp,
+    multi_tensor_quantize_impl, 2.9, 2025-11)."""
+    delayed = RECIPES[s.recipe].scaled == "tensor" and s.settings.scaling == "delayed"
+    return 1 if delayed or s.stack.grouped_gemm != "streams" else s.local_experts
 
 
 def forward(s: Shapes) -> Segment:
@@ -199,7 +224,8 @@ def forward(s: Shapes) -> Segment:
     _casts(builder, s, "moe.down", inner, h)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
     kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
-    down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
+    read = kept > 0.0 or s.model.norm_placement != "pre"  # by gate weights' gradients, or a norm behind the branch
+    down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
@@ -300,7 +326,10 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
     if RECIPES[s.recipe].by_layer:
-        casts.for_weight_gradient(builder, name, s.rows * m, s.rows * n, "alone", scales_with_load=True)
+        many = _casts_apart(s)
+        apart = (s.rows * m / many, s.rows * n / many)
+        casts.for_weight_gradient(builder, name, *apart, "alone", scales_with_load=True, count=many)
+        casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(

@@ -17,6 +17,7 @@ from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
+from simulator.spec.mixer import Mixer
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -385,11 +386,20 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
 
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
-    if not kind.mixer.is_recurrent:
+    if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
+    if layout.cp > 1 and kind.mixer is Mixer.MAMBA1:
+        yield Problem(
+            rule="recurrent layers",
+            key="layout.cp",
+            value=layout.cp,
+            message="no software splits the sequences of mamba1 layers, whose b and c come from all channels",
+            suggestion="use 1",
+        )
+    parts = "channels" if kind.mixer is Mixer.MAMBA1 else "heads"
     if state.heads % layout.tp:
-        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+        yield _width_problem("layout.tp", layout.tp, f"{parts} of {kind.mixer} layers", state.heads)
     elif state.key_heads % layout.tp and layout.tp % state.key_heads:
         yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
     elif (state.heads // layout.tp) % layout.cp:
@@ -397,13 +407,28 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
         yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
 
 
+def _carried(s: Scenario) -> Iterator[Problem]:
+    """What only the first stage, or an earlier layer, makes would have to travel with the residual stream."""
+    model, pp = s.model, s.job.layout.pp
+    reuses = any(kind.mixer.reuses for kind in model.layer_kinds())
+    if pp > 1 and (reuses or model.hidden_size_per_layer_input):
+        what = "reuse keys of earlier ones" if reuses else "take values of their own from the embedding"
+        yield Problem(
+            rule="stages",
+            key="layout.pp",
+            value=pp,
+            message=f"layers of {model.name} {what}, which are not sent between stages here",
+            suggestion="use 1, with tp or more replicas instead",
+        )
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        yield from _state_heads(s, kind)
         if not kind.mixer.attends:
-            yield from _state_heads(s, kind)
             continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
@@ -735,6 +760,7 @@ _SERVING: tuple[Rule, ...] = (
     _routing,
     _recorded,
     _tensor,
+    _carried,
     serving_check.positions,
     serving_check.drafting,
     serving_check.microbatches,
@@ -753,6 +779,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _recorded,
         _stragglers,
         _tensor,
+        _carried,
         _sequence,
         _nodes,
         _features,

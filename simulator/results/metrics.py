@@ -51,7 +51,7 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
             continue
         phases[action.rank][action.phase] += end - start
         covered[action.rank].append((start, end))
-    out, makespan, updates = [], timeline.makespan, _updates(timeline)
+    out, step, updates = [], timeline.step_time, _updates(timeline)
     for rank in range(tasks.ranks):
         mine = spans[rank * LANES : (rank + 1) * LANES]
         busy, acted = merged(mine.pop(COMPUTE)), merged(covered[rank])
@@ -59,7 +59,7 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
         own = phases[rank]
         if "optimizer" in own:
             own["optimizer"] = length(minus(merged(updates[rank]), acted))
-        rest = makespan - sum(own.values())
+        rest = step - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
         out.append(
@@ -221,7 +221,7 @@ def _serving(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes])
 
 def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
-    step, model = timeline.makespan, scenario.model
+    step, model = timeline.step_time, scenario.model
     bubbles = [r.phases["bubble"] / step for r in ranks]
     return {
         "step_time_s": step,

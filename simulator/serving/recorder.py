@@ -159,7 +159,8 @@ class Recorder:
     def stepped(self, since: float, until: float, engine: Engine) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
         span = until - since
-        waiting, running, used = len(engine.prompts.waiting), engine.running, engine.kv.used
+        waiting = len(engine.prompts.waiting) + len(engine.prompts.asking)
+        running, used = engine.running, engine.kv.used
         self.steps += max(1, engine.ahead)
         if waiting > self.peak_waiting:
             self.peak_waiting = waiting

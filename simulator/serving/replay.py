@@ -113,14 +113,15 @@ def replay(
             now = engine.until
             engine.complete()
             clock.changed(engine)
+            if handover is not None:
+                _hand_over(fleet, handover, engine, now, clock)
             if engine.orphans:
                 _retry(fleet, engine, now, clock)
             done = _report(load, recorder, done, now)
             continue
         if other < arrival and handover is not None:
-            chosen = min(fleet.decoders, key=_load)
-            chosen.submit(handover.take(), other)
-            clock.changed(chosen)
+            for changed in handover.take(other):
+                clock.changed(changed)
             continue
         _arrive(load, fleet, recorder, most, arrival, clock, progress)
         done = _report(load, recorder, done, arrival)
@@ -140,23 +141,47 @@ def _arrive(
     alive = fleet.alive
     recorder.arrive(request)
     if load.next_time() == inf:  # the last one, as far as is known
-        recorder.backlog = sum(len(one.prompts.waiting) for one in alive)
+        recorder.backlog = sum(len(one.prompts.waiting) + len(one.prompts.asking) for one in (*alive, *fleet.decoders))
     if progress is not None and request.number % EVERY == 0:
         progress(request.number)
     if request.longest > most:
         recorder.refuse()
         load.finished(request.arrival)
         return
-    chosen = alive[fleet.router(request, alive)] if len(alive) > 1 else alive[0]
-    if fleet.received:
-        sequence = received(request, arrival)
-        if sequence.left:
-            chosen.submit(sequence, arrival)
-        else:
-            recorder.finished(sequence, arrival)
+    if fleet.handover is not None:
+        prompt, asked = fleet.handover.arrive(request, arrival)
+        if asked is not None:
+            clock.changed(asked)
+        if prompt is not None:
+            _submit(fleet, prompt, arrival, clock)
+        return
+    if not fleet.received:
+        _submit(fleet, Sequence(request), arrival, clock)
+        return
+    sequence = received(request, arrival)
+    if sequence.left:
+        _submit(fleet, sequence, arrival, clock)
     else:
-        chosen.submit(Sequence(request) if fleet.handover is None else fleet.handover.prompt_of(request), arrival)
+        recorder.finished(sequence, arrival)
+
+
+def _submit(fleet: Fleet, sequence: Sequence, now: float, clock: Clock) -> None:
+    """Send a sequence to the engine that the router picks."""
+    alive = fleet.alive
+    chosen = alive[fleet.router(sequence.request, alive)] if len(alive) > 1 else alive[0]
+    chosen.submit(sequence, now)
     clock.changed(chosen)
+
+
+def _hand_over(fleet: Fleet, handover: Handover, engine: Engine, now: float, clock: Clock) -> None:
+    """What a step let go on elsewhere: prompts that blocks were taken for, and those that are computed."""
+    for sequence in engine.granted:
+        prompt = handover.granted(sequence, now)
+        if prompt is not None:
+            _submit(fleet, prompt, now, clock)
+    engine.granted.clear()
+    for asked in handover.asked(now):
+        clock.changed(asked)
 
 
 def _report(load: Load, recorder: Recorder, done: int, now: float) -> int:
@@ -170,12 +195,5 @@ def _report(load: Load, recorder: Recorder, done: int, now: float) -> int:
 def _retry(fleet: Fleet, lost: Engine, now: float, clock: Clock) -> None:
     """What a lost engine held is sent to the others, in the order that it would have had there."""
     orphans, lost.orphans = lost.orphans, []
-    alive = fleet.alive
     for sequence in orphans:
-        chosen = alive[fleet.router(sequence.request, alive)]
-        chosen.submit(sequence, now)
-        clock.changed(chosen)
-
-
-def _load(engine: Engine) -> int:
-    return engine.load
+        _submit(fleet, sequence, now, clock)

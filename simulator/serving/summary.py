@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from simulator.results.metrics import price_of
@@ -127,6 +128,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "ranks_in_lock_step": deployment.ranks,
         "router": deployment.router,
         "prefill_engines": deployment.prompts.engines if deployment.prompts is not None else 0,
+        "kv_transfer": None if deployment.link is None else asdict(deployment.link),
         "load": {
             "requests": load.requests,
             "input_tokens": load.input_tokens,

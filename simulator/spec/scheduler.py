@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+KvHandover = Literal["layers", "chunks", "pull"]
+"""How a KV cache goes from engines for prompts to those that go on (`Scheduler.kv_handover`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
@@ -29,6 +32,9 @@ class Scheduler:
         leave HBM, for which the next step waits.
     cache_loads : layers: a step computes each layer as soon as its part of what is cached below HBM is loaded; before:
         a request is admitted when all of it is, while others run.
+    kv_handover : of engines that go on from prompts computed elsewhere. layers, chunks: they take blocks before the
+        prompt is computed, and its cache travels as soon as a layer, or a chunk, is there; pull: they take blocks when
+        it is computed, and then fetch all of it from the engine that computed it, which keeps it until then.
     captured : batch sizes for which CUDA graphs are captured; a decode step is padded to the next, and larger ones are
         issued kernel by kernel. Empty: no padding and no graphs.
     captured_prefill : most tokens of a step with prompts for which graphs are captured, too [tokens]; 0: none are.
@@ -51,6 +57,7 @@ class Scheduler:
     disk_cache: float
     cache_writes: Literal["through", "back"]
     cache_loads: Literal["layers", "before"]
+    kv_handover: KvHandover
     captured: tuple[int, ...]
     captured_prefill: int
     host_step: float

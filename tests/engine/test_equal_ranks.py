@@ -1,4 +1,4 @@
-"""Equal ranks, simulated one by one, are a mean rank to the last bit: every schedule, every shipped job with experts."""
+"""Equal ranks, each simulated, are a mean rank to the last bit: every schedule, every shipped job with experts."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class State:
     value_dim: int
     chunk: int
     numbers: int  # numbers of a token besides what is mixed and its gate
-    norms: int  # groups of the output that are normed by themselves
+    norms: int  # groups of the output that are normed by themselves; 0: it is gated, and not normed
     rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
 
     @property
@@ -78,6 +78,10 @@ class RefConfig:
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
+    mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    mamba_inner_size: int = 0  # Mamba-1: channels
+    mamba_dt_rank: int = 0  # width of its step sizes before their projection
+    mamba_state_norms: bool = True  # whether its steps, b and c are normed
     ssm_state_size: int = 0
     conv_kernel: int = 4  # taps of the convolution before either
     state_chunk_size: int = 64  # tokens that either works on at once
@@ -108,6 +112,7 @@ class RefConfig:
     moe_latent_size: int = 0  # width that tokens are projected to before their experts (Nemotron 3 Super); 0: none
     shared_expert_intermediate_size: int = 0  # width of the shared experts where they are not as wide as the others
     first_k_dense_replace: int = 0
+    mlp_only_layers: tuple[int, ...] = ()  # layers that are dense although others have experts
     n_group: int = 1
     topk_group: int = 1
     scoring_func: str = "sigmoid"
@@ -211,7 +216,7 @@ class RefConfig:
             value_dim=self.mamba_head_dim,
             chunk=self.state_chunk_size,
             numbers=self.mamba_num_heads,
-            norms=self.mamba_n_groups,
+            norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
         )
 
     def has(self, half: str, layer: int) -> bool:
@@ -220,7 +225,7 @@ class RefConfig:
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer passes a state on instead of attending."""
-        return self.mixer(layer) in ("linear_attention", "mamba")
+        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1")
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
@@ -228,7 +233,8 @@ class RefConfig:
 
     def is_moe(self, layer: int) -> bool:
         """Whether the feed-forward of this layer is a mixture of experts (MTP layers follow the last one)."""
-        return self.n_routed_experts is not None and layer >= self.first_k_dense_replace
+        dense = layer < self.first_k_dense_replace or layer in self.mlp_only_layers
+        return self.n_routed_experts is not None and not dense
 
     @property
     def experts(self) -> int:
@@ -275,6 +281,8 @@ MIXERS = {
     CSA: "index_topk",
     HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
+    "mamba1": "mamba_inner_size",
+    "hybrid": "mamba_num_heads",
     "none": "",
 }
 """Names of mixers, each with the size that it needs."""

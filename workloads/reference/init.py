@@ -84,16 +84,39 @@ def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
     if not c.is_recurrent(layer):
         if c.shared_key_value:
             return _shared_key_shapes(c, layer)
-        return _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
-    r, mamba = c.state(layer), c.mixer(layer) == "mamba"
+        shapes = _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
+        return shapes | (_state_shapes(c, layer) if c.mixer(layer) == "hybrid" else {})
+    return _selective_shapes(c) if c.mixer(layer) == "mamba1" else _state_shapes(c, layer)
+
+
+def _selective_shapes(c: RefConfig) -> Shapes:
+    inner, rank, rows = c.mamba_inner_size, c.mamba_dt_rank, c.ssm_state_size
+    shapes: Shapes = {
+        "mixer.in": (c.hidden_size, 2 * inner),
+        "mixer.conv": (inner * c.conv_kernel,),
+        "mixer.conv_bias": (inner,),
+        "mixer.select": (inner, rank + 2 * rows),
+        "mixer.step": (rank, inner),
+        "mixer.dt_bias": (inner,),
+        "mixer.a_log": (inner * rows,),
+        "mixer.skip": (inner,),
+        "mixer.out": (inner, c.hidden_size),
+    }
+    norms: Shapes = {"norm.step": (rank,), "norm.b": (rows,), "norm.c": (rows,)}
+    return shapes | (norms if c.mamba_state_norms else {})
+
+
+def _state_shapes(c: RefConfig, layer: int) -> Shapes:
+    r, mamba = c.state(layer), c.mixer(layer) in ("mamba", "hybrid")
     shapes: Shapes = {
         "mixer.in": (c.hidden_size, r.projected),
         "mixer.conv": (r.channels * c.conv_kernel,),
         "mixer.a_log": (r.heads,),
         "mixer.dt_bias": (r.heads * r.key_dim if r.rank else r.heads,),
-        "norm.mixer": (r.inner if mamba else r.value_dim,),
         "mixer.out": (r.inner, c.hidden_size),
     }
+    if r.norms:
+        shapes["norm.mixer"] = (r.inner if mamba else r.value_dim,)
     if r.rank:
         shapes |= {"mixer.decay": (r.rank, r.heads * r.key_dim), "mixer.gate": (r.rank, r.inner)}
     return shapes | ({"mixer.skip": (r.heads,), "mixer.conv_bias": (r.channels,)} if mamba else {})

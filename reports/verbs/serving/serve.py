@@ -139,11 +139,7 @@ def serve(
 
     Every step takes what `simulate` forecasts of it. Exit code 3 if requests come faster than they can be answered.
     """
-    if prefill_replicas is None and (prefill_overrides or kv_path is not None):
-        name = "--prefill-set" if prefill_overrides else "--kv-path"
-        raise click.UsageError(f"{name} belongs to --prefill-replicas", click.get_current_context())
-    if window is not None and trace is None:
-        raise click.UsageError("--window belongs to --trace", click.get_current_context())
+    _check_together(prefill_replicas, prefill_overrides, kv_path, overrides, window, trace)
     table = output_file(records, "--records") if records is not None else None
     page = output_file(html, "--html") if html is not None else None
     traced = output_file(trace, "--trace") if trace is not None else None
@@ -191,6 +187,26 @@ def serve(
         say(f"wrote {served.recorder.finished_count:,} requests to {table}", quiet=quiet)
     say(f"replayed {served.recorder.arrived:,} requests in {took:.1f} s", quiet=quiet)
     return TOO_MUCH if served.overload is not None else 0
+
+
+def _check_together(
+    prefill_replicas: int | None,
+    prefill_overrides: tuple[str, ...],
+    kv_path: str | None,
+    overrides: tuple[str, ...],
+    window: str | None,
+    trace: str | None,
+) -> None:
+    """Options that change nothing without another one."""
+    if prefill_replicas is None:
+        key = "stack.scheduler.kv_handover"
+        named = {"--prefill-set": bool(prefill_overrides), "--kv-path": kv_path is not None}
+        named[key] = any(one.startswith(key) for one in overrides)
+        for name, given in named.items():
+            if given:
+                raise click.UsageError(f"{name} belongs to --prefill-replicas", click.get_current_context())
+    if window is not None and trace is None:
+        raise click.UsageError("--window belongs to --trace", click.get_current_context())
 
 
 def _trace_of(window: str | None) -> RequestTrace:

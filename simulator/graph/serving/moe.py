@@ -14,8 +14,8 @@ from typing import Literal
 from simulator.dtypes import BF16, FP8, FP32, MXFP4, fp8_bytes
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, gemm_class, precision_of
-from simulator.graph.mixers import hyper
-from simulator.graph.norm import add_residual, sum_of_two
+from simulator.graph.mixers import branches, hyper
+from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
@@ -64,6 +64,7 @@ def runs_shared(s: ServingShapes) -> bool:
 def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
     """Scores of the experts and the choice; before a normal dispatch, the cast of what travels."""
     t, h, experts, wide = tokens_of(s), s.model.hidden_size, s.model.n_routed_experts, s.model.expert_hidden
+    branches.enter(builder, s, "")
     gate = Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32)
     builder.add("router.gate", "gemm.bf16", gate)  # the router's own class was measured at training's 4096 tokens
     if not s.software.router_fused:
@@ -273,17 +274,45 @@ def _out(s: ServingShapes) -> Segment:
     if _by_copies(s):
         builder.add("moe.combine.receive", RECEIVED, _travel(s, "combine").received, after=after)
         after = ()
+    summed = s.brings_own or s.model.branch_norms
+    if s.model.moe_latent_norm and not summed:  # partial sums of experts and of shared experts, in one
+        add_up(builder, "moe", s, s.tokens, s.model.moe_latent_size + (h if runs_shared(s) else 0))
+        summed = True
     if s.model.moe_latent_size:
-        work = Gemm(m=tokens_of(s), n=h, k=s.model.moe_latent_size, precision="bf16")
-        builder.add("moe.latent_out", "gemm.bf16", work, after=after)
-        after = ()
+        after = _from_latent(builder, s, after)
+    if s.model.branch_norms:
+        after = _normed(builder, s, after)
     if runs_shared(s):
         builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
         after = ()
-    if not s.brings_own:
+    if not summed:
         add_up(builder, "moe", s, s.tokens, h)
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, "", after=after)
-    else:
-        add_residual(builder, "moe", s, h, after=after)
+        return builder.done()
+    behind = s.model.norm_placement != "pre"
+    if behind:
+        norm_forward(builder, "norm.moe.out", tokens_of(s), h, after=after)
+        after = ()
+    add_residual(builder, "moe", s, h, alone=behind, after=after)
     return builder.done()
+
+
+def _from_latent(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """The experts' sums, normed where the model does that, back to its width; returns what is still to wait for."""
+    rows, wide = tokens_of(s), s.model.moe_latent_size
+    if s.model.moe_latent_norm:
+        norm_forward(builder, "norm.latent", rows, wide, after=after)
+        after = ()
+    work = Gemm(m=rows, n=s.model.hidden_size, k=wide, precision="bf16")
+    builder.add("moe.latent_out", "gemm.bf16", work, after=after)
+    return ()
+
+
+def _normed(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """Both parts' outputs, each summed over tensor-parallel ranks before its norm; returns what is still to wait
+    for."""
+    if not s.brings_own:
+        for part in branches.BEHIND:
+            add_up(builder, f"moe.{part}", s, s.tokens, s.model.hidden_size)
+    return branches.leave(builder, s, "", after=after)

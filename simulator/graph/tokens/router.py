@@ -10,6 +10,8 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP8, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import cast, elementwise
+from simulator.graph.mixers import branches
+from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import latent, order
@@ -45,6 +47,7 @@ def last_of_forward(s: Shapes) -> str:
 def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate, the cast of the tokens that travel, and their copies where every copy travels by itself."""
     with builder.inside("moe"):
+        branches.enter(builder, s)
         _gate_forward(builder, s)
 
 
@@ -128,7 +131,12 @@ def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
         weights, back = ROUTER_BACKWARD_KERNELS
         builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
         builder.add("router.bwd.scores", "router.scores", scores(s), count=back)
+    if s.model.branch_norms and s.norm_again("layer"):
+        norm_forward(builder, "norm.router.recompute", t, h, part="R")
     builder.add("router.gate.dgrad", cls, Gemm(m=t, n=h, k=experts, precision="bf16"))
     builder.add("router.gate.wgrad", cls, wgrad, part="W")
     latent.there_backward(builder, s)
-    builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))
+    if s.model.branch_norms:
+        branches.enter_backward(builder, s)
+    else:
+        builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

@@ -1,4 +1,5 @@
-"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4)."""
+"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4,
+Falcon-H1)."""
 
 from __future__ import annotations
 
@@ -164,6 +165,33 @@ def _heads(table: Table) -> Table:
     return table | {"mamba_head_dim": wide}
 
 
+def _of_inner(table: Table) -> Table:
+    """Heads of Mamba-2 as wide as `mamba_d_ssm` needs, or `mamba_expand` times the hidden size; where both are given
+    they must agree."""
+    inner, heads, given = table.pop("mamba_d_ssm", None), table.get("mamba_num_heads"), table.get("mamba_d_head")
+    if inner is None:
+        return _heads(table)
+    table.pop("mamba_expand", None)
+    wide = table.pop("mamba_d_head", "auto")
+    if not are_integers([inner, heads]) or not heads:
+        return table | {"mamba_head_dim": wide}
+    if inner % heads or wide not in ("auto", inner // heads):
+        raise Unsupported("mamba_d_ssm", inner, f"must be the {heads} heads (mamba_n_heads) of {given} (mamba_d_head)")
+    return table | {"mamba_head_dim": inner // heads}
+
+
+def _both(table: Table) -> Table:
+    """Attention and Mamba-2 in every layer."""
+    table.pop("layers_block_type", None)
+    kinds = table.pop("layer_types", None)
+    if not counts_layers(table):
+        return table
+    layers = table["num_hidden_layers"]
+    if kinds is not None and list(kinds) != ["hybrid"] * layers:
+        raise Unsupported("layer_types", kinds, f"must be hybrid for each of the {layers} layers")
+    return table | {"layer_types": ["hybrid"] * layers}
+
+
 def _attended(table: Table) -> Table:
     """The layers that `attn_layer_indices` names attend, all others are Mamba-2 layers."""
     named, listed = table.pop("attn_layer_indices", None), table.pop("layers_block_type", None)
@@ -245,6 +273,26 @@ SHIPPED: Mapping[str, Architecture] = {
         },
         title="Nemotron-H, Nemotron 3 Nano and Super",
         source=f"{published('nemotron_h')}; arXiv 2504.03624, 2604.12374",
+    ),
+    "falcon_h1": Architecture(
+        keys=grouped_query(
+            "attention_bias", "mlp_bias", "layers_block_type", "mamba_d_ssm", "mamba_rms_norm", **_MAMBA
+        ),
+        fixed={**_MAMBA_FIXED, "mamba_d_ssm": 1024, "mamba_rms_norm": False},
+        finish=steps(_of_inner, _both, window, output_bias, rotary_dim),
+        only=_PLAIN_MAMBA | {"projectors_bias": Only(values=(False,), otherwise="a bias of Mamba's output projection")},
+        ignored=_STEPS
+        | dict.fromkeys(
+            (
+                *("lm_head_multiplier", "mlp_multipliers", "key_multiplier", "attention_out_multiplier"),
+                *("attention_in_multiplier", "ssm_multipliers", "ssm_in_multiplier", "ssm_out_multiplier"),
+            ),
+            "a factor that scales a weight or rides on a kernel",
+        )
+        | {"mamba_norm_before_gate": "a gate before or behind a norm", "num_logits_to_keep": "how text is generated"}
+        | {"mamba_use_mlp": "every layer has a feed-forward part", "mlp_expansion_factor": "intermediate_size says it"},
+        title="Falcon-H1",
+        source=f"{published('falcon_h1')}; arXiv 2507.22448",
     ),
     "bamba": Architecture(
         keys=grouped_query("attention_bias", "mlp_bias", "attn_layer_indices", "layers_block_type", **_MAMBA),

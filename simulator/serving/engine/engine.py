@@ -150,7 +150,10 @@ class Engine(Held):
         if sequence.left:
             self.decoding.join(sequence)
         else:
-            self.prompts.release(sequence)
+            if self.keeps:
+                self.prompts.kept += 1
+            else:
+                self.prompts.release(sequence)
             self.load -= 1
             self.listener.finished(sequence, now)
 
@@ -161,10 +164,12 @@ class Engine(Held):
             self._lose()
             return
         waiting = self.prompts.waiting
+        if self.prompts.asking or self.prompts.arrived:
+            self._join_arrived()
         while waiting and waiting[0].computed and self.running < self.scheduler.sequences:
-            if not self.prompts.receive(arrived := waiting[0]):
+            if not self.prompts.receive(waiting[0]):
                 break
-            self.decoding.join(arrived)
+            self.decoding.join(waiting.popleft())
         if self.scheduler.prefill == "first":
             self.ahead = 0
             self._fill(now, admit=True)
@@ -179,7 +184,7 @@ class Engine(Held):
             self._time_mixed(now)
         elif self.decoding.members:
             self._time_decode(now, most=1 if preempted else None)  # who was put back may be admitted next
-        elif self.prompts.waiting and (preempted or not self.prompts.loading):
+        elif self.prompts.waiting and (preempted or not (self.prompts.loading or self.prompts.elsewhere)):
             self.until = now  # all were put back
         else:
             self.until = self.prompts.next_loaded()
