@@ -169,7 +169,7 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.sent_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 

@@ -23,6 +23,7 @@ from simulator.graph.parallel import (
     gather,
     heads_per_rank,
     kv_heads_per_rank,
+    merge_chunks,
     regather,
     scatter,
     sharded_tokens,
@@ -263,6 +264,7 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         indexer.projections(builder, s)
         indexer.choose(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
+    merge_chunks(builder, s, out, kv)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
@@ -311,6 +313,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         core_forward(builder, s, "attn.core.recompute", part="R")
     circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)
     core_backward(builder, s)
+    merge_chunks(builder, s, out, kv, backward=True)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
     for name, rows, width in _head_norms(s):

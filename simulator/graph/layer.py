@@ -7,7 +7,7 @@ from types import ModuleType
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import chosen, compressed, hybrid, recurrent
+from simulator.graph.mixers import chosen, compressed, hybrid, recurrent, selective
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
@@ -19,7 +19,7 @@ def _form(s: Shapes) -> ModuleType:
     """What builds the ops of this layer's mixer."""
     mixer = s.model.mixer_of(0)
     if mixer.is_recurrent:
-        return recurrent
+        return selective if mixer is Mixer.MAMBA1 else recurrent
     if mixer is Mixer.HYBRID:
         return hybrid
     if s.model.shared_key_value:

@@ -165,8 +165,19 @@ def _casts(builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, 
     if not RECIPES[s.recipe].by_layer:
         return
     make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
-    make(builder, name, values, "alone", scales_with_load=True)
+    many = _casts_apart(s)
+    make(builder, name, values / many, "alone", scales_with_load=True, count=many)
     casts.of_weight(builder, name, s.local_experts * width * out, backward=backward)
+    which = "dgrad" if backward else "fwd"
+    casts.swizzle(builder, f"{name}.{which}", values + s.local_experts * width * out, scales_with_load=True)
+
+
+def _casts_apart(s: Shapes) -> int:
+    """Casts of an operand of a grouped GEMM: Transformer Engine casts the rows of all experts at once where scales are
+    delayed, and else those of each by kernels of their own (transformer_engine/pytorch/csrc/extensions/cast.cpp,
+    multi_tensor_quantize_impl, 2.9, 2025-11)."""
+    delayed = RECIPES[s.recipe].scaled == "tensor" and s.settings.scaling == "delayed"
+    return 1 if delayed or s.stack.grouped_gemm != "streams" else s.local_experts
 
 
 def forward(s: Shapes) -> Segment:
@@ -315,7 +326,10 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
     if RECIPES[s.recipe].by_layer:
-        casts.for_weight_gradient(builder, name, s.rows * m, s.rows * n, "alone", scales_with_load=True)
+        many = _casts_apart(s)
+        apart = (s.rows * m / many, s.rows * n / many)
+        casts.for_weight_gradient(builder, name, *apart, "alone", scales_with_load=True, count=many)
+        casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(

@@ -17,6 +17,7 @@ from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
+from simulator.spec.mixer import Mixer
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -402,8 +403,17 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
+    if layout.cp > 1 and kind.mixer is Mixer.MAMBA1:
+        yield Problem(
+            rule="recurrent layers",
+            key="layout.cp",
+            value=layout.cp,
+            message="no software splits the sequences of mamba1 layers, whose b and c come from all channels",
+            suggestion="use 1",
+        )
+    parts = "channels" if kind.mixer is Mixer.MAMBA1 else "heads"
     if state.heads % layout.tp:
-        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+        yield _width_problem("layout.tp", layout.tp, f"{parts} of {kind.mixer} layers", state.heads)
     elif state.key_heads % layout.tp and layout.tp % state.key_heads:
         yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
     elif (state.heads // layout.tp) % layout.cp:

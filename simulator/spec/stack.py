@@ -33,7 +33,10 @@ class Stack:
     fused_quant : casts to FP8 are fused into the op before.
     grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
     param_gather_overlap : parameter all-gather is overlapped with compute.
-    tp_overlap : tensor-parallel collectives are hidden behind the GEMM that they feed.
+    tp_overlap : tensor-parallel collectives of layers run in pieces with the GEMM that they feed or drain
+        (`simulator.cost.pieces`); those of embedding and head do not.
+    tp_scatter : how a reduce-scatter drains its GEMM: in a ring, a piece for each rank; in a pipeline of four pieces of
+        the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
@@ -94,6 +97,7 @@ class Stack:
     grad_sync_overlap: bool
     param_gather_overlap: bool
     tp_overlap: bool
+    tp_scatter: Literal["ring", "pipeline", "recipe"]
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher

@@ -204,9 +204,10 @@ def _kernels(scenario: Scenario) -> Iterable[Knob]:
     kernels = scenario.cluster.kernels
     ops = {one.priced.op.cls for one in explain(scenario).ops}
     used = ops | {kernel_class(cls, scenario.stack, kernels) for cls in ops}
-    for table, name in MAIN.items():
+    for table, main in MAIN.items():
         for cls, params in getattr(kernels, table).items():
             if cls in used and params.assumed:
+                name = "value_rate" if table == "scan" and params.value_rate else main
                 value, path = getattr(params, name), f"hardware.kernels.{table}.{cls}.{name}"
                 own = stated(params.range.replace(name, f"range {name}", 1), value, name)
                 low, high = own or carried(value)

@@ -275,39 +275,6 @@ def megatron_readme(figure: Figure) -> float:
     return one.metrics["tflops_per_gpu_full"]
 
 
-def dgxc(figure: Figure) -> float:
-    """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 and GB200 [s].
-
-    Their FP8 scales whole tensors. Where chunks outnumber pairs of layers, embedding and loss count as a layer each.
-    """
-    c = figure.config
-    pp, vpp, layers = int(c["pp"]), int(c.get("vp", 1)), int(c["layers"])
-    each, left = divmod(layers + 2, pp * vpp)
-    stages = [each - 1, *[each] * (pp * vpp - 2), each - 1] if layers % (pp * vpp) and not left else "even"
-    one = step(
-        DENSE,
-        overrides_of(
-            model="llama-3.1-405b",
-            model__num_hidden_layers=layers,
-            **_RACKS.get(str(c["gpu"]), {"hardware": str(c["gpu"]).lower()}),
-            stack="megatron-core",
-            gpus=int(c["gpus"]),
-            precision__recipe="fp8_tensor" if c["precision"] == "FP8" else "bf16",
-            layout__tp=int(c["tp"]),
-            layout__cp=int(c["cp"]),
-            layout__pp=pp,
-            layout__vpp=vpp,
-            layout__schedule="interleaved" if vpp > 1 else "1f1b",
-            layout__recompute=c.get("recompute", "none"),
-            layout__stages=stages,
-            batch__sequence_length=int(c["seq"]),
-            batch__microbatch_size=int(c["mbs"]),
-            batch__global_batch_size=int(c["gbs"]),
-        ),
-    )
-    return one.seconds
-
-
 def megatron_gb200(figure: Figure) -> float:
     """Model TFLOP/s per GPU of DeepSeek-V3 on 256 GB200 with Megatron-Core, causal attention counted as half.
 

@@ -24,6 +24,7 @@ from workloads.reference.presets import (
     tiny_delta,
     tiny_falcon_h1,
     tiny_gqa,
+    tiny_jamba,
     tiny_kda,
     tiny_mamba,
     tiny_nemotron,
@@ -56,6 +57,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "kda": (tiny_kda(), "kimi_linear"),
     "nemotron": (tiny_nemotron(), "nemotron_h"),
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
+    "jamba": (tiny_jamba(), "jamba"),
+    "mamba1": (replace(tiny_jamba(), mamba_state_norms=False), "jamba"),
     "relu2": (replace(tiny_gqa(), gated_mlp=False), "llama"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
     "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
@@ -72,6 +75,8 @@ SET = {
     "mamba": (),
     "nemotron": (),
     "falcon-h1": (),
+    "jamba": ("model.mamba_inner_size=18",),
+    "mamba1": ("model.mamba_inner_size=18", "model.mamba_state_norms=false"),
     "relu2": ("model.gated_mlp=false",),
     "kda": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
@@ -102,6 +107,7 @@ KEYS = {
         state_chunk_size""".split(),
     "falcon_h1": f"""{_ANY} mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size state_chunk_size
         mamba_rms_norm""".split(),
+    "jamba": f"""{_ANY} ssm_state_size mamba_dt_rank n_routed_experts num_experts_per_tok""".split(),
     "nemotron_h": f"""{_ANY} {_EXPERTS} layer_types mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size n_shared_experts shared_expert_intermediate_size moe_latent_size
         num_nextn_predict_layers""".split(),
@@ -144,6 +150,7 @@ MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attent
 MIXERS |= {
     "linear_attention": "delta+",
     "mamba": "mamba2+",
+    "mamba1": "mamba1+",
     "none": "none+",
     "hybrid": "hybrid+",
     CSA: "csa+",
@@ -169,6 +176,7 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+JAMBA = {"ssm_state_size": "mamba_d_state", "n_routed_experts": "num_experts"}
 NEMOTRON = {
     "mamba_n_groups": "n_groups",
     "state_chunk_size": "chunk_size",
@@ -188,6 +196,9 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
         values = {BAMBA.get(key, key): value for key, value in values.items()}
     if family == "falcon_h1":
         values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
+    if family == "jamba":
+        values = {JAMBA.get(key, key): value for key, value in values.items()}
+        values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
     if family == "nemotron_h":
         values = {NEMOTRON.get(key, key): value for key, value in values.items()}
         values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]

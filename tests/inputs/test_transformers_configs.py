@@ -92,6 +92,10 @@ V4 = {
     **{"num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "hc_mult": 2},
     **{"index_n_heads": 4, "index_head_dim": 8, "index_topk": 32, "n_routed_experts": 4, **TOP_2},
 }
+JAMBA = {
+    **{"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8},
+    **{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
+}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
@@ -248,6 +252,8 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
         SMALL | MAMBA | BIASED | {"mamba_d_ssm": 192, "mamba_rms_norm": True, "mamba_n_groups": 2},
         726_784,
     ),
+    ("jamba", SMALL | JAMBA, 868_194),
+    ("jamba", SMALL | JAMBA | {"mamba_dt_rank": 10, "num_experts": 1, "tie_word_embeddings": True}, 499_566),
     ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),
     ("glm_moe_dsa", LATENT | ROUTED | SPARSE, 453_380),
     ("bamba", SMALL | MAMBA | {"attn_layer_indices": [1]}, 581_640),

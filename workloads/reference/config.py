@@ -79,6 +79,9 @@ class RefConfig:
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
     mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    mamba_inner_size: int = 0  # Mamba-1: channels
+    mamba_dt_rank: int = 0  # width of its step sizes before their projection
+    mamba_state_norms: bool = True  # whether its steps, b and c are normed
     ssm_state_size: int = 0
     conv_kernel: int = 4  # taps of the convolution before either
     state_chunk_size: int = 64  # tokens that either works on at once
@@ -109,6 +112,7 @@ class RefConfig:
     moe_latent_size: int = 0  # width that tokens are projected to before their experts (Nemotron 3 Super); 0: none
     shared_expert_intermediate_size: int = 0  # width of the shared experts where they are not as wide as the others
     first_k_dense_replace: int = 0
+    mlp_only_layers: tuple[int, ...] = ()  # layers that are dense although others have experts
     n_group: int = 1
     topk_group: int = 1
     scoring_func: str = "sigmoid"
@@ -221,7 +225,7 @@ class RefConfig:
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer passes a state on instead of attending."""
-        return self.mixer(layer) in ("linear_attention", "mamba")
+        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1")
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
@@ -229,7 +233,8 @@ class RefConfig:
 
     def is_moe(self, layer: int) -> bool:
         """Whether the feed-forward of this layer is a mixture of experts (MTP layers follow the last one)."""
-        return self.n_routed_experts is not None and layer >= self.first_k_dense_replace
+        dense = layer < self.first_k_dense_replace or layer in self.mlp_only_layers
+        return self.n_routed_experts is not None and not dense
 
     @property
     def experts(self) -> int:
@@ -276,6 +281,7 @@ MIXERS = {
     CSA: "index_topk",
     HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
+    "mamba1": "mamba_inner_size",
     "hybrid": "mamba_num_heads",
     "none": "",
 }

@@ -86,7 +86,24 @@ def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
             return _shared_key_shapes(c, layer)
         shapes = _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
         return shapes | (_state_shapes(c, layer) if c.mixer(layer) == "hybrid" else {})
-    return _state_shapes(c, layer)
+    return _selective_shapes(c) if c.mixer(layer) == "mamba1" else _state_shapes(c, layer)
+
+
+def _selective_shapes(c: RefConfig) -> Shapes:
+    inner, rank, rows = c.mamba_inner_size, c.mamba_dt_rank, c.ssm_state_size
+    shapes: Shapes = {
+        "mixer.in": (c.hidden_size, 2 * inner),
+        "mixer.conv": (inner * c.conv_kernel,),
+        "mixer.conv_bias": (inner,),
+        "mixer.select": (inner, rank + 2 * rows),
+        "mixer.step": (rank, inner),
+        "mixer.dt_bias": (inner,),
+        "mixer.a_log": (inner * rows,),
+        "mixer.skip": (inner,),
+        "mixer.out": (inner, c.hidden_size),
+    }
+    norms: Shapes = {"norm.step": (rank,), "norm.b": (rows,), "norm.c": (rows,)}
+    return shapes | (norms if c.mamba_state_norms else {})
 
 
 def _state_shapes(c: RefConfig, layer: int) -> Shapes:

@@ -162,6 +162,25 @@ def tiny_falcon_h1() -> RefConfig:
     return replace(tiny_mamba(), num_hidden_layers=2, layer_types=("hybrid",) * 2, mamba_rms_norm=False)
 
 
+def tiny_jamba() -> RefConfig:
+    """Jamba in small: Mamba-1 in three of four layers, attention that rotates nothing in one, experts in half."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("mamba1", "mamba1", "full_attention", "mamba1"),
+        partial_rotary_factor=0.0,
+        mamba_inner_size=18,
+        mamba_dt_rank=5,
+        ssm_state_size=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=36,
+        mlp_only_layers=(0, 2),
+        scoring_func="softmax",
+        topk_method="greedy",
+        norm_topk_prob=False,
+    )
+
+
 def tiny_nemotron() -> RefConfig:
     """Nemotron 3 Super in small: layers of one part, experts in a narrower width without gates, an MTP module."""
     return replace(

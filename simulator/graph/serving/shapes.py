@@ -70,6 +70,7 @@ class ServingShapes(Shapes):
         wanted = {"reduce_norm", "reduce_norm_moe"} if self.model.is_moe else {"reduce_norm"}
         layout, few = self.job.layout, self.tokens <= REDUCED
         plain = self.model.norm_placement == "pre" and not self.model.parallel_block and self.model.hc_mult == 1
+        plain = plain and not self.model.attn_res_block_size
         plain = plain and Mixer.HYBRID not in self.model.layer_types  # two sums stand between a reduction and the norm
         reduces = layout.tp > 1 and not layout.sp and not (self.model.is_moe and self.brings_own)
         return bool(wanted & set(self.software.fused)) and reduces and few and plain

@@ -8,6 +8,7 @@ from simulator.inputs.architectures import (
     experts,
     gemma4,
     gpt,
+    jamba,
     kimi,
     llama,
     recurrent,
@@ -26,6 +27,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **windows.SHIPPED,
     **gemma4.SHIPPED,
     **recurrent.SHIPPED,
+    **jamba.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

@@ -18,7 +18,6 @@ class Refusal:
 
 
 _WINDOWS = "sliding-window attention in some layers"
-_MAMBA1 = "Mamba layers"
 _ALIBI = "ALiBi, a bias of the scores instead of rotary embedding"
 _ENCODER = "an encoder, or cross-attention to one"
 
@@ -42,12 +41,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("a newer form of delta-rule layers", "qwen3_next", "qwen4_exp qwen4_exp_text"),
     **_all("delta-rule layers with norms behind the branches", "qwen3_5_text", "olmo_hybrid"),
     **_all(
-        "experts behind a projection to a narrower width, attention over the outputs of earlier layers and a gate of "
-        "latent attention's output",
-        "kimi_linear",
-        "kimi_k3",
-    ),
-    **_all(
         "linear attention between latent-attention layers",
         "bailing_moe_v2",
         "bailing_hybrid bailing_moe_linear bailing_moe_v2_5",
@@ -55,8 +48,7 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
     **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
     **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
-    **_all(_MAMBA1, "bamba", "jamba"),
-    **_all(_MAMBA1, "llama", "mamba falcon_mamba"),
+    **_all("Mamba-1 layers without attention or a feed-forward part", "jamba", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
     **_all("short convolutions between attention layers", "qwen3", "lfm2 lfm2_moe lfm2_vl"),

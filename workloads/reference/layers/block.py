@@ -18,6 +18,7 @@ from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse_restore,
 )
 from workloads.reference.layers.mixers.recurrent import recurrent, recurrent_input_grad
+from workloads.reference.layers.mixers.selective import selective, selective_input_grad
 from workloads.reference.layers.mixers.shared_key import (
     shared_key,
     shared_key_forget,
@@ -90,7 +91,7 @@ def _through_streams(run: Run, p: Weights, x: Array) -> tuple[Array, float, Save
 def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
-        return recurrent
+        return selective if run.cfg.mixer(run.layer) == "mamba1" else recurrent
     if run.cfg.mixer(run.layer) == "hybrid":
         return hybrid
     if run.cfg.shared_key_value:
@@ -192,7 +193,8 @@ def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
 def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
-        return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
+        back = selective_input_grad if run.cfg.mixer(run.layer) == "mamba1" else recurrent_input_grad
+        return Gradient(*back(run, p, x, saved, dy))
     if run.cfg.mixer(run.layer) == "hybrid":
         return Gradient(*hybrid_input_grad(run, p, x, saved, dy))
     if run.cfg.shared_key_value:
