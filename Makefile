@@ -39,12 +39,15 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'setting up $(VENV) (once) ...' >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo 'Python came without its venv module; on Debian: apt install python3-venv' >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet uv || echo 'no uv for this machine: pip installs, which takes minutes' >&2
+	@.ci/install $(VENV) dev
 	@touch $@
 
 # What all tests need: documentation, Dask, Parquet, PyTorch, a browser. CI runs with it.
+# PyTorch is left to pip, which takes the build that a machine's own configuration names.
 setup-all: $(READY)
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs,dask,parquet,browser,torch]'
+	@.ci/install $(VENV) dev,docs,dask,parquet,browser
+	@$(BIN)/python -m pip install --quiet --no-compile --editable '.[torch]'
 	@.ci/browser
 
 demo: $(READY)
@@ -89,7 +92,7 @@ figures: $(READY)
 	@$(BIN)/python -m reports.gallery
 
 docs: $(READY)
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@.ci/install $(VENV) dev,docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:

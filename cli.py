@@ -6,6 +6,7 @@ with a click command in it and add a line to `VERBS`.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
 """Verb -> (where its command is, its line in the help), in the order of the help."""
 
 FAULT, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+GARBAGE = 50_000
+"""New objects between two searches for cycles. The values of a simulation hold none; every 700, that took a tenth of
+its time."""
 DEBUG = "debug"
 """What the context holds if tracebacks are wanted."""
 
@@ -248,6 +252,7 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal without a glyph shows "?", not a traceback
+    gc.set_threshold(GARBAGE)
     foretrain(prog_name="foretrain")
 
 

@@ -28,11 +28,13 @@ PLAIN = Scheduler(
     disk_cache=0.0,
     cache_writes="through",
     cache_loads="layers",
+    kv_handover="layers",
     captured=(),
     captured_prefill=0,
     host_step=0.0,
     host_sequence=0.0,
     host_overlapped=False,
+    stream_interval=1,
     frontend=0.0,
 )
 """A scheduler like vLLM's, without any time of the host."""

@@ -30,7 +30,7 @@ def replay_context(served: Served) -> dict[str, Any]:
         "columns": ("mean", *QUANTILES),
         "latencies": answer.latencies(found) if drawn is not None else [],
         "distributions": lines(drawn) if drawn is not None else None,
-        "defined": answer.defined(),
+        "defined": answer.defined(found),
         "rates": answer.rates(found),
         "over_time": [lines(panel) for panel in over_time(served)],
         "inside": answer.inside(served, found),

@@ -39,7 +39,7 @@ def report(
         for one, blocks in _distinct(found.ops):
             parts += section(f"{one.priced.op.name} ({', '.join(blocks)})", *_detailed(one))
     parts += section("Blocks, every op alone [ms]", _blocks(found.blocks), note(_BLOCKS_NOTE))
-    unit = words.unit_for(path.makespan)
+    unit = words.unit_for(path.step_time)
     title = f"Critical path of the step [{unit.name}]"
     parts += section(title, _on_path(path, unit, verbose), note(_path_note(path, engine)))
     if tornado is not None:
@@ -126,22 +126,22 @@ def _on_path(path: CriticalPath, unit: words.Unit, verbose: bool) -> Table:
     table = columns("", ">time", ">share", ">kernels", "limited by", gap=1)
     shown = path.classes if verbose else path.classes[:_PATH_CLASSES]
     for one in shown:
-        row = (unit.of(one.seconds), words.percent(one.seconds / path.makespan), f"{one.kernels:,}")
+        row = (unit.of(one.seconds), words.percent(one.seconds / path.step_time), f"{one.kernels:,}")
         host = one.cls == HOST
         table.add_row(words.of_class(one.cls), *(row if not host else (*row[:2], "")), words.of_bound(one.bound_by))
     rest = path.classes[len(shown) :]
     if rest:
         seconds, kernels = sum(one.seconds for one in rest), sum(one.kernels for one in rest)
         table.add_row(
-            f"{len(rest)} other classes", unit.of(seconds), words.percent(seconds / path.makespan), f"{kernels:,}", ""
+            f"{len(rest)} other classes", unit.of(seconds), words.percent(seconds / path.step_time), f"{kernels:,}", ""
         )
     kernels = sum(one.kernels for one in path.classes)
-    table.add_row("all: the step time", unit.of(path.makespan), words.percent(1.0), f"{kernels:,}", "", style="bold")
+    table.add_row("all: the step time", unit.of(path.step_time), words.percent(1.0), f"{kernels:,}", "", style="bold")
     return table
 
 
 def _path_note(path: CriticalPath, engine: Engine) -> str:
-    streams = ", ".join(f"{name} {words.percent(s / path.makespan)}" for name, s in path.by_stream().items())
+    streams = ", ".join(f"{name} {words.percent(s / path.step_time)}" for name, s in path.by_stream().items())
     text = (
         "The chain of kernels that decides when the step ends. A class that gets faster by x % shortens the step by at"
         " most x % of its time here; a class that is not here, by nothing"

@@ -6,6 +6,7 @@ from typing import Any
 
 from reports.views import words
 from simulator.results.metrics import price_of
+from simulator.serving.hot_expert import HotExpert
 from simulator.serving.serve import Served
 from simulator.serving.summary import DEFINITIONS, LATENCIES, QUANTILES, TITLES
 from simulator.spec.scenario import Scenario
@@ -24,9 +25,21 @@ def setup(served: Served) -> tuple[str, str, str]:
     return (
         f"{scenario.model.name} in {scenario.job.precision.recipe.upper()} on {deployment.gpus} x"
         f" {scenario.cluster.gpu.name}; scheduler: {scenario.stack.name}",
-        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}",
+        f"{words.counted(deployment.engines, 'engine')}{ranks}{routed}{_transfer(served)}",
         f"load: {load.requests}, {words.counted(recorder.arrived, 'request')}{lengths}",
     )
+
+
+PUSHED = {"layers": "pushed layer by layer", "chunks": "pushed chunk by chunk", "pull": "pulled when computed"}
+
+
+def _transfer(served: Served) -> str:
+    """How KV caches travel, where they do."""
+    link = served.deployment.link
+    if link is None:
+        return ""
+    each = 1e6 * max(link.sending, link.receiving)
+    return f"; KV caches {PUSHED[link.handover]}, {each:.3g} ms for 1,000 tokens"
 
 
 def sentence(served: Served, found: dict[str, Any]) -> str:
@@ -46,14 +59,21 @@ def sentence(served: Served, found: dict[str, Any]) -> str:
     )
 
 
-def defined() -> str:
+def defined(found: dict[str, Any]) -> str:
     """What each latency means."""
-    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in LATENCIES if name != "queue_s") + "."
+    return "; ".join(f"{TITLES[name]}: {DEFINITIONS[name]}" for name in _shown(found) if name != "queue_s") + "."
+
+
+def _shown(found: dict[str, Any]) -> list[str]:
+    """Latencies to show: gaps between messages only where these bring several tokens."""
+    same = found["metrics"]["message_gap_s"] == found["metrics"]["itl_s"]
+    return [name for name in LATENCIES if not (same and name == "message_gap_s")]
 
 
 def latencies(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Mean and quantiles of every latency [ms]."""
-    return [(TITLES[name], [_cell(found["metrics"][name][key]) for key in ("mean", *QUANTILES)]) for name in LATENCIES]
+    metrics = found["metrics"]
+    return [(TITLES[name], [_cell(metrics[name][key]) for key in ("mean", *QUANTILES)]) for name in _shown(found)]
 
 
 def _cell(value: float | None) -> str:
@@ -62,6 +82,29 @@ def _cell(value: float | None) -> str:
 
 def _ms(value: float) -> str:
     return f"{value * 1e3:,.0f}" if value >= 1 else f"{value * 1e3:,.2f}"
+
+
+def changes(hot: HotExpert) -> list[tuple[str, str, str, str]]:
+    """What a hot expert changes: name, without, with, relative change; latencies in ms."""
+    out = []
+    for name, before, after in hot.rows:
+        latency, _, key = name.partition(" ")
+        title = f"{TITLES[latency]}, {key} [ms]" if key else "output tokens/s/GPU"
+        known = before is not None and after is not None
+        change = f"{100 * (after / before - 1):+.1f} %" if known and before else "-"  # type: ignore[operator]
+        first, then = (_cell(one) if key else f"{one:,.1f}" for one in (before, after))
+        out.append((title, first, then, change))
+    return out
+
+
+def holders(hot: HotExpert) -> str:
+    """Which ranks hold a hot expert."""
+    ranks = ", ".join(str(rank) for rank in hot.ranks)
+    return (
+        f"Expert 0 of every layer gets {hot.times:g} times the tokens of the mean one. It stands on"
+        f" {words.counted(len(hot.ranks), 'rank')} of the expert-parallel group ({ranks}, first layer); the most loaded"
+        f" rank gets {hot.load:.3g} times the mean, and every all-to-all waits for it."
+    )
 
 
 def rates(found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -51,9 +51,10 @@ def distributions(served: Served) -> Panel | None:
     if served.overload is not None or not recorder.finished_count:
         return None
     curves, limits = [], []
-    for (name, sketch), colour in zip(latencies(recorder).items(), COLOURS, strict=False):
-        if name == LATENCIES[-1] or not sketch.count:
-            continue
+    drawn = {name: sketch for name, sketch in latencies(recorder).items() if name != LATENCIES[-1] and sketch.count}
+    if not recorder.together:
+        drawn.pop("message_gap_s", None)  # equal to gaps between tokens
+    for (name, sketch), colour in zip(drawn.items(), COLOURS, strict=False):
         steps = sketch.steps()
         shown = steps[:: -(-len(steps) // POINTS)]
         shown = shown if shown[-1] == steps[-1] else [*shown, steps[-1]]

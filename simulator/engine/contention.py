@@ -83,3 +83,77 @@ def oversubscribed(keys: Sequence[K], flows: Mapping[K, Flow], capacity: Mapping
         for resource, weight in flow.uses:
             load[resource] = load.get(resource, 0.0) + weight * flow.cap
     return any(value > capacity[resource] * (1 + 1e-12) for resource, value in load.items())
+
+
+class SharedLinks:
+    """The NICs (out, in) and the NVLink of each rank, and the flows on them by number."""
+
+    def __init__(self, ranks: int, nic: float, nvlink: float) -> None:
+        self.capacity = {
+            name: bandwidth
+            for rank in range(ranks)
+            for name, bandwidth in ((f"out{rank}", nic), (f"in{rank}", nic), (f"nvl{rank}", nvlink))
+        }
+        self.flows: dict[int, Flow] = {}
+        self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
+        self.known: dict[tuple[int, int, float, float, float], Flow] = {}
+        self.shares: dict[tuple[int, ...], tuple[float, ...]] = {}  # by flows that are known
+        self.unhindered: set[int] = set()  # known flows that no link slows when they have it to themselves
+
+    def asked(self, rank: int, peer: int, nic: float, nvlink: float, seconds: float) -> Flow:
+        """Bytes on the NICs of two ranks and on the NVLink of the first, in so much time alone; the same object for the
+        same flow."""
+        key = rank, peer, nic, nvlink, seconds
+        if key not in self.known:
+            unit = max(nic, nvlink)
+            uses: list[tuple[str, float]] = []
+            if nic:
+                uses += [(f"out{rank}", nic / unit), (f"in{peer}", nic / unit)]
+            if nvlink:
+                uses.append((f"nvl{rank}", nvlink / unit))
+            self.known[key] = flow = Flow(unit / seconds, tuple(uses))
+            if self._paces([flow]) == (1.0,):
+                self.unhindered.add(id(flow))
+        return self.known[key]
+
+    def enter(self, task: int, flow: Flow) -> bool:
+        """Put a flow that was `asked` for on its links; whether nothing slows it, or is slowed by it."""
+        self.flows[task] = flow
+        undisturbed = id(flow) in self.unhindered
+        for resource, _ in flow.uses:
+            users = self.users[resource]
+            if users:
+                undisturbed = False
+            users[task] = None
+        return undisturbed
+
+    def sharing(self, task: int) -> list[int]:
+        """The flow and those that share links with it, also through others, in the order of their numbers."""
+        users = self.users
+        for resource, _ in self.flows[task].uses:
+            if len(users[resource]) > 1:
+                return sorted(component(task, self.flows, users))
+        return [task]
+
+    def leave(self, task: int) -> list[int]:
+        """Take a flow off its links; the flows that shared some with it."""
+        others = self.sharing(task)
+        others.remove(task)
+        for resource, _ in self.flows.pop(task).uses:
+            del self.users[resource][task]
+        return others
+
+    def paces(self, keys: Sequence[int]) -> tuple[float, ...]:
+        """Share of its own rate that each flow of a component gets."""
+        flows = [self.flows[key] for key in keys]
+        asked = tuple(map(id, flows))
+        if asked not in self.shares:
+            self.shares[asked] = self._paces(flows)
+        return self.shares[asked]
+
+    def _paces(self, flows: Sequence[Flow]) -> tuple[float, ...]:
+        numbered = dict(enumerate(flows))
+        if not oversubscribed(range(len(flows)), numbered, self.capacity):
+            return (1.0,) * len(flows)
+        rates = max_min(numbered, self.capacity)
+        return tuple(rates[number] / flow.cap for number, flow in numbered.items())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
-from simulator.engine.contention import Flow, component, max_min, oversubscribed
+from simulator.engine.contention import Flow, SharedLinks
 from simulator.engine.kernel_sequence import (
     ALONE,
     BANDWIDTH_SHARED,
@@ -31,7 +31,7 @@ OFTEN = 20_000
 """Events between two reports of progress."""
 
 Progress = Callable[[float], None]
-Wake = Callable[[None], None]
+Wake = Callable[[None], object]
 """Goes on with a stream, up to where it waits next."""
 
 CONCURRENT_WITH: dict[str, Condition] = {"notify": SM_SHARED, "all_to_all": BANDWIDTH_SHARED}
@@ -41,72 +41,86 @@ CONCURRENT_WITH: dict[str, Condition] = {"notify": SM_SHARED, "all_to_all": BAND
 class _Running:
     """A task under way: how far it is, and the timer that will end it."""
 
-    __slots__ = ("at", "condition", "left", "paced", "position", "rate", "sequence", "since", "task", "version", "wake")
+    __slots__ = ("at", "condition", "left", "paced", "rate", "reached", "sequence", "since", "task", "version", "wake")
 
     def __init__(self, task: int, sequence: KernelSequence, wake: Wake, condition: Condition, now: float) -> None:
         self.task, self.sequence, self.wake = task, sequence, wake
         self.condition = condition
-        self.at = sequence.under(condition)
+        self.at = at = sequence.under(condition)
         self.since = now
-        self.position = 0.0
-        self.paced = self.at[-1]  # duration at its own pace, for flows
+        self.reached = 0.0  # time that the part done takes under the condition
+        self.paced = at[-1]  # duration at its own pace, for flows
         self.left = 1.0  # part of a flow still to go
         self.rate = 1.0  # of its own pace
         self.version = 0
 
 
-def _links(tasks: Tasks) -> dict[str, float]:
-    """The shared links of all ranks by name, with their bandwidth [B/s]."""
-    return {
-        name: bandwidth
-        for rank in range(tasks.ranks)
-        for name, bandwidth in ((f"out{rank}", tasks.nic), (f"in{rank}", tasks.nic), (f"nvl{rank}", tasks.nvlink))
-    }
-
-
 class _Events:
-    """What comes: (time, number, function, its argument); of events at one time, the one that was made first.
+    """What comes, in order of time; of what comes at one time, what was made first goes first.
 
     Parameters
     ----------
     now : time of the simulation [s].
+    ready : what goes on now, in this order.
+    coming : (time, number, stream to wake, 0), or (time, number, running task, version of its timer).
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.made = 0
-        self.coming: list[tuple[float, int, Callable[[Any], object], Any]] = []
+        self.ready: list[Wake] = []
+        self.coming: list[tuple[float, int, Any, int]] = []
 
-    def after(self, delay: float, what: Callable[[Any], object], argument: Any = None) -> None:
-        """Call a function after some time [s]."""
-        self.made += 1
-        heappush(self.coming, (self.now + delay, self.made, what, argument))
-
-    def work(self, ended: Sequence[int], progress: Progress | None) -> None:
-        """Work through all events; `progress` is called now and then with the part of the tasks that have ended."""
-        coming, count, total = self.coming, 0, max(1, len(ended))
-        while coming:
-            self.now, _, what, argument = heappop(coming)
-            what(argument)
-            count += 1
-            if progress is not None and not count % OFTEN:
-                progress(sum(ended) / total)
-        if progress is not None:
-            progress(sum(ended) / total)
+    def after(self, delay: float, wake: Wake) -> None:
+        """Wake a stream after some time [s]."""
+        when = self.now + delay
+        if when > self.now:
+            self.made += 1
+            heappush(self.coming, (when, self.made, wake, 0))
+        else:
+            self.ready.append(wake)
 
     def timer(self, running: _Running, delay: float) -> None:
         """End `running` after `delay`, unless it is re-timed before; what has just ended stays ended."""
         if running.version == OVER:
             return
-        running.version += 1
-        self.after(delay, self.expire, (running, running.version))
+        running.version = version = running.version + 1
+        when = self.now + delay
+        if when > self.now:
+            self.made += 1
+            heappush(self.coming, (when, self.made, running, version))
+        else:
+            self.ready.append(lambda _: self.expire(running, version))
 
-    def expire(self, timer: tuple[_Running, int]) -> None:
+    def expire(self, running: _Running, version: int) -> None:
         """A timer runs out; it ends its task if it is the last one that was set."""
-        running, version = timer
         if running.version == version:
             running.version = OVER
-            self.after(0.0, running.wake)
+            self.ready.append(running.wake)
+
+    def work(self, ended: Sequence[int], progress: Progress | None) -> None:
+        """Work through all events; `progress` is called now and then with the part of the tasks that have ended."""
+        coming, ready, count, total = self.coming, self.ready, 0, max(1, len(ended))
+        while True:
+            for wake in ready:  # it grows meanwhile
+                wake(None)
+            count += len(ready)
+            ready.clear()
+            if progress is not None and count > OFTEN:
+                count = 0
+                progress(sum(ended) / total)
+            if not coming:
+                break
+            self.now = now = coming[0][0]
+            while coming and coming[0][0] == now:
+                _, _, what, version = heappop(coming)
+                if not version:
+                    what(None)
+                elif what.version == version:
+                    what.version = OVER
+                    ready.append(what.wake)
+        if progress is not None:
+            progress(sum(ended) / total)
 
 
 class _Engine(_Events):
@@ -124,12 +138,9 @@ class _Engine(_Events):
         self.condition: list[Condition] = [ALONE] * tasks.ranks
         self.neighbour: dict[int, list[Condition]] = {kind: [ALONE] * tasks.ranks for kind in (COMM, SYNC)}
         self.changes: dict[int, list[tuple[float, Condition, float]]] = {}
-        self.flows: dict[int, Flow] = {}
         self.flowing: dict[int, _Running] = {}
         self.all_to_all: list[_Running | None] = [None] * tasks.ranks
-        self.capacity = _links(tasks)
-        self.users: dict[str, dict[int, None]] = {name: {} for name in self.capacity}
-        self.asked: dict[tuple[int, int, float, float, float], Flow] = {}
+        self.links = SharedLinks(tasks.ranks, tasks.nic, tasks.nvlink)
 
     # ---- streams ------------------------------------------------------------------------------------------------
 
@@ -142,8 +153,9 @@ class _Engine(_Events):
     def stream(self, rank: int, kind: int, mine: list[int]) -> Generator[None, Any, None]:
         """Run the tasks of one lane in order; it is first sent what wakes it."""
         wake: Wake = yield
-        ended, preds, release = self.ended, self.tasks.preds, self.tasks.release
+        ended, preds, release, sequences = self.ended, self.tasks.preds, self.tasks.release, self.tasks.sequence
         start, end, waiting, flowing = self.start, self.end, self.waiting, self.flowing
+        begin = self.begin_compute if kind == COMPUTE else self.begin_transfer
         for task in mine:
             late = False
             for pred in preds[task]:
@@ -158,32 +170,16 @@ class _Engine(_Events):
                 self.after(release[task] - self.now, wake)
                 yield
             start[task] = self.now
-            self.begin_task(rank, kind, task, wake)
+            begin(rank, kind, task, sequences[task], wake)
             yield
             end[task] = self.now
             ended[task] = 1
-            waiters = waiting.pop(task, None)
-            if waiters is not None:
-                self.after(0.0, _wake_all, waiters)
+            if task in waiting:
+                self.ready += waiting.pop(task)
             if task in flowing:
                 self.end_flow(task)
         self.idle(rank, kind)
         yield
-
-    def begin_task(self, rank: int, kind: int, task: int, wake: Wake) -> None:
-        """Start a task; its stream is woken at its end."""
-        sequence = self.tasks.sequence[task]
-        if kind == COMPUTE:
-            self.begin_compute(rank, task, sequence, wake)
-            return
-        if kind == COMM:
-            self.set_neighbour(rank, kind, CONCURRENT_WITH.get(sequence.kind, ALONE))
-        elif kind == SYNC:
-            self.set_neighbour(rank, kind, condition_with(sequence))
-        if sequence.nic or sequence.nvlink:
-            self.begin_flow(rank, task, sequence, wake)
-        else:
-            self.after(sequence.cumulative[ALONE][-1], wake)
 
     def idle(self, rank: int, kind: int) -> None:
         """A stream has nothing to run now: its neighbours notice. (Between back-to-back tasks they do not.)"""
@@ -195,7 +191,8 @@ class _Engine(_Events):
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
-    def begin_compute(self, rank: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
+    def begin_compute(self, rank: int, kind: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
+        """Start a task of a compute stream, which is woken at its end."""
         was_idle = self.computing[rank] is None
         running = self.computing[rank] = _Running(task, sequence, wake, self.condition[rank], self.now)
         if sequence.sensitive:
@@ -212,39 +209,48 @@ class _Engine(_Events):
         now = self.neighbour[COMM][rank] or self.neighbour[SYNC][rank]  # ALONE is 0; an all-to-all goes first
         if now != self.condition[rank]:
             self.condition[rank] = now
-            self.retime(rank, now)
+            running = self.computing[rank]
+            if running is not None and running.sequence.sensitive and running.version != OVER:
+                self.retime(running, now)
 
-    def retime(self, rank: int, condition: Condition) -> None:
+    def retime(self, running: _Running, condition: Condition) -> None:
         """Update the progress of a rank's compute, which goes on under another condition."""
-        running = self.computing[rank]
-        if running is None or not running.sequence.sensitive or running.version == OVER:
-            return
-        now, at, position = self.now, running.at, running.position
-        elapsed = now - running.since
-        if position:
-            elapsed += time_at(at, position)
-        running.position = position = position_at(at, elapsed)
+        now = self.now
+        position = position_at(running.at, now - running.since + running.reached)
         running.condition, running.since = condition, now
         running.at = at = running.sequence.under(condition)
+        running.reached = reached = time_at(at, position)
         log = self.changes[running.task]
         if log[-1][0] == now:
             log.pop()
         log.append((now, condition, position))
-        self.timer(running, max(0.0, at[-1] - time_at(at, position)))
+        left = at[-1] - reached
+        self.timer(running, left if left > 0.0 else 0.0)
 
     # ---- flows --------------------------------------------------------------------------------------------------
 
+    def begin_transfer(self, rank: int, kind: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
+        """Start a task of another stream, which is woken at its end."""
+        if kind == COMM:
+            self.set_neighbour(rank, kind, CONCURRENT_WITH.get(sequence.kind, ALONE))
+        elif kind == SYNC:
+            self.set_neighbour(rank, kind, condition_with(sequence))
+        if sequence.nic or sequence.nvlink:
+            self.begin_flow(rank, task, sequence, wake)
+        else:
+            self.after(sequence.cumulative[ALONE][-1], wake)
+
     def begin_flow(self, rank: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
+        """Start to move data."""
         neighbour = BANDWIDTH_SHARED if sequence.kind == "all_to_all" and self.computing[rank] is not None else ALONE
         running = _Running(task, sequence, wake, neighbour, self.now)
         if sequence.kind == "all_to_all":
             self.all_to_all[rank] = running
         self.flowing[task] = running
-        self.flows[task] = flow = self.flow(rank, running)
-        for resource, _ in flow.uses:
-            self.users[resource][task] = None
+        undisturbed = self.links.enter(task, self.flow(rank, running))
         self.timer(running, running.paced)
-        self.share(task)
+        if not undisturbed:
+            self.set_rates(self.links.sharing(task))
 
     def repace(self, rank: int) -> None:
         """Compute on a rank started or stopped: the concurrent all-to-all changes its rate."""
@@ -259,44 +265,26 @@ class _Engine(_Events):
         if paced != running.paced:
             self.advance(running)
             running.paced = paced
-            self.flows[running.task] = self.flow(rank, running)
+            self.links.flows[running.task] = self.flow(rank, running)
             self.timer(running, running.left * paced / running.rate)
-            self.share(running.task)
+            self.set_rates(self.links.sharing(running.task))
 
     def flow(self, rank: int, running: _Running) -> Flow:
         """What a task asks for: its bytes over its own duration, on the links it crosses."""
-        sequence, paced = running.sequence, running.paced
-        key = rank, self.tasks.peer.get(running.task, rank), sequence.nic, sequence.nvlink, paced
-        if key not in self.asked:
-            self.asked[key] = _flow(*key)
-        return self.asked[key]
-
-    def lonely(self, flow: Flow) -> bool:
-        """Whether a flow has the links that it crosses to itself."""
-        return all(len(self.users[resource]) == 1 for resource, _ in flow.uses)
+        sequence, peer = running.sequence, self.tasks.peer.get(running.task, rank)
+        return self.links.asked(rank, peer, sequence.nic, sequence.nvlink, running.paced)
 
     def end_flow(self, task: int) -> None:
-        flow = self.flows[task]
-        alone = self.lonely(flow)
-        others = [] if alone else [key for key in component(task, self.flows, self.users) if key != task]
-        for resource, _ in flow.uses:
-            del self.users[resource][task]
-        del self.flows[task], self.flowing[task]
+        """A flow has ended: the links that it crossed are free for others."""
+        others = self.links.leave(task)
+        del self.flowing[task]
         if others:
             self.set_rates(others)
 
-    def share(self, task: int) -> None:
-        """Share out the links that `task` crosses."""
-        self.set_rates([task] if self.lonely(self.flows[task]) else component(task, self.flows, self.users))
-
     def set_rates(self, keys: list[int]) -> None:
-        """Re-time the flows of one component."""
-        rates: dict[int, float] = {}
-        if oversubscribed(keys, self.flows, self.capacity):
-            rates = max_min({key: self.flows[key] for key in sorted(keys)}, self.capacity)
-        for key in sorted(keys):
+        """Re-time the flows of one component, given in the order of their numbers."""
+        for key, pace in zip(keys, self.links.paces(keys), strict=True):
             running = self.flowing[key]
-            pace = rates[key] / self.flows[key].cap if rates else 1.0
             if pace != running.rate:
                 self.advance(running)
                 running.rate = pace
@@ -307,22 +295,6 @@ class _Engine(_Events):
         now = self.now
         running.left = max(0.0, running.left - (now - running.since) * running.rate / running.paced)
         running.since = now
-
-
-def _wake_all(waiters: list[Wake]) -> None:
-    for wake in waiters:
-        wake(None)
-
-
-def _flow(rank: int, peer: int, nic: float, nvlink: float, seconds: float) -> Flow:
-    """Bytes on the NICs of two ranks and on the NVLink of the first, in so much time alone."""
-    unit = max(nic, nvlink)
-    uses: list[tuple[str, float]] = []
-    if nic:
-        uses += [(f"out{rank}", nic / unit), (f"in{peer}", nic / unit)]
-    if nvlink:
-        uses.append((f"nvl{rank}", nvlink / unit))
-    return Flow(unit / seconds, tuple(uses))
 
 
 def simulate(tasks: Tasks, progress: Progress | None = None) -> Timeline:

@@ -136,6 +136,14 @@ class Programs:
         self.built = built
         self.issue = host_of(built.scenario)
         self.made: dict[Hashable, Program] = {}
+        self.releases: dict[int, tuple[list[float], float]] = {}
+
+    def released(self, program: Program, issue: Issue) -> tuple[list[float], float]:
+        """See `releases`, of a program made here."""
+        key = id(program)
+        if key not in self.releases:
+            self.releases[key] = releases(program, issue)
+        return self.releases[key]
 
     def of(self, step: Step) -> Program:
         """The program of a step."""
@@ -167,24 +175,31 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.sent_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 
 
 def append(tasks: Tasks, rank: int, program: Program, entry: tuple[int, ...], needed: Mapping[int, int]) -> int:
     """Append a program behind `entry`; steps in `needed` wait for that task too. Returns the number of its first."""
-    seen: set[int] = set()
-    base = len(tasks.lane)
-    for number, part in enumerate(program.steps):
-        preds = tuple(base + at for at in part.waits)
-        if number in needed:
-            preds += (needed[number],)
-        if part.stream not in seen:
-            seen.add(part.stream)
-            preds += entry
-        tasks.add(rank * LANES + part.stream, part.sequence, preds)
+    base, lane, steps = len(tasks.lane), rank * LANES, program.steps
+    tasks.lane.extend([lane + part.stream for part in steps])
+    tasks.sequence.extend([part.sequence for part in steps])
+    preds = [_behind(base, part.waits) for part in steps]
+    for at, task in needed.items():
+        preds[at] += (task,)
+    if entry:
+        for at in {part.stream: at for at, part in reversed(list(enumerate(steps)))}.values():  # first of each stream
+            preds[at] += entry
+    tasks.preds.extend(preds)
     return base
+
+
+def _behind(base: int, waits: tuple[int, ...]) -> tuple[int, ...]:
+    """The tasks that a step waits for; the program's begin at `base`. Most wait for one or none."""
+    if not waits:
+        return ()
+    return (base + waits[0],) if len(waits) == 1 else tuple([base + at for at in waits])
 
 
 class _Lowering:
@@ -193,7 +208,12 @@ class _Lowering:
     def __init__(self, built: PricedModel, schedule: Schedule) -> None:
         self.built, self.schedule = built, schedule
         node = built.scenario.cluster.node
-        self.tasks = Tasks(ranks=schedule.ranks, nic=node.nic.bandwidth, nvlink=node.nvlink.bandwidth)
+        self.tasks = Tasks(
+            ranks=schedule.ranks,
+            nic=node.nic.bandwidth,
+            nvlink=node.nvlink.bandwidth,
+            steps_overlap=built.scenario.stack.post_validation,
+        )
         self.programs = Programs(built)
         self.place = rank_of(schedule)
         self.arrived: dict[tuple[str, int, int], tuple[int, ...]] = {}
@@ -236,7 +256,7 @@ class _Lowering:
     def _hosted(self, rank: int, program: Program, base: int) -> None:
         """Hold the tasks of a program, from `base` on, until the rank's host has issued them."""
         if self.issue is not None:
-            release_times, total = releases(program, self.issue)
+            release_times, total = self.programs.released(program, self.issue)
             self.tasks.release.update((base + at, self.issued[rank] + late) for at, late in enumerate(release_times))
             self.issued[rank] += total
 

@@ -57,7 +57,7 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
             seconds = times * priced.durations[ALONE]
             energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
             busy += seconds
-    total = timeline.makespan * tasks.ranks
+    total = timeline.step_time * tasks.ranks
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from math import hypot
 from weakref import WeakKeyDictionary
 
+from simulator.cost.pieces import SPLITS, gathered, scattered
 from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
 from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, SYNC, TO_HOST
 from simulator.graph.block import Block, Segment
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Wait
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, PointToPoint, Streaming, Wait
 
 Pricer = Callable[[Op], Priced]
 """Prices one op under the four conditions."""
@@ -182,7 +183,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     kind_now: Kind | None = None
     piece: list[Op] = []
     for op in segment.ops:
-        kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
+        kind: Kind = "collective" if isinstance(op.work, (Collective, PointToPoint)) else "compute"
         if segment.stream == "comm":
             kind = "all_to_all" if isinstance(op.work, (AllToAll, Collective)) else "work"
             kind = "notify" if isinstance(op.work, Notify) else kind
@@ -354,38 +355,57 @@ def _sequences(segment: Segment, price: Pricer) -> list[KernelSequence]:
         if kind == "collective" and ops[0].op.concurrent_with != "nothing":
             before = pieces[at - 1][1] if at else []
             after = pieces[at + 1][1] if at + 1 < len(pieces) else []
-            sequences.append(sequence_of(kind, segment.name, [exposed(each, before, after) for each in ops]))
+            sequences.append(sequence_of(kind, segment.name, [exposed(each, before, after, price) for each in ops]))
         else:
             sequences.append(sequence_of(kind, segment.name, ops))
     return sequences
 
 
-def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced]) -> Priced:
-    """The exposed time of a collective that is overlapped with a kernel of duration G.
+def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced], price: Pricer) -> Priced:
+    """The exposed time of a collective that is overlapped with a kernel: what it adds to the kernel's.
 
-    Cut into one chunk per rank and pipelined with the kernel it feeds (or drains), comm time C and G in n chunks take
-    max(C, G) + min(C, G)/n; the rest above G is exposed. (NVIDIA Transformer Engine's comm-GEMM overlap; Ring
-    Attention, arXiv 2310.01889.) Overlapped with a kernel that does not need it, a `whole` collective exposes what
-    exceeds G, and what the kernel loses while the collective holds SMs: the kernel takes G' if the collective is long,
-    and does C/G' of its work during a short one.
+    Overlapped with a kernel that does not need it, a `whole` collective exposes what exceeds the kernel's time G, and
+    what the kernel loses while the collective holds SMs: the kernel takes G' if the collective is long, and does C/G'
+    of its work during a short one.
     """
     work = collective.op.work
-    assert isinstance(work, Collective)
-    feeds = work.kind == "all_gather"
+    assert isinstance(work, (Collective, PointToPoint))
+    feeds = isinstance(work, PointToPoint) or work.kind == "all_gather"
     side = after if feeds else list(reversed(before))
     kernel = next((p for p in side if isinstance(p.op.work, (Gemm, Attention))), None)
     if kernel is None:
         return collective
     time, alone = collective.durations[ALONE], kernel.durations[ALONE]
-    if collective.op.concurrent_with == "whole":
+    if collective.op.concurrent_with == "whole" or isinstance(work, PointToPoint):
         slowed = alone + collective.cost.held * (kernel.durations[COLLECTIVE] - alone)
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:
-        rest = max(time, alone) + min(time, alone) / work.ranks - alone
+        rest = in_pieces(collective, kernel, work, price) - alone
     left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links during the kernel
     cost = collective.cost
     cost = replace(cost, nic_bytes=left * cost.nic_bytes, nvlink_bytes=left * cost.nvlink_bytes)
     return replace(collective, cost=cost, durations=(rest,) * 4)
+
+
+def in_pieces(collective: Priced, kernel: Priced, work: Collective, price: Pricer) -> float:
+    """Time of a collective and the kernel that it feeds or drains, in pieces (`simulator.cost.pieces`) [s].
+
+    Attention cut into one chunk per rank and pipelined: comm time C and G in n chunks take max(C, G) + min(C, G)/n
+    (Ring Attention, arXiv 2310.01889).
+    """
+    op, gemm, ranks = kernel.op, kernel.op.work, work.ranks
+    time, alone = collective.durations[ALONE], kernel.durations[ALONE]
+    if not isinstance(gemm, Gemm) or gemm.form != "dense":
+        return max(time, alone) + min(time, alone) / ranks
+    if collective.op.concurrent_with == "pipeline":
+        piece = price(replace(op, work=replace(gemm, n=-(-gemm.n // SPLITS)))).durations[ALONE]
+        return max(alone, scattered(time, piece, SPLITS, sent=SPLITS))
+    piece = price(replace(op, work=replace(gemm, m=-(-gemm.m // ranks)))).durations[ALONE]
+    if work.kind == "all_gather":
+        return max(alone, gathered(time, piece, ranks))
+    sums = Streaming(read=work.bytes, written=work.bytes / ranks)
+    end = price(Op(name="sums", cls="elem", part=op.part, segment=op.segment, work=sums)).durations[ALONE]
+    return end + max(alone, scattered(time, piece, ranks, sent=ranks - 1))
 
 
 def filled_and_rest(blocks: Sequence[Block]) -> tuple[list[PlacedSegment], list[PlacedSegment]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from simulator.engine.kernel_sequence import Condition, KernelSequence, kernel_spans
 from simulator.schedule import Step
@@ -70,6 +71,7 @@ class Tasks:
     actions : the actions, with their tasks.
     nic, nvlink : attainable link bandwidth per rank [B/s].
     apart : what was found of all ranks, where they were simulated apart.
+    steps_overlap : whether a rank begins its next step as soon as its own update is over (`Stack.post_validation`).
     """
 
     ranks: int
@@ -82,6 +84,7 @@ class Tasks:
     nic: float = 0.0
     nvlink: float = 0.0
     apart: Apart | None = None
+    steps_overlap: bool = False
 
     def add(self, lane: int, sequence: KernelSequence, preds: tuple[int, ...]) -> int:
         """Append one task and return its number."""
@@ -91,7 +94,7 @@ class Tasks:
         return len(self.lane) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timeline:
     """When each task ran.
 
@@ -111,6 +114,28 @@ class Timeline:
     def makespan(self) -> float:
         """End of the last task [s]."""
         return max(self.end, default=0.0)
+
+    def span(self, rank: int) -> tuple[float, float]:
+        """Start of the first and end of the last task of a rank [s]; 0 for one without any."""
+        mine = [task for task, lane in enumerate(self.tasks.lane) if lane // LANES == rank]
+        return min((self.start[task] for task in mine), default=0.0), max(
+            (self.end[task] for task in mine), default=0.0
+        )
+
+    @cached_property
+    def longest(self) -> int:
+        """The rank that takes longest from its first task to its last."""
+        spans = [self.span(rank) for rank in range(self.tasks.ranks)]
+        return max(range(len(spans)), key=lambda rank: spans[rank][1] - spans[rank][0])
+
+    @property
+    def step_time(self) -> float:
+        """Time from one step to the next [s]: until all ranks are through, or, where steps overlap, that of the rank
+        that takes longest. A step may be moved by so much as a whole, and no rank then computes two at once."""
+        if not self.tasks.steps_overlap or not self.end:
+            return self.makespan
+        first, last = self.span(self.longest)
+        return last - first
 
     def op_spans(self, task: int) -> list[tuple[float, float]]:
         """Start and end of every op of a task [s]."""

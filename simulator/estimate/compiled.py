@@ -220,11 +220,12 @@ Gates = dict[int, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Ends of the last backwards by note, when each rank is free, and the end of the last send [s]."""
+    """Ends of the last backwards by note, when each rank begins, when it is free, and the end of its last send [s]."""
 
     ends: list[float]
+    begun: list[float]
     free: list[float]
-    sent: float
+    sent: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +304,7 @@ def times(
     waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
     ends = [0.0] * len(c.last)
     issued = [0.0] * len(c.rows)
+    begun = [float("inf")] * len(c.rows)
     for rank, kind, gate, queues, outs, note in c.order:
         now = free[rank]
         if gate >= 0 and opens[gate][0] > now:
@@ -312,6 +314,7 @@ def times(
             if came > now:
                 now = came
         if gate >= 0:
+            begun[rank] = min(begun[rank], now)
             now += opens[gate][1]
         if hosts:
             lead, host = hosts[kind]
@@ -328,4 +331,4 @@ def times(
             waiting[queue].append(sent)
             if sends_block and sent > free[rank]:
                 free[rank] = sent
-    return Times(ends, free, max(lanes))
+    return Times(ends, begun, free, [max(lanes[2 * rank], lanes[2 * rank + 1]) for rank in range(len(c.rows))])

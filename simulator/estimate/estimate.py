@@ -61,6 +61,7 @@ def compiled_for(scenario: Scenario) -> Compiled:
     layout = scenario.job.layout
     if (
         layout.schedule in SCHEDULES
+        and SCHEDULES[layout.schedule].timed is None
         and not scenario.workload.serves
         and not (pairs_forwards(scenario) or fills_waits(scenario))
     ):

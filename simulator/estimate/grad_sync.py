@@ -129,14 +129,16 @@ class GradSync:
         return gates, ends
 
     def end(self, times: Times, last: Mapping[Place, tuple[float, ActionCost]], gathered: Sequence[float]) -> float:
-        """End of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it."""
+        """Time of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it; with steps
+        that overlap that of the longest rank."""
         wgrad_end = {place: [end - cost.duration + t for t in cost.wgrad_end] for place, (end, cost) in last.items()}
         slowed = [0.0] * len(self.on)
         holders: dict[int, list[int]] = {}
         for rank, stage in last:
             holders.setdefault(stage, []).append(rank)
             slowed[rank] = max(slowed[rank], self.lost(stage, last[rank, stage][1]))
-        step = times.sent
+        step = 0.0
+        overlap = self.built.scenario.stack.post_validation and not self.order.gathers_before
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if not self.order.reduces_in_actions:
@@ -146,7 +148,7 @@ class GradSync:
             done += self.update(stages)
             if self.order.gathers_behind:
                 done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
-            step = max(step, done)
+            step = max(step, max(done, times.sent[rank]) - (times.begun[rank] if overlap else 0.0))
         return step
 
     def lost(self, stage: int, cost: ActionCost) -> float:

@@ -6,7 +6,7 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
-from simulator.graph.mixers import indexer
+from simulator.graph.mixers import context, indexer
 from simulator.graph.norm import (
     enter_attention_backward,
     enter_branch,
@@ -35,6 +35,10 @@ SOFTMAX_WARP, SOFTMAX_BLOCK = 2048, 9216
 kernels of PyTorch (names: `calibration/tables/h100_measured.csv`). Megatron-LM's fused softmax is of the first kind."""
 
 
+VALUE_NORM = "norm.v"
+"""A norm of value heads, which has no weights (Gemma 4)."""
+
+
 def softmax_class(row: int) -> str:
     """Kernel class of a softmax over rows of so many scores."""
     if row <= SOFTMAX_WARP:
@@ -45,6 +49,15 @@ def softmax_class(row: int) -> str:
 def widths(s: Shapes) -> tuple[int, int]:
     """Width of the queries and of keys plus values on one rank."""
     return heads_per_rank(s) * s.model.qk_head_dim, kv_heads_per_rank(s) * (s.model.qk_head_dim + s.model.v_dim)
+
+
+def projected(s: Shapes) -> tuple[int, ...]:
+    """Widths on one rank of what the input is projected to: queries with the gate of the output, keys, values. None of
+    the last where they are made of the keys', neither where keys and values are another layer's."""
+    q, kv = widths(s)
+    k = kv_heads_per_rank(s) * s.model.qk_head_dim
+    made = (q + gate_width(s), k, kv - k)
+    return made[:1] if s.model.mixer_of(0).reuses else made[:2] if s.model.attention_k_eq_v else made
 
 
 def output_width(s: Shapes) -> int:
@@ -79,13 +92,23 @@ def _batched(s: Shapes, n: int, k: int) -> Gemm:
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
 
 
+def _gather_all(builder: SegmentBuilder, s: Shapes, name: str, width: int, *, passes: int) -> None:
+    """Context parallelism of cores that are no single kernel over all keys: these are gathered."""
+    if indexer.is_sparse(s) or not s.stack.attention_fused:
+        circulate_keys(builder, name, s, width, passes=passes)
+
+
 def core_forward(
     builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0
 ) -> None:
     """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
-    if s.stack.attention_fused:
+    if indexer.is_sparse(s):
         builder.add(name, indexer.core_class(s, "fwd"), core_work(s, backward=False), part=part, saved=saved)
+        return
+    if s.stack.attention_fused:
+        core = context.Core(work=core_work(s, backward=False), cls="attn.fwd")
+        context.forward(builder, s, core, name, part=part, saved=saved)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
     kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
@@ -116,9 +139,12 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * output_width(s))
-        builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
         if indexer.is_sparse(s):
+            builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
             indexer.learn(builder, s, heads_per_rank(s), s.model.qk_head_dim)
+        else:
+            core = context.Core(work=core_work(s, backward=True), cls="attn.bwd")
+            context.backward(builder, s, core, "attn.core.bwd")
         finish_backward(builder, s, s.tokens * q)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
@@ -136,11 +162,13 @@ def _head_norms(s: Shapes) -> tuple[tuple[str, int, int], ...]:
     A row is a head (Qwen3, arXiv 2505.09388, section 2) or all heads of a token (OLMo 2, arXiv 2501.00656,
     section 2.1).
     """
-    d = s.model.qk_head_dim
-    heads = (("norm.q", heads_per_rank(s)), ("norm.k", kv_heads_per_rank(s))) if s.model.qk_norm else ()
+    d, keys = s.model.qk_head_dim, kv_heads_per_rank(s)
+    own = not s.model.mixer_of(0).reuses
+    heads = [("norm.q", heads_per_rank(s)), *([("norm.k", keys)] if own else [])] if s.model.qk_norm else []
     if s.model.qk_norm_over == "projection":
         return tuple((name, s.tokens, many * d) for name, many in heads)
-    return tuple((name, s.tokens * many, d) for name, many in heads)
+    values = ((VALUE_NORM, s.tokens * keys, s.model.v_dim),) if own and s.model.value_norm else ()
+    return (*((name, s.tokens * many, d) for name, many in heads), *values)
 
 
 def _reduce_statistics(builder: SegmentBuilder, s: Shapes, name: str) -> None:
@@ -171,13 +199,13 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     address. Where a part of each head rotates, or some layers do not,
     only the values that rotate count: a block stands for the mean layer.
     """
-    q, k = widths(s)[0], kv_heads_per_rank(s) * s.model.qk_head_dim
+    q, k = widths(s)[0], 0 if s.model.mixer_of(0).reuses else kv_heads_per_rank(s) * s.model.qk_head_dim
     if not s.model.rotated_share:
         return
     if s.stack.rope_fused:
         builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + k)), part=part)
         return
-    for which, width in (("q", q), ("k", k)):
+    for which, width in (("q", q), ("k", k)) if k else (("q", q),):
         values = _rotated(s, width)
         half = unvectorized(values / 2, BF16, BF16)
         builder.add(f"rope.{which}.multiply.{name}", "elem.unvectorized", half, part=part, count=4)
@@ -216,28 +244,34 @@ def gate_output(builder: SegmentBuilder, s: Shapes, *, backward: bool = False) -
 
 def forward(s: Shapes) -> SegmentBuilder:
     """`attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
-    t, h = s.tokens, s.model.hidden_size
-    q, kv = widths(s)
-    k, out, gate = kv_heads_per_rank(s) * s.model.qk_head_dim, output_width(s), gate_width(s)
     builder = SegmentBuilder("attn.F", "F", s)
     entered = enter_branch(builder, "norm.attn.fwd", s, s.formats.kept_bytes, gathered=True)
+    inside(builder, s, entered)
+    leave_attention(builder, s)
+    return builder
+
+
+def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
+    """From the norm's output to that of the branch; `entered`: bytes kept where no norm keeps its output [B]."""
+    t, h = s.tokens, s.model.hidden_size
+    (_, kv), made, out = widths(s), projected(s), output_width(s)
     gather(builder, "attn.x", s, h)
     linear.forward(
         builder,
         "attn.qkv",
         t,
-        q + kv + gate,
+        sum(made),
         h,
         recipe=s.recipe,
         place="column",
-        saved=t * (q + kv + gate) * BF16 + entered,
-        matrices=(q + gate, k, kv - k),
+        saved=t * sum(made) * BF16 + entered,
+        matrices=made,
     )
     place_heads(builder, s)
     kept = t * out * (BF16 + s.formats.copied_bytes) + (
         0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
     )
-    circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
+    _gather_all(builder, s, "attn.kv.transfer", kv, passes=1)
     if indexer.is_sparse(s):
         indexer.projections(builder, s)
         indexer.choose(builder, s)
@@ -247,52 +281,74 @@ def forward(s: Shapes) -> SegmentBuilder:
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
-    leave_attention(builder, s)
-    return builder
+
+
+def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
+    """Gradients of keys and values that have several readers: those of a layer that reuses them are added to those of
+    the layer that made them; one projection is the source of keys and of values."""
+    if s.model.mixer_of(0).reuses:
+        builder.add("attn.kv.sum.bwd", "elem", sum_of_two(s.tokens * kv))
+    elif s.model.attention_k_eq_v:
+        builder.add("attn.k.sum.bwd", "elem", sum_of_two(s.tokens * projected(s)[1]))
 
 
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
-    t, sharded, h = s.tokens, sharded_tokens(s), s.model.hidden_size
-    (q, kv), out, gate = widths(s), output_width(s), gate_width(s)
     enter_attention_backward(builder, s)
+    to_projection(builder, s)
+    normed_again(builder, s)
+    to_input(builder, s)
+    leave_branch_backward(builder, "attn", s)
+    return builder.done()
+
+
+def normed_again(builder: SegmentBuilder, s: Shapes) -> None:
+    """The norm before the branch once more, where its output was not kept."""
+    if s.norm_again("layer") and s.model.norm_placement != "post":
+        norm_forward(builder, "norm.attn.recompute", sharded_tokens(s), s.model.hidden_size, part="R")
+
+
+def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradient of the branch's output to that of queries, keys and values."""
+    t, h = s.tokens, s.model.hidden_size
+    (_, kv), out = widths(s), output_width(s)
     gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     gate_output(builder, s, backward=True)
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
-    if s.model.qk_norm and s.norm_again("head"):
+    if _head_norms(s) and s.norm_again("head"):
         place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
-    circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)
+    _gather_all(builder, s, "attn.dkv.transfer", kv, passes=2)
     core_backward(builder, s)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
     for name, rows, width in _head_norms(s):
-        norm_backward(builder, name, rows, width)
+        norm_backward(builder, name, rows, width, weights=name != VALUE_NORM)
         _reduce_statistics(builder, s, f"{name}.bwd")
+    _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
-        builder.add("attn.qkv.cat.bwd", "elem", cast(t * (q + kv + gate), BF16, BF16))
-    if s.norm_again("layer") and s.model.norm_placement != "post":
-        norm_forward(builder, "norm.attn.recompute", sharded, h, part="R")
+        builder.add("attn.qkv.cat.bwd", "elem", cast(t * sum(projected(s)), BF16, BF16))
+
+
+def to_input(builder: SegmentBuilder, s: Shapes) -> None:
+    """On to the gradient of the norm's output."""
+    t, h, made = s.tokens, s.model.hidden_size, sum(projected(s))
     regather(builder, "attn.x", s, h)
-    linear.input_gradient(builder, "attn.qkv", t, q + kv + gate, h, recipe=s.recipe, place="column")
+    linear.input_gradient(builder, "attn.qkv", t, made, h, recipe=s.recipe, place="column")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
-        linear.cast_for_wgrad(builder, "attn.qkv", t, q + kv + gate, which="g")
+        linear.cast_for_wgrad(builder, "attn.qkv", t, made, which="g")
     scatter(builder, "attn.dx", s, h, gradient=True)
-    leave_branch_backward(builder, "attn", s)
-    return builder.done()
 
 
 def weights(s: Shapes) -> Segment:
     """`attn.W`."""
-    q, kv = widths(s)
-    h = s.model.hidden_size
+    h, wide = s.model.hidden_size, sum(projected(s))
     builder = SegmentBuilder("attn.W", "W", s)
-    wide = q + kv + gate_width(s)
     if indexer.is_sparse(s):
         indexer.weight_gradients(builder, s)
     linear.weight_gradient(builder, "attn.o", s.tokens, h, output_width(s), recipe=s.recipe, place="row")

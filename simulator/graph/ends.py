@@ -11,7 +11,7 @@ from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper
+from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -24,10 +24,14 @@ def embedding(s: Shapes) -> Block:
     t, h = s.tokens, s.model.hidden_size
     ahead, back = SegmentBuilder("embed.F", "F", s), SegmentBuilder("embed.W", "W", s)
     ahead.add("embed.fwd", "embedding", cast(t * h, BF16, BF16), saved=t * TOKEN_ID)
-    scatter(ahead, "embed", s, h)
+    scatter(ahead, "embed", s, h, in_layer=False)
     hyper.spread(ahead, s, "hc.embed.fwd")
     hyper.spread(back, s, "hc.embed.bwd")
+    per_layer.look_up(ahead, s)
+    per_layer.look_up_backward(back, s)
     _table_gradient(back, "embed.wgrad", t * h)
+    if per_layer.has_inputs(s):
+        _table_gradient(back, "per_layer.table.wgrad", t * s.model.per_layer_width)
     return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
 
@@ -47,11 +51,12 @@ def _head_forward(s: Shapes) -> Segment:
     fused = s.stack.loss == "fused_linear"  # which does not need its input again
     output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end", gathered=True)
     hyper.collapse(builder, s)
+    depth.mix(builder, "head", s)
     norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
     if fused:
         loss.fused_head(builder, s, t, vocab)
         return builder.done()
-    gather(builder, "head.x", s, h)
+    gather(builder, "head.x", s, h, in_layer=False)
     linear.forward(builder, "head", t, vocab, h, recipe=s.recipe)
     loss.forward(builder, s, t, vocab)
     return builder.done()
@@ -74,6 +79,7 @@ def head(s: Shapes) -> Block:
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h)
     hyper.collapse_backward(back, late, s)
+    depth.mix_backward(back, "head", s)
     return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
 
 

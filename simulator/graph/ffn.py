@@ -13,6 +13,7 @@ from simulator.dtypes import BF16, FP8, fp8_bytes
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, scales, unvectorized
+from simulator.graph.mixers import per_layer
 from simulator.graph.norm import (
     enter_ffn_backward,
     kept_of_ffn_input,
@@ -214,7 +215,7 @@ def down(builder: SegmentBuilder, f: Ffn, s: Shapes) -> None:
         recipe=f.recipe,
         place="row",
         cast_input=False,
-        read_by_backward=f.name == "dense" and s.model.norm_placement != "pre",  # by a norm behind the branch
+        read_by_backward=s.model.norm_placement != "pre",  # by a norm behind the branch
     )
 
 
@@ -287,6 +288,7 @@ def dense_forward(s: Shapes) -> Segment:
         save(builder, f)
         scatter(builder, "dense", s, f.hidden)
     leave_ffn(builder, s)
+    per_layer.add(builder, s)
     return builder.done()
 
 
@@ -294,6 +296,7 @@ def dense_backward(s: Shapes) -> Segment:
     """`mlp.B` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.B", "I", s)
+    per_layer.add_backward(builder, s)
     enter_ffn_backward(builder, s)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
@@ -310,6 +313,7 @@ def dense_weights(s: Shapes) -> Segment:
     """`mlp.W` of a dense layer."""
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.W", "W", s)
+    per_layer.weights(builder, s)
     linear.weight_gradient(builder, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
     linear.weight_gradient(builder, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
     return builder.done()

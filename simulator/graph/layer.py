@@ -7,7 +7,7 @@ from types import ModuleType
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import chosen, compressed, recurrent
+from simulator.graph.mixers import chosen, compressed, hybrid, recurrent, selective
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
@@ -15,9 +15,18 @@ from simulator.graph.tokens import router, travel
 from simulator.spec.mixer import BlockKind, Mixer
 
 
-def _latent(s: Shapes) -> ModuleType:
-    """Latent attention to all tokens, or to chosen ones."""
-    return chosen if s.model.mixer_of(0) is Mixer.SPARSE else mla
+def _form(s: Shapes) -> ModuleType:
+    """What builds the ops of this layer's mixer."""
+    mixer = s.model.mixer_of(0)
+    if mixer.is_recurrent:
+        return selective if mixer is Mixer.MAMBA1 else recurrent
+    if mixer is Mixer.HYBRID:
+        return hybrid
+    if s.model.shared_key_value:
+        return compressed
+    if s.model.is_mla:
+        return chosen if mixer is Mixer.SPARSE else mla
+    return attention
 
 
 def _attention(s: Shapes) -> SegmentBuilder:
@@ -25,32 +34,23 @@ def _attention(s: Shapes) -> SegmentBuilder:
         builder = SegmentBuilder("attn.F", "F", s)
         enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
         return builder
-    if s.model.mixer_of(0).is_recurrent:
-        return recurrent.forward(s)
-    if s.model.shared_key_value:
-        return compressed.forward(s)
-    return _latent(s).forward(s) if s.model.is_mla else attention.forward(s)
+    started: SegmentBuilder = _form(s).forward(s)
+    return started
 
 
 def _attention_backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.model.mixer_of(0) is Mixer.NONE:
         leave_branch_backward(builder, "ffn", s)
         return builder.done()
-    if s.model.mixer_of(0).is_recurrent:
-        return recurrent.backward(builder, s)
-    if s.model.shared_key_value:
-        return compressed.backward(builder, s)
-    return _latent(s).backward(builder, s) if s.model.is_mla else attention.backward(builder, s)
+    segment: Segment = _form(s).backward(builder, s)
+    return segment
 
 
 def _attention_weights(s: Shapes) -> Segment:
     if s.model.mixer_of(0) is Mixer.NONE:
         return SegmentBuilder("attn.W", "W", s).done()
-    if s.model.mixer_of(0).is_recurrent:
-        return recurrent.weights(s)
-    if s.model.shared_key_value:
-        return compressed.weights(s)
-    return _latent(s).weights(s) if s.model.is_mla else attention.weights(s)
+    segment: Segment = _form(s).weights(s)
+    return segment
 
 
 def build_layer(kind: BlockKind, s: Shapes) -> Block:
@@ -105,6 +105,6 @@ def moe_layer(s: Shapes) -> Block:
         *travel.dispatch_backward(s, moe.backward_end(s)),
         moe.weights(s),
         _attention_backward(gate, own),
-        moe.with_shared_weights(_attention_weights(own), s),
+        moe.with_late_weights(_attention_weights(own), s),
     )
     return recomputed(Block(kind=BlockKind.MOE, forward=ahead, backward=back), s)

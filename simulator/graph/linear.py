@@ -118,6 +118,7 @@ def forward(
     elif RECIPES[recipe].by_layer and not recompute:
         casts.of_input(builder, name, m * k, place)
         casts.of_weight(builder, name, n * k, backward=False)
+        casts.swizzle(builder, f"{name}.fwd", m * k + n * k)
     gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
     builder.add(
         f"{name}.{'recompute' if recompute else 'fwd'}",
@@ -159,6 +160,7 @@ def input_gradient(
     elif RECIPES[recipe].by_layer:
         casts.of_gradient(builder, name, m * n, place)
         casts.of_weight(builder, name, n * k, backward=True)
+        casts.swizzle(builder, f"{name}.dgrad", m * n + n * k)
     builder.add(f"{name}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, n))
 
 
@@ -180,6 +182,7 @@ def weight_gradient(
     fused, kept = builder.fused_accumulation, builder.shapes.states.gradient_bytes
     if RECIPES[recipe].by_layer:
         casts.for_weight_gradient(builder, name, m * k, m * n, place)
+        casts.swizzle(builder, f"{name}.wgrad", m * k + m * n, "W")
     gemm = Gemm(
         m=n,
         n=k,

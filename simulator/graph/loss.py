@@ -104,8 +104,8 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
     if how in FORWARD:
         kernels, read, written = FORWARD[how]
         work = cast(logits, read / kernels, written / kernels)
-        facts: Facts = {"reads_resident": True, "saves_input": True, "alive": alive}
-        builder.add("loss.fwd", "elem", work, count=kernels, saved=saved, **facts)
+        facts: Facts = {"reads_resident": True, "saves_input": True, "alive": alive, "count": kernels}
+        builder.add("loss.fwd", "elem", work, saved=saved, **facts)
         return
     if how == "fp32":
         builder.add("logits.to_fp32", "elem.unvectorized", unvectorized(logits, BF16, FP32))

@@ -16,12 +16,19 @@ from simulator.dtypes import BF16, FP8, FP32, fp8_bytes
 from simulator.graph import ffn, linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise, row_scales
-from simulator.graph.mixers import hyper
-from simulator.graph.norm import add_residual, norm_forward, sum_of_two
+from simulator.graph.mixers import branches, hyper
+from simulator.graph.norm import (
+    add_residual,
+    drop_backward,
+    norm_behind,
+    norm_behind_backward,
+    norm_forward,
+    sum_of_two,
+)
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import order, travel
+from simulator.graph.tokens import latent, order, travel
 from simulator.ops import Collective, CollectiveKind, Facts, Fixed, Gemm, Streaming
 from simulator.spec.precision import RECIPES
 
@@ -62,14 +69,18 @@ def local_sum(s: Shapes) -> tuple[Segment, ...]:
     home: tuple[str, ...] = ("moe.combine.fwd.a2a",) if order.travels(s) else ()
     with builder.inside("moe"):
         home = order.merge_at_home(builder, s, home)
-        if s.model.shared_width and not s.stack.residual_fused:
+        home = latent.back(builder, s, home)
+        home = branches.leave(builder, s, after=home)
+        if s.model.shared_width and (s.model.branch_norms or not s.stack.residual_fused):
             work = sum_of_two(sharded_tokens(s) * s.model.hidden_size)
             builder.add("moe.shared.sum", "elem", work, after=home, scales_with_load=True)
             home = ()
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, after=home)
     else:
-        add_residual(builder, "moe", s, s.model.hidden_size, after=home, scales_with_load=True)
+        home = norm_behind(builder, "moe", s, after=home)
+        behind = s.model.norm_placement != "pre"
+        add_residual(builder, "moe", s, s.model.hidden_size, leaves=behind, after=home, scales_with_load=True)
     done = builder.done()
     return (done,) if done.ops else ()
 
@@ -78,6 +89,11 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
     """`out.B`: the gradient of that sum, and of the streams', before the experts' backward."""
     builder = SegmentBuilder("out.B", "I", s)
     hyper.leave_backward(builder, "ffn", s)
+    if s.model.norm_placement != "pre":
+        drop_backward(builder, "moe", s, s.model.hidden_size)
+        norm_behind_backward(builder, "moe", s)
+        branches.leave_backward(builder, s)
+    latent.back_backward(builder, s)
     if order.every_copy_travels(s):
         order.merge_at_home_backward(builder, s)
     done = builder.done()
@@ -131,9 +147,10 @@ def _over_experts_parts(
     etp = s.job.layout.etp
     if etp == 1:
         return after
-    each = order.each_bytes(s) if kind == "all_gather" else s.model.hidden_size * BF16
+    each = order.each_bytes(s) if kind == "all_gather" else s.model.expert_hidden * BF16
     work = Collective(kind=kind, bytes=s.received * each, ranks=etp, per_node=min(etp, s.node_gpus))
-    builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after, scales_with_load=True)
+    saved = latent.kept(s) if name == "moe.y" and not order.travels(s) else 0.0
+    builder.add(f"{name}.{kind}", f"comm.etp.{kind}", work, after=after, scales_with_load=True, saved=saved)
     return ()
 
 
@@ -148,19 +165,30 @@ def _casts(builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, 
     if not RECIPES[s.recipe].by_layer:
         return
     make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
-    make(builder, name, values, "alone", scales_with_load=True)
+    many = _casts_apart(s)
+    make(builder, name, values / many, "alone", scales_with_load=True, count=many)
     casts.of_weight(builder, name, s.local_experts * width * out, backward=backward)
+    which = "dgrad" if backward else "fwd"
+    casts.swizzle(builder, f"{name}.{which}", values + s.local_experts * width * out, scales_with_load=True)
+
+
+def _casts_apart(s: Shapes) -> int:
+    """Casts of an operand of a grouped GEMM: Transformer Engine casts the rows of all experts at once where scales are
+    delayed, and else those of each by kernels of their own (transformer_engine/pytorch/csrc/extensions/cast.cpp,
+    multi_tensor_quantize_impl, 2.9, 2025-11)."""
+    delayed = RECIPES[s.recipe].scaled == "tensor" and s.settings.scaling == "delayed"
+    return 1 if delayed or s.stack.grouped_gemm != "streams" else s.local_experts
 
 
 def forward(s: Shapes) -> Segment:
     """`mlp.F`: shared up projection, permute, the two grouped GEMMs, un-permute, shared down projection."""
-    h, inner, experts = s.model.hidden_size, expert_inner(s), s.local_experts
+    h, inner, experts = s.model.expert_hidden, expert_inner(s), s.local_experts
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.F", "F", s)
     builder.unit = "moe"
     if shared:
         with builder.inside("shared_experts"):
-            gather(builder, "shared.x", s, h)
+            gather(builder, "shared.x", s, shared.hidden)
             ffn.up(builder, shared, s, cast_input=False)
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * s.formats.kept_bytes
     arrived = travel.arrived(s, "moe.dispatch.fwd.a2a")
@@ -196,7 +224,8 @@ def forward(s: Shapes) -> Segment:
     _casts(builder, s, "moe.down", inner, h)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
     kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
-    down: Facts = {**last, "read_by_backward": kept > 0.0, "launches": _launches(s)}
+    read = kept > 0.0 or s.model.norm_placement != "pre"  # by gate weights' gradients, or a norm behind the branch
+    down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
@@ -205,7 +234,7 @@ def forward(s: Shapes) -> Segment:
     if shared:
         with builder.inside("shared_experts"):
             ffn.down(builder, shared, s)
-            scatter(builder, "shared", s, h)
+            scatter(builder, "shared", s, shared.hidden)
     if s.fp8:
         work = cast(s.rows * expert_up(s), BF16, FP8)
         builder.add("moe.up_gate.save_fp8", "quant.token", work, scales_with_load=True)
@@ -217,7 +246,7 @@ def forward(s: Shapes) -> Segment:
 
 def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the arriving gradient to that of the experts' up projection."""
-    h, inner = s.model.hidden_size, expert_inner(s)
+    h, inner = s.model.expert_hidden, expert_inner(s)
     wait = travel.gradient_arrived(s)
     if s.fp8:
         values = s.rows * expert_up(s)
@@ -249,7 +278,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
 
 def backward(s: Shapes) -> Segment:
     """`mlp.B`."""
-    h, t = s.model.hidden_size, sharded_tokens(s)
+    h, wide, t = s.model.hidden_size, s.model.expert_hidden, sharded_tokens(s)
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.B", "I", s)
     if shared:
@@ -264,10 +293,10 @@ def backward(s: Shapes) -> Segment:
     if s.fp8:
         builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * expert_up(s), BF16, FP8), scales_with_load=True)
         builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, expert_up(s)), scales_with_load=True)
-    _casts(builder, s, "moe.up_gate", h, expert_up(s), backward=True)
+    _casts(builder, s, "moe.up_gate", wide, expert_up(s), backward=True)
     builder.add(
-        "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, h, expert_up(s), gradient=True),
-        scales_with_load=True, launches=_launches(s),
+        "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"),
+        _grouped(s, wide, expert_up(s), gradient=True), scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
     order.into_experts_backward(builder, s)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
@@ -297,7 +326,10 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
     if RECIPES[s.recipe].by_layer:
-        casts.for_weight_gradient(builder, name, s.rows * m, s.rows * n, "alone", scales_with_load=True)
+        many = _casts_apart(s)
+        apart = (s.rows * m / many, s.rows * n / many)
+        casts.for_weight_gradient(builder, name, *apart, "alone", scales_with_load=True, count=many)
+        casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(
@@ -320,12 +352,13 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
 
 def weights(s: Shapes) -> Segment:
     """`mlp.W`: weight gradients of shared and routed experts, with the permuting casts of their operands."""
-    h, inner = s.model.hidden_size, expert_inner(s)
+    h, inner = s.model.expert_hidden, expert_inner(s)
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.W", "W", s)
+    latent.back_weights(builder, s)
     if shared:
         linear.weight_gradient(
-            builder, "shared.down", shared.tokens, h, shared.inner, recipe=shared.recipe, place="row"
+            builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
         )
     permuted = Streaming(read=s.received * h * FP8, written=s.rows * h * FP8)
     if s.fp8:
@@ -335,7 +368,7 @@ def weights(s: Shapes) -> Segment:
         builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.up_gate", h, expert_up(s))
     if shared:
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, h, recipe=shared.recipe)
+        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
     return builder.done()
 
 
@@ -356,14 +389,15 @@ def shared_backward(builder: SegmentBuilder, s: Shapes) -> None:
     scatter(builder, "shared.dx", s, shared.hidden, gradient=True)
 
 
-def with_shared_weights(attention: Segment, s: Shapes) -> Segment:
-    """`attn.W` with the weight gradients of shared experts that nothing overlaps."""
+def with_late_weights(attention: Segment, s: Shapes) -> Segment:
+    """`attn.W` with the weight gradients that are ready behind the experts' backward: of the projection to their width,
+    and of shared experts that nothing overlaps."""
     shared = shared_of(s, overlapped=False)
-    if shared is None:
-        return attention
     builder = SegmentBuilder(attention.name, "W", s)
-    linear.weight_gradient(
-        builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
-    )
-    linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
+    latent.there_weights(builder, s)
+    if shared:
+        linear.weight_gradient(
+            builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
+        )
+        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
     return replace(attention, ops=builder.done().ops + attention.ops)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import unvectorized
+from simulator.graph.mixers import depth
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
@@ -52,6 +53,7 @@ def norm_forward(
     residual: bool = False,
     part: Part | None = None,
     saved: float = 0.0,
+    after: tuple[str, ...] = (),
 ) -> None:
     """Read x, write the normalised x; with `residual`, also read the branch and write the sum, where the software fuses
     that (else see `add_residual`).
@@ -60,7 +62,8 @@ def norm_forward(
     """
     residual = residual and builder.stack.residual_fused
     if not builder.stack.norm_fused:
-        builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32))
+        builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32), after=after)
+        after = ()
         builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
         builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
@@ -70,11 +73,14 @@ def norm_forward(
         blocks=_ctas(width, builder.shapes, 3, 7),
     )
     cls = "norm.fwd.residual" if residual else "norm.fwd.narrow" if width <= ONE_WARP else "norm.fwd"
-    builder.add(name, cls, work, part=part, saved=saved)
+    builder.add(name, cls, work, part=part, saved=saved, after=after)
 
 
-def norm_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *, residual: bool = False) -> None:
-    """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part.
+def norm_backward(
+    builder: SegmentBuilder, name: str, tokens: int, width: int, *, residual: bool = False, weights: bool = True
+) -> None:
+    """Read x and dy (with `residual` also the gradient that by-passes the norm), write dx; then the weight's part, if
+    the norm has any.
 
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
@@ -82,12 +88,15 @@ def norm_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
-    if builder.stack.norm_kernels != "compiled":  # torch.compile's were measured as one, sum over the rows included
+    if (
+        weights and builder.stack.norm_kernels != "compiled"
+    ):  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
-    added = Streaming(read=width * (FP32 + kept), written=width * kept)
-    builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
+    if weights:
+        added = Streaming(read=width * (FP32 + kept), written=width * kept)
+        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
     if residual and not fused:
         builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
 
@@ -152,19 +161,24 @@ def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes, each: float, *, 
     rows, h = sharded_tokens(s), s.model.hidden_size
     if s.model.norm_placement == "post":
         return rows * h * BF16
+    depth.mix(builder, "attn", s)
     norm_forward(builder, norm, rows, h, saved=rows * h * BF16 + norm_output(s, rows, h, each=each, gathered=gathered))
     return 0.0
 
 
-def _norm_behind(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
-    """The norm of a branch's output; it keeps the output, and its statistics, but nothing reads what it makes again."""
+def norm_behind(builder: SegmentBuilder, branch: str, s: Shapes, *, after: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The norm of a branch's output; it keeps the output, and its statistics, but nothing reads what it makes again.
+    Returns what is still to wait for."""
     rows, h = sharded_tokens(s), s.model.hidden_size
-    if s.model.norm_placement != "pre":
-        statistics = FP32 * (2 if s.model.norm == "layer" else 1)
-        norm_forward(builder, f"norm.{branch}.out.fwd", rows, h, saved=rows * (h * BF16 + statistics))
+    if s.model.norm_placement == "pre":
+        return after
+    statistics = FP32 * (2 if s.model.norm == "layer" else 1)
+    norm_forward(builder, f"norm.{branch}.out.fwd", rows, h, saved=rows * (h * BF16 + statistics), after=after)
+    return ()
 
 
-def _norm_behind_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
+def norm_behind_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
+    """Its gradient."""
     if s.model.norm_placement != "pre":
         norm_backward(builder, f"norm.{branch}.out", sharded_tokens(s), s.model.hidden_size)
 
@@ -173,15 +187,16 @@ def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
     """From the output of attention to the input of the feed-forward part."""
     rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
     if model.mixer_only_layers:  # of a layer without a feed-forward part
-        _norm_behind(builder, "attn", s)
+        norm_behind(builder, "attn", s)
         add_residual(builder, "attn", s, h, leaves=True)
         return
     if model.norm_placement == "pre" and not model.parallel_block:
         add_residual(builder, "attn", s, h)
+        depth.mix(builder, "ffn", s)
         kept = rows * h * BF16 + norm_output(s, rows, h, each=s.ffn_input, gathered=not s.ffn_is_moe)
         norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
         return
-    _norm_behind(builder, "attn", s)
+    norm_behind(builder, "attn", s)
     add_residual(builder, "attn", s, h, leaves=model.parallel_block, alone=True)  # a sequential block reads the sum
     if model.norm_placement == "both":
         enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
@@ -198,14 +213,14 @@ def kept_of_ffn_input(s: Shapes) -> float:
 
 def leave_ffn(builder: SegmentBuilder, s: Shapes) -> None:
     """From the output of a dense feed-forward part to that of the layer."""
-    _norm_behind(builder, "dense", s)
+    norm_behind(builder, "dense", s)
     add_residual(builder, "dense", s, s.model.hidden_size, leaves=True)
 
 
 def enter_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the layer's output to that of the dense feed-forward part's."""
     drop_backward(builder, "dense", s, s.model.hidden_size)
-    _norm_behind_backward(builder, "dense", s)
+    norm_behind_backward(builder, "dense", s)
 
 
 def leave_ffn_backward(builder: SegmentBuilder, s: Shapes) -> None:
@@ -220,8 +235,9 @@ def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
     before = model.norm_placement != "post" and not model.mixer_only_layers
     if before and not (model.parallel_block and model.shared_norm):
         norm_backward(builder, "norm.ffn", rows, h, residual=True)
+    depth.mix_backward(builder, "ffn", s)
     drop_backward(builder, "attn", s, h)
-    _norm_behind_backward(builder, "attn", s)
+    norm_behind_backward(builder, "attn", s)
 
 
 def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> None:
@@ -233,3 +249,4 @@ def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> No
     if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
         builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
     norm_backward(builder, f"norm.{branch}", rows, h, residual=True)
+    depth.mix_backward(builder, "attn", s)

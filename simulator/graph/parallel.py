@@ -11,7 +11,7 @@ from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind, ConcurrentWith
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -43,7 +43,16 @@ def _collective(
         builder.add(f"{name}.{kind}", f"comm.tp.{kind}", work, concurrent_with=concurrent_with)
 
 
-def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWith:
+    """How a collective overlaps with the GEMM that it feeds or drains: those of embedding and head do not."""
+    if not (s.stack.tp_overlap and s.job.layout.sp and in_layer):
+        return "nothing"
+    how = s.stack.tp_scatter
+    pipeline = how == "pipeline" or (how == "recipe" and s.recipe == "bf16")
+    return "pipeline" if pipeline and kind == "reduce_scatter" else "chunks"
+
+
+def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
     """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
 
     Where each layer casts its own input, the cast comes first and narrow values travel (Transformer Engine; torchao
@@ -51,9 +60,8 @@ def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
     """
     if s.job.layout.sp:
         each = s.formats.travels_bytes
-        _collective(
-            builder, name, "all_gather", s, width * each, concurrent_with="chunks" if s.stack.tp_overlap else "nothing"
-        )
+        how = _in_pieces(s, "all_gather", in_layer)
+        _collective(builder, name, "all_gather", s, width * each, concurrent_with=how)
 
 
 def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
@@ -68,33 +76,28 @@ def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 
-def scatter(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, gradient: bool = False) -> None:
+def scatter(
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, gradient: bool = False, in_layer: bool = True
+) -> None:
     """Reduce-scatter after a row-parallel GEMM; without sequence parallelism an all-reduce.
 
     After the input `gradient` of a column-parallel one, Megatron overlaps it with the weight gradient; here the input
     gradient, which takes as long, stands for it.
     """
-    concurrent_with: ConcurrentWith = "chunks" if s.stack.tp_overlap and s.job.layout.sp else "nothing"
-    if gradient and s.stack.tp_regather:
-        concurrent_with = "whole"
     kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
+    concurrent_with = "whole" if gradient and s.stack.tp_regather else _in_pieces(s, kind, in_layer)
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
 
 
-def circulate_keys(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int) -> None:
-    """Context parallelism: every rank sees all keys and values, `passes` times `width` values a token.
-
-    A ring passes them on while the core works on the part that is there (Ring Attention, arXiv 2310.01889); an
-    all-gather comes before it (Llama 3, arXiv 2407.21783, section 3.3.2).
-    """
+def circulate_keys(
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int, part: Part | None = None
+) -> None:
+    """Context parallelism: every rank gathers all keys and values, `passes` times `width` values a token."""
     layout = s.job.layout
     if layout.cp > 1:
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
-        concurrent_with: ConcurrentWith = "chunks" if layout.cp_kind == "ring" else "nothing"
-        builder.add(
-            name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with, in_ring=layout.cp_kind == "ring"
-        )
+        builder.add(name, "comm.cp.all_gather", work, part=part)
 
 
 def ranks_per_node(s: Shapes) -> int:

@@ -73,14 +73,15 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
         }
         experts = p.routed_expert // (layout.ep * layout.etp)
         return Held(
-            dense=split + p.norms + p.router + p.hyper_connections,
+            dense=split + p.norms + p.router + p.latent + p.hyper_connections + p.per_layer,
             experts=experts,
-            matrices=sum(parts.values()),
+            matrices=sum(parts.values()) + p.latent,
             narrow=0 if all_wide else sum(many for part, many in parts.items() if part not in wide),
             narrow_experts=0 if all_wide or "experts" in wide else experts,
         )
     if kind == BlockKind.EMBED:
-        return Held(dense=vocabulary + model.learned_positions)
+        tables = vocabulary + model.learned_positions + model.per_layer_table // tp
+        return Held(dense=tables + model.per_layer_projection)
     if kind == BlockKind.HEAD:
         bias = model.vocab_size // tp if model.head_bias else 0
         own_weights = model.norm_weights + bias + model.collapse_parameters
@@ -96,18 +97,22 @@ DENSE, EXPERTS = 0, 1
 
 def matrices_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> list[tuple[int, int, int, int]]:
     """Matrices of one block on one rank without tensor parallelism: (rows, columns, how many, DENSE or EXPERTS)."""
-    kind, h = kind.base, model.hidden_size
+    kind, h, own = kind.base, model.hidden_size, model.of_kind(kind.base)
     if kind == BlockKind.MTP:
         return [(2 * h, h, 1, DENSE)]
     if not kind.is_layer:
         return []
-    found = [(k, n, 1, DENSE) for k, n in model.of_kind(kind).attention_matrices().values()]
+    found = [(k, n, 1, DENSE) for k, n in own.attention_matrices().values()]
+    if model.hidden_size_per_layer_input:
+        found.append((h, model.hidden_size_per_layer_input, 2, DENSE))
     if not kind.is_moe:
-        return [*found, (h, model.intermediate_size, model.ffn_matrices, DENSE)]
+        return [*found, (h, own.intermediate_size, model.ffn_matrices, DENSE)]
     if model.shared_width:
         found.append((h, model.shared_width, model.ffn_matrices, DENSE))
+    if model.moe_latent_size:
+        found.append((h, model.moe_latent_size, 2, DENSE))
     experts = model.n_routed_experts // job.layout.ep
-    return [*found, (h, model.moe_intermediate_size, model.ffn_matrices * experts, EXPERTS)]
+    return [*found, (model.expert_hidden, model.moe_intermediate_size, model.ffn_matrices * experts, EXPERTS)]
 
 
 def held_by_stage(blocks: Sequence[BlockKind], model: ModelSpec, job: Job) -> Held:

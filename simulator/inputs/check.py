@@ -12,11 +12,13 @@ from typing import TypeAlias, get_args
 
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
-from simulator.inputs.problem_record import Problem, Severity
+from simulator.inputs.problems import Problem, Severity
+from simulator.inputs.ranges.context_rules import context_rules
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
 from simulator.spec.job import Module
+from simulator.spec.mixer import Mixer
 from simulator.spec.model import BlockKind, ModelSpec
 from simulator.spec.placement import decoder_counts, is_written, placed
 from simulator.spec.recompute import Modules, recomputed_modules
@@ -259,6 +261,7 @@ def _routing(s: Scenario) -> Iterator[Problem]:
     routing = s.job.routing
     for key, value, kind in (
         ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
+        ("hot_expert", routing.hot_expert if routing.hot_expert != 1.0 else 0.0, "hot"),
         ("cv", routing.cv, "sampled"),
         ("microbatch_cv", routing.microbatch_cv, "sampled"),
         ("seed", routing.seed, "sampled"),
@@ -294,6 +297,19 @@ def _seen_by(s: Scenario) -> Iterator[Problem]:
             message="does nothing here",
             suggestion=use,
             severity="warning",
+        )
+
+
+def _hot(s: Scenario) -> Iterator[Problem]:
+    """Every token chooses an expert once at most."""
+    routing, gate = s.job.routing, s.model.gate
+    if s.model.is_moe and routing.hot_expert > gate.experts / gate.top_k:
+        yield Problem(
+            rule="routing",
+            key="routing.hot_expert",
+            value=routing.hot_expert,
+            message=f"is more than all tokens: each chooses {gate.top_k} of {gate.experts} experts",
+            suggestion=f"use at most {gate.experts / gate.top_k:g}",
         )
 
 
@@ -407,11 +423,20 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
 
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
-    if not kind.mixer.is_recurrent:
+    if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
+    if layout.cp > 1 and kind.mixer is Mixer.MAMBA1:
+        yield Problem(
+            rule="recurrent layers",
+            key="layout.cp",
+            value=layout.cp,
+            message="no software splits the sequences of mamba1 layers, whose b and c come from all channels",
+            suggestion="use 1",
+        )
+    parts = "channels" if kind.mixer is Mixer.MAMBA1 else "heads"
     if state.heads % layout.tp:
-        yield _width_problem("layout.tp", layout.tp, f"heads of {kind.mixer} layers", state.heads)
+        yield _width_problem("layout.tp", layout.tp, f"{parts} of {kind.mixer} layers", state.heads)
     elif state.key_heads % layout.tp and layout.tp % state.key_heads:
         yield _width_problem("layout.tp", layout.tp, f"groups of heads of {kind.mixer} layers", state.key_heads)
     elif (state.heads // layout.tp) % layout.cp:
@@ -419,13 +444,28 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
         yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
 
 
+def _carried(s: Scenario) -> Iterator[Problem]:
+    """What only the first stage, or an earlier layer, makes would have to travel with the residual stream."""
+    model, pp = s.model, s.job.layout.pp
+    reuses = any(kind.mixer.reuses for kind in model.layer_kinds())
+    if pp > 1 and (reuses or model.hidden_size_per_layer_input):
+        what = "reuse keys of earlier ones" if reuses else "take values of their own from the embedding"
+        yield Problem(
+            rule="stages",
+            key="layout.pp",
+            value=pp,
+            message=f"layers of {model.name} {what}, which are not sent between stages here",
+            suggestion="use 1, with tp or more replicas instead",
+        )
+
+
 def _heads(s: Scenario) -> Iterator[Problem]:
     """Heads of every kind of layer on tensor-parallel ranks."""
     tp, seen = s.job.layout.tp, set[tuple[int, int]]()
     for kind in dict.fromkeys(s.model.layer_kinds()):
         layer = s.model.of_kind(kind)
+        yield from _state_heads(s, kind)
         if not kind.mixer.attends:
-            yield from _state_heads(s, kind)
             continue
         heads, kv = layer.num_attention_heads, layer.num_key_value_heads
         if (heads, kv) in seen:
@@ -459,6 +499,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
             suggestion=f"use {_multiples(length, 2 * layout.cp)} tokens",
         )
     yield from _reach(s, length)
+    yield from context_rules(s)
 
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:
@@ -756,8 +797,10 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.experts,
     _routing,
     _seen_by,
+    _hot,
     _recorded,
     _tensor,
+    _carried,
     serving_check.positions,
     serving_check.drafting,
     serving_check.microbatches,
@@ -774,9 +817,11 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _experts,
         _routing,
         _seen_by,
+        _hot,
         _recorded,
         _stragglers,
         _tensor,
+        _carried,
         _sequence,
         _nodes,
         _features,

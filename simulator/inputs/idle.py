@@ -222,6 +222,20 @@ def _without_offload(scenario: Scenario) -> str:
     return "" if scenario.job.offload.optimizer else "no optimizer is offloaded (offload.optimizer)"
 
 
+def _without_later_ranks(scenario: Scenario) -> str:
+    """Why no rank could begin its next step before the others are through."""
+    from simulator.schedule import record_of, uniform_times
+
+    layout, made, record = scenario.job.layout, _made(scenario), record_of(scenario.job.layout.schedule)
+    if scenario.stack.param_gather_overlap and layout.zero in (1, 2):
+        return "ranks gather parameters before their first forwards (stack.param_gather_overlap)"
+    if made is not None and (record is None or record.timed is None):
+        times = uniform_times(made, f=1.0, i=1.0, w=1.0)
+        if max(times.spans) == times.makespan:
+            return f"the first rank of the schedule {layout.schedule} ends last"
+    return _without_pipeline(scenario)
+
+
 def _without_issue(scenario: Scenario) -> str:
     stack = scenario.stack
     return "" if stack.host_kernel or stack.host_gemm or stack.host_collective else "the host issues in no time"
@@ -262,6 +276,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.expert_overlap": _without_1f1b,
     "stack.wgrad_fills_waits": _without_lone_gradients,
     "stack.pipeline_buffers": _without_pipeline,
+    "stack.post_validation": _without_later_ranks,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.dispatcher": _without_travel,

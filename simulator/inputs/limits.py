@@ -86,6 +86,7 @@ STACK: Mapping[str, Range] = {
     "scheduler.captured_prefill": _NOT_NEGATIVE,
     "scheduler.host_step": Range(low=0, high=1, unit="s", factors=("e-3", "e-6")),
     "scheduler.host_sequence": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
+    "scheduler.stream_interval": Range(low=1, high=1_000_000),
     "scheduler.frontend": Range(low=0, high=60, unit="s", factors=("e-3", "e-6")),
 }
 
@@ -115,6 +116,7 @@ JOB: Mapping[str, Range] = {
     "offload.activations": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
+    "routing.hot_expert": Range(low=1, high=1e4),
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
     "routing.microbatch_cv": Range(low=0, high=4),
     "routing.seed": _NOT_NEGATIVE,
@@ -138,6 +140,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "n_routed_experts",
         "num_experts_per_tok",
         "moe_intermediate_size",
+        "moe_latent_size",
         "n_shared_experts",
         "shared_expert_intermediate_size",
         "first_k_dense_replace",
@@ -158,12 +161,17 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "linear_gate_rank",
         "mamba_num_heads",
         "mamba_head_dim",
+        "mamba_inner_size",
+        "mamba_dt_rank",
         "ssm_state_size",
         "mixer_only_layers",
         "sliding_num_attention_heads",
         "sliding_num_key_value_heads",
         "sliding_head_dim",
         "sliding_v_head_dim",
+        "hidden_size_per_layer_input",
+        "attn_res_block_size",
+        "vocab_size_per_layer_input",
     ),
     _NOT_NEGATIVE,
 ) | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ from simulator.inputs.hf_config import Reading, model_from_config, read_config, 
 from simulator.inputs.idle import refuse_idle, refuse_replayed, refuse_shown_only
 from simulator.inputs.limits import CLUSTER, JOB, STACK, check_ranges
 from simulator.inputs.overrides import OPTION, Override, parse_override, paths, replaced, typed, unknown
+from simulator.inputs.plain import hints
 from simulator.inputs.problems import problem
 from simulator.inputs.ranges.parameter_limits import check_parameters
-from simulator.inputs.typed import build, field_names, hints
+from simulator.inputs.typed import build, field_names
 from simulator.inputs.workloads import refuse_changed_kind, refuse_other_workload, with_defaults
 from simulator.routing.loads import moe_layers
 from simulator.routing.published_loads import with_published_loads
@@ -61,6 +62,21 @@ def read_model(name_or_path: str) -> Reading:
 def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:
     """The cluster of a shipped name or of a TOML profile, after `overrides` such as `hardware.gpu.sms=108`."""
     source = find("hardware", name_or_path)
+    cluster = _cluster(source) if source.folder else _shipped_cluster(source.name)
+    for change in map(parse_override, overrides):
+        if change.root != "hardware" or not change.rest:
+            raise unknown(change, paths(cluster, "hardware"))
+        cluster = _changed_cluster(cluster, change)
+    return cluster
+
+
+@cache
+def _shipped_cluster(name: str) -> Cluster:
+    """Shipped files do not change while the program runs: each is read and checked once."""
+    return _cluster(find("hardware", name))
+
+
+def _cluster(source: Source) -> Cluster:
     table = {"name": source.name} | read_extended("hardware", source)
     profile = build(_Profile, table, source.label)
     kernels = _parameters("kernels", Kernels, profile.kernels, source)
@@ -68,10 +84,6 @@ def load_hardware(name_or_path: str, overrides: Sequence[str] = ()) -> Cluster:
     plain = {f.name: getattr(profile, f.name) for f in fields(profile)}
     cluster = Cluster(**plain | {"kernels": kernels, "fabric": fabric})
     _check_cluster(cluster, source.label, "")
-    for change in map(parse_override, overrides):
-        if change.root != "hardware" or not change.rest:
-            raise unknown(change, paths(cluster, "hardware"))
-        cluster = _changed_cluster(cluster, change)
     return cluster
 
 
@@ -84,6 +96,15 @@ def measured_gpu(kernels: str) -> Gpu | None:
 def load_stack(name_or_path: str) -> Stack:
     """The software stack of a shipped name or of a TOML file."""
     source = find("stack", name_or_path)
+    return _stack(source) if source.folder else _shipped_stack(source.name)
+
+
+@cache
+def _shipped_stack(name: str) -> Stack:
+    return _stack(find("stack", name))
+
+
+def _stack(source: Source) -> Stack:
     stack = build(Stack, {"name": source.name} | read_extended("stack", source), source.label)
     check_ranges(stack, STACK, source.label)
     return stack

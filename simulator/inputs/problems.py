@@ -1,11 +1,35 @@
-"""One line for everything that can be wrong with an input: `file: key: value: what would be right`."""
+"""One line for everything that can be wrong with an input, `file: key: value: what would be right`; broken rules."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from simulator.errors import InputError, meant, printable
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One broken `rule`. `key` and `value` as in the job file, `message` with the numbers, `suggestion` what would do.
+
+    An error makes the job impossible; a warning says that the forecast leaves something out.
+    """
+
+    rule: str
+    key: str
+    value: object
+    message: str
+    suggestion: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        advice = f"; {self.suggestion}" if self.suggestion else ""
+        return f"{self.key}: {self.value}: {self.message}{advice}"
+
 
 _SHOWN = 60  # characters of a key or a value that an error repeats
 

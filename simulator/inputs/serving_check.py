@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from simulator.inputs.problem_record import Problem
+from simulator.inputs.problems import Problem
+from simulator.routing.loads import BY_EXPERT
 from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
@@ -236,7 +237,7 @@ def ranks(s: Scenario) -> Iterator[Problem]:
             message='changes nothing without ranks = "apart" and a context, or tokens, that differ',
             suggestion="leave it out",
         )
-    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", "sampled", "measured")):
+    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", *BY_EXPERT)):
         why = f"{s.job.routing.kind} routing is about ranks" if travels else "there is no all-to-all over ep ranks"
         yield Problem(
             rule="placement of experts",
@@ -288,7 +289,15 @@ def slots(s: Scenario) -> Iterator[Problem]:
             message=f"changes nothing: {model.name} has no experts",
             suggestion="use recipe",
         )
-    if serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
+    if serving.shared_slots and model.is_moe and model.moe_latent_size:
+        yield Problem(
+            rule="copies of experts",
+            key="serving.shared_slots",
+            value=serving.shared_slots,
+            message=f"a shared part reads {model.hidden_size} values of a token, an expert {model.moe_latent_size}",
+            suggestion="use 0",
+        )
+    elif serving.shared_slots and model.is_moe and model.shared_width != model.moe_intermediate_size:
         yield Problem(
             rule="copies of experts",
             key="serving.shared_slots",

@@ -1,19 +1,22 @@
 """Tables to frozen dataclasses: the only place that knows pydantic, strict and closed to unknown keys.
 
-pydantic finds what does not fit; the words come from the field's own type, so that every error reads alike.
+What fits is built by `simulator.inputs.plain`. pydantic finds what does not; the words come from the field's own type,
+so that every error reads alike.
 """
 
 from __future__ import annotations
 
 import json
 import types
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from simulator.errors import InputError
+from simulator.inputs.plain import Misfit, fit, hints
 from simulator.inputs.problems import nearest, problem
 from simulator.inputs.renamed import current_name
 
@@ -57,13 +60,6 @@ def expected(hint: Any) -> str:
     return "must be " + words.get(hint, str(hint))
 
 
-@cache
-def hints(cls: type) -> dict[str, Any]:
-    """Field name -> type of a dataclass."""
-    known = get_type_hints(cls)
-    return {f.name: known[f.name] for f in fields(cls)}
-
-
 def field_names(hint: Any) -> list[str]:
     """Names below a table-like type: fields of a dataclass, also of one that a union allows; else none."""
     hint = next((form for form in get_args(hint) if is_dataclass(form)), hint) if get_origin(hint) in _UNIONS else hint
@@ -90,6 +86,8 @@ def _adapter(hint: Any) -> Any:
 
 
 def _validated(hint: Any, value: Any, source: str, key: str) -> Any:
+    with suppress(Misfit):
+        return fit(hint)(value)
     from pydantic import ValidationError
 
     try:

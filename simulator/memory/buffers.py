@@ -34,7 +34,7 @@ def buffer_items(
     scenario: Scenario, shapes: Shapes, stages: Sequence[Sequence[BlockKind]], assumed: Assumptions
 ) -> list[Item]:
     """Queues of the all-to-all, and buffers that the pipeline receives into, of a rank that holds `stages`."""
-    job, hidden = scenario.job, scenario.model.hidden_size
+    job, hidden = scenario.job, scenario.model.expert_hidden
     items = []
     if shapes.local_experts and job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY:
         nvlink, rdma = queue_bytes(
@@ -43,7 +43,7 @@ def buffer_items(
         items.append(Item(group="buffers", name="expert all-to-all, NVLink queues", bytes=nvlink))
         items.append(Item(group="buffers", name="expert all-to-all, RDMA queues", bytes=rdma))
     if job.layout.pp > 1:
-        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * scenario.model.stream_width * BF16
+        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * scenario.model.sent_width * BF16
         count = 2 * assumed.receive_buffers * len(stages)
         if scenario.stack.pipeline_buffers == "each":  # the first stage receives no activations, the last no gradients
             kinds = [kind for blocks in stages for kind in blocks]

@@ -89,7 +89,7 @@ def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> f
         share = 1.0 if own.model.is_mla else kv_heads_per_rank(own) / own.model.num_key_value_heads
         total += layers * model.cached_values(kind, length) * share * WIDTH[shapes.serving.kv_dtype]
         total += layers * (model.indexed_bytes(kind, length) + model.open_entry_bytes(kind))
-        if kind.mixer.is_recurrent:
+        if kind.mixer.has_state:
             state = state_of(own)
             total += layers * (state.state_values * FP32 + state.conv_values * BF16)
     return total
@@ -133,7 +133,7 @@ def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterab
     yield from _copies(s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
-    residual = s.tokens * s.model.stream_width * BF16
+    residual = s.tokens * s.model.sent_width * BF16
     moving = [
         Item(group="temporary", name="residual stream", bytes=residual * microbatches_of(s.serving)),
         Item(group="temporary", name="largest op", bytes=largest * microbatches_of(s.serving)),
@@ -186,7 +186,7 @@ def _buffers(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iter
     """Queues of the all-to-all kernels."""
     if not s.all_to_all:
         return
-    h, ranks = s.model.hidden_size, s.job.layout.ep
+    h, ranks = s.model.expert_hidden, s.job.layout.ep
     if s.decodes:
         name = "expert all-to-all, low-latency buffers"
         yield Item(group="buffers", name=name, bytes=low_latency_bytes(h, s.tokens, s.gate.experts))

@@ -51,12 +51,12 @@ class CriticalPath:
     ----------
     tasks : its tasks in order of time.
     classes : its kernel classes, longest first.
-    makespan : the step time [s].
+    step_time : the step time [s].
     """
 
     tasks: tuple[int, ...]
     classes: tuple[ClassOnPath, ...]
-    makespan: float
+    step_time: float
 
     def by_stream(self) -> dict[str, float]:
         """Seconds on the path by stream, longest first [s]."""
@@ -68,14 +68,14 @@ class CriticalPath:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
-            "step_time_s": self.makespan,
+            "step_time_s": self.step_time,
             "streams_s": self.by_stream(),
             "classes": [
                 {
                     "class": one.cls,
                     "stream": one.stream,
                     "seconds": one.seconds,
-                    "share": one.seconds / self.makespan,
+                    "share": one.seconds / self.step_time,
                     "alone_s": one.alone,
                     "kernels": one.kernels,
                     "bound_by": one.bound_by,
@@ -86,7 +86,10 @@ class CriticalPath:
 
 
 def critical_tasks(timeline: Timeline) -> list[int]:
-    """The tasks of the chain in order of time. Of two that end together, the one on the same stream counts."""
+    """The tasks of the chain in order of time. Of two that end together, the one on the same stream counts.
+
+    Where steps overlap it ends with the rank that takes longest; before that rank's first task is the step before.
+    """
     tasks, start, end = timeline.tasks, timeline.start, timeline.end
     if not end:
         return []
@@ -95,7 +98,8 @@ def critical_tasks(timeline: Timeline) -> list[int]:
     for task, lane in enumerate(tasks.lane):
         before[task] = last_on.get(lane, -1)
         last_on[lane] = task
-    at = max(range(len(end)), key=end.__getitem__)
+    ends = (n for n, lane in enumerate(tasks.lane) if not tasks.steps_overlap or lane // LANES == timeline.longest)
+    at = max(ends, key=end.__getitem__)
     chain = [at]
     while True:
         waits = ((before[at],) if before[at] >= 0 else ()) + tasks.preds[at]
@@ -111,7 +115,8 @@ def critical_tasks(timeline: Timeline) -> list[int]:
 
 def critical_path(timeline: Timeline) -> CriticalPath:
     """The critical path of a simulated step."""
-    chain = critical_tasks(timeline)
+    since = timeline.span(timeline.longest)[0] if timeline.tasks.steps_overlap and timeline.end else 0.0
+    chain = [task for task in critical_tasks(timeline) if timeline.end[task] > since]
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     alone: dict[tuple[str, str], float] = defaultdict(float)
     kernels: dict[tuple[str, str], int] = defaultdict(int)
@@ -122,12 +127,12 @@ def critical_path(timeline: Timeline) -> CriticalPath:
             stream = "communication"  # a collective of a layer, apart from all-to-alls
         for priced, (begun, ended) in zip(timeline.tasks.sequence[task].ops, timeline.op_spans(task), strict=True):
             key = (priced.op.cls, stream)
-            seconds[key] += ended - begun
+            seconds[key] += max(ended, since) - max(begun, since)
             alone[key] += priced.durations[ALONE]
             kernels[key] += priced.op.count
-            bounds[key][priced.cost.bound_by] += ended - begun
-    if chain and timeline.start[chain[0]] > 0.0:
-        seconds[HOST, HOST] = alone[HOST, HOST] = timeline.start[chain[0]]
+            bounds[key][priced.cost.bound_by] += max(ended, since) - max(begun, since)
+    if chain and timeline.start[chain[0]] > since:
+        seconds[HOST, HOST] = alone[HOST, HOST] = timeline.start[chain[0]] - since
         bounds[HOST, HOST][HOST] = seconds[HOST, HOST]
     classes = [
         ClassOnPath(
@@ -141,7 +146,7 @@ def critical_path(timeline: Timeline) -> CriticalPath:
         for (cls, stream), value in seconds.items()
     ]
     classes.sort(key=lambda one: (-one.seconds, one.cls, one.stream))
-    return CriticalPath(tasks=tuple(chain), classes=tuple(classes), makespan=timeline.makespan)
+    return CriticalPath(tasks=tuple(chain), classes=tuple(classes), step_time=timeline.step_time)
 
 
 def stream_of(lane: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 Interval = tuple[float, float]
 """Start and end [s]."""
@@ -11,12 +12,17 @@ Interval = tuple[float, float]
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
     """Union of intervals, sorted and disjoint."""
     out: list[Interval] = []
+    begun = ended = -inf
     for start, end in sorted(intervals):
-        if out and start <= out[-1][1]:
-            if end > out[-1][1]:
-                out[-1] = (out[-1][0], end)
+        if start <= ended:
+            if end > ended:
+                ended = end
         elif end > start:
-            out.append((start, end))
+            if ended > begun:
+                out.append((begun, ended))
+            begun, ended = start, end
+    if ended > begun:
+        out.append((begun, ended))
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 
 from simulator.engine.kernel_sequence import ALONE
 from simulator.engine.tasks import COMPUTE, FROM_HOST, LANES, TO_HOST, Timeline
@@ -40,10 +41,9 @@ class RankTimes:
 def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
     """Phases of the workload, exposed communication and busy time of every rank."""
     tasks = timeline.tasks
-    compute: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
-    comm: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
-    for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
-        (compute if lane % LANES == COMPUTE else comm)[lane // LANES].append((start, end))
+    spans: list[list[Interval]] = [[] for _ in range(tasks.ranks * LANES)]
+    for lane, span in zip(tasks.lane, zip(timeline.start, timeline.end, strict=True), strict=True):
+        spans[lane].append(span)
     phases = [dict.fromkeys(workload.phases, 0.0) for _ in range(tasks.ranks)]
     covered: list[list[Interval]] = [[] for _ in range(tasks.ranks)]
     for action, (start, end) in zip(tasks.actions, action_spans(timeline), strict=True):
@@ -51,13 +51,15 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
             continue
         phases[action.rank][action.phase] += end - start
         covered[action.rank].append((start, end))
-    out = []
+    out, step, updates = [], timeline.step_time, _updates(timeline)
     for rank in range(tasks.ranks):
-        busy, moving, acted = merged(compute[rank]), merged(comm[rank]), merged(covered[rank])
+        mine = spans[rank * LANES : (rank + 1) * LANES]
+        busy, acted = merged(mine.pop(COMPUTE)), merged(covered[rank])
+        moving = merged(chain.from_iterable(mine))
         own = phases[rank]
         if "optimizer" in own:
-            own["optimizer"] = length(minus(_optimizer(timeline, rank), acted))
-        rest = timeline.makespan - sum(own.values())
+            own["optimizer"] = length(minus(merged(updates[rank]), acted))
+        rest = step - sum(own.values())
         own["bubble"] = max(0.0, rest)
         own["other"] = rest - own["bubble"]
         out.append(
@@ -68,10 +70,14 @@ def rank_times(timeline: Timeline, workload: Workload) -> list[RankTimes]:
 
 def action_spans(timeline: Timeline) -> list[Interval]:
     """Start and end of every action, of its first and last task; copies to the host go on beyond it."""
-    lane, out = timeline.tasks.lane, []
-    for action in timeline.tasks.actions:
-        mine = [task for task in range(action.first, action.last) if lane[task] % LANES not in COPIES]
-        starts, ends = (timeline.start[task] for task in mine), (timeline.end[task] for task in mine)
+    tasks, out = timeline.tasks, []
+    copied = any(lane % LANES in COPIES for lane in set(tasks.lane))
+    for action in tasks.actions:
+        mine = slice(action.first, action.last)
+        starts, ends = timeline.start[mine], timeline.end[mine]
+        if copied:
+            kept = [lane % LANES not in COPIES for lane in tasks.lane[mine]]
+            starts, ends = list(compress(starts, kept)), list(compress(ends, kept))
         out.append((min(starts, default=0.0), max(ends, default=0.0)))
     return out
 
@@ -80,13 +86,14 @@ COPIES = (TO_HOST, FROM_HOST)
 """Streams on which an action's copies go on while the next action runs."""
 
 
-def _optimizer(timeline: Timeline, rank: int) -> list[Interval]:
-    """Times at which gradient sync or the update runs on a rank."""
-    spans: list[Interval] = []
+def _updates(timeline: Timeline) -> list[list[Interval]]:
+    """Times at which gradient sync or the update runs, by rank."""
+    spans: list[list[Interval]] = [[] for _ in range(timeline.tasks.ranks)]
     for action in timeline.tasks.actions:
-        if action.phase == "optimizer" and action.rank == rank:
-            spans += [(timeline.start[i], timeline.end[i]) for i in range(action.first, action.last)]
-    return merged(spans)
+        if action.phase == "optimizer":
+            mine = slice(action.first, action.last)
+            spans[action.rank] += zip(timeline.start[mine], timeline.end[mine], strict=True)
+    return spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +221,7 @@ def _serving(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes])
 
 def training_metrics(timeline: Timeline, scenario: Scenario, ranks: Sequence[RankTimes]) -> dict[str, float]:
     """Headline numbers of training: step, throughput, bubbles, and what the whole run costs."""
-    step, model = timeline.makespan, scenario.model
+    step, model = timeline.step_time, scenario.model
     bubbles = [r.phases["bubble"] / step for r in ranks]
     return {
         "step_time_s": step,

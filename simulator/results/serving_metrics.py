@@ -43,7 +43,8 @@ def _decode_flops(model: ModelSpec, keys: float) -> float:
         pair = 2 * (own.kv_lora_rank or 0) + own.qk_rope_head_dim if own.is_mla else own.qk_head_dim + own.v_dim
         seen = own.keys_of_newest(round(keys))
         index = own.index_macs(round(keys) // (own.compress_rate or 1))
-        macs += layers * (model.layer_matrix_macs(kind) + own.num_attention_heads * pair * seen + index)
+        state = own.state_macs() if kind.mixer.has_state else 0.0
+        macs += layers * (model.layer_matrix_macs(kind) + own.num_attention_heads * pair * seen + index + state)
     return 2.0 * (macs + model.vocab_size * model.hidden_size + model.collapse_macs)
 
 
@@ -70,7 +71,8 @@ def _prompt_macs(layer: ModelSpec, new: int, cached: float) -> float:
     if layer.sliding_window or layer.attention_chunk_size or mixer is Mixer.SPARSE:
         seen = layer.keys_per_query(first, first + new)
     index = layer.index_macs(layer.scored_keys(first, first + new))
-    return (layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen + index) * new
+    state = layer.state_macs() if mixer.has_state else 0.0
+    return (layer.num_attention_heads * (layer.qk_head_dim + layer.v_dim) * seen + index + state) * new
 
 
 def serving_rates(step: float, scenario: Scenario) -> dict[str, float]:

@@ -34,8 +34,10 @@ from simulator.inputs.reading import schedule_text
 from simulator.memory import MemoryReport, memory_of_rows, memory_of_serving, needed
 from simulator.memory.budget import beyond_budget
 from simulator.results import metrics as m
+from simulator.results.automatic import durations_of
 from simulator.results.result import Result
 from simulator.schedule import SCHEDULES, Action, Schedule, build, parse_schedule, validate
+from simulator.schedule.durations import UNIFORM
 from simulator.schedule.pairing import filled, paired
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
@@ -57,7 +59,10 @@ def schedule_of(scenario: Scenario) -> Schedule:
     if scenario.workload.serves:
         return Schedule(name="forward", stages=1, microbatches=1, rows=((Action("F", 0, 0),),))
     if layout.schedule in SCHEDULES:
-        made = build(layout.schedule, pp=layout.pp, microbatches=scenario.job.microbatches, vpp=layout.vpp)
+        durations = durations_of(scenario) if SCHEDULES[layout.schedule].timed is not None else UNIFORM
+        made = build(
+            layout.schedule, pp=layout.pp, microbatches=scenario.job.microbatches, vpp=layout.vpp, durations=durations
+        )
         if pairs_forwards(scenario):
             return paired(made)
         return filled(made) if fills_waits(scenario) else made

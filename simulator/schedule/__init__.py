@@ -14,10 +14,12 @@ from simulator.schedule.action import (
     stages_on,
 )
 from simulator.schedule.analysis import UniformResult, peak_in_flight, uniform_times
+from simulator.schedule.durations import Durations
 from simulator.schedule.generators.dualpipe import dualpipe, dualpipev
 from simulator.schedule.generators.interleaved import interleaved
 from simulator.schedule.generators.one_f_one_b import gpipe, one_f_one_b
 from simulator.schedule.generators.zero_bubble import zb1p, zb2p, zbv
+from simulator.schedule.generators.zero_bubble_automatic import zb1p_auto, zb2p_auto
 from simulator.schedule.grid import grid_rich, grid_text
 from simulator.schedule.order import needs, output_of
 from simulator.schedule.record import Generator, Rule, ScheduleRecord
@@ -36,6 +38,7 @@ from simulator.schedule.validate import validate
 __all__ = [
     "SCHEDULES",
     "Action",
+    "Durations",
     "Generator",
     "Kind",
     "Pair",
@@ -71,6 +74,8 @@ __all__ = [
     "uniform_times",
     "validate",
     "zb1p",
+    "zb1p_auto",
     "zb2p",
+    "zb2p_auto",
     "zbv",
 ]

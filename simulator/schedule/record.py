@@ -8,9 +8,12 @@ from typing import TypeAlias
 
 from simulator.errors import ScheduleError
 from simulator.schedule.action import MOST_CHUNKS, Row, Schedule
+from simulator.schedule.durations import UNIFORM, Durations
 
 Generator: TypeAlias = Callable[[int, int, int], tuple[Row, ...]]
 """(pp, microbatches, vpp) -> a row of steps for each rank."""
+TimedGenerator: TypeAlias = Callable[[int, int, Durations], tuple[Row, ...]]
+"""(pp, microbatches, durations) -> the same, made for these durations."""
 Rule: TypeAlias = Callable[[str, int, int, int], Iterator[str]]
 """(name, pp, microbatches, vpp) -> the violations, one sentence each."""
 ClosedForm: TypeAlias = Callable[[int, float, float, float, float], float]
@@ -34,7 +37,8 @@ class ScheduleRecord:
     Parameters
     ----------
     name : what `layout.schedule` calls it.
-    generate : (pp, microbatches, vpp) -> the rows; only called with numbers that break no rule.
+    generate, timed : (pp, microbatches, vpp) -> the rows, or (pp, microbatches, durations) where they depend on how
+        long actions take; one of the two. Only called with numbers that break no rule.
     description : what it does, in a line without a full stop.
     source : who published it, and where.
     year : when [a]; lists are in this order.
@@ -47,16 +51,21 @@ class ScheduleRecord:
     """
 
     name: str
-    generate: Generator
     description: str
     source: str
     year: int
+    generate: Generator | None = None
+    timed: TimedGenerator | None = None
     rules: tuple[Rule, ...] = ()
     stages: Callable[[int, int], int] = one_stage_a_rank
     virtual_stages: bool = False
     mirrored: bool = False
     overlapped_pairs: bool = False
     bubble: ClosedForm | None = None
+
+    def __post_init__(self) -> None:
+        if (self.generate is None) == (self.timed is None):
+            raise ScheduleError(f"the record of schedule {self.name} needs either generate or timed")
 
     def broken(self, pp: int, microbatches: int, vpp: int = 1) -> list[str]:
         """Every rule that these numbers break, one sentence each; empty if the schedule can be built."""
@@ -73,8 +82,8 @@ class ScheduleRecord:
             found += [text for rule in self.rules for text in rule(self.name, pp, microbatches, vpp)]
         return found
 
-    def __call__(self, ranks: int, microbatches: int, vpp: int = 1) -> Schedule:
-        """The schedule; raises ScheduleError with every rule that the numbers break."""
+    def __call__(self, ranks: int, microbatches: int, vpp: int = 1, *, durations: Durations = UNIFORM) -> Schedule:
+        """The schedule; `durations` matter where it is made for them. Raises ScheduleError with every broken rule."""
         broken = self.broken(ranks, microbatches, vpp)
         if broken:
             raise ScheduleError("; ".join(broken))
@@ -84,9 +93,16 @@ class ScheduleRecord:
                 f"{self.name}: {held} are more than can be simulated, for memory and time: "
                 f"their product may be {MOST_CHUNKS:,}"
             )
+        stages = self.stages(ranks, vpp)
         return Schedule(
             name=self.name,
-            stages=self.stages(ranks, vpp),
+            stages=stages,
             microbatches=microbatches,
-            rows=self.generate(ranks, microbatches, vpp),
+            rows=self._rows(ranks, microbatches, vpp, durations),
         )
+
+    def _rows(self, pp: int, microbatches: int, vpp: int, durations: Durations) -> tuple[Row, ...]:
+        if self.timed is not None:
+            return self.timed(pp, microbatches, durations)
+        assert self.generate is not None  # __post_init__
+        return self.generate(pp, microbatches, vpp)

@@ -11,6 +11,7 @@ from simulator.errors import ScheduleError, meant
 from simulator.plugins import Registry
 from simulator.schedule import generators
 from simulator.schedule.action import Schedule
+from simulator.schedule.durations import UNIFORM, Durations
 from simulator.schedule.record import ScheduleRecord
 from simulator.schedule.validate import validate
 
@@ -44,14 +45,14 @@ def record_of(name: str) -> ScheduleRecord | None:
     return SCHEDULES.get(name)
 
 
-def build(name: str, *, pp: int, microbatches: int, vpp: int = 1) -> Schedule:
-    """The schedule of that name; raises ScheduleError with every rule that the numbers break.
+def build(name: str, *, pp: int, microbatches: int, vpp: int = 1, durations: Durations = UNIFORM) -> Schedule:
+    """The schedule of that name, an automatic one for these durations; raises ScheduleError with every broken rule.
 
     One from outside the project is validated too, as one from a file is.
     """
     record = _named(name)
     with SCHEDULES.guard(name):
-        schedule = record(pp, microbatches, vpp)
+        schedule = record(pp, microbatches, vpp, durations=durations)
         if name not in SCHEDULES.shipped:
             validate(schedule)
             if schedule.ranks != pp:

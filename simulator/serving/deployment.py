@@ -61,7 +61,7 @@ class Deployment:
     prompts : engines that compute prompts up to their first tokens, where these here only go on from there.
     link : how KV caches travel between them.
     lost_at : when the last engine is lost [s].
-    slow : how many times as long each step of the last engine takes.
+    slow : how many times as long each step of the last engine takes (of those that go on from prompts, if apart).
     received : prompts are computed elsewhere in no time: what comes are their KV caches.
     """
 
@@ -100,13 +100,21 @@ class Deployment:
         router = router_of(self.router)
         if self.prompts is None or self.link is None:
             engines = self._fresh(recorder)
-            if self.slow > 1.0:
-                engines[-1].times = Slowed(engines[-1].times, self.slow)
+            self._slow_down(engines)
             loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
             return Fleet(engines=engines, router=router, loss=loss, received=self.received)
-        handover = Handover(recorder, self.link)
+        decoders = self._fresh(recorder, "decode engine")
+        self._slow_down(decoders)
+        handover = Handover(recorder, self.link, decoders)
         before = self.prompts._fresh(handover, "prefill engine")
-        return Fleet(engines=before, router=router, decoders=self._fresh(recorder, "decode engine"), handover=handover)
+        for engine in before:
+            engine.keeps = self.link.handover == "pull"
+        return Fleet(engines=before, router=router, decoders=decoders, handover=handover)
+
+    def _slow_down(self, engines: list[Engine]) -> None:
+        """Let the last engine have a slow GPU, if one is."""
+        if self.slow > 1.0:
+            engines[-1].times = Slowed(engines[-1].times, self.slow)
 
     def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
         s, balanced = self.scheduler, self.router == "least-load"
@@ -168,27 +176,40 @@ def _small(scenario: Scenario) -> Scenario:
 
 
 def disaggregated(decoders: Deployment, prompts: Deployment, path: Path = "nic") -> Deployment:
-    """Prompts on some engines, all that follows on others; KV caches travel over the NIC or NVLink of every GPU.
+    """Prompts on some engines, all that follows on others; KV caches travel over the NIC or NVLink of every GPU, or
+    NVLink of every GPU of a rack.
 
-    Where both sides have the cache cut differently, the side with more of it on a GPU sets the pace.
+    Where tensor parallelism differs, caches are cut anew: every GPU that goes on gets the heads that it works on (all
+    latents, where these are the cache), and GPUs that computed the prompt send equal parts of what all of them get.
 
     Raises
     ------
-    InputError : they serve different models, or NVLink does not join all of them.
+    InputError : they serve different models, keep their caches in different formats, or NVLink does not join all.
     """
     one, other = decoders.scenario, prompts.scenario
     if one.model.name != other.model.name or decoders.room.per_token <= 0:
         raise InputError(f"{one.name}: {one.model.name} cannot go on from a KV cache of {other.model.name}")
+    formats = [serving_of(side).kv_dtype for side in (one, other)]
+    if formats[0] != formats[1]:
+        raise InputError(
+            f"serving.kv_dtype: {formats[0]} cannot go on from a KV cache in {formats[1]}: must be the same in both"
+        )
     most = one.cluster.node.gpus
     if path == "nvlink" and (one.cluster.name != other.cluster.name or decoders.gpus + prompts.gpus > most):
         raise InputError(
             f"--kv-path nvlink: {decoders.gpus + prompts.gpus} GPUs: NVLink joins the {most} of a node of"
             f" {one.cluster.name}; use nic"
         )
-    sides = [(side, getattr(side.scenario.cluster.node, path)) for side in (decoders, prompts)]
-    each = max(side.room.per_token / link.bandwidth for side, link in sides)
-    latency = max(link.latency for _, link in sides)
-    link = KvLink(seconds_per_token=each, latency=latency, layers=one.model.num_hidden_layers)
+    there, here = (getattr(side.cluster.node, path) for side in (one, other))
+    received = decoders.room.per_token
+    sent = received * one.job.layout.tp / other.job.layout.tp
+    link = KvLink(
+        sending=sent / here.bandwidth,
+        receiving=received / there.bandwidth,
+        latency=max(here.latency, there.latency),
+        layers=one.model.num_hidden_layers,
+        handover=decoders.scheduler.kv_handover,
+    )
     return replace(decoders, prompts=prompts, link=link)
 
 
@@ -197,14 +218,12 @@ def failing(deployment: Deployment, lost_at: float | None, slow: float | None) -
 
     Raises
     ------
-    InputError : there is no other engine to take over, or prompts and the rest are apart.
+    InputError : there is no other engine to take over, or one is lost where prompts and the rest are apart.
     """
     if lost_at is None and slow is None:
         return deployment
-    if deployment.prompts is not None:
-        raise InputError(
-            "--lose-at, --slow: are not modelled of disaggregated deployments; leave out --prefill-replicas"
-        )
+    if lost_at is not None and deployment.prompts is not None:
+        raise InputError("--lose-at: is not modelled of disaggregated deployments; leave out --prefill-replicas")
     if lost_at is not None and deployment.engines < 2:
         raise InputError("--lose-at: there is no other engine to take over; use --replicas 2 or more")
     return replace(deployment, lost_at=lost_at, slow=slow or 1.0)

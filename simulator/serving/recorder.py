@@ -84,7 +84,9 @@ class Recorder:
         watched: Callable[[float, float, Engine], None] | None = None,
     ) -> None:
         self.limits, self._answered, self._watched = dict(limits or {}), answered, watched
-        self.ttft, self.tpot, self.itl, self.e2e, self.queue = Sketch(), Sketch(), Sketch(), Sketch(), Sketch()
+        self.ttft, self.tpot, self.e2e, self.queue = Sketch(), Sketch(), Sketch(), Sketch()
+        self.gaps = Sketch()  # between messages with tokens
+        self.together = 0  # tokens that came along with the one before them
         self.series = Series()
         self.arrived = self.finished_count = self.refused = self.good = 0
         self.inputs = self.outputs = self.hits = 0  # tokens of finished requests, and found in the prefix cache
@@ -92,19 +94,28 @@ class Recorder:
         self.preempted = 0  # finished requests that were put back at least once
         self.begin, self.end, self.last_arrival = 0.0, 0.0, 0.0
         self.backlog = 0  # requests that waited when the last one arrived
-        self.areas = [0.0] * len(SERIES)
         self.peak_waiting = self.peak_running = 0
         self.peak_use = 0.0  # share of an engine's blocks
         self.steps = 0
         self.ran: list[Ran] = []
         self._stride = self._until_kept = 1
 
-    def arrive(self, request: Request, waiting: int) -> None:
-        """A request was sent, while so many others waited."""
+    @property
+    def itl(self) -> Sketch:
+        """Gaps between tokens: tokens of one message come together [s]."""
+        return self.gaps.with_zeros(self.together)
+
+    @property
+    def areas(self) -> list[float]:
+        """Sums over all time of what the series have."""
+        return [sum(row[at] for row in self.series.sums) for at in range(len(SERIES))]
+
+    def arrive(self, request: Request) -> None:
+        """A request was sent."""
         if not self.arrived:
             self.begin = self.end = request.arrival
         self.arrived += 1
-        self.last_arrival, self.backlog = request.arrival, waiting
+        self.last_arrival = request.arrival
 
     def refuse(self) -> None:
         """A request is too long for the KV cache or the model."""
@@ -112,7 +123,11 @@ class Recorder:
 
     def gap(self, seconds: float, count: int) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
-        self.itl.add(seconds, count)
+        self.gaps.add(seconds, count)
+
+    def along(self, count: int) -> None:
+        """See `simulator.serving.engine.engine.Listener`."""
+        self.together += count
 
     def finished(self, sequence: Sequence, now: float) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
@@ -144,7 +159,8 @@ class Recorder:
     def stepped(self, since: float, until: float, engine: Engine) -> None:
         """See `simulator.serving.engine.engine.Listener`."""
         span = until - since
-        waiting, running, used = len(engine.prompts.waiting), engine.running, engine.kv.used
+        waiting = len(engine.prompts.waiting) + len(engine.prompts.asking)
+        running, used = engine.running, engine.kv.used
         self.steps += max(1, engine.ahead)
         if waiting > self.peak_waiting:
             self.peak_waiting = waiting
@@ -159,7 +175,6 @@ class Recorder:
                 cached += sequence.hits
         made = engine.ahead * len(engine.decoding.members) + engine.decoding.extra
         values = (waiting * span, running * span, used * span, float(made), float(prompts), span, float(cached))
-        self.areas = [a + b for a, b in zip(self.areas, values, strict=True)]
         self.series.add(since, until, values)
         self._until_kept -= 1
         if not self._until_kept:

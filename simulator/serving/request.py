@@ -45,6 +45,7 @@ class Sequence:
     host_hits, disk_hits : of these, tokens found in the host's memory and on disk.
     started : when its first prefill began [s]; negative before.
     first, last : when its first and newest token came [s]; negative before.
+    sent, sent_at : output tokens that the client has, and since when it has the newest [s].
     received : when its KV cache had arrived from the engine that computed the prompt [s]; negative otherwise.
     rank : data-parallel rank of its engine that holds it.
     joined : decode steps that its engine had run when it began to decode.
@@ -54,7 +55,7 @@ class Sequence:
 
     __slots__ = (
         "computed", "disk_hits", "ends", "first", "hits", "host_hits", "joined", "last", "made", "preemptions",
-        "rank", "received", "request", "shared", "started", "target",
+        "rank", "received", "request", "sent", "sent_at", "shared", "started", "target",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -62,8 +63,8 @@ class Sequence:
         self.target = request.input_tokens
         self.computed = self.made = self.shared = self.hits = 0
         self.host_hits = self.disk_hits = 0
-        self.rank = self.joined = self.ends = self.preemptions = 0
-        self.started = self.first = self.last = self.received = -1.0
+        self.rank = self.joined = self.ends = self.preemptions = self.sent = 0
+        self.started = self.first = self.last = self.sent_at = self.received = -1.0
 
     @property
     def left(self) -> int:
@@ -74,6 +75,6 @@ class Sequence:
 def received(request: Request, now: float) -> Sequence:
     """A sequence whose prompt was computed elsewhere, with its first token, and whose KV cache is here."""
     sequence = Sequence(request)
-    sequence.computed, sequence.made = request.input_tokens, 1
-    sequence.started = sequence.first = sequence.last = sequence.received = now
+    sequence.computed, sequence.made, sequence.sent = request.input_tokens, 1, 1
+    sequence.started = sequence.first = sequence.last = sequence.sent_at = sequence.received = now
     return sequence

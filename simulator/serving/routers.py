@@ -40,8 +40,13 @@ def _least_load(_request: Request, engines: Sequence[Engine]) -> int:
 
 def _prefix_affinity(request: Request, engines: Sequence[Engine]) -> int:
     """The replica whose prefix cache holds most of the prompt, if it is not loaded far above the mean."""
-    hits = [engine.kv.matched(request.hashes) for engine in engines]
-    loads = [engine.load for engine in engines]
+    hashes, loads = request.hashes, [engine.load for engine in engines]
     bound = SPREAD * sum(loads) / len(loads) + 1
-    able = [at for at, load in enumerate(loads) if load <= bound]
-    return min(able, key=lambda at: (-hits[at], loads[at]))
+    best = (1, 0, 0)  # less of the prompt cached, load, place
+    for at, load in enumerate(loads):
+        if load <= bound:
+            kv = engines[at].kv
+            found = (-kv.matched(hashes) if hashes and kv.knows(hashes[0]) else 0, load, at)
+            if found < best:
+                best = found
+    return best[2]

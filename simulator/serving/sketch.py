@@ -36,6 +36,15 @@ class Sketch:
         bucket = ceil(log(value) * _PER_LOG)
         self._buckets[bucket] = self._buckets.get(bucket, 0) + count
 
+    def with_zeros(self, count: int) -> Sketch:
+        """The same numbers, and so many zeros."""
+        if not count:
+            return self
+        found = Sketch()
+        found.count, found.total, found.highest = self.count + count, self.total, self.highest
+        found._zeros, found._buckets = self._zeros + count, self._buckets
+        return found
+
     @property
     def mean(self) -> float | None:
         """Mean; None without numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from simulator.results.metrics import price_of
@@ -19,7 +20,9 @@ POINTS = 128
 DEFINITIONS: Mapping[str, str] = {
     "ttft_s": "from the arrival of a request to its first output token, with queue and frontend",
     "tpot_s": "of a request, (end - first token) / (output tokens - 1); requests with one output token have none",
-    "itl_s": "each gap between two tokens of a request, over all requests",
+    "itl_s": "each gap between two tokens of a request, over all requests; 0 between tokens of one message",
+    "message_gap_s": "each gap between two messages with tokens of a request, over all requests; messages bring several"
+    " tokens where drafts are accepted, or with a stream interval. Benchmark clients that count messages call this ITL",
     "e2e_s": "from the arrival of a request to its last token",
     "queue_s": "from the arrival of a request to the first step that works on it",
     "output_tokens_per_s_per_gpu": "output tokens of all answered requests / makespan / all GPUs",
@@ -32,15 +35,16 @@ TITLES = {
     "ttft_s": "time to first token",
     "tpot_s": "time per output token",
     "itl_s": "inter-token latency",
+    "message_gap_s": "between messages",
     "e2e_s": "end to end",
     "queue_s": "of it in the queue",
 }
-LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s")
+LATENCIES = ("ttft_s", "tpot_s", "itl_s", "message_gap_s", "e2e_s", "queue_s")
 
 
 def latencies(recorder: Recorder) -> dict[str, Sketch]:
     """Distributions by name."""
-    found = (recorder.ttft, recorder.tpot, recorder.itl, recorder.e2e, recorder.queue)
+    found = (recorder.ttft, recorder.tpot, recorder.itl, recorder.gaps, recorder.e2e, recorder.queue)
     return dict(zip(LATENCIES, found, strict=True))
 
 
@@ -124,6 +128,7 @@ def as_dict(served: Served) -> dict[str, Any]:
         "ranks_in_lock_step": deployment.ranks,
         "router": deployment.router,
         "prefill_engines": deployment.prompts.engines if deployment.prompts is not None else 0,
+        "kv_transfer": None if deployment.link is None else asdict(deployment.link),
         "load": {
             "requests": load.requests,
             "input_tokens": load.input_tokens,

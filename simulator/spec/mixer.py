@@ -16,12 +16,17 @@ class Mixer(StrEnum):
     many, and to entries that each stand for several earlier tokens, to those that an indexer chooses, or to all of far
     fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
     Qwen3-Next); `kda`: with a decay for each channel of a key (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state
-    with a decay (arXiv 2405.21060, Nemotron-H). `none`: not at all; such a layer is a feed-forward part alone.
+    with a decay (arXiv 2405.21060, Nemotron-H). `mamba1`: by a state of each channel whose decay, and what it reads and
+    writes, depend on the token (arXiv 2312.00752, Jamba). `hybrid`: full attention and Mamba-2, both of the layer's
+    input, summed (arXiv 2507.22448, Falcon-H1). `none`: not at all; such a layer is a feed-forward part alone. `reused`
+    and `sliding_reused`: to the keys and values of the last layer before that is `full`, or `sliding` (Gemma 4).
     """
 
     FULL = "full"
     SLIDING = "sliding"
     CHUNKED = "chunked"
+    REUSED = "reused"
+    SLIDING_REUSED = "sliding_reused"
     SPARSE = "sparse"
     BLOCKS = "blocks"
     CSA = "csa"
@@ -29,12 +34,29 @@ class Mixer(StrEnum):
     DELTA = "delta"
     KDA = "kda"
     MAMBA2 = "mamba2"
+    MAMBA1 = "mamba1"
+    HYBRID = "hybrid"
     NONE = "none"
 
     @property
     def is_recurrent(self) -> bool:
+        """Whether a state passes from token to token, and nothing else does."""
+        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2, Mixer.MAMBA1)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether keys and values are those of an earlier layer."""
+        return self in (Mixer.REUSED, Mixer.SLIDING_REUSED)
+
+    @property
+    def owner(self) -> Mixer:
+        """The mixer of the layers whose keys and values such a layer attends to: its own, unless it reuses."""
+        return {Mixer.REUSED: Mixer.FULL, Mixer.SLIDING_REUSED: Mixer.SLIDING}.get(self, self)
+
+    @property
+    def has_state(self) -> bool:
         """Whether a state passes from token to token."""
-        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2)
+        return self.is_recurrent or self is Mixer.HYBRID
 
     @property
     def compresses(self) -> bool:
@@ -141,8 +163,9 @@ class StateShape:
 
     Queries and keys (of Mamba-2: c and b) are shared by the heads of a group. `numbers`: values of a token beyond what
     is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
-    are normed by themselves, `gain` the norm's weights. `rank`: width of the projections before those of the gate and
-    of a decay for each channel; 0: the gate comes from the input, and a head has one decay.
+    are normed by themselves (0: it is gated, and not normed), `gain` the norm's weights. `rank`: width of the
+    projections before those of the gate and of a decay for each channel; 0: the gate comes from the input, and a head
+    has one decay. `full_gate`: the gate comes from the input all the same (Kimi K3).
     """
 
     heads: int
@@ -158,6 +181,12 @@ class StateShape:
     gain: int
     is_delta: bool
     rank: int = 0
+    full_gate: bool = False
+
+    @property
+    def gate_ranks(self) -> int:
+        """Projections of that narrow width: of decays, and of the gate."""
+        return 1 if self.full_gate else 2
 
     @property
     def decays(self) -> int:
@@ -182,7 +211,7 @@ class StateShape:
     @property
     def projected(self) -> int:
         """Width of the input projection [elements]."""
-        return self.channels + (0 if self.rank else self.inner) + self.numbers
+        return self.channels + (0 if self.rank and not self.full_gate else self.inner) + self.numbers
 
     @property
     def own_weights(self) -> int:
@@ -200,6 +229,42 @@ class StateShape:
         return self.channels * (self.conv_kernel - 1)
 
 
+SELECTIVE_CHUNK = 2048
+"""Tokens that Mamba-1's kernel works on at once; the states between are kept (state-spaces/mamba,
+csrc/selective_scan/selective_scan_fwd_kernel.cuh, 2024)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectiveState(StateShape):
+    """The state of a Mamba-1 layer: `heads` channels of `key_dim` values each (arXiv 2312.00752, section 3.4).
+
+    `steps`: width of a token's step sizes before their projection to all channels. What is convolved, and its gate,
+    come from the input; steps, b and c from what was convolved. `norms` is 1 where these three are normed (Jamba).
+    """
+
+    steps: int
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved [elements]."""
+        return self.inner
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection [elements]."""
+        return 2 * self.inner
+
+    @property
+    def selected(self) -> int:
+        """Values of a token that say how the state changes: its steps, b and c."""
+        return self.steps + 2 * self.key_dim
+
+    @property
+    def own_weights(self) -> int:
+        """Parameters beyond the projections: convolution, decays, bias of the steps, skip, norms."""
+        return self.inner * (self.conv_kernel + self.conv_bias + self.key_dim + 2) + self.gain
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixerShape:
     """What differs between the layers of a model in how tokens are mixed.
@@ -212,6 +277,13 @@ class MixerShape:
     value for all heads, queries come from a latent of `q_lora_rank`. `o_groups` groups of heads are projected to
     `o_lora_rank` each before the output projection. `hc_mult` streams stand where others have one residual
     (hyper-connections). The first `num_hash_layers` MoE layers take a token's experts from a table.
+
+    Gemma 4 (transformers, models/gemma4): `attention_k_eq_v`: layers with full attention make values of what their keys
+    are made of. `value_norm`: heads of values are normed, without weights. `use_double_wide_mlp`: layers that reuse
+    keys have a feed-forward part twice as wide. `branch_norms`: of a layer with experts, these have a norm before them
+    and one behind, shared experts one behind, and the gate one before, whose gains and a factor for each expert are the
+    gate's. `hidden_size_per_layer_input`: so many values of each token enter every layer, from a table of their own and
+    from a projection of the embedding.
     """
 
     layer_types: tuple[Mixer, ...] = ()
@@ -233,6 +305,7 @@ class MixerShape:
     linear_num_value_heads: int = 0  # heads of values, each with a state
     linear_key_head_dim: int = 0  # width of a key head [elements]
     linear_value_head_dim: int = 0  # width of a value head [elements]
+    linear_full_rank_gate: bool = False  # KDA's gate is projected straight from the input
     linear_gate_rank: int = 0  # width before the projections of KDA's gate and decays [elements]
     linear_conv_kernel_dim: int = 4  # taps of the convolution before the delta rule
     linear_chunk_size: int = 64  # tokens of a chunk (flash-linear-attention, fla/ops/gated_delta_rule/chunk.py)
@@ -242,12 +315,23 @@ class MixerShape:
     ssm_state_size: int = 0  # rows of a head's state
     mamba_conv_kernel: int = 4  # taps of the convolution before Mamba-2
     mamba_chunk_size: int = 256  # tokens that Mamba-2's kernels work on at once
+    mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    mamba_inner_size: int = 0  # channels of Mamba-1, each with a state
+    mamba_dt_rank: int = 0  # width of Mamba-1's step sizes before their projection [elements]
+    mamba_state_norms: bool = True  # whether Mamba-1's steps, b and c are normed
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
     shared_key_value: bool = False  # one vector is a token's key and its value
     o_groups: int = 0  # groups of heads with a projection of their own before the output projection
     o_lora_rank: int = 0  # width that it projects a group to [elements]
     num_hash_layers: int = 0  # first layers whose experts a table gives for each token of the vocabulary
+    attention_k_eq_v: bool = False  # layers with full attention have no projection of values
+    value_norm: bool = False  # a norm of value heads, without weights
+    use_double_wide_mlp: bool = False  # layers that reuse keys have a feed-forward part of twice the width
+    branch_norms: bool = False  # experts, shared experts and gate have norms of their own
+    hidden_size_per_layer_input: int = 0  # values of a token that enter each layer [elements]; 0: none
+    vocab_size_per_layer_input: int = 0  # rows of the table that they come from [tokens]
+    attn_res_block_size: int = 0  # layers of a block whose sum later layers attend to; 0: a plain residual
     hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
 
     @property
@@ -277,14 +361,20 @@ class MixerShape:
                 conv_kernel=self.linear_conv_kernel_dim,
                 conv_bias=False,
                 chunk=self.linear_chunk_size,
-                numbers=heads + (2 * rank or heads),  # strength and decay; or what gate and decays are projected from
+                numbers=heads
+                + (
+                    (1 if self.linear_full_rank_gate else 2) * rank or heads
+                ),  # strength and decay; or what gate and decays are projected from
                 vectors=1 + (self.linear_key_head_dim if rank else 1),  # decay and its bias
                 rank=rank,
+                full_gate=self.linear_full_rank_gate and rank > 0,
                 norms=heads,
                 gain=width,
                 is_delta=True,
             )
-        if mixer is not Mixer.MAMBA2:
+        if mixer is Mixer.MAMBA1:
+            return self._selective
+        if mixer not in (Mixer.MAMBA2, Mixer.HYBRID):
             raise ValueError(f"{mixer} layers have no state")
         return StateShape(
             heads=self.mamba_num_heads,
@@ -296,7 +386,26 @@ class MixerShape:
             chunk=self.mamba_chunk_size,
             numbers=self.mamba_num_heads,  # step size
             vectors=3,  # decay, bias of the step, skip
-            norms=self.mamba_n_groups,
-            gain=self.mamba_num_heads * self.mamba_head_dim,
+            norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
+            gain=self.mamba_num_heads * self.mamba_head_dim if self.mamba_rms_norm else 0,
             is_delta=False,
+        )
+
+    @property
+    def _selective(self) -> SelectiveState:
+        steps, rows = self.mamba_dt_rank, self.ssm_state_size
+        return SelectiveState(
+            heads=self.mamba_inner_size,
+            key_heads=1,
+            key_dim=rows,
+            value_dim=1,
+            conv_kernel=self.mamba_conv_kernel,
+            conv_bias=True,
+            chunk=SELECTIVE_CHUNK,
+            numbers=0,
+            vectors=0,
+            norms=int(self.mamba_state_norms),
+            gain=steps + 2 * rows if self.mamba_state_norms else 0,
+            is_delta=False,
+            steps=steps,
         )

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate, seen_keys
-from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
+from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape, SelectiveState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class ModelShape(MixerShape):
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
     moe_intermediate_size: int = 0  # width of an expert [elements]
+    moe_latent_norm: bool = False  # a norm of what the experts made, in that width
+    moe_latent_size: int = 0  # width that tokens are projected to before their experts [elements]; 0: hidden_size
     n_shared_experts: int = 0  # experts that all tokens pass
     shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
     shared_expert_gate: bool = False  # a gate scales the shared experts' output
@@ -136,21 +139,16 @@ class ModelShape(MixerShape):
         return 3 if self.gated_mlp else 2
 
     @property
-    def learned_positions(self) -> int:
-        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
-        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
-
-    @property
     def rotated_share(self) -> float:
         """Part of the values of queries and keys that is rotated, mean over the layers."""
         return self.partial_rotary_factor * (1 - self.nope_layers / self.num_hidden_layers)
 
     def qk_norm_widths(self) -> tuple[int, int]:
-        """Values under one norm of the queries and one of the keys; (0, 0) without such norms."""
+        """Values under one norm of the queries and one of the keys; 0 without such norms."""
         if not self.qk_norm:
             return 0, 0
         if self.qk_norm_over == "head":
-            return self.qk_head_dim, self.qk_head_dim
+            return self.qk_head_dim, 0 if self.mixer_of(0).reuses else self.qk_head_dim
         return self.num_attention_heads * self.qk_head_dim, self.num_key_value_heads * self.qk_head_dim
 
     def mixer_of(self, layer: int) -> Mixer:
@@ -184,34 +182,32 @@ class ModelShape(MixerShape):
         if plain and self.sliding_window is None and mixer is Mixer.FULL:
             return self
         alone = tuple(range(count)) if kind.ffn == "none" else ()
+        double = self.use_double_wide_mlp and mixer.reuses
         same = replace(
             self,
             layer_types=(mixer,) * count,
             full_rotary_factor=None,
             mixer_only_layers=alone,
             num_hash_layers=count if kind.ffn == "hash" else 0,
+            use_double_wide_mlp=False,
+            intermediate_size=self.intermediate_size * (2 if double else 1),
         )
-        if mixer is Mixer.FULL:
+        if mixer.owner is Mixer.FULL:
             return replace(same, sliding_window=None, attention_chunk_size=0, **_of_full(self))
         if mixer.compresses:
             return same
-        if mixer is not Mixer.SLIDING:
+        if mixer.owner is not Mixer.SLIDING:
             chunk = self.attention_chunk_size if mixer is Mixer.CHUNKED else 0
             return replace(same, sliding_window=None, attention_chunk_size=chunk)
-        return replace(
-            same,
-            attention_chunk_size=0,
-            num_attention_heads=self.sliding_num_attention_heads or self.num_attention_heads,
-            num_key_value_heads=self.sliding_num_key_value_heads or self.num_key_value_heads,
-            head_dim=self.sliding_head_dim or self.head_dim,
-            v_head_dim=self.sliding_v_head_dim or (0 if self.sliding_head_dim else self.v_head_dim),
-            attention_sinks="none" if self.attention_sinks == "none" else "all",
-        )
+        return replace(same, attention_chunk_size=0, **_of_sliding(self))
 
     def attention_matrices(self) -> dict[str, tuple[int, int]]:
         """Projections of one attention block: name -> (inputs, outputs)."""
-        if self.layer_types and self.layer_types[0].is_recurrent:
+        mixer = self.layer_types[0] if self.layer_types else Mixer.FULL
+        if mixer.is_recurrent:
             return _of_state(self)
+        if mixer is Mixer.HYBRID:
+            return _projections(self) | {f"state_{name}": shape for name, shape in _of_state(self).items()}
         return {} if self.layer_types and self.layer_types[0] is Mixer.NONE else _projections(self)
 
 
@@ -224,7 +220,11 @@ def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
 def _of_state(m: ModelShape) -> dict[str, tuple[int, int]]:
     """Projections of a recurrent layer."""
     h, r = m.hidden_size, m.state
-    through = {"decay": (r.rank, r.decays), "gate": (r.rank, r.inner)} if r.rank else {}
+    if isinstance(r, SelectiveState):
+        select = {"select": (r.inner, r.selected), "step": (r.steps, r.inner)}
+        return {"in": (h, r.projected), "out": (r.inner, h)} | select
+    through = {"decay": (r.rank, r.decays)} if r.rank else {}
+    through |= {"gate": (r.rank, r.inner)} if r.rank and not r.full_gate else {}
     return {"in": (h, r.projected), "out": (r.inner, h)} | through
 
 
@@ -234,6 +234,18 @@ def _of_full(m: ModelShape) -> dict[str, Any]:
     if m.full_rotary_factor is None:
         return {"attention_sinks": sinks}
     return {"attention_sinks": sinks, "partial_rotary_factor": m.full_rotary_factor, "nope_layers": 0}
+
+
+def _of_sliding(m: ModelShape) -> dict[str, Any]:
+    """Fields of the layers with a window that other layers do not share."""
+    return {
+        "num_attention_heads": m.sliding_num_attention_heads or m.num_attention_heads,
+        "num_key_value_heads": m.sliding_num_key_value_heads or m.num_key_value_heads,
+        "head_dim": m.sliding_head_dim or m.head_dim,
+        "v_head_dim": m.sliding_v_head_dim or (0 if m.sliding_head_dim else m.v_head_dim),
+        "attention_sinks": "none" if m.attention_sinks == "none" else "all",
+        "attention_k_eq_v": False,
+    }
 
 
 REPLICATED = ("q_a", "kv", "compress", "index_compress", "index_q", "index_w")
@@ -268,7 +280,9 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
     out = {"o": (heads * m.v_dim, h)}
     if m.kv_lora_rank is None:
         kv = m.num_key_value_heads
-        found = {"q": (h, heads * m.qk_head_dim), "k": (h, kv * m.qk_head_dim), "v": (h, kv * m.v_dim)} | out
+        found = {"q": (h, heads * m.qk_head_dim)} | out
+        if not m.mixer_of(0).reuses:
+            found |= {"k": (h, kv * m.qk_head_dim)} | ({} if m.attention_k_eq_v else {"v": (h, kv * m.v_dim)})
         if m.mixer_of(0) is Mixer.BLOCKS:
             found |= {"index_q": (h, m.index_n_heads * m.index_head_dim), "index_k": (h, m.index_head_dim)}
         return found | {"gate": (h, m.gate_width)} if m.gate_width else found
@@ -282,6 +296,8 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
             "index_k": (h, m.index_head_dim),
             "index_w": (h, m.index_n_heads),
         }
+    if m.gate_width:
+        latent["gate"] = (h, m.gate_width)
     if m.q_lora_rank is None:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
@@ -305,9 +321,54 @@ class CachedModel(ModelShape):
         return self.hidden_size * (2 if self.norm == "layer" and self.norm_bias else 1)
 
     @property
+    def per_layer_width(self) -> int:
+        """Values of a token that enter all layers next to the residual stream."""
+        return self.num_hidden_layers * self.hidden_size_per_layer_input
+
+    @property
+    def per_layer_weights(self) -> int:
+        """Parameters with which those of one layer enter it: two projections and a norm."""
+        wide = self.hidden_size_per_layer_input
+        return (2 * wide + 1) * self.hidden_size if wide else 0
+
+    @property
+    def per_layer_table(self) -> int:
+        """Parameters of the table that they come from."""
+        return self.vocab_size_per_layer_input * self.per_layer_width
+
+    @property
+    def per_layer_projection(self) -> int:
+        """Parameters of the projection of the embedding that is added to them, and of its norm."""
+        return self.hidden_size * self.per_layer_width + self.hidden_size_per_layer_input
+
+    @property
+    def learned_positions(self) -> int:
+        """Parameters of a learned embedding of positions; 0 with rotary embedding."""
+        return self.max_position_embeddings * self.hidden_size if self.positions == "learned" else 0
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as it travels to its experts, and of what they make of it [elements]."""
+        return self.moe_latent_size or self.hidden_size
+
+    @property
     def stream_width(self) -> int:
         """Values of a token that pass from layer to layer."""
         return self.hc_mult * self.hidden_size
+
+    @property
+    def earlier_blocks(self) -> float:
+        """Sums of earlier blocks of layers that a branch attends to, mean over the layers' two branches: the first
+        layer of a block ends the one before at its end, so that attention there still reads it as the sum so far."""
+        size, count = self.attn_res_block_size, self.num_hidden_layers
+        if not size:
+            return 0.0
+        return sum(2 * ceil(at / size) + (at % size == 0) for at in range(count)) / (2 * count)
+
+    @property
+    def sent_width(self) -> float:
+        """Values of a token that pass from stage to stage, mean over the layers: sums of earlier blocks, too."""
+        return self.stream_width + self.earlier_blocks * self.hidden_size
 
     @property
     def replicated_weights(self) -> int:
@@ -362,7 +423,7 @@ class CachedModel(ModelShape):
     def cached_values(self, kind: BlockKind, tokens: int) -> int:
         """Values that a layer caches of a sequence of `tokens`: keys and values of those that later ones can see."""
         layer = self.of_kind(kind)
-        if not kind.mixer.attends:
+        if not kind.mixer.attends or kind.mixer.reuses:
             return 0
         kept = min(tokens, layer.sliding_window or layer.attention_chunk_size or tokens)
         if layer.shared_key_value:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+KvHandover = Literal["layers", "chunks", "pull"]
+"""How a KV cache goes from engines for prompts to those that go on (`Scheduler.kv_handover`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
@@ -29,12 +32,17 @@ class Scheduler:
         leave HBM, for which the next step waits.
     cache_loads : layers: a step computes each layer as soon as its part of what is cached below HBM is loaded; before:
         a request is admitted when all of it is, while others run.
+    kv_handover : of engines that go on from prompts computed elsewhere. layers, chunks: they take blocks before the
+        prompt is computed, and its cache travels as soon as a layer, or a chunk, is there; pull: they take blocks when
+        it is computed, and then fetch all of it from the engine that computed it, which keeps it until then.
     captured : batch sizes for which CUDA graphs are captured; a decode step is padded to the next, and larger ones are
         issued kernel by kernel. Empty: no padding and no graphs.
     captured_prefill : most tokens of a step with prompts for which graphs are captured, too [tokens]; 0: none are.
     host_step : time of the host between two steps, to decide and to prepare inputs [s].
     host_sequence : the part of it that grows with the batch, for each sequence in the step [s].
     host_overlapped : the host prepares the next step while this one runs, so that only what is longer shows.
+    stream_interval : tokens that a message to the client brings, behind the first. What fewer messages save the host
+        is not modelled.
     frontend : time of a request outside the engine: tokenising, queues between processes, sending back [s].
     """
 
@@ -49,9 +57,11 @@ class Scheduler:
     disk_cache: float
     cache_writes: Literal["through", "back"]
     cache_loads: Literal["layers", "before"]
+    kv_handover: KvHandover
     captured: tuple[int, ...]
     captured_prefill: int
     host_step: float
     host_sequence: float
     host_overlapped: bool
+    stream_interval: int
     frontend: float

@@ -33,7 +33,10 @@ class Stack:
     fused_quant : casts to FP8 are fused into the op before.
     grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
     param_gather_overlap : parameter all-gather is overlapped with compute.
-    tp_overlap : tensor-parallel collectives are hidden behind the GEMM that they feed.
+    tp_overlap : tensor-parallel collectives of layers run in pieces with the GEMM that they feed or drain
+        (`simulator.cost.pieces`); those of embedding and head do not.
+    tp_scatter : how a reduce-scatter drains its GEMM: in a ring, a piece for each rank; in a pipeline of four pieces of
+        the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
@@ -63,6 +66,8 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
+        the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
@@ -92,6 +97,7 @@ class Stack:
     grad_sync_overlap: bool
     param_gather_overlap: bool
     tp_overlap: bool
+    tp_scatter: Literal["ring", "pipeline", "recipe"]
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher
@@ -121,6 +127,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    post_validation: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0
     host_collective: float = 0.0

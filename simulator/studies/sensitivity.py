@@ -208,9 +208,10 @@ def _kernels(scenario: Scenario) -> Iterable[Knob]:
     kernels = scenario.cluster.kernels
     ops = {one.priced.op.cls for one in explain(scenario).ops}
     used = ops | {kernel_class(cls, scenario.stack, kernels) for cls in ops}
-    for table, name in MAIN.items():
+    for table, main in MAIN.items():
         for cls, params in getattr(kernels, table).items():
             if cls in used and params.assumed:
+                name = "value_rate" if table == "scan" and params.value_rate else main
                 value, path = getattr(params, name), f"hardware.kernels.{table}.{cls}.{name}"
                 own = stated(params.range.replace(name, f"range {name}", 1), value, name)
                 low, high = own or carried(value)
@@ -225,7 +226,7 @@ def step_time(job: str, engine: Engine, overrides: tuple[str, ...]) -> float | N
         if any(problem.severity == "error" for problem in check(scenario)):
             return None
         quick = alone(scenario) if engine == "longest-path" else None
-        return timeline_of(*prepare(scenario), engine).makespan if quick is None else quick
+        return timeline_of(*prepare(scenario), engine).step_time if quick is None else quick
     except ForetrainError:
         return None
 

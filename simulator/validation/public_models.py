@@ -23,7 +23,7 @@ TOLERANCE = 0.005
 """Share by which a count may differ from the published one."""
 _SCALE = {"M": 1e6, "B": 1e9, "T": 1e12}
 
-TotalCounts = Literal["all", "all with MTP", "layers", "layers with MTP"]
+TotalCounts = Literal["all", "all with MTP", "layers", "layers with MTP", "without layer inputs"]
 ActiveCounts = Literal["without embedding", "with embedding", "layers"]
 
 
@@ -101,8 +101,11 @@ def _try(public: PublicModel) -> Tried:
 
 
 def total_as(model: ModelSpec, counts: TotalCounts) -> int:
-    """Parameters of a model: of all of it or of its layers (and final norm) only, with or without MTP modules."""
+    """Parameters of a model: of all of it or of its layers (and final norm) only, with or without MTP modules; or of
+    all but the table of values that enter each layer (Gemma's "effective")."""
     tree = model.parameter_tree()
+    if counts == "without layer inputs":
+        return tree.total - model.per_layer_table
     total = tree.total - (tree.embedding + tree.head if counts.startswith("layers") else 0)
     return total + (tree.mtp if counts.endswith("with MTP") else 0)
 

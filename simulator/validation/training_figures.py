@@ -174,13 +174,17 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
 
     Its first and last stages hold one layer fewer, since they also hold the embedding and the head. The vocabulary is
-    not given: 50 257 padded to 51 200, as in Megatron-LM.
+    not given: 50 257 padded to 51 200, as in Megatron-LM. Its ZB-1p and ZB-2p are the automatic schedules, whose
+    updates are validated afterwards (section 4; examples/pretrain_zero_bubble.sh of its software, with FP16).
     """
     c = figure.config
     layers, pp, micro = int(c["layers"]), int(c["pp"]), int(c["mbs"])
     name, vpp = str(c["schedule"]), 1
     if name == "1f1b_i":
         name, vpp = "interleaved", (layers + 2) // pp
+    own: dict[str, Any] = {}
+    if name in ("zb1p", "zb2p"):
+        name, own = f"{name}-auto", {"stack__post_validation": True}
     virtual = pp * vpp
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]
@@ -199,6 +203,7 @@ def zero_bubble_run(figure: Figure) -> Overrides:
         batch__sequence_length=int(c["seq"]),
         batch__microbatch_size=micro,
         batch__global_batch_size=micro * int(c["microbatches"]),
+        **own,
     )
 
 
@@ -268,39 +273,6 @@ def megatron_readme(figure: Figure) -> float:
         ),
     )
     return one.metrics["tflops_per_gpu_full"]
-
-
-def dgxc(figure: Figure) -> float:
-    """Step time of NVIDIA's DGX Cloud benchmarks, Llama 3.1 405B (or a part of its layers) on H100 and GB200 [s].
-
-    Their FP8 scales whole tensors. Where chunks outnumber pairs of layers, embedding and loss count as a layer each.
-    """
-    c = figure.config
-    pp, vpp, layers = int(c["pp"]), int(c.get("vp", 1)), int(c["layers"])
-    each, left = divmod(layers + 2, pp * vpp)
-    stages = [each - 1, *[each] * (pp * vpp - 2), each - 1] if layers % (pp * vpp) and not left else "even"
-    one = step(
-        DENSE,
-        overrides_of(
-            model="llama-3.1-405b",
-            model__num_hidden_layers=layers,
-            **_RACKS.get(str(c["gpu"]), {"hardware": str(c["gpu"]).lower()}),
-            stack="megatron-core",
-            gpus=int(c["gpus"]),
-            precision__recipe="fp8_tensor" if c["precision"] == "FP8" else "bf16",
-            layout__tp=int(c["tp"]),
-            layout__cp=int(c["cp"]),
-            layout__pp=pp,
-            layout__vpp=vpp,
-            layout__schedule="interleaved" if vpp > 1 else "1f1b",
-            layout__recompute=c.get("recompute", "none"),
-            layout__stages=stages,
-            batch__sequence_length=int(c["seq"]),
-            batch__microbatch_size=int(c["mbs"]),
-            batch__global_batch_size=int(c["gbs"]),
-        ),
-    )
-    return one.seconds
 
 
 def megatron_gb200(figure: Figure) -> float:

@@ -22,9 +22,12 @@ from workloads.reference.model import as_tokens, loss_and_grads
 from workloads.reference.presets import (
     tiny_chunks,
     tiny_delta,
+    tiny_falcon_h1,
     tiny_gqa,
+    tiny_jamba,
     tiny_kda,
     tiny_mamba,
+    tiny_nemotron,
     tiny_qwen3_moe,
     tiny_v2_lite,
     tiny_v3,
@@ -52,6 +55,11 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "delta": (tiny_delta(), "qwen3_5_text"),
     "mamba": (tiny_mamba(), "bamba"),
     "kda": (tiny_kda(), "kimi_linear"),
+    "nemotron": (tiny_nemotron(), "nemotron_h"),
+    "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
+    "jamba": (tiny_jamba(), "jamba"),
+    "mamba1": (replace(tiny_jamba(), mamba_state_norms=False), "jamba"),
+    "relu2": (replace(tiny_gqa(), gated_mlp=False), "llama"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
     "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
     "parallel": (replace(tiny_gqa(), parallel_block=True), "llama"),
@@ -65,6 +73,11 @@ SET = {
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
     "mamba": (),
+    "nemotron": (),
+    "falcon-h1": (),
+    "jamba": ("model.mamba_inner_size=18",),
+    "mamba1": ("model.mamba_inner_size=18", "model.mamba_state_norms=false"),
+    "relu2": ("model.gated_mlp=false",),
     "kda": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
     "parallel": ("model.parallel_block=true",),
@@ -92,6 +105,12 @@ KEYS = {
     "kimi_linear": f"{_DEEPSEEK} layer_types linear_key_head_dim linear_num_value_heads".split(),
     "bamba": f"""{_ANY} {_LAYERS} partial_rotary_factor mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size""".split(),
+    "falcon_h1": f"""{_ANY} mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size state_chunk_size
+        mamba_rms_norm""".split(),
+    "jamba": f"""{_ANY} ssm_state_size mamba_dt_rank n_routed_experts num_experts_per_tok""".split(),
+    "nemotron_h": f"""{_ANY} {_EXPERTS} layer_types mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
+        state_chunk_size n_shared_experts shared_expert_intermediate_size moe_latent_size
+        num_nextn_predict_layers""".split(),
     "deepseek_v4": f"""{_ANY} {_LAYERS} {_EXPERTS} head_dim partial_rotary_factor q_lora_rank o_groups o_lora_rank
         index_n_heads index_head_dim index_topk compress_rate_csa compress_rate_hca hc_mult num_hash_layers
         n_shared_experts num_nextn_predict_layers""".split(),
@@ -128,13 +147,23 @@ def parts(cfg: RefConfig) -> list[Part]:
 
 
 MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attention": "chunked+"}
-MIXERS |= {"linear_attention": "delta+", "mamba": "mamba2+", CSA: "csa+", HCA: "hca+"}
+MIXERS |= {
+    "linear_attention": "delta+",
+    "mamba": "mamba2+",
+    "mamba1": "mamba1+",
+    "none": "none+",
+    "hybrid": "hybrid+",
+    CSA: "csa+",
+    HCA: "hca+",
+}
 
 
 def kind_of(cfg: RefConfig, layer: int) -> str:
     """The graph's name of a layer's kind."""
     if cfg.linear_gate_rank and cfg.is_recurrent(layer):
         return "kda+" + ("moe" if cfg.is_moe(layer) else "dense")
+    if not cfg.has("ffn", layer):
+        return (MIXERS[cfg.mixer(layer)] or "full+") + "none"
     mixer = "sparse+" if cfg.is_chosen else MIXERS[cfg.mixer(layer)]
     experts = "hash" if layer < cfg.num_hash_layers else "moe"
     return mixer + (experts if cfg.is_moe(layer) else "dense")
@@ -147,6 +176,15 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+JAMBA = {"ssm_state_size": "mamba_d_state", "n_routed_experts": "num_experts"}
+NEMOTRON = {
+    "mamba_n_groups": "n_groups",
+    "state_chunk_size": "chunk_size",
+    "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    "layer_types": "layers_block_type",
+}
+PARTS = {"mamba": "linear_attention", "full_attention": "full_attention", "none": "moe"}
+"""What its layers are, where all feed-forward parts have experts."""
 KIMI = {"linear_key_head_dim": "linear_head_dim", "linear_num_value_heads": "linear_num_heads"}
 
 
@@ -154,8 +192,16 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
-    if family == "bamba":
+    if family in ("bamba", "falcon_h1"):
         values = {BAMBA.get(key, key): value for key, value in values.items()}
+    if family == "falcon_h1":
+        values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
+    if family == "jamba":
+        values = {JAMBA.get(key, key): value for key, value in values.items()}
+        values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "nemotron_h":
+        values = {NEMOTRON.get(key, key): value for key, value in values.items()}
+        values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]
     if family == "kimi_linear":
         values = {KIMI.get(key, key): value for key, value in values.items()}
     if family == "qwen3_moe":

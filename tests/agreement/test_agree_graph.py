@@ -50,6 +50,7 @@ def test_flops_of_every_op_and_kept_bytes_of_every_block(
     assert set(seen) == set(graph)
 
 
+STOPS_EARLY = {"layer", "mlp", "moe", "shared_experts"}
 MLA, MOE, SHARED, DENSE = ("mla_up", "mla_up_proj"), ("moe", "moe_act"), ("shared_experts",), ("mlp",)
 
 
@@ -71,15 +72,22 @@ def _sets(name: str) -> list[tuple[str, ...]]:
     return [*alone, *pairs, ("core_attn", "norm", "moe", *(("mlp", "mla_up") if cfg.is_mla else ()))]
 
 
-@pytest.mark.parametrize("early_stop", [False, True])
+def _ends_early(modules: tuple[str, ...]) -> tuple[bool, ...]:
+    """Whether recomputation ends early matters to whole layers and modules only."""
+    return (False,) if STOPS_EARLY.isdisjoint(modules) else (False, True)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(("name", "modules"), [(name, each) for name in MODELS for each in _sets(name)])
+@pytest.mark.parametrize(
+    ("name", "modules", "early_stop"),
+    [(name, each, early) for name in MODELS for each in _sets(name) for early in _ends_early(each)],
+)
 def test_each_set_of_recomputed_modules(
-    name: str, modules: tuple[str, ...], recipe: Recipe, early_stop: bool, tmp_path: Path
+    name: str, modules: tuple[str, ...], early_stop: bool, recipe: Recipe, tmp_path: Path
 ) -> None:
     """FLOP of every op, recomputation included, and kept bytes of every block, exactly."""
     software = ["stack.shared_expert_overlap=false"] if MODELS[name][0].n_shared_experts else []
-    if not {"layer", "mlp", "moe", "shared_experts"}.isdisjoint(modules):
+    if not STOPS_EARLY.isdisjoint(modules):
         software.append(f"stack.checkpoint_early_stop={str(early_stop).lower()}")
     graph = blocks_of(scenario_of(name, tmp_path, *software, recipe=recipe, recompute=modules))
     counter = counted(name, recipe=recipe, recompute=modules, early_stop=early_stop)

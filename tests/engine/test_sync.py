@@ -228,8 +228,8 @@ def priced(work: Work, seconds: float) -> Priced:
 @pytest.mark.parametrize(
     ("comm", "gemm", "shown"),
     [
-        (4.0, 8.0, 8 + 4 / 4 - 8),  # hidden but for its first chunk
-        (8.0, 4.0, 8 + 4 / 4 - 4),  # too long to hide
+        (4.0, 8.0, 0.0),  # each part arrives while those before it are multiplied
+        (8.0, 4.0, 8 + 4 / 4 - 4),  # too long to hide: the last part arrives after 8 s
         (4.0, 0.0, 4.0),  # nothing to hide behind
     ],
 )
@@ -237,8 +237,13 @@ def test_a_pipelined_collective_shows_only_what_the_kernel_does_not_hide(
     comm: float, gemm: float, shown: float
 ) -> None:
     gather = priced(Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4), comm)
-    kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), gemm)] if gemm else []
-    assert exposed(gather, [], kernel).durations[0] == pytest.approx(shown)
+
+    def price(op: Op) -> Priced:
+        assert isinstance(op.work, Gemm)
+        return priced(op.work, gemm * op.work.m / 8)
+
+    kernel = [priced(Gemm(m=8, n=1, k=1, precision="bf16"), gemm)] if gemm else []
+    assert exposed(gather, [], kernel, price).durations[0] == pytest.approx(shown)
 
 
 POWER = Power(cap_of_tdp=1.0, idle=100.0, memory=500.0, tensor=1000.0, attention=900.0, exponent=0.5)

@@ -28,6 +28,8 @@ CASES = [
     ("tiny-dualpipe", "stack=megatron-core", "layout.tp=2", *NO_HOST),
     ("tiny-1f1b", "layout.stages=even", "layout.recompute=full"),
     ("llama-3-8b", *NO_HOST),
+    ("tiny-zb1p", "layout.schedule=zb2p-auto"),
+    ("tiny-zb1p", "layout.schedule=zbv", "layout.zero=0", "stack.post_validation=true"),
 ]
 SHARDED = [
     (job, f"layout.zero={zero}", *more)
@@ -58,7 +60,7 @@ def test_with_a_host_it_is_near_the_longest_path(case):
     job, *overrides = case
     scenario = load_scenario(job, overrides)
     found = estimate(scenario, SharedPrices(scenario, "longest-path"))
-    assert found.step == pytest.approx(timeline_of(*prepare(scenario), "longest-path").makespan, rel=5e-3)
+    assert found.step == pytest.approx(timeline_of(*prepare(scenario), "longest-path").step_time, rel=5e-3)
 
 
 @pytest.mark.parametrize("case", CASES + SHARDED + STARVED, ids=" ".join)
@@ -68,22 +70,24 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     built, schedule = prepare(scenario)
     found = estimate(scenario, SharedPrices(scenario, "longest-path"))
     # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
-    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").makespan, rel=1e-8)
+    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").step_time, rel=1e-8)
     assert found.memory == pytest.approx(memory_of_rows(built, schedule).peak, rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *SHARDED, ("deepseek-v3-pretrain", "routing.kind=uniform"), ("tiny-dualpipe", "hardware=h200")], ids=" ".join
+    "case",
+    [*CASES, *SHARDED, ("deepseek-v3-pretrain", "routing.kind=uniform"), ("tiny-dualpipe", "hardware=h200")],
+    ids=" ".join,
 )
 def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
     job, *overrides = case
     built, schedule = prepare(load_scenario(job, overrides))
-    longest = timeline_of(built, schedule, "longest-path").makespan
+    longest = timeline_of(built, schedule, "longest-path").step_time
     assert alone(load_scenario(job, overrides)) == pytest.approx(longest, rel=1e-9)
     main = [stage[: stage.index("head")] if "head" in stage else stage for stage in built.stages]
     layers = [sum(kind in ("dense", "moe") for kind in stage) for stage in main]
     held = load_scenario(job, [*overrides, f"layout.stages={layers}"])
-    assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").makespan, rel=1e-9)
+    assert alone(held) == pytest.approx(timeline_of(*prepare(held), "longest-path").step_time, rel=1e-9)
 
 
 @pytest.mark.parametrize("setting", ["stack.host_kernel=6e-6", "stragglers.jitter=1e-6"])
@@ -121,7 +125,7 @@ def test_a_schedule_that_takes_microbatches_out_of_turn(tmp_path):
     built, schedule = prepare(scenario)
     assert compiled_of(schedule).queues > compiled("1f1b", 2, 4, 1).queues
     found = estimate(scenario, SharedPrices(scenario, "longest-path"))
-    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").makespan, rel=1e-9)
+    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").step_time, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES[:6] + SHARDED, ids=" ".join)

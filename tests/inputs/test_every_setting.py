@@ -17,7 +17,7 @@ from simulator.errors import InputError, ScheduleError
 from simulator.inputs import load_hardware, load_scenario, settable_paths
 from simulator.inputs.hf_config import settable
 from simulator.inputs.idle import SHOWN_ONLY
-from simulator.inputs.typed import hints
+from simulator.inputs.plain import hints
 from simulator.ops import AllToAll, Attention, DecodeAttention, Fixed, Gate, Gemm, Op, Scan, Streaming, Work
 from simulator.results.simulate import Engine, simulate
 from simulator.spec.hardware import Cluster
@@ -30,6 +30,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "hot": ("tiny-1f1b", ("routing.kind=hot", "routing.hot_expert=2")),
     "slow": (
         "tiny-dualpipe",
         ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
@@ -133,6 +134,22 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.recompute=full",
         ),
     ),
+    "later": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "stack=megatron-lm",
+            "gpus=4",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=0",
+            "layout.schedule=zbv",
+            "layout.recompute=none",
+            "precision.recipe=bf16",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=1024",
+        ),
+    ),
     "windows": (
         "llama-3-8b",
         (
@@ -190,6 +207,20 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "mamba1": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["mamba1","full"]',
+            "model.mamba_inner_size=1024",
+            "model.mamba_dt_rank=64",
+            "model.ssm_state_size=16",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "sparse": (
         "tiny-1f1b",
         (
@@ -219,6 +250,49 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.index_block_size=128",
             "gpus=8",
             "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "reused": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["full","reused"]',
+            "model.hidden_size_per_layer_input=64",
+            "model.vocab_size_per_layer_input=1000",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "branches": (
+        "llama-3-8b",
+        (
+            "model=gemma-4-26b-a4b",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["sliding","full"]',
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "depth": (
+        "llama-3-8b",
+        (
+            "model=kimi-k3",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["kda","full"]',
+            "model.attn_res_block_size=2",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
             "batch.global_batch_size=8",
             "batch.sequence_length=2048",
         ),
@@ -353,6 +427,8 @@ _LISTED = {
     "workload": "training is the only one",
     "model.shared_key_value": "what other sizes of DeepSeek-V4 belong to: refused where they are without it, or it is "
     "without them (tests/inputs/test_consistent_models.py)",
+    "model.num_expert_group": "Kimi's name of n_group",
+    "model.model_max_length": "Kimi's name of max_position_embeddings",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
@@ -405,6 +481,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
     "stack.wgrad_fills_waits": ("split", "longest-path"),
+    "stack.post_validation": ("later", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
@@ -467,6 +544,11 @@ _FIRST: dict[str, tuple[str, Engine]] = {
             "mamba_conv_kernel",
             "mamba_chunk_size",
         )
+    },
+    "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{
+        f"model.{name}": ("mamba1", "longest-path")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

@@ -92,6 +92,11 @@ V4 = {
     **{"num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24, "o_groups": 2, "o_lora_rank": 12, "hc_mult": 2},
     **{"index_n_heads": 4, "index_head_dim": 8, "index_topk": 32, "n_routed_experts": 4, **TOP_2},
 }
+JAMBA = {
+    **{"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8},
+    **{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
+}
+BIASED = {"attention_bias": True, "mlp_bias": True}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
     "n_routed_experts": 4,
@@ -101,6 +106,10 @@ STEP = TOP_2 | {
     "num_sliding_attention_heads": 16,
     "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
 }
+
+GEMMA4 = {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 0}
+ALTERNATE = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
 
 CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("llama", SMALL, 469_344),
@@ -199,6 +208,23 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("gpt_oss", SMALL | WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}, 1_062_416),
     ("gemma2", SMALL | WIDE, 404_832),
     ("gemma3_text", SMALL | WIDE, 404_960),
+    ("gemma4_text", SMALL | GEMMA4 | {"hidden_size_per_layer_input": 256}, 269_166_720),
+    (
+        "gemma4_text",
+        SMALL | GEMMA4 | ALTERNATE | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        448_032,
+    ),
+    (
+        "gemma4_text",
+        SMALL
+        | GEMMA4
+        | ALTERNATE
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 900},
+        578_552,
+    ),
+    ("gemma4_text", SMALL | GEMMA4 | GEMMA4_MOE, 549_392),
+    ("gemma4_unified_text", SMALL | {"head_dim": 16, "global_head_dim": 32}, 435_712),
     ("vaultgemma", SMALL | WIDE, 404_064),
     ("cohere2", SMALL, 372_960),
     ("olmo3", SMALL, 469_824),
@@ -219,6 +245,15 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("qwen3_5_moe_text", NO_DENSE | WIDE | QWEN_MOE | DELTA, 473_544),
     ("qwen3_5_text", SMALL | WIDE | DELTA, 499_272),
     ("nemotron_h", NEMOTRON, 301_590),
+    ("nemotron_h", NEMOTRON | {"moe_latent_size": 32, "num_nextn_predict_layers": 1}, 295_446),
+    ("falcon_h1", SMALL | MAMBA | {"mamba_d_ssm": 192}, 710_464),
+    (
+        "falcon_h1",
+        SMALL | MAMBA | BIASED | {"mamba_d_ssm": 192, "mamba_rms_norm": True, "mamba_n_groups": 2},
+        726_784,
+    ),
+    ("jamba", SMALL | JAMBA, 868_194),
+    ("jamba", SMALL | JAMBA | {"mamba_dt_rank": 10, "num_experts": 1, "tie_word_embeddings": True}, 499_566),
     ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),
     ("glm_moe_dsa", LATENT | ROUTED | SPARSE, 453_380),
     ("bamba", SMALL | MAMBA | {"attn_layer_indices": [1]}, 581_640),

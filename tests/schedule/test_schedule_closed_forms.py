@@ -54,7 +54,9 @@ def test_handcrafted_zero_bubble_spans(name: str, fill: int, pp: int, extra: int
 
 
 @given(pp=st.integers(1, 8), extra=st.integers(0, 9), unit=duration)
-@pytest.mark.parametrize(("name", "share"), [("1f1b", 1), ("zb1p", 1 / 3), ("zb2p", 0), ("zbv", 0)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("1f1b", 1), ("zb1p", 1 / 3), ("zb2p", 0), ("zbv", 0), ("zb1p-auto", 1 / 3), ("zb2p-auto", 0)]
+)
 def test_bubble_in_span_for_equal_parts(name: str, share: float, pp: int, extra: int, unit: int) -> None:
     """With F = I = W, on the rank with the longest span: 1F1B's bubble, a third of it, and none."""
     times = uniform_times(build(name, pp=pp, microbatches=2 * pp + extra), f=unit, i=unit, w=unit)
@@ -62,7 +64,9 @@ def test_bubble_in_span_for_equal_parts(name: str, share: float, pp: int, extra:
     assert closed_form_bubble(name, pp, unit, unit, unit) == max(times.idle_in_span)
 
 
-@pytest.mark.parametrize(("name", "span"), [("1f1b", 405), ("zb1p", 375), ("zb2p", 360)])
+@pytest.mark.parametrize(
+    ("name", "span"), [("1f1b", 405), ("zb1p", 375), ("zb2p", 360), ("zb1p-auto", 375), ("zb2p-auto", 360)]
+)
 def test_spans_published_by_zero_bubbles_own_scheduler(name: str, span: int) -> None:
     """p = 16, m = 120, F = I = W = 1; the longest rank."""
     assert max(uniform_times(build(name, pp=16, microbatches=120), f=1, i=1, w=1).spans) == span

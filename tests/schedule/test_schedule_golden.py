@@ -17,6 +17,8 @@ CASES = {
     "interleaved-4x8x2": ("interleaved", 4, 8, 2),
     "zb1p-4x8": ("zb1p", 4, 8, 1),
     "zb2p-4x8": ("zb2p", 4, 8, 1),
+    "zb1p-auto-4x8": ("zb1p-auto", 4, 8, 1),
+    "zb2p-auto-4x8": ("zb2p-auto", 4, 8, 1),
     "zbv-4x8": ("zbv", 4, 8, 1),
     "dualpipe-4x8": ("dualpipe", 4, 8, 1),
     "dualpipe-8x20": ("dualpipe", 8, 20, 1),

@@ -125,6 +125,8 @@ def test_stages() -> None:
         "interleaved": 12,
         "zb1p": 4,
         "zb2p": 4,
+        "zb1p-auto": 4,
+        "zb2p-auto": 4,
         "zbv": 8,
         "dualpipe": 4,
         "dualpipev": 8,

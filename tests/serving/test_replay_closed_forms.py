@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.serving.engine.engine import Engine
-from simulator.serving.handover import Handover, KvLink
-from simulator.serving.load.sources import Closed, LoadSpec, Stream, open_load
-from simulator.serving.recorder import Recorder
-from simulator.serving.replay import Fleet, replay
+from simulator.serving.load.sources import Closed, LoadSpec, open_load
 from simulator.serving.request import Request
-from simulator.serving.routers import router_of
-from tests.replays import PLAIN, Linear, Noted, at_once, run
+from tests.replays import Linear, at_once, run
 
 SERVICE = 0.01  # s
 
@@ -150,48 +145,6 @@ def test_drafts_need_room_for_all_of_them() -> None:
     assert noted.preemptions == {0: 0, 1: 1}
     _, noted, _ = run(at_once((14, 3), (14, 3)), Linear(step=1.0), blocks=3, drafts=(1.0,))
     assert noted.preemptions == {0: 0, 1: 0}
-
-
-def _apart(requests: list[Request], link: KvLink, *, blocks: int = 1000, prefillers: int = 1) -> tuple[Noted, Recorder]:
-    """Prompts on some engines, the rest on another."""
-    noted = Noted()
-    recorder = Recorder(answered=(noted,))
-    handover = Handover(recorder, link)
-    times = Linear(step=1.0)
-    before = [Engine(times, PLAIN, 1000, handover) for _ in range(prefillers)]
-    after = [Engine(times, PLAIN, blocks, recorder)]
-    fleet = Fleet(engines=before, router=router_of("round-robin"), decoders=after, handover=handover)
-    replay(Stream(iter(requests), None), fleet, recorder)
-    assert all(one.kv.used == one.load == 0 for one in (*before, *after))
-    return noted, recorder
-
-
-def test_a_cache_travels_between_the_first_token_and_the_second() -> None:
-    # 100 tokens of 0.01 s each take 1 s, of which all but a tenth travels while the prompt is computed (1 s); then
-    # 0.25 s pass until the first byte is there, and four steps.
-    noted, recorder = _apart(at_once((100, 5)), KvLink(seconds_per_token=0.01, latency=0.25, layers=10))
-    assert noted.firsts[0] == pytest.approx(1.0)
-    assert noted.ends[0] == pytest.approx(1.0 + 0.25 + 0.1 + 4.0)
-    assert recorder.itl.count == 4
-    assert recorder.itl.highest == pytest.approx(1.35)
-
-
-def test_a_link_takes_one_cache_after_the_other() -> None:
-    link = KvLink(seconds_per_token=0.05, latency=0.0, layers=1)
-    noted, _ = _apart(at_once((100, 2), (100, 2)), link)
-    # Both prompts are done at 1 s; the caches arrive at 6 and 11 s.
-    assert noted.ends == {0: pytest.approx(7.0), 1: pytest.approx(12.0)}
-    noted, _ = _apart(at_once((100, 2), (100, 2)), link, prefillers=2)
-    assert noted.ends == {0: pytest.approx(7.0), 1: pytest.approx(7.0)}
-
-
-def test_a_cache_waits_for_blocks_where_it_goes() -> None:
-    link = KvLink(seconds_per_token=0.0, latency=0.0, layers=1)
-    noted, _ = _apart(at_once((32, 9), (32, 9)), link, blocks=3)
-    assert noted.ends[0] == pytest.approx(9.0)
-    assert noted.ends[1] == pytest.approx(9.0 + 8.0)
-    one, _ = _apart(at_once((32, 1)), link)
-    assert one.ends[0] == pytest.approx(1.0)  # the first token is all: nothing travels
 
 
 def test_what_a_lost_engine_held_is_computed_anew_by_others() -> None:

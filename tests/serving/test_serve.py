@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cli import foretrain
 from simulator.inputs import load_scenario, settable_paths
-from simulator.serving.deployment import deploy
+from simulator.serving.deployment import deploy, disaggregated
 from simulator.serving.load.sources import LoadSpec
 from simulator.serving.serve import saturation, serve
 from simulator.serving.summary import DEFINITIONS, as_dict
@@ -166,8 +166,10 @@ def test_the_report_prints_definitions_and_what_is_assumed() -> None:
     [
         (("tiny-1f1b", *LOAD), "tiny-1f1b: trains"),
         ((*SMALL, *LOAD, "--lose-at", "1"), "--lose-at: there is no other engine"),
-        ((*SMALL, *LOAD, "--slow", "2", "--prefill-replicas", "1"), "are not modelled of disaggregated"),
+        ((*SMALL, *LOAD, "--lose-at", "2", "--prefill-replicas", "1"), "is not modelled of disaggregated"),
+        ((*SMALL, *LOAD, "--hot-expert", "2"), "llama-3-8b has no experts"),
         ((*SMALL, *LOAD, "--prefill-set", "stack=sglang"), "--prefill-set belongs to --prefill-replicas"),
+        ((*SMALL, *LOAD, "--set", "stack.scheduler.kv_handover=pull"), "kv_handover belongs to --prefill-replicas"),
         ((*SMALL, *LOAD, "--set", "serving.sequences=3"), 'serving.sequences: "3": changes nothing'),
         ((*SMALL, *LOAD, "--set", "stack.scheduler.block=0"), "scheduler.block: 0: must be at least 1"),
         ((*SMALL, *LOAD, "--slo", "ttft"), "--slo: 'ttft': must be NAME=SECONDS"),
@@ -209,6 +211,8 @@ _OTHERS = {
     "host_step": "0.1",
     "host_sequence": "0.001",
     "host_overlapped": "true",
+    "stream_interval": "4",
+    "kv_handover": "layers",
     "frontend": "0.1",
 }
 
@@ -228,17 +232,21 @@ def test_every_setting_of_the_scheduler_changes_a_replay(tmp_path: Path) -> None
         deployment = deploy(load_scenario("llama-3-8b-decode", [*small, *overrides], replayed=True))
         room = replace(deployment.room, blocks=TIGHT // deployment.scheduler.block)
         deployment = replace(deployment, room=room)
+        if any("kv_handover" in one for one in overrides):
+            deployment = disaggregated(deployment, deployment)
         found = as_dict(serve(deployment, LoadSpec(requests=str(trace))))
         return json.dumps([found["metrics"], found["queue"], found["kv_cache"]["mean_use"]])
 
-    before = {path: numbers(*path) for path in ((), ("stack.scheduler.host_cache=8e7",))}
+    tiers, apart = ("stack.scheduler.host_cache=8e7",), ("stack.scheduler.kv_handover=pull",)
+    before = {path: numbers(*path) for path in ((), tiers, apart)}
     scenario = load_scenario("llama-3-8b-decode", ["stack=vllm"], replayed=True)
     paths = [path for path in settable_paths(scenario) if path.startswith("stack.scheduler.")]
     assert sorted(path.rpartition(".")[2] for path in paths) == sorted(_OTHERS)
     same = []
     for path in paths:
         name = path.rpartition(".")[2]
-        first = ("stack.scheduler.host_cache=8e7",) if name in ("disk_cache", "cache_writes", "cache_loads") else ()
+        first = tiers if name in ("disk_cache", "cache_writes", "cache_loads") else ()
+        first = apart if name == "kv_handover" else first
         if numbers(*first, f"{path}={_OTHERS[name]}") == before[first]:
             same.append(path)
     assert same == []

@@ -193,7 +193,7 @@ def test_overlapped_with_a_kernel_a_whole_collective_costs_the_sms_it_holds(
 ) -> None:
     work = Collective(kind="all_gather", bytes=1.0, ranks=4, per_node=4)
     kernel = [priced(Gemm(m=1, n=1, k=1, precision="bf16"), "gemm.bf16", gemm, concurrent_with=1.25)] if gemm else []
-    found = exposed(priced(work, "comm.tp.all_gather", comm, held=held), [], kernel)
+    found = exposed(priced(work, "comm.tp.all_gather", comm, held=held), [], kernel, lambda _: kernel[0])
     assert found.durations == pytest.approx((shown,) * 4)
 
 

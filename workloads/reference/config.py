@@ -21,7 +21,7 @@ class State:
     value_dim: int
     chunk: int
     numbers: int  # numbers of a token besides what is mixed and its gate
-    norms: int  # groups of the output that are normed by themselves
+    norms: int  # groups of the output that are normed by themselves; 0: it is gated, and not normed
     rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
 
     @property
@@ -78,6 +78,10 @@ class RefConfig:
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
+    mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    mamba_inner_size: int = 0  # Mamba-1: channels
+    mamba_dt_rank: int = 0  # width of its step sizes before their projection
+    mamba_state_norms: bool = True  # whether its steps, b and c are normed
     ssm_state_size: int = 0
     conv_kernel: int = 4  # taps of the convolution before either
     state_chunk_size: int = 64  # tokens that either works on at once
@@ -95,6 +99,8 @@ class RefConfig:
     hc_mult: int = 1  # streams
     num_hash_layers: int = 0
     attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
+    mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part (Nemotron-H)
+    gated_mlp: bool = True  # SwiGLU; False: the square of a ReLU, and no gate
     norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
     parallel_block: bool = False  # both branches read the layer's input
     shared_norm: bool = False  # and one norm of it
@@ -103,7 +109,10 @@ class RefConfig:
     n_shared_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
+    moe_latent_size: int = 0  # width that tokens are projected to before their experts (Nemotron 3 Super); 0: none
+    shared_expert_intermediate_size: int = 0  # width of the shared experts where they are not as wide as the others
     first_k_dense_replace: int = 0
+    mlp_only_layers: tuple[int, ...] = ()  # layers that are dense although others have experts
     n_group: int = 1
     topk_group: int = 1
     scoring_func: str = "sigmoid"
@@ -154,6 +163,21 @@ class RefConfig:
         return self.attention_gate == "element"
 
     @property
+    def up(self) -> int:
+        """Halves of the first matrix of a feed-forward part: gate and up, or up alone."""
+        return 2 if self.gated_mlp else 1
+
+    @property
+    def expert_hidden(self) -> int:
+        """Width of a token as its experts read it."""
+        return self.moe_latent_size or self.hidden_size
+
+    @property
+    def shared_width(self) -> int:
+        """Width of the shared experts."""
+        return self.shared_expert_intermediate_size or self.n_shared_experts * self.moe_intermediate_size
+
+    @property
     def stream_width(self) -> int:
         """Values of a token that pass from layer to layer."""
         return self.hc_mult * self.hidden_size
@@ -192,12 +216,16 @@ class RefConfig:
             value_dim=self.mamba_head_dim,
             chunk=self.state_chunk_size,
             numbers=self.mamba_num_heads,
-            norms=self.mamba_n_groups,
+            norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
         )
+
+    def has(self, half: str, layer: int) -> bool:
+        """Whether a layer has this part: attention, or what stands in its place (`attn`), or a feed-forward (`ffn`)."""
+        return self.mixer(layer) != "none" if half == "attn" else layer not in self.mixer_only_layers
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer passes a state on instead of attending."""
-        return self.mixer(layer) in ("linear_attention", "mamba")
+        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1")
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
@@ -205,7 +233,8 @@ class RefConfig:
 
     def is_moe(self, layer: int) -> bool:
         """Whether the feed-forward of this layer is a mixture of experts (MTP layers follow the last one)."""
-        return self.n_routed_experts is not None and layer >= self.first_k_dense_replace
+        dense = layer < self.first_k_dense_replace or layer in self.mlp_only_layers
+        return self.n_routed_experts is not None and not dense
 
     @property
     def experts(self) -> int:
@@ -252,6 +281,9 @@ MIXERS = {
     CSA: "index_topk",
     HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
+    "mamba1": "mamba_inner_size",
+    "hybrid": "mamba_num_heads",
+    "none": "",
 }
 """Names of mixers, each with the size that it needs."""
 
@@ -263,6 +295,10 @@ def _layer_problems(c: RefConfig) -> list[str]:
     out += [f"layer_types: {kind!r} is not implemented" for kind in sorted(set(c.layer_types) - set(MIXERS))]
     needed = {MIXERS.get(kind, "") for kind in c.layer_types} - {""}
     out += [f"{name} is {getattr(c, name)}, must be at least 1" for name in sorted(needed) if getattr(c, name) < 1]
+    lacking = [layer for layer in c.mixer_only_layers if not c.has("attn", layer)]
+    out += [f"layer {layer} has no part at all" for layer in lacking]
+    if (c.mixer_only_layers or "none" in c.layer_types) and (c.norm_placement != "pre" or c.parallel_block):
+        out.append("layers of one part have a norm before it, and no other beside it")
     if c.parallel_block and c.norm_placement != "pre":
         out.append("the branches of a parallel block have their norms before them")
     return out

@@ -54,6 +54,7 @@ class Widths:
             "g": 4.0,
             "ids": 8.0,
             "order": 4.0,
+            "ends": 4.0,
             "tokens": 8.0,
         }
     )
@@ -136,6 +137,11 @@ class Run:
     def stops(self) -> bool:
         """Whether a module that runs now ends before its last GEMM."""
         return self.early_stop and self.part == "R"
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether a layer without a feed-forward part runs now, and ends before its last GEMM."""
+        return self.stops and not self.cfg.has("ffn", self.layer)
 
     def whole(self) -> "Run":
         """The same for what is followed by others in its module, and so runs to its end."""

@@ -59,42 +59,74 @@ def _hyper_shapes(c: RefConfig, branch: str, weights: int, scales: int) -> Shape
 
 def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
     h = c.hidden_size
-    shapes: Shapes = dict.fromkeys(_norms(c), (h,)) | _mixer_shapes(c, layer)
+    shapes: Shapes = dict.fromkeys(_norms(c, layer), (h,)) | _mixer_shapes(c, layer)
+    if not c.has("ffn", layer):
+        return shapes
     for branch in ("attn", "ffn"):
         shapes |= _hyper_shapes(c, branch, c.hc_weights, 3)
     if not c.is_moe(layer):
-        return shapes | {"dense.up_gate": (h, 2 * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
-    n, f = c.experts, c.moe_intermediate_size
-    shapes |= {"router.gate": (h, n), "moe.up_gate": (n, h, 2 * f), "moe.down": (n, f, h)}
+        return shapes | {"dense.up_gate": (h, c.up * c.intermediate_size), "dense.down": (c.intermediate_size, h)}
+    n, f, wide = c.experts, c.moe_intermediate_size, c.expert_hidden
+    shapes |= {"router.gate": (h, n), "moe.up_gate": (n, wide, c.up * f), "moe.down": (n, f, wide)}
+    if c.moe_latent_size:
+        shapes |= {"moe.latent_in": (h, wide), "moe.latent_out": (wide, h)}
     if c.topk_method == "noaux_tc" and layer >= c.num_hash_layers:
         shapes["router.bias"] = (n,)
     if c.n_shared_experts:
-        shared = f * c.n_shared_experts
-        shapes |= {"shared.up_gate": (h, 2 * shared), "shared.down": (shared, h)}
+        shared = c.shared_width
+        shapes |= {"shared.up_gate": (h, c.up * shared), "shared.down": (shared, h)}
     return shapes
 
 
 def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
+    if not c.has("attn", layer):
+        return {}
     if not c.is_recurrent(layer):
         if c.shared_key_value:
             return _shared_key_shapes(c, layer)
-        return _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
-    r, mamba = c.state(layer), c.mixer(layer) == "mamba"
+        shapes = _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
+        return shapes | (_state_shapes(c, layer) if c.mixer(layer) == "hybrid" else {})
+    return _selective_shapes(c) if c.mixer(layer) == "mamba1" else _state_shapes(c, layer)
+
+
+def _selective_shapes(c: RefConfig) -> Shapes:
+    inner, rank, rows = c.mamba_inner_size, c.mamba_dt_rank, c.ssm_state_size
+    shapes: Shapes = {
+        "mixer.in": (c.hidden_size, 2 * inner),
+        "mixer.conv": (inner * c.conv_kernel,),
+        "mixer.conv_bias": (inner,),
+        "mixer.select": (inner, rank + 2 * rows),
+        "mixer.step": (rank, inner),
+        "mixer.dt_bias": (inner,),
+        "mixer.a_log": (inner * rows,),
+        "mixer.skip": (inner,),
+        "mixer.out": (inner, c.hidden_size),
+    }
+    norms: Shapes = {"norm.step": (rank,), "norm.b": (rows,), "norm.c": (rows,)}
+    return shapes | (norms if c.mamba_state_norms else {})
+
+
+def _state_shapes(c: RefConfig, layer: int) -> Shapes:
+    r, mamba = c.state(layer), c.mixer(layer) in ("mamba", "hybrid")
     shapes: Shapes = {
         "mixer.in": (c.hidden_size, r.projected),
         "mixer.conv": (r.channels * c.conv_kernel,),
         "mixer.a_log": (r.heads,),
         "mixer.dt_bias": (r.heads * r.key_dim if r.rank else r.heads,),
-        "norm.mixer": (r.inner if mamba else r.value_dim,),
         "mixer.out": (r.inner, c.hidden_size),
     }
+    if r.norms:
+        shapes["norm.mixer"] = (r.inner if mamba else r.value_dim,)
     if r.rank:
         shapes |= {"mixer.decay": (r.rank, r.heads * r.key_dim), "mixer.gate": (r.rank, r.inner)}
     return shapes | ({"mixer.skip": (r.heads,), "mixer.conv_bias": (r.channels,)} if mamba else {})
 
 
-def _norms(c: RefConfig) -> list[str]:
+def _norms(c: RefConfig, layer: int) -> list[str]:
     """Norms of a layer that are as wide as the stream."""
+    alone = [half for half in ("attn", "ffn") if not c.has(half, layer)]
+    if alone:
+        return ["norm.ffn" if alone == ["attn"] else "norm.attn"]
     before = ["norm.attn"] if c.shared_norm else ["norm.attn", "norm.ffn"]
     behind = ["norm.attn.out", "norm.ffn.out"]
     return {"pre": before, "post": behind, "both": before + behind}[c.norm_placement]

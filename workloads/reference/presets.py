@@ -157,6 +157,48 @@ def tiny_mamba() -> RefConfig:
     )
 
 
+def tiny_falcon_h1() -> RefConfig:
+    """Falcon-H1 in small: attention and Mamba-2 next to each other in every layer, and no norm of Mamba-2's output."""
+    return replace(tiny_mamba(), num_hidden_layers=2, layer_types=("hybrid",) * 2, mamba_rms_norm=False)
+
+
+def tiny_jamba() -> RefConfig:
+    """Jamba in small: Mamba-1 in three of four layers, attention that rotates nothing in one, experts in half."""
+    return replace(
+        tiny_gqa(),
+        layer_types=("mamba1", "mamba1", "full_attention", "mamba1"),
+        partial_rotary_factor=0.0,
+        mamba_inner_size=18,
+        mamba_dt_rank=5,
+        ssm_state_size=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=36,
+        mlp_only_layers=(0, 2),
+        scoring_func="softmax",
+        topk_method="greedy",
+        norm_topk_prob=False,
+    )
+
+
+def tiny_nemotron() -> RefConfig:
+    """Nemotron 3 Super in small: layers of one part, experts in a narrower width without gates, an MTP module."""
+    return replace(
+        tiny_mamba(),
+        layer_types=("mamba", "none", "full_attention", "none"),
+        mixer_only_layers=(0, 2),
+        partial_rotary_factor=0.0,
+        gated_mlp=False,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=12,
+        moe_latent_size=8,
+        n_shared_experts=1,
+        shared_expert_intermediate_size=20,
+        num_nextn_predict_layers=1,
+    )
+
+
 def tiny_v32() -> RefConfig:
     """DeepSeek-V3.2 in small: V3's blocks, and queries that attend to three chosen tokens."""
     return replace(tiny_v3(), index_n_heads=3, index_head_dim=4, index_topk=3)

@@ -58,11 +58,13 @@ _COMPONENTS = {
     "attention": "attention",
     "norms": "norms",
     "router": "routers",
+    "latent": "projections to the experts' width",
     "routed_expert": "routed experts",
     "shared_expert": "shared experts",
     "dense_ffn": "dense feed-forward",
     "head": "output head",
     "hyper_connections": "hyper-connections",
+    "per_layer": "inputs of each layer",
 }
 
 
@@ -89,10 +91,11 @@ def _shape(spec: ModelSpec) -> RenderableType:
     if any(kind.ffn == "dense" for kind in kinds):
         rows.append(("dense feed-forward", f"width {spec.intermediate_size:,}"))
     if spec.n_routed_experts:
+        narrow = f" behind a projection to {spec.moe_latent_size:,}" if spec.moe_latent_size else ""
         rows += [
             (
                 "routed experts",
-                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,},"
+                f"{spec.n_routed_experts} of width {spec.moe_intermediate_size:,}{narrow},"
                 f" {spec.num_experts_per_tok} for each token",
             ),
             ("shared experts", f"width {spec.shared_width:,}" if spec.shared_width else "none"),
@@ -124,7 +127,7 @@ def _block(spec: ModelSpec) -> list[tuple[str, str]]:
         rows.append(("window", f"{spec.sliding_window:,} tokens"))
     if Mixer.CHUNKED in spec.layer_types:
         rows.append(("chunks", f"{spec.attention_chunk_size:,} tokens"))
-    rows += _of_shared_key(spec)
+    rows += _of_shared_key(spec) + _of_reused_keys(spec)
     if spec.attention_sinks != "none":
         where = "of all heads" if spec.attention_sinks == "all" else "of heads in layers with a window"
         rows.append(("attention sinks", where))
@@ -147,6 +150,19 @@ def _of_shared_key(spec: ModelSpec) -> list[tuple[str, str]]:
     return [(name, value) for name, value, shown in rows if shown]
 
 
+def _of_reused_keys(spec: ModelSpec) -> list[tuple[str, str]]:
+    """What Gemma 4's layers have."""
+    reuse = sum(kind.mixer.reuses for kind in spec.layer_kinds())
+    double = ", with a feed-forward part of twice the width" if spec.use_double_wide_mlp else ""
+    rows = [
+        ("values", "made of keys in layers with full attention", spec.attention_k_eq_v),
+        ("reused keys and values", f"in {reuse} of {spec.num_hidden_layers} layers{double}", reuse > 0),
+        ("norms of branches", "of experts and shared experts each", spec.branch_norms),
+        ("inputs of each layer", f"{spec.hidden_size_per_layer_input} values", spec.hidden_size_per_layer_input > 0),
+    ]
+    return [(name, value) for name, value, shown in rows if shown]
+
+
 def _attention(spec: ModelSpec) -> str:
     if spec.shared_key_value:
         wide = f"one key of {spec.qk_head_dim} that is the value"
@@ -162,11 +178,14 @@ def _mixer(spec: ModelSpec) -> str:
     mixer = spec.mixer_of(0)
     if mixer is Mixer.NONE:
         return "none"
-    if not mixer.is_recurrent:
+    if not mixer.has_state:
         return _heads(spec)
     state = spec.state
+    if mixer is Mixer.MAMBA1:
+        return f"Mamba-1, {state.heads:,} channels with a state of {state.key_dim}"
     name = "delta rule" if state.is_delta else "Mamba-2"
-    return f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    found = f"{name}, {state.heads} heads with a state of {state.key_dim} x {state.value_dim}"
+    return f"{found}, next to {_heads(spec)}" if mixer.attends else found
 
 
 def _heads(spec: ModelSpec) -> str:

@@ -123,6 +123,22 @@ def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bo
     _cast(builder, f"{name}.quant_w", values, formats, both=False, from_norm=False, facts=resident)
 
 
+SWIZZLED = 1.0 / 32.0
+"""Bytes of MXFP8's scales of a value: one for 32 values [B]."""
+
+
+def swizzle(
+    builder: SegmentBuilder, name: str, values: float, part: Part | None = None, **facts: Unpack[Facts]
+) -> None:
+    """Before each MXFP8 GEMM Transformer Engine lays the scales of both operands, of so many values together, out as
+    cuBLAS reads them, by a kernel each; a grouped GEMM's are laid out together (transformer_engine/pytorch/csrc/
+    extensions/gemm.cpp, swizzle_scaling_factors, 2.9, 2025-11)."""
+    formats = builder.shapes.settings
+    if formats.recipe == "mxfp8" and formats.kept == "recipe":
+        each = Streaming(read=SWIZZLED, written=SWIZZLED)
+        _stream(builder, f"{name}.swizzle", "elem", values / 2, each, part, {**facts, "count": 2})
+
+
 def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
     """Kernel class of a cast along columns; scales of rows are found in strides, and what torch.compile writes turned
     costs by its values, alone or with the form along rows."""

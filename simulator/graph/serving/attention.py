@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP32, WIDTH
-from simulator.graph.attention import gate_output, gate_width, output_width, place_heads, widths
+from simulator.graph.attention import gate_output, output_width, place_heads, projected, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.mixers import depth
+from simulator.graph.mixers.hybrid import summed
 from simulator.graph.mixers.indexer import (
     INDEX,
     choose,
@@ -23,22 +25,29 @@ from simulator.graph.parallel import heads_per_rank, kv_heads_per_rank, sharded_
 from simulator.graph.serving.linear import add_up, gather, linear
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Attention, DecodeAttention, Streaming
+from simulator.spec.mixer import Mixer
 
 
 def prepare(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projections, rotation, and the new keys and values written to the cache."""
-    t, h = s.tokens, s.model.hidden_size
-    q, kv = widths(s)
     builder = SegmentBuilder("prepare.F", "F", s)
     enter(builder, s)
+    project(builder, s)
+    return builder.done()
+
+
+def project(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The same behind the norm."""
+    t, h = s.tokens, s.model.hidden_size
+    _, kv = widths(s)
     gather(builder, "attn.x", s, t, h)
-    linear(builder, "attn.qkv", s, t, q + kv + gate_width(s), h)
+    linear(builder, "attn.qkv", s, t, sum(projected(s)), h)
     place_heads(builder, s)
-    write(builder, s, t * kv)
+    if not s.model.mixer_of(0).reuses:
+        write(builder, s, t * kv)
     if is_sparse(s):
         projections(builder, s, "")
         builder.add("attn.index.write", "kvcopy", written_keys(s))
-    return builder.done()
 
 
 def write(builder: SegmentBuilder, s: ServingShapes, values: int) -> None:
@@ -49,14 +58,23 @@ def write(builder: SegmentBuilder, s: ServingShapes, values: int) -> None:
 
 def enter(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The norm before attention, where there is one."""
-    if s.model.norm_placement != "post" and not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.attn", s)
+    elif s.model.norm_placement != "post" and not s.fuses_norms:
         norm_forward(builder, "norm.attn", sharded_tokens(s), s.model.hidden_size, residual=True)
 
 
 def core(s: ServingShapes) -> SegmentBuilder:
     """`attn.F` up to the norm before the feed-forward part; the caller ends it."""
-    t, h, d, d_v = s.tokens, s.model.hidden_size, s.model.qk_head_dim, s.model.v_dim
     builder = SegmentBuilder("attn.F", "F", s)
+    inside(builder, s)
+    finish(builder, s)
+    return builder
+
+
+def inside(builder: SegmentBuilder, s: ServingShapes) -> None:
+    """The core, and the output projection."""
+    t, h, d, d_v = s.tokens, s.model.hidden_size, s.model.qk_head_dim, s.model.v_dim
     heads, kv_heads = heads_per_rank(s), kv_heads_per_rank(s)
     if is_sparse(s):
         choose_newest(builder, s)
@@ -67,20 +85,23 @@ def core(s: ServingShapes) -> SegmentBuilder:
         prefilling(builder, "attn.core", s, prompts_of(s), heads, kv_heads, d, d_v)
     gate_output(builder, s)
     linear(builder, "attn.o", s, t, h, output_width(s))
-    finish(builder, s)
-    return builder
 
 
 def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The sum over tensor-parallel ranks, the residual, and the norms behind attention and before what follows."""
     h = s.model.hidden_size
     add_up(builder, "attn.o", s, s.tokens, h)
+    if s.model.mixer_of(0) is Mixer.HYBRID:
+        summed(builder, s, "attn.mixers")
     model, rows = s.model, sharded_tokens(s)
     if model.norm_placement != "pre":
         norm_forward(builder, "norm.attn.out", rows, h)
     sequential = model.norm_placement == "pre" and not model.parallel_block
     add_residual(builder, "attn", s, h, alone=not sequential)
     if model.mixer_only_layers:
+        return
+    if depth.attends(s):
+        depth.normed(builder, "norm.ffn", s)
         return
     if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm) and not s.fuses_norms:
         norm_forward(builder, "norm.ffn", rows, h, residual=sequential)

@@ -8,6 +8,7 @@ from simulator.dtypes import BF16, FP8
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.ffn import activation_kernel, eager_activation
 from simulator.graph.linear import cast
+from simulator.graph.mixers import per_layer
 from simulator.graph.norm import add_residual, norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.linear import add_up, gather, linear
@@ -57,4 +58,5 @@ def dense(s: ServingShapes) -> Segment:
     if behind:
         norm_forward(builder, "norm.ffn.out", sharded_tokens(s), h)
     add_residual(builder, "dense", s, h, alone=behind)  # else the norm of the next layer adds it
+    per_layer.add(builder, s, "")
     return builder.done()

@@ -8,10 +8,10 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper
+from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.serving import attention, compressed, draft, ffn, mla, moe, recurrent
+from simulator.graph.serving import attention, compressed, draft, ffn, hybrid, mla, moe, recurrent, selective
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
@@ -80,8 +80,13 @@ def _served_op(op: Op) -> Op:
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
-    if s.model.mixer_of(0).is_recurrent:
+    mixer = s.model.mixer_of(0)
+    if mixer is Mixer.MAMBA1:
+        return selective.prepare(s), selective.core(s)
+    if mixer.is_recurrent:
         return recurrent.before(s), recurrent.core(s)
+    if mixer is Mixer.HYBRID:
+        return hybrid.prepare(s), hybrid.core(s)
     form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
     return form.prepare(s), form.core(s)
 
@@ -117,6 +122,7 @@ def _embedding(s: ServingShapes) -> tuple[Segment, ...]:
     builder.add("embed", "embedding", cast(s.tokens * h, BF16, BF16))
     add_up(builder, "embed", s, s.tokens, h)
     hyper.spread(builder, s, "hc.embed")
+    per_layer.look_up(builder, s, "")
     if s.fuses_norms:
         norm_forward(builder, "norm.first", s.tokens, h)  # the others are part of the all-reduces before them
     return (builder.done(),)
@@ -131,7 +137,9 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
     hyper.collapse(builder, s, "", rows=rows)
-    if not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.final", s, rows=rows)
+    elif not s.fuses_norms:
         norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))
     if tp > 1:

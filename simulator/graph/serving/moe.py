@@ -14,8 +14,8 @@ from typing import Literal
 from simulator.dtypes import BF16, FP8, FP32, MXFP4, fp8_bytes
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, gemm_class, precision_of
-from simulator.graph.mixers import hyper
-from simulator.graph.norm import add_residual, sum_of_two
+from simulator.graph.mixers import branches, hyper
+from simulator.graph.norm import add_residual, norm_forward, sum_of_two
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.serving.ffn import feed_forward, gated
 from simulator.graph.serving.linear import add_up
@@ -63,7 +63,8 @@ def runs_shared(s: ServingShapes) -> bool:
 
 def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
     """Scores of the experts and the choice; before a normal dispatch, the cast of what travels."""
-    t, h, experts = tokens_of(s), s.model.hidden_size, s.model.n_routed_experts
+    t, h, experts, wide = tokens_of(s), s.model.hidden_size, s.model.n_routed_experts, s.model.expert_hidden
+    branches.enter(builder, s, "")
     gate = Gemm(m=t, n=experts, k=h, precision="bf16", out_bytes=FP32)
     builder.add("router.gate", "gemm.bf16", gate)  # the router's own class was measured at training's 4096 tokens
     if not s.software.router_fused:
@@ -74,8 +75,10 @@ def _gate(builder: SegmentBuilder, s: ServingShapes) -> None:
         look_up(builder, s)
     else:
         builder.add("router.topk", "router.topk", cast(t * experts, FP32, 0.0))
+    if s.model.moe_latent_size:
+        builder.add("moe.latent_in", "gemm.bf16", Gemm(m=t, n=wide, k=h, precision="bf16"))
     if s.fp8 and s.all_to_all and not s.decodes:
-        builder.add("moe.dispatch.quant", "quant.token", cast(t * h, BF16, FP8))
+        builder.add("moe.dispatch.quant", "quant.token", cast(t * wide, BF16, FP8))
     if _by_copies(s):
         builder.add("moe.dispatch.send", SENT, _travel(s, "dispatch").sent)
 
@@ -87,7 +90,7 @@ def _by_copies(s: ServingShapes) -> bool:
 
 def _travel(s: ServingShapes, direction: Literal["dispatch", "combine"]) -> AllToAll:
     """One all-to-all of this rank's tokens; FP8 with scales there, BF16 back."""
-    h = s.model.hidden_size
+    h = s.model.expert_hidden
     each = fp8_bytes(h) if s.fp8 and direction == "dispatch" else h * BF16
     return AllToAll(
         direction=direction,
@@ -106,6 +109,7 @@ def _dispatch(s: ServingShapes) -> Segment:
     """`dispatch.F`. Low-latency kernels cast, count and send in one, and receive in another (DeepEP's README)."""
     builder = SegmentBuilder("dispatch.F", "F", s, "comm")
     last = "router.table" if s.model.num_hash_layers else "router.topk"
+    last = "moe.latent_in" if s.model.moe_latent_size else last
     last = "moe.dispatch.quant" if s.fp8 and not s.decodes else last
     last = "moe.dispatch.send" if s.decodes else last
     notify = Notify(ranks=s.job.layout.ep, tokens=tokens_of(s))
@@ -176,7 +180,7 @@ def _gathers_rows(s: ServingShapes) -> bool:
 
 def _experts(s: ServingShapes) -> Segment:
     """`mlp.F`: the two GEMMs of the routed experts, with the kernels that sort rows by expert where none is masked."""
-    h, inner = s.model.hidden_size, s.model.moe_intermediate_size // s.job.layout.etp
+    h, inner = s.model.expert_hidden, s.model.moe_intermediate_size // s.job.layout.etp
     laid_out, own = _laid_out(s), _gathers_rows(s)
     builder = SegmentBuilder("mlp.F", "F", s)
     after = _arrived(builder, s)
@@ -205,7 +209,7 @@ def _by_index(s: ServingShapes) -> bool:
 
 def _merge(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The rows of a token summed up."""
-    h = s.model.hidden_size
+    h = s.model.expert_hidden
     moved = Streaming(read=_rows(s) * h * BF16, written=s.received * h * BF16)
     cls, launches = "permute.reduce", 1
     if _by_index(s):
@@ -227,7 +231,7 @@ def _arrived(builder: SegmentBuilder, s: ServingShapes) -> tuple[str, ...]:
 
 def _width(s: ServingShapes) -> float:
     """Bytes of a token as the experts read it [B]."""
-    h = s.model.hidden_size
+    h = s.model.expert_hidden
     return fp8_bytes(h) if s.fp8 else h * BF16
 
 
@@ -250,31 +254,65 @@ def _sort(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> 
         cls = "permute.index_select" if _by_index(s) else "permute.expand"
         builder.add("moe.permute", cls, moved, scales_with_load=True)
     elif s.fp8:
-        builder.add("moe.quant", "quant.token", cast(s.received * s.model.hidden_size, BF16, FP8))
+        builder.add("moe.quant", "quant.token", cast(s.received * s.model.expert_hidden, BF16, FP8))
 
 
 def _gathered(s: ServingShapes, kind: Literal["all_gather", "reduce_scatter"]) -> Collective:
     """A collective over the expert-parallel ranks, in BF16."""
     ep = s.job.layout.ep
-    size = tokens_of(s) * ep * s.model.hidden_size * BF16
+    size = tokens_of(s) * ep * s.model.expert_hidden * BF16
     return Collective(kind=kind, bytes=size, ranks=ep, per_node=min(ep, s.node_gpus))
 
 
 def _out(s: ServingShapes) -> Segment:
-    """`out.F`: shared experts added, the sum over tensor-parallel ranks, the residual."""
+    """`out.F`: experts' sums back to the model's width, shared experts added, the sum over tensor-parallel ranks, the
+    residual. The projection back is linear: it may run before partial sums are added (vLLM,
+    vllm/model_executor/models/nemotron_h.py, 2026)."""
     h = s.model.hidden_size
     builder = SegmentBuilder("out.F", "F", s)
     after: tuple[str, ...] = ("moe.combine.a2a",) if s.all_to_all else ()
     if _by_copies(s):
         builder.add("moe.combine.receive", RECEIVED, _travel(s, "combine").received, after=after)
         after = ()
+    summed = s.brings_own or s.model.branch_norms
+    if s.model.moe_latent_norm and not summed:  # partial sums of experts and of shared experts, in one
+        add_up(builder, "moe", s, s.tokens, s.model.moe_latent_size + (h if runs_shared(s) else 0))
+        summed = True
+    if s.model.moe_latent_size:
+        after = _from_latent(builder, s, after)
+    if s.model.branch_norms:
+        after = _normed(builder, s, after)
     if runs_shared(s):
         builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
         after = ()
-    if not s.brings_own:
+    if not summed:
         add_up(builder, "moe", s, s.tokens, h)
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, "", after=after)
-    else:
-        add_residual(builder, "moe", s, h, after=after)
+        return builder.done()
+    behind = s.model.norm_placement != "pre"
+    if behind:
+        norm_forward(builder, "norm.moe.out", tokens_of(s), h, after=after)
+        after = ()
+    add_residual(builder, "moe", s, h, alone=behind, after=after)
     return builder.done()
+
+
+def _from_latent(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """The experts' sums, normed where the model does that, back to its width; returns what is still to wait for."""
+    rows, wide = tokens_of(s), s.model.moe_latent_size
+    if s.model.moe_latent_norm:
+        norm_forward(builder, "norm.latent", rows, wide, after=after)
+        after = ()
+    work = Gemm(m=rows, n=s.model.hidden_size, k=wide, precision="bf16")
+    builder.add("moe.latent_out", "gemm.bf16", work, after=after)
+    return ()
+
+
+def _normed(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """Both parts' outputs, each summed over tensor-parallel ranks before its norm; returns what is still to wait
+    for."""
+    if not s.brings_own:
+        for part in branches.BEHIND:
+            add_up(builder, f"moe.{part}", s, s.tokens, s.model.hidden_size)
+    return branches.leave(builder, s, "", after=after)

@@ -12,6 +12,7 @@ from simulator.dtypes import BF16, fp8_bytes
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
+from simulator.graph.tokens import latent
 from simulator.ops import Fixed, Streaming
 
 SHORT_SORT = 4096
@@ -48,7 +49,7 @@ def every_copy_travels(s: Shapes) -> bool:
 
 def each_bytes(s: Shapes) -> float:
     """Bytes of one token on the wire at dispatch: FP8 values with FP32 scales, or BF16 [B]."""
-    return fp8_bytes(s.model.hidden_size) if s.fp8 else s.model.hidden_size * BF16
+    return fp8_bytes(s.model.expert_hidden) if s.fp8 else s.model.expert_hidden * BF16
 
 
 def sort(builder: SegmentBuilder, name: str, rows: int, after: tuple[str, ...] = ()) -> None:
@@ -73,7 +74,7 @@ def copies(s: Shapes) -> Streaming:
 
 def copies_back(s: Shapes) -> Streaming:
     """The inverse: the copies of a token summed into one, in BF16."""
-    t, width = sharded_tokens(s), s.model.hidden_size * BF16
+    t, width = sharded_tokens(s), s.model.expert_hidden * BF16
     return Streaming(read=t * s.model.num_experts_per_tok * width, written=t * width)
 
 
@@ -84,18 +85,24 @@ def _permuted(s: Shapes) -> Streaming:
 
 def _unpermuted(s: Shapes) -> Streaming:
     """Rows back to tokens, summed over the experts of a token."""
-    width = s.model.hidden_size * BF16
+    width = s.model.expert_hidden * BF16
     return Streaming(read=s.rows * width, written=s.received * width)
+
+
+def _kept_sum(s: Shapes) -> float:
+    """What is kept of a token's sum where it is made on this rank [B]."""
+    return latent.kept(s) if travels(s) or s.job.layout.etp == 1 else 0.0
 
 
 def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...], *, backward: bool) -> None:
     """PyTorch: the weighted sum of a token's rows, or its gradient to rows and weights."""
     rows, t = sharded_tokens(s) * s.model.num_experts_per_tok, sharded_tokens(s)
-    wide, narrow = rows * s.model.hidden_size * BF16, t * s.model.hidden_size * BF16
+    wide, narrow = rows * s.model.expert_hidden * BF16, t * s.model.expert_hidden * BF16
     compiled = s.stack.swiglu_fused
     launches = (COMPILED_LAUNCHES if compiled else MERGE_LAUNCHES[s.stack.permute])[int(backward)]
     cls = f"unpermute.{s.stack.permute}"
     keeps = not backward and not compiled and s.stack.permute == WEIGHTED
+    summed = 0.0 if backward else _kept_sum(s)
     work = Streaming(read=narrow + wide, written=wide) if backward else Streaming(read=wide, written=narrow)
     if compiled and s.stack.permute == "index_add":
         if backward:  # one kernel selects the gradient's rows, weighs them and sums up the weights' gradients
@@ -110,7 +117,7 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
         after=after,
         scales_with_load=True,
         launches=launches,
-        saved=wide if keeps else 0.0,
+        saved=(wide if keeps else 0.0) + summed,
     )
 
 
@@ -128,7 +135,10 @@ def merge_at_home(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) ->
     if in_pytorch(s):
         _merge(builder, "moe.unpermute_local.fwd", s, after, backward=False)
     else:
-        builder.add("moe.unpermute_local.fwd", "permute.reduce", copies_back(s), after=after, scales_with_load=True)
+        builder.add(
+            "moe.unpermute_local.fwd", "permute.reduce", copies_back(s), after=after, scales_with_load=True,
+            saved=latent.kept(s),
+        )  # fmt: skip
     return ()
 
 
@@ -167,9 +177,11 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
 def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
     """The rows back in the order in which they arrived, or (nothing travels) the sum of each token's."""
     if not in_pytorch(s):
+        saved = 0.0 if travels(s) else _kept_sum(s)
         builder.add(
-            "moe.unpermute.fwd", "permute.reduce", _unpermuted(s), scales_with_load=True, read_by_backward=False
-        )
+            "moe.unpermute.fwd", "permute.reduce", _unpermuted(s), scales_with_load=True, read_by_backward=saved > 0,
+            saved=saved,
+        )  # fmt: skip
     elif travels(s):
         sort(builder, "moe.sort_back", s.rows)
         builder.add(

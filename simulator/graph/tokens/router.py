@@ -10,9 +10,11 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP8, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import cast, elementwise
+from simulator.graph.mixers import branches
+from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import order
+from simulator.graph.tokens import latent, order
 from simulator.ops import Fixed, Gemm, Streaming
 
 ROUTER_FORWARD_KERNELS = (11, 16, 7)
@@ -33,6 +35,8 @@ def last_of_forward(s: Shapes) -> str:
         return "moe.permute_local.fwd"
     if s.fp8:
         return "moe.dispatch.fwd.quant"
+    if s.model.moe_latent_size:
+        return latent.THERE
     if order.in_pytorch(s):
         return "moe.counts"
     if s.stack.router != "deepseek":
@@ -43,6 +47,7 @@ def last_of_forward(s: Shapes) -> str:
 def router_forward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gate, the cast of the tokens that travel, and their copies where every copy travels by itself."""
     with builder.inside("moe"):
+        branches.enter(builder, s)
         _gate_forward(builder, s)
 
 
@@ -64,8 +69,10 @@ def _gate_forward(builder: SegmentBuilder, s: Shapes) -> None:
         (_by_table if s.model.num_hash_layers else _by_scores)(builder, s)
     if order.in_pytorch(s):
         order.sort_at_home(builder, s)
+    latent.there(builder, s)
     if s.fp8:
-        builder.add("moe.dispatch.fwd.quant", "quant.token", cast(t * h, BF16, FP8), scales_with_load=True)
+        work = cast(t * s.model.expert_hidden, BF16, FP8)
+        builder.add("moe.dispatch.fwd.quant", "quant.token", work, scales_with_load=True)
     order.copy_at_home(builder, s)
 
 
@@ -124,6 +131,12 @@ def router_backward(builder: SegmentBuilder, s: Shapes) -> None:
         weights, back = ROUTER_BACKWARD_KERNELS
         builder.add("router.bwd.weights", "router.weights", Fixed(launches=weights), after=home)
         builder.add("router.bwd.scores", "router.scores", scores(s), count=back)
+    if s.model.branch_norms and s.norm_again("layer"):
+        norm_forward(builder, "norm.router.recompute", t, h, part="R")
     builder.add("router.gate.dgrad", cls, Gemm(m=t, n=h, k=experts, precision="bf16"))
     builder.add("router.gate.wgrad", cls, wgrad, part="W")
-    builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))
+    latent.there_backward(builder, s)
+    if s.model.branch_norms:
+        branches.enter_backward(builder, s)
+    else:
+        builder.add("router.grad.add", "elem", elementwise(t * h, 2 * BF16, BF16))

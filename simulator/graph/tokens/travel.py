@@ -19,7 +19,7 @@ from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import order, router
+from simulator.graph.tokens import latent, order, router
 from simulator.ops import AllToAll, Collective, HostRead, Notify, Work
 
 COUNT_BYTES = 8.0
@@ -47,7 +47,7 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
     README, `dispatch_backward`).
     """
     model, ep = s.model, s.job.layout.ep
-    each = order.each_bytes(s) if direction == "dispatch" else model.hidden_size * BF16
+    each = order.each_bytes(s) if direction == "dispatch" else model.expert_hidden * BF16
     if s.stack.dispatcher == "allgather":
         return Collective(
             kind="all_gather" if direction == "dispatch" else "reduce_scatter",
@@ -58,7 +58,7 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
     return AllToAll(
         direction=direction,
         tokens=sharded_tokens(s),
-        hidden=model.hidden_size,
+        hidden=model.expert_hidden,
         bytes_per_token=each,
         ranks=ep,
         gate=model.gate,
@@ -131,7 +131,8 @@ def _segment(s: Shapes, segment: str, name: str, direction: Direction, after: st
         waits = ()
     suffix = "a2a" if segment.endswith("F") else f"a2a_{direction}"
     work = work_of(s, direction, backward=segment.endswith("B"))
-    builder.add(f"{name}.{suffix}", f"comm.{direction}", work, after=waits)
+    kept = latent.kept(s) if segment == "combine.F" and not order.every_copy_travels(s) else 0.0
+    builder.add(f"{name}.{suffix}", f"comm.{direction}", work, after=waits, saved=kept)
     return (builder.done(),)
 
 
@@ -146,7 +147,7 @@ def combine_backward(s: Shapes) -> tuple[Segment, ...]:
         return ()
     builder = SegmentBuilder("combine.B", "I", s, "comm")
     builder.unit = "moe"
-    t, h = sharded_tokens(s), s.model.hidden_size
+    t, h = sharded_tokens(s), s.model.expert_hidden
     if s.fp8:
         builder.add("moe.combine.bwd.quant", "quant.token", cast(t * h, BF16, FP8))
     if order.travels(s):

@@ -2,7 +2,18 @@
 
 from collections.abc import Mapping
 
-from simulator.inputs.architectures import deepseek, deepseek_v4, experts, gpt, kimi, llama, recurrent, windows
+from simulator.inputs.architectures import (
+    deepseek,
+    deepseek_v4,
+    experts,
+    gemma4,
+    gpt,
+    jamba,
+    kimi,
+    llama,
+    recurrent,
+    windows,
+)
 from simulator.inputs.architectures.architecture import Architecture, Only, Unsupported
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -14,7 +25,9 @@ SHIPPED: Mapping[str, Architecture] = {
     **experts.LING,
     **gpt.SHIPPED,
     **windows.SHIPPED,
+    **gemma4.SHIPPED,
     **recurrent.SHIPPED,
+    **jamba.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

@@ -23,7 +23,6 @@ MIXERS = {
 }
 """transformers' names of a layer's attention, and our own -> what mixes its tokens."""
 MISSING_ATTENTION = {
-    "hybrid": "layers with attention and state-space parts",
     "conv": "short convolutions",
 }
 

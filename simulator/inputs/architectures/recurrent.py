@@ -1,4 +1,5 @@
-"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4)."""
+"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4,
+Falcon-H1)."""
 
 from __future__ import annotations
 
@@ -118,12 +119,22 @@ def _nemotron(table: Table) -> Table:
     if not set(kinds) <= set(mixers):
         raise Unsupported("layers_block_type", kinds, f"must be of {', '.join(mixers)}")
     if "moe" not in kinds:
-        table = table | {"n_routed_experts": 0}
-    return table | {
+        table = table | {"n_routed_experts": 0, "moe_latent_size": 0}
+    return _nemotron_mtp(table) | {
         "layer_types": [mixers[kind] for kind in kinds],
         "mixer_only_layers": [i for i, kind in enumerate(kinds) if mixers[kind] != "none"],
         "mlp_only_layers": [i for i, kind in enumerate(kinds) if kind == "mlp"],
     }
+
+
+def _nemotron_mtp(table: Table) -> Table:
+    """An MTP module is an attention layer and one with experts: what other models have as one layer."""
+    given = {name: table.pop(name, None) for name in ("mtp_hybrid_override_pattern", "mtp_layers_block_type")}
+    for name, pattern in given.items():
+        kinds = [_PARTS.get(kind, kind) for kind in pattern or ()]
+        if table.get("num_nextn_predict_layers") and kinds not in ([], ["full_attention", "moe"]):
+            raise Unsupported(name, pattern, "MTP modules of an attention layer and one with experts (*E) are modelled")
+    return table
 
 
 _MAMBA = {
@@ -152,6 +163,33 @@ def _heads(table: Table) -> Table:
     if wide == "auto" and are_integers([heads, hidden, expand]) and heads and hidden:
         wide = hidden * expand // heads
     return table | {"mamba_head_dim": wide}
+
+
+def _of_inner(table: Table) -> Table:
+    """Heads of Mamba-2 as wide as `mamba_d_ssm` needs, or `mamba_expand` times the hidden size; where both are given
+    they must agree."""
+    inner, heads, given = table.pop("mamba_d_ssm", None), table.get("mamba_num_heads"), table.get("mamba_d_head")
+    if inner is None:
+        return _heads(table)
+    table.pop("mamba_expand", None)
+    wide = table.pop("mamba_d_head", "auto")
+    if not are_integers([inner, heads]) or not heads:
+        return table | {"mamba_head_dim": wide}
+    if inner % heads or wide not in ("auto", inner // heads):
+        raise Unsupported("mamba_d_ssm", inner, f"must be the {heads} heads (mamba_n_heads) of {given} (mamba_d_head)")
+    return table | {"mamba_head_dim": inner // heads}
+
+
+def _both(table: Table) -> Table:
+    """Attention and Mamba-2 in every layer."""
+    table.pop("layers_block_type", None)
+    kinds = table.pop("layer_types", None)
+    if not counts_layers(table):
+        return table
+    layers = table["num_hidden_layers"]
+    if kinds is not None and list(kinds) != ["hybrid"] * layers:
+        raise Unsupported("layer_types", kinds, f"must be hybrid for each of the {layers} layers")
+    return table | {"layer_types": ["hybrid"] * layers}
 
 
 def _attended(table: Table) -> Table:
@@ -197,6 +235,10 @@ SHIPPED: Mapping[str, Architecture] = {
             "moe_intermediate_size",
             "n_group",
             "topk_group",
+            "moe_latent_size",
+            "num_nextn_predict_layers",
+            "mtp_hybrid_override_pattern",
+            "mtp_layers_block_type",
             n_groups="mamba_n_groups",
             mamba_n_groups="mamba_n_groups",
             conv_kernel="mamba_conv_kernel",
@@ -212,10 +254,8 @@ SHIPPED: Mapping[str, Architecture] = {
         },
         finish=steps(_nemotron, window, output_bias),
         only={
-            "moe_latent_size": Only(values=(), otherwise="experts behind a projection to a narrower width"),
             "use_bias": Only(values=(False,), otherwise="biases of Mamba's projections"),
             "use_conv_bias": Only(values=(True,), otherwise="a convolution without a bias"),
-            "num_nextn_predict_layers": Only(values=(0,), otherwise="MTP modules of several layers"),
         }
         | _PLAIN_MAMBA,
         ignored=_STEPS
@@ -229,10 +269,30 @@ SHIPPED: Mapping[str, Architecture] = {
             "rescale_prenorm_residual": "training only: initialisation",
             "residual_in_fp32": "how a forward call is programmed",
             "moe_shared_expert_overlap": "how a forward call is programmed",
-            "mtp_layers_block_type": "of MTP modules, which the file does not have",
+            "keep_mtp_spec_in_bf16": "how weights are stored: a job's precision says how they are used",
         },
-        title="Nemotron-H, Nemotron 3 Nano",
-        source=f"{published('nemotron_h')}; arXiv 2504.03624",
+        title="Nemotron-H, Nemotron 3 Nano and Super",
+        source=f"{published('nemotron_h')}; arXiv 2504.03624, 2604.12374",
+    ),
+    "falcon_h1": Architecture(
+        keys=grouped_query(
+            "attention_bias", "mlp_bias", "layers_block_type", "mamba_d_ssm", "mamba_rms_norm", **_MAMBA
+        ),
+        fixed={**_MAMBA_FIXED, "mamba_d_ssm": 1024, "mamba_rms_norm": False},
+        finish=steps(_of_inner, _both, window, output_bias, rotary_dim),
+        only=_PLAIN_MAMBA | {"projectors_bias": Only(values=(False,), otherwise="a bias of Mamba's output projection")},
+        ignored=_STEPS
+        | dict.fromkeys(
+            (
+                *("lm_head_multiplier", "mlp_multipliers", "key_multiplier", "attention_out_multiplier"),
+                *("attention_in_multiplier", "ssm_multipliers", "ssm_in_multiplier", "ssm_out_multiplier"),
+            ),
+            "a factor that scales a weight or rides on a kernel",
+        )
+        | {"mamba_norm_before_gate": "a gate before or behind a norm", "num_logits_to_keep": "how text is generated"}
+        | {"mamba_use_mlp": "every layer has a feed-forward part", "mlp_expansion_factor": "intermediate_size says it"},
+        title="Falcon-H1",
+        source=f"{published('falcon_h1')}; arXiv 2507.22448",
     ),
     "bamba": Architecture(
         keys=grouped_query("attention_bias", "mlp_bias", "attn_layer_indices", "layers_block_type", **_MAMBA),

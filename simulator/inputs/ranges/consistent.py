@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.inputs.problems import problem
+from simulator.inputs.ranges.reused import reused_rules
 from simulator.inputs.ranges.shared_key import Rule, shared_rules
 from simulator.spec.mixer import BlockKind, Mixer
 from simulator.spec.model import ModelSpec
@@ -29,8 +30,14 @@ def check_consistent(m: ModelSpec, source: str) -> None:
             m.kv_lora_rank,
             "multi-head latent attention needs qk_nope_head_dim, qk_rope_head_dim and v_head_dim, each at least 1",
         ),
+        (
+            not m.moe_latent_size or m.n_routed_experts > 0,
+            "moe_latent_size",
+            m.moe_latent_size,
+            "a dense model has no experts: leave it out",
+        ),
     ]
-    rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m)
+    rules += _block_rules(m) + _mixer_rules(m) + shared_rules(m) + reused_rules(m)
     if m.n_routed_experts:
         rules += _expert_rules(m)
     for holds, key, value, right in rules:
@@ -44,7 +51,12 @@ def _block_rules(m: ModelSpec) -> list[Rule]:
     right = "only dense models with grouped queries have such blocks here"
     return [
         (plain or not m.parallel_block, "parallel_block", m.parallel_block, right),
-        (plain or m.norm_placement == "pre", "norm_placement", m.norm_placement, right),
+        (
+            plain or m.norm_placement == "pre" or (m.norm_placement == "both" and not m.is_mla),
+            "norm_placement",
+            m.norm_placement,
+            right if m.is_mla else "layers with experts have norms before their branches, or before and behind (both)",
+        ),
         (
             m.norm_placement == "pre" or not m.parallel_block,
             "norm_placement",
@@ -129,10 +141,10 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
             "latent attention has no sinks here",
         ),
         (
-            m.attention_gate == "none" or not m.is_mla,
+            m.attention_gate == "none" or not (m.is_mla and Mixer.SPARSE in mixers),
             "attention_gate",
             m.attention_gate,
-            "latent attention has no gate here",
+            "latent attention to chosen tokens has no gate here",
         ),
         (
             m.attention_sinks != "sliding" or windowed,
@@ -167,7 +179,8 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     needed.append(("index_block_size", Mixer.BLOCKS))
     needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
     needed.append(("linear_gate_rank", Mixer.KDA))
-    needed += [(name, Mixer.MAMBA2) for name in mamba]
+    needed += [(name, Mixer.MAMBA1) for name in ("mamba_inner_size", "mamba_dt_rank", "ssm_state_size")]
+    needed += [(name, mixer) for name in mamba for mixer in (Mixer.MAMBA2, Mixer.HYBRID)]
     rules: list[Rule] = [
         (
             getattr(m, name) > 0 or mixer not in mixers,
@@ -199,10 +212,16 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
             f"must divide linear_num_value_heads {heads}",
         ),
         (
-            Mixer.MAMBA2 not in mixers or m.mamba_num_heads % max(1, m.mamba_n_groups) == 0,
+            not mixers & {Mixer.MAMBA2, Mixer.HYBRID} or m.mamba_num_heads % max(1, m.mamba_n_groups) == 0,
             "mamba_n_groups",
             m.mamba_n_groups,
             f"must divide mamba_num_heads {m.mamba_num_heads}",
+        ),
+        (
+            Mixer.HYBRID not in mixers or (not m.is_mla and m.norm_placement == "pre" and not m.parallel_block),
+            "layer_types",
+            list(m.layer_types),
+            "attention next to Mamba-2 has grouped queries, and one norm before both",
         ),
         (
             all(m.mixer_of(i) is not Mixer.NONE for i in m.mixer_only_layers if i < len(m.layer_types)),
@@ -223,6 +242,12 @@ def _expert_rules(m: ModelSpec) -> list[Rule]:
     reachable = m.n_routed_experts // m.n_group * m.topk_group
     return [
         (m.moe_intermediate_size > 0, "moe_intermediate_size", m.moe_intermediate_size, "must be at least 1"),
+        (
+            m.moe_latent_size < m.hidden_size,
+            "moe_latent_size",
+            m.moe_latent_size,
+            f"must be less than hidden_size {m.hidden_size}, or 0",
+        ),
         (
             1 <= m.num_experts_per_tok <= m.n_routed_experts,
             "num_experts_per_tok",

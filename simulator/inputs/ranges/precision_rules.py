@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simulator.inputs.problem_record import Problem
+from simulator.inputs.problems import Problem
 from simulator.spec.precision import RECIPES, Precision
 from simulator.spec.scenario import Scenario
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from simulator.serving.request import Sequence
@@ -74,6 +75,11 @@ class DecodeBatch:
 
     def draw(self) -> None:
         """Nothing is by chance: one token a step."""
+
+    def tokens(self, steps: int) -> Iterator[tuple[Sequence, int, int]]:
+        """Every member, its tokens so far, and those that so many steps add."""
+        passed = self.steps
+        return ((one, one.made + passed - one.joined, steps) for one in self.members)
 
     @property
     def extra(self) -> int:

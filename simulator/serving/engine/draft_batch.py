@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import mul
 
@@ -53,6 +54,10 @@ class DraftBatch(DecodeBatch):
         chances = self._chances
         accepted = len(chances) - np.searchsorted(chances, self._rng.random(len(self.members)), side="right")
         self._drawn = [min(1 + more, one.left) for more, one in zip(accepted.tolist(), self.members, strict=True)]
+
+    def tokens(self, steps: int) -> Iterator[tuple[Sequence, int, int]]:
+        """See `DecodeBatch`; the step is the one that was drawn."""
+        return ((one, one.made, count) for one, count in zip(self.members, self._drawn, strict=True))
 
     @property
     def extra(self) -> int:

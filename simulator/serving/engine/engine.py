@@ -14,6 +14,7 @@ from simulator.serving.engine.draft_batch import DraftBatch
 from simulator.serving.engine.held import Held
 from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.engine.kv_tiers import TierRoom
+from simulator.serving.engine.messages import Messages
 from simulator.serving.engine.prompts import most_of_a_rank
 from simulator.serving.request import Sequence
 from simulator.serving.step_times import Pace, StepTimes
@@ -27,7 +28,10 @@ class Listener(Protocol):
     """Who is to know what happens in an engine."""
 
     def gap(self, seconds: float, count: int) -> None:
-        """So many tokens came this long after the ones before them [s]."""
+        """So many messages with tokens came this long after the ones before them [s]."""
+
+    def along(self, count: int) -> None:
+        """So many tokens came in one message with the token before them."""
 
     def finished(self, sequence: Sequence, now: float) -> None:
         """A sequence has its last token."""
@@ -69,6 +73,7 @@ class Engine(Held):
         decoding = DraftBatch(block, drafts, seed, ranks) if drafts else DecodeBatch(block, ranks)
         super().__init__(kv, scheduler, decoding, balanced=balanced)
         self.times, self.scheduler, self.listener = times, scheduler, listener
+        self.messages = Messages(scheduler.stream_interval, listener) if scheduler.stream_interval > 1 else None
         self.lost = False
         self.orphans: list[Sequence] = []
 
@@ -78,6 +83,7 @@ class Engine(Held):
         if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
             self.shorten(now)
         waiting.append(sequence)
+        self.load += 1
         if not self.works and self.until > now:  # awake, but others may arrive at the same time
             self.since = self.until = now
 
@@ -96,6 +102,7 @@ class Engine(Held):
             self._preempt()
         self.orphans = list(self.prompts.waiting)
         self.prompts.waiting.clear()
+        self.load = 0
         self.ahead, self.chunks, self.until = 0, [], inf
 
     def complete(self) -> None:
@@ -114,29 +121,40 @@ class Engine(Held):
     def _decoded(self, now: float) -> None:
         """The decode steps that were ahead are over, the last at `now`."""
         decoding, steps, listener = self.decoding, self.ahead, self.listener
-        _first_gaps(listener, decoding, self.since + self.first if steps > 1 else now)
-        if steps > 1:
+        if self.messages is not None:
+            self.messages.decoded(decoding, steps, self)
+        else:
+            _first_gaps(listener, decoding, self.since + self.first if steps > 1 else now)
+        if self.messages is None and steps > 1:
             _gaps(listener, self.first + self.slope, self.slope, len(decoding.members), steps - 1)
         growth = decoding.growth(steps)
         if growth:
             self.prompts.grow(growth)
         for sequence in decoding.advance(steps, now):
             self.prompts.release(sequence)
+            self.load -= 1
             listener.finished(sequence, now)
 
     def _prefilled(self, sequence: Sequence, now: float) -> None:
         """A prompt is computed: its first token (or, behind a preemption, the next) is there."""
         self.prompts.cache(sequence)
-        if sequence.made:
-            self.listener.gap(now - sequence.last, 1)
+        if not sequence.made:
+            sequence.first = sequence.sent_at = now
+            sequence.sent = 1
+        elif self.messages is not None:
+            self.messages.made(sequence, sequence.made + 1, now)
         else:
-            sequence.first = now
+            self.listener.gap(now - sequence.last, 1)
         sequence.made += 1
         sequence.last = now
         if sequence.left:
             self.decoding.join(sequence)
         else:
-            self.prompts.release(sequence)
+            if self.keeps:
+                self.prompts.kept += 1
+            else:
+                self.prompts.release(sequence)
+            self.load -= 1
             self.listener.finished(sequence, now)
 
     def _begin(self, now: float) -> None:
@@ -146,10 +164,12 @@ class Engine(Held):
             self._lose()
             return
         waiting = self.prompts.waiting
+        if self.prompts.asking or self.prompts.arrived:
+            self._join_arrived()
         while waiting and waiting[0].computed and self.running < self.scheduler.sequences:
-            if not self.prompts.receive(arrived := waiting[0]):
+            if not self.prompts.receive(waiting[0]):
                 break
-            self.decoding.join(arrived)
+            self.decoding.join(waiting.popleft())
         if self.scheduler.prefill == "first":
             self.ahead = 0
             self._fill(now, admit=True)
@@ -164,7 +184,7 @@ class Engine(Held):
             self._time_mixed(now)
         elif self.decoding.members:
             self._time_decode(now, most=1 if preempted else None)  # who was put back may be admitted next
-        elif self.prompts.waiting and (preempted or not self.prompts.loading):
+        elif self.prompts.waiting and (preempted or not (self.prompts.loading or self.prompts.elsewhere)):
             self.until = now  # all were put back
         else:
             self.until = self.prompts.next_loaded()
@@ -219,7 +239,7 @@ def _first_gaps(listener: Listener, decoding: DecodeBatch, end: float) -> None:
     for sequence in decoding.fresh:
         listener.gap(end - sequence.last, 1)
     if decoding.extra:
-        listener.gap(0.0, decoding.extra)  # accepted drafts come together with the token before them
+        listener.along(decoding.extra)  # accepted drafts come together with the token before them
 
 
 def _gaps(listener: Listener, first: float, slope: float, batch: int, steps: int) -> None:

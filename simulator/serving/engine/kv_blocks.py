@@ -69,6 +69,10 @@ class KvBlocks:
         """Blocks that hold so many tokens."""
         return -(-tokens // self.size)
 
+    def knows(self, name: int) -> bool:
+        """Whether a hash may be cached, in whichever tier."""
+        return name in self.users or name in self.idle or self.tiers is not None
+
     def matched(self, hashes: Items[int]) -> int:
         """How many of these hashes, from the first on, are cached, in whichever tier."""
         if not self.prefix_cache:

@@ -23,6 +23,9 @@ class Chunk(NamedTuple):
 
 def most_of_a_rank(chunks: Items[Chunk], ranks: int) -> tuple[int, float, int]:
     """Prompt tokens of the rank that has most, the mean number that each of them attends to, and its prompts."""
+    if ranks == 1 and len(chunks) == 1:
+        sequence, new = chunks[0]
+        return new, sequence.computed + new / 2, 1
     tokens, work, count = [0] * ranks, [0.0] * ranks, [0] * ranks
     for sequence, new in chunks:
         tokens[sequence.rank] += new
@@ -43,8 +46,8 @@ class Prompts:
     """
 
     __slots__ = (
-        "final", "held", "kv", "link_free", "loading", "loads", "preemptions", "prefilling", "rank_of",
-        "scheduler", "short", "waiting",
+        "arrived", "asking", "final", "held", "kept", "kv", "link_free", "loading", "loads", "preemptions",
+        "prefilling", "promised", "rank_of", "scheduler", "short", "waiting",
     )  # fmt: skip
 
     def __init__(self, kv: KvBlocks, scheduler: Scheduler, rank_of: Callable[[], int]) -> None:
@@ -56,13 +59,16 @@ class Prompts:
         self.loads: list[tuple[int, int]] = []  # tokens from host and disk of each prompt that this step loads
         self.loading: list[tuple[float, int, Sequence]] = []  # until when; admitted as soon as their cache is there
         self.link_free = 0.0  # when the link to the host is free [s]
+        self.asking: deque[Sequence] = deque()  # for blocks, as their prompts are computed elsewhere
+        self.arrived: list[Sequence] = []  # whose caches are there
+        self.promised = self.kept = 0  # sequences with blocks whose caches are to come; and to be read by others
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
 
     def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
         gives way."""
         chunks = self.fill(budget, spare, decoding, now, admit=admit)
-        while not chunks and not decoding and self.prefilling:
+        while not chunks and not decoding and self.prefilling and not self.elsewhere:
             self.put_back(self.prefilling.pop())
             chunks = self.fill(budget, self.kv.available, decoding, now, admit=not self.prefilling)
         return chunks
@@ -83,7 +89,8 @@ class Prompts:
             budget -= count
             spare -= need
         most = self.scheduler.sequences - decoding
-        spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
+        if self.loading:
+            spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
         while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
             alone = not (decoding or self.prefilling)
             loading = len(self.loading)
@@ -160,16 +167,27 @@ class Prompts:
         heappush(self.loading, (self.link_free, sequence.request.number, sequence))
         return True
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether blocks are held for caches that travel: they will be free again without a step here."""
+        return bool(self.promised or self.kept)
+
+    def promise(self, sequence: Sequence) -> bool:
+        """Take blocks for a sequence whose cache is to come; False: too few."""
+        taken = self.receive(sequence)
+        self.promised += taken
+        return taken
+
     def receive(self, sequence: Sequence) -> bool:
-        """Take blocks for the first waiting sequence, whose prompt was computed elsewhere; False: too few."""
+        """Take blocks for a sequence whose prompt was computed elsewhere; False: too few."""
         kv, request = self.kv, sequence.request
         need, final = kv.of_tokens(sequence.computed), kv.of_tokens(request.longest)
         asked = need
         if self.scheduler.reserved_output:
             asked = final + ceil(self.scheduler.reserved_output * (self.final - self.held))
         if asked > kv.available and (self.held or need > kv.available):
+            self.short = asked - kv.available
             return False
-        self.waiting.popleft()
         sequence.rank = self.rank_of()
         self.final += final
         self.grow(need)

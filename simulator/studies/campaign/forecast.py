@@ -214,7 +214,7 @@ def _phase(
     if key not in known:
         schedule = schedule_of(scenario)
         plan, _, watts = powered_plan(scenario, schedule, scenario.job.gpus)
-        known[key] = timeline_of(plan, schedule, engine).makespan, memory_of_rows(plan, schedule), watts
+        known[key] = timeline_of(plan, schedule, engine).step_time, memory_of_rows(plan, schedule), watts
     step, memory, watts = known[key]
     if memory.answer != "fits":
         remarks += (f"{memory.answer}: {needed(memory.verdict())}",)

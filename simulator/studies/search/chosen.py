@@ -23,7 +23,7 @@ MOST = 2000
 LONG = 16384  # tokens; from here on sequences are often cut by context parallelism
 MOST_EP = 128
 _OLD = ("gpipe", "zb2p")
-"""Schedules that others replace, or that change the optimizer."""
+"""Schedules that others replace, or that change the optimizer. Automatic ones take long, so they are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def _training(s: Scenario) -> Iterator[_Choice]:
         yield _choice("layout.ep", layout.ep, _dividing(job.gpus, MOST_EP, model.n_routed_experts))
     if job.batch.sequence_length >= LONG:
         yield _choice("layout.cp", layout.cp, _dividing(job.gpus, s.cluster.node.gpus))
-    known = [one for one in SCHEDULES.values() if one.name not in _OLD and not one.virtual_stages]
+    known = [one for one in SCHEDULES.values() if one.name not in _OLD and not one.virtual_stages and not one.timed]
     pairs = [one.name for one in known if one.overlapped_pairs and model.is_moe]  # they hide all-to-alls
     schedules = [*pairs, *(one.name for one in known if not one.overlapped_pairs)]
     if layout.schedule in SCHEDULES:

@@ -135,6 +135,37 @@ def stages_of(layers: int, pp: int, vpp: int) -> list[int] | str:
     return [each - 1, *[each] * (pp * vpp - 2), each - 1] if not left and each > 1 else "balanced"
 
 
+NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
+"""Sources whose runs are NeMo's of 2024 and early 2025."""
+
+SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"stack__attention": "cudnn"},
+    "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
+    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather"},
+    "nemotron4_15b": {"stack__attention": "cudnn"},
+    "nemotron4_340b": {"layout__recompute": "selective"},
+}
+"""What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
+is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
+Tokens of Grok travel by Megatron-Core 0.9's default."""
+
+GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
+"""All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
+cross_entropy_fusion_impl te."""
+
+
+def software_of(figure: Figure) -> dict[str, Any]:
+    """The stack of a run, and what its source's scripts set otherwise."""
+    if figure.id.startswith("E.bridge."):
+        return {"stack": "megatron-core", **GRADIENTS}
+    if not figure.id.startswith(NEMO_24):
+        return {"stack": "megatron-core"}
+    name = str(figure.config["model"])
+    scripts = (values for start, values in SCRIPTS.items() if name.startswith(start))
+    own = next(scripts, {}) if figure.id.startswith("E.dgxc.") else {}
+    return {"stack": "nemo-24", **own}
+
+
 def run_of(figure: Figure) -> Overrides:
     """The overrides of the job that a figure's configuration is."""
     c = figure.config
@@ -148,6 +179,8 @@ def run_of(figure: Figure) -> Overrides:
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
     if str(c.get("routing", "")).startswith(EVEN):
         extra["routing__kind"] = "uniform"
+    software = software_of(figure)
+    recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
     if name.startswith("maxtext"):
         raise CannotCompute("its sharding and what it recomputes are not published")
     return (
@@ -155,7 +188,6 @@ def run_of(figure: Figure) -> Overrides:
         + overrides_of(
             model__num_hidden_layers=layers,
             **HARDWARE[str(c["gpu"])],
-            stack="megatron-core",
             gpus=int(c["gpus"]),
             **recipe_of(str(c["precision"])),
             layout__tp=int(c.get("tp", 1)),
@@ -164,7 +196,7 @@ def run_of(figure: Figure) -> Overrides:
             layout__vpp=vpp,
             layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
-            layout__recompute="selective" if "selective" in str(c.get("recompute")) else "none",
+            **{"layout__recompute": recompute, **software},
             layout__stages=stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),

@@ -93,9 +93,10 @@ def test_a_window_keeps_what_meets_it(tmp_path: Path) -> None:
 def test_a_kv_cache_travels_between_prefill_and_decode(tmp_path: Path) -> None:
     seen = RequestTrace(0.0, 100.0)
     recorder = Recorder(answered=(seen.finished,), watched=seen.stepped)
-    link = KvLink(seconds_per_token=0.01, latency=0.25, layers=10)
-    handover = Handover(recorder, link)
-    before, after = Engine(Linear(step=1.0), PLAIN, 1000, handover), Engine(Linear(step=1.0), PLAIN, 1000, recorder)
+    link = KvLink(sending=0.01, receiving=0.01, latency=0.25, layers=10)
+    after = Engine(Linear(step=1.0), PLAIN, 1000, recorder)
+    handover = Handover(recorder, link, [after])
+    before = Engine(Linear(step=1.0), PLAIN, 1000, handover)
     before.name, after.name = "prefill engine 0", "decode engine 0"
     fleet = Fleet(engines=[before], router=router_of("round-robin"), decoders=[after], handover=handover)
     replay(Stream(iter(at_once((100, 5))), None), fleet, recorder)

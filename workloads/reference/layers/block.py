@@ -10,6 +10,7 @@ from workloads.reference.layers.ffn import ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gqa import gqa, gqa_forget, gqa_input_grad, gqa_restore
 from workloads.reference.layers.linear import Deferred
 from workloads.reference.layers.mixers import hyper
+from workloads.reference.layers.mixers.hybrid import hybrid, hybrid_input_grad
 from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse,
     mla_sparse_forget,
@@ -17,6 +18,7 @@ from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse_restore,
 )
 from workloads.reference.layers.mixers.recurrent import recurrent, recurrent_input_grad
+from workloads.reference.layers.mixers.selective import selective, selective_input_grad
 from workloads.reference.layers.mixers.shared_key import (
     shared_key,
     shared_key_forget,
@@ -52,10 +54,14 @@ def _forward(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     saved: Saved = {}
     if run.cfg.hc_mult > 1:
         return _through_streams(run, p, x)
-    attn_in = _enter(run, "attn", p, x, saved)
-    attn_out, kept = _mixer(run)(run, p, attn_in)
-    saved |= kept
-    middle = x + _leave(run, "attn", p, attn_out, saved)
+    middle, attn_in = x, x
+    if run.cfg.has("attn", run.layer):
+        attn_in = _enter(run, "attn", p, x, saved)
+        attn_out, kept = _mixer(run)(run, p, attn_in)
+        saved |= kept
+        middle = x + _leave(run, "attn", p, attn_out, saved)
+    if not run.cfg.has("ffn", run.layer):
+        return middle, 0.0, saved
     shared = run.cfg.parallel_block and run.cfg.shared_norm
     read = x if run.cfg.parallel_block else middle
     ffn_in = attn_in if shared else _enter(run, "ffn", p, read, saved)
@@ -85,7 +91,9 @@ def _through_streams(run: Run, p: Weights, x: Array) -> tuple[Array, float, Save
 def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
-        return recurrent
+        return selective if run.cfg.mixer(run.layer) == "mamba1" else recurrent
+    if run.cfg.mixer(run.layer) == "hybrid":
+        return hybrid
     if run.cfg.shared_key_value:
         return shared_key
     if run.cfg.is_chosen:
@@ -99,7 +107,7 @@ def _forget(run: Run, saved: Saved) -> Saved:
         return {_input(run): saved[_input(run)]}
     if run.cfg.parallel_block:  # its input, and its one norm, are kept only once
         saved = {key: array for key, array in saved.items() if key != "norm.ffn/x"}
-    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn")}
+    first = {half: f"{_first(run, half)}/x" for half in ("attn", "ffn") if run.cfg.has(half, run.layer)}
     inputs = {key: saved[key] for key in first.values() if key in saved}
     mine = {key: array for key, array in saved.items() if key.startswith(FFN)}
     rest = {key: array for key, array in saved.items() if key not in mine}
@@ -107,9 +115,10 @@ def _forget(run: Run, saved: Saved) -> Saved:
         rest = shared_key_forget(run, rest)
     elif run.cfg.is_chosen:
         rest = mla_sparse_forget(run, rest)
-    elif not run.cfg.is_recurrent(run.layer):
+    elif "attn" in first and not run.cfg.is_recurrent(run.layer):
         rest = (mla_forget if run.cfg.is_mla else gqa_forget)(run, rest)
-    mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
+    if "ffn" in first:
+        mine = moe_forget(run, mine) if run.cfg.is_moe(run.layer) else ffn_forget(run, "dense", mine)
     kept = rest | mine | inputs
     if run.cfg.norm_placement == "post":
         return kept
@@ -120,6 +129,8 @@ def _input(run: Run) -> str:
     """The tensor that is the layer's input."""
     if run.cfg.hc_mult > 1:
         return "hc.attn.weights/x"
+    if not run.cfg.has("attn", run.layer):
+        return "norm.ffn/x"
     return f"{_first(run, 'attn')}/x" if run.cfg.norm_placement == "post" else "norm.attn/x"
 
 
@@ -130,6 +141,8 @@ def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
         saved = _forward(run.at(part="R"), p, saved[_input(run)])[2]
     if run.cfg.hc_mult > 1:
         return _through_streams_input_grad(run, p, saved, dy)
+    if not (run.cfg.has("attn", run.layer) and run.cfg.has("ffn", run.layer)):
+        return _one_part_input_grad(run, p, saved, dy)
     parallel = run.cfg.parallel_block
     dffn_out, deferred = _leave_input_grad(run, "ffn", p, saved, dy)
     dffn_in, more = _ffn_input_grad(run, p, saved, dffn_out)
@@ -148,6 +161,14 @@ def block_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Arr
         dx, deferred = dx + through, [*deferred, *more]
     through, more = _enter_input_grad(run, "attn", p, saved, dattn_in)
     return dx + through, [*deferred, *more]
+
+
+def _one_part_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
+    """Back through a layer with one branch, and a norm before it."""
+    half = "attn" if run.cfg.has("attn", run.layer) else "ffn"
+    dinput, deferred = (_attention_input_grad if half == "attn" else _ffn_input_grad)(run, p, saved, dy)
+    through, more = _enter_input_grad(run, half, p, saved, dinput)
+    return dy + through, [*deferred, *more]
 
 
 def _through_streams_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
@@ -172,7 +193,10 @@ def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
 def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
-        return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
+        back = selective_input_grad if run.cfg.mixer(run.layer) == "mamba1" else recurrent_input_grad
+        return Gradient(*back(run, p, x, saved, dy))
+    if run.cfg.mixer(run.layer) == "hybrid":
+        return Gradient(*hybrid_input_grad(run, p, x, saved, dy))
     if run.cfg.shared_key_value:
         return Gradient(*shared_key_input_grad(run, p, x, shared_key_restore(run, p, saved), dy))
     if run.cfg.is_chosen:

@@ -1,4 +1,5 @@
-"""SwiGLU feed-forward (arXiv 2002.05202), used by dense layers and by shared experts: op prefix `dense` or `shared`."""
+"""SwiGLU feed-forward (arXiv 2002.05202), or a ReLU squared without a gate (arXiv 2109.08668), used by dense layers and
+by shared experts: op prefix `dense` or `shared`."""
 
 import numpy as np
 
@@ -9,22 +10,27 @@ AS_A_WHOLE = {"dense": "mlp", "shared": "shared_experts", "moe": "moe"}
 """The module that recomputes all of a feed-forward part."""
 
 
-def swiglu(u: Array) -> Array:
-    """silu(gate) * up [..., f] of both halves u [..., 2 f]."""
+def activation(run: Run, u: Array) -> Array:
+    """silu(gate) * up [..., f] of both halves u [..., 2 f]; without a gate relu(u)^2 [..., f]."""
+    if not run.cfg.gated_mlp:
+        return np.square(np.maximum(u, 0.0))
     gate, up = np.split(u, 2, axis=-1)
     out: Array = gate * _sigmoid(gate) * up
     return out
 
 
-def swiglu_input_grad(u: Array, da: Array) -> Array:
-    """du [..., 2 f]."""
+def activation_input_grad(run: Run, u: Array, da: Array) -> Array:
+    """du, as wide as u."""
+    if not run.cfg.gated_mlp:
+        slope: Array = 2 * np.maximum(u, 0.0) * da
+        return slope
     gate, up = np.split(u, 2, axis=-1)
     s = _sigmoid(gate)
     return np.concatenate([da * up * s * (1 + gate * (1 - s)), da * gate * s], axis=-1)
 
 
 def ffn(run: Run, kind: str, p: Weights, x: Array) -> tuple[Array, Saved]:
-    """down(swiglu(up_gate(x))) [..., hidden]; the activation counts as a part of reading `down`'s input."""
+    """down(activation(up_gate(x))) [..., hidden]; the activation counts as a part of reading `down`'s input."""
     u = linear(run, f"{kind}.up_gate", x, p[f"{kind}.up_gate"])
     a = activate(run, f"{kind}.down", u)
     saved = {f"{kind}.down/u": u, f"{kind}.down/x": a}
@@ -32,8 +38,8 @@ def ffn(run: Run, kind: str, p: Weights, x: Array) -> tuple[Array, Saved]:
 
 
 def activate(run: Run, op: str, u: Array, g: Array | None = None) -> Array:
-    """SwiGLU before the GEMM `op`; rows are scaled by their gate weight g [rows] where there is one."""
-    a = swiglu(u) if g is None else swiglu(u) * g[:, None]
+    """The activation before the GEMM `op`; rows are scaled by their gate weight g [rows] where there is one."""
+    a = activation(run, u) if g is None else activation(run, u) * g[:, None]
     run.count(op, "F", read={"u": u} if g is None else {"u": u, "g": g}, written={"x": a})
     return a
 
@@ -58,7 +64,7 @@ def ffn_input_grad(run: Run, kind: str, p: Weights, x: Array, saved: Saved, dy: 
     u = saved[f"{down}/u"]
     a = saved[f"{down}/x"] if f"{down}/x" in saved else activate(run.at(part="R"), down, u)
     da = linear_input_grad(run, down, dy, p[down])
-    du = swiglu_input_grad(u, da)
+    du = activation_input_grad(run, u, da)
     run.count(down, "I", read={"u": u, "dx": da}, written={"du": du})
     dx = linear_input_grad(run, up, du, p[up])
     return dx, [

@@ -32,6 +32,8 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
         saved |= {"attn.gate/y": out, "attn.gate/logit": heads[:, :, n + 2 * g :]}
         out = out * _sigmoid(saved["attn.gate/logit"])
     saved["attn.o/x"] = out.reshape(b, s, -1)
+    if run.ends_here:
+        return x, saved
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
 
 

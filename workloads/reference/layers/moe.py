@@ -7,7 +7,7 @@ output (the projection is linear), lets `combine` add plainly, and spares keepin
 import numpy as np
 
 from workloads.reference.count import Array, Run, Saved, Weights
-from workloads.reference.layers.ffn import activate, ffn, ffn_forget, ffn_input_grad, swiglu, swiglu_input_grad
+from workloads.reference.layers.ffn import activate, activation, activation_input_grad, ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gate import balance_loss, from_table, route, route_input_grad
 from workloads.reference.layers.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
 
@@ -28,13 +28,22 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
     aux, _ = balance_loss(run.cfg, r.experts, r.scores, x.shape[0])
     saved: Saved = {"router.gate/scores": r.scores, "router.gate/ids": r.experts}
     order, counts = sort_by_expert(r.experts, run.cfg.experts)
-    rows = dispatch(run, tokens, order, r.experts.shape[1])
+    narrow = run.cfg.moe_latent_size > 0
+    sent = linear(run, "moe.latent_in", tokens, p["moe.latent_in"]) if narrow else tokens
+    rows = dispatch(run, sent, order, r.experts.shape[1])
     g = r.weights.reshape(-1)[order]
-    y, kept = experts_forward(run, p["moe.up_gate"], p["moe.down"], rows, g, counts)
-    saved |= kept | kept_shared | {"moe.dispatch/order": order, ARRIVED: tokens}
-    if run.stops:
+    last = run.whole() if narrow else run  # the projection back reads what the experts make
+    y, kept = experts_forward(last, p["moe.up_gate"], p["moe.down"], rows, g, counts)
+    saved |= kept | kept_shared | {"moe.dispatch/order": order, ARRIVED: sent}
+    if run.stops and not narrow:
         return x, aux, saved
-    out = combine(run, y, order, r.experts.shape[1]).reshape(x.shape)
+    out = combine(run, y, order, r.experts.shape[1])
+    if narrow:
+        saved["moe.latent_out/x"] = out
+        if run.stops:
+            return x, aux, saved
+        out = linear(run, "moe.latent_out", out, p["moe.latent_out"])
+    out = out.reshape(x.shape)
     return out if shared is None else out + shared, aux, saved
 
 
@@ -56,24 +65,31 @@ def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     top_k = experts.shape[1]
     if ROWS not in saved:
         saved = saved | {ROWS: dispatch(run.at(part="R"), saved[ARRIVED], order, top_k)}
-    drows = combine_input_grad(run, dy.reshape(-1, dy.shape[-1]), order, top_k)
+    dout, late = dy.reshape(-1, dy.shape[-1]), []
+    if run.cfg.moe_latent_size:
+        late.append(_linear_later(run, "moe.latent_out", saved["moe.latent_out/x"], dout))
+        dout = linear_input_grad(run, "moe.latent_out", dout, p["moe.latent_out"])
+    drows = combine_input_grad(run, dout, order, top_k)
     dx_rows, dg, deferred = experts_input_grad(run, p["moe.up_gate"], p["moe.down"], saved, drows, counts)
     dx = dispatch_input_grad(run, dx_rows, order, top_k)
+    if run.cfg.moe_latent_size:
+        late.append(_linear_later(run, "moe.latent_in", x.reshape(-1, x.shape[-1]), dx))
+        dx = linear_input_grad(run, "moe.latent_in", dx, p["moe.latent_in"])
     dweights = np.empty_like(dg)
     dweights[order] = dg
     _, daux = balance_loss(run.cfg, experts, scores, x.shape[0])
     dlogits = route_input_grad(run.cfg, experts, scores, dweights.reshape(experts.shape), daux)
     dx = dx + linear_input_grad(run, "router.gate", dlogits, p["router.gate"])
-    deferred.append(
-        Deferred(
-            kind="linear", op="router.gate", name="router.gate", layer=run.layer, x=x.reshape(dx.shape), dy=dlogits
-        )
-    )
+    deferred += [*late, _linear_later(run, "router.gate", x.reshape(dx.shape), dlogits)]
     dx = dx.reshape(x.shape)
     if run.cfg.n_shared_experts:
         dshared, more = ffn_input_grad(run, "shared", p, x, saved, dy)
         dx, deferred = dx + dshared, deferred + more
     return dx, deferred
+
+
+def _linear_later(run: Run, op: str, x: Array, dy: Array) -> Deferred:
+    return Deferred(kind="linear", op=op, name=op, layer=run.layer, x=x, dy=dy)
 
 
 def sort_by_expert(experts: Array, n: int) -> tuple[Array, Array]:
@@ -125,8 +141,8 @@ def experts_input_grad(
     u, g = saved["moe.down/u"], saved["moe.down/g"]
     a = saved["moe.down/x"] if "moe.down/x" in saved else activate(run.at(part="R"), "moe.down", u, g)
     da = grouped_input_grad(run, "moe.down", dy, w_down, counts)
-    dg = (da * swiglu(u)).sum(axis=-1)
-    du = swiglu_input_grad(u, da * g[:, None])
+    dg = (da * activation(run, u)).sum(axis=-1)
+    du = activation_input_grad(run, u, da * g[:, None])
     run.count("moe.down", "I", read={"u": u, "g": g, "dx": da}, written={"du": du, "dg": dg})
     dx = grouped_input_grad(run, "moe.up_gate", du, w_up, counts)
     later = [("moe.down", a, dy), ("moe.up_gate", saved[ROWS], du)]

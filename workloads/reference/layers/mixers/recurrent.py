@@ -33,15 +33,20 @@ def recurrent(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     saved |= _gates(run, p, numbers) | _mixed(run, p, made)
     out, more = _scan(run, p, saved)
     saved |= more | {"mixer.norm/x": out}
-    y, saved["mixer.norm/rstd"] = _gated_norm(run.cfg, out, gate, p["norm.mixer"], is_delta(run), r.norms)
+    if r.norms:
+        y, saved["mixer.norm/rstd"] = _gated_norm(run.cfg, out, gate, p["norm.mixer"], is_delta(run), r.norms)
+    else:
+        y = out * gate * _sigmoid(gate)
     saved["mixer.out/x"] = y
+    if run.ends_here:
+        return x, saved
     return linear(run, "mixer.out", y, p["mixer.out"]), saved
 
 
 def recurrent_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients."""
     dnormed = linear_input_grad(run, "mixer.out", dy, p["mixer.out"])
-    dout, dgate, dgain = _gated_norm_input_grad(run, p, saved, dnormed)
+    dout, dgate, gains = _gated_input_grad(run, p, saved, dnormed)
     dmade, dnumbers, deferred = _scan_input_grad(run, p, saved, dout)
     dpre, more = _conv_input_grad(run, p, saved, dmade)
     rank = run.cfg.state(run.layer).rank
@@ -54,7 +59,16 @@ def recurrent_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array
     dx = linear_input_grad(run, "mixer.in", dprojected, p["mixer.in"])
     weights = [("mixer.out", saved["mixer.out/x"], dy), ("mixer.in", x, dprojected)]
     deferred += [Deferred(kind="linear", op=op, name=op, layer=run.layer, x=a, dy=d) for op, a, d in weights]
-    return dx, [*deferred, *more, _summed(run, "norm.mixer", dgain.reshape(-1, p["norm.mixer"].size))]
+    return dx, [*deferred, *more, *gains]
+
+
+def _gated_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> tuple[Array, Array, list[Deferred]]:
+    """Gradients of the output and of its gate, and the norm's gain where there is one."""
+    if not run.cfg.state(run.layer).norms:
+        out, z = saved["mixer.norm/x"], saved["mixer.norm/z"]
+        return dy * z * _sigmoid(z), dy * out * _silu_slope(z), []
+    dout, dgate, dgain = _gated_norm_input_grad(run, p, saved, dy)
+    return dout, dgate, [_summed(run, "norm.mixer", dgain.reshape(-1, p["norm.mixer"].size))]
 
 
 def _summed(run: Run, name: str, dy: Array) -> Deferred:
