@@ -11,14 +11,15 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.mixers.recurrent import delta_forward, gated_norm, narrow, prepare, ssd_forward, state_of
+from simulator.graph.mixers import recurrent as mixer
+from simulator.graph.mixers.recurrent import delta_forward, gated_norm, narrow, ssd_forward, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Streaming
 
 
-def before(s: ServingShapes) -> Segment:
+def prepare(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
     builder = SegmentBuilder("prepare.F", "F", s)
     enter(builder, s)
@@ -33,7 +34,7 @@ def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
     for name, n in narrow(r):
         linear(builder, name, s, s.tokens, n, r.rank)
-    prepare(builder, s)
+    mixer.prepare(builder, s)
 
 
 def core(s: ServingShapes) -> SegmentBuilder:
