@@ -263,7 +263,7 @@ class Scan:
     written : bytes written [B].
     values : values of all tokens' states, where instructions outside the tensor cores compute them (0: GEMMs do).
     ctas : CTAs of its grid.
-    steps : chunks that a CTA goes through one after the other (1: each chunk has CTAs of its own).
+    steps : chunks, or tiles of one, that a CTA goes through one after the other (1: each has CTAs of its own).
     """
 
     flops: float

@@ -165,7 +165,8 @@ class Overlap:
 class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
-    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
+    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `hot`: expert 0 of
+    every layer has `hot_expert` times the mean, the others share the rest; who holds it has more. `given`: `loads`
     are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
     `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`. `published`: sampled,
     as others measured gates that are balanced alike (`simulator.routing.published_loads`); loading a job resolves it.
@@ -175,8 +176,9 @@ class Routing:
 
     Parameters
     ----------
-    kind : which of the six.
+    kind : which of the seven.
     max_over_mean : load of the most loaded rank over the mean.
+    hot_expert : load of the hot expert over the mean expert's.
     cv : coefficient of variation of the popularity of an expert, the same in all microbatches.
     microbatch_cv : coefficient of variation of the factor by which a microbatch changes it.
     seed : of the random numbers of `sampled`.
@@ -184,8 +186,9 @@ class Routing:
     loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled", "given", "measured", "published"] = "uniform"
+    kind: Literal["uniform", "skewed", "hot", "sampled", "given", "measured", "published"] = "uniform"
     max_over_mean: float = 1.0
+    hot_expert: float = 1.0
     cv: float = 0.0
     microbatch_cv: float = 0.0
     seed: int = 0

@@ -85,7 +85,7 @@ def test_published_sizes() -> None:
     assert small is not None
     assert large is not None
     assert (small.parameters(), small.intermediate_size) == (1_170_340_608, 8192)
-    assert round(large.activated_parameters() / 1e9, 1) == 1.5
+    assert 1.5e9 < large.activated_parameters() < 1.6e9
     assert large.layer_kinds()[:4] == ("conv+dense", "conv+dense", "moe", "conv+moe")
 
 

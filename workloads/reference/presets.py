@@ -163,7 +163,7 @@ def tiny_falcon_h1() -> RefConfig:
 
 
 def tiny_lfm2() -> RefConfig:
-    """LFM2 in small: short convolutions in two of three layers, normed heads, experts with biases behind a dense layer."""
+    """LFM2 in small: short convolutions in two of three layers, normed heads, experts behind a dense layer."""
     return replace(
         tiny_gqa(),
         num_hidden_layers=3,

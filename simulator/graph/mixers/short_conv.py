@@ -57,7 +57,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     linear.input_gradient(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     _casts(builder, s, "mixer.out", h, r.inner)
     builder.add("mixer.behind.bwd", "elem", cast(t * r.inner, 3 * BF16, 2 * BF16))
-    builder.add("mixer.conv.bwd", "conv", cast(t * r.inner, 2 * BF16, BF16))
+    builder.add("mixer.conv.bwd", "conv.bwd", cast(t * r.inner, 2 * BF16, BF16))
     builder.add("mixer.before.bwd", "elem", cast(t * r.inner, 3 * BF16, 2 * BF16))
     normed_again(builder, s)
     regather(builder, "mixer.x", s, h)

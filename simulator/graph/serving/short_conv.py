@@ -29,7 +29,8 @@ def core(s: ServingShapes) -> SegmentBuilder:
     r = state_of(s)
     moved = cast(s.tokens * r.inner, BF16, BF16)
     kept = s.batch * r.conv_values * BF16 if s.decodes else 0.0
-    builder.add("mixer.conv", "conv", Streaming(read=moved.read + kept, written=moved.written + kept))
+    cls = "conv.token" if s.decodes else "conv"
+    builder.add("mixer.conv", cls, Streaming(read=moved.read + kept, written=moved.written + kept))
     gate(builder, "mixer.behind", s)
     linear(builder, "mixer.out", s, s.tokens, s.model.hidden_size, r.inner)
     finish(builder, s)

@@ -1,5 +1,5 @@
-"""Short convolutions (LFM2, arXiv 2511.23404): of three parts of a projection the first times the third is convolved over
-the last few tokens of each channel, and the result times the second is projected back."""
+"""Short convolutions (LFM2, arXiv 2511.23404): of three parts of a projection the first times the third is convolved
+over the last few tokens of each channel, and the result times the second is projected back."""
 
 import numpy as np
 
