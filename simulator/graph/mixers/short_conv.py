@@ -1,7 +1,7 @@
 """Layers of short convolutions in training (LFM2, arXiv 2511.23404): a projection to three parts, the first times the
 third convolved over the last few tokens of its channel, the result times the second, and the output projection.
 
-Both products are kernels of their own next to the convolution's (vLLM, vllm/model_executor/layers/mamba/short_conv.py,
+Both multiplications are kernels of their own next to the convolution's (vLLM, vllm/model_executor/layers/mamba/short_conv.py,
 2025). Kept are the three parts, what is convolved, what the convolution makes, and the input of the output projection.
 Tensor parallelism splits the channels.
 """
@@ -26,7 +26,7 @@ from simulator.graph.shapes import Shapes
 
 
 def gate(builder: SegmentBuilder, name: str, s: Shapes) -> None:
-    """Two parts multiplied, the product kept."""
+    """Two parts multiplied, the result kept."""
     values = s.tokens * state_of(s).inner
     kept = values * BF16 if s.workload.keeps_activations else 0.0
     builder.add(name, "elem", sum_of_two(values), saved=kept)
