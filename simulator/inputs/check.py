@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problems import Problem, Severity
+from simulator.inputs.ranges.context_rules import context_rules
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
@@ -483,6 +484,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
             suggestion=f"use {_multiples(length, 2 * layout.cp)} tokens",
         )
     yield from _reach(s, length)
+    yield from context_rules(s)
 
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:

@@ -71,7 +71,9 @@ class Layout:
         as Megatron-Core writes it (`simulator.spec.placement`), which places embedding, MTP modules and loss, too.
     decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers : layers of the first and last pipeline rank;
         the others share the rest evenly (`stages` "even") [layers].
-    cp_kind : how context parallelism moves keys and values.
+    cp_kind : how context parallelism brings queries and keys together: keys and values go round (ring) or are gathered
+        (all_gather), or an all-to-all turns parts of the sequence into parts of the heads (all_to_all;
+        `simulator.graph.mixers.context`).
     """
 
     tp: int = 1
@@ -90,7 +92,7 @@ class Layout:
     stages: Placement | str | tuple[int, ...] = "balanced"
     decoder_first_pipeline_num_layers: int | None = None
     decoder_last_pipeline_num_layers: int | None = None
-    cp_kind: Literal["ring", "all_gather"] = "ring"
+    cp_kind: Literal["ring", "all_gather", "all_to_all"] = "ring"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
