@@ -1,8 +1,8 @@
 """Layers of short convolutions in training (LFM2, arXiv 2511.23404): a projection to three parts, the first times the
 third convolved over the last few tokens of its channel, the result times the second, and the output projection.
 
-Both multiplications are kernels of their own next to the convolution's (vLLM, vllm/model_executor/layers/mamba/short_conv.py,
-2025). Kept are the three parts, what is convolved, what the convolution makes, and the input of the output projection.
+Both multiplications are kernels of their own next to the convolution's (vLLM,
+vllm/model_executor/layers/mamba/short_conv.py, 2025). Kept are the three parts, what is convolved, what the convolution makes, and the input of the output projection.
 Tensor parallelism splits the channels.
 """
 
