@@ -2,8 +2,8 @@
 third convolved over the last few tokens of its channel, the result times the second, and the output projection.
 
 Both multiplications are kernels of their own next to the convolution's (vLLM,
-vllm/model_executor/layers/mamba/short_conv.py, 2025). Kept are the three parts, what is convolved, what the convolution makes, and the input of the output projection.
-Tensor parallelism splits the channels.
+vllm/model_executor/layers/mamba/short_conv.py, 2025). Kept are the three parts, what is convolved, what the convolution
+makes, and the input of the output projection. Tensor parallelism splits the channels.
 """
 
 from __future__ import annotations
