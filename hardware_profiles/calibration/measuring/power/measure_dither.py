@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def series(precision: str, m: int, n: int, k: int, norms: int) -> Any:
         segment()
         event.record()
     torch.cuda.synchronize()
-    return np.array([a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)])
+    return np.array([a.elapsed_time(b) for a, b in pairwise(events)])
 
 
 def main() -> None:
