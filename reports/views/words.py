@@ -352,6 +352,8 @@ def of_routing(routing: Routing) -> str:
         return "every expert-parallel rank gets the same number of tokens"
     if routing.kind == "skewed":
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "hot":
+        return f"one expert of every layer gets {routing.hot_expert:g} times the mean, the others share the rest"
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
     if routing.kind == "measured":

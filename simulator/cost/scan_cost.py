@@ -4,8 +4,9 @@
     chain = waves x steps x step_time: what CTAs that go from chunk to chunk take for the chunks one after the other
 
 A kernel over all chunks at once has as many CTAs as chunks and one step each. The tiles (64 x 64 x 128) are those of
-an attention kernel, so its rate lies below that kernel's. Mamba-1's selective scan has no GEMMs: instructions
-outside the tensor cores compute every value of every token's state.
+an attention kernel, so its rate lies below that kernel's. Where CTAs may also hold twice as many columns of the state,
+which halves their number and makes a step `wide` times as long, the shorter chain counts: Triton tunes for it.
+Mamba-1's selective scan has no GEMMs: instructions outside the tensor cores compute every value of every token's state.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def scan_cost(work: Scan, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
         raise InputError(f"scan of {work.ctas} CTAs, {work.steps} steps, {share.sms} SMs: must each be at least 1")
     p, calibrated, source = params_for(kernels.scan, cls, kernels.name)
     sms = min(share.sms, gpu.sms)
-    waves = ceil(work.ctas / (p.resident * sms))
+    cuts = ((work.ctas, 1.0), (ceil(work.ctas / 2), p.wide)) if p.wide else ((work.ctas, 1.0),)
+    rounds = [(ceil(many / (p.resident * sms)), step) for many, step in cuts]
+    waves, longer = min(rounds, key=lambda cut: cut[0] * cut[1])
     busy = min(1.0, work.ctas / sms)
     rate = p.rate * tensor_peak(gpu, "bf16") * sms / gpu.sms * busy
-    tensor, chain = work.flops / rate, waves * work.steps * p.step_time
+    tensor, chain = work.flops / rate, waves * work.steps * p.step_time * longer
     memory = (work.read + work.written) / (p.bandwidth * gpu.hbm_bandwidth)
     slow = 1.0 + p.traffic * share.partner_traffic / gpu.hbm_bandwidth
     instructions = work.values / (p.value_rate * sms) if p.value_rate else 0.0
@@ -58,7 +61,7 @@ def scan_cost(work: Scan, cls: str, gpu: Gpu, kernels: Kernels, share: Share) ->
             ("ctas", float(work.ctas)),
             ("waves", float(waves)),
             ("steps", float(work.steps)),
-            ("step_s", p.step_time),
+            ("step_s", p.step_time * longer),
             ("chain_s", chain),
             ("launch_s", p.launch),
             ("traffic_factor", slow),

@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problems import Problem, Severity
+from simulator.inputs.ranges.context_rules import context_rules
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
@@ -260,6 +261,7 @@ def _routing(s: Scenario) -> Iterator[Problem]:
     routing = s.job.routing
     for key, value, kind in (
         ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
+        ("hot_expert", routing.hot_expert if routing.hot_expert != 1.0 else 0.0, "hot"),
         ("cv", routing.cv, "sampled"),
         ("microbatch_cv", routing.microbatch_cv, "sampled"),
         ("seed", routing.seed, "sampled"),
@@ -274,6 +276,19 @@ def _routing(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set routing.kind={kind}",
                 severity="warning",
             )
+
+
+def _hot(s: Scenario) -> Iterator[Problem]:
+    """Every token chooses an expert once at most."""
+    routing, gate = s.job.routing, s.model.gate
+    if s.model.is_moe and routing.hot_expert > gate.experts / gate.top_k:
+        yield Problem(
+            rule="routing",
+            key="routing.hot_expert",
+            value=routing.hot_expert,
+            message=f"is more than all tokens: each chooses {gate.top_k} of {gate.experts} experts",
+            suggestion=f"use at most {gate.experts / gate.top_k:g}",
+        )
 
 
 def _recorded(s: Scenario) -> Iterator[Problem]:
@@ -462,6 +477,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
             suggestion=f"use {_multiples(length, 2 * layout.cp)} tokens",
         )
     yield from _reach(s, length)
+    yield from context_rules(s)
 
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:
@@ -758,6 +774,7 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.ranks,
     serving_check.experts,
     _routing,
+    _hot,
     _recorded,
     _tensor,
     _carried,
@@ -776,6 +793,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stages,
         _experts,
         _routing,
+        _hot,
         _recorded,
         _stragglers,
         _tensor,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.ops import Gate
-from simulator.routing.loads import check_routing, moe_layers, rank_shares
+from simulator.routing.loads import check_routing, hot_shares, moe_layers, rank_shares
 from simulator.routing.placement import Placement, in_order
 from simulator.routing.popularity import chosen_shares, popularity, tokens_of_microbatch
 from simulator.spec.job import Routing
@@ -97,6 +97,9 @@ def tokens_of(routing: Routing, gate: Gate, *, tokens: int, counts: ExpertCounts
             layer=layer,
             microbatch=microbatch,
         )
+    if routing.kind == "hot":
+        hot = np.array(hot_shares(routing, gate)) * tokens
+        return lambda layer, microbatch: hot
     if routing.kind == "measured" and counts is not None:
         return lambda layer, microbatch: _scaled(counts, layer, microbatch, tokens * gate.top_k)
     return lambda layer, microbatch: np.full(gate.experts, tokens * gate.top_k / gate.experts)

@@ -255,9 +255,10 @@ class ScanParams:
     value_rate : values of a state that the instructions of one SM get through [1/s], at boost clock (0: no limit).
     launch : fixed time of a kernel [s].
     resident : CTAs that run on an SM at once.
+    wide : time of a step of CTAs with twice as many columns of the state, over that of others (0: there are none).
     traffic : as in `GemmParams`.
     source : where the values come from.
-    range : where the values may lie.
+    range : where the values may lie, or the shapes that the fit covers.
     assumed : True if nobody measured them on this GPU.
     """
 
@@ -267,6 +268,7 @@ class ScanParams:
     launch: float
     value_rate: float = 0.0
     resident: int = 2
+    wide: float = 0.0
     traffic: float = 1.0
     source: str
     range: str = ""
@@ -274,11 +276,10 @@ class ScanParams:
 
 
 def assumed_scans() -> dict[str, ScanParams]:
-    """What stands in where nobody measured kernels of recurrent layers on a GPU.
+    """What stands in for kernels of recurrent layers in a profile without any.
 
     Their tiles (64 x 64 x 128) are those of attention kernels, which reach 0.3 to 0.6 of the tensor peak, with more
-    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other. The
-    inverse of a chunk is solved row by row within blocks of 16.
+    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other.
 
     Mamba-1's scan computes an exponential and a dozen other instructions for each value of a state, and reads b and c
     of a token, 4 B a value, from L2 for every channel (state-spaces/mamba, csrc/selective_scan, 2024). On an H100 (128
@@ -295,7 +296,6 @@ def assumed_scans() -> dict[str, ScanParams]:
         range="rate 0.12 to 0.45, bandwidth 0.4 to 0.85, step 1 to 4 us",
         assumed=True,
     )
-    solve = replace(chunk, step_time=6e-6, range="bandwidth 0.4 to 0.85, step 2 to 12 us")
     selective = replace(
         chunk,
         step_time=5e-6,
@@ -313,7 +313,6 @@ def assumed_scans() -> dict[str, ScanParams]:
     return {
         "scan.chunk": chunk,
         "scan.state": replace(chunk, resident=1),
-        "scan.solve": solve,
         "scan.selective": selective,
         "scan.selective.bwd": back,
     }

@@ -403,7 +403,7 @@ def test_models_take_their_own_spelling_and_ours() -> None:
         ("layout.pp.x=3", '--set: layout.pp.x: "3": unknown key; did you mean layout.pp?'),
         ("run.tokens=nan", "--set: run.tokens: nan: must be a finite number"),
         ("run.tokens=-1", "--set: run.tokens: -1.0: must be above 0, as in 14.8e12"),
-        ("layout.cp_kind=tree", '--set: layout.cp_kind: "tree": must be "ring" or "all_gather"'),
+        ("layout.cp_kind=tree", '--set: layout.cp_kind: "tree": must be "ring", "all_gather" or "all_to_all"'),
         ("model.topk_group=9", "--set: model.topk_group: 9: must be from 1 to n_group 4"),
         ("model.topkgroup=2", '--set: model.topkgroup: "2": unknown key; did you mean model.topk_group?'),
         ("hardware.gpu.smss=3", '--set: hardware.gpu.smss: "3": unknown key; did you mean hardware.gpu.sms?'),

@@ -123,7 +123,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
         builder.add("mixer.norms.bwd", "norm.bwd", each, count=NORMS)
     _linear_backward(builder, s, "mixer.select", r.selected, r.inner)
     builder.add("mixer.select.sum", "elem", sum_of_two(t * r.inner))
-    builder.add("mixer.conv.bwd", "conv", linear.cast(t * r.inner, 2 * BF16, BF16))
+    builder.add("mixer.conv.bwd", "conv.bwd", linear.cast(t * r.inner, 2 * BF16, BF16))
     normed_again(builder, s)
     regather(builder, "mixer.x", s, h)
     _linear_backward(builder, s, "mixer.in", r.projected, h)
