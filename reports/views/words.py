@@ -188,6 +188,7 @@ _MIXERS = {
     "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "mamba1": "with Mamba-1",
+    "conv": "with a short convolution",
     "hybrid": "with attention and Mamba-2",
     "full": "with attention",
     "none": "without attention",

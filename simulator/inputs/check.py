@@ -399,20 +399,27 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         )
 
 
+_UNSPLIT = {
+    Mixer.MAMBA1: "whose b and c come from all channels",
+    Mixer.CONV: "whose convolution reads tokens of the rank before",
+}
+"""Recurrent layers that no software splits over context-parallel ranks, and why."""
+
+
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
     if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
-    if layout.cp > 1 and kind.mixer is Mixer.MAMBA1:
+    if layout.cp > 1 and kind.mixer in _UNSPLIT:
         yield Problem(
             rule="recurrent layers",
             key="layout.cp",
             value=layout.cp,
-            message="no software splits the sequences of mamba1 layers, whose b and c come from all channels",
+            message=f"no software splits the sequences of {kind.mixer} layers, {_UNSPLIT[kind.mixer]}",
             suggestion="use 1",
         )
-    parts = "channels" if kind.mixer is Mixer.MAMBA1 else "heads"
+    parts = "channels" if kind.mixer in _UNSPLIT else "heads"
     if state.heads % layout.tp:
         yield _width_problem("layout.tp", layout.tp, f"{parts} of {kind.mixer} layers", state.heads)
     elif state.key_heads % layout.tp and layout.tp % state.key_heads:
