@@ -26,6 +26,7 @@ from workloads.reference.presets import (
     tiny_gqa,
     tiny_jamba,
     tiny_kda,
+    tiny_lfm2,
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
@@ -58,6 +59,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "nemotron": (tiny_nemotron(), "nemotron_h"),
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
     "jamba": (tiny_jamba(), "jamba"),
+    "lfm2": (tiny_lfm2(), "lfm2_moe"),
     "mamba1": (replace(tiny_jamba(), mamba_state_norms=False), "jamba"),
     "relu2": (replace(tiny_gqa(), gated_mlp=False), "llama"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
@@ -75,6 +77,7 @@ SET = {
     "mamba": (),
     "nemotron": (),
     "falcon-h1": (),
+    "lfm2": (),
     "jamba": ("model.mamba_inner_size=18",),
     "mamba1": ("model.mamba_inner_size=18", "model.mamba_state_norms=false"),
     "relu2": ("model.gated_mlp=false",),
@@ -108,6 +111,7 @@ KEYS = {
     "falcon_h1": f"""{_ANY} mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size state_chunk_size
         mamba_rms_norm""".split(),
     "jamba": f"""{_ANY} ssm_state_size mamba_dt_rank n_routed_experts num_experts_per_tok""".split(),
+    "lfm2_moe": f"""{_ANY} {_EXPERTS} layer_types first_k_dense_replace short_conv_kernel""".split(),
     "nemotron_h": f"""{_ANY} {_EXPERTS} layer_types mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size n_shared_experts shared_expert_intermediate_size moe_latent_size
         num_nextn_predict_layers""".split(),
@@ -150,6 +154,7 @@ MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attent
 MIXERS |= {
     "linear_attention": "delta+",
     "mamba": "mamba2+",
+    "conv": "conv+",
     "mamba1": "mamba1+",
     "none": "none+",
     "hybrid": "hybrid+",
@@ -176,6 +181,11 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+LFM2 = {
+    "n_routed_experts": "num_experts",
+    "first_k_dense_replace": "num_dense_layers",
+    "short_conv_kernel": "conv_L_cache",
+}
 JAMBA = {"ssm_state_size": "mamba_d_state", "n_routed_experts": "num_experts"}
 NEMOTRON = {
     "mamba_n_groups": "n_groups",
@@ -199,6 +209,8 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     if family == "jamba":
         values = {JAMBA.get(key, key): value for key, value in values.items()}
         values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "lfm2_moe":
+        values = {LFM2.get(key, key): value for key, value in values.items()}
     if family == "nemotron_h":
         values = {NEMOTRON.get(key, key): value for key, value in values.items()}
         values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]

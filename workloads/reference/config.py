@@ -79,6 +79,8 @@ class RefConfig:
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
     mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    short_conv_size: int = 0  # short convolutions: channels
+    short_conv_kernel: int = 3  # and their taps
     mamba_inner_size: int = 0  # Mamba-1: channels
     mamba_dt_rank: int = 0  # width of its step sizes before their projection
     mamba_state_norms: bool = True  # whether its steps, b and c are normed
@@ -225,7 +227,7 @@ class RefConfig:
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer passes a state on instead of attending."""
-        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1")
+        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1", "conv")
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
@@ -282,6 +284,7 @@ MIXERS = {
     HCA: "compress_rate_hca",
     "mamba": "mamba_num_heads",
     "mamba1": "mamba_inner_size",
+    "conv": "short_conv_size",
     "hybrid": "mamba_num_heads",
     "none": "",
 }

@@ -86,6 +86,10 @@ def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
             return _shared_key_shapes(c, layer)
         shapes = _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
         return shapes | (_state_shapes(c, layer) if c.mixer(layer) == "hybrid" else {})
+    if c.mixer(layer) == "conv":
+        inner = c.short_conv_size
+        taps = {"mixer.conv": (inner * c.short_conv_kernel,)}
+        return taps | {"mixer.in": (c.hidden_size, 3 * inner), "mixer.out": (inner, c.hidden_size)}
     return _selective_shapes(c) if c.mixer(layer) == "mamba1" else _state_shapes(c, layer)
 
 

@@ -162,6 +162,21 @@ def tiny_falcon_h1() -> RefConfig:
     return replace(tiny_mamba(), num_hidden_layers=2, layer_types=("hybrid",) * 2, mamba_rms_norm=False)
 
 
+def tiny_lfm2() -> RefConfig:
+    """LFM2 in small: short convolutions in two of three layers, normed heads, experts behind a dense layer."""
+    return replace(
+        tiny_gqa(),
+        num_hidden_layers=3,
+        layer_types=("conv", "full_attention", "conv"),
+        short_conv_size=24,
+        qk_norm=True,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
+        first_k_dense_replace=1,
+    )
+
+
 def tiny_jamba() -> RefConfig:
     """Jamba in small: Mamba-1 in three of four layers, attention that rotates nothing in one, experts in half."""
     return replace(

@@ -51,7 +51,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("Mamba-1 layers without attention or a feed-forward part", "jamba", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
-    **_all("short convolutions between attention layers", "qwen3", "lfm2 lfm2_moe lfm2_vl"),
     **_all("layers of different widths, or without attention", "llama", "nemotron-nas deci openelm"),
     **_all("two attention blocks a layer and experts that compute nothing", "deepseek_v3", "longcat_flash"),
     **_all("feed-forward parts with xIELU, which has weights of its own", "qwen3", "apertus"),
