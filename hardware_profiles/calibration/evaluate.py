@@ -11,9 +11,10 @@ from simulator.cost.attention_cost import attention_cost
 from simulator.cost.cost import Share
 from simulator.cost.decode_cost import decode_attention_cost
 from simulator.cost.gemm_cost import gemm_cost
+from simulator.cost.scan_cost import scan_cost
 from simulator.cost.streaming_cost import fixed_cost, streaming_cost
 from simulator.inputs import load_hardware
-from simulator.ops import Attention, DecodeAttention, Gemm, Streaming
+from simulator.ops import Attention, DecodeAttention, Gemm, Scan, Streaming
 from simulator.spec.kernel_params import Kernels, rested
 
 GPUS = {name: load_hardware(name).gpu for name in ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "gb300")}
@@ -57,6 +58,8 @@ def predict(sample: Sample, kernels: Kernels) -> float:
             total += attention_cost(work, cls, gpu, kernels, share).duration
         elif isinstance(work, DecodeAttention):
             total += decode_attention_cost(work, sample.cls, gpu, kernels, share).duration
+        elif isinstance(work, Scan):
+            total += scan_cost(work, sample.cls, gpu, kernels, share).duration
         elif isinstance(work, Streaming):
             total += streaming_cost(work, sample.cls, gpu, kernels, share).duration
         else:

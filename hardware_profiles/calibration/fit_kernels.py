@@ -29,7 +29,7 @@ from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
-from hardware_profiles.calibration.moe_layer import moe_fixed
+from hardware_profiles.calibration.layers.moe_layer import moe_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
 from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, STREAMED, STREAMS, Recipe
 from hardware_profiles.calibration.sample import Sample, split
@@ -42,18 +42,21 @@ from simulator.spec.kernel_params import (
     FixedParams,
     GemmParams,
     Kernels,
+    ScanParams,
     StreamParams,
+    assumed_scans,
 )
 
 HERE = Path(__file__).parent
 SEED = 20250601
 LOG_CAP = 0.3
-Params = GemmParams | AttentionParams | DecodeAttentionParams | StreamParams
-Class = type[GemmParams] | type[AttentionParams] | type[DecodeAttentionParams] | type[StreamParams]
+Params = GemmParams | AttentionParams | DecodeAttentionParams | ScanParams | StreamParams
+Class = type[GemmParams] | type[AttentionParams] | type[DecodeAttentionParams] | type[ScanParams] | type[StreamParams]
 KIND: dict[str, tuple[str, Class]] = {
     "gemm": ("gemm", GemmParams),
     "attention": ("attention", AttentionParams),
     "decode": ("decode", DecodeAttentionParams),
+    "scan": ("scan", ScanParams),
     "stream": ("stream", StreamParams),
 }
 
@@ -196,8 +199,12 @@ def budget(target: str, origin: str) -> float:
 def moved(params: Params, target: str, origin: str) -> Params:
     """Parameters of a class as they hold on another GPU: rates stay shares of a peak, power is its own.
 
-    A rate above 1 shows how far a GPU's clock exceeds the one of its peak; that of another GPU is unknown.
+    A rate above 1 shows how far a GPU's clock exceeds the one of its peak; that of another GPU is unknown. A step from
+    chunk to chunk is a chain of instructions and loads: it takes as many cycles there, which is assumed.
     """
+    if isinstance(params, ScanParams):
+        cycles = GPUS[origin].boost_clock / GPUS[target].boost_clock
+        return replace(params, step_time=float(f"{params.step_time * cycles:.4g}"))
     scale = budget(target, origin)
     if isinstance(params, GemmParams) and params.cluster_sms:
         params = replace(params, cluster_sms=params.cluster_sms * GPUS[target].sms // GPUS[origin].sms)
@@ -220,14 +227,18 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
             missing = "fp8" in cls and not GPUS[target].peak.fp8
             known = cls in found[target] or (target, cls) in renamed
             if not known and not missing and not (assumed and nearer(cls, own)):
+                steps = " and as many cycles a step" if assumed and isinstance(params, ScanParams) else ""
+                source = f"{params.source}; {why}{steps}"
                 found[target][cls] = replace(
-                    moved(params, target, origin), source=f"{params.source}; {why}", assumed=assumed or params.assumed
+                    moved(params, target, origin), source=source, assumed=assumed or params.assumed
                 )
     for target, cls, origin, named, why in RENAMED:
         params = measured[origin][named]
         found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
     for classes in found.values():
         streamed(classes)
+        for cls, params in assumed_scans().items():
+            classes.setdefault(cls, params)
 
 
 def streamed(classes: dict[str, Params]) -> None:
@@ -253,6 +264,7 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         gemm=of(GemmParams),
         attention=of(AttentionParams),
         decode=of(DecodeAttentionParams),
+        scan=of(ScanParams),
         stream=of(StreamParams),
         fixed=fixed,
         source="written by hardware_profiles/calibration/fit_kernels.py",
@@ -266,7 +278,9 @@ def measured_before(name: str) -> dict[str, Params]:
         return {}
     text = file.read_text(encoding="utf-8")
     kernels = TypeAdapter(Kernels).validate_python(tomllib.loads(text))
-    classes: dict[str, Params] = {**kernels.gemm, **kernels.attention, **kernels.decode, **kernels.stream}
+    classes: dict[str, Params] = {
+        **kernels.gemm, **kernels.attention, **kernels.decode, **kernels.scan, **kernels.stream
+    }  # fmt: skip
     return {cls: p for cls, p in classes.items() if not p.assumed and SAME_SM not in p.source}
 
 

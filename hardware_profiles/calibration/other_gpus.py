@@ -14,6 +14,7 @@ from math import ceil
 
 from hardware_profiles.calibration import recipes, samples
 from hardware_profiles.calibration.evaluate import GPUS
+from hardware_profiles.calibration.layers import recurrent
 from hardware_profiles.calibration.recipes import (
     CUBLAS_BF16_TILES,
     CUBLAS_TILES,
@@ -180,7 +181,7 @@ def everything() -> list[Sample]:
     out: list[Sample] = []
     for s in samples.everything():
         out += halves(s) if s.hardware == "a100" and len(s.work) > 1 else [s]
-    return [*out, *others()]
+    return [*out, *recurrent.recurrent(), *others()]
 
 
 def _wide(recipe: Recipe, **bounds: tuple[float, float]) -> Recipe:
@@ -295,7 +296,7 @@ H20 = (
               also=("attn.fwd@library",), fixed={"tail": 0.25}),
 )  # fmt: skip
 
-RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *B200, *A100, *H20)
+RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *recurrent.RECIPES, *B200, *A100, *H20)
 NOT_MEASURED = "{}: not measured, the same shares of peak and bandwidth assumed"
 ENERGY = "{}: not {}, the same shares of peak and bandwidth and the same energy per FLOP assumed"
 ASSUMED = (

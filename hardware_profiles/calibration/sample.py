@@ -8,7 +8,7 @@ from math import exp, log
 from pathlib import Path
 from zlib import crc32
 
-from simulator.ops import Attention, DecodeAttention, Fixed, Gemm, GemmForm, GemmPrecision, Streaming
+from simulator.ops import Attention, DecodeAttention, Fixed, Gemm, GemmForm, GemmPrecision, Scan, Streaming
 
 TABLES = Path(__file__).parent / "tables"
 HELD_OUT_EVERY = 3
@@ -16,7 +16,7 @@ HALVED = "attn.decode"
 """Classes that start so have every second shape held out: their tables are grids, in which a third is soon learnt."""
 FEW_SHAPES = 6
 FEW_SAMPLES = 4
-Work = Gemm | Attention | DecodeAttention | Streaming | Fixed
+Work = Gemm | Attention | DecodeAttention | Scan | Streaming | Fixed
 Row = dict[str, str]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hardware_profiles.calibration.h800_trace import trace
 from hardware_profiles.calibration.infersim import infersim
-from hardware_profiles.calibration.moe_layer import engine_experts, engine_streams, moe_layer
+from hardware_profiles.calibration.layers.moe_layer import engine_experts, engine_streams, moe_layer
 from hardware_profiles.calibration.sample import TABLES, Row, Sample, Work, gemm, integer, merged, number, rows
 from simulator.errors import InputError
 from simulator.graph.attention import softmax_class

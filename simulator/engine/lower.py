@@ -56,6 +56,12 @@ def is_uneven(scenario: Scenario) -> bool:
     return _uneven_loads(scenario) or scenario.job.stragglers.any or drawn_clocks(scenario)
 
 
+def ranks_apart(scenario: Scenario) -> bool:
+    """Whether they are simulated apart over the whole step, instead of as a mean rank sees them."""
+    slow = scenario.job.stragglers.any or drawn_clocks(scenario)
+    return is_uneven(scenario) and (slow or scenario.job.routing.ranks != "mean")
+
+
 def drawn_clocks(scenario: Scenario) -> bool:
     """Whether each GPU has a power demand of its own."""
     power = scenario.cluster.gpu.power
@@ -169,7 +175,7 @@ def message(built: PricedModel, a: int, b: int) -> KernelSequence:
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
-    work = PointToPoint(bytes=tokens * s.model.stream_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
+    work = PointToPoint(bytes=tokens * s.model.sent_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
     return sequence_of("send", "send", [built.price(op)])
 

@@ -11,7 +11,7 @@ from simulator.graph import linear, loss
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper, per_layer
+from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
@@ -51,6 +51,7 @@ def _head_forward(s: Shapes) -> Segment:
     fused = s.stack.loss == "fused_linear"  # which does not need its input again
     output = sharded * FP32 if fused and not s.norm_again("end") else norm_output(s, sharded, h, "end", gathered=True)
     hyper.collapse(builder, s)
+    depth.mix(builder, "head", s)
     norm_forward(builder, "norm.final.fwd", sharded, h, saved=sharded * h * BF16 + output)
     if fused:
         loss.fused_head(builder, s, t, vocab)
@@ -78,6 +79,7 @@ def head(s: Shapes) -> Block:
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
     norm_backward(back, "norm.final", sharded_tokens(s), h)
     hyper.collapse_backward(back, late, s)
+    depth.mix_backward(back, "head", s)
     return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
 
 

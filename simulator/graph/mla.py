@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from simulator.dtypes import BF16, FP32, WIDTH
 from simulator.graph import linear
-from simulator.graph.attention import finish_backward, prepare_backward
+from simulator.graph.attention import finish_backward, gate_output, gate_width, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise
+from simulator.graph.mixers import context, depth
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
-from simulator.graph.parallel import circulate_keys, gather, heads_per_rank, scatter, sharded_tokens
+from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
 
@@ -151,6 +152,31 @@ def _up_projections(builder: SegmentBuilder, s: Shapes, d: Dims, *, again: bool)
         builder.add(f"rope.q.{rope}", "rope", linear.rotation(d.tokens * d.heads * d.rope), part=part)
 
 
+def _gate(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
+    """The core's output times a gate that is projected from the layer's input (Kimi K3)."""
+    wide = gate_width(s)
+    if not wide:
+        return
+    if d.q_lora:  # queries without a latent have gathered it already
+        gather(builder, "attn.x", s, d.hidden)
+    saved = d.tokens * wide * BF16
+    linear.forward(builder, "attn.gate_proj", d.tokens, wide, d.hidden, recipe=s.recipe, place="column", saved=saved)
+    gate_output(builder, s)
+
+
+def _gate_gradient(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
+    """From the gate's gradient to that of the layer's input, to which it is added."""
+    wide, t, h = gate_width(s), d.tokens, d.hidden
+    if not wide:
+        return
+    linear.input_gradient(builder, "attn.gate_proj", t, wide, h, recipe=s.recipe, place="column")
+    if s.fp8:
+        linear.cast_for_wgrad(builder, "attn.gate_proj", t, h, which="x")
+        linear.cast_for_wgrad(builder, "attn.gate_proj", t, wide, which="g")
+    scatter(builder, "attn.gate_dx", s, h, gradient=True)
+    builder.add("attn.gate_dx.add", "elem", elementwise(d.sharded * h, 2 * BF16, BF16))
+
+
 def forward(s: Shapes) -> SegmentBuilder:
     """The segment `attn.F` up to and including the norm before the feed-forward part; the caller ends it."""
     d = dims_of(s)
@@ -158,6 +184,7 @@ def forward(s: Shapes) -> SegmentBuilder:
     builder = SegmentBuilder("attn.F", "F", s)
     each = 2 * s.formats.copied_bytes or BF16  # both projections keep their own form of it
     kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=each)
+    depth.mix(builder, "attn", s)
     norm_forward(builder, "norm.attn.fwd", d.sharded, h, saved=kept_norm)
     if d.q_lora:
         linear.forward(builder, "attn.q_a", d.sharded, d.q_lora, h, recipe=s.recipe, saved=d.sharded * d.q_lora * BF16)
@@ -177,14 +204,16 @@ def forward(s: Shapes) -> SegmentBuilder:
     _up_projections(builder, s, d, again=False)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16 + s.formats.copied_bytes)
-    circulate_keys(builder, "attn.kv.transfer", s, d.q + d.out, passes=1)
-    builder.add("attn.core.fwd", "attn.fwd", core_work(s, d, backward=False), saved=statistics + kept_out)
+    core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+    context.forward(builder, s, core, "attn.core.fwd", saved=statistics + kept_out)
     if s.fp8:
         builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
+    _gate(builder, s, d)
     linear.forward(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
     scatter(builder, "attn.o", s, h)
     builder.add("attn.out.scale", "elem", elementwise(d.sharded * h, BF16, BF16))
     add_residual(builder, "attn", s, h)
+    depth.mix(builder, "ffn", s)
     kept_norm = d.sharded * h * BF16 + norm_output(s, d.sharded, h, each=s.ffn_input)
     norm_forward(builder, "norm.ffn.fwd_residual", d.sharded, h, residual=True, saved=kept_norm)
     return builder
@@ -194,8 +223,8 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     t = d.tokens
     prepare_backward(builder, s, t * d.q, t * d.out, part="I")
-    circulate_keys(builder, "attn.dkv.transfer", s, d.q + d.out, passes=2)
-    builder.add("attn.core.bwd", "attn.bwd", core_work(s, d, backward=True))
+    core = context.Core(work=core_work(s, d, backward=True), cls="attn.bwd")
+    context.backward(builder, s, core, "attn.core.bwd")
     finish_backward(builder, s, t * d.q)
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
@@ -238,7 +267,9 @@ def _input_gradients(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
             linear.cast_for_wgrad(builder, name, rows, h, which="x")
             linear.cast_for_wgrad(builder, name, rows, width, which="g")
     builder.add("attn.dx.add", "elem", elementwise(t * h, 2 * BF16, BF16))
+    _gate_gradient(builder, s, d)
     norm_backward(builder, "norm.attn", t, h, residual=True)
+    depth.mix_backward(builder, "attn", s)
 
 
 def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
@@ -246,18 +277,21 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     d = dims_of(s)
     t, h = d.tokens, d.hidden
     norm_backward(builder, "norm.ffn", d.sharded, h, residual=True)
+    depth.mix_backward(builder, "ffn", s)
     builder.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
     gather(builder, "attn.o_g", s, h)
     if s.fp8:
         builder.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
     linear.input_gradient(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row", weight_first=False)
+    gate_output(builder, s, backward=True)
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, d.out, which="x")
         linear.cast_for_wgrad(builder, "attn.o", t, h, which="g")
     if s.norm_again("latent") or s.up_again:
         _up_projections(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        builder.add("attn.core.recompute", "attn.fwd", core_work(s, d, backward=False), part="R")
+        core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+        context.forward(builder, s, core, "attn.core.recompute", part="R")
     _core_backward(builder, s, d)
     _latent_gradients(builder, s, d)
     _input_gradients(builder, s, d)
@@ -269,6 +303,8 @@ def weights(s: Shapes) -> Segment:
     d = dims_of(s)
     builder = SegmentBuilder("attn.W", "W", s)
     linear.weight_gradient(builder, "attn.o", d.tokens, d.hidden, d.out, recipe=s.recipe, place="row")
+    if gate_width(s):
+        linear.weight_gradient(builder, "attn.gate_proj", d.tokens, gate_width(s), d.hidden, recipe=s.recipe)
     linear.weight_gradient(builder, "attn.kv_b", d.tokens, d.kv, d.kv_lora, recipe=s.recipe)
     if d.q_lora:
         linear.weight_gradient(builder, "attn.q_b", d.tokens, d.q, d.q_lora, recipe=s.recipe)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import unvectorized
+from simulator.graph.mixers import depth
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
@@ -160,6 +161,7 @@ def enter_branch(builder: SegmentBuilder, norm: str, s: Shapes, each: float, *, 
     rows, h = sharded_tokens(s), s.model.hidden_size
     if s.model.norm_placement == "post":
         return rows * h * BF16
+    depth.mix(builder, "attn", s)
     norm_forward(builder, norm, rows, h, saved=rows * h * BF16 + norm_output(s, rows, h, each=each, gathered=gathered))
     return 0.0
 
@@ -190,6 +192,7 @@ def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
         return
     if model.norm_placement == "pre" and not model.parallel_block:
         add_residual(builder, "attn", s, h)
+        depth.mix(builder, "ffn", s)
         kept = rows * h * BF16 + norm_output(s, rows, h, each=s.ffn_input, gathered=not s.ffn_is_moe)
         norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
         return
@@ -232,6 +235,7 @@ def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
     before = model.norm_placement != "post" and not model.mixer_only_layers
     if before and not (model.parallel_block and model.shared_norm):
         norm_backward(builder, "norm.ffn", rows, h, residual=True)
+    depth.mix_backward(builder, "ffn", s)
     drop_backward(builder, "attn", s, h)
     norm_behind_backward(builder, "attn", s)
 
@@ -245,3 +249,4 @@ def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> No
     if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
         builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
     norm_backward(builder, f"norm.{branch}", rows, h, residual=True)
+    depth.mix_backward(builder, "attn", s)

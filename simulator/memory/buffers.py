@@ -43,7 +43,7 @@ def buffer_items(
         items.append(Item(group="buffers", name="expert all-to-all, NVLink queues", bytes=nvlink))
         items.append(Item(group="buffers", name="expert all-to-all, RDMA queues", bytes=rdma))
     if job.layout.pp > 1:
-        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * scenario.model.stream_width * BF16
+        message = shapes.tokens / (job.layout.tp if job.layout.sp else 1) * scenario.model.sent_width * BF16
         count = 2 * assumed.receive_buffers * len(stages)
         if scenario.stack.pipeline_buffers == "each":  # the first stage receives no activations, the last no gradients
             kinds = [kind for blocks in stages for kind in blocks]

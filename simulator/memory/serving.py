@@ -133,7 +133,7 @@ def _items(scenario: Scenario, s: ServingShapes, assumed: Assumptions) -> Iterab
     yield from _copies(s)
     yield Item(group=KV, name=f"KV cache, {s.serving.kv_dtype.upper()}", bytes=kv_cache_bytes(scenario, s))
     largest = max(one.temporary["F"] for one in footprints(s, build_blocks(s)).values())
-    residual = s.tokens * s.model.stream_width * BF16
+    residual = s.tokens * s.model.sent_width * BF16
     moving = [
         Item(group="temporary", name="residual stream", bytes=residual * microbatches_of(s.serving)),
         Item(group="temporary", name="largest op", bytes=largest * microbatches_of(s.serving)),

@@ -252,11 +252,13 @@ class ScanParams:
     rate : rate of its GEMMs on all SMs, share of the BF16 tensor peak.
     bandwidth : attainable share of the displayed memory bandwidth.
     step_time : least time of a CTA for one chunk [s].
+    value_rate : values of a state that the instructions of one SM get through [1/s], at boost clock (0: no limit).
     launch : fixed time of a kernel [s].
     resident : CTAs that run on an SM at once.
+    wide : time of a step of CTAs with twice as many columns of the state, over that of others (0: there are none).
     traffic : as in `GemmParams`.
     source : where the values come from.
-    range : where the values may lie.
+    range : where the values may lie, or the shapes that the fit covers.
     assumed : True if nobody measured them on this GPU.
     """
 
@@ -264,7 +266,9 @@ class ScanParams:
     bandwidth: float
     step_time: float
     launch: float
+    value_rate: float = 0.0
     resident: int = 2
+    wide: float = 0.0
     traffic: float = 1.0
     source: str
     range: str = ""
@@ -272,11 +276,15 @@ class ScanParams:
 
 
 def assumed_scans() -> dict[str, ScanParams]:
-    """What stands in where nobody measured kernels of recurrent layers on a GPU.
+    """What stands in for kernels of recurrent layers in a profile without any.
 
     Their tiles (64 x 64 x 128) are those of attention kernels, which reach 0.3 to 0.6 of the tensor peak, with more
-    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other. The
-    inverse of a chunk is solved row by row within blocks of 16.
+    of the time for loads; a CTA that goes from chunk to chunk waits for two GEMMs of a chunk after each other.
+
+    Mamba-1's scan computes an exponential and a dozen other instructions for each value of a state, and reads b and c
+    of a token, 4 B a value, from L2 for every channel (state-spaces/mamba, csrc/selective_scan, 2024). On an H100 (128
+    lanes an SM, 16 of them for exponentials, 1.7 GHz; 5.5 TB/s of L2) each of the three allows 1.0 to 2.7e10 values a
+    second and SM. Backward runs the forward again, and sums gradients of b and c over channels: a third of that.
     """
     source = "assumed: below attention kernels of the same tiles; nobody's measurements are here"
     chunk = ScanParams(
@@ -288,8 +296,26 @@ def assumed_scans() -> dict[str, ScanParams]:
         range="rate 0.12 to 0.45, bandwidth 0.4 to 0.85, step 1 to 4 us",
         assumed=True,
     )
-    solve = replace(chunk, step_time=6e-6, range="bandwidth 0.4 to 0.85, step 2 to 12 us")
-    return {"scan.chunk": chunk, "scan.state": replace(chunk, resident=1), "scan.solve": solve}
+    selective = replace(
+        chunk,
+        step_time=5e-6,
+        resident=8,
+        value_rate=1.0e10,
+        source="assumed: instructions and L2 bytes of mamba_ssm's selective scan; nobody's measurements are here",
+        range="value_rate 5e9 to 2.2e10, bandwidth 0.4 to 0.85, step 2 to 12 us",
+    )
+    back = replace(
+        selective,
+        step_time=15e-6,
+        value_rate=3.5e9,
+        range="value_rate 1.5e9 to 8e9, bandwidth 0.4 to 0.85, step 5 to 40 us",
+    )
+    return {
+        "scan.chunk": chunk,
+        "scan.state": replace(chunk, resident=1),
+        "scan.selective": selective,
+        "scan.selective.bwd": back,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,11 @@ class Mixer(StrEnum):
     many, and to entries that each stand for several earlier tokens, to those that an indexer chooses, or to all of far
     fewer ones (DeepSeek-V4 report, section 2.3). `delta`: by a state under the gated delta rule (arXiv 2412.06464,
     Qwen3-Next); `kda`: with a decay for each channel of a key (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state
-    with a decay (arXiv 2405.21060, Nemotron-H). `hybrid`: full attention and Mamba-2, both of the layer's input, summed
-    (arXiv 2507.22448, Falcon-H1). `none`: not at all; such a layer is a feed-forward part alone. `reused` and
-    `sliding_reused`: to the keys and values of the last layer before that is `full`, or `sliding` (Gemma 4).
+    with a decay (arXiv 2405.21060, Nemotron-H). `mamba1`: by a state of each channel whose decay, and what it reads and
+    writes, depend on the token (arXiv 2312.00752, Jamba). `hybrid`: full attention and Mamba-2, both of the layer's
+    input, summed (arXiv 2507.22448, Falcon-H1). `conv`: by a gated convolution of a few tokens
+    (LFM2, arXiv 2511.23404). `none`: not at all; such a layer is a feed-forward part alone. `reused`
+    and `sliding_reused`: to the keys and values of the last layer before that is `full`, or `sliding` (Gemma 4).
     """
 
     FULL = "full"
@@ -33,13 +35,15 @@ class Mixer(StrEnum):
     DELTA = "delta"
     KDA = "kda"
     MAMBA2 = "mamba2"
+    MAMBA1 = "mamba1"
     HYBRID = "hybrid"
+    CONV = "conv"
     NONE = "none"
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a state passes from token to token, and nothing else does."""
-        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2)
+        """Whether a state, or the last few tokens, pass from token to token, and nothing else does."""
+        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2, Mixer.MAMBA1, Mixer.CONV)
 
     @property
     def reuses(self) -> bool:
@@ -163,7 +167,7 @@ class StateShape:
     is convolved and its gate; `vectors`: weights of a head beyond the projections; `norms`: groups of the output that
     are normed by themselves (0: it is gated, and not normed), `gain` the norm's weights. `rank`: width of the
     projections before those of the gate and of a decay for each channel; 0: the gate comes from the input, and a head
-    has one decay.
+    has one decay. `full_gate`: the gate comes from the input all the same (Kimi K3).
     """
 
     heads: int
@@ -179,6 +183,12 @@ class StateShape:
     gain: int
     is_delta: bool
     rank: int = 0
+    full_gate: bool = False
+
+    @property
+    def gate_ranks(self) -> int:
+        """Projections of that narrow width: of decays, and of the gate."""
+        return 1 if self.full_gate else 2
 
     @property
     def decays(self) -> int:
@@ -203,7 +213,7 @@ class StateShape:
     @property
     def projected(self) -> int:
         """Width of the input projection [elements]."""
-        return self.channels + (0 if self.rank else self.inner) + self.numbers
+        return self.channels + (0 if self.rank and not self.full_gate else self.inner) + self.numbers
 
     @property
     def own_weights(self) -> int:
@@ -219,6 +229,60 @@ class StateShape:
     def conv_values(self) -> int:
         """Values of the last tokens that the convolution still reads, kept in BF16."""
         return self.channels * (self.conv_kernel - 1)
+
+
+SELECTIVE_CHUNK = 2048
+"""Tokens that Mamba-1's kernel works on at once; the states between are kept (state-spaces/mamba,
+csrc/selective_scan/selective_scan_fwd_kernel.cuh, 2024)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectiveState(StateShape):
+    """The state of a Mamba-1 layer: `heads` channels of `key_dim` values each (arXiv 2312.00752, section 3.4).
+
+    `steps`: width of a token's step sizes before their projection to all channels. What is convolved, and its gate,
+    come from the input; steps, b and c from what was convolved. `norms` is 1 where these three are normed (Jamba).
+    """
+
+    steps: int
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved [elements]."""
+        return self.inner
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection [elements]."""
+        return 2 * self.inner
+
+    @property
+    def selected(self) -> int:
+        """Values of a token that say how the state changes: its steps, b and c."""
+        return self.steps + 2 * self.key_dim
+
+    @property
+    def own_weights(self) -> int:
+        """Parameters beyond the projections: convolution, decays, bias of the steps, skip, norms."""
+        return self.inner * (self.conv_kernel + self.conv_bias + self.key_dim + 2) + self.gain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvState(StateShape):
+    """What a layer of short convolutions keeps of a sequence: the last tokens that it still reads, of each channel.
+
+    The projection makes what is convolved, a gate before, and one behind.
+    """
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved [elements]."""
+        return self.inner
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection [elements]."""
+        return 3 * self.inner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +325,7 @@ class MixerShape:
     linear_num_value_heads: int = 0  # heads of values, each with a state
     linear_key_head_dim: int = 0  # width of a key head [elements]
     linear_value_head_dim: int = 0  # width of a value head [elements]
+    linear_full_rank_gate: bool = False  # KDA's gate is projected straight from the input
     linear_gate_rank: int = 0  # width before the projections of KDA's gate and decays [elements]
     linear_conv_kernel_dim: int = 4  # taps of the convolution before the delta rule
     linear_chunk_size: int = 64  # tokens of a chunk (flash-linear-attention, fla/ops/gated_delta_rule/chunk.py)
@@ -271,6 +336,11 @@ class MixerShape:
     mamba_conv_kernel: int = 4  # taps of the convolution before Mamba-2
     mamba_chunk_size: int = 256  # tokens that Mamba-2's kernels work on at once
     mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    mamba_inner_size: int = 0  # channels of Mamba-1, each with a state
+    mamba_dt_rank: int = 0  # width of Mamba-1's step sizes before their projection [elements]
+    mamba_state_norms: bool = True  # whether Mamba-1's steps, b and c are normed
+    short_conv_size: int = 0  # channels of short convolutions
+    short_conv_kernel: int = 3  # their taps
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
     shared_key_value: bool = False  # one vector is a token's key and its value
@@ -283,6 +353,7 @@ class MixerShape:
     branch_norms: bool = False  # experts, shared experts and gate have norms of their own
     hidden_size_per_layer_input: int = 0  # values of a token that enter each layer [elements]; 0: none
     vocab_size_per_layer_input: int = 0  # rows of the table that they come from [tokens]
+    attn_res_block_size: int = 0  # layers of a block whose sum later layers attend to; 0: a plain residual
     hc_mult: int = 1  # streams of the residual that hyper-connections mix; 1: a plain residual
 
     @property
@@ -312,13 +383,21 @@ class MixerShape:
                 conv_kernel=self.linear_conv_kernel_dim,
                 conv_bias=False,
                 chunk=self.linear_chunk_size,
-                numbers=heads + (2 * rank or heads),  # strength and decay; or what gate and decays are projected from
+                numbers=heads
+                + (
+                    (1 if self.linear_full_rank_gate else 2) * rank or heads
+                ),  # strength and decay; or what gate and decays are projected from
                 vectors=1 + (self.linear_key_head_dim if rank else 1),  # decay and its bias
                 rank=rank,
+                full_gate=self.linear_full_rank_gate and rank > 0,
                 norms=heads,
                 gain=width,
                 is_delta=True,
             )
+        if mixer is Mixer.MAMBA1:
+            return self._selective
+        if mixer is Mixer.CONV:
+            return self._short_conv
         if mixer not in (Mixer.MAMBA2, Mixer.HYBRID):
             raise ValueError(f"{mixer} layers have no state")
         return StateShape(
@@ -334,4 +413,40 @@ class MixerShape:
             norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
             gain=self.mamba_num_heads * self.mamba_head_dim if self.mamba_rms_norm else 0,
             is_delta=False,
+        )
+
+    @property
+    def _short_conv(self) -> ConvState:
+        return ConvState(
+            heads=self.short_conv_size,
+            key_heads=1,
+            key_dim=0,
+            value_dim=1,
+            conv_kernel=self.short_conv_kernel,
+            conv_bias=False,
+            chunk=1,
+            numbers=0,
+            vectors=0,
+            norms=0,
+            gain=0,
+            is_delta=False,
+        )
+
+    @property
+    def _selective(self) -> SelectiveState:
+        steps, rows = self.mamba_dt_rank, self.ssm_state_size
+        return SelectiveState(
+            heads=self.mamba_inner_size,
+            key_heads=1,
+            key_dim=rows,
+            value_dim=1,
+            conv_kernel=self.mamba_conv_kernel,
+            conv_bias=True,
+            chunk=SELECTIVE_CHUNK,
+            numbers=0,
+            vectors=0,
+            norms=int(self.mamba_state_norms),
+            gain=steps + 2 * rows if self.mamba_state_norms else 0,
+            is_delta=False,
+            steps=steps,
         )

@@ -29,7 +29,7 @@ class Parameters:
     shared_expert : all shared experts.
     dense_ffn : feed-forward blocks of dense layers.
     head : output head; 0 if tied to the embedding.
-    hyper_connections : what weighs the streams of the residual, that before the output head included.
+    hyper_connections : what weighs streams of the residual, or earlier layers, that before the output head included.
     per_layer : projections and norms of the values of a token that enter each layer; their table is the embedding's.
     mtp : MTP modules without embedding and head, which they share (arXiv 2412.19437, section 2.2).
     """
@@ -97,12 +97,17 @@ class ModelSpec(CachedModel):
 
     @property
     def hyper_connection_parameters(self) -> int:
-        """Parameters of the hyper-connections around one branch: a projection of all streams, its bias, 3 scales."""
+        """Parameters of the hyper-connections around one branch: a projection of all streams, its bias, 3 scales; or of
+        attention over earlier layers: a norm and a vector."""
+        if self.attn_res_block_size:
+            return 2 * self.hidden_size
         return self.hc_weights * (self.stream_width + 1) + 3 if self.hc_weights else 0
 
     @property
     def collapse_parameters(self) -> int:
         """Parameters of what makes one stream of all before an output head."""
+        if self.attn_res_block_size:
+            return 2 * self.hidden_size
         return self.hc_mult * (self.stream_width + 1) + 1 if self.hc_weights else 0
 
     def mtp_parameters(self) -> Parameters:
@@ -200,7 +205,10 @@ class ModelSpec(CachedModel):
         return state + macs + self.index_macs(self.scored_keys(0, seq, causal))
 
     def state_macs(self) -> float:
-        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike."""
+        """Forward multiply-adds of one token with the state of a layer; of a model whose layers are all alike. Those of
+        Mamba-1 are no GEMM: they do not count."""
+        if self.mixer_of(0) is Mixer.MAMBA1:
+            return 0.0
         return (3.0 if self.state.is_delta else 2.0) * self.state.state_values
 
     @property
@@ -234,7 +242,8 @@ def _ffn(m: ModelSpec, width: int, hidden: int = 0) -> int:
 def _latent(m: ModelSpec) -> int:
     """Parameters of the projections to the experts' width and back."""
     bias = m.moe_latent_size + m.hidden_size if m.mlp_bias else 0
-    return 2 * m.hidden_size * m.moe_latent_size + bias if m.moe_latent_size else 0
+    norm = m.moe_latent_size if m.moe_latent_norm else 0
+    return 2 * m.hidden_size * m.moe_latent_size + bias + norm if m.moe_latent_size else 0
 
 
 def _attention(m: ModelSpec) -> int:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 from typing import Any, Literal, Self
 
 from simulator.ops import Gate, seen_keys
-from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape
+from simulator.spec.mixer import BlockKind, FfnPart, Mixer, MixerShape, SelectiveState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class ModelShape(MixerShape):
     n_routed_experts: int = 0  # routed experts of a layer; 0: dense
     num_experts_per_tok: int = 0  # experts that the gate chooses for a token
     moe_intermediate_size: int = 0  # width of an expert [elements]
+    moe_latent_norm: bool = False  # a norm of what the experts made, in that width
     moe_latent_size: int = 0  # width that tokens are projected to before their experts [elements]; 0: hidden_size
     n_shared_experts: int = 0  # experts that all tokens pass
     shared_expert_intermediate_size: int = 0  # width of all shared experts [elements], if given instead
@@ -218,7 +220,11 @@ def _layer_kinds(model: ModelShape) -> tuple[BlockKind, ...]:
 def _of_state(m: ModelShape) -> dict[str, tuple[int, int]]:
     """Projections of a recurrent layer."""
     h, r = m.hidden_size, m.state
-    through = {"decay": (r.rank, r.decays), "gate": (r.rank, r.inner)} if r.rank else {}
+    if isinstance(r, SelectiveState):
+        select = {"select": (r.inner, r.selected), "step": (r.steps, r.inner)}
+        return {"in": (h, r.projected), "out": (r.inner, h)} | select
+    through = {"decay": (r.rank, r.decays)} if r.rank else {}
+    through |= {"gate": (r.rank, r.inner)} if r.rank and not r.full_gate else {}
     return {"in": (h, r.projected), "out": (r.inner, h)} | through
 
 
@@ -290,6 +296,8 @@ def _projections(m: ModelShape) -> dict[str, tuple[int, int]]:
             "index_k": (h, m.index_head_dim),
             "index_w": (h, m.index_n_heads),
         }
+    if m.gate_width:
+        latent["gate"] = (h, m.gate_width)
     if m.q_lora_rank is None:
         return {"q": (h, heads * m.qk_head_dim)} | latent | out
     query = {"q_a": (h, m.q_lora_rank), "q_b": (m.q_lora_rank, heads * m.qk_head_dim)}
@@ -347,6 +355,20 @@ class CachedModel(ModelShape):
     def stream_width(self) -> int:
         """Values of a token that pass from layer to layer."""
         return self.hc_mult * self.hidden_size
+
+    @property
+    def earlier_blocks(self) -> float:
+        """Sums of earlier blocks of layers that a branch attends to, mean over the layers' two branches: the first
+        layer of a block ends the one before at its end, so that attention there still reads it as the sum so far."""
+        size, count = self.attn_res_block_size, self.num_hidden_layers
+        if not size:
+            return 0.0
+        return sum(2 * ceil(at / size) + (at % size == 0) for at in range(count)) / (2 * count)
+
+    @property
+    def sent_width(self) -> float:
+        """Values of a token that pass from stage to stage, mean over the layers: sums of earlier blocks, too."""
+        return self.stream_width + self.earlier_blocks * self.hidden_size
 
     @property
     def replicated_weights(self) -> int:

@@ -58,7 +58,7 @@ def test_public_models_stand_next_to_what_is_published(run: Any) -> None:
     assert "DBRX dbrx 131.60B 132B 35.85B 36B" in page
     loads = sum(one.model is not None for one in tried())
     assert f"{loads} of {len(tried())} public models load" in page
-    assert 'Jamba-v0.1 model_type: "jamba": not supported: Mamba layers' in page
+    assert 'BLOOM-176B model_type: "bloom": not supported: ALiBi' in page
 
 
 def test_the_page_is_written(run: Any, tmp_path: Path) -> None:

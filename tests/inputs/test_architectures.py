@@ -163,7 +163,8 @@ def test_a_window_of_all_layers_is_a_window() -> None:
     ("keys", "shown"),
     [
         ({"layer_types": [SLIDING, FULL] * 2}, "layers with sliding attention need it, at least 1"),
-        ({"layer_types": [FULL, "conv"] * 2}, "short convolutions in 2 of 4 layers is not modelled"),
+        ({"layer_types": [FULL, "lightning"] * 2}, "lightning in 2 of 4 layers is not modelled"),
+        ({"layer_types": [FULL, "conv"] * 2}, "conv layers need it: at least 1"),
         ({"layer_types": [FULL, "linear_attention"] * 2}, "delta layers need it: at least 1"),
         ({"layer_types": [FULL] * 3}, "lists 3 layers, num_hidden_layers is 4"),
         ({"layer_types": 3}, "must be a list, each a string"),
@@ -320,7 +321,6 @@ def test_set_replaces_whatever_spelling_the_file_has(tmp_path: Path) -> None:
         ("model.shared_norm=true", "branches share a norm in a parallel block only"),
         ("model.nope_layers=99", "must be at most num_hidden_layers 6"),
         ("model.sliding_window=64", "latent attention sees all tokens: only full attention is modelled"),
-        ("model.attention_gate=head", "latent attention has no gate here"),
         ("model.sliding_head_dim=64", "no layer has a window: set layer_types and sliding_window, or leave it out"),
         ("model.attention_chunk_size=64", "no layer has chunks: set layer_types, or leave it out"),
         ("model.full_rotary_factor=0.5", "is of layers with full attention between others"),

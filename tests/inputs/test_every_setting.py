@@ -30,6 +30,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "hot": ("tiny-1f1b", ("routing.kind=hot", "routing.hot_expert=2")),
     "slow": (
         "tiny-dualpipe",
         ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
@@ -206,6 +207,32 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "conv": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["conv","full"]',
+            "model.short_conv_size=1024",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "mamba1": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["mamba1","full"]',
+            "model.mamba_inner_size=1024",
+            "model.mamba_dt_rank=64",
+            "model.ssm_state_size=16",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "sparse": (
         "tiny-1f1b",
         (
@@ -235,6 +262,49 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.index_block_size=128",
             "gpus=8",
             "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "reused": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["full","reused"]',
+            "model.hidden_size_per_layer_input=64",
+            "model.vocab_size_per_layer_input=1000",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "branches": (
+        "llama-3-8b",
+        (
+            "model=gemma-4-26b-a4b",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["sliding","full"]',
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "depth": (
+        "llama-3-8b",
+        (
+            "model=kimi-k3",
+            "model.num_hidden_layers=2",
+            'model.layer_types=["kda","full"]',
+            "model.attn_res_block_size=2",
+            "gpus=8",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.ep=8",
             "batch.global_batch_size=8",
             "batch.sequence_length=2048",
         ),
@@ -369,6 +439,8 @@ _LISTED = {
     "workload": "training is the only one",
     "model.shared_key_value": "what other sizes of DeepSeek-V4 belong to: refused where they are without it, or it is "
     "without them (tests/inputs/test_consistent_models.py)",
+    "model.num_expert_group": "Kimi's name of n_group",
+    "model.model_max_length": "Kimi's name of max_position_embeddings",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
@@ -484,6 +556,12 @@ _FIRST: dict[str, tuple[str, Engine]] = {
             "mamba_conv_kernel",
             "mamba_chunk_size",
         )
+    },
+    "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{f"model.{name}": ("conv", "longest-path") for name in ("short_conv_size", "short_conv_kernel")},
+    **{
+        f"model.{name}": ("mamba1", "longest-path")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

@@ -31,6 +31,8 @@ PARAMETERS = {
     "deepseek-v3.2": 671_877_944_064,
     "deepseek-v4-pro": 1_572_997_201_763,
     "deepseek-v4-flash": 284_332_240_471,
+    "kimi-k3": 2_779_484_476_000,
+    "gemma-4-26b-a4b": 25_233_141_760,
 }
 
 ACTIVATED_BILLIONS = {  # as each publisher rounds it
@@ -39,6 +41,8 @@ ACTIVATED_BILLIONS = {  # as each publisher rounds it
     "deepseek-v4-pro": 49,
     "deepseek-v4-flash": 13,
     "kimi-k2": 32,
+    "kimi-k3": 104,
+    "gemma-4-26b-a4b": 4,
     "qwen3-235b-a22b": 22,
     "mixtral-8x7b": 13,
 }

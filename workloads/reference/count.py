@@ -54,6 +54,7 @@ class Widths:
             "g": 4.0,
             "ids": 8.0,
             "order": 4.0,
+            "ends": 4.0,
             "tokens": 8.0,
         }
     )

@@ -19,7 +19,6 @@ ONE_VALUE: Mapping[str, tuple[object, ...]] = {
     "mlp_bias": (False,),
     "moe_layer_freq": (1,),
     "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([],),
     "use_sliding_window": (False,),
     "rope_interleave": (True,),
     "ep_size": (1,),

@@ -2,12 +2,14 @@
 
     python -m hardware_profiles.calibration.measuring.measure_mixers OUT.csv [KINDS]
 
-KINDS are of window, delta, kda, ssd, with a comma between. `window` is FlashAttention-2 as PyTorch ships it, by the
-operator that takes a window (aten::_flash_attention_forward). `delta` is the gated delta rule, `kda` the same with a
-decay for each channel (Kimi Linear's), and `ssd` a scalar decay of the state (Mamba-2's), in chunks of 64 tokens and
-token by token, by the Triton kernels of flash-linear-attention, which must be on the path
-(`pip install --no-deps --target fla_packages fla-core einops`). Launches are as in `measure_rested`.
-`kernels` has every kernel of one call with its median time [us].
+KINDS are of window, delta, kda, ssd, conv, with a comma between. `window` is FlashAttention-2 as PyTorch ships it, by
+the operator that takes a window (aten::_flash_attention_forward). `delta` is the gated delta rule, and `kda` the same
+with a decay for each channel (Kimi Linear's), by the Triton kernels of flash-linear-attention, in chunks of 64 tokens
+and token by token; `ssd` is Mamba-2 by those of mamba_ssm, in chunks of `window` tokens; `conv` is the short
+convolution with SiLU before them, by causal_conv1d (CUDA) and flash-linear-attention (Triton). The libraries must be on
+the path (`pip install --no-deps --target packages fla-core einops mamba-ssm causal-conv1d`); flash-linear-attention
+refuses the backward of the delta rule on Hopper for Triton before 3.7.1, which computes it wrongly there. Launches are
+as in `measure_rested`. `kernels` has every kernel of one call with its median time [us].
 """
 
 from __future__ import annotations
@@ -66,44 +68,113 @@ def _inputs(batch: int, seq: int, heads: int, d_k: int, d_v: int, grad: bool) ->
 
 
 def recurrent_call(op: str, form: str, batch: int, seq: int, heads: int, d_k: int, d_v: int) -> Call:
-    """One call of a recurrent mixer: `chunk` forward, `backward` of that, or `token` with a state to go on from."""
-    delta, scalar = import_module("fla.ops.gated_delta_rule"), import_module("fla.ops.simple_gla")
-    channels = import_module("fla.ops.kda")
-
+    """One call under the delta rule: `chunk` forward, `backward` of that, or `token` with a state to go on from."""
+    delta, channels = import_module("fla.ops.gated_delta_rule"), import_module("fla.ops.kda")
     q, k, v, gate, beta = _inputs(batch, seq, heads, d_k, d_v, form == "backward")
     state = torch.randn(batch, heads, d_k, d_v, device=DEVICE) if form == "token" else None
-    inputs: dict[str, torch.Tensor] = {"q": q, "k": k, "v": v, "g": gate}
+    inputs: dict[str, torch.Tensor] = {"q": q, "k": k, "v": v, "g": gate, "beta": beta}
     if op == "delta":
-        inputs["beta"] = beta
         fn: Callable[..., Any] = (
             delta.fused_recurrent_gated_delta_rule if form == "token" else delta.chunk_gated_delta_rule
         )
-    elif op == "kda":
-        gates = gate[..., None].expand(*gate.shape, d_k).contiguous().detach().requires_grad_(form == "backward")
-        inputs |= {"g": gates, "beta": beta}
-        fn = channels.fused_recurrent_kda if form == "token" else channels.chunk_kda
     else:
-        fn = scalar.fused_recurrent_simple_gla if form == "token" else scalar.chunk_simple_gla
+        gates = gate[..., None].expand(*gate.shape, d_k).contiguous().detach().requires_grad_(form == "backward")
+        inputs |= {"g": gates}
+        fn = channels.fused_recurrent_kda if form == "token" else channels.chunk_kda
     options = {"initial_state": state, "output_final_state": form == "token"}
     if form != "backward":
         return lambda: fn(**inputs, **options)
-    out = fn(**inputs, **options)[0]
-    grad, leaves = torch.randn_like(out), list(inputs.values())
+    return backward_of(fn(**inputs, **options)[0], list(inputs.values()))
+
+
+def backward_of(out: torch.Tensor, leaves: list[torch.Tensor]) -> Call:
+    """The gradients of all inputs."""
+    grad = torch.randn_like(out)
     return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
+def ssd_call(form: str, batch: int, seq: int, heads: int, groups: int, chunk: int, d_k: int, d_v: int) -> Call:
+    """One call of Mamba-2: `chunk` forward, `backward` of that, or `token`."""
+    grad, a = form == "backward", -torch.rand(heads, device=DEVICE) - 0.1
+    if form == "token":
+        update = import_module("mamba_ssm.ops.triton.selective_state_update").selective_state_update
+        state, x = torch.randn(batch, heads, d_v, d_k, device=DEVICE), bf16(batch, heads, d_v)
+        step = torch.rand(batch, heads, device=DEVICE).to(torch.bfloat16)[..., None].expand(batch, heads, d_v)
+        rates = a[:, None, None].expand(heads, d_v, d_k)
+        b, c = bf16(batch, groups, d_k), bf16(batch, groups, d_k)
+        ones, gate = torch.ones(heads, device=DEVICE)[:, None].expand(heads, d_v), bf16(batch, heads, d_v)
+        return lambda: update(state, x, step, rates, b, c, D=ones, z=gate, dt_bias=ones, dt_softplus=True)
+    scan = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+    x, b, c = bf16(batch, seq, heads, d_v), bf16(batch, seq, groups, d_k), bf16(batch, seq, groups, d_k)
+    step, skip = bf16(batch, seq, heads), torch.ones(heads, device=DEVICE)
+    leaves = [t.detach().requires_grad_(grad) for t in (x, step, a, b, c, skip)]
+    run = partial(scan, *leaves[:5], chunk, D=leaves[5], dt_softplus=True)
+    return backward_of(run(), leaves) if grad else run
+
+
+def conv_call(impl: str, form: str, batch: int, seq: int, channels: int, taps: int = 4) -> Call:
+    """One call of the convolution over (batch, seq, channels): `forward`, `backward` or `token`."""
+    grad, weight = form == "backward", bf16(channels, taps).requires_grad_(form == "backward")
+    x = bf16(batch, seq, channels).requires_grad_(grad)
+    if impl == "triton":
+        made = import_module("fla.modules.causal_conv1d")
+        if form == "token":
+            cache = bf16(batch, channels, taps)
+            return lambda: made.causal_conv1d_update(x, cache, weight=weight, activation="silu")
+        run = partial(made.causal_conv1d, x, weight=weight, activation="silu")
+        return backward_of(run()[0], [x, weight]) if grad else run
+    cuda = import_module("causal_conv1d")
+    if form == "token":
+        state, one = bf16(batch, channels, taps), x[:, 0]
+        return lambda: cuda.causal_conv1d_update(one, state, weight, activation="silu")
+    run = partial(cuda.causal_conv1d_fn, x.transpose(1, 2), weight, activation="silu")
+    return backward_of(run(), [x, weight]) if grad else run
+
+
+LENGTHS = ((1, 2048), (1, 4096), (2, 4096), (1, 8192), (1, 16384))
+"""Sequences, and tokens of each."""
+
+
 def recurrent(op: str) -> Iterator[Case]:
-    d_k = 128
-    for heads, d_v in ((128, 64), (64, 64), (32, 64)) if op == "ssd" else ((32, 128), (64, 128), (16, 128), (8, 128)):
-        for batch, seq in ((1, 2048), (1, 4096), (2, 4096), (1, 8192), (1, 16384)):
+    """The delta rule."""
+    for heads in (32, 8):
+        head: Row = {"heads": heads, "d_qk": 128, "d_v": 128}
+        for batch, seq in LENGTHS:
             for form in ("chunk", "backward"):
-                labels: Row = {"op": f"{op}.{form}", "batch": batch, "seq": seq}
-                labels |= {"heads": heads, "d_qk": d_k, "d_v": d_v}
-                guess = 20.0 * batch * seq * heads * d_k * d_v / 5e13 + 1e-4
-                yield labels, partial(recurrent_call, op, form, batch, seq, heads, d_k, d_v), guess
-        for batch in (1, 8, 32, 128, 256):
-            labels = {"op": f"{op}.token", "batch": batch, "seq": 1, "heads": heads, "d_qk": d_k, "d_v": d_v}
-            yield labels, partial(recurrent_call, op, "token", batch, 1, heads, d_k, d_v), 1e-3
+                labels = {"op": f"{op}.{form}", "batch": batch, "seq": seq} | head
+                guess = 20.0 * batch * seq * heads * 128 * 128 / 5e13 + 1e-4
+                yield labels, partial(recurrent_call, op, form, batch, seq, heads, 128, 128), guess
+        for batch in (1, 8, 32, 64, 128, 256):
+            labels = {"op": f"{op}.token", "batch": batch, "seq": 1} | head
+            yield labels, partial(recurrent_call, op, "token", batch, 1, heads, 128, 128), 2e-4
+
+
+def ssd() -> Iterator[Case]:
+    """Mamba-2."""
+    for heads, groups in ((128, 8), (32, 2)):
+        head: Row = {"heads": heads, "kv_heads": groups, "d_qk": 128, "d_v": 64}
+        for chunk in (128, 256):
+            for batch, seq in LENGTHS:
+                for form in ("chunk", "backward"):
+                    labels = {"op": f"ssd.{form}", "batch": batch, "seq": seq, "window": chunk} | head
+                    guess = 20.0 * batch * seq * heads * 128 * 64 / 5e13 + 1e-4
+                    yield labels, partial(ssd_call, form, batch, seq, heads, groups, chunk, 128, 64), guess
+        for batch in (1, 8, 32, 64, 128, 256):
+            labels = {"op": "ssd.token", "batch": batch, "seq": 1} | head
+            yield labels, partial(ssd_call, "token", batch, 1, heads, groups, 0, 128, 64), 2e-4
+
+
+def conv() -> Iterator[Case]:
+    """The convolution: `heads` holds its channels."""
+    for impl in ("cuda", "triton"):
+        for channels in (2560, 8192, 12288):
+            for batch, seq in LENGTHS[:4]:
+                for form in ("forward", "backward"):
+                    labels: Row = {"op": f"conv.{form}@{impl}", "batch": batch, "seq": seq, "heads": channels}
+                    yield labels, partial(conv_call, impl, form, batch, seq, channels), 2e-4
+            for batch in (1, 8, 64, 256):
+                labels = {"op": f"conv.token@{impl}", "batch": batch, "seq": 1, "heads": channels}
+                yield labels, partial(conv_call, impl, "token", batch, 1, channels), 1e-5
 
 
 def each_kernel(labels: Row, runs: list[Events]) -> Row:
@@ -117,8 +188,7 @@ def each_kernel(labels: Row, runs: list[Events]) -> Row:
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Case]]] = {
-    "window": windows, "delta": partial(recurrent, "delta"), "kda": partial(recurrent, "kda"),
-    "ssd": partial(recurrent, "ssd"),
+    "window": windows, "delta": partial(recurrent, "delta"), "kda": partial(recurrent, "kda"), "ssd": ssd, "conv": conv,
 }  # fmt: skip
 
 

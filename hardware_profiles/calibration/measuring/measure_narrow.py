@@ -10,7 +10,9 @@ the next kernel. Sections:
 - gemm: GEMMs of a layer cut by tensor parallelism of 2, 4 and 8: forward, input and weight gradients.
 - rowwise: norm over a part of the sequence, SwiGLU and rotary embedding over a part of the width.
 - chunks: FlashAttention-2 over `seq` queries and `kv_len` keys, without a mask (a chunk that another rank sent) or
-  causal to the end of the keys (`causal`), forward and backward.
+  causal to the end of the keys (`causal`), forward and backward; cudnn: the same of cuDNN's, by PyTorch, whose causal
+  mask with more keys than queries is another one.
+- heads: attention over whole sequences with few heads, as tensor and all-to-all context parallelism leave them.
 - merge: what joins two such outputs by their log-sum-exp (`m` tokens, `n` = heads x d), eager and compiled.
 """
 
@@ -21,6 +23,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hardware_profiles.calibration.measuring.kernel_spans import (
     TIMES,
@@ -34,8 +37,24 @@ from hardware_profiles.calibration.measuring.kernel_spans import (
 )
 from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, bf16, norm, swiglu
 
-COLUMNS = ["op", "impl", "m", "n", "k", "form", "tp", "batch", "seq", "kv_len", "heads", "d", "causal", "backward"]
-COLUMNS += ["bytes", *TIMES, "us_graph"]
+COLUMNS = [
+    "op",
+    "impl",
+    "m",
+    "n",
+    "k",
+    "form",
+    "tp",
+    "batch",
+    "seq",
+    "kv_len",
+    "heads",
+    "kv_heads",
+    "d",
+    "d_v",
+    "causal",
+]
+COLUMNS += ["backward", "bytes", *TIMES, "us_graph"]
 CHAIN = 40
 SIZES = [1 << power for power in range(10, 21)]
 LAYERS = {"8b": (4096, 14336, 32, 8), "70b": (8192, 28672, 64, 8), "405b": (16384, 53248, 128, 8)}
@@ -211,6 +230,65 @@ def chunk(seq: int, kv: int, heads: int, causal: bool, backward: bool) -> Call:
     return lambda: back(grad, q, k, v, out, lse, *sizes, state, unused, scale=128**-0.5)
 
 
+CUDNN_SHAPES = ((32, 32, 128, 128), (32, 8, 128, 128), (8, 2, 128, 128), (8, 8, 128, 128), (16, 16, 192, 128))
+"""Heads, heads of keys, width of a key and of a value."""
+
+
+def cudnn(table: Table, every: int) -> None:
+    """The chunks of a ring by cuDNN."""
+    table.run(list(cudnn_cases())[::every])
+
+
+def cudnn_cases() -> Iterator[Case]:
+    """A rank's own chunk, and what it makes of the others': half of the queries, or of the keys."""
+    for s in (2048, 4096, 8192):
+        for seq, kv, causal in ((s, s, True), (s, s // 2, False), (s // 2, s, False)):
+            for shape in CUDNN_SHAPES:
+                yield from fused_cases("cudnn", seq, kv, causal, *shape)
+
+
+def fused_cases(
+    impl: str, seq: int, kv: int, causal: bool, heads: int, kv_heads: int, d: int, d_v: int
+) -> Iterator[Case]:
+    """Forward and backward of one shape."""
+    for back in (False, True):
+        labels: Row = {"op": "attention", "impl": impl, "batch": 1, "seq": seq, "kv_len": kv, "heads": heads}
+        labels |= {"kv_heads": kv_heads, "d": d, "d_v": d_v, "causal": int(causal), "backward": int(back)}
+        flops = (2.5 if back else 1.0) * 2.0 * heads * seq * kv * (d + d_v) * (0.5 if causal else 1.0)
+        yield Case(labels, partial(fused, impl, seq, kv, heads, kv_heads, d, d_v, causal, back), 2e-5 + flops / 3e14)
+
+
+def fused(
+    impl: str, seq: int, kv: int, heads: int, kv_heads: int, d: int, d_v: int, causal: bool, backward: bool
+) -> Call:
+    """Attention through PyTorch's operator, by cuDNN or FlashAttention-2."""
+    made = [bf16(1, seq, heads, d), bf16(1, kv, kv_heads, d), bf16(1, kv, kv_heads, d_v)]
+    q, k, v = (x.transpose(1, 2).detach().requires_grad_(backward) for x in made)
+    backend = SDPBackend.CUDNN_ATTENTION if impl == "cudnn" else SDPBackend.FLASH_ATTENTION
+
+    def run() -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
+
+    if not backward:
+        return run
+    out = run()
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+
+
+def few_heads(table: Table, every: int) -> None:
+    """Attention of one to eight heads over whole sequences."""
+    cases = [
+        case
+        for seq in (4096, 8192, 16384, 32768)
+        for heads, kv_heads in ((1, 1), (2, 1), (4, 1), (8, 1), (5, 5))
+        for impl in ("cudnn", "flash2")
+        for case in fused_cases(impl, seq, seq, True, heads, kv_heads, 128, 128)
+    ]
+    table.run(cases[::every])
+
+
 def merge(
     out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, lse_more: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,7 +318,8 @@ def merging(table: Table, every: int) -> None:
 
 
 SECTIONS: dict[str, Callable[[Table, int], None]] = {
-    "small": small, "rowwise": rowwise, "merge": merging, "chunks": chunks, "gemm": gemm,
+    "small": small, "rowwise": rowwise, "merge": merging, "chunks": chunks, "cudnn": cudnn,
+    "heads": few_heads, "gemm": gemm,
 }  # fmt: skip
 
 

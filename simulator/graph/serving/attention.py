@@ -8,6 +8,7 @@ from simulator.dtypes import BF16, FP32, WIDTH
 from simulator.graph.attention import gate_output, output_width, place_heads, projected, widths
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
+from simulator.graph.mixers import depth
 from simulator.graph.mixers.hybrid import summed
 from simulator.graph.mixers.indexer import (
     INDEX,
@@ -57,7 +58,9 @@ def write(builder: SegmentBuilder, s: ServingShapes, values: int) -> None:
 
 def enter(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The norm before attention, where there is one."""
-    if s.model.norm_placement != "post" and not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.attn", s)
+    elif s.model.norm_placement != "post" and not s.fuses_norms:
         norm_forward(builder, "norm.attn", sharded_tokens(s), s.model.hidden_size, residual=True)
 
 
@@ -96,6 +99,9 @@ def finish(builder: SegmentBuilder, s: ServingShapes) -> None:
     sequential = model.norm_placement == "pre" and not model.parallel_block
     add_residual(builder, "attn", s, h, alone=not sequential)
     if model.mixer_only_layers:
+        return
+    if depth.attends(s):
+        depth.normed(builder, "norm.ffn", s)
         return
     if model.norm_placement != "post" and not (model.parallel_block and model.shared_norm) and not s.fuses_norms:
         norm_forward(builder, "norm.ffn", rows, h, residual=sequential)

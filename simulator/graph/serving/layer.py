@@ -8,10 +8,21 @@ from simulator.dtypes import BF16
 from simulator.graph.block import Block, Segment, SegmentBuilder
 from simulator.graph.linear import cast
 from simulator.graph.loss import TOKEN_ID
-from simulator.graph.mixers import hyper, per_layer
+from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.serving import attention, compressed, draft, ffn, hybrid, mla, moe, recurrent
+from simulator.graph.serving import (
+    attention,
+    compressed,
+    draft,
+    ffn,
+    hybrid,
+    mla,
+    moe,
+    recurrent,
+    selective,
+    short_conv,
+)
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
@@ -80,12 +91,14 @@ def _served_op(op: Op) -> Op:
 
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
-    if s.model.mixer_of(0).is_recurrent:
-        return recurrent.before(s), recurrent.core(s)
-    if s.model.mixer_of(0) is Mixer.HYBRID:
-        return hybrid.prepare(s), hybrid.core(s)
-    form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
-    return form.prepare(s), form.core(s)
+    mixer = s.model.mixer_of(0)
+    if mixer.has_state:
+        form = {Mixer.MAMBA1: selective, Mixer.CONV: short_conv, Mixer.HYBRID: hybrid}.get(mixer, recurrent)
+    else:
+        form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
+    before: Segment = form.prepare(s)
+    started: SegmentBuilder = form.core(s)
+    return before, started
 
 
 def _dense_layer(s: ServingShapes) -> tuple[Segment, ...]:
@@ -134,7 +147,9 @@ def _head(s: ServingShapes) -> tuple[Segment, ...]:
     rows, vocab = s.logit_rows, s.model.vocab_size // tp
     builder = SegmentBuilder("head.F", "F", s)
     hyper.collapse(builder, s, "", rows=rows)
-    if not s.fuses_norms:
+    if depth.attends(s):
+        depth.normed(builder, "norm.final", s, rows=rows)
+    elif not s.fuses_norms:
         norm_forward(builder, "norm.final", rows, h, residual=True)
     builder.add("head", "gemm.bf16", Gemm(m=rows, n=vocab, k=h, precision="bf16"))
     if tp > 1:

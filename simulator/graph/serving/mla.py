@@ -9,6 +9,7 @@ likewise.
 from __future__ import annotations
 
 from simulator.dtypes import BF16
+from simulator.graph.attention import gate_output, gate_width
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, rotation
 from simulator.graph.mixers.indexer import is_sparse, projections, written_keys
@@ -50,6 +51,10 @@ def prepare(s: ServingShapes) -> Segment:
         linear(builder, "attn.q", s, t, d.q, h)
         linear(builder, "attn.kv_a", s, t, d.kv_lora + d.rope, h)
         norm_forward(builder, "norm.kv_lora", t, d.kv_lora)
+    if gate_width(s):
+        if d.q_lora:
+            gather(builder, "attn.x", s, t, h)
+        linear(builder, "attn.gate_proj", s, t, gate_width(s), h)
     builder.add("rope.qk", "rope", rotation(t * (d.heads + 1) * d.rope))
     write(builder, s, t * (d.kv_lora + d.rope))
     if is_sparse(s):
@@ -80,6 +85,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
         _per_head(builder, "attn.w_uv", s, d, d.v, d.kv_lora)
     else:
         prefilling(builder, "attn.core", s, prompts_of(s), d.heads, d.heads, d.nope + d.rope, d.v)
+    gate_output(builder, s)
     linear(builder, "attn.o", s, d.tokens, d.hidden, d.out)
     finish(builder, s)
     return builder

@@ -274,16 +274,18 @@ def _out(s: ServingShapes) -> Segment:
     if _by_copies(s):
         builder.add("moe.combine.receive", RECEIVED, _travel(s, "combine").received, after=after)
         after = ()
+    summed = s.brings_own or s.model.branch_norms
+    if s.model.moe_latent_norm and not summed:  # partial sums of experts and of shared experts, in one
+        add_up(builder, "moe", s, s.tokens, s.model.moe_latent_size + (h if runs_shared(s) else 0))
+        summed = True
     if s.model.moe_latent_size:
-        work = Gemm(m=tokens_of(s), n=h, k=s.model.moe_latent_size, precision="bf16")
-        builder.add("moe.latent_out", "gemm.bf16", work, after=after)
-        after = ()
+        after = _from_latent(builder, s, after)
     if s.model.branch_norms:
         after = _normed(builder, s, after)
     if runs_shared(s):
         builder.add("moe.shared.sum", "elem", sum_of_two(tokens_of(s) * h), after=after)
         after = ()
-    if not s.brings_own and not s.model.branch_norms:
+    if not summed:
         add_up(builder, "moe", s, s.tokens, h)
     if hyper.mixes(s):
         hyper.leave(builder, "ffn", s, "", after=after)
@@ -294,6 +296,17 @@ def _out(s: ServingShapes) -> Segment:
         after = ()
     add_residual(builder, "moe", s, h, alone=behind, after=after)
     return builder.done()
+
+
+def _from_latent(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """The experts' sums, normed where the model does that, back to its width; returns what is still to wait for."""
+    rows, wide = tokens_of(s), s.model.moe_latent_size
+    if s.model.moe_latent_norm:
+        norm_forward(builder, "norm.latent", rows, wide, after=after)
+        after = ()
+    work = Gemm(m=rows, n=s.model.hidden_size, k=wide, precision="bf16")
+    builder.add("moe.latent_out", "gemm.bf16", work, after=after)
+    return ()
 
 
 def _normed(builder: SegmentBuilder, s: ServingShapes, after: tuple[str, ...]) -> tuple[str, ...]:

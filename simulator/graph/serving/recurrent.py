@@ -11,14 +11,16 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.mixers.recurrent import delta_forward, gated_norm, narrow, prepare, ssd_forward, state_of
+from simulator.graph.mixers import recurrent as mixer
+from simulator.graph.mixers.recurrent import gated_norm, mix_forward, narrow, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Streaming
+from simulator.spec.mixer import StateShape
 
 
-def before(s: ServingShapes) -> Segment:
+def prepare(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
     builder = SegmentBuilder("prepare.F", "F", s)
     enter(builder, s)
@@ -33,7 +35,7 @@ def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
     for name, n in narrow(r):
         linear(builder, name, s, s.tokens, n, r.rank)
-    prepare(builder, s)
+    mixer.prepare(builder, s, sequences=s.batch if s.decodes else 0)
 
 
 def core(s: ServingShapes) -> SegmentBuilder:
@@ -48,18 +50,21 @@ def inside(builder: SegmentBuilder, s: ServingShapes) -> None:
     """The state, and the output projection."""
     r = state_of(s)
     if s.decodes:
-        kept = s.batch * (r.state_values * FP32 + r.conv_values * BF16)
+        kept = s.batch * r.state_values * FP32
         rows = s.batch * s.seq * (2 * r.heads * r.key_dim + r.inner) * BF16
         out = s.batch * s.seq * r.inner * BF16
         gate = 0.0 if r.norms else out
-        builder.add("mixer.token", "scan.token", Streaming(read=kept + rows + gate, written=kept + out))
+        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=kept + out))
         if s.chunk:
-            _prompt(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
+            mix_forward(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
     else:
-        _prompt(builder, s)
+        mix_forward(builder, s)
     gated_norm(builder, s)
     linear(builder, "mixer.out", s, s.tokens, s.model.hidden_size, r.inner)
 
 
-def _prompt(builder: SegmentBuilder, s: ServingShapes) -> None:
-    (delta_forward if s.model.state.is_delta else ssd_forward)(builder, s)
+def token_class(r: StateShape) -> str:
+    """The class of the kernel of a decode step: the delta rule, with a decay for each channel, or Mamba-2."""
+    if not r.is_delta:
+        return "scan.token@ssd"
+    return "scan.token@kda" if r.rank else "scan.token"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, check_routing, imbalance
+from simulator.routing.loads import BY_EXPERT, PADDING, check_routing, imbalance
 from simulator.spec.mixer import Mixer
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
@@ -70,6 +70,7 @@ class ServingShapes(Shapes):
         wanted = {"reduce_norm", "reduce_norm_moe"} if self.model.is_moe else {"reduce_norm"}
         layout, few = self.job.layout, self.tokens <= REDUCED
         plain = self.model.norm_placement == "pre" and not self.model.parallel_block and self.model.hc_mult == 1
+        plain = plain and not self.model.attn_res_block_size
         plain = plain and Mixer.HYBRID not in self.model.layer_types  # two sums stand between a reduction and the norm
         reduces = layout.tp > 1 and not layout.sp and not (self.model.is_moe and self.brings_own)
         return bool(wanted & set(self.software.fused)) and reduces and few and plain
@@ -167,7 +168,7 @@ def _imbalance(scenario: Scenario, tokens: int) -> float:
     """Load of the most loaded rank over the mean, with the experts where their placement puts them."""
     routing, ranks, serving = scenario.job.routing, scenario.job.layout.ep, serving_of(scenario)
     copies = routing.kind == "uniform" and serving.redundant_experts > 0  # an expert with a copy has half a load
-    if ranks > 1 and (copies or routing.kind in ("sampled", "measured")):
+    if ranks > 1 and (copies or routing.kind in BY_EXPERT):
         check_routing(routing, ranks)
         from simulator.routing.slot_loads import mean_slot_imbalance  # NumPy takes 0.1 s to load
 

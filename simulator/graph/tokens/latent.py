@@ -1,6 +1,6 @@
 """Experts in a narrower width (LatentMoE, arXiv 2604.12374: Nemotron 3 Super): a projection of each token behind the
 gate, and one of the experts' sum back to the model's width. What travels, and what the experts work on, is as wide as
-the latent; gate and shared experts read the token itself.
+the latent; gate and shared experts read the token itself. Kimi K3 norms the sum before it is projected back.
 
 Every tensor-parallel rank holds both projections and works on its own part of the tokens (NVIDIA/Megatron-LM,
 megatron/core/transformer/moe/moe_layer.py, 2026: fc1_latent_proj and fc2_latent_proj are duplicated). They stay in BF16
@@ -12,6 +12,7 @@ from __future__ import annotations
 from simulator.dtypes import BF16
 from simulator.graph import linear
 from simulator.graph.block import SegmentBuilder
+from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gemm
@@ -36,7 +37,11 @@ def back(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[st
     """The experts' sum to the model's width. Returns what is still to wait for."""
     if not s.model.moe_latent_size:
         return after
-    work = Gemm(m=sharded_tokens(s), n=s.model.hidden_size, k=s.model.moe_latent_size, precision="bf16")
+    rows, wide = sharded_tokens(s), s.model.moe_latent_size
+    if s.model.moe_latent_norm:
+        norm_forward(builder, "norm.latent.fwd", rows, wide, saved=norm_output(s, rows, wide), after=after)
+        after = ()
+    work = Gemm(m=rows, n=s.model.hidden_size, k=wide, precision="bf16")
     builder.add("moe.latent_out.fwd", "gemm.bf16", work, after=after, matrices=(work.n,), read_by_backward=False)
     return ()
 
@@ -52,7 +57,11 @@ def back_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gradient of the experts' sum, before it travels."""
     if s.model.moe_latent_size:
         t, h = sharded_tokens(s), s.model.hidden_size
+        if s.model.moe_latent_norm and s.norm_again("layer"):
+            norm_forward(builder, "norm.latent.recompute", t, s.model.moe_latent_size, part="R")
         linear.input_gradient(builder, "moe.latent_out", t, h, s.model.moe_latent_size, recipe="bf16")
+        if s.model.moe_latent_norm:
+            norm_backward(builder, "norm.latent", t, s.model.moe_latent_size)
 
 
 def there_weights(builder: SegmentBuilder, s: Shapes) -> None:

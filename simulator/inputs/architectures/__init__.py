@@ -8,7 +8,9 @@ from simulator.inputs.architectures import (
     experts,
     gemma4,
     gpt,
+    jamba,
     kimi,
+    lfm2,
     llama,
     recurrent,
     windows,
@@ -26,6 +28,8 @@ SHIPPED: Mapping[str, Architecture] = {
     **windows.SHIPPED,
     **gemma4.SHIPPED,
     **recurrent.SHIPPED,
+    **jamba.SHIPPED,
+    **lfm2.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

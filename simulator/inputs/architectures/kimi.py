@@ -1,4 +1,5 @@
-"""Kimi Linear: Kimi Delta Attention between layers of latent attention that rotate nothing (arXiv 2510.26692)."""
+"""Kimi Linear: Kimi Delta Attention between layers of latent attention that rotate nothing (arXiv 2510.26692); Kimi K3:
+the same with a gate of latent attention, experts in a narrower width and attention over earlier layers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections.abc import Mapping
 from simulator.inputs.architectures.architecture import (
     EXPERT_COUNT,
     Architecture,
-    Only,
     Table,
     Unsupported,
     output_bias,
@@ -55,6 +55,15 @@ def _widths(table: Table) -> Table:
     return table
 
 
+def _gates(table: Table) -> Table:
+    """A gate for each value of latent attention's output; SiTU moves the bytes of SwiGLU; a norm in the experts' width
+    counts where they have one."""
+    gate = "element" if table.pop("gates_output", False) else "none"
+    act = {"hidden_act": "silu"} if table.get("hidden_act") == "situ" else {}
+    normed = bool(table.get("moe_latent_norm")) and bool(table.get("moe_latent_size"))
+    return table | act | {"attention_gate": gate, "moe_latent_norm": normed}
+
+
 _NOPE = "latent attention rotates nothing, which saves a small kernel; its widths are the same"
 
 SHIPPED: Mapping[str, Architecture] = {
@@ -71,6 +80,11 @@ SHIPPED: Mapping[str, Architecture] = {
                 "num_shared_experts": "n_shared_experts",
                 "num_expert_group": "n_group",
                 "model_max_length": "max_position_embeddings",
+                "linear_attn_config.use_full_rank_gate": "linear_full_rank_gate",
+                "routed_expert_hidden_size": "moe_latent_size",
+                "latent_moe_use_norm": "moe_latent_norm",
+                "attn_res_block_size": "attn_res_block_size",
+                "mla_use_output_gate": "gates_output",
             },
         )
         | EXPERT_COUNT,
@@ -79,14 +93,7 @@ SHIPPED: Mapping[str, Architecture] = {
             **{"n_shared_experts": 1, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64},
             **{"v_head_dim": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "first_k_dense_replace": 1},
         },
-        finish=steps(_heads, _mixers, _widths, output_bias, mlp_layer_types),
-        only={
-            "routed_expert_hidden_size": Only(values=(), otherwise="experts behind a projection to a narrower width"),
-            "latent_moe_use_norm": Only(values=(False,), otherwise="experts behind a projection to a narrower width"),
-            "attn_res_block_size": Only(values=(), otherwise="attention over the outputs of earlier layers"),
-            "mla_use_output_gate": Only(values=(False,), otherwise="a gate of latent attention's output"),
-            "linear_attn_config.use_full_rank_gate": Only(values=(False,), otherwise="a gate straight from the input"),
-        },
+        finish=steps(_heads, _mixers, _widths, _gates, output_bias, mlp_layer_types),
         ignored={
             "head_dim": "of latent attention: qk_nope_head_dim, qk_rope_head_dim and v_head_dim give the widths",
             "mla_use_nope": _NOPE,
@@ -94,10 +101,12 @@ SHIPPED: Mapping[str, Architecture] = {
             "moe_router_activation_func": "how the gate computes its weights",
             "use_grouped_topk": "n_group and topk_group say it",
             "linear_attn_config.gate_lower_bound": "a bound of the decay, not a size",
+            "activation_situ_beta": "a number inside the activation, not a size",
+            "activation_situ_linear_beta": "a number inside the activation, not a size",
         },
         moe=True,
         dense="qwen3_5_text",
-        title="Kimi Linear 48B-A3B",
-        source=f"{published('kimi_linear')}; arXiv 2510.26692",
+        title="Kimi Linear 48B-A3B, Kimi K3",
+        source=f"{published('kimi_linear')}; arXiv 2510.26692, 2607.24653; vLLM, vllm/models/kimi_k3",
     ),
 }

@@ -1,4 +1,5 @@
-"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4)."""
+"""Models with recurrent layers: the gated delta rule (Qwen3-Next, Qwen3.5), Mamba-2 (Nemotron-H, Bamba, Granite 4,
+Falcon-H1)."""
 
 from __future__ import annotations
 

@@ -141,10 +141,10 @@ def _mixer_rules(m: ModelSpec) -> list[Rule]:
             "latent attention has no sinks here",
         ),
         (
-            m.attention_gate == "none" or not m.is_mla,
+            m.attention_gate == "none" or not (m.is_mla and Mixer.SPARSE in mixers),
             "attention_gate",
             m.attention_gate,
-            "latent attention has no gate here",
+            "latent attention to chosen tokens has no gate here",
         ),
         (
             m.attention_sinks != "sliding" or windowed,
@@ -179,6 +179,8 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     needed.append(("index_block_size", Mixer.BLOCKS))
     needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
     needed.append(("linear_gate_rank", Mixer.KDA))
+    needed.append(("short_conv_size", Mixer.CONV))
+    needed += [(name, Mixer.MAMBA1) for name in ("mamba_inner_size", "mamba_dt_rank", "ssm_state_size")]
     needed += [(name, mixer) for name in mamba for mixer in (Mixer.MAMBA2, Mixer.HYBRID)]
     rules: list[Rule] = [
         (

@@ -69,9 +69,10 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     },
     "ScanParams": {
         **dict.fromkeys(("rate", "bandwidth"), _SHARE),
+        "value_rate": Range(low=1e6, high=1e13, unit="1/s", factors=("e9",), or_zero=True),
         **dict.fromkeys(("step_time", "launch"), _TIME),
         "resident": _COUNT,
-        "traffic": _SLOWDOWN,
+        **dict.fromkeys(("wide", "traffic"), _SLOWDOWN),
     },
     "FixedParams": {"time": _TIME},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},

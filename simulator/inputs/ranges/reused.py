@@ -15,6 +15,9 @@ def reused_rules(m: ModelSpec) -> list[Rule]:
     owned = {at: mixer.owner in mixers[:at] for at, mixer in enumerate(mixers) if mixer.reuses}
     grouped = not m.is_mla and not m.shared_key_value
     wide, rows = m.hidden_size_per_layer_input, m.vocab_size_per_layer_input
+    blocks = m.attn_res_block_size
+    stream = m.norm_placement == "pre" and not m.parallel_block and m.hc_mult == 1 and not m.num_nextn_predict_layers
+    whole = set(mixers) <= {Mixer.FULL, Mixer.KDA, Mixer.DELTA} and not m.mixer_only_layers
     plain = all(kind.ffn == "dense" for kind in kinds) and not m.parallel_block and m.hc_mult == 1
     return [
         (
@@ -47,6 +50,25 @@ def reused_rules(m: ModelSpec) -> list[Rule]:
             "branch_norms",
             m.branch_norms,
             "such layers have experts and shared experts, and norms before and behind both branches",
+        ),
+        (
+            not blocks or (stream and whole),
+            "attn_res_block_size",
+            blocks,
+            "needs layers of full attention or of the delta rule, each with a feed-forward part, norms before the "
+            "branches, one residual stream, and no MTP modules",
+        ),
+        (
+            not m.moe_latent_norm or m.moe_latent_size > 0,
+            "moe_latent_norm",
+            m.moe_latent_norm,
+            "is a norm in the experts' own width: set moe_latent_size, too",
+        ),
+        (
+            not m.linear_full_rank_gate or Mixer.KDA in mixers,
+            "linear_full_rank_gate",
+            m.linear_full_rank_gate,
+            "is of kda layers: there are none",
         ),
         (
             bool(wide) == bool(rows) and (plain or not wide),

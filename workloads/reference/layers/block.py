@@ -18,12 +18,14 @@ from workloads.reference.layers.mixers.mla_sparse import (
     mla_sparse_restore,
 )
 from workloads.reference.layers.mixers.recurrent import recurrent, recurrent_input_grad
+from workloads.reference.layers.mixers.selective import selective, selective_input_grad
 from workloads.reference.layers.mixers.shared_key import (
     shared_key,
     shared_key_forget,
     shared_key_input_grad,
     shared_key_restore,
 )
+from workloads.reference.layers.mixers.short_conv import short_conv, short_conv_input_grad
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
@@ -36,6 +38,8 @@ class Gradient(NamedTuple):
     deferred: list[Deferred]
 
 
+_RECURRENT = {"mamba1": (selective, selective_input_grad), "conv": (short_conv, short_conv_input_grad)}
+"""Recurrent layers of their own form, forward and backward."""
 FFN = ("router.", "moe.", "shared.", "dense.")
 """What the names of the feed-forward part begin with."""
 
@@ -90,7 +94,7 @@ def _through_streams(run: Run, p: Weights, x: Array) -> tuple[Array, float, Save
 def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
-        return recurrent
+        return _RECURRENT.get(run.cfg.mixer(run.layer), (recurrent, recurrent_input_grad))[0]
     if run.cfg.mixer(run.layer) == "hybrid":
         return hybrid
     if run.cfg.shared_key_value:
@@ -192,7 +196,8 @@ def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
 def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
-        return Gradient(*recurrent_input_grad(run, p, x, saved, dy))
+        back = _RECURRENT.get(run.cfg.mixer(run.layer), (recurrent, recurrent_input_grad))[1]
+        return Gradient(*back(run, p, x, saved, dy))
     if run.cfg.mixer(run.layer) == "hybrid":
         return Gradient(*hybrid_input_grad(run, p, x, saved, dy))
     if run.cfg.shared_key_value:

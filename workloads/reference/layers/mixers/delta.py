@@ -145,11 +145,11 @@ def _chunk_input_grad(run: Run, x: Inputs, t: Array, c: Chunk, dy: Array, dlast:
     dt = pairs_of(dnew, beta * x.v, run, "mixer.wu", "I") + pairs_of(dw, beta * since * x.k, run, "mixer.wu", "I")
     of_v = times(t.swapaxes(-1, -2), dnew, run, "mixer.wu", "I")
     of_w = times(t.swapaxes(-1, -2), dw, run, "mixer.wu", "I")
-    dbelow = np.tril(-pairs_of(times(t.swapaxes(-1, -2), dt, run, "mixer.kkt", "I"), t, run, "mixer.kkt", "I"), -1)
-    products = pairs_of(x.k, x.k, run, "mixer.kkt", "I")
+    dbelow = np.tril(-pairs_of(times(t.swapaxes(-1, -2), dt, run, "mixer.wu", "I"), t, run, "mixer.wu", "I"), -1)
+    products = pairs_of(x.k, x.k, run, "mixer.wu", "I")
     through = dbelow * beta * d.between
-    dk = dk + beta * since * of_w + times(through, x.k, run, "mixer.kkt", "I")
-    dk = dk + times(through.swapaxes(-1, -2), x.k, run, "mixer.kkt", "I")
+    dk = dk + beta * since * of_w + times(through, x.k, run, "mixer.wu", "I")
+    dk = dk + times(through.swapaxes(-1, -2), x.k, run, "mixer.wu", "I")
     dbeta = (x.v * of_v).sum(-1) + (since * x.k * of_w).sum(-1) + (dbelow * products * d.between).sum(-1)
     dg = decay_input_grad(
         d,

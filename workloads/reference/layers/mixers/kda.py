@@ -109,9 +109,9 @@ def _chunk_input_grad(run: Run, x: Inputs, t: Array, c: Chunk, dy: Array, dlast:
     dend = pairs_of(c.new, dlast, run, "mixer.scan", "I")
     dstart = times(dscores.swapaxes(-1, -2), d.q, run, "mixer.scan", "I")
     dw = -pairs_of(dnew, c.state, run, "mixer.scan", "I")
-    dt = pairs_of(dnew, beta * x.v, run, "mixer.wu", "I") + pairs_of(dw, beta * d.k, run, "mixer.wu", "I")
-    of_v = times(t.swapaxes(-1, -2), dnew, run, "mixer.wu", "I")
-    of_w = times(t.swapaxes(-1, -2), dw, run, "mixer.wu", "I")
+    dt = pairs_of(dnew, beta * x.v, run, "mixer.scan", "I") + pairs_of(dw, beta * d.k, run, "mixer.scan", "I")
+    of_v = times(t.swapaxes(-1, -2), dnew, run, "mixer.scan", "I")
+    of_w = times(t.swapaxes(-1, -2), dw, run, "mixer.scan", "I")
     dbelow = np.tril(-pairs_of(times(t.swapaxes(-1, -2), dt, run, "mixer.kkt", "I"), t, run, "mixer.kkt", "I"), -1)
     products = pairs_of(d.k, d.from_start, run, "mixer.kkt", "I")
     through = dbelow * beta

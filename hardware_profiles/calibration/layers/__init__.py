@@ -1,0 +1,1 @@
+"""Samples from tables of the kernels of whole layers."""
