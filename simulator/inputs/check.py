@@ -278,6 +278,28 @@ def _routing(s: Scenario) -> Iterator[Problem]:
             )
 
 
+def _seen_by(s: Scenario) -> Iterator[Problem]:
+    """How ranks that differ are simulated must have a use."""
+    ranks, use = s.job.routing.ranks, ""
+    if ranks == "auto":
+        return
+    if s.workload.serves:
+        use = "set serving.ranks"
+    elif not (s.model.is_moe and s.job.layout.ep > 1 and s.job.routing.kind != "uniform"):
+        use = "set routing.kind"
+    elif ranks == "mean" and (s.job.stragglers.any or s.job.stragglers.clocks == "drawn"):
+        use = "leave it out: with slow GPUs ranks are simulated apart"
+    if use:
+        yield Problem(
+            rule="routing",
+            key="routing.ranks",
+            value=ranks,
+            message="does nothing here",
+            suggestion=use,
+            severity="warning",
+        )
+
+
 def _hot(s: Scenario) -> Iterator[Problem]:
     """Every token chooses an expert once at most."""
     routing, gate = s.job.routing, s.model.gate
@@ -781,6 +803,7 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.ranks,
     serving_check.experts,
     _routing,
+    _seen_by,
     _hot,
     _recorded,
     _tensor,
@@ -800,6 +823,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stages,
         _experts,
         _routing,
+        _seen_by,
         _hot,
         _recorded,
         _stragglers,

@@ -15,7 +15,7 @@ from simulator.inputs import load_scenario
 from simulator.ops import Attention
 from simulator.spec.precision import Recipe
 from simulator.spec.scenario import Scenario
-from workloads.reference.config import CSA, HCA, RefConfig
+from workloads.reference.config import BLOCKS, CSA, HCA, RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths
 from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
@@ -28,6 +28,7 @@ from workloads.reference.presets import (
     tiny_jamba,
     tiny_kda,
     tiny_lfm2,
+    tiny_m3,
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
@@ -49,6 +50,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "v2-lite": (tiny_v2_lite(), "deepseek_v2"),
     "v4": (tiny_v4(), "deepseek_v4"),
     "v3.2": (tiny_v32(), "deepseek_v32"),
+    "m3": (tiny_m3(), "minimax_m3_vl_text"),
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
@@ -73,6 +75,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
 SET = {
     "v4": (),
     "v3.2": (),
+    "m3": (),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
@@ -104,6 +107,8 @@ KEYS = {
     "deepseek_v3": _DEEPSEEK.split(),
     "deepseek_v2": _DEEPSEEK.split(),
     "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
+    "minimax_m3_vl_text": f"""{_ANY} layer_types num_experts_per_tok head_dim partial_rotary_factor index_n_heads
+        index_head_dim index_block_size""".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -165,6 +170,7 @@ MIXERS |= {
     "none": "none+",
     "hybrid": "hybrid+",
     CSA: "csa+",
+    BLOCKS: "blocks+",
     HCA: "hca+",
 }
 
@@ -213,6 +219,11 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
         values = {BAMBA.get(key, key): value for key, value in values.items()}
     if family == "falcon_h1":
         values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
+    if family == "minimax_m3_vl_text":
+        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
+        values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
+        values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
+        values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
     if family == "jamba":
         values = {JAMBA.get(key, key): value for key, value in values.items()}
         values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}

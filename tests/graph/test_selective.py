@@ -100,6 +100,9 @@ def test_what_no_software_splits_is_refused_in_one_line() -> None:
 
 
 def test_a_sequence_holds_its_state_however_long_it_is() -> None:
+    model = training().model
+    assert model.state_bytes(KIND) == INNER * (ROWS * 4 + 3 * 2)
+    assert model.state_bytes(BlockKind("dense")) == 0.0
     for context in (1000, 9000):
         job = serving("llama-3-8b-decode", f"serving.context={context}", "serving.kv_dtype=bf16")
         shapes, tp = serving_shapes(job), job.job.layout.tp

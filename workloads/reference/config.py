@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+BLOCKS = "minimax_m3_sparse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,8 @@ class RefConfig:
     o_lora_rank: int = 0
     index_n_heads: int = 0
     index_head_dim: int = 0
-    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens) that a query attends to
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
+    index_block_size: int = 0  # keys of such a block
     compress_rate_csa: int = 4
     compress_rate_hca: int = 128
     hc_mult: int = 1  # streams
@@ -283,6 +285,7 @@ MIXERS = {
     "linear_attention": "linear_num_value_heads",
     CSA: "index_topk",
     HCA: "compress_rate_hca",
+    BLOCKS: "index_block_size",
     "mamba": "mamba_num_heads",
     "mamba1": "mamba_inner_size",
     "conv": "short_conv_size",

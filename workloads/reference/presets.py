@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from workloads.reference.config import CSA, HCA, RefConfig
+from workloads.reference.config import BLOCKS, CSA, HCA, RefConfig
 
 YARN = {
     "type": "yarn",
@@ -231,6 +231,26 @@ def tiny_nemotron() -> RefConfig:
 def tiny_v32() -> RefConfig:
     """DeepSeek-V3.2 in small: V3's blocks, and queries that attend to three chosen tokens."""
     return replace(tiny_v3(), index_n_heads=3, index_head_dim=4, index_topk=3)
+
+
+def tiny_m3() -> RefConfig:
+    """MiniMax-M3 in small: a dense layer with full attention, then experts under attention to two chosen blocks."""
+    return replace(
+        tiny_qwen3_moe(),
+        num_hidden_layers=3,
+        layer_types=("full_attention", BLOCKS, BLOCKS),
+        head_dim=8,
+        partial_rotary_factor=0.5,
+        index_n_heads=2,
+        index_head_dim=6,
+        index_topk=2,
+        index_block_size=2,
+        n_shared_experts=1,
+        shared_expert_intermediate_size=10,
+        first_k_dense_replace=1,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+    )
 
 
 def tiny_v4() -> RefConfig:

@@ -32,9 +32,12 @@ REFUSED: Mapping[str, Refusal] = {
     ),
     **_all("keys of its own", "exaone4", "exaone4_5"),
     **_all("experts in a parallel block", "cohere2", "cohere2_moe"),
-    **_all("norms behind the experts", "gpt_oss", "afmoe"),
-    **_all("keys of their own", "gpt_oss", "exaone_moe laguna"),
-    **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
+    **_all("keys of its own", "gpt_oss", "laguna"),
+    **_all(
+        "an indexer over pools of keys that layers share, and hyper-connections around latent attention and KDA",
+        "glm_moe_dsa",
+        "glm5_next glm5_next_text",
+    ),
     **_all(
         "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"
     ),
