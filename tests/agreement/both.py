@@ -31,6 +31,7 @@ from workloads.reference.presets import (
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
+    tiny_trinity,
     tiny_v2_lite,
     tiny_v3,
     tiny_v4,
@@ -53,6 +54,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
+    "trinity": (tiny_trinity(), "afmoe"),
+    "tied": (replace(tiny_gqa(), qk_norm=True, value_norm=True, key_is_value=True), "llama"),
     "windows": (tiny_windows(), "qwen2"),
     "chunks": (tiny_chunks(), "llama"),
     "delta": (tiny_delta(), "qwen3_5_text"),
@@ -74,6 +77,8 @@ SET = {
     "v4": (),
     "v3.2": (),
     "m3": (),
+    "trinity": (),
+    "tied": ("model.qk_norm=true", "model.value_norm=true", "model.attention_k_eq_v=true"),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
@@ -105,6 +110,7 @@ KEYS = {
     "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
     "minimax_m3_vl_text": f"""{_ANY} layer_types num_experts_per_tok head_dim partial_rotary_factor index_n_heads
         index_head_dim index_block_size""".split(),
+    "afmoe": f"{_ANY} {_LAYERS} num_experts_per_tok moe_intermediate_size head_dim".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -217,6 +223,9 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
         values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
         values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
         values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
+    if family == "afmoe":
+        values |= {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
+        values |= {"num_dense_layers": cfg.first_k_dense_replace}
     if family == "jamba":
         values = {JAMBA.get(key, key): value for key, value in values.items()}
         values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}

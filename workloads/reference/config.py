@@ -66,6 +66,8 @@ class RefConfig:
     attention_bias: bool = False  # on queries, keys and values, as Qwen2 has it (GQA only)
     qk_norm: bool = False  # RMSNorm of each query and key head, as Qwen3 has it (GQA only)
     qk_norm_over: str = "head"  # or "projection": one norm over all heads, as OLMo 2 has it
+    value_norm: bool = False  # a norm of each value head, without weights (Gemma 4)
+    key_is_value: bool = False  # values are made of what the keys are made of
     partial_rotary_factor: float = 1.0  # part of a head that is rotated, its first elements (GQA only)
     # Layers that differ: transformers' names, one a layer; empty means full attention everywhere
     layer_types: tuple[str, ...] = ()
