@@ -217,37 +217,43 @@ PARTS = {"mamba": "linear_attention", "full_attention": "full_attention", "none"
 KIMI = {"linear_key_head_dim": "linear_head_dim", "linear_num_value_heads": "linear_num_heads"}
 
 
+SPELLED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("bamba", "falcon_h1"), BAMBA),
+    **dict.fromkeys(("mamba", "falcon_mamba"), ALONE),
+    **{"jamba": JAMBA, "lfm2_moe": LFM2, "nemotron_h": NEMOTRON, "kimi_linear": KIMI},
+    "qwen3_moe": {"n_routed_experts": "num_experts"},
+}
+"""Families that have other names for our keys."""
+
+
+def _besides(cfg: RefConfig, family: str) -> dict[str, object]:
+    """What no single field of the config says."""
+    if family == "falcon_h1":
+        return {"mamba_d_ssm": cfg.mamba_num_heads * cfg.mamba_head_dim}
+    if family == "jamba":
+        return {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "nemotron_h":
+        return {"layers_block_type": [PARTS[kind] for kind in cfg.layer_types]}
+    if family == "minimax_m3_vl_text":
+        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
+        return {
+            **{"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk},
+            **{"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size},
+            **{"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds},
+        }
+    if family == "afmoe":
+        many = {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
+        return many | {"num_dense_layers": cfg.first_k_dense_replace}
+    return {}
+
+
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
-    if family in ("bamba", "falcon_h1"):
-        values = {BAMBA.get(key, key): value for key, value in values.items()}
-    if family == "falcon_h1":
-        values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
-    if family == "minimax_m3_vl_text":
-        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
-        values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
-        values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
-        values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
-    if family == "afmoe":
-        values |= {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
-        values |= {"num_dense_layers": cfg.first_k_dense_replace}
-    if family == "jamba":
-        values = {JAMBA.get(key, key): value for key, value in values.items()}
-        values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
-    if family in ("mamba", "falcon_mamba"):
-        values = {ALONE.get(key, key): value for key, value in values.items()}
-    if family == "lfm2_moe":
-        values = {LFM2.get(key, key): value for key, value in values.items()}
-    if family == "nemotron_h":
-        values = {NEMOTRON.get(key, key): value for key, value in values.items()}
-        values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]
-    if family == "kimi_linear":
-        values = {KIMI.get(key, key): value for key, value in values.items()}
-    if family == "qwen3_moe":
-        values["num_experts"] = values.pop("n_routed_experts")
-    return values | {"model_type": family, "tie_word_embeddings": False}
+    names = SPELLED.get(family, {})
+    values = {names.get(key, key): value for key, value in values.items()}
+    return values | _besides(cfg, family) | {"model_type": family, "tie_word_embeddings": False}
 
 
 def scenario_of(
