@@ -98,7 +98,8 @@ def fit(table: Path, like: Cluster, origin: str, measured_on: str) -> OwnFit:
             few.append((cls, len(mine)))
     if not found:
         raise InputError(
-            f"{table}: no class of kernels has {FEWEST} shapes; foretrain calibrate measure writes a table that has (without --quick: all classes) without --quick"
+            f"{table}: no class of kernels has {FEWEST} shapes; foretrain calibrate measure, without --quick, writes"
+            " a table that has"
         )
     kernels = like.kernels
     for one in found:
