@@ -489,7 +489,6 @@ class Facts(TypedDict, total=False):
     adds_to_resident: bool
     saves_input: bool
     alive: float
-    in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
     launches: int
@@ -518,7 +517,6 @@ class Op:
     adds_to_resident : adds into gradients, which are in memory anyway.
     saves_input : what it keeps for backward is (also) its input, the result of the op before.
     alive : bytes that are there while it runs, in addition to its operands and to what is kept [B].
-    in_ring : a collective that passes parts on instead of gathering the whole buffer.
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
@@ -542,7 +540,6 @@ class Op:
     adds_to_resident: bool = False
     saves_input: bool = False
     alive: float = 0.0
-    in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
     launches: int = 1

@@ -162,6 +162,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "mamba_num_heads",
         "mamba_head_dim",
         "mamba_inner_size",
+        "short_conv_size",
         "mamba_dt_rank",
         "ssm_state_size",
         "mixer_only_layers",

@@ -1,8 +1,7 @@
 """How evenly the gate loads the expert-parallel ranks: tokens per expert and rank.
 
-Every shipped job takes balanced ranks, with which a step takes seconds to simulate; `routing.kind=published` simulates
-what others measured (`simulator.routing.published_loads`), and intervals draw it. DeepSeek's training profile does not
-show loads. Its gate uses random scores (`randn_like` before the
+A training job that says nothing takes what others measured (`simulator.routing.published_loads`), and intervals draw
+its range. DeepSeek's training profile does not show loads. Its gate uses random scores (`randn_like` before the
 sigmoid), and its routed tokens, -6 to +5 % off the mean in four layers, spread as if all ranks used the same random
 numbers: one rank's 4096 tokens times 64 spread by 4.4 %, 64 independent samples by 0.55 %; all four counts of received
 tokens are multiples of 8.

@@ -207,6 +207,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.sequence_length=2048",
         ),
     ),
+    "conv": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["conv","full"]',
+            "model.short_conv_size=1024",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "mamba1": (
         "llama-3-8b",
         (
@@ -546,9 +558,10 @@ _FIRST: dict[str, tuple[str, Engine]] = {
         )
     },
     "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{f"model.{name}": ("conv", "longest-path") for name in ("short_conv_size", "short_conv_kernel")},
     **{
         f"model.{name}": ("mamba1", "longest-path")
-        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms", "mamba_norm_gains")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

@@ -25,12 +25,12 @@ FINEST = 17
 """Most loads at which blocks are priced; times in between are interpolated."""
 
 
-def grid_of(loads: Array) -> Array:
-    """Loads at which to price: all there are if they are few, else evenly spaced ones, and always 1."""
+def grid_of(loads: Array, finest: int = FINEST) -> Array:
+    """Loads at which to price: all there are if they are few, else `finest` evenly spaced ones, and always 1."""
     found = np.unique(np.append(loads.ravel(), 1.0))
     if len(found) == 1:  # two points, so that there is something to interpolate between
         return np.array([1.0, 1.0 + 1e-9])
-    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
+    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], finest)
 
 
 def distinct_of(loads: Array, hit: float) -> Array:
@@ -141,15 +141,23 @@ def places(grid: Array, values: Array) -> Places:
 class Tables:
     """Tables of every program of a priced model, made when first asked for.
 
-    `slower`: prices at another clock, and how much longer tensor kernels last there.
+    `slower`: prices at another clock, and how much longer tensor kernels last there. `finest`: most loads at which
+    blocks are priced where there are many.
     """
 
     def __init__(
-        self, built: PricedModel, loads: Array, nodes: Array, *, slower: tuple[Pricer, float] | None = None
+        self,
+        built: PricedModel,
+        loads: Array,
+        nodes: Array,
+        *,
+        slower: tuple[Pricer, float] | None = None,
+        finest: int = FINEST,
     ) -> None:
         self.built, self.hit = built, hit_of(built.scenario)
-        self.grid = grid_of(loads)
-        self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
+        self.grid = grid_of(loads, finest)
+        self.received = grid_of(distinct_of(loads, self.hit[0]), finest)
+        self.nodes = grid_of(distinct_of(nodes, self.hit[1]), finest)
         self.models = [self._at(float(load)) for load in self.grid]
         self.slower = slower
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}

@@ -1,8 +1,9 @@
 """Recurrent layers of serving: the state of each sequence is kept, and each new token changes it.
 
-A decode step reads and writes the whole state, in FP32, in one kernel (flash-linear-attention, fused_recurrent.py;
-mamba_ssm, selective_state_update.py); tokens that are verified together pass through it one by one. A prompt runs in
-chunks, as in training.
+A decode step reads the whole state, in FP32, in one kernel (flash-linear-attention, fused_recurrent.py; mamba_ssm,
+selective_state_update.py) and writes it. Tokens that are verified together pass through it one by one, and the state
+behind each is written, since which of them counts shows later (vLLM, vllm/model_executor/layers/mamba/ops/mamba_ssm.py,
+2026; SGLang and TensorRT-LLM keep as many). A prompt runs in chunks, as in training.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.mixers.recurrent import gated_norm, mix_forward, narrow, prepare, state_of
+from simulator.graph.mixers import recurrent as mixer
+from simulator.graph.mixers.recurrent import gated_norm, mix_forward, narrow, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
@@ -19,7 +21,7 @@ from simulator.ops import Streaming
 from simulator.spec.mixer import StateShape
 
 
-def before(s: ServingShapes) -> Segment:
+def prepare(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
     builder = SegmentBuilder("prepare.F", "F", s)
     enter(builder, s)
@@ -34,7 +36,7 @@ def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
     for name, n in narrow(r):
         linear(builder, name, s, s.tokens, n, r.rank)
-    prepare(builder, s, sequences=s.batch if s.decodes else 0)
+    mixer.prepare(builder, s, sequences=s.batch if s.decodes else 0)
 
 
 def core(s: ServingShapes) -> SegmentBuilder:
@@ -53,7 +55,7 @@ def inside(builder: SegmentBuilder, s: ServingShapes) -> None:
         rows = s.batch * s.seq * (2 * r.heads * r.key_dim + r.inner) * BF16
         out = s.batch * s.seq * r.inner * BF16
         gate = 0.0 if r.norms else out
-        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=kept + out))
+        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=s.seq * kept + out))
         if s.chunk:
             mix_forward(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
     else:
