@@ -232,9 +232,7 @@ def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool, 
     software = scenario.stack.serving
     gathered = not all_to_all and software is not None and software.experts in ("triton", "cutlass")
     if scenario.job.workload == "prefill" and job.precision.recipe == "fp8" and not gathered:
-        rows += (
-            active * (PADDING - 1) // 2
-        )  # groups are padded to whole blocks of scales
+        rows += active * (PADDING - 1) // 2  # groups are padded to whole blocks of scales
     if not all_to_all:
         return rows, min(rows, together), active
     if job.workload == "decode":
