@@ -32,6 +32,7 @@ from workloads.reference.presets import (
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
+    tiny_trinity,
     tiny_v2_lite,
     tiny_v3,
     tiny_v4,
@@ -54,6 +55,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
+    "trinity": (tiny_trinity(), "afmoe"),
+    "tied": (replace(tiny_gqa(), qk_norm=True, value_norm=True, key_is_value=True), "llama"),
     "windows": (tiny_windows(), "qwen2"),
     "chunks": (tiny_chunks(), "llama"),
     "delta": (tiny_delta(), "qwen3_5_text"),
@@ -76,6 +79,8 @@ SET = {
     "v4": (),
     "v3.2": (),
     "m3": (),
+    "trinity": (),
+    "tied": ("model.qk_norm=true", "model.value_norm=true", "model.attention_k_eq_v=true"),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
@@ -109,6 +114,7 @@ KEYS = {
     "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
     "minimax_m3_vl_text": f"""{_ANY} layer_types num_experts_per_tok head_dim partial_rotary_factor index_n_heads
         index_head_dim index_block_size""".split(),
+    "afmoe": f"{_ANY} {_LAYERS} num_experts_per_tok moe_intermediate_size head_dim".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -211,34 +217,43 @@ PARTS = {"mamba": "linear_attention", "full_attention": "full_attention", "none"
 KIMI = {"linear_key_head_dim": "linear_head_dim", "linear_num_value_heads": "linear_num_heads"}
 
 
+SPELLED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("bamba", "falcon_h1"), BAMBA),
+    **dict.fromkeys(("mamba", "falcon_mamba"), ALONE),
+    **{"jamba": JAMBA, "lfm2_moe": LFM2, "nemotron_h": NEMOTRON, "kimi_linear": KIMI},
+    "qwen3_moe": {"n_routed_experts": "num_experts"},
+}
+"""Families that have other names for our keys."""
+
+
+def _besides(cfg: RefConfig, family: str) -> dict[str, object]:
+    """What no single field of the config says."""
+    if family == "falcon_h1":
+        return {"mamba_d_ssm": cfg.mamba_num_heads * cfg.mamba_head_dim}
+    if family == "jamba":
+        return {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "nemotron_h":
+        return {"layers_block_type": [PARTS[kind] for kind in cfg.layer_types]}
+    if family == "minimax_m3_vl_text":
+        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
+        return {
+            **{"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk},
+            **{"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size},
+            **{"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds},
+        }
+    if family == "afmoe":
+        many = {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
+        return many | {"num_dense_layers": cfg.first_k_dense_replace}
+    return {}
+
+
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
-    if family in ("bamba", "falcon_h1"):
-        values = {BAMBA.get(key, key): value for key, value in values.items()}
-    if family == "falcon_h1":
-        values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
-    if family == "minimax_m3_vl_text":
-        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
-        values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
-        values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
-        values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
-    if family == "jamba":
-        values = {JAMBA.get(key, key): value for key, value in values.items()}
-        values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
-    if family in ("mamba", "falcon_mamba"):
-        values = {ALONE.get(key, key): value for key, value in values.items()}
-    if family == "lfm2_moe":
-        values = {LFM2.get(key, key): value for key, value in values.items()}
-    if family == "nemotron_h":
-        values = {NEMOTRON.get(key, key): value for key, value in values.items()}
-        values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]
-    if family == "kimi_linear":
-        values = {KIMI.get(key, key): value for key, value in values.items()}
-    if family == "qwen3_moe":
-        values["num_experts"] = values.pop("n_routed_experts")
-    return values | {"model_type": family, "tie_word_embeddings": False}
+    names = SPELLED.get(family, {})
+    values = {names.get(key, key): value for key, value in values.items()}
+    return values | _besides(cfg, family) | {"model_type": family, "tie_word_embeddings": False}
 
 
 def scenario_of(

@@ -47,7 +47,25 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefConfig:
+class ChosenKeys:
+    """Sizes of models whose queries attend to chosen keys, or to entries of several."""
+
+    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
+    shared_key_value: bool = False
+    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
+    o_lora_rank: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
+    index_block_size: int = 0  # keys of such a block
+    compress_rate_csa: int = 4
+    compress_rate_hca: int = 128
+    hc_mult: int = 1  # streams
+    num_hash_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefConfig(ChosenKeys):
     """Everything the reference model needs to know about a model; sizes are elements, not bytes."""
 
     vocab_size: int
@@ -66,6 +84,8 @@ class RefConfig:
     attention_bias: bool = False  # on queries, keys and values, as Qwen2 has it (GQA only)
     qk_norm: bool = False  # RMSNorm of each query and key head, as Qwen3 has it (GQA only)
     qk_norm_over: str = "head"  # or "projection": one norm over all heads, as OLMo 2 has it
+    value_norm: bool = False  # a norm of each value head, without weights (Gemma 4)
+    key_is_value: bool = False  # values are made of what the keys are made of
     partial_rotary_factor: float = 1.0  # part of a head that is rotated, its first elements (GQA only)
     # Layers that differ: transformers' names, one a layer; empty means full attention everywhere
     layer_types: tuple[str, ...] = ()
@@ -91,18 +111,6 @@ class RefConfig:
     state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
-    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
-    shared_key_value: bool = False
-    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
-    o_lora_rank: int = 0
-    index_n_heads: int = 0
-    index_head_dim: int = 0
-    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
-    index_block_size: int = 0  # keys of such a block
-    compress_rate_csa: int = 4
-    compress_rate_hca: int = 128
-    hc_mult: int = 1  # streams
-    num_hash_layers: int = 0
     attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part (Nemotron-H)
     gated_mlp: bool = True  # SwiGLU; False: the square of a ReLU, and no gate

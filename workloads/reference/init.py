@@ -217,7 +217,8 @@ def _block_shapes(c: RefConfig) -> Shapes:
 
 
 def _gqa_shapes(c: RefConfig) -> Shapes:
-    width = (c.num_attention_heads * (1 + c.is_gated) + 2 * c.num_key_value_heads) * c.v_dim
+    made = 1 if c.key_is_value else 2
+    width = (c.num_attention_heads * (1 + c.is_gated) + made * c.num_key_value_heads) * c.v_dim
     shapes: Shapes = {"attn.qkv": (c.hidden_size, width), "attn.o": (c.num_attention_heads * c.v_dim, c.hidden_size)}
     if c.attention_bias:
         shapes["attn.qkv_bias"] = (width,)

@@ -253,6 +253,22 @@ def tiny_m3() -> RefConfig:
     )
 
 
+def tiny_trinity() -> RefConfig:
+    """Trinity in small: norms before and behind both branches, experts too; windows, a gate of attention's output."""
+    return replace(
+        tiny_m3(),
+        layer_types=("sliding_attention", "sliding_attention", "full_attention"),
+        partial_rotary_factor=1.0,
+        sliding_window=3,
+        index_topk=0,
+        full_layers_rotate=False,
+        attention_gate="element",
+        norm_placement="both",
+        shared_expert_intermediate_size=0,
+        n_shared_experts=2,
+    )
+
+
 def tiny_v4() -> RefConfig:
     """DeepSeek-V4 in small: a window alone, both kinds of entries, two streams, experts by table in two layers. Gates
     are V3's, which differ from V4's (the root of a softplus) in no FLOP."""
