@@ -27,10 +27,23 @@ from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 
-def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0, watts: float | None = None) -> PricedModel:
-    """Build and price the blocks of a scenario and spread them over `stages`; `pace` and `watts`: see `PricedModel`."""
-    shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
-    blocks = build_blocks(shapes)
+def price_model(
+    scenario: Scenario,
+    stages: int,
+    *,
+    pace: float = 1.0,
+    watts: float | None = None,
+    like: PricedModel | None = None,
+) -> PricedModel:
+    """Build and price the blocks of a scenario and spread them over `stages`; `pace` and `watts`: see `PricedModel`.
+
+    `like`: a model of the same scenario, which has the same blocks at another pace.
+    """
+    if like is not None:
+        shapes, blocks = like.shapes, like.blocks
+    else:
+        shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
+        blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     return PricedModel(

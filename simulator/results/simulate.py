@@ -114,7 +114,7 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
         meeting_ranks(scenario),
     )
     unrolled = Unrolled(scenario=scenario, schedule=schedule, stages=fresh.stages, tasks=tasks)
-    slowed = price_model(scenario, schedule.stages, pace=factor, watts=watts)
+    slowed = price_model(scenario, schedule.stages, pace=factor, watts=watts, like=fresh)
     return replace(slowed, unrolled=unrolled), factor, watts
 
 
