@@ -467,7 +467,7 @@ def _wide_heads(s: Scenario) -> Iterator[Problem]:
             rule="attention heads",
             key="model",
             value=model.name,
-            message=f"heads of {wide} values: FlashAttention's kernels take {WIDEST_HEAD}; wider ones cost as if they did",
+            message=f"heads of {wide} values: FlashAttention's kernels take {WIDEST_HEAD}; wider ones cost as if so",
             suggestion="take the attention core's time as a lower bound",
             severity="warning",
         )
