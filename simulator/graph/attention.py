@@ -78,6 +78,8 @@ def core_work(s: Shapes, *, backward: bool) -> Attention:
         d_v=s.model.v_dim,
         causal=True,
         backward=backward,
+        ranks=s.job.layout.cp,
+        in_ring=s.job.layout.cp_kind == "ring",
         window=s.model.sliding_window or indexer.window_of(s),
         chunk=s.model.attention_chunk_size,
     )
@@ -99,7 +101,8 @@ def core_forward(
     """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
     if s.stack.attention_fused:
-        builder.add(name, indexer.core_class(s, "fwd"), core_work(s, backward=False), part=part, saved=saved)
+        work = core_work(s, backward=False)
+        builder.add(name, indexer.core_class(s, "fwd"), work, part=part, saved=saved, launches=work.kernels)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
     kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
@@ -130,7 +133,8 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * output_width(s))
-        builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
+        work = core_work(s, backward=True)
+        builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), work, launches=work.kernels)
         if indexer.is_sparse(s):
             indexer.learn(builder, s, heads_per_rank(s), s.model.qk_head_dim)
         finish_backward(builder, s, s.tokens * q)
