@@ -253,7 +253,10 @@ def main() -> None:
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal without a glyph shows "?", not a traceback
     gc.set_threshold(GARBAGE)
-    foretrain(prog_name="foretrain")
+    try:
+        foretrain(prog_name="foretrain")
+    finally:
+        gc.freeze()  # Python looks through all that is left at exit, and finds no cycles: a twentieth of a simulation
 
 
 def _with_streams() -> bool:

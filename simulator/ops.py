@@ -118,9 +118,6 @@ class Attention:
         them are as their positions among the tokens.
     chosen : entries that a query attends to at most (0: all earlier ones).
     cached_entries : entries before the first query.
-    ranks : context-parallel ranks, of which each has two equal parts of the sequence, the n-th and the n-th last.
-    in_ring : whether keys of other ranks come one rank's after the other, a kernel for each; else a kernel for each of
-        the own two parts has all keys up to its end.
     precision : format of the operands.
     """
 
@@ -139,41 +136,7 @@ class Attention:
     entries: int = field(default=0, repr=False)
     chosen: int = field(default=0, repr=False)
     cached_entries: int = field(default=0, repr=False)
-    ranks: int = field(default=1, repr=False)
-    in_ring: bool = field(default=False, repr=False)
     precision: Literal["bf16", "fp8"] = "bf16"
-
-    @property
-    def kernels(self) -> int:
-        """Kernels that it is: those of `parts`."""
-        return 1 if not self.is_apart else self.ranks if self.in_ring else 2
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether context parallelism cuts it into several kernels."""
-        return self.ranks > 1 and not (self.is_banded or self.entries)
-
-    @property
-    def parts(self) -> tuple[tuple[float, Attention], ...]:
-        """The kernels of a mean rank, and how many there are of each.
-
-        In a ring: the own chunk, causal; half of an earlier rank's keys (their later half lies ahead); and of a later
-        one all keys for the own later half of the queries (Transformer Engine, AttnFuncWithCPAndKVP2P; Llama 3,
-        arXiv 2407.21783, section 3.3.2, gathers keys instead). All of them together have the FLOP of the whole.
-        """
-        if not self.is_apart:
-            return ((1.0, self),)
-        half, own = max(1, self.seq_q // 2), replace(self, ranks=1, in_ring=False)
-        if self.in_ring:
-            others = (self.ranks - 1) / 2
-            return (
-                (1.0, replace(own, seq_kv=self.seq_q)),
-                (others, replace(own, seq_kv=half, causal=False)),
-                (others, replace(own, seq_q=half, seq_kv=self.seq_q, causal=False)),
-            )
-        first = (self.ranks - 1) // 2
-        before = (first * half, (2 * self.ranks - 1 - first) * half)
-        return tuple((1.0, replace(own, seq_q=half, seq_kv=keys + half, cached=keys)) for keys in before)
 
     def with_entries(self, entries: int, chosen: int, cached: int = 0) -> Attention:
         """The same with so many entries of several tokens besides, of which each query sees at most `chosen`."""
@@ -526,7 +489,6 @@ class Facts(TypedDict, total=False):
     adds_to_resident: bool
     saves_input: bool
     alive: float
-    in_ring: bool
     read_by_backward: bool
     matrices: tuple[int, ...]
     launches: int
@@ -555,7 +517,6 @@ class Op:
     adds_to_resident : adds into gradients, which are in memory anyway.
     saves_input : what it keeps for backward is (also) its input, the result of the op before.
     alive : bytes that are there while it runs, in addition to its operands and to what is kept [B].
-    in_ring : a collective that passes parts on instead of gathering the whole buffer.
     read_by_backward : whether the backward of its layer reads its output.
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
@@ -579,7 +540,6 @@ class Op:
     adds_to_resident: bool = False
     saves_input: bool = False
     alive: float = 0.0
-    in_ring: bool = False
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
     launches: int = 1

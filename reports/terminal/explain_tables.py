@@ -153,6 +153,7 @@ def _path_note(path: CriticalPath, engine: Engine) -> str:
 
 def _tornado_note(tornado: Tornado) -> str:
     how = "by events" if tornado.engine == "events" else "by the longest path, without contention: --engine events"
+    how += "; ranks loaded equally" if tornado.even else ""
     return (
         f"Step time {words.seconds(tornado.base)} ({how}). Each number alone at the low and at the high end:"
         " 10 % off; a: assumed, nobody measured it, over the range that its source states. Layers stay on their stages."

@@ -10,17 +10,19 @@ from rich.text import Text
 
 from reports.terminal.elements import columns, listed, note, section
 from reports.views import replay_answer as answer
+from simulator.serving.hot_expert import HotExpert
 from simulator.serving.serve import Served
 from simulator.serving.summary import QUANTILES, as_dict
 
 
-def report(served: Served) -> list[RenderableType]:
+def report(served: Served, hot: HotExpert | None = None) -> list[RenderableType]:
     """Everything that `serve` prints, part by part."""
     found = as_dict(served)
     return [
         heading(served),
         *section("What users see [ms]", latencies(found), note(answer.defined(found))),
         *section("Rates", rates(found)),
+        *(section("With and without the hot expert", changes(hot), note(answer.holders(hot))) if hot else ()),
         *section("Queue and KV cache", inside(served, found)),
         *section("Assumptions and warnings", listed(answer.remarks(served))),
     ]
@@ -37,6 +39,14 @@ def latencies(found: dict[str, Any]) -> Table:
     table = columns("", ">mean", *(f">{name}" for name in QUANTILES))
     for title, values in answer.latencies(found):
         table.add_row(title, *values)
+    return table
+
+
+def changes(hot: HotExpert) -> Table:
+    """What the hot expert changes."""
+    table = columns("", ">without", ">with", ">change")
+    for row in answer.changes(hot):
+        table.add_row(*row)
     return table
 
 

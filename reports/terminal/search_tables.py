@@ -16,6 +16,7 @@ from reports.export.files import replacing
 from reports.terminal.elements import columns, note, section
 from reports.views import words
 from reports.views.trade import LATENCIES
+from simulator.inputs import load_scenario
 from simulator.studies.search import Candidate, Confirmed, Found, Question, in_confirmed_order
 from simulator.studies.uncertainty import Interval
 from simulator.units import GB
@@ -39,6 +40,7 @@ _EITHER = {
     False: f"{_FULL} fast: step by the fast path, the place there, and how far it is off.",
     True: f"{_FULL} off: how far the fast path is off.",
 }
+_EVEN = " The fast path takes experts to be loaded equally."
 _TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
 _SERVED = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "usd_per_million_tokens")
 _BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."
@@ -82,7 +84,8 @@ def _notes(asked: Question, confirmed: bool, intervals: bool) -> str:
     by = (
         f"{timed} {_EITHER[asked.serves]}" if confirmed else f"{timed.partition(',')[0].rstrip(':')}: by the fast path."
     )
-    return f"{by} {_PRICED[asked.serves]}{_LATENCY[asked.workload]}" + (_BETWEEN if intervals else "")
+    even = _EVEN if load_scenario(asked.job, asked.overrides).job.routing.ranks == "mean" else ""
+    return f"{by}{even} {_PRICED[asked.serves]}{_LATENCY[asked.workload]}" + (_BETWEEN if intervals else "")
 
 
 def summary(found: Found, seconds: float) -> str:

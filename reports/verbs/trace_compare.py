@@ -51,8 +51,9 @@ def compare(
 
     from simulator.inputs import load_scenario
     from simulator.profile import Comparison, compare_any, read_recording
+    from simulator.routing.published_loads import with_equal_loads
 
-    scenario = load_scenario(job, overrides)
+    scenario = with_equal_loads(load_scenario(job, overrides))  # a profile has loads of its own
     refuse_serving(scenario, **{"trace-compare": True})
     began = perf_counter()
     with progress(f"reading {Path(profile).name}", quiet=quiet) as done:

@@ -6,6 +6,7 @@ from typing import Any
 
 from reports.views import words
 from simulator.results.metrics import price_of
+from simulator.serving.hot_expert import HotExpert
 from simulator.serving.serve import Served
 from simulator.serving.summary import DEFINITIONS, LATENCIES, QUANTILES, TITLES
 from simulator.spec.scenario import Scenario
@@ -81,6 +82,29 @@ def _cell(value: float | None) -> str:
 
 def _ms(value: float) -> str:
     return f"{value * 1e3:,.0f}" if value >= 1 else f"{value * 1e3:,.2f}"
+
+
+def changes(hot: HotExpert) -> list[tuple[str, str, str, str]]:
+    """What a hot expert changes: name, without, with, relative change; latencies in ms."""
+    out = []
+    for name, before, after in hot.rows:
+        latency, _, key = name.partition(" ")
+        title = f"{TITLES[latency]}, {key} [ms]" if key else "output tokens/s/GPU"
+        known = before is not None and after is not None
+        change = f"{100 * (after / before - 1):+.1f} %" if known and before else "-"  # type: ignore[operator]
+        first, then = (_cell(one) if key else f"{one:,.1f}" for one in (before, after))
+        out.append((title, first, then, change))
+    return out
+
+
+def holders(hot: HotExpert) -> str:
+    """Which ranks hold a hot expert."""
+    ranks = ", ".join(str(rank) for rank in hot.ranks)
+    return (
+        f"Expert 0 of every layer gets {hot.times:g} times the tokens of the mean one. It stands on"
+        f" {words.counted(len(hot.ranks), 'rank')} of the expert-parallel group ({ranks}, first layer); the most loaded"
+        f" rank gets {hot.load:.3g} times the mean, and every all-to-all waits for it."
+    )
 
 
 def rates(found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -38,12 +38,13 @@ _WORTH_A_PROCESS = 0.5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A job, what is `varied` from one variant to the next, the `fixed` overrides under it, and the name of a
-    `what_if` on top."""
+    `what_if` on top. `apart`: ranks that differ are simulated apart, since another variant's are."""
 
     job: str
     varied: tuple[tuple[str, str], ...] = ()
     fixed: tuple[str, ...] = ()
     what_if: str | None = None
+    apart: bool = False
 
     @property
     def overrides(self) -> list[str]:
@@ -93,13 +94,17 @@ def variants(
 ) -> list[Variant]:
     """Every job with every combination of the varied values; the last path varies fastest. Behind each stands what
     every what-if alone makes of it."""
-    choices = list(varied)
+    from simulator.studies.whatif import differs_by_rank
+
+    choices, apart = list(varied), differs_by_rank(what_ifs)
     paths = [path for path, _ in choices]
     for path in paths:
         if paths.count(path) > 1:
             raise InputError(f"--vary: {path}: is varied twice; list all its values once")
     return [
-        Variant(job=job, varied=tuple(zip(paths, values, strict=True)), fixed=tuple(fixed), what_if=what_if)
+        Variant(
+            job=job, varied=tuple(zip(paths, values, strict=True)), fixed=tuple(fixed), what_if=what_if, apart=apart
+        )
         for job in jobs
         for values in product(*(values for _, values in choices))
         for what_if in (None, *dict.fromkeys(what_ifs))
@@ -131,12 +136,15 @@ def run(variant: Variant, engine: Engine, draw: bool = False, spread: tuple[int,
     """Simulate one variant; an error that the user can mend becomes part of the outcome. `draw`: keep its actions;
     `spread`: draws and seed of the interval to add to its result."""
     from simulator.inputs import load_scenario
+    from simulator.routing.published_loads import with_ranks_apart
     from simulator.studies.whatif import simulate
 
     name = ""
     try:
         scenario = load_scenario(variant.job, variant.overrides)
         name = scenario.name
+        if variant.apart:
+            scenario = with_ranks_apart(scenario)
         result = simulate(scenario, [variant.what_if] if variant.what_if else [], engine=engine)
     except ForetrainError as error:
         return Outcome(variant=variant, error=_reason(str(error), name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -188,6 +187,7 @@ _MIXERS = {
     "kda": "with Kimi Delta Attention",
     "mamba2": "with Mamba-2",
     "mamba1": "with Mamba-1",
+    "conv": "with a short convolution",
     "hybrid": "with attention and Mamba-2",
     "full": "with attention",
     "none": "without attention",
@@ -352,6 +352,8 @@ def of_routing(routing: Routing) -> str:
         return "every expert-parallel rank gets the same number of tokens"
     if routing.kind == "skewed":
         return f"the most loaded expert-parallel rank gets {routing.max_over_mean:g} times the mean"
+    if routing.kind == "hot":
+        return f"one expert of every layer gets {routing.hot_expert:g} times the mean, the others share the rest"
     if routing.kind == "given":
         return f"the loads of the {len(routing.loads)} expert-parallel ranks are given, at most {max(routing.loads):g}"
     if routing.kind == "measured":
@@ -365,19 +367,20 @@ def of_routing(routing: Routing) -> str:
 
 def of_training_loads(scenario: Scenario) -> str:
     """The same of a training job, with what others measured of gates that are balanced alike."""
-    from simulator.routing.published_loads import measured_at, taken_for
+    from simulator.routing.published_loads import is_published, measured_at, taken_for
 
     routing, taken = scenario.job.routing, taken_for(scenario.model)
     text = of_routing(routing)
-    if taken is None or scenario.job.layout.ep == 1:
+    if scenario.job.layout.ep == 1:
         return text
-    if routing.kind == "sampled" and replace(routing, seed=0) == taken.at(0.0):
-        return f"{text}, as published of gates balanced alike"
-    if routing.kind != "uniform" or taken.even:
+    if routing.kind == "uniform" and taken is not None and taken.even:
+        return f"{text}: what exceeds the mean is dropped (foretrain show loads)"
+    if taken is None or not is_published(routing, taken):
         return text
+    seen = "; a mean rank's waits stand for all, --set routing.ranks=apart has each" if routing.ranks == "mean" else ""
     return (
-        f"{text}. Others measured {measured_at(taken)} on the most loaded expert or rank (foretrain show loads); "
-        "--set routing.kind=published simulates that, --interval draws it"
+        f"{text}, as others measured gates that are balanced alike: {measured_at(taken)} on the most loaded expert or"
+        f" rank (foretrain show loads){seen}; --set routing.kind=uniform for equal loads"
     )
 
 

@@ -5,16 +5,14 @@
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
-follows SMs / (SMs - taken) where tiles are many. Backward has tiles of keys that walk over queries. Under context
-parallelism a rank runs several kernels, over parts of its queries and of the keys, each with its own launch, tail and
-mask (`Attention.parts`). Where query heads share keys, backward kernels make the gradients of keys and values for each
-query head, and others sum them up: sums x their bytes / bandwidth more.
+follows SMs / (SMs - taken) where tiles are many. Backward has tiles of keys that walk over queries. Where query
+heads share keys, backward kernels make the gradients of keys and values for each query head, and others sum them up:
+sums x their bytes / bandwidth more.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 
@@ -31,9 +29,6 @@ FORMULA = (
     "launch + norm4(min(waves*longest, max(tiles*tile/sms + tail, longest)), power, memory) * traffic_factor"
     " + passes*memory"
 )
-FORMULA_OF_RING = "own + (ranks - 1)/2 * (half_keys + half_queries)"
-FORMULA_OF_PARTS = "earlier + later"
-"""Under context parallelism."""
 FORMULA_OF_SHARED = FORMULA + " + sums*shared_gradients"
 
 
@@ -100,13 +95,14 @@ def key_blocks(work: Attention, p: AttentionParams) -> tuple[float, float]:
 
 def tiles_of(work: Attention, p: AttentionParams) -> tuple[int, float, float]:
     """Tiles of a head, and blocks that each works on, mean and most: tiles of queries over keys, in backward tiles of
-    keys over queries (flash-attention 2.8, csrc/flash_attn/src/flash_bwd_kernel.h, seqk_parallel; cuDNN's, too)."""
+    keys over queries (flash-attention 2.8, csrc/flash_attn/src/flash_bwd_kernel.h, seqk_parallel; cuDNN's, too). Bands
+    have as many of both."""
     tiles = ceil(work.seq_q / p.block_q)
     mean, most = key_blocks(work, p)
-    if not work.backward:
+    if not work.backward or work.is_banded or work.entries:
         return tiles, mean, most
     of_keys = ceil(work.seq_kv / p.block_kv)
-    return of_keys, mean * tiles / of_keys, min(most, float(tiles)) if work.is_banded else float(tiles)
+    return of_keys, mean * tiles / of_keys, float(tiles)
 
 
 def _check(work: Attention, sms: int) -> None:
@@ -120,26 +116,8 @@ def _check(work: Attention, sms: int) -> None:
 
 
 def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
-    """Cost of attention of class `cls` on the SMs of `share` [s]: one kernel, or those of a rank's parts."""
+    """Cost of one attention kernel of class `cls` on the SMs of `share` [s]."""
     _check(work, share.sms)
-    if not work.is_apart:
-        return kernel_cost(work, cls, gpu, kernels, share)
-    costs = [(many, kernel_cost(part, cls, gpu, kernels, share)) for many, part in work.parts]
-    longest = max((cost for _, cost in costs), key=lambda cost: cost.duration)
-    names = ("own", "half_keys", "half_queries") if work.in_ring else ("earlier", "later")
-    return replace(
-        longest,
-        duration=sum(many * cost.duration for many, cost in costs),
-        formula=FORMULA_OF_RING if work.in_ring else FORMULA_OF_PARTS,
-        terms=(
-            ("ranks", float(work.ranks)),
-            *((f"{name}_s", cost.duration) for name, (_, cost) in zip(names, costs, strict=True)),
-        ),
-    )
-
-
-def kernel_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share: Share) -> Cost:
-    """Cost of one kernel [s]."""
     p, calibrated, source = params_for(kernels.attention, cls, kernels.name)
     peak = tensor_peak(gpu, work.precision)
     sms = min(share.sms, gpu.sms)

@@ -22,7 +22,18 @@ from dataclasses import replace
 from simulator.cost.price import launches_of, wait_cost
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced, sequence_of
 from simulator.engine.program import Program
-from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, HostRead, Notify, Op, Wait
+from simulator.ops import (
+    AllToAll,
+    Attention,
+    Collective,
+    DecodeAttention,
+    Gemm,
+    HostRead,
+    Notify,
+    Op,
+    PointToPoint,
+    Wait,
+)
 from simulator.spec.stack import Stack
 
 Issue = Callable[[KernelSequence], tuple[float, float]]
@@ -36,7 +47,11 @@ def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
     if isinstance(op.work, (Gemm, Attention, DecodeAttention)):
         each = stack.host_gemm
     else:
-        each = stack.host_collective if isinstance(op.work, (Collective, AllToAll, Notify)) else stack.host_kernel
+        each = (
+            stack.host_collective
+            if isinstance(op.work, (Collective, AllToAll, Notify, PointToPoint))
+            else stack.host_kernel
+        )
     if isinstance(op.work, Gemm) and op.launches > 1:
         each = stack.host_gemm / op.launches + stack.host_kernel  # one module's call, a launch for each expert
     return pace * each * (1.0 if op.segment.endswith(".F") else stack.host_backward)

@@ -56,6 +56,12 @@ def is_uneven(scenario: Scenario) -> bool:
     return _uneven_loads(scenario) or scenario.job.stragglers.any or drawn_clocks(scenario)
 
 
+def ranks_apart(scenario: Scenario) -> bool:
+    """Whether they are simulated apart over the whole step, instead of as a mean rank sees them."""
+    slow = scenario.job.stragglers.any or drawn_clocks(scenario)
+    return is_uneven(scenario) and (slow or scenario.job.routing.ranks != "mean")
+
+
 def drawn_clocks(scenario: Scenario) -> bool:
     """Whether each GPU has a power demand of its own."""
     power = scenario.cluster.gpu.power

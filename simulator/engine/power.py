@@ -9,8 +9,9 @@ as long, and memory-bound kernels do not change.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import compress
 from statistics import NormalDist
 
 from simulator.cost.cost import Cost
@@ -46,13 +47,11 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
     are; a training step has hardly any.
     """
     tasks = timeline.tasks
-    sequences = {id(sequence): sequence for sequence in tasks.sequence}
-    count: dict[int, int] = defaultdict(int)
-    for lane, sequence in zip(tasks.lane, tasks.sequence, strict=True):
-        if lane % LANES == COMPUTE:
-            count[id(sequence)] += 1
+    computing = list(compress(tasks.sequence, [lane % LANES == COMPUTE for lane in tasks.lane]))
+    keys = list(map(id, computing))
+    sequences = dict(zip(keys, computing, strict=True))
     energy = busy = 0.0
-    for key, times in count.items():
+    for key, times in Counter(keys).items():
         for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
             energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))

@@ -17,7 +17,7 @@ from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
 from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, SYNC, TO_HOST
 from simulator.graph.block import Block, Segment
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, Streaming, Wait
+from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, PointToPoint, Streaming, Wait
 
 Pricer = Callable[[Op], Priced]
 """Prices one op under the four conditions."""
@@ -183,7 +183,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
     kind_now: Kind | None = None
     piece: list[Op] = []
     for op in segment.ops:
-        kind: Kind = "collective" if isinstance(op.work, Collective) else "compute"
+        kind: Kind = "collective" if isinstance(op.work, (Collective, PointToPoint)) else "compute"
         if segment.stream == "comm":
             kind = "all_to_all" if isinstance(op.work, (AllToAll, Collective)) else "work"
             kind = "notify" if isinstance(op.work, Notify) else kind
@@ -369,13 +369,14 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     of its work during a short one.
     """
     work = collective.op.work
-    assert isinstance(work, Collective)
-    side = after if work.kind == "all_gather" else list(reversed(before))
+    assert isinstance(work, (Collective, PointToPoint))
+    feeds = isinstance(work, PointToPoint) or work.kind == "all_gather"
+    side = after if feeds else list(reversed(before))
     kernel = next((p for p in side if isinstance(p.op.work, (Gemm, Attention))), None)
     if kernel is None:
         return collective
     time, alone = collective.durations[ALONE], kernel.durations[ALONE]
-    if collective.op.concurrent_with == "whole":
+    if collective.op.concurrent_with == "whole" or isinstance(work, PointToPoint):
         slowed = alone + collective.cost.held * (kernel.durations[COLLECTIVE] - alone)
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:

@@ -6,7 +6,7 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
-from simulator.graph.mixers import indexer
+from simulator.graph.mixers import context, indexer
 from simulator.graph.norm import (
     enter_attention_backward,
     enter_branch,
@@ -23,7 +23,6 @@ from simulator.graph.parallel import (
     gather,
     heads_per_rank,
     kv_heads_per_rank,
-    merge_chunks,
     regather,
     scatter,
     sharded_tokens,
@@ -78,8 +77,6 @@ def core_work(s: Shapes, *, backward: bool) -> Attention:
         d_v=s.model.v_dim,
         causal=True,
         backward=backward,
-        ranks=s.job.layout.cp,
-        in_ring=s.job.layout.cp_kind == "ring",
         window=s.model.sliding_window or indexer.window_of(s),
         chunk=s.model.attention_chunk_size,
     )
@@ -95,14 +92,23 @@ def _batched(s: Shapes, n: int, k: int) -> Gemm:
     return Gemm(m=s.batch * heads_per_rank(s) * s.seq, n=n, k=k, precision="bf16")
 
 
+def _gather_all(builder: SegmentBuilder, s: Shapes, name: str, width: int, *, passes: int) -> None:
+    """Context parallelism of cores that are no single kernel over all keys: these are gathered."""
+    if indexer.is_sparse(s) or not s.stack.attention_fused:
+        circulate_keys(builder, name, s, width, passes=passes)
+
+
 def core_forward(
     builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None = None, saved: float = 0.0
 ) -> None:
     """The attention core: one fused kernel, or GEMMs, masked softmax and dropout on scores in memory
     (Megatron-LM, arXiv 1909.08053; without FlashAttention)."""
+    if indexer.is_sparse(s):
+        builder.add(name, indexer.core_class(s, "fwd"), core_work(s, backward=False), part=part, saved=saved)
+        return
     if s.stack.attention_fused:
-        work = core_work(s, backward=False)
-        builder.add(name, indexer.core_class(s, "fwd"), work, part=part, saved=saved, launches=work.kernels)
+        core = context.Core(work=core_work(s, backward=False), cls="attn.fwd")
+        context.forward(builder, s, core, name, part=part, saved=saved)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
     kept = 0.0 if "core_attn" in s.recompute or part else scores * (2 * BF16 + 1.0)
@@ -133,10 +139,12 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     q, _ = widths(s)
     if s.stack.attention_fused:
         prepare_backward(builder, s, s.tokens * q, s.tokens * output_width(s))
-        work = core_work(s, backward=True)
-        builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), work, launches=work.kernels)
         if indexer.is_sparse(s):
+            builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
             indexer.learn(builder, s, heads_per_rank(s), s.model.qk_head_dim)
+        else:
+            core = context.Core(work=core_work(s, backward=True), cls="attn.bwd")
+            context.backward(builder, s, core, "attn.core.bwd")
         finish_backward(builder, s, s.tokens * q)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
@@ -263,12 +271,11 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
     kept = t * out * (BF16 + s.formats.copied_bytes) + (
         0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
     )
-    circulate_keys(builder, "attn.kv.transfer", s, kv, passes=1)
+    _gather_all(builder, s, "attn.kv.transfer", kv, passes=1)
     if indexer.is_sparse(s):
         indexer.projections(builder, s)
         indexer.choose(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
-    merge_chunks(builder, s, out, kv)
     if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
@@ -315,9 +322,8 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         place_heads(builder, s, again=True)
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
-    circulate_keys(builder, "attn.dkv.transfer", s, kv, passes=2)
+    _gather_all(builder, s, "attn.dkv.transfer", kv, passes=2)
     core_backward(builder, s)
-    merge_chunks(builder, s, out, kv, backward=True)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
     for name, rows, width in _head_norms(s):

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from simulator.graph import attention, ffn, mla, moe
 from simulator.graph.block import Block, Segment, SegmentBuilder
-from simulator.graph.mixers import chosen, compressed, hybrid, recurrent, selective
+from simulator.graph.mixers import chosen, compressed, hybrid, recurrent, selective, short_conv
 from simulator.graph.norm import enter_branch, leave_branch_backward
 from simulator.graph.recompute import recomputed
 from simulator.graph.shapes import Shapes
@@ -18,10 +18,8 @@ from simulator.spec.mixer import BlockKind, Mixer
 def _form(s: Shapes) -> ModuleType:
     """What builds the ops of this layer's mixer."""
     mixer = s.model.mixer_of(0)
-    if mixer.is_recurrent:
-        return selective if mixer is Mixer.MAMBA1 else recurrent
-    if mixer is Mixer.HYBRID:
-        return hybrid
+    if mixer.has_state:
+        return {Mixer.MAMBA1: selective, Mixer.CONV: short_conv, Mixer.HYBRID: hybrid}.get(mixer, recurrent)
     if s.model.shared_key_value:
         return compressed
     if s.model.is_mla:

@@ -13,9 +13,9 @@ from simulator.graph import linear
 from simulator.graph.attention import finish_backward, gate_output, gate_width, prepare_backward
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast, elementwise
-from simulator.graph.mixers import depth
+from simulator.graph.mixers import context, depth
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
-from simulator.graph.parallel import circulate_keys, gather, heads_per_rank, merge_chunks, scatter, sharded_tokens
+from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
 
@@ -78,8 +78,6 @@ def core_work(s: Shapes, d: Dims, *, backward: bool) -> Attention:
         d_v=d.v,
         causal=True,
         backward=backward,
-        ranks=s.job.layout.cp,
-        in_ring=s.job.layout.cp_kind == "ring",
     )
 
 
@@ -206,10 +204,8 @@ def forward(s: Shapes) -> SegmentBuilder:
     _up_projections(builder, s, d, again=False)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16 + s.formats.copied_bytes)
-    circulate_keys(builder, "attn.kv.transfer", s, d.q + d.out, passes=1)
-    work = core_work(s, d, backward=False)
-    builder.add("attn.core.fwd", "attn.fwd", work, saved=statistics + kept_out, launches=work.kernels)
-    merge_chunks(builder, s, d.out, d.q + d.out)
+    core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+    context.forward(builder, s, core, "attn.core.fwd", saved=statistics + kept_out)
     if s.fp8:
         builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
     _gate(builder, s, d)
@@ -227,10 +223,8 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     t = d.tokens
     prepare_backward(builder, s, t * d.q, t * d.out, part="I")
-    circulate_keys(builder, "attn.dkv.transfer", s, d.q + d.out, passes=2)
-    work = core_work(s, d, backward=True)
-    builder.add("attn.core.bwd", "attn.bwd", work, launches=work.kernels)
-    merge_chunks(builder, s, d.out, d.q + d.out, backward=True)
+    core = context.Core(work=core_work(s, d, backward=True), cls="attn.bwd")
+    context.backward(builder, s, core, "attn.core.bwd")
     finish_backward(builder, s, t * d.q)
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
 
@@ -296,8 +290,8 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.norm_again("latent") or s.up_again:
         _up_projections(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        work = core_work(s, d, backward=False)
-        builder.add("attn.core.recompute", "attn.fwd", work, part="R", launches=work.kernels)
+        core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+        context.forward(builder, s, core, "attn.core.recompute", part="R")
     _core_backward(builder, s, d)
     _latent_gradients(builder, s, d)
     _input_gradients(builder, s, d)

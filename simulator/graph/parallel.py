@@ -11,7 +11,7 @@ from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Streaming
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -89,44 +89,15 @@ def scatter(
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
 
 
-def circulate_keys(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int) -> None:
-    """Context parallelism: every rank sees all keys and values, `passes` times `width` values a token.
-
-    A ring passes them on while the core works on the part that is there (Ring Attention, arXiv 2310.01889); an
-    all-gather comes before it (Llama 3, arXiv 2407.21783, section 3.3.2).
-    """
+def circulate_keys(
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, passes: int, part: Part | None = None
+) -> None:
+    """Context parallelism: every rank gathers all keys and values, `passes` times `width` values a token."""
     layout = s.job.layout
     if layout.cp > 1:
         size = passes * s.batch * s.seq_kv * width * BF16
         work = Collective(kind="all_gather", bytes=size, ranks=layout.cp, per_node=ranks_per_node(s))
-        concurrent_with: ConcurrentWith = "chunks" if layout.cp_kind == "ring" else "nothing"
-        builder.add(
-            name, f"comm.cp.{layout.cp_kind}", work, concurrent_with=concurrent_with, in_ring=layout.cp_kind == "ring"
-        )
-
-
-MERGING = (6, 8)
-"""Kernels of a ring's step besides the core, forward and backward."""
-
-
-def merge_chunks(builder: SegmentBuilder, s: Shapes, q: int, kv: int, *, backward: bool = False) -> None:
-    """What a ring does around the core of each of its steps, over `q` and `kv` values a token: keys and values joined
-    into the buffer that is sent, halves of a sequence copied out, outputs and their statistics merged; backward the
-    same with gradients, which are summed up.
-
-    Bytes of an even mix of steps that use half of the queries and half of the keys (Transformer Engine 1.11,
-    transformer_engine/pytorch/attention.py, AttnFuncWithCPAndKVP2P, 2024-10).
-    """
-    layout = s.job.layout
-    if layout.cp == 1 or layout.cp_kind != "ring":
-        return
-    queries, keys, later = s.tokens * q * BF16, s.tokens * kv * BF16, layout.cp - 1
-    moved = 6 * keys + 2 * queries + later * (4.25 * keys + 3.75 * queries)
-    if not backward:
-        moved = 2 * keys + 4 * queries + later * (0.5 * keys + 2.75 * queries)
-    count = MERGING[backward] * layout.cp
-    work = Streaming(read=0.6 * moved / count, written=0.4 * moved / count)
-    builder.add(f"attn.merge.{'bwd' if backward else 'fwd'}", "elem", work, count=count)
+        builder.add(name, "comm.cp.all_gather", work, part=part)
 
 
 def ranks_per_node(s: Shapes) -> int:

@@ -13,6 +13,7 @@ from typing import TypeAlias, get_args
 from simulator.errors import InputError, ScheduleError
 from simulator.inputs import serving_check
 from simulator.inputs.problems import Problem, Severity
+from simulator.inputs.ranges.context_rules import context_rules
 from simulator.inputs.ranges.precision_rules import precision_rules
 from simulator.routing.loads import loads_problem
 from simulator.schedule.action import MOST_CHUNKS
@@ -260,6 +261,7 @@ def _routing(s: Scenario) -> Iterator[Problem]:
     routing = s.job.routing
     for key, value, kind in (
         ("max_over_mean", routing.max_over_mean if routing.max_over_mean != 1.0 else 0.0, "skewed"),
+        ("hot_expert", routing.hot_expert if routing.hot_expert != 1.0 else 0.0, "hot"),
         ("cv", routing.cv, "sampled"),
         ("microbatch_cv", routing.microbatch_cv, "sampled"),
         ("seed", routing.seed, "sampled"),
@@ -274,6 +276,41 @@ def _routing(s: Scenario) -> Iterator[Problem]:
                 suggestion=f"set routing.kind={kind}",
                 severity="warning",
             )
+
+
+def _seen_by(s: Scenario) -> Iterator[Problem]:
+    """How ranks that differ are simulated must have a use."""
+    ranks, use = s.job.routing.ranks, ""
+    if ranks == "auto":
+        return
+    if s.workload.serves:
+        use = "set serving.ranks"
+    elif not (s.model.is_moe and s.job.layout.ep > 1 and s.job.routing.kind != "uniform"):
+        use = "set routing.kind"
+    elif ranks == "mean" and (s.job.stragglers.any or s.job.stragglers.clocks == "drawn"):
+        use = "leave it out: with slow GPUs ranks are simulated apart"
+    if use:
+        yield Problem(
+            rule="routing",
+            key="routing.ranks",
+            value=ranks,
+            message="does nothing here",
+            suggestion=use,
+            severity="warning",
+        )
+
+
+def _hot(s: Scenario) -> Iterator[Problem]:
+    """Every token chooses an expert once at most."""
+    routing, gate = s.job.routing, s.model.gate
+    if s.model.is_moe and routing.hot_expert > gate.experts / gate.top_k:
+        yield Problem(
+            rule="routing",
+            key="routing.hot_expert",
+            value=routing.hot_expert,
+            message=f"is more than all tokens: each chooses {gate.top_k} of {gate.experts} experts",
+            suggestion=f"use at most {gate.experts / gate.top_k:g}",
+        )
 
 
 def _recorded(s: Scenario) -> Iterator[Problem]:
@@ -384,20 +421,27 @@ def _tensor(s: Scenario) -> Iterator[Problem]:
         )
 
 
+_UNSPLIT = {
+    Mixer.MAMBA1: "whose b and c come from all channels",
+    Mixer.CONV: "whose convolution reads tokens of the rank before",
+}
+"""Recurrent layers that no software splits over context-parallel ranks, and why."""
+
+
 def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
     """Heads of a recurrent layer: on tensor-parallel ranks, and behind an all-to-all on context-parallel ones."""
     if not kind.mixer.has_state:
         return
     layout, state = s.job.layout, s.model.of_kind(kind).state
-    if layout.cp > 1 and kind.mixer is Mixer.MAMBA1:
+    if layout.cp > 1 and kind.mixer in _UNSPLIT:
         yield Problem(
             rule="recurrent layers",
             key="layout.cp",
             value=layout.cp,
-            message="no software splits the sequences of mamba1 layers, whose b and c come from all channels",
+            message=f"no software splits the sequences of {kind.mixer} layers, {_UNSPLIT[kind.mixer]}",
             suggestion="use 1",
         )
-    parts = "channels" if kind.mixer is Mixer.MAMBA1 else "heads"
+    parts = "channels" if kind.mixer in _UNSPLIT else "heads"
     if state.heads % layout.tp:
         yield _width_problem("layout.tp", layout.tp, f"{parts} of {kind.mixer} layers", state.heads)
     elif state.key_heads % layout.tp and layout.tp % state.key_heads:
@@ -462,6 +506,7 @@ def _sequence(s: Scenario) -> Iterator[Problem]:
             suggestion=f"use {_multiples(length, 2 * layout.cp)} tokens",
         )
     yield from _reach(s, length)
+    yield from context_rules(s)
 
 
 def _reach(s: Scenario, length: int) -> Iterator[Problem]:
@@ -758,6 +803,8 @@ _SERVING: tuple[Rule, ...] = (
     serving_check.ranks,
     serving_check.experts,
     _routing,
+    _seen_by,
+    _hot,
     _recorded,
     _tensor,
     _carried,
@@ -776,6 +823,8 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stages,
         _experts,
         _routing,
+        _seen_by,
+        _hot,
         _recorded,
         _stragglers,
         _tensor,

@@ -116,6 +116,7 @@ JOB: Mapping[str, Range] = {
     "offload.activations": Range(low=0, high=1),
     "overlap.comm_sms": _NOT_NEGATIVE,
     "routing.max_over_mean": _POSITIVE,
+    "routing.hot_expert": Range(low=1, high=1e4),
     "routing.cv": Range(low=0, high=4),  # beyond it most experts idle
     "routing.microbatch_cv": Range(low=0, high=4),
     "routing.seed": _NOT_NEGATIVE,
@@ -161,6 +162,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
         "mamba_num_heads",
         "mamba_head_dim",
         "mamba_inner_size",
+        "short_conv_size",
         "mamba_dt_rank",
         "ssm_state_size",
         "mixer_only_layers",

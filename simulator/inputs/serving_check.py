@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from simulator.inputs.problems import Problem
+from simulator.routing.loads import BY_EXPERT
 from simulator.spec.job import Layout, Overlap, Run
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import Serving, expert_slots
@@ -236,7 +237,7 @@ def ranks(s: Scenario) -> Iterator[Problem]:
             message='changes nothing without ranks = "apart" and a context, or tokens, that differ',
             suggestion="leave it out",
         )
-    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", "sampled", "measured")):
+    if serving.eplb != "auto" and not (travels and s.job.routing.kind in ("uniform", *BY_EXPERT)):
         why = f"{s.job.routing.kind} routing is about ranks" if travels else "there is no all-to-all over ep ranks"
         yield Problem(
             rule="placement of experts",

@@ -34,12 +34,18 @@ def with_defaults(table: Table, source: str) -> Table:
         return table  # reported when the value is read
     if not known.serves:
         _absent(table, "serving", source, f'only jobs with workload = "prefill" or "decode" have it, not "{name}"')
-        return {"batch": {}} | table  # an empty one has its missing keys named together with all others
+        # an empty batch has its missing keys named together with all others
+        return {"batch": {}} | table | {"routing": _loads(table.get("routing", {}))}
     _absent(table, "batch", source, f'a job with workload = "{name}" has a table [serving] instead')
     serving, layout = table.get("serving", {}), table.get("layout", {})
     if isinstance(serving, dict):  # missing keys are named together with all others when the values are read
         serving = {**_SERVING[str(name)], **serving}
     return table | {"layout": {**_LAYOUT, **layout} if isinstance(layout, dict) else layout, "serving": serving}
+
+
+def _loads(routing: Any) -> Any:
+    """`[routing]` of a training job: one that says nothing of its loads takes them as others measured them."""
+    return {"kind": "auto", **routing} if isinstance(routing, dict) else routing
 
 
 def refuse_other_workload(job: Job, change: Override) -> None:

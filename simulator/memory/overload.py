@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil
 
 from simulator.graph.shapes import Shapes, group_tokens
-from simulator.routing.loads import moe_layers, rank_shares
+from simulator.routing.loads import BY_EXPERT, moe_layers, rank_shares
 from simulator.spec.scenario import Scenario
 
 MICROBATCHES = 2
@@ -22,7 +22,7 @@ def overload_of(scenario: Scenario) -> float:
     routing, ranks = scenario.job.routing, scenario.job.layout.ep
     if ranks == 1 or not scenario.model.is_moe:
         return 1.0
-    if routing.kind not in ("sampled", "measured"):
+    if routing.kind not in BY_EXPERT:
         return max(rank_shares(routing, ranks))
     from simulator.routing.rank_loads import loads_of  # NumPy takes 0.1 s to load
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.graph.stage import build_blocks
-from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Scan, Streaming
+from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, PointToPoint, Scan, Streaming
 from simulator.spec.model import BlockKind
 from simulator.spec.recompute import CHECKPOINTED
 
@@ -42,11 +42,9 @@ class Here:
     Parameters
     ----------
     received : distinct tokens that an all-to-all brings.
-    ring : whether keys and values of other ranks arrive in parts instead of being gathered.
     """
 
     received: int
-    ring: bool
 
 
 def operands(op: Op, here: Here) -> tuple[float, float]:
@@ -55,7 +53,7 @@ def operands(op: Op, here: Here) -> tuple[float, float]:
     if isinstance(work, Gemm):
         return _gemm(work, op.count)
     if isinstance(work, Attention):
-        return _attention(work, here.ring)
+        return _attention(work)
     if isinstance(work, DecodeAttention):  # the cache is held
         rows = 2.0 * work.batch * work.q_len * work.heads
         return rows * work.d_qk, rows * work.d_v
@@ -66,9 +64,8 @@ def operands(op: Op, here: Here) -> tuple[float, float]:
     if isinstance(work, AllToAll):
         own, others = work.tokens * work.bytes_per_token, here.received * work.bytes_per_token
         return (own, others) if work.direction == "dispatch" else (others, own)
-    if isinstance(work, Collective):
-        size = work.bytes / work.ranks if op.in_ring else work.bytes
-        return size, size
+    if isinstance(work, (Collective, PointToPoint)):  # messages of a ring; those between stages are no ops of a layer
+        return work.bytes, work.bytes
     return 0.0, 0.0
 
 
@@ -79,13 +76,9 @@ def _gemm(work: Gemm, count: int) -> tuple[float, float]:
     return size * work.valid_rows * work.k, work.out_bytes * work.valid_rows * work.n
 
 
-def _attention(work: Attention, ring: bool) -> tuple[float, float]:
-    """Queries, keys, values and output in BF16; backward accumulates the gradient of the queries in FP32.
-
-    Of a ring, the keys and values that are worked on and the next ones are there (arXiv 2310.01889, section 3).
-    """
-    length = min(work.seq_kv, 2 * work.seq_q) if ring else work.seq_kv
-    rows, keys = work.batch * work.seq_q * work.heads, work.batch * length * work.kv_heads
+def _attention(work: Attention) -> tuple[float, float]:
+    """Queries, keys, values and output in BF16; backward accumulates the gradient of the queries in FP32."""
+    rows, keys = work.batch * work.seq_q * work.heads, work.batch * work.seq_kv * work.kv_heads
     q, k, v, out = 2.0 * rows * work.d_qk, 2.0 * keys * work.d_qk, 2.0 * keys * work.d_v, 2.0 * rows * work.d_v
     return (q + k + v + 2 * out, 2 * q + k + v) if work.backward else (q + k + v, out)
 
@@ -125,7 +118,7 @@ def footprint(block: Block, here: Here, revived: float = 0.0) -> Footprint:
 
 def footprints(shapes: Shapes, blocks: dict[BlockKind, Block]) -> dict[BlockKind, Footprint]:
     """Footprints by kind of block."""
-    here = Here(received=shapes.received, ring=shapes.job.layout.cp_kind == "ring")
+    here = Here(received=shapes.received)
     revived = _revived(shapes, blocks)
     return {kind: footprint(block, here, revived[kind]) for kind, block in blocks.items()}
 

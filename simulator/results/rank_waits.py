@@ -73,18 +73,17 @@ def rank_waits(built: PricedModel, schedule: Schedule, uneven: UnevenStep) -> Ra
     ran, columns = uneven.timeline, uneven.columns
     layers = tuple(sorted({ran.layer.get(task, -1) for task in ran.wait}))
     place = {layer: at for at, layer in enumerate(layers)}
-    shape = len(columns.names), len(layers)
-    waited, caused, load = np.zeros(shape), np.zeros(shape), np.ones(shape)
+    waited, caused, load = (np.zeros((len(layers), len(columns.names))) for _ in range(3))
     for task, wait in ran.wait.items():
         at = place[ran.layer.get(task, -1)]
         mine = wait[:-1]
-        waited[:, at] += mine
-        caused[int(np.argmin(mine)), at] += max(0.0, float(wait[-1]))
+        waited[at] += mine
+        caused[at, mine.argmin()] += max(0.0, float(wait[-1]))
     for layer, at in place.items():
-        if layer >= 0:
-            load[:, at] = np.mean([columns.loads(layer, m)[:-1] for m in range(schedule.microbatches)], axis=0)
+        every = [columns.loads(layer, m)[:-1] for m in range(schedule.microbatches)] if layer >= 0 else [1.0]
+        load[at] = np.mean(every, axis=0)
     causes = waits_by_cause(built, schedule, uneven)
-    return RankWaits(ranks=columns.names, layers=layers, load=load, waited=waited, caused=caused, by_cause=causes)
+    return RankWaits(ranks=columns.names, layers=layers, load=load.T, waited=waited.T, caused=caused.T, by_cause=causes)
 
 
 def waits_by_cause(built: PricedModel, schedule: Schedule, uneven: UnevenStep) -> dict[Cause, float]:

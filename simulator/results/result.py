@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -100,5 +99,7 @@ def plain(value: Any) -> Any:
 
 def digest(resolved: Any) -> str:
     """Short hash of a resolved scenario: equal inputs, equal hash."""
+    import hashlib  # OpenSSL takes as long to load as a small step
+
     text = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

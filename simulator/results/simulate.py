@@ -17,10 +17,10 @@ from simulator.engine.lower import (
     PricedModel,
     drawn_clocks,
     fills_waits,
-    is_uneven,
     lower,
     pairs_forwards,
     price_model,
+    ranks_apart,
     stage_names,
 )
 from simulator.engine.power import at_the_limit, demand
@@ -122,8 +122,8 @@ def timeline_of(
 
 
 def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
-    """The training step on ranks that differ; None where all are alike."""
-    if not is_uneven(built.scenario):
+    """The training step on ranks apart; None where all are alike, or as a mean rank sees them."""
+    if not ranks_apart(built.scenario):
         return None
     from simulator.engine.ranks.whole_step import uneven_step  # NumPy takes 0.1 s to load
 
@@ -131,8 +131,8 @@ def uneven_of(built: PricedModel, schedule: Schedule) -> UnevenStep | None:
 
 
 def members_of(scenario: Scenario) -> tuple[int, ...]:
-    """Numbers of the GPUs of a stage that are simulated apart; none where all are alike."""
-    if not is_uneven(scenario):
+    """Numbers of the GPUs of a stage that are simulated apart."""
+    if not ranks_apart(scenario):
         return ()
     from simulator.engine.ranks.uneven import columns_of
 

@@ -1,8 +1,7 @@
 """How evenly the gate loads the expert-parallel ranks: tokens per expert and rank.
 
-Every shipped job takes balanced ranks, with which a step takes seconds to simulate; `routing.kind=published` simulates
-what others measured (`simulator.routing.published_loads`), and intervals draw it. DeepSeek's training profile does not
-show loads. Its gate uses random scores (`randn_like` before the
+A training job that says nothing takes what others measured (`simulator.routing.published_loads`), and intervals draw
+its range. DeepSeek's training profile does not show loads. Its gate uses random scores (`randn_like` before the
 sigmoid), and its routed tokens, -6 to +5 % off the mean in four layers, spread as if all ranks used the same random
 numbers: one rank's 4096 tokens times 64 spread by 4.4 %, 64 independent samples by 0.55 %; all four counts of received
 tokens are multiples of 8.
@@ -11,10 +10,13 @@ tokens are multiples of 8.
 from __future__ import annotations
 
 from simulator.errors import InputError
+from simulator.ops import Gate
 from simulator.spec.job import Routing
 from simulator.spec.model import ModelSpec
 from simulator.spec.scenario import Scenario
 
+BY_EXPERT = ("hot", "sampled", "measured")
+"""Kinds of routing that say how uneven experts are; what ranks get depends on who holds which."""
 MEAN_OFF = 5e-3  # of given loads from 1: four written digits of 64 ranks stay well within
 
 
@@ -34,11 +36,18 @@ def imbalance(scenario: Scenario, tokens: int) -> float:
     """
     routing, ranks = scenario.job.routing, scenario.job.layout.ep
     check_routing(routing, ranks)
-    if routing.kind in ("sampled", "measured") and ranks > 1:
+    if routing.kind in BY_EXPERT and ranks > 1:
         from simulator.routing.rank_loads import mean_imbalance  # NumPy takes 0.1 s to load
 
         return mean_imbalance(scenario, tokens)
     return max(rank_shares(routing, ranks))
+
+
+def hot_shares(routing: Routing, gate: Gate) -> list[float]:
+    """Part of the tokens that choose each expert of a layer whose expert 0 is hot; they sum to top_k."""
+    mean = gate.top_k / gate.experts
+    hot = mean * routing.hot_expert
+    return [hot] + [(gate.top_k - hot) / (gate.experts - 1)] * (gate.experts - 1)
 
 
 def loads_problem(routing: Routing, ranks: int) -> str:

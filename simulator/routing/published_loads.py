@@ -16,6 +16,7 @@ from typing import Any, Literal
 from simulator.errors import InputError
 from simulator.spec.job import Job, Routing
 from simulator.spec.model import ModelSpec
+from simulator.spec.scenario import Scenario
 
 Balancing = Literal["bias", "loss", "drop"]
 
@@ -126,19 +127,42 @@ def measured_at(taken: TakenLoads) -> str:
 
 
 def with_published_loads(job: Job, model: ModelSpec) -> Job:
-    """The job with `routing.kind = "published"` replaced by the loads that this stands for.
+    """The job with `routing.kind` "published" or "auto" replaced by the loads that this stands for.
 
-    Raises InputError for a model without experts, a serving job, or one that states spreads, too.
+    Raises InputError for published loads of a model without experts, of a serving job, or next to spreads of its own.
     """
-    routing = job.routing
+    routing, taken = job.routing, taken_for(model)
+    if routing.kind == "auto":
+        states = Routing(ranks=routing.ranks, seed=routing.seed, kind="auto") != routing
+        unknown = taken is None or taken.even or states or job.serving is not None
+        routing = replace(routing, kind="uniform" if unknown else "published")
     if routing.kind != "published":
-        return job
+        return replace(job, routing=routing)
     if routing.cv or routing.microbatch_cv:
         raise InputError("routing.cv: published loads have spreads of their own; set routing.kind=sampled for others")
     if job.serving is not None:
         raise InputError("routing.kind: published loads are of training; set routing.kind=sampled and routing.cv")
-    taken = taken_for(model)
     if taken is None:
         raise InputError(f"routing.kind: {model.name} has no experts; set routing.kind=uniform")
-    loads = Routing() if taken.even else replace(taken.at(0.0), seed=routing.seed)
+    ranks = "mean" if routing.ranks == "auto" else routing.ranks
+    loads = Routing() if taken.even else replace(taken.at(0.0), seed=routing.seed, ranks=ranks)
     return replace(job, routing=loads)
+
+
+def with_equal_loads(scenario: Scenario) -> Scenario:
+    """The scenario with equal ranks where a mean rank stands for uneven ones: for studies of many steps."""
+    job = scenario.job
+    return replace(scenario, job=replace(job, routing=Routing())) if job.routing.ranks == "mean" else scenario
+
+
+def with_ranks_apart(scenario: Scenario) -> Scenario:
+    """The scenario with ranks apart where a mean rank stands for uneven ones."""
+    job = scenario.job
+    if job.routing.ranks != "mean":
+        return scenario
+    return replace(scenario, job=replace(job, routing=replace(job.routing, ranks="apart")))
+
+
+def is_published(routing: Routing, taken: TakenLoads) -> bool:
+    """Whether loads are those that jobs take, of any seed."""
+    return replace(routing, seed=0, ranks="auto") == taken.at(0.0)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.ops import Gate
-from simulator.routing.loads import check_routing, moe_layers, rank_shares
+from simulator.routing.loads import check_routing, hot_shares, moe_layers, rank_shares
 from simulator.routing.placement import Placement, in_order
 from simulator.routing.popularity import chosen_shares, popularity, tokens_of_microbatch
 from simulator.spec.job import Routing
@@ -88,18 +88,27 @@ def tokens_of(routing: Routing, gate: Gate, *, tokens: int, counts: ExpertCounts
     Of kinds that are about experts; with the others every expert has as many.
     """
     if routing.kind == "sampled":
-        return lambda layer, microbatch: tokens_of_microbatch(
-            _shares(gate, routing.cv, routing.seed, layer),
-            gate.top_k,
-            tokens=tokens,
-            cv=routing.microbatch_cv,
-            seed=routing.seed,
-            layer=layer,
-            microbatch=microbatch,
-        )
+        return lambda layer, microbatch: _sampled(routing, gate, tokens, layer, microbatch)
+    if routing.kind == "hot":
+        hot = np.array(hot_shares(routing, gate)) * tokens
+        return lambda layer, microbatch: hot
     if routing.kind == "measured" and counts is not None:
         return lambda layer, microbatch: _scaled(counts, layer, microbatch, tokens * gate.top_k)
     return lambda layer, microbatch: np.full(gate.experts, tokens * gate.top_k / gate.experts)
+
+
+@lru_cache(maxsize=1024)
+def _sampled(routing: Routing, gate: Gate, tokens: int, layer: int, microbatch: int) -> Array:
+    """Tokens of each expert, drawn."""
+    return tokens_of_microbatch(
+        _shares(gate, routing.cv, routing.seed, layer),
+        gate.top_k,
+        tokens=tokens,
+        cv=routing.microbatch_cv,
+        seed=routing.seed,
+        layer=layer,
+        microbatch=microbatch,
+    )
 
 
 @lru_cache(maxsize=1024)

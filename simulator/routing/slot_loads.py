@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.ops import Gate
 from simulator.routing.eplb import balanced, with_copies_in_order
-from simulator.routing.loads import moe_layers, rank_shares
+from simulator.routing.loads import hot_shares, moe_layers, rank_shares
 from simulator.routing.placement import Placement, in_order
 from simulator.routing.popularity import chosen_shares, popularity
 from simulator.routing.rank_loads import GroupLoads, tokens_of
@@ -79,6 +79,8 @@ def expected_shares(scenario: Scenario, layer: int) -> list[float]:
 
 @lru_cache(maxsize=1024)
 def _sampled(routing: Routing, gate: Gate, layer: int) -> tuple[float, ...]:
+    if routing.kind == "hot":
+        return tuple(hot_shares(routing, gate))
     if routing.kind != "sampled":
         return (gate.top_k / gate.experts,) * gate.experts
     found = chosen_shares(popularity(gate.experts, routing.cv, seed=routing.seed, layer=layer), gate)
@@ -114,7 +116,7 @@ def _of_ranks(scenario: Scenario, serving: Serving, tokens: int) -> GroupLoads:
 def mean_slot_imbalance(scenario: Scenario, tokens: int) -> float:
     """Load of the most loaded rank over the mean: mean over the layers of one step."""
     of, layers = slot_loads(scenario, tokens), moe_layers(scenario.model)
-    if scenario.job.routing.kind == "uniform":
+    if scenario.job.routing.kind in ("uniform", "hot"):  # all layers are alike
         layers = layers[:1]
     found = [of(layer, 0).imbalance for layer in layers]
     return sum(found) / len(found)

@@ -61,7 +61,7 @@ class Deployment:
     prompts : engines that compute prompts up to their first tokens, where these here only go on from there.
     link : how KV caches travel between them.
     lost_at : when the last engine is lost [s].
-    slow : how many times as long each step of the last engine takes.
+    slow : how many times as long each step of the last engine takes (of those that go on from prompts, if apart).
     received : prompts are computed elsewhere in no time: what comes are their KV caches.
     """
 
@@ -100,16 +100,21 @@ class Deployment:
         router = router_of(self.router)
         if self.prompts is None or self.link is None:
             engines = self._fresh(recorder)
-            if self.slow > 1.0:
-                engines[-1].times = Slowed(engines[-1].times, self.slow)
+            self._slow_down(engines)
             loss = None if self.lost_at is None else (len(engines) - 1, self.lost_at)
             return Fleet(engines=engines, router=router, loss=loss, received=self.received)
         decoders = self._fresh(recorder, "decode engine")
+        self._slow_down(decoders)
         handover = Handover(recorder, self.link, decoders)
         before = self.prompts._fresh(handover, "prefill engine")
         for engine in before:
             engine.keeps = self.link.handover == "pull"
         return Fleet(engines=before, router=router, decoders=decoders, handover=handover)
+
+    def _slow_down(self, engines: list[Engine]) -> None:
+        """Let the last engine have a slow GPU, if one is."""
+        if self.slow > 1.0:
+            engines[-1].times = Slowed(engines[-1].times, self.slow)
 
     def _fresh(self, recorder: Listener, called: str = "engine") -> list[Engine]:
         s, balanced = self.scheduler, self.router == "least-load"
@@ -213,14 +218,12 @@ def failing(deployment: Deployment, lost_at: float | None, slow: float | None) -
 
     Raises
     ------
-    InputError : there is no other engine to take over, or prompts and the rest are apart.
+    InputError : there is no other engine to take over, or one is lost where prompts and the rest are apart.
     """
     if lost_at is None and slow is None:
         return deployment
-    if deployment.prompts is not None:
-        raise InputError(
-            "--lose-at, --slow: are not modelled of disaggregated deployments; leave out --prefill-replicas"
-        )
+    if lost_at is not None and deployment.prompts is not None:
+        raise InputError("--lose-at: is not modelled of disaggregated deployments; leave out --prefill-replicas")
     if lost_at is not None and deployment.engines < 2:
         raise InputError("--lose-at: there is no other engine to take over; use --replicas 2 or more")
     return replace(deployment, lost_at=lost_at, slow=slow or 1.0)

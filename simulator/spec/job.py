@@ -71,7 +71,9 @@ class Layout:
         as Megatron-Core writes it (`simulator.spec.placement`), which places embedding, MTP modules and loss, too.
     decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers : layers of the first and last pipeline rank;
         the others share the rest evenly (`stages` "even") [layers].
-    cp_kind : how context parallelism moves keys and values.
+    cp_kind : how context parallelism brings queries and keys together: keys and values go round (ring) or are gathered
+        (all_gather), or an all-to-all turns parts of the sequence into parts of the heads (all_to_all;
+        `simulator.graph.mixers.context`).
     """
 
     tp: int = 1
@@ -90,7 +92,7 @@ class Layout:
     stages: Placement | str | tuple[int, ...] = "balanced"
     decoder_first_pipeline_num_layers: int | None = None
     decoder_last_pipeline_num_layers: int | None = None
-    cp_kind: Literal["ring", "all_gather"] = "ring"
+    cp_kind: Literal["ring", "all_gather", "all_to_all"] = "ring"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,18 +167,24 @@ class Overlap:
 class Routing:
     """How evenly the gate loads the expert-parallel ranks.
 
-    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `given`: `loads`
+    `uniform`: all ranks equal. `skewed`: `max_over_mean` is given, and rank 0 has it in every layer. `hot`: expert 0 of
+    every layer has `hot_expert` times the mean, the others share the rest; who holds it has more. `given`: `loads`
     are, of every layer. `sampled`: experts of each layer differ in popularity, by `cv` for the whole step and by
     `microbatch_cv` anew in each microbatch, and tokens are drawn. `measured`: recorded in `file`. `published`: sampled,
-    as others measured gates that are balanced alike (`simulator.routing.published_loads`); loading a job resolves it.
+    as others measured gates that are balanced alike (`simulator.routing.published_loads`). `auto`, of a training job
+    that says nothing: `published` where there are such measurements, else `uniform`. Loading a job resolves both.
 
     A spread known per rank gives `cv` when multiplied by the square root of the experts per rank: ranks of 4 experts
     that spread by 5 % are `sampled` with `cv` = 0.1.
 
     Parameters
     ----------
-    kind : which of the six.
+    kind : which of the eight.
+    ranks : how a training step has ranks that differ. `mean`: as one with the mean load sees them, which waits in each
+        kind of action as if that ran behind itself on all ranks; `apart`: each of an expert-parallel group, over the
+        whole step. `auto`: `mean` of published loads, `apart` of loads that a job states. With slow GPUs: `apart`.
     max_over_mean : load of the most loaded rank over the mean.
+    hot_expert : load of the hot expert over the mean expert's.
     cv : coefficient of variation of the popularity of an expert, the same in all microbatches.
     microbatch_cv : coefficient of variation of the factor by which a microbatch changes it.
     seed : of the random numbers of `sampled`.
@@ -184,8 +192,10 @@ class Routing:
     loads : load of each rank over the mean, as `foretrain numerics --loads-out` writes them.
     """
 
-    kind: Literal["uniform", "skewed", "sampled", "given", "measured", "published"] = "uniform"
+    kind: Literal["uniform", "skewed", "hot", "sampled", "given", "measured", "published", "auto"] = "uniform"
+    ranks: Literal["auto", "mean", "apart"] = "auto"
     max_over_mean: float = 1.0
+    hot_expert: float = 1.0
     cv: float = 0.0
     microbatch_cv: float = 0.0
     seed: int = 0

@@ -18,7 +18,8 @@ class Mixer(StrEnum):
     Qwen3-Next); `kda`: with a decay for each channel of a key (arXiv 2510.26692, Kimi Linear). `mamba2`: by a state
     with a decay (arXiv 2405.21060, Nemotron-H). `mamba1`: by a state of each channel whose decay, and what it reads and
     writes, depend on the token (arXiv 2312.00752, Jamba). `hybrid`: full attention and Mamba-2, both of the layer's
-    input, summed (arXiv 2507.22448, Falcon-H1). `none`: not at all; such a layer is a feed-forward part alone. `reused`
+    input, summed (arXiv 2507.22448, Falcon-H1). `conv`: by a gated convolution of a few tokens
+    (LFM2, arXiv 2511.23404). `none`: not at all; such a layer is a feed-forward part alone. `reused`
     and `sliding_reused`: to the keys and values of the last layer before that is `full`, or `sliding` (Gemma 4).
     """
 
@@ -36,12 +37,13 @@ class Mixer(StrEnum):
     MAMBA2 = "mamba2"
     MAMBA1 = "mamba1"
     HYBRID = "hybrid"
+    CONV = "conv"
     NONE = "none"
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a state passes from token to token, and nothing else does."""
-        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2, Mixer.MAMBA1)
+        """Whether a state, or the last few tokens, pass from token to token, and nothing else does."""
+        return self in (Mixer.DELTA, Mixer.KDA, Mixer.MAMBA2, Mixer.MAMBA1, Mixer.CONV)
 
     @property
     def reuses(self) -> bool:
@@ -266,6 +268,24 @@ class SelectiveState(StateShape):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConvState(StateShape):
+    """What a layer of short convolutions keeps of a sequence: the last tokens that it still reads, of each channel.
+
+    The projection makes what is convolved, a gate before, and one behind.
+    """
+
+    @property
+    def channels(self) -> int:
+        """Width of what is convolved [elements]."""
+        return self.inner
+
+    @property
+    def projected(self) -> int:
+        """Width of the input projection [elements]."""
+        return 3 * self.inner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MixerShape:
     """What differs between the layers of a model in how tokens are mixed.
 
@@ -319,6 +339,8 @@ class MixerShape:
     mamba_inner_size: int = 0  # channels of Mamba-1, each with a state
     mamba_dt_rank: int = 0  # width of Mamba-1's step sizes before their projection [elements]
     mamba_state_norms: bool = True  # whether Mamba-1's steps, b and c are normed
+    short_conv_size: int = 0  # channels of short convolutions
+    short_conv_kernel: int = 3  # their taps
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
     attention_gate: Literal["none", "head", "element"] = "none"  # a gate scales the core's output, by head or value
     shared_key_value: bool = False  # one vector is a token's key and its value
@@ -374,6 +396,8 @@ class MixerShape:
             )
         if mixer is Mixer.MAMBA1:
             return self._selective
+        if mixer is Mixer.CONV:
+            return self._short_conv
         if mixer not in (Mixer.MAMBA2, Mixer.HYBRID):
             raise ValueError(f"{mixer} layers have no state")
         return StateShape(
@@ -388,6 +412,23 @@ class MixerShape:
             vectors=3,  # decay, bias of the step, skip
             norms=self.mamba_n_groups if self.mamba_rms_norm else 0,
             gain=self.mamba_num_heads * self.mamba_head_dim if self.mamba_rms_norm else 0,
+            is_delta=False,
+        )
+
+    @property
+    def _short_conv(self) -> ConvState:
+        return ConvState(
+            heads=self.short_conv_size,
+            key_heads=1,
+            key_dim=0,
+            value_dim=1,
+            conv_kernel=self.short_conv_kernel,
+            conv_bias=False,
+            chunk=1,
+            numbers=0,
+            vectors=0,
+            norms=0,
+            gain=0,
             is_delta=False,
         )
 

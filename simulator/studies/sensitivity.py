@@ -23,6 +23,7 @@ from simulator.inputs.check import check
 from simulator.inputs.idle import SHOWN_ONLY, assumed_settings
 from simulator.plugins import registered_by_script
 from simulator.results.simulate import Engine, prepare, timeline_of
+from simulator.routing.published_loads import with_equal_loads
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 from simulator.studies.explain import explain
@@ -88,17 +89,20 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tornado:
-    """The unchanged step time [s], and the ranges of step time, widest first."""
+    """The unchanged step time [s], and the ranges of step time, widest first. `even`: of ranks with equal loads, where
+    the job's are only seen by a mean rank."""
 
     base: float
     engine: Engine
     swings: tuple[Bar, ...]
+    even: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "step_time_s": self.base,
             "engine": self.engine,
+            "equal_loads": self.even,
             "swings": [
                 {
                     "path": s.knob.path,
@@ -218,7 +222,7 @@ def _kernels(scenario: Scenario) -> Iterable[Knob]:
 def step_time(job: str, engine: Engine, overrides: tuple[str, ...]) -> float | None:
     """The step time of a job [s]; None where a moved number is out of bounds."""
     try:
-        scenario = load_scenario(job, overrides)
+        scenario = with_equal_loads(load_scenario(job, overrides))
         if any(problem.severity == "error" for problem in check(scenario)):
             return None
         quick = alone(scenario) if engine == "longest-path" else None
@@ -253,7 +257,12 @@ def tornado(
         Bar(knob=knob, at_low=low, at_high=high) for knob, low, high in zip(moved, ends[::2], ends[1::2], strict=True)
     ]
     kept = [swing for swing in swings if swing.width() > 1e-9 * base]
-    return Tornado(base=base, engine=engine, swings=tuple(sorted(kept, key=lambda s: (-s.width(), s.knob.path))))
+    return Tornado(
+        base=base,
+        engine=engine,
+        swings=tuple(sorted(kept, key=lambda s: (-s.width(), s.knob.path))),
+        even=scenario.job.routing.ranks == "mean",
+    )
 
 
 def _held(scenario: Scenario) -> list[int]:

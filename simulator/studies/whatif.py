@@ -29,12 +29,14 @@ NVLINK_900 = 450e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """A change: what it asks (`asks`), what is assumed, where it is suggested, and the function that makes it."""
+    """A change: what it asks (`asks`), what is assumed, where it is suggested, the function that makes it, and whether
+    ranks then differ (`uneven`)."""
 
     asks: str
     assumes: str
     source: str
     change: Callable[[Scenario], Scenario]
+    uneven: bool = False
 
 
 def _coprocessor(s: Scenario) -> Scenario:
@@ -136,18 +138,21 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
             assumes=f"one GPU on the pipeline rank in the middle takes {SLOW_GPU:g} times as long for every kernel",
             source="assumed",
             change=_uneven(1, slowdown=SLOW_GPU),
+            uneven=True,
         ),
         "narrow-nic": WhatIf(
             asks="one NIC at half its bandwidth",
             assumes="the NIC of one GPU on the pipeline rank in the middle, which its whole node waits for",
             source="assumed",
             change=_uneven(1, nic=0.5),
+            uneven=True,
         ),
         "lost-rail": WhatIf(
             asks="a node without one of its rails",
             assumes="two GPUs of a node on the pipeline rank in the middle share one NIC",
             source="assumed",
             change=_uneven(2, nic=0.5),
+            uneven=True,
         ),
         "own-clocks": WhatIf(
             asks="every GPU at a clock of its own",
@@ -155,12 +160,14 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
             " else all wait for the one that is expected to demand most",
             source="arXiv 2208.11035",
             change=_own_clocks,
+            uneven=True,
         ),
         "late-hosts": WhatIf(
             asks="hosts that are late",
             assumes=f"every host is late by {JITTER * 1e6:g} us on average before each action (exponential)",
             source="assumed",
             change=_uneven(0, jitter=JITTER),
+            uneven=True,
         ),
     }
 )
@@ -173,6 +180,11 @@ def named(name: str) -> WhatIf:
 
         raise InputError(f"there is no what-if {name!r}: {nearest(name, WHAT_IFS)}")
     return WHAT_IFS[name]
+
+
+def differs_by_rank(names: Sequence[str]) -> bool:
+    """Whether one of these what-ifs makes ranks differ: next to it, the job as it is must have its ranks apart, too."""
+    return any(named(name).uneven for name in names)
 
 
 def apply(scenario: Scenario, name: str) -> Scenario:

@@ -34,8 +34,6 @@ RATES = (
 """Quantities that are a constant over the step time."""
 DERIVED = ("A.cost.",)
 """Beginnings of the names of figures that follow from another figure's step."""
-EVEN = ("force-balanced", "token drop")
-"""Routings of published runs under which no rank has more than the mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +121,7 @@ def _placed(outcome: Outcome, draws: int) -> Placed | None:
         return None
     try:
         scenario = load_scenario(*asked)
-        even = str(figure.config.get("routing", "")).startswith(EVEN)
-        found = interval(scenario, draws=draws, shares=False, even=even)
+        found = interval(scenario, draws=draws, shares=False)
     except ForetrainError:
         return None
     longer = published / outcome.predicted

@@ -16,7 +16,7 @@ from simulator.validation.training_figures import V3
 
 @lru_cache(maxsize=2)
 def _pair(periods: tuple[Layers, ...]) -> list[OpSpan]:
-    built = prepare(load_scenario(V3), typical=True)[0]
+    built = prepare(load_scenario(V3, ["routing.kind=uniform"]), typical=True)[0]  # loads are the gate's
     return simulated(built, periods)
 
 

@@ -332,7 +332,8 @@ def simumax(figure: Figure) -> float:
 
 def simumax_run(figure: Figure) -> Overrides:
     """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped, Transformer Engine's cross-entropy
-    (its docs/b200/b200_real_repro_guide.md)."""
+    (its docs/b200/b200_real_repro_guide.md). Experts are padded to a capacity of the mean, and what exceeds it is
+    dropped (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh): all have as many tokens."""
     c = figure.config
     overlap = bool(c["overlap"])
     values: dict[str, Any] = {
@@ -359,6 +360,7 @@ def simumax_run(figure: Figure) -> Overrides:
         "batch__global_batch_size": int(c["mbs"]) * int(c["microbatches"]) * int(c["dp"]),
     }
     if str(c["model"]).startswith("deepseek"):
+        values["routing__kind"] = "uniform"
         values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
         values["model__num_nextn_predict_layers"] = 0
     return overrides_of(**values)

@@ -15,7 +15,7 @@ from simulator.inputs import load_scenario
 from simulator.ops import Attention
 from simulator.spec.precision import Recipe
 from simulator.spec.scenario import Scenario
-from workloads.reference.config import CSA, HCA, RefConfig
+from workloads.reference.config import BLOCKS, CSA, HCA, RefConfig
 from workloads.reference.count import OUTSIDE, Counter, Run, Widths
 from workloads.reference.init import init_params
 from workloads.reference.model import as_tokens, loss_and_grads
@@ -26,6 +26,8 @@ from workloads.reference.presets import (
     tiny_gqa,
     tiny_jamba,
     tiny_kda,
+    tiny_lfm2,
+    tiny_m3,
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
@@ -47,6 +49,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "v2-lite": (tiny_v2_lite(), "deepseek_v2"),
     "v4": (tiny_v4(), "deepseek_v4"),
     "v3.2": (tiny_v32(), "deepseek_v32"),
+    "m3": (tiny_m3(), "minimax_m3_vl_text"),
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
@@ -58,6 +61,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "nemotron": (tiny_nemotron(), "nemotron_h"),
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
     "jamba": (tiny_jamba(), "jamba"),
+    "lfm2": (tiny_lfm2(), "lfm2_moe"),
     "mamba1": (replace(tiny_jamba(), mamba_state_norms=False), "jamba"),
     "relu2": (replace(tiny_gqa(), gated_mlp=False), "llama"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
@@ -69,12 +73,14 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
 SET = {
     "v4": (),
     "v3.2": (),
+    "m3": (),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
     "mamba": (),
     "nemotron": (),
     "falcon-h1": (),
+    "lfm2": (),
     "jamba": ("model.mamba_inner_size=18",),
     "mamba1": ("model.mamba_inner_size=18", "model.mamba_state_norms=false"),
     "relu2": ("model.gated_mlp=false",),
@@ -97,6 +103,8 @@ KEYS = {
     "deepseek_v3": _DEEPSEEK.split(),
     "deepseek_v2": _DEEPSEEK.split(),
     "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
+    "minimax_m3_vl_text": f"""{_ANY} layer_types num_experts_per_tok head_dim partial_rotary_factor index_n_heads
+        index_head_dim index_block_size""".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -108,6 +116,7 @@ KEYS = {
     "falcon_h1": f"""{_ANY} mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size state_chunk_size
         mamba_rms_norm""".split(),
     "jamba": f"""{_ANY} ssm_state_size mamba_dt_rank n_routed_experts num_experts_per_tok""".split(),
+    "lfm2_moe": f"""{_ANY} {_EXPERTS} layer_types first_k_dense_replace short_conv_kernel""".split(),
     "nemotron_h": f"""{_ANY} {_EXPERTS} layer_types mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size n_shared_experts shared_expert_intermediate_size moe_latent_size
         num_nextn_predict_layers""".split(),
@@ -150,10 +159,12 @@ MIXERS = {"full_attention": "", "sliding_attention": "sliding+", "chunked_attent
 MIXERS |= {
     "linear_attention": "delta+",
     "mamba": "mamba2+",
+    "conv": "conv+",
     "mamba1": "mamba1+",
     "none": "none+",
     "hybrid": "hybrid+",
     CSA: "csa+",
+    BLOCKS: "blocks+",
     HCA: "hca+",
 }
 
@@ -176,6 +187,11 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+LFM2 = {
+    "n_routed_experts": "num_experts",
+    "first_k_dense_replace": "num_dense_layers",
+    "short_conv_kernel": "conv_L_cache",
+}
 JAMBA = {"ssm_state_size": "mamba_d_state", "n_routed_experts": "num_experts"}
 NEMOTRON = {
     "mamba_n_groups": "n_groups",
@@ -196,9 +212,16 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
         values = {BAMBA.get(key, key): value for key, value in values.items()}
     if family == "falcon_h1":
         values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
+    if family == "minimax_m3_vl_text":
+        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
+        values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
+        values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
+        values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
     if family == "jamba":
         values = {JAMBA.get(key, key): value for key, value in values.items()}
         values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "lfm2_moe":
+        values = {LFM2.get(key, key): value for key, value in values.items()}
     if family == "nemotron_h":
         values = {NEMOTRON.get(key, key): value for key, value in values.items()}
         values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]

@@ -130,14 +130,19 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
         "--over",
         "run.price_per_gpu_hour=" + ",".join(map(str, range(1, 1001))),
     ]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of what ignores it ignores it, too
     command = [sys.executable, "-m", "cli", "search", "deepseek-v3-1f1b", *over, "--confirm", "0", "--jobs", "2"]
     with subprocess.Popen(
-        [*command, "--resume", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--resume", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as running:
         while running.poll() is None and not kept_in(file):
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate()
+    signal.signal(signal.SIGINT, before)
     assert running.returncode == 130, err
     assert "interrupted" in out
     assert "Traceback" not in err

@@ -75,7 +75,9 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *SHARDED, ("deepseek-v3-pretrain",), ("tiny-dualpipe", "hardware=h200")], ids=" ".join
+    "case",
+    [*CASES, *SHARDED, ("deepseek-v3-pretrain", "routing.kind=uniform"), ("tiny-dualpipe", "hardware=h200")],
+    ids=" ".join,
 )
 def test_alone_is_the_longest_path_also_with_stages_that_are_given(case):
     job, *overrides = case

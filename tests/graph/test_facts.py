@@ -54,17 +54,19 @@ def test_reading_weights_or_kept_logits_takes_no_memory_of_its_own() -> None:
     reading = {op.name for block in found.values() for op in block.ops() if op.reads_resident}
     assert reading >= {"loss.fwd", "loss.bwd", "moe.up_gate.weight_t", "attn.o.weight_t"}
     assert named(found[BlockKind.HEAD], "loss.fwd").saves_input
-    here = Here(received=0, ring=False)
+    here = Here(received=0)
     assert operands(named(found[BlockKind.EMBED], "embed.wgrad"), here) == (0.0, 0.0)
     assert operands(named(found[BlockKind.EMBED], "embed.fwd"), here) != (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("ring", 4), ("all_gather", 1)])
-def test_a_ring_holds_a_part_of_what_it_passes_on(kind: str, parts: int) -> None:
-    found = blocks("llama-3-8b", "layout.cp=4", "layout.tp=1", "gpus=64", f"layout.cp_kind={kind}")
-    op = named(found[BlockKind.DENSE], "attn.kv.transfer")
-    read, _ = operands(op, Here(received=0, ring=kind == "ring"))
-    assert read == op.work.bytes / parts  # type: ignore[union-attr]
+def test_a_ring_holds_a_part_of_what_it_passes_on() -> None:
+    found = {
+        kind: blocks("llama-3-8b", "layout.cp=4", "layout.tp=1", "gpus=64", f"layout.cp_kind={kind}")[BlockKind.DENSE]
+        for kind in ("ring", "all_gather")
+    }
+    parts = named(found["ring"], "attn.core.fwd.kv.0"), named(found["all_gather"], "attn.core.fwd.kv")
+    read, gathered = (operands(op, Here(received=0))[0] for op in parts)
+    assert 4 * read == gathered > 0
 
 
 def test_matrices_of_joined_layers_are_distinguished() -> None:

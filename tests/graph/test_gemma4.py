@@ -178,6 +178,8 @@ def test_stages_do_not_send_what_layers_reuse(small: str, experts: str) -> None:
         ({"enable_moe_block": True}, "num_experts"),
         ({"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 64}, "hidden_size"),
         ({"per_layer_config": {"1": {"head_dim": 64}}}, "per_layer_config"),
+        ({"per_layer_config": {"1": 64, "3": 64}}, "per_layer_config"),
+        ({"per_layer_config": [64]}, "per_layer_config"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
     ],
 )

@@ -118,7 +118,7 @@ def test_model_flop_are_those_of_both() -> None:
 def test_each_branch_reduces_by_itself_and_both_trade_under_context_parallelism() -> None:
     ops = ops_of(job_of("hybrid", "llama-3-8b", "layout.tp=2", "layout.cp=2", "layout.cp_kind=all_gather"), "hybrid")
     named = [name for name, op in ops.items() if isinstance(op.work, Collective)]
-    for part in ("mixer.out", "attn.o", "mixer.heads", "mixer.tokens", "attn.kv"):
+    for part in ("mixer.out", "attn.o", "mixer.heads", "mixer.tokens", "attn.core.fwd.kv"):
         assert any(name.startswith(part) for name in named), part
     wrong = job_of("hybrid", "llama-3-8b", "layout.tp=8", "model.mamba_num_heads=36", "model.mamba_n_groups=4")
     assert any("heads of hybrid layers" in problem.message for problem in check(wrong))

@@ -112,8 +112,11 @@ def test_serving_scans_prompts_and_steps_states() -> None:
     job = serving("llama-3-8b-decode")
     work, shapes = ops_of(job)["mixer.token"].work, serving_shapes(job)
     assert isinstance(work, Streaming)
-    kept = shapes.batch * (INNER * ROWS * 4 + INNER * 6) / job.job.layout.tp
+    kept = shapes.batch * INNER * ROWS * 4 / job.job.layout.tp
     assert kept < work.written < 1.1 * kept
+    conv = ops_of(job)["mixer.conv.fwd"].work
+    assert isinstance(conv, Streaming)
+    assert conv.written == shapes.batch * (INNER * 6 + INNER * 2) / job.job.layout.tp
     for name in ("llama-3-8b-prefill", "llama-3-8b-decode"):
         assert 0 < simulate(serving(name), engine="longest-path").metrics["mfu"] < 1
 

@@ -163,7 +163,8 @@ def test_a_window_of_all_layers_is_a_window() -> None:
     ("keys", "shown"),
     [
         ({"layer_types": [SLIDING, FULL] * 2}, "layers with sliding attention need it, at least 1"),
-        ({"layer_types": [FULL, "conv"] * 2}, "short convolutions in 2 of 4 layers is not modelled"),
+        ({"layer_types": [FULL, "lightning"] * 2}, "lightning in 2 of 4 layers is not modelled"),
+        ({"layer_types": [FULL, "conv"] * 2}, "conv layers need it: at least 1"),
         ({"layer_types": [FULL, "linear_attention"] * 2}, "delta layers need it: at least 1"),
         ({"layer_types": [FULL] * 3}, "lists 3 layers, num_hidden_layers is 4"),
         ({"layer_types": 3}, "must be a list, each a string"),

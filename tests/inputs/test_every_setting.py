@@ -30,6 +30,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
     "skewed": ("tiny-1f1b", ("routing.kind=skewed", "routing.max_over_mean=1.3", "layout.recompute=none")),
+    "hot": ("tiny-1f1b", ("routing.kind=hot", "routing.hot_expert=2")),
     "slow": (
         "tiny-dualpipe",
         ("stragglers.gpus=1", "stragglers.slowdown=1.2", "stragglers.nic=0.5", "stragglers.jitter=1e-4"),
@@ -200,6 +201,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "model.mamba_num_heads=16",
             "model.mamba_head_dim=64",
             "model.ssm_state_size=64",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
+    "conv": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            'model.layer_types=["conv","full"]',
+            "model.short_conv_size=1024",
             "gpus=8",
             "layout.tp=1",
             "batch.global_batch_size=8",
@@ -545,6 +558,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
         )
     },
     "model.mamba_rms_norm": ("mamba", "longest-path"),
+    **{f"model.{name}": ("conv", "longest-path") for name in ("short_conv_size", "short_conv_kernel")},
     **{
         f"model.{name}": ("mamba1", "longest-path")
         for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")

@@ -207,8 +207,8 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
     [
         (
             {"model_type": "mamba"},
-            'model_type: "mamba": not supported: Mamba layers, which the forecast does not have; the nearest supported'
-            " type is llama; docs/howto/model.md says how to add one",
+            'model_type: "mamba": not supported: Mamba-1 layers without attention or a feed-forward part, which the '
+            "forecast does not have; the nearest supported type is jamba; docs/howto/model.md says how to add one",
         ),
         ({"model_type": "lamma"}, 'model_type: "lamma": not a known architecture: did you mean llama?; docs/howto/'),
         ({"model_type": None}, "model_type: null: not a known architecture: `foretrain show models` lists those that"),
@@ -263,7 +263,7 @@ def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, An
 def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     shown = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
-    assert shown.startswith('config.json: model_type: "mamba": not supported: Mamba layers')
+    assert shown.startswith('config.json: model_type: "mamba": not supported: Mamba-1 layers')
 
 
 def test_a_number_of_thousands_of_digits(folder: Path) -> None:
@@ -403,7 +403,7 @@ def test_models_take_their_own_spelling_and_ours() -> None:
         ("layout.pp.x=3", '--set: layout.pp.x: "3": unknown key; did you mean layout.pp?'),
         ("run.tokens=nan", "--set: run.tokens: nan: must be a finite number"),
         ("run.tokens=-1", "--set: run.tokens: -1.0: must be above 0, as in 14.8e12"),
-        ("layout.cp_kind=tree", '--set: layout.cp_kind: "tree": must be "ring" or "all_gather"'),
+        ("layout.cp_kind=tree", '--set: layout.cp_kind: "tree": must be "ring", "all_gather" or "all_to_all"'),
         ("model.topk_group=9", "--set: model.topk_group: 9: must be from 1 to n_group 4"),
         ("model.topkgroup=2", '--set: model.topkgroup: "2": unknown key; did you mean model.topk_group?'),
         ("hardware.gpu.smss=3", '--set: hardware.gpu.smss: "3": unknown key; did you mean hardware.gpu.sms?'),

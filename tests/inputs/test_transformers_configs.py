@@ -96,6 +96,7 @@ JAMBA = {
     **{"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8},
     **{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
+SHORT = {"layer_types": ["conv", "full_attention", "conv", "conv"]}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
@@ -225,6 +226,11 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ),
     ("gemma4_text", SMALL | GEMMA4 | GEMMA4_MOE, 549_392),
     ("gemma4_unified_text", SMALL | {"head_dim": 16, "global_head_dim": 32}, 435_712),
+    ("afmoe", SMALL | WIDE | TOP_2 | {"num_experts": 4}, 537_452),
+    ("exaone_moe", SMALL | WIDE | TOP_2 | {"num_experts": 4}, 466_796),
+    ("mellum", SMALL | WIDE | TOP_2 | {"num_experts": 4}, 428_000),
+    ("ministral", SMALL | WIDE, 500_064),
+    ("granite_swa", SMALL, 373_376),
     ("vaultgemma", SMALL | WIDE, 404_064),
     ("cohere2", SMALL, 372_960),
     ("olmo3", SMALL, 469_824),
@@ -252,6 +258,9 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
         SMALL | MAMBA | BIASED | {"mamba_d_ssm": 192, "mamba_rms_norm": True, "mamba_n_groups": 2},
         726_784,
     ),
+    ("lfm2", SMALL | {"full_attn_idxs": [1], "block_multiple_of": 8}, 360_408),
+    ("lfm2", SMALL | SHORT | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}, 511_704),
+    ("lfm2_moe", SMALL | SHORT | TOP_2 | {"num_experts": 4, "num_dense_layers": 1}, 361_572),
     ("jamba", SMALL | JAMBA, 868_194),
     ("jamba", SMALL | JAMBA | {"mamba_dt_rank": 10, "num_experts": 1, "tie_word_embeddings": True}, 499_566),
     ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),

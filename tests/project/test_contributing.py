@@ -79,7 +79,7 @@ def test_the_architecture_of_the_example_is_one() -> None:
 
 
 def test_every_shipped_schedule_has_a_golden_file_and_a_source() -> None:
-    recorded = {path.stem.partition("-")[0] for path in (ROOT / "tests" / "golden" / "schedules").glob("*.txt")}
+    recorded = {path.stem.rpartition("-")[0] for path in (ROOT / "tests" / "golden" / "schedules").glob("*.txt")}
     assert recorded == set(SCHEDULES.shipped)
     for record in SCHEDULES.shipped.values():
         assert record.source

@@ -78,16 +78,15 @@ def context() -> str:
     """Forward and backward under context parallelism."""
     out = [f"| 8 layers as of Llama 3 8B on H200, context parallelism | {HEAD}"]
     for row in rows_of("h200x2_cp.csv"):
-        kind = {"ring": "ring", "allgather": "all_gather", "none": ""}.get(row["how"])
-        if kind is None:
-            continue  # all-to-alls of heads are not modelled
+        kind = {"ring": "ring", "allgather": "all_gather", "ulysses": "all_to_all", "none": ""}[row["how"]]
         gpus = int(row["gpus"])
         many = gpus if kind else 1
         changes = ["model=llama-3-8b", f"model.num_hidden_layers={row['layers']}", "model.vocab_size=1024"]
         changes += [*common(row, many), "layout.tp=1", "layout.pp=1", "layout.zero=0", "layout.recompute=none"]
         length = int(row["seq"]) if kind else int(row["seq"]) // gpus
         changes += [f"layout.cp={many}", f"batch.sequence_length={length}", f"batch.global_batch_size={row['mbs']}"]
-        changes += [f"layout.cp_kind={kind}", "stack.attention=fa2"] if kind else []
+        changes += [f"layout.cp_kind={kind}"] if kind else []
+        changes += ["stack.attention=fa2"] if kind in ("ring", "all_gather") else []
         result = simulate(load_scenario("llama-3-8b", [*changes, *BF16_STATES]))
         what = f"{gpus} GPUs, {row['how']}, {row['seq']} tokens, {row['mode']}"
         out.append(line(what, row, result, optimizer=False))

@@ -49,29 +49,26 @@ LABELS = {"weight": "weight gradients", "optimizer": "sync and optimizer"}
 
 
 def published() -> str:
-    """Published phases and ours: mean over ranks, and the end rank."""
+    """Published phases and ours: mean over ranks and the end rank, and the mean with equal loads."""
     result: Result = simulate(load_scenario(JOB))
-    step = result.metrics["step_time_s"]
-    mean = {"step": step, **result.breakdown_s}
-    end = {"step": step, **result.ranks[0].phases}
-    rows = ["| phase [s] | published | foretrain, mean rank | rank 0 | error of the mean |", "|---|---|---|---|---|"]
+    even = simulate(load_scenario(JOB, ["routing.kind=uniform"]))
+    mean, equal = ({"step": one.metrics["step_time_s"], **one.breakdown_s} for one in (result, even))
+    end = {"step": mean["step"], **result.ranks[0].phases}
+    head = "phase [s] | published | foretrain, mean rank | rank 0 | error of the mean | equal loads, mean rank | error"
+    rows = [f"| {head} |", "|---|---|---|---|---|---|---|"]
     for name, value in _published().items():
-        label = LABELS.get(name, name)
-        rows.append(f"| {label} | {value:.2f} | {mean[name]:.2f} | {end[name]:.2f} | {mean[name] / value - 1:+.1%} |")
+        errors = [f"{ours[name] / value - 1:+.1%}" for ours in (mean, equal)]
+        ours = f"{mean[name]:.2f} | {end[name]:.2f} | {errors[0]} | {equal[name]:.2f} | {errors[1]}"
+        rows.append(f"| {LABELS.get(name, name)} | {value:.2f} | {ours} |")
     return "\n".join(rows)
 
 
-def loads() -> str:
-    """The same with the loads that others measured, and the interval of the step."""
+def spread() -> str:
+    """The interval of the step."""
     scenario = load_scenario(JOB)
-    result: Result = simulate(load_scenario(JOB, ["routing.kind=published"]))
-    ours = {"step": result.metrics["step_time_s"], **result.breakdown_s}
-    rows = ["| phase [s] | published | foretrain, published loads | error |", "|---|---|---|---|"]
-    for name, value in _published().items():
-        rows.append(f"| {LABELS.get(name, name)} | {value:.2f} | {ours[name]:.2f} | {ours[name] / value - 1:+.1%} |")
     found = interval(scenario, shares=False).scaled_to(simulate(scenario).metrics["step_time_s"])
     between = f"{found.p10_s:.1f} to {found.p90_s:.1f} s, median {found.p50_s:.1f} s"
-    return "\n".join([*rows, "", f"In 8 of 10 draws of all that is uncertain the step takes {between} (`--interval`)."])
+    return f"In 8 of 10 draws of all that is uncertain the step takes {between} (`--interval`)."
 
 
 STACKS = {"eager": "torch", "compile": "torch-compile"}
@@ -219,7 +216,7 @@ def own() -> str:
 BLOCKS = [(README, block) for block in (demo, published, own)]
 BLOCKS += [(OWN, block) for block in (steps, sharded, tensor, experts, serving, parts)]
 PARAMS = [pytest.param(file, block, id=block.__name__) for file, block in BLOCKS]
-PARAMS.append(pytest.param(README, loads, id="loads", marks=pytest.mark.slow))
+PARAMS.append(pytest.param(README, spread, id="spread", marks=pytest.mark.slow))
 
 
 @pytest.mark.long

@@ -166,7 +166,8 @@ def test_the_report_prints_definitions_and_what_is_assumed() -> None:
     [
         (("tiny-1f1b", *LOAD), "tiny-1f1b: trains"),
         ((*SMALL, *LOAD, "--lose-at", "1"), "--lose-at: there is no other engine"),
-        ((*SMALL, *LOAD, "--slow", "2", "--prefill-replicas", "1"), "are not modelled of disaggregated"),
+        ((*SMALL, *LOAD, "--lose-at", "2", "--prefill-replicas", "1"), "is not modelled of disaggregated"),
+        ((*SMALL, *LOAD, "--hot-expert", "2"), "llama-3-8b has no experts"),
         ((*SMALL, *LOAD, "--prefill-set", "stack=sglang"), "--prefill-set belongs to --prefill-replicas"),
         ((*SMALL, *LOAD, "--set", "stack.scheduler.kv_handover=pull"), "kv_handover belongs to --prefill-replicas"),
         ((*SMALL, *LOAD, "--set", "serving.sequences=3"), 'serving.sequences: "3": changes nothing'),

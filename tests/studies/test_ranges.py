@@ -18,7 +18,7 @@ UNTIMED = ("price_per_gpu_hour",)
 """No step time depends on it."""
 CHOICES = (
     *("prefill", "chunked", "step_tokens", "sequences", "reserved_output", "block", "prefix_cache"),
-    *("captured", "captured_prefill", "host_cache", "disk_cache"),
+    *("captured", "captured_prefill", "host_cache", "disk_cache", "stream_interval"),
 )
 """Settings of a scheduler that are copied from an engine: choices, not constants."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CSA, HCA = "compressed_sparse_attention", "heavily_compressed_attention"
+BLOCKS = "minimax_m3_sparse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,8 @@ class RefConfig:
     mamba_head_dim: int = 0
     mamba_n_groups: int = 1
     mamba_rms_norm: bool = True  # whether Mamba-2's gated output is normed
+    short_conv_size: int = 0  # short convolutions: channels
+    short_conv_kernel: int = 3  # and their taps
     mamba_inner_size: int = 0  # Mamba-1: channels
     mamba_dt_rank: int = 0  # width of its step sizes before their projection
     mamba_state_norms: bool = True  # whether its steps, b and c are normed
@@ -93,7 +96,8 @@ class RefConfig:
     o_lora_rank: int = 0
     index_n_heads: int = 0
     index_head_dim: int = 0
-    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens) that a query attends to
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
+    index_block_size: int = 0  # keys of such a block
     compress_rate_csa: int = 4
     compress_rate_hca: int = 128
     hc_mult: int = 1  # streams
@@ -225,7 +229,7 @@ class RefConfig:
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer passes a state on instead of attending."""
-        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1")
+        return self.mixer(layer) in ("linear_attention", "mamba", "mamba1", "conv")
 
     def rotates(self, layer: int) -> bool:
         """Whether queries and keys of this layer are rotated."""
@@ -280,8 +284,10 @@ MIXERS = {
     "linear_attention": "linear_num_value_heads",
     CSA: "index_topk",
     HCA: "compress_rate_hca",
+    BLOCKS: "index_block_size",
     "mamba": "mamba_num_heads",
     "mamba1": "mamba_inner_size",
+    "conv": "short_conv_size",
     "hybrid": "mamba_num_heads",
     "none": "",
 }

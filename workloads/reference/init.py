@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from workloads.reference.config import CSA, RefConfig
+from workloads.reference.config import BLOCKS, CSA, RefConfig
 from workloads.reference.count import Weights
 
 Params = dict[str, Weights]
@@ -85,7 +85,13 @@ def _mixer_shapes(c: RefConfig, layer: int) -> Shapes:
         if c.shared_key_value:
             return _shared_key_shapes(c, layer)
         shapes = _mla_shapes(c) if c.is_mla else _gqa_shapes(c)
+        if c.mixer(layer) == BLOCKS:
+            shapes |= _block_shapes(c)
         return shapes | (_state_shapes(c, layer) if c.mixer(layer) == "hybrid" else {})
+    if c.mixer(layer) == "conv":
+        inner = c.short_conv_size
+        taps = {"mixer.conv": (inner * c.short_conv_kernel,)}
+        return taps | {"mixer.in": (c.hidden_size, 3 * inner), "mixer.out": (inner, c.hidden_size)}
     return _selective_shapes(c) if c.mixer(layer) == "mamba1" else _state_shapes(c, layer)
 
 
@@ -196,6 +202,17 @@ def _mla_shapes(c: RefConfig) -> Shapes:
         "attn.q_a": (h, c.q_lora_rank),
         "norm.q_lora": (c.q_lora_rank,),
         "attn.q_b": (c.q_lora_rank, n * c.qk_head_dim),
+    }
+
+
+def _block_shapes(c: RefConfig) -> Shapes:
+    """The indexer of MiniMax-M3."""
+    wide = c.index_head_dim
+    return {
+        "attn.index_q": (c.hidden_size, c.index_n_heads * wide),
+        "attn.index_k": (c.hidden_size, wide),
+        "norm.index_q": (wide,),
+        "norm.index_k": (wide,),
     }
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from workloads.reference.config import CSA, HCA, RefConfig
+from workloads.reference.config import BLOCKS, CSA, HCA, RefConfig
 
 YARN = {
     "type": "yarn",
@@ -162,6 +162,21 @@ def tiny_falcon_h1() -> RefConfig:
     return replace(tiny_mamba(), num_hidden_layers=2, layer_types=("hybrid",) * 2, mamba_rms_norm=False)
 
 
+def tiny_lfm2() -> RefConfig:
+    """LFM2 in small: short convolutions in two of three layers, normed heads, experts behind a dense layer."""
+    return replace(
+        tiny_gqa(),
+        num_hidden_layers=3,
+        layer_types=("conv", "full_attention", "conv"),
+        short_conv_size=24,
+        qk_norm=True,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
+        first_k_dense_replace=1,
+    )
+
+
 def tiny_jamba() -> RefConfig:
     """Jamba in small: Mamba-1 in three of four layers, attention that rotates nothing in one, experts in half."""
     return replace(
@@ -202,6 +217,26 @@ def tiny_nemotron() -> RefConfig:
 def tiny_v32() -> RefConfig:
     """DeepSeek-V3.2 in small: V3's blocks, and queries that attend to three chosen tokens."""
     return replace(tiny_v3(), index_n_heads=3, index_head_dim=4, index_topk=3)
+
+
+def tiny_m3() -> RefConfig:
+    """MiniMax-M3 in small: a dense layer with full attention, then experts under attention to two chosen blocks."""
+    return replace(
+        tiny_qwen3_moe(),
+        num_hidden_layers=3,
+        layer_types=("full_attention", BLOCKS, BLOCKS),
+        head_dim=8,
+        partial_rotary_factor=0.5,
+        index_n_heads=2,
+        index_head_dim=6,
+        index_topk=2,
+        index_block_size=2,
+        n_shared_experts=1,
+        shared_expert_intermediate_size=10,
+        first_k_dense_replace=1,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+    )
 
 
 def tiny_v4() -> RefConfig:

@@ -181,6 +181,8 @@ def _mixer(spec: ModelSpec) -> str:
     if not mixer.has_state:
         return _heads(spec)
     state = spec.state
+    if mixer is Mixer.CONV:
+        return f"short convolution of {state.conv_kernel} tokens, {state.heads:,} channels"
     if mixer is Mixer.MAMBA1:
         return f"Mamba-1, {state.heads:,} channels with a state of {state.key_dim}"
     name = "delta rule" if state.is_delta else "Mamba-2"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reports.export.request_trace import RequestTrace
+    from simulator.serving.deployment import Deployment
     from simulator.serving.serve import Served
 
 TOO_MUCH = 3
@@ -102,6 +103,12 @@ WINDOW = "0:10"
     metavar="FACTOR",
     help="The last engine has a slow GPU: its steps take FACTOR times as long.",
 )
+@click.option(
+    "--hot-expert",
+    type=click.FloatRange(min=1.0),
+    metavar="TIMES",
+    help="What if one expert of every layer had TIMES the mean expert's tokens: replay with and without it.",
+)
 @click.option("--slo", metavar="LIMITS", help="Limits of a request for goodput [s], as in ttft=2,tpot=0.05.")
 @click.option("--records", metavar="FILE", help="Write a line of CSV for every answered request.")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
@@ -125,6 +132,7 @@ def serve(
     kv_path: Literal["nic", "nvlink"] | None,
     lose_at: float | None,
     slow: float | None,
+    hot_expert: float | None,
     slo: str | None,
     records: str | None,
     html: str | None,
@@ -145,20 +153,22 @@ def serve(
     traced = output_file(trace, "--trace") if trace is not None else None
     folder = output_folder(figures, "--figures") if figures is not None else None
     seen = _trace_of(window) if trace is not None else None
-    from simulator.inputs import load_scenario
-    from simulator.serving.deployment import deploy, disaggregated, failing
+    from simulator.serving.deployment import failing
+    from simulator.serving.hot_expert import check_uneven, compared, with_hot_expert
     from simulator.serving.load.sources import LoadSpec
     from simulator.serving.serve import serve as run
     from simulator.serving.slo import parse_limits
 
     limits = parse_limits(slo) if slo is not None else {}
-    scenario = load_scenario(job, overrides, replayed=True)
-    deployment = deploy(scenario, replicas=replicas, router=router)  # type: ignore[arg-type]
-    if prefill_replicas is not None:
-        own = load_scenario(job, (*overrides, *prefill_overrides), replayed=True)
-        before = deploy(own, replicas=prefill_replicas, router=router)  # type: ignore[arg-type]
-        deployment = disaggregated(deployment, before, kv_path or "nic")
-    deployment = failing(deployment, lose_at, slow)
+
+    def deployed(own: tuple[str, ...]) -> Deployment:
+        apart = None if prefill_replicas is None else ((*own, *prefill_overrides), prefill_replicas, kv_path or "nic")
+        return failing(_deployed(job, own, replicas, router, apart), lose_at, slow)
+
+    deployment, plain = deployed(overrides), None
+    if hot_expert is not None:
+        check_uneven(deployment.scenario)
+        plain, deployment = deployment, deployed(with_hot_expert(overrides, hot_expert))
     load = LoadSpec(requests=requests, input_tokens=input_tokens, output_tokens=output_tokens, count=count, seed=seed)
     began = perf_counter()
     from reports.export.request_records import recording
@@ -168,6 +178,7 @@ def serve(
         if seen is not None:
             answered, watched = [*answered, seen.finished], seen.stepped
         served = run(deployment, load, limits=limits, answered=answered, watched=watched, progress=done)
+        hot = compared(run(plain, load, limits=limits, progress=done), served) if plain is not None else None
     took = perf_counter() - began
     if seen is not None and traced is not None:
         if seen.start > served.recorder.end:
@@ -178,15 +189,34 @@ def serve(
         from simulator.serving.summary import as_dict
 
         warn(served.warnings, quiet=quiet)
-        print_json(as_dict(served))
+        print_json(as_dict(served) | ({"hot_expert": hot.as_dict()} if hot is not None else {}))
     else:
         from reports.terminal import replay_tables
 
-        print_report(*replay_tables.report(served))
+        print_report(*replay_tables.report(served, hot))
     if table is not None:
         say(f"wrote {served.recorder.finished_count:,} requests to {table}", quiet=quiet)
     say(f"replayed {served.recorder.arrived:,} requests in {took:.1f} s", quiet=quiet)
     return TOO_MUCH if served.overload is not None else 0
+
+
+def _deployed(
+    job: str,
+    overrides: tuple[str, ...],
+    replicas: int,
+    router: str,
+    apart: tuple[tuple[str, ...], int, Literal["nic", "nvlink"]] | None,
+) -> Deployment:
+    """Replicas of a job; `apart`: overrides and replicas of engines for prompts only, and the path of KV caches."""
+    from simulator.inputs import load_scenario
+    from simulator.serving.deployment import deploy, disaggregated
+
+    scenario = load_scenario(job, overrides, replayed=True)
+    found = deploy(scenario, replicas=replicas, router=router)  # type: ignore[arg-type]
+    if apart is None:
+        return found
+    own = load_scenario(job, apart[0], replayed=True)
+    return disaggregated(found, deploy(own, replicas=apart[1], router=router), apart[2])  # type: ignore[arg-type]
 
 
 def _check_together(

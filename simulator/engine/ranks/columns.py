@@ -48,8 +48,7 @@ class Columns:
         """The highest value of each group, on all its columns; the mean column is at its own, or the first group's."""
         mine = values[:-1]
         if len(self.starts) == 1:
-            out = np.empty(len(values))
-            out[:] = np.maximum.reduce(mine)
+            out = np.full(len(values), np.maximum.reduce(mine))
         else:
             tops = np.maximum.reduceat(mine, self.starts)
             sizes = np.diff(np.append(self.starts, len(mine)))

@@ -88,7 +88,7 @@ class _Action:
         rank = action.rank
         self.compute = ComputeStream(engine.free[rank * LANES + COMPUTE])
         self.comm_free = engine.free[rank * LANES + COMM]
-        self.queue: list[_Flow] = []
+        self.queue: dict[int, _Flow] = {}
         self.started = False
         self.under_way: dict[int, UnderWay] = {}
 
@@ -110,23 +110,22 @@ class _Action:
     def issue(self, task: int, computes: bool) -> None:
         """Issue one task."""
         engine, tasks = self.engine, self.engine.tasks
-        floor: Array = engine.zero + tasks.release.get(task, 0.0)
+        floor: Array = engine.zero + tasks.release[task] if task in tasks.release else engine.zero
         behind: list[UnderWay] = []
         for pred in tasks.preds[task]:
-            if computes:
-                while any(flow.task == pred for flow in self.queue):
-                    self.next_flow()
+            while computes and pred in self.queue:
+                self.next_flow()
             if pred in self.under_way:
                 if not computes:
                     behind.append(self.under_way[pred])
-            elif not any(flow.task == pred for flow in self.queue):
+            elif pred not in self.queue:
                 floor = np.maximum(floor, engine.end[pred])
         if computes:
             floor = self.late(floor)
             times, sensitive = self.times_of(task)
             self.under_way[task] = self.compute.add(task, times, floor, sensitive)
         else:
-            self.queue.append(_Flow(task, floor, behind))
+            self.queue[task] = _Flow(task, floor, behind)
 
     def copy(self, task: int) -> None:
         """A copy to or from the host, behind what it waits for as far as that is known."""
@@ -134,7 +133,7 @@ class _Action:
         lane = tasks.lane[task]
         begins = np.maximum(engine.free[lane], tasks.release.get(task, 0.0))
         for pred in tasks.preds[task]:
-            while any(flow.task == pred for flow in self.queue):
+            while pred in self.queue:
                 self.next_flow()
             begins = np.maximum(
                 begins, self.compute.end_of(self.under_way[pred]) if pred in self.under_way else engine.end[pred]
@@ -152,7 +151,7 @@ class _Action:
 
     def next_flow(self) -> None:
         """Run the first task of the all-to-all stream, whose concurrent compute is all issued."""
-        flow = self.queue.pop(0)
+        flow = self.queue.pop(next(iter(self.queue)))
         engine, task = self.engine, flow.task
         came = np.maximum(self.comm_free, flow.floor)
         if engine.tasks.sequence[task].kind not in ("all_to_all", "notify") or flow.preds:

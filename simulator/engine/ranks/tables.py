@@ -25,17 +25,20 @@ FINEST = 17
 """Most loads at which blocks are priced; times in between are interpolated."""
 
 
-def grid_of(loads: Array) -> Array:
-    """Loads at which to price: all there are if they are few, else evenly spaced ones, and always 1."""
+def grid_of(loads: Array, finest: int = FINEST) -> Array:
+    """Loads at which to price: all there are if they are few, else `finest` evenly spaced ones, and always 1."""
     found = np.unique(np.append(loads.ravel(), 1.0))
     if len(found) == 1:  # two points, so that there is something to interpolate between
         return np.array([1.0, 1.0 + 1e-9])
-    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], FINEST)
+    return found if len(found) <= FINEST else np.linspace(found[0], found[-1], finest)
 
 
 def distinct_of(loads: Array, hit: float) -> Array:
-    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices."""
-    return loads if hit <= 0.0 else np.asarray((1.0 - (1.0 - hit) ** loads) / hit)
+    """`simulator.routing.traffic.distinct` of arrays; where `hit` is 0 no token travels for several choices.
+
+    The mean load has the mean's tokens to the last bit.
+    """
+    return loads if hit <= 0.0 else np.where(loads == 1.0, 1.0, (1.0 - (1.0 - hit) ** loads) / hit)
 
 
 def times_over(sequences: Sequence[KernelSequence]) -> Array:
@@ -81,8 +84,11 @@ def interpolated(times: Times, place: Places) -> Array:
     if times.shape[1] == 1:
         return times
     below, part = place
-    low = times[:, below]
-    return np.asarray(low + part[:, None] * (times[:, below + 1] - low))
+    low, out = times.take(below, axis=1), times.take(below + 1, axis=1)
+    out -= low
+    out *= part[:, None]
+    out += low
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +97,22 @@ class Between:
 
     Parameters
     ----------
-    corners : of each rank, the four points around it, in a table of both grids (low and low, low and high ...).
-    rank, node : how far each is to the next point (0 to 1), as a column.
+    corners : the four points around each rank, in a table of both grids (lower and upper of the first, and of the
+        second, x ranks).
+    rank, node : weights of the lower and the upper point of each grid (2 x ranks).
     """
 
-    corners: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
-    rank: tuple[Array, Array]
-    node: tuple[Array, Array]
+    corners: NDArray[np.intp]
+    rank: Array
+    node: Array
 
 
 def between(rank: Places, node: Places, nodes: int) -> Between:
     """The same for ranks at these places; there are `nodes` points in the grid of nodes."""
     (at, x), (to, y) = rank, node
     low = at * nodes + to
-    x, y = x[:, None], y[:, None]
-    return Between((low, low + 1, low + nodes, low + nodes + 1), (x, 1.0 - x), (y, 1.0 - y))
+    corners = np.array([[low, low + 1], [low + nodes, low + nodes + 1]])
+    return Between(corners, np.array([1.0 - x, x]), np.array([1.0 - y, y]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,33 +124,40 @@ class FlowTable:
 
     def at(self, place: Between) -> tuple[Array, Array]:
         """Durations around ranks at these places (alone, concurrent with compute) [s]."""
-        corners = [self.times[corner] for corner in place.corners]
-        (x, rest), (y, less) = place.rank, place.node
-        low = corners[0] * less + corners[1] * y
-        high = corners[2] * less + corners[3] * y
-        mixed = low * rest + high * x
-        return mixed[:, 0], mixed[:, 1]
+        around = self.times.T.take(place.corners, axis=1)
+        around *= place.node
+        ranks = around[:, :, 0] + around[:, :, 1]
+        ranks *= place.rank
+        return ranks[0, 0] + ranks[0, 1], ranks[1, 0] + ranks[1, 1]
 
 
 def places(grid: Array, values: Array) -> Places:
     """Place of each value on a grid of two points or more: the point below, and how far it is to the next."""
-    below = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    below = grid[1:-1].searchsorted(values, "right")  # the last point below, of all but the last
     low = grid[below]
-    return below, np.clip((values - low) / (grid[below + 1] - low), 0.0, 1.0)
+    return below, np.minimum(np.maximum((values - low) / (grid[below + 1] - low), 0.0), 1.0)
 
 
 class Tables:
     """Tables of every program of a priced model, made when first asked for.
 
-    `slower`: prices at another clock, and how much longer tensor kernels last there.
+    `slower`: prices at another clock, and how much longer tensor kernels last there. `finest`: most loads at which
+    blocks are priced where there are many.
     """
 
     def __init__(
-        self, built: PricedModel, loads: Array, nodes: Array, *, slower: tuple[Pricer, float] | None = None
+        self,
+        built: PricedModel,
+        loads: Array,
+        nodes: Array,
+        *,
+        slower: tuple[Pricer, float] | None = None,
+        finest: int = FINEST,
     ) -> None:
         self.built, self.hit = built, hit_of(built.scenario)
-        self.grid = grid_of(loads)
-        self.received, self.nodes = grid_of(distinct_of(loads, self.hit[0])), grid_of(distinct_of(nodes, self.hit[1]))
+        self.grid = grid_of(loads, finest)
+        self.received = grid_of(distinct_of(loads, self.hit[0]), finest)
+        self.nodes = grid_of(distinct_of(nodes, self.hit[1]), finest)
         self.models = [self._at(float(load)) for load in self.grid]
         self.slower = slower
         self.made: dict[Hashable, tuple[Program, list[SequenceTable | FlowTable]]] = {}

@@ -55,8 +55,11 @@ def reached(old: Array, new: Array, position: Array | None, passed: Array) -> tu
         low = before[at]
         elapsed = low + (position - index) * (next_before[at] - low) + passed
     if old.shape[1] > 3:
-        index = np.add.reduce(old[:, 1:-1] <= elapsed[:, None], axis=1, dtype=np.intp)
-        at = index + row
+        if len(old) == 1:
+            index = at = before[1:-1].searchsorted(elapsed, "right")
+        else:
+            index = (old[:, 1:] <= elapsed[:, None]).argmin(axis=1)  # the first that is later; the last one always is
+            at = index + row
     else:
         index, at = row * 0, row
     low = before[at]
@@ -236,7 +239,10 @@ class ComputeStream:
                 span = np.maximum(span, NONE)
                 finish = now + left * pace
                 over = finish <= now + span
-                if count(over):
+                many = count(over)
+                if many == len(over) and end is None:
+                    return finish
+                if many:
                     end = np.where(over & (left > NONE), finish, start if end is None else end)
                     left = np.where(over, NONE, left - span / pace)
                 else:

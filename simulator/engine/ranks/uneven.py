@@ -20,7 +20,7 @@ from simulator.spec.uneven import Stragglers
 
 Array = NDArray[np.float64]
 
-PERSISTENT = ("uniform", "skewed", "given")
+PERSISTENT = ("uniform", "skewed", "hot", "given")
 """Kinds of routing under which a rank has the same load in every layer and microbatch."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from simulator.engine.kernel_sequence import ALONE, CONDITIONS, KernelSequence, Priced
+from simulator.engine.kernel_sequence import ALONE, KernelSequence, Priced
 from simulator.engine.program import Program, waiting
 
 
@@ -32,24 +32,34 @@ def met(sequence: KernelSequence, wait: float, flow: tuple[float, float] | None)
     ops, at = sequence.ops, sequence.cumulative
     if flow is not None:
         alone, busy = flow
-        ops = (replace(ops[0], durations=(alone, busy, busy, alone)), *ops[1:])
-        at = _cumulative(ops)
+        first = Priced(op=ops[0].op, cost=ops[0].cost, durations=(alone, busy, busy, alone))
+        ops, at = (first, *ops[1:]), ()
     if wait > 0.0:
         extra = waiting(wait, ops[-1].op)
         if sequence.kind in ("collective", "all_to_all"):
-            ops = (extra, *ops)
-            at = _cumulative(ops)
+            ops, at = (extra, *ops), ()
         else:
             ops = (*ops, extra)
-            at = tuple((*times, times[-1] + wait) for times in at)
+            at = tuple([(*times, times[-1] + wait) for times in at])
     if ops is sequence.ops:
         return sequence
-    return replace(sequence, ops=ops, cumulative=at, sensitive=at.count(at[ALONE]) < len(at))
+    at = at or _cumulative(ops)
+    return KernelSequence(
+        kind=sequence.kind,
+        name=sequence.name,
+        ops=ops,
+        cumulative=at,
+        nic=sequence.nic,
+        nvlink=sequence.nvlink,
+        held=sequence.held,
+        sensitive=at.count(at[ALONE]) < len(at),
+    )
 
 
 def _cumulative(ops: Sequence[Priced]) -> tuple[tuple[float, ...], ...]:
     """Time at which each op starts, and the end of the last, by condition [s]."""
-    return tuple(tuple(accumulate((one.durations[c] for one in ops), initial=0.0)) for c in CONDITIONS)
+    each = zip(*[one.durations for one in ops], strict=True)
+    return tuple([tuple(accumulate(durations, initial=0.0)) for durations in each])
 
 
 def with_rendezvous(program: Program, met_by: Rendezvous) -> Program:

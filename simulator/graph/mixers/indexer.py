@@ -67,7 +67,8 @@ def projections(builder: SegmentBuilder, s: Shapes, name: str = ".fwd") -> None:
     for part, n, k in _parts(s):
         work = Gemm(m=t, n=n, k=k, precision="bf16")
         builder.add(f"attn.index_{part}{name}", "gemm.bf16", work, saved=t * n * BF16 if keeps else 0.0)
-    kept = t * (m.index_head_dim * BF16 + 2 * FP32) if keeps else 0.0  # rotated; mean and 1/deviation of a LayerNorm
+    statistics = FP32 if in_blocks(s) else 2 * FP32  # 1/rms of an RMSNorm, or mean and 1/deviation of a LayerNorm
+    kept = t * (m.index_head_dim * BF16 + statistics) if keeps else 0.0  # rotated
     normed = t * (1 + (heads if in_blocks(s) else 0))
     norm_forward(builder, f"norm.index{name}", normed, m.index_head_dim, saved=kept * normed / t)
     rotated = m.qk_rope_head_dim or round(m.index_head_dim * m.partial_rotary_factor)

@@ -68,10 +68,13 @@ def _scan(s: Shapes, read: float, written: float) -> Scan:
     return Scan(flops=0.0, read=read, written=written, ctas=sequences * r.inner, steps=chunks, values=values)
 
 
-def convolve(builder: SegmentBuilder, s: Shapes) -> None:
-    """The convolution with SiLU."""
-    values = s.tokens * channels_of(s).inner
-    builder.add("mixer.conv.fwd", "conv", linear.cast(values, BF16, BF16), saved=values * BF16)
+def convolve(builder: SegmentBuilder, s: Shapes, *, sequences: int = 0) -> None:
+    """The convolution with SiLU; `sequences`: whose last tokens it reads and writes as its state."""
+    r = channels_of(s)
+    wide = s.tokens * r.inner * BF16
+    moved = wide + sequences * r.conv_values * BF16
+    cls = "conv.token" if sequences else "conv"
+    builder.add("mixer.conv.fwd", cls, Streaming(read=moved, written=moved), saved=wide)
 
 
 def norm_chosen(builder: SegmentBuilder, s: Shapes) -> None:

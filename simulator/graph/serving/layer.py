@@ -11,7 +11,18 @@ from simulator.graph.loss import TOKEN_ID
 from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_forward
 from simulator.graph.parallel import sharded_tokens
-from simulator.graph.serving import attention, compressed, draft, ffn, hybrid, mla, moe, recurrent, selective
+from simulator.graph.serving import (
+    attention,
+    compressed,
+    draft,
+    ffn,
+    hybrid,
+    mla,
+    moe,
+    recurrent,
+    selective,
+    short_conv,
+)
 from simulator.graph.serving.linear import add_up
 from simulator.graph.serving.shapes import ServingShapes
 from simulator.ops import Collective, Gemm, Op, Streaming
@@ -81,14 +92,13 @@ def _served_op(op: Op) -> Op:
 
 def _attention(s: ServingShapes) -> tuple[Segment, SegmentBuilder]:
     mixer = s.model.mixer_of(0)
-    if mixer is Mixer.MAMBA1:
-        return selective.prepare(s), selective.core(s)
-    if mixer.is_recurrent:
-        return recurrent.before(s), recurrent.core(s)
-    if mixer is Mixer.HYBRID:
-        return hybrid.prepare(s), hybrid.core(s)
-    form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
-    return form.prepare(s), form.core(s)
+    if mixer.has_state:
+        form = {Mixer.MAMBA1: selective, Mixer.CONV: short_conv, Mixer.HYBRID: hybrid}.get(mixer, recurrent)
+    else:
+        form = compressed if s.model.shared_key_value else mla if s.model.is_mla else attention
+    before: Segment = form.prepare(s)
+    started: SegmentBuilder = form.core(s)
+    return before, started
 
 
 def _dense_layer(s: ServingShapes) -> tuple[Segment, ...]:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import Segment, SegmentBuilder
-from simulator.graph.mixers.recurrent import gated_norm, mix_forward, narrow, prepare, state_of
+from simulator.graph.mixers import recurrent as mixer
+from simulator.graph.mixers.recurrent import gated_norm, mix_forward, narrow, state_of
 from simulator.graph.serving.attention import enter, finish
 from simulator.graph.serving.linear import gather, linear
 from simulator.graph.serving.shapes import ServingShapes
@@ -19,7 +20,7 @@ from simulator.ops import Streaming
 from simulator.spec.mixer import StateShape
 
 
-def before(s: ServingShapes) -> Segment:
+def prepare(s: ServingShapes) -> Segment:
     """`prepare.F`: norm, projection, convolution, and the numbers of each head."""
     builder = SegmentBuilder("prepare.F", "F", s)
     enter(builder, s)
@@ -34,7 +35,7 @@ def project(builder: SegmentBuilder, s: ServingShapes) -> None:
     linear(builder, "mixer.in", s, s.tokens, r.projected, h)
     for name, n in narrow(r):
         linear(builder, name, s, s.tokens, n, r.rank)
-    prepare(builder, s, sequences=s.batch if s.decodes else 0)
+    mixer.prepare(builder, s, sequences=s.batch if s.decodes else 0)
 
 
 def core(s: ServingShapes) -> SegmentBuilder:

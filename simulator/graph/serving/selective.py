@@ -1,6 +1,6 @@
 """Mamba-1 layers of serving: the state of each sequence is kept, and each new token changes it.
 
-A decode step reads and writes the whole state, in FP32, in one kernel (state-spaces/mamba,
+A decode step reads and writes the whole state, in FP32, in the kernel that serves Mamba-2, too (state-spaces/mamba,
 mamba_ssm/ops/triton/selective_state_update.py); a prompt is scanned as in training.
 """
 
@@ -24,7 +24,7 @@ def prepare(s: ServingShapes) -> Segment:
     enter(builder, s)
     gather(builder, "mixer.x", s, t, h)
     linear(builder, "mixer.in", s, t, r.projected, h)
-    convolve(builder, s)
+    convolve(builder, s, sequences=s.batch if s.decodes else 0)
     linear(builder, "mixer.select", s, t, r.selected, r.inner)
     norm_chosen(builder, s)
     linear(builder, "mixer.step", s, t, r.inner, r.steps)
@@ -36,7 +36,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
     builder = SegmentBuilder("attn.F", "F", s)
     r = channels_of(s)
     if s.decodes:
-        kept = s.batch * (r.state_values * FP32 + r.conv_values * BF16)
+        kept = s.batch * r.state_values * FP32
         wide = s.newest * r.inner * BF16
         rows = 3 * wide + 2 * s.newest * r.key_dim * BF16
         builder.add("mixer.token", "scan.token@ssd", Streaming(read=kept + rows, written=kept + wide))

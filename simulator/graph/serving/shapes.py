@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.graph.shapes import Shapes
 from simulator.ops import Gate
 from simulator.routing.gate import reach
-from simulator.routing.loads import PADDING, check_routing, imbalance
+from simulator.routing.loads import BY_EXPERT, PADDING, check_routing, imbalance
 from simulator.spec.mixer import Mixer
 from simulator.spec.model import ModelSpec
 from simulator.spec.recompute import NOTHING
@@ -168,7 +168,7 @@ def _imbalance(scenario: Scenario, tokens: int) -> float:
     """Load of the most loaded rank over the mean, with the experts where their placement puts them."""
     routing, ranks, serving = scenario.job.routing, scenario.job.layout.ep, serving_of(scenario)
     copies = routing.kind == "uniform" and serving.redundant_experts > 0  # an expert with a copy has half a load
-    if ranks > 1 and (copies or routing.kind in ("sampled", "measured")):
+    if ranks > 1 and (copies or routing.kind in BY_EXPERT):
         check_routing(routing, ranks)
         from simulator.routing.slot_loads import mean_slot_imbalance  # NumPy takes 0.1 s to load
 

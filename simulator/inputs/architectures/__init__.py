@@ -10,6 +10,7 @@ from simulator.inputs.architectures import (
     gpt,
     jamba,
     kimi,
+    lfm2,
     llama,
     recurrent,
     windows,
@@ -28,6 +29,7 @@ SHIPPED: Mapping[str, Architecture] = {
     **gemma4.SHIPPED,
     **recurrent.SHIPPED,
     **jamba.SHIPPED,
+    **lfm2.SHIPPED,
 }
 """The project's own, by `model_type`."""
 

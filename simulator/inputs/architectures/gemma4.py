@@ -23,19 +23,26 @@ _REUSED = {"sliding_attention": "sliding_reused", "full_attention": "reused"}
 _OVERRIDES = ("head_dim", "num_key_value_heads")
 
 
+def _listed(table: Table, listed: Any) -> tuple[Any, Any]:
+    """Width and number of the heads with full attention, as transformers writes them, layer by layer."""
+    kinds = table.get("layer_types") or []
+    full = [at for at, kind in enumerate(kinds) if kind == "full_attention"]
+    tables = list(listed.values()) if isinstance(listed, dict) else []
+    named = sorted(int(at) if str(at).isdecimal() else -1 for at in listed) if tables else []
+    own = tables[0] if tables and isinstance(tables[0], dict) else {"": 0}
+    if any(one != own for one in tables) or named != full or not set(own) <= {*_OVERRIDES}:
+        right = f"must give {' and '.join(_OVERRIDES)} of the layers with full attention, the same for all"
+        raise Unsupported("per_layer_config", listed, right)
+    return own.get("head_dim", table.get("head_dim")), own.get("num_key_value_heads")
+
+
 def _heads(table: Table) -> Table:
     """Heads of layers with a window are those that the file gives; those of the others have a width, and perhaps a
     number, of their own: by key, or, as transformers writes it, layer by layer."""
     wide, many = table.pop("global_head_dim", 512), table.pop("global_key_value_heads", None)
     listed = table.pop("per_layer_config", None)
-    if isinstance(listed, dict) and listed:
-        own, kinds = next(iter(listed.values())), table.get("layer_types") or []
-        full = [at for at, kind in enumerate(kinds) if kind == "full_attention"]
-        named = sorted(int(at) if str(at).isdecimal() else -1 for at in listed)
-        if any(one != own for one in listed.values()) or named != full or not set(own) <= {*_OVERRIDES}:
-            right = f"must give {' and '.join(_OVERRIDES)} of the layers with full attention, the same for all"
-            raise Unsupported("per_layer_config", listed, right)
-        wide, many = own.get("head_dim", table.get("head_dim")), own.get("num_key_value_heads")
+    if listed:
+        wide, many = _listed(table, listed)
     elif not table.get("attention_k_eq_v"):
         many = None
     sliding = {f"sliding_{name}": table[name] for name in _OVERRIDES if name in table}

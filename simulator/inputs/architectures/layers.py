@@ -22,9 +22,6 @@ MIXERS = {
     **{str(mixer): mixer for mixer in Mixer},
 }
 """transformers' names of a layer's attention, and our own -> what mixes its tokens."""
-MISSING_ATTENTION = {
-    "conv": "short convolutions",
-}
 
 
 def window(table: Table) -> Table:
@@ -59,7 +56,7 @@ def _of_types(table: Table, kinds: Any, layers: Any) -> Table:
         raise Unsupported("layer_types", kinds, f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
     other = [kind for kind in kinds if kind not in MIXERS]
     if other:
-        what = " and ".join(MISSING_ATTENTION.get(kind, kind) for kind in sorted(set(other)))
+        what = " and ".join(sorted(set(other)))
         raise Unsupported("layer_types", kinds, f"{what} in {len(other)} of {layers} layers is not modelled")
     return of_mixers(table, [MIXERS[kind] for kind in kinds])
 

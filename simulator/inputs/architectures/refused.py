@@ -32,9 +32,12 @@ REFUSED: Mapping[str, Refusal] = {
     ),
     **_all("keys of its own", "exaone4", "exaone4_5"),
     **_all("experts in a parallel block", "cohere2", "cohere2_moe"),
-    **_all("norms behind the experts", "gpt_oss", "afmoe"),
-    **_all("keys of their own", "gpt_oss", "exaone_moe laguna"),
-    **_all("layers that share an indexer, and delta-rule layers", "glm_moe_dsa", "glm5_next"),
+    **_all("keys of its own", "gpt_oss", "laguna"),
+    **_all(
+        "an indexer over pools of keys that layers share, and hyper-connections around latent attention and KDA",
+        "glm_moe_dsa",
+        "glm5_next glm5_next_text",
+    ),
     **_all(
         "keys and choices that layers share, and tables of n-grams", "deepseek_v4", "deepseek_v41 deepseek_v41_text"
     ),
@@ -51,7 +54,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("Mamba-1 layers without attention or a feed-forward part", "jamba", "mamba falcon_mamba"),
     **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
-    **_all("short convolutions between attention layers", "qwen3", "lfm2 lfm2_moe lfm2_vl"),
     **_all("layers of different widths, or without attention", "llama", "nemotron-nas deci openelm"),
     **_all("two attention blocks a layer and experts that compute nothing", "deepseek_v3", "longcat_flash"),
     **_all("feed-forward parts with xIELU, which has weights of its own", "qwen3", "apertus"),

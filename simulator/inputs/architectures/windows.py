@@ -180,7 +180,76 @@ _STEP = Architecture(
     source=published("step3p7"),
 )
 
+_ROUTED = ("num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group", "num_nextn_predict_layers")
+_ONE_GROUP = Only(values=(0, 1), otherwise="groups by another name than n_group and topk_group")
+
 SHIPPED: Mapping[str, Architecture] = {
+    "afmoe": Architecture(
+        keys=grouped_query(
+            *("attention_bias", *_ROUTED),
+            num_dense_layers="first_k_dense_replace",
+            num_shared_experts="n_shared_experts",
+            global_attn_every_n_layers="sliding_window_pattern",
+        )
+        | EXPERT_COUNT,
+        fixed={
+            **{"qk_norm": True, "norm_placement": "both", "attention_gate": "element", "topk_method": "noaux_tc"},
+            **{"sliding_window": 1024, "first_k_dense_replace": 1, "n_shared_experts": 2, "num_experts_per_tok": 6},
+        },
+        finish=steps(every(4), window, _unrotated, output_bias, rotary_dim),
+        only={"num_expert_groups": _ONE_GROUP, "num_limited_groups": _ONE_GROUP},
+        ignored={
+            **dict.fromkeys(("route_scale", "route_norm", "score_func"), "how the gate computes its weights"),
+            **{"mup_enabled": "a factor of the embedding", "load_balance_coeff": "training only"},
+            "use_grouped_mm": "how a forward call is programmed",
+        },
+        moe=True,
+        dense="qwen3",
+        title="Trinity Nano, Mini, Large",
+        source=published("afmoe"),
+    ),
+    "exaone_moe": Architecture(
+        keys=grouped_query(
+            *("mlp_layer_types", "first_k_dense_replace", *_ROUTED), num_shared_experts="n_shared_experts"
+        )
+        | EXPERT_COUNT,
+        fixed={
+            **{"qk_norm": True, "topk_method": "noaux_tc", "sliding_window": 4096},
+            **{"first_k_dense_replace": 1, "n_shared_experts": 1, "num_experts_per_tok": 8},
+        },
+        finish=steps(every(4), window, mlp_layer_types, _unrotated, rotary_dim),
+        moe=True,
+        dense="exaone4",
+        title="K-EXAONE 236B-A23B",
+        source=published("exaone_moe"),
+    ),
+    "mellum": Architecture(
+        keys=grouped_query("attention_bias", "mlp_layer_types", *_ROUTED) | EXPERT_COUNT,
+        fixed={"qk_norm": True},
+        finish=steps(window, mlp_layer_types, output_bias, rotary_dim),
+        ignored={
+            "mtp_layer_types": "of the MTP modules: as other layers with full attention",
+            "mtp_mlp_layer_types": "of the MTP modules",
+        },
+        moe=True,
+        dense="qwen3",
+        title="Mellum 2",
+        source=published("mellum"),
+    ),
+    "ministral": Architecture(
+        keys=grouped_query(),
+        finish=steps(window, rotary_dim),
+        title="Ministral 8B",
+        source=published("ministral"),
+    ),
+    "granite_swa": Architecture(
+        keys=grouped_query("attention_bias", "mlp_bias"),
+        fixed={"attention_sinks": "all"},
+        finish=steps(every(4, first=True), window, output_bias, rotary_dim),
+        ignored={"layer_rope_theta": "angles of the rotary embedding, not its width"},
+        title="Granite with windows, dense",
+        source=published("granite_swa"),
+    ),
     "gpt_oss": Architecture(
         keys=grouped_query("attention_bias", "num_experts_per_tok", experts_per_token="num_experts_per_tok")
         | EXPERT_COUNT,

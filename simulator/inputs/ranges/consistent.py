@@ -179,6 +179,7 @@ def _state_rules(m: ModelSpec, mixers: set[Mixer]) -> list[Rule]:
     needed.append(("index_block_size", Mixer.BLOCKS))
     needed += [(name, mixer) for name in delta for mixer in (Mixer.DELTA, Mixer.KDA)]
     needed.append(("linear_gate_rank", Mixer.KDA))
+    needed.append(("short_conv_size", Mixer.CONV))
     needed += [(name, Mixer.MAMBA1) for name in ("mamba_inner_size", "mamba_dt_rank", "ssm_state_size")]
     needed += [(name, mixer) for name in mamba for mixer in (Mixer.MAMBA2, Mixer.HYBRID)]
     rules: list[Rule] = [

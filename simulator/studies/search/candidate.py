@@ -14,6 +14,7 @@ from simulator.inputs.check import check
 from simulator.memory.capacity import usable
 from simulator.results.metrics import price_of_run, throughput
 from simulator.results.serving_metrics import serving_rates
+from simulator.routing.published_loads import with_equal_loads
 from simulator.spec.scenario import Scenario
 from simulator.studies.search.axes import Scenarios
 
@@ -132,7 +133,7 @@ class Judge:
     def _judged(self, number: int) -> Candidate:
         """One of them; a fault in judging it is its own, so that one bad combination never ends a search."""
         try:
-            return judge(number, self.scenarios.of(number), self.memo)
+            return judge(number, with_equal_loads(self.scenarios.of(number)), self.memo)
         except ForetrainError as error:
             return Candidate(number=number, status="invalid", why=str(error).splitlines()[0])
         except Exception as error:

@@ -114,7 +114,6 @@ def interval(
     seed: int = SEED,
     sources: Sequence[Source] | None = None,
     shares: bool = True,
-    even: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Interval:
     """The interval of a scenario's step time.
@@ -124,7 +123,6 @@ def interval(
     draws, seed : how many, and of which random numbers; the same give the same bytes.
     sources : what is uncertain; None: all that is known to be (`sources_of`).
     shares : whether to find out what contributes how much, which takes two more steps for each source.
-    even : whether loads are known to be equal, as benchmarks force them.
 
     Raises InputError with every broken rule of the scenario, or for fewer than two draws.
     """
@@ -135,7 +133,7 @@ def interval(
         raise InputError(f"--draws: {draws} is too few for an interval; take at least 2, better {DRAWS}")
     known = priceable(scenario)
     found = sources_of(scenario, known.priced) if sources is None else sources
-    repricer = Repricer(known, [one for one in found if not (even and isinstance(one, UnknownLoads))])
+    repricer = Repricer(known, found)
     drawn = _drawn(repricer, draws, seed)
     times = []
     for number, one in enumerate(drawn, 1):

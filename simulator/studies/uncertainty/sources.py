@@ -9,7 +9,7 @@ from typing import Literal
 
 from simulator.engine.kernel_sequence import Priced
 from simulator.inputs.idle import assumed_settings
-from simulator.routing.published_loads import measured_at, taken_for
+from simulator.routing.published_loads import is_published, measured_at, taken_for
 from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
 from simulator.studies.known_errors import Spread, known_errors, measured_as, spread_of, transferred
@@ -198,11 +198,9 @@ def unknown_loads(scenario: Scenario) -> Iterator[UnknownLoads]:
     taken = taken_for(scenario.model)
     if taken is None or taken.even:
         return
-    points = tuple(replace(taken.at(at), seed=routing.seed) for at in (-1.0, 0.0, 1.0))
-    text = f"measured by others where gates are balanced alike: {measured_at(taken)} (foretrain show loads)"
-    if routing.kind == "uniform":
-        yield UnknownLoads(points=(routing, *points), rest=0, least=1.0 / 3.0, text=text)
-    elif routing == points[1]:
+    if is_published(routing, taken):
+        points = tuple(replace(taken.at(at), seed=routing.seed) for at in (-1.0, 0.0, 1.0))
+        text = f"measured by others where gates are balanced alike: {measured_at(taken)} (foretrain show loads)"
         yield UnknownLoads(points=points, rest=1, least=-1.0, text=text)
 
 

@@ -46,9 +46,8 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
     gpus, sequences = int(row["gpus"]), int(row["mbs"]) * int(row["microbatches"]) * int(row["gpus"])
     compiled = row["mode"] == "compile"
     imbalance = float(row["rank_imbalance"])
-    skewed = (
-        ("routing.kind=skewed", f"routing.max_over_mean={imbalance}") if imbalance > 1.0 and int(row["ep"]) > 1 else ()
-    )
+    skewed = imbalance > 1.0 and int(row["ep"]) > 1
+    loads = ("routing.kind=skewed", f"routing.max_over_mean={imbalance}") if skewed else ("routing.kind=uniform",)
     return (
         *model_of(row),
         "hardware=h200",
@@ -65,7 +64,7 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
         *(f"optimizer.{key}=bf16" for key in STATES),
         "optimizer.masters=none",
         *(("stack.permute=gather_sum",) if row["variant"] == "gather" else ()),
-        *skewed,
+        *loads,
     )
 
 

@@ -18,6 +18,9 @@ from simulator.validation.training_figures import DENSE, Overrides, gpt, overrid
 RACK_GPUS = 64
 """Jobs of powers of two use 64 of a rack's 72 GPUs."""
 
+EVEN = ("force-balanced", "token drop")
+"""Routings of published runs under which no rank has more than the mean."""
+
 
 def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
     """A model without gates in its feed-forward part: Nemotron-4."""
@@ -174,6 +177,8 @@ def run_of(figure: Figure) -> Overrides:
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
     layers = int(c.get("layers", _layers(name)))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
+    if str(c.get("routing", "")).startswith(EVEN):
+        extra["routing__kind"] = "uniform"
     software = software_of(figure)
     recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
     if name.startswith("maxtext"):

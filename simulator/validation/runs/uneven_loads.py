@@ -39,8 +39,11 @@ def uneven_runs() -> Iterator[UnevenRun]:
     """Every published run whose layout is known."""
     for load in published_loads():
         if load.id in RUNS:
-            even, uneven = (_seconds(load.id, routing) for routing in ((), _routing(load)))
+            even, uneven = (_seconds(load.id, routing) for routing in (EQUAL, _routing(load)))
             yield UnevenRun(load=load, forecast=even / uneven)
+
+
+EQUAL = ("routing.kind=uniform",)
 
 
 def _routing(load: PublishedLoad) -> tuple[str, ...]:

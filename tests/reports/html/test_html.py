@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -104,10 +103,8 @@ def test_the_same_result_gives_the_same_bytes(result: Result, tmp_path: Path) ->
 
 
 @pytest.mark.long
-def test_the_full_step_is_small_and_quick(big: Result, tmp_path: Path) -> None:
-    began = perf_counter()
+def test_the_full_step_is_small(big: Result, tmp_path: Path) -> None:
     write_simulation(big, tmp_path / "v3.html")
-    assert perf_counter() - began < 5
     assert (tmp_path / "v3.html").stat().st_size < 6e6
 
 
@@ -188,10 +185,8 @@ class Opened:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        began = perf_counter()
         self.page.goto(file.as_uri())
         self.page.wait_for_selector('html[data-ready="1"]', timeout=10_000)
-        self.took = perf_counter() - began
 
     def canvas(self, name: str) -> Any:
         canvas = self.page.locator(f"#{name} canvas")
@@ -225,10 +220,9 @@ def opened(browser: Any, big: Result, tmp_path_factory: pytest.TempPathFactory) 
     return Opened(browser, file)
 
 
-def test_it_opens_quickly_and_silently(opened: Opened) -> None:
+def test_it_opens_silently(opened: Opened) -> None:
     assert opened.said == []
     assert len(opened.requests) == 1
-    assert opened.took < 3
 
 
 def test_both_timelines_are_drawn(opened: Opened) -> None:

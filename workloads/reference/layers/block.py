@@ -25,6 +25,7 @@ from workloads.reference.layers.mixers.shared_key import (
     shared_key_input_grad,
     shared_key_restore,
 )
+from workloads.reference.layers.mixers.short_conv import short_conv, short_conv_input_grad
 from workloads.reference.layers.mla import mla, mla_forget, mla_input_grad, mla_restore
 from workloads.reference.layers.moe import moe, moe_forget, moe_input_grad
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
@@ -37,6 +38,8 @@ class Gradient(NamedTuple):
     deferred: list[Deferred]
 
 
+_RECURRENT = {"mamba1": (selective, selective_input_grad), "conv": (short_conv, short_conv_input_grad)}
+"""Recurrent layers of their own form, forward and backward."""
 FFN = ("router.", "moe.", "shared.", "dense.")
 """What the names of the feed-forward part begin with."""
 
@@ -91,7 +94,7 @@ def _through_streams(run: Run, p: Weights, x: Array) -> tuple[Array, float, Save
 def _mixer(run: Run) -> Callable[[Run, Weights, Array], tuple[Array, Saved]]:
     """What mixes the tokens of this layer."""
     if run.cfg.is_recurrent(run.layer):
-        return selective if run.cfg.mixer(run.layer) == "mamba1" else recurrent
+        return _RECURRENT.get(run.cfg.mixer(run.layer), (recurrent, recurrent_input_grad))[0]
     if run.cfg.mixer(run.layer) == "hybrid":
         return hybrid
     if run.cfg.shared_key_value:
@@ -193,7 +196,7 @@ def _ffn_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
 def _attention_input_grad(run: Run, p: Weights, saved: Saved, dy: Array) -> Gradient:
     x = _input_of(run, "attn", p, saved)
     if run.cfg.is_recurrent(run.layer):
-        back = selective_input_grad if run.cfg.mixer(run.layer) == "mamba1" else recurrent_input_grad
+        back = _RECURRENT.get(run.cfg.mixer(run.layer), (recurrent, recurrent_input_grad))[1]
         return Gradient(*back(run, p, x, saved, dy))
     if run.cfg.mixer(run.layer) == "hybrid":
         return Gradient(*hybrid_input_grad(run, p, x, saved, dy))

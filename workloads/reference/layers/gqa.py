@@ -6,9 +6,11 @@ output (arXiv 2505.06708). Queries come first in `attn.qkv`, then keys, values, 
 
 import numpy as np
 
-from workloads.reference.core import Mask, attend, attend_input_grad, core_forget, core_restore
+from workloads.reference.config import BLOCKS
+from workloads.reference.core import LSE, Gradients, Mask, attend, attend_input_grad, core_forget
 from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.linear import Deferred, linear, linear_input_grad
+from workloads.reference.layers.mixers import blocks
 from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.layers.rope import angles, rotate, rotate_input_grad, softmax_scale
 
@@ -25,9 +27,9 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     n, g = c.num_attention_heads, c.num_key_value_heads
     made = {"norm.q/x": heads[:, :, :n], "norm.k/x": heads[:, :, n : n + g]}
     saved = _heads(run, p, made) | {"attn.core/v": heads[:, :, n + g : n + 2 * g]} | (made if c.qk_norm else {})
-    q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
-    out, lse = attend(run, q, k, v, softmax_scale(c), _mask(run, p))
-    saved["attn.core/lse"] = lse
+    if _in_blocks(run):
+        saved |= blocks.indexed(run, p, x)
+    out, saved[LSE] = _core(run, p, saved)
     if c.is_gated:
         saved |= {"attn.gate/y": out, "attn.gate/logit": heads[:, :, n + 2 * g :]}
         out = out * _sigmoid(saved["attn.gate/logit"])
@@ -35,6 +37,32 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     if run.ends_here:
         return x, saved
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
+
+
+def _in_blocks(run: Run) -> bool:
+    """Whether queries attend to blocks of keys that an indexer chooses (MiniMax-M3)."""
+    return run.cfg.mixer(run.layer) == BLOCKS
+
+
+def _core(run: Run, p: Weights, saved: Saved) -> tuple[Array, Array]:
+    """The core's output and log-sum-exp."""
+    q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
+    if _in_blocks(run):
+        return blocks.attend_blocks(run, q, k, v, saved["attn.top/order"], softmax_scale(run.cfg))
+    return attend(run, q, k, v, softmax_scale(run.cfg), _mask(run, p))
+
+
+def _core_input_grad(
+    run: Run, p: Weights, x: Array, saved: Saved, out: Array, dout: Array
+) -> tuple[Gradients, list[Deferred]]:
+    """The core's gradients, and the indexer's where there is one."""
+    q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
+    lse, scale = saved[LSE], softmax_scale(run.cfg)
+    if not _in_blocks(run):
+        return attend_input_grad(run, q, k, v, out, lse, dout, scale, _mask(run, p)), []
+    found = blocks.attend_blocks_input_grad(run, q, k, v, out, lse, dout, saved["attn.top/order"], scale)
+    learned = blocks.learn(run, p, x, saved, found.weights, q.shape[-1])
+    return Gradients(found.q, found.k, found.v, np.zeros_like(lse)), learned
 
 
 def _mask(run: Run, p: Weights) -> Mask:
@@ -70,7 +98,7 @@ def gqa_restore(run: Run, p: Weights, saved: Saved) -> Saved:
     """Compute again what `gqa_forget` dropped."""
     if "attn.core/q" not in saved:
         saved = saved | _heads(run.at(part="R"), p, saved)
-    return core_restore(run, saved, _mask(run, p))
+    return saved if LSE in saved else saved | {LSE: _core(run.at(part="R"), p, saved)[1]}
 
 
 def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
@@ -78,13 +106,12 @@ def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     c, (b, s, _) = run.cfg, x.shape
     out = saved["attn.o/x"]
     dout = linear_input_grad(run, "attn.o", dy, p["attn.o"]).reshape(b, s, -1, c.v_dim)
-    q, k, v = (saved[f"attn.core/{name}"] for name in "qkv")
     core, dcore, dgate = _gate_input_grad(run, saved, dout)
-    grads = attend_input_grad(run, q, k, v, core, saved["attn.core/lse"], dcore, softmax_scale(c), _mask(run, p))
+    grads, learned = _core_input_grad(run, p, x, saved, core, dcore)
     dheads, gains = _heads_input_grad(run, p, saved, [_turned(run, d, back=True) for d in (grads.q, grads.k)])
     dqkv = np.concatenate([*dheads, grads.v, *dgate], axis=2).reshape(b, s, -1)
     dx = linear_input_grad(run, "attn.qkv", dqkv, p["attn.qkv"])
-    deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.qkv", x, dqkv), *gains]
+    deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.qkv", x, dqkv), *gains, *learned]
     if c.attention_sinks:
         used = grads.sinks
         deferred.append(Deferred(kind="bias", op="attn.core", name="attn.sinks", layer=run.layer, x=used, dy=used))
