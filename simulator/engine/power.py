@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import compress
+from math import hypot
 from statistics import NormalDist
 
 from simulator.cost.cost import Cost
@@ -19,6 +20,8 @@ from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
 from simulator.spec.hardware import Gpu, Power
+from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 
 DRAW = {
     "elem.unvectorized": "unvectorized",
@@ -78,29 +81,52 @@ def energy_above_idle(ops: Iterable[Priced], power: Power) -> float:
     return sum(priced.durations[ALONE] * (draw(priced.op, power) - power.idle) for priced in ops)
 
 
-def at_the_limit(gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], float]) -> tuple[float, float | None]:
+def at_the_limit(
+    gpu: Gpu, gpus: int, pass_at_full_clock: Callable[[Power], float], meeting: int = 1
+) -> tuple[float, float | None]:
     """(how much longer tensor kernels last, mean power demanded at full clock [W] or None without a power model).
 
     `pass_at_full_clock` executes the step quickly at full clock and returns the mean power of a GPU [W]; `gpus`
-    wait for the slowest of them.
+    wait for the slowest of them; `meeting`: see `meeting_ranks`.
     """
     if gpu.power is None:
         return 1.0, None
     watts = pass_at_full_clock(gpu.power)
-    return slowdown(watts, gpu, gpus), watts
+    return slowdown(watts, gpu, gpus, meeting), watts
 
 
-def slowdown(watts: float, gpu: Gpu, gpus: int) -> float:
+def meeting_ranks(scenario: Scenario) -> int:
+    """Ranks that wait for each other within every layer of a training step: those of tensor and context parallelism,
+    and those whose tokens travel while nothing else runs (NCCL's dispatchers)."""
+    layout = scenario.job.layout
+    if scenario.workload.serves:
+        return 1
+    experts = layout.ep if scenario.model.is_moe and scenario.stack.dispatcher in LIBRARY else 1
+    return layout.tp * layout.cp * experts
+
+
+def slowdown(watts: float, gpu: Gpu, gpus: int, meeting: int = 1) -> float:
     """How much longer tensor kernels last when a mean GPU demands `watts` at full clock (>= 1).
 
     All GPUs of a job wait for the slowest: the one that needs the most power for the same work.
     """
-    return slowdown_above(watts, gpu, highest_demand(gpus))
+    return slowdown_above(watts, gpu, highest_demand(gpus), meeting)
 
 
-def slowdown_above(watts: float, gpu: Gpu, above: float) -> float:
-    """The same where the slowest GPU demands `above` standard deviations more than the mean."""
+def slowdown_above(watts: float, gpu: Gpu, above: float, meeting: int = 1) -> float:
+    """The same where the slowest GPU demands `above` standard deviations more than the mean.
+
+    At the limit the governor moves each GPU's clock up and down, and ranks that meet within that time wait for the one
+    that is slowest just then. Both deviations are independent, so that their squares add up.
+    """
     if gpu.power is None:
         return 1.0
-    worst = watts * (1.0 + gpu.power.spread * above)
-    return float(max(1.0, worst / gpu.power_cap) ** gpu.power.exponent)
+    usual, worst = (
+        float(max(1.0, demand / gpu.power_cap) ** gpu.power.exponent)
+        for demand in (watts, watts * (1.0 + gpu.power.spread * above))
+    )
+    late = gpu.power.dither * highest_demand(meeting)
+    if worst <= 1.0 or not late:
+        return worst
+    lead = worst / usual - 1.0
+    return usual * (1.0 + hypot(max(0.0, lead), late) + min(0.0, lead))

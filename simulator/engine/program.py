@@ -381,6 +381,7 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:
         rest = in_pieces(collective, kernel, work, price) - alone
+    rest = max(0.0, rest)  # which rounding may miss
     left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links during the kernel
     cost = collective.cost
     cost = replace(cost, nic_bytes=left * cost.nic_bytes, nvlink_bytes=left * cost.nvlink_bytes)

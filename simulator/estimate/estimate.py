@@ -26,7 +26,7 @@ from simulator.engine.lower import (
     price_model,
     sends_block,
 )
-from simulator.engine.power import at_the_limit
+from simulator.engine.power import at_the_limit, meeting_ranks
 from simulator.engine.sync import Sharding
 from simulator.estimate.compiled import Collectives, Compiled, compiled, compiled_of, times
 from simulator.estimate.grad_sync import GradSync
@@ -158,7 +158,7 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
         energy += sum(grad_sync.update_energy(held, power) for held in c.on)
         return power.idle + energy / (step * len(c.rows))
 
-    return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts)
+    return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts, meeting_ranks(scenario))
 
 
 def _tail(c: Compiled, built: PricedModel, shared: SharedPrices) -> GradSync:

@@ -23,7 +23,7 @@ from simulator.engine.lower import (
     ranks_apart,
     stage_names,
 )
-from simulator.engine.power import at_the_limit, demand
+from simulator.engine.power import at_the_limit, demand, meeting_ranks
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
@@ -108,6 +108,7 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
         scenario.cluster.gpu,
         gpus,
         lambda power: demand(longest_path(lower(sound, schedule)), power, waiting_gemms=scenario.workload.serves),
+        meeting_ranks(scenario),
     )
     if watts is None:
         return fresh, factor, None

@@ -45,6 +45,8 @@ class Power:
     scatter : power of additions by index [W] (0: as `memory`).
     exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
     spread : standard deviation of the demand between GPUs of one type, share of its mean.
+    dither : standard deviation of the time of tensor kernels at the limit, over tens of milliseconds, in which the
+        governor moves the clock, share of its mean.
     """
 
     cap_of_tdp: float
@@ -54,6 +56,7 @@ class Power:
     attention: float
     exponent: float
     spread: float = 0.0
+    dither: float = 0.0
     split: float = 0.0
     unvectorized: float = 0.0
     update: float = 0.0

@@ -339,6 +339,7 @@ class MixerShape:
     mamba_inner_size: int = 0  # channels of Mamba-1, each with a state
     mamba_dt_rank: int = 0  # width of Mamba-1's step sizes before their projection [elements]
     mamba_state_norms: bool = True  # whether Mamba-1's steps, b and c are normed
+    mamba_norm_gains: bool = True  # whether these norms have weights
     short_conv_size: int = 0  # channels of short convolutions
     short_conv_kernel: int = 3  # their taps
     attention_sinks: Literal["none", "all", "sliding"] = "none"  # layers whose heads each have a learned sink
@@ -446,7 +447,7 @@ class MixerShape:
             numbers=0,
             vectors=0,
             norms=int(self.mamba_state_norms),
-            gain=steps + 2 * rows if self.mamba_state_norms else 0,
+            gain=steps + 2 * rows if self.mamba_state_norms and self.mamba_norm_gains else 0,
             is_delta=False,
             steps=steps,
         )

@@ -450,6 +450,14 @@ class CachedModel(ModelShape):
         wide = self.qk_head_dim + (self.index_head_dim if kind.mixer is Mixer.CSA else 0)
         return entries * self.of_kind(kind).compress_rate * 2 * entries * wide * 4.0
 
+    def state_bytes(self, kind: BlockKind) -> float:
+        """Bytes that a layer holds of a sequence however long it is: a state in FP32, and the last tokens that a
+        convolution reads in BF16 [B]."""
+        if not kind.mixer.has_state:
+            return 0.0
+        state = self.of_kind(kind).state
+        return state.state_values * 4.0 + state.conv_values * 2.0
+
     def cache_bytes(self, tokens: int, width: float = 2.0) -> float:
         """Keys and values of a sequence of `tokens` in all layers, `width` bytes a value (2: BF16) [B].
 

@@ -23,6 +23,7 @@ from workloads.reference.presets import (
     tiny_chunks,
     tiny_delta,
     tiny_falcon_h1,
+    tiny_falcon_mamba,
     tiny_gqa,
     tiny_jamba,
     tiny_kda,
@@ -62,7 +63,8 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
     "jamba": (tiny_jamba(), "jamba"),
     "lfm2": (tiny_lfm2(), "lfm2_moe"),
-    "mamba1": (replace(tiny_jamba(), mamba_state_norms=False), "jamba"),
+    "mamba1": (replace(tiny_falcon_mamba(), mamba_state_norms=False), "mamba"),
+    "falcon-mamba": (tiny_falcon_mamba(), "falcon_mamba"),
     "relu2": (replace(tiny_gqa(), gated_mlp=False), "llama"),
     "post-norm": (replace(tiny_gqa(), norm_placement="post", qk_norm=True, qk_norm_over="projection"), "olmo2"),
     "both-norms": (replace(tiny_gqa(), norm_placement="both"), "llama"),
@@ -82,7 +84,8 @@ SET = {
     "falcon-h1": (),
     "lfm2": (),
     "jamba": ("model.mamba_inner_size=18",),
-    "mamba1": ("model.mamba_inner_size=18", "model.mamba_state_norms=false"),
+    "mamba1": ("model.mamba_inner_size=18",),
+    "falcon-mamba": ("model.mamba_inner_size=18",),
     "relu2": ("model.gated_mlp=false",),
     "kda": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
@@ -95,6 +98,7 @@ SET = {
 _ANY = """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size rope_theta
     rope_scaling rms_norm_eps initializer_range"""
 _LAYERS = "layer_types sliding_window"
+_STATES = "vocab_size hidden_size num_hidden_layers ssm_state_size mamba_dt_rank"
 _EXPERTS = "n_routed_experts num_experts_per_tok moe_intermediate_size norm_topk_prob"
 _DEEPSEEK = f"""{_ANY} {_EXPERTS} q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_shared_experts
     first_k_dense_replace n_group topk_group scoring_func topk_method routed_scaling_factor aux_loss_alpha
@@ -117,6 +121,8 @@ KEYS = {
         mamba_rms_norm""".split(),
     "jamba": f"""{_ANY} ssm_state_size mamba_dt_rank n_routed_experts num_experts_per_tok""".split(),
     "lfm2_moe": f"""{_ANY} {_EXPERTS} layer_types first_k_dense_replace short_conv_kernel""".split(),
+    "mamba": _STATES.split(),
+    "falcon_mamba": _STATES.split(),
     "nemotron_h": f"""{_ANY} {_EXPERTS} layer_types mamba_num_heads mamba_head_dim mamba_n_groups ssm_state_size
         state_chunk_size n_shared_experts shared_expert_intermediate_size moe_latent_size
         num_nextn_predict_layers""".split(),
@@ -187,6 +193,7 @@ BAMBA = {
     "state_chunk_size": "mamba_chunk_size",
 }
 """Its spelling."""
+ALONE = {"ssm_state_size": "state_size", "mamba_dt_rank": "time_step_rank"}
 LFM2 = {
     "n_routed_experts": "num_experts",
     "first_k_dense_replace": "num_dense_layers",
@@ -220,6 +227,8 @@ def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     if family == "jamba":
         values = {JAMBA.get(key, key): value for key, value in values.items()}
         values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family in ("mamba", "falcon_mamba"):
+        values = {ALONE.get(key, key): value for key, value in values.items()}
     if family == "lfm2_moe":
         values = {LFM2.get(key, key): value for key, value in values.items()}
     if family == "nemotron_h":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import hypot
 
 import pytest
 
@@ -277,3 +278,15 @@ def test_a_power_limit_slows_a_dense_step() -> None:
     fast = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.tdp=2000"]), engine="longest-path")
     slow = simulate(load_scenario("llama-3-8b", [*SMALL, "hardware.gpu.tdp=500"]), engine="longest-path")
     assert slow.metrics["step_time_s"] > 1.1 * fast.metrics["step_time_s"]
+
+
+def test_ranks_that_meet_wait_for_the_clock_that_is_lowest_just_then() -> None:
+    """Deviations of GPUs and of the governor are independent; without the limit nobody's clock moves."""
+    power = replace(POWER, spread=0.02, dither=0.01)
+    gpu, watts = gpu_of(power), 2 * 700.0
+    usual, worst = slowdown(watts, gpu, 1), slowdown(watts, gpu, 8)
+    assert slowdown(watts, gpu, 8, 1) == worst
+    assert slowdown(watts, gpu, 1, 8) == pytest.approx(usual * (1 + 0.01 * highest_demand(8)))
+    both = usual * (1 + hypot(worst / usual - 1, 0.01 * highest_demand(8)))
+    assert slowdown(watts, gpu, 8, 8) == pytest.approx(both)
+    assert slowdown(600.0, gpu, 8, 8) == 1.0

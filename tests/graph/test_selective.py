@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -18,7 +21,7 @@ from simulator.ops import Collective, Gemm, Op, Scan, Streaming
 from simulator.results.simulate import simulate
 from simulator.spec.mixer import BlockKind
 from simulator.spec.scenario import Scenario
-from simulator.validation.public_models import public_model
+from simulator.validation.public_models import public_model, public_models
 from workloads.reference.layers.mixers import selective
 
 INNER, ROWS, RANK, TOKENS = 8192, 16, 256, 4096
@@ -97,6 +100,9 @@ def test_what_no_software_splits_is_refused_in_one_line() -> None:
 
 
 def test_a_sequence_holds_its_state_however_long_it_is() -> None:
+    model = training().model
+    assert model.state_bytes(KIND) == INNER * (ROWS * 4 + 3 * 2)
+    assert model.state_bytes(BlockKind("dense")) == 0.0
     for context in (1000, 9000):
         job = serving("llama-3-8b-decode", f"serving.context={context}", "serving.kv_dtype=bf16")
         shapes, tp = serving_shapes(job), job.job.layout.tp
@@ -166,3 +172,22 @@ def test_chunks_change_neither_outputs_nor_gradients() -> None:
         found.append([y, *selective.scan_input_grad(x, ends, dy, chunk)])
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["Mamba-2.8B", "Falcon-Mamba-7B", "Mamba-Codestral-7B"])
+def test_models_without_attention_train_and_serve(name: str, tmp_path: Path) -> None:
+    """No layer attends, none has a feed-forward part; what a sequence holds does not grow with it."""
+    public = next(one for one in public_models() if one.name == name)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(public.config), encoding="utf-8")
+    own = (f"model={path}", "model.num_hidden_layers=4")
+    found = load_scenario("llama-3-8b", [*own, *JOB[1:]])
+    assert {kind.ffn for kind in found.model.layer_kinds()} == {"none"}
+    assert simulate(found, engine="longest-path").metrics["step_time_s"] > 0
+    held = []
+    for context in (1000, 9000):
+        job = load_scenario("llama-3-8b-decode", [*own, f"serving.context={context}"])
+        held.append(kv_cache_bytes(job, serving_shapes(job)))
+    assert held[0] == held[1] > 0
+    for phase in ("llama-3-8b-prefill", "llama-3-8b-decode"):
+        assert 0 < simulate(load_scenario(phase, own), engine="longest-path").metrics["mfu"] < 1

@@ -561,7 +561,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     **{f"model.{name}": ("conv", "longest-path") for name in ("short_conv_size", "short_conv_kernel")},
     **{
         f"model.{name}": ("mamba1", "longest-path")
-        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms")
+        for name in ("mamba_inner_size", "mamba_dt_rank", "mamba_state_norms", "mamba_norm_gains")
     },
     "model.attention_gate": ("windows", "longest-path"),
     "routing.max_over_mean": ("skewed", "longest-path"),

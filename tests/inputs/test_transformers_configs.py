@@ -97,6 +97,7 @@ JAMBA = {
     **{"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
 SHORT = {"layer_types": ["conv", "full_attention", "conv", "conv"]}
+ALONE = {key: value for key, value in FALCON.items() if key != "num_attention_heads"}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_d_state": 16}
 STEP = TOP_2 | {
@@ -262,6 +263,9 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("lfm2", SMALL | SHORT | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}, 511_704),
     ("lfm2_moe", SMALL | SHORT | TOP_2 | {"num_experts": 4, "num_dense_layers": 1}, 361_572),
     ("jamba", SMALL | JAMBA, 868_194),
+    ("mamba", ALONE | {"state_size": 8}, 350_688),
+    ("falcon_mamba", ALONE | {"state_size": 8, "time_step_rank": 10, "tie_word_embeddings": False}, 452_832),
+    ("mamba2", ALONE | {"num_heads": 8, "head_dim": 24, "state_size": 16, "n_groups": 2}, 447_296),
     ("jamba", SMALL | JAMBA | {"mamba_dt_rank": 10, "num_experts": 1, "tie_word_embeddings": True}, 499_566),
     ("deepseek_v32", LATENT | ROUTED | SPARSE, 453_380),
     ("glm_moe_dsa", LATENT | ROUTED | SPARSE, 453_380),

@@ -85,6 +85,7 @@ class RefConfig:
     mamba_inner_size: int = 0  # Mamba-1: channels
     mamba_dt_rank: int = 0  # width of its step sizes before their projection
     mamba_state_norms: bool = True  # whether its steps, b and c are normed
+    mamba_norm_gains: bool = True  # whether these norms have weights
     ssm_state_size: int = 0
     conv_kernel: int = 4  # taps of the convolution before either
     state_chunk_size: int = 64  # tokens that either works on at once

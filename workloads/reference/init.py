@@ -109,7 +109,7 @@ def _selective_shapes(c: RefConfig) -> Shapes:
         "mixer.out": (inner, c.hidden_size),
     }
     norms: Shapes = {"norm.step": (rank,), "norm.b": (rows,), "norm.c": (rows,)}
-    return shapes | (norms if c.mamba_state_norms else {})
+    return shapes | (norms if c.mamba_state_norms and c.mamba_norm_gains else {})
 
 
 def _state_shapes(c: RefConfig, layer: int) -> Shapes:

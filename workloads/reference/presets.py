@@ -177,6 +177,20 @@ def tiny_lfm2() -> RefConfig:
     )
 
 
+def tiny_falcon_mamba() -> RefConfig:
+    """Falcon-Mamba in small: layers of Mamba-1 alone, whose norms have no weights."""
+    return replace(
+        tiny_gqa(),
+        num_hidden_layers=2,
+        layer_types=("mamba1",) * 2,
+        mixer_only_layers=(0, 1),
+        mamba_inner_size=18,
+        mamba_dt_rank=5,
+        ssm_state_size=4,
+        mamba_norm_gains=False,
+    )
+
+
 def tiny_jamba() -> RefConfig:
     """Jamba in small: Mamba-1 in three of four layers, attention that rotates nothing in one, experts in half."""
     return replace(

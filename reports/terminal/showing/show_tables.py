@@ -221,7 +221,9 @@ def _per_token(spec: ModelSpec, sequence: int) -> RenderableType:
     ]
     if spec.num_nextn_predict_layers:
         rows.append(("training, causal, with MTP", si(spec.flops_per_token(sequence, mtp=True), "FLOP")))
-    return _pairs([*rows, ("cache in BF16", si(spec.kv_cache_bytes_per_token(tokens=sequence), "B"))])
+    rows.append(("cache in BF16", si(spec.kv_cache_bytes_per_token(tokens=sequence), "B")))
+    state = sum(many * spec.state_bytes(kind) for kind, many in Counter(spec.layer_kinds()).items())
+    return _pairs([*rows, *([("and of a sequence, its states", si(state, "B"))] if state else [])])
 
 
 def architecture(model_type: str, found: Architecture, origin: str) -> list[RenderableType]:

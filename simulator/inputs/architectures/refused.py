@@ -51,8 +51,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("lightning attention between softmax-attention layers", "mixtral", "minimax minimax_text_01 minimax_m1"),
     **_all("Mamba-2 layers and attention layers that share their weights", "bamba", "zamba zamba2"),
     **_all("Mamba-2 layers of another form", "bamba", "plamo2"),
-    **_all("Mamba-1 layers without attention or a feed-forward part", "jamba", "mamba falcon_mamba"),
-    **_all("Mamba-2 layers", "llama", "mamba2"),
     **_all("recurrent layers", "llama", "rwkv xlstm recurrent_gemma"),
     **_all("layers of different widths, or without attention", "llama", "nemotron-nas deci openelm"),
     **_all("two attention blocks a layer and experts that compute nothing", "deepseek_v3", "longcat_flash"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel, Programs, price_model
-from simulator.engine.power import alone, draw, highest_demand, slowdown_above
+from simulator.engine.power import alone, draw, highest_demand, meeting_ranks, slowdown_above
 from simulator.engine.program import Pricer
 from simulator.estimate.estimate import Placed, compiled_for, placed, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
@@ -220,7 +220,7 @@ class _Clock:
     """What power does to tensor kernels as times and power move; utilisation stays that of the forecast."""
 
     def __init__(self, known: Priceable, ops: Sequence[Op], base: Array) -> None:
-        self.gpu, self.uses = known.scenario.cluster.gpu, known.uses
+        self.gpu, self.uses, self.meeting = known.scenario.cluster.gpu, known.uses, meeting_ranks(known.scenario)
         self.watts = known.placed.watts
         if self.gpu.power is None or self.watts is None:
             return
@@ -256,7 +256,7 @@ class _Clock:
         moved = {name.removeprefix(POWER): value for name, value in numbers.items()}
         power = replace(self.gpu.power, **moved)
         gpu: Gpu = replace(self.gpu, power=power)
-        return slowdown_above(power.idle + self.busy * self._above_idle(durations, power), gpu, above)
+        return slowdown_above(power.idle + self.busy * self._above_idle(durations, power), gpu, above, self.meeting)
 
 
 def _around(price: Pricer, imbalance: float) -> Callable[[Op], Priced]:

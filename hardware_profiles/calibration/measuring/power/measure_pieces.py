@@ -1,9 +1,10 @@
-"""Measure GEMMs in pieces on several streams, as overlapped tensor parallelism runs them, and how their times spread.
+"""Measure GEMMs in pieces on several streams, as overlapped tensor parallelism runs them.
 
     python -m hardware_profiles.calibration.measuring.power.measure_pieces OUT.csv
 
-Sustained load: each case is repeated for `SECONDS`, and the mean of the second half is kept; nothing is sent. A piece
-of a ring has one rank's rows, a piece of a pipeline a quarter of the weight's columns.
+Sustained load: each case is repeated for `SECONDS`, and the mean of the second half is kept; nothing is sent. Pieces in
+FP8 are replayed in CUDA graphs, as Python issues them too slowly. A piece of a ring has one rank's rows, a piece of a
+pipeline a quarter of the weight's columns.
 
 | how | what |
 |---|---|
@@ -13,13 +14,11 @@ of a ring has one rank's rows, a piece of a pipeline a quarter of the weight's c
 | pipeline | four pieces on three streams, 16 SMs left free |
 | margin | one GEMM, 16 SMs left free |
 | wgrad_add16, wgrad_add32, wgrad_mm | the weight gradient (k: tokens) added into BF16 or FP32, or alone |
-| spread | one GEMM between two norms: mean time, deviation `sd` of launches, `sd_slow` of means over 50 of them [us] |
 """
 
 from __future__ import annotations
 
 import csv
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +40,8 @@ DRAINED = (
 )  # fmt: skip
 """Those that a reduce-scatter drains."""
 WEIGHTS = ((12288, 12288, 2048), (16384, 6656, 4096), (8192, 7168, 4096), (6144, 6144, 16384))
-COLUMNS = ("how", "precision", "ranks", "m", "n", "k", "us", "sd", "sd_slow", "power_w", "sm_mhz")
+COLUMNS = ("how", "precision", "ranks", "m", "n", "k", "us", "power_w", "sm_mhz")
+GRAPHED = ("whole", "gather", "scatter", "pipeline")
 Call = Callable[[], object]
 
 
@@ -117,33 +117,19 @@ def lasting(call: Call, seconds: float = SECONDS) -> dict[str, float]:
     return {"us": first.elapsed_time(last) * 1e3 / many, "power_w": watts, "sm_mhz": clock}
 
 
-def spread(gemm: Call, norms: Call, seconds: float = 4.0) -> dict[str, float]:
-    """Mean and spread of a GEMM's time between memory-bound kernels [us]."""
-    for _ in range(20):
-        norms(), gemm(), norms()
+def graphed(call: Call) -> dict[str, float]:
+    """The same of a call that is replayed in a CUDA graph, four times in each: the host does not count."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(20):
-        norms(), gemm(), norms()
-    torch.cuda.synchronize()
-    many = int(seconds / ((time.perf_counter() - start) / 20))
-    pairs = []
-    for _ in range(many):
-        norms()
-        pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        pair[0].record()
-        gemm()
-        pair[1].record()
-        norms()
-        pairs.append(pair)
-    torch.cuda.synchronize()
-    watts, clock = state()
-    times = [a.elapsed_time(b) * 1e3 for a, b in pairs[many // 3 :]]
-    means = [statistics.mean(times[at : at + 50]) for at in range(0, len(times) - 50, 50)]
-    return {
-        "us": statistics.mean(times), "sd": statistics.stdev(times), "sd_slow": statistics.stdev(means),
-        "power_w": watts, "sm_mhz": clock,
-    }  # fmt: skip
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(4):
+            call()
+    found = lasting(graph.replay)
+    return found | {"us": found["us"] / 4}
 
 
 def pieces_of(
@@ -206,14 +192,15 @@ def main() -> None:
             file.flush()
 
         for precision in ("bf16", "fp8"):
-            for m, n, k in ((4096, 13312, 8192), (4096, 4096, 4096), (4096, 2048, 2048)):
-                x, w = operand(m, k, precision), operand(n, k, precision)
-                y, scale = operand(8192, 8192, "bf16"), operand(1, 8192, "bf16")[0]
-                norms = partial(torch.nn.functional.rms_norm, y, (8192,), scale)
-                keep("spread", precision, 1, (m, n, k), spread(partial(multiplied, x, w), norms))
             for how, ranks, shape, call in cases(streams, precision):
                 try:
-                    keep(how, precision, ranks, shape, lasting(call))
+                    keep(
+                        how,
+                        precision,
+                        ranks,
+                        shape,
+                        graphed(call) if precision == "fp8" and how in GRAPHED else lasting(call),
+                    )
                 except Exception as error:  # a library may refuse a shape: the others count
                     print(how, precision, shape, error, file=sys.stderr)
         for how, ranks, shape, call in gradients():

@@ -55,8 +55,13 @@ def _chosen(run: Run, p: Weights, made: Array) -> Saved:
     if run.cfg.mamba_state_norms:
         saved["mixer.norms/x"] = made
         for name, part in parts.items():
-            parts[name], saved[f"norm.{name}/rstd"] = rmsnorm(run, f"norm.{name}", part, p[f"norm.{name}"])
+            parts[name], saved[f"norm.{name}/rstd"] = rmsnorm(run, f"norm.{name}", part, _gain(p, name, part))
     return saved | {"mixer.step/x": parts["step"], "mixer.scan/b": parts["b"], "mixer.scan/c": parts["c"]}
+
+
+def _gain(p: Weights, name: str, x: Array) -> Array:
+    """A norm's weights; ones where it has none (Falcon-Mamba)."""
+    return p.get(f"norm.{name}", np.ones(x.shape[-1]))
 
 
 def _inputs(p: Weights, saved: Saved) -> Inputs:
@@ -156,6 +161,7 @@ def _chosen_input_grad(run: Run, p: Weights, saved: Saved, grads: dict[str, Arra
     for name, x in zip(CHOSEN, _split(run, saved["mixer.norms/x"]), strict=True):
         op, dy = f"norm.{name}", grads[name]
         rstd = saved[f"{op}/rstd"]
-        out.append(rmsnorm_input_grad(run, op, x, rstd, p[op], dy))
-        gains.append(Deferred(kind="gain", op=op, name=op, layer=run.layer, x=x, dy=dy, extra=rstd))
+        out.append(rmsnorm_input_grad(run, op, x, rstd, _gain(p, name, x), dy))
+        if op in p:
+            gains.append(Deferred(kind="gain", op=op, name=op, layer=run.layer, x=x, dy=dy, extra=rstd))
     return np.concatenate(out, axis=-1), gains
