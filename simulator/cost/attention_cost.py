@@ -5,7 +5,7 @@
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
-follows SMs / (SMs - taken) where tiles are many. Backward has tiles of keys that walk over queries. Where query
+follows SMs / (SMs - taken) where tiles are many. Backward has tiles of keys, each over all queries. Where query
 heads share keys, backward kernels make the gradients of keys and values for each query head, and others sum them up:
 sums x their bytes / bandwidth more.
 """

@@ -80,7 +80,8 @@ FITTED_LIMITS = {
 
 def held_out(hardware: str, cls: str) -> list[Sample]:
     mine = [s for s in fit_kernels.everything() if s.cls == cls]
-    return [s for s in split(mine)[1] if s.hardware == hardware and s.table != "published_kernels"]
+    alone = {"published_kernels"} | ({"h200_narrow", "h200_chunks"} if cls == "attn.bwd@library" else set())  # compare
+    return [s for s in split(mine)[1] if s.hardware == hardware and s.table not in alone]
 
 
 @pytest.mark.parametrize(("hardware", "cls"), FITTED_LIMITS)
@@ -357,6 +358,8 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200x2_collectives.csv",
         "h200x4_collectives.csv",
         "h200_draw.csv",
+        "h200_pieces.csv",
+        "h200_dither.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known
