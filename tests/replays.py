@@ -34,6 +34,7 @@ PLAIN = Scheduler(
     host_step=0.0,
     host_sequence=0.0,
     host_overlapped=False,
+    decided_ahead=False,
     stream_interval=1,
     frontend=0.0,
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 from simulator.dtypes import BF16
 from simulator.engine.host import Issue, after_reads, issuing, releases
 from simulator.engine.kernel_sequence import ALONE, KernelSequence, sequence_of
-from simulator.engine.priced_model import PricedModel, action_key, program_of
+from simulator.engine.priced_model import PricedModel, Unrolled, action_key, program_of
 from simulator.engine.pricing import pricer
 from simulator.engine.program import Pricer, Program
 from simulator.engine.ranks.waits import Rendezvous, with_rendezvous
@@ -26,10 +27,23 @@ from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
 
-def price_model(scenario: Scenario, stages: int, *, pace: float = 1.0, watts: float | None = None) -> PricedModel:
-    """Build and price the blocks of a scenario and spread them over `stages`; `pace` and `watts`: see `PricedModel`."""
-    shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
-    blocks = build_blocks(shapes)
+def price_model(
+    scenario: Scenario,
+    stages: int,
+    *,
+    pace: float = 1.0,
+    watts: float | None = None,
+    like: PricedModel | None = None,
+) -> PricedModel:
+    """Build and price the blocks of a scenario and spread them over `stages`; `pace` and `watts`: see `PricedModel`.
+
+    `like`: a model of the same scenario, which has the same blocks at another pace.
+    """
+    if like is not None:
+        shapes, blocks = like.shapes, like.blocks
+    else:
+        shapes = serving_shapes(scenario) if scenario.workload.serves else shapes_of(scenario)
+        blocks = build_blocks(shapes)
     price = pricer(scenario, _most_met_all_to_all(blocks), pace)
     seconds = seconds_by_kind(blocks, price, overlaps(scenario))
     return PricedModel(
@@ -294,6 +308,11 @@ def lower(built: PricedModel, schedule: Schedule, *, optimizer: bool = True) -> 
     Of a workload that updates its parameters, they are gathered before and updated behind it, unless `optimizer` says
     no.
     """
+    known = built.unrolled
+    if known is not None and optimizer and known.scenario is built.scenario and known.schedule is schedule:
+        again = priced_again(known, built)
+        if again is not None:
+            return again
     lowering = _Lowering(built, schedule)
     optimizer = optimizer and built.scenario.workload.updates
     if optimizer:
@@ -311,6 +330,41 @@ def lower(built: PricedModel, schedule: Schedule, *, optimizer: bool = True) -> 
             lowering.scattered,
         )
     return lowering.tasks
+
+
+def priced_again(known: Unrolled, built: PricedModel) -> Tasks | None:
+    """An unrolled step at the prices of another model of the same scenario.
+
+    None where more than prices may differ: stages are cut elsewhere, or a host issues kernels, whose releases depend on
+    prices.
+    """
+    tasks, programs, lasts = known.tasks, Programs(built), 0
+    if known.stages != built.stages or tasks.release:
+        return None
+    sequences, made = list(tasks.sequence), dict[int, KernelSequence]()
+    for action in tasks.actions:
+        if action.step is None:
+            continue
+        steps = programs.of(action.step).steps
+        if len(steps) != action.last - action.first:
+            return None
+        sequences[action.first : action.last] = [part.sequence for part in steps]
+        _price_others(sequences, lasts, action.first, built.price, made)
+        lasts = action.last
+    _price_others(sequences, lasts, len(sequences), built.price, made)
+    return replace(tasks, sequence=sequences)
+
+
+def _price_others(
+    sequences: list[KernelSequence], first: int, last: int, price: Pricer, made: dict[int, KernelSequence]
+) -> None:
+    """Price what is no part of an action's program: sends, collectives of gradients and parameters, the update. `made`:
+    by the sequence before, which lives on in the tasks."""
+    for at in range(first, last):
+        old = sequences[at]
+        if id(old) not in made:
+            made[id(old)] = sequence_of(old.kind, old.name, [price(one.op) for one in old.ops])
+        sequences[at] = made[id(old)]
 
 
 def stage_names(stages: Sequence[Sequence[BlockKind]]) -> list[str]:

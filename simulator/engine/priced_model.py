@@ -9,13 +9,24 @@ from typing import Literal
 from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Copies, Pricer, Program, lone_program, pair_program, sequential_program
 from simulator.engine.ranks.waits import Rendezvous
+from simulator.engine.tasks import Tasks
 from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
 from simulator.graph.shapes import Shapes
 from simulator.ops import HostWork, Op
-from simulator.schedule import Pair, Step
+from simulator.schedule import Pair, Schedule, Step
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrolled:
+    """The tasks of a whole step at other prices: what follows what is the same with these `stages`."""
+
+    scenario: Scenario
+    schedule: Schedule
+    stages: tuple[tuple[BlockKind, ...], ...]
+    tasks: Tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +46,7 @@ class PricedModel:
     watts : mean power that a GPU would demand at full clock [W]; None without a power model.
     resampled_per_layer : of serving, whether another rank is the most loaded in every layer and microbatch.
     rendezvous : of training on uneven ranks, what a mean rank meets at the rendezvous of a step's action.
+    unrolled : the step at full clock, which `lower` need not unroll again.
     """
 
     scenario: Scenario
@@ -48,6 +60,7 @@ class PricedModel:
     watts: float | None = None
     resampled_per_layer: bool = False
     rendezvous: Callable[[PricedModel, Step, Program], Rendezvous] | None = None
+    unrolled: Unrolled | None = None
 
     def blocks_of(self, stage: int) -> list[Block]:
         """The blocks of a stage in order."""

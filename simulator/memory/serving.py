@@ -91,7 +91,8 @@ def _sequence_bytes(scenario: Scenario, shapes: ServingShapes, length: int) -> f
         total += layers * (model.indexed_bytes(kind, length) + model.open_entry_bytes(kind))
         if kind.mixer.has_state:
             state = state_of(own)
-            total += layers * (state.state_values * FP32 + state.conv_values * BF16)
+            behind = shapes.seq if shapes.decodes else 1  # one behind each token that a step verifies
+            total += layers * (behind * state.state_values * FP32 + state.conv_values * BF16)
     return total
 
 

@@ -24,6 +24,7 @@ from simulator.engine.lower import (
     stage_names,
 )
 from simulator.engine.power import at_the_limit, demand, meeting_ranks
+from simulator.engine.priced_model import Unrolled
 from simulator.engine.tasks import Tasks, Timeline
 from simulator.errors import InputError
 from simulator.inputs import measured_gpu
@@ -103,16 +104,18 @@ def powered_plan(scenario: Scenario, schedule: Schedule, gpus: int) -> tuple[Pri
     if drawn_clocks(scenario):
         gpus = 1
     fresh = price_model(scenario, schedule.stages)
-    sound = replace(fresh, rendezvous=None)  # the GPU for which the others wait does not wait itself
+    if scenario.cluster.gpu.power is None:
+        return fresh, 1.0, None
+    tasks = lower(replace(fresh, rendezvous=None), schedule)  # the GPU for which the others wait does not wait itself
     factor, watts = at_the_limit(
         scenario.cluster.gpu,
         gpus,
-        lambda power: demand(longest_path(lower(sound, schedule)), power, waiting_gemms=scenario.workload.serves),
+        lambda power: demand(longest_path(tasks), power, waiting_gemms=scenario.workload.serves),
         meeting_ranks(scenario),
     )
-    if watts is None:
-        return fresh, factor, None
-    return price_model(scenario, schedule.stages, pace=factor, watts=watts), factor, watts
+    unrolled = Unrolled(scenario=scenario, schedule=schedule, stages=fresh.stages, tasks=tasks)
+    slowed = price_model(scenario, schedule.stages, pace=factor, watts=watts, like=fresh)
+    return replace(slowed, unrolled=unrolled), factor, watts
 
 
 def timeline_of(

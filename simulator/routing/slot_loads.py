@@ -87,6 +87,15 @@ def _sampled(routing: Routing, gate: Gate, layer: int) -> tuple[float, ...]:
     return tuple(float(each) for each in found)
 
 
+def mean_chosen(scenario: Scenario, tokens: int) -> float:
+    """Experts of a layer that at least one of `tokens` tokens chooses, in expectation: mean over layers."""
+    layers = moe_layers(scenario.model)
+    if scenario.job.routing.kind == "hot":
+        layers = layers[:1]
+    shares = np.array([expected_shares(scenario, layer) for layer in layers])
+    return float((1.0 - (1.0 - np.minimum(shares, 1.0)) ** tokens).sum(axis=1).mean())
+
+
 def slot_loads(scenario: Scenario, tokens: int) -> Callable[[int, int], GroupLoads]:
     """(layer, microbatch) -> tokens of each slot of each rank, where the ranks bring `tokens` tokens together."""
     serving, routing = scenario.job.serving, scenario.job.routing

@@ -154,7 +154,9 @@ def deploy(scenario: Scenario, *, replicas: int = 1, router: RouterName = "round
         raise InputError(
             f"{scenario.name}: stack {scenario.stack.name}: says nothing of scheduling; use vllm or sglang"
         )
-    together = scenario.model.is_moe and scenario.job.layout.ep > 1 and scenario.stack.dispatcher not in LIBRARY
+    layout = scenario.job.layout
+    travel = scenario.stack.dispatcher not in LIBRARY or layout.ep > layout.tp  # by all-to-alls, or an all-gather
+    together = scenario.model.is_moe and layout.ep > 1 and travel
     ranks = scenario.job.dp if together else 1
     room = kv_room(scenario, scheduler)
     return Deployment(

@@ -45,6 +45,7 @@ class Sequence:
     host_hits, disk_hits : of these, tokens found in the host's memory and on disk.
     started : when its first prefill began [s]; negative before.
     first, last : when its first and newest token came [s]; negative before.
+    queued : when it came to the engine that it is in [s].
     sent, sent_at : output tokens that the client has, and since when it has the newest [s].
     received : when its KV cache had arrived from the engine that computed the prompt [s]; negative otherwise.
     rank : data-parallel rank of its engine that holds it.
@@ -55,7 +56,7 @@ class Sequence:
 
     __slots__ = (
         "computed", "disk_hits", "ends", "first", "hits", "host_hits", "joined", "last", "made", "preemptions",
-        "rank", "received", "request", "sent", "sent_at", "shared", "started", "target",
+        "queued", "rank", "received", "request", "sent", "sent_at", "shared", "started", "target",
     )  # fmt: skip
 
     def __init__(self, request: Request) -> None:
@@ -64,7 +65,7 @@ class Sequence:
         self.computed = self.made = self.shared = self.hits = 0
         self.host_hits = self.disk_hits = 0
         self.rank = self.joined = self.ends = self.preemptions = self.sent = 0
-        self.started = self.first = self.last = self.sent_at = self.received = -1.0
+        self.queued = self.started = self.first = self.last = self.sent_at = self.received = -1.0
 
     @property
     def left(self) -> int:

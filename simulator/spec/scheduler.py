@@ -41,6 +41,8 @@ class Scheduler:
     host_step : time of the host between two steps, to decide and to prepare inputs [s].
     host_sequence : the part of it that grows with the batch, for each sequence in the step [s].
     host_overlapped : the host prepares the next step while this one runs, so that only what is longer shows.
+    decided_ahead : the next step is put together when this one begins, so that what arrives meanwhile waits for one
+        more (where nothing is left to run, for none).
     stream_interval : tokens that a message to the client brings, behind the first. What fewer messages save the host
         is not modelled.
     frontend : time of a request outside the engine: tokenising, queues between processes, sending back [s].
@@ -63,5 +65,6 @@ class Scheduler:
     host_step: float
     host_sequence: float
     host_overlapped: bool
+    decided_ahead: bool
     stream_interval: int
     frontend: float

@@ -26,12 +26,14 @@ from workloads.reference.presets import (
     tiny_falcon_mamba,
     tiny_gqa,
     tiny_jamba,
+    tiny_k3,
     tiny_kda,
     tiny_lfm2,
     tiny_m3,
     tiny_mamba,
     tiny_nemotron,
     tiny_qwen3_moe,
+    tiny_trinity,
     tiny_v2_lite,
     tiny_v3,
     tiny_v4,
@@ -54,11 +56,14 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "llama": (tiny_gqa(), "llama"),
     "qwen2": (replace(tiny_gqa(), attention_bias=True), "qwen2"),
     "qwen3-moe": (tiny_qwen3_moe(), "qwen3_moe"),
+    "trinity": (tiny_trinity(), "afmoe"),
+    "tied": (replace(tiny_gqa(), qk_norm=True, value_norm=True, key_is_value=True), "llama"),
     "windows": (tiny_windows(), "qwen2"),
     "chunks": (tiny_chunks(), "llama"),
     "delta": (tiny_delta(), "qwen3_5_text"),
     "mamba": (tiny_mamba(), "bamba"),
     "kda": (tiny_kda(), "kimi_linear"),
+    "k3": (tiny_k3(), "kimi_linear"),
     "nemotron": (tiny_nemotron(), "nemotron_h"),
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
     "jamba": (tiny_jamba(), "jamba"),
@@ -76,6 +81,8 @@ SET = {
     "v4": (),
     "v3.2": (),
     "m3": (),
+    "trinity": (),
+    "tied": ("model.qk_norm=true", "model.value_norm=true", "model.attention_k_eq_v=true"),
     "windows": ("model.attention_sinks=all",),
     "chunks": ("model.full_rotary_factor=0",),
     "delta": ("model.linear_chunk_size=3",),
@@ -88,6 +95,7 @@ SET = {
     "falcon-mamba": ("model.mamba_inner_size=18",),
     "relu2": ("model.gated_mlp=false",),
     "kda": ("model.linear_chunk_size=3",),
+    "k3": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
     "parallel": ("model.parallel_block=true",),
     "one-norm": ("model.parallel_block=true", "model.shared_norm=true"),
@@ -109,6 +117,7 @@ KEYS = {
     "deepseek_v32": f"{_DEEPSEEK} index_n_heads index_head_dim index_topk".split(),
     "minimax_m3_vl_text": f"""{_ANY} layer_types num_experts_per_tok head_dim partial_rotary_factor index_n_heads
         index_head_dim index_block_size""".split(),
+    "afmoe": f"{_ANY} {_LAYERS} num_experts_per_tok moe_intermediate_size head_dim".split(),
     "llama": f"{_ANY} {_LAYERS} head_dim attention_bias partial_rotary_factor attention_chunk_size".split(),
     "qwen2": f"{_ANY} {_LAYERS}".split(),
     "olmo2": _ANY.split(),
@@ -211,34 +220,47 @@ PARTS = {"mamba": "linear_attention", "full_attention": "full_attention", "none"
 KIMI = {"linear_key_head_dim": "linear_head_dim", "linear_num_value_heads": "linear_num_heads"}
 
 
+SPELLED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("bamba", "falcon_h1"), BAMBA),
+    **dict.fromkeys(("mamba", "falcon_mamba"), ALONE),
+    **{"jamba": JAMBA, "lfm2_moe": LFM2, "nemotron_h": NEMOTRON, "kimi_linear": KIMI},
+    "qwen3_moe": {"n_routed_experts": "num_experts"},
+}
+"""Families that have other names for our keys."""
+
+
+def _besides(cfg: RefConfig, family: str) -> dict[str, object]:
+    """What no single field of the config says."""
+    if family == "falcon_h1":
+        return {"mamba_d_ssm": cfg.mamba_num_heads * cfg.mamba_head_dim}
+    if family == "jamba":
+        return {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    if family == "nemotron_h":
+        return {"layers_block_type": [PARTS[kind] for kind in cfg.layer_types]}
+    if family == "minimax_m3_vl_text":
+        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
+        return {
+            **{"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk},
+            **{"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size},
+            **{"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds},
+        }
+    if family == "kimi_linear" and cfg.moe_latent_norm:
+        experts = {"routed_expert_hidden_size": cfg.moe_latent_size, "latent_moe_use_norm": True}
+        full = {"use_full_rank_gate": cfg.linear_full_rank_gate}
+        return experts | {"mla_use_output_gate": cfg.is_gated, "linear_attn_config": full}
+    if family == "afmoe":
+        many = {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
+        return many | {"num_dense_layers": cfg.first_k_dense_replace}
+    return {}
+
+
 def config_json(cfg: RefConfig, family: str) -> dict[str, object]:
     """`cfg` in the keys of the family's config.json."""
     values = {key: value for key, value in asdict(cfg).items() if value is not None and key in KEYS[family]}
     values = {key: value for key, value in values.items() if value or key not in ("layer_types", "sliding_window")}
-    if family in ("bamba", "falcon_h1"):
-        values = {BAMBA.get(key, key): value for key, value in values.items()}
-    if family == "falcon_h1":
-        values["mamba_d_ssm"] = cfg.mamba_num_heads * cfg.mamba_head_dim
-    if family == "minimax_m3_vl_text":
-        kinds = ["dense" if layer < cfg.first_k_dense_replace else "sparse" for layer in range(cfg.num_hidden_layers)]
-        values |= {"num_local_experts": cfg.n_routed_experts, "index_topk_blocks": cfg.index_topk}
-        values |= {"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size}
-        values |= {"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds}
-    if family == "jamba":
-        values = {JAMBA.get(key, key): value for key, value in values.items()}
-        values |= {"attn_layer_period": 4, "attn_layer_offset": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
-    if family in ("mamba", "falcon_mamba"):
-        values = {ALONE.get(key, key): value for key, value in values.items()}
-    if family == "lfm2_moe":
-        values = {LFM2.get(key, key): value for key, value in values.items()}
-    if family == "nemotron_h":
-        values = {NEMOTRON.get(key, key): value for key, value in values.items()}
-        values["layers_block_type"] = [PARTS[kind] for kind in cfg.layer_types]
-    if family == "kimi_linear":
-        values = {KIMI.get(key, key): value for key, value in values.items()}
-    if family == "qwen3_moe":
-        values["num_experts"] = values.pop("n_routed_experts")
-    return values | {"model_type": family, "tie_word_embeddings": False}
+    names = SPELLED.get(family, {})
+    values = {names.get(key, key): value for key, value in values.items()}
+    return values | _besides(cfg, family) | {"model_type": family, "tie_word_embeddings": False}
 
 
 def scenario_of(
@@ -311,7 +333,8 @@ def widths(cfg: RefConfig, recipe: str) -> Widths:
     if recipe == "bf16":
         return Widths()
     narrow = {"u": FP8, "moe.dispatch/x": FP8} | {f"{kind}.down/x": FP8 for kind in ("dense", "shared", "moe")}
-    out = {"attn.o/x": E5M6} if cfg.is_mla and not cfg.is_chosen else {}
+    core = "attn.gate/y" if cfg.is_gated else "attn.o/x"
+    out = {core: E5M6} if cfg.is_mla and not cfg.is_chosen else {}
     return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
 
 

@@ -80,6 +80,17 @@ def test_growth_in_microbatches(benchmark: BenchmarkFixture, microbatches: int) 
     benchmark.extra_info["us_per_microbatch"] = round(benchmark.stats["mean"] / microbatches * 1e6)
 
 
+@pytest.mark.parametrize("ranks", [8, 16, 32])
+def test_growth_in_pipeline_ranks(benchmark: BenchmarkFixture, ranks: int) -> None:
+    """Time per rank should stay the same, with as many layers on each."""
+    built, schedule = prepared(
+        f"layout.pp={ranks}", f"gpus={128 * ranks}", f"model.num_hidden_layers={4 * ranks - 3}", "routing.kind=uniform"
+    )
+    tasks = lower(built, schedule)
+    benchmark.pedantic(run_events, args=(tasks,), rounds=1)
+    benchmark.extra_info["us_per_rank"] = round(benchmark.stats["mean"] / ranks * 1e6)
+
+
 @pytest.mark.parametrize("layers", [31, 61, 122])
 def test_growth_in_layers(benchmark: BenchmarkFixture, layers: int) -> None:
     """Time per layer should stay the same."""

@@ -31,6 +31,8 @@ TINY = {
     "interleaved": ("tiny-interleaved",),
     "zb1p": ("tiny-zb1p",),
     "zb2p": ("tiny-zb1p", "layout.schedule=zb2p"),
+    "zb1p-auto": ("tiny-zb1p", "layout.schedule=zb1p-auto"),
+    "zb2p-auto": ("tiny-zb1p", "layout.schedule=zb2p-auto"),
     "zbv": ("tiny-dualpipev", "layout.schedule=zbv"),
     "dualpipe": ("tiny-dualpipe",),
     "dualpipev": ("tiny-dualpipev",),

@@ -194,3 +194,19 @@ def test_layers_of_one_part_serve(job: str) -> None:
     blocks = build_blocks(serving_shapes(found))
     assert "norm.ffn" not in {op.name for op in blocks[BlockKind("full+none")].ops()}
     assert simulate(found, engine="longest-path").metrics["step_time_s"] > 0
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_tokens_that_are_verified_together_leave_a_state_each(mixer: str) -> None:
+    """Three tokens a sequence: the state is read once and written three times; so many are held."""
+    held = {}
+    for tokens in (1, 3):
+        job = serving(mixer, "llama-3-8b-decode", f"serving.tokens={tokens}", "serving.kv_dtype=bf16")
+        shapes, tp = serving_shapes(job), job.job.layout.tp
+        work = {op.name: op.work for op in block_of(job, mixer).ops()}["mixer.token"]
+        assert isinstance(work, Streaming)
+        state = shapes.batch * STATE[mixer] * 4 / tp
+        assert tokens * state < work.written < 1.1 * tokens * state
+        assert work.read < 1.1 * state
+        held[tokens] = kv_cache_bytes(job, shapes)
+    assert held[3] - held[1] == pytest.approx(2 * (3 * state + shapes.batch * 4096 / tp))

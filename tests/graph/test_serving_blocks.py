@@ -8,7 +8,7 @@ from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import PricedModel, lower
 from simulator.engine.tasks import COMM, SYNC
 from simulator.graph.block import problems
-from simulator.graph.serving.shapes import ServingShapes, chosen_experts
+from simulator.graph.serving.shapes import ServingShapes, chosen_experts, serving_shapes
 from simulator.inputs import load_scenario
 from simulator.memory.serving import kv_bytes_per_token
 from simulator.ops import AllToAll, Attention, Collective, DecodeAttention, Gemm, Op, Work
@@ -97,6 +97,18 @@ def test_decode_runs_masked_gemms_on_the_mean_rows() -> None:
 def test_few_tokens_wake_few_experts() -> None:
     assert chosen_experts(1, 128, 8) == pytest.approx(8)
     assert chosen_experts(1e6, 128, 8) == pytest.approx(128)
+
+
+def test_popular_experts_leave_others_idle_in_small_batches() -> None:
+    def active(*more: str) -> int:
+        own = ("model=qwen3-30b-a3b", "stack=vllm", "layout.etp=1", "serving.sequences=16", *more)
+        return serving_shapes(load_scenario("llama-3-8b-decode", own)).active
+
+    hot = ("routing.kind=hot", "routing.hot_expert=16")  # which every token chooses: 1 + 127 (1 - (1 - 7/127)^16)
+    assert active() == round(128 * (1 - (15 / 16) ** 16))
+    assert active(*hot) == round(1 + 127 * (1 - (1 - 7 / 127) ** 16))
+    spread = [active("routing.kind=sampled", f"routing.cv={cv}") for cv in (0.1, 0.7, 1.4)]
+    assert active() >= spread[0] > spread[1] > spread[2] > 40
     one = built("llama-3-8b-decode", "model=qwen3-235b-a22b", "model.num_hidden_layers=2", "serving.sequences=1")
     assert isinstance(one.shapes, ServingShapes)
     assert one.shapes.active == 8

@@ -169,6 +169,8 @@ CONFIGS: list[tuple[str, dict[str, Any], int]] = [
     ("gemma", SMALL | WIDE, 404_064),
     ("gpt2", GPT, 549_696),
     ("gpt2", GPT | {"n_inner": 160}, 376_768),
+    ("gpt_bigcode", GPT, 484_512),
+    ("gpt_bigcode", GPT | {"multi_query": False, "n_inner": 160}, 376_768),
     ("gptj", GPT | {"rotary_dim": 4}, 638_248),
     ("gpt_neox", MHA, 466_624),
     ("gpt_neox", MHA | {"attention_bias": False, "use_parallel_residual": False}, 465_088),

@@ -45,6 +45,7 @@ def most_loaded(load: PublishedLoad, cv: float, layers: int = 48) -> float:
         ("loss.3b", TAKEN["loss"].cv[0]),
         ("loss.softmax", TAKEN["loss"].cv[1]),
         ("ultraep.qwen3", TAKEN["loss"].cv[2]),
+        ("ultraep.glm47.p", 0.7),  # what replays of InferenceX take (workloads/facts/serving_replays.csv)
     ],
 )
 def test_spreads_are_those_that_give_the_measured_maxima(name: str, cv: float) -> None:

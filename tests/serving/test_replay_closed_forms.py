@@ -165,3 +165,16 @@ def test_requests_that_wait_at_a_lost_engine_wait_again_elsewhere() -> None:
     assert sorted(noted.ends) == list(range(6))
     # 24 tokens, one of which the lost engine made in its only step.
     assert max(noted.ends.values()) == pytest.approx(6 * 4.0 - 1.0)
+
+
+def test_what_comes_when_the_next_step_is_decided_waits_for_one_more() -> None:
+    asked = [Request(0, 0.0, 10, 10), Request(1, 4.5, 10, 3)]  # steps of 1 s; the second comes in the fifth
+    _, at_once_, _ = run(asked, Linear(step=1.0))
+    assert at_once_.starts[1] == pytest.approx(5.0)
+    _, ahead, _ = run(asked, Linear(step=1.0), decided_ahead=True)
+    assert ahead.starts[1] == pytest.approx(6.0)
+    assert ahead.firsts[1] == pytest.approx(7.0)
+    assert ahead.ends[0] == at_once_.ends[0]
+    last = [Request(0, 0.0, 10, 5), Request(1, 4.5, 10, 3)]  # nothing else is left to run
+    _, alone, _ = run(last, Linear(step=1.0), decided_ahead=True)
+    assert alone.starts[1] == pytest.approx(5.0)

@@ -23,6 +23,7 @@ SETTINGS = st.fixed_dictionaries(
         "block": st.sampled_from([1, 4, 16]),
         "host_step": st.sampled_from([0.0, 0.004]),
         "host_overlapped": st.booleans(),
+        "decided_ahead": st.booleans(),
     }
 )
 

@@ -211,6 +211,7 @@ _OTHERS = {
     "host_step": "0.1",
     "host_sequence": "0.001",
     "host_overlapped": "true",
+    "decided_ahead": "true",
     "stream_interval": "4",
     "kv_handover": "layers",
     "frontend": "0.1",

@@ -141,7 +141,39 @@ def test_usual_candidates() -> None:
     moe = load_scenario("deepseek-v3-decode-h200", replayed=True)
     assert ("gpus=8", "layout.tp=8", "layout.etp=8", "layout.ep=1", "serving.mtp_depth=1") in layouts(moe, ())
     travels = load_scenario("deepseek-v3-decode-ep128", replayed=True)
-    assert layouts(travels, ()) == [("serving.mtp_depth=0",), ("serving.mtp_depth=1",)]
+    spread = [(f"gpus={n}", f"layout.ep={n}", "layout.etp=1") for n in (8, 16, 32, 64, 256)]
+    drafted = [(*one, f"serving.mtp_depth={depth}") for one in ((), *spread) for depth in (0, 1)]
+    assert layouts(travels, ()) == drafted
+
+
+def test_experts_are_spread_without_being_asked() -> None:
+    own = ["model=qwen3-30b-a3b", "hardware=h100", "stack=vllm", "model.num_hidden_layers=2"]
+    moe = load_scenario("llama-3-8b-decode", own, replayed=True)
+    tried = layouts(moe, ())
+    assert ("gpus=4", "layout.tp=4", "layout.etp=4", "layout.ep=1") in tried
+    assert ("gpus=4", "layout.tp=4", "layout.etp=1", "layout.ep=4") in tried
+    assert ("gpus=4", "layout.tp=1", "layout.etp=1", "layout.ep=4") in tried
+    ranks = {}
+    for group in tried:
+        one = deploy(load_scenario("llama-3-8b-decode", [*own, *group], replayed=True))
+        assert one.gpus == int(group[0].partition("=")[2])
+        ranks[group[1:]] = one.ranks
+    assert ranks["layout.tp=1", "layout.etp=1", "layout.ep=8"] == 8  # they gather each other's tokens in every layer
+    assert ranks["layout.tp=8", "layout.etp=1", "layout.ep=8"] == 1
+
+
+def test_a_dask_cluster_of_two_processes_judges_as_one_does(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    over, file = ("gpus=1,2", "layout.tp=1", "stack.scheduler.sequences=32"), tmp_path / "kept.jsonl"
+    wanted = replace(WANTED, over=over, rate=20.0, count=100, kind="both")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+        found = size(wanted, address=cluster.scheduler_address, file=file)
+        assert found.choices == size(wanted).choices
+        asked = [*ASKED, "--slo", "ttft.p99=0.1,tpot.p99=0.006", *REST, "--executor", "dask", "--json", "-q"]
+        run = CliRunner().invoke(foretrain, [*asked, "--address", cluster.scheduler_address])
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["best"]["gpus"] == 1
+    assert size(wanted, file=file).choices == found.choices  # what a cluster judged is kept
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ class State:
     numbers: int  # numbers of a token besides what is mixed and its gate
     norms: int  # groups of the output that are normed by themselves; 0: it is gated, and not normed
     rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
+    full_gate: bool = False  # the gate comes from the input all the same
 
     @property
     def keys(self) -> int:
@@ -38,7 +39,7 @@ class State:
     @property
     def projected(self) -> int:
         """Width of the input projection."""
-        return self.channels + (0 if self.rank else self.inner) + self.numbers
+        return self.channels + (0 if self.rank and not self.full_gate else self.inner) + self.numbers
 
     @property
     def channels(self) -> int:
@@ -47,7 +48,25 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefConfig:
+class ChosenKeys:
+    """Sizes of models whose queries attend to chosen keys, or to entries of several."""
+
+    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
+    shared_key_value: bool = False
+    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
+    o_lora_rank: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
+    index_block_size: int = 0  # keys of such a block
+    compress_rate_csa: int = 4
+    compress_rate_hca: int = 128
+    hc_mult: int = 1  # streams
+    num_hash_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefConfig(ChosenKeys):
     """Everything the reference model needs to know about a model; sizes are elements, not bytes."""
 
     vocab_size: int
@@ -66,6 +85,8 @@ class RefConfig:
     attention_bias: bool = False  # on queries, keys and values, as Qwen2 has it (GQA only)
     qk_norm: bool = False  # RMSNorm of each query and key head, as Qwen3 has it (GQA only)
     qk_norm_over: str = "head"  # or "projection": one norm over all heads, as OLMo 2 has it
+    value_norm: bool = False  # a norm of each value head, without weights (Gemma 4)
+    key_is_value: bool = False  # values are made of what the keys are made of
     partial_rotary_factor: float = 1.0  # part of a head that is rotated, its first elements (GQA only)
     # Layers that differ: transformers' names, one a layer; empty means full attention everywhere
     layer_types: tuple[str, ...] = ()
@@ -75,6 +96,7 @@ class RefConfig:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    linear_full_rank_gate: bool = False  # its gate is projected straight from the input (Kimi K3)
     linear_gate_rank: int = 0  # Kimi Delta Attention: width before the projections of gate and decay
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
@@ -91,19 +113,7 @@ class RefConfig:
     state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
-    # DeepSeek-V4: one vector is key and value of all heads, entries of several tokens, streams, experts by table
-    shared_key_value: bool = False
-    o_groups: int = 0  # groups of heads that are projected to `o_lora_rank` each
-    o_lora_rank: int = 0
-    index_n_heads: int = 0
-    index_head_dim: int = 0
-    index_topk: int = 0  # entries (DeepSeek-V3.2: tokens, MiniMax-M3: blocks of keys) that a query attends to
-    index_block_size: int = 0  # keys of such a block
-    compress_rate_csa: int = 4
-    compress_rate_hca: int = 128
-    hc_mult: int = 1  # streams
-    num_hash_layers: int = 0
-    attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
+    attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part (Nemotron-H)
     gated_mlp: bool = True  # SwiGLU; False: the square of a ReLU, and no gate
     norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
@@ -114,6 +124,7 @@ class RefConfig:
     n_shared_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
+    moe_latent_norm: bool = False  # a norm of what the experts made in that width (Kimi K3)
     moe_latent_size: int = 0  # width that tokens are projected to before their experts (Nemotron 3 Super); 0: none
     shared_expert_intermediate_size: int = 0  # width of the shared experts where they are not as wide as the others
     first_k_dense_replace: int = 0
@@ -210,9 +221,11 @@ class RefConfig:
                 key_dim=self.linear_key_head_dim,
                 value_dim=self.linear_value_head_dim,
                 chunk=self.state_chunk_size,
-                numbers=self.linear_num_value_heads + (2 * self.linear_gate_rank or self.linear_num_value_heads),
+                numbers=self.linear_num_value_heads
+                + ((2 - self.linear_full_rank_gate) * self.linear_gate_rank or self.linear_num_value_heads),
                 norms=self.linear_num_value_heads,
                 rank=self.linear_gate_rank,
+                full_gate=self.linear_full_rank_gate,
             )
         return State(
             heads=self.mamba_num_heads,

@@ -144,6 +144,18 @@ def tiny_kda() -> RefConfig:
     )
 
 
+def tiny_k3() -> RefConfig:
+    """Kimi K3 in small, but for its residual: gates from the input, experts in a narrower width under a norm."""
+    return replace(
+        tiny_kda(),
+        q_lora_rank=10,
+        attention_gate="element",
+        linear_full_rank_gate=True,
+        moe_latent_size=10,
+        moe_latent_norm=True,
+    )
+
+
 def tiny_mamba() -> RefConfig:
     """Mamba-2 layers and one with attention, as Nemotron-H and Bamba mix them."""
     return replace(
@@ -250,6 +262,22 @@ def tiny_m3() -> RefConfig:
         first_k_dense_replace=1,
         scoring_func="sigmoid",
         topk_method="noaux_tc",
+    )
+
+
+def tiny_trinity() -> RefConfig:
+    """Trinity in small: norms before and behind both branches, experts too; windows, a gate of attention's output."""
+    return replace(
+        tiny_m3(),
+        layer_types=("sliding_attention", "sliding_attention", "full_attention"),
+        partial_rotary_factor=1.0,
+        sliding_window=3,
+        index_topk=0,
+        full_layers_rotate=False,
+        attention_gate="element",
+        norm_placement="both",
+        shared_expert_intermediate_size=0,
+        n_shared_experts=2,
     )
 
 

@@ -151,7 +151,7 @@ def _of_shared_key(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def _of_reused_keys(spec: ModelSpec) -> list[tuple[str, str]]:
-    """What Gemma 4's layers have."""
+    """What the layers of Gemma 4 and Kimi K3 have."""
     reuse = sum(kind.mixer.reuses for kind in spec.layer_kinds())
     double = ", with a feed-forward part of twice the width" if spec.use_double_wide_mlp else ""
     rows = [
@@ -159,6 +159,12 @@ def _of_reused_keys(spec: ModelSpec) -> list[tuple[str, str]]:
         ("reused keys and values", f"in {reuse} of {spec.num_hidden_layers} layers{double}", reuse > 0),
         ("norms of branches", "of experts and shared experts each", spec.branch_norms),
         ("inputs of each layer", f"{spec.hidden_size_per_layer_input} values", spec.hidden_size_per_layer_input > 0),
+        (
+            "residual",
+            f"a mean of the sums of earlier blocks of {spec.attn_res_block_size} layers, weighed before each branch",
+            spec.attn_res_block_size > 0,
+        ),
+        ("norm of the experts' sum", f"in their width of {spec.moe_latent_size:,}", spec.moe_latent_norm),
     ]
     return [(name, value) for name, value, shown in rows if shown]
 

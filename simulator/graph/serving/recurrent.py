@@ -1,8 +1,9 @@
 """Recurrent layers of serving: the state of each sequence is kept, and each new token changes it.
 
-A decode step reads and writes the whole state, in FP32, in one kernel (flash-linear-attention, fused_recurrent.py;
-mamba_ssm, selective_state_update.py); tokens that are verified together pass through it one by one. A prompt runs in
-chunks, as in training.
+A decode step reads the whole state, in FP32, in one kernel (flash-linear-attention, fused_recurrent.py; mamba_ssm,
+selective_state_update.py) and writes it. Tokens that are verified together pass through it one by one, and the state
+behind each is written, since which of them counts shows later (vLLM, vllm/model_executor/layers/mamba/ops/mamba_ssm.py,
+2026; SGLang and TensorRT-LLM keep as many). A prompt runs in chunks, as in training.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def inside(builder: SegmentBuilder, s: ServingShapes) -> None:
         rows = s.batch * s.seq * (2 * r.heads * r.key_dim + r.inner) * BF16
         out = s.batch * s.seq * r.inner * BF16
         gate = 0.0 if r.norms else out
-        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=kept + out))
+        builder.add("mixer.token", token_class(r), Streaming(read=kept + rows + gate, written=s.seq * kept + out))
         if s.chunk:
             mix_forward(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
     else:

@@ -39,7 +39,7 @@ def core(s: ServingShapes) -> SegmentBuilder:
         kept = s.batch * r.state_values * FP32
         wide = s.newest * r.inner * BF16
         rows = 3 * wide + 2 * s.newest * r.key_dim * BF16
-        builder.add("mixer.token", "scan.token@ssd", Streaming(read=kept + rows, written=kept + wide))
+        builder.add("mixer.token", "scan.token@ssd", Streaming(read=kept + rows, written=s.seq * kept + wide))
         if s.chunk:
             scan_forward(builder, replace(s, batch=1, seq=s.chunk, tokens=s.chunk))
     else:

@@ -204,6 +204,19 @@ def chosen_experts(tokens: float, experts: int, top_k: int) -> float:
     return experts * (1.0 - missed)
 
 
+def _chosen(scenario: Scenario, gate: Gate, tokens: int) -> float:
+    """Expected number of experts that some of `tokens` tokens choose, mean over layers: fewer where some are popular.
+
+    Copies of experts are taken to be chosen as evenly as the balancer that places them makes them.
+    """
+    model = scenario.model
+    if scenario.job.routing.kind not in BY_EXPERT or gate.experts != model.n_routed_experts:
+        return chosen_experts(tokens, gate.experts, gate.top_k)
+    from simulator.routing.slot_loads import mean_chosen  # NumPy takes 0.1 s to load
+
+    return mean_chosen(scenario, tokens)
+
+
 def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool, gathers: bool) -> tuple[int, int, int]:
     """Rows of the mean rank's experts, the distinct tokens that it receives, and how many experts have rows.
 
@@ -214,9 +227,11 @@ def _expert_rows(scenario: Scenario, gate: Gate, tokens: int, all_to_all: bool, 
     ep = job.layout.ep
     own = -(-tokens // job.layout.tp) if all_to_all else tokens
     together = group_tokens(scenario, tokens, all_to_all or gathers)
-    active = max(1, round(chosen_experts(together, gate.experts, gate.top_k) / ep))
+    active = max(1, round(_chosen(scenario, gate, together) / ep))
     rows = max(1, round(together * gate.top_k / ep))
-    if scenario.job.workload == "prefill" and job.precision.recipe == "fp8":
+    software = scenario.stack.serving
+    gathered = not all_to_all and software is not None and software.experts in ("triton", "cutlass")
+    if scenario.job.workload == "prefill" and job.precision.recipe == "fp8" and not gathered:
         rows += active * (PADDING - 1) // 2  # groups are padded to whole blocks of scales
     if not all_to_all:
         return rows, min(rows, together), active

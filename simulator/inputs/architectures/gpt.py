@@ -65,6 +65,14 @@ def _opt(table: Table) -> Table:
     return table | more | dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias"), biased)
 
 
+def _one_key(table: Table) -> Table:
+    """All queries share one head of keys and values, unless `multi_query` says no."""
+    single, heads = table.pop("multi_query", True), table.get("num_attention_heads")
+    if not isinstance(single, bool):
+        raise Unsupported("multi_query", single, "must be true or false")
+    return table | {"num_key_value_heads": 1 if single else heads}
+
+
 def _parallel(table: Table) -> Table:
     """A parallel block with one norm, where a key asks for it (StableLM)."""
     parallel = table.pop("use_parallel_residual", False)
@@ -78,6 +86,20 @@ SHIPPED: Mapping[str, Architecture] = {
         finish=steps(four_times_hidden, output_bias),
         title="GPT-2, GPT-3 in its keys",
         source=published("gpt2"),
+    ),
+    "gpt_bigcode": Architecture(
+        keys=_GPT_KEYS | {"multi_query": "multi_query", "num_key_value_heads": "num_key_value_heads"},
+        fixed={**_LAYER, **_BIASES, "positions": "learned", "tie_word_embeddings": True},
+        finish=steps(four_times_hidden, _one_key, output_bias),
+        ignored=dict.fromkeys(
+            (
+                *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner"),
+                *("validate_runner_input", "pre_allocate_kv_cache", "max_batch_size", "max_sequence_length"),
+            ),
+            "how a forward call is programmed",
+        ),
+        title="SantaCoder, StarCoder 15B",
+        source=f"{published('gpt_bigcode')}; arXiv 2305.06161",
     ),
     "gpt_neox": Architecture(
         keys=grouped_query("attention_bias", use_parallel_residual="parallel_block"),

@@ -59,7 +59,6 @@ REFUSED: Mapping[str, Refusal] = {
     **_all("LayerNorm without weights", "olmo2", "olmo"),
     **_all(_ALIBI, "falcon", "bloom mpt baichuan"),
     **_all("local attention in every second layer", "gpt2", "gpt_neo"),
-    **_all("one key-value head under learned positions", "gpt2", "gpt_bigcode"),
     **_all("a dense part next to the experts", "mixtral", "arctic"),
     **_all("two matrices of experts for text and for images", "ernie4_5_moe", "ernie4_5_vl_moe ernie4_5_vl_moe_text"),
     **_all("cross-attention to images between the layers", "llama", "mllama mllama_text_model"),

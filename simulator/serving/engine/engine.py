@@ -83,6 +83,7 @@ class Engine(Held):
         if self.ahead > 1 and not waiting and self.running < self.scheduler.sequences:
             self.shorten(now)
         waiting.append(sequence)
+        sequence.queued = now
         self.load += 1
         if not self.works and self.until > now:  # awake, but others may arrive at the same time
             self.since = self.until = now
@@ -108,6 +109,7 @@ class Engine(Held):
     def complete(self) -> None:
         """What runs now is over, at `until`; the next step begins."""
         now = self.until
+        self.prompts.decided = self._last_began() if self.scheduler.decided_ahead and self.works else now
         if self.works:
             self.listener.stepped(self.since, now, self)
         if self.ahead:
@@ -222,6 +224,8 @@ class Engine(Held):
             most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
         steps = decoding.steps_in(self.kv.at_once, most or min(pace.steps, decoding.first_end()))
         waits = self.kv.with_tiers(pace.seconds, ())
+        if self.prompts.late:
+            steps = 1  # who came too late for this step may be in the next
         if waits > pace.seconds:
             steps, pace = 1, Pace(waits, 0.0, 1)
         steps, seconds, slope = _paced(self.scheduler, pace, most_of_rank, steps)

@@ -46,7 +46,7 @@ class Prompts:
     """
 
     __slots__ = (
-        "arrived", "asking", "final", "held", "kept", "kv", "link_free", "loading", "loads", "preemptions",
+        "arrived", "asking", "decided", "final", "held", "kept", "kv", "link_free", "loading", "loads", "preemptions",
         "prefilling", "promised", "rank_of", "scheduler", "short", "waiting",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Prompts:
         self.asking: deque[Sequence] = deque()  # for blocks, as their prompts are computed elsewhere
         self.arrived: list[Sequence] = []  # whose caches are there
         self.promised = self.kept = 0  # sequences with blocks whose caches are to come; and to be read by others
+        self.decided = 0.0  # when it was decided what the step that begins works on [s]
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
 
     def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
@@ -92,6 +93,8 @@ class Prompts:
         if self.loading:
             spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
         while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
+            if self.late:
+                break
             alone = not (decoding or self.prefilling)
             loading = len(self.loading)
             count, spare = self._admit(self.waiting[0], budget, spare, now, first=not chunks, alone=alone)
@@ -166,6 +169,11 @@ class Prompts:
         self.link_free = max(self.link_free, now) + tiers.room.busy(sequence.host_hits, sequence.disk_hits)
         heappush(self.loading, (self.link_free, sequence.request.number, sequence))
         return True
+
+    @property
+    def late(self) -> bool:
+        """Whether the first waiting sequence came when it was decided already what the step that begins works on."""
+        return bool(self.waiting) and self.waiting[0].queued > self.decided
 
     @property
     def elsewhere(self) -> bool:

@@ -35,6 +35,10 @@ class Running:
         """Time of so many of the steps that are under way [s]."""
         return steps * (self.first + self.slope * (steps - 1) / 2)
 
+    def _last_began(self) -> float:
+        """When the last of the steps that are over now began [s]."""
+        return self.since + self.span(self.ahead - 1) if self.ahead > 1 else self.since
+
     def shorten(self, now: float) -> None:
         """Let what runs end with the step that runs at `now`, so that an arrival can join the next."""
         passed = now - self.since

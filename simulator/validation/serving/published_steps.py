@@ -79,14 +79,19 @@ def _once(job: tuple[str, ...], workload: str, sequences: int, tokens: int) -> f
     return _step(scenario_of(dict(zip(JOB, job, strict=True)), workload, sequences, tokens))
 
 
-def scenario_of(c: Mapping[str, str], workload: str, sequences: int, tokens: int) -> Scenario:
-    """The step of one row: decode of sequences behind so many tokens, or prompts of that length."""
+def scenario_of(
+    c: Mapping[str, str], workload: str, sequences: int, tokens: int, settings: tuple[str, ...] | None = None
+) -> Scenario:
+    """The step of one row: decode of sequences behind so many tokens, or prompts of that length. With `settings`, what
+    else its source says, the job that replays requests."""
     sizes = SIZES.get(c["model"], () if public_model(c["model"]) else (f"model={c['model']}",))
     own = [*sizes, f"hardware={c['hardware']}", f"stack={c['stack']}", f"gpus={c['gpus']}"]
     own += [f"layout.{key}={c[key]}" for key in ("tp", "etp", "ep")]
-    own += [f"precision.recipe={c['recipe']}", f"serving.sequences={sequences}"]
-    own += [f"serving.context={tokens}"] if workload == "decode" else [f"serving.tokens={tokens}"]
-    scenario = load_scenario(f"llama-3-8b-{workload}", own)
+    own.append(f"precision.recipe={c['recipe']}")
+    if settings is None:
+        own += [f"serving.sequences={sequences}"]
+        own += [f"serving.context={tokens}"] if workload == "decode" else [f"serving.tokens={tokens}"]
+    scenario = load_scenario(f"llama-3-8b-{workload}", [*own, *(settings or ())], replayed=settings is not None)
     known = public_model(c["model"])
     model = scenario.model if known is None or c["model"] in SIZES else known
     software = scenario.stack.serving

@@ -15,6 +15,7 @@ from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 from workloads.reference.layers.rope import angles, rotate, rotate_input_grad, softmax_scale
 
 HEADS = {"norm.q": "attn.core/q", "norm.k": "attn.core/k"}  # norm of the heads -> what becomes of its output
+VALUES = "norm.v"  # a norm of value heads, without weights (Gemma 4)
 
 
 def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
@@ -26,17 +27,35 @@ def gqa(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     heads = projected.reshape(b, s, -1, c.v_dim)
     n, g = c.num_attention_heads, c.num_key_value_heads
     made = {"norm.q/x": heads[:, :, :n], "norm.k/x": heads[:, :, n : n + g]}
-    saved = _heads(run, p, made) | {"attn.core/v": heads[:, :, n + g : n + 2 * g]} | (made if c.qk_norm else {})
+    values = made["norm.k/x"] if c.key_is_value else heads[:, :, n + g : n + 2 * g]
+    saved = _heads(run, p, made) | (made if c.qk_norm else {}) | _values(run, values)
     if _in_blocks(run):
         saved |= blocks.indexed(run, p, x)
     out, saved[LSE] = _core(run, p, saved)
     if c.is_gated:
-        saved |= {"attn.gate/y": out, "attn.gate/logit": heads[:, :, n + 2 * g :]}
+        saved |= {"attn.gate/y": out, "attn.gate/logit": heads[:, :, -n:]}
         out = out * _sigmoid(saved["attn.gate/logit"])
     saved["attn.o/x"] = out.reshape(b, s, -1)
     if run.ends_here:
         return x, saved
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
+
+
+def _values(run: Run, made: Array) -> Saved:
+    """Values as the core reads them; where they are normed, with what the norm read (which keys may keep already)."""
+    if not run.cfg.value_norm:
+        return {"attn.core/v": made}
+    y, rstd = rmsnorm(run, VALUES, made, np.ones(made.shape[-1]))
+    own = {} if run.cfg.key_is_value else {f"{VALUES}/x": made}
+    return own | {"attn.core/v": y, f"{VALUES}/rstd": rstd}
+
+
+def _values_input_grad(run: Run, saved: Saved, d: Array) -> Array:
+    """Back through the norm of values, where there is one."""
+    if not run.cfg.value_norm:
+        return d
+    x = saved["norm.k/x" if run.cfg.key_is_value else f"{VALUES}/x"]
+    return rmsnorm_input_grad(run, VALUES, x, saved[f"{VALUES}/rstd"], np.ones(x.shape[-1]), d)
 
 
 def _in_blocks(run: Run) -> bool:
@@ -91,13 +110,16 @@ def _gate_input_grad(run: Run, saved: Saved, dout: Array) -> tuple[Array, Array,
 def gqa_forget(run: Run, saved: Saved) -> Saved:
     """What is left to keep when norms or the core are recomputed: of normed heads, what goes into the norm."""
     saved = core_forget(run, saved)
-    return forget(run, saved, HEADS) if run.cfg.qk_norm else saved
+    normed = (HEADS if run.cfg.qk_norm else {}) | ({VALUES: "attn.core/v"} if run.cfg.value_norm else {})
+    return forget(run, saved, normed) if normed else saved
 
 
 def gqa_restore(run: Run, p: Weights, saved: Saved) -> Saved:
     """Compute again what `gqa_forget` dropped."""
     if "attn.core/q" not in saved:
         saved = saved | _heads(run.at(part="R"), p, saved)
+    if "attn.core/v" not in saved:
+        saved = saved | _values(run.at(part="R"), saved["norm.k/x" if run.cfg.key_is_value else f"{VALUES}/x"])
     return saved if LSE in saved else saved | {LSE: _core(run.at(part="R"), p, saved)[1]}
 
 
@@ -109,7 +131,10 @@ def gqa_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
     core, dcore, dgate = _gate_input_grad(run, saved, dout)
     grads, learned = _core_input_grad(run, p, x, saved, core, dcore)
     dheads, gains = _heads_input_grad(run, p, saved, [_turned(run, d, back=True) for d in (grads.q, grads.k)])
-    dqkv = np.concatenate([*dheads, grads.v, *dgate], axis=2).reshape(b, s, -1)
+    dvalues = [_values_input_grad(run, saved, grads.v)]
+    if c.key_is_value:
+        dheads, dvalues = [dheads[0], dheads[1] + dvalues[0]], []
+    dqkv = np.concatenate([*dheads, *dvalues, *dgate], axis=2).reshape(b, s, -1)
     dx = linear_input_grad(run, "attn.qkv", dqkv, p["attn.qkv"])
     deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.qkv", x, dqkv), *gains, *learned]
     if c.attention_sinks:
