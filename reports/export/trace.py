@@ -18,7 +18,7 @@ import gzip
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,6 +86,12 @@ class Selection:
             chosen = _numbers(plain, count - 1)
         start, end = parse_window(window) if window is not None else (0.0, float("inf"))
         return cls(ranks=chosen, members=tuple(sorted(members)), start=start, end=end)
+
+    def narrowed(self, result: Result) -> Result:
+        """A result whose heat maps have the rows of these GPUs only, where any are named."""
+        if result.waits is None or not self.members:
+            return result
+        return replace(result, waits=result.waits.of(number for _, number in self.members))
 
     def meets(self, start: float, end: float) -> bool:
         """Whether any of a span lies in the window."""

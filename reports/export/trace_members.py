@@ -32,8 +32,11 @@ def parse_members(text: str, scenario: Scenario) -> tuple[Member, ...]:
         raise InputError(f"--ranks: {text!r}: GPUs of a stage are written as in 8.0-3: pipeline rank 8, GPUs 0 to 3")
     there, pp = members_of(scenario), scenario.job.layout.pp
     if not there:
+        mean = scenario.job.routing.ranks == "mean" and scenario.job.layout.ep > 1
+        why = "a mean rank stands for all" if mean else "all are alike"
+        what = "routing.ranks=apart" if mean else "routing.kind or stragglers"
         raise InputError(
-            f"--ranks: {text!r}: all GPUs of a stage are alike; set routing.kind or stragglers, or name pipeline ranks"
+            f"--ranks: {text!r}: no GPUs of a stage are simulated, {why}; set {what}, or name pipeline ranks"
         )
     if int(rank) >= pp:
         raise InputError(f"--ranks: {text!r}: the pipeline has ranks 0 to {pp - 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,19 @@ from simulator.memory import curve_of
 from simulator.results.result import Result
 
 
-def write_figures(result: Result, folder: Path) -> list[Path]:
-    """Draw every figure of one simulated step into `folder`."""
+def write_figures(result: Result, folder: Path, ranks: Collection[int] = ()) -> list[Path]:
+    """Draw every figure of one simulated step into `folder`; the timeline of these pipeline `ranks` (none: all)."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with styled():
-        for name, figure in figures_of(result):
+        for name, figure in figures_of(result, ranks):
             written += save(figure, folder, name)
     return written
 
 
-def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
-    """The figures of one step by name; draw them inside `styled()`."""
+def figures_of(result: Result, ranks: Collection[int] = ()) -> Iterator[tuple[str, Figure]]:
+    """The figures of one step by name, the timeline of these pipeline `ranks` (none: all); draw them inside
+    `styled()`."""
     if result.scenario.workload.serves:
         yield from serving_figures(result)
         return
@@ -44,7 +45,8 @@ def figures_of(result: Result) -> Iterator[tuple[str, Figure]]:
     chosen = representative(actions)
     ops = ops_of(result.timeline, chosen)
     step = result.metrics["step_time_s"]
-    yield "timeline", timeline_figure(actions, f"{result.scenario.name}: one training step, {step:.2f} s")
+    drawn = [action for action in actions if action.rank in ranks] or actions
+    yield "timeline", timeline_figure(drawn, f"{result.scenario.name}: one training step, {step:.2f} s")
     yield "pair", pair_figure(ops, chosen)
     yield "breakdown", breakdown_figure(result.ranks, result.breakdown_s)
     yield "idle", idle_figure(idle_by_cause(result, actions).causes, CAUSES, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -20,8 +21,9 @@ _LABEL_INCHES = 0.11
 
 
 def timeline_figure(actions: Sequence[ActionSpan], title: str) -> Figure:
-    """The whole step above, its beginning below, large enough to number the microbatches."""
-    ranks = 1 + max(a.rank for a in actions)
+    """The whole step above, its beginning below, large enough to number the microbatches; rows of the ranks that have
+    actions here."""
+    ranks = len({a.rank for a in actions})
     step = max(a.end for a in actions)
     row = 0.17 if ranks <= 16 else max(0.03, 2.7 / ranks)
     figure = new_figure(2 * (row * ranks + 0.45) + 0.55)
@@ -49,12 +51,15 @@ def _beginning(actions: Sequence[ActionSpan], step: float) -> float:
 
 def draw(axes: Axes, actions: Sequence[ActionSpan], window: tuple[float, float]) -> None:
     """Boxes of the actions inside a window [s]; numbers where they fit."""
-    ranks = 1 + max(a.rank for a in actions)
+    numbers = sorted({a.rank for a in actions})
+    rows = {rank: row for row, rank in enumerate(numbers)}
+    actions = [replace(a, rank=rows[a.rank]) for a in actions]
+    ranks = len(numbers)
     axes.set_xlim(*window)
     axes.set_ylim(ranks - 0.4, -0.6)
     axes.set_ylabel("pipeline rank")
     every = max(1, ranks // 16)
-    axes.set_yticks(range(0, ranks, every))
+    axes.set_yticks(range(0, ranks, every), [str(rank) for rank in numbers[::every]])
     axes.tick_params(left=False)
     axes.spines["left"].set_visible(False)
     seen = [a for a in actions if a.end > window[0] and a.start < window[1]]

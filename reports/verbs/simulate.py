@@ -50,7 +50,8 @@ DOES_NOT_FIT = 3
 @click.option(
     "--ranks",
     metavar="LIST",
-    help="In the trace: pipeline ranks, as in 0,12-15, GPUs of their stages, as in 8.0-3. [default: all ranks]",
+    help="Drawn in the trace: pipeline ranks, as in 0,12-15, GPUs of their stages, as in 8.0-3; figures draw the"
+    " timeline of these, and maps of ranks by layers, as on the page, those GPUs. [default: all]",
 )
 @click.option("--window", metavar="START:END", help="Seconds of the step in the trace, as in 2.5:3. [default: all]")
 @click.option("--html", metavar="FILE", help="Write a page to look at in a browser: one file, needs no network.")
@@ -90,14 +91,16 @@ def simulate(
     _check_usage(page is None and sensitivity, "--sensitivity belongs to --html")
     _check_usage(page is None and action is not None, "--action belongs to --html")
     _check_usage(sensitivity and bool(what_ifs), "--sensitivity moves numbers of the job itself: not with --what-if")
-    _check_usage(file is None and not (ranks is None and window is None), "--ranks and --window belong to --trace")
+    drawn = file is not None or page is not None or folder is not None
+    _check_usage(not drawn and ranks is not None, "--ranks belongs to --trace, --figures or --html")
+    _check_usage(file is None and window is not None, "--window belongs to --trace")
     asked = interval_asked(interval, draws, seed)
     from simulator.inputs import load_scenario
     from simulator.studies.whatif import simulate as run
 
     scenario = load_scenario(job, overrides)
     refuse_serving(scenario, __what_if=what_ifs, __action=action)
-    chosen = _selection(ranks, window, scenario, what_ifs) if file is not None else None
+    chosen = _selection(ranks, window, scenario, what_ifs) if drawn else None
     began = perf_counter()
     with progress("simulating", quiet=quiet) as done:
         result = run(scenario, what_ifs, engine=engine, progress=done)
@@ -105,9 +108,10 @@ def simulate(
     spread = _interval(result, asked, quiet)
     if file is not None:
         _write_trace(result, file, chosen, quiet)
+    looks = result if chosen is None else chosen.narrowed(result)
     if page is not None:
-        _write_page(result, page, (job, overrides) if sensitivity else None, spread, action, quiet)
-    _write_looks(result, folder, tables, quiet)
+        _write_page(looks, page, (job, overrides) if sensitivity else None, spread, action, quiet)
+    _write_looks(looks, folder, tables, chosen.ranks if chosen else (), quiet)
     if as_json:
         warn(result.warnings, quiet=quiet)
         print_json(result.as_dict() | ({"interval": spread.as_dict()} if spread else {}))
@@ -182,12 +186,14 @@ def _write_page(
     say(f"wrote {page}", quiet=quiet)
 
 
-def _write_looks(result: Result, figures: Path | None, tables: Path | None, quiet: bool) -> None:
-    """The figures and the tables that were asked for."""
+def _write_looks(
+    result: Result, figures: Path | None, tables: Path | None, ranks: tuple[int, ...], quiet: bool
+) -> None:
+    """The figures, those of pipeline ranks of these `ranks`, and the tables that were asked for."""
     if figures is not None:
         from reports.figures import write_figures
 
-        say(f"drew {len(write_figures(result, figures))} files into {figures}", quiet=quiet)
+        say(f"drew {len(write_figures(result, figures, ranks))} files into {figures}", quiet=quiet)
     if tables is not None:
         from reports.export.data_frames import write_tables
 

@@ -59,14 +59,14 @@ def kernels_text(kernels: Kernels, name: str, measured_on: str, table: Path) -> 
     return kernels_toml(replace(kernels, name=name, source=source))
 
 
-def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path) -> str:
-    """What was measured, how far off the forecast is, what was carried over."""
+def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path, *, named: bool = True) -> str:
+    """What was measured, how far off the forecast is, what was carried over; `named`: class by class."""
     lines = [
         f"# {name}",
         "",
         f"Kernels of {measured_on or 'a GPU'} ({table.name}), fitted {time.strftime('%Y-%m-%d')}. Errors are the mean",
         "of |forecast - measured| / measured on shapes that the fit did not see, with the parameters of",
-        f"{origin} and with those fitted.",
+        f"{origin} and with those fitted. *kept*: those of {origin}, which a fit hardly betters on the shapes it sees.",
         "",
         f"| class | shapes fitted | kept out | error as {origin} | error fitted | worst |",
         "|---|---|---|---|---|---|",
@@ -74,7 +74,8 @@ def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path) -
     for one in found.classes:
         worst = one.worst.predicted / one.worst.measured - 1.0
         lines.append(
-            f"| {one.cls} | {one.fitted} | {one.held} | {one.before:.1%} | {one.after:.1%} | {worst:+.0%}"
+            f"| {one.cls} | {one.fitted} | {one.held} | {one.before:.1%} |"
+            f" {'kept' if one.kept else f'{one.after:.1%}'} | {worst:+.0%}"
             f" ({one.worst.measured * 1e6:.0f} µs) |"
         )
     mean = sum(one.after for one in found.classes) / len(found.classes)
@@ -85,8 +86,7 @@ def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path) -
         lines += [f"Measured, but not fitted (too few shapes, or not known on {origin}): {few}.", ""]
     lines += [
         f"Carried over from {origin}: memory, links, collectives, power and clocks, price, and {len(found.carried)}",
-        "classes of kernels:",
-        f"{', '.join(found.carried)}.",
+        f"classes of kernels: {', '.join(found.carried)}." if named else f"classes of kernels (named in {name}.md).",
     ]
     return "\n".join(lines) + "\n"
 

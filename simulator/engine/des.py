@@ -235,10 +235,11 @@ class _Engine(_Events):
             self.set_neighbour(rank, kind, CONCURRENT_WITH.get(sequence.kind, ALONE))
         elif kind == SYNC:
             self.set_neighbour(rank, kind, condition_with(sequence))
-        if sequence.nic or sequence.nvlink:
+        seconds = sequence.cumulative[ALONE][-1]
+        if seconds and (sequence.nic or sequence.nvlink):  # what is hidden altogether moves nothing here
             self.begin_flow(rank, task, sequence, wake)
         else:
-            self.after(sequence.cumulative[ALONE][-1], wake)
+            self.after(seconds, wake)
 
     def begin_flow(self, rank: int, task: int, sequence: KernelSequence, wake: Wake) -> None:
         """Start to move data."""

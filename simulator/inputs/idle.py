@@ -236,6 +236,14 @@ def _without_later_ranks(scenario: Scenario) -> str:
     return _without_pipeline(scenario)
 
 
+def _without_steps(scenario: Scenario) -> str:
+    """Why the attention core runs in no steps over parts of a sequence."""
+    layout = scenario.job.layout
+    if layout.cp == 1:
+        return "there is no context parallelism (layout.cp = 1)"
+    return "with all_to_all the core is one kernel" if layout.cp_kind == "all_to_all" else ""
+
+
 def _without_issue(scenario: Scenario) -> str:
     stack = scenario.stack
     return "" if stack.host_kernel or stack.host_gemm or stack.host_collective else "the host issues in no time"
@@ -277,6 +285,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.wgrad_fills_waits": _without_lone_gradients,
     "stack.pipeline_buffers": _without_pipeline,
     "stack.post_validation": _without_later_ranks,
+    "stack.context": _without_steps,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.dispatcher": _without_travel,

@@ -88,6 +88,7 @@ MEASURES: tuple[tuple[str, str, Change], ...] = (
 def measures(built: PricedModel, schedule: Schedule, assumed: Assumptions | None = None) -> list[Measure]:
     """What each measure saves on the worst rank; meaningful for a plan that takes them."""
     with_all = assumed or Assumptions()
+    built = replace(built, rendezvous=None)  # memory knows no waits, and a changed layer would have others
     peak = memory_of_rows(built, schedule, with_all).peak
     out = []
     for name, source, change in MEASURES:

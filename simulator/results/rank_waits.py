@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,18 @@ class RankWaits:
                 for at, rank in enumerate(self.ranks)
             ],
         }
+
+    def of(self, numbers: Iterable[int]) -> RankWaits:
+        """The same of these ranks only; what a mean rank waits for stays that of all."""
+        wanted = set(numbers)
+        rows = [at for at, rank in enumerate(self.ranks) if rank in wanted]
+        return replace(
+            self,
+            ranks=tuple(self.ranks[at] for at in rows),
+            load=self.load[rows],
+            waited=self.waited[rows],
+            caused=self.caused[rows],
+        )
 
     def slowest(self) -> list[int]:
         """Places of the ranks, the one for which others wait longest first."""

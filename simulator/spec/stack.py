@@ -66,6 +66,8 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
+        (`simulator.graph.mixers.context`).
     post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
         the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
@@ -127,6 +129,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0
     host_gemm: float = 0.0

@@ -15,7 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-from simulator.validation.runs import published_runs
+from simulator.validation.runs import published_runs, torchtitan_runs
 from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
@@ -122,7 +122,7 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.bridge.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.nemo2407.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
-    Rule(pattern="E.torchtitan.*", compute=_never("FSDP over tensor parallelism in one node; a job cannot say it yet")),
+    Rule(pattern="E.torchtitan.*", compute=torchtitan_runs.rate, heavy=True),
     Rule(pattern="E.dgxc.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.simumax.*", compute=training_figures.simumax, heavy=True),
     Rule(pattern="F.power.*.inference_peak", compute=_never(_SERVING)),

@@ -26,6 +26,7 @@ from workloads.reference.presets import (
     tiny_falcon_mamba,
     tiny_gqa,
     tiny_jamba,
+    tiny_k3,
     tiny_kda,
     tiny_lfm2,
     tiny_m3,
@@ -62,6 +63,7 @@ MODELS: dict[str, tuple[RefConfig, str]] = {
     "delta": (tiny_delta(), "qwen3_5_text"),
     "mamba": (tiny_mamba(), "bamba"),
     "kda": (tiny_kda(), "kimi_linear"),
+    "k3": (tiny_k3(), "kimi_linear"),
     "nemotron": (tiny_nemotron(), "nemotron_h"),
     "falcon-h1": (tiny_falcon_h1(), "falcon_h1"),
     "jamba": (tiny_jamba(), "jamba"),
@@ -93,6 +95,7 @@ SET = {
     "falcon-mamba": ("model.mamba_inner_size=18",),
     "relu2": ("model.gated_mlp=false",),
     "kda": ("model.linear_chunk_size=3",),
+    "k3": ("model.linear_chunk_size=3",),
     "both-norms": ("model.norm_placement=both",),
     "parallel": ("model.parallel_block=true",),
     "one-norm": ("model.parallel_block=true", "model.shared_norm=true"),
@@ -241,6 +244,10 @@ def _besides(cfg: RefConfig, family: str) -> dict[str, object]:
             **{"intermediate_size": cfg.moe_intermediate_size, "dense_intermediate_size": cfg.intermediate_size},
             **{"shared_intermediate_size": cfg.shared_width, "mlp_layer_types": kinds},
         }
+    if family == "kimi_linear" and cfg.moe_latent_norm:
+        experts = {"routed_expert_hidden_size": cfg.moe_latent_size, "latent_moe_use_norm": True}
+        full = {"use_full_rank_gate": cfg.linear_full_rank_gate}
+        return experts | {"mla_use_output_gate": cfg.is_gated, "linear_attn_config": full}
     if family == "afmoe":
         many = {"num_experts": cfg.n_routed_experts, "num_shared_experts": cfg.n_shared_experts}
         return many | {"num_dense_layers": cfg.first_k_dense_replace}
@@ -326,7 +333,8 @@ def widths(cfg: RefConfig, recipe: str) -> Widths:
     if recipe == "bf16":
         return Widths()
     narrow = {"u": FP8, "moe.dispatch/x": FP8} | {f"{kind}.down/x": FP8 for kind in ("dense", "shared", "moe")}
-    out = {"attn.o/x": E5M6} if cfg.is_mla and not cfg.is_chosen else {}
+    core = "attn.gate/y" if cfg.is_gated else "attn.o/x"
+    out = {core: E5M6} if cfg.is_mla and not cfg.is_chosen else {}
     return Widths(by_tensor={**Widths().by_tensor, **narrow, **out})
 
 

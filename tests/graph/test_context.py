@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from simulator.graph.block import Block
-from simulator.graph.mixers.context import prefixes, ring_steps
+from simulator.graph.mixers.context_parts import prefixes, ring_steps
 from simulator.graph.shapes import Shapes, shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
@@ -182,3 +183,28 @@ def test_refused(changes: tuple[str, ...], key: str, words: str) -> None:
     found = [p for p in check(load_scenario("llama-3-8b", job)) if p.rule == "context parallelism"]
     assert [p.key for p in found] == [key]
     assert words in found[0].message
+
+
+# ---- PyTorch's own --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ring", "all_gather"])
+@pytest.mark.parametrize("cp", [2, 4, 8])
+def test_pytorchs_own_sends_repeated_keys_and_wide_gradients(kind: str, cp: int) -> None:
+    """32 heads of keys and values instead of 8; their gradients in FP32, which go round to where they come from."""
+    block, whole = dense(kind, cp, "stack=torchtitan"), dense("ring", 1)
+    forward = tuple(op for segment in block.forward for op in segment.ops)
+    tokens = 8192 // cp
+    assert sent(forward) == (cp - 1) * tokens * 8192 * 2
+    assert sent(block.ops()) - sent(forward) == (cp - 1) * tokens * 8192 * 2 + cp * tokens * 8192 * 4
+    assert cp * sum(op.flops for op in cores(block)) == pytest.approx(sum(op.flops for op in cores(whole)), rel=1e-3)
+
+
+def test_what_overlaps_does_so_with_a_step_of_the_core() -> None:
+    """All but the way home of the last gradients."""
+    ops = dense("all_gather", 4, "stack=torchtitan").ops()
+    lone = [op.name for op in ops if op.cls.startswith("comm.cp") and op.concurrent_with == "nothing"]
+    assert lone == ["attn.core.bwd.dkv.home"]
+    for op, after in pairwise(ops):
+        if op.concurrent_with == "whole" and op.cls.startswith("comm.cp"):
+            assert isinstance(after.work, Attention), op.name

@@ -494,6 +494,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "layout.decoder_last_pipeline_num_layers": ("ranks", "longest-path"),
     "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.post_validation": ("later", "longest-path"),
+    "stack.context": ("context", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),

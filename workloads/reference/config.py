@@ -24,6 +24,7 @@ class State:
     numbers: int  # numbers of a token besides what is mixed and its gate
     norms: int  # groups of the output that are normed by themselves; 0: it is gated, and not normed
     rank: int = 0  # width of the projections before those of the gate and of a decay for each channel; 0: neither
+    full_gate: bool = False  # the gate comes from the input all the same
 
     @property
     def keys(self) -> int:
@@ -38,7 +39,7 @@ class State:
     @property
     def projected(self) -> int:
         """Width of the input projection."""
-        return self.channels + (0 if self.rank else self.inner) + self.numbers
+        return self.channels + (0 if self.rank and not self.full_gate else self.inner) + self.numbers
 
     @property
     def channels(self) -> int:
@@ -95,6 +96,7 @@ class RefConfig(ChosenKeys):
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    linear_full_rank_gate: bool = False  # its gate is projected straight from the input (Kimi K3)
     linear_gate_rank: int = 0  # Kimi Delta Attention: width before the projections of gate and decay
     mamba_num_heads: int = 0  # Mamba-2
     mamba_head_dim: int = 0
@@ -111,7 +113,7 @@ class RefConfig(ChosenKeys):
     state_chunk_size: int = 64  # tokens that either works on at once
     full_layers_rotate: bool = True  # whether layers with full attention rotate queries and keys
     attention_sinks: bool = False  # a learned logit of each head that takes part in the softmax (GQA only)
-    attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output (GQA only)
+    attention_gate: str = "none"  # "element": the sigmoid of a projection scales each value of the output
     mixer_only_layers: tuple[int, ...] = ()  # layers without a feed-forward part (Nemotron-H)
     gated_mlp: bool = True  # SwiGLU; False: the square of a ReLU, and no gate
     norm_placement: str = "pre"  # norms before the branches, "post": behind them, "both"
@@ -122,6 +124,7 @@ class RefConfig(ChosenKeys):
     n_shared_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
+    moe_latent_norm: bool = False  # a norm of what the experts made in that width (Kimi K3)
     moe_latent_size: int = 0  # width that tokens are projected to before their experts (Nemotron 3 Super); 0: none
     shared_expert_intermediate_size: int = 0  # width of the shared experts where they are not as wide as the others
     first_k_dense_replace: int = 0
@@ -218,9 +221,11 @@ class RefConfig(ChosenKeys):
                 key_dim=self.linear_key_head_dim,
                 value_dim=self.linear_value_head_dim,
                 chunk=self.state_chunk_size,
-                numbers=self.linear_num_value_heads + (2 * self.linear_gate_rank or self.linear_num_value_heads),
+                numbers=self.linear_num_value_heads
+                + ((2 - self.linear_full_rank_gate) * self.linear_gate_rank or self.linear_num_value_heads),
                 norms=self.linear_num_value_heads,
                 rank=self.linear_gate_rank,
+                full_gate=self.linear_full_rank_gate,
             )
         return State(
             heads=self.mamba_num_heads,

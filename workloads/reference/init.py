@@ -70,6 +70,7 @@ def _layer_shapes(c: RefConfig, layer: int) -> Shapes:
     shapes |= {"router.gate": (h, n), "moe.up_gate": (n, wide, c.up * f), "moe.down": (n, f, wide)}
     if c.moe_latent_size:
         shapes |= {"moe.latent_in": (h, wide), "moe.latent_out": (wide, h)}
+        shapes |= {"moe.latent_norm": (wide,)} if c.moe_latent_norm else {}
     if c.topk_method == "noaux_tc" and layer >= c.num_hash_layers:
         shapes["router.bias"] = (n,)
     if c.n_shared_experts:
@@ -124,7 +125,8 @@ def _state_shapes(c: RefConfig, layer: int) -> Shapes:
     if r.norms:
         shapes["norm.mixer"] = (r.inner if mamba else r.value_dim,)
     if r.rank:
-        shapes |= {"mixer.decay": (r.rank, r.heads * r.key_dim), "mixer.gate": (r.rank, r.inner)}
+        shapes["mixer.decay"] = (r.rank, r.heads * r.key_dim)
+        shapes |= {} if r.full_gate else {"mixer.gate": (r.rank, r.inner)}
     return shapes | ({"mixer.skip": (r.heads,), "mixer.conv_bias": (r.channels,)} if mamba else {})
 
 
@@ -196,6 +198,8 @@ def _mla_shapes(c: RefConfig) -> Shapes:
         "attn.kv_b": (rank, n * (c.qk_nope_head_dim + c.v_head_dim)),
         "attn.o": (n * c.v_head_dim, h),
     }
+    if c.is_gated:
+        shapes["attn.gate_proj"] = (h, n * c.v_head_dim)
     if c.q_lora_rank is None:
         return shapes | {"attn.q": (h, n * c.qk_head_dim)}
     return shapes | {

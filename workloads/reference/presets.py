@@ -144,6 +144,18 @@ def tiny_kda() -> RefConfig:
     )
 
 
+def tiny_k3() -> RefConfig:
+    """Kimi K3 in small, but for its residual: gates from the input, experts in a narrower width under a norm."""
+    return replace(
+        tiny_kda(),
+        q_lora_rank=10,
+        attention_gate="element",
+        linear_full_rank_gate=True,
+        moe_latent_size=10,
+        moe_latent_norm=True,
+    )
+
+
 def tiny_mamba() -> RefConfig:
     """Mamba-2 layers and one with attention, as Nemotron-H and Bamba mix them."""
     return replace(

@@ -27,6 +27,8 @@ from simulator.spec.kernel_params import AttentionParams, GemmParams, Kernels, S
 Params = GemmParams | AttentionParams | StreamParams
 FEWEST = 6
 """Shapes that a class needs to be fitted."""
+GAIN = 0.01
+"""By how much less a class must be off on the shapes fitted, or the parameters that are known stay as they are."""
 STEPS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.004)
 """Steps of the search, in the logarithm of a factor."""
 RANGE = log(4.0)
@@ -37,7 +39,10 @@ PROFILES = ("gb300", "gb200", "b200", "h200", "h100", "h800", "h20", "a100")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """One class: its parameters, and errors on the shapes held out (none held out: on those fitted)."""
+    """One class: its parameters, and errors on the shapes held out (none held out: on those fitted).
+
+    `kept`: the parameters are those of the GPU that it is like, which a fit hardly betters.
+    """
 
     cls: str
     params: Params
@@ -46,6 +51,7 @@ class Fitted:
     before: float
     after: float
     worst: Judged
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,10 @@ def fit(table: Path, like: Cluster, origin: str, measured_on: str) -> OwnFit:
         else:
             few.append((cls, len(mine)))
     if not found:
-        raise InputError(f"{table}: no class of kernels has {FEWEST} shapes; measure without --quick, or more rows")
+        raise InputError(
+            f"{table}: no class of kernels has {FEWEST} shapes; foretrain calibrate measure, without --quick, writes"
+            " a table that has"
+        )
     kernels = like.kernels
     for one in found:
         kernels = _with(kernels, one.cls, one.params)
@@ -149,14 +158,20 @@ def _class(cls: str, base: Params, mine: list[Sample], gpu: Gpu, source: str, or
         return sum(min(x, CAP) + x * x for x in off) / len(off)
 
     best = scaled(base, tuned(loss))
+    known, found = (mean_error(judged(to_fit, cls, params, gpu)) for params in (base, best))
+    kept = known - found < GAIN
+    if kept:
+        best = base
     judges = held or to_fit
     before, after = (judged(judges, cls, params, gpu) for params in (base, best))
     error = mean_error(after)
-    text = f"{source}: {len(to_fit)} shapes fitted, {len(held)} held out: {error:.1%} off; its form as on {origin}"
-    params = replace(rounded(best), source=text, assumed=False)
+    how = f"as on {origin}, which a fit hardly betters" if kept else f"its form as on {origin}"
+    text = f"{source}: {len(to_fit)} shapes fitted, {len(held)} held out: {error:.1%} off; {how}"
+    params = replace(best if kept else rounded(best), source=text, assumed=False)
     worst = max(after, key=lambda one: abs(log(one.predicted / one.measured)))
     return Fitted(
-        cls=cls, params=params, fitted=len(to_fit), held=len(held), before=mean_error(before), after=error, worst=worst
+        cls=cls, params=params, fitted=len(to_fit), held=len(held), before=mean_error(before), after=error, worst=worst,
+        kept=kept,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> N
     for name, text in texts.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
-    click.echo(page(found, hardware, origin, measured_on, source), nl=False)
+    click.echo(page(found, hardware, origin, measured_on, source, named=False), nl=False)
     say(f"wrote {', '.join(str(folder / name) for name in texts)}", quiet=quiet)
 
 

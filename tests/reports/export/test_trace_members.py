@@ -9,6 +9,7 @@ import pytest
 
 from reports.export.trace import Selection, process, write_trace
 from reports.export.trace_members import parse_members
+from reports.figures import figures_of
 from simulator.engine.tasks import COMM, LANES
 from simulator.errors import InputError
 from simulator.inputs import load_scenario
@@ -61,10 +62,29 @@ def test_gpus_that_are_alike_are_one() -> None:
         ("1.16", UNEVEN, "are 0 to 15"),
         ("1.3-2", UNEVEN, "are 0 to 15"),
         ("0.1", SLOW, "are 0, 2"),
-        ("1.0", load_scenario("tiny-1f1b"), "all GPUs of a stage are alike"),
+        ("1.0", load_scenario("tiny-1f1b"), "no GPUs of a stage are simulated, all are alike"),
     ],
 )
 def test_gpus_that_were_not_simulated_are_refused_by_one_line(text: str, scenario: object, why: str) -> None:
     with pytest.raises(InputError, match=why) as caught:
         Selection.parse(text, None, scenario)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_chosen_ranks_are_those_of_the_heat_maps_and_the_timeline() -> None:
+    result = simulate(UNEVEN)
+    chosen = Selection.parse("1-2,1.3,2.0-1", None, UNEVEN)
+    waits, all_of_them = chosen.narrowed(result).waits, result.waits
+    assert waits is not None
+    assert all_of_them is not None
+    assert waits.ranks == (0, 1, 3)
+    assert (waits.waited == all_of_them.waited[[0, 1, 3]]).all()
+    assert waits.by_cause == all_of_them.by_cause
+    assert Selection.parse("1-2", None, UNEVEN).narrowed(result) is result
+    figure = next(figure for name, figure in figures_of(result, chosen.ranks) if name == "timeline")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["1", "2"]
+
+
+def test_where_a_mean_rank_stands_for_all_gpus_cannot_be_chosen() -> None:
+    with pytest.raises(InputError, match=r"a mean rank stands for all; set routing\.ranks=apart"):
+        parse_members("0.1", load_scenario("tiny-1f1b", ["routing.kind=published"]))

@@ -24,6 +24,10 @@ def mla(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
         "attn.core/lse": lse,
         "attn.o/x": out.reshape(*x.shape[:2], -1),
     }
+    if run.cfg.is_gated:
+        gate = linear(run, "attn.gate_proj", x, p["attn.gate_proj"])
+        saved |= {"attn.gate/y": saved["attn.o/x"], "attn.gate/logit": gate}
+        saved["attn.o/x"] = saved["attn.o/x"] * _sigmoid(gate)
     return linear(run, "attn.o", saved["attn.o/x"], p["attn.o"]), saved
 
 
@@ -54,21 +58,39 @@ def mla_restore(run: Run, p: Weights, x: Array, saved: Saved) -> Saved:
 def mla_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> tuple[Array, list[Deferred]]:
     """dx and the waiting weight gradients."""
     q, k, v = (saved[key] for key in (QUERIES, *KEYS_VALUES))
-    out = saved["attn.o/x"]
-    dout = linear_input_grad(run, "attn.o", dy, p["attn.o"])
+    out = saved["attn.gate/y" if run.cfg.is_gated else "attn.o/x"]
+    dgated = linear_input_grad(run, "attn.o", dy, p["attn.o"])
+    dout, dx_gate, gates = _gate_input_grad(run, p, x, saved, dgated)
     heads = (*out.shape[:2], run.cfg.num_attention_heads, -1)
     dq, dk, dv, _ = attend_input_grad(
         run, q, k, v, out.reshape(heads), saved["attn.core/lse"], dout.reshape(heads), softmax_scale(run.cfg)
     )
     dkv, dk_rope = _split_keys_grad(run, dk, dv)
-    deferred = [_defer(run, "attn.o", out, dy), _defer(run, "attn.kv_b", saved["attn.kv_b/x"], dkv)]
+    deferred = [_defer(run, "attn.o", saved["attn.o/x"], dy), _defer(run, "attn.kv_b", saved["attn.kv_b/x"], dkv)]
     dlatent = linear_input_grad(run, "attn.kv_b", dkv, p["attn.kv_b"])
     dlatent, gain = _norm_grad(run, "norm.kv_lora", p, saved, dlatent)
     dcompressed = np.concatenate([dlatent, dk_rope], axis=-1)
     dx = linear_input_grad(run, "attn.kv_a", dcompressed, p["attn.kv_a"])
     deferred += [gain, _defer(run, "attn.kv_a", x, dcompressed)]
     dx_query, more = _query_input_grad(run, p, x, saved, dq)
-    return dx + dx_query, deferred + more
+    return dx + dx_query + dx_gate, deferred + more + gates
+
+
+def _sigmoid(x: Array) -> Array:
+    out: Array = 1.0 / (1.0 + np.exp(-x))
+    return out
+
+
+def _gate_input_grad(
+    run: Run, p: Weights, x: Array, saved: Saved, d: Array
+) -> tuple[Array, Array | float, list[Deferred]]:
+    """Gradients of the core's output and, through the gate (Kimi K3), of the layer's input."""
+    if not run.cfg.is_gated:
+        return d, 0.0, []
+    share = _sigmoid(saved["attn.gate/logit"])
+    dgate = d * saved["attn.gate/y"] * share * (1 - share)
+    through = linear_input_grad(run, "attn.gate_proj", dgate, p["attn.gate_proj"])
+    return d * share, through, [_defer(run, "attn.gate_proj", x, dgate)]
 
 
 def _down(run: Run, p: Weights, x: Array) -> Saved:

@@ -10,8 +10,10 @@ from workloads.reference.count import Array, Run, Saved, Weights
 from workloads.reference.layers.ffn import activate, activation, activation_input_grad, ffn, ffn_forget, ffn_input_grad
 from workloads.reference.layers.gate import balance_loss, from_table, route, route_input_grad
 from workloads.reference.layers.linear import Deferred, grouped, grouped_input_grad, linear, linear_input_grad
+from workloads.reference.layers.norm import forget, rmsnorm, rmsnorm_input_grad
 
 ROWS = "moe.up_gate/x"  # a copy of its token for every (token, expert) pair
+LATENT, NORMED = "moe.latent_norm", "moe.latent_out/x"  # a norm of the experts' sums, and what it makes
 ARRIVED = "moe.dispatch/x"  # the tokens that the copies are made of
 
 
@@ -39,12 +41,20 @@ def moe(run: Run, p: Weights, x: Array) -> tuple[Array, float, Saved]:
         return x, aux, saved
     out = combine(run, y, order, r.experts.shape[1])
     if narrow:
-        saved["moe.latent_out/x"] = out
+        saved |= _latent(run, p, out)
         if run.stops:
             return x, aux, saved
-        out = linear(run, "moe.latent_out", out, p["moe.latent_out"])
+        out = linear(run, "moe.latent_out", saved[NORMED], p["moe.latent_out"])
     out = out.reshape(x.shape)
     return out if shared is None else out + shared, aux, saved
+
+
+def _latent(run: Run, p: Weights, out: Array) -> Saved:
+    """What the projection back reads: the experts' sums, or a norm of them."""
+    if not run.cfg.moe_latent_norm:
+        return {NORMED: out}
+    y, rstd = rmsnorm(run, LATENT, out, p[LATENT])
+    return {f"{LATENT}/x": out, NORMED: y, f"{LATENT}/rstd": rstd}
 
 
 def moe_forget(run: Run, saved: Saved) -> Saved:
@@ -53,6 +63,8 @@ def moe_forget(run: Run, saved: Saved) -> Saved:
         return {}
     drop = ROWS if "permute" in run.recompute else ARRIVED
     kept = {key: array for key, array in saved.items() if key != drop}
+    if run.cfg.moe_latent_norm:
+        kept = forget(run, kept, {LATENT: NORMED}, "layernorm")
     return ffn_forget(run, "moe", ffn_forget(run, "shared", kept))
 
 
@@ -67,8 +79,14 @@ def moe_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array) -> t
         saved = saved | {ROWS: dispatch(run.at(part="R"), saved[ARRIVED], order, top_k)}
     dout, late = dy.reshape(-1, dy.shape[-1]), []
     if run.cfg.moe_latent_size:
-        late.append(_linear_later(run, "moe.latent_out", saved["moe.latent_out/x"], dout))
+        if NORMED not in saved:
+            saved = saved | _latent(run.at(part="R"), p, saved[f"{LATENT}/x"])
+        late.append(_linear_later(run, "moe.latent_out", saved[NORMED], dout))
         dout = linear_input_grad(run, "moe.latent_out", dout, p["moe.latent_out"])
+        if run.cfg.moe_latent_norm:
+            made, rstd = saved[f"{LATENT}/x"], saved[f"{LATENT}/rstd"]
+            late.append(Deferred(kind="gain", op=LATENT, name=LATENT, layer=run.layer, x=made, dy=dout, extra=rstd))
+            dout = rmsnorm_input_grad(run, LATENT, made, rstd, p[LATENT], dout)
     drows = combine_input_grad(run, dout, order, top_k)
     dx_rows, dg, deferred = experts_input_grad(run, p["moe.up_gate"], p["moe.down"], saved, drows, counts)
     dx = dispatch_input_grad(run, dx_rows, order, top_k)

@@ -27,7 +27,7 @@ def recurrent(run: Run, p: Weights, x: Array) -> tuple[Array, Saved]:
     r = run.cfg.state(run.layer)
     wide = [r.channels, r.projected - r.numbers]
     made, gate, numbers = np.split(linear(run, "mixer.in", x, p["mixer.in"]), wide, -1)
-    if r.rank:
+    if r.rank and not r.full_gate:
         gate = linear(run, "mixer.gate", numbers[..., r.heads + r.rank :], p["mixer.gate"])
     saved: Saved = {"mixer.conv/x": made, "mixer.norm/z": gate, "mixer.gates/x": numbers}
     saved |= _gates(run, p, numbers) | _mixed(run, p, made)
@@ -49,7 +49,8 @@ def recurrent_input_grad(run: Run, p: Weights, x: Array, saved: Saved, dy: Array
     dout, dgate, gains = _gated_input_grad(run, p, saved, dnormed)
     dmade, dnumbers, deferred = _scan_input_grad(run, p, saved, dout)
     dpre, more = _conv_input_grad(run, p, saved, dmade)
-    rank = run.cfg.state(run.layer).rank
+    r = run.cfg.state(run.layer)
+    rank = 0 if r.full_gate else r.rank
     if rank:
         inner = saved["mixer.gates/x"][..., -rank:]
         weight = Deferred(kind="linear", op="mixer.gate", name="mixer.gate", layer=run.layer, x=inner, dy=dgate)

@@ -1,0 +1,54 @@
+"""Training steps that torchtitan publishes, on H100 of 96 GB (HBM2e) at 500 W."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from simulator.validation.figures import Figure
+from simulator.validation.training_figures import DENSE, Overrides, overrides_of, step
+
+MODELS: Final = {"llama31_8b": "llama-3-8b", "llama31_70b": "llama-3-70b", "llama31_405b": "llama-3.1-405b"}
+RECIPES: Final = {"bf16": "bf16", "float8_tensorwise": "fp8_tensor", "float8_rowwise": "fp8_row"}
+LENGTH: Final = 8192
+"""Tokens of a sequence where the source does not say: its default."""
+
+
+def rate(figure: Figure) -> float:
+    """Tokens per GPU and second (github.com/pytorch/torchtitan, benchmarks)."""
+    one = step(DENSE, run(figure), "longest-path")
+    return one.job.tokens_per_step / one.seconds / one.job.gpus
+
+
+def run(figure: Figure) -> Overrides:
+    """FSDP2 over what the other degrees leave; local batches are sequences of a GPU, one a microbatch in pipelines.
+
+    Programs that are not compiled are eager PyTorch with what else torchtitan sets.
+    """
+    c = figure.config
+    pp, cp, batch = (int(c.get(key, 1)) for key in ("pp", "cp", "local_batch"))
+    values: dict[str, object] = {
+        "model": MODELS[str(c.get("model") or figure.id.split(".")[2].removesuffix("_asynctp"))],
+        "hardware": "h100-hbm2e",
+        "stack": "torchtitan" if c["compile"] else "torch",
+        "gpus": int(c["gpus"]),
+        "layout__tp": int(c["tp"]),
+        "layout__pp": pp,
+        "layout__cp": cp,
+        "layout__zero": 3 if pp == 1 else 1,
+        "layout__recompute": "full" if c["recompute"] == "full" else "selective",
+        "precision__recipe": RECIPES[str(c["precision"])],
+        "batch__sequence_length": int(c.get("seq", LENGTH)),
+        "batch__microbatch_size": batch if pp == 1 else 1,
+        "batch__global_batch_size": batch * int(c["fsdp"]),
+    }
+    if values["precision__recipe"] == "fp8_tensor" and pp == 1:
+        values["precision__weights"] = "recipe"  # its float8 all-gather
+    if not c["compile"]:
+        values |= {"stack__attention": "fa2", "stack__loss": "fp32"}
+    if pp > 1:
+        values |= {"layout__stages": "even", "layout__schedule": "1f1b"}
+    if cp > 1:
+        values |= {"layout__cp_kind": "all_gather"}
+    if c["async_tp"]:
+        values |= {"stack__tp_overlap": True}
+    return overrides_of(**values)
