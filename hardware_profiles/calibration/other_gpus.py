@@ -14,7 +14,7 @@ from math import ceil
 
 from hardware_profiles.calibration import recipes, samples
 from hardware_profiles.calibration.evaluate import GPUS
-from hardware_profiles.calibration.layers import recurrent
+from hardware_profiles.calibration.layers import chunks, recurrent
 from hardware_profiles.calibration.recipes import (
     CUBLAS_BF16_TILES,
     CUBLAS_TILES,
@@ -181,7 +181,7 @@ def everything() -> list[Sample]:
     out: list[Sample] = []
     for s in samples.everything():
         out += halves(s) if s.hardware == "a100" and len(s.work) > 1 else [s]
-    return [*out, *recurrent.recurrent(), *others()]
+    return [*out, *recurrent.recurrent(), *chunks.chunks(), *chunks.windows(), *others()]
 
 
 def _wide(recipe: Recipe, **bounds: tuple[float, float]) -> Recipe:

@@ -15,6 +15,10 @@ DEEPGEMM = "DeepGEMM on one rested H100 (table h100_deepgemm)"
 H100 = "cuBLAS, cuDNN and PyTorch's kernels on one rested H100 (tables h100_measured, h100_more, h100_further)"
 INDUCTOR = "torch.compile's kernels on one rested H100 (tables h100_measured, h100_more, h100_further, h100_compiled)"
 H200 = "cuBLAS and cuDNN through PyTorch on one H200 (tables h200_kernels, h200_measured, h200_small_gemm)"
+H200_ATTENTION = (
+    "cuDNN and FlashAttention-2 through PyTorch on one H200 (tables h200_kernels, h200_measured, h200_narrow,"
+    " h200_chunks; backward h200_windows)"
+)
 FA3 = "FlashAttention-3 figures, arXiv 2407.08608"
 FA2 = "FlashAttention-2 repository figures"
 
@@ -117,6 +121,8 @@ RESTED: Mapping[str, Bounds] = {
 """The flush before each launch wrote L2, so part of it must be written back when a kernel starts."""
 PASSES: dict[str, Bounds] = {"passes": (0.0, 6.0)}
 SUMS: dict[str, Bounds] = {"sums": (0.0, 6.0)}
+LOOPED: dict[str, Bounds] = {"loop_clock": (0.85, 1.0)}
+"""Of older tables, taken in loops; those of chunks are of a rested GPU."""
 LIBRARY_DIMS = ("64:64", "96:96", "128:128", "192:128", "256:256")
 SHARED: dict[str, Any] = {"unusable_sms": 2, "tiles_per_cta": 2, "traffic": 0.17}
 """Concurrent with others: clusters of two CTAs and the first two waves keep their SMs (table h200_sm_contention), and a
@@ -351,12 +357,14 @@ RECIPES = (
             ("attn.fwd@fa2", ("64:64", "128:128"), {}), ("attn.bwd@fa2", ("64:64", "128:128"), PASSES | SUMS),
         )
     ),
-    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens"),
+    attention("attn.fwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200_ATTENTION,
+              "512 to 32768 tokens", free=LOOPED),
     attention("attn.bwd@library", "h200", ("64:64", "128:128", "192:128", "256:256"), H200, "512 to 16384 tokens",
-              free=PASSES, like="h100"),
-    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9)),
-    attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200, "512 to 16384 tokens", rates=(0.15, 0.9),
-              free=PASSES, like="h100"),
+              free=PASSES, like="h100", tables=("h200_kernels", "h200_measured")),
+    attention("attn.fwd@fa2", "h200", ("64:64", "128:128"), H200_ATTENTION, "512 to 32768 tokens", rates=(0.15, 0.9),
+              free=LOOPED, tables=("h200_kernels", "h200_measured", "h200_narrow", "h200_chunks")),
+    attention("attn.bwd@fa2", "h200", ("64:64", "128:128"), H200_ATTENTION, "512 to 32768 tokens", rates=(0.15, 0.9),
+              free=PASSES | LOOPED, like="h100"),
     attention("attn.fwd", "a100", ("64:64", "128:128"), FA2 + " (forward and backward together: one rate for both)",
               "512 to 16384 tokens", samples=("attn.fwd", "attn.bwd"), also=("attn.bwd",), fixed={"power_rate": 1.5}),
     decode("attn.decode@fa2", "h200", FA2_TORCH, "heads of 128, groups of 4 to 8, 512 to 131072 keys",

@@ -45,15 +45,15 @@ class Panel:
 
 
 def distributions(served: Served) -> Panel | None:
-    """Share of requests (of gaps, for inter-token latency) at or below each latency; None where latencies depend on
+    """Share of requests (of gaps, between tokens or messages) at or below each latency; None where latencies depend on
     when one stops."""
     recorder = served.recorder
     if served.overload is not None or not recorder.finished_count:
         return None
     curves, limits = [], []
     drawn = {name: sketch for name, sketch in latencies(recorder).items() if name != LATENCIES[-1] and sketch.count}
-    if not recorder.together:
-        drawn.pop("message_gap_s", None)  # equal to gaps between tokens
+    # Gaps between tokens are those between messages, or 0 within one, which a logarithmic axis does not hold.
+    drawn.pop("itl_s" if recorder.together else "message_gap_s", None)
     for (name, sketch), colour in zip(drawn.items(), COLOURS, strict=False):
         steps = sketch.steps()
         shown = steps[:: -(-len(steps) // POINTS)]

@@ -5,8 +5,9 @@
 
 A tile's time is its key blocks at the main-loop rate of its head dimensions plus a fixed opening and closing; a causal
 tile sees the blocks up to its diagonal, so tiles differ and the SM that gets a long one last trails the others. Time
-follows SMs / (SMs - taken) where tiles are many. Where query heads share keys, backward kernels make the gradients of
-keys and values for each query head, and others sum them up: sums x their bytes / bandwidth more.
+follows SMs / (SMs - taken) where tiles are many. Backward has tiles of keys, each over all queries. Where query
+heads share keys, backward kernels make the gradients of keys and values for each query head, and others sum them up:
+sums x their bytes / bandwidth more.
 """
 
 from __future__ import annotations
@@ -92,6 +93,18 @@ def key_blocks(work: Attention, p: AttentionParams) -> tuple[float, float]:
     return min(mean, full + p.mask_blocks), full
 
 
+def tiles_of(work: Attention, p: AttentionParams) -> tuple[int, float, float]:
+    """Tiles of a head, and blocks that each works on, mean and most: tiles of queries over keys, in backward tiles of
+    keys over queries (flash-attention 2.8, csrc/flash_attn/src/flash_bwd_kernel.h, seqk_parallel; cuDNN's, too). Bands
+    have as many of both."""
+    tiles = ceil(work.seq_q / p.block_q)
+    mean, most = key_blocks(work, p)
+    if not work.backward or work.is_banded or work.entries:
+        return tiles, mean, most
+    of_keys = ceil(work.seq_kv / p.block_kv)
+    return of_keys, mean * tiles / of_keys, float(tiles)
+
+
 def _check(work: Attention, sms: int) -> None:
     sizes = (work.batch, work.seq_q, work.seq_kv, work.heads, work.kv_heads, work.d_qk, work.d_v)
     if min(sizes) < 1:
@@ -108,8 +121,8 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
     p, calibrated, source = params_for(kernels.attention, cls, kernels.name)
     peak = tensor_peak(gpu, work.precision)
     sms = min(share.sms, gpu.sms)
-    rows = work.batch * work.heads * ceil(work.seq_q / p.block_q)
-    mean, full = key_blocks(work, p)
+    tiles, mean, full = tiles_of(work, p)
+    rows = work.batch * work.heads * tiles
     pace = rate_of(p, work.d_qk, work.d_v) * p.loop_clock * peak / gpu.sms
     block = work.flops_per_pair * p.block_q * p.block_kv / pace
     tile, longest = mean * block + p.tile_time, full * block + p.tile_time
@@ -145,6 +158,6 @@ def attention_cost(work: Attention, cls: str, gpu: Gpu, kernels: Kernels, share:
             ("launch_s", p.launch),
             ("traffic_factor", slow),
         ),
-        source=f"{source}; its windows are not fitted" if work.is_banded else source,
+        source=f"{source}; windows are fitted for FlashAttention-2's backward only" if work.is_banded else source,
         calibrated=calibrated and not (work.is_banded or work.entries),
     )

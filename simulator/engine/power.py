@@ -78,7 +78,10 @@ def highest_demand(gpus: int) -> float:
 
 def energy_above_idle(ops: Iterable[Priced], power: Power) -> float:
     """Energy that these ops take above that of an idle GPU, each alone at full clock [J]."""
-    return sum(priced.durations[ALONE] * (draw(priced.op, power) - power.idle) for priced in ops)
+    every = list(ops)
+    once = {id(priced): priced for priced in every}  # those of equal layers come again
+    above = {key: draw(priced.op, power) - power.idle for key, priced in once.items()}
+    return sum(priced.durations[ALONE] * above[id(priced)] for priced in every)
 
 
 def at_the_limit(

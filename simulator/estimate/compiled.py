@@ -265,15 +265,20 @@ class Collectives:
         if one.gathers:
             stream = max(stream, start)
         waits: list[tuple[float, float]] = []  # (time in the step, how late it is from there on)
+        latest = 0.0
         for needed, seconds in one.gathers:
             stream += seconds
-            waits.append((needed, stream - start - needed if seconds else 0.0))
+            by = stream - start - needed
+            if seconds and by > 0.0:
+                waits.append((needed, by))
+                latest = max(latest, by)
         for wgrad_end, seconds in one.reduces:
             if seconds:
-                late = max((by for at, by in waits if at <= wgrad_end and by > 0.0), default=0.0)
-                stream = max(stream, start + wgrad_end + late) + seconds
+                late = max([by for at, by in waits if at <= wgrad_end], default=0.0) if waits else 0.0
+                ready = start + wgrad_end + late
+                stream = (ready if ready > stream else stream) + seconds
         self.free[rank] = stream
-        return start + one.duration + left + max((by for _, by in waits if by > 0.0), default=0.0)
+        return start + one.duration + left + latest
 
 
 def times(

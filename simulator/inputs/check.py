@@ -451,6 +451,28 @@ def _state_heads(s: Scenario, kind: BlockKind) -> Iterator[Problem]:
         yield _width_problem("layout.cp", layout.cp, heads, state.heads // layout.tp)
 
 
+WIDEST_HEAD = 256
+"""Values of a head that FlashAttention's kernels take at most (github.com/Dao-AILab/flash-attention, README, 2025)."""
+
+
+def _wide_heads(s: Scenario) -> Iterator[Problem]:
+    """Heads for which the kernels that are priced have no form (Gemma 4's layers with full attention)."""
+    model = s.model
+    if model.is_mla or model.shared_key_value:  # kernels of their own
+        return
+    kinds = dict.fromkeys(kind for kind in model.layer_kinds() if kind.mixer.attends)
+    wide = max((model.of_kind(kind).qk_head_dim for kind in kinds), default=0)
+    if wide > WIDEST_HEAD:
+        yield Problem(
+            rule="attention heads",
+            key="model",
+            value=model.name,
+            message=f"heads of {wide} values: FlashAttention's kernels take {WIDEST_HEAD}; wider ones cost as if so",
+            suggestion="take the attention core's time as a lower bound",
+            severity="warning",
+        )
+
+
 def _carried(s: Scenario) -> Iterator[Problem]:
     """What only the first stage, or an earlier layer, makes would have to travel with the residual stream."""
     model, pp = s.model, s.job.layout.pp
@@ -808,6 +830,7 @@ _SERVING: tuple[Rule, ...] = (
     _recorded,
     _tensor,
     _carried,
+    _wide_heads,
     serving_check.positions,
     serving_check.drafting,
     serving_check.microbatches,
@@ -829,6 +852,7 @@ _RULES: Mapping[WorkloadName, tuple[Rule, ...]] = {
         _stragglers,
         _tensor,
         _carried,
+        _wide_heads,
         _sequence,
         _nodes,
         _features,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb, exp, lgamma
+from operator import mul
 
 from simulator.errors import InputError
 from simulator.ops import Gate
@@ -158,7 +159,7 @@ def _power(row: Sequence[float], n: int) -> list[float]:
     """Distribution of the sum of `n` independent counts, kept up to the length of `row`."""
     total = [1.0] + [0.0] * (len(row) - 1)
     for _ in range(n):
-        total = [sum(total[i] * row[j - i] for i in range(j + 1)) for j in range(len(row))]
+        total = [sum(map(mul, total, row[j::-1])) for j in range(len(row))]
     return total
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.calibration.evaluate import GPUS
-from simulator.cost.attention_cost import attention_bytes, attention_cost, rate_of
+from simulator.cost.attention_cost import attention_bytes, attention_cost, rate_of, tiles_of
 from simulator.cost.cost import Cost, Share
 from simulator.errors import InputError
 from simulator.ops import Attention
@@ -27,6 +27,18 @@ PLAIN = AttentionParams(
 
 def cost(work: Attention, sms: int = 132, cls: str = "attn.fwd", name: str = "h800") -> Cost:
     return attention_cost(work, cls, GPUS[name], kernels_of(name), Share(sms=sms))
+
+
+def test_tiles_of_a_backward_are_of_keys() -> None:
+    """1,024 queries over 8,192 keys: 8 tiles of queries forward, each over 64 blocks of keys, and 64 of keys backward,
+    each over 8 of queries. A square has as many of both."""
+    work = replace(MLA, seq_q=1024, seq_kv=8192, causal=False)
+    assert tiles_of(work, PLAIN) == (8, 64.0, 64.0)
+    assert tiles_of(replace(work, backward=True), PLAIN) == (64, 8.0, 8.0)
+    ahead = replace(work, causal=True, cached=7168)  # the last queries of the sequence: 57 to 64 blocks
+    assert tiles_of(ahead, PLAIN) == (8, 60.5, 64.0)
+    assert tiles_of(replace(ahead, backward=True), PLAIN) == (64, 8 * 60.5 / 64, 8.0)
+    assert tiles_of(replace(MLA, backward=True), PLAIN) == tiles_of(MLA, PLAIN)
 
 
 def test_many_tiles_run_at_the_peak() -> None:

@@ -80,7 +80,8 @@ FITTED_LIMITS = {
 
 def held_out(hardware: str, cls: str) -> list[Sample]:
     mine = [s for s in fit_kernels.everything() if s.cls == cls]
-    return [s for s in split(mine)[1] if s.hardware == hardware and s.table != "published_kernels"]
+    alone = {"published_kernels"} | ({"h200_narrow", "h200_chunks"} if cls == "attn.bwd@library" else set())  # compare
+    return [s for s in split(mine)[1] if s.hardware == hardware and s.table not in alone]
 
 
 @pytest.mark.parametrize(("hardware", "cls"), FITTED_LIMITS)
@@ -263,7 +264,7 @@ KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "h200_decode_attention", "aic_decode_attention",
     "aic_moe", "aic_decode_engines", "h200_engine_kernels",
     "h200_small_gemm", "h200_narrow", "h200_eager", "h200_fp8_casts", "h200_moe_layer",
-    "h200_fp8_accumulation", "h200_fp8_mix", "h200_recurrent",
+    "h200_fp8_accumulation", "h200_fp8_mix", "h200_recurrent", "h200_chunks", "h200_windows",
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
     "h100_deepgemm", "h20_kernels", "gb200_gemm", "gb300_gemm",
@@ -356,8 +357,9 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_host.csv",
         "h200x2_collectives.csv",
         "h200x4_collectives.csv",
-        "h200_windows.csv",
         "h200_draw.csv",
+        "h200_pieces.csv",
+        "h200_dither.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,16 @@ def test_stages_do_not_send_what_layers_reuse(small: str, experts: str) -> None:
     found = [p for p in check(training(small, "gpus=2", "layout.pp=2")) if p.rule == "stages"]
     assert [(p.key, p.severity) for p in found] == [("layout.pp", "error")]
     assert [p for p in check(training(experts, "gpus=2", "layout.pp=2")) if p.rule == "stages"] == []
+
+
+def test_heads_wider_than_the_kernels_are_a_warning(small: str) -> None:
+    model = public_model("Gemma-4-31B")
+    assert model is not None
+    wide = replace(training(small), model=model)
+    found = [p for p in check(wide) if p.rule == "attention heads"]
+    assert [(p.key, p.severity) for p in found] == [("model", "warning")]
+    assert "512 values" in found[0].message
+    assert [p for p in check(training(small)) if p.rule == "attention heads"] == []
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,13 @@ NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather"},
+    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather", "layout__etp": 4},
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
-Tokens of Grok travel by Megatron-Core 0.9's default."""
+Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
 
 GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
 """All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
