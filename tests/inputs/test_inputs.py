@@ -98,7 +98,7 @@ def test_the_published_job(v3: Scenario) -> None:
 
 
 def test_siblings_differ_in_one_value(v3: Scenario) -> None:
-    base = dict(_leaves(v3.job))
+    base = dict(_leaves(load_job(v3.name)))
     for name, key, value in [
         ("deepseek-v3-1f1b", "layout.schedule", "1f1b"),
         ("deepseek-v3-zb1p", "layout.schedule", "zb1p"),
@@ -206,9 +206,9 @@ def test_bad_jobs(folder: Path, text: str, error: str) -> None:
     ("changes", "error"),
     [
         (
-            {"model_type": "mamba"},
-            'model_type: "mamba": not supported: Mamba-1 layers without attention or a feed-forward part, which the '
-            "forecast does not have; the nearest supported type is jamba; docs/howto/model.md says how to add one",
+            {"model_type": "bloom"},
+            'model_type: "bloom": not supported: ALiBi, a bias of the scores instead of rotary embedding, which the '
+            "forecast does not have; the nearest supported type is falcon; docs/howto/model.md says how to add one",
         ),
         ({"model_type": "lamma"}, 'model_type: "lamma": not a known architecture: did you mean llama?; docs/howto/'),
         ({"model_type": None}, "model_type: null: not a known architecture: `foretrain show models` lists those that"),
@@ -261,9 +261,9 @@ def test_bad_models_with_moe_layers_at_steps(folder: Path, changes: dict[str, An
 
 
 def test_setting_a_value_of_an_unknown_architecture(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    (folder / "config.json").write_text('{"model_type": "bloom"}')
     shown = message(load_scenario, "tiny-1f1b", ["model=./config.json", "model.hidden_size=64"])
-    assert shown.startswith('config.json: model_type: "mamba": not supported: Mamba-1 layers')
+    assert shown.startswith('config.json: model_type: "bloom": not supported: ALiBi')
 
 
 def test_a_number_of_thousands_of_digits(folder: Path) -> None:
