@@ -124,7 +124,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
         **dict.fromkeys(("unvectorized", "update", "scatter"), _WATTS),
         "exponent": Range(low=0, high=10),
-        "spread": _PART,
+        **dict.fromkeys(("spread", "dither"), _PART),
     },
 }
 """Type -> field -> range of its numbers (of all, where it holds several)."""
