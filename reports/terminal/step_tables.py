@@ -125,11 +125,12 @@ def sureness(found: Interval, verbose: bool = False) -> list[RenderableType]:
     for one in found.contributions:
         if verbose or one.share >= _LEAST_SHARE:
             table.add_row(one.source, words.percent(one.share), Text(one.text, style="dim"))
-    left = f" Not varied, though assumed: {', '.join(found.left_out)}." if found.left_out else ""
+    left = f"Not varied, though assumed: {', '.join(found.left_out)}." if found.left_out else ""
+    drawn = f"{found.draws} draws, seed {found.seed}. Shares are of the variance."
     return [
         said,
         *([table] if found.contributions else []),
-        note(f"{found.draws} draws, seed {found.seed}. Shares are of the variance.{left}"),
+        note(" ".join(part for part in (drawn, found.remark, left) if part)),
     ]
 
 

@@ -101,7 +101,8 @@ def test_of_two_classes_the_one_that_varies_more_contributes_more(dense: Scenari
 
 def test_quantiles_are_in_order_and_around_the_forecast(found: Interval) -> None:
     assert found.p10_s < found.p50_s < found.p90_s
-    assert found.p10_s < found.forecast_s < found.p90_s
+    assert found.forecast_s < found.p50_s  # no source shortens a step on the whole, some only lengthen it
+    assert bool(found.remark) == (found.forecast_s < 0.9 * found.p10_s + 0.1 * found.p90_s)
 
 
 @pytest.mark.slow

@@ -77,6 +77,13 @@ class Interval:
         """Half the width of the interval over its median."""
         return (self.p90_s - self.p10_s) / (2.0 * self.p50_s)
 
+    @property
+    def remark(self) -> str:
+        """A sentence where the forecast lies below the interval or in its lowest tenth, else empty."""
+        if self.forecast_s > self.p10_s + 0.1 * (self.p90_s - self.p10_s):
+            return ""
+        return "The forecast itself is at the low end: much of what is uncertain only lengthens a step."
+
     def scaled_to(self, seconds: float) -> Interval:
         """The interval around another forecast of the same step, as the full engine gives it [s]."""
         factor = seconds / self.forecast_s

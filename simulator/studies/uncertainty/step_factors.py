@@ -20,6 +20,7 @@ from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs.check import check
 from simulator.inputs.idle import assumed_settings
+from simulator.routing.published_loads import with_equal_loads
 from simulator.spec.scenario import Scenario
 from simulator.spec.stack import Stack
 
@@ -97,10 +98,12 @@ def step_factors(scenario: Scenario) -> Iterator[StepFactor]:
 
 
 def settings(scenario: Scenario) -> Iterator[StepFactor]:
-    """Assumed settings of the software that are no numbers, each with what its other values make of the step."""
-    base = _quick(scenario)
+    """Assumed settings of the software that are no numbers, each with what its other values make of a step of equal
+    ranks."""
+    even = with_equal_loads(scenario)
+    base = _quick(even)
     for name in assumed_settings(scenario):
-        found = {} if base is None else _others(scenario, name)
+        found = {} if base is None else _others(even, name)
         times = {value: _quick(one) for value, one in found.items()}
         logs = sorted(log(time / base) for time in times.values() if base and time)
         if any(abs(one) > 1e-9 for one in logs):
