@@ -443,6 +443,7 @@ _LISTED = {
     "model.model_max_length": "Kimi's name of max_position_embeddings",
     "hardware.fabric.p2p_nvlink.channels": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nic.channels": "a table that a profile lacks",
+    "hardware.gpu.power": "a table that a profile lacks: where one has it, number by number",
     "hardware.fabric.p2p_nvlink.channels.both_alpha": "messages both ways: asked with foretrain kernel p2p, below",
     "routing.file": "a recording: tests/inputs/test_load_file.py simulates one",
     "hardware.node.host.disk_bandwidth": "only replays read it: tests/serving/test_kv_tiers.py",
@@ -774,8 +775,15 @@ _DECODES: tuple[Work, ...] = tuple(
     )
 )
 _SCANS = tuple(
-    Scan(flops=flops, read=size, written=size, ctas=ctas, steps=steps)
-    for flops, size, ctas, steps in ((1e11, 1e6, 4096, 1), (1e8, 3e8, 4096, 1), (1e8, 1e6, 64, 256), (1e6, 1e4, 1, 1))
+    Scan(flops=flops, read=size, written=size, ctas=ctas, steps=steps, values=values)
+    for flops, size, ctas, steps in (
+        (1e11, 1e6, 4096, 1),
+        (1e8, 3e8, 4096, 1),
+        (1e8, 1e6, 64, 256),
+        (1e8, 1e6, 4096, 256),
+        (1e6, 1e4, 1, 1),
+    )
+    for values in (0.0, 1e10)
 )
 TABLES = ("gemm", "attention", "decode", "scan", "stream", "fixed")
 
