@@ -10,8 +10,9 @@ from simulator.estimate.shared_prices import SharedPricesMemo
 from simulator.inputs import load_hardware, load_model, load_stack
 from simulator.memory import memory_of_rows
 from simulator.results.simulate import prepare
+from simulator.routing.published_loads import with_published_loads
 from simulator.spec.hardware import Cluster
-from simulator.spec.job import Batch, Job, Layout, Recompute
+from simulator.spec.job import Batch, Job, Layout, Recompute, Routing
 from simulator.spec.model import ModelSpec
 from simulator.spec.precision import Precision
 from simulator.spec.scenario import Scenario
@@ -40,7 +41,8 @@ class StartingJob:
 def starting_job(model: str, hardware: str, gpus: int | None, stack: str | None) -> StartingJob:
     """The fastest of the usual layouts that are valid and fit, on the fewest GPUs where `gpus` is None.
 
-    With little recomputation if any such layout fits. Times are the quick engine's.
+    With little recomputation if any such layout fits. Times are the quick engine's: of all with equal ranks, of the
+    fastest for each `ep` with the loads of experts that the job takes.
 
     Raises InputError where none of those tried fits.
     """
@@ -58,9 +60,9 @@ def starting_job(model: str, hardware: str, gpus: int | None, stack: str | None)
                 if found.status == "ok":
                     fitting.append((found, scenario))
             if fitting:
-                best, taken = _fastest(fitting)
+                best, taken = _fastest(_with_loads(fitting, memo))
                 return StartingJob(
-                    job=taken.job,
+                    job=replace(taken.job, routing=Routing()),  # which the file need not state
                     step=best.step or 0.0,
                     memory=best.memory or 0.0,
                     fitting=len(fitting),
@@ -68,6 +70,18 @@ def starting_job(model: str, hardware: str, gpus: int | None, stack: str | None)
                 )
     tried = f"{gpus} GPUs" if gpus is not None else f"up to {sizes[-1]} GPUs"
     raise InputError(f"new: {model} on {hardware}: no layout that was tried fits on {tried}; name more with --gpus")
+
+
+def _with_loads(fitting: list[tuple[Candidate, Scenario]], memo: SharedPricesMemo) -> list[tuple[Candidate, Scenario]]:
+    """The fastest for each number of ranks that experts are spread over, with the loads that jobs of the model take.
+
+    Pricing uneven ranks takes up to a second for each layout, which is why the others are left out.
+    """
+    ranked = sorted(fitting, key=lambda one: one[0].step or 0.0, reverse=True)
+    fastest = {one.job.layout.ep: one for _, one in ranked}.values()
+    asked = Routing(kind="auto")
+    loaded = [replace(one, job=with_published_loads(replace(one.job, routing=asked), one.model)) for one in fastest]
+    return [(judge(0, one, memo), one) for one in loaded]
 
 
 def _fastest(fitting: list[tuple[Candidate, Scenario]]) -> tuple[Candidate, Scenario]:
