@@ -11,8 +11,8 @@ from simulator.engine.lower import Programs
 from simulator.errors import InputError
 from simulator.inputs import load_model, load_scenario
 from simulator.results.simulate import prepare
-from simulator.schedule import Pair
 from simulator.routing.published_loads import with_equal_loads
+from simulator.schedule import Pair
 from simulator.spec.scenario import Scenario
 from simulator.studies.block_graph import ACTIONS, ActionKind, actions_in, block_graphs, kind_of, program_of
 
