@@ -103,6 +103,15 @@ def _asked(*lengths: tuple[int, int, tuple[int, ...]]) -> list[Request]:
     room=24,
     tiers=None,
 )
+@example(  # what waits found all but its last tokens in the cache; with less found, a chunk of it fits
+    asked=_asked((60, 1, (0, 1, 2)), (1, 1, ()), (1, 22, ()), *[(1, 1, ())] * 10, (49, 1, (0, 1, 2)), (1, 1, ())),
+    settings={
+        **{"prefill": "mixed", "chunked": True, "step_tokens": 8, "sequences": 2, "reserved_output": 0.0},
+        **{"block": 1, "host_step": 0.0, "host_overlapped": False},
+    },
+    room=0,
+    tiers=None,
+)
 @given(requests(), SETTINGS, st.integers(min_value=0, max_value=30), TIERS)
 def test_steps_in_one_go_are_single_steps(
     asked: list[Request], settings: dict[str, Any], room: int, tiers: TierRoom | None

@@ -222,7 +222,8 @@ class Engine(Held):
         pace = self.times.decode(most_of_rank, decoding.context / len(decoding.members))
         if 0 < self.prompts.short <= decoding.needed():
             most = 1  # once these blocks are taken, less is still to come: who waits may fit before the next one is
-        steps = decoding.steps_in(self.kv.at_once, most or min(pace.steps, decoding.first_end()))
+        room = self.kv.free if self.prompts.hoped else self.kv.at_once
+        steps = decoding.steps_in(room, most or min(pace.steps, decoding.first_end()))
         waits = self.kv.with_tiers(pace.seconds, ())
         if self.prompts.late:
             steps = 1  # who came too late for this step may be in the next

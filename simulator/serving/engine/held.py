@@ -69,7 +69,7 @@ class Held(Running):
             prompts.promised -= 1
             self.decoding.join(sequence)
         prompts.arrived.clear()
-        prompts.short = 0
+        prompts.short, prompts.hoped = 0, False
         while prompts.asking and not prompts.waiting and self._places > 0 and prompts.promise(prompts.asking[0]):
             self.granted.append(prompts.asking.popleft())
 

@@ -46,8 +46,8 @@ class Prompts:
     """
 
     __slots__ = (
-        "arrived", "asking", "decided", "final", "held", "kept", "kv", "link_free", "loading", "loads", "preemptions",
-        "prefilling", "promised", "rank_of", "scheduler", "short", "waiting",
+        "arrived", "asking", "decided", "final", "held", "hoped", "kept", "kv", "link_free", "loading", "loads",
+        "preemptions", "prefilling", "promised", "rank_of", "scheduler", "short", "waiting",
     )  # fmt: skip
 
     def __init__(self, kv: KvBlocks, scheduler: Scheduler, rank_of: Callable[[], int]) -> None:
@@ -64,6 +64,7 @@ class Prompts:
         self.promised = self.kept = 0  # sequences with blocks whose caches are to come; and to be read by others
         self.decided = 0.0  # when it was decided what the step that begins works on [s]
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
+        self.hoped = False  # and whether it may fit once others have pushed out what it found in the cache
 
     def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
@@ -77,7 +78,7 @@ class Prompts:
     def fill(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """Parts of prompts for a step of up to `budget` tokens and `spare` blocks, next to `decoding` sequences."""
         chunks: list[Chunk] = []
-        kv, self.short, self.loads = self.kv, 0, []
+        kv, self.short, self.hoped, self.loads = self.kv, 0, False, []
         while self.loading and self.loading[0][0] <= now:
             self.prefilling.append(heappop(self.loading)[2])
         for sequence in self.prefilling:
@@ -142,6 +143,9 @@ class Prompts:
             asked = max(asked, kv.of_tokens(sequence.target) - cached)
         if asked + below + idle > spare:
             self.short = asked + below + idle - spare
+            # With less found, a chunk may need fewer blocks than what is found does.
+            least = min(sequence.target - found + request.hash_tokens, budget)
+            self.hoped = bool(hits) and kv.of_tokens(least) - 1 <= spare
             return 0, spare
         self.waiting.popleft()
         sequence.rank = self.rank_of()
