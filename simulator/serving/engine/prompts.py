@@ -64,7 +64,7 @@ class Prompts:
         self.promised = self.kept = 0  # sequences with blocks whose caches are to come; and to be read by others
         self.decided = 0.0  # when it was decided what the step that begins works on [s]
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
-        self.hoped = False  # and whether it may fit once others have pushed out what it found in the cache
+        self.hoped = False  # or may fit a chunk once others pushed out what it found in the cache
 
     def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
@@ -143,9 +143,7 @@ class Prompts:
             asked = max(asked, kv.of_tokens(sequence.target) - cached)
         if asked + below + idle > spare:
             self.short = asked + below + idle - spare
-            # With less found, a chunk may need fewer blocks than what is found does.
-            least = min(sequence.target - found + request.hash_tokens, budget)
-            self.hoped = bool(hits) and kv.of_tokens(least) - 1 <= spare
+            self.hoped = bool(hits) and kv.of_tokens(min(count + request.hash_tokens, budget)) - 1 <= spare
             return 0, spare
         self.waiting.popleft()
         sequence.rank = self.rank_of()
