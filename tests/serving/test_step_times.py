@@ -69,6 +69,11 @@ def test_a_mixed_step_is_no_shorter_than_its_parts(table: StepTable) -> None:
     assert table.mixed(0, 0.0, 1024, 512) == table.prefill(1024, 512)
 
 
+def test_one_rank_may_get_more_tokens_than_a_step_of_all_is_meant_to_have(table: StepTable) -> None:
+    most = 2 * table.scheduler.step_tokens
+    assert table.prefill(3 * most, 1.5 * most) > table.prefill(most, most / 2) > 0.0
+
+
 def test_nodes_of_prompts_are_dense_and_rise() -> None:
     nodes = prompt_nodes(5000)
     assert nodes == sorted(set(nodes))
