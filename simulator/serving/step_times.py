@@ -151,7 +151,7 @@ class StepTable:
         self._rows: dict[int, Row] = {}
         self._plain: dict[int, float] = {}
         self._beyond: dict[tuple[int, int], float] = {}
-        self._nodes = prompt_nodes(max(2 * scheduler.step_tokens, LONGEST))  # a prompt that is not cut may be longest
+        self._nodes = prompt_nodes(max(2 * scheduler.step_tokens, LONGEST))  # a prompt may be uncut
         self._lines: dict[tuple[int, int], tuple[float, float]] = {}
         self._joined: dict[tuple[int, int], float] = {}
 

@@ -24,6 +24,13 @@ def test_prompts_take_as_long_as_on_the_rank_with_most_of_their_tokens() -> None
     assert noted.ends[3] == pytest.approx(0.32)
 
 
+def test_a_rank_has_its_own_tokens_of_a_step() -> None:
+    # Of 200 tokens a step each of two ranks has 100: the first prompt takes three steps, the others go to the second.
+    requests = at_once((250, 1), (30, 1), (40, 1))  # the third is rank 0's turn, which is full
+    _, noted, _ = run(requests, Linear(new=1e-3), ranks=2, step_tokens=200)
+    assert [noted.ends[number] for number in range(3)] == pytest.approx([0.25, 0.1, 0.1])
+
+
 def test_ranks_stay_uneven_where_sequences_end_unless_new_ones_go_to_the_emptiest() -> None:
     # Ranks 0 and 1 have two each; those of rank 1 end after two tokens. The fifth comes next.
     requests = [*at_once((10, 40), (10, 2), (10, 40), (10, 2)), Request(4, 5.5, 10, 3)]

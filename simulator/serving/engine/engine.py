@@ -198,10 +198,11 @@ class Engine(Held):
         prompts.loads = []
         if not prompts.prefilling and not (prompts.waiting and admit) and prompts.next_loaded() > now:
             return
-        budget, spare = self.scheduler.step_tokens, self.kv.available
+        spare, each = self.kv.available, self.scheduler.step_tokens // self.ranks
+        left = [each] * self.ranks
         if self.ahead:
-            budget, spare = budget - batch, spare - self.decoding.needed()
-        self.chunks = prompts.chosen(budget, spare, batch, now, admit=admit)
+            left, spare = [each - decode for decode in self.decoding.on_rank], spare - self.decoding.needed()
+        self.chunks = prompts.chosen(left, spare, batch, now, admit=admit)
 
     def _time_mixed(self, now: float) -> None:
         """A step with prompts in it."""

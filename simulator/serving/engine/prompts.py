@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 from math import ceil, inf
 from typing import NamedTuple
 
+from simulator.serving.engine.first_chunk import first_chunk
 from simulator.serving.engine.kv_blocks import KvBlocks
 from simulator.serving.request import Sequence
 from simulator.spec.scheduler import Scheduler
@@ -66,45 +67,48 @@ class Prompts:
         self.short = 0  # blocks that the first waiting sequence lacked at the last try
         self.hoped = False  # or may fit a chunk once others pushed out what it found in the cache
 
-    def chosen(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
+    def chosen(self, left: list[int], spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
         """See `fill`. Where none can go on for want of blocks, and nothing else could free some, the one admitted last
         gives way."""
-        chunks = self.fill(budget, spare, decoding, now, admit=admit)
+        chunks = self.fill(left, spare, decoding, now, admit=admit)
         while not chunks and not decoding and self.prefilling and not self.elsewhere:
             self.put_back(self.prefilling.pop())
-            chunks = self.fill(budget, self.kv.available, decoding, now, admit=not self.prefilling)
+            chunks = self.fill(left, self.kv.available, decoding, now, admit=not self.prefilling)
         return chunks
 
-    def fill(self, budget: int, spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
-        """Parts of prompts for a step of up to `budget` tokens and `spare` blocks, next to `decoding` sequences."""
+    def fill(self, left: list[int], spare: int, decoding: int, now: float, *, admit: bool) -> list[Chunk]:
+        """Parts of prompts for a step, next to `decoding` sequences, of up to `spare` blocks and as many tokens as each
+        rank has `left`, which are taken off."""
         chunks: list[Chunk] = []
         kv, self.short, self.hoped, self.loads = self.kv, 0, False, []
         while self.loading and self.loading[0][0] <= now:
             self.prefilling.append(heappop(self.loading)[2])
         for sequence in self.prefilling:
-            count = min(sequence.target - sequence.computed, budget)
+            count = min(sequence.target - sequence.computed, left[sequence.rank])
+            if count <= 0:
+                continue
             need = kv.of_tokens(sequence.computed + count) - kv.of_tokens(sequence.computed)
-            if count <= 0 or need > spare:
+            if need > spare:
                 return chunks
             self.grow(need)
             chunks.append(Chunk(sequence, count))
-            budget -= count
+            left[sequence.rank] -= count
             spare -= need
         most = self.scheduler.sequences - decoding
         if self.loading:
             spare -= sum(kv.of_tokens(one.target) - kv.of_tokens(one.computed) for _, _, one in self.loading)
-        while admit and budget > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
+        while admit and max(left) > 0 and self.waiting and len(self.prefilling) < most and not self.waiting[0].computed:
             if self.late:
                 break
             alone = not (decoding or self.prefilling)
             loading = len(self.loading)
-            count, spare = self._admit(self.waiting[0], budget, spare, now, first=not chunks, alone=alone)
+            count, spare = self._admit(self.waiting[0], left, spare, now, first=not chunks, alone=alone)
             if len(self.loading) > loading:
                 continue
             if not count:
                 break
             chunks.append(Chunk(self.prefilling[-1], count))
-            budget -= count
+            left[self.prefilling[-1].rank] -= count
         return chunks
 
     def next_loaded(self) -> float:
@@ -117,50 +121,44 @@ class Prompts:
         self.held += blocks
 
     def _admit(
-        self, sequence: Sequence, budget: int, spare: int, now: float, *, first: bool, alone: bool
+        self, sequence: Sequence, left: list[int], spare: int, now: float, *, first: bool, alone: bool
     ) -> tuple[int, int]:
         """Admit a waiting sequence if it fits: its tokens in this step (0: it does not fit, or its cache is loaded
         first), and the blocks left."""
-        kv, request, scheduler = self.kv, sequence.request, self.scheduler
-        hits = kv.matched(request.hashes) if request.hashes else 0
-        while hits and hits * request.hash_tokens >= sequence.target:
-            hits -= 1  # the last token is computed in any case
-        found, cached = hits * request.hash_tokens, hits * (request.hash_tokens // kv.size)
-        count = sequence.target - found
-        if count > budget:
-            if not (scheduler.chunked or first):
-                return 0, spare
-            count = budget if scheduler.chunked else count
-        need, final = kv.of_tokens(found + count) - cached, kv.of_tokens(request.longest)
-        asked = need
+        kv, request, scheduler, budget = self.kv, sequence.request, self.scheduler, max(left)
+        part = first_chunk(kv, sequence, budget, chunked=scheduler.chunked, first=first)
+        if part is None:
+            return 0, spare
+        whole = kv.of_tokens(sequence.target) - part.cached
+        asked, final = part.need, kv.of_tokens(request.longest)
         if scheduler.reserved_output and not alone:
-            asked = final - cached + ceil(scheduler.reserved_output * (self.final - self.held))
-        here = kv.located(request.hashes[:hits])
-        each = request.hash_tokens // kv.size
-        below = len(here.below) * each  # blocks of HBM that what is loaded takes
-        idle = kv.idle_among(here.hbm) if hits else 0
-        if below and not kv.by_layer:
-            asked = max(asked, kv.of_tokens(sequence.target) - cached)
-        if asked + below + idle > spare:
-            self.short = asked + below + idle - spare
-            self.hoped = bool(hits) and kv.of_tokens(min(count + request.hash_tokens, budget)) - 1 <= spare
+            asked = final - part.cached + ceil(scheduler.reserved_output * (self.final - self.held))
+        if part.below and not kv.by_layer:
+            asked = max(asked, whole)
+        kept = part.below + part.idle
+        if asked + kept > spare:
+            self.short = asked + kept - spare
+            least = min(part.tokens + request.hash_tokens, budget)
+            self.hoped = bool(part.hits) and kv.of_tokens(least) - 1 <= spare
             return 0, spare
         self.waiting.popleft()
-        sequence.rank = self.rank_of()
-        if hits:
-            kv.read(here.hbm)
-            kv.load(here.below, each)
-        sequence.shared, sequence.hits, sequence.computed = hits, found, found
-        sequence.host_hits, sequence.disk_hits = (len(part) * request.hash_tokens for part in (here.host, here.disk))
+        rank = self.rank_of()
+        sequence.rank = rank if left[rank] >= min(part.tokens, budget) else left.index(budget)
+        if part.hits:
+            kv.read(part.here.hbm)
+            kv.load(part.here.below, request.hash_tokens // kv.size)
+        sequence.shared, sequence.hits, sequence.computed = part.hits, part.found, part.found
+        low = (len(tier) * request.hash_tokens for tier in (part.here.host, part.here.disk))
+        sequence.host_hits, sequence.disk_hits = low
         if sequence.started < 0:
             sequence.started = now
-        self.held += cached
+        self.held += part.cached
         self.final += final
-        if below and self._loaded_first(sequence, now):
-            return 0, spare - below - idle - (kv.of_tokens(sequence.target) - cached)
+        if part.below and self._loaded_first(sequence, now):
+            return 0, spare - kept - whole
         self.prefilling.append(sequence)
-        self.grow(need)
-        return count, spare - need - below - idle
+        self.grow(part.need)
+        return part.tokens, spare - part.need - kept
 
     def _loaded_first(self, sequence: Sequence, now: float) -> bool:
         """Load what a sequence found in lower tiers: before its prompt goes on, if so, else along with this step."""
