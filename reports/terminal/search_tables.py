@@ -40,7 +40,10 @@ _EITHER = {
     False: f"{_FULL} fast: step by the fast path, the place there, and how far it is off.",
     True: f"{_FULL} off: how far the fast path is off.",
 }
-_EVEN = " The fast path takes experts to be loaded equally."
+_EVEN = (
+    " The fast path takes experts to be loaded equally, which favours large ep: where it is an axis, compare the best"
+    " with fewer ranks (foretrain compare --vary layout.ep=...)."
+)
 _TIMED = ("step_time_s", "time_per_token_s", "mfu_causal", "run_cost_usd")
 _SERVED = ("step_time_s", "tokens_per_s_per_gpu", "mfu", "usd_per_million_tokens")
 _BETWEEN = " 8 of 10: between which times the step lies in 8 of 10 draws; all share their errors."

@@ -367,9 +367,9 @@ def of_routing(routing: Routing) -> str:
 
 def of_training_loads(scenario: Scenario) -> str:
     """The same of a training job, with what others measured of gates that are balanced alike."""
-    from simulator.routing.published_loads import is_published, measured_at, taken_for
+    from simulator.routing.published_loads import default_loads_of, is_published, measured_at
 
-    routing, taken = scenario.job.routing, taken_for(scenario.model)
+    routing, taken = scenario.job.routing, default_loads_of(scenario.model)
     text = of_routing(routing)
     if scenario.job.layout.ep == 1:
         return text

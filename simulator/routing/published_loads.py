@@ -57,7 +57,7 @@ class PublishedLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TakenLoads:
+class DefaultLoads:
     """What jobs take from the measurements: coefficients of variation of an expert's popularity, as (low, taken, high).
 
     Parameters
@@ -105,21 +105,21 @@ def published_loads() -> tuple[PublishedLoad, ...]:
 
 
 @cache
-def taken_loads() -> tuple[TakenLoads, ...]:
+def default_loads() -> tuple[DefaultLoads, ...]:
     """What jobs take, one for each way of balancing."""
     lists = ("topk_methods", "cv", "microbatch_cv", "loads")
     rows = [{**row, **{key: tuple(row[key]) for key in lists}} for row in _tables()["taken"]]
-    return tuple(TakenLoads(**row) for row in rows)
+    return tuple(DefaultLoads(**row) for row in rows)
 
 
-def taken_for(model: ModelSpec) -> TakenLoads | None:
+def default_loads_of(model: ModelSpec) -> DefaultLoads | None:
     """What a training job of this model takes; None: it has no experts."""
     if not model.is_moe:
         return None
-    return next(one for one in taken_loads() if model.topk_method in one.topk_methods)
+    return next(one for one in default_loads() if model.topk_method in one.topk_methods)
 
 
-def measured_at(taken: TakenLoads) -> str:
+def measured_at(taken: DefaultLoads) -> str:
     """The measurements in words: `1.04 to 1.30 times the mean`."""
     found = sorted(load.max_over_mean for load in published_loads() if load.id in taken.loads)
     low, high = f"{found[0]:.2f}", f"{found[-1]:.2f}"
@@ -131,7 +131,7 @@ def with_published_loads(job: Job, model: ModelSpec) -> Job:
 
     Raises InputError for published loads of a model without experts, of a serving job, or next to spreads of its own.
     """
-    routing, taken = job.routing, taken_for(model)
+    routing, taken = job.routing, default_loads_of(model)
     if routing.kind == "auto":
         states = Routing(ranks=routing.ranks, seed=routing.seed, kind="auto") != routing
         unknown = taken is None or taken.even or states or job.serving is not None
@@ -163,6 +163,6 @@ def with_ranks_apart(scenario: Scenario) -> Scenario:
     return replace(scenario, job=replace(job, routing=replace(job.routing, ranks="apart")))
 
 
-def is_published(routing: Routing, taken: TakenLoads) -> bool:
+def is_published(routing: Routing, taken: DefaultLoads) -> bool:
     """Whether loads are those that jobs take, of any seed."""
     return replace(routing, seed=0, ranks="auto") == taken.at(0.0)

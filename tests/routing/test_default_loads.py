@@ -9,7 +9,7 @@ from reports.views.variants import variants
 from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.results.simulate import members_of, simulate
-from simulator.routing.published_loads import is_published, taken_for, with_equal_loads, with_ranks_apart
+from simulator.routing.published_loads import default_loads_of, is_published, with_equal_loads, with_ranks_apart
 from simulator.spec.job import Routing
 
 TINY = "tiny-1f1b"
@@ -29,7 +29,7 @@ QWEN = ["model=qwen3-30b-a3b", "layout.ep=8", "layout.tp=1", "layout.pp=1", "gpu
 )
 def test_a_job_that_says_nothing_takes_what_others_measured(job: str, overrides: list[str], gate: str) -> None:
     scenario = load_scenario(job, overrides)
-    taken = taken_for(scenario.model)
+    taken = default_loads_of(scenario.model)
     assert taken is not None
     assert taken.gate == gate
     assert is_published(scenario.job.routing, taken)

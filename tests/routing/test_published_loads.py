@@ -15,17 +15,17 @@ from simulator.ops import Gate
 from simulator.routing.placement import in_order
 from simulator.routing.popularity import chosen_shares, popularity
 from simulator.routing.published_loads import (
+    DefaultLoads,
     PublishedLoad,
-    TakenLoads,
+    default_loads,
+    default_loads_of,
     published_loads,
-    taken_for,
-    taken_loads,
 )
 from simulator.routing.rank_loads import rank_loads
 from simulator.spec.job import Routing
 
 LOADS = {one.id: one for one in published_loads()}
-TAKEN = {one.gate: one for one in taken_loads()}
+TAKEN = {one.gate: one for one in default_loads()}
 
 
 def most_loaded(load: PublishedLoad, cv: float, layers: int = 48) -> float:
@@ -66,7 +66,7 @@ def test_ranks_of_deepseek_v3_are_as_full_as_measured(place: float) -> None:
 
 
 def test_the_range_is_straight_between_its_ends() -> None:
-    taken = TakenLoads(
+    taken = DefaultLoads(
         gate="bias", topk_methods=("x",), cv=(0.1, 0.2, 0.4), microbatch_cv=(0.0, 0.1, 0.0), loads=(), why=""
     )
     assert taken.at(-0.5) == Routing(kind="sampled", cv=pytest.approx(0.15), microbatch_cv=0.05)
@@ -89,7 +89,7 @@ def test_every_measurement_has_a_source_and_every_range_its_measurements() -> No
     [("deepseek-v3-pretrain", "bias"), ("deepseek-v2-pretrain", "drop"), ("llama-3-8b", None)],
 )
 def test_a_model_takes_the_loads_of_gates_balanced_alike(job: str, gate: str | None) -> None:
-    taken = taken_for(load_scenario(job).model)
+    taken = default_loads_of(load_scenario(job).model)
     assert (taken.gate if taken else None) == gate
 
 
@@ -121,4 +121,4 @@ def test_the_table_shows_every_measurement() -> None:
     assert all(f"{load.max_over_mean:.2f}" in shown.stdout and name in shown.stdout for name, load in LOADS.items())
     written = json.loads(CliRunner().invoke(foretrain, ["show", "loads", "--json"]).stdout)
     assert [one["id"] for one in written["loads"]] == list(LOADS)
-    assert [tuple(one["cv"]) for one in written["taken"]] == [one.cv for one in taken_loads()]
+    assert [tuple(one["cv"]) for one in written["taken"]] == [one.cv for one in default_loads()]

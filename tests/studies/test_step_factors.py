@@ -11,7 +11,7 @@ import pytest
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import load_scenario
-from simulator.routing.published_loads import taken_loads
+from simulator.routing.published_loads import default_loads
 from simulator.spec.scenario import Scenario
 from simulator.studies.uncertainty import ClassError, interval, sources_of
 from simulator.studies.uncertainty.load_waits import between
@@ -116,7 +116,7 @@ def test_another_release_moves_gemms_and_attention_only() -> None:
 
 def test_published_loads_are_drawn_around_what_a_job_takes() -> None:
     (own,) = unknown_loads(load_scenario("tiny-1f1b", ["routing.kind=published"]))
-    taken = next(one for one in taken_loads() if one.gate == "bias")
+    taken = next(one for one in default_loads() if one.gate == "bias")
     assert [point.cv for point in own.points] == list(taken.cv)
     assert [own.place(at) for at in (-1.0, 0.0, 1.0)] == [0.0, 1.0, 2.0]
 

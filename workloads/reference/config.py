@@ -318,7 +318,7 @@ def _layer_problems(c: RefConfig) -> list[str]:
     lacking = [layer for layer in c.mixer_only_layers if not c.has("attn", layer)]
     out += [f"layer {layer} has no part at all" for layer in lacking]
     if (c.mixer_only_layers or "none" in c.layer_types) and (c.norm_placement != "pre" or c.parallel_block):
-        out.append("layers of one part have a norm before it, and no other beside it")
+        out.append("layers of one part have a norm before it, and no other")
     if c.parallel_block and c.norm_placement != "pre":
         out.append("the branches of a parallel block have their norms before them")
     return out

@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from hardware_profiles.calibration.measuring.kernel_spans import (
     TIMES,
@@ -35,7 +35,7 @@ from hardware_profiles.calibration.measuring.kernel_spans import (
     guarded,
     in_graph,
 )
-from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, bf16, norm, swiglu
+from hardware_profiles.calibration.measuring.torch_kernels import DEVICE, attention, bf16, norm, swiglu
 
 COLUMNS = [
     "op",
@@ -265,16 +265,7 @@ def fused(
     made = [bf16(1, seq, heads, d), bf16(1, kv, kv_heads, d), bf16(1, kv, kv_heads, d_v)]
     q, k, v = (x.transpose(1, 2).detach().requires_grad_(backward) for x in made)
     backend = SDPBackend.CUDNN_ATTENTION if impl == "cudnn" else SDPBackend.FLASH_ATTENTION
-
-    def run() -> torch.Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
-
-    if not backward:
-        return run
-    out = run()
-    grad = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+    return attention(q, k, v, backend, causal=causal, backward=backward)
 
 
 def few_heads(table: Table, every: int) -> None:

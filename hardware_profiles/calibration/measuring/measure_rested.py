@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hardware_profiles.calibration.measuring import kernel_spans
+from hardware_profiles.calibration.measuring import kernel_spans, torch_kernels
 from hardware_profiles.calibration.measuring.kernel_spans import Call, Events, Row
 from hardware_profiles.calibration.measuring.torch_kernels import (
     DEVICE,
@@ -235,22 +235,11 @@ def attention_shapes() -> Iterator[tuple[int, int, int, int, int, int]]:
 
 
 def attention_call(backend: Any, causal: bool, backward: bool, *shape: int) -> Call:
-    from torch.nn.attention import sdpa_kernel
-
     batch, seq, heads, kv, d_qk, d_v = shape
     q = bf16(batch, heads, seq, d_qk).requires_grad_(backward)
     k = bf16(batch, kv, seq, d_qk).requires_grad_(backward)
     v = bf16(batch, kv, seq, d_v).requires_grad_(backward)
-
-    def run() -> torch.Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=kv != heads)
-
-    if not backward:
-        return run
-    out = run()
-    grad = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+    return torch_kernels.attention(q, k, v, backend, causal=causal, backward=backward)
 
 
 def attention() -> Iterator[Case]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -45,3 +48,21 @@ def swiglu(x: torch.Tensor) -> torch.Tensor:
     """SwiGLU of gate and up projection side by side."""
     a, b = x.chunk(2, -1)
     return F.silu(a) * b
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: Any, *, causal: bool, backward: bool
+) -> Callable[[], object]:
+    """A call of PyTorch's attention by a backend, or of its backward; q, k, v of (batch, heads, tokens, width)."""
+    from torch.nn.attention import sdpa_kernel
+
+    def run() -> torch.Tensor:
+        with sdpa_kernel(backend):
+            shared = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared)
+
+    if not backward:
+        return run
+    out = run()
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from reports.terminal.elements import columns, note, section
-from simulator.routing.published_loads import PublishedLoad, TakenLoads
+from simulator.routing.published_loads import DefaultLoads, PublishedLoad
 
 _GATES = {
     "bias": "a bias for each expert",
@@ -20,7 +20,7 @@ _GATES = {
 """How a gate is balanced, in words."""
 
 
-def loads(found: Sequence[PublishedLoad], taken: Sequence[TakenLoads]) -> list[RenderableType]:
+def loads(found: Sequence[PublishedLoad], taken: Sequence[DefaultLoads]) -> list[RenderableType]:
     """Both as tables."""
     table = columns("", ">max / mean", "of", "balanced by", "source")
     for one in found:
@@ -43,7 +43,7 @@ def loads(found: Sequence[PublishedLoad], taken: Sequence[TakenLoads]) -> list[R
     ]
 
 
-def as_dict(found: Sequence[PublishedLoad], taken: Sequence[TakenLoads]) -> dict[str, Any]:
+def as_dict(found: Sequence[PublishedLoad], taken: Sequence[DefaultLoads]) -> dict[str, Any]:
     """For `--json`."""
     return {
         "schema": "foretrain.loads/1",

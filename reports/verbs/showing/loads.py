@@ -15,8 +15,8 @@ from reports.verbs.options import json_option, print_json, print_report
 def loads(as_json: bool) -> None:
     """Published loads of experts and ranks, and what routing.kind=published and intervals take from them."""
     from reports.terminal.showing import load_tables as tables
-    from simulator.routing.published_loads import published_loads, taken_loads
+    from simulator.routing.published_loads import default_loads, published_loads
 
     if as_json:
-        return print_json(tables.as_dict(published_loads(), taken_loads()))
-    return print_report(*tables.loads(published_loads(), taken_loads()))
+        return print_json(tables.as_dict(published_loads(), default_loads()))
+    return print_report(*tables.loads(published_loads(), default_loads()))

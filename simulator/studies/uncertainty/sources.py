@@ -9,7 +9,7 @@ from typing import Literal
 
 from simulator.engine.kernel_sequence import Priced
 from simulator.inputs.idle import assumed_settings
-from simulator.routing.published_loads import is_published, measured_at, taken_for
+from simulator.routing.published_loads import default_loads_of, is_published, measured_at
 from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
 from simulator.studies.known_errors import Spread, known_errors, measured_as, spread_of, transferred
@@ -195,7 +195,7 @@ def unknown_loads(scenario: Scenario) -> Iterator[UnknownLoads]:
         if routing.kind == "uniform":
             yield _served_loads()
         return
-    taken = taken_for(scenario.model)
+    taken = default_loads_of(scenario.model)
     if taken is None or taken.even:
         return
     if is_published(routing, taken):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import load_scenario
-from simulator.routing.published_loads import PublishedLoad, published_loads, taken_loads
+from simulator.routing.published_loads import PublishedLoad, default_loads, published_loads
 from simulator.validation.training_figures import DENSE, overrides_of
 
 RUNS = {
@@ -47,7 +47,7 @@ EQUAL = ("routing.kind=uniform",)
 
 
 def _routing(load: PublishedLoad) -> tuple[str, ...]:
-    taken = next(one for one in taken_loads() if one.gate == load.gate).at(PLACES[load.id])
+    taken = next(one for one in default_loads() if one.gate == load.gate).at(PLACES[load.id])
     return overrides_of(routing__kind="sampled", routing__cv=taken.cv, routing__microbatch_cv=taken.microbatch_cv)
 
 

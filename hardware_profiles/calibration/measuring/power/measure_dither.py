@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardware_profiles.calibration.measuring.power.measure_pieces import lasting, multiplied, operand, state
+from hardware_profiles.calibration.measuring.power.measure_pieces import (
+    lasting,
+    multiplied,
+    operand,
+    seconds_each,
+    state,
+)
 
 CASES = (("bf16", 4096, 13312, 8192, 4), ("fp8", 4096, 13312, 8192, 4), ("bf16", 4096, 4096, 8192, 2))
 """Precision, rows, columns and depth of the GEMM, and norms behind it."""
@@ -52,14 +57,7 @@ def series(precision: str, m: int, n: int, k: int, norms: int) -> Any:
         for _ in range(norms):
             torch.nn.functional.rms_norm(y, (8192,), scale)
 
-    for _ in range(20):
-        segment()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(50):
-        segment()
-    torch.cuda.synchronize()
-    each = (time.perf_counter() - start) / 50
+    each = seconds_each(segment, 20, 50)
     for _ in range(int(WARM / each)):
         segment()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(int(SECONDS / each) + 1)]

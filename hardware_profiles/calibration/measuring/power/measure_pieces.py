@@ -93,16 +93,21 @@ def state() -> tuple[float, float]:
     return pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3, float(clock)
 
 
-def lasting(call: Call, seconds: float = SECONDS) -> dict[str, float]:
-    """Mean time of the second half of a run [us], power and clock then."""
-    for _ in range(3):
+def seconds_each(call: Call, before: int, many: int) -> float:
+    """Mean time of `many` calls after some `before` them [s]."""
+    for _ in range(before):
         call()
     torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(5):
+    for _ in range(many):
         call()
     torch.cuda.synchronize()
-    many = max(10, int(seconds / 2 / max((time.perf_counter() - start) / 5, 1e-6)))
+    return (time.perf_counter() - start) / many
+
+
+def lasting(call: Call, seconds: float = SECONDS) -> dict[str, float]:
+    """Mean time of the second half of a run [us], power and clock then."""
+    many = max(10, int(seconds / 2 / max(seconds_each(call, 3, 5), 1e-6)))
     for _ in range(many):
         call()
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
