@@ -75,7 +75,7 @@ def report(
     if unable:
         more = [f"and {len(unable) - SHOWN:,} more"] if len(unable) > SHOWN else []
         parts += section("What does not do", listed([*unable[:SHOWN], *more]))
-    parts += section("Assumptions and warnings", listed(_remarks(scenario, defaults)))
+    parts += section("Assumptions and warnings", listed(_remarks(scenario, defaults, found)))
     return parts
 
 
@@ -85,9 +85,10 @@ def what_of(scenario: Scenario) -> str:
     return f"{scenario.model.name} in {job.precision.recipe.upper()} on {gpu}; scheduler: {scenario.stack.name}"
 
 
-def _remarks(scenario: Scenario, defaults: Sequence[str]) -> list[str]:
+def _remarks(scenario: Scenario, defaults: Sequence[str], found: Sizing) -> list[str]:
     lengths = [f"Not given, so taken by default: {', '.join(defaults)}."] if defaults else []
-    return [*lengths, *assumed_of_scheduler(scenario), price_line(scenario)]
+    apart = any(one.prefill_replicas for one in found.choices)
+    return [*lengths, *assumed_of_scheduler(scenario, disaggregated=apart), price_line(scenario)]
 
 
 def _named(one: Choice) -> str:

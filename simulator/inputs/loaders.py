@@ -33,6 +33,8 @@ from simulator.spec.uneven import ExpertCounts
 T = TypeVar("T")
 
 _NAMED = ("model", "hardware", "stack")
+SET = "set by the user"
+"""Source of a value that an override gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,7 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = (), *, replayed:
         cluster = _changed_cluster(cluster, change)
     for change in below["stack"]:
         stack = replaced(stack, change, change.rest, paths(stack, "stack"))
+        stack = replace(stack, sources=stack.sources | {change.rest: SET})
     check_ranges(stack, STACK, OPTION, "stack.")
     model = _model(job.model, below["model"])
     if job.serving is not None:
@@ -243,7 +246,7 @@ def _changed_cluster(cluster: Cluster, change: Override) -> Cluster:
     changed = replaced(cluster, change, change.rest, paths(cluster, "hardware"))
     refuse_shown_only(change)
     _check_cluster(changed, OPTION, "hardware.")
-    return replace(changed, sources=changed.sources | {change.rest: "set by the user"})
+    return replace(changed, sources=changed.sources | {change.rest: SET})
 
 
 def _check_cluster(cluster: Cluster, source: str, prefix: str) -> None:

@@ -99,14 +99,15 @@ def _warnings(served: Served) -> Iterator[str]:
             "every step lasts as long as on the data-parallel rank with most sequences or prompt tokens, whose experts"
             " are taken to get as many from all; contexts are the mean of all, blocks are shared by all"
         )
-    yield from assumed_of_scheduler(scenario)
+    yield from assumed_of_scheduler(scenario, disaggregated=served.deployment.prompts is not None)
 
 
-def assumed_of_scheduler(scenario: Scenario) -> Iterator[str]:
+def assumed_of_scheduler(scenario: Scenario, *, disaggregated: bool) -> Iterator[str]:
     """The warning that names settings of the scheduler which are assumed; nothing where none is."""
-    assumed = [name for name in scenario.stack.assumed if name.startswith("scheduler.")]
+    every = (name.removeprefix("scheduler.") for name in scenario.stack.assumed if name.startswith("scheduler."))
+    assumed = [name for name in every if disaggregated or name != "kv_handover"]
     if assumed:
-        names = ", ".join(name.removeprefix("scheduler.") for name in assumed)
+        names = ", ".join(assumed)
         yield f"assumed of the scheduler (foretrain show stack {scenario.stack.name}): {names}"
 
 

@@ -479,3 +479,10 @@ def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 _OWN_SOURCES = ("kernels", "fabric")
 _PATHS = settable_paths(load_scenario("tiny-dualpipe"))
+
+
+def test_what_the_user_sets_of_a_stack_is_no_longer_assumed() -> None:
+    before = load_scenario("deepseek-v3-pretrain").stack
+    after = load_scenario("deepseek-v3-pretrain", ["stack.loss=plain"]).stack
+    assert set(before.assumed) - set(after.assumed) == {"loss"}
+    assert after.sources["loss"] == "set by the user"
