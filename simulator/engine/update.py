@@ -86,7 +86,9 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     read = mine * (states.gradient_bytes + kept) - second
     written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
-    if away < 1:
+    if away < 1 and scenario.stack.update == "foreach" and states.kind == "adamw":
+        ops.append(_foreach((1 - away) * mine, states))
+    elif away < 1:
         work = Streaming(read=(1 - away) * read, written=(1 - away) * written, values=(1 - away) * mine)
         ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
     if away:
@@ -94,6 +96,23 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))
         )
     return ops + (_orthogonal(blocks, parts, scenario) if states.kind == "muon" else [])
+
+
+FOREACH = (("p", "p"), ("mg", "m"), ("v", "v"), ("vg", "v"), ("v", "v"), ("v", "v"), ("v", "v"), ("pmv", "p"))
+"""What each kernel of AdamW reads and writes: decay of the parameters, first moment, decay of the second, its sum with
+the squared gradient, square root, correction of its bias, epsilon, step (torch/optim/adamw.py, _multi_tensor_adamw,
+2024; the squared gradient is read once)."""
+
+
+def _foreach(mine: float, states: States) -> Op:
+    """AdamW of so many parameters by a kernel for each of its operations."""
+    sizes = {"p": states.master_bytes, "g": states.gradient_bytes, "m": states.first_bytes}
+    sizes["v"] = states.moment_bytes - states.first_bytes
+    read = sum(sizes[of] for reads, _ in FOREACH for of in reads)
+    written = sum(sizes[of] for _, writes in FOREACH for of in writes)
+    kernels = len(FOREACH)
+    work = Streaming(read=mine * read / kernels, written=mine * written / kernels)
+    return _op("optimizer.adam", "elem", work, kernels)
 
 
 def _on_host(mine: float, read: float, written: float, scenario: Scenario) -> HostWork:

@@ -9,6 +9,16 @@ from simulator.validation.training_figures import DENSE, Overrides, overrides_of
 
 MODELS: Final = {"llama31_8b": "llama-3-8b", "llama31_70b": "llama-3-70b", "llama31_405b": "llama-3.1-405b"}
 RECIPES: Final = {"bf16": "bf16", "float8_tensorwise": "fp8_tensor", "float8_rowwise": "fp8_row"}
+EAGER: Final = {
+    "stack__attention": "fa2",
+    "stack__loss": "fp32",
+    "stack__projections": "separate",
+    "stack__keys_repeated": True,
+    "stack__rope_complex": True,
+    "stack__norm_kernels": "operators",
+    "stack__update": "foreach",
+}
+"""What torchtitan of 2024 is without torch.compile (its model's and its optimizer's code at 9dec370)."""
 LENGTH: Final = 8192
 """Tokens of a sequence where the source does not say: its default."""
 
@@ -17,6 +27,11 @@ def rate(figure: Figure) -> float:
     """Tokens per GPU and second (github.com/pytorch/torchtitan, benchmarks)."""
     one = step(DENSE, run(figure), "longest-path")
     return one.job.tokens_per_step / one.seconds / one.job.gpus
+
+
+def stack_of(figure: Figure) -> str:
+    """The program's release: the benchmarks of 2024-12, and those of 2025."""
+    return "torchtitan" if ".202412." in figure.id else "torchtitan-2025"
 
 
 def run(figure: Figure) -> Overrides:
@@ -29,7 +44,7 @@ def run(figure: Figure) -> Overrides:
     values: dict[str, object] = {
         "model": MODELS[str(c.get("model") or figure.id.split(".")[2].removesuffix("_asynctp"))],
         "hardware": "h100-hbm2e",
-        "stack": "torchtitan" if c["compile"] else "torch",
+        "stack": stack_of(figure) if c["compile"] else "torch",
         "gpus": int(c["gpus"]),
         "layout__tp": int(c["tp"]),
         "layout__pp": pp,
@@ -44,7 +59,7 @@ def run(figure: Figure) -> Overrides:
     if values["precision__recipe"] == "fp8_tensor" and pp == 1:
         values["precision__weights"] = "recipe"  # its float8 all-gather
     if not c["compile"]:
-        values |= {"stack__attention": "fa2", "stack__loss": "fp32"}
+        values |= EAGER
     if pp > 1:
         values |= {"layout__stages": "even", "layout__schedule": "1f1b"}
     if cp > 1:
