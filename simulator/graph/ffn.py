@@ -258,7 +258,16 @@ def down_backward(
         else:
             linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+        linear.input_gradient(
+            builder,
+            f"{f.name}.down",
+            f.tokens,
+            f.hidden,
+            f.inner,
+            recipe=f.recipe,
+            place="row",
+            fused_behind=True,
+        )
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.activation_again(f.name) and not f.fp8
     cls, work = activation_kernel(s, f.tokens, f.inner, gated=f.gated, backward=True, again=again)
