@@ -149,9 +149,15 @@ SCRIPTS: Mapping[str, Mapping[str, Any]] = {
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
 Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
 
-GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
+GRADIENTS: Mapping[str, Any] = {
+    "optimizer__gradients": "bf16",
+    "optimizer__reduced": "bf16",
+    "stack__loss": "te",
+    "stack__gradient_mean": "collective",
+    "stack__gradient_check": False,
+}
 """All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te."""
+cross_entropy_fusion_impl te, average_in_collective, no check_for_nan_in_grad."""
 
 
 def software_of(figure: Figure) -> dict[str, Any]:
