@@ -106,18 +106,19 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     read = mine * (states.gradient_bytes + kept) - second
     copied = _copied(states, scenario.job.layout.zero)
     apart = scenario.stack.weights_copied and states.masters != "none"
-    written = mine * (kept + (0.0 if apart else copied)) - second
+    written = mine * (kept + copied) - second
     gradients = mine * states.gradient_bytes
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0))]
     if scenario.stack.gradients_clipped:
         ops.append(_op("optimizer.clip", "elem", Streaming(read=gradients, written=gradients)))
     if away < 1:
-        work = Streaming(read=(1 - away) * read, written=(1 - away) * written, values=(1 - away) * mine)
-        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
-    if apart and away < 1:
         here = (1 - away) * mine
-        work = Streaming(read=here * states.master_bytes, written=here * copied)
-        ops.append(_op("optimizer.copy_w", "elem", work))
+        changed = (1 - away) * written - (here * copied if apart else 0.0)
+        work = Streaming(read=(1 - away) * read, written=changed, values=here)
+        ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
+        if apart:
+            work = Streaming(read=here * states.master_bytes, written=here * copied)
+            ops.append(_op("optimizer.copy_w", "elem", work))
     if away:
         ops.append(
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))

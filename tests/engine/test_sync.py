@@ -322,6 +322,6 @@ def test_ranks_that_meet_wait_for_the_clock_that_is_lowest_just_then() -> None:
     both = usual * (1 + hypot(worst / usual - 1, 0.01 * highest_demand(8)))
     assert slowdown(watts, gpu, 8, 8) == pytest.approx(both)
     assert slowdown(600.0, gpu, 8, 8) == 1.0
-    at_most = gpu.power_cap / (1 + 0.02 * highest_demand(8))  # above it the hungriest of 8 meets the limit
+    at_most = gpu.power_cap / (1 + 0.02 * highest_demand(8))  # above it one GPU of 8 meets the limit
     assert slowdown(at_most, gpu, 8, 64) == pytest.approx(1.0)
     assert slowdown(1.0001 * at_most, gpu, 8, 64) == pytest.approx(1.0, abs=1e-3)  # and moves no further than it must
