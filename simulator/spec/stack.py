@@ -39,6 +39,10 @@ class Stack:
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
+    tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
+        or copied (`simulator.graph.parallel`).
+    amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
+        of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
@@ -66,6 +70,11 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
+        kernel that scales all gradients that a rank has.
+    gradient_check : the norm of a rank's own gradients is taken before they are reduced, to stop at NaN.
+    gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
+    weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
         (`simulator.graph.mixers.context`).
     post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
@@ -129,6 +138,12 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    tp_buffer: Literal["written", "copied"] = "copied"
+    amax_group: Literal["none", "tensor", "stage"] = "none"
+    gradient_mean: Literal["collective", "before"] = "collective"
+    gradient_check: bool = False
+    gradients_clipped: bool = False
+    weights_copied: bool = False
     context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0

@@ -12,9 +12,11 @@ SCRIPTED: tuple[str, ...] = (
     "optimizer.gradients=bf16",
     "optimizer.reduced=bf16",
     "stack.loss=te",
+    "stack.gradient_mean=collective",
+    "stack.gradient_check=false",
 )
 """All performance recipes (scripts/performance, 2025-10 to 2026-08): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te."""
+cross_entropy_fusion_impl te, average_in_collective, no check_for_nan_in_grad."""
 BY_TENSOR: tuple[str, ...] = ("precision.scaling=current", "precision.weights=recipe")
 """Where FP8 has a scale a tensor: fp8_recipe tensorwise, fp8_param_gather true (training/mixed_precision.py, v0.2.2 and
 later). With MXFP8 the gathered parameters are BF16 (reuse_grad_buf_for_mxfp8_param_ag), as with NVFP4."""
