@@ -120,9 +120,9 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
-        captured = self.stack.cuda_graphs == "layers" or (
-            self.stack.cuda_graphs == "attention" and self.name in ATTENTION_SEGMENTS
-        )
+        graphs, attention = self.stack.cuda_graphs, self.name in ATTENTION_SEGMENTS
+        gate = attention and name.startswith("router.")
+        captured = graphs == "layers" or (graphs == "attention" and attention) or (graphs == "gate" and gate)
         facts["captured"] = captured and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
         self._ops.append(

@@ -89,8 +89,8 @@ class Stack:
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
-    cuda_graphs : what the host replays as CUDA graphs: nothing (none), attention and gate of a layer up to the dispatch
-        (attention), every layer (layers).
+    cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), attention and
+        gate up to the dispatch (attention), every layer (layers).
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     precision : how weights and activations of narrow GEMMs are kept and scaled, where a job does not say.
     serving : settings of software that serves; None: it only trains.
@@ -152,7 +152,7 @@ class Stack:
     host_backward: float = 1.0
     host_read: float = 0.0
     host_graph: float = 0.0
-    cuda_graphs: Literal["none", "attention", "layers"] = "none"
+    cuda_graphs: Literal["none", "gate", "attention", "layers"] = "none"
     serving: ServingStack | None = None
     scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)

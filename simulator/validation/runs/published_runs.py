@@ -16,6 +16,7 @@ from simulator.inputs import load_scenario
 from simulator.spec.model import ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.runs import bridge
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
 
 RACK_GPUS = 64
@@ -137,21 +138,9 @@ SCRIPTS: Mapping[str, Mapping[str, Any]] = {
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
 Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
 
-GRADIENTS: Mapping[str, Any] = {
-    "optimizer__gradients": "bf16",
-    "optimizer__reduced": "bf16",
-    "stack__loss": "te",
-    "stack__gradient_mean": "collective",
-    "stack__gradient_check": False,
-}
-"""All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te, average_in_collective, no check_for_nan_in_grad."""
-
 
 def software_of(figure: Figure) -> dict[str, Any]:
     """The stack of a run, and what its source's scripts set otherwise."""
-    if figure.id.startswith("E.bridge."):
-        return {"stack": "megatron-core", **GRADIENTS}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     name = str(figure.config["model"])
@@ -168,11 +157,11 @@ def run_of(figure: Figure) -> Overrides:
         raise CannotCompute(f"{name} is not among the models that are forecast here")
     if str(c.get("task", "pretrain")) != "pretrain":
         raise CannotCompute("lengths of its packed sequences are not published")
-    if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
-        raise CannotCompute("how its stages hold the MTP module is not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
     layers = int(c.get("layers", model_of(name).num_hidden_layers))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
+    if bridge.predicts_further(figure):
+        extra["model__num_nextn_predict_layers"] = 1
     if str(c.get("routing", "")).startswith(EVEN):
         extra["routing__kind"] = "uniform"
     software = software_of(figure)
@@ -193,12 +182,13 @@ def run_of(figure: Figure) -> Overrides:
             layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
             **{"layout__recompute": recompute, **software},
-            layout__stages=stages_of(layers, pp, vpp),
+            layout__stages=bridge.stages(figure, pp, vpp) or stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
         )
         + overrides_of(**extra)
+        + (bridge.scripted(figure) if bridge.is_bridge(figure) else ())
     )
 
 
