@@ -84,6 +84,7 @@ class SegmentBuilder:
         self.stream: Stream = stream
         self.unit: Unit = ""
         self._ops: list[Op] = []
+        self._waits: tuple[str, ...] = ()
 
     @property
     def stack(self) -> Stack:
@@ -107,6 +108,10 @@ class SegmentBuilder:
         yield
         self.unit = before
 
+    def wait_for(self, names: tuple[str, ...]) -> None:
+        """What is added next waits for these ops, too."""
+        self._waits += names
+
     def add(
         self,
         name: str,
@@ -125,6 +130,7 @@ class SegmentBuilder:
         )
         facts["captured"] = captured and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
+        waits, self._waits = (*self._waits, *after), ()
         self._ops.append(
             Op(
                 name=name,
@@ -133,7 +139,7 @@ class SegmentBuilder:
                 segment=self.name,
                 stream=self.stream,
                 work=work,
-                after=after,
+                after=waits,
                 saved=saved,
                 concurrent_with=concurrent_with,
                 **facts,

@@ -11,7 +11,7 @@ from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part, Streaming
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -52,14 +52,28 @@ def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWit
     return "pipeline" if pipeline and kind == "reduce_scatter" else "chunks"
 
 
-def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
-    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
+def into_buffer(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+    """Copy of this rank's part into the buffer that others read in an overlapped all-gather. What a kernel makes for it
+    is written there at once: norms and casts do (transformer_engine/pytorch/module/base.py, 1.7 to 2.9:
+    copy_input_to_ubuf, copy_into_buffer)."""
+    if s.job.layout.sp and s.job.layout.tp > 1 and s.stack.tp_overlap and s.stack.tp_regather:
+        values, each = sharded_tokens(s) * width, s.formats.travels_bytes
+        builder.add(f"{name}.into_buffer", "elem", Streaming(read=values * each, written=values * each))
+
+
+def gather(
+    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True, gradient: bool = False
+) -> None:
+    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only), or of the
+    `gradient` before the input gradient of a row-parallel one.
 
     Where each layer casts its own input, the cast comes first and narrow values travel (Transformer Engine; torchao
     with scales of tensors, Float8ColwiseParallel).
     """
     if s.job.layout.sp:
         each = s.formats.travels_bytes
+        if gradient and s.recipe == "bf16":
+            into_buffer(builder, name, s, width)
         how = _in_pieces(s, "all_gather", in_layer)
         _collective(builder, name, "all_gather", s, width * each, concurrent_with=how)
 
@@ -69,10 +83,12 @@ def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> Non
     _collective(builder, name, "all_reduce", s, row, concurrent_with="nothing")
 
 
-def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
     """The same once more in backward, for the weight gradient: overlapped with the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
         each = s.formats.travels_bytes
+        if in_layer:
+            into_buffer(builder, f"{name}.again", s, width)
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 
@@ -104,3 +120,12 @@ def ranks_per_node(s: Shapes) -> int:
     """Context-parallel ranks that share a node: tensor parallelism takes its place first."""
     room = max(1, s.node_gpus // s.job.layout.tp)
     return max(d for d in range(1, min(room, s.job.layout.cp) + 1) if s.job.layout.cp % d == 0)
+
+
+def expert_ranks_per_node(s: Shapes) -> int:
+    """Expert-parallel ranks that a node has room for: those that share an expert are nearer, and context-parallel ones
+    where experts stay in the groups of data parallelism."""
+    layout = s.job.layout
+    nearer = layout.etp * (layout.cp if s.stack.expert_groups == "data" else 1)
+    room = max(1, s.node_gpus // nearer)
+    return room if layout.ep >= room else max(d for d in range(1, layout.ep + 1) if layout.ep % d == 0)

@@ -13,7 +13,7 @@ from simulator.spec.states import States
 Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
-Permute = Literal["fused", "index_add", "gather_sum"]
+Permute = Literal["fused", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,11 @@ class Stack:
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
-        (all_to_all); always read by the host.
+        (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (of NCCL's all-to-all).
+    expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
+        data parallelism, with context-parallel ranks between them (data).
+    maxima : ranks that maxima of delayed scales are reduced over: of tensor, context and data parallelism (all), or
+        not of the last (model) (`simulator.graph.precision.maxima`).
     permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
     router : kernels of the gate (`simulator.graph.tokens.router`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
@@ -103,7 +107,7 @@ class Stack:
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher
-    token_counts: Literal["device", "all_to_all", "host"]
+    token_counts: Literal["device", "all_to_all", "host", "capacity"]
     permute: Permute
     router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
@@ -129,6 +133,8 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    expert_groups: Literal["own", "data"] = "own"
+    maxima: Literal["all", "model"] = "all"
     context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0
