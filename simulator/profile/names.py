@@ -22,6 +22,7 @@ TORCH = "PyTorch's aten/src/ATen/native/cuda"
 INDUCTOR = "names of PyTorch's Inductor: triton_KIND_fused_OPS_NUMBER"
 CUDNN = "cuDNN 7 to 9"
 LIGER = "Liger's and unsloth's Triton kernels"
+SERVING = "vLLM's csrc, SGLang's sgl-kernel, FlashInfer with TensorRT-LLM's kernels"
 
 PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"nccl\w*AllReduce", "comm.all_reduce", NCCL),
@@ -36,27 +37,31 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"\bep::\w+::dispatch\b|deep_ep::\w+::dispatch\b", "comm.dispatch", DEEPEP),
     (r"\bep::\w+::combine\b|deep_ep::\w+::combine\b", "comm.combine", DEEPEP),
     (r"convolve|scudnn|winograd|fft[12]d|\bcgemm|gcgemm|[dw]grad\w*engine|implicit_gemm|im2col|fprop_implicit"
-     r"|conv2d|conv_depthwise|xmma_(fprop|dgrad|wgrad)|flip_filter|computeOffsetsKernel", "convolution", CUDNN),
-    (r"\bbn_(fw|bw)|batch_?norm", "batch_norm", CUDNN),
+     r"|conv2d|conv_depthwise|xmma_(fprop|dgrad|wgrad)|(fprop|dgrad|wgrad)_optimized|flip_filter"
+     r"|computeOffsetsKernel", "convolution", CUDNN),
+    (r"(\b|_)bn_(fw|bw)|batch_?norm", "batch_norm", CUDNN),
     (r"max_pool|avg_pool|adaptive_\w*pool|upsample", "pooling", TORCH),
     (r"split_embedding|permute_pooled|fbgemm_gpu::", "embedding_tables", "FBGEMM's fbgemm_gpu/codegen"),
     (r"fp8_special_fmt|back_special_fmt", "quant.special", DEEPSEEK),
     (r"per_channel_cast_and_transpose|cast_transpose", "quant.chan_t", DEEPSEEK),
-    (r"swiglu|silu_and_mul|SiluMul|swish|dgated_act|gated_act", "swiglu", ENGINE),
-    (r"per_token_cast_to_fp8|per_token_group_quant|cast_to_fp8|quantize_|cast_fp8|block_scaled_cast|amax_kernel",
-     "quant.token", ENGINE),
+    (r"swiglu|silu_and_mul|act_and_mul|SiluMul|swish|dgated_act|gated_act|moe::dev::activation", "swiglu",
+     f"{ENGINE}, {SERVING}"),
+    (r"per_token_cast_to_fp8|per_token_group_quant|cast_to_fp8|quantize_|cast_fp8|block_scaled_cast|amax_kernel"
+     r"|scaled_fp8_quant|cvt_fp16_to_fp4", "quant.token", f"{ENGINE}, {SERVING}"),
     (r"cast_back_impl|dequant", "dequant", DEEPSEEK),
     (r"batched_transpose", "weight_t", DEEPSEEK),
     (r"cuda::utils::transpose|transpose_scale", "scale_t", DEEPSEEK),
     (r"rotary|rope_kernel|fused_rope|_rope_embedding", "rope", "Megatron-Core, Transformer Engine, " + LIGER),
-    (r"_copy_tensor_kernel", "kvcopy", DEEPSEEK),
+    (r"_copy_tensor_kernel|reshape_and_cache|AppendPagedKVCache|store_kvcache", "kvcopy", f"{DEEPSEEK}, {SERVING}"),
     (r"ln_bwd_finalize|rmsnorm_bwd_finalize", "elem", ENGINE),
     (r"ln_bwd|rmsnorm_bwd|rms_norm_backward|layer_norm_grad|RMSNormBackward|GammaBetaBackward|layer_norm_backward"
      r"|cuComputeGradInput|cuComputePartGrad", "norm.bwd", f"{ENGINE}, {TORCH}, apex"),
     (r"ln_fwd|rmsnorm|rms_norm|layer_norm|LayerNorm|RowwiseMoments|cuApplyLayerNorm", "norm.fwd",
      f"{ENGINE}, {TORCH}, apex"),
     (r"expand_to_fused|permute_kernel|moe_permute", "permute.expand", f"{DEEPSEEK}, Megatron-Core"),
-    (r"reduce_fused|unpermute", "permute.reduce", f"{DEEPSEEK}, Megatron-Core"),
+    (r"reduce_fused|unpermute|moe::dev::finalize|finalizeMoeRouting|moe_sum", "permute.reduce",
+     f"{DEEPSEEK}, Megatron-Core, {SERVING}"),
+    (r"moe::dev::routing|routingIndices|moe_align_block_size", "permute.map.build", SERVING),
     (r"clean_and_count_expert", "permute.map.count", DEEPSEEK),
     (r"get_fused_mapping|row_id_map", "permute.map.build", f"{DEEPSEEK}, Transformer Engine"),
     (r"fill_tensormaps", "tensormap", DEEPSEEK),
@@ -65,17 +70,19 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"FlashAttnBwd|flash_bwd|fmha\w*bwd|fmha\w*backward|sdpa\w*bprop|AttentionBackwardKernel|flex_attention_backward"
      r"|_attn_bwd", "attn.bwd", FLASH),
     (r"compute_attn_ws|FlashAttnFwd|flash_fwd|fmha|sdpa\w*fprop|flash_attention|AttentionKernel<|flex_attention"
-     r"|\b_?attn_fwd", "attn.fwd", FLASH),
+     r"|\b_?attn_fwd|(Batch|Single)(Decode|Prefill)With|paged_attention|unified_attention", "attn.fwd",
+     f"{FLASH}, {SERVING}"),
     (r"scaled_\w*softmax\w*backward", "softmax.bwd", "Megatron's fused softmax"),
     (r"scaled_\w*softmax", "softmax", "Megatron's fused softmax"),
     (r"m_grouped\w*fp8|fp8_m_grouped|grouped\w*fp8\w*gemm|m_grouped_fp8", "gemm.fp8.grouped", DEEPGEMM),
+    (r"\bbmm_\w+_schedP|fused_moe_kernel|marlin_moe", "gemm.fp8.grouped", SERVING + ": experts of any precision"),
     (r"fp8_dptp128c_acc|wgrad_gemm|fp8\w*wgrad", "gemm.fp8.wgrad", f"{DEEPSEEK}, {DEEPGEMM}"),
     (r"fp8_ptp128c|fp8_gemm_kernel|deep_gemm\w*fp8|gemm\w*e[45]m[23]|e[45]m[23]\w*gemm|nvjet_(sm\d+_)?[qo]",
      "gemm.fp8", f"{DEEPSEEK}, {DEEPGEMM}, {BLAS}"),
     (r"m_grouped\w*bf16|grouped_gemm\w*bf16|grouped_mm|GroupProblemShape|GemmGrouped|_grouped_gemm|_matmul_ogs",
      "gemm.bf16.grouped", f"{DEEPGEMM}, {BLAS}, {TORCH}, Triton's triton_kernels"),
     (r"xmma_gemm|nvjet|cublas\w*gemm|(volta|turing|ampere|hopper)_\w*gemm|sm\d\d_\w*gemm|cutlass\w*gemm|GemmUniversal"
-     r"|\bgemm|gemv|s\d+gemm|triton_tem_fused\w*mm", "gemm.bf16", f"{BLAS}, {INDUCTOR}"),
+     r"|\bgemm|gemv|Gemv|magma_\w*gemm|s\d+gemm|triton_tem_fused\w*mm", "gemm.bf16", f"{BLAS}, {INDUCTOR}"),
     (r"splitKreduce|epilogue::impl::globalKernel", "gemm.bf16", BLAS + ": what follows a GEMM split along k"),
     (r"gatherTopK|topk_gating|radixSort\w*TopK|bitonicSort|fused_topk|topk_softmax", "router.topk", TORCH),
     (r"RadixSort|cub::\w*Scan|cub::\w*Histogram|kernelHistogram", "sort", "CUB, as PyTorch uses it"),
@@ -89,7 +96,7 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"triton_\w*fused\w*(rsqrt|native_layer_norm)", "norm.fwd", INDUCTOR),
     (r"elementwise|reduce_kernel|CatArray|direct_copy|Memcpy|Memset|FillFunctor|index_\w*kernel|index_put|distribution"
      r"|\bdropout|tensor_kernel_scan|transpose|nchwToNhwc|nhwcToNchw|scatter_gather|vectorized_gather|arange|tril|triu"
-     r"|copyKernel|bias_gelu|fused_bias", "elem", f"{TORCH}, cuBLAS, {CUDNN}"),
+     r"|copyKernel|bias_gelu|fused_bias|transform_bias_rescale_qkv", "elem", f"{TORCH}, cuBLAS, {CUDNN}"),
     (r"triton_(poi|red|per|for)_fused|triton__\d", "elem", INDUCTOR + "; until 2023 triton__ARGUMENTS"),
 )  # fmt: skip
 """(pattern, kernel class, where such names come from)."""

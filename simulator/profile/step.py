@@ -35,6 +35,9 @@ MARKS = (
 )
 """What a program adds so that its profile can be read."""
 
+FAR = 1.9
+"""Times as many calls as forecast from which a step is one of another model or batch: half as many microbatches, twice
+as many layers."""
 LAYER = ("attn", "mlp", "dispatch", "combine")
 """Segments of a layer's forward."""
 Key = tuple[str, str]
@@ -80,10 +83,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """Kernels of one name that the job does not run."""
+    """Kernels of one name that the job does not run; `cls`: its class where no family has it, "" if not known."""
 
     name: str
     family: str
+    cls: str
     spent: Spent
 
 
@@ -138,6 +142,25 @@ class StepComparison:
         count = self.layers.count if self.layers is not None else 0
         return bool(count) and (count % on_rank < 1 or on_rank % count < 1)
 
+    @property
+    def other_calls(self) -> Row | None:
+        """The family of a whole step's forward, first of `ANCHORS`, of which the job makes more than `FAR` times as
+        many calls, or as few; None: none. Then it is another model or batch."""
+        both = {r.family: r for r in self.rows if r.phase == FORWARD and r.measured.calls and r.predicted.calls}
+        for row in (both[name] for name in ANCHORS if self.steps and name in both):
+            ratio = row.predicted.calls / row.measured.calls
+            return row if not 1 / FAR <= ratio <= FAR else None
+        return None
+
+    @property
+    def unfused_attention(self) -> bool:
+        """Whether the job runs one kernel for attention and the profile as many softmax kernels as a layer repeats."""
+        runs = {row.family for row in self.rows if row.predicted.calls}
+        seen = {row.family for row in self.rows if row.measured.calls}
+        softmax = sum(s.spent.calls for s in self.strangers if s.family == "softmax and loss" and "oft" in s.name)
+        layers = self.layers.count if self.layers is not None else 0
+        return "attention forward" in runs - seen and 0 < layers <= softmax
+
     def total(self, phase: str) -> tuple[float, float]:
         """Measured and predicted kernel time of a phase [s]."""
         own = [row for row in self.rows if row.phase == phase]
@@ -166,7 +189,12 @@ class StepComparison:
             "matched": self.matched,
             "layers": None
             if self.layers is None
-            else {"count": self.layers.count, "kernels": self.layers.kernels, "forward_s": self.layers.seconds},
+            else {
+                "count": self.layers.count,
+                "kernels": self.layers.kernels,
+                "forward_s": self.layers.seconds,
+                "within": self.layers.within,
+            },
             "predicted_layer_forward_s": self.predicted_layer,
             "rows": [
                 {
@@ -181,7 +209,13 @@ class StepComparison:
                 for row in self.rows
             ],
             "not_matched": [
-                {"kernel": s.name[:160], "family": s.family, "s": s.spent.seconds, "calls": s.spent.calls}
+                {
+                    "kernel": s.name[:160],
+                    "family": s.family,
+                    "class": s.cls,
+                    "s": s.spent.seconds,
+                    "calls": s.spent.calls,
+                }
                 for s in self.strangers
             ],
         }
@@ -330,7 +364,11 @@ def _refuse_strangers(
 
 def _strangers(names: Mapping[Key, Spent], known: Iterable[str]) -> tuple[Stranger, ...]:
     runs = set(known)
-    left = [Stranger(name=name, family=own, spent=spent) for (name, own), spent in names.items() if own not in runs]
+    left = [
+        Stranger(name=name, family=own, cls=known_class(name), spent=spent)
+        for (name, own), spent in names.items()
+        if own not in runs
+    ]
     return tuple(sorted(left, key=lambda s: (-s.spent.seconds, s.name)))
 
 

@@ -9,8 +9,11 @@ is 1F1B, else interleaved; where the chunks outnumber pairs of layers, embedding
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from simulator.inputs import load_scenario
+from simulator.spec.model import ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
@@ -73,15 +76,9 @@ MODELS: Mapping[str, Overrides] = {
     "nemotron4_340b": _plain(96, 18432, 96, 73728, 256000, 8, "relu2"),
     "dsv3": ("model=deepseek-v3", "model.num_nextn_predict_layers=0"),
     "qwen3_235b": ("model=qwen3-235b-a22b",),
-    "qwen3_30b": _experts(
-        "qwen3-235b-a22b",
-        num_hidden_layers=48,
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-    ),
+    "qwen3_30b": ("model=qwen3-30b-a3b",),
+    "kimi_k2": ("model=kimi-k2",),
+    "dsv4_flash": ("model=deepseek-v4-flash",),
     "grok1_314b": _experts(
         "mixtral-8x7b",
         num_hidden_layers=64,
@@ -92,18 +89,7 @@ MODELS: Mapping[str, Overrides] = {
         head_dim=128,
         vocab_size=131072,
     ),
-    "gptoss_120b": _experts(
-        "mixtral-8x7b",
-        num_hidden_layers=36,
-        hidden_size=2880,
-        moe_intermediate_size=2880,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=64,
-        n_routed_experts=128,
-        num_experts_per_tok=4,
-        vocab_size=201088,
-    ),
+    "gptoss_120b": ("model=gpt-oss-120b",),
 }
 """Sizes of the models, each from its paper or model card."""
 
@@ -112,6 +98,7 @@ HARDWARE: Mapping[str, Mapping[str, Any]] = {
     "B200": {"hardware": "b200"},
     "GB200": {"hardware": "gb200", "hardware__node__gpus": RACK_GPUS},
     "GB300": {"hardware": "gb300", "hardware__node__gpus": RACK_GPUS},
+    "B300": {"hardware": "b300"},
 }
 
 
@@ -119,6 +106,7 @@ RECIPE: Mapping[str, Mapping[str, Any]] = {
     "FP8-CS": {"precision__recipe": "fp8_tensor", "precision__scaling": "current"},
     "FP8-MX": {"precision__recipe": "mxfp8"},
     "MXFP8": {"precision__recipe": "mxfp8"},
+    "NVFP4": {"precision__recipe": "nvfp4"},
     "float8_rowwise": {"precision__recipe": "fp8_row"},
 }
 """Settings of published precisions that name their scales; others in FP8 scale by tensor."""
@@ -175,11 +163,13 @@ def run_of(figure: Figure) -> Overrides:
     c = figure.config
     name = str(c["model"])
     if name not in MODELS:
-        raise CannotCompute(f"the sizes of {name} are not published")
+        raise CannotCompute(f"{name} is not among the models that are forecast here")
+    if str(c.get("task", "pretrain")) != "pretrain":
+        raise CannotCompute("lengths of its packed sequences are not published")
     if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
         raise CannotCompute("how its stages hold the MTP module is not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
-    layers = int(c.get("layers", _layers(name)))
+    layers = int(c.get("layers", model_of(name).num_hidden_layers))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
     if str(c.get("routing", "")).startswith(EVEN) or str(c.get("moe", "")).endswith(DROPPED):
         extra["routing__kind"] = "uniform"
@@ -190,7 +180,7 @@ def run_of(figure: Figure) -> Overrides:
     return (
         MODELS[name]
         + overrides_of(
-            model__num_hidden_layers=layers,
+            **({"model__num_hidden_layers": layers} if "layers" in c else {}),
             **HARDWARE[str(c["gpu"])],
             gpus=int(c["gpus"]),
             **recipe_of(str(c["precision"])),
@@ -210,11 +200,11 @@ def run_of(figure: Figure) -> Overrides:
     )
 
 
-def _layers(name: str) -> int:
-    text = next((one for one in MODELS[name] if "num_hidden_layers" in one), "")
-    known = {"llama-3-8b": 32, "llama-3-70b": 80, "llama-3.1-405b": 126, "llama-2-7b": 32}
-    known |= {"deepseek-v3": 61, "qwen3-235b-a22b": 94}
-    return int(text.partition("=")[2]) if text else known[MODELS[name][0].partition("=")[2]]
+@cache
+def model_of(name: str) -> ModelSpec:
+    """The model that a name of `MODELS` stands for."""
+    base, *changes = MODELS[name]
+    return load_scenario(DENSE, (base, *changes)).model
 
 
 def rate(figure: Figure) -> float:
