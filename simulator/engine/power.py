@@ -100,12 +100,15 @@ def at_the_limit(
 
 def meeting_ranks(scenario: Scenario) -> int:
     """Ranks that wait for each other within every layer of a training step: those of tensor and context parallelism,
-    and those whose tokens travel while nothing else runs (NCCL's dispatchers)."""
+    those whose tokens travel while nothing else runs (NCCL's dispatchers), and those that share maxima of scales behind
+    every layer (`simulator.graph.precision.maxima`, with one layer a stage)."""
     layout = scenario.job.layout
     if scenario.workload.serves:
         return 1
     experts = layout.ep if scenario.model.is_moe and scenario.stack.dispatcher in LIBRARY else 1
-    return layout.tp * layout.cp * experts
+    shared = scenario.formats.shares_maxima and scenario.stack.maxima == "all"
+    alone = layout.pp * layout.vpp >= scenario.model.num_hidden_layers
+    return layout.tp * layout.cp * (max(experts, scenario.job.dp) if shared and alone else experts)
 
 
 def slowdown(watts: float, gpu: Gpu, gpus: int, meeting: int = 1) -> float:

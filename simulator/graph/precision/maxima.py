@@ -7,7 +7,8 @@ ends, and by the backward of its first module). Megatron-Core enters one for eac
 transformer_block.py) and reduces over tensor, context and data parallelism, unless told not to
 (megatron/core/parallel_state.py, get_amax_reduction_group; `stack.maxima`): each microbatch, all replicas meet.
 
-Nothing else runs meanwhile: the next pass needs the scales.
+Nothing else runs meanwhile: the next pass needs the scales. In backward the reduction stands here at the end of the
+stage's last layer, whose backward comes first, and in the software behind that of its first: it takes as long.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ KERNELS = 2
 
 def are_reduced(s: Shapes) -> bool:
     """Whether a stage's maxima are reduced at the end of its passes."""
-    f = s.settings
-    return f.record.scaled == "tensor" and f.scaling == "delayed" and f.kept == "recipe" and _ranks(s) > 1
+    return s.settings.shares_maxima and _ranks(s) > 1
 
 
 def _ranks(s: Shapes) -> int:

@@ -130,16 +130,18 @@ NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 """Sources whose runs are NeMo's of 2024 and early 2025."""
 
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+    "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__token_counts": "capacity", "layout__etp": 4},
+    "grok1": {"stack__loss": "parallel", "stack__token_counts": "capacity", "layout__etp": 4, "model__vocab_size": 128512},
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
 Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_pad_expert_input_to_capacity,
-moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp)."""
+moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
+and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
 
 GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
 """All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
