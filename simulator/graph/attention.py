@@ -312,7 +312,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the branch's output to that of queries, keys and values."""
     t, h = s.tokens, s.model.hidden_size
     (_, kv), out = widths(s), output_width(s)
-    gather(builder, "attn.o_g", s, h, gradient=True)
+    gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     gate_output(builder, s, backward=True)
     if s.fp8:

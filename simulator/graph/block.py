@@ -85,6 +85,7 @@ class SegmentBuilder:
         self.unit: Unit = ""
         self._ops: list[Op] = []
         self._waits: tuple[str, ...] = ()
+        self._saved = 0.0
 
     @property
     def stack(self) -> Stack:
@@ -108,9 +109,9 @@ class SegmentBuilder:
         yield
         self.unit = before
 
-    def wait_for(self, names: tuple[str, ...]) -> None:
-        """What is added next waits for these ops, too."""
-        self._waits += names
+    def hand_on(self, waits: tuple[str, ...], saved: float = 0.0) -> None:
+        """What is added next waits for these ops, too, and keeps so many bytes more [B]."""
+        self._waits, self._saved = self._waits + waits, self._saved + saved
 
     def add(
         self,
@@ -125,12 +126,13 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
-        captured = self.stack.cuda_graphs == "layers" or (
-            self.stack.cuda_graphs == "attention" and self.name in ATTENTION_SEGMENTS
-        )
+        graphs, attention = self.stack.cuda_graphs, self.name in ATTENTION_SEGMENTS
+        gate = attention and name.startswith("router.")
+        captured = graphs == "layers" or (graphs == "attention" and attention) or (graphs == "gate" and gate)
         facts["captured"] = captured and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
-        waits, self._waits = (*self._waits, *after), ()
+        after, self._waits = (*self._waits, *after), ()
+        saved, self._saved = self._saved + saved, 0.0
         self._ops.append(
             Op(
                 name=name,
@@ -139,7 +141,7 @@ class SegmentBuilder:
                 segment=self.name,
                 stream=self.stream,
                 work=work,
-                after=waits,
+                after=after,
                 saved=saved,
                 concurrent_with=concurrent_with,
                 **facts,

@@ -298,7 +298,7 @@ def dense_backward(s: Shapes) -> Segment:
     builder = SegmentBuilder("mlp.B", "I", s)
     per_layer.add_backward(builder, s)
     enter_ffn_backward(builder, s)
-    gather(builder, "dense.g", s, f.hidden, gradient=True)
+    gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")

@@ -279,7 +279,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     norm_backward(builder, "norm.ffn", d.sharded, h, residual=True)
     depth.mix_backward(builder, "ffn", s)
     builder.add("attn.out.scale.bwd", "elem", elementwise(d.sharded * h, BF16, BF16))
-    gather(builder, "attn.o_g", s, h, gradient=True)
+    gather(builder, "attn.o_g", s, h)
     if s.fp8:
         builder.add("attn.out.load_e5m6", "quant.special", cast(t * d.out, WIDTH["e5m6"], BF16), part="R")
     linear.input_gradient(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row", weight_first=False)

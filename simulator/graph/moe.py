@@ -202,11 +202,7 @@ def forward(s: Shapes) -> Segment:
     kept_x = fp8_bytes(s.received * h) if s.fp8 else s.rows * h * s.formats.kept_bytes
     arrived = travel.arrived(s, "moe.dispatch.fwd.a2a")
     gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=arrived)
-    in_order = order.arrive_in_order(s)
-    if in_order:
-        builder.wait_for(gathered)
-    else:
-        order.into_experts(builder, s, gathered, kept_x)
+    order.into_experts(builder, s, gathered, kept_x)
     if s.fp8:
         linear.weight_transpose(builder, "moe.up_gate", expert_up(s), h, experts=experts)
         builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
@@ -215,7 +211,7 @@ def forward(s: Shapes) -> Segment:
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
         _grouped(s, expert_up(s), h),
-        saved=ffn.kept_up(s, s.rows, expert_up(s)) + (kept_x if in_order else 0.0),
+        saved=ffn.kept_up(s, s.rows, expert_up(s)),
         scales_with_load=True,
         launches=_launches(s),
     )
@@ -242,8 +238,7 @@ def forward(s: Shapes) -> Segment:
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
-    if not in_order:
-        order.out_of_experts(builder, s)
+    order.out_of_experts(builder, s)
     _over_experts_parts(builder, s, "moe.y", "reduce_scatter")
     if shared:
         with builder.inside("shared_experts"):
@@ -267,10 +262,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         work = Streaming(read=values * FP8, written=values * BF16, blocks=ffn.persistent(s))
         builder.add("moe.up_gate.dequant", "dequant", work, part="R", scales_with_load=True)
     wait = _over_experts_parts(builder, s, "moe.dy", "all_gather", after=wait)
-    if order.arrive_in_order(s):
-        builder.wait_for(wait)
-    else:
-        order.out_of_experts_backward(builder, s, wait)
+    order.out_of_experts_backward(builder, s, wait)
     if _weighs(s):
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
     if s.fp8:
@@ -299,7 +291,7 @@ def backward(s: Shapes) -> Segment:
     shared = shared_of(s, overlapped=True)
     builder = SegmentBuilder("mlp.B", "I", s)
     if shared:
-        gather(builder, "shared.g", s, h, gradient=True)
+        gather(builder, "shared.g", s, h)
         first = ("moe.combine.bwd.quant",) if s.fp8 else ()
         ffn.down_backward(builder, shared, s, gradient_fp8=s.fp8, after=first)
     _expert_down_backward(builder, s)
@@ -315,8 +307,7 @@ def backward(s: Shapes) -> Segment:
         "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"),
         _grouped(s, wide, expert_up(s), gradient=True), scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
-    if not order.arrive_in_order(s):
-        order.into_experts_backward(builder, s)
+    order.into_experts_backward(builder, s)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
     if s.fp8:
         builder.add(
@@ -396,7 +387,7 @@ def shared_backward(builder: SegmentBuilder, s: Shapes) -> None:
     if shared is None:
         return
     values = sharded_tokens(s) * shared.hidden
-    gather(builder, "shared.g", s, shared.hidden, gradient=True)
+    gather(builder, "shared.g", s, shared.hidden)
     ffn.down_backward(builder, shared, s, gradient_fp8=shared.fp8)
     if s.fp8 and s.norm_again("layer"):
         builder.add("shared.x.quant_recompute", "quant.token", cast(values, BF16, FP8), part="R")

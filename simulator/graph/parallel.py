@@ -3,6 +3,12 @@
 Megatron's scheme (arXiv 2205.05198, section 4.2): with sequence parallelism, norms and residuals work on 1/tp of the
 tokens, an all-gather precedes the column-parallel and a reduce-scatter follows the row-parallel GEMM; without it, one
 all-reduce follows.
+
+What overlaps with GEMMs lies in buffers that all ranks of a node can write to. A rank's own part of a gather is copied
+there first (`stack.tp_buffer`; Transformer Engine 2, fill_userbuffers_buffer_for_all_gather in module/base.py, 2025;
+PyTorch, torch/distributed/_symmetric_memory, 2025), and an input gradient that was summed there is copied out of it
+(`.clone()` in module/layernorm_linear.py). Before Transformer Engine 2 norms and casts wrote there themselves, and only
+what comes as BF16 in backward was copied (v1.11, copy_input_to_ubuf).
 """
 
 from __future__ import annotations
@@ -52,29 +58,25 @@ def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWit
     return "pipeline" if pipeline and kind == "reduce_scatter" else "chunks"
 
 
-def into_buffer(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
-    """Copy of this rank's part into the buffer that others read in an overlapped all-gather. What a kernel makes for it
-    is written there at once: norms and casts do (transformer_engine/pytorch/module/base.py, 1.7 to 2.9:
-    copy_input_to_ubuf, copy_into_buffer)."""
-    if s.job.layout.sp and s.job.layout.tp > 1 and s.stack.tp_overlap and s.stack.tp_regather:
-        values, each = sharded_tokens(s) * width, s.formats.travels_bytes
-        builder.add(f"{name}.into_buffer", "elem", Streaming(read=values * each, written=values * each))
+def _copy(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
+    """One copy of a rank's own part, `row` bytes a token, in the buffer of overlapped collectives."""
+    if s.job.layout.tp > 1 and row:
+        size = sharded_tokens(s) * row
+        builder.add(f"{name}.copy", "elem", Streaming(read=size, written=size))
 
 
-def gather(
-    builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True, gradient: bool = False
-) -> None:
-    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only), or of the
-    `gradient` before the input gradient of a row-parallel one.
+def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
+    """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
 
     Where each layer casts its own input, the cast comes first and narrow values travel (Transformer Engine; torchao
     with scales of tensors, Float8ColwiseParallel).
     """
     if s.job.layout.sp:
         each = s.formats.travels_bytes
-        if gradient and s.recipe == "bf16":
-            into_buffer(builder, name, s, width)
         how = _in_pieces(s, "all_gather", in_layer)
+        late = builder.part != "F" and each == BF16
+        if how != "nothing" and (s.stack.tp_buffer == "copied" or late):
+            _copy(builder, name, s, width * each)
         _collective(builder, name, "all_gather", s, width * each, concurrent_with=how)
 
 
@@ -87,8 +89,8 @@ def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_la
     """The same once more in backward, for the weight gradient: overlapped with the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
         each = s.formats.travels_bytes
-        if in_layer:
-            into_buffer(builder, f"{name}.again", s, width)
+        if _in_pieces(s, "all_gather", in_layer) != "nothing":
+            _copy(builder, f"{name}.again", s, width * each)
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 
@@ -103,6 +105,9 @@ def scatter(
     kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
     concurrent_with = "whole" if gradient and s.stack.tp_regather else _in_pieces(s, kind, in_layer)
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
+    summed_there = concurrent_with == "whole" and _in_pieces(s, kind, in_layer) != "nothing"
+    if summed_there and s.stack.tp_buffer == "copied":
+        _copy(builder, name, s, width * BF16)
 
 
 def circulate_keys(

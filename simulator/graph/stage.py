@@ -17,7 +17,6 @@ from dataclasses import replace
 from simulator.errors import InputError
 from simulator.graph import ends, layer
 from simulator.graph.block import Block, running
-from simulator.graph.precision import maxima
 from simulator.graph.recompute import inner
 from simulator.graph.serving.layer import build_block, serving_kinds
 from simulator.graph.serving.shapes import ServingShapes
@@ -84,11 +83,7 @@ def build_blocks(s: Shapes) -> dict[BlockKind, Block]:
 
     kinds = dict.fromkeys(block_kinds(s.model, s.job.precision))
     made = {kind: running(with_copies(build_one(kind), s), s.workload) for kind in kinds}
-    made |= _variants(made, s)
-    if not maxima.are_reduced(s):
-        return made
-    last = {kind.last: maxima.with_reduction(block, s) for kind, block in made.items() if kind.is_layer}
-    return made | {kind: replace(block, kind=kind) for kind, block in last.items()}
+    return made | _variants(made, s)
 
 
 def _variants(made: Mapping[BlockKind, Block], s: Shapes) -> dict[BlockKind, Block]:
@@ -143,18 +138,7 @@ def place(
             raise InputError(f"layout.decoder_first_pipeline_num_layers: {counts}")
         how = counts
     found = split(model, stages, how, weights, mirrored=mirrored, precision=job.precision)
-    return with_last(with_variants(found, layout), weights)
-
-
-def with_last(
-    stages: Sequence[Sequence[BlockKind]], weights: Mapping[BlockKind, float]
-) -> tuple[tuple[BlockKind, ...], ...]:
-    """The stages with the last layer of each as it runs there, where that differs from the others."""
-    out = []
-    for kinds in stages:
-        end = max((at for at, kind in enumerate(kinds) if kind.is_layer and kind.last in weights), default=-1)
-        out.append(tuple(kind.last if at == end else kind for at, kind in enumerate(kinds)))
-    return tuple(out)
+    return with_variants(found, layout)
 
 
 def split(

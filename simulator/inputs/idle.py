@@ -266,6 +266,11 @@ def _without_travel(scenario: Scenario) -> str:
     return _without_experts(scenario) or alone
 
 
+def _without_context_between(scenario: Scenario) -> str:
+    alone = "" if scenario.job.layout.cp > 1 else "there is no context parallelism (layout.cp = 1)"
+    return _without_travel(scenario) or alone
+
+
 def _without_casts(scenario: Scenario) -> str:
     recipe = scenario.job.precision.recipe
     return "" if RECIPES[recipe].by_layer else f"no layer casts its own operands under the recipe {recipe}"
@@ -273,17 +278,6 @@ def _without_casts(scenario: Scenario) -> str:
 
 def _without_scales(scenario: Scenario) -> str:
     return "" if scenario.job.precision.recipe == "fp8_tensor" else "only the recipe fp8_tensor can scale so or so"
-
-
-def _without_context_between(scenario: Scenario) -> str:
-    alone = "" if scenario.job.layout.cp > 1 else "there is no context parallelism (layout.cp = 1)"
-    return _without_travel(scenario) or alone
-
-
-def _without_maxima(scenario: Scenario) -> str:
-    if not scenario.formats.shares_maxima:
-        return _without_scales(scenario) or "ranks share maxima where scales are delayed and inputs are kept in FP8"
-    return "" if scenario.job.dp > 1 else "there is no data parallelism"
 
 
 _WHY: Mapping[str, Callable[[Scenario], str]] = {
@@ -303,7 +297,6 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.token_counts": _without_experts,
     "stack.permute": _without_experts,
     "stack.expert_groups": _without_context_between,
-    "stack.maxima": _without_maxima,
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts,
     "stack.host_backward": _without_issue,

@@ -82,7 +82,7 @@ class BlockKind(str):
     are text in every output, so they are text here. In serving `mtp` is a whole pass of the MTP module behind the main
     model, `draft` each further one. Under a narrow recipe a `-bf16` layer stays in BF16. Where whole layers are
     recomputed, a `-kept` one is not, and an `-inner` one keeps nothing, since it runs again together with the layer
-    before. Where maxima of scales are reduced at the end of each pass through a stage, its `-last` layer holds that.
+    before.
     """
 
     __slots__ = ()
@@ -132,11 +132,6 @@ class BlockKind(str):
     def is_inner(self) -> bool:
         """Whether it runs again together with the layer before."""
         return self.endswith("-inner")
-
-    @property
-    def last(self) -> BlockKind:
-        """The same layer at the end of its stage."""
-        return BlockKind(f"{self}-last")
 
     @property
     def mixer(self) -> Mixer:

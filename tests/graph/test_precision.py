@@ -13,7 +13,7 @@ from simulator.graph.stage import block_kinds, build_blocks
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.optimizer_states import shards_of, state_items
-from simulator.ops import Collective, Gemm, Op, Streaming
+from simulator.ops import Gemm, Op, Streaming
 from simulator.results.simulate import prepare
 from simulator.spec.model import BlockKind
 from simulator.spec.precision import RECIPES
@@ -207,36 +207,3 @@ def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> Non
     linears = ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")
     assert set(by_columns) == {f"{name}.quant_{which}_t" for name in linears for which in "xgw"}
     assert all(isinstance(work, Streaming) and work.values == work.read / 2 for work in by_columns.values())
-
-
-PARTS = ("gpus=32", "layout.tp=2", "layout.cp=2", "layout.pp=2", "layout.recompute=none", "stack=megatron-core")
-"""Four replicas of two stages, of two tensor- and two context-parallel ranks each."""
-
-
-def test_maxima_of_delayed_scales_are_reduced_once_a_stage_over_all_replicas() -> None:
-    fp8 = (*PARTS, "precision.recipe=fp8_tensor")
-    for changes, ranks in ((fp8, 16), ((*fp8, "stack.maxima=model"), 4)):
-        built = prepare(load_scenario("llama-3-8b", changes))[0]
-        assert [kinds.count(BlockKind.DENSE.last) for kinds in built.stages] == [1, 1]
-        last = built.blocks[BlockKind.DENSE.last]
-        reduced = [op.work for op in last.ops() if isinstance(op.work, Collective) and op.work.kind == "all_reduce"]
-        assert [work.ranks for work in reduced] == [ranks, ranks]  # forward and backward
-        others = {op.name for op in built.blocks[BlockKind.DENSE].ops()}
-        assert {op.name for op in last.ops()} - others == {
-            f"maxima.{way}.{what}" for way in ("fwd", "bwd") for what in ("all_reduce", "update")
-        }
-    for changes in (PARTS, (*fp8, "precision.scaling=current"), (*fp8, "precision.kept=bf16")):
-        assert BlockKind.DENSE.last not in prepare(load_scenario("llama-3-8b", changes))[0].blocks
-
-
-def test_overlapped_gathers_read_a_buffer_that_casts_write_and_gradients_in_bf16_are_copied_to() -> None:
-    each = TOKENS // 2 // 2 * H  # of two tensor- and two context-parallel ranks
-    for name, size in (("bf16", 2.0), ("fp8_tensor", 1.0)):
-        built = prepare(load_scenario("llama-3-8b", (*PARTS, f"precision.recipe={name}")))[0]
-        copied = {op.name: moved(op) for op in built.blocks[BlockKind.DENSE].ops() if "into_buffer" in op.name}
-        gradients = {"attn.o_g.into_buffer", "dense.g.into_buffer"} if name == "bf16" else set()
-        assert set(copied) == gradients | {"attn.x.again.into_buffer", "dense.x.again.into_buffer"}
-        assert set(copied.values()) == {(each * size, each * size)}
-        assert not [op for op in built.blocks[BlockKind.HEAD].ops() if "into_buffer" in op.name]
-    plain = prepare(load_scenario("llama-3-8b", (*PARTS, "stack.tp_overlap=false")))[0]
-    assert not [op for op in plain.blocks[BlockKind.DENSE].ops() if "into_buffer" in op.name]

@@ -105,8 +105,12 @@ def test_megatron_core_joins_chunks_and_leaves_those_of_one_expert() -> None:
     for stack in ("nemo-24", "megatron-core"):
         two, one = (layer(ep, f"stack={stack}") for ep in (4, 8))
         assert {"moe.permute.fwd", "moe.unpermute.fwd"} <= {op.name for op in two.ops()}
-        assert not [op for op in one.ops() if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map"))]
-        gemm, back = (next(op for op in one.ops() if op.name == f"moe.{name}") for name in ("up_gate.fwd", "down.dgrad"))
+        assert not [
+            op for op in one.ops() if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map"))
+        ]
+        gemm, back = (
+            next(op for op in one.ops() if op.name == f"moe.{name}") for name in ("up_gate.fwd", "down.dgrad")
+        )
         assert gemm.after == ("moe.dispatch.fwd.a2a",)
         assert back.after == ("moe.combine.bwd.a2a_dispatch",)
         assert next(op for op in one.ops() if op.name == "moe.combine.fwd.a2a").after == ("moe.down.fwd",)

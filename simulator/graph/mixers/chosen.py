@@ -114,7 +114,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     d = dims_of(s)
     t, h, kv_a = d.tokens, d.hidden, d.kv_lora + d.rope
     norm_backward(builder, "norm.ffn", d.sharded, h, residual=True)
-    gather(builder, "attn.o_g", s, h, gradient=True)
+    gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, d.out, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o", t, d.out, which="x")

@@ -259,7 +259,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     norm_backward(builder, "norm.ffn", d.sharded, h)
     hyper.enter_backward(builder, "ffn", s)
     hyper.leave_backward(builder, "attn", s)
-    gather(builder, "attn.o_g", s, h, gradient=True)
+    gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o_b", t, h, out, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.o_b", t, out, which="x")

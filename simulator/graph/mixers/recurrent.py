@@ -179,7 +179,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
 def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the branch's output to that of what the input projection made."""
     t, h, r = s.tokens, s.model.hidden_size, state_of(s)
-    gather(builder, "mixer.out_g", s, h, gradient=True)
+    gather(builder, "mixer.out_g", s, h)
     linear.input_gradient(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     if s.fp8:
         linear.cast_for_wgrad(builder, "mixer.out", t, r.inner, which="x")

@@ -114,7 +114,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     t, h, r = s.tokens, s.model.hidden_size, channels_of(s)
     wide, chosen = t * r.inner * BF16, t * r.selected * BF16
     enter_attention_backward(builder, s)
-    gather(builder, "mixer.out_g", s, h, gradient=True)
+    gather(builder, "mixer.out_g", s, h)
     _linear_backward(builder, s, "mixer.out", h, r.inner)
     read = 5 * wide + 2 * t * r.key_dim * BF16 + ends_bytes(s)
     work = _scan(s, read, 3 * wide + 2 * t * r.key_dim * FP32)

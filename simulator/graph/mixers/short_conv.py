@@ -53,7 +53,7 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     """The rest of `attn.B`."""
     t, h, r = s.tokens, s.model.hidden_size, state_of(s)
     enter_attention_backward(builder, s)
-    gather(builder, "mixer.out_g", s, h, gradient=True)
+    gather(builder, "mixer.out_g", s, h)
     linear.input_gradient(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
     _casts(builder, s, "mixer.out", h, r.inner)
     builder.add("mixer.behind.bwd", "elem", cast(t * r.inner, 3 * BF16, 2 * BF16))

@@ -3,9 +3,9 @@
 `stack.permute` fused: one kernel each way at memory bandwidth (DeepSeek's, Transformer Engine's with
 --moe-permute-fusion). PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort
 the chosen experts, select rows and add them up again; the gradient of a selection is an addition by index, at a tenth
-of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what arrives
-by a plain all-to-all stands in chunks of one sender and expert, which are split and joined in the order of experts
-(Megatron-Core from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
+of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what
+arrives by a plain all-to-all stands in chunks of one sender and expert, which are split and joined in the order of
+experts (Megatron-Core from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
 
 Megatron-Core leaves rows as they arrive where a rank has one expert, in fused kernels, too (token_dispatcher.py,
 MoEAlltoAllTokenDispatcher: `if self.num_local_experts > 1`).
@@ -33,7 +33,11 @@ WEIGHTED = "index_add"
 takes its sizes from the source itself); compiled, their weights are fused and nothing is kept."""
 MERGE_LAUNCHES = {"index_add": (5, 6), "gather_sum": (3, 5), "chunks": (3, 5)}
 """Kernels of the weighted sum of a token's rows, forward and backward."""
-MERGE_CLASS = {"index_add": "unpermute.index_add", "gather_sum": "unpermute.gather_sum", "chunks": "unpermute.gather_sum"}
+MERGE_CLASS = {
+    "index_add": "unpermute.index_add",
+    "gather_sum": "unpermute.gather_sum",
+    "chunks": "unpermute.gather_sum",
+}
 """Their kernel class."""
 COMPILED_LAUNCHES = (2, 3)
 """The same through torch.compile, which fuses the weights."""
@@ -178,6 +182,9 @@ def copy_at_home_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, 
 
 def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], saved: float) -> None:
     """Rows of the local experts from what arrived; `saved`: bytes kept for backward [B]."""
+    if arrive_in_order(s):
+        builder.hand_on(after, saved)
+        return
     if _in_chunks(s):
         builder.add("moe.permute.fwd", "elem", _permuted(s), after=after, saved=saved, scales_with_load=True)
         return
@@ -196,6 +203,8 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
 
 def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
     """The rows back in the order in which they arrived, or (nothing travels) the sum of each token's."""
+    if arrive_in_order(s):
+        return
     if _in_chunks(s):
         builder.add("moe.unpermute.fwd", "elem", _unpermuted(s), scales_with_load=True, read_by_backward=False)
     elif not in_pytorch(s):
@@ -215,6 +224,9 @@ def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
 
 def out_of_experts_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> None:
     """The gradient of that, to the rows of the experts."""
+    if arrive_in_order(s):
+        builder.hand_on(after)
+        return
     if in_pytorch(s) and not travels(s):
         _merge(builder, "moe.permute.grad", s, after, backward=True)
     else:
@@ -224,6 +236,8 @@ def out_of_experts_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str
 
 def into_experts_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gradient of the rows summed to that of what arrived."""
+    if arrive_in_order(s):
+        return
     builder.add("moe.unpermute.grad", _turned_back(s, "permute.reduce"), _unpermuted(s), scales_with_load=True)
 
 

@@ -80,11 +80,6 @@ class Formats:
         return 2 if self.record.by_layer and differ else 1
 
     @property
-    def shares_maxima(self) -> bool:
-        """Whether scales are made of maxima of earlier passes, which ranks share (Transformer Engine's delayed scaling)."""
-        return self.record.scaled == "tensor" and self.scaling == "delayed" and self.kept == "recipe"
-
-    @property
     def gathered_bytes(self) -> float:
         """One weight of the recipe's GEMMs on its way to the ranks that share it [B].
 

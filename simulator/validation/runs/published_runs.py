@@ -16,6 +16,7 @@ from simulator.inputs import load_scenario
 from simulator.spec.model import ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.runs import bridge
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
 
 RACK_GPUS = 64
@@ -133,7 +134,12 @@ SCRIPTS: Mapping[str, Mapping[str, Any]] = {
     "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__token_counts": "capacity", "layout__etp": 4, "model__vocab_size": 128512},
+    "grok1": {
+        "stack__loss": "parallel",
+        "stack__token_counts": "capacity",
+        "layout__etp": 4,
+        "model__vocab_size": 128512,
+    },
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
@@ -143,15 +149,9 @@ Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_p
 moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
 and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
 
-GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
-"""All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te."""
-
 
 def software_of(figure: Figure) -> dict[str, Any]:
     """The stack of a run, and what its source's scripts set otherwise."""
-    if figure.id.startswith("E.bridge."):
-        return {"stack": "megatron-core", **GRADIENTS}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     name = str(figure.config["model"])
@@ -168,11 +168,11 @@ def run_of(figure: Figure) -> Overrides:
         raise CannotCompute(f"{name} is not among the models that are forecast here")
     if str(c.get("task", "pretrain")) != "pretrain":
         raise CannotCompute("lengths of its packed sequences are not published")
-    if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
-        raise CannotCompute("how its stages hold the MTP module is not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
     layers = int(c.get("layers", model_of(name).num_hidden_layers))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
+    if bridge.predicts_further(figure):
+        extra["model__num_nextn_predict_layers"] = 1
     if str(c.get("routing", "")).startswith(EVEN) or str(c.get("moe", "")).endswith(DROPPED):
         extra["routing__kind"] = "uniform"
     software = software_of(figure)
@@ -193,12 +193,13 @@ def run_of(figure: Figure) -> Overrides:
             layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
             **{"layout__recompute": recompute, **software},
-            layout__stages=stages_of(layers, pp, vpp),
+            layout__stages=bridge.stages(figure, pp, vpp) or stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
         )
         + overrides_of(**extra)
+        + (bridge.scripted(figure) if bridge.is_bridge(figure) else ())
     )
 
 
