@@ -216,13 +216,13 @@ def append_optimizer(
     if not sync.order.reduces_in_actions:
         tails = _own_gradients(scenario, stages, price, tasks, wgrad_end, tails)
     for rank in range(tasks.ranks):
-        mine = sorted(stage for holder, stage in wgrad_end if holder == rank)
+        mine = sorted((stage for on, stage in wgrad_end if on == rank), key=lambda stage: max(wgrad_end[rank, stage]))
         first = len(tasks.lane)
         reduced = [
             task
             for stage in mine
             for task in scattered.get((rank, stage))
-            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, wgrad_end, tails)
+            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, wgrad_end, tails, stage == mine[-1])
         ]
         total = Held()
         for stage in mine:
@@ -249,7 +249,7 @@ def _own_gradients(
     """Append what each rank does to its own gradients before they are reduced; returns the new tails.
 
     Software that reduces block by block does it block by block, too, on the stream of compute; here it stands behind
-    all compute, which takes as long.
+    all compute, which takes as long, and before the last reduction.
     """
     out: list[tuple[int, ...]] = []
     for rank, tail in enumerate(tails):
@@ -275,8 +275,10 @@ def _reduce(
     holders: dict[int, list[int]],
     wgrad_end: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
+    last: bool,
 ) -> list[int]:
-    """Append the reductions of one stage's gradients on one rank, the block that is ready first leading."""
+    """Append the reductions of one stage's gradients on one rank, the block that is ready first leading; the very last
+    waits for all that the rank has to do before."""
     held = held_by_blocks(blocks, scenario.model, scenario.job)
     out: list[int] = []
     for _, block in sync.order.reductions({stage: len(blocks)}):
@@ -284,6 +286,8 @@ def _reduce(
             size, done = sum(held, Held()), {task for holder in holders[stage] for task in tails[holder]}
         else:
             size, done = held[block], {wgrad_end[holder, stage][block] for holder in holders[stage]}
+            if last and block == 0:
+                done.update(task for holder in holders[stage] for task in tails[holder])
         sequences = sync.reduce(f"grad.s{stage}", sync.order.reduction, size)
         out += [tasks.add(rank * LANES + SYNC, sequence, tuple(sorted(done))) for sequence in sequences]
     return out

@@ -143,7 +143,8 @@ class GradSync:
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if not self.order.reduces_in_actions:
-                synced = self.reduced(stages, ready, wgrad_end, holders, gathered[rank])
+                ordered = sorted((s for s in stages if (rank, s) in wgrad_end), key=lambda s: max(wgrad_end[rank, s]))
+                synced = self.reduced(ordered, ready, wgrad_end, holders, gathered[rank])
             synced += sum(sequence.alone for sequence in self.sync.orthogonalised(self.total(stages)))
             done = max(ready[rank], synced) + slowed[rank]
             done += self.update(stages)
@@ -169,10 +170,12 @@ class GradSync:
         """When the last reduction of a rank ends; `ended`: when the ranks are done with their own gradients [s]."""
         now = free
         for stage, block in self.order.reductions({stage: len(self.stage(stage).reduce) for stage in stages}):
-            mine = self.stage(stage)
+            mine, last = self.stage(stage), block == 0 and stage == stages[-1]
             seconds = (mine.reduce_all if block is None else mine.reduce[block]).seconds
             if seconds:
-                ready = [ended[rank] if block is None else wgrad_end[rank, stage][block] for rank in holders[stage]]
+                ready = [
+                    ended[rank] if block is None or last else wgrad_end[rank, stage][block] for rank in holders[stage]
+                ]
                 now = max(now, *ready) + seconds
         return now
 

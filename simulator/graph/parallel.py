@@ -139,3 +139,12 @@ def ranks_per_node(s: Shapes) -> int:
     """Context-parallel ranks that share a node: tensor parallelism takes its place first."""
     room = max(1, s.node_gpus // s.job.layout.tp)
     return max(d for d in range(1, min(room, s.job.layout.cp) + 1) if s.job.layout.cp % d == 0)
+
+
+def expert_ranks_per_node(s: Shapes) -> int:
+    """Expert-parallel ranks that a node has room for: those that share an expert are nearer, and context-parallel ones
+    where experts stay in the groups of data parallelism."""
+    layout = s.job.layout
+    nearer = layout.etp * (layout.cp if s.stack.expert_groups == "data" else 1)
+    room = max(1, s.node_gpus // nearer)
+    return room if layout.ep >= room else max(d for d in range(1, layout.ep + 1) if layout.ep % d == 0)

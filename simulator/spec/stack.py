@@ -13,7 +13,7 @@ from simulator.spec.states import States
 Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
-Permute = Literal["fused", "index_add", "gather_sum"]
+Permute = Literal["fused", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,9 @@ class Stack:
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
-        (all_to_all); always read by the host.
+        (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (NCCL's all-to-all).
+    expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
+        data parallelism, with context-parallel ranks between them (data).
     permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
     router : kernels of the gate (`simulator.graph.tokens.router`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
@@ -120,7 +122,7 @@ class Stack:
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher
-    token_counts: Literal["device", "all_to_all", "host"]
+    token_counts: Literal["device", "all_to_all", "host", "capacity"]
     permute: Permute
     router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
@@ -151,6 +153,7 @@ class Stack:
     rope_complex: bool = False
     sequence_copies: bool = False
     update: Literal["fused", "foreach"] = "fused"
+    expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"
     amax_group: Literal["none", "tensor", "stage"] = "none"
     gradient_mean: Literal["collective", "before"] = "collective"

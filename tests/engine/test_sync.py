@@ -210,6 +210,22 @@ def test_a_rank_reads_and_writes_all_its_gradients_before_they_are_reduced() -> 
     assert list(moved.values()) == [[check, scale], [check], [scale], [check]]  # one replica has nothing to scale
 
 
+def test_chunks_are_reduced_in_the_order_in_which_their_backwards_end() -> None:
+    """Of interleaved stages the last chunk leads; each block waits for its own gradients alone, but the very last."""
+    changes = ["layout.schedule=interleaved", "layout.vpp=2", "layout.pp=2", "model.num_hidden_layers=8"]
+    tasks = tasks_of(*changes, "layout.stages=even", "layout.zero=1", "stack.param_gather_overlap=false")
+    for rank in range(2):
+        sums = [(int(part.name.split(".")[1][1:]), at) for at, part in enumerate(tasks.sequence)
+                if tasks.lane[at] == rank * LANES + SYNC and part.name.startswith("grad.s")]  # fmt: skip
+        stages = [stage for stage, _ in sums]
+        assert stages == sorted(stages, reverse=True)
+        assert set(stages) == {rank, rank + 2}
+        own = [at for at, part in enumerate(tasks.sequence)
+               if part.name == "gradients" and tasks.lane[at] // LANES == rank]  # fmt: skip
+        waiting = [at for _, at in sums if own[0] in tasks.preds[at]]
+        assert waiting == [sums[-1][1]]
+
+
 def test_what_is_done_to_own_gradients_delays_the_reduction_by_its_time() -> None:
     """Without overlap reductions wait for it; with overlap it stands on the stream of compute; ZeRO-2 has none."""
     quiet = ("stack.gradient_check=false", "stack.gradient_mean=collective")

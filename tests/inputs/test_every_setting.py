@@ -41,6 +41,20 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
+    "experts-over-cp": (
+        "llama-3-8b",
+        (
+            "model=mixtral-8x7b",
+            "model.num_hidden_layers=2",
+            "hardware=h200",
+            "stack=megatron-core",
+            "gpus=32",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.cp=4",
+            "layout.ep=4",
+        ),
+    ),
     "shared-uplinks": (
         "tiny-1f1b",
         tuple(f"hardware.fabric.network.{x}" for x in ("pod=0", "ports=8", "planes=1", "oversubscription=2.0")),
@@ -497,6 +511,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.post_validation": ("later", "longest-path"),
     "stack.context": ("context", "longest-path"),
+    "stack.expert_groups": ("experts-over-cp", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),

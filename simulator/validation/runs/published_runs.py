@@ -25,6 +25,9 @@ RACK_GPUS = 64
 EVEN = ("force-balanced", "token drop")
 """Routings of published runs under which no rank has more than the mean."""
 
+DROPPED = "capacity factor 1.0 with padding (drop)"
+"""Experts that are filled up to the mean, and drop what exceeds it."""
+
 
 def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
     """A model without gates in its feed-forward part: Nemotron-4."""
@@ -128,15 +131,23 @@ NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 """Sources whose runs are NeMo's of 2024 and early 2025."""
 
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+    "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather", "layout__etp": 4},
+    "grok1": {
+        "stack__loss": "parallel",
+        "stack__token_counts": "capacity",
+        "layout__etp": 4,
+        "model__vocab_size": 128512,
+    },
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
-Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
+Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_pad_expert_input_to_capacity,
+moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
+and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
 
 
 def software_of(figure: Figure) -> dict[str, Any]:
@@ -162,7 +173,7 @@ def run_of(figure: Figure) -> Overrides:
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
     if bridge.predicts_further(figure):
         extra["model__num_nextn_predict_layers"] = 1
-    if str(c.get("routing", "")).startswith(EVEN):
+    if str(c.get("routing", "")).startswith(EVEN) or str(c.get("moe", "")).endswith(DROPPED):
         extra["routing__kind"] = "uniform"
     software = software_of(figure)
     recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
