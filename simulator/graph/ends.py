@@ -71,9 +71,9 @@ def head(s: Shapes) -> Block:
         loss.scale_fused(back, late, s, t, vocab)
     else:
         loss.backward(back, s, t, vocab)
-        regather(back, "head.x", s, h)
+        regather(back, "head.x", s, h, in_layer=False)
         linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)
-        scatter(back, "head.dx", s, h, gradient=True)
+        scatter(back, "head.dx", s, h, gradient=True, in_layer=False)
         linear.weight_gradient(late, "head", t, vocab, h, recipe=s.recipe)
     if s.norm_again("end"):
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")

@@ -7,6 +7,12 @@ all-reduce follows.
 The branches of a parallel block are summed before they are reduced, and with one norm they read the same gathered
 input: one collective of each kind a direction serves both (PaLM, arXiv 2204.02311, section 2; MegaScale, arXiv
 2402.15627, figure 3; EleutherAI/gpt-neox, megatron/model/transformer.py: gpt_j_residual).
+
+What overlaps with GEMMs lies in buffers that all ranks of a node can write to. A rank's own part of a gather is copied
+there first (`stack.tp_buffer`; Transformer Engine 2, fill_userbuffers_buffer_for_all_gather in module/base.py, 2025;
+PyTorch, torch/distributed/_symmetric_memory, 2025), and an input gradient that was summed there is copied out of it
+(`.clone()` in module/layernorm_linear.py). Before Transformer Engine 2 norms and casts wrote there themselves, and only
+what comes as BF16 in backward was copied (v1.11, copy_input_to_ubuf).
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from simulator.dtypes import BF16
 from simulator.errors import InputError
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.shapes import Shapes
-from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part
+from simulator.ops import Collective, CollectiveKind, ConcurrentWith, Part, Streaming
 
 
 def heads_per_rank(s: Shapes) -> int:
@@ -67,6 +73,13 @@ def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWit
     return "pipeline" if pipeline and kind == "reduce_scatter" else "chunks"
 
 
+def _copy(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
+    """One copy of a rank's own part, `row` bytes a token, in the buffer of overlapped collectives."""
+    if s.job.layout.tp > 1 and row:
+        size = sharded_tokens(s) * row
+        builder.add(f"{name}.copy", "elem", Streaming(read=size, written=size))
+
+
 def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
     """All-gather of activations of `width` before a column-parallel GEMM (sequence parallelism only).
 
@@ -76,6 +89,9 @@ def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_laye
     if s.job.layout.sp:
         each = s.formats.travels_bytes
         how = _in_pieces(s, "all_gather", in_layer)
+        late = builder.part != "F" and each == BF16
+        if how != "nothing" and (s.stack.tp_buffer == "copied" or late):
+            _copy(builder, name, s, width * each)
         _collective(builder, name, "all_gather", s, width * each, concurrent_with=how)
 
 
@@ -84,10 +100,12 @@ def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> Non
     _collective(builder, name, "all_reduce", s, row, concurrent_with="nothing")
 
 
-def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def regather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
     """The same once more in backward, for the weight gradient: overlapped with the input gradient that comes next."""
     if s.job.layout.sp and s.stack.tp_regather:
         each = s.formats.travels_bytes
+        if _in_pieces(s, "all_gather", in_layer) != "nothing":
+            _copy(builder, f"{name}.again", s, width * each)
         _collective(builder, f"{name}.again", "all_gather", s, width * each, concurrent_with="whole")
 
 
@@ -102,6 +120,9 @@ def scatter(
     kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
     concurrent_with = "whole" if gradient and s.stack.tp_regather else _in_pieces(s, kind, in_layer)
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
+    summed_there = concurrent_with == "whole" and _in_pieces(s, kind, in_layer) != "nothing"
+    if summed_there and s.stack.tp_buffer == "copied":
+        _copy(builder, name, s, width * BF16)
 
 
 def circulate_keys(
@@ -119,3 +140,12 @@ def ranks_per_node(s: Shapes) -> int:
     """Context-parallel ranks that share a node: tensor parallelism takes its place first."""
     room = max(1, s.node_gpus // s.job.layout.tp)
     return max(d for d in range(1, min(room, s.job.layout.cp) + 1) if s.job.layout.cp % d == 0)
+
+
+def expert_ranks_per_node(s: Shapes) -> int:
+    """Expert-parallel ranks that a node has room for: those that share an expert are nearer, and context-parallel ones
+    where experts stay in the groups of data parallelism."""
+    layout = s.job.layout
+    nearer = layout.etp * (layout.cp if s.stack.expert_groups == "data" else 1)
+    room = max(1, s.node_gpus // nearer)
+    return room if layout.ep >= room else max(d for d in range(1, layout.ep + 1) if layout.ep % d == 0)

@@ -266,6 +266,11 @@ def _without_travel(scenario: Scenario) -> str:
     return _without_experts(scenario) or alone
 
 
+def _without_context_between(scenario: Scenario) -> str:
+    alone = "" if scenario.job.layout.cp > 1 else "there is no context parallelism (layout.cp = 1)"
+    return _without_travel(scenario) or alone
+
+
 def _without_casts(scenario: Scenario) -> str:
     recipe = scenario.job.precision.recipe
     return "" if RECIPES[recipe].by_layer else f"no layer casts its own operands under the recipe {recipe}"
@@ -291,6 +296,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.dispatcher": _without_travel,
     "stack.token_counts": _without_experts,
     "stack.permute": _without_experts,
+    "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts,
     "stack.host_backward": _without_issue,

@@ -332,8 +332,9 @@ def simumax(figure: Figure) -> float:
 
 def simumax_run(figure: Figure) -> Overrides:
     """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped, Transformer Engine's cross-entropy
-    (its docs/b200/b200_real_repro_guide.md). Experts are padded to a capacity of the mean, and what exceeds it is
-    dropped (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh): all have as many tokens."""
+    (its docs/b200/b200_real_repro_guide.md), and heads sent round for context parallelism (section 7 there). Experts
+    are padded to a capacity of the mean, and what exceeds it is dropped
+    (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh): all have as many tokens, which no host reads."""
     c = figure.config
     overlap = bool(c["overlap"])
     values: dict[str, Any] = {
@@ -359,8 +360,11 @@ def simumax_run(figure: Figure) -> Overrides:
         "batch__microbatch_size": int(c["mbs"]),
         "batch__global_batch_size": int(c["mbs"]) * int(c["microbatches"]) * int(c["dp"]),
     }
+    if int(c.get("cp", 1)) > 1:
+        values["layout__cp_kind"] = "all_to_all"
     if str(c["model"]).startswith("deepseek"):
         values["routing__kind"] = "uniform"
+        values["stack__token_counts"] = "device"
         values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
         values["model__num_nextn_predict_layers"] = 0
     return overrides_of(**values)

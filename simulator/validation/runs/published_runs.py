@@ -16,6 +16,7 @@ from simulator.inputs import load_scenario
 from simulator.spec.model import ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.runs import bridge
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
 
 RACK_GPUS = 64
@@ -23,6 +24,9 @@ RACK_GPUS = 64
 
 EVEN = ("force-balanced", "token drop")
 """Routings of published runs under which no rank has more than the mean."""
+
+DROPPED = "capacity factor 1.0 with padding (drop)"
+"""Experts that are filled up to the mean, and drop what exceeds it."""
 
 
 def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
@@ -127,25 +131,27 @@ NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 """Sources whose runs are NeMo's of 2024 and early 2025."""
 
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+    "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather", "layout__etp": 4},
+    "grok1": {
+        "stack__loss": "parallel",
+        "stack__token_counts": "capacity",
+        "layout__etp": 4,
+        "model__vocab_size": 128512,
+    },
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
-Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
-
-GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
-"""All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te."""
+Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_pad_expert_input_to_capacity,
+moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
+and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
 
 
 def software_of(figure: Figure) -> dict[str, Any]:
     """The stack of a run, and what its source's scripts set otherwise."""
-    if figure.id.startswith("E.bridge."):
-        return {"stack": "megatron-core", **GRADIENTS}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     name = str(figure.config["model"])
@@ -162,12 +168,12 @@ def run_of(figure: Figure) -> Overrides:
         raise CannotCompute(f"{name} is not among the models that are forecast here")
     if str(c.get("task", "pretrain")) != "pretrain":
         raise CannotCompute("lengths of its packed sequences are not published")
-    if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
-        raise CannotCompute("how its stages hold the MTP module is not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
     layers = int(c.get("layers", model_of(name).num_hidden_layers))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
-    if str(c.get("routing", "")).startswith(EVEN):
+    if bridge.predicts_further(figure):
+        extra["model__num_nextn_predict_layers"] = 1
+    if str(c.get("routing", "")).startswith(EVEN) or str(c.get("moe", "")).endswith(DROPPED):
         extra["routing__kind"] = "uniform"
     software = software_of(figure)
     recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
@@ -187,12 +193,13 @@ def run_of(figure: Figure) -> Overrides:
             layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
             **{"layout__recompute": recompute, **software},
-            layout__stages=stages_of(layers, pp, vpp),
+            layout__stages=bridge.stages(figure, pp, vpp) or stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
         )
         + overrides_of(**extra)
+        + (bridge.scripted(figure) if bridge.is_bridge(figure) else ())
     )
 
 
