@@ -111,8 +111,10 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0))]
     if scenario.stack.gradients_clipped:
         ops.append(_op("optimizer.clip", "elem", Streaming(read=gradients, written=gradients)))
-    if away < 1:
-        here = (1 - away) * mine
+    here = (1 - away) * mine
+    if away < 1 and scenario.stack.update == "foreach" and states.kind == "adamw":
+        ops.append(_foreach(here, states))
+    elif away < 1:
         changed = (1 - away) * written - (here * copied if apart else 0.0)
         work = Streaming(read=(1 - away) * read, written=changed, values=here)
         ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
@@ -124,6 +126,23 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))
         )
     return ops + (_orthogonal(blocks, parts, scenario) if states.kind == "muon" else [])
+
+
+FOREACH = (("p", "p"), ("mg", "m"), ("v", "v"), ("vg", "v"), ("v", "v"), ("v", "v"), ("v", "v"), ("pmv", "p"))
+"""What each kernel of AdamW reads and writes: decay of the parameters, first moment, decay of the second, its sum with
+the squared gradient, square root, correction of its bias, epsilon, step (torch/optim/adamw.py, _multi_tensor_adamw,
+2024; the squared gradient is read once)."""
+
+
+def _foreach(mine: float, states: States) -> Op:
+    """AdamW of so many parameters by a kernel for each of its operations."""
+    sizes = {"p": states.master_bytes, "g": states.gradient_bytes, "m": states.first_bytes}
+    sizes["v"] = states.moment_bytes - states.first_bytes
+    read = sum(sizes[of] for reads, _ in FOREACH for of in reads)
+    written = sum(sizes[of] for _, writes in FOREACH for of in writes)
+    kernels = len(FOREACH)
+    work = Streaming(read=mine * read / kernels, written=mine * written / kernels)
+    return _op("optimizer.adam", "elem", work, kernels)
 
 
 def _on_host(mine: float, read: float, written: float, scenario: Scenario) -> HostWork:

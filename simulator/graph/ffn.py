@@ -75,7 +75,12 @@ class Ffn:
     @property
     def up(self) -> int:
         """Output width of the first GEMM."""
-        return self.inner * (2 if self.gated else 1)
+        return sum(self.projected)
+
+    @property
+    def projected(self) -> tuple[int, ...]:
+        """Widths of what the input is projected to: gate and up, or up alone."""
+        return (self.inner,) * (2 if self.gated else 1)
 
 
 def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
@@ -192,7 +197,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         place=f.first,
         cast_input=cast_input,
         saved=kept_up(s, f.tokens, f.up) + _kept_input(s, f),
-        matrices=(f.inner,) * (2 if f.gated else 1),
+        matrices=f.projected,
     )
 
 
@@ -253,7 +258,16 @@ def down_backward(
         else:
             linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+        linear.input_gradient(
+            builder,
+            f"{f.name}.down",
+            f.tokens,
+            f.hidden,
+            f.inner,
+            recipe=f.recipe,
+            place="row",
+            fused_behind=True,
+        )
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.activation_again(f.name) and not f.fp8
     cls, work = activation_kernel(s, f.tokens, f.inner, gated=f.gated, backward=True, again=again)
@@ -274,7 +288,16 @@ def up_backward(builder: SegmentBuilder, f: Ffn) -> None:
         linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.up, which="g")
         linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(builder, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
+        linear.input_gradient(
+            builder,
+            f"{f.name}.up_gate",
+            f.tokens,
+            f.up,
+            f.hidden,
+            recipe=f.recipe,
+            place=f.first,
+            matrices=f.projected,
+        )
 
 
 def dense_forward(s: Shapes) -> Segment:
@@ -317,5 +340,14 @@ def dense_weights(s: Shapes) -> Segment:
     builder = SegmentBuilder("mlp.W", "W", s)
     per_layer.weights(builder, s)
     linear.weight_gradient(builder, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    linear.weight_gradient(builder, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
+    linear.weight_gradient(
+        builder,
+        "dense.up_gate",
+        f.tokens,
+        f.up,
+        f.hidden,
+        recipe=f.recipe,
+        place="column",
+        matrices=f.projected,
+    )
     return builder.done()

@@ -377,7 +377,15 @@ def weights(s: Shapes) -> Segment:
         builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.up_gate", h, expert_up(s))
     if shared:
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
+        linear.weight_gradient(
+            builder,
+            "shared.up_gate",
+            shared.tokens,
+            shared.up,
+            shared.hidden,
+            recipe=shared.recipe,
+            matrices=shared.projected,
+        )
     return builder.done()
 
 
@@ -408,5 +416,13 @@ def with_late_weights(attention: Segment, s: Shapes) -> Segment:
         linear.weight_gradient(
             builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
         )
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
+        linear.weight_gradient(
+            builder,
+            "shared.up_gate",
+            shared.tokens,
+            shared.up,
+            shared.hidden,
+            recipe=shared.recipe,
+            matrices=shared.projected,
+        )
     return replace(attention, ops=builder.done().ops + attention.ops)

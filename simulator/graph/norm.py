@@ -44,6 +44,58 @@ def norm_output(
     return 0.0 if s.norm_again(where) else tokens * (parts * width * each + statistics)
 
 
+FORWARD_OPERATORS = (
+    ("widen", "elem.unvectorized", BF16, FP32),
+    ("square", "elem", FP32, FP32),
+    ("mean", "elem", FP32, 0.0),
+    ("scale", "elem.unvectorized", FP32, FP32),
+    ("narrow", "elem", FP32, BF16),
+    ("weight", "elem.unvectorized", BF16, BF16),
+)
+BACKWARD_OPERATORS = (
+    ("weight", "elem.unvectorized", BF16, BF16),
+    ("gain", "elem", 2 * BF16, BF16),
+    ("gain_sum", "elem", BF16, 0.0),
+    ("narrow", "elem.unvectorized", BF16, FP32),
+    ("scale", "elem.unvectorized", FP32, FP32),
+    ("scale_gain", "elem", 2 * FP32, FP32),
+    ("scale_sum", "elem", FP32, 0.0),
+    ("mean", "elem", 0.0, FP32),
+    ("power", "elem", FP32, FP32),
+    ("twice", "elem", FP32, FP32),
+    ("square", "elem", 2 * FP32, FP32),
+    ("sum", "elem", 2 * FP32, FP32),
+    ("widen", "elem", FP32, BF16),
+)
+"""Kernels of y = w * (x * rsqrt(mean(x^2) + eps)) op by op, with x in FP32 inside, and of its gradient as autograd runs
+it (torchtitan/models/norms.py, RMSNorm, 2024; pytorch, tools/autograd/derivatives.yaml: pow, mean, mul): kernel class,
+bytes read and written of a value [B]. Those on one number a token are left out. Factors that repeat along a row or a
+column make the kernel one that computes every value's address."""
+
+
+def _operators(
+    builder: SegmentBuilder,
+    name: str,
+    ops: tuple[tuple[str, str, float, float], ...],
+    values: float,
+    *,
+    part: Part | None = None,
+    saved: float = 0.0,
+    after: tuple[str, ...] = (),
+) -> None:
+    """A norm's kernels over so many values; what it keeps is the first's."""
+    for at, (which, cls, read, written) in enumerate(ops):
+        first = at == 0
+        builder.add(
+            f"{name}.{which}",
+            cls,
+            unvectorized(values, read, written),
+            part=part,
+            saved=saved if first else 0.0,
+            after=after if first else (),
+        )
+
+
 def norm_forward(
     builder: SegmentBuilder,
     name: str,
@@ -61,6 +113,9 @@ def norm_forward(
     Software without a fused norm converts to FP32 and back with kernels of their own.
     """
     residual = residual and builder.stack.residual_fused
+    if builder.stack.norm_kernels == "operators":
+        _operators(builder, name, FORWARD_OPERATORS, tokens * width, part=part, saved=saved, after=after)
+        return
     if not builder.stack.norm_fused:
         builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32), after=after)
         after = ()
@@ -85,6 +140,11 @@ def norm_backward(
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
     fused = residual and builder.stack.residual_fused
+    if builder.stack.norm_kernels == "operators":
+        _operators(builder, f"{name}.bwd", BACKWARD_OPERATORS, tokens * width)
+        if residual:
+            builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
+        return
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))

@@ -73,6 +73,15 @@ def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWit
     return "pipeline" if pipeline and kind == "reduce_scatter" else "chunks"
 
 
+def _order(builder: SegmentBuilder, name: str, s: Shapes, row: float, concurrent_with: ConcurrentWith) -> None:
+    """The copy of `row` bytes a token that puts what a gather brought in the order of the sequence, or what is reduced
+    in that of the ranks (torch/distributed/_functional_collectives.py, 2025: all_gather_tensor and
+    reduce_scatter_tensor of another dimension than the first chunk and concatenate). Fused collectives choose the
+    layout of their operands (torch/distributed/_symmetric_memory/__init__.py)."""
+    if s.stack.sequence_copies and s.job.layout.tp > 1 and concurrent_with == "nothing":
+        builder.add(f"{name}.order", "elem", Streaming(read=s.tokens * row, written=s.tokens * row))
+
+
 def _copy(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
     """One copy of a rank's own part, `row` bytes a token, in the buffer of overlapped collectives."""
     if s.job.layout.tp > 1 and row:
@@ -93,6 +102,7 @@ def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_laye
         if how != "nothing" and (s.stack.tp_buffer == "copied" or late):
             _copy(builder, name, s, width * each)
         _collective(builder, name, "all_gather", s, width * each, concurrent_with=how)
+        _order(builder, f"{name}.all_gather", s, width * each, how)
 
 
 def all_reduce(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
@@ -118,7 +128,11 @@ def scatter(
     gradient, which takes as long, stands for it.
     """
     kind: CollectiveKind = "reduce_scatter" if s.job.layout.sp else "all_reduce"
+    summed = gradient and in_layer and s.stack.projections == "separate"
+    in_layer = in_layer and not summed  # no GEMM, but the sum of several's outputs is scattered
     concurrent_with = "whole" if gradient and s.stack.tp_regather else _in_pieces(s, kind, in_layer)
+    if kind == "reduce_scatter" and not (summed and s.stack.residual_fused):  # a compiled sum writes rank by rank
+        _order(builder, f"{name}.{kind}", s, width * BF16, concurrent_with)
     _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
     summed_there = concurrent_with == "whole" and _in_pieces(s, kind, in_layer) != "nothing"
     if summed_there and s.stack.tp_buffer == "copied":

@@ -59,6 +59,12 @@ class Stack:
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
+    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
+        gradients are then summed.
+    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
+    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
+    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
+        stands before or behind each that does not run in pieces.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
@@ -83,7 +89,9 @@ class Stack:
         the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
-    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
+    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; operators: an RMSNorm written op by op
+        in FP32, each op and its gradient a kernel of PyTorch's).
+    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
@@ -136,10 +144,15 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled"]
+    norm_kernels: Literal["training", "compiled", "operators"]
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    projections: Literal["joined", "separate"] = "joined"
+    keys_repeated: bool = False
+    rope_complex: bool = False
+    sequence_copies: bool = False
+    update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"
     amax_group: Literal["none", "tensor", "stage"] = "none"

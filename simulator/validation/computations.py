@@ -129,6 +129,8 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.megascale_moe.*", compute=megascale_runs.experts, heavy=True),
     Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
     Rule(pattern="E.torchtitan.*", compute=torchtitan_runs.rate, heavy=True),
+    Rule(pattern="E.torchao.202508.*", compute=_never("the power limit of these GPUs is not published")),
+    Rule(pattern="E.torchao.*", compute=torchtitan_runs.rate, heavy=True),
     Rule(pattern="E.dgxc.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.simumax.*", compute=training_figures.simumax, heavy=True),
     Rule(pattern="F.power.*.inference_peak", compute=_never(_SERVING)),

@@ -592,6 +592,10 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.selective": ("dense", "longest-path"),
     "stack.shard_copies": ("zero3", "longest-path"),
     "stack.split_copies": ("dense", "longest-path"),
+    **{
+        f"stack.{name}": ("dense", "longest-path")
+        for name in ("projections", "keys_repeated", "rope_complex", "sequence_copies", "norm_kernels", "update")
+    },
     "hardware.fabric.ep.deepep.concurrent_combine_factor": ("fp8", "events"),
     "hardware.fabric.ep.deepep.concurrent_dispatch_factor": ("fp8", "events"),
     "hardware.fabric.ep.hybrid_ep.concurrent_combine_factor": ("hybrid", "events"),

@@ -60,9 +60,11 @@ EAGER: dict[str, Passes] = {
 
 
 def gathered_from(builder: SegmentBuilder) -> int:
-    """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
-    layout = builder.shapes.job.layout
-    return layout.tp if layout.sp else 1
+    """Ranks that each cast a part of what a tensor-parallel layer gathers (sequence parallelism); what is gathered in
+    BF16 is cast by each of them as a whole."""
+    s = builder.shapes
+    layout = s.job.layout
+    return layout.tp if layout.sp and s.formats.travels_bytes < BF16 else 1
 
 
 def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:

@@ -178,7 +178,7 @@ def run_of(figure: Figure) -> Overrides:
     software = software_of(figure)
     recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
     if name.startswith("maxtext"):
-        raise CannotCompute("its sharding and what it recomputes are not published")
+        return MODELS[name] + maxtext(figure)
     return (
         MODELS[name]
         + overrides_of(
@@ -200,6 +200,29 @@ def run_of(figure: Figure) -> Overrides:
         )
         + overrides_of(**extra)
         + (bridge.scripted(figure) if bridge.is_bridge(figure) else ())
+    )
+
+
+def maxtext(figure: Figure) -> Overrides:
+    """MaxText of NVIDIA's DGX Cloud benchmarking (v24.11.1, maxtext/configure.sh): FSDP over all GPUs, from 64 nodes on
+    over 128 of them; kept are the projections of attention and what leaves the feed-forward part; FP8 is Flax's, with
+    delayed scaling."""
+    c = figure.config
+    gpus, narrow = int(c["gpus"]), str(c["precision"]) == "FP8"
+    return overrides_of(
+        hardware="h100",
+        stack="maxtext",
+        gpus=gpus,
+        layout__tp=1,
+        layout__pp=1,
+        layout__zero=3,
+        layout__replicas=gpus // 128 if gpus >= 512 else 1,
+        layout__recompute='["core_attn", "mlp", "layernorm"]',
+        precision__recipe="fp8_tensor" if narrow else "bf16",
+        **({"precision__scaling": "delayed"} if narrow else {}),
+        batch__sequence_length=int(c["seq"]),
+        batch__microbatch_size=int(c["mbs"]),
+        batch__global_batch_size=int(c["gbs"]),
     )
 
 
