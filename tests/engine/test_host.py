@@ -197,7 +197,12 @@ def test_a_thousandfold_host_shows() -> None:
 
 TRAINING = [name for name in list_names("stack") if load_stack(name).serving is None]
 DENSE = ("hardware=h200", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.recompute=none", "layout.zero=0")
-SMALL = ("model.num_hidden_layers=2", "batch.sequence_length=2048", "batch.microbatch_size=1", "batch.global_batch_size=2")
+SMALL = (
+    "model.num_hidden_layers=2",
+    "batch.sequence_length=2048",
+    "batch.microbatch_size=1",
+    "batch.global_batch_size=2",
+)
 
 
 def _trained(stack: str, *changes: str) -> float:
