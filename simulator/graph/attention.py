@@ -26,6 +26,7 @@ from simulator.graph.parallel import (
     regather,
     scatter,
     sharded_tokens,
+    shares_input,
 )
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
@@ -308,7 +309,8 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
-    scatter(builder, "attn.o", s, h)
+    if not s.model.parallel_block:
+        scatter(builder, "attn.o", s, h)
 
 
 def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
@@ -340,7 +342,8 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the branch's output to that of queries, keys and values."""
     t, h = s.tokens, s.model.hidden_size
     (_, kv), out = widths(s), output_width(s)
-    gather(builder, "attn.o_g", s, h)
+    if not s.model.parallel_block:
+        gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     gate_output(builder, s, backward=True)
     if s.fp8:
@@ -366,7 +369,8 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
 def to_input(builder: SegmentBuilder, s: Shapes) -> None:
     """On to the gradient of the norm's output."""
     t, h, made = s.tokens, s.model.hidden_size, sum(projected(s))
-    regather(builder, "attn.x", s, h)
+    if not shares_input(s):
+        regather(builder, "attn.x", s, h)
     linear.input_gradient(builder, "attn.qkv", t, made, h, recipe=s.recipe, place="column", matrices=projected(s))
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")

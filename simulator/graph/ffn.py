@@ -22,7 +22,7 @@ from simulator.graph.norm import (
     norm_forward,
     sum_of_two,
 )
-from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.parallel import gather, regather, scatter, sharded_tokens, shares_input
 from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Facts, Gemm, Streaming
@@ -305,7 +305,8 @@ def dense_forward(s: Shapes) -> Segment:
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.F", "F", s)
     with builder.inside("mlp"):
-        gather(builder, "dense.x", s, f.hidden)
+        if not shares_input(s):
+            gather(builder, "dense.x", s, f.hidden)
         up(builder, f, s, cast_input=True)
         down(builder, f, s)
         save(builder, f)
@@ -327,7 +328,8 @@ def dense_backward(s: Shapes) -> Segment:
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)
-    scatter(builder, "dense.dx", s, f.hidden, gradient=True)
+    if not shares_input(s):
+        scatter(builder, "dense.dx", s, f.hidden, gradient=True)
     leave_ffn_backward(builder, s)
     return builder.done()
 

@@ -13,7 +13,7 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import unvectorized
 from simulator.graph.mixers import depth
-from simulator.graph.parallel import sharded_tokens
+from simulator.graph.parallel import gathered_tokens, sharded_tokens, shares_input
 from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
 
@@ -179,14 +179,15 @@ def add_residual(
     leaves: bool = False,
     alone: bool = False,
     after: tuple[str, ...] = (),
+    tokens: int = 0,
     scales_with_load: bool = False,
 ) -> None:
     """The residual added by a kernel of its own, where no norm does it: the sum `leaves` the layer, or stands `alone`,
-    with no norm of it behind, or the software does not fuse the two.
+    with no norm of it behind, or the software does not fuse the two. `tokens`: if not this rank's part of them.
 
     Bias and dropout ride on it (Megatron-LM, arXiv 2104.04473, section 4.2; Megatron-Core, fused_bias_dropout.py).
     """
-    values = sharded_tokens(s) * width
+    values = (tokens or sharded_tokens(s)) * width
     if s.stack.dropout:
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
         kind, saved = "dropout_add", values * MASK
@@ -205,10 +206,10 @@ def add_residual(
     )
 
 
-def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, tokens: int = 0) -> None:
     """The gradient through that mask."""
     if s.stack.dropout:
-        values = sharded_tokens(s) * width
+        values = (tokens or sharded_tokens(s)) * width
         work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
         builder.add(f"{name}.dropout_add.bwd", "elem", work)
 
@@ -257,7 +258,8 @@ def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
         norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
         return
     norm_behind(builder, "attn", s)
-    add_residual(builder, "attn", s, h, leaves=model.parallel_block, alone=True)  # a sequential block reads the sum
+    leaves = model.parallel_block  # a sequential block reads the sum
+    add_residual(builder, "attn", s, h, leaves=leaves, alone=True, tokens=gathered_tokens(s))
     if model.norm_placement == "both":
         enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
     elif model.parallel_block and not model.shared_norm:  # it reads the layer's input, which the first norm keeps
@@ -293,10 +295,10 @@ def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the feed-forward part's input to that of attention's output."""
     rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
     before = model.norm_placement != "post" and not model.mixer_only_layers
-    if before and not (model.parallel_block and model.shared_norm):
+    if before and not shares_input(s):
         norm_backward(builder, "norm.ffn", rows, h, residual=True)
     depth.mix_backward(builder, "ffn", s)
-    drop_backward(builder, "attn", s, h)
+    drop_backward(builder, "attn", s, h, tokens=gathered_tokens(s))
     norm_behind_backward(builder, "attn", s)
 
 
@@ -306,7 +308,7 @@ def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> No
     if model.norm_placement == "post":
         builder.add(f"{branch}.residual.bwd", "elem", sum_of_two(rows * h))
         return
-    if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
-        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
+    if shares_input(s):  # the norm's output went to both branches, whose partial gradients are summed first
+        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(s.tokens * h))
     norm_backward(builder, f"norm.{branch}", rows, h, residual=True)
     depth.mix_backward(builder, "attn", s)

@@ -4,6 +4,10 @@ Megatron's scheme (arXiv 2205.05198, section 4.2): with sequence parallelism, no
 tokens, an all-gather precedes the column-parallel and a reduce-scatter follows the row-parallel GEMM; without it, one
 all-reduce follows.
 
+The branches of a parallel block are summed before they are reduced, and with one norm they read the same gathered
+input: one collective of each kind a direction serves both (PaLM, arXiv 2204.02311, section 2; MegaScale, arXiv
+2402.15627, figure 3; EleutherAI/gpt-neox, megatron/model/transformer.py: gpt_j_residual).
+
 What overlaps with GEMMs lies in buffers that all ranks of a node can write to. A rank's own part of a gather is copied
 there first (`stack.tp_buffer`; Transformer Engine 2, fill_userbuffers_buffer_for_all_gather in module/base.py, 2025;
 PyTorch, torch/distributed/_symmetric_memory, 2025), and an input gradient that was summed there is copied out of it
@@ -37,6 +41,17 @@ def sharded_tokens(s: Shapes) -> int:
     """Tokens that norms and residuals of one rank see."""
     layout = s.job.layout
     return -(-s.tokens // layout.tp) if layout.sp else s.tokens
+
+
+def gathered_tokens(s: Shapes) -> int:
+    """Tokens of attention's output where it is added to the other branch's: all, as both are summed first in a parallel
+    block."""
+    return s.tokens if s.model.parallel_block else sharded_tokens(s)
+
+
+def shares_input(s: Shapes) -> bool:
+    """Whether both branches of a layer read one norm's output."""
+    return s.model.parallel_block and s.model.shared_norm
 
 
 def _collective(

@@ -15,7 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-from simulator.validation.runs import nanotron_runs, published_runs, torchtitan_runs
+from simulator.validation.runs import megascale_runs, nanotron_runs, published_runs, torchtitan_runs
 from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
@@ -121,6 +121,12 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.megatron_gb200.*", compute=training_figures.megatron_gb200, heavy=True),
     Rule(pattern="E.bridge.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.nemo2407.*", compute=published_runs.rate, heavy=True),
+    Rule(pattern="E.megascale.*", compute=megascale_runs.dense, heavy=True),
+    Rule(
+        pattern="E.megascale_moe.megatron_lm.*",
+        compute=_never("what it recomputes, its microbatches and how tokens travel are not published"),
+    ),
+    Rule(pattern="E.megascale_moe.*", compute=megascale_runs.experts, heavy=True),
     Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
     Rule(pattern="E.nanotron.*", compute=nanotron_runs.rate, heavy=True),
     Rule(pattern="E.torchtitan.*", compute=torchtitan_runs.rate, heavy=True),

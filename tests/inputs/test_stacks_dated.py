@@ -11,7 +11,8 @@ from simulator.inputs import load_scenario, load_stack
 from simulator.results.simulate import simulate
 
 FOLDER = files("workloads").joinpath("stacks")
-NEW = ("nemo-24", "megatron-core-2026", "megascale", "deepspeed", "maxtext", "torchtitan", "torchtitan-2025", "nanotron")
+NEW = ("nemo-24", "megatron-core-2026", "megascale", "deepspeed", "maxtext")
+NEW += ("torchtitan", "torchtitan-2025", "nanotron")
 
 
 def raw(name: str) -> dict[str, object]:
