@@ -34,8 +34,8 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"multimem_all_reduce|one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce", "comm.all_reduce", TORCH),
     (r"get_dispatch_layout", "comm.layout", DEEPEP),
     (r"(cached_notify|notify_dispatch|notify_combine)", "comm.notify", DEEPEP),
-    (r"\bep::\w+::dispatch\b|deep_ep::\w+::dispatch\b", "comm.dispatch", DEEPEP),
-    (r"\bep::\w+::combine\b|deep_ep::\w+::combine\b", "comm.combine", DEEPEP),
+    (r"\bep::\w+::dispatch\b|deep_ep::\w+::dispatch\b|hybrid_ep::\w*dispatch", "comm.dispatch", DEEPEP),
+    (r"\bep::\w+::combine\b|deep_ep::\w+::combine\b|hybrid_ep::\w*combine", "comm.combine", DEEPEP),
     (r"convolve|scudnn|winograd|fft[12]d|\bcgemm|gcgemm|[dw]grad\w*engine|implicit_gemm|im2col|fprop_implicit"
      r"|conv2d|conv_depthwise|xmma_(fprop|dgrad|wgrad)|(fprop|dgrad|wgrad)_optimized|flip_filter"
      r"|computeOffsetsKernel", "convolution", CUDNN),
