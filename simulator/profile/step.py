@@ -286,10 +286,11 @@ def _measured(groups: Sequence[Sequence[Kernel]]) -> tuple[dict[Key, Spent], dic
 
 
 def family_of(op: Op, *, library: bool) -> str:
-    """The family of the kernels of an op; `library`: tokens travel to their experts by collectives of NCCL."""
-    if library and op.cls in TRAVEL:
-        return family(f"comm.{op.work.kind}" if isinstance(op.work, Collective) else "comm.all_to_all")
-    return family(op.cls)
+    """The family of the kernels of an op: of a collective by its kind; `library`: tokens travel to their experts by
+    collectives of NCCL."""
+    if isinstance(op.work, Collective) and (library or op.cls not in TRAVEL):
+        return family(f"comm.{op.work.kind}")
+    return family("comm.all_to_all" if library and op.cls in TRAVEL else op.cls)
 
 
 def forecast_by_phase(timeline: Timeline, ranks: Sequence[int], *, library: bool = False) -> dict[Key, Spent]:
@@ -355,7 +356,7 @@ def exposed_kernels(timeline: Timeline, ranks: Sequence[int]) -> float:
         for task, sequence in enumerate(tasks.sequence):
             if tasks.lane[task] // LANES == rank:
                 for priced, span in zip(sequence.ops, timeline.op_spans(task), strict=True):
-                    if family(priced.op.cls):
+                    if family(priced.op.cls):  # a wait has none
                         (moving if priced.op.cls.startswith("comm.") else computing).append(span)
         seconds += length(minus(merged(moving), merged(computing)))
     return seconds / len(ranks)
