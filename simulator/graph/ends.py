@@ -29,17 +29,32 @@ def embedding(s: Shapes) -> Block:
     hyper.spread(back, s, "hc.embed.bwd")
     per_layer.look_up(ahead, s)
     per_layer.look_up_backward(back, s)
-    _table_gradient(back, "embed.wgrad", t * h)
+    gather(back, "embed.g", s.in_bf16(), h, in_layer=False)
+    vocab = s.model.vocab_size // s.job.layout.tp
+    _table_gradient(back, "embed.wgrad", t * h, vocab * h)
     if per_layer.has_inputs(s):
-        _table_gradient(back, "per_layer.table.wgrad", t * s.model.per_layer_width)
+        wide = s.model.per_layer_width
+        _table_gradient(back, "per_layer.table.wgrad", t * wide, s.model.vocab_size * wide)
     return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
 
-def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
-    """Gradients of the rows that were looked up, added into the main gradient."""
+def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int) -> None:
+    """Gradients of the rows that were looked up, `values` altogether, added into the main gradient of the `table`.
+
+    PyTorch's autograd makes a gradient of the whole table first, zeros where no row was looked up, and adds that
+    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`).
+    """
     kept = builder.shapes.states.gradient_bytes
-    work = Streaming(read=values * (BF16 + kept), written=values * kept)
+    dense = builder.stack.table_gradient == "dense"
+    each = BF16 if dense else kept
+    if dense:
+        builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
+    work = Streaming(read=values * (BF16 + each), written=values * each)
     builder.add(name, "embedding.bwd", work, adds_to_resident=True)
+    if dense and builder.fused_accumulation:
+        builder.add(f"{name}_add", "elem", Streaming(read=table * (BF16 + kept), written=table * kept))
+    elif dense and not builder.shapes.copies_shards:
+        linear.add_gradient(builder, name.removesuffix(".wgrad"), table)
 
 
 def _head_forward(s: Shapes) -> Segment:
@@ -128,5 +143,5 @@ def _mtp_backward(back: SegmentBuilder, s: Shapes, rows: dict[str, int]) -> Segm
         norm_backward(back, f"mtp.norm_{which}", many, h)
     for name, many, wide in _projected(s, rows):
         linear.weight_gradient(late, name, many, h, wide, recipe=s.recipe)
-    _table_gradient(late, "mtp.embed.wgrad", t * h)
+    _table_gradient(late, "mtp.embed.wgrad", t * h, s.model.vocab_size // s.job.layout.tp * h)
     return late.done()
