@@ -16,13 +16,15 @@ from simulator.cost.price import launches_of
 from simulator.engine.kernel_sequence import ALONE, KernelSequence
 from simulator.engine.tasks import LANES, Timeline
 from simulator.errors import InputError
+from simulator.ops import Collective, Op
 from simulator.profile.names import family, known_class
 from simulator.profile.phases import Repetition, give_phases, in_order, repeated, whole_steps
 from simulator.profile.recording import Kernel, Recording, busy, intervals
 from simulator.profile.scopes import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, PHASES
-from simulator.results.intervals import length, minus
+from simulator.results.intervals import Interval, length, merged, minus
 from simulator.results.simulate import simulate
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 
 SCHEMA = "foretrain.trace-compare-step/1"
 NEEDED = ("GEMM", "GEMM, FP8", "grouped GEMM", "attention forward", "attention backward")
@@ -38,6 +40,8 @@ MARKS = (
 FAR = 1.9
 """Times as many calls as forecast from which a step is one of another model or batch: half as many microbatches, twice
 as many layers."""
+TRAVEL = ("comm.dispatch", "comm.combine")
+"""Classes of tokens on their way to experts and back."""
 LAYER = ("attn", "mlp", "dispatch", "combine")
 """Segments of a layer's forward."""
 Key = tuple[str, str]
@@ -230,7 +234,7 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         raise InputError(f"--rank {rank}: the job has pipeline ranks 0 to {scenario.job.layout.pp - 1}")
     result = simulate(scenario)
     ranks = tuple(range(scenario.job.layout.pp)) if rank is None else (rank,)
-    predicted = forecast_by_phase(result.timeline, ranks)
+    predicted = forecast_by_phase(result.timeline, ranks, library=scenario.stack.dispatcher in LIBRARY)
     phases_from = give_phases(recording)
     steps = whole_steps(recording)
     groups = [step.kernels for step in steps] or [recording.kernels]
@@ -249,7 +253,6 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         )
         for phase, name in keys
     ]
-    exposed = [r.exposed_comm for r in result.ranks if r.rank in ranks]
     return StepComparison(
         recording=recording,
         scenario=scenario,
@@ -260,7 +263,7 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         step=(sum(s.seconds for s in steps) / len(steps), result.metrics["step_time_s"]) if steps else (0.0, 0.0),
         busy=sum(busy(group) for group in groups) / len(groups),
         exposed=sum(_exposed(group) for group in groups) / len(groups),
-        predicted_exposed=part * sum(exposed) / len(exposed),
+        predicted_exposed=part * exposed_kernels(result.timeline, ranks),
         rows=tuple(sorted(rows, key=lambda r: (PHASES.index(r.phase), -max(r.measured.seconds, r.predicted.seconds)))),
         strangers=_strangers(names, known),
         layers=repeated([k for k in in_order(groups[0]) if k.phase == FORWARD and not k.comm]),
@@ -282,9 +285,17 @@ def _measured(groups: Sequence[Sequence[Kernel]]) -> tuple[dict[Key, Spent], dic
     return dict(found), dict(names)
 
 
-def forecast_by_phase(timeline: Timeline, ranks: Sequence[int]) -> dict[Key, Spent]:
+def family_of(op: Op, *, library: bool) -> str:
+    """The family of the kernels of an op: of a collective by its kind; `library`: tokens travel to their experts by
+    collectives of NCCL."""
+    if isinstance(op.work, Collective) and (library or op.cls not in TRAVEL):
+        return family(f"comm.{op.work.kind}")
+    return family("comm.all_to_all" if library and op.cls in TRAVEL else op.cls)
+
+
+def forecast_by_phase(timeline: Timeline, ranks: Sequence[int], *, library: bool = False) -> dict[Key, Spent]:
     """Time and launches of each family in each phase, mean over pipeline ranks. A kernel sequence's time is divided
-    among its ops in proportion to their times alone."""
+    among its ops in proportion to their times alone. `library`: see `family_of`."""
     total: dict[tuple[int, str], Spent] = defaultdict(Spent)
     sequences = {}
     for sequence, phase, seconds in _spans(timeline, ranks):
@@ -295,7 +306,7 @@ def forecast_by_phase(timeline: Timeline, ranks: Sequence[int]) -> dict[Key, Spe
         sequence = sequences[number]
         scale = spent.seconds / sequence.alone if sequence.alone else 0.0
         for priced in sequence.ops:
-            name = family(priced.op.cls)
+            name = family_of(priced.op, library=library)
             if name:
                 seconds, calls = priced.durations[ALONE] * scale, spent.calls * launches_of(priced.op)
                 where = (
@@ -332,6 +343,23 @@ def forward_of_a_layer(timeline: Timeline, ranks: Sequence[int]) -> float:
             seconds += took
             layers += sum(family(p.op.cls) == "attention forward" for p in sequence.ops)
     return seconds / layers if layers else 0.0
+
+
+def exposed_kernels(timeline: Timeline, ranks: Sequence[int]) -> float:
+    """Time in which communication kernels run and no others, mean over pipeline ranks [s]; a wait for the host, or for
+    another rank's launch, is no kernel."""
+    tasks = timeline.tasks
+    seconds = 0.0
+    for rank in ranks:
+        moving: list[Interval] = []
+        computing: list[Interval] = []
+        for task, sequence in enumerate(tasks.sequence):
+            if tasks.lane[task] // LANES == rank:
+                for priced, span in zip(sequence.ops, timeline.op_spans(task), strict=True):
+                    if family(priced.op.cls):  # a wait has none
+                        (moving if priced.op.cls.startswith("comm.") else computing).append(span)
+        seconds += length(minus(merged(moving), merged(computing)))
+    return seconds / len(ranks)
 
 
 def _part(measured: Mapping[Key, Spent], predicted: Mapping[Key, Spent]) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-from simulator.validation.runs import megascale_runs, published_runs, torchtitan_runs
+from simulator.validation.runs import megascale_runs, nanotron_runs, published_runs, torchtitan_runs
 from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
@@ -128,6 +128,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(pattern="E.megascale_moe.*", compute=megascale_runs.experts, heavy=True),
     Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
+    Rule(pattern="E.nanotron.*", compute=nanotron_runs.rate, heavy=True),
     Rule(pattern="E.torchtitan.*", compute=torchtitan_runs.rate, heavy=True),
     Rule(pattern="E.torchao.202508.*", compute=_never("the power limit of these GPUs is not published")),
     Rule(pattern="E.torchao.*", compute=torchtitan_runs.rate, heavy=True),

@@ -23,7 +23,7 @@ def test_published_rates_are_those_of_the_published_times(figure: Figure) -> Non
     with itself by 2.3 %, and its note says so."""
     c = figure.config
     tokens = int(c["gbs"]) * int(c["seq"])
-    assert tokens / figure.value == pytest.approx(
+    assert tokens / float(figure.value) == pytest.approx(
         figure.also["tokens_per_s_total"], rel=0.025 if figure.note.startswith("its printed") else 0.012
     )
 
@@ -37,7 +37,7 @@ def test_the_dense_model_has_the_flop_that_its_mfu_counts(system: str) -> None:
     layers, hidden, seq = job.model.num_hidden_layers, job.model.hidden_size, job.job.batch.sequence_length
     scale = 1 + seq / (6 * hidden) + job.model.vocab_size / (16 * layers * hidden)
     flops = 72 * job.job.tokens_per_step * layers * hidden**2 * scale
-    mfu = 100 * flops / (figure.value * job.job.gpus * job.cluster.gpu.peak.bf16)
+    mfu = 100 * flops / (float(figure.value) * job.job.gpus * job.cluster.gpu.peak.bf16)
     printed = figure.also["mfu_percent"]
     assert (0.99 if system == "megatron_lm" else 1.0) < mfu / printed < (1.01 if system == "megatron_lm" else 1.02)
     assert job.model.parameters() == pytest.approx(175e9, rel=0.01)
