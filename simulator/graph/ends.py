@@ -15,7 +15,7 @@ from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Streaming
+from simulator.ops import Facts, Streaming
 from simulator.spec.model import BlockKind
 
 
@@ -44,17 +44,18 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int)
     PyTorch's autograd makes a gradient of the whole table first, zeros where no row was looked up, and adds that
     (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`).
     """
-    kept = builder.shapes.states.gradient_bytes
-    dense = builder.stack.table_gradient == "dense"
-    each = BF16 if dense else kept
-    if dense:
-        builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
-    work = Streaming(read=values * (BF16 + each), written=values * each)
-    builder.add(name, "embedding.bwd", work, adds_to_resident=True)
-    if dense and builder.fused_accumulation:
-        builder.add(f"{name}_add", "elem", Streaming(read=table * (BF16 + kept), written=table * kept))
-    elif dense and not builder.shapes.copies_shards:
-        linear.add_gradient(builder, name.removesuffix(".wgrad"), table)
+    s, kept = builder.shapes, builder.shapes.states.gradient_bytes
+    if builder.stack.table_gradient == "rows":
+        work = Streaming(read=values * (BF16 + kept), written=values * kept)
+        builder.add(name, "embedding.bwd", work, adds_to_resident=True)
+        return
+    there: Facts = {"adds_to_resident": True, "alive": table * BF16}
+    builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
+    builder.add(name, "embedding.bwd", Streaming(read=2 * values * BF16, written=values * BF16), **there)
+    added = 1.0 if builder.fused_accumulation else 1.0 - 1.0 / max(1, s.job.microbatches)  # the first is kept as it is
+    if added and not s.copies_shards:
+        work = Streaming(read=added * table * (BF16 + kept), written=added * table * kept)
+        builder.add(f"{name}_add", "elem", work, **there)
 
 
 def _head_forward(s: Shapes) -> Segment:

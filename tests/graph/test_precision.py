@@ -212,7 +212,7 @@ def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> Non
 
 
 def test_maxima_of_gathered_tensors_are_those_of_all_their_ranks() -> None:
-    """Transformer Engine, current scaling: the input of a column-parallel layer and the gradient of a row-parallel one."""
+    """Transformer Engine, current scaling: inputs of column-parallel layers and gradients of row-parallel ones."""
     parts = ("layout.tp=4", "precision.recipe=fp8_tensor", "precision.scaling=current")
     for changes, shared in ((parts, 4), ((*parts, "precision.kept=bf16"), 0), ((*parts, "layout.sp=false"), 0)):
         layer = ops(BlockKind.DENSE, *changes)
