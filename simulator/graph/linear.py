@@ -242,13 +242,14 @@ def rescale(builder: SegmentBuilder, name: str, values: float, *, recipe: Recipe
 def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:
     """A kernel of its own adds a microbatch's BF16 gradient of so many values to what is kept.
 
-    Autograd keeps that of a step's first microbatch as it is, so that of m microbatches m - 1 are added: here each
-    moves that part of the bytes.
+    Where gradients are freed, autograd keeps that of a step's first microbatch as it is, so that of m microbatches
+    m - 1 are added: here each moves that part of the bytes. Where they are cleared, all are added.
     """
     shapes = builder.shapes
     microbatches = max(1, shapes.job.microbatches)
-    part, kept = 1.0 - 1.0 / microbatches, shapes.states.gradient_bytes
-    if microbatches > 1:
+    part = 1.0 if builder.stack.gradients_zeroed else 1.0 - 1.0 / microbatches
+    kept = shapes.states.gradient_bytes
+    if part:
         work = Streaming(read=part * values * (BF16 + kept), written=part * values * kept)
         builder.add(f"{name}.wgrad_add", "elem", work)
 
