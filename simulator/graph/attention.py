@@ -342,6 +342,8 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the branch's output to that of queries, keys and values."""
     t, h = s.tokens, s.model.hidden_size
     (_, kv), out = widths(s), output_width(s)
+    if s.model.attention_out_bias:
+        linear.bias_gradient(builder, "attn.o", sharded_tokens(s), h)
     if not s.model.parallel_block:
         gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
@@ -364,6 +366,8 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * sum(projected(s)), BF16, BF16))
+    if s.model.attention_bias and not s.stack.wgrad_accumulation_fused:
+        linear.bias_gradient(builder, "attn.qkv", t, sum(projected(s)))
 
 
 def to_input(builder: SegmentBuilder, s: Shapes) -> None:

@@ -322,8 +322,12 @@ def dense_backward(s: Shapes) -> Segment:
     builder = SegmentBuilder("mlp.B", "I", s)
     per_layer.add_backward(builder, s)
     enter_ffn_backward(builder, s)
+    if s.model.mlp_bias:
+        linear.bias_gradient(builder, "dense.down", sharded_tokens(s), f.hidden)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
+    if s.model.mlp_bias:
+        linear.bias_gradient(builder, "dense.up_gate", f.tokens, f.up)
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)

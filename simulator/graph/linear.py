@@ -252,3 +252,16 @@ def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:
     if part:
         work = Streaming(read=part * values * (BF16 + kept), written=part * values * kept)
         builder.add(f"{name}.wgrad_add", "elem", work)
+
+
+def bias_gradient(builder: SegmentBuilder, name: str, rows: int, width: int) -> None:
+    """The sum over rows of the gradient of an output (rows, width) with a bias, added into the main gradient.
+
+    A kernel of its own makes it where the bias is not added by the layer itself (Megatron-Core adds those of the
+    feed-forward part and of attention's output later, skip_bias_add) or autograd has no fused one; that of Transformer
+    Engine's own biases comes with the weight gradient's GEMM (transformer_engine/pytorch/module/layernorm_linear.py).
+    """
+    kept = builder.shapes.states.gradient_bytes
+    builder.add(f"{name}.bias.bwd", "elem.reduce", Streaming(read=rows * width * BF16, written=width * BF16))
+    added = Streaming(read=width * (BF16 + kept), written=width * kept)
+    builder.add(f"{name}.bias.wgrad_acc", "elem.norm_weight", added)

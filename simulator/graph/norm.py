@@ -155,8 +155,9 @@ def norm_backward(
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
     if weights:
-        added = Streaming(read=width * (FP32 + kept), written=width * kept)
-        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
+        model, added = builder.shapes.model, Streaming(read=width * (FP32 + kept), written=width * kept)
+        count = 2 if model.norm == "layer" and model.norm_bias else 1  # gain and bias
+        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added, count=count)
     if residual and not fused:
         builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
 

@@ -48,6 +48,8 @@ class Stack:
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
         (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (NCCL's all-to-all).
+    table_gradient : what backward makes of an embedding's gradient: the rows that were looked up (rows), or the whole
+        table's, zeros and all, which is then added (dense).
     expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
         data parallelism, with context-parallel ranks between them (data).
     permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
@@ -148,6 +150,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
     keys_repeated: bool = False
     rope_complex: bool = False

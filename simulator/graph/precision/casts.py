@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, Unpack
 
 from simulator.dtypes import BF16, FP8, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.ops import Facts, Part, Streaming
+from simulator.ops import Collective, Facts, Part, Streaming
 from simulator.spec.precision import Formats, Recipe
 
 Place = Literal["column", "row", "alone"]
@@ -73,7 +73,9 @@ def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **
     shards = gathered_from(builder) if place == "column" else 1
     from_norm = place == "column" and builder.fused_quant and formats.kept == "recipe"
     both = formats.kept == "recipe" and (shards == 1 or formats.record.scaled != "tensor")
-    _cast(builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, facts=facts)
+    _cast(
+        builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, shards=shards, facts=facts
+    )
 
 
 def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
@@ -82,7 +84,7 @@ def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place,
     shards = gathered_from(builder) if place == "row" else 1
     scaled = formats.record.scaled
     both = scaled != "row" and (shards == 1 or scaled == "block")
-    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, facts=facts)
+    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, shards=shards, facts=facts)
 
 
 def for_weight_gradient(
@@ -159,6 +161,7 @@ def _cast(
     both: bool,
     from_norm: bool,
     facts: Facts,
+    shards: int = 1,
 ) -> None:
     """The maximum, where the recipe scales whole tensors by their own, and the cast into one form or both."""
     tensor = formats.record.scaled == "tensor"
@@ -167,10 +170,25 @@ def _cast(
         return
     if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
         _stream(builder, f"{name}.amax", "quant.amax", values, Streaming(read=BF16, written=0.0), None, facts)
+    if formats.kept == "recipe":
+        _agree(builder, name, formats, shards, facts)
     turns = both and formats.layouts == 2
     written = formats.record.value * (formats.layouts if both else 1)
     cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
     _stream(builder, name, cls, values, Streaming(read=BF16, written=written), None, facts)
+
+
+def _agree(builder: SegmentBuilder, name: str, formats: Formats, shards: int, facts: Facts) -> None:
+    """What Transformer Engine runs between a tensor's maximum and its cast: of a tensor in `shards` that are gathered
+    the maximum over their ranks, and for current scaling a kernel that makes the scale of it
+    (transformer_engine/pytorch/csrc/quantizer.cpp, Float8CurrentScalingQuantizer::quantize_impl, 2.9, 2025-11)."""
+    current = formats.record.scaled == "tensor" and formats.scaling == "current"
+    if shards > 1 and (current or formats.recipe == "nvfp4"):
+        near = min(shards, builder.shapes.node_gpus)
+        work = Collective(kind="all_reduce", bytes=FP32, ranks=shards, per_node=near)
+        builder.add(f"{name}.maximum.all_reduce", "comm.tp.all_reduce", work, **facts)
+    if current:
+        builder.add(f"{name}.scale", "elem.small", Streaming(read=FP32, written=FP32), **facts)
 
 
 def _stream(
