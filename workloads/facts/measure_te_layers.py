@@ -7,7 +7,7 @@ Megatron-Core's GPTModel, DistributedDataParallel and distributed optimizer with
 into the gradient buffer by the GEMMs, FP8 weights are cast in the first microbatch of a step (`cached` 0) and kept in
 the following ones (1).
 
-`te_times.csv`: a microbatch forward and backward under lasting load, `busy_us` of its kernels, clock and power.
+`te_times.csv`: a microbatch forward and backward under sustained load, `busy_us` of its kernels, clock and power.
 `te_kernels.csv`: every kernel of a microbatch in order, profiled at that clock, and after which module's start
 (`x`) or end (`after x`) it was launched; small spins mark these, so that gaps are not comparable.
 `te_host.csv`: time the calls of a microbatch take, one after the other, at widths where the GPU waits for the host.
@@ -211,8 +211,8 @@ class Draw:
         }
 
 
-def lasting(call: Callable[[], object], draw: Draw, seconds: float = LOAD_SECONDS) -> Row:
-    """Mean time of a call [us] under lasting load: of the second half of the time."""
+def sustained(call: Callable[[], object], draw: Draw, seconds: float = LOAD_SECONDS) -> Row:
+    """Mean time of a call [us] under sustained load: of the second half of the time."""
     call()
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -335,7 +335,7 @@ def whole(case: Case, name: str, precision: str, tables: Mapping[str, Table], dr
     labels = {"case": name, "precision": precision, "layers": case.layers, "seq": case.seq, "mbs": case.mbs}
     for cached in (0, 1) if precision in FP8 else (1,):
         every = ACCUMULATED if cached else 1
-        row = labels | {"cached": cached} | lasting(partial(microbatches, program, every, every), draw)
+        row = labels | {"cached": cached} | sustained(partial(microbatches, program, every, every), draw)
         row["us"] = round(row["us"] / every, 1)
         warm = partial(microbatches, program, max(1, int(3e5 / row["us"])), every)
         plain = profiled(partial(once, program, cached), warm)
