@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import unvectorized
+from simulator.graph.linear import cast, unvectorized
 from simulator.graph.mixers import depth
 from simulator.graph.parallel import sharded_tokens
 from simulator.graph.shapes import Norm, Shapes
@@ -58,14 +58,12 @@ def norm_forward(
     """Read x, write the normalised x; with `residual`, also read the branch and write the sum, where the software fuses
     that (else see `add_residual`).
 
-    Software without a fused norm converts to FP32 and back with kernels of their own.
+    An RMSNorm that a model writes out runs operation by operation (`_written_forward`).
     """
     residual = residual and builder.stack.residual_fused
-    if not builder.stack.norm_fused:
-        builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32), after=after)
-        after = ()
-        builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
-        builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
+    if _written(builder.shapes):
+        _written_forward(builder, name, tokens, width, part=part, saved=saved, after=after)
+        return
     per_value = BF16 * (4 if residual else 2)
     work = Streaming(
         read=tokens * width * per_value / 2,
@@ -85,12 +83,19 @@ def norm_backward(
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
     fused = residual and builder.stack.residual_fused
+    if _written(builder.shapes):
+        _written_backward(builder, name, tokens, width, weights=weights)
+        if residual:
+            builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
+        return
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
-    if (
-        weights and builder.stack.norm_kernels != "compiled"
-    ):  # torch.compile's were measured as one, sum over the rows included
+    whose = builder.stack.norm_kernels
+    if weights and whose == "torch":  # x and dy once more, for the weight's gradient
+        again = Streaming(read=2 * tokens * width * BF16, written=width * FP32)
+        builder.add(f"{name}.bwd_weight", "elem", again)
+    elif weights and whose != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
@@ -99,6 +104,64 @@ def norm_backward(
         builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
     if residual and not fused:
         builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
+
+
+WRITTEN = FP32
+"""Bytes that a written-out RMSNorm keeps of a value more than a fused one: the input in FP32 for its square's gradient
+and the normed value in BF16 for the weight's, where a fused one keeps the input in BF16 [B]."""
+
+
+def _written(s: Shapes) -> bool:
+    """Whether a model's own RMSNorm runs operation by operation; LayerNorm is one call in all software."""
+    return not s.stack.norm_fused and s.model.norm == "rms"
+
+
+def _written_forward(
+    builder: SegmentBuilder,
+    name: str,
+    tokens: int,
+    width: int,
+    *,
+    part: Part | None,
+    saved: float,
+    after: tuple[str, ...],
+) -> None:
+    """RMSNorm as transformers writes it (models/llama/modeling_llama.py, LlamaRMSNorm, 2025): to FP32, the mean of the
+    squares, its inverse root, a product with a value for each row, to BF16, and a product with the weight."""
+    values = tokens * width
+    rows = cast(tokens, FP32, FP32)
+    kept = values * WRITTEN if saved else 0.0
+    builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(values, BF16, FP32), part=part, after=after)
+    builder.add(f"{name}.square", "elem", cast(values, FP32, FP32), part=part)
+    builder.add(f"{name}.mean", "elem", Streaming(read=values * FP32, written=tokens * FP32), part=part)
+    builder.add(f"{name}.root", "elem", rows, part=part, count=2)
+    builder.add(f"{name}.scale", "elem.unvectorized", unvectorized(values, FP32, FP32), part=part)
+    builder.add(f"{name}.to_bf16", "elem", cast(values, FP32, BF16), part=part)
+    builder.add(name, "elem.unvectorized", unvectorized(values, BF16, BF16), part=part, saved=saved + kept)
+
+
+def _written_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *, weights: bool) -> None:
+    """Its gradient, as autograd has it operation by operation (seen in a profile of PyTorch 2.11 on an H200)."""
+    values = tokens * width
+    whole, summed = cast(values, FP32, FP32), Streaming(read=values * FP32, written=tokens * FP32)
+    product = cast(values, 2 * FP32, FP32)
+    if weights:
+        kept = builder.shapes.states.gradient_bytes
+        builder.add(f"{name}.weight.bwd", "elem", sum_of_two(values))
+        builder.add(f"{name}.weight_sum.bwd", "elem", Streaming(read=values * BF16, written=width * BF16))
+        added = Streaming(read=width * (BF16 + kept), written=width * kept)
+        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
+    builder.add(f"{name}.value.bwd", "elem.unvectorized", unvectorized(values, BF16, BF16))
+    builder.add(f"{name}.to_fp32.bwd", "elem.unvectorized", unvectorized(values, BF16, FP32))
+    builder.add(f"{name}.scale.bwd", "elem.unvectorized", unvectorized(values, FP32, FP32))
+    builder.add(f"{name}.root.bwd", "elem", product)
+    builder.add(f"{name}.root_sum.bwd", "elem", summed)
+    builder.add(f"{name}.row.bwd", "elem", cast(tokens, FP32, FP32), count=5)
+    builder.add(f"{name}.mean.bwd", "elem.unvectorized", unvectorized(values, 0.0, FP32))
+    builder.add(f"{name}.double.bwd", "elem", whole, count=2)  # x to the power of 1, times 2
+    builder.add(f"{name}.square.bwd", "elem", product)
+    builder.add(f"{name}.sum.bwd", "elem", product)
+    builder.add(f"{name}.bwd", "elem", cast(values, FP32, BF16))
 
 
 MASK = 1.0

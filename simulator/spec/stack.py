@@ -50,7 +50,8 @@ class Stack:
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
     grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
-    swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
+    swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it. An RMSNorm that is not
+        runs operation by operation, as transformers writes it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
@@ -72,7 +73,8 @@ class Stack:
         the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
-    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's).
+    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; torch: PyTorch's own, whose backward
+        reads its operands a second time for the weight's gradient).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
@@ -125,7 +127,7 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled"]
+    norm_kernels: Literal["training", "compiled", "torch"]
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False

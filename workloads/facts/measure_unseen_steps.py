@@ -27,11 +27,9 @@ import measure_step_parts as parts  # type: ignore[import-not-found]
 import step_runner as runner  # type: ignore[import-not-found]
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from unseen_plan import Case, plan  # type: ignore[import-not-found]
-
-Tensor = torch.Tensor
 
 
 class WrittenNorm(nn.Module):  # type: ignore[misc,unused-ignore]
@@ -178,7 +176,10 @@ def built(c: Case) -> Model:
         for name, p in model.named_parameters():
             p.fill_(1.0) if "norm" in name else p.normal_(std=0.02)
     if c.mode.startswith("fp8"):
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        from torchao.float8 import (  # type: ignore[import-not-found]
+            Float8LinearConfig,
+            convert_to_float8_training,
+        )
 
         config = Float8LinearConfig.from_recipe_name({"fp8_tensor": "tensorwise", "fp8_row": "rowwise"}[c.mode])
         chosen = lambda _, name: "head" not in name and "router" not in name  # noqa: E731
@@ -213,7 +214,9 @@ def program(c: Case) -> parts.Step:
     """A whole step."""
     model = built(c)
     update = Update(c, model)
-    angle = torch.outer(torch.arange(c.seq, device=runner.DEVICE), 1e4 ** (-torch.arange(0, c.d, 2).to(runner.DEVICE) / c.d))
+    angle = torch.outer(
+        torch.arange(c.seq, device=runner.DEVICE), 1e4 ** (-torch.arange(0, c.d, 2).to(runner.DEVICE) / c.d)
+    )
     cos, sin = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
     tokens = torch.randint(0, c.vocab, (c.mbs, c.seq + 1), device=runner.DEVICE)
     bias = torch.zeros(1)
@@ -239,6 +242,7 @@ def main() -> None:
             program(case)()
             print("ran", case.name, flush=True)
         return
+    torch._dynamo.config.recompile_limit = 32
     meter, last = parts.Meter(), time.time() + args.budget
     steps: list[dict[str, Any]] = []
     kernels: list[dict[str, Any]] = []

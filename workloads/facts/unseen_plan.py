@@ -119,8 +119,12 @@ def _cases() -> Iterator[Case]:
     for recomputed in (dense[1], replace(dense[3], mode="compile"), sparse[1], replace(sparse[5], mode="compile")):
         yield replace(recomputed, recompute="full")
     for many, models, mode in (
-        (4, sparse, "eager"), (3, sparse, "compile"), (2, dense, "fp8_tensor"), (3, dense, "compile"), (3, dense, "eager"),
-    ):  # fmt: skip
+        (4, sparse, "eager"),
+        (3, sparse, "compile"),
+        (2, dense, "fp8_tensor"),
+        (3, dense, "compile"),
+        (3, dense, "eager"),
+    ):
         for i, c in enumerate(models):
             yield replace(c, mode=mode)  # type: ignore[arg-type]
             if i < many:

@@ -1,4 +1,4 @@
-"""Whole steps of shapes drawn by lot on one H200, whose forecasts were written down before they ran. Only compared with.
+"""Whole steps of shapes drawn by lot on one H200, with forecasts from before they ran. Only compared with.
 
 `workloads/facts/unseen_plan.py` draws the cases, `measure_unseen_steps.py` runs them.
 """
@@ -29,6 +29,7 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
         *(() if masters else ("optimizer.masters=none",)),
         f"precision.recipe={RECIPES.get(row['mode'], 'bf16')}",
         *(("precision.scaling=current",) if row["mode"] == "fp8_tensor" else ()),
+        *(("stack.norm_fused=false",) if row["style"] == "separate" and row["mode"] == "eager" else ()),
         *(("routing.kind=uniform",) if int(row["experts"]) else ()),
     )
 
