@@ -336,6 +336,7 @@ class AllToAll:
     node_imbalance : the same of that rank's node; 0: the other ranks of the node have the mean.
     barrier : whether ranks wait for each other in it, as no notify came before.
     copies_apart : whether the kernels at both ends, which copy tokens into and out of buffers, are ops of their own.
+    per_node : expert-parallel ranks that a node has room for; 0: one for each of its GPUs.
     """
 
     direction: Literal["dispatch", "combine"]
@@ -351,6 +352,11 @@ class AllToAll:
     barrier: bool = False
     node_imbalance: float = 0.0
     copies_apart: bool = False
+    per_node: int = 0
+
+    def near(self, gpus: int) -> int:
+        """Expert-parallel ranks that share a node of so many GPUs."""
+        return min(self.ranks, self.per_node or gpus)
 
     @property
     def sent(self) -> Streaming:

@@ -226,6 +226,11 @@ def own_table(path: Path, hardware: str) -> list[Sample]:
         table = rows(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', error)}: must be a CSV table") from None
+    lacking = [name for name in ("op", "us") if table and name not in table[0]]
+    if lacking:
+        raise InputError(
+            f"{path}: no column {' and none '.join(lacking)}: must be a table of foretrain calibrate measure"
+        )
     events = event_time(table)
     for at, row in enumerate(table, 1):
         try:

@@ -64,14 +64,14 @@ def all_to_all_cost(
         tokens=work.tokens,
         bytes_per_token=work.bytes_per_token,
         ranks=work.ranks,
-        ranks_per_node=cluster.node.gpus,
+        ranks_per_node=work.per_node or cluster.node.gpus,
     )
     return _throughput(work, params, around(moved, work, cluster), cluster, sms, concurrent_with_compute)
 
 
 def around(moved: Traffic, work: AllToAll, cluster: Cluster) -> Traffic:
     """The traffic of a mean rank scaled to the most loaded rank and its node; staging for the NIC stays even."""
-    node = work.node_imbalance or 1.0 + (work.imbalance - 1.0) / min(work.ranks, cluster.node.gpus)
+    node = work.node_imbalance or 1.0 + (work.imbalance - 1.0) / work.near(cluster.node.gpus)
     return replace(moved, nic=node * moved.nic, nvlink=work.imbalance * moved.nvlink, delivered=node * moved.delivered)
 
 
@@ -251,5 +251,5 @@ def _library(work: AllToAll, cluster: Cluster) -> Cost:
     It ends with the rank that takes most.
     """
     size = work.tokens * work.bytes_per_token * work.gate.top_k * work.imbalance
-    per_node = min(work.ranks, cluster.node.gpus)
+    per_node = work.near(cluster.node.gpus)
     return collective_cost(Collective(kind="all_to_all", bytes=size, ranks=work.ranks, per_node=per_node), cluster)

@@ -20,7 +20,7 @@ from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
 from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
 from simulator.spec.hardware import Gpu, Power
-from simulator.spec.scenario import Scenario
+from simulator.spec.scenario import Scenario, amax_ranks
 from simulator.spec.stack import LIBRARY
 
 DRAW = {
@@ -99,13 +99,14 @@ def at_the_limit(
 
 
 def meeting_ranks(scenario: Scenario) -> int:
-    """Ranks that wait for each other within every layer of a training step: those of tensor and context parallelism,
-    and those whose tokens travel while nothing else runs (NCCL's dispatchers)."""
+    """Ranks that wait for each other within every microbatch of a training step: those of tensor and context
+    parallelism, those whose tokens travel while nothing else runs (NCCL's dispatchers), and those that agree on the
+    largest values of tensors."""
     layout = scenario.job.layout
     if scenario.workload.serves:
         return 1
     experts = layout.ep if scenario.model.is_moe and scenario.stack.dispatcher in LIBRARY else 1
-    return layout.tp * layout.cp * experts
+    return max(layout.tp * layout.cp * experts, amax_ranks(scenario.job, scenario.stack, scenario.formats))
 
 
 def slowdown(watts: float, gpu: Gpu, gpus: int, meeting: int = 1) -> float:
@@ -120,7 +121,8 @@ def slowdown_above(watts: float, gpu: Gpu, above: float, meeting: int = 1) -> fl
     """The same where the slowest GPU demands `above` standard deviations more than the mean.
 
     At the limit the governor moves each GPU's clock up and down, and ranks that meet within that time wait for the one
-    that is slowest just then. Both deviations are independent, so that their squares add up.
+    that is slowest just then; but no clock rises above its highest, so that it moves less near the limit. Both
+    deviations are independent, so that their squares add up.
     """
     if gpu.power is None:
         return 1.0
@@ -128,8 +130,8 @@ def slowdown_above(watts: float, gpu: Gpu, above: float, meeting: int = 1) -> fl
         float(max(1.0, demand / gpu.power_cap) ** gpu.power.exponent)
         for demand in (watts, watts * (1.0 + gpu.power.spread * above))
     )
-    late = gpu.power.dither * highest_demand(meeting)
-    if worst <= 1.0 or not late:
+    late = min(gpu.power.dither * highest_demand(meeting), worst - 1.0)
+    if not late:
         return worst
     lead = worst / usual - 1.0
     return usual * (1.0 + hypot(max(0.0, lead), late) + min(0.0, lead))

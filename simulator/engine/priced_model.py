@@ -12,6 +12,8 @@ from simulator.engine.ranks.waits import Rendezvous
 from simulator.engine.tasks import Tasks
 from simulator.engine.two_batch import two_batch_program
 from simulator.graph.block import Block
+from simulator.graph.precision.amax import with_amax
+from simulator.graph.serving.shapes import ServingShapes
 from simulator.graph.shapes import Shapes
 from simulator.ops import HostWork, Op
 from simulator.schedule import Pair, Schedule, Step
@@ -64,7 +66,8 @@ class PricedModel:
 
     def blocks_of(self, stage: int) -> list[Block]:
         """The blocks of a stage in order."""
-        return [self.blocks[kind] for kind in self.stages[stage]]
+        blocks = [self.blocks[kind] for kind in self.stages[stage]]
+        return blocks if isinstance(self.shapes, ServingShapes) else with_amax(blocks, self.shapes)
 
 
 def program_of(built: PricedModel, step: Step) -> Program:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from math import hypot
 from weakref import WeakKeyDictionary
 
@@ -372,15 +373,17 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     assert isinstance(work, (Collective, PointToPoint))
     feeds = isinstance(work, PointToPoint) or work.kind == "all_gather"
     side = after if feeds else list(reversed(before))
-    kernel = next((p for p in side if isinstance(p.op.work, (Gemm, Attention))), None)
-    if kernel is None:
+    first = next((at for at, p in enumerate(side) if isinstance(p.op.work, (Gemm, Attention))), None)
+    if first is None:
         return collective
+    kernel = side[first]
     time, alone = collective.durations[ALONE], kernel.durations[ALONE]
     if collective.op.concurrent_with == "whole" or isinstance(work, PointToPoint):
         slowed = alone + collective.cost.held * (kernel.durations[COLLECTIVE] - alone)
         rest = max(time, time + alone * (1.0 - time / slowed)) - alone
     else:
-        rest = in_pieces(collective, kernel, work, price) - alone
+        fed = of_one_input(side[first:]) if feeds else [kernel]
+        rest = in_pieces(collective, fed, work, price) - sum(one.durations[ALONE] for one in fed)
     rest = max(0.0, rest)  # which rounding may miss
     left = min(1.0, rest / time) if time else 0.0  # the other bytes cross the links during the kernel
     cost = collective.cost
@@ -388,20 +391,33 @@ def exposed(collective: Priced, before: Sequence[Priced], after: Sequence[Priced
     return replace(collective, cost=cost, durations=(rest,) * 4)
 
 
-def in_pieces(collective: Priced, kernel: Priced, work: Collective, price: Pricer) -> float:
-    """Time of a collective and the kernel that it feeds or drains, in pieces (`simulator.cost.pieces`) [s].
+def of_one_input(kernels: Sequence[Priced]) -> list[Priced]:
+    """The first kernel, and GEMMs right behind it of the same rows: several layers that read what one gather brings."""
+    first = kernels[0].op.work
+    if not isinstance(first, Gemm):
+        return [kernels[0]]
+    works = ((p, p.op.work) for p in kernels)
+    same = takewhile(lambda one: isinstance(one[1], Gemm) and (one[1].m, one[1].k) == (first.m, first.k), works)
+    return [p for p, _ in same]
+
+
+def in_pieces(collective: Priced, kernels: Sequence[Priced], work: Collective, price: Pricer) -> float:
+    """Time of a collective and the kernels that it feeds, or the one that it drains, in pieces [s]
+    (`simulator.cost.pieces`).
 
     Attention cut into one chunk per rank and pipelined: comm time C and G in n chunks take max(C, G) + min(C, G)/n
     (Ring Attention, arXiv 2310.01889).
     """
-    op, gemm, ranks = kernel.op, kernel.op.work, work.ranks
-    time, alone = collective.durations[ALONE], kernel.durations[ALONE]
+    op, gemm, ranks = kernels[0].op, kernels[0].op.work, work.ranks
+    time, alone = collective.durations[ALONE], sum(one.durations[ALONE] for one in kernels)
     if not isinstance(gemm, Gemm) or gemm.form != "dense":
         return max(time, alone) + min(time, alone) / ranks
     if collective.op.concurrent_with == "pipeline":
         piece = price(replace(op, work=replace(gemm, n=-(-gemm.n // SPLITS)))).durations[ALONE]
         return max(alone, scattered(time, piece, SPLITS, sent=SPLITS))
-    piece = price(replace(op, work=replace(gemm, m=-(-gemm.m // ranks)))).durations[ALONE]
+    rows = -(-gemm.m // ranks)
+    pieces = [replace(one.op, work=replace(one.op.work, m=rows)) for one in kernels if isinstance(one.op.work, Gemm)]
+    piece = sum(price(each).durations[ALONE] for each in pieces)
     if work.kind == "all_gather":
         return max(alone, gathered(time, piece, ranks))
     sums = Streaming(read=work.bytes, written=work.bytes / ranks)

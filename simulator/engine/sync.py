@@ -2,6 +2,8 @@
 
 Dense parameters are reduced over data parallelism, experts over the ranks that hold the same experts. In a
 bidirectional pipeline each stage stands on two ranks, whose copies reduce together. ZeRO-1 and up shard the update.
+What software does to a rank's own gradients before they are reduced once a step (`stack.gradient_check`,
+`gradient_mean`), it does to all of them, however the update is sharded.
 
 With `layout.replicas` (HSDP) neighbouring ranks form a group that shards everything, as PyTorch's meshes and
 Megatron-Core's optimizer instances lay them out; each rank then all-reduces its shard of the gradients over the groups.
@@ -22,7 +24,7 @@ from simulator.engine.kernel_sequence import KernelSequence, sequence_of
 from simulator.engine.program import Pricer, Program
 from simulator.engine.sync_order import sync_order
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, ActionOf, Tasks
-from simulator.engine.update import muon_shard_bytes, update_ops
+from simulator.engine.update import muon_shard_bytes, own_gradient_ops, update_ops
 from simulator.graph.parameters import Held, held_by_blocks, held_by_stage
 from simulator.ops import Collective, CollectiveKind, Op, Streaming
 from simulator.schedule import Schedule, Step, stages_on
@@ -211,14 +213,16 @@ def append_optimizer(
     for rank, stage in wgrad_end:
         holders.setdefault(stage, []).append(rank)
     sync = Sync(scenario, price, max(len(ranks) for ranks in holders.values()))
+    if not sync.order.reduces_in_actions:
+        tails = _own_gradients(scenario, stages, price, tasks, wgrad_end, tails)
     for rank in range(tasks.ranks):
-        mine = sorted(stage for holder, stage in wgrad_end if holder == rank)
+        mine = sorted((stage for on, stage in wgrad_end if on == rank), key=lambda stage: max(wgrad_end[rank, stage]))
         first = len(tasks.lane)
         reduced = [
             task
             for stage in mine
             for task in scattered.get((rank, stage))
-            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, wgrad_end, tails)
+            or _reduce(scenario, sync, stage, stages[stage], tasks, rank, holders, wgrad_end, tails, stage == mine[-1])
         ]
         total = Held()
         for stage in mine:
@@ -234,6 +238,33 @@ def append_optimizer(
         tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
 
 
+def _own_gradients(
+    scenario: Scenario,
+    stages: Sequence[Sequence[BlockKind]],
+    price: Pricer,
+    tasks: Tasks,
+    wgrad_end: dict[tuple[int, int], tuple[int, ...]],
+    tails: list[tuple[int, ...]],
+) -> list[tuple[int, ...]]:
+    """Append what each rank does to its own gradients before they are reduced; returns the new tails.
+
+    Software that reduces block by block does it block by block, too, on the stream of compute; here it stands behind
+    all compute, which takes as long, and before the last reduction.
+    """
+    out: list[tuple[int, ...]] = []
+    for rank, tail in enumerate(tails):
+        mine = [held_by_stage(stages[stage], scenario.model, scenario.job) for on, stage in wgrad_end if on == rank]
+        ops = own_gradient_ops(sum(mine, Held()), scenario)
+        if ops:
+            first = len(tasks.lane)
+            sequence = sequence_of("compute", "gradients", [price(op) for op in ops])
+            out.append((tasks.add(rank * LANES + COMPUTE, sequence, tail),))
+            tasks.actions.append(ActionOf(rank, None, "optimizer", first, len(tasks.lane)))
+        else:
+            out.append(tail)
+    return out
+
+
 def _reduce(
     scenario: Scenario,
     sync: Sync,
@@ -244,8 +275,10 @@ def _reduce(
     holders: dict[int, list[int]],
     wgrad_end: dict[tuple[int, int], tuple[int, ...]],
     tails: list[tuple[int, ...]],
+    last: bool,
 ) -> list[int]:
-    """Append the reductions of one stage's gradients on one rank, the block that is ready first leading."""
+    """Append the reductions of one stage's gradients on one rank, the block that is ready first leading; the very last
+    waits for all that the rank has to do before."""
     held = held_by_blocks(blocks, scenario.model, scenario.job)
     out: list[int] = []
     for _, block in sync.order.reductions({stage: len(blocks)}):
@@ -253,6 +286,8 @@ def _reduce(
             size, done = sum(held, Held()), {task for holder in holders[stage] for task in tails[holder]}
         else:
             size, done = held[block], {wgrad_end[holder, stage][block] for holder in holders[stage]}
+            if last and block == 0:
+                done.update(task for holder in holders[stage] for task in tails[holder])
         sequences = sync.reduce(f"grad.s{stage}", sync.order.reduction, size)
         out += [tasks.add(rank * LANES + SYNC, sequence, tuple(sorted(done))) for sequence in sequences]
     return out

@@ -96,10 +96,10 @@ class SyncOrder:
     def reductions(self, blocks: Mapping[int, int]) -> Iterator[tuple[int, int | None]]:
         """What a rank reduces at the end of a step, in order: (stage, block), or (stage, None) for all of it in one.
 
-        `blocks` is how many blocks each of its stages has. The block whose gradients are complete first is reduced
-        first.
+        `blocks` is how many blocks each of its stages has, those first whose backward ends first. The block whose
+        gradients are complete first is reduced first.
         """
-        for stage in sorted(blocks):
+        for stage in blocks:
             if self.by_block:
                 yield from ((stage, block) for block in reversed(range(blocks[stage])))
             else:

@@ -1,4 +1,4 @@
-"""The kernels that change the parameters at the end of a step."""
+"""The kernels that change the parameters at the end of a step, and those on gradients before they are reduced."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ from simulator.spec.states import States
 
 NEWTON_SCHULZ = 5
 """Iterations that orthogonalise a matrix (arXiv 2502.16982, section 2.1)."""
+
+
+def own_gradient_ops(held: Held, scenario: Scenario) -> list[Op]:
+    """Kernels on a rank's own gradients before they are reduced once a step: their norm, and the scaling to a mean.
+
+    Megatron-Core reads and writes its whole buffer so, whatever part of it the rank updates
+    (megatron/core/distributed/param_and_grad_buffer.py, start_grad_sync and check_grads, 2025).
+
+    Parameters
+    ----------
+    held : parameters of all stages of the rank.
+    """
+    job, stack = scenario.job, scenario.stack
+    size = held.total * scenario.states.gradient_bytes
+    ops = []
+    if stack.gradient_check:
+        ops.append(_op("gradient.check", "elem", Streaming(read=size, written=0.0)))
+    if stack.gradient_mean == "before" and job.dp * job.layout.cp > 1:
+        ops.append(_op("gradient.scale", "elem", Streaming(read=size, written=size)))
+    return ops
 
 
 def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int], scenario: Scenario) -> list[Op]:
@@ -84,16 +104,45 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     kept = states.master_bytes + states.moment_bytes
     second = (states.moment_bytes - states.first_bytes) * matrices
     read = mine * (states.gradient_bytes + kept) - second
-    written = mine * (kept + _copied(states, scenario.job.layout.zero)) - second
-    ops = [_op("optimizer.grad_norm", "elem", Streaming(read=mine * states.gradient_bytes, written=0.0))]
-    if away < 1:
-        work = Streaming(read=(1 - away) * read, written=(1 - away) * written, values=(1 - away) * mine)
+    copied = _copied(states, scenario.job.layout.zero)
+    apart = scenario.stack.weights_copied and states.masters != "none"
+    written = mine * (kept + copied) - second
+    gradients = mine * states.gradient_bytes
+    ops = [_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0))]
+    if scenario.stack.gradients_clipped:
+        ops.append(_op("optimizer.clip", "elem", Streaming(read=gradients, written=gradients)))
+    here = (1 - away) * mine
+    if away < 1 and scenario.stack.update == "foreach" and states.kind == "adamw":
+        ops.append(_foreach(here, states))
+    elif away < 1:
+        changed = (1 - away) * written - (here * copied if apart else 0.0)
+        work = Streaming(read=(1 - away) * read, written=changed, values=here)
         ops.append(_op(f"optimizer.{_NAMES[states.kind]}", "optimizer", work))
+        if apart:
+            work = Streaming(read=here * states.master_bytes, written=here * copied)
+            ops.append(_op("optimizer.copy_w", "elem", work))
     if away:
         ops.append(
             _op("optimizer.host", "optimizer.host", _on_host(away * mine, read / mine, written / mine, scenario))
         )
     return ops + (_orthogonal(blocks, parts, scenario) if states.kind == "muon" else [])
+
+
+FOREACH = (("p", "p"), ("mg", "m"), ("v", "v"), ("vg", "v"), ("v", "v"), ("v", "v"), ("v", "v"), ("pmv", "p"))
+"""What each kernel of AdamW reads and writes: decay of the parameters, first moment, decay of the second, its sum with
+the squared gradient, square root, correction of its bias, epsilon, step (torch/optim/adamw.py, _multi_tensor_adamw,
+2024; the squared gradient is read once)."""
+
+
+def _foreach(mine: float, states: States) -> Op:
+    """AdamW of so many parameters by a kernel for each of its operations."""
+    sizes = {"p": states.master_bytes, "g": states.gradient_bytes, "m": states.first_bytes}
+    sizes["v"] = states.moment_bytes - states.first_bytes
+    read = sum(sizes[of] for reads, _ in FOREACH for of in reads)
+    written = sum(sizes[of] for _, writes in FOREACH for of in writes)
+    kernels = len(FOREACH)
+    work = Streaming(read=mine * read / kernels, written=mine * written / kernels)
+    return _op("optimizer.adam", "elem", work, kernels)
 
 
 def _on_host(mine: float, read: float, written: float, scenario: Scenario) -> HostWork:

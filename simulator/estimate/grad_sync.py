@@ -13,7 +13,7 @@ from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel
 from simulator.engine.power import energy_above_idle
 from simulator.engine.sync import Sync
-from simulator.engine.update import update_ops
+from simulator.engine.update import own_gradient_ops, update_ops
 from simulator.estimate.compiled import Gates, Times, Traffic
 from simulator.estimate.shared_prices import ActionCost, SharedPrices
 from simulator.graph.parameters import Held
@@ -139,12 +139,14 @@ class GradSync:
             slowed[rank] = max(slowed[rank], self.lost(stage, last[rank, stage][1]))
         step = 0.0
         overlap = self.built.scenario.stack.post_validation and not self.order.gathers_before
+        ready = [free + self.own_gradients(on) for free, on in zip(times.free, self.on, strict=True)]
         for rank, stages in enumerate(self.on):
             synced = gathered[rank]  # by ZeRO-2 and -3, with what each microbatch has reduced
             if not self.order.reduces_in_actions:
-                synced = self.reduced(stages, times, wgrad_end, holders, gathered[rank])
+                ordered = sorted((s for s in stages if (rank, s) in wgrad_end), key=lambda s: max(wgrad_end[rank, s]))
+                synced = self.reduced(ordered, ready, wgrad_end, holders, gathered[rank])
             synced += sum(sequence.alone for sequence in self.sync.orthogonalised(self.total(stages)))
-            done = max(times.free[rank], synced) + slowed[rank]
+            done = max(ready[rank], synced) + slowed[rank]
             done += self.update(stages)
             if self.order.gathers_behind:
                 done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
@@ -160,19 +162,19 @@ class GradSync:
     def reduced(
         self,
         stages: Sequence[int],
-        times: Times,
+        ended: Sequence[float],
         wgrad_end: Mapping[Place, list[float]],
         holders: Mapping[int, list[int]],
         free: float,
     ) -> float:
-        """When the last reduction of a rank ends [s]."""
+        """When the last reduction of a rank ends; `ended`: when the ranks are done with their own gradients [s]."""
         now = free
         for stage, block in self.order.reductions({stage: len(self.stage(stage).reduce) for stage in stages}):
-            mine = self.stage(stage)
+            mine, last = self.stage(stage), block == 0 and stage == stages[-1]
             seconds = (mine.reduce_all if block is None else mine.reduce[block]).seconds
             if seconds:
                 ready = [
-                    times.free[rank] if block is None else wgrad_end[rank, stage][block] for rank in holders[stage]
+                    ended[rank] if block is None or last else wgrad_end[rank, stage][block] for rank in holders[stage]
                 ]
                 now = max(now, *ready) + seconds
         return now
@@ -196,6 +198,16 @@ class GradSync:
             lost=together(self.stage(back.stage).reduce).share_lost(cost.slowed),
         )
 
+    def own_gradients(self, stages: Sequence[int]) -> float:
+        """The time of the kernels on a rank's own gradients before they are reduced once a step [s]."""
+        if self.order.reduces_in_actions:
+            return 0.0
+        key = ("own gradients", self.total(stages), self.groups, self.copies)
+        return self.shared.shared(key, lambda: sum(one.durations[ALONE] for one in self._own(stages)))
+
+    def _own(self, stages: Sequence[int]) -> list[Priced]:
+        return [self.built.price(op) for op in own_gradient_ops(self.total(stages), self.built.scenario)]
+
     def update(self, stages: Sequence[int]) -> float:
         """The time of the optimizer's kernels on one rank [s]."""
         key = ("update", self.total(stages), self.order.zero, self.groups)
@@ -203,7 +215,8 @@ class GradSync:
 
     def update_energy(self, stages: Sequence[int], power: Power) -> float:
         """Energy that these kernels take above that of an idle GPU [J]."""
-        return energy_above_idle(self._update(stages), power)
+        before = [] if self.order.reduces_in_actions else self._own(stages)
+        return energy_above_idle([*before, *self._update(stages)], power)
 
     def _update(self, stages: Sequence[int]) -> list[Priced]:
         """The optimizer's kernels on one rank."""

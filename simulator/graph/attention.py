@@ -26,6 +26,7 @@ from simulator.graph.parallel import (
     regather,
     scatter,
     sharded_tokens,
+    shares_input,
 )
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Gemm, Part, Streaming
@@ -72,7 +73,7 @@ def core_work(s: Shapes, *, backward: bool) -> Attention:
         seq_q=s.seq,
         seq_kv=s.seq_kv,
         heads=heads_per_rank(s),
-        kv_heads=kv_heads_per_rank(s),
+        kv_heads=heads_per_rank(s) if s.stack.keys_repeated else kv_heads_per_rank(s),
         d_qk=s.model.qk_head_dim,
         d_v=s.model.v_dim,
         causal=True,
@@ -202,6 +203,9 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
     q, k = widths(s)[0], 0 if s.model.mixer_of(0).reuses else kv_heads_per_rank(s) * s.model.qk_head_dim
     if not s.model.rotated_share:
         return
+    if s.stack.rope_complex:
+        _rotate_complex(builder, _rotated(s, q + k), name, part=part)
+        return
     if s.stack.rope_fused:
         builder.add(f"rope.qk.{name}", "rope", linear.rotation(_rotated(s, q + k)), part=part)
         return
@@ -218,6 +222,29 @@ def _rotate(builder: SegmentBuilder, s: Shapes, name: str, *, part: Part | None 
             builder.add(f"attn.{which}.copy.{name}", "elem.unvectorized", copied, part=part)
         else:
             builder.add(f"rope.{which}.cat.{name}", "cat.unvectorized", unvectorized(values, BF16, BF16), part=part)
+
+
+def _rotate_complex(builder: SegmentBuilder, values: int, name: str, *, part: Part | None) -> None:
+    """Pairs of values widened to complex numbers of FP32, multiplied with those of the table, and narrowed; the same
+    for their gradients. torch.compile leaves the multiplication to PyTorch's kernel (torch/_inductor/lowering.py, 2025:
+    complex inputs fall back), which reads the table of a token for all its heads."""
+    pairs = unvectorized(values / 2, 2 * FP32, 2 * FP32)
+    builder.add(f"rope.qk.widen.{name}", "elem", cast(values, BF16, FP32), part=part)
+    builder.add(f"rope.qk.multiply.{name}", "elem.unvectorized", pairs, part=part)
+    builder.add(f"rope.qk.narrow.{name}", "elem", cast(values, FP32, BF16), part=part)
+
+
+def _repeat_keys(builder: SegmentBuilder, s: Shapes, name: str, *, backward: bool = False) -> None:
+    """Keys and values copied for every query head that shares them, or their gradients summed over these."""
+    (_, kv), d = widths(s), s.model.qk_head_dim + s.model.v_dim
+    whole = heads_per_rank(s) * d
+    if not s.stack.keys_repeated or kv == whole:
+        return
+    few, many = s.tokens * kv * BF16, s.tokens * whole * BF16
+    if backward:
+        builder.add(name, "elem.reduce", Streaming(read=many, written=few))
+    else:
+        builder.add(name, "elem", Streaming(read=few, written=many), saved=many - few)
 
 
 def _rotated(s: Shapes, width: int) -> int:
@@ -275,12 +302,15 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
     if indexer.is_sparse(s):
         indexer.projections(builder, s)
         indexer.choose(builder, s)
+    _repeat_keys(builder, s, "attn.kv.repeat.fwd")
     core_forward(builder, s, "attn.core.fwd", saved=kept)
-    if not s.stack.rope_fused:  # eager concatenation leaves heads before tokens; the core's output lies like its input
+    if not (s.stack.rope_fused or s.stack.rope_complex):
+        # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
     linear.forward(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
-    scatter(builder, "attn.o", s, h)
+    if not s.model.parallel_block:
+        scatter(builder, "attn.o", s, h)
 
 
 def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
@@ -312,7 +342,10 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the branch's output to that of queries, keys and values."""
     t, h = s.tokens, s.model.hidden_size
     (_, kv), out = widths(s), output_width(s)
-    gather(builder, "attn.o_g", s, h)
+    if s.model.attention_out_bias:
+        linear.bias_gradient(builder, "attn.o", sharded_tokens(s), h)
+    if not s.model.parallel_block:
+        gather(builder, "attn.o_g", s, h)
     linear.input_gradient(builder, "attn.o", t, h, out, recipe=s.recipe, place="row")
     gate_output(builder, s, backward=True)
     if s.fp8:
@@ -324,6 +357,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         core_forward(builder, s, "attn.core.recompute", part="R")
     _gather_all(builder, s, "attn.dkv.transfer", kv, passes=2)
     core_backward(builder, s)
+    _repeat_keys(builder, s, "attn.kv.repeat.bwd", backward=True)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
     for name, rows, width in _head_norms(s):
@@ -332,13 +366,16 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
         builder.add("attn.qkv.cat.bwd", "elem", cast(t * sum(projected(s)), BF16, BF16))
+    if s.model.attention_bias and not s.stack.wgrad_accumulation_fused:
+        linear.bias_gradient(builder, "attn.qkv", t, sum(projected(s)))
 
 
 def to_input(builder: SegmentBuilder, s: Shapes) -> None:
     """On to the gradient of the norm's output."""
     t, h, made = s.tokens, s.model.hidden_size, sum(projected(s))
-    regather(builder, "attn.x", s, h)
-    linear.input_gradient(builder, "attn.qkv", t, made, h, recipe=s.recipe, place="column")
+    if not shares_input(s):
+        regather(builder, "attn.x", s, h)
+    linear.input_gradient(builder, "attn.qkv", t, made, h, recipe=s.recipe, place="column", matrices=projected(s))
     if s.fp8:
         linear.cast_for_wgrad(builder, "attn.qkv", t, h, which="x")
         linear.cast_for_wgrad(builder, "attn.qkv", t, made, which="g")
@@ -352,5 +389,7 @@ def weights(s: Shapes) -> Segment:
     if indexer.is_sparse(s):
         indexer.weight_gradients(builder, s)
     linear.weight_gradient(builder, "attn.o", s.tokens, h, output_width(s), recipe=s.recipe, place="row")
-    linear.weight_gradient(builder, "attn.qkv", s.tokens, wide, h, recipe=s.recipe, place="column")
+    linear.weight_gradient(
+        builder, "attn.qkv", s.tokens, wide, h, recipe=s.recipe, place="column", matrices=projected(s)
+    )
     return builder.done()

@@ -84,6 +84,8 @@ class SegmentBuilder:
         self.stream: Stream = stream
         self.unit: Unit = ""
         self._ops: list[Op] = []
+        self._waits: tuple[str, ...] = ()
+        self._saved = 0.0
 
     @property
     def stack(self) -> Stack:
@@ -107,6 +109,10 @@ class SegmentBuilder:
         yield
         self.unit = before
 
+    def hand_on(self, waits: tuple[str, ...], saved: float = 0.0) -> None:
+        """What is added next waits for these ops, too, and keeps so many bytes more [B]."""
+        self._waits, self._saved = self._waits + waits, self._saved + saved
+
     def add(
         self,
         name: str,
@@ -120,11 +126,13 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
-        captured = self.stack.cuda_graphs == "layers" or (
-            self.stack.cuda_graphs == "attention" and self.name in ATTENTION_SEGMENTS
-        )
+        graphs, attention = self.stack.cuda_graphs, self.name in ATTENTION_SEGMENTS
+        gate = attention and name.startswith("router.")
+        captured = graphs == "layers" or (graphs == "attention" and attention) or (graphs == "gate" and gate)
         facts["captured"] = captured and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
+        after, self._waits = (*self._waits, *after), ()
+        saved, self._saved = self._saved + saved, 0.0
         self._ops.append(
             Op(
                 name=name,

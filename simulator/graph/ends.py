@@ -15,7 +15,7 @@ from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Streaming
+from simulator.ops import Facts, Streaming
 from simulator.spec.model import BlockKind
 
 
@@ -29,17 +29,33 @@ def embedding(s: Shapes) -> Block:
     hyper.spread(back, s, "hc.embed.bwd")
     per_layer.look_up(ahead, s)
     per_layer.look_up_backward(back, s)
-    _table_gradient(back, "embed.wgrad", t * h)
+    gather(back, "embed.g", s.in_bf16(), h, in_layer=False)
+    vocab = s.model.vocab_size // s.job.layout.tp
+    _table_gradient(back, "embed.wgrad", t * h, vocab * h)
     if per_layer.has_inputs(s):
-        _table_gradient(back, "per_layer.table.wgrad", t * s.model.per_layer_width)
+        wide = s.model.per_layer_width
+        _table_gradient(back, "per_layer.table.wgrad", t * wide, s.model.vocab_size * wide)
     return Block(kind=BlockKind.EMBED, forward=(ahead.done(),), backward=(back.done(),))
 
 
-def _table_gradient(builder: SegmentBuilder, name: str, values: int) -> None:
-    """Gradients of the rows that were looked up, added into the main gradient."""
-    kept = builder.shapes.states.gradient_bytes
-    work = Streaming(read=values * (BF16 + kept), written=values * kept)
-    builder.add(name, "embedding.bwd", work, adds_to_resident=True)
+def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int) -> None:
+    """Gradients of the rows that were looked up, `values` altogether, added into the main gradient of the `table`.
+
+    PyTorch's autograd makes a gradient of the whole table first, zeros where no row was looked up, and adds that
+    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`).
+    """
+    s, kept = builder.shapes, builder.shapes.states.gradient_bytes
+    if builder.stack.table_gradient == "rows":
+        work = Streaming(read=values * (BF16 + kept), written=values * kept)
+        builder.add(name, "embedding.bwd", work, adds_to_resident=True)
+        return
+    there: Facts = {"adds_to_resident": True, "alive": table * BF16}
+    builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
+    builder.add(name, "embedding.bwd", Streaming(read=2 * values * BF16, written=values * BF16), **there)
+    added = 1.0 if builder.fused_accumulation else 1.0 - 1.0 / max(1, s.job.microbatches)  # the first is kept as it is
+    if added and not s.copies_shards:
+        work = Streaming(read=added * table * (BF16 + kept), written=added * table * kept)
+        builder.add(f"{name}_add", "elem", work, **there)
 
 
 def _head_forward(s: Shapes) -> Segment:
@@ -71,9 +87,9 @@ def head(s: Shapes) -> Block:
         loss.scale_fused(back, late, s, t, vocab)
     else:
         loss.backward(back, s, t, vocab)
-        regather(back, "head.x", s, h)
+        regather(back, "head.x", s, h, in_layer=False)
         linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)
-        scatter(back, "head.dx", s, h, gradient=True)
+        scatter(back, "head.dx", s, h, gradient=True, in_layer=False)
         linear.weight_gradient(late, "head", t, vocab, h, recipe=s.recipe)
     if s.norm_again("end"):
         norm_forward(back, "norm.final.recompute", sharded_tokens(s), h, part="R")
@@ -128,5 +144,5 @@ def _mtp_backward(back: SegmentBuilder, s: Shapes, rows: dict[str, int]) -> Segm
         norm_backward(back, f"mtp.norm_{which}", many, h)
     for name, many, wide in _projected(s, rows):
         linear.weight_gradient(late, name, many, h, wide, recipe=s.recipe)
-    _table_gradient(late, "mtp.embed.wgrad", t * h)
+    _table_gradient(late, "mtp.embed.wgrad", t * h, s.model.vocab_size // s.job.layout.tp * h)
     return late.done()

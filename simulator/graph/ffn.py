@@ -22,7 +22,7 @@ from simulator.graph.norm import (
     norm_forward,
     sum_of_two,
 )
-from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
+from simulator.graph.parallel import gather, regather, scatter, sharded_tokens, shares_input
 from simulator.graph.precision.casts import Place
 from simulator.graph.shapes import Activated, Shapes
 from simulator.ops import Facts, Gemm, Streaming
@@ -75,7 +75,12 @@ class Ffn:
     @property
     def up(self) -> int:
         """Output width of the first GEMM."""
-        return self.inner * (2 if self.gated else 1)
+        return sum(self.projected)
+
+    @property
+    def projected(self) -> tuple[int, ...]:
+        """Widths of what the input is projected to: gate and up, or up alone."""
+        return (self.inner,) * (2 if self.gated else 1)
 
 
 def ffn_of(s: Shapes, name: Literal["dense", "shared"]) -> Ffn:
@@ -192,7 +197,7 @@ def up(builder: SegmentBuilder, f: Ffn, s: Shapes, *, cast_input: bool) -> None:
         place=f.first,
         cast_input=cast_input,
         saved=kept_up(s, f.tokens, f.up) + _kept_input(s, f),
-        matrices=(f.inner,) * (2 if f.gated else 1),
+        matrices=f.projected,
     )
 
 
@@ -253,7 +258,16 @@ def down_backward(
         else:
             linear.cast_for_wgrad(builder, f"{f.name}.down", f.tokens, f.inner, which="x", read=FP8)
     else:
-        linear.input_gradient(builder, f"{f.name}.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
+        linear.input_gradient(
+            builder,
+            f"{f.name}.down",
+            f.tokens,
+            f.hidden,
+            f.inner,
+            recipe=f.recipe,
+            place="row",
+            fused_behind=True,
+        )
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.activation_again(f.name) and not f.fp8
     cls, work = activation_kernel(s, f.tokens, f.inner, gated=f.gated, backward=True, again=again)
@@ -274,7 +288,16 @@ def up_backward(builder: SegmentBuilder, f: Ffn) -> None:
         linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.up, which="g")
         linear.cast_for_wgrad(builder, f"{f.name}.up_gate", f.tokens, f.hidden, which="x")
     else:
-        linear.input_gradient(builder, f"{f.name}.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place=f.first)
+        linear.input_gradient(
+            builder,
+            f"{f.name}.up_gate",
+            f.tokens,
+            f.up,
+            f.hidden,
+            recipe=f.recipe,
+            place=f.first,
+            matrices=f.projected,
+        )
 
 
 def dense_forward(s: Shapes) -> Segment:
@@ -282,7 +305,8 @@ def dense_forward(s: Shapes) -> Segment:
     f = ffn_of(s, "dense")
     builder = SegmentBuilder("mlp.F", "F", s)
     with builder.inside("mlp"):
-        gather(builder, "dense.x", s, f.hidden)
+        if not shares_input(s):
+            gather(builder, "dense.x", s, f.hidden)
         up(builder, f, s, cast_input=True)
         down(builder, f, s)
         save(builder, f)
@@ -298,13 +322,18 @@ def dense_backward(s: Shapes) -> Segment:
     builder = SegmentBuilder("mlp.B", "I", s)
     per_layer.add_backward(builder, s)
     enter_ffn_backward(builder, s)
+    if s.model.mlp_bias:
+        linear.bias_gradient(builder, "dense.down", sharded_tokens(s), f.hidden)
     gather(builder, "dense.g", s, f.hidden)
     down_backward(builder, f, s, gradient_fp8=False)
+    if s.model.mlp_bias:
+        linear.bias_gradient(builder, "dense.up_gate", f.tokens, f.up)
     if s.norm_again("layer") and s.model.norm_placement != "post":
         norm_forward(builder, "norm.ffn.recompute", sharded_tokens(s), f.hidden, part="R")
     regather(builder, "dense.x", s, f.hidden)
     up_backward(builder, f)
-    scatter(builder, "dense.dx", s, f.hidden, gradient=True)
+    if not shares_input(s):
+        scatter(builder, "dense.dx", s, f.hidden, gradient=True)
     leave_ffn_backward(builder, s)
     return builder.done()
 
@@ -315,5 +344,14 @@ def dense_weights(s: Shapes) -> Segment:
     builder = SegmentBuilder("mlp.W", "W", s)
     per_layer.weights(builder, s)
     linear.weight_gradient(builder, "dense.down", f.tokens, f.hidden, f.inner, recipe=f.recipe, place="row")
-    linear.weight_gradient(builder, "dense.up_gate", f.tokens, f.up, f.hidden, recipe=f.recipe, place="column")
+    linear.weight_gradient(
+        builder,
+        "dense.up_gate",
+        f.tokens,
+        f.up,
+        f.hidden,
+        recipe=f.recipe,
+        place="column",
+        matrices=f.projected,
+    )
     return builder.done()

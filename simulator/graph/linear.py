@@ -107,7 +107,8 @@ def forward(
 ) -> None:
     """x (m, k) times w (k, n). `cast_input=False` where an earlier op already wrote fine-grained FP8.
 
-    `matrices`: output widths of the layers whose weights w joins (none: of one).
+    `matrices`: output widths of the layers whose weights w joins (none: of one), each a GEMM of its own where the
+    software keeps them apart.
     """
     tail = "_r" if recompute else ""
     part: Part | None = "R" if recompute else None
@@ -119,16 +120,25 @@ def forward(
         casts.of_input(builder, name, m * k, place)
         casts.of_weight(builder, name, n * k, backward=False)
         casts.swizzle(builder, f"{name}.fwd", m * k + n * k)
-    gemm = Gemm(m=m, n=n, k=k, precision=precision_of(recipe))
-    builder.add(
-        f"{name}.{'recompute' if recompute else 'fwd'}",
-        gemm_class(recipe),
-        gemm,
-        part=part,
-        saved=saved,
-        matrices=matrices or (n,),
-        read_by_backward=read_by_backward,
-    )
+    for which, width, joined in _gemms(builder, name, n, matrices):
+        builder.add(
+            f"{which}.{'recompute' if recompute else 'fwd'}",
+            gemm_class(recipe),
+            Gemm(m=m, n=width, k=k, precision=precision_of(recipe)),
+            part=part,
+            saved=saved * width / n,
+            matrices=joined,
+            read_by_backward=read_by_backward,
+        )
+
+
+def _gemms(
+    builder: SegmentBuilder, name: str, n: int, matrices: tuple[int, ...]
+) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Name, width and matrices of each GEMM of a layer of `n` outputs."""
+    if len(matrices) > 1 and builder.stack.projections == "separate":
+        return [(f"{name}.{at}", width, (width,)) for at, width in enumerate(matrices)]
+    return [(name, n, matrices or (n,))]
 
 
 def weight_transpose(builder: SegmentBuilder, name: str, n: int, k: int, *, experts: int = 1) -> None:
@@ -147,8 +157,12 @@ def input_gradient(
     place: Place = "alone",
     cast_gradient: bool = True,
     weight_first: bool = True,
+    matrices: tuple[int, ...] = (),
+    fused_behind: bool = False,
 ) -> None:
-    """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8."""
+    """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8. `matrices`: as in `forward`;
+    what separate ones make is summed, by one compiled kernel, or by autograd two at a time. `fused_behind`: a kernel
+    follows that torch.compile fuses with what reads the result."""
     if recipe == "fp8":
         if weight_first:
             weight_transpose(builder, name, n, k)
@@ -161,7 +175,17 @@ def input_gradient(
         casts.of_gradient(builder, name, m * n, place)
         casts.of_weight(builder, name, n * k, backward=True)
         casts.swizzle(builder, f"{name}.dgrad", m * n + n * k)
-    builder.add(f"{name}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, n))
+    gemms = _gemms(builder, name, n, matrices)
+    for which, width, _ in gemms:
+        builder.add(f"{which}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, width))
+    more = len(gemms) - 1
+    if more:
+        at_once = more if builder.stack.residual_fused else 1
+        work = cast(m * k, (1 + at_once) * BF16, BF16)
+        builder.add(f"{name}.dgrad_sum", "elem", work, count=more // at_once)
+    if not more or not builder.stack.residual_fused:
+        for which, _, _ in gemms:
+            rescale(builder, f"{which}.dgrad", m * k, recipe=recipe, fused=fused_behind)
 
 
 def cast_for_wgrad(
@@ -172,7 +196,15 @@ def cast_for_wgrad(
 
 
 def weight_gradient(
-    builder: SegmentBuilder, name: str, m: int, n: int, k: int, *, recipe: Recipe, place: Place = "alone"
+    builder: SegmentBuilder,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    recipe: Recipe,
+    place: Place = "alone",
+    matrices: tuple[int, ...] = (),
 ) -> None:
     """dw (n, k) += dy^T (n, m) times x (m, k), accumulated in the gradients' format (FP32: report, section 3.3.2).
 
@@ -183,29 +215,53 @@ def weight_gradient(
     if RECIPES[recipe].by_layer:
         casts.for_weight_gradient(builder, name, m * k, m * n, place)
         casts.swizzle(builder, f"{name}.wgrad", m * k + m * n, "W")
-    gemm = Gemm(
-        m=n,
-        n=k,
-        k=m,
-        precision=precision_of(recipe),
-        form="wgrad",
-        out_bytes=kept if fused else BF16,
-        split=splits(recipe),
-    )
-    builder.add(f"{name}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
+    for which, width, _ in _gemms(builder, name, n, matrices):
+        gemm = Gemm(
+            m=width,
+            n=k,
+            k=m,
+            precision=precision_of(recipe),
+            form="wgrad",
+            out_bytes=kept if fused else BF16,
+            split=splits(recipe),
+        )
+        builder.add(f"{which}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
+        rescale(builder, f"{which}.wgrad", width * k, recipe=recipe, fused=False)
     if not fused and not builder.shapes.copies_shards:
         add_gradient(builder, name, n * k)
+
+
+def rescale(builder: SegmentBuilder, name: str, values: float, *, recipe: Recipe, fused: bool) -> None:
+    """GEMMs of gradients scaled by row run without scales, which a kernel of its own multiplies the output with: where
+    sums are split, cuBLAS with scales of tensors is faster than CUTLASS with scales of rows (torchao/float8/
+    float8_ops.py, addmm_float8_unwrapped, 2024-12 to 2026-08). torch.compile leaves it to a kernel that is `fused`."""
+    if RECIPES[recipe].scaled == "row" and not (fused and builder.stack.residual_fused):
+        builder.add(f"{name}_scale", "elem", cast(values, BF16, BF16))
 
 
 def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:
     """A kernel of its own adds a microbatch's BF16 gradient of so many values to what is kept.
 
-    Autograd keeps that of a step's first microbatch as it is, so that of m microbatches m - 1 are added: here each
-    moves that part of the bytes.
+    Where gradients are freed, autograd keeps that of a step's first microbatch as it is, so that of m microbatches
+    m - 1 are added: here each moves that part of the bytes. Where they are cleared, all are added.
     """
     shapes = builder.shapes
     microbatches = max(1, shapes.job.microbatches)
-    part, kept = 1.0 - 1.0 / microbatches, shapes.states.gradient_bytes
-    if microbatches > 1:
+    part = 1.0 if builder.stack.gradients_zeroed else 1.0 - 1.0 / microbatches
+    kept = shapes.states.gradient_bytes
+    if part:
         work = Streaming(read=part * values * (BF16 + kept), written=part * values * kept)
         builder.add(f"{name}.wgrad_add", "elem", work)
+
+
+def bias_gradient(builder: SegmentBuilder, name: str, rows: int, width: int) -> None:
+    """The sum over rows of the gradient of an output (rows, width) with a bias, added into the main gradient.
+
+    A kernel of its own makes it where the bias is not added by the layer itself (Megatron-Core adds those of the
+    feed-forward part and of attention's output later, skip_bias_add) or autograd has no fused one; that of Transformer
+    Engine's own biases comes with the weight gradient's GEMM (transformer_engine/pytorch/module/layernorm_linear.py).
+    """
+    kept = builder.shapes.states.gradient_bytes
+    builder.add(f"{name}.bias.bwd", "elem.reduce", Streaming(read=rows * width * BF16, written=width * BF16))
+    added = Streaming(read=width * (BF16 + kept), written=width * kept)
+    builder.add(f"{name}.bias.wgrad_acc", "elem.norm_weight", added)

@@ -105,7 +105,12 @@ def forward_end(s: Shapes) -> str:
     last = "shared" if shared_of(s, overlapped=True) else "moe"
     if s.fp8:
         return f"{last}.up_gate.save_fp8"
-    return "shared.down.fwd" if last == "shared" else "moe.unpermute.fwd"
+    if last == "shared":
+        return "shared.down.fwd"
+    if s.job.layout.etp > 1:
+        return "moe.y.reduce_scatter"
+    alone = "moe.weigh.fwd" if _weighs(s) else "moe.down.fwd"
+    return alone if order.arrive_in_order(s) else "moe.unpermute.fwd"
 
 
 def backward_end(s: Shapes) -> str:
@@ -113,7 +118,11 @@ def backward_end(s: Shapes) -> str:
     shared = shared_of(s, overlapped=True)
     if s.fp8:
         return "shared.up_gate.quant_x_t" if shared else "moe.up_gate.quant_g_t"
-    return "shared.up_gate.dgrad" if shared else "moe.unpermute.grad"
+    if shared:
+        return "shared.up_gate.dgrad"
+    if s.job.layout.etp > 1:
+        return "moe.dx.reduce_scatter"
+    return "moe.up_gate.dgrad" if order.arrive_in_order(s) else "moe.unpermute.grad"
 
 
 def _weighs(s: Shapes) -> bool:
@@ -368,7 +377,15 @@ def weights(s: Shapes) -> Segment:
         builder.add("moe.up_gate.quant_x_t", "quant.chan_t.permuted", permuted, scales_with_load=True)
     _expert_wgrad(builder, s, "moe.up_gate", h, expert_up(s))
     if shared:
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
+        linear.weight_gradient(
+            builder,
+            "shared.up_gate",
+            shared.tokens,
+            shared.up,
+            shared.hidden,
+            recipe=shared.recipe,
+            matrices=shared.projected,
+        )
     return builder.done()
 
 
@@ -399,5 +416,13 @@ def with_late_weights(attention: Segment, s: Shapes) -> Segment:
         linear.weight_gradient(
             builder, "shared.down", shared.tokens, shared.hidden, shared.inner, recipe=shared.recipe, place="row"
         )
-        linear.weight_gradient(builder, "shared.up_gate", shared.tokens, shared.up, shared.hidden, recipe=shared.recipe)
+        linear.weight_gradient(
+            builder,
+            "shared.up_gate",
+            shared.tokens,
+            shared.up,
+            shared.hidden,
+            recipe=shared.recipe,
+            matrices=shared.projected,
+        )
     return replace(attention, ops=builder.done().ops + attention.ops)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import cast, unvectorized
+from simulator.graph.linear import unvectorized
 from simulator.graph.mixers import depth
-from simulator.graph.parallel import sharded_tokens
+from simulator.graph.parallel import gathered_tokens, sharded_tokens, shares_input
 from simulator.graph.shapes import Norm, Shapes
 from simulator.ops import Part, Streaming
 
@@ -44,6 +44,61 @@ def norm_output(
     return 0.0 if s.norm_again(where) else tokens * (parts * width * each + statistics)
 
 
+FORWARD_OPERATORS = (
+    ("widen", "elem.unvectorized", BF16, FP32),
+    ("square", "elem", FP32, FP32),
+    ("mean", "elem", FP32, 0.0),
+    ("scale", "elem.unvectorized", FP32, FP32),
+    ("narrow", "elem", FP32, BF16),
+    ("weight", "elem.unvectorized", BF16, BF16),
+)
+BACKWARD_OPERATORS = (
+    ("weight", "elem.unvectorized", BF16, BF16),
+    ("gain", "elem", 2 * BF16, BF16),
+    ("gain_sum", "elem", BF16, 0.0),
+    ("narrow", "elem.unvectorized", BF16, FP32),
+    ("scale", "elem.unvectorized", FP32, FP32),
+    ("scale_gain", "elem", 2 * FP32, FP32),
+    ("scale_sum", "elem", FP32, 0.0),
+    ("mean", "elem", 0.0, FP32),
+    ("power", "elem", FP32, FP32),
+    ("twice", "elem", FP32, FP32),
+    ("square", "elem", 2 * FP32, FP32),
+    ("sum", "elem", 2 * FP32, FP32),
+    ("widen", "elem", FP32, BF16),
+)
+"""Kernels of y = w * (x * rsqrt(mean(x^2) + eps)) op by op, with x in FP32 inside, and of its gradient as autograd runs
+it (torchtitan/models/norms.py, RMSNorm, 2024; pytorch, tools/autograd/derivatives.yaml: pow, mean, mul): kernel class,
+bytes read and written of a value [B]. Those on one number a token are left out. Factors that repeat along a row or a
+column make the kernel one that computes every value's address.
+
+Kept are the input in FP32 (of pow and mul) and the normed value in BF16 (of the product with w) where a fused norm keeps
+its input in BF16: 4 B a value more."""
+
+
+def _operators(
+    builder: SegmentBuilder,
+    name: str,
+    ops: tuple[tuple[str, str, float, float], ...],
+    values: float,
+    *,
+    part: Part | None = None,
+    saved: float = 0.0,
+    after: tuple[str, ...] = (),
+) -> None:
+    """A norm's kernels over so many values; what it keeps is the first's."""
+    for at, (which, cls, read, written) in enumerate(ops):
+        first = at == 0
+        builder.add(
+            f"{name}.{which}",
+            cls,
+            unvectorized(values, read, written),
+            part=part,
+            saved=saved if first else 0.0,
+            after=after if first else (),
+        )
+
+
 def norm_forward(
     builder: SegmentBuilder,
     name: str,
@@ -58,12 +113,18 @@ def norm_forward(
     """Read x, write the normalised x; with `residual`, also read the branch and write the sum, where the software fuses
     that (else see `add_residual`).
 
-    An RMSNorm that a model writes out runs operation by operation (`_written_forward`).
+    Software without a fused norm converts to FP32 and back with kernels of their own.
     """
     residual = residual and builder.stack.residual_fused
-    if _written(builder.shapes):
-        _written_forward(builder, name, tokens, width, part=part, saved=saved, after=after)
+    if builder.stack.norm_kernels == "operators":
+        kept = saved + tokens * width * FP32 if saved else 0.0
+        _operators(builder, name, FORWARD_OPERATORS, tokens * width, part=part, saved=kept, after=after)
         return
+    if not builder.stack.norm_fused:
+        builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32), after=after)
+        after = ()
+        builder.add(f"{name}.square_mean", "elem", Streaming(read=tokens * width * FP32, written=tokens * FP32))
+        builder.add(f"{name}.scale", "elem", Streaming(read=tokens * width * FP32, written=tokens * width * FP32))
     per_value = BF16 * (4 if residual else 2)
     work = Streaming(
         read=tokens * width * per_value / 2,
@@ -83,8 +144,8 @@ def norm_backward(
     Where the residual is not fused, autograd adds the two gradients with a kernel of its own.
     """
     fused = residual and builder.stack.residual_fused
-    if _written(builder.shapes):
-        _written_backward(builder, name, tokens, width, weights=weights)
+    if builder.stack.norm_kernels == "operators":
+        _operators(builder, f"{name}.bwd", BACKWARD_OPERATORS, tokens * width)
         if residual:
             builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
         return
@@ -100,68 +161,11 @@ def norm_backward(
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
     if weights:
-        added = Streaming(read=width * (FP32 + kept), written=width * kept)
-        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
+        model, added = builder.shapes.model, Streaming(read=width * (FP32 + kept), written=width * kept)
+        count = 2 if model.norm == "layer" and model.norm_bias else 1  # gain and bias
+        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added, count=count)
     if residual and not fused:
         builder.add(f"{name}.residual.bwd", "elem", sum_of_two(tokens * width))
-
-
-WRITTEN = FP32
-"""Bytes that a written-out RMSNorm keeps of a value more than a fused one: the input in FP32 for its square's gradient
-and the normed value in BF16 for the weight's, where a fused one keeps the input in BF16 [B]."""
-
-
-def _written(s: Shapes) -> bool:
-    """Whether a model's own RMSNorm runs operation by operation; LayerNorm is one call in all software."""
-    return not s.stack.norm_fused and s.model.norm == "rms"
-
-
-def _written_forward(
-    builder: SegmentBuilder,
-    name: str,
-    tokens: int,
-    width: int,
-    *,
-    part: Part | None,
-    saved: float,
-    after: tuple[str, ...],
-) -> None:
-    """RMSNorm as transformers writes it (models/llama/modeling_llama.py, LlamaRMSNorm, 2025): to FP32, the mean of the
-    squares, its inverse root, a product with a value for each row, to BF16, and a product with the weight."""
-    values = tokens * width
-    rows = cast(tokens, FP32, FP32)
-    kept = values * WRITTEN if saved else 0.0
-    builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(values, BF16, FP32), part=part, after=after)
-    builder.add(f"{name}.square", "elem", cast(values, FP32, FP32), part=part)
-    builder.add(f"{name}.mean", "elem", Streaming(read=values * FP32, written=tokens * FP32), part=part)
-    builder.add(f"{name}.root", "elem", rows, part=part, count=2)
-    builder.add(f"{name}.scale", "elem.unvectorized", unvectorized(values, FP32, FP32), part=part)
-    builder.add(f"{name}.to_bf16", "elem", cast(values, FP32, BF16), part=part)
-    builder.add(name, "elem.unvectorized", unvectorized(values, BF16, BF16), part=part, saved=saved + kept)
-
-
-def _written_backward(builder: SegmentBuilder, name: str, tokens: int, width: int, *, weights: bool) -> None:
-    """Its gradient, as autograd has it operation by operation (seen in a profile of PyTorch 2.11 on an H200)."""
-    values = tokens * width
-    whole, summed = cast(values, FP32, FP32), Streaming(read=values * FP32, written=tokens * FP32)
-    product = cast(values, 2 * FP32, FP32)
-    if weights:
-        kept = builder.shapes.states.gradient_bytes
-        builder.add(f"{name}.weight.bwd", "elem", sum_of_two(values))
-        builder.add(f"{name}.weight_sum.bwd", "elem", Streaming(read=values * BF16, written=width * BF16))
-        added = Streaming(read=width * (BF16 + kept), written=width * kept)
-        builder.add(f"{name}.wgrad_acc", "elem.norm_weight", added)
-    builder.add(f"{name}.value.bwd", "elem.unvectorized", unvectorized(values, BF16, BF16))
-    builder.add(f"{name}.to_fp32.bwd", "elem.unvectorized", unvectorized(values, BF16, FP32))
-    builder.add(f"{name}.scale.bwd", "elem.unvectorized", unvectorized(values, FP32, FP32))
-    builder.add(f"{name}.root.bwd", "elem", product)
-    builder.add(f"{name}.root_sum.bwd", "elem", summed)
-    builder.add(f"{name}.row.bwd", "elem", cast(tokens, FP32, FP32), count=5)
-    builder.add(f"{name}.mean.bwd", "elem.unvectorized", unvectorized(values, 0.0, FP32))
-    builder.add(f"{name}.double.bwd", "elem", whole, count=2)  # x to the power of 1, times 2
-    builder.add(f"{name}.square.bwd", "elem", product)
-    builder.add(f"{name}.sum.bwd", "elem", product)
-    builder.add(f"{name}.bwd", "elem", cast(values, FP32, BF16))
 
 
 MASK = 1.0
@@ -182,14 +186,15 @@ def add_residual(
     leaves: bool = False,
     alone: bool = False,
     after: tuple[str, ...] = (),
+    tokens: int = 0,
     scales_with_load: bool = False,
 ) -> None:
     """The residual added by a kernel of its own, where no norm does it: the sum `leaves` the layer, or stands `alone`,
-    with no norm of it behind, or the software does not fuse the two.
+    with no norm of it behind, or the software does not fuse the two. `tokens`: if not this rank's part of them.
 
     Bias and dropout ride on it (Megatron-LM, arXiv 2104.04473, section 4.2; Megatron-Core, fused_bias_dropout.py).
     """
-    values = sharded_tokens(s) * width
+    values = (tokens or sharded_tokens(s)) * width
     if s.stack.dropout:
         work = Streaming(read=values * 2 * BF16, written=values * (BF16 + MASK))
         kind, saved = "dropout_add", values * MASK
@@ -208,10 +213,10 @@ def add_residual(
     )
 
 
-def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+def drop_backward(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, tokens: int = 0) -> None:
     """The gradient through that mask."""
     if s.stack.dropout:
-        values = sharded_tokens(s) * width
+        values = (tokens or sharded_tokens(s)) * width
         work = Streaming(read=values * (BF16 + MASK), written=values * BF16)
         builder.add(f"{name}.dropout_add.bwd", "elem", work)
 
@@ -260,7 +265,8 @@ def leave_attention(builder: SegmentBuilder, s: Shapes) -> None:
         norm_forward(builder, "norm.ffn.fwd_residual", rows, h, residual=True, saved=kept)
         return
     norm_behind(builder, "attn", s)
-    add_residual(builder, "attn", s, h, leaves=model.parallel_block, alone=True)  # a sequential block reads the sum
+    leaves = model.parallel_block  # a sequential block reads the sum
+    add_residual(builder, "attn", s, h, leaves=leaves, alone=True, tokens=gathered_tokens(s))
     if model.norm_placement == "both":
         enter_branch(builder, "norm.ffn.fwd", s, s.ffn_input, gathered=not s.ffn_is_moe)
     elif model.parallel_block and not model.shared_norm:  # it reads the layer's input, which the first norm keeps
@@ -296,10 +302,10 @@ def enter_attention_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """From the gradient of the feed-forward part's input to that of attention's output."""
     rows, h, model = sharded_tokens(s), s.model.hidden_size, s.model
     before = model.norm_placement != "post" and not model.mixer_only_layers
-    if before and not (model.parallel_block and model.shared_norm):
+    if before and not shares_input(s):
         norm_backward(builder, "norm.ffn", rows, h, residual=True)
     depth.mix_backward(builder, "ffn", s)
-    drop_backward(builder, "attn", s, h)
+    drop_backward(builder, "attn", s, h, tokens=gathered_tokens(s))
     norm_behind_backward(builder, "attn", s)
 
 
@@ -309,7 +315,7 @@ def leave_branch_backward(builder: SegmentBuilder, branch: str, s: Shapes) -> No
     if model.norm_placement == "post":
         builder.add(f"{branch}.residual.bwd", "elem", sum_of_two(rows * h))
         return
-    if model.parallel_block and model.shared_norm:  # the norm's output went to both branches
-        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(rows * h))
+    if shares_input(s):  # the norm's output went to both branches, whose partial gradients are summed first
+        builder.add(f"{branch}.branches.bwd", "elem", sum_of_two(s.tokens * h))
     norm_backward(builder, f"norm.{branch}", rows, h, residual=True)
     depth.mix_backward(builder, "attn", s)

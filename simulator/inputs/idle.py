@@ -146,6 +146,22 @@ def _without_tensor_parallelism(scenario: Scenario) -> str:
     return "" if layout.tp > 1 and not layout.sp else "there are no all-reduces; they take layout.tp > 1 without sp"
 
 
+def _without_sequence(scenario: Scenario) -> str:
+    layout = scenario.job.layout
+    return "" if layout.tp > 1 and layout.sp else "no collective of tensor parallelism cuts the sequence"
+
+
+def _without_shared_keys(scenario: Scenario) -> str:
+    model = scenario.model
+    shared = model.num_key_value_heads < model.num_attention_heads
+    return "" if shared else f"every query head has keys of its own in {model.name}"
+
+
+def _without_adamw(scenario: Scenario) -> str:
+    kind = scenario.states.kind
+    return "" if kind == "adamw" else f"the optimizer is {kind}"
+
+
 def _without_experts(scenario: Scenario) -> str:
     return "" if scenario.model.is_moe else f"{scenario.model.name} has no experts"
 
@@ -266,6 +282,11 @@ def _without_travel(scenario: Scenario) -> str:
     return _without_experts(scenario) or alone
 
 
+def _without_context_between(scenario: Scenario) -> str:
+    alone = "" if scenario.job.layout.cp > 1 else "there is no context parallelism (layout.cp = 1)"
+    return _without_travel(scenario) or alone
+
+
 def _without_casts(scenario: Scenario) -> str:
     recipe = scenario.job.precision.recipe
     return "" if RECIPES[recipe].by_layer else f"no layer casts its own operands under the recipe {recipe}"
@@ -285,12 +306,16 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.wgrad_fills_waits": _without_lone_gradients,
     "stack.pipeline_buffers": _without_pipeline,
     "stack.post_validation": _without_later_ranks,
+    "stack.sequence_copies": _without_sequence,
+    "stack.keys_repeated": _without_shared_keys,
+    "stack.update": _without_adamw,
     "stack.context": _without_steps,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
     "stack.dispatcher": _without_travel,
     "stack.token_counts": _without_experts,
     "stack.permute": _without_experts,
+    "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts,
     "stack.host_backward": _without_issue,

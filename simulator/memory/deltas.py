@@ -169,7 +169,8 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
     """First and last step of each block in one half of a program; None for a block that has none.
 
     `heads` are the first ops of the runs of each block, in the order the blocks run. Op names are unique in a block,
-    so the n-th sequence that begins with an op is that of the n-th block with such a sequence.
+    so the n-th sequence that begins with an op is that of the n-th block with such a sequence. What a stage adds to its
+    blocks (`simulator.graph.precision.amax`) keeps nothing.
     """
     holders: dict[str, list[int]] = defaultdict(list)
     for place, names in enumerate(heads):
@@ -181,6 +182,8 @@ def spans(program: Program, forward: bool, heads: Sequence[tuple[str, ...]]) -> 
         if step.forward is not forward or step.sequence.kind == "copy":
             continue
         name = step.sequence.first.name
+        if name not in holders:  # a stage's own, of no block
+            continue
         place = holders[name][seen[name]]
         seen[name] += 1
         first = found[place]

@@ -27,10 +27,15 @@ FEWEST_LAYERS = 3
 """Repetitions of a kernel sequence that make it a layer."""
 SHORTEST = 4
 """Kernels of a layer, at least: fewer are a loop within one."""
+MOSTLY = 0.5
+"""Part of a repeated sequence from which on what repeats within it are its layers: it is then a whole forward, one of
+several microbatches. Less is a loop within a layer, as over queries, keys and values."""
 ONE_LAUNCH = 0.5
 """Part of kernels that share their launch with others from which on a profile is taken for one of CUDA graphs."""
-STARTING = ("gemm", "attn", "embedding")
+STARTING = ("gemm", "attn", "embedding", "convolution")
 """Kernels with which a forward begins; behind an optimizer others still clip, cast or gather."""
+INPUT = "Memcpy HtoD"
+"""What copies the next step's input from the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +55,13 @@ class Repetition:
     count : repetitions, one after another.
     kernels : kernels of each.
     seconds : median time from one to the next [s].
+    within : repetitions of what they are in: microbatches, forwards of an inference.
     """
 
     count: int
     kernels: int
     seconds: float
+    within: int = 1
 
 
 def give_phases(recording: Recording) -> str:
@@ -101,16 +108,28 @@ def _by_names(ordered: Sequence[Kernel]) -> None:
 
 def _around_updates(ordered: Sequence[Kernel], *, sure: bool) -> None:
     """What clips, casts and gathers next to an update belongs to it: between the last kernel of a backward that
-    computes and the first of the next forward. Where phases are `sure`, a backward's kernels stay its own."""
+    computes and the first of the next forward. Where phases are `sure`, a backward's kernels stay its own; where names
+    gave them, what follows is of a forward until a name says more."""
     run: list[Kernel] = []
+    fresh = False
     for kernel in [*ordered, None]:
-        if kernel is None or kernel.cls.startswith(STARTING):
+        if kernel is None or _begins_forward(kernel):
             if any(one.phase == OPTIMIZER for one in run):
                 for one in run:
                     one.phase = one.phase if sure and one.phase == BACKWARD else OPTIMIZER
+                fresh = not sure
             run = []
         else:
             run.append(kernel)
+        if kernel is not None and fresh:
+            fresh = known_class(kernel.name) not in (*FORWARD_ONLY, *BACKWARD_ONLY)
+            if fresh and kernel.phase == BACKWARD:
+                kernel.phase = FORWARD
+
+
+def _begins_forward(kernel: Kernel) -> bool:
+    """Whether behind an optimizer this kernel is of the next forward."""
+    return known_class(kernel.name).startswith(STARTING) or kernel.name.startswith(INPUT)
 
 
 def in_order(kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -160,7 +179,7 @@ def _between_optimizers(ordered: Sequence[Kernel]) -> list[list[Kernel]]:
     groups: list[list[Kernel]] = [[]]
     updated = False
     for kernel in ordered:
-        if updated and kernel.phase == FORWARD and kernel.cls.startswith(STARTING):
+        if updated and kernel.phase == FORWARD and _begins_forward(kernel):
             groups.append([])
             updated = False
         updated = updated or kernel.phase == OPTIMIZER
@@ -182,23 +201,34 @@ def repeated(kernels: Sequence[Kernel]) -> Repetition | None:
     names = [k.name for k in kernels[:MOST_COMPARED]]
     numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
     codes = np.array([numbers[name] for name in names])
-    best: tuple[int, int, int] | None = None  # kernels covered, period, begin
+    found, first, within = None, 0, 1
+    while (inner := _most_repeated(codes)) is not None:
+        covered, period, begin = inner
+        if found is not None:
+            if covered < MOSTLY * len(codes):
+                break
+            within *= found[0]
+        first += begin
+        found = (covered // period, period)
+        codes = codes[begin : begin + period]
+    if found is None:
+        return None
+    count, period = found
+    starts = [kernels[at].start for at in range(first, first + count * period, period)]
+    return Repetition(count=count, kernels=period, seconds=float(np.median(np.diff(starts))), within=within)
+
+
+def _most_repeated(codes: np.ndarray) -> tuple[int, int, int] | None:
+    """Numbers that the longest repetition covers, its period and its begin; None if nothing repeats."""
+    best: tuple[int, int, int] | None = None
     for period in range(SHORTEST, len(codes) // FEWEST_LAYERS + 1):
         begin, run = _longest_run(codes[:-period] == codes[period:])
         count = run // period + 1
-        if count < FEWEST_LAYERS or len(set(names[begin : begin + period])) < SHORTEST:
+        if count < FEWEST_LAYERS or len(set(codes[begin : begin + period].tolist())) < SHORTEST:
             continue
         if best is None or count * period > 1.05 * best[0]:
             best = (count * period, period, begin)
-    if best is None:
-        return None
-    covered, period, begin = best
-    starts = [kernels[at].start for at in range(begin, begin + covered, period)]
-    return Repetition(
-        count=covered // period,
-        kernels=period,
-        seconds=float(np.median(np.diff(starts))),
-    )
+    return best
 
 
 def _longest_run(equal: np.ndarray) -> tuple[int, int]:

@@ -28,6 +28,7 @@ FOREIGN = re.compile(r"^Cijk_|_ZN2ck|ck_tile|__amd_rocclr|rocblas|MIOpen")
 """Names of kernels for GPUs of AMD."""
 US = 1e-6
 _LATEST = 1e17
+_NUMBERS = re.compile(r"[0-9]+")
 """Times of events are at most so far from zero [µs]: 3,000 years, where clocks count from 1970."""
 PHASE = re.compile(r"^\s*(attn|mlp|dispatch|combine)\s*\(\s*([FBW])\s*\)\s*$", re.IGNORECASE)
 """Names of the ranges that DeepSeek's profile marks: `attn(F)`, `mlp(W)`, `combine(B)` ..."""
@@ -155,17 +156,19 @@ class _Collected:
     launches: dict[Any, tuple[float, str]] = field(default_factory=dict)
     marks: list[tuple[str, float, float]] = field(default_factory=list)
     scopes: CollectedScopes = field(default_factory=CollectedScopes)
+    events: int = 0
     on_cpu: int = 0
     foreign: str = ""
 
     def add(self, event: dict[str, Any]) -> None:
         """Keep a kernel, a launch or a mark; forget everything else."""
+        self.events += 1
         if event.get("ph") != "X":
             return
         category = str(event.get("cat", "")).lower()
         if category in ON_GPU:
             args = event.get("args") or {}
-            grid = tuple(_whole(n) for n in args.get("grid") or ())
+            grid = _grid(args.get("grid"))
             device = str(args.get("device", event.get("pid", 0)))
             stream = _whole(args.get("stream", event.get("tid", 0)))
             start, took = _micros(event["ts"]), _micros(event.get("dur", 0.0), least=0.0)
@@ -194,6 +197,11 @@ def _micros(value: Any, least: float = -_LATEST) -> float:
     if not least <= number <= _LATEST:
         raise ValueError(value)
     return number
+
+
+def _grid(value: Any) -> tuple[int, ...]:
+    """The grid of a kernel: a list, which some exporters write as a text."""
+    return tuple(_whole(n) for n in (_NUMBERS.findall(value) if isinstance(value, str) else value or ()))
 
 
 def _whole(value: Any) -> int:
@@ -228,6 +236,11 @@ def read_recording(path: Path, progress: Progress | None = None, device: str | N
 
 def _refuse(path: Path, kept: _Collected, gpu: str) -> None:
     """InputError for a profile without kernels of an NVIDIA GPU."""
+    if kept.events and not kept.kernels and not kept.on_cpu:
+        raise InputError(
+            f"{path}: not a trace of the PyTorch profiler: none of its events has a category (cat) of it, such as"
+            " kernel or cpu_op; write it with torch.profiler.profile(...).export_chrome_trace"
+        )
     if not kept.kernels:
         seen = f"; the {kept.on_cpu:,} ranges in it are of the CPU" if kept.on_cpu else ""
         raise InputError(f"{path}: no GPU kernels in it{seen}; record with ProfilerActivity.CUDA on an NVIDIA GPU")

@@ -16,13 +16,15 @@ from simulator.cost.price import launches_of
 from simulator.engine.kernel_sequence import ALONE, KernelSequence
 from simulator.engine.tasks import LANES, Timeline
 from simulator.errors import InputError
+from simulator.ops import Collective, Op
 from simulator.profile.names import family, known_class
 from simulator.profile.phases import Repetition, give_phases, in_order, repeated, whole_steps
 from simulator.profile.recording import Kernel, Recording, busy, intervals
 from simulator.profile.scopes import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, PHASES
-from simulator.results.intervals import length, minus
+from simulator.results.intervals import Interval, length, merged, minus
 from simulator.results.simulate import simulate
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import LIBRARY
 
 SCHEMA = "foretrain.trace-compare-step/1"
 NEEDED = ("GEMM", "GEMM, FP8", "grouped GEMM", "attention forward", "attention backward")
@@ -35,6 +37,11 @@ MARKS = (
 )
 """What a program adds so that its profile can be read."""
 
+FAR = 1.9
+"""Times as many calls as forecast from which a step is one of another model or batch: half as many microbatches, twice
+as many layers."""
+TRAVEL = ("comm.dispatch", "comm.combine")
+"""Classes of tokens on their way to experts and back."""
 LAYER = ("attn", "mlp", "dispatch", "combine")
 """Segments of a layer's forward."""
 Key = tuple[str, str]
@@ -80,10 +87,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """Kernels of one name that the job does not run."""
+    """Kernels of one name that the job does not run; `cls`: its class where no family has it, "" if not known."""
 
     name: str
     family: str
+    cls: str
     spent: Spent
 
 
@@ -138,6 +146,25 @@ class StepComparison:
         count = self.layers.count if self.layers is not None else 0
         return bool(count) and (count % on_rank < 1 or on_rank % count < 1)
 
+    @property
+    def other_calls(self) -> Row | None:
+        """The family of a whole step's forward, first of `ANCHORS`, of which the job makes more than `FAR` times as
+        many calls, or as few; None: none. Then it is another model or batch."""
+        both = {r.family: r for r in self.rows if r.phase == FORWARD and r.measured.calls and r.predicted.calls}
+        for row in (both[name] for name in ANCHORS if self.steps and name in both):
+            ratio = row.predicted.calls / row.measured.calls
+            return row if not 1 / FAR <= ratio <= FAR else None
+        return None
+
+    @property
+    def unfused_attention(self) -> bool:
+        """Whether the job runs one kernel for attention and the profile as many softmax kernels as a layer repeats."""
+        runs = {row.family for row in self.rows if row.predicted.calls}
+        seen = {row.family for row in self.rows if row.measured.calls}
+        softmax = sum(s.spent.calls for s in self.strangers if s.family == "softmax and loss" and "oft" in s.name)
+        layers = self.layers.count if self.layers is not None else 0
+        return "attention forward" in runs - seen and 0 < layers <= softmax
+
     def total(self, phase: str) -> tuple[float, float]:
         """Measured and predicted kernel time of a phase [s]."""
         own = [row for row in self.rows if row.phase == phase]
@@ -166,7 +193,12 @@ class StepComparison:
             "matched": self.matched,
             "layers": None
             if self.layers is None
-            else {"count": self.layers.count, "kernels": self.layers.kernels, "forward_s": self.layers.seconds},
+            else {
+                "count": self.layers.count,
+                "kernels": self.layers.kernels,
+                "forward_s": self.layers.seconds,
+                "within": self.layers.within,
+            },
             "predicted_layer_forward_s": self.predicted_layer,
             "rows": [
                 {
@@ -181,7 +213,13 @@ class StepComparison:
                 for row in self.rows
             ],
             "not_matched": [
-                {"kernel": s.name[:160], "family": s.family, "s": s.spent.seconds, "calls": s.spent.calls}
+                {
+                    "kernel": s.name[:160],
+                    "family": s.family,
+                    "class": s.cls,
+                    "s": s.spent.seconds,
+                    "calls": s.spent.calls,
+                }
                 for s in self.strangers
             ],
         }
@@ -196,7 +234,7 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         raise InputError(f"--rank {rank}: the job has pipeline ranks 0 to {scenario.job.layout.pp - 1}")
     result = simulate(scenario)
     ranks = tuple(range(scenario.job.layout.pp)) if rank is None else (rank,)
-    predicted = forecast_by_phase(result.timeline, ranks)
+    predicted = forecast_by_phase(result.timeline, ranks, library=scenario.stack.dispatcher in LIBRARY)
     phases_from = give_phases(recording)
     steps = whole_steps(recording)
     groups = [step.kernels for step in steps] or [recording.kernels]
@@ -215,7 +253,6 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         )
         for phase, name in keys
     ]
-    exposed = [r.exposed_comm for r in result.ranks if r.rank in ranks]
     return StepComparison(
         recording=recording,
         scenario=scenario,
@@ -226,7 +263,7 @@ def compare_step(recording: Recording, scenario: Scenario, rank: int | None = No
         step=(sum(s.seconds for s in steps) / len(steps), result.metrics["step_time_s"]) if steps else (0.0, 0.0),
         busy=sum(busy(group) for group in groups) / len(groups),
         exposed=sum(_exposed(group) for group in groups) / len(groups),
-        predicted_exposed=part * sum(exposed) / len(exposed),
+        predicted_exposed=part * exposed_kernels(result.timeline, ranks),
         rows=tuple(sorted(rows, key=lambda r: (PHASES.index(r.phase), -max(r.measured.seconds, r.predicted.seconds)))),
         strangers=_strangers(names, known),
         layers=repeated([k for k in in_order(groups[0]) if k.phase == FORWARD and not k.comm]),
@@ -248,9 +285,17 @@ def _measured(groups: Sequence[Sequence[Kernel]]) -> tuple[dict[Key, Spent], dic
     return dict(found), dict(names)
 
 
-def forecast_by_phase(timeline: Timeline, ranks: Sequence[int]) -> dict[Key, Spent]:
+def family_of(op: Op, *, library: bool) -> str:
+    """The family of the kernels of an op: of a collective by its kind; `library`: tokens travel to their experts by
+    collectives of NCCL."""
+    if isinstance(op.work, Collective) and (library or op.cls not in TRAVEL):
+        return family(f"comm.{op.work.kind}")
+    return family("comm.all_to_all" if library and op.cls in TRAVEL else op.cls)
+
+
+def forecast_by_phase(timeline: Timeline, ranks: Sequence[int], *, library: bool = False) -> dict[Key, Spent]:
     """Time and launches of each family in each phase, mean over pipeline ranks. A kernel sequence's time is divided
-    among its ops in proportion to their times alone."""
+    among its ops in proportion to their times alone. `library`: see `family_of`."""
     total: dict[tuple[int, str], Spent] = defaultdict(Spent)
     sequences = {}
     for sequence, phase, seconds in _spans(timeline, ranks):
@@ -261,7 +306,7 @@ def forecast_by_phase(timeline: Timeline, ranks: Sequence[int]) -> dict[Key, Spe
         sequence = sequences[number]
         scale = spent.seconds / sequence.alone if sequence.alone else 0.0
         for priced in sequence.ops:
-            name = family(priced.op.cls)
+            name = family_of(priced.op, library=library)
             if name:
                 seconds, calls = priced.durations[ALONE] * scale, spent.calls * launches_of(priced.op)
                 where = (
@@ -300,6 +345,23 @@ def forward_of_a_layer(timeline: Timeline, ranks: Sequence[int]) -> float:
     return seconds / layers if layers else 0.0
 
 
+def exposed_kernels(timeline: Timeline, ranks: Sequence[int]) -> float:
+    """Time in which communication kernels run and no others, mean over pipeline ranks [s]; a wait for the host, or for
+    another rank's launch, is no kernel."""
+    tasks = timeline.tasks
+    seconds = 0.0
+    for rank in ranks:
+        moving: list[Interval] = []
+        computing: list[Interval] = []
+        for task, sequence in enumerate(tasks.sequence):
+            if tasks.lane[task] // LANES == rank:
+                for priced, span in zip(sequence.ops, timeline.op_spans(task), strict=True):
+                    if family(priced.op.cls):  # a wait has none
+                        (moving if priced.op.cls.startswith("comm.") else computing).append(span)
+        seconds += length(minus(merged(moving), merged(computing)))
+    return seconds / len(ranks)
+
+
 def _part(measured: Mapping[Key, Spent], predicted: Mapping[Key, Spent]) -> tuple[float, str]:
     """Which part of a step the profile holds, by the calls of the first family of `ANCHORS` that both have."""
 
@@ -330,7 +392,11 @@ def _refuse_strangers(
 
 def _strangers(names: Mapping[Key, Spent], known: Iterable[str]) -> tuple[Stranger, ...]:
     runs = set(known)
-    left = [Stranger(name=name, family=own, spent=spent) for (name, own), spent in names.items() if own not in runs]
+    left = [
+        Stranger(name=name, family=own, cls=known_class(name), spent=spent)
+        for (name, own), spent in names.items()
+        if own not in runs
+    ]
     return tuple(sorted(left, key=lambda s: (-s.spent.seconds, s.name)))
 
 

@@ -71,3 +71,14 @@ class Scenario:
     def workload(self) -> Workload:
         """What the job does with the model."""
         return WORKLOADS[self.job.workload]
+
+
+def amax_ranks(job: Job, stack: Stack, formats: Formats) -> int:
+    """Ranks that agree on the largest values of tensors in every pass over a stage's layers; 1 if none do.
+
+    Only under delayed scaling of whole tensors: other scales are those of the tensor at hand.
+    """
+    if formats.record.scaled != "tensor" or formats.scaling != "delayed" or stack.amax_group == "none":
+        return 1
+    replicas = job.dp if stack.amax_group == "stage" else 1
+    return job.layout.tp * job.layout.cp * replicas

@@ -13,7 +13,7 @@ from simulator.spec.states import States
 Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
-Permute = Literal["fused", "index_add", "gather_sum"]
+Permute = Literal["fused", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +39,34 @@ class Stack:
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
+    tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
+        or copied (`simulator.graph.parallel`).
+    amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
+        of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
-        (all_to_all); always read by the host.
+        (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (NCCL's all-to-all).
+    table_gradient : what backward makes of an embedding's gradient: the rows that were looked up (rows), or the whole
+        table's, zeros and all, which is then added (dense).
+    expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
+        data parallelism, with context-parallel ranks between them (data).
     permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
     router : kernels of the gate (`simulator.graph.tokens.router`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
     grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
-    swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it. An RMSNorm that is not
-        runs operation by operation, as transformers writes it.
+    swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
+    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
+        gradients are then summed.
+    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
+    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
+    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
+        stands before or behind each that does not run in pieces.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
@@ -67,6 +80,11 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
+    gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
+        kernel that scales all gradients that a rank has.
+    gradient_check : the norm of a rank's own gradients is taken before they are reduced, to stop at NaN.
+    gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
+    weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
         (`simulator.graph.mixers.context`).
     post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
@@ -74,7 +92,9 @@ class Stack:
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
     norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; torch: PyTorch's own, whose backward
-        reads its operands a second time for the weight's gradient).
+        reads its operands a second time for the weight's gradient; operators: an RMSNorm written op by op in FP32, each
+        op and its gradient a kernel of PyTorch's).
+    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_gemm : host time to issue a GEMM or attention kernel [s].
@@ -82,8 +102,8 @@ class Stack:
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
-    cuda_graphs : what the host replays as CUDA graphs: nothing (none), attention and gate of a layer up to the dispatch
-        (attention), every layer (layers).
+    cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), attention and
+        gate up to the dispatch (attention), every layer (layers).
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     precision : how weights and activations of narrow GEMMs are kept and scaled, where a job does not say.
     serving : settings of software that serves; None: it only trains.
@@ -105,7 +125,7 @@ class Stack:
     tp_regather: bool
     p2p_overlap: Literal["always", "chunks", "never"]
     dispatcher: Dispatcher
-    token_counts: Literal["device", "all_to_all", "host"]
+    token_counts: Literal["device", "all_to_all", "host", "capacity"]
     permute: Permute
     router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
@@ -127,10 +147,23 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled", "torch"]
+    norm_kernels: Literal["training", "compiled", "torch", "operators"]
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    table_gradient: Literal["rows", "dense"] = "rows"
+    projections: Literal["joined", "separate"] = "joined"
+    keys_repeated: bool = False
+    rope_complex: bool = False
+    sequence_copies: bool = False
+    update: Literal["fused", "foreach"] = "fused"
+    expert_groups: Literal["own", "data"] = "own"
+    tp_buffer: Literal["written", "copied"] = "copied"
+    amax_group: Literal["none", "tensor", "stage"] = "none"
+    gradient_mean: Literal["collective", "before"] = "collective"
+    gradient_check: bool = False
+    gradients_clipped: bool = False
+    weights_copied: bool = False
     context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0
@@ -139,7 +172,7 @@ class Stack:
     host_backward: float = 1.0
     host_read: float = 0.0
     host_graph: float = 0.0
-    cuda_graphs: Literal["none", "attention", "layers"] = "none"
+    cuda_graphs: Literal["none", "gate", "attention", "layers"] = "none"
     serving: ServingStack | None = None
     scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)

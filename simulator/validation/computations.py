@@ -15,7 +15,7 @@ from simulator.validation import (
 )
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
-from simulator.validation.runs import published_runs, torchtitan_runs
+from simulator.validation.runs import foundry_runs, megascale_runs, nanotron_runs, published_runs, torchtitan_runs
 from simulator.validation.serving import attention_modules, published_replays, published_steps
 
 Compute = Callable[[Figure], float]
@@ -121,8 +121,18 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.megatron_gb200.*", compute=training_figures.megatron_gb200, heavy=True),
     Rule(pattern="E.bridge.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.nemo2407.*", compute=published_runs.rate, heavy=True),
+    Rule(pattern="E.megascale.*", compute=megascale_runs.dense, heavy=True),
+    Rule(
+        pattern="E.megascale_moe.megatron_lm.*",
+        compute=_never("what it recomputes, its microbatches and how tokens travel are not published"),
+    ),
+    Rule(pattern="E.megascale_moe.*", compute=megascale_runs.experts, heavy=True),
     Rule(pattern="E.folding.*", compute=_never("neither microbatches nor virtual stages are published")),
+    Rule(pattern="E.foundry.*", compute=foundry_runs.rate, heavy=True),
+    Rule(pattern="E.nanotron.*", compute=nanotron_runs.rate, heavy=True),
     Rule(pattern="E.torchtitan.*", compute=torchtitan_runs.rate, heavy=True),
+    Rule(pattern="E.torchao.202508.*", compute=_never("the power limit of these GPUs is not published")),
+    Rule(pattern="E.torchao.*", compute=torchtitan_runs.rate, heavy=True),
     Rule(pattern="E.dgxc.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.simumax.*", compute=training_figures.simumax, heavy=True),
     Rule(pattern="F.power.*.inference_peak", compute=_never(_SERVING)),

@@ -13,6 +13,8 @@ from typing import Any
 Row = dict[str, str]
 
 FILES = ("published.toml", "published_more.toml", "trace_phases.toml")
+RUNS = ("bridge_runs.csv",)
+"""Tables of published training runs, a row each."""
 END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "Q.", "S.", "T.")
 """Beginnings of the names of end-to-end figures: compared with, never fitted to."""
 MEMORY = {"peak_memory_GB": "GB", "alloc_GiB": "GiB"}
@@ -78,11 +80,13 @@ class Figure:
 
 
 def load_figures() -> list[Figure]:
-    """All figures in the order of the files, then the memory peaks that some of them also state."""
+    """All figures in the order of the files and tables, then the memory peaks that some of them also state."""
     out: list[Figure] = []
     for name in FILES:
         text = resources.files("workloads.facts").joinpath(name).read_text(encoding="utf-8")
         out += [Figure(**table) for table in tomllib.loads(text)["figure"]]
+    for name in RUNS:
+        out += table_figures(name, "E")
     return out + memory_figures(out)
 
 

@@ -174,7 +174,9 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     """A run of the zero-bubble paper: GPT on A100, 8 GPUs a node.
 
     Its first and last stages hold one layer fewer, since they also hold the embedding and the head. The vocabulary is
-    not given: 50 257 padded to 51 200, as in Megatron-LM. Its ZB-1p and ZB-2p are the automatic schedules, whose
+    not given; its models are named 1.5B, 6.2B, 14.6B and 28.3B, which their layers and 27 to 34 thousand rows as wide
+    make (28.08B and 14.47B are layers'), so that it is 32,000, as of the SentencePiece tokenizers that its scripts ask
+    for (GPTSentencePieceTokenizer). Its ZB-1p and ZB-2p are the automatic schedules, whose
     updates are validated afterwards (section 4; examples/pretrain_zero_bubble.sh of its software, with FP16).
     """
     c = figure.config
@@ -188,7 +190,7 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     virtual = pp * vpp
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]
-    sizes = gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=51200, seq=int(c["seq"]))
+    sizes = gpt(layers=layers, heads=int(c["heads"]), hidden=int(c["hidden"]), vocab=32000, seq=int(c["seq"]))
     return sizes + overrides_of(
         hardware="a100",
         stack="megatron-lm",
@@ -332,8 +334,9 @@ def simumax(figure: Figure) -> float:
 
 def simumax_run(figure: Figure) -> Overrides:
     """A run of SimuMax on 8 B200: a few layers of each model, nothing overlapped, Transformer Engine's cross-entropy
-    (its docs/b200/b200_real_repro_guide.md). Experts are padded to a capacity of the mean, and what exceeds it is
-    dropped (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh): all have as many tokens."""
+    (its docs/b200/b200_real_repro_guide.md), and heads sent round for context parallelism (section 7 there). Experts
+    are padded to a capacity of the mean, and what exceeds it is dropped
+    (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh): all have as many tokens, which no host reads."""
     c = figure.config
     overlap = bool(c["overlap"])
     values: dict[str, Any] = {
@@ -359,8 +362,11 @@ def simumax_run(figure: Figure) -> Overrides:
         "batch__microbatch_size": int(c["mbs"]),
         "batch__global_batch_size": int(c["mbs"]) * int(c["microbatches"]) * int(c["dp"]),
     }
+    if int(c.get("cp", 1)) > 1:
+        values["layout__cp_kind"] = "all_to_all"
     if str(c["model"]).startswith("deepseek"):
         values["routing__kind"] = "uniform"
+        values["stack__token_counts"] = "device"
         values["model__first_k_dense_replace"] = int(c.get("dense_layers", 1))
         values["model__num_nextn_predict_layers"] = 0
     return overrides_of(**values)

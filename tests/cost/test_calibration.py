@@ -349,6 +349,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_sm_contention.csv",
         "h200_sustained.csv",
         "h100_sustained.csv",
+        "h100_500w.csv",
         "host.csv",
         "h100_overlap.csv",
         "h100_clusters.csv",

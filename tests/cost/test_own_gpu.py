@@ -113,10 +113,17 @@ def test_a_profile_is_written_that_a_job_runs_on(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("# Tesla T4, driver 1\nop,us\n", encoding="utf-8")
+    hosts = tmp_path / "hosts.csv"
+    hosts.write_text("# NVIDIA H200, driver 1\nwhat,us\nadd,4\n", encoding="utf-8")
     for words, right in (
         (("fit", str(tmp_path / "none.csv"), "--hardware", "x"), "none.csv: No such file"),
         (("fit", str(other), "--hardware", "x"), "names no GPU that is shipped (Tesla T4); give --like"),
         (("fit", str(other), "--hardware", "a/b"), "must be a name of letters"),
+        (
+            ("fit", str(other), "--hardware", "h100"),
+            "a profile of that name is shipped; give yours another, as my-h100",
+        ),
+        (("fit", str(hosts), "--hardware", "x"), "no column op: must be a table of foretrain calibrate measure"),
         (("fit", str(other), "--hardware", "x", "--like", "h200"), "no class of kernels has 6 shapes"),
     ):
         code, _, said = run(*words)

@@ -16,7 +16,7 @@ from simulator.engine.program import Program, ProgramStep
 from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.estimate.estimate import estimate
 from simulator.estimate.shared_prices import SharedPrices
-from simulator.inputs import load_scenario, load_stack
+from simulator.inputs import list_names, load_scenario, load_stack
 from simulator.ops import Gemm, Op, Streaming
 from simulator.results.simulate import prepare, simulate, timeline_of
 from simulator.spec.model import BlockKind
@@ -182,8 +182,9 @@ def _priced(built: PricedModel, name: str, seconds: float) -> Priced:
 
 
 def test_kernels_of_a_graph_are_not_issued_one_by_one() -> None:
-    alone, attention, layers = (_step(f"stack.cuda_graphs={what}") for what in ("none", "attention", "layers"))
-    assert alone > attention > layers
+    each = (_step(f"stack.cuda_graphs={what}") for what in ("none", "gate", "attention", "layers"))
+    alone, gate, attention, layers = each
+    assert alone > gate > attention > layers
     assert layers == pytest.approx(_step(*NO_ISSUE), rel=0.2)
 
 
@@ -192,6 +193,38 @@ def test_a_thousandfold_host_shows() -> None:
     few = ("gpus=1", "layout.ep=1", "batch.sequence_length=4096", "model.hidden_size=4096", "batch.global_batch_size=2")
     kernel = 2e-6
     assert _step(*few, f"stack.host_kernel={1000 * kernel}") > 10 * _step(*few, f"stack.host_kernel={kernel}")
+
+
+TRAINING = [name for name in list_names("stack") if load_stack(name).serving is None]
+DENSE = ("hardware=h200", "gpus=1", "layout.tp=1", "layout.pp=1", "layout.recompute=none", "layout.zero=0")
+SMALL = (
+    "model.num_hidden_layers=2",
+    "batch.sequence_length=2048",
+    "batch.microbatch_size=1",
+    "batch.global_batch_size=2",
+)
+
+
+def _trained(stack: str, *changes: str) -> float:
+    scenario = load_scenario("llama-3-8b", [*DENSE, *SMALL, f"stack={stack}", *changes])
+    return float(simulate(scenario, engine="longest-path").metrics["step_time_s"])
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_thousandfold_host_shows_in_every_stack_that_trains(name: str) -> None:
+    """Also in DeepSeek's, whose host is ahead in its trace (0 s); and where what is replayed are graphs of layers, it
+    shows no more than in what stands around them."""
+    kernel = load_stack(name).host_kernel or 2e-6
+    slow = f"stack.host_kernel={1000 * kernel}"
+    eager = _trained(name, slow)
+    assert eager > 2.5 * _trained(name)
+    assert _trained(name, slow, "stack.cuda_graphs=layers") < 0.6 * eager
+
+
+def test_a_compiled_program_has_less_to_issue() -> None:
+    """The same host price a call: torch.compile's program has fewer calls than eager modules."""
+    same = ("stack.host_kernel=1e-3", "stack.host_gemm=1e-3")
+    assert _trained("torch-compile", *same) < 0.8 * _trained("torch", *same)
 
 
 def test_a_slower_processor_issues_later() -> None:

@@ -19,7 +19,7 @@ DENSE = [
     "gpus=8",
     "layout.tp=1",
     "layout.pp=1",
-    "batch.global_batch_size=8",
+    "batch.global_batch_size=32",
     "batch.sequence_length=2048",
 ]
 DRAWN = "stragglers.clocks=drawn"

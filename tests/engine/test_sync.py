@@ -14,7 +14,7 @@ from simulator.engine.lower import lower, price_model
 from simulator.engine.power import demand, highest_demand, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.tasks import LANES, SYNC, Tasks
-from simulator.engine.update import update_ops
+from simulator.engine.update import own_gradient_ops, update_ops
 from simulator.errors import InputError
 from simulator.graph.parameters import Held, held_by_stage
 from simulator.inputs import load_hardware, load_scenario
@@ -179,18 +179,66 @@ BF16_ALL = [f"optimizer.{key}=bf16" for key in ("parameters", "gradients", "redu
 @pytest.mark.parametrize(
     ("settings", "kernel", "read", "written"),
     [
-        ([], "adam", 4 + 4 + 8, 4 + 8 + 2),  # gradient, master, moments; master, moments, the BF16 copy
+        (["stack.weights_copied=false"], "adam", 4 + 4 + 8, 4 + 8 + 2),  # gradient, master, moments; those, BF16 copy
+        ([], "adam", 4 + 4 + 8, 4 + 8),  # the copy is a kernel of its own
+        ([], "copy_w", 4, 2),
+        (["layout.zero=1"], "copy_w", 4 / 8, 2 / 8),
+        (["stack.gradients_clipped=true", "layout.zero=1"], "clip", 4 / 8, 4 / 8),
         ([*BF16_ALL, "optimizer.masters=none"], "adam", 2 + 2 + 4, 2 + 4),
         (["optimizer.parameters=fp32"], "adam", 4 + 4 + 8, 4 + 8 + 2),
         (["optimizer.parameters=fp32", "layout.zero=3"], "adam", (4 + 4 + 8) / 8, (4 + 8) / 8),  # cast when gathered
-        (["optimizer.kind=adam8bit"], "adam8bit", 4 + 4 + 2 * (1 + 4 / 256), 4 + 2 * (1 + 4 / 256) + 2),
-        (["optimizer.kind=sgd"], "sgd", 4 + 4 + 4, 4 + 4 + 2),
-        (["optimizer.kind=sgd", "optimizer.first_moment=none"], "sgd", 4 + 4, 4 + 2),
-        (["optimizer.kind=muon"], "muon", 4 + 4 + 4 + 0.6 * 4, 4 + 4 + 0.6 * 4 + 2),  # 4 of 10 stand in matrices
+        (["optimizer.kind=adam8bit"], "adam8bit", 4 + 4 + 2 * (1 + 4 / 256), 4 + 2 * (1 + 4 / 256)),
+        (["optimizer.kind=sgd"], "sgd", 4 + 4 + 4, 4 + 4),
+        (["optimizer.kind=sgd", "optimizer.first_moment=none"], "sgd", 4 + 4, 4),
+        (["optimizer.kind=muon"], "muon", 4 + 4 + 4 + 0.6 * 4, 4 + 4 + 0.6 * 4),  # 4 of 10 stand in matrices
     ],
 )
 def test_the_update_moves_what_the_states_say(settings: list[str], kernel: str, read: float, written: float) -> None:
     assert bytes_of_update(*settings, kernel=f"optimizer.{kernel}") == pytest.approx((read, written))
+
+
+def test_a_rank_reads_and_writes_all_its_gradients_before_they_are_reduced() -> None:
+    """Megatron-Core: a norm of the whole FP32 buffer, then every value times 1/dp, with ZeRO-1 as well."""
+    held = Held(dense=2e9, experts=1e9)
+    moved = {}
+    for change in ("layout.zero=1", "stack.gradient_mean=collective", "stack.gradient_check=false", "gpus=8"):
+        alone = ["layout.tp=8", "batch.global_batch_size=8"] if change == "gpus=8" else []
+        scenario = load_scenario("llama-3-8b", [*SMALL, change, *alone])
+        works = [op.work for op in own_gradient_ops(held, scenario)]
+        moved[change] = [(work.read, work.written) for work in works if isinstance(work, Streaming)]
+    check, scale = (12e9, 0.0), (12e9, 12e9)
+    assert list(moved.values()) == [[check, scale], [check], [scale], [check]]  # one replica has nothing to scale
+
+
+def test_chunks_are_reduced_in_the_order_in_which_their_backwards_end() -> None:
+    """Of interleaved stages the last chunk leads; each block waits for its own gradients alone, but the very last."""
+    changes = ["layout.schedule=interleaved", "layout.vpp=2", "layout.pp=2", "model.num_hidden_layers=8"]
+    tasks = tasks_of(*changes, "layout.stages=even", "layout.zero=1", "stack.param_gather_overlap=false")
+    for rank in range(2):
+        sums = [(int(part.name.split(".")[1][1:]), at) for at, part in enumerate(tasks.sequence)
+                if tasks.lane[at] == rank * LANES + SYNC and part.name.startswith("grad.s")]  # fmt: skip
+        stages = [stage for stage, _ in sums]
+        assert stages == sorted(stages, reverse=True)
+        assert set(stages) == {rank, rank + 2}
+        own = [at for at, part in enumerate(tasks.sequence)
+               if part.name == "gradients" and tasks.lane[at] // LANES == rank]  # fmt: skip
+        waiting = [at for _, at in sums if own[0] in tasks.preds[at]]
+        assert waiting == [sums[-1][1]]
+
+
+def test_what_is_done_to_own_gradients_delays_the_reduction_by_its_time() -> None:
+    """Without overlap reductions wait for it; with overlap it stands on the stream of compute; ZeRO-2 has none."""
+    quiet = ("stack.gradient_check=false", "stack.gradient_mean=collective")
+    for zero, overlap in ((1, "false"), (1, "true"), (2, "true")):
+        flags = (f"layout.zero={zero}", f"stack.grad_sync_overlap={overlap}", "stack.param_gather_overlap=false")
+        tasks, without = tasks_of(*flags), longest_path(tasks_of(*flags, *quiet)).makespan
+        own = [sequence.alone for sequence in tasks.sequence if sequence.name == "gradients"]
+        assert len(own) == (zero < 2)
+        later = longest_path(tasks).makespan - without
+        if overlap == "false":
+            assert later == pytest.approx(own[0], rel=1e-6)
+        else:
+            assert 0.0 <= later <= sum(own) * (1 + 1e-6)
 
 
 def test_without_an_optimizer_nothing_is_updated_or_gathered() -> None:
@@ -290,3 +338,6 @@ def test_ranks_that_meet_wait_for_the_clock_that_is_lowest_just_then() -> None:
     both = usual * (1 + hypot(worst / usual - 1, 0.01 * highest_demand(8)))
     assert slowdown(watts, gpu, 8, 8) == pytest.approx(both)
     assert slowdown(600.0, gpu, 8, 8) == 1.0
+    at_most = gpu.power_cap / (1 + 0.02 * highest_demand(8))  # above it one GPU of 8 meets the limit
+    assert slowdown(at_most, gpu, 8, 64) == pytest.approx(1.0)
+    assert slowdown(1.0001 * at_most, gpu, 8, 64) == pytest.approx(1.0, abs=1e-3)  # and moves no further than it must

@@ -29,8 +29,12 @@ def test_gradients_leave_with_every_backward_from_zero_2_on(zero: int) -> None:
 
 
 def test_at_the_end_the_block_that_is_ready_first_leads() -> None:
-    assert list(order(1).reductions({4: 2, 1: 1})) == [(1, 0), (4, 1), (4, 0)]
-    assert list(order(1, by_block=False).reductions({4: 2, 1: 1})) == [(1, None), (4, None)]
+    assert list(order(1).reductions({4: 2, 1: 1})) == [
+        (4, 1),
+        (4, 0),
+        (1, 0),
+    ]  # stage 4's backward ends before stage 1's
+    assert list(order(1, by_block=False).reductions({4: 2, 1: 1})) == [(4, None), (1, None)]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from simulator.graph.stage import block_kinds, build_blocks
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.optimizer_states import shards_of, state_items
-from simulator.ops import Gemm, Op, Streaming
+from simulator.ops import Collective, Gemm, Op, Streaming
 from simulator.results.simulate import prepare
 from simulator.spec.model import BlockKind
 from simulator.spec.precision import RECIPES
 
 BY_LAYER = tuple(name for name, record in RECIPES.items() if record.by_layer)
 H, FFN, TOKENS = 4096, 14336, 8192  # llama-3-8b, whole on one rank
+LINEAR = ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")
 ALONE = ("layout.tp=1", "layout.pp=1", "layout.recompute=none")
 
 
@@ -77,7 +78,8 @@ def test_current_scaling_adds_a_pass_for_each_maximum_that_no_norm_finds() -> No
         "dense.up_gate.quant_x",  # cast behind the norm, which found the maximum
         "attn.o.quant_x.amax",
         "dense.down.quant_x.amax",
-        *(f"{name}.quant_g.amax" for name in ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")),
+        *(f"{name}.quant_g.amax" for name in LINEAR),
+        *(f"{name}.quant_{which}.scale" for name in LINEAR for which in "xg"),
     }
     assert moved(current["attn.o.quant_x.amax"]) == (2 * TOKENS * H, 0.0)
 
@@ -210,3 +212,41 @@ def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> Non
     linears = ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")
     assert set(by_columns) == {f"{name}.quant_{which}_t" for name in linears for which in "xgw"}
     assert all(isinstance(work, Streaming) and work.values == work.read / 2 for work in by_columns.values())
+
+
+def test_maxima_of_gathered_tensors_are_those_of_all_their_ranks() -> None:
+    """Transformer Engine, current scaling: inputs of column-parallel layers and gradients of row-parallel ones."""
+    parts = ("layout.tp=4", "precision.recipe=fp8_tensor", "precision.scaling=current")
+    for changes, shared in ((parts, 4), ((*parts, "precision.kept=bf16"), 0), ((*parts, "layout.sp=false"), 0)):
+        layer = ops(BlockKind.DENSE, *changes)
+        works = {name: op.work for name, op in layer.items() if name.endswith("maximum.all_reduce")}
+        assert len(works) == shared
+        assert all(isinstance(work, Collective) and work.ranks == 4 for work in works.values())
+        if shared:
+            where = ("attn.qkv.quant_x", "attn.o.quant_g", "dense.up_gate.quant_x", "dense.down.quant_g")
+            assert set(works) == {f"{name}.maximum.all_reduce" for name in where}
+
+
+def test_a_table_gets_a_gradient_of_all_its_rows_from_autograd() -> None:
+    table, rows = 128256 // 2 * H, TOKENS * H
+    split = ("layout.tp=2", "layout.pp=1")
+    dense, few = (ops(BlockKind.EMBED, *split, f"stack.table_gradient={how}") for how in ("dense", "rows"))
+    assert moved(dense["embed.wgrad.zero"]) == (0.0, 2.0 * table)
+    assert moved(dense["embed.wgrad"]) == (4.0 * rows, 2.0 * rows)
+    assert moved(dense["embed.wgrad_add"]) == (6.0 * table, 4.0 * table)  # BF16 into FP32
+    assert moved(few["embed.wgrad"]) == (6.0 * rows, 4.0 * rows)
+    for made in (dense, few):
+        gathered = made["embed.g.all_gather"].work
+        assert isinstance(gathered, Collective)
+        assert gathered.bytes == 2.0 * rows
+
+
+def test_biases_that_layers_do_not_add_themselves_are_summed_by_kernels() -> None:
+    gpt = ("model=gpt3-175b", "layout.tp=8", "gpus=8")
+    megatron, torch = ({*ops(BlockKind.DENSE, *gpt, f"stack={stack}")} for stack in ("megatron-core", "torch"))
+    sums = {f"{name}.bias.bwd" for name in ("attn.o", "dense.up_gate", "dense.down")}
+    assert {name for name in megatron if name.endswith("bias.bwd")} == sums
+    assert {name for name in torch if name.endswith("bias.bwd")} == sums | {"attn.qkv.bias.bwd"}
+    assert not [name for name in ops(BlockKind.DENSE) if "bias" in name]  # Llama has none
+    norm = ops(BlockKind.DENSE, *gpt, "stack=megatron-core")["norm.attn.wgrad_acc"]
+    assert norm.count == 2  # gain and bias

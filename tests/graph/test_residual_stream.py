@@ -12,7 +12,7 @@ from simulator.graph.block import Block, problems
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
-from simulator.ops import Streaming
+from simulator.ops import Collective, Streaming
 from simulator.results.simulate import simulate
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
@@ -96,6 +96,28 @@ def test_the_gradient_that_by_passes_a_branch_is_added_once() -> None:
     post = names(dense("post", "stack=megatron-core"))
     assert {"dense.residual.bwd", "attn.residual.bwd"} <= set(post)
     assert "attn.branches.bwd" in names(dense("shared", "stack=megatron-core"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("pre", {"F": ["attn.x", "attn.o", "dense.x", "dense"], "I": ["dense.g", "dense.dx", "attn.o_g", "attn.dx"]}),
+        ("parallel", {"F": ["attn.x", "dense.x", "dense"], "I": ["dense.g", "dense.dx", "attn.dx"]}),
+        ("shared", {"F": ["attn.x", "dense"], "I": ["dense.g", "attn.dx"]}),
+    ],
+)
+def test_branches_side_by_side_share_their_tensor_parallel_collectives(kind: str, sent: dict[str, list[str]]) -> None:
+    """Both outputs are summed before one reduction, and one norm's output is gathered once: all tokens are then added,
+    not this rank's part of them. What backward gathers again follows the inputs."""
+    block = dense(kind, "stack=megatron-core", "layout.tp=4")
+    found = [op for op in block.ops() if isinstance(op.work, Collective) and ".again." not in op.name]
+    for part, names_of in sent.items():
+        assert [op.name.rpartition(".")[0] for op in found if op.part == part] == names_of
+    again = [op for op in block.ops() if isinstance(op.work, Collective) and ".again." in op.name]
+    assert len(again) == (1 if kind == "shared" else 2)
+    added = next(op.work for op in block.ops() if op.name == "attn.residual.fwd")
+    assert isinstance(added, Streaming)
+    assert added.written == 1024 * 4096 * BF16 / (4 if kind == "pre" else 1)
 
 
 def test_a_norm_over_the_projection_is_one_row_a_token() -> None:

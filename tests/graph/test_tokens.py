@@ -100,6 +100,46 @@ def test_what_arrives_is_sorted_again_where_tokens_travel() -> None:
         assert names.index(first) < names.index(second)
 
 
+def test_megatron_core_joins_chunks_and_leaves_those_of_one_expert() -> None:
+    """A plain all-to-all brings chunks of one sender and expert: eight experts, two a rank or one."""
+    for stack in ("nemo-24", "megatron-core"):
+        two, one = (layer(ep, f"stack={stack}") for ep in (4, 8))
+        assert {"moe.permute.fwd", "moe.unpermute.fwd"} <= {op.name for op in two.ops()}
+        assert not [
+            op for op in one.ops() if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map"))
+        ]
+        gemm, back = (
+            next(op for op in one.ops() if op.name == f"moe.{name}") for name in ("up_gate.fwd", "down.dgrad")
+        )
+        assert gemm.after == ("moe.dispatch.fwd.a2a",)
+        assert back.after == ("moe.combine.bwd.a2a_dispatch",)
+        assert next(op for op in one.ops() if op.name == "moe.combine.fwd.a2a").after == ("moe.down.fwd",)
+    joined = next(op for op in layer(4, "stack=nemo-24").ops() if op.name == "moe.unpermute.grad")
+    assert joined.cls == "elem"
+
+
+def test_an_all_to_all_crosses_nodes_behind_the_ranks_that_share_an_expert() -> None:
+    """Eight expert-parallel ranks: neighbours fill a node; behind four ranks of each expert two share one; and behind
+    two context-parallel ranks of each of these, where experts stay in the groups of data parallelism, none."""
+    cut = ("gpus=64", "layout.tp=4", "layout.etp=4", "batch.global_batch_size=64")
+    for changes, stack, near in (
+        (("gpus=8",), "nemo-24", 0),
+        (cut, "nemo-24", 2),
+        ((*cut, "layout.cp=2"), "nemo-24", 1),
+        ((*cut, "layout.cp=2"), "megatron-core", 2),
+    ):
+        block = layer(8, f"stack={stack}", *changes)
+        work = next(op for op in block.ops() if op.name == "moe.dispatch.fwd.a2a").work
+        assert isinstance(work, AllToAll)
+        assert work.per_node == near
+
+
+def test_experts_filled_to_a_capacity_send_no_counts() -> None:
+    names = {op.name for op in layer(4, "stack=nemo-24", "stack.token_counts=capacity").ops()}
+    assert "moe.dispatch.fwd.a2a" in names
+    assert not {"moe.counts.a2a", "moe.counts.read"} & names
+
+
 def test_the_counts_are_read_where_the_stack_says() -> None:
     for ep, counts, read in (
         (1, "host", True),

@@ -41,6 +41,20 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "given": ("tiny-1f1b", (f"routing.loads={[1.5, 0.5] + [1] * 14}", "routing.kind=given", "stack=torch")),
     "etp": ("tiny-1f1b", ("layout.tp=2", "layout.etp=2", "layout.ep=8", "stack=megatron-core")),
+    "experts-over-cp": (
+        "llama-3-8b",
+        (
+            "model=mixtral-8x7b",
+            "model.num_hidden_layers=2",
+            "hardware=h200",
+            "stack=megatron-core",
+            "gpus=32",
+            "layout.tp=1",
+            "layout.pp=1",
+            "layout.cp=4",
+            "layout.ep=4",
+        ),
+    ),
     "shared-uplinks": (
         "tiny-1f1b",
         tuple(f"hardware.fabric.network.{x}" for x in ("pod=0", "ports=8", "planes=1", "oversubscription=2.0")),
@@ -65,6 +79,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=2",
         ),
     ),
+    "delayed": ("tiny-1f1b", ("hardware=h100", "stack=megatron-core", "precision.recipe=fp8_tensor")),
     "slow-fp32": ("tiny-1f1b", ("hardware.gpu.peak.fp32=2e12",)),
     "interleaved": ("tiny-interleaved", ("stack.p2p_overlap=chunks",)),
     "host": ("tiny-1f1b", ("stack.host_kernel=1e-4",)),
@@ -496,6 +511,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.post_validation": ("later", "longest-path"),
     "stack.context": ("context", "longest-path"),
+    "stack.expert_groups": ("experts-over-cp", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
     "stack.gate_weights": ("moe", "longest-path"),
@@ -570,10 +586,16 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stragglers.clocks": ("ddp", "longest-path"),
     "stragglers.groups": ("groups", "longest-path"),
     "stack.attention_fused": ("dense", "longest-path"),
+    "stack.amax_group": ("delayed", "longest-path"),
+    "stack.tp_buffer": ("dense", "longest-path"),
     "stack.rope_fused": ("dense", "longest-path"),
     "stack.selective": ("dense", "longest-path"),
     "stack.shard_copies": ("zero3", "longest-path"),
     "stack.split_copies": ("dense", "longest-path"),
+    **{
+        f"stack.{name}": ("dense", "longest-path")
+        for name in ("projections", "keys_repeated", "rope_complex", "sequence_copies", "norm_kernels", "update")
+    },
     "hardware.fabric.ep.deepep.concurrent_combine_factor": ("fp8", "events"),
     "hardware.fabric.ep.deepep.concurrent_dispatch_factor": ("fp8", "events"),
     "hardware.fabric.ep.hybrid_ep.concurrent_combine_factor": ("hybrid", "events"),

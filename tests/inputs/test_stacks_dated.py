@@ -12,6 +12,7 @@ from simulator.results.simulate import simulate
 
 FOLDER = files("workloads").joinpath("stacks")
 NEW = ("nemo-24", "megatron-core-2026", "megascale", "deepspeed", "maxtext")
+NEW += ("torchtitan", "torchtitan-2025", "nanotron")
 
 
 def raw(name: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ def asked(*args: str) -> dict[str, Any]:
     result = run(*args, "--json")
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout))
+
+
+def test_gemms_at_another_power_limit() -> None:
+    """Watts of an H100 of 700 W hold for one that is held to 500 W: -6 to +4 % (calibration/tables/h100_500w.csv)."""
+    text = files("hardware_profiles").joinpath("calibration", "tables", "h100_500w.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert len(rows) == 6
+    for row in rows:
+        m, n, k = (int(row[key]) for key in ("m", "n", "k"))
+        question = Question(op="gemm", hardware="h100-hbm2e", precision=row["precision"], m=m, n=n, k=k)
+        one = answer(question, load_hardware("h100-hbm2e"))
+        assert one.sustained is not None
+        assert one.sustained.limit == pytest.approx(494.5, abs=0.1)
+        assert one.sustained.time * 1e6 == pytest.approx(float(row["us"]), rel=0.06)
 
 
 GEMM = ("gemm", "--precision", "fp8", "--m", "4096", "--n", "7168", "--k", "2048")

@@ -11,6 +11,8 @@ from reports.views import words
 from simulator.profile import Comparison
 
 WAIT = "comm.notify"
+TENFOLD = 10.0
+"""Predicted over measured from which on a report says how many times it is."""
 
 
 def report(found: Comparison, *, verbose: bool = False) -> list[RenderableType]:
@@ -50,8 +52,8 @@ _PHASES_NOTE = (
 
 
 def signed(error: float) -> str:
-    """A relative error as a percentage with its sign."""
-    return f"{100 * error:+.1f} %"
+    """A relative error as a percentage with its sign; from ten times on how many times it is."""
+    return f"{100 * error:+.1f} %" if error < TENFOLD - 1 else f"{1 + error:,.0f} times"
 
 
 def _ms(seconds: float) -> str:

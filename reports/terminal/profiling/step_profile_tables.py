@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -61,11 +63,23 @@ def _remarks(found: StepComparison) -> list[str]:
         out.append("There is no backward in it: the profile of an inference, or of a forward alone.")
     if found.phases_from == NAMES:
         out.append(f"Phases found by names are rough; to have them exact {MARKS}.")
+    other = found.other_calls
+    if other is not None:
+        out.append(
+            f"{other.measured.calls:,.0f} calls of {other.family} in a forward, and {other.predicted.calls:,.0f} in the"
+            " job's: another model, number of microbatches or layout. Times are then not to be compared."
+        )
+    if found.unfused_attention:
+        out.append(
+            "Attention is not one kernel in it, but GEMMs and a softmax: compare with --set"
+            " stack.attention_fused=false."
+        )
     if found.matched < FEW:
         out.append("Most of its kernel time has no match: is it the profile of another model or job?")
     if found.layers is not None and not found.same_layers:
         out.append(
-            f"The model of the job has {found.scenario.model.num_hidden_layers} layers, which is another number."
+            f"A forward repeats {found.layers.count} times what may be a layer; the model of the job has"
+            f" {found.scenario.model.num_hidden_layers}."
         )
     kind = found.scenario.cluster.gpu.name.partition(" ")[0]
     if found.recording.gpu and kind not in found.recording.gpu:
@@ -92,7 +106,10 @@ def _step(found: StepComparison) -> Table:
     table.add_row("a kernel runs", _ms(found.busy), "", "")
     table.add_row("communication alone", *_pair(found.exposed, found.predicted_exposed))
     if found.layers is not None:
-        name = f"forward of a repeated sequence of {found.layers.kernels} kernels ({found.layers.count} times)"
+        often = f"{found.layers.count} times" + (
+            f" in each of {found.layers.within}" if found.layers.within > 1 else ""
+        )
+        name = f"forward of a repeated sequence of {found.layers.kernels} kernels ({often})"
         table.add_row(name, *_pair(found.layers.seconds, found.predicted_layer if found.same_layers else 0.0))
     return table
 
@@ -125,7 +142,7 @@ def _strangers(found: StepComparison, most: int) -> RenderableType:
         return Text("Nothing: every kernel is of a family that the job runs.")
     table = columns("kernel", "", ">measured", ">calls")
     for one in found.strangers[:most]:
-        why = "not in the job" if one.family else "no family"
+        why = "not in the job" if one.family else one.cls.replace("_", " ") or "not known"
         table.add_row(_short(one.name), why, _ms(one.spent.seconds), f"{one.spent.calls:,.0f}")
     rest = found.strangers[most:]
     if rest:
@@ -135,6 +152,6 @@ def _strangers(found: StepComparison, most: int) -> RenderableType:
 
 
 def _short(name: str) -> str:
-    """A kernel's name without its arguments, at most 40 characters."""
-    bare = name.removeprefix("void ").partition("(")[0] or name
+    """A kernel's name without its arguments and without the namespaces that many share, at most 40 characters."""
+    bare = re.sub(r"^void |\(anonymous namespace\)::|<unnamed>::|\bat::native::", "", name).partition("(")[0] or name
     return bare if len(bare) <= 40 else bare[:39] + "…"

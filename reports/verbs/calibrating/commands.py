@@ -93,11 +93,15 @@ def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> N
     from reports.export.files import replacing
     from reports.views.calibration import kernels_text, page, profile_text
     from simulator.errors import InputError
-    from simulator.inputs import load_hardware
+    from simulator.inputs import list_names, load_hardware
 
     folder, source = output_folder(out, "--out"), Path(table)
     if not hardware.replace("-", "").replace("_", "").isalnum():
         raise InputError(f"--hardware: {hardware}: must be a name of letters, digits, - and _")
+    if hardware in list_names("hardware"):
+        raise InputError(
+            f"--hardware: {hardware}: a profile of that name is shipped; give yours another, as my-{hardware}"
+        )
     measured_on = own_gpu.named_gpu(source)
     origin = like or own_gpu.nearest(measured_on)
     if origin is None:

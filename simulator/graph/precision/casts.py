@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, Unpack
 
 from simulator.dtypes import BF16, FP8, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.ops import Facts, Part, Streaming
+from simulator.ops import Collective, Facts, Part, Streaming
 from simulator.spec.precision import Formats, Recipe
 
 Place = Literal["column", "row", "alone"]
@@ -61,9 +61,11 @@ EAGER: dict[str, Passes] = {
 
 
 def gathered_from(builder: SegmentBuilder) -> int:
-    """Ranks that each hold a part of what a tensor-parallel layer gathers (sequence parallelism)."""
-    layout = builder.shapes.job.layout
-    return layout.tp if layout.sp else 1
+    """Ranks that each cast a part of what a tensor-parallel layer gathers (sequence parallelism); what is gathered in
+    BF16 is cast by each of them as a whole."""
+    s = builder.shapes
+    layout = s.job.layout
+    return layout.tp if layout.sp and s.formats.travels_bytes < BF16 else 1
 
 
 def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
@@ -72,7 +74,9 @@ def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **
     shards = gathered_from(builder) if place == "column" else 1
     from_norm = place == "column" and builder.fused_quant and formats.kept == "recipe"
     both = formats.kept == "recipe" and (shards == 1 or formats.record.scaled != "tensor")
-    _cast(builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, facts=facts)
+    _cast(
+        builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, shards=shards, facts=facts
+    )
 
 
 def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
@@ -81,7 +85,7 @@ def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place,
     shards = gathered_from(builder) if place == "row" else 1
     scaled = formats.record.scaled
     both = scaled != "row" and (shards == 1 or scaled == "block")
-    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, facts=facts)
+    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, shards=shards, facts=facts)
 
 
 def for_weight_gradient(
@@ -162,6 +166,7 @@ def _cast(
     both: bool,
     from_norm: bool,
     facts: Facts,
+    shards: int = 1,
 ) -> None:
     """The maximum, where the recipe scales whole tensors by their own, and the cast into one form or both."""
     tensor = formats.record.scaled == "tensor"
@@ -170,6 +175,8 @@ def _cast(
         return
     if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
         _maximum(builder, f"{name}.amax", values, None, facts)
+    if formats.kept == "recipe":
+        _agree(builder, name, formats, shards, facts)
     turns = both and formats.layouts == 2
     written = formats.record.value * (formats.layouts if both else 1)
     cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
@@ -179,6 +186,19 @@ def _cast(
 def _maximum(builder: SegmentBuilder, name: str, values: float, part: Part | None, facts: Facts) -> None:
     """The largest of so many values."""
     _stream(builder, name, "quant.amax", values, Streaming(read=BF16, written=0.0), part, facts)
+
+
+def _agree(builder: SegmentBuilder, name: str, formats: Formats, shards: int, facts: Facts) -> None:
+    """What Transformer Engine runs between a tensor's maximum and its cast: of a tensor in `shards` that are gathered
+    the maximum over their ranks, and for current scaling a kernel that makes the scale of it
+    (transformer_engine/pytorch/csrc/quantizer.cpp, Float8CurrentScalingQuantizer::quantize_impl, 2.9, 2025-11)."""
+    current = formats.record.scaled == "tensor" and formats.scaling == "current"
+    if shards > 1 and (current or formats.recipe == "nvfp4"):
+        near = min(shards, builder.shapes.node_gpus)
+        work = Collective(kind="all_reduce", bytes=FP32, ranks=shards, per_node=near)
+        builder.add(f"{name}.maximum.all_reduce", "comm.tp.all_reduce", work, **facts)
+    if current:
+        builder.add(f"{name}.scale", "elem.small", Streaming(read=FP32, written=FP32), **facts)
 
 
 def _stream(

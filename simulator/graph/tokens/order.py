@@ -3,7 +3,12 @@
 `stack.permute` fused: one kernel each way at memory bandwidth (DeepSeek's, Transformer Engine's with
 --moe-permute-fusion). PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort
 the chosen experts, select rows and add them up again; the gradient of a selection is an addition by index, at a tenth
-of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`).
+of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what
+arrives by a plain all-to-all stands in chunks of one sender and expert, which are split and joined in the order of
+experts (Megatron-Core from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
+
+Megatron-Core leaves rows as they arrive where a rank has one expert, in fused kernels, too (token_dispatcher.py,
+MoEAlltoAllTokenDispatcher: `if self.num_local_experts > 1`).
 """
 
 from __future__ import annotations
@@ -26,8 +31,14 @@ ROW_BYTES = 4.0
 WEIGHTED = "index_add"
 """PyTorch keeps the rows that it adds by index (tools/autograd/derivatives.yaml: the gradient of index_add's source
 takes its sizes from the source itself); compiled, their weights are fused and nothing is kept."""
-MERGE_LAUNCHES = {"index_add": (5, 6), "gather_sum": (3, 5)}
+MERGE_LAUNCHES = {"index_add": (5, 6), "gather_sum": (3, 5), "chunks": (3, 5)}
 """Kernels of the weighted sum of a token's rows, forward and backward."""
+MERGE_CLASS = {
+    "index_add": "unpermute.index_add",
+    "gather_sum": "unpermute.gather_sum",
+    "chunks": "unpermute.gather_sum",
+}
+"""Their kernel class."""
 COMPILED_LAUNCHES = (2, 3)
 """The same through torch.compile, which fuses the weights."""
 
@@ -45,6 +56,16 @@ def travels(s: Shapes) -> bool:
 def every_copy_travels(s: Shapes) -> bool:
     """Whether a token is sent once for each of its experts, as by a plain all-to-all."""
     return travels(s) and s.stack.dispatcher == "nccl"
+
+
+def arrive_in_order(s: Shapes) -> bool:
+    """Whether rows are in the order of experts as they arrive: those of one expert, which Megatron-Core leaves so."""
+    return every_copy_travels(s) and s.local_experts == 1 and s.stack.permute != WEIGHTED
+
+
+def _in_chunks(s: Shapes) -> bool:
+    """Whether what arrives is split and joined chunk by chunk."""
+    return every_copy_travels(s) and s.stack.permute == "chunks"
 
 
 def each_bytes(s: Shapes) -> float:
@@ -100,7 +121,7 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
     wide, narrow = rows * s.model.expert_hidden * BF16, t * s.model.expert_hidden * BF16
     compiled = s.stack.swiglu_fused
     launches = (COMPILED_LAUNCHES if compiled else MERGE_LAUNCHES[s.stack.permute])[int(backward)]
-    cls = f"unpermute.{s.stack.permute}"
+    cls = MERGE_CLASS[s.stack.permute]
     keeps = not backward and not compiled and s.stack.permute == WEIGHTED
     summed = 0.0 if backward else _kept_sum(s)
     work = Streaming(read=narrow + wide, written=wide) if backward else Streaming(read=wide, written=narrow)
@@ -161,6 +182,12 @@ def copy_at_home_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, 
 
 def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], saved: float) -> None:
     """Rows of the local experts from what arrived; `saved`: bytes kept for backward [B]."""
+    if arrive_in_order(s):
+        builder.hand_on(after, saved)
+        return
+    if _in_chunks(s):
+        builder.add("moe.permute.fwd", "elem", _permuted(s), after=after, saved=saved, scales_with_load=True)
+        return
     if in_pytorch(s):
         if travels(s):
             sort(builder, "moe.sort_received", s.rows, after)
@@ -176,7 +203,11 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
 
 def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
     """The rows back in the order in which they arrived, or (nothing travels) the sum of each token's."""
-    if not in_pytorch(s):
+    if arrive_in_order(s):
+        return
+    if _in_chunks(s):
+        builder.add("moe.unpermute.fwd", "elem", _unpermuted(s), scales_with_load=True, read_by_backward=False)
+    elif not in_pytorch(s):
         saved = 0.0 if travels(s) else _kept_sum(s)
         builder.add(
             "moe.unpermute.fwd", "permute.reduce", _unpermuted(s), scales_with_load=True, read_by_backward=saved > 0,
@@ -193,14 +224,23 @@ def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
 
 def out_of_experts_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> None:
     """The gradient of that, to the rows of the experts."""
+    if arrive_in_order(s):
+        builder.hand_on(after)
+        return
     if in_pytorch(s) and not travels(s):
         _merge(builder, "moe.permute.grad", s, after, backward=True)
     else:
-        cls = "permute.index_add" if in_pytorch(s) else "permute.expand"
+        cls = _turned_back(s, "permute.expand")
         builder.add("moe.permute.grad", cls, _permuted(s), after=after, scales_with_load=True)
 
 
 def into_experts_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gradient of the rows summed to that of what arrived."""
-    cls = "permute.index_add" if in_pytorch(s) else "permute.reduce"
-    builder.add("moe.unpermute.grad", cls, _unpermuted(s), scales_with_load=True)
+    if arrive_in_order(s):
+        return
+    builder.add("moe.unpermute.grad", _turned_back(s, "permute.reduce"), _unpermuted(s), scales_with_load=True)
+
+
+def _turned_back(s: Shapes, fused: str) -> str:
+    """Kernel class of the gradient of rows that were put into another order: of joined chunks, again such."""
+    return "elem" if _in_chunks(s) else "permute.index_add" if in_pytorch(s) else fused

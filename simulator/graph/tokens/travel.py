@@ -7,7 +7,8 @@ allgather: every rank gets all tokens of the group, and a reduce-scatter brings 
 (NVIDIA/Megatron-LM, megatron/core/transformer/moe/token_dispatcher.py, 2025: MoEAllGatherTokenDispatcher).
 
 What is received is known on the GPU first. Software that needs it on the host (`stack.token_counts`) waits there once a
-layer, forward and where a layer is recomputed: until then it cannot issue what follows.
+layer, forward and where a layer is recomputed: until then it cannot issue what follows. Experts that are filled up to a
+capacity get as many tokens from everyone: no counts travel (Megatron-Core, --moe-pad-expert-input-to-capacity).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal
 from simulator.dtypes import BF16, FP8
 from simulator.graph.block import Segment, SegmentBuilder
 from simulator.graph.linear import cast
-from simulator.graph.parallel import sharded_tokens
+from simulator.graph.parallel import expert_ranks_per_node, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import latent, order, router
 from simulator.ops import AllToAll, Collective, HostRead, Notify, Work
@@ -53,7 +54,7 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
             kind="all_gather" if direction == "dispatch" else "reduce_scatter",
             bytes=ep * sharded_tokens(s) * each,
             ranks=ep,
-            per_node=min(ep, s.node_gpus),
+            per_node=min(ep, expert_ranks_per_node(s)),
         )
     return AllToAll(
         direction=direction,
@@ -66,13 +67,14 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
         weighted=backward and direction == "combine",
         imbalance=s.imbalance,
         barrier=s.stack.dispatcher != "deepep",
+        per_node=expert_ranks_per_node(s) if s.job.layout.etp * s.job.layout.cp > 1 else 0,
     )
 
 
 def _small(s: Shapes, size: float, kind: Literal["all_gather", "all_to_all"]) -> Collective:
     """A small message of every rank to all others, `size` bytes altogether."""
     ep = s.job.layout.ep
-    return Collective(kind=kind, bytes=size, ranks=ep, per_node=min(ep, s.node_gpus))
+    return Collective(kind=kind, bytes=size, ranks=ep, per_node=min(ep, expert_ranks_per_node(s)))
 
 
 def _before_dispatch(builder: SegmentBuilder, s: Shapes, last: str) -> tuple[str, ...]:
@@ -86,6 +88,8 @@ def _before_dispatch(builder: SegmentBuilder, s: Shapes, last: str) -> tuple[str
         case "hybrid_ep":
             size = ep * sharded_tokens(s) * experts * CHOICE_BYTES
             builder.add("moe.choices", "comm.ep.counts", _small(s, size, "all_gather"), after=(last,))
+        case "nccl" if s.stack.token_counts == "capacity":
+            return (last,)
         case "nccl":
             builder.add(
                 "moe.counts.a2a", "comm.ep.counts", _small(s, experts * COUNT_BYTES, "all_to_all"), after=(last,)

@@ -9,10 +9,14 @@ is 1F1B, else interleaved; where the chunks outnumber pairs of layers, embedding
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from simulator.inputs import load_scenario
+from simulator.spec.model import ModelSpec
 from simulator.validation.cannot import CannotCompute
 from simulator.validation.figures import Figure
+from simulator.validation.runs import bridge
 from simulator.validation.training_figures import DENSE, Overrides, gpt, overrides_of, step
 
 RACK_GPUS = 64
@@ -20,6 +24,9 @@ RACK_GPUS = 64
 
 EVEN = ("force-balanced", "token drop")
 """Routings of published runs under which no rank has more than the mean."""
+
+DROPPED = "capacity factor 1.0 with padding (drop)"
+"""Experts that are filled up to the mean, and drop what exceeds it."""
 
 
 def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
@@ -70,15 +77,9 @@ MODELS: Mapping[str, Overrides] = {
     "nemotron4_340b": _plain(96, 18432, 96, 73728, 256000, 8, "relu2"),
     "dsv3": ("model=deepseek-v3", "model.num_nextn_predict_layers=0"),
     "qwen3_235b": ("model=qwen3-235b-a22b",),
-    "qwen3_30b": _experts(
-        "qwen3-235b-a22b",
-        num_hidden_layers=48,
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-    ),
+    "qwen3_30b": ("model=qwen3-30b-a3b",),
+    "kimi_k2": ("model=kimi-k2",),
+    "dsv4_flash": ("model=deepseek-v4-flash",),
     "grok1_314b": _experts(
         "mixtral-8x7b",
         num_hidden_layers=64,
@@ -89,18 +90,7 @@ MODELS: Mapping[str, Overrides] = {
         head_dim=128,
         vocab_size=131072,
     ),
-    "gptoss_120b": _experts(
-        "mixtral-8x7b",
-        num_hidden_layers=36,
-        hidden_size=2880,
-        moe_intermediate_size=2880,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        head_dim=64,
-        n_routed_experts=128,
-        num_experts_per_tok=4,
-        vocab_size=201088,
-    ),
+    "gptoss_120b": ("model=gpt-oss-120b",),
 }
 """Sizes of the models, each from its paper or model card."""
 
@@ -109,6 +99,7 @@ HARDWARE: Mapping[str, Mapping[str, Any]] = {
     "B200": {"hardware": "b200"},
     "GB200": {"hardware": "gb200", "hardware__node__gpus": RACK_GPUS},
     "GB300": {"hardware": "gb300", "hardware__node__gpus": RACK_GPUS},
+    "B300": {"hardware": "b300"},
 }
 
 
@@ -116,6 +107,7 @@ RECIPE: Mapping[str, Mapping[str, Any]] = {
     "FP8-CS": {"precision__recipe": "fp8_tensor", "precision__scaling": "current"},
     "FP8-MX": {"precision__recipe": "mxfp8"},
     "MXFP8": {"precision__recipe": "mxfp8"},
+    "NVFP4": {"precision__recipe": "nvfp4"},
     "float8_rowwise": {"precision__recipe": "fp8_row"},
 }
 """Settings of published precisions that name their scales; others in FP8 scale by tensor."""
@@ -139,25 +131,27 @@ NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 """Sources whose runs are NeMo's of 2024 and early 2025."""
 
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
+    "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
     "llama": {"stack__attention": "cudnn"},
     "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
-    "grok1": {"stack__loss": "parallel", "stack__dispatcher": "allgather", "layout__etp": 4},
+    "grok1": {
+        "stack__loss": "parallel",
+        "stack__token_counts": "capacity",
+        "layout__etp": 4,
+        "model__vocab_size": 128512,
+    },
     "nemotron4_15b": {"stack__attention": "cudnn"},
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
 is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
-Tokens of Grok travel by the default of Megatron-Core 0.9, which cuts experts as all else (etp = tp)."""
-
-GRADIENTS = {"optimizer__gradients": "bf16", "optimizer__reduced": "bf16", "stack__loss": "te"}
-"""All performance recipes of Megatron Bridge 0.1 and 0.2 (scripts/performance, 2025): grad_reduce_in_fp32 false,
-cross_entropy_fusion_impl te."""
+Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_pad_expert_input_to_capacity,
+moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
+and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
 
 
 def software_of(figure: Figure) -> dict[str, Any]:
     """The stack of a run, and what its source's scripts set otherwise."""
-    if figure.id.startswith("E.bridge."):
-        return {"stack": "megatron-core", **GRADIENTS}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     name = str(figure.config["model"])
@@ -171,22 +165,24 @@ def run_of(figure: Figure) -> Overrides:
     c = figure.config
     name = str(c["model"])
     if name not in MODELS:
-        raise CannotCompute(f"the sizes of {name} are not published")
-    if "dsv3" in name and "w/ MTP" in str(c.get("variant")):
-        raise CannotCompute("how its stages hold the MTP module is not published")
+        raise CannotCompute(f"{name} is not among the models that are forecast here")
+    if str(c.get("task", "pretrain")) != "pretrain":
+        raise CannotCompute("lengths of its packed sequences are not published")
     pp, vpp = int(c.get("pp", 1)), int(c.get("vp", 1))
-    layers = int(c.get("layers", _layers(name)))
+    layers = int(c.get("layers", model_of(name).num_hidden_layers))
     extra: dict[str, Any] = {"layout__zero": 3} if int(c.get("fsdp", 0)) else {}
-    if str(c.get("routing", "")).startswith(EVEN):
+    if bridge.predicts_further(figure):
+        extra["model__num_nextn_predict_layers"] = 1
+    if str(c.get("routing", "")).startswith(EVEN) or str(c.get("moe", "")).endswith(DROPPED):
         extra["routing__kind"] = "uniform"
     software = software_of(figure)
     recompute = "selective" if "selective" in str(c.get("recompute")) else "none"
     if name.startswith("maxtext"):
-        raise CannotCompute("its sharding and what it recomputes are not published")
+        return MODELS[name] + maxtext(figure)
     return (
         MODELS[name]
         + overrides_of(
-            model__num_hidden_layers=layers,
+            **({"model__num_hidden_layers": layers} if "layers" in c else {}),
             **HARDWARE[str(c["gpu"])],
             gpus=int(c["gpus"]),
             **recipe_of(str(c["precision"])),
@@ -197,20 +193,44 @@ def run_of(figure: Figure) -> Overrides:
             layout__ep=int(c.get("ep", 1)),
             layout__schedule="interleaved" if vpp > 1 else "1f1b",
             **{"layout__recompute": recompute, **software},
-            layout__stages=stages_of(layers, pp, vpp),
+            layout__stages=bridge.stages(figure, pp, vpp) or stages_of(layers, pp, vpp),
             batch__sequence_length=int(c["seq"]),
             batch__microbatch_size=int(c["mbs"]),
             batch__global_batch_size=int(c["gbs"]),
         )
         + overrides_of(**extra)
+        + (bridge.scripted(figure) if bridge.is_bridge(figure) else ())
     )
 
 
-def _layers(name: str) -> int:
-    text = next((one for one in MODELS[name] if "num_hidden_layers" in one), "")
-    known = {"llama-3-8b": 32, "llama-3-70b": 80, "llama-3.1-405b": 126, "llama-2-7b": 32}
-    known |= {"deepseek-v3": 61, "qwen3-235b-a22b": 94}
-    return int(text.partition("=")[2]) if text else known[MODELS[name][0].partition("=")[2]]
+def maxtext(figure: Figure) -> Overrides:
+    """MaxText of NVIDIA's DGX Cloud benchmarking (v24.11.1, maxtext/configure.sh): FSDP over all GPUs, from 64 nodes on
+    over 128 of them; kept are the projections of attention and what leaves the feed-forward part; FP8 is Flax's, with
+    delayed scaling."""
+    c = figure.config
+    gpus, narrow = int(c["gpus"]), str(c["precision"]) == "FP8"
+    return overrides_of(
+        hardware="h100",
+        stack="maxtext",
+        gpus=gpus,
+        layout__tp=1,
+        layout__pp=1,
+        layout__zero=3,
+        layout__replicas=gpus // 128 if gpus >= 512 else 1,
+        layout__recompute='["core_attn", "mlp", "layernorm"]',
+        precision__recipe="fp8_tensor" if narrow else "bf16",
+        **({"precision__scaling": "delayed"} if narrow else {}),
+        batch__sequence_length=int(c["seq"]),
+        batch__microbatch_size=int(c["mbs"]),
+        batch__global_batch_size=int(c["gbs"]),
+    )
+
+
+@cache
+def model_of(name: str) -> ModelSpec:
+    """The model that a name of `MODELS` stands for."""
+    base, *changes = MODELS[name]
+    return load_scenario(DENSE, (base, *changes)).model
 
 
 def rate(figure: Figure) -> float:

@@ -17,7 +17,7 @@ RECIPES = {"fp8_tensor": "fp8_tensor", "fp8_row": "fp8_row"}
 def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
     """The overrides of `llama-3-8b` that a case is forecast by."""
     model = moe_steps.model_of(row) if int(row["experts"]) else _dense(row)
-    masters = row["states"] == "masters"
+    masters, separate = row["states"] == "masters", row["style"] == "separate"
     return (
         *model,
         *("hardware=h200", "gpus=1", f"stack={STACKS.get(row['mode'], 'torch-compile')}"),
@@ -29,7 +29,9 @@ def overrides_of(row: Mapping[str, str]) -> tuple[str, ...]:
         *(() if masters else ("optimizer.masters=none",)),
         f"precision.recipe={RECIPES.get(row['mode'], 'bf16')}",
         *(("precision.scaling=current",) if row["mode"] == "fp8_tensor" else ()),
-        *(("stack.norm_fused=false",) if row["style"] == "separate" and row["mode"] == "eager" else ()),
+        *(("stack.norm_kernels=operators",) if separate and row["mode"] == "eager" else ()),
+        *(("stack.projections=separate",) if separate else ()),
+        *(("stack.update=foreach",) if row["adam"] == "foreach" else ()),
         *(("routing.kind=uniform",) if int(row["experts"]) else ()),
     )
 

@@ -1,0 +1,48 @@
+"""Copies around tensor-parallel collectives that overlap with GEMMs."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.graph.layer import dense_layer
+from simulator.graph.shapes import shapes_of
+from simulator.inputs import load_scenario
+from simulator.ops import Streaming
+
+TOKENS, HIDDEN, TP = 8192, 4096, 4
+
+
+def copies(*changes: str) -> list[tuple[str, float]]:
+    """Copies in and out of the buffers in a layer of Llama 3 8B, with the bytes that each reads and writes a value."""
+    sizes = [f"layout.tp={TP}", "layout.cp=1", "batch.sequence_length=8192", "batch.microbatch_size=1"]
+    scenario = load_scenario("llama-3-8b", ["layout.recompute=none", *sizes, *changes])
+    found = []
+    for op in dense_layer(shapes_of(scenario)).ops():
+        if op.name.endswith(".copy") and isinstance(op.work, Streaming) and op.cls == "elem":
+            assert op.work.read == op.work.written
+            found.append((op.name.removesuffix(".copy"), op.work.read / (TOKENS // TP * HIDDEN)))
+    return found
+
+
+FORWARD = ["attn.x", "dense.x"]
+BACK = ["dense.g", "dense.x.again", "attn.o_g", "attn.x.again"]
+SUMMED = ["dense.dx", "attn.dx"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "each"),
+    [
+        (["stack=megatron-core"], [*FORWARD, *BACK, *SUMMED], 2),
+        (["stack=nemo-24"], BACK, 2),  # norms write to the buffer
+        (["stack=nemo-24", "precision.recipe=fp8_tensor"], ["dense.x.again", "attn.x.again"], 1),  # so do casts
+        (["stack=torch", "stack.tp_overlap=true"], [*FORWARD, "dense.g", "attn.o_g"], 2),  # nothing is gathered again
+        (["stack=megatron-core", "stack.tp_overlap=false"], [], 2),
+        (["stack=megatron-core", "layout.sp=false"], [], 2),
+    ],
+)
+def test_a_ranks_own_part_is_copied_to_the_buffer_of_an_overlapped_gather(
+    changes: list[str], names: list[str], each: int
+) -> None:
+    found = copies(*changes)
+    assert sorted(name for name, _ in found) == sorted(names)
+    assert {size for _, size in found} <= {each}

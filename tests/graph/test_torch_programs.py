@@ -1,0 +1,164 @@
+"""How PyTorch programs that are written module by module run a layer: torchtitan and what it stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.cost.cost import Cost
+from simulator.engine.kernel_sequence import Priced
+from simulator.engine.program import exposed, of_one_input
+from simulator.engine.update import update_ops
+from simulator.errors import InputError
+from simulator.graph.block import Block, problems
+from simulator.graph.parameters import held_by_block
+from simulator.graph.shapes import shapes_of
+from simulator.graph.stage import build_blocks
+from simulator.inputs import load_scenario
+from simulator.ops import Attention, Collective, Gemm, Op, Streaming
+from simulator.spec.model import BlockKind
+from simulator.spec.scenario import Scenario
+
+T, H, INNER, Q, KV = 4096, 4096, 14336, 4096, 2048
+JOB = ["layout.pp=1", "layout.zero=3", "hardware=h200", "stack=torch-compile", "precision.recipe=bf16"]
+JOB += ["batch.sequence_length=2048", "batch.microbatch_size=2", "batch.global_batch_size=16", "layout.recompute=none"]
+
+
+def scenario(*changes: str, tp: int = 1) -> Scenario:
+    return load_scenario("llama-3-8b", [*JOB, "gpus=8", f"layout.tp={tp}", *changes])
+
+
+def layer(*changes: str, tp: int = 1) -> Block:
+    block = build_blocks(shapes_of(scenario(*changes, tp=tp)))[BlockKind.DENSE]
+    assert problems(block) == []
+    return block
+
+
+def named(block: Block, *parts: str) -> list[Op]:
+    return [op for op in block.ops() if all(part in op.name for part in parts)]
+
+
+def moved(ops: list[Op]) -> float:
+    return sum(op.count * (op.work.read + op.work.written) for op in ops if isinstance(op.work, Streaming))
+
+
+def test_separate_projections_multiply_alike_and_sum_their_gradients() -> None:
+    joined, separate = layer(), layer("stack.projections=separate")
+    for part in "FIW":
+        assert separate.flops(part) == joined.flops(part)
+    gemms = [op.work for op in named(separate, "attn.qkv", ".fwd") if isinstance(op.work, Gemm)]
+    assert [gemm.n for gemm in gemms] == [4096, 1024, 1024]
+    assert len(named(separate, "up_gate", ".wgrad")) == 2
+    assert moved(named(separate, "qkv.dgrad_sum")) == T * H * (3 + 1) * 2  # one compiled kernel reads all three
+    assert moved(named(separate, "up_gate.dgrad_sum")) == T * H * (2 + 1) * 2
+    eager = layer("stack.projections=separate", "stack.residual_fused=false")
+    assert moved(named(eager, "qkv.dgrad_sum")) == 2 * T * H * (2 + 1) * 2  # autograd adds two at a time
+    assert separate.saved_bytes == joined.saved_bytes
+
+
+def test_every_second_of_separate_projections_is_recomputed() -> None:
+    """wk, wo and w3 of wq, wk, wv, wo, w1, w3, w2 (torchtitan's policy `op`), whether they are joined or not."""
+    for how in ("joined", "separate"):
+        block = layer("layout.recompute=selective", f"stack.projections={how}")
+        again = [op.work for op in block.ops() if op.part == "R" and isinstance(op.work, Gemm)]
+        assert sum(gemm.n * gemm.k for gemm in again) == 1024 * H + Q * H + INNER * H
+
+
+def test_keys_repeated_for_every_query_head() -> None:
+    plain, block = layer(), layer("stack.keys_repeated=true")
+    whole = 2 * Q
+    assert moved(named(block, "kv.repeat.fwd")) == T * (KV + whole) * 2
+    assert moved(named(block, "kv.repeat.bwd")) == T * (KV + whole) * 2
+    cores = [op.work for op in block.ops() if isinstance(op.work, Attention)]
+    assert {core.kv_heads for core in cores} == {32}
+    assert block.flops("F") == plain.flops("F")
+    assert block.saved_bytes - plain.saved_bytes == T * (whole - KV) * 2
+
+
+def test_complex_numbers_are_widened_multiplied_and_narrowed() -> None:
+    rotated = T * (Q + KV // 2)
+    for direction in ("fwd", "bwd"):
+        assert moved(named(layer("stack.rope_complex=true"), "rope.", direction)) == rotated * (6 + 8 + 6)
+
+
+def test_a_norm_op_by_op() -> None:
+    """x to FP32, x^2, its mean, x times its root, back, times w; and thirteen kernels of autograd's."""
+    block = layer("stack.norm_kernels=operators")
+    assert moved(named(block, "norm.attn.fwd")) == T * H * (6 + 8 + 4 + 8 + 6 + 4)
+    backward = [op for op in named(block, "norm.attn.bwd") if "residual" not in op.name]
+    assert len(backward) == 13
+    assert moved(backward) == T * H * (4 + 6 + 2 + 6 + 8 + 12 + 4 + 4 + 8 + 8 + 12 + 12 + 6)
+
+
+def test_collectives_of_the_second_dimension_are_copied() -> None:
+    """Four gathers and two scatters of outputs; the two sums of gradients are written as they leave."""
+    block = layer("stack.sequence_copies=true", "stack.projections=separate", tp=8)
+    comm = [op for op in block.ops() if isinstance(op.work, Collective)]
+    copies = named(block, ".order")
+    assert (len(comm), len(copies)) == (8, 6)
+    assert {moved([op]) for op in copies} == {2 * 8 * T * H * 2 / 8}
+    sums = layer("stack.sequence_copies=true", "stack.projections=separate", "stack.residual_fused=false", tp=8)
+    assert len(named(sums, ".order")) == 8
+
+
+def test_fused_collectives_choose_their_layout_and_sums_are_not_fused() -> None:
+    block = layer("stack.sequence_copies=true", "stack.projections=separate", "stack.tp_overlap=true", tp=8)
+    comm = {op.name: op.concurrent_with for op in block.ops() if isinstance(op.work, Collective)}
+    alone = {name for name, how in comm.items() if how == "nothing"}
+    assert alone == {"attn.dx.reduce_scatter", "dense.dx.reduce_scatter"}
+    assert not named(block, ".order")
+
+
+def test_what_arrives_in_bf16_is_cast_by_every_rank() -> None:
+    """torchao gathers BF16 where scales are by row, FP8 where they are of the tensor."""
+    for recipe, share in (("fp8_row", 1), ("fp8_tensor", 8)):
+        block = layer(f"precision.recipe={recipe}", tp=8)
+        cast = named(block, "attn.qkv.quant_x")[0]
+        assert isinstance(cast.work, Streaming)
+        assert cast.work.read == T * H * 2 / share
+        gradient = named(block, "dense.down.quant_g")[0]
+        assert isinstance(gradient.work, Streaming)
+        assert gradient.work.read == T * H * 2 / share
+
+
+def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
+    found = {}
+    for update in ("fused", "foreach"):
+        one = scenario(f"stack.update={update}")
+        held = held_by_block(BlockKind.DENSE, one.model, one.job)
+        ops = [op for op in update_ops(held, [BlockKind.DENSE], (8, 1), one) if op.name == "optimizer.adam"]
+        found[update] = moved(ops) / (held.total / 8)
+    assert found == pytest.approx({"fused": 28.0, "foreach": 80.0})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("stack.sequence_copies=true", "no collective of tensor parallelism cuts the sequence"),
+        ("stack.update=foreach", "the optimizer is sgd"),
+        ("stack.keys_repeated=true", "every query head has keys of its own"),
+    ],
+)
+def test_where_they_change_nothing_they_are_refused(change: str, why: str) -> None:
+    more = ["optimizer.kind=sgd", "model.num_key_value_heads=32"]
+    with pytest.raises(InputError, match=why):
+        scenario(*more, change)
+
+
+def test_one_gather_feeds_all_gemms_of_its_input() -> None:
+    """Eight arrivals, each multiplied with three weights before the next piece; the fourth GEMM has another input."""
+
+    def price(op: Op) -> Priced:
+        assert isinstance(op.work, Gemm)
+        seconds = float(op.work.m * op.work.n)
+        return Priced(op=op, cost=Cost(duration=seconds, bound_by="fixed"), durations=(seconds,) * 4)
+
+    def gemm(n: int, k: int) -> Priced:
+        work = Gemm(m=80, n=n, k=k, precision="bf16")
+        return price(Op(name=f"x{n}", cls="gemm.bf16", part="F", segment="x.F", work=work))
+
+    work = Collective(kind="all_gather", bytes=1.0, ranks=8, per_node=8)
+    op = Op(name="x", cls="comm.tp.all_gather", part="F", segment="x.F", work=work, concurrent_with="chunks")
+    comm = Priced(op=op, cost=Cost(duration=7000.0, bound_by="fixed"), durations=(7000.0,) * 4)
+    after = [gemm(40, 8), gemm(10, 8), gemm(10, 8), gemm(40, 9)]
+    assert of_one_input(after) == after[:3]
+    assert exposed(comm, [], after, price).durations[0] == 7000.0 + 10 * 60 - 80 * 60
