@@ -72,8 +72,8 @@ it (torchtitan/models/norms.py, RMSNorm, 2024; pytorch, tools/autograd/derivativ
 bytes read and written of a value [B]. Those on one number a token are left out. Factors that repeat along a row or a
 column make the kernel one that computes every value's address.
 
-Kept are the input in FP32 (of pow and mul) and the normed value in BF16 (of the product with w) where a fused norm keeps
-its input in BF16: 4 B a value more."""
+Kept are the input in FP32, of pow and mul, and the normed value in BF16, of the multiplication with w, where a fused
+norm keeps its input in BF16: 4 B a value more."""
 
 
 def _operators(

@@ -36,8 +36,8 @@ def test_a_written_out_norm_moves_every_operations_bytes() -> None:
     # to FP32 (6), square (8), mean (4), scale (8), to BF16 (6), weight (4); the rest is a number for each row
     assert moved(written, backward=False) == pytest.approx(36.0, rel=0.01)
     assert moved(fused, backward=False) == 4.0
-    # weight: product (6) and sum (2), value (4), to FP32 (6), scale (8), root: product and sum (16), mean (4), doubled
-    # square (2 x 8), products and sum with the scale's (2 x 12), to BF16 (6); the by-pass of the residual (6)
+    # weight: gain and its sum (8), value (4); to FP32 (6), scale (8) with its gain and sum (16), mean (4), power and
+    # twice (16), square (12), sum (12), to BF16 (6); the by-pass of the residual (6)
     assert moved(written, backward=True) == pytest.approx(98.0, rel=0.01)
 
 

@@ -2,7 +2,7 @@
 
 Sizes are drawn from lists; layers fill a budget of parameters and of work, so that a step takes a fraction of a second.
 Some models run with twice the sequences, too, so that the time of a further token and of what does not grow with tokens
-can be told apart.
+are known apart.
 """
 
 from __future__ import annotations
