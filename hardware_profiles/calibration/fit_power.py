@@ -8,10 +8,11 @@ Rows of `tables/<GPU>_sustained.csv` with op `duty`: a GEMM that alternates with
 that the power cap does not slow) the mean power is the time-weighted mean of the kinds of work: least squares gives the
 power of GEMM, copy and idle. Rows beyond the cap give the exponent of slowdown = (demand / cap)^exponent.
 
-Where a GPU has a table of GEMMs between memory-bound kernels under sustained load (`tables/<GPU>_fp8_mix.csv`), power
-and exponent are found there instead: kinds of memory-bound kernels draw what they draw alone (their mean is `memory`),
-and the watts of BF16 and FP8 GEMMs, of FP8 with sums outside the tensor cores (`split`), and the exponent are those
-that bring the times of every second mix closest; the other half judges them.
+Where a GPU has tables of GEMMs between other kernels under sustained load (`tables/<GPU>_fp8_mix.csv`, `_clock.csv`),
+power and exponent are found there and in the duty rows instead. What a BF16 GEMM draws at full clock is known from the
+duty rows; the watts of FP8 GEMMs, of those with sums outside the tensor cores (`split`), the exponent, and the share of
+what memory-bound kernels draw alone that they draw between GEMMs (`between`) are those that bring the times of every
+second mix closest; the other half judges them.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ DRAWN = {
     "scatter": ("index_add",),
 }
 """Value of [gpu.power] -> ops of `measure_draw.py` that draw it."""
+DRAW_COLUMNS = ("power_w", "energy_w")
 SETTLED = 2.0
 """Runs from so long on show the power that NVML averages over a second [s]."""
 
@@ -60,7 +62,7 @@ def drawn(gpu: str) -> dict[str, float]:
     table = [r for r in rows(gpu, "draw") if float(r["seconds"]) >= SETTLED]
     out = {}
     for name, ops in DRAWN.items():
-        watts = [float(r[column]) for r in table if r["op"] in ops for column in ("power_w", "energy_w")]
+        watts = [float(r[column]) for r in table if r["op"] in ops for column in DRAW_COLUMNS]
         if watts:
             out[name] = float(np.mean(watts))
     return out
@@ -92,26 +94,32 @@ def fit(gpu: str = "h200") -> dict[str, float]:
         if demand > cap * 1.02:
             exponents.append(log(slow) / log(demand / cap))
     exponent = float(np.mean(exponents))
-    attention = [float(r["us"]) / float(r["us_burst"]) for r in table if r["op"] == "attention"]
     return {
         "cap_of_tdp": cap / load_hardware(gpu).gpu.tdp,
         "idle": float(idle),
         "memory": (float(copy) + only["norm only"]) / 2,
         "tensor": float(gemm),
-        "attention": cap * float(np.mean(attention)) ** (1 / exponent),
+        "attention": attention(gpu, cap, exponent),
         "exponent": exponent,
     }
 
 
+def attention(gpu: str, cap: float, exponent: float) -> float:
+    """Power of attention kernels [W]: what brings their time from that after rest to that under sustained load."""
+    slow = [float(r["us"]) / float(r["us_burst"]) for r in rows(gpu) if r["op"] == "attention"]
+    return float(cap * np.mean(slow) ** (1 / exponent))
+
+
 class Mix(NamedTuple):
-    """A GEMM between memory-bound kernels: which watts count, times of both at full clock, their power, and what the
-    GEMM took under sustained load [s, W]."""
+    """A GEMM between memory-bound kernels, or pauses (`idle`): which watts count, times of both at full clock, their
+    power, and what the GEMM took under sustained load [s, W]."""
 
     precision: str
     gemm: float
     memory: float
     watts: float
     measured: float
+    idle: bool = False
 
 
 PRECISIONS = ("bf16", "fp8_tensor", "fp8_row", "fp8_tensor_split")
@@ -134,13 +142,45 @@ def mixes(gpu: str) -> tuple[list[Mix], float]:
             watts = alone.get(r["memory"], 0.0)
             memory, measured = float(r["memory_us"] or 0) * 1e-6, float(r["gemm_us"]) * 1e-6
             out.append(Mix(r["precision"], seconds, memory, watts, measured))
-    return out, float(np.mean(list(alone.values())))
+    return [*out, *at_full_clock(gpu, alone)], float(np.mean(list(alone.values())))
 
 
-def under_load(mix: Mix, watts: Sequence[float], exponent: float, cap: float) -> float:
+def at_full_clock(gpu: str, alone: dict[str, float]) -> list[Mix]:
+    """The same of `tables/<GPU>_clock.csv`, where the GEMM's time at full clock was measured with them: the least."""
+    table = [r for r in rows(gpu, "clock") if r["precision"] and r["data"] == "normal"]
+    draws: dict[str, list[float]] = {}
+    for r in rows(gpu, "draw"):
+        draws.setdefault(r["op"].replace("adamw_layers", "adamw"), []).extend(float(r[c]) for c in DRAW_COLUMNS)
+    watts = {"": 0.0} | {op: float(np.mean(some)) for op, some in draws.items()} | alone
+    out = []
+    for r in table:
+        if r["other"] in watts:
+            fastest = min(float(one["gemm_us"]) for one in table if one["precision"] == r["precision"])
+            other = float(r["other_us"] or 0) * int(r["calls"] or 0) / int(r["gemm_calls"])
+            times = (fastest * 1e-6, other * 1e-6)
+            out.append(Mix(r["precision"], *times, watts[r["other"]], float(r["gemm_us"]) * 1e-6))
+    return out
+
+
+def duty(gpu: str, idle: float) -> list[Mix]:
+    """GEMMs between copies and pauses, of the table of sustained runs; `idle`: power of a GPU that pauses [W]."""
+    table = [r for r in rows(gpu) if r["op"] == "duty"]
+    copies = next(float(r["power_w"]) for r in table if r["form"] == "copy only")
+    out, burst = [], next(float(r["us_burst"]) for r in table if r["us_burst"])
+    for r in (r for r in table if r["k"]):
+        others = float(r["seq"])
+        watts = copies if r["form"] == "copy" else idle
+        out.append(
+            Mix("bf16", burst * 1e-6, others * 1e-6, watts, (float(r["us"]) - others) * 1e-6, r["form"] == "idle")
+        )
+    return out
+
+
+def under_load(mix: Mix, watts: Sequence[float], exponent: float, between: float, cap: float) -> float:
     """Time of the GEMM of a mix under sustained load [s]."""
     own = watts[PRECISIONS.index(mix.precision)]
-    demand = (mix.gemm * own + mix.memory * mix.watts) / (mix.gemm + mix.memory)
+    other = mix.watts if mix.idle else mix.watts * between
+    demand = (mix.gemm * own + mix.memory * other) / (mix.gemm + mix.memory)
     return float(mix.gemm * max(1.0, demand / cap) ** exponent)
 
 
@@ -149,18 +189,25 @@ def fit_mixes(gpu: str) -> tuple[dict[str, float], dict[str, float]]:
     from scipy.optimize import minimize
 
     found, memory = mixes(gpu)
-    cap = fit(gpu)["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
+    base = fit(gpu)
+    found += duty(gpu, base["idle"])
+    found.sort(key=lambda mix: PRECISIONS.index(mix.precision))  # so that every second one is of each precision
+    cap = base["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
 
     def off(x: Sequence[float], some: list[Mix]) -> float:
-        return float(np.mean([abs(log(under_load(mix, x[:4], x[4], cap) / mix.measured)) for mix in some]))
+        watts = [base["tensor"], *x[:3]]
+        return float(np.mean([abs(log(under_load(mix, watts, x[3], x[4], cap) / mix.measured)) for mix in some]))
 
-    start = [960.0, 960.0, 960.0, 850.0, 0.58]
+    start = [960.0, 960.0, 960.0, 0.58, 1.0]
     search: Any = minimize  # its stubs want NumPy types
-    options = {"maxiter": 4000, "xatol": 0.1, "fatol": 1e-7}
+    options = {"maxiter": 8000, "maxfev": 8000, "xatol": 1e-3, "fatol": 1e-9}
     best = search(lambda x: off(x, found[::2]), start, method="Nelder-Mead", options=options).x
-    values = {"memory": memory, "split": float(best[3]), "exponent": float(best[4])}
-    values |= {"tensor": float(np.mean(best[:3]))}
-    return values, {"fitted": off(best, found[::2]), "held out": off(best, found[1::2])}
+    exponent, between = float(best[3]), float(best[4])
+    tensor = float(np.mean([base["tensor"], *best[:2]]))
+    values = {"split": float(best[2]), "exponent": exponent, "tensor": tensor}
+    values |= {"memory": memory * between, "attention": attention(gpu, cap, exponent)}
+    values |= {name: watts * between for name, watts in drawn(gpu).items()}
+    return values, {"between": between, "fitted": off(best, found[::2]), "held out": off(best, found[1::2])}
 
 
 def main() -> None:

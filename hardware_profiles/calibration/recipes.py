@@ -294,7 +294,7 @@ def as_on_h100(cls: str, *free: str) -> Recipe:
     return replace(recipe, free={n: b for n, b in recipe.free.items() if n != "launch"}, like="h100")
 
 
-SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_mix)"
+SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_split)"
 
 RECIPES = (
     trace_gemm("gemm.fp8", {**LOOP, **HEAD, "traffic": (0.0, 1.0)}, "M 4096, N 512 to 32768, K 512 to 32768"),
@@ -330,9 +330,10 @@ RECIPES = (
     loaded_gemm("gemm.bf16.grouped_wgrad", "4 to 160 groups"),
     loaded_gemm("gemm.fp8_tensor", "M 1 to 129280"),
     replace(
-        loaded_gemm("gemm.fp8_tensor", "M and N 4096 to 57344"), cls="gemm.fp8_tensor.split",
+        loaded_gemm("gemm.fp8_tensor", "M 1024 to 57344"), cls="gemm.fp8_tensor.split",
         samples=("gemm.fp8_tensor.split",), also=("gemm.fp8_tensor.wgrad",), source=SPLIT,
-        free={"rate": (0.4, 1.0), "loop_rate": (0.4, 1.2), "store_rate": (8e9, 1e12)}, copied="gemm.fp8_tensor",
+        free={"rate": (0.4, 1.2), "loop_rate": (0.4, 1.2), "store_rate": (8e9, 1e12), "fill": (0.0, 8e-6)},
+        copied="gemm.fp8_tensor",
     ),
     loaded_gemm("gemm.fp8_row", "M 1 to 16384"),
     loaded_gemm("gemm.fp8_row.grouped", "8 to 160 groups of 1 to 64 tokens"),

@@ -402,17 +402,17 @@ ACCUMULATED = {"fp8_tensor split": 2.0, "fp8_tensor e5m2 split": 2.0, "fp8_tenso
 
 def fp8_split() -> list[Sample]:
     """FP8 GEMMs whose partial sums are added up in FP32 outside the tensor cores, as gradients' are: sustained
-    (`h200_fp8_accumulation`), and the first ones after rest (column `gemm_us_burst` of h200_fp8_mix)."""
+    (`h200_fp8_accumulation`), and rested (`h200_fp8_split`)."""
     out = []
     for row in rows("h200_fp8_accumulation.csv"):
         width = ACCUMULATED.get(row["variant"])
         if width is not None:
             work = gemm(integer(row, "m"), integer(row, "n"), integer(row, "k"), "fp8_tensor", out=width)
             out.append(_split_sample(work, number(row, "us_lasting"), "h200_fp8_accumulation", row["variant"]))
-    for row in rows("h200_fp8_mix.csv"):
+    for row in rows("h200_fp8_split.csv"):
         if row["precision"] == "fp8_tensor_split":
             work = gemm(integer(row, "m"), integer(row, "n"), integer(row, "k"), "fp8_tensor")
-            out.append(_split_sample(work, number(row, "gemm_us_burst"), "h200_fp8_mix", "burst", rested=1.0))
+            out.append(_split_sample(work, number(row, "us"), "h200_fp8_split", "rested", rested=1.0))
     return merged(out)
 
 

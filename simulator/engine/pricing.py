@@ -82,12 +82,6 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
     return cls
 
 
-def _notices_clock(op: Op, cost: Cost) -> bool:
-    """Whether instructions decide between GEMMs. The update comes behind them: it draws less than the limit, and the
-    clock has risen again (AdamW in whole steps, `workloads/facts/h200_step_parts.csv`)."""
-    return cost.bound_by == "instructions" and op.segment != "optimizer"
-
-
 def decode_class(cls: str, kernels: Kernels) -> str:
     """The kernel over an FP8 cache where it was measured, else over BF16; vLLM's, else FlashAttention-3's own."""
     names = (cls, cls.replace(".fp8", ""), cls.replace("_vllm", ""), cls.replace(".fp8", "").replace("_vllm", ""))
@@ -108,10 +102,11 @@ def _named(op: Op, stack: Stack, kernels: Kernels) -> Op:
 
 
 def _follows_clock(op: Op, cost: Cost, serves: bool) -> bool:
-    """Whether an op is a tensor kernel that lasts longer at a lower clock."""
+    """Whether an op lasts longer at a lower clock: a tensor kernel, or one whose instructions decide (casts, kernels
+    without vectors and AdamW between GEMMs: `hardware_profiles/calibration/tables/h200_clock.csv`)."""
     if isinstance(op.work, DecodeAttention) or (isinstance(op.work, Gemm) and serves):
         return cost.bound_by == "tensor"  # what waits for memory does not notice the clock of tensor cores
-    return isinstance(op.work, (Gemm, Attention)) or _notices_clock(op, cost)
+    return isinstance(op.work, (Gemm, Attention)) or cost.bound_by == "instructions"
 
 
 def _reduces(scenario: Scenario) -> bool:

@@ -70,7 +70,10 @@ BACKWARD_OPERATORS = (
 """Kernels of y = w * (x * rsqrt(mean(x^2) + eps)) op by op, with x in FP32 inside, and of its gradient as autograd runs
 it (torchtitan/models/norms.py, RMSNorm, 2024; pytorch, tools/autograd/derivatives.yaml: pow, mean, mul): kernel class,
 bytes read and written of a value [B]. Those on one number a token are left out. Factors that repeat along a row or a
-column make the kernel one that computes every value's address."""
+column make the kernel one that computes every value's address.
+
+Kept are the input in FP32, of pow and mul, and the normed value in BF16, of the multiplication with w, where a fused
+norm keeps its input in BF16: 4 B a value more."""
 
 
 def _operators(
@@ -114,7 +117,8 @@ def norm_forward(
     """
     residual = residual and builder.stack.residual_fused
     if builder.stack.norm_kernels == "operators":
-        _operators(builder, name, FORWARD_OPERATORS, tokens * width, part=part, saved=saved, after=after)
+        kept = saved + tokens * width * FP32 if saved else 0.0
+        _operators(builder, name, FORWARD_OPERATORS, tokens * width, part=part, saved=kept, after=after)
         return
     if not builder.stack.norm_fused:
         builder.add(f"{name}.to_fp32", "elem.unvectorized", unvectorized(tokens * width, BF16, FP32), after=after)
@@ -148,9 +152,11 @@ def norm_backward(
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
     builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
-    if (
-        weights and builder.stack.norm_kernels != "compiled"
-    ):  # torch.compile's were measured as one, sum over the rows included
+    whose = builder.stack.norm_kernels
+    if weights and whose == "torch":  # x and dy once more, for the weight's gradient
+        again = Streaming(read=2 * tokens * width * BF16, written=width * FP32)
+        builder.add(f"{name}.bwd_weight", "elem", again)
+    elif weights and whose != "compiled":  # torch.compile's were measured as one, sum over the rows included
         partial = ctas * width * FP32
         builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes

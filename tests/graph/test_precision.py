@@ -91,6 +91,9 @@ def test_torchao_keeps_bf16_and_casts_activations_and_weights_at_each_use() -> N
     weight = H * FFN
     assert moved(found["dense.down.quant_w"]) == moved(found["dense.down.quant_w_t"]) == (2 * weight, weight)
     assert moved(found["dense.down.quant_x_t"]) == (2 * TOKENS * FFN, TOKENS * FFN)
+    assert moved(found["dense.down.quant_x_t.amax"]) == (2 * TOKENS * FFN, 0.0)  # its scale is found again
+    assert "dense.down.quant_w_t.amax" not in found  # torch.compile keeps the weight's
+    assert "dense.down.quant_w_t.amax" in ops(BlockKind.DENSE, *sharded, "stack=torch")
     assert sum(op.saved for op in found.values()) == sum(op.saved for op in bf16.values())
     gathered = ops(BlockKind.DENSE, *sharded, "precision.weights=recipe")
     assert "dense.down.quant_w" not in gathered

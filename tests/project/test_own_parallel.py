@@ -19,6 +19,7 @@ from reports.views.calibration import BF16_STATES, SIZES, STACKS
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
+from simulator.validation.runs.unseen_steps import overrides_of
 
 OWN = Path(__file__).parents[2] / "docs" / "measured.md"
 HEAD = "measured [ms] | foretrain [ms] | error | peaks [GB] | foretrain [GB] |\n|---|---|---|---|---|---|"
@@ -128,7 +129,21 @@ def sharded_peaks() -> str:
     return "\n".join(out)
 
 
-BLOCKS = (pipelines, context, tensor_modes, sharded_peaks)
+@cache
+def unseen() -> str:
+    """Steps of shapes drawn by lot, with the forecast from before they ran."""
+    out = [
+        f"| H200, plain PyTorch | measured [ms] | first [ms] | error | {HEAD.removeprefix('measured [ms] | ')}|---|---|"
+    ]
+    for row in rows_of("h200_unseen_steps.csv"):
+        words = line(row["program"], row, simulate(load_scenario("llama-3-8b", overrides_of(row)))).split(" | ")
+        measured, first = float(row["step_ms"]), float(row["first_ms"])
+        words[2:2] = [f"{first:.1f}", f"{first / measured - 1:+.1%}"]
+        out.append(" | ".join(words))
+    return "\n".join(out)
+
+
+BLOCKS = (pipelines, context, tensor_modes, sharded_peaks, unseen)
 
 
 @pytest.mark.long

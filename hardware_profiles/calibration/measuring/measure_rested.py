@@ -107,6 +107,8 @@ def scaled(kind: str, m: int, n: int, k: int) -> Call:
     scales = {
         "fp8_tensor": lambda: (ones(1).squeeze(), ones(1).squeeze()),
         "fp8_row": lambda: (ones(m, 1), ones(1, n)),
+        "fp8_tensor_split": lambda: (ones(1).squeeze(), ones(1).squeeze()),
+        "fp8_row_split": lambda: (ones(m, 1), ones(1, n)),
         "fp8_block": lambda: (ones(k // 128, m).t(), ones(n // 128, padded)[:, : k // 128].t()),
         "fp8_block_both": lambda: (ones(k // 128, m).t(), ones(k // 128, n)),
     }
@@ -143,6 +145,24 @@ def gemm() -> Iterator[Case]:
                 partial(scaled, "fp8_block_both", m, n, k),
                 gemm_time(m, n, k),
             )
+
+
+def split() -> Iterator[Case]:
+    """FP8 GEMMs that add partial sums up outside the tensor cores, as those of gradients, next to those that do not."""
+    some = [*linear_shapes(26, SEED + 2), *((n, k, m) for m, n, k in linear_shapes(14, SEED + 3))]
+    for m, n, k in some:
+        for kind in ("fp8_tensor", "fp8_tensor_split", "fp8_row_split"):
+            if min(m, n, k) >= 512 and k % 128 == 0:
+                labels: Row = {
+                    "op": "gemm",
+                    "m": m,
+                    "n": n,
+                    "k": k,
+                    "form": "dense",
+                    "precision": kind,
+                    "impl": "torch",
+                }
+                yield labels, partial(scaled, kind, m, n, k), gemm_time(m, n, k)
 
 
 def group_rows(groups: int, total: int, skew: float) -> list[int]:
@@ -417,6 +437,7 @@ def summary(labels: Row, runs: list[Events]) -> Row:
 
 SECTIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "gemm": gemm, "grouped": grouped, "attention": attention, "streaming": streaming, "compiled": compiled,
+    "split": split,
 }  # fmt: skip
 
 

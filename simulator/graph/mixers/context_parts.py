@@ -120,7 +120,7 @@ class Around:
         cp, t = self.s.job.layout.cp, self.s.tokens
         values = t * core.outputs * (cp // 2 + (cp - 1) // 2 / 2) / (cp - 1)  # of a step, mean
         statistics = cast(t * core.work.heads, 2 * FP32, FP32)
-        if self.s.stack.norm_fused:
+        if self.s.stack.residual_fused:
             self.op(f"{name}.merge.statistics", "elem", statistics, count=cp - 1)
             self.op(f"{name}.merge.first", "elem", cast(t * core.outputs, BF16, BF16))
             self.op(f"{name}.merge", "elem", cast(values, 2 * BF16, BF16), count=cp - 1)

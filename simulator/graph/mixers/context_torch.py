@@ -82,7 +82,7 @@ def _bring(add: Around, s: Shapes, name: str, width: int, at: int, hops: int, *,
 def _merge(add: Around, s: Shapes, name: str, core: Core, share: float, times: int) -> None:
     """The output of a step, of so large a `share` of the queries, joined with those before it."""
     t, values = s.tokens, share * s.tokens * core.outputs
-    if s.stack.norm_fused:
+    if s.stack.residual_fused:
         add.op(f"{name}.fused", "elem", cast(values, FP32 + BF16, FP32), count=times)
     else:
         statistics = cast(share * t * core.work.heads, 2 * FP32, FP32)

@@ -15,7 +15,8 @@ Transformer Engine (transformer_engine/pytorch/module/linear.py, layernorm_linea
 normalization.cpp; 2026): a norm before writes delayed FP8 itself, and finds the maximum of current scaling and of
 NVFP4; what is gathered over tensor-parallel ranks is cast before, per tensor by rows only, and turned when the weight
 gradient needs it. It keeps x in the recipe's format. torchao (torchao/float8/float8_linear.py, 2026) keeps BF16 and
-casts x again for the weight gradient; it also casts weights at each use. A maximum that forward found is kept.
+casts x again for the weight gradient, by a scale that it finds again; it also casts weights at each use. torch.compile
+keeps the maximum of a weight that forward found (profiles of PyTorch 2.11 on an H200).
 
 Eager PyTorch casts in four passes (to FP32, scale, clamp, to FP8) and finds a maximum in two
 (`calibration/tables/h200_fp8_casts.csv`: bytes at 2.9 TB/s).
@@ -96,6 +97,8 @@ def for_weight_gradient(
     again = Streaming(read=BF16, written=value)
     turned = Streaming(read=FP8, written=FP8)
     if formats.kept == "bf16":
+        if scaled == "tensor" and formats.scaling == "current":
+            _maximum(builder, f"{name}.quant_x_t.amax", x, "W", facts)
         _stream(builder, f"{name}.quant_x_t", _by_columns(builder, formats), x, again, "W", facts)
     elif scaled == "tensor" and formats.layouts == 2 and place == "column" and (builder.fused_quant or shards > 1):
         _stream(builder, f"{name}.x_t", "weight_t", x, turned, "W", facts)
@@ -121,6 +124,8 @@ def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bo
         return
     if backward:
         work = Streaming(read=BF16, written=formats.record.weight)
+        if formats.record.scaled == "tensor" and formats.scaling == "current" and not builder.stack.swiglu_fused:
+            _maximum(builder, f"{name}.quant_w_t.amax", values, None, resident)
         if formats.layouts == 2:
             _stream(builder, f"{name}.quant_w_t", _by_columns(builder, formats), values, work, None, resident)
         return
@@ -169,13 +174,18 @@ def _cast(
     if delayed and from_norm:
         return
     if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
-        _stream(builder, f"{name}.amax", "quant.amax", values, Streaming(read=BF16, written=0.0), None, facts)
+        _maximum(builder, f"{name}.amax", values, None, facts)
     if formats.kept == "recipe":
         _agree(builder, name, formats, shards, facts)
     turns = both and formats.layouts == 2
     written = formats.record.value * (formats.layouts if both else 1)
     cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
     _stream(builder, name, cls, values, Streaming(read=BF16, written=written), None, facts)
+
+
+def _maximum(builder: SegmentBuilder, name: str, values: float, part: Part | None, facts: Facts) -> None:
+    """The largest of so many values."""
+    _stream(builder, name, "quant.amax", values, Streaming(read=BF16, written=0.0), part, facts)
 
 
 def _agree(builder: SegmentBuilder, name: str, formats: Formats, shards: int, facts: Facts) -> None:
