@@ -1,7 +1,8 @@
 """The host: no kernel starts before its process has issued it.
 
-A rank's host issues all kernels of a step in program order, on all streams. Each takes `stack.host_kernel`, `host_gemm`
-(GEMMs and attention: a module's call) or `host_collective` seconds. It never waits for the GPU; software that reads
+A rank's host issues all kernels of a step in program order, on all streams. Each takes `stack.host_kernel`,
+`host_gemm`, `host_attention` or `host_collective` seconds; an op of other kernels takes `host_call` once besides, and a
+call that launches a kernel for each expert `host_expert` for each. It never waits for the GPU; software that reads
 results back, such as token counts of dropless experts, waits once for each (`after_reads`). Autograd's pass takes
 `host_backward` times as long for each kernel; kernels of a CUDA graph take `host_graph`. Where kernels are shorter than
 their issue the GPU idles. In a kernel sequence with durations d_1 .. d_n, issued at H + h_1 <= .. <= H + h_n, the last
@@ -44,22 +45,29 @@ def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
     """Host time of one launch of an op on a processor of this pace [s]."""
     if op.captured:
         return pace * stack.host_graph
-    if isinstance(op.work, (Gemm, Attention, DecodeAttention)):
-        each = stack.host_gemm
-    else:
-        each = (
-            stack.host_collective
-            if isinstance(op.work, (Collective, AllToAll, Notify, PointToPoint))
-            else stack.host_kernel
-        )
-    if isinstance(op.work, Gemm) and op.launches > 1:
-        each = stack.host_gemm / op.launches + stack.host_kernel  # one module's call, a launch for each expert
+    call, each = _call_and_kernel(op, stack)
+    if op.launches > 1:  # one module's call, a launch for each expert
+        call, each = call + each, stack.host_expert
+    each += call / max(1, launches_of(op))
     return pace * each * (1.0 if op.segment.endswith(".F") else stack.host_backward)
+
+
+def _call_and_kernel(op: Op, stack: Stack) -> tuple[float, float]:
+    """Host time of an op's call once, and of each of its kernels [s]."""
+    match op.work:
+        case Gemm():
+            return 0.0, stack.host_gemm
+        case Attention() | DecodeAttention():
+            return 0.0, stack.host_attention
+        case Collective() | AllToAll() | Notify() | PointToPoint():
+            return 0.0, stack.host_collective
+        case _:
+            return stack.host_call, stack.host_kernel
 
 
 def issuing(stack: Stack, pace: float = 1.0) -> Issue | None:
     """How a stack issues kernel sequences on a processor of this pace, or None where that takes no time."""
-    if not (stack.host_kernel or stack.host_gemm or stack.host_collective):
+    if not stack.host_issues or not pace:
         return None
     memo: dict[int, tuple[KernelSequence, tuple[float, float]]] = {}
 

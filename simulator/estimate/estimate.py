@@ -96,7 +96,7 @@ def alone(scenario: Scenario) -> float | None:
     """
     if scenario.workload.serves:
         return paced_step(scenario, longest_path)
-    if issuing(scenario.stack) is not None or is_uneven(scenario):
+    if issuing(scenario.stack, scenario.cluster.node.host_pace) is not None or is_uneven(scenario):
         return None
     c, shared = compiled_for(scenario), SharedPrices(scenario, "longest-path")
     factor = _slowdown(c, scenario, shared, shared.stages(scenario, c.stages, 1.0))

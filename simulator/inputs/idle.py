@@ -261,8 +261,13 @@ def _without_steps(scenario: Scenario) -> str:
 
 
 def _without_issue(scenario: Scenario) -> str:
-    stack = scenario.stack
-    return "" if stack.host_kernel or stack.host_gemm or stack.host_collective else "the host issues in no time"
+    return "" if scenario.stack.host_issues else "the host issues in no time"
+
+
+def _without_expert_kernels(scenario: Scenario) -> str:
+    one = scenario.stack.grouped_gemm != "streams"
+    why = "one kernel computes all experts; set stack.grouped_gemm=streams" if one else ""
+    return _without_experts(scenario) or why or _without_issue(scenario)
 
 
 def _without_graphs(scenario: Scenario) -> str:
@@ -318,6 +323,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts,
+    "stack.host_expert": _without_expert_kernels,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,
     "stack.host_graph": _without_graphs,

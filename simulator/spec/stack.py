@@ -97,7 +97,10 @@ class Stack:
     update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
-    host_gemm : host time to issue a GEMM or attention kernel [s].
+    host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
+    host_gemm : host time to issue a GEMM [s].
+    host_attention : host time to issue an attention kernel [s].
+    host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
     host_collective : host time to issue a collective [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
@@ -167,7 +170,10 @@ class Stack:
     context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0
+    host_call: float = 0.0
     host_gemm: float = 0.0
+    host_attention: float = 0.0
+    host_expert: float = 0.0
     host_collective: float = 0.0
     host_backward: float = 1.0
     host_read: float = 0.0
@@ -181,6 +187,11 @@ class Stack:
     def overlaps_pairs(self) -> bool:
         """Whether a forward and a backward that are paired overlap."""
         return self.overlapped_pair or self.expert_overlap
+
+    @property
+    def host_issues(self) -> bool:
+        """Whether issuing takes the host any time."""
+        return any((self.host_kernel, self.host_call, self.host_gemm, self.host_attention, self.host_collective))
 
     @property
     def assumed(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from simulator.results.simulate import prepare, timeline_of
 from simulator.studies.search import confirm, question, search
 from simulator.studies.search.axes import Scenarios
 
-NO_HOST = ("stack.host_kernel=0", "stack.host_gemm=0", "stack.host_collective=0")
+NO_HOST = ("hardware.node.host_pace=0",)
 """Kernels are there when they can start: where they wait for the host the fast path is only near."""
 CASES = [
     ("tiny-dualpipe",),

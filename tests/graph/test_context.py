@@ -145,8 +145,8 @@ def test_a_ring_crosses_the_nic_where_ranks_are_on_several_nodes() -> None:
 def test_hops_hide_behind_the_core_until_the_link_is_slow() -> None:
     """A hop takes 0.7 ms over the NIC, a step of the core 1 ms or more; on one a hundredth as fast nothing hides it."""
     job = ["gpus=16", "layout.tp=1", "layout.pp=1", "layout.cp=16", "batch.sequence_length=131072", "layout.zero=0",
-           "batch.global_batch_size=1", "model.num_hidden_layers=2", "layout.recompute=none", "stack.host_kernel=0",
-           "stack.host_gemm=0", "stack.host_collective=0"]  # fmt: skip
+           "batch.global_batch_size=1", "model.num_hidden_layers=2", "layout.recompute=none",
+           "hardware.node.host_pace=0"]  # fmt: skip
     exposed = []
     for bandwidth in (50e9, 100e9, 0.5e9):
         result = simulate(

@@ -8,7 +8,7 @@ from simulator.graph.block import Block, problems
 from simulator.inputs import load_scenario
 from simulator.results.simulate import prepare, simulate
 
-NO_HOST = ("stack.host_kernel=0", "stack.host_gemm=0", "stack.host_collective=0")
+NO_HOST = ("hardware.node.host_pace=0",)
 """Kernels of so small a model are shorter than their issue."""
 JOBS = [
     ("tiny-1f1b", ()),

@@ -17,9 +17,7 @@ from simulator.schedule import Action, Pair, build, peak_in_flight, validate
 from simulator.schedule.pairing import filled, paired
 
 JOB = ["stack=megatron-core", "precision.recipe=bf16", "layout.recompute=none", "batch.global_batch_size=256"]
-JOB += [
-    f"stack.{name}=0" for name in ("host_kernel", "host_gemm", "host_collective")
-]  # such small ops: the host sets the pace
+JOB += ["hardware.node.host_pace=0"]  # such small ops: the host would set the pace
 OVER = ["layout.schedule=interleaved", "layout.vpp=2", "layout.stages=balanced", "stack.expert_overlap=true"]
 
 
