@@ -114,10 +114,6 @@ RULES: tuple[Rule, ...] = (
     Rule(pattern="E.narayanan.*", compute=training_figures.narayanan, heavy=True),
     Rule(pattern="E.megatron_readme.strong*", compute=_never("the layout is not published")),
     Rule(pattern="E.megatron_readme.*", compute=training_figures.megatron_readme, heavy=True),
-    Rule(
-        pattern="E.megatron_gb200.alltoall",
-        compute=_never("bound by launches of kernels, whose times on its host are not published"),
-    ),
     Rule(pattern="E.megatron_gb200.*", compute=training_figures.megatron_gb200, heavy=True),
     Rule(pattern="E.bridge.*", compute=published_runs.rate, heavy=True),
     Rule(pattern="E.nemo2407.*", compute=published_runs.rate, heavy=True),

@@ -281,8 +281,8 @@ def megatron_gb200(figure: Figure) -> float:
     """Model TFLOP/s per GPU of DeepSeek-V3 on 256 GB200 with Megatron-Core, causal attention counted as half.
 
     Assumed: MXFP8 GEMMs as fast as those of scales per 128, which also travel in dispatch here (theirs is BF16), 24 SMs
-    for DeepEP and 16 for Hybrid-EP, nothing recomputed (the source recomputes SwiGLU), and kernels that never wait for
-    the host: the source's CUDA graphs leave a part of that wait.
+    for DeepEP and 16 for Hybrid-EP, and nothing recomputed (the source recomputes SwiGLU). CUDA graphs, where there are
+    any, hold attention, gate and preparation of the dispatch, as the source says.
     """
     c = figure.config
     name = figure.id.rpartition(".")[2]
@@ -294,12 +294,13 @@ def megatron_gb200(figure: Figure) -> float:
             model__num_nextn_predict_layers=0,
             **_RACKS["GB200"],
             stack="megatron-core",
-            stack__dispatcher=name,
+            stack__dispatcher="nccl" if name == "alltoall" else name,
+            stack__cuda_graphs="attention" if c.get("cuda_graphs") else "none",
             optimizer__first_moment="bf16",
             optimizer__second_moment="bf16",
             gpus=int(c["gpus"]),
             precision__recipe="fp8",
-            overlap__comm_sms=24 if name == "deepep" else 16,
+            **({} if name == "alltoall" else {"overlap__comm_sms": 24 if name == "deepep" else 16}),
             layout__tp=int(c["tp"]),
             layout__zero=1,
             layout__pp=int(c["pp"]),
