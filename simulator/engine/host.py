@@ -41,6 +41,11 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
+WITHIN_A_CALL = (".amax", ".scale", ".swizzle")
+"""Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): the largest value
+of a tensor, its scale, the order of the scales."""
+
+
 def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
     """Host time of one launch of an op on a processor of this pace [s]."""
     if op.captured:
@@ -62,7 +67,7 @@ def _call_and_kernel(op: Op, stack: Stack) -> tuple[float, float]:
         case Collective() | AllToAll() | Notify() | PointToPoint():
             return 0.0, stack.host_collective
         case _:
-            return stack.host_call, stack.host_kernel
+            return 0.0 if op.name.endswith(WITHIN_A_CALL) else stack.host_call, stack.host_kernel
 
 
 def issuing(stack: Stack, pace: float = 1.0) -> Issue | None:
