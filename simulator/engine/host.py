@@ -42,8 +42,8 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 
 
 WITHIN_A_CALL = (".amax", ".scale", ".swizzle")
-"""Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): the largest value
-of a tensor, its scale, the order of the scales."""
+"""Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): a tensor's
+largest value, its scale, the order of the scales."""
 
 
 def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
