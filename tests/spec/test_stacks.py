@@ -199,7 +199,7 @@ def test_overlapped_with_a_kernel_a_whole_collective_costs_the_sms_it_holds(
 
 def test_what_of_a_collective_hides_crosses_the_links_during_the_kernel() -> None:
     """Only the rest of its bytes is left to the part that shows, or the links would stretch it to its whole length."""
-    four = [*SMALL, "gpus=4", "layout.tp=4", "layout.zero=0", "stack=megatron-core"]
+    four = [*SMALL, "gpus=4", "layout.tp=4", "layout.zero=0", "stack=megatron-core", "hardware.node.host_pace=0"]
     hidden = load_scenario("llama-3-8b", four)
     assert (hidden.stack.tp_overlap, hidden.stack.tp_regather) == (True, True)
     events, longest = (timeline_of(*prepare(hidden), engine).makespan for engine in ("events", "longest-path"))
