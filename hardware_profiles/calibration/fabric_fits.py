@@ -105,8 +105,15 @@ FITS = (
         "expert kernels by SMs and nodes, H100", "h100", "deepep",
         "send_rate", "forward_rate", "reduce", "overlap", "startup", "startup_combine",
     ),
-    collectives(
-        "B200", "b200", *OLDER, "protocols.sharp.alpha", "protocols.sharp.payload", "local_copy", "all_to_all_alpha"
+    Fit(
+        name="NVLink collectives, B200",
+        hardware="b200",
+        table="fabric_collective",
+        free=(
+            *each("nvlink", *OLDER, "protocols.sharp.alpha", "protocols.sharp.payload", "local_copy", "all_to_all_alpha"),
+            *each("p2p_nvlink", "alpha"),
+            *each("p2p_nvlink.channels", "rate", "both_overlap", "both_fill", "ll_alpha", "ll_payload"),
+        ),
     ),
     collectives("A100", "a100", *OLDER, "local_copy", "all_to_all_alpha"),
     dispatch("expert kernels in one node, B200", "b200", "deepep", "forward_rate"),

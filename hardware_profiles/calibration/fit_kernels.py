@@ -242,10 +242,13 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
 
 
 def streamed(classes: dict[str, Params]) -> None:
-    """Add the classes of experts' GEMMs that run one by one on several streams, where one of them is known."""
+    """Add the classes of experts' GEMMs that run one by one on several streams: as measured together, where a GPU's
+    grouped class is of such GEMMs; else from the class of one of them."""
     for cls, single in STREAMED.items():
-        params = classes.get(single)
-        if isinstance(params, GemmParams):
+        together, params = classes.get(cls.removesuffix("@streams")), classes.get(single)
+        if isinstance(together, GemmParams) and together.streams > 1:
+            classes[cls] = together
+        elif isinstance(params, GemmParams):
             why = f"one for each expert, {STREAMS} at a time"
             classes[cls] = replace(params, streams=STREAMS, source=f"{params.source}; {why}", assumed=True)
 
