@@ -27,7 +27,8 @@ from hardware_profiles.calibration.recipes import (
     library_gemm,
 )
 from hardware_profiles.calibration.sample import Row, Sample, merged, rows
-from simulator.ops import Attention, Gemm
+from simulator.graph.loss import BACKWARD, FORWARD, KERNELS
+from simulator.ops import Attention, Gemm, Streaming
 
 BOOST = 0.06
 """For so long [s] a rested B200 runs GEMMs at its boost clock: in SimuMax's file the 31 loops that end within 60 ms
@@ -151,6 +152,21 @@ def _attention(hardware: str, row: Row, seconds: float) -> Sample:
     )  # fmt: skip
 
 
+def losses() -> list[Sample]:
+    """Transformer Engine's cross-entropy on B200, forward and backward: the mean of SimuMax's cases, of which it keeps
+    one figure together."""
+    cases = rows("b200_loss.csv")
+    mean = sum(int(row["tokens"]) * int(row["vocab"]) for row in cases) / len(cases)
+    work = tuple(Streaming(read=mean * p.read, written=mean * p.written) for p in (FORWARD["te"], BACKWARD["te"]))
+    seconds = float(cases[0]["all_us"]) * 1e-6 / len(cases)
+    return [
+        Sample(
+            hardware="b200", cls=KERNELS["te"], work=work, seconds=seconds, table="b200_loss", label="simumax",
+            sms=SMS["b200"],
+        )
+    ]  # fmt: skip
+
+
 def others() -> list[Sample]:
     """Samples of the tables that name a GPU of others; runs of one shape by several collectors count once."""
     out: list[Sample] = []
@@ -181,7 +197,7 @@ def everything() -> list[Sample]:
     out: list[Sample] = []
     for s in samples.everything():
         out += halves(s) if s.hardware == "a100" and len(s.work) > 1 else [s]
-    return [*out, *recurrent.recurrent(), *chunks.chunks(), *chunks.windows(), *others()]
+    return [*out, *recurrent.recurrent(), *chunks.chunks(), *chunks.windows(), *others(), *losses()]
 
 
 def _wide(recipe: Recipe, **bounds: tuple[float, float]) -> Recipe:
@@ -247,6 +263,8 @@ B200 = (
                   "4096 to 131072 tokens, causal", also=("attn.bwd@library",)),
         launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
     ),
+    recipes.stream(KERNELS["te"], "b200", f"{SIMUMAX}, Transformer Engine's cross-entropy in Triton",
+                   text="4096 tokens, vocabularies of 16128 to 129280, together", launch=2e-6),
 )  # fmt: skip
 
 A100 = (

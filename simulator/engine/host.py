@@ -106,19 +106,20 @@ def releases(program: Program, issue: Issue) -> tuple[list[float], float]:
     return out, now
 
 
-def after_reads(program: Program, issue: Issue | None) -> Program:
+def after_reads(program: Program, issue: Issue | None, began: float | None = None) -> Program:
     """The program with the time in which the GPU waits for kernels that a host issues after a read.
 
     A host that waits for a result of the GPU has nothing issued ahead when it goes on. From the end of the read on each
     kernel starts when it has been issued, until the host is ahead again. That is reckoned with every sequence alone,
     and added before the sequences that wait, as `wait.host`. A program begins as the one before it ended: with the host
-    as far ahead, or not.
+    as far ahead, or not; one before which the host waited for the GPU begins with nothing issued, and the host `began`
+    so long after it could [s].
     """
-    if issue is None or not any(_reads(step.sequence) for step in program.steps):
+    if issue is None or (began is None and not any(_reads(step.sequence) for step in program.steps)):
         return program
     ahead = 0.0
     for _ in range(2):
-        waits, ahead = _waits(program, issue, min(0.0, ahead))
+        waits, ahead = _waits(program, issue, min(0.0, ahead) if began is None else began)
     steps = tuple(
         replace(step, sequence=late(step.sequence, wait)) if wait > 0.0 else step
         for step, wait in zip(program.steps, waits, strict=True)

@@ -167,7 +167,7 @@ class Programs:
             program = program_of(built, step)
             if built.rendezvous is not None:
                 program = with_rendezvous(program, built.rendezvous(built, step, program))
-            self.made[key] = after_reads(program, self.issue)
+            self.made[key] = after_reads(program, self.issue, host_after_message(built.scenario, built.stages, step))
         return self.made[key]
 
 
@@ -182,6 +182,17 @@ def sends_block(scenario: Scenario) -> bool:
     """Whether a rank computes on only when its send is done."""
     how = scenario.stack.p2p_overlap
     return how == "never" or (how == "chunks" and scenario.job.layout.vpp == 1)
+
+
+def host_after_message(scenario: Scenario, stages: Sequence[tuple[BlockKind, ...]], step: Step) -> float | None:
+    """How long after a message that a step follows the host begins to issue it [s]; None where it does not wait for
+    messages. The first stage begins a forward, and the last a backward, without one."""
+    if isinstance(step, Pair) or step.kind == "W" or scenario.job.layout.pp == 1:
+        return None
+    alone = BlockKind.EMBED if step.kind == "F" else BlockKind.HEAD
+    if not scenario.stack.p2p_sync or not sends_block(scenario) or alone in stages[step.stage]:
+        return None
+    return scenario.cluster.node.host_pace * scenario.stack.host_read
 
 
 def message(built: PricedModel, a: int, b: int) -> KernelSequence:

@@ -21,6 +21,7 @@ from simulator.engine.lower import (
     PricedModel,
     Programs,
     append,
+    host_after_message,
     is_uneven,
     mirrored,
     overlaps,
@@ -144,14 +145,14 @@ class PricedAtClock:
 
     def cost(self, stages: Stages, step: Step, scenario: Scenario) -> ActionCost:
         """Cost of a step's action."""
-        key = signature(stages, step)
+        key = signature(stages, step), host_after_message(scenario, stages, step)
         if key not in self.costs:
             self.costs[key] = self._simulated(self.program(stages, step, scenario))
         return self.costs[key]
 
     def program(self, stages: Stages, step: Step, scenario: Scenario) -> Program:
         """The program of a step's action."""
-        key = signature(stages, step)
+        key = signature(stages, step), host_after_message(scenario, stages, step)
         if key not in self.programs:
             self.programs[key] = Programs(self.priced(scenario, stages)).of(step)
         return self.programs[key]

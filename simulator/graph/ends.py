@@ -15,7 +15,7 @@ from simulator.graph.mixers import depth, hyper, per_layer
 from simulator.graph.norm import norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.shapes import Shapes
-from simulator.ops import Facts, Streaming
+from simulator.ops import Facts, HostRead, Streaming
 from simulator.spec.model import BlockKind
 
 
@@ -86,6 +86,8 @@ def head(s: Shapes) -> Block:
     if s.stack.loss == "fused_linear":
         loss.scale_fused(back, late, s, t, vocab)
     else:
+        if s.stack.gradient_check:
+            back.add("loss.read", "wait.host", HostRead(seconds=2 * s.stack.host_read))
         loss.backward(back, s, t, vocab)
         regather(back, "head.x", s, h, in_layer=False)
         linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)

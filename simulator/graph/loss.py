@@ -67,6 +67,9 @@ KEPT = {
     "chunked": BF16,
 }
 """Bytes kept a logit [B]."""
+KERNELS = {"te": "elem.loss_te"}
+"""Class of the kernels, where they are no plain elementwise ones: Transformer Engine's have one CTA of 32 warps for each
+token, which goes through the vocabulary."""
 ALIVE = {
     "plain": (BF16, BF16),
     "fp32": (BF16 + FP32, FP32),
@@ -105,7 +108,7 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
         kernels, read, written = FORWARD[how]
         work = cast(logits, read / kernels, written / kernels)
         facts: Facts = {"reads_resident": True, "saves_input": True, "alive": alive, "count": kernels}
-        builder.add("loss.fwd", "elem", work, saved=saved, **facts)
+        builder.add("loss.fwd", KERNELS.get(how, "elem"), work, saved=saved, **facts)
         return
     if how == "fp32":
         builder.add("logits.to_fp32", "elem.unvectorized", unvectorized(logits, BF16, FP32))
@@ -122,7 +125,7 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
     if how in BACKWARD:
         kernels, read, written = BACKWARD[how]
         work = cast(logits, read / kernels, written / kernels)
-        builder.add("loss.bwd", "elem", work, count=kernels, reads_resident=True)
+        builder.add("loss.bwd", KERNELS.get(how, "elem"), work, count=kernels, reads_resident=True)
         return
     work = cast(logits, KEPT[how], KEPT[how])
     builder.add("loss.bwd", "loss.bwd", work, reads_resident=True, alive=_alive(s)[1] * logits)

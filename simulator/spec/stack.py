@@ -44,6 +44,7 @@ class Stack:
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
         of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
     p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
+    p2p_sync : where they do not, the host waits for the GPU after each.
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
@@ -82,7 +83,8 @@ class Stack:
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
         kernel that scales all gradients that a rank has.
-    gradient_check : the norm of a rank's own gradients is taken before they are reduced, to stop at NaN.
+    gradient_check : to stop at NaN, the norm of a rank's own gradients is taken before they are reduced, and the host
+        reads the loss of each microbatch twice, once for infinities.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
     weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
@@ -165,6 +167,7 @@ class Stack:
     amax_group: Literal["none", "tensor", "stage"] = "none"
     gradient_mean: Literal["collective", "before"] = "collective"
     gradient_check: bool = False
+    p2p_sync: bool = False
     gradients_clipped: bool = False
     weights_copied: bool = False
     context: Literal["te", "torch"] = "te"

@@ -177,7 +177,8 @@ def zero_bubble_run(figure: Figure) -> Overrides:
     not given; its models are named 1.5B, 6.2B, 14.6B and 28.3B, which their layers and 27 to 34 thousand rows as wide
     make (28.08B and 14.47B are layers'), so that it is 32,000, as of the SentencePiece tokenizers that its scripts ask
     for (GPTSentencePieceTokenizer). Its ZB-1p and ZB-2p are the automatic schedules, whose
-    updates are validated afterwards (section 4; examples/pretrain_zero_bubble.sh of its software, with FP16).
+    updates are validated afterwards (section 4; examples/pretrain_zero_bubble.sh of its software, with FP16), and whose
+    messages only streams wait for (zb_schedules.py, fused_pipeline_ops).
     """
     c = figure.config
     layers, pp, micro = int(c["layers"]), int(c["pp"]), int(c["mbs"])
@@ -186,7 +187,7 @@ def zero_bubble_run(figure: Figure) -> Overrides:
         name, vpp = "interleaved", (layers + 2) // pp
     own: dict[str, Any] = {}
     if name in ("zb1p", "zb2p"):
-        name, own = f"{name}-auto", {"stack__post_validation": True}
+        name, own = f"{name}-auto", {"stack__post_validation": True, "stack__p2p_sync": False}
     virtual = pp * vpp
     each = (layers + 2) // virtual
     stages = [each - 1, *[each] * (virtual - 2), each - 1]

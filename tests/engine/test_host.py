@@ -11,7 +11,7 @@ from simulator.cost.cost import Cost
 from simulator.engine.host import after_reads, issuing, releases
 from simulator.engine.kernel_sequence import KernelSequence, Priced, sequence_of
 from simulator.engine.longest_path import longest_path
-from simulator.engine.lower import PricedModel, lower, price_model
+from simulator.engine.lower import PricedModel, host_after_message, lower, price_model
 from simulator.engine.program import Program, ProgramStep
 from simulator.engine.tasks import COMM, COMPUTE, Tasks
 from simulator.estimate.estimate import estimate
@@ -19,6 +19,7 @@ from simulator.estimate.shared_prices import SharedPrices
 from simulator.inputs import list_names, load_scenario, load_stack
 from simulator.ops import Gemm, Op, Streaming
 from simulator.results.simulate import prepare, simulate, timeline_of
+from simulator.schedule import Action
 from simulator.spec.model import BlockKind
 from simulator.spec.stack import Stack
 
@@ -229,3 +230,26 @@ def test_a_compiled_program_has_less_to_issue() -> None:
 
 def test_a_slower_processor_issues_later() -> None:
     assert _step("hardware.node.host_pace=2") > 1.5 * _step("hardware.node.host_pace=1")
+
+
+def test_a_host_that_waits_for_messages_begins_anew() -> None:
+    """Between stages: each kernel of an action starts when it was issued; the first forward and the last backward of a
+    microbatch follow no message."""
+    jobs = [
+        load_scenario("tiny-1f1b", ["stack=megatron-core", "precision.recipe=bf16", f"stack.p2p_sync={on}"])
+        for on in ("false", "true")
+    ]
+    stages = prepare(jobs[1])[0].stages
+    last, pace = len(stages) - 1, jobs[1].cluster.node.host_pace * jobs[1].stack.host_read
+    asked = {(kind, at): host_after_message(jobs[1], stages, Action(kind, at, 0)) for kind in "FBW" for at in (0, last)}
+    none = {("F", 0), ("B", last), ("W", 0), ("W", last)}
+    assert asked == {key: None if key in none else pace for key in asked}
+    assert pace > 0 and all(host_after_message(jobs[0], stages, Action("B", 0, 0)) is None for _ in asked)
+    host = replace(stack(kernel=20e-6, gemm=0.0), host_call=0.0)
+    kernel = _priced(prepare(load_scenario("llama-3-8b", READS))[0], "router.gate", 30e-6)
+    program = Program((ProgramStep(sequence_of("compute", "mlp.F", [kernel]), COMPUTE, ()),), (0,))
+    late = after_reads(program, issuing(host), began=5e-6)
+    assert [step.sequence.alone for step in late.steps] == pytest.approx([55e-6])
+    assert after_reads(program, issuing(host)) is program
+    quick, slow = (float(simulate(job, engine="longest-path").metrics["step_time_s"]) for job in jobs)
+    assert slow > quick

@@ -13,6 +13,7 @@ from simulator.inputs import load_scenario
 from simulator.inputs.check import check
 from simulator.memory import memory_of_rows
 from simulator.memory.temporary import footprints
+from simulator.ops import HostRead
 from simulator.results.simulate import prepare, simulate
 from simulator.spec.model import BlockKind
 
@@ -98,3 +99,14 @@ def test_pytorchs_loss_has_more_at_once_than_it_keeps(tp: int, forward: int, bac
     logits = shapes.tokens * shapes.model.vocab_size // tp
     assert head.temporary["F"] == forward * logits
     assert head.temporary["B"] == backward * logits
+
+
+def test_megatron_reads_the_loss_of_a_microbatch_before_its_backward() -> None:
+    """Twice, for NaN and for infinities; not without the check. Transformer Engine's kernels are a class of their own."""
+    for check in (True, False):
+        flags = ["stack=megatron-core", "stack.loss=te", f"stack.gradient_check={str(check).lower()}"]
+        scenario = load_scenario("llama-3-8b", flags)
+        first = head(shapes_of(scenario)).backward[0].ops
+        reads = [op.work.seconds for op in first if isinstance(op.work, HostRead)]
+        assert reads == ([2 * scenario.stack.host_read] if check else [])
+        assert [op.cls for op in first if op.name == "loss.bwd"] == ["elem.loss_te"]
