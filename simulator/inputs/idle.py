@@ -276,7 +276,9 @@ def _without_expert_parameters(scenario: Scenario) -> str:
 
 def _without_expert_biases(scenario: Scenario) -> str:
     model = scenario.model
-    plain = "" if model.mlp_bias or model.swiglu_limit else f"the experts of {model.name} have neither biases nor a bound"
+    plain = (
+        "" if model.mlp_bias or model.swiglu_limit else f"the experts of {model.name} have neither biases nor a bound"
+    )
     return _without_experts(scenario) or plain
 
 

@@ -70,7 +70,7 @@ def test_bytes_of_the_bound() -> None:
     assert kept == 2 * ROWS * WIDTH * 2
     again = layer('layout.recompute=["moe_act"]')
     names = [op.name for op in again.ops()]
-    assert "moe.offset.read.again" in names and "moe.clamp.cat.again.eager" in names
+    assert {"moe.offset.read.again", "moe.clamp.cat.again.eager"} <= set(names)
     assert sum(op.saved for op in again.ops() if ".clamp." in op.name) == 0
 
 

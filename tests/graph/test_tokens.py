@@ -106,7 +106,9 @@ def test_megatron_core_joins_chunks_and_leaves_those_of_one_expert() -> None:
         two, one = (layer(ep, f"stack={stack}") for ep in (4, 8))
         assert {"moe.permute.fwd", "moe.unpermute.fwd"} <= {op.name for op in two.ops()}
         assert not [
-            op for op in one.ops() if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map.chunks"))
+            op
+            for op in one.ops()
+            if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map.chunks"))
         ]
         gemm, back = (
             next(op for op in one.ops() if op.name == f"moe.{name}") for name in ("up_gate.fwd", "down.dgrad")

@@ -4,11 +4,13 @@
 Megatron-Core runs them with --moe-permute-fusion: as fused behind DeepEP and Hybrid-EP; with its all-to-all dispatcher,
 which is also that of a rank alone (ep = 1), rows are permuted at home, and where a rank has several experts a kernel
 sorts what arrives by chunks of one sender and expert, and another brings the results back (token_dispatcher.py,
-MoEAlltoAllTokenDispatcher; workloads/facts/h200_te_layers.csv). PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort
-the chosen experts, select rows and add them up again; the gradient of a selection is an addition by index, at a tenth
-of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what
-arrives by a plain all-to-all stands in chunks of one sender and expert, which are split and joined in the order of
-experts (Megatron-Core from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
+MoEAlltoAllTokenDispatcher; workloads/facts/h200_te_layers.csv).
+
+PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort the chosen experts,
+select rows and add them up again; the gradient of a selection is an addition by index, at a tenth of the bandwidth
+(`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what arrives by a plain
+all-to-all stands in chunks of one sender and expert, which are split and joined in the order of experts (Megatron-Core
+from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
 
 Megatron-Core leaves rows as they arrive where a rank has one expert, in fused kernels, too (token_dispatcher.py,
 MoEAlltoAllTokenDispatcher: `if self.num_local_experts > 1`).
@@ -217,7 +219,9 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
         return
     if _in_chunks(s):
         after = _chunk_map(builder, "moe.map.chunks", s, after)
-        builder.add("moe.permute.fwd", "elem", _sorted(s, each_bytes(s)), after=after, saved=saved, scales_with_load=True)
+        builder.add(
+            "moe.permute.fwd", "elem", _sorted(s, each_bytes(s)), after=after, saved=saved, scales_with_load=True
+        )
         return
     if in_pytorch(s):
         if travels(s):
