@@ -19,11 +19,10 @@ from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import cast, unvectorized
 from simulator.graph.shapes import Shapes
-from simulator.ops import Facts, HostRead, Part, Streaming
+from simulator.ops import HostRead, Part, Streaming
 from simulator.spec.stack import LIBRARY
 
 HALVES = 2
-ROUTED: Facts = {"scales_with_load": True}
 
 
 def by_expert(s: Shapes) -> bool:
@@ -48,9 +47,11 @@ def bound(builder: SegmentBuilder, s: Shapes, inner: int, *, part: Part = "F") -
     again = ".again" if part == "R" else ""
     kept = 0.0 if again or s.activation_again("moe") else HALVES * s.rows * inner * BF16
     half = unvectorized(s.rows * inner, BF16, BF16)
-    builder.add(f"moe.clamp.halves{again}.eager", "elem.unvectorized", half, part=part, count=HALVES, **ROUTED)
+    builder.add(
+        f"moe.clamp.halves{again}.eager", "elem.unvectorized", half, part=part, count=HALVES, scales_with_load=True
+    )
     joined = cast(HALVES * s.rows * inner, BF16, BF16)
-    builder.add(f"moe.clamp.cat{again}.eager", "elem", joined, part=part, saved=kept, **ROUTED)
+    builder.add(f"moe.clamp.cat{again}.eager", "elem", joined, part=part, saved=kept, scales_with_load=True)
     builder.add(f"moe.offset.read{again}", "wait.host", HostRead(seconds=s.stack.host_read), part=part)
 
 
@@ -59,8 +60,8 @@ def bound_backward(builder: SegmentBuilder, s: Shapes, inner: int) -> None:
     if not clamps(s):
         return
     half = unvectorized(s.rows * inner, 2 * BF16, BF16)
-    builder.add("moe.clamp.halves.bwd.eager", "elem.unvectorized", half, count=HALVES, **ROUTED)
-    builder.add("moe.clamp.cat.bwd.eager", "elem", cast(HALVES * s.rows * inner, BF16, BF16), **ROUTED)
+    builder.add("moe.clamp.halves.bwd.eager", "elem.unvectorized", half, count=HALVES, scales_with_load=True)
+    builder.add("moe.clamp.cat.bwd.eager", "elem", cast(HALVES * s.rows * inner, BF16, BF16), scales_with_load=True)
 
 
 def _weight_bytes(s: Shapes) -> float:
@@ -80,11 +81,11 @@ def add(builder: SegmentBuilder, s: Shapes) -> None:
     values, wide, many = s.rows * s.model.expert_hidden, _weight_bytes(s), s.local_experts
     each = values / many
     scaled = unvectorized(each, 0.0, wide)
-    builder.add("moe.down.bias.weigh.eager", "elem.unvectorized", scaled, count=many, **ROUTED)
-    builder.add("moe.down.bias.add.eager", "elem", cast(each, BF16 + wide, wide), count=many, **ROUTED)
-    builder.add("moe.down.bias.cat.eager", "elem", cast(values, wide, wide), **ROUTED)
+    builder.add("moe.down.bias.weigh.eager", "elem.unvectorized", scaled, count=many, scales_with_load=True)
+    builder.add("moe.down.bias.add.eager", "elem", cast(each, BF16 + wide, wide), count=many, scales_with_load=True)
+    builder.add("moe.down.bias.cat.eager", "elem", cast(values, wide, wide), scales_with_load=True)
     if wide > BF16:
-        builder.add("moe.down.bias.narrow.eager", "elem", cast(values, wide, BF16), **ROUTED)
+        builder.add("moe.down.bias.narrow.eager", "elem", cast(values, wide, BF16), scales_with_load=True)
 
 
 def add_backward(builder: SegmentBuilder, s: Shapes) -> None:
@@ -94,10 +95,12 @@ def add_backward(builder: SegmentBuilder, s: Shapes) -> None:
     values, wide, many = s.rows * s.model.expert_hidden, _weight_bytes(s), s.local_experts
     each = values / many
     if wide > BF16:
-        builder.add("moe.down.bias.widen.bwd.eager", "elem", cast(values, BF16, wide), **ROUTED)
-        builder.add("moe.down.bias.narrow.bwd.eager", "elem", cast(each, wide, BF16), count=many, **ROUTED)
+        builder.add("moe.down.bias.widen.bwd.eager", "elem", cast(values, BF16, wide), scales_with_load=True)
+        builder.add("moe.down.bias.narrow.bwd.eager", "elem", cast(each, wide, BF16), count=many, scales_with_load=True)
     product = unvectorized(each, wide, wide)
-    builder.add("moe.down.bias.weigh.bwd.eager", "elem.unvectorized", product, count=HALVES * many, **ROUTED)
+    builder.add(
+        "moe.down.bias.weigh.bwd.eager", "elem.unvectorized", product, count=HALVES * many, scales_with_load=True
+    )
     total = Streaming(read=each * wide, written=0.0)
-    builder.add("moe.down.bias.sum.bwd.eager", "elem.reduce", total, count=HALVES * many, **ROUTED)
-    builder.add("moe.down.bias.cat.bwd.eager", "elem", cast(values, BF16, BF16), **ROUTED)
+    builder.add("moe.down.bias.sum.bwd.eager", "elem.reduce", total, count=HALVES * many, scales_with_load=True)
+    builder.add("moe.down.bias.cat.bwd.eager", "elem", cast(values, BF16, BF16), scales_with_load=True)
