@@ -60,9 +60,7 @@ def chunks_of(s: Shapes) -> Chunks:
     """One rank's share of the heads over the tokens of a microbatch."""
     r = state_of(s)
     gates = joined(s) or not (r.is_delta or r.norms)
-    return Chunks(
-        tokens=s.tokens, length=length_of(s), sequences=s.batch, r=r, parts=s.job.layout.cp, gates=gates
-    )
+    return Chunks(tokens=s.tokens, length=length_of(s), sequences=s.batch, r=r, parts=s.job.layout.cp, gates=gates)
 
 
 def joined(s: Shapes) -> bool:
