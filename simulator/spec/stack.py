@@ -59,7 +59,8 @@ class Stack:
     grouped_wgrad : expert weight gradients are one kernel.
     expert_biases : biases of experts and the bound of their activation: by the kernels around them (fused), or by
         calls of PyTorch, some for each expert (eager; `simulator.graph.tokens.biases`).
-    grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
+    grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own; fused: one kernel,
+        which in MXFP8 also computes the activation, its gradient and the casts behind them (`simulator.graph.moe`).
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
@@ -141,7 +142,7 @@ class Stack:
     router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
     grouped_wgrad: bool
-    grouped_gemm: Literal["kernel", "streams"]
+    grouped_gemm: Literal["kernel", "streams", "fused"]
     swiglu_fused: bool
     rope_fused: bool
     norm_fused: bool
