@@ -110,7 +110,8 @@ FITS = (
         hardware="b200",
         table="fabric_collective",
         free=(
-            *each("nvlink", *OLDER, "protocols.sharp.alpha", "protocols.sharp.payload", "local_copy", "all_to_all_alpha"),
+            *each("nvlink", *OLDER, "protocols.sharp.alpha", "protocols.sharp.payload"),
+            *each("nvlink", "local_copy", "all_to_all_alpha"),
             *each("p2p_nvlink", "alpha"),
             *each("p2p_nvlink.channels", "rate", "both_overlap", "both_fill", "ll_alpha", "ll_payload"),
         ),

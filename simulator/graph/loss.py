@@ -68,8 +68,8 @@ KEPT = {
 }
 """Bytes kept a logit [B]."""
 KERNELS = {"te": "elem.loss_te"}
-"""Class of the kernels, where they are no plain elementwise ones: Transformer Engine's have one CTA of 32 warps for each
-token, which goes through the vocabulary."""
+"""Class of the kernels where they are no plain elementwise ones: of Transformer Engine's a CTA of 32 warps goes
+through the vocabulary, for each token."""
 ALIVE = {
     "plain": (BF16, BF16),
     "fp32": (BF16 + FP32, FP32),
