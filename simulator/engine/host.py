@@ -41,9 +41,9 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
-WITHIN_A_CALL = (".amax", ".scale", ".swizzle")
-"""Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): a tensor's
-largest value, its scale, the order of the scales."""
+WITHIN_A_CALL = (".amax", ".scale", ".swizzle", ".contiguous")
+"""Kernels that another op's own call launches: of a cast or GEMM a tensor's largest value, its scale, the order of the
+scales (Transformer Engine's quantizer.cpp and gemm.cpp); of attention copies of heads."""
 
 
 def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:

@@ -51,11 +51,11 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int)
         return
     there: Facts = {"adds_to_resident": True, "alive": table * BF16}
     builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
-    builder.add(name, "embedding.bwd", Streaming(read=2 * values * BF16, written=values * BF16), **there)
+    builder.add(name, "embedding.bwd.table", Streaming(read=2 * values * BF16, written=values * BF16), **there)
     added = 1.0 if builder.fused_accumulation else 1.0 - 1.0 / max(1, s.job.microbatches)  # the first is kept as it is
     if added and not s.copies_shards:
         work = Streaming(read=added * table * (BF16 + kept), written=added * table * kept)
-        builder.add(f"{name}_add", "elem", work, **there)
+        builder.add(f"{name}_add", linear.sum_class(kept), work, **there)
 
 
 def _head_forward(s: Shapes) -> Segment:
