@@ -28,7 +28,7 @@ from simulator.graph.norm import (
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import latent, order, travel
+from simulator.graph.tokens import biases, latent, order, travel
 from simulator.ops import Collective, CollectiveKind, Facts, Fixed, Gemm, Streaming
 from simulator.spec.precision import RECIPES
 
@@ -94,7 +94,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
         norm_behind_backward(builder, "moe", s)
         branches.leave_backward(builder, s)
     latent.back_backward(builder, s)
-    if order.every_copy_travels(s):
+    if order.permutes_at_home(s):
         order.merge_at_home_backward(builder, s)
     done = builder.done()
     return (done,) if done.ops else ()
@@ -109,7 +109,8 @@ def forward_end(s: Shapes) -> str:
         return "shared.down.fwd"
     if s.job.layout.etp > 1:
         return "moe.y.reduce_scatter"
-    alone = "moe.weigh.fwd" if _weighs(s) else "moe.down.fwd"
+    alone = biases.last_of_add(s) if biases.by_expert(s) else "moe.down.fwd"
+    alone = "moe.weigh.fwd" if _weighs(s) else alone
     return alone if order.arrive_in_order(s) else "moe.unpermute.fwd"
 
 
@@ -217,6 +218,7 @@ def forward(s: Shapes) -> Segment:
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
+    biases.bound(builder, s, inner)
     ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
     cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
     builder.add(
@@ -236,6 +238,7 @@ def forward(s: Shapes) -> Segment:
     read = kept > 0.0 or s.model.norm_placement != "pre"  # by gate weights' gradients, or a norm behind the branch
     down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
+    biases.add(builder, s)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     order.out_of_experts(builder, s)
@@ -265,6 +268,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     order.out_of_experts_backward(builder, s, wait)
     if _weighs(s):
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
+    biases.add_backward(builder, s)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     _casts(builder, s, "moe.down", inner, h, backward=True)
@@ -272,13 +276,17 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         "moe.down.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, inner, h, gradient=True),
         scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     again = s.activation_again("moe")
+    if again:
+        biases.bound(builder, s, inner, part="R")
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
     cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, backward=True, again=again)
     builder.add("moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd", cls, work, scales_with_load=True)
     if not order.in_pytorch(s) and not _weighs(s):
-        work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
+        read = 2 if s.fp8 or not s.model.gated_mlp else 3  # else what the activation read, and its gradient
+        work = Streaming(read=read * s.rows * inner * BF16, written=0.0)
         builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+    biases.bound_backward(builder, s, inner)
     if s.fp8:
         linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
@@ -334,6 +342,7 @@ def _dequant(elements: int, blocks: int) -> Streaming:
 def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
+    parameters = s.local_experts * biases.parameters_of(s)
     if RECIPES[s.recipe].by_layer:
         many = _casts_apart(s)
         apart = (s.rows * m / many, s.rows * n / many)
@@ -347,14 +356,15 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
         )  # fmt: skip
         builder.add(
             f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True,
-            launches=_launches(s),
+            launches=_launches(s), parameters=parameters,
         )  # fmt: skip
     else:
         rows = -(-s.rows // s.local_experts)
         work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=kept if fused else BF16)
         builder.add(
-            f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True
-        )
+            f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True,
+            parameters=parameters,
+        )  # fmt: skip
     if not fused and not s.copies_shards:
         linear.add_gradient(builder, name, s.local_experts * m * n)
 

@@ -270,6 +270,18 @@ def _without_expert_kernels(scenario: Scenario) -> str:
     return _without_experts(scenario) or why or _without_issue(scenario)
 
 
+def _without_expert_parameters(scenario: Scenario) -> str:
+    return _without_experts(scenario) or _without_issue(scenario)
+
+
+def _without_expert_biases(scenario: Scenario) -> str:
+    model = scenario.model
+    plain = (
+        "" if model.mlp_bias or model.swiglu_limit else f"the experts of {model.name} have neither biases nor a bound"
+    )
+    return _without_experts(scenario) or plain
+
+
 def _without_graphs(scenario: Scenario) -> str:
     why = "" if scenario.stack.cuda_graphs != "none" else "nothing is replayed; set stack.cuda_graphs"
     return _without_issue(scenario) or why
@@ -323,7 +335,9 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts,
+    "stack.expert_biases": _without_expert_biases,
     "stack.host_expert": _without_expert_kernels,
+    "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,
     "stack.host_graph": _without_graphs,

@@ -13,7 +13,7 @@ from simulator.spec.states import States
 Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
-Permute = Literal["fused", "index_add", "gather_sum", "chunks"]
+Permute = Literal["fused", "fused_chunks", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,8 @@ class Stack:
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
+    expert_biases : biases of experts and the bound of their activation: by the kernels around them (fused), or by
+        calls of PyTorch, some for each expert (eager; `simulator.graph.tokens.biases`).
     grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
@@ -102,6 +104,8 @@ class Stack:
     host_gemm : host time to issue a GEMM [s].
     host_attention : host time to issue an attention kernel [s].
     host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
+    host_parameter : host time in backward of a parameter of an expert, behind the kernel of its gradient: autograd's
+        node and the hook of data parallelism [s].
     host_collective : host time to issue a collective [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
@@ -155,6 +159,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    expert_biases: Literal["fused", "eager"] = "fused"
     table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
     keys_repeated: bool = False
@@ -175,6 +180,7 @@ class Stack:
     host_gemm: float = 0.0
     host_attention: float = 0.0
     host_expert: float = 0.0
+    host_parameter: float = 0.0
     host_collective: float = 0.0
     host_backward: float = 1.0
     host_read: float = 0.0
