@@ -347,11 +347,11 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
 
 
 def _join_gradients(builder: SegmentBuilder, s: Shapes, values: int) -> None:
-    """Gradients of queries, keys and values concatenated to that of the joined projection. Those of heads that Transformer
-    Engine read where they lay come interleaved, so that every value's address is computed."""
+    """Gradients of queries, keys and values concatenated to that of the joined projection. Those of heads that
+    Transformer Engine read where they lay come interleaved, so that every value's address is computed."""
     strided = s.stack.norm_kernels == "te" and not _copied(s)
-    cls, work = ("cat.unvectorized", unvectorized(values, BF16, BF16)) if strided else ("elem", cast(values, BF16, BF16))
-    builder.add("attn.qkv.cat.bwd", cls, work)
+    cls = "cat.unvectorized" if strided else "elem"
+    builder.add("attn.qkv.cat.bwd", cls, unvectorized(values, BF16, BF16))
 
 
 def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:

@@ -36,8 +36,8 @@ TUNED: dict[str, frozenset[int]] = {
 """Widths that Transformer Engine has kernels of their own for; of others a general one is taken, which is slower
 (transformer_engine/common/normalization/{rmsnorm,layernorm}/*_kernel.cu, 2.10, 2025-11: REGISTER_NORM_LAUNCHER)."""
 WIDE = {"fwd": 10240, "bwd": 6144}
-"""Above this width several CTAs share a row of a LayerNorm and wait for each other; in backward a row of an RMSNorm takes
-all registers of an SM (the same files)."""
+"""Above this width several CTAs share a row of a LayerNorm and wait for each other; in backward a row of an RMSNorm
+takes all registers of an SM (the same files)."""
 HEAD = 512
 """Up to this width one warp of the general kernels takes a whole row (the same files: WARPS_M 4, WARPS_N 1)."""
 

@@ -20,8 +20,8 @@ BF16, FP8, FP32 = 2.0, 1.0, 4.0
 SCALE_KERNEL = 1.1e-6
 """Time of the kernel that makes a scale of a maximum (measure_te_layers.py, compute_scale_from_amax_kernel) [s]."""
 SUMS, SUMS_GENERAL, SUMS_OF_HEADS = 3.4e-6, 1.31e-5, 7.58e-5
-"""Time of the second kernel of a norm's backward, which adds up the weight's gradient: after kernels of one width, after
-the general one, and over heads of 128 values, where one CTA adds up those of all (table h200_te_ends) [s]."""
+"""Time of the second kernel of a norm's backward, which adds up the weight's gradient: after tuned kernels, after the
+general one, and over heads of 128 values, where one CTA adds up those of all (table h200_te_ends) [s]."""
 
 
 def _sample(
@@ -101,7 +101,7 @@ ENDS_CLASS = {
     "bias_gelu_backward": ("gelu.bwd@te", 2 * BF16, BF16),
     "layernorm": ("norm.fwd.layer.wide@te", BF16, BF16),
 }
-"""What microbatches run at the ends of a model, and what GPT-3's layer runs -> class, bytes read and written a value."""
+"""What runs at the ends of a model, and what GPT-3's layer runs -> class, bytes read and written a value."""
 
 
 def _end(row: Row) -> Sample:
