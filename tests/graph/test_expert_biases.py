@@ -18,6 +18,7 @@ from simulator.results.simulate import prepare
 
 ROWS, EXPERTS, WIDTH = 1024 * 4, 16, 2880
 """Rows and experts of a rank (1,024 tokens, four experts each), and the width of their inputs, outputs and insides."""
+ON_BLACKWELL = ("hardware=b200", "precision.recipe=mxfp8")
 
 
 @cache
@@ -100,3 +101,23 @@ def test_each_parameter_costs_the_host_its_node_and_hook() -> None:
     more = replace(stack, host_parameter=stack.host_parameter + 1e-6)
     assert seconds(gradient, more) - seconds(gradient, stack) == pytest.approx(2e-6)
     assert seconds(replace(gradient, captured=True), more) == stack.host_graph
+
+
+def test_gemms_compute_the_activation_in_mxfp8() -> None:
+    """cuDNN's kernels of two GEMMs and what is between them: what is computed inside is gone, and nothing else."""
+    apart, inside = (
+        [op.name for op in layer(*ON_BLACKWELL, "stack.expert_biases=fused", f"stack.grouped_gemm={which}").ops()]
+        for which in ("kernel", "fused")
+    )
+    gone = ("swiglu.fwd", "swiglu.bwd", "swiglu.gate_w_bwd", "down.quant_x", "up_gate.quant_g")
+    scales = ("down.wgrad.swizzle", "up_gate.wgrad.swizzle")
+    assert set(apart) - set(inside) == {f"moe.{name}" for name in (*gone, *scales)}
+    assert set(inside) - set(apart) == {"moe.down.bias.sum.bwd"}
+    in_bf16 = (layer(f"stack.grouped_gemm={which}") for which in ("kernel", "fused"))
+    one, other = ([op.name for op in block.ops()] for block in in_bf16)
+    assert one == other
+    kept = [
+        sum(op.saved for op in layer(*ON_BLACKWELL, f"stack.grouped_gemm={which}").ops())
+        for which in ("kernel", "fused")
+    ]
+    assert kept[1] == kept[0] - 2 * ROWS * WIDTH * 2  # no copy of the bounded inputs

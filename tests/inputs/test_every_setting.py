@@ -526,6 +526,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.wgrad_fills_waits": ("split", "longest-path"),
     "stack.post_validation": ("later", "longest-path"),
     "stack.context": ("context", "longest-path"),
+    "stack.mamba2": ("mamba", "longest-path"),
     "stack.expert_groups": ("experts-over-cp", "longest-path"),
     "stack.expert_overlap": ("overlap", "longest-path"),
     "stack.pipeline_buffers": ("pipeline", "longest-path"),
@@ -755,6 +756,7 @@ def test_what_a_profile_only_shows_cannot_be_set(path: str) -> None:
         ("llama-3-8b", "stack.overlapped_pair=true", "the schedule 1f1b overlaps no forward with a backward"),
         ("tiny-interleaved", "stack.overlapped_pair=false", "the schedule interleaved overlaps no forward"),
         ("llama-3-8b", "stack.shared_expert_overlap=true", "llama-3-8b has no shared experts"),
+        ("llama-3-8b", "stack.mamba2=parts", "llama-3-8b has no Mamba-2 layers"),
     ],
 )
 def test_a_setting_that_a_job_has_no_use_for_is_refused(job: str, setting: str, right: str) -> None:
