@@ -42,8 +42,8 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int)
     """Gradients of the rows that were looked up, `values` altogether, added into the main gradient of the `table`.
 
     PyTorch's autograd makes a gradient of the whole table first, zeros where no row was looked up, and adds that
-    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`). Its own kernels sort
-    the tokens first; a compiled program adds them up atomically.
+    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`). Its own kernels
+    sort the tokens first; a compiled program adds them up atomically.
     """
     s, kept = builder.shapes, builder.shapes.states.gradient_bytes
     if builder.stack.table_gradient == "rows":
