@@ -294,6 +294,17 @@ def as_on_h100(cls: str, *free: str) -> Recipe:
     return replace(recipe, free={n: b for n, b in recipe.free.items() if n != "launch"}, like="h100")
 
 
+TE = "Transformer Engine 2.10 on one rested H200 (table h200_te_kernels)"
+TE_LAYERS = "Megatron-Core 0.15 with Transformer Engine 2.10 on one rested H200 (table h200_te_experts)"
+TE_ENDS = "kernels of microbatches of Megatron-Core 0.15 on one H200 (table h200_te_ends)"
+
+
+def te_stream(cls: str, *free: str, source: str = TE, text: str = "8 MB to 1.4 GB", **fixed: float) -> Recipe:
+    """A kernel that memory does not hold back alone: a copy reaches 0.9 of its bandwidth, what it lacks is its SMs'."""
+    recipe = own_stream(cls, *(free or ("sm_rate",)), source=source, text=text, bandwidth=0.9, **fixed)
+    return replace(recipe, free={n: (5e8, 1.2e11) if n == "sm_rate" else b for n, b in recipe.free.items()})
+
+
 SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_split)"
 
 RECIPES = (
@@ -452,6 +463,29 @@ RECIPES = (
     own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
+        te_stream(f"norm.{direction}{kind}@te", wave_time=wave)
+        for direction, wave, more in (("fwd", 0.56, ()), ("bwd", 0.87, (".wide", ".layer.wide")))  # as DeepSeek's grids
+        for kind in ("", ".layer", ".general", ".layer.general", *more)
+    ),
+    *(te_stream(f"norm.{which}.narrow@te", source=TE_LAYERS, text="heads of 128") for which in ("fwd", "bwd")),
+    *(
+        replace(te_stream(f"norm.sums.{which}@te", source=TE_ENDS, text=text), free={"launch": (1e-6, 1e-4)},
+                fixed={"bandwidth": 0.9, "traffic": 1.0})
+        for which, text in (("general", "6144 values"), ("narrow", "heads of 128"))
+    ),
+    *(te_stream(cls) for cls in ("quant.tensor@te", "quant.turned@te", "quant.block@te", "quant.amax@te")),
+    te_stream("rope@te", "value_rate"),
+    te_stream("swiglu@te", source=TE_LAYERS, text="4096 and 8192 x 14336", launch=3e-6),
+    te_stream("swiglu.bwd@te", "value_rate", source=TE_LAYERS, text="4096 and 8192 x 14336", launch=3e-6),
+    te_stream("copy.heads", source=TE_LAYERS, text="8 to 134 MB"),
+    *(
+        te_stream(cls, source=TE_ENDS, text="4096 x 12288", launch=3e-6)
+        for cls in ("gelu@te", "gelu.bwd@te", "norm.fwd.layer.wide@te")
+    ),
+    *(te_stream(cls, source=TE_ENDS) for cls in ("loss.te", "loss.te.write", "elem.mixed")),
+    replace(te_stream("embedding.bwd.table", source=TE_ENDS, text="4096 to 16384 tokens"),
+            free={"launch": (1e-6, 1e-4), "sm_rate": (5e8, 1.2e11)}),
+    *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")
     ),
@@ -486,8 +520,8 @@ RENAMED = tuple(
     ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
     for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
 ) + tuple(
-    (gpu, cls, "b200", "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
-    for gpu in ("b200", "gb200", "gb300")
+    (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
+    for gpu in ("b200", "gb200", "b300", "gb300")
     for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
 )
 STREAMS = 4
@@ -500,7 +534,14 @@ STREAMED = {
     "gemm.fp8_tensor.grouped.split@streams": "gemm.fp8_tensor.split",
     "gemm.fp8_tensor.grouped_wgrad@streams": "gemm.fp8_tensor.wgrad",
 }
-"""Classes of experts' GEMMs that are one cuBLAS GEMM for each -> the class of one."""
+BLACKWELL_STREAMED = {
+    "gemm.mxfp8.grouped@streams": "gemm.fp8_tensor",
+    "gemm.mxfp8.grouped_wgrad@streams": "gemm.fp8_tensor",
+    "gemm.nvfp4.grouped@streams": "gemm.nvfp4",
+    "gemm.nvfp4.grouped_wgrad@streams": "gemm.nvfp4",
+}
+"""Classes of experts' GEMMs that are one cuBLAS GEMM for each -> the class of one; the second ones where the tensor
+cores scale blocks (MXFP8: not measured, as one scale a tensor)."""
 """(to, class, from, its class there, why): on H800 the library is DeepGEMM, on H100 and H200 cuBLAS."""
 NOT_MEASURED = "A100: not measured, the same shares of peak and bandwidth assumed"
 MEASURED = ("h200", "h800", "h100")
