@@ -277,6 +277,7 @@ ENGINE_KERNELS = "a decode step's kernels written in Triton, in a CUDA graph on 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
+MAPS = "Transformer Engine's kernels in layers of Megatron-Core on one H200 (table h200_te_maps)"
 CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
 EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
 
@@ -451,6 +452,10 @@ RECIPES = (
     own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
+    *(
+        own_stream(cls, "value_rate", source=MAPS, text="8 to 128 experts, 4096 to 8192 tokens", bandwidth=0.9)
+        for cls in ("permute.map.chunks", "permute.map.rows")
+    ),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")

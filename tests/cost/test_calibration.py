@@ -268,6 +268,7 @@ KERNEL_TABLES = (
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
     "h100_deepgemm", "h20_kernels", "gb200_gemm", "gb300_gemm",
+    "h200_te_maps",
 )  # fmt: skip
 
 
