@@ -272,6 +272,12 @@ def _without_issue(scenario: Scenario) -> str:
     return "" if scenario.stack.host_issues else "the host issues in no time"
 
 
+def _without_experts_in_mxfp8(scenario: Scenario) -> str:
+    fused, recipe = scenario.stack.grouped_gemm == "fused", scenario.job.precision.recipe
+    why = f"casts ride on GEMMs in MXFP8, not in {recipe}; set stack.grouped_gemm=kernel" if fused else ""
+    return _without_experts(scenario) or ("" if recipe == "mxfp8" else why)
+
+
 def _without_expert_kernels(scenario: Scenario) -> str:
     one = scenario.stack.grouped_gemm != "streams"
     why = "one kernel computes all experts; set stack.grouped_gemm=streams" if one else ""
@@ -343,7 +349,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.permute": _without_experts,
     "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
-    "stack.grouped_gemm": _without_experts,
+    "stack.grouped_gemm": _without_experts_in_mxfp8,
     "stack.expert_biases": _without_expert_biases,
     "stack.host_expert": _without_expert_kernels,
     "stack.host_parameter": _without_expert_parameters,
