@@ -94,7 +94,7 @@ def _copy(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
 def _sum_pieces(builder: SegmentBuilder, name: str, s: Shapes, row: float, how: ConcurrentWith) -> None:
     """What pieces of a GEMM left for a rank, one of every rank, is summed in the end, `row` bytes a token (PyTorch,
     torch/distributed/_symmetric_memory/__init__.py, 2024-12 and 2025: torch.sum of stacked_partials; Transformer
-    Engine, common/comm_gemm_overlap/comm_gemm_overlap.cpp, 2024 to 2026: reduce_bf16 at the end of split_overlap_rs)."""
+    Engine, common/comm_gemm_overlap/comm_gemm_overlap.cpp, 2024 to 2026: reduce_bf16 ends split_overlap_rs)."""
     if how == "chunks" and s.job.layout.tp > 1:
         builder.add(f"{name}.sum", "elem", Streaming(read=s.tokens * row, written=sharded_tokens(s) * row))
 

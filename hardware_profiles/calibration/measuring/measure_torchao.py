@@ -1,6 +1,7 @@
-"""Measure what PyTorch runs of a tensor-parallel Llama layer in FP8, kernel by kernel, and those kernels by size.
+r"""Measure what PyTorch runs of a tensor-parallel Llama layer in FP8, kernel by kernel, and those kernels by size.
 
-    python -m hardware_profiles.calibration.measuring.measure_torchao OUT.csv [--budget SECONDS] [--only layer,gemm,casts]
+    python -m hardware_profiles.calibration.measuring.measure_torchao OUT.csv [--budget SECONDS] \
+        [--only layer,gemm,casts,others,ring]
 
 Needs torchao (0.15). `layer` (OUT_layer.csv): one compiled Transformer layer of torchtitan's with tensor and sequence
 parallelism over a process group whose collectives do nothing, with all or some operations recomputed, forward and
@@ -11,7 +12,9 @@ around them is there. recipe: bf16; fp8_tensor and fp8_row are torchao's tensorw
 `gemm`: torch._scaled_mm on a rested GPU (`kernel_spans.py`), scales of rows with fast accumulation, scales of tensors
 with and without. PyTorch built for CUDA before 12.9 runs CUTLASS's kernel where scales are of rows; later ones
 cuBLAS's. To measure the first, preload a library whose cublasLtGetVersion answers 120800 (impl cutlass by the kernel's
-name). `casts`: torchao's casts compiled, along rows and along columns.
+name). `casts`: torchao's casts compiled, along rows and along columns. `others`: scales of rows and columns applied to
+a GEMM's output as torchao does it, compiled, and sequences put in the order of ranks. `ring` (OUT_ring.csv): kernels of
+PyTorch's own ring attention, eager and compiled, collectives absent.
 """
 
 from __future__ import annotations
@@ -150,7 +153,7 @@ def _scatter(x: torch.Tensor) -> torch.Tensor:
 
 
 def recomputing(block: nn.Module, how: str) -> nn.Module:
-    """The block with activation checkpointing: of all, or of all but attention, scatters, maxima and every second GEMM."""
+    """The block, recomputed as a whole, or all but attention, scatters, maxima and every second GEMM."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
@@ -389,7 +392,10 @@ def ring(path: str, ranks: int, compiled: bool) -> None:
     fn = torch.compile(attend) if compiled else attend
 
     def run() -> None:
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]), context_parallel(mesh, buffers=[ones(1024)], buffer_seq_dims=[0]):
+        with (
+            sdpa_kernel([SDPBackend.FLASH_ATTENTION]),
+            context_parallel(mesh, buffers=[ones(1024)], buffer_seq_dims=[0]),
+        ):
             out = fn()
             out.sum().backward()
 
