@@ -498,6 +498,7 @@ class Facts(TypedDict, total=False):
     read_by_backward: bool
     matrices: tuple[int, ...]
     launches: int
+    parameters: int
     captured: bool
     unit: Unit
 
@@ -527,6 +528,7 @@ class Op:
     matrices : output widths of the weight matrices that a GEMM multiplies by at once, of a linear layer that selective
         checkpointing counts (query, key, value: three); empty for everything else.
     launches : kernels of one call, whose time together the class prices.
+    parameters : parameters of experts whose gradients are complete behind it, one by one.
     captured : replayed as part of a CUDA graph: the host does not issue it by itself.
     unit : part of the layer that it belongs to, of those that can run again as a whole.
     """
@@ -549,6 +551,7 @@ class Op:
     read_by_backward: bool = True
     matrices: tuple[int, ...] = ()
     launches: int = 1
+    parameters: int = 0
     captured: bool = False
     unit: Unit = ""
 

@@ -17,7 +17,8 @@ from simulator.inputs import load_hardware
 from simulator.ops import Attention, DecodeAttention, Gemm, Scan, Streaming
 from simulator.spec.kernel_params import Kernels, rested
 
-GPUS = {name: load_hardware(name).gpu for name in ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "gb300")}
+_NAMES = ("h800", "h100", "h200", "a100", "b200", "h20", "gb200", "b300", "gb300")
+GPUS = {name: load_hardware(name).gpu for name in _NAMES}
 """GPUs that kernels are fitted for; rates and bandwidths are shares of the numbers in their profiles."""
 
 

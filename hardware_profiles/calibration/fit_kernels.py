@@ -30,8 +30,16 @@ from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
 from hardware_profiles.calibration.layers.moe_layer import moe_fixed
-from hardware_profiles.calibration.other_gpus import ASSUMED, RECIPES, everything
-from hardware_profiles.calibration.recipes import CARRIED, RENAMED, SAME_SM, STREAMED, STREAMS, Recipe
+from hardware_profiles.calibration.other_gpus import ASSUMED, KIN, RECIPES, everything, sustained
+from hardware_profiles.calibration.recipes import (
+    BLACKWELL_STREAMED,
+    CARRIED,
+    RENAMED,
+    SAME_SM,
+    STREAMED,
+    STREAMS,
+    Recipe,
+)
 from hardware_profiles.calibration.sample import Sample, split
 from hardware_profiles.calibration.toml_text import kernels_toml
 from simulator.errors import InputError
@@ -185,14 +193,16 @@ def nearer(cls: str, own: dict[str, Params]) -> bool:
 
 
 def budget(target: str, origin: str) -> float:
-    """Watts per FLOP/s of tensor peak, of one GPU over another's of the same architecture; else 1.
+    """Share of the tensor peak that power sustains on one GPU over that on another of the same architecture; else 1.
 
-    The same tensor cores take the same energy for a FLOP, so the share of the peak that a GPU's power sustains goes
-    with its power over its peak. Energy across architectures is not known.
+    As measured where both ran the same lasting GEMMs. Else it goes with watts per FLOP/s of tensor peak: the same
+    tensor cores take the same energy for a FLOP. Energy across architectures is not known.
     """
     here, there = GPUS[target], GPUS[origin]
     if here.architecture != there.architecture:
         return 1.0
+    if KIN.get(target) == origin:
+        return sustained(target)
     return (here.tdp / here.peak.bf16) / (there.tdp / there.peak.bf16)
 
 
@@ -226,7 +236,8 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
         for cls, params in measured[origin].items():
             missing = "fp8" in cls and not GPUS[target].peak.fp8
             known = cls in found[target] or (target, cls) in renamed
-            if not known and not missing and not (assumed and nearer(cls, own)):
+            nearest = assumed and KIN.get(target) != origin and nearer(cls, own)
+            if not known and not missing and not nearest:
                 steps = " and as many cycles a step" if assumed and isinstance(params, ScanParams) else ""
                 source = f"{params.source}; {why}{steps}"
                 found[target][cls] = replace(
@@ -243,7 +254,7 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
 
 def streamed(classes: dict[str, Params]) -> None:
     """Add the classes of experts' GEMMs that run one by one on several streams, where one of them is known."""
-    for cls, single in STREAMED.items():
+    for cls, single in (STREAMED | (BLACKWELL_STREAMED if "gemm.nvfp4" in classes else {})).items():
         params = classes.get(single)
         if isinstance(params, GemmParams):
             why = f"one for each expert, {STREAMS} at a time"

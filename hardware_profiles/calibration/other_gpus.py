@@ -1,6 +1,6 @@
-"""Samples and recipes of GPUs that were measured by others: B200, A100 and H20, and more GEMMs of H100, GB200, GB300.
+"""Samples and recipes of GPUs that were measured by others: Blackwells, A100 and H20, and more GEMMs of H100.
 
-The tables `b200_*.csv`, `a100_*.csv` and `{h100,gb200,gb300}_gemm.csv` hold kernel times of SimuMax and
+The tables `b200_*.csv`, `a100_*.csv` and `{h100,gb200,b300,gb300}_gemm.csv` hold kernel times of SimuMax and
 aiconfigurator. They differ in how long the GPU had run: a Blackwell's tensor cores outrun its power most, and after
 `BOOST` of GEMMs its clock falls by a quarter. SimuMax runs one kernel in a loop of 100, several such loops and then
 a pause, aiconfigurator launches it nine times. `Sample.rested` says which share of a time lies before `BOOST`.
@@ -8,9 +8,11 @@ a pause, aiconfigurator launches it nine times. `Sample.rested` says which share
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from math import ceil
+from statistics import median
 
 from hardware_profiles.calibration import recipes, samples
 from hardware_profiles.calibration.evaluate import GPUS
@@ -22,11 +24,13 @@ from hardware_profiles.calibration.recipes import (
     FA2,
     GROUPED_DEEPGEMM_TILES,
     MASKED_TILES,
+    Bounds,
     Recipe,
     attention,
     library_gemm,
 )
 from hardware_profiles.calibration.sample import Row, Sample, merged, rows
+from simulator.dtypes import BF16, FP8, NVFP4
 from simulator.ops import Attention, Gemm
 
 BOOST = 0.06
@@ -52,10 +56,12 @@ BACKWARD_SHARE = 0.747
 """Of a forward and a backward pass of FlashAttention-2 on A100: 2.5 times the FLOP at 1/1.18 of the rate, as SimuMax's
 rows of 64 heads have it."""
 QUANT_LAUNCH, QUANT_BANDWIDTH = 3e-6, 0.7 * 8e12
-"""The quantisation inside Blackwells' rows of FP8 in blocks: launch [s]; 2 bytes read, 1 written per element at this
-rate [B/s]. That inside their per-tensor rows was measured (table aic_quantize)."""
-SMS = {"b200": 148, "a100": 108, "h100": 132, "gb200": 152, "gb300": 152}
-BLACKWELLS = ("b200", "gb200", "gb300")
+"""The quantisation inside Blackwells' rows of FP8 in blocks and of NVFP4: launch [s]; 2 bytes read per element, the
+result written, at this rate [B/s]. That inside their per-tensor rows was measured (table aic_quantize)."""
+SMS = {"b200": 148, "a100": 108, "h100": 132, "gb200": 152, "b300": 148, "gb300": 152}
+LATER = ("gb200", "b300", "gb300")
+"""Blackwells whose dense forward GEMMs were measured; what else a B200 has, they have at their own pace."""
+BLACKWELLS = ("b200", *LATER)
 SIMUMAX = "SimuMax (MooreThreads/SimuMax, Apache-2.0)"
 AICONF = "aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)"
 PCIE = "A100 PCIe 80GB (same SMs, 300 W)"
@@ -73,7 +79,8 @@ def _rested(hardware: str, row: Row, seconds: float) -> float:
     if hardware not in BLACKWELLS:
         return 0.0
     if row["source"].startswith("aic"):
-        weight = float(row["n"]) * float(row["k"]) * (2.0 if row["precision"] == "bf16" else 1.0)
+        width = {"bf16": BF16, "nvfp4": NVFP4}.get(row["precision"], FP8)
+        weight = float(row["n"]) * float(row["k"]) * width
         copies = max(1, min(COPIES, ceil(GPUS[hardware].l2_bytes / weight)))
         return _before_boost_ends(AICONF_WARMUP * copies * seconds, AICONF_RUNS * copies * seconds)
     if not row["begin_ms"]:
@@ -96,7 +103,8 @@ def _quantisation(hardware: str, row: Row) -> float:
     m, k = int(row["m"]), int(row["k"])
     if row["precision"] == "fp8_tensor":
         return _casts()[hardware, m, k]
-    return QUANT_LAUNCH + 3.0 * m * k / QUANT_BANDWIDTH if row["precision"] != "bf16" else 0.0
+    moved = {"bf16": 0.0, "nvfp4": BF16 + NVFP4}.get(row["precision"], BF16 + FP8)
+    return QUANT_LAUNCH + moved * m * k / QUANT_BANDWIDTH if moved else 0.0
 
 
 def _weight(hardware: str, seconds: float) -> float:
@@ -108,8 +116,8 @@ def _gemm_class(hardware: str, row: Row, seconds: float) -> str | None:
     form, precision = row["form"], row["precision"]
     if precision == "fp8_block":
         return "gemm.fp8@library"
-    if precision == "fp8_tensor":
-        return "gemm.fp8_tensor"
+    if precision in ("fp8_tensor", "nvfp4"):
+        return f"gemm.{precision}"
     if hardware == "b200" and row["source"] == "simumax" and seconds < SHORTEST:
         return None
     if form != "dense":
@@ -151,8 +159,9 @@ def _attention(hardware: str, row: Row, seconds: float) -> Sample:
     )  # fmt: skip
 
 
-def others() -> list[Sample]:
-    """Samples of the tables that name a GPU of others; runs of one shape by several collectors count once."""
+def others(*, apart: bool = False) -> list[Sample]:
+    """Samples of the tables that name a GPU of others; runs of one shape by several collectors count once, unless they
+    are wanted `apart`."""
     out: list[Sample] = []
     for hardware in SMS:
         for row in rows(f"{hardware}_gemm.csv"):
@@ -161,7 +170,7 @@ def others() -> list[Sample]:
                 out.append(sample)
     for hardware in ("b200", "a100"):
         out += [_attention(hardware, row, float(row["us"]) * 1e-6) for row in rows(f"{hardware}_attention.csv")]
-    return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in merged(out)]
+    return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in (out if apart else merged(out))]
 
 
 def halves(both: Sample) -> list[Sample]:
@@ -197,6 +206,28 @@ BLACKWELL = {
 MEMORY = {"bandwidth": (0.3, 0.95)}
 STARTS = {"group_time": (0.0, 3e-5)}
 LIMIT = {"loop_rate": (0.3, 1.0)}
+NARROW = {"power_rate": (0.2, 1.2)}
+"""Of NVFP4, whose peak is further beyond what power and memory allow; one rate: how long its boost lasts is unknown."""
+
+
+def _later(gpu: str) -> tuple[Recipe, ...]:
+    """Dense GEMMs of another Blackwell: a B200's kernels, at the rates that were measured on this GPU."""
+    free = {name: BLACKWELL[name] for name in ("rate", "power_rate")} | LIMIT
+    short = f"{AICONF}, on this GPU"
+
+    def own(cls: str, samples: tuple[str, ...], *also: str, free: Mapping[str, Bounds] = free) -> Recipe:
+        return Recipe(
+            cls=cls, kind="gemm", home=gpu, hardware=(gpu,), samples=samples, source=short, range="M 1024 to 32768",
+            effort=40, free=free, like="b200", also=also,
+        )  # fmt: skip
+
+    return (
+        own("gemm.bf16", ("gemm.bf16", "gemm.bf16@burst")),
+        own("gemm.fp8@library", ("gemm.fp8@library",), "gemm.fp8"),
+        own("gemm.fp8_tensor", ("gemm.fp8_tensor",), "gemm.fp8_row"),
+        own("gemm.nvfp4", ("gemm.nvfp4",), free={"rate": BLACKWELL["rate"]} | NARROW),
+    )
+
 
 B200 = (
     _wide(
@@ -236,6 +267,12 @@ B200 = (
             **BLACKWELL, **LIMIT,
         ),
         also=("gemm.fp8_row",),
+    ),
+    _wide(
+        library_gemm("gemm.nvfp4", "b200", BLACKWELL_TILES,
+                     f"{AICONF}, TensorRT-LLM and FlashInfer's CuTe kernels, less a modelled quantisation",
+                     "M 1024 to 32768", k_block=256),
+        **BLACKWELL | NARROW,
     ),
     _wide(
         attention("attn.fwd", "b200", ("128:128", "192:128"), f"{SIMUMAX}, Transformer Engine",
@@ -296,7 +333,14 @@ H20 = (
               also=("attn.fwd@library",), fixed={"tail": 0.25}),
 )  # fmt: skip
 
-RECIPES = (*(r for r in recipes.RECIPES if r.home != "a100"), *recurrent.RECIPES, *B200, *A100, *H20)
+RECIPES = (
+    *(r for r in recipes.RECIPES if r.home != "a100"),
+    *recurrent.RECIPES,
+    *B200,
+    *A100,
+    *H20,
+    *(recipe for gpu in LATER for recipe in _later(gpu)),
+)
 NOT_MEASURED = "{}: not measured, the same shares of peak and bandwidth assumed"
 ENERGY = "{}: not {}, the same shares of peak and bandwidth and the same energy per FLOP assumed"
 ASSUMED = (
@@ -304,13 +348,27 @@ ASSUMED = (
     *(("b200", origin, NOT_MEASURED.format("B200"), True) for origin in recipes.MEASURED),
     *(("h20", origin, ENERGY.format("H20", "measured"), True) for origin in recipes.MEASURED),
     *(
-        ("gb200", "b200", ENERGY.format("GB200", "fitted"), True),
-        ("gb300", "b200", ENERGY.format("GB300", "fitted"), True),
+        (gpu, "b200", f"{gpu.upper()}: not measured, the same shares of the peaks assumed, at this GPU's power", True)
+        for gpu in LATER
     ),
-    *(
-        (name, origin, NOT_MEASURED.format(name.upper()), True)
-        for name in ("gb200", "gb300")
-        for origin in recipes.MEASURED
-    ),
+    *((name, origin, NOT_MEASURED.format(name.upper()), True) for name in LATER for origin in recipes.MEASURED),
 )
 """As `recipes.CARRIED`; what a GPU of the same architecture gives comes first."""
+LASTING = 1e-2
+"""Kernels of aiconfigurator from so long on [s] ran for a tenth of a second before they were timed, or longer."""
+
+
+@cache
+def sustained(gpu: str) -> float:
+    """Share of the BF16 peak that a later Blackwell sustains over that of a B200: the same lasting dense GEMMs, each
+    collector's by itself (median); 1 for other GPUs."""
+    if gpu not in LATER:
+        return 1.0
+    long = [s for s in others(apart=True) if s.cls == "gemm.bf16" and s.seconds >= LASTING]
+    there = {(s.work, s.label): s.seconds for s in long if s.hardware == "b200"}
+    paces = [there[s.work, s.label] / s.seconds for s in long if s.hardware == gpu and (s.work, s.label) in there]
+    return median(paces) * GPUS["b200"].peak.bf16 / GPUS[gpu].peak.bf16
+
+
+KIN = dict.fromkeys(LATER, "b200")
+"""GPUs that have every class of another: the same kernels run on both."""

@@ -488,8 +488,8 @@ RENAMED = tuple(
     ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
     for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
 ) + tuple(
-    (gpu, cls, "b200", "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
-    for gpu in ("b200", "gb200", "gb300")
+    (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
+    for gpu in ("b200", "gb200", "b300", "gb300")
     for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
 )
 STREAMS = 4
@@ -502,7 +502,14 @@ STREAMED = {
     "gemm.fp8_tensor.grouped.split@streams": "gemm.fp8_tensor.split",
     "gemm.fp8_tensor.grouped_wgrad@streams": "gemm.fp8_tensor.wgrad",
 }
-"""Classes of experts' GEMMs that are one cuBLAS GEMM for each -> the class of one."""
+BLACKWELL_STREAMED = {
+    "gemm.mxfp8.grouped@streams": "gemm.fp8_tensor",
+    "gemm.mxfp8.grouped_wgrad@streams": "gemm.fp8_tensor",
+    "gemm.nvfp4.grouped@streams": "gemm.nvfp4",
+    "gemm.nvfp4.grouped_wgrad@streams": "gemm.nvfp4",
+}
+"""Classes of experts' GEMMs that are one cuBLAS GEMM for each -> the class of one; the second ones where the tensor
+cores scale blocks (MXFP8: not measured, as one scale a tensor)."""
 """(to, class, from, its class there, why): on H800 the library is DeepGEMM, on H100 and H200 cuBLAS."""
 NOT_MEASURED = "A100: not measured, the same shares of peak and bandwidth assumed"
 MEASURED = ("h200", "h800", "h100")

@@ -2,7 +2,8 @@
 
 A rank's host issues all kernels of a step in program order, on all streams. Each takes `stack.host_kernel`,
 `host_gemm`, `host_attention` or `host_collective` seconds; an op of other kernels takes `host_call` once besides, and a
-call that launches a kernel for each expert `host_expert` for each. It never waits for the GPU; software that reads
+call that launches a kernel for each expert `host_expert` for each, and behind the gradients of experts' weights
+`host_parameter` for each. It never waits for the GPU; software that reads
 results back, such as token counts of dropless experts, waits once for each (`after_reads`). Autograd's pass takes
 `host_backward` times as long for each kernel; kernels of a CUDA graph take `host_graph`. Where kernels are shorter than
 their issue the GPU idles. In a kernel sequence with durations d_1 .. d_n, issued at H + h_1 <= .. <= H + h_n, the last
@@ -41,9 +42,9 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
-WITHIN_A_CALL = (".amax", ".scale", ".swizzle")
+WITHIN_A_CALL = (".amax", ".scale", ".swizzle", ".eager")
 """Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): a tensor's
-largest value, its scale, the order of the scales."""
+largest value, its scale, the order of the scales; and calls of PyTorch with no module around them."""
 
 
 def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
@@ -53,8 +54,10 @@ def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
     call, each = _call_and_kernel(op, stack)
     if op.launches > 1:  # one module's call, a launch for each expert
         call, each = call + each, stack.host_expert
-    each += call / max(1, launches_of(op))
-    return pace * each * (1.0 if op.segment.endswith(".F") else stack.host_backward)
+    many = max(1, launches_of(op))
+    each += call / many
+    hooks = op.parameters * stack.host_parameter / many
+    return pace * (hooks + each * (1.0 if op.segment.endswith(".F") else stack.host_backward))
 
 
 def _call_and_kernel(op: Op, stack: Stack) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import ALONE, COLLECTIVE, KernelSequence, Kind, Priced, sequence_of
 from simulator.engine.tasks import COMM, COMPUTE, FROM_HOST, SYNC, TO_HOST
 from simulator.graph.block import Block, Segment
-from simulator.ops import AllToAll, Attention, Collective, Gemm, Notify, Op, PointToPoint, Streaming, Wait
+from simulator.ops import AllToAll, Attention, Collective, Gemm, HostRead, Notify, Op, PointToPoint, Streaming, Wait
 
 Pricer = Callable[[Op], Priced]
 """Prices one op under the four conditions."""
@@ -180,7 +180,8 @@ def order_pair(forward: Sequence[PlacedSegment], backward: Sequence[PlacedSegmen
 
 
 def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
-    """Cut a segment where an op waits for another stream, and a comm segment by what its kernels do."""
+    """Cut a segment where an op waits for another stream and behind what the host reads, and a comm segment by what its
+    kernels do."""
     kind_now: Kind | None = None
     piece: list[Op] = []
     for op in segment.ops:
@@ -188,7 +189,7 @@ def _pieces(segment: Segment) -> Iterator[tuple[Kind, list[Op]]]:
         if segment.stream == "comm":
             kind = "all_to_all" if isinstance(op.work, (AllToAll, Collective)) else "work"
             kind = "notify" if isinstance(op.work, Notify) else kind
-        if piece and (kind != kind_now or op.after):
+        if piece and (kind != kind_now or op.after or isinstance(piece[-1].work, HostRead)):
             assert kind_now is not None
             yield kind_now, piece
             piece = []

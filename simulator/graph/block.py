@@ -126,10 +126,7 @@ class SegmentBuilder:
         **facts: Unpack[Facts],
     ) -> None:
         """Append one op; `part` defaults to the segment's. `facts`: see `Op`."""
-        graphs, attention = self.stack.cuda_graphs, self.name in ATTENTION_SEGMENTS
-        gate = attention and name.startswith("router.")
-        captured = graphs == "layers" or (graphs == "attention" and attention) or (graphs == "gate" and gate)
-        facts["captured"] = captured and not isinstance(work, HostRead)
+        facts["captured"] = self._captured(name) and not isinstance(work, HostRead)
         facts.setdefault("unit", self.unit)
         after, self._waits = (*self._waits, *after), ()
         saved, self._saved = self._saved + saved, 0.0
@@ -147,6 +144,18 @@ class SegmentBuilder:
                 **facts,
             )
         )
+
+    def _captured(self, name: str) -> bool:
+        """Whether the host replays an op of this name in a CUDA graph."""
+        if self.name not in ATTENTION_SEGMENTS:
+            return self.stack.cuda_graphs == "layers"
+        match self.stack.cuda_graphs:
+            case "gate":
+                return name.startswith("router.")
+            case "mamba":
+                return self.shapes.model.mixer_of(0).has_state
+            case graphs:
+                return graphs != "none"
 
     def done(self) -> Segment:
         """The segment."""

@@ -112,6 +112,7 @@ def _projected(s: Shapes, rows: dict[str, int]) -> list[tuple[str, int, int]]:
 def mtp_projection(s: Shapes) -> Block:
     """Entry of an MTP module: norms of the hidden state and of the next token's embedding, joined and projected
     (DeepSeek-V3 report, section 2.2, equation 21)."""
+    s = s.of_part("mtp")
     t, h, streams = s.tokens, s.model.hidden_size, s.model.hc_mult
     ahead, back = SegmentBuilder("mtp.F", "F", s), SegmentBuilder("mtp.B", "I", s)
     rows = {"h": t * streams, "e": t}  # each stream is a row of its own

@@ -27,6 +27,11 @@ def _form(s: Shapes) -> ModuleType:
     return attention
 
 
+def _of_mixer(s: Shapes) -> Shapes:
+    """With the recipe of this layer's mixer."""
+    return s.of_part("recurrent" if s.model.mixer_of(0).is_recurrent else "attention")
+
+
 def _attention(s: Shapes) -> SegmentBuilder:
     if s.model.mixer_of(0) is Mixer.NONE:
         builder = SegmentBuilder("attn.F", "F", s)
@@ -62,14 +67,14 @@ def build_layer(kind: BlockKind, s: Shapes) -> Block:
 
 def mixer_layer(s: Shapes) -> Block:
     """What mixes tokens, and no feed-forward part (Nemotron-H, arXiv 2504.03624, section 2.1)."""
-    own = s.of_part("attention")
+    own = _of_mixer(s)
     back = (_attention_backward(SegmentBuilder("attn.B", "I", own), own), _attention_weights(own))
     return recomputed(Block(kind=BlockKind.DENSE, forward=(_attention(own).done(),), backward=back), s)
 
 
 def dense_layer(s: Shapes) -> Block:
     """Attention and a dense feed-forward part: no expert parallelism, nothing to communicate (but tp and cp)."""
-    own = replace(s.of_part("attention"), ffn_input=s.of_part("dense").formats.kept_bytes)
+    own = replace(_of_mixer(s), ffn_input=s.of_part("dense").formats.kept_bytes)
     ahead = (_attention(own).done(), ffn.dense_forward(s))
     back = (
         ffn.dense_backward(s),
@@ -82,7 +87,7 @@ def dense_layer(s: Shapes) -> Block:
 
 def moe_layer(s: Shapes) -> Block:
     """Attention and the experts, with dispatch and combine in forward and in backward."""
-    own, s = replace(s.of_part("attention"), ffn_is_moe=True), s.of_part("experts")
+    own, s = replace(_of_mixer(s), ffn_is_moe=True), s.of_part("experts")
     first = _attention(own)
     router.router_forward(first, s)
     moe.shared_forward(first, s)

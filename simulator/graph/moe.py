@@ -28,7 +28,7 @@ from simulator.graph.norm import (
 from simulator.graph.parallel import gather, regather, scatter, sharded_tokens
 from simulator.graph.precision import casts
 from simulator.graph.shapes import Shapes
-from simulator.graph.tokens import latent, order, travel
+from simulator.graph.tokens import biases, latent, order, travel
 from simulator.ops import Collective, CollectiveKind, Facts, Fixed, Gemm, Streaming
 from simulator.spec.precision import RECIPES
 
@@ -94,7 +94,7 @@ def local_copies_backward(s: Shapes) -> tuple[Segment, ...]:
         norm_behind_backward(builder, "moe", s)
         branches.leave_backward(builder, s)
     latent.back_backward(builder, s)
-    if order.every_copy_travels(s):
+    if order.permutes_at_home(s):
         order.merge_at_home_backward(builder, s)
     done = builder.done()
     return (done,) if done.ops else ()
@@ -109,7 +109,8 @@ def forward_end(s: Shapes) -> str:
         return "shared.down.fwd"
     if s.job.layout.etp > 1:
         return "moe.y.reduce_scatter"
-    alone = "moe.weigh.fwd" if _weighs(s) else "moe.down.fwd"
+    alone = biases.last_of_add(s) if biases.by_expert(s) else "moe.down.fwd"
+    alone = "moe.weigh.fwd" if _weighs(s) else alone
     return alone if order.arrive_in_order(s) else "moe.unpermute.fwd"
 
 
@@ -133,6 +134,14 @@ def _weighs(s: Shapes) -> bool:
 def _launches(s: Shapes) -> int:
     """Kernels of one GEMM over the local experts."""
     return s.local_experts if s.stack.grouped_gemm == "streams" else 1
+
+
+def _fused(s: Shapes) -> bool:
+    """Whether the GEMMs around the activation compute it, weigh it and cast it, and so for gradients, and casts lay out
+    scales as GEMMs read them (transformer_engine/pytorch/ops/fused/grouped_mlp.py, 2026: cuDNN's grouped_gemm_glu and
+    grouped_gemm_dglu on Blackwell, forward_grouped_mlp.py before; in NVFP4 casts stay). That GEMMs take no longer for
+    it is assumed."""
+    return s.stack.grouped_gemm == "fused" and s.recipe == "mxfp8"
 
 
 def _grouped(s: Shapes, n: int, k: int, *, gradient: bool = False) -> Gemm:
@@ -168,17 +177,59 @@ def _gate_weights(s: Shapes) -> Streaming:
     return elementwise(s.received * s.model.num_experts_per_tok, FP32, FP32)
 
 
-def _casts(builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, *, backward: bool = False) -> None:
+def _casts(
+    builder: SegmentBuilder, s: Shapes, name: str, width: int, out: int, *, backward: bool = False, made: bool = False
+) -> None:
     """Operands of a grouped GEMM of the local experts, where each layer casts its own: x (rows, width) and weights in
-    forward, the gradient (rows, out) and weights in backward."""
+    forward, the gradient (rows, out) and weights in backward; `made`: the GEMM before has cast x or the gradient."""
     if not RECIPES[s.recipe].by_layer:
         return
     make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
-    many = _casts_apart(s)
-    make(builder, name, values / many, "alone", scales_with_load=True, count=many)
-    casts.of_weight(builder, name, s.local_experts * width * out, backward=backward)
+    many, weights = _casts_apart(s), s.local_experts * width * out
+    if not (made and _fused(s)):
+        make(builder, name, values / many, "alone", scales_with_load=True, count=many)
+    casts.of_weight(builder, name, weights, backward=backward)
     which = "dgrad" if backward else "fwd"
-    casts.swizzle(builder, f"{name}.{which}", values + s.local_experts * width * out, scales_with_load=True)
+    casts.swizzle(builder, f"{name}.{which}", weights + (0 if _fused(s) else values), scales_with_load=True)
+
+
+def _activation(builder: SegmentBuilder, s: Shapes, inner: int) -> None:
+    """The activation, and before it the bound of its inputs, where no GEMM computes them."""
+    if _fused(s):
+        return
+    biases.bound(builder, s, inner)
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
+    builder.add(
+        "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
+        cls,
+        work,
+        saved=ffn.kept_activation(s, "moe", s.rows, inner),
+        scales_with_load=True,
+    )
+
+
+def _activation_backward(builder: SegmentBuilder, s: Shapes, inner: int) -> None:
+    """The gradients of the activation, of its bound and of the gate weights, where no GEMM computes them; else those of
+    the second GEMMs' weighted biases alone, by a kernel (grouped_dbias_dscales)."""
+    if _fused(s):
+        if s.model.mlp_bias:
+            read = s.rows * s.model.expert_hidden * BF16
+            builder.add(
+                "moe.down.bias.sum.bwd", "elem.reduce", Streaming(read=read, written=0.0), scales_with_load=True
+            )
+        return
+    again = s.activation_again("moe")
+    if again:
+        biases.bound(builder, s, inner, part="R")
+    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
+    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, backward=True, again=again)
+    builder.add("moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd", cls, work, scales_with_load=True)
+    if not order.in_pytorch(s) and not _weighs(s):
+        read = 2 if s.fp8 or not s.model.gated_mlp else 3  # else what the activation read, and its gradient
+        work = Streaming(read=read * s.rows * inner * BF16, written=0.0)
+        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+    biases.bound_backward(builder, s, inner)
 
 
 def _casts_apart(s: Shapes) -> int:
@@ -211,31 +262,24 @@ def forward(s: Shapes) -> Segment:
         "moe.up_gate.fwd",
         linear.gemm_class(s.recipe, ".grouped"),
         _grouped(s, expert_up(s), h),
-        saved=ffn.kept_up(s, s.rows, expert_up(s)),
+        saved=ffn.kept_up(s, s.rows, expert_up(s)) + (ffn.kept_activation(s, "moe", s.rows, inner) if _fused(s) else 0),
         scales_with_load=True,
         launches=_launches(s),
     )
     if s.fp8:
         builder.add("moe.gate_w.scale", "elem", _gate_weights(s), scales_with_load=True)
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=False, scales_with_load=True)
-    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, out=FP8 if s.fp8 else BF16)
-    builder.add(
-        "moe.swiglu.fwd_quant" if s.fp8 else "moe.swiglu.fwd",
-        cls,
-        work,
-        saved=ffn.kept_activation(s, "moe", s.rows, inner),
-        scales_with_load=True,
-    )
+    _activation(builder, s, inner)
     if s.fp8:
         linear.weight_transpose(builder, "moe.down", h, inner, experts=experts)
         builder.add("moe.down.scale_t", "scale_t.rows", row_scales(s.rows, inner), scales_with_load=True)
         builder.add("moe.tensormap.fill", "tensormap", Fixed(), scales_with_load=True)
-    _casts(builder, s, "moe.down", inner, h)
+    _casts(builder, s, "moe.down", inner, h, made=True)
     last: Facts = {"scales_with_load": True, "read_by_backward": False}
     kept = s.rows * h * BF16 if s.stack.gate_weights == "output" else 0.0
     read = kept > 0.0 or s.model.norm_placement != "pre"  # by gate weights' gradients, or a norm behind the branch
     down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
+    biases.add(builder, s)
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     order.out_of_experts(builder, s)
@@ -265,6 +309,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     order.out_of_experts_backward(builder, s, wait)
     if _weighs(s):
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
+    biases.add_backward(builder, s)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
     _casts(builder, s, "moe.down", inner, h, backward=True)
@@ -272,15 +317,9 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
         "moe.down.dgrad", linear.gradient_class(s.recipe, ".grouped"), _grouped(s, inner, h, gradient=True),
         scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
-    ffn.eager_activation(builder, "moe", s.rows, inner, gated=s.model.gated_mlp, backward=True, scales_with_load=True)
-    again = s.activation_again("moe")
-    cls, work = ffn.activation_kernel(s, s.rows, inner, gated=s.model.gated_mlp, backward=True, again=again)
-    builder.add("moe.swiglu.fwd_bwd" if again else "moe.swiglu.bwd", cls, work, scales_with_load=True)
-    if not order.in_pytorch(s) and not _weighs(s):
-        work = Streaming(read=2 * s.rows * inner * BF16, written=0.0)
-        builder.add("moe.swiglu.gate_w_bwd", ffn.activation_class(s.model), work, scales_with_load=True)
+    _activation_backward(builder, s, inner)
     if s.fp8:
-        linear_cast = cast(s.rows * inner, BF16 if again else FP8, FP8)
+        linear_cast = cast(s.rows * inner, BF16 if s.activation_again("moe") else FP8, FP8)
         builder.add("moe.swiglu_out.quant_t", "quant.chan_t", linear_cast, part="W", scales_with_load=True)
         builder.add("moe.gate_w.scale_b", "elem", _gate_weights(s), scales_with_load=True)
 
@@ -302,7 +341,7 @@ def backward(s: Shapes) -> Segment:
     if s.fp8:
         builder.add("moe.up_gate.quant_g", "quant.token", cast(s.rows * expert_up(s), BF16, FP8), scales_with_load=True)
         builder.add("moe.up_gate.scale_t_g", "scale_t.rows", row_scales(s.rows, expert_up(s)), scales_with_load=True)
-    _casts(builder, s, "moe.up_gate", wide, expert_up(s), backward=True)
+    _casts(builder, s, "moe.up_gate", wide, expert_up(s), backward=True, made=True)
     builder.add(
         "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"),
         _grouped(s, wide, expert_up(s), gradient=True), scales_with_load=True, launches=_launches(s),
@@ -334,11 +373,13 @@ def _dequant(elements: int, blocks: int) -> Streaming:
 def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int) -> None:
     """Weight gradients of the local experts: one kernel each on alternating streams, or one grouped kernel."""
     precision, kept = linear.precision_of(s.recipe), s.states.gradient_bytes
+    parameters = s.local_experts * biases.parameters_of(s)
     if RECIPES[s.recipe].by_layer:
         many = _casts_apart(s)
         apart = (s.rows * m / many, s.rows * n / many)
         casts.for_weight_gradient(builder, name, *apart, "alone", scales_with_load=True, count=many)
-        casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
+        if not _fused(s):
+            casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(
@@ -347,14 +388,15 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
         )  # fmt: skip
         builder.add(
             f"{name}.wgrad", linear.gemm_class(s.recipe, ".grouped_wgrad"), work, scales_with_load=True,
-            launches=_launches(s),
+            launches=_launches(s), parameters=parameters,
         )  # fmt: skip
     else:
         rows = -(-s.rows // s.local_experts)
         work = Gemm(m=m, n=n, k=rows, precision=precision, form="wgrad", out_bytes=kept if fused else BF16)
         builder.add(
-            f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True
-        )
+            f"{name}.wgrad", linear.gemm_class(s.recipe, ".wgrad"), work, count=s.local_experts, scales_with_load=True,
+            parameters=parameters,
+        )  # fmt: skip
     if not fused and not s.copies_shards:
         linear.add_gradient(builder, name, s.local_experts * m * n)
 

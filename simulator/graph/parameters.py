@@ -67,7 +67,11 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
         whole = own.replicated_weights
         split = (p.attention - whole + p.shared_expert + p.dense_ffn) // tp + whole
         parts: dict[HighPrecision, int] = {
-            "attention": (sum(k * n for k, n in own.attention_matrices().values()) - whole) // tp + whole,
+            "recurrent" if own.mixer_of(0).is_recurrent else "attention": (
+                sum(k * n for k, n in own.attention_matrices().values()) - whole
+            )
+            // tp
+            + whole,
             "shared_experts": p.shared_expert // tp,
             "dense": p.dense_ffn // tp,
         }
@@ -88,7 +92,9 @@ def held_by_block(kind: BlockKind, model: ModelSpec, job: Job) -> Held:
         table = 0 if model.tie_word_embeddings else vocabulary
         return Held(dense=own_weights + table, narrow=0 if "head" in wide else table)
     projection = 2 * model.hidden_size**2  # mtp: projection and its two input norms
-    return Held(dense=projection + 2 * model.hidden_size, matrices=projection, narrow=projection)
+    return Held(
+        dense=projection + 2 * model.hidden_size, matrices=projection, narrow=0 if "mtp" in wide else projection
+    )
 
 
 DENSE, EXPERTS = 0, 1

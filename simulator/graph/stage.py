@@ -53,13 +53,14 @@ def with_bf16(
 ) -> tuple[tuple[BlockKind, ...], ...]:
     """The stages of a model of so many layers, those that a job keeps in BF16 named so."""
     first, last = precision.bf16_first_layers, layers - precision.bf16_last_layers
+    last_of_all = layers if "mtp" not in precision.bf16 else sum(kind.is_layer for kinds in stages for kind in kinds)
     if precision.recipe == "bf16":
         return tuple(tuple(kinds) for kinds in stages)
     seen, out = 0, []
     for kinds in stages:
         stage = []
         for kind in kinds:
-            wide = kind.is_layer and (seen < first or last <= seen < layers)
+            wide = kind.is_layer and (seen < first or last <= seen < last_of_all)
             stage.append(kind.in_bf16 if wide else kind)
             seen += kind.is_layer
         out.append(tuple(stage))

@@ -14,6 +14,7 @@ from simulator.inputs.problems import problem
 from simulator.inputs.reading import schedule_text
 from simulator.schedule.action import Schedule
 from simulator.schedule.pairing import PAIRED
+from simulator.spec.mixer import Mixer
 from simulator.spec.precision import RECIPES
 from simulator.spec.recompute import CHECKPOINTED, recomputed_modules
 from simulator.spec.scenario import Scenario
@@ -252,6 +253,13 @@ def _without_later_ranks(scenario: Scenario) -> str:
     return _without_pipeline(scenario)
 
 
+def _without_mamba2(scenario: Scenario) -> str:
+    kinds = {scenario.model.mixer_of(layer) for layer in range(scenario.model.num_hidden_layers)}
+    if scenario.job.serving is not None:
+        return "only training calls it"
+    return "" if kinds & {Mixer.MAMBA2, Mixer.HYBRID} else f"{scenario.model.name} has no Mamba-2 layers"
+
+
 def _without_steps(scenario: Scenario) -> str:
     """Why the attention core runs in no steps over parts of a sequence."""
     layout = scenario.job.layout
@@ -264,10 +272,28 @@ def _without_issue(scenario: Scenario) -> str:
     return "" if scenario.stack.host_issues else "the host issues in no time"
 
 
+def _without_experts_in_mxfp8(scenario: Scenario) -> str:
+    fused, recipe = scenario.stack.grouped_gemm == "fused", scenario.job.precision.recipe
+    why = f"casts ride on GEMMs in MXFP8, not in {recipe}; set stack.grouped_gemm=kernel" if fused else ""
+    return _without_experts(scenario) or ("" if recipe == "mxfp8" else why)
+
+
 def _without_expert_kernels(scenario: Scenario) -> str:
     one = scenario.stack.grouped_gemm != "streams"
     why = "one kernel computes all experts; set stack.grouped_gemm=streams" if one else ""
     return _without_experts(scenario) or why or _without_issue(scenario)
+
+
+def _without_expert_parameters(scenario: Scenario) -> str:
+    return _without_experts(scenario) or _without_issue(scenario)
+
+
+def _without_expert_biases(scenario: Scenario) -> str:
+    model = scenario.model
+    plain = (
+        "" if model.mlp_bias or model.swiglu_limit else f"the experts of {model.name} have neither biases nor a bound"
+    )
+    return _without_experts(scenario) or plain
 
 
 def _without_graphs(scenario: Scenario) -> str:
@@ -314,6 +340,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.sequence_copies": _without_sequence,
     "stack.keys_repeated": _without_shared_keys,
     "stack.update": _without_adamw,
+    "stack.mamba2": _without_mamba2,
     "stack.context": _without_steps,
     "stack.checkpoint_early_stop": _without_checkpoints,
     "stack.overlapped_pair": _without_pairs,
@@ -322,8 +349,10 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.permute": _without_experts,
     "stack.expert_groups": _without_context_between,
     "stack.router": _without_experts,
-    "stack.grouped_gemm": _without_experts,
+    "stack.grouped_gemm": _without_experts_in_mxfp8,
+    "stack.expert_biases": _without_expert_biases,
     "stack.host_expert": _without_expert_kernels,
+    "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,
     "stack.host_graph": _without_graphs,

@@ -80,6 +80,7 @@ STACK: Mapping[str, Range] = {
     "host_gemm": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_attention": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_expert": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
+    "host_parameter": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_read": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_graph": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
@@ -184,6 +185,7 @@ MODEL: Mapping[str, Range] = dict.fromkeys(
     "num_nextn_predict_layers": Range(low=0, high=256),
     "hc_mult": Range(low=1, high=64),
     "partial_rotary_factor": Range(low=0, high=1),
+    "swiglu_limit": Range(low=0),
     "full_rotary_factor": Range(low=0, high=1),
 }
 

@@ -78,6 +78,7 @@ class ModelShape(MixerShape):
     attention_out_bias: bool = False  # bias of the output projection
     mlp_bias: bool = False  # biases of the feed-forward block
     router_bias: bool = False  # a bias of the gate's logits
+    swiglu_limit: float = 0.0  # bound of the inputs of the experts' activation; 0: none
     qk_norm: bool = False  # norms of query and key heads
     qk_norm_over: Literal["head", "projection"] = "head"
     head_bias: bool = False

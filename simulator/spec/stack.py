@@ -13,7 +13,7 @@ from simulator.spec.states import States
 Dispatcher = Literal["deepep", "deepep_v2", "hybrid_ep", "nvlink_one_sided", "nvlink_two_sided", "nccl", "allgather"]
 LIBRARY: tuple[Dispatcher, ...] = ("nccl", "allgather")
 """Dispatchers that are collectives of NCCL, with no kernels of their own."""
-Permute = Literal["fused", "index_add", "gather_sum", "chunks"]
+Permute = Literal["fused", "fused_chunks", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,10 @@ class Stack:
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
-    grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own.
+    expert_biases : biases of experts and the bound of their activation: by the kernels around them (fused), or by
+        calls of PyTorch, some for each expert (eager; `simulator.graph.tokens.biases`).
+    grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own; fused: one kernel,
+        which in MXFP8 also computes the activation, its gradient and the casts behind them (`simulator.graph.moe`).
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
@@ -85,6 +88,10 @@ class Stack:
     gradient_check : the norm of a rank's own gradients is taken before they are reduced, to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
     weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
+    mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
+        joined: mamba_ssm's mamba_split_conv1d_scan_combined, as Megatron-Core calls it: the state's kernels multiply
+        by the gate, the convolution runs again in backward, and more than one sequence is put before the tokens and
+        back by copies).
     context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
         (`simulator.graph.mixers.context`).
     post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
@@ -101,12 +108,14 @@ class Stack:
     host_gemm : host time to issue a GEMM [s].
     host_attention : host time to issue an attention kernel [s].
     host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
+    host_parameter : host time in backward of a parameter of an expert, behind the kernel of its gradient: autograd's
+        node and the hook of data parallelism [s].
     host_collective : host time to issue a collective [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
-    cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), attention and
-        gate up to the dispatch (attention), every layer (layers).
+    cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), recurrent mixers
+        (mamba), attention, recurrent mixers and the gate up to the dispatch (attention), every layer (layers).
     optimizer : what is kept of the parameters and in which formats, where a job does not say.
     precision : how weights and activations of narrow GEMMs are kept and scaled, where a job does not say.
     serving : settings of software that serves; None: it only trains.
@@ -133,7 +142,7 @@ class Stack:
     router: Literal["deepseek", "torch"]
     shared_expert_overlap: bool
     grouped_wgrad: bool
-    grouped_gemm: Literal["kernel", "streams"]
+    grouped_gemm: Literal["kernel", "streams", "fused"]
     swiglu_fused: bool
     rope_fused: bool
     norm_fused: bool
@@ -154,6 +163,7 @@ class Stack:
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False
+    expert_biases: Literal["fused", "eager"] = "fused"
     table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
     keys_repeated: bool = False
@@ -167,6 +177,7 @@ class Stack:
     gradient_check: bool = False
     gradients_clipped: bool = False
     weights_copied: bool = False
+    mamba2: Literal["parts", "joined"] = "parts"
     context: Literal["te", "torch"] = "te"
     post_validation: bool = False
     host_kernel: float = 0.0
@@ -174,11 +185,12 @@ class Stack:
     host_gemm: float = 0.0
     host_attention: float = 0.0
     host_expert: float = 0.0
+    host_parameter: float = 0.0
     host_collective: float = 0.0
     host_backward: float = 1.0
     host_read: float = 0.0
     host_graph: float = 0.0
-    cuda_graphs: Literal["none", "gate", "attention", "layers"] = "none"
+    cuda_graphs: Literal["none", "gate", "mamba", "attention", "layers"] = "none"
     serving: ServingStack | None = None
     scheduler: Scheduler | None = None
     sources: dict[str, str] = field(default_factory=dict)

@@ -46,6 +46,21 @@ def test_calls_of_modules() -> None:
     assert pytest.approx(each, rel=0.02) == STACK.host_expert
 
 
+def test_parameters_of_experts() -> None:
+    """Backward of a layer with 128 experts over one with 16, for each expert of its two linear layers."""
+    rows = _rows("workloads/facts/h200_te_host_layers.csv")
+    many, few = (
+        next(
+            1e-6 * float(r["host_B_us"])
+            for r in rows
+            if (r["waits"], r["case"], r["precision"], r["layers"]) == ("1", case, "bf16", "1")
+        )
+        for case in ("qwen3-30b-a3b", "qwen3-30b-a3b ep8")
+    )
+    each = STACK.host_parameter + 2 * STACK.host_backward * STACK.host_expert
+    assert each == pytest.approx((many - few) / (2 * 112), rel=0.02)
+
+
 def test_a_layer_is_its_calls() -> None:
     assert _sum("F") == pytest.approx(_layer("F"), rel=0.02)
     assert STACK.host_backward * _sum("B") == pytest.approx(_layer("B"), rel=0.02)

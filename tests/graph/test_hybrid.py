@@ -70,7 +70,8 @@ def test_what_is_kept_is_what_both_keep_with_one_input() -> None:
 def test_without_a_norm_the_state_kernel_gates() -> None:
     """Scan: z is read, the gated output written and kept next to the other; backward has a kernel of its own."""
     normed, plain = (
-        ops_of(job_of("mamba2", "llama-3-8b", f"model.mamba_rms_norm={on}"), "mamba2") for on in ("true", "false")
+        ops_of(job_of("mamba2", "llama-3-8b", f"model.mamba_rms_norm={on}", "stack.mamba2=parts"), "mamba2")
+        for on in ("true", "false")
     )
     values = 4096 * 32 * 128 * 2
     for name in ("read", "written"):

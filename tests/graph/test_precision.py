@@ -108,6 +108,21 @@ def test_transformer_engine_keeps_inputs_in_the_recipe_and_the_cores_output_twic
     assert bf16 - narrow == pytest.approx(saved - TOKENS * H * value)
 
 
+def test_recurrent_mixers_and_mtp_modules_stay_in_bf16_by_themselves() -> None:
+    """Nemotron 3 Super: Mamba-2 apart from attention, and the layers that follow the main model's."""
+    job = ("model=nemotron-3-super", "gpus=64", "layout.ep=64", "layout.tp=1", "precision.recipe=fp8_block")
+    for part, mixer, wide in (("attention", "full+none", "mamba2+none"), ("recurrent", "mamba2+none", "full+none")):
+        blocks = build_blocks(shapes(*job, f'precision.bf16=["head", "{part}"]'))
+        for kind, precision in ((mixer, "bf16"), (wide, "fp8_block")):
+            assert {op.work.precision for op in blocks[BlockKind(kind)].ops() if isinstance(op.work, Gemm)} == {
+                precision
+            }
+    s = shapes(*job, 'precision.bf16=["head", "mtp"]')
+    kinds = block_kinds(s.model, s.job.precision)
+    assert [kind.is_bf16 for kind in kinds if kind.is_layer] == [False] * 88 + [True]
+    assert {op.work.precision for op in build_blocks(s)[BlockKind.MTP].ops() if isinstance(op.work, Gemm)} == {"bf16"}
+
+
 def test_eager_pytorch_casts_in_four_passes() -> None:
     found = ops(BlockKind.DENSE, "stack=torch", "layout.zero=3", "precision.recipe=fp8_tensor")
     cast, values = found["dense.down.quant_x"], TOKENS * FFN
@@ -178,6 +193,8 @@ def test_what_is_gathered_of_a_weight(changes: tuple[str, ...], each: float) -> 
         (("precision.recipe=fp8_tensor", "precision.bf16_first_layers=1"), "delayed scaling has no layers in BF16"),
         (("precision.recipe=fp8_block", "precision.bf16_first_layers=33"), "more than the model's 32 layers"),
         (("precision.recipe=fp8_block", 'precision.bf16=["head", "experts"]'), "has no experts; leave it out"),
+        (("precision.recipe=fp8_block", 'precision.bf16=["head", "recurrent"]'), "has no recurrent mixers"),
+        (("precision.recipe=fp8_block", 'precision.bf16=["head", "mtp"]'), "has no MTP modules; leave it out"),
         (("precision.recipe=fp8_block", 'precision.bf16=["head", "head"]'), "stands there twice"),
         (
             ("precision.recipe=fp8_block", "stack.precision.scaling=current"),

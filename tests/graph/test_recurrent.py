@@ -78,6 +78,44 @@ def test_work_in_chunks_grows_with_the_tokens_only(mixer: str) -> None:
     assert flops[1] == pytest.approx(2 * flops[0], rel=1e-12)
 
 
+def test_mamba2_as_one_function_keeps_no_convolution_and_gates_in_the_scan() -> None:
+    """8,192 channels of inner width: the scan writes what the gate left and what it was, the norm reads one of them;
+    the convolution (10,240 channels) runs again. Two sequences are copied to the front, and back."""
+    two = ("gpus=4", "batch.microbatch_size=2", "batch.sequence_length=2048")
+    parts, joined = (
+        {op.name: op for op in block_of(training("mamba2", f"stack.mamba2={how}", *two), "mamba2").ops()}
+        for how in ("parts", "joined")
+    )
+    values, projected = 4096 * 8192 * 2, 4096 * (2 * 8192 + 2 * 8 * 128 + 128) * 2
+    scan, norm = joined["mixer.scan.fwd"], joined["mixer.norm.fwd"]
+    assert scan.work.bytes - parts["mixer.scan.fwd"].work.bytes == 2 * values
+    assert parts["mixer.norm.fwd"].work.bytes - norm.work.bytes == values
+    assert joined["mixer.conv.recompute"].work == parts["mixer.conv.fwd"].work
+    assert parts["mixer.conv.fwd"].saved - joined["mixer.conv.fwd"].saved == 4096 * 10240 * 2
+    assert scan.saved - parts["mixer.scan.fwd"].saved == values
+    assert {name: op.work.bytes for name, op in joined.items() if name not in parts and op.cls == "elem"} == {
+        "mixer.sequences.fwd": 2 * projected,
+        "mixer.values.fwd": 2 * values,
+        "mixer.gated.bwd": 5 * values,
+        "mixer.sequences.bwd": 2 * projected,
+    }
+
+
+def test_one_sequence_is_not_copied() -> None:
+    ops = {op.name for op in block_of(training("mamba2"), "mamba2").ops()}
+    assert "mixer.conv.recompute" in ops
+    assert not ops & {"mixer.sequences.fwd", "mixer.values.fwd", "mixer.sequences.bwd"}
+
+
+@pytest.mark.parametrize(("graphs", "mixer"), [("mamba", True), ("attention", True), ("gate", False)])
+def test_graphs_hold_the_recurrent_mixer(graphs: str, mixer: bool) -> None:
+    ops = block_of(training("mamba2", f"stack.cuda_graphs={graphs}"), "mamba2").ops()
+    assert {op.captured for op in ops if op.name.startswith("mixer.")} == {mixer}
+    assert not any(op.captured for op in ops if op.segment.startswith("mlp"))
+    full = build_blocks(shapes_of(training("mamba2", f"stack.cuda_graphs={graphs}")))[BlockKind("dense")]
+    assert any(op.captured for op in full.ops()) is (graphs == "attention")
+
+
 def test_kernels_that_pass_the_state_on_go_from_chunk_to_chunk() -> None:
     """4,096 tokens in chunks of 64; 32 heads of 128 columns, 32 a CTA."""
     ops = {op.name: op.work for op in block_of(training("delta"), "delta").ops()}

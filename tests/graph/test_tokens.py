@@ -106,7 +106,9 @@ def test_megatron_core_joins_chunks_and_leaves_those_of_one_expert() -> None:
         two, one = (layer(ep, f"stack={stack}") for ep in (4, 8))
         assert {"moe.permute.fwd", "moe.unpermute.fwd"} <= {op.name for op in two.ops()}
         assert not [
-            op for op in one.ops() if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map"))
+            op
+            for op in one.ops()
+            if op.name.startswith(("moe.permute.", "moe.unpermute.", "moe.sort_", "moe.map.chunks"))
         ]
         gemm, back = (
             next(op for op in one.ops() if op.name == f"moe.{name}") for name in ("up_gate.fwd", "down.dgrad")
@@ -116,6 +118,22 @@ def test_megatron_core_joins_chunks_and_leaves_those_of_one_expert() -> None:
         assert next(op for op in one.ops() if op.name == "moe.combine.fwd.a2a").after == ("moe.down.fwd",)
     joined = next(op for op in layer(4, "stack=nemo-24").ops() if op.name == "moe.unpermute.grad")
     assert joined.cls == "elem"
+
+
+def test_fused_kernels_sort_chunks_and_permute_at_home() -> None:
+    """What a measured layer of Megatron-Core runs, in its order, with one rank, too (h200_te_layers.csv)."""
+    for ep in (1, 4):
+        names = [op.name for op in layer(ep, "stack=megatron-core").ops()]
+        order = ["rows", "chunks", "chunks_back"]
+        home = ["moe.map.rows", "moe.permute_local.fwd", "moe.map.chunks", "moe.permute.fwd", "moe.up_gate.fwd"]
+        back = ["moe.down.fwd", "moe.map.chunks_back", "moe.unpermute.fwd", "moe.unpermute_local.fwd"]
+        assert [name for name in names if name in {*home, *back}] == [*home, *back]
+        assert [name for name in names if name.startswith("moe.map")] == [f"moe.map.{which}" for which in order]
+    ops = {op.name: op for op in layer(1, "stack=megatron-core").ops()}
+    wide = 2 * 2048 * 4096 * 2.0
+    for name in ("moe.permute.fwd", "moe.unpermute.fwd", "moe.permute.grad", "moe.unpermute.grad"):
+        assert (ops[name].cls, ops[name].work) == ("elem", Streaming(read=wide, written=wide))
+    assert "moe.map.chunks" not in {op.name for op in layer(4, "stack=megatron-core", "stack.dispatcher=deepep").ops()}
 
 
 def test_an_all_to_all_crosses_nodes_behind_the_ranks_that_share_an_expert() -> None:

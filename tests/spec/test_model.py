@@ -33,6 +33,9 @@ PARAMETERS = {
     "deepseek-v4-flash": 284_332_240_471,
     "kimi-k3": 2_779_484_476_000,
     "gemma-4-26b-a4b": 25_233_141_760,
+    "nemotron-3-nano": 31_577_940_288,
+    "nemotron-3-super": 120_668_707_840,
+    "nemotron-3-ultra": 549_308_993_536,
 }
 
 ACTIVATED_BILLIONS = {  # as each publisher rounds it
@@ -45,6 +48,9 @@ ACTIVATED_BILLIONS = {  # as each publisher rounds it
     "gemma-4-26b-a4b": 4,
     "qwen3-235b-a22b": 22,
     "mixtral-8x7b": 13,
+    "nemotron-3-nano": 3,
+    "nemotron-3-super": 12,
+    "nemotron-3-ultra": 55,
 }
 
 

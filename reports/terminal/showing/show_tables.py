@@ -49,6 +49,7 @@ _UNITS = {
     "host_gemm": "s",
     "host_attention": "s",
     "host_expert": "s",
+    "host_parameter": "s",
     "host_collective": "s",
     "l2_bytes": "B",
     "latency": "s",

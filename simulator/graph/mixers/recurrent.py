@@ -58,7 +58,20 @@ def length_of(s: Shapes) -> int:
 
 def chunks_of(s: Shapes) -> Chunks:
     """One rank's share of the heads over the tokens of a microbatch."""
-    return Chunks(tokens=s.tokens, length=length_of(s), sequences=s.batch, r=state_of(s), parts=s.job.layout.cp)
+    r = state_of(s)
+    gates = joined(s) or not (r.is_delta or r.norms)
+    return Chunks(tokens=s.tokens, length=length_of(s), sequences=s.batch, r=r, parts=s.job.layout.cp, gates=gates)
+
+
+def joined(s: Shapes) -> bool:
+    """Whether Mamba-2's convolution, state and gate are one function (`stack.mamba2`), as only training calls it."""
+    return s.stack.mamba2 == "joined" and not s.workload.serves and not s.model.state.is_delta
+
+
+def sequences_first(builder: SegmentBuilder, name: str, s: Shapes, width: int) -> None:
+    """What is (token, sequence, `width`) is copied to (sequence, token, `width`), or back; one sequence is both."""
+    if joined(s) and s.batch > 1:
+        builder.add(name, "elem", linear.elementwise(s.tokens * width, BF16, BF16))
 
 
 def launch(
@@ -98,8 +111,10 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         saved = t * n * BF16 if name == "mixer.gate" else 0.0
         linear.forward(builder, name, t, n, r.rank, recipe=s.recipe, saved=saved)
     trade(builder, "mixer.heads.fwd", s, traded(r))
+    sequences_first(builder, "mixer.sequences.fwd", s, r.projected)
     prepare(builder, s)
     mix_forward(builder, s)
+    sequences_first(builder, "mixer.values.fwd", s, r.inner)
     gated_norm(builder, s)
     trade(builder, "mixer.tokens.fwd", s, r.inner)
     linear.forward(builder, "mixer.out", t, h, r.inner, recipe=s.recipe, place="row")
@@ -123,7 +138,7 @@ def prepare(builder: SegmentBuilder, s: Shapes, *, sequences: int = 0) -> None:
     """Convolution with SiLU, the numbers of each head, and queries and keys of length one; `sequences`: whose last
     tokens the convolution reads and writes as its state."""
     t, r = s.tokens, state_of(s)
-    kept = r.inner if r.is_delta else r.channels
+    kept = 0 if joined(s) else r.inner if r.is_delta else r.channels
     moved = t * r.channels * BF16 + sequences * r.conv_values * BF16
     work = Streaming(read=moved, written=moved)
     builder.add("mixer.conv.fwd", "conv.token" if sequences else "conv", work, saved=t * kept * BF16)
@@ -139,14 +154,15 @@ def prepare(builder: SegmentBuilder, s: Shapes, *, sequences: int = 0) -> None:
 
 
 def gated_norm(builder: SegmentBuilder, s: Shapes) -> None:
-    """The norm of the output with its gate; its result is kept as the input of the output projection. Without a norm
-    the state's kernel gates its output by itself."""
+    """The norm of the output, with its gate where the state's kernel does not multiply by it; its result is kept as
+    the input of the output projection."""
     t, r = s.tokens, state_of(s)
     if not r.norms:
         return
     values = t * r.inner * BF16
     kept = values + t * r.norms * FP32
-    builder.add("mixer.norm.fwd", "norm.fwd.narrow", Streaming(read=2 * values, written=values), saved=kept)
+    read = values if joined(s) else 2 * values
+    builder.add("mixer.norm.fwd", "norm.fwd.narrow", Streaming(read=read, written=values), saved=kept)
 
 
 def mix_forward(builder: SegmentBuilder, s: Shapes) -> None:
@@ -155,13 +171,16 @@ def mix_forward(builder: SegmentBuilder, s: Shapes) -> None:
     if c.r.is_delta:
         launch(builder, "fwd", delta_forward(c), kkt=c.pairs * c.r.heads * BF16, scan=c.value_bytes)
     else:
-        gated = 0.0 if c.r.norms else c.value_bytes
+        gated = c.value_bytes if c.gates else 0.0
         launch(builder, "fwd", ssd_forward(c), scan=c.value_bytes + gated)
 
 
 def mix_backward(builder: SegmentBuilder, s: Shapes) -> None:
-    """Their backward: what lies between chunks is made again first."""
+    """Their backward: what lies between chunks is made again first; behind one function, the convolution, too."""
     c = chunks_of(s)
+    if joined(s):
+        moved = s.tokens * c.r.channels * BF16
+        builder.add("mixer.conv.recompute", "conv", Streaming(read=moved, written=moved), part="R")
     launch(builder, "recompute", (delta_states if c.r.is_delta else ssd_states)(c), part="R")
     launch(builder, "bwd", (delta_backward if c.r.is_delta else ssd_backward)(c))
 
@@ -186,8 +205,12 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         linear.cast_for_wgrad(builder, "mixer.out", t, h, which="g")
     trade(builder, "mixer.tokens.bwd", s, r.inner)
     values = t * r.inner * BF16
-    work = Streaming(read=3 * values, written=2 * values)
-    builder.add(*(("mixer.norm.bwd", "norm.bwd") if r.norms else ("mixer.gated.bwd", "elem")), work)
+    with_gate = Streaming(read=3 * values, written=2 * values)
+    if r.norms:
+        plain = Streaming(read=2 * values, written=values)
+        builder.add("mixer.norm.bwd", "norm.bwd", plain if joined(s) else with_gate)
+    if joined(s) or not r.norms:
+        builder.add("mixer.gated.bwd", "elem", with_gate)
     mix_backward(builder, s)
     if r.is_delta:
         work = Streaming(read=4 * t * r.heads * r.key_dim * BF16, written=2 * t * r.keys * BF16)
@@ -201,6 +224,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
             linear.cast_for_wgrad(builder, name, t, r.rank, which="x")
             linear.cast_for_wgrad(builder, name, t, n, which="g")
     builder.add("mixer.conv.bwd", "conv.bwd", linear.cast(t * r.channels, 2 * BF16, BF16))
+    sequences_first(builder, "mixer.sequences.bwd", s, r.projected)
     trade(builder, "mixer.heads.bwd", s, traded(r))
 
 

@@ -37,7 +37,8 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunks:
-    """`sequences` of `length` tokens in chunks under a state of `r`; `parts`: context-parallel ranks over its heads.
+    """`sequences` of `length` tokens in chunks under a state of `r`; `parts`: context-parallel ranks over its heads;
+    `gates`: the kernels of the state multiply their output by the gate.
 
     With context parallelism a rank has all tokens of a part of its heads, which is as much as all heads of its own
     `tokens`.
@@ -48,6 +49,7 @@ class Chunks:
     sequences: int
     r: StateShape
     parts: int = 1
+    gates: bool = False
 
     @property
     def pairs(self) -> float:
@@ -165,9 +167,9 @@ def delta_backward(c: Chunks) -> tuple[Kernel, ...]:
 
 
 def ssd_forward(c: Chunks) -> tuple[Kernel, ...]:
-    """Mamba-2. Where no norm follows, the last kernel reads the gate, and writes the gated output as well."""
+    """Mamba-2. Where the last kernel reads the gate, it writes the gated output as well."""
     x, steps = c.value_bytes, c.tokens * c.r.heads
-    gated = 0.0 if c.r.norms else x
+    gated = x if c.gates else 0.0
     work = c.scan(c.state + c.values, x + _shared(c) + c.states_bytes + gated, x + gated)
     return (
         Kernel("decays", "elem", Streaming(read=steps * BF16, written=2 * steps * FP32)),

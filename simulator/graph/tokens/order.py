@@ -1,11 +1,16 @@
 """Tokens into the order of experts and back, forward and backward, by the kernels that the software runs.
 
-`stack.permute` fused: one kernel each way at memory bandwidth (DeepSeek's, Transformer Engine's with
---moe-permute-fusion). PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort
-the chosen experts, select rows and add them up again; the gradient of a selection is an addition by index, at a tenth
-of the bandwidth (`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what
-arrives by a plain all-to-all stands in chunks of one sender and expert, which are split and joined in the order of
-experts (Megatron-Core from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
+`stack.permute` fused: one kernel each way at memory bandwidth (DeepSeek's). fused_chunks: Transformer Engine's, as
+Megatron-Core runs them with --moe-permute-fusion: as fused behind DeepEP and Hybrid-EP; with its all-to-all dispatcher,
+which is also that of a rank alone (ep = 1), rows are permuted at home, and where a rank has several experts a kernel
+sorts what arrives by chunks of one sender and expert, and another brings the results back (token_dispatcher.py,
+MoEAlltoAllTokenDispatcher; workloads/facts/h200_te_layers.csv).
+
+PyTorch's calls (index_add, gather_sum: named by how the copies of a token are summed up) sort the chosen experts,
+select rows and add them up again; the gradient of a selection is an addition by index, at a tenth of the bandwidth
+(`hardware_profiles/calibration/tables/h200_moe_layer.csv`). chunks: as gather_sum at home; what arrives by a plain
+all-to-all stands in chunks of one sender and expert, which are split and joined in the order of experts (Megatron-Core
+from 0.9 on, megatron/core/transformer/moe/moe_utils.py: sort_chunks_by_idxs).
 
 Megatron-Core leaves rows as they arrive where a rank has one expert, in fused kernels, too (token_dispatcher.py,
 MoEAlltoAllTokenDispatcher: `if self.num_local_experts > 1`).
@@ -28,6 +33,7 @@ COUNT_LAUNCHES = 6
 """Histogram (2), cumulative sum and its cast (3), division of the order by top-k (1)."""
 ROW_BYTES = 4.0
 """Bytes of the map's entry for a row, an int32 that backward permutes by [B]."""
+FUSED_CHUNKS = "fused_chunks"
 WEIGHTED = "index_add"
 """PyTorch keeps the rows that it adds by index (tools/autograd/derivatives.yaml: the gradient of index_add's source
 takes its sizes from the source itself); compiled, their weights are fused and nothing is kept."""
@@ -45,7 +51,7 @@ COMPILED_LAUNCHES = (2, 3)
 
 def in_pytorch(s: Shapes) -> bool:
     """Whether PyTorch's own calls order the tokens."""
-    return s.stack.permute != "fused"
+    return s.stack.permute not in ("fused", FUSED_CHUNKS)
 
 
 def travels(s: Shapes) -> bool:
@@ -58,14 +64,33 @@ def every_copy_travels(s: Shapes) -> bool:
     return travels(s) and s.stack.dispatcher == "nccl"
 
 
+def _fused_chunks(s: Shapes) -> bool:
+    """Whether Transformer Engine's kernels permute rows at home and sort chunks on arrival."""
+    alone = not travels(s) and s.job.layout.etp == 1
+    return s.stack.permute == FUSED_CHUNKS and (every_copy_travels(s) or alone)
+
+
+def permutes_at_home(s: Shapes) -> bool:
+    """Whether the copies of tokens are ordered before they travel, if they do, and summed when they are back."""
+    return every_copy_travels(s) or _fused_chunks(s)
+
+
 def arrive_in_order(s: Shapes) -> bool:
     """Whether rows are in the order of experts as they arrive: those of one expert, which Megatron-Core leaves so."""
-    return every_copy_travels(s) and s.local_experts == 1 and s.stack.permute != WEIGHTED
+    return permutes_at_home(s) and s.local_experts == 1 and s.stack.permute != WEIGHTED
 
 
 def _in_chunks(s: Shapes) -> bool:
     """Whether what arrives is split and joined chunk by chunk."""
-    return every_copy_travels(s) and s.stack.permute == "chunks"
+    return (every_copy_travels(s) and s.stack.permute == "chunks") or _fused_chunks(s)
+
+
+def _chunk_map(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]) -> tuple[str, ...]:
+    """Where each row goes, by a kernel of its own. Returns what is still to wait for."""
+    if not _fused_chunks(s):
+        return after
+    builder.add(name, "permute.map.count", Fixed(), after=after, saved=s.rows * ROW_BYTES, scales_with_load=True)
+    return ()
 
 
 def each_bytes(s: Shapes) -> float:
@@ -110,6 +135,11 @@ def _unpermuted(s: Shapes) -> Streaming:
     return Streaming(read=s.rows * width, written=s.received * width)
 
 
+def _sorted(s: Shapes, each: float) -> Streaming:
+    """Rows of `each` bytes in one order written in another."""
+    return Streaming(read=s.rows * each, written=s.rows * each)
+
+
 def _kept_sum(s: Shapes) -> float:
     """What is kept of a token's sum where it is made on this rank [B]."""
     return latent.kept(s) if travels(s) or s.job.layout.etp == 1 else 0.0
@@ -144,14 +174,16 @@ def _merge(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, ...]
 
 def copy_at_home(builder: SegmentBuilder, s: Shapes) -> None:
     """Before a plain all-to-all: the copies, in the order of experts."""
-    if every_copy_travels(s):
+    if permutes_at_home(s):
+        if _fused_chunks(s):
+            builder.add("moe.map.rows", "permute.map.count", Fixed(), scales_with_load=True)
         cls = "permute.index_select" if in_pytorch(s) else "permute.expand"
         builder.add("moe.permute_local.fwd", cls, copies(s), scales_with_load=True)
 
 
 def merge_at_home(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[str, ...]:
     """Behind a plain all-to-all: the copies of each token summed. Returns what is still to wait for."""
-    if not every_copy_travels(s):
+    if not permutes_at_home(s):
         return after
     if in_pytorch(s):
         _merge(builder, "moe.unpermute_local.fwd", s, after, backward=False)
@@ -173,7 +205,7 @@ def merge_at_home_backward(builder: SegmentBuilder, s: Shapes) -> None:
 
 def copy_at_home_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...]) -> tuple[str, ...]:
     """The gradient of the copies. Returns what is still to wait for."""
-    if not every_copy_travels(s):
+    if not permutes_at_home(s):
         return after
     cls = "permute.index_add" if in_pytorch(s) else "permute.reduce"
     builder.add("moe.permute_local.bwd", cls, copies_back(s), after=after, scales_with_load=True)
@@ -186,7 +218,10 @@ def into_experts(builder: SegmentBuilder, s: Shapes, after: tuple[str, ...], sav
         builder.hand_on(after, saved)
         return
     if _in_chunks(s):
-        builder.add("moe.permute.fwd", "elem", _permuted(s), after=after, saved=saved, scales_with_load=True)
+        after = _chunk_map(builder, "moe.map.chunks", s, after)
+        builder.add(
+            "moe.permute.fwd", "elem", _sorted(s, each_bytes(s)), after=after, saved=saved, scales_with_load=True
+        )
         return
     if in_pytorch(s):
         if travels(s):
@@ -206,7 +241,9 @@ def out_of_experts(builder: SegmentBuilder, s: Shapes) -> None:
     if arrive_in_order(s):
         return
     if _in_chunks(s):
-        builder.add("moe.unpermute.fwd", "elem", _unpermuted(s), scales_with_load=True, read_by_backward=False)
+        _chunk_map(builder, "moe.map.chunks_back", s, ())
+        work = _sorted(s, s.model.expert_hidden * BF16)
+        builder.add("moe.unpermute.fwd", "elem", work, scales_with_load=True, read_by_backward=False)
     elif not in_pytorch(s):
         saved = 0.0 if travels(s) else _kept_sum(s)
         builder.add(
@@ -231,14 +268,16 @@ def out_of_experts_backward(builder: SegmentBuilder, s: Shapes, after: tuple[str
         _merge(builder, "moe.permute.grad", s, after, backward=True)
     else:
         cls = _turned_back(s, "permute.expand")
-        builder.add("moe.permute.grad", cls, _permuted(s), after=after, scales_with_load=True)
+        work = _sorted(s, each_bytes(s)) if _in_chunks(s) else _permuted(s)
+        builder.add("moe.permute.grad", cls, work, after=after, scales_with_load=True)
 
 
 def into_experts_backward(builder: SegmentBuilder, s: Shapes) -> None:
     """The gradient of the rows summed to that of what arrived."""
     if arrive_in_order(s):
         return
-    builder.add("moe.unpermute.grad", _turned_back(s, "permute.reduce"), _unpermuted(s), scales_with_load=True)
+    work = _sorted(s, s.model.expert_hidden * BF16) if _in_chunks(s) else _unpermuted(s)
+    builder.add("moe.unpermute.grad", _turned_back(s, "permute.reduce"), work, scales_with_load=True)
 
 
 def _turned_back(s: Shapes, fused: str) -> str:

@@ -31,7 +31,7 @@ GATE_BACKWARD_KERNELS = 13
 
 def last_of_forward(s: Shapes) -> str:
     """The op of the gate that the dispatch waits for."""
-    if order.every_copy_travels(s):
+    if order.permutes_at_home(s):
         return "moe.permute_local.fwd"
     if s.fp8:
         return "moe.dispatch.fwd.quant"

@@ -251,11 +251,14 @@ SHIPPED: Mapping[str, Architecture] = {
         source=published("granite_swa"),
     ),
     "gpt_oss": Architecture(
-        keys=grouped_query("attention_bias", "num_experts_per_tok", experts_per_token="num_experts_per_tok")
+        keys=grouped_query(
+            "attention_bias", "num_experts_per_tok", "swiglu_limit", experts_per_token="num_experts_per_tok"
+        )
         | EXPERT_COUNT,
         fixed={"attention_bias": True, "mlp_bias": True, "router_bias": True, "attention_sinks": "all"},
         finish=steps(every(2), window, output_bias, experts_as_wide_as_dense, rotary_dim),
-        ignored=_CAPPED | {"initial_context_length": "angles of the rotary embedding, not its width"},
+        ignored={key: why for key, why in _CAPPED.items() if key != "swiglu_limit"}
+        | {"initial_context_length": "angles of the rotary embedding, not its width"},
         moe=True,
         dense="llama",
         title="gpt-oss 20B and 120B",

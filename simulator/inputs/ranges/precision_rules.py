@@ -104,7 +104,10 @@ def _by_layer(s: Scenario) -> Iterator[Problem]:
     if formats.weights == "recipe" and sharded and own.recipe not in GATHERED_NARROW:
         yield _problem("weights", "recipe", f"FP32 shards are not gathered in {formats.record.words}",
                        "use cast, or fp8_tensor")  # fmt: skip
+    recurrent = any(model.of_kind(kind).mixer_of(0).is_recurrent for kind in model.layer_kinds())
     absent = {
+        "recurrent": "" if recurrent else "recurrent mixers",
+        "mtp": "" if model.num_nextn_predict_layers else "MTP modules",
         "dense": "" if any(kind.ffn == "dense" for kind in model.layer_kinds()) else "dense feed-forward layers",
         "experts": "" if model.is_moe else "experts",
         "shared_experts": "" if model.is_moe and model.shared_width else "shared experts",

@@ -11,9 +11,9 @@ from simulator.spec.precision.recipes import RECIPES, Recipe, RecipeRecord
 Scaling = Literal["delayed", "current"]
 Primary = Literal["cast", "cached", "recipe"]
 Kept = Literal["recipe", "bf16"]
-HighPrecision = Literal["head", "attention", "dense", "shared_experts", "experts"]
-"""GEMMs that can stay in BF16: of the output head, of a layer's attention, of its dense feed-forward part, of shared
-and of routed experts. Those of the gate always do."""
+HighPrecision = Literal["head", "attention", "recurrent", "dense", "shared_experts", "experts", "mtp"]
+"""GEMMs that can stay in BF16: of the output head, of a layer's attention, of its recurrent mixer, of its dense
+feed-forward part, of shared and of routed experts, of MTP modules with their layers. Those of the gate always do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

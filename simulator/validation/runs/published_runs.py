@@ -50,6 +50,11 @@ def _experts(base: str, **values: Any) -> Overrides:
     return overrides_of(model=base, **{f"model__{key}": value for key, value in values.items()})
 
 
+TWICE_FURTHER = "model.num_nextn_predict_layers=2"
+"""Nemotron 3 Super, Ultra and 3.5 Lightning train one MTP module that is passed through twice (mtp_num_layers = 2,
+mtp_use_repeated_layer; the published FLOP of a token have both passes, too). Its weights count twice here: 1.5e9 of
+Super's, of which a GPU holds a 64th."""
+
 MODELS: Mapping[str, Overrides] = {
     "llama3_8b": ("model=llama-3-8b",),
     "llama31_8b": ("model=llama-3-8b",),
@@ -91,6 +96,10 @@ MODELS: Mapping[str, Overrides] = {
         vocab_size=131072,
     ),
     "gptoss_120b": ("model=gpt-oss-120b",),
+    "nemotron3_nano": ("model=nemotron-3-nano",),
+    "nemotron35_lightning": ("model=nemotron-3-nano", TWICE_FURTHER),
+    "nemotron3_super": ("model=nemotron-3-super", TWICE_FURTHER),
+    "nemotron3_ultra": ("model=nemotron-3-ultra", TWICE_FURTHER),
 }
 """Sizes of the models, each from its paper or model card."""
 
