@@ -61,7 +61,7 @@ LENGTH = 8192
 LARGEST = 448.0
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc,unused-ignore]
     """A layer as torchtitan writes it, one of `tp` ranks' part: separate projections, complex rotation, repeated keys;
     norms and residuals on its part of the sequence."""
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module):  # type: ignore[misc,unused-ignore]
     """SwiGLU."""
 
     def __init__(self, hidden: int, inner: int) -> None:
@@ -90,7 +90,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc,unused-ignore]
     """Causal attention by what PyTorch chooses (FlashAttention-2 on Hopper, 2025)."""
 
     def __init__(self, hidden: int, width: int, heads: int, kv_heads: int) -> None:
@@ -126,7 +126,7 @@ def repeated(x: torch.Tensor, times: int) -> torch.Tensor:
     return wide.reshape(batch, length, heads * times, width) if times > 1 else x
 
 
-class Gathered(nn.Module):
+class Gathered(nn.Module):  # type: ignore[misc,unused-ignore]
     """A module between a gather and a reduce-scatter of its input's and output's second dimension over `tp` ranks."""
 
     def __init__(self, inner: nn.Module, tp: int) -> None:
@@ -195,7 +195,8 @@ def prepared(model: str, tp: int, recipe: str, recompute: str) -> Callable[..., 
         name = "rowwise" if recipe == "fp8_row" else "tensorwise"
         convert_to_float8_training(block, config=Float8LinearConfig.from_recipe_name(name))
         torch._inductor.config.emulate_precision_casts = recipe == "fp8_row"
-    return torch.compile(recomputing(block, recompute), fullgraph=True)
+    out: Callable[..., Any] = torch.compile(recomputing(block, recompute), fullgraph=True)
+    return out
 
 
 def rounds(call: Callable[[], None], many: int = 3) -> list[tuple[float, str]]:
