@@ -1,6 +1,6 @@
 r"""Measure what PyTorch runs of a tensor-parallel Llama layer in FP8, kernel by kernel, and those kernels by size.
 
-    python -m hardware_profiles.calibration.measuring.measure_torchao OUT.csv [--budget SECONDS] \
+    python -m hardware_profiles.calibration.measuring.torchao.measure_torchao OUT.csv [--budget SECONDS] \
         [--only layer,gemm,casts,others,ring]
 
 Needs torchao (0.15). `layer` (OUT_layer.csv): one compiled Transformer layer of torchtitan's with tensor and sequence
