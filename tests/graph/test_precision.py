@@ -147,6 +147,20 @@ def test_parts_and_layers_stay_in_bf16() -> None:
     assert held_by_block(kinds[1], s.model, s.job).narrow == 0 < held_by_block(kinds[2], s.model, s.job).narrow
 
 
+def test_nvfp4_casts_rows_and_transformed_columns_apart() -> None:
+    """Transformer Engine 2.8 to 2.14: three passes over BF16, behind a norm too, and two forms of 9/16 byte a value."""
+    found, values = ops(BlockKind.DENSE, *recipe("nvfp4")), TOKENS * FFN
+    form = (2 * values, (0.5 + 1 / 16) * values)
+    assert moved(found["dense.down.quant_x.amax"]) == (2 * values, 0.0)
+    assert moved(found["dense.down.quant_x"]) == moved(found["dense.down.quant_x_t"]) == form
+    for name in LINEAR:
+        for which in ("x", "g"):
+            assert {f"{name}.quant_{which}{kernel}" for kernel in ("", "_t", ".amax", ".amax.clear")} <= set(found)
+        assert (f"{name}.quant_x.seed" in found, f"{name}.quant_g.seed" in found) == (False, True)
+    scales = found["dense.down.fwd.swizzle"]
+    assert scales.count * sum(moved(scales)) == pytest.approx(2 * (values + H * FFN) / 16)
+
+
 @pytest.mark.parametrize(
     ("changes", "each"),
     [
