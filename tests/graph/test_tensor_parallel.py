@@ -48,6 +48,30 @@ def test_a_ranks_own_part_is_copied_to_the_buffer_of_an_overlapped_gather(
     assert {size for _, size in found} <= {each}
 
 
+@pytest.mark.parametrize(
+    ("changes", "gathers", "sums"),
+    [
+        (["stack=torch"], 4, 4),
+        (["stack=torch", "stack.projections=separate"], 4, 2),  # input gradients are summed before they are scattered
+        (["stack=torch", "precision.recipe=fp8_tensor"], 4, 4),
+        (["stack=torch", "precision.recipe=fp8_row"], 0, 4),  # casts by rows stand between gather and GEMM
+        (["stack=megatron-core", "precision.recipe=fp8_tensor"], 4, 2),  # those of gradients overlap as a whole
+        (["stack=megatron-core"], 4, 0),  # in a pipeline, partial sums go to their rank by kernels
+    ],
+)
+def test_partial_sums_of_pieces_are_added_in_the_end(changes: list[str], gathers: int, sums: int) -> None:
+    """One kernel for each reduce-scatter that its GEMM's pieces feed, of all ranks' parts."""
+    sizes = [f"layout.tp={TP}", "batch.sequence_length=8192", "batch.microbatch_size=1", "stack.tp_overlap=true"]
+    scenario = load_scenario("llama-3-8b", ["layout.recompute=none", *sizes, *changes])
+    ops = tuple(dense_layer(shapes_of(scenario)).ops())
+    assert sum(op.cls == "comm.tp.all_gather" and op.concurrent_with == "chunks" for op in ops) == gathers
+    works = [op.work for op in ops if op.cls == "elem" and op.name.endswith(".sum")]
+    assert len(works) == sums
+    for work in works:
+        assert isinstance(work, Streaming)
+        assert (work.read, work.written) == (2.0 * TOKENS * HIDDEN, 2.0 * TOKENS * HIDDEN / TP)
+
+
 def drains(*changes: str) -> dict[str, tuple[float, int]]:
     """Reduce-scatters of a layer: bytes of each value, and the SMs that their GEMM leaves."""
     sizes = [f"layout.tp={TP}", "layout.cp=1", "batch.sequence_length=8192", "batch.microbatch_size=1"]
