@@ -45,8 +45,7 @@ class Stack:
         or copied (`simulator.graph.parallel`).
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
         of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
-    p2p_overlap : pipeline sends leave compute free (chunks: only where a rank has several chunks).
-    p2p_sync : where they do not, the host waits for the GPU after each.
+    p2p_overlap, p2p_sync : pipeline sends leave compute free (chunks: of several chunks); the host waits after others.
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
@@ -89,8 +88,7 @@ class Stack:
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
         kernel that scales all gradients that a rank has.
-    gradient_check : to stop at NaN, the norm of a rank's own gradients is taken before they are reduced, and the host
-        reads the loss of each microbatch twice, once for infinities.
+    gradient_check : the norm of a rank's gradients is taken, and the host reads each loss (twice), to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
     weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
@@ -111,8 +109,7 @@ class Stack:
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
-    host_gemm : host time to issue a GEMM [s].
-    host_attention : host time to issue an attention kernel [s].
+    host_gemm, host_attention : host time to issue a GEMM, an attention kernel [s].
     host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
     host_parameter : host time in backward of a parameter of an expert, behind the kernel of its gradient: autograd's
         node and the hook of data parallelism [s].
