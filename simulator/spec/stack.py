@@ -61,6 +61,9 @@ class Stack:
         calls of PyTorch, some for each expert (eager; `simulator.graph.tokens.biases`).
     grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own; fused: one kernel,
         which in MXFP8 also computes the activation, its gradient and the casts behind them (`simulator.graph.moe`).
+    block_casts : which of Transformer Engine's casts to MXFP8 and NVFP4: those up to 2.11, which leave scales to a
+        kernel before each GEMM (apart); from 2.12 on, MXFP8's lay them out (laid_out); from 2.15 on, one kernel makes
+        both forms of NVFP4, too (joined; `simulator.graph.precision.casts`).
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
@@ -165,6 +168,7 @@ class Stack:
     precision: PrecisionStack
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
+    block_casts: Literal["apart", "laid_out", "joined"] = "apart"
     table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
     keys_repeated: bool = False
