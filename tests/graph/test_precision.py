@@ -261,6 +261,19 @@ def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> Non
     assert all(isinstance(work, Streaming) and work.values == work.read / 2 for work in by_columns.values())
 
 
+def test_gradients_scaled_by_row_are_multiplied_behind_their_gemms() -> None:
+    """Every value of every input and weight gradient, by its own instructions; in eager PyTorch, of FP32 factors."""
+    for stack, width in (("torchtitan", 4), ("torch", 12)):
+        found = ops(BlockKind.DENSE, f"stack={stack}", "layout.zero=3", "precision.recipe=fp8_row")
+        outputs = {n: op.work.m * op.work.n for n, op in found.items() if isinstance(op.work, Gemm) and "grad" in n}
+        scaled = {n.removesuffix("_scale"): op for n, op in found.items() if n.endswith("grad_scale")}
+        assert set(scaled) == set(outputs)
+        assert all(op.cls == ("quant.rescale" if width == 4 else "elem") for op in scaled.values())
+        assert {n: sum(moved(op)) / width for n, op in scaled.items()} == outputs
+    per_tensor = ops(BlockKind.DENSE, "stack=torchtitan", "layout.zero=3", "precision.recipe=fp8_tensor")
+    assert not [name for name in per_tensor if name.endswith("grad_scale")]
+
+
 def test_maxima_of_gathered_tensors_are_those_of_all_their_ranks() -> None:
     """Transformer Engine, current scaling: inputs of column-parallel layers and gradients of row-parallel ones."""
     parts = ("layout.tp=4", "precision.recipe=fp8_tensor", "precision.scaling=current")

@@ -62,8 +62,9 @@ _EAGER_CAST = Passes(4, Streaming(read=BF16 + 3 * FP32, written=3 * FP32 + FP8))
 EAGER: dict[str, Passes] = {
     **dict.fromkeys((*CLASS.values(), "quant.column"), _EAGER_CAST),
     "quant.amax": Passes(2, Streaming(read=2 * BF16, written=BF16)),
+    "quant.rescale": Passes(2, Streaming(read=BF16 + FP32, written=FP32 + BF16)),
 }
-"""Casts and maxima in eager PyTorch."""
+"""Casts, maxima and scaled outputs in eager PyTorch."""
 
 
 def gathered_from(builder: SegmentBuilder) -> int:
@@ -171,6 +172,19 @@ def laid_out(builder: SegmentBuilder, values: float, is_gathered: bool, weights:
     """Values of an operand and of weights whose scales a cast may lay out, and those whose scales it does not."""
     apart = is_gathered and gathered_from(builder) > 1
     return (0.0, values + weights) if apart else (values, weights)
+
+
+def rescale(builder: SegmentBuilder, name: str, values: float, part: Part | None = None) -> None:
+    """A GEMM of a gradient runs without the scales of its rows and columns, and so many values of its output are
+    multiplied with both behind it: where sums are split, cuBLAS with scales of tensors is faster than CUTLASS with
+    scales of rows (torchao/float8/float8_ops.py, addmm_float8_unwrapped, 2024-12 to 2026-08).
+
+    torch.compile computes both scales again for every value, a division in FP64, a logarithm and an exponential each
+    (amax_to_scale in torchao/float8/float8_utils.py, scales rounded to powers of two since 2025-02): its instructions
+    decide, in a kernel of their own as in one fused with what follows (`calibration/tables/h200_torchao_layer.csv`).
+    """
+    if builder.shapes.settings.record.scaled == "row":
+        _stream(builder, f"{name}_scale", "quant.rescale", values, Streaming(read=BF16, written=BF16), part, {})
 
 
 def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
