@@ -209,8 +209,7 @@ MEMORY = {"bandwidth": (0.3, 0.95)}
 STARTS = {"group_time": (0.0, 3e-5)}
 LIMIT = {"loop_rate": (0.3, 1.0)}
 NARROW = {"power_rate": (0.2, 1.2)}
-"""Of NVFP4, whose peak is further beyond what power and memory allow; one rate, as how long its boost lasts is not known:
-two of them hold on no other shapes."""
+"""Of NVFP4, whose peak is further beyond what power and memory allow; one rate: how long its boost lasts is unknown."""
 
 
 def _later(gpu: str) -> tuple[Recipe, ...]:
