@@ -294,6 +294,17 @@ def as_on_h100(cls: str, *free: str) -> Recipe:
     return replace(recipe, free={n: b for n, b in recipe.free.items() if n != "launch"}, like="h100")
 
 
+TE = "Transformer Engine 2.10 on one rested H200 (table h200_te_kernels)"
+TE_LAYERS = "Megatron-Core 0.15 with Transformer Engine 2.10 on one rested H200 (table h200_te_experts)"
+TE_ENDS = "kernels of microbatches of Megatron-Core 0.15 on one H200 (table h200_te_ends)"
+
+
+def te_stream(cls: str, *free: str, source: str = TE, text: str = "8 MB to 1.4 GB", **fixed: float) -> Recipe:
+    """A kernel that memory does not hold back alone: a copy reaches 0.9 of its bandwidth, what it lacks is its SMs'."""
+    recipe = own_stream(cls, *(free or ("sm_rate",)), source=source, text=text, bandwidth=0.9, **fixed)
+    return replace(recipe, free={n: (5e8, 1.2e11) if n == "sm_rate" else b for n, b in recipe.free.items()})
+
+
 SPLIT = "PyTorch's FP8 GEMMs without fast accumulation on one H200 (tables h200_fp8_accumulation, h200_fp8_split)"
 
 RECIPES = (
@@ -451,6 +462,29 @@ RECIPES = (
     own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
+    *(
+        te_stream(f"norm.{direction}{kind}@te", wave_time=wave)
+        for direction, wave, more in (("fwd", 0.56, ()), ("bwd", 0.87, (".wide", ".layer.wide")))  # as DeepSeek's grids
+        for kind in ("", ".layer", ".general", ".layer.general", *more)
+    ),
+    *(te_stream(f"norm.{which}.narrow@te", source=TE_LAYERS, text="heads of 128") for which in ("fwd", "bwd")),
+    *(
+        replace(te_stream(f"norm.sums.{which}@te", source=TE_ENDS, text=text), free={"launch": (1e-6, 1e-4)},
+                fixed={"bandwidth": 0.9, "traffic": 1.0})
+        for which, text in (("general", "6144 values"), ("narrow", "heads of 128"))
+    ),
+    *(te_stream(cls) for cls in ("quant.tensor@te", "quant.turned@te", "quant.block@te", "quant.amax@te")),
+    te_stream("rope@te", "value_rate"),
+    te_stream("swiglu@te", source=TE_LAYERS, text="4096 and 8192 x 14336", launch=3e-6),
+    te_stream("swiglu.bwd@te", "value_rate", source=TE_LAYERS, text="4096 and 8192 x 14336", launch=3e-6),
+    te_stream("copy.heads", source=TE_LAYERS, text="8 to 134 MB"),
+    *(
+        te_stream(cls, source=TE_ENDS, text="4096 x 12288", launch=3e-6)
+        for cls in ("gelu@te", "gelu.bwd@te", "norm.fwd.layer.wide@te")
+    ),
+    *(te_stream(cls, source=TE_ENDS) for cls in ("loss.te", "loss.te.write", "elem.mixed")),
+    replace(te_stream("embedding.bwd.table", source=TE_ENDS, text="4096 to 16384 tokens"),
+            free={"launch": (1e-6, 1e-4), "sm_rate": (5e8, 1.2e11)}),
     *(
         replace(own_stream(cls, source=SHORT_KERNELS, text="1 KiB to 1 MiB, operands in L2"), starts=2)
         for cls in ("elem.small", "swiglu.small", "norm.small", "norm.small@compiled")

@@ -42,9 +42,10 @@ Issue = Callable[[KernelSequence], tuple[float, float]]
 """Of a kernel sequence: (earliest start, end of issue) after the host begins to issue it [s]."""
 
 
-WITHIN_A_CALL = (".amax", ".scale", ".swizzle", ".eager")
-"""Kernels that a cast's or GEMM's own call launches (Transformer Engine's quantizer.cpp and gemm.cpp): a tensor's
-largest value, its scale, the order of the scales; and calls of PyTorch with no module around them."""
+WITHIN_A_CALL = (".amax", ".scale", ".swizzle", ".contiguous", ".eager")
+"""Kernels that another op's own call launches: of a cast or GEMM a tensor's largest value, its scale, the order of the
+scales (Transformer Engine's quantizer.cpp and gemm.cpp), of attention copies of heads; and calls of PyTorch with no
+module around them."""
 
 
 def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:

@@ -77,7 +77,7 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return _serving_gemm(cls, stack, stack.serving, kernels)
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
-    if cls.startswith(("norm.", "swiglu", "quant.")):
+    if cls.startswith(("norm.", "swiglu", "quant.", "rope", "gelu")):
         return class_of(cls, stack.norm_kernels, kernels.stream)
     return cls
 

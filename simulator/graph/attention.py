@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from simulator.dtypes import BF16, FP32
 from simulator.graph import linear
 from simulator.graph.block import Segment, SegmentBuilder
@@ -157,6 +159,35 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
     builder.add("attn.core.bwd.dk", "gemm.bf16", _batched(s, d, s.seq_kv))
 
 
+HEADS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+
+
+def _contiguous(builder: SegmentBuilder, s: Shapes, kind: Literal["q", "k", "v"]) -> None:
+    """Heads copied out of the output of a joined projection, where Transformer Engine wants them next to each other.
+
+    That output lies by group of heads: queries, then a key and a value. Queries of groups of several, and heads with
+    norms, are reshaped to single heads (Megatron-Core, core_r0.15.0, transformer/attention.py, SelfAttention
+    .get_query_key_value_tensors); rotated queries and keys are new tensors, so that the values are copied, too
+    (transformer_engine/pytorch/attention, get_qkv_layout). Else all are read where they
+    lie. A kernel each (`calibration/tables/h200_te_experts.csv`, copy_q, copy_v).
+    """
+    if kind not in _copied(s):
+        return
+    many = heads_per_rank(s) if kind == "q" else kv_heads_per_rank(s)
+    values = s.tokens * many * (s.model.v_dim if kind == "v" else s.model.qk_head_dim)
+    builder.add(f"attn.{kind}.contiguous", "copy.heads", cast(values, BF16, BF16))
+
+
+def _copied(s: Shapes) -> str:
+    """Which of queries, keys and values are copied next to each other."""
+    if s.stack.norm_kernels != "te" or s.stack.projections != "joined":
+        return ""
+    if s.model.qk_norm:
+        return "qkv"
+    grouped, rotated = heads_per_rank(s) > kv_heads_per_rank(s), s.model.positions == "rope"
+    return ("q" if grouped else "") + ("v" if grouped or rotated else "")
+
+
 def _head_norms(s: Shapes) -> tuple[tuple[str, int, int], ...]:
     """Norms of queries and keys before their rotation: name, rows and width of each on this rank.
 
@@ -182,6 +213,8 @@ def place_heads(builder: SegmentBuilder, s: Shapes, *, again: bool = False) -> N
     """Norms of query and key heads, and their rotation. Normed heads are kept before and, unless recomputed, after."""
     name = "recompute" if again else "fwd"
     part: Part | None = "R" if again else None
+    for kind in () if again else HEADS:
+        _contiguous(builder, s, kind)
     for norm, rows, width in _head_norms(s):
         _reduce_statistics(builder, s, f"{norm}.{name}")
         kept = 0.0 if again else norm_output(s, rows, width, "head")
@@ -313,6 +346,14 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         scatter(builder, "attn.o", s, h)
 
 
+def _join_gradients(builder: SegmentBuilder, s: Shapes, values: int) -> None:
+    """Gradients of queries, keys and values concatenated to that of the joined projection. Those of heads that
+    Transformer Engine read where they lay come interleaved, so that every value's address is computed."""
+    strided = s.stack.norm_kernels == "te" and not _copied(s)
+    cls = "cat.unvectorized" if strided else "elem"
+    builder.add("attn.qkv.cat.bwd", cls, unvectorized(values, BF16, BF16))
+
+
 def _sum_gradients(builder: SegmentBuilder, s: Shapes, kv: int) -> None:
     """Gradients of keys and values that have several readers: those of a layer that reuses them are added to those of
     the layer that made them; one projection is the source of keys and of values."""
@@ -365,7 +406,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         _reduce_statistics(builder, s, f"{name}.bwd")
     _sum_gradients(builder, s, kv)
     if s.stack.split_copies:
-        builder.add("attn.qkv.cat.bwd", "elem", cast(t * sum(projected(s)), BF16, BF16))
+        _join_gradients(builder, s, t * sum(projected(s)))
     if s.model.attention_bias and not s.stack.wgrad_accumulation_fused:
         linear.bias_gradient(builder, "attn.qkv", t, sum(projected(s)))
 

@@ -42,7 +42,8 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int)
     """Gradients of the rows that were looked up, `values` altogether, added into the main gradient of the `table`.
 
     PyTorch's autograd makes a gradient of the whole table first, zeros where no row was looked up, and adds that
-    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`).
+    (aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda; `stack.table_gradient`). Its own kernels
+    sort the tokens first; a compiled program adds them up atomically.
     """
     s, kept = builder.shapes, builder.shapes.states.gradient_bytes
     if builder.stack.table_gradient == "rows":
@@ -51,11 +52,12 @@ def _table_gradient(builder: SegmentBuilder, name: str, values: int, table: int)
         return
     there: Facts = {"adds_to_resident": True, "alive": table * BF16}
     builder.add(f"{name}.zero", "elem", Streaming(read=0.0, written=table * BF16))
-    builder.add(name, "embedding.bwd", Streaming(read=2 * values * BF16, written=values * BF16), **there)
+    cls = "embedding.bwd" if builder.stack.norm_kernels == "compiled" else "embedding.bwd.table"
+    builder.add(name, cls, Streaming(read=2 * values * BF16, written=values * BF16), **there)
     added = 1.0 if builder.fused_accumulation else 1.0 - 1.0 / max(1, s.job.microbatches)  # the first is kept as it is
     if added and not s.copies_shards:
         work = Streaming(read=added * table * (BF16 + kept), written=added * table * kept)
-        builder.add(f"{name}_add", "elem", work, **there)
+        builder.add(f"{name}_add", linear.sum_class(kept), work, **there)
 
 
 def _head_forward(s: Shapes) -> Segment:

@@ -143,7 +143,7 @@ def activation_kernel(
     if is_eager(s, gated=gated):
         return "elem.unvectorized", unvectorized((2 if again else 1) * rows * inner, 2 * BF16, out)
     if backward:
-        own = ".bwd" if s.stack.norm_kernels == "compiled" else ""
+        own = ".bwd" if s.stack.norm_kernels in ("compiled", "te") else ""
         return activation_class(s.model) + own, activation_backward_work(rows, inner, gated=gated, again=again)
     return activation_class(s.model), activation_work(rows, inner, gated=gated, out=out)
 

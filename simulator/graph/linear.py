@@ -32,7 +32,7 @@ def unvectorized(elements: float, read: float, written: float) -> Streaming:
 def elementwise(elements: float, read: float, written: float, *, per_cta: int = 512) -> Streaming:
     """The same by PyTorch's elementwise kernels: 128 threads of 4 elements (2 in some copies) make a CTA."""
     work = cast(elements, read, written)
-    return Streaming(read=work.read, written=work.written, blocks=ceil(elements / per_cta))
+    return Streaming(read=work.read, written=work.written, blocks=ceil(elements / per_cta), values=elements)
 
 
 ROTATED = 256
@@ -251,7 +251,13 @@ def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:
     kept = shapes.states.gradient_bytes
     if part:
         work = Streaming(read=part * values * (BF16 + kept), written=part * values * kept)
-        builder.add(f"{name}.wgrad_add", "elem", work)
+        builder.add(f"{name}.wgrad_add", sum_class(kept), work)
+
+
+def sum_class(kept: float) -> str:
+    """Kernel class of PyTorch's sum of a BF16 gradient and what is `kept` in so many bytes a value: of two formats it
+    reads one value at a time and asks each for its type (aten/src/ATen/native/cuda/CUDALoops.cuh, LoadWithCast)."""
+    return "elem" if kept == BF16 else "elem.mixed"
 
 
 def bias_gradient(builder: SegmentBuilder, name: str, rows: int, width: int) -> None:

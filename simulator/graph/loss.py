@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.linear import cast, unvectorized
+from simulator.graph.linear import cast, sum_class, unvectorized
 from simulator.graph.shapes import Shapes
 from simulator.ops import Facts, Gemm
 
@@ -48,7 +48,6 @@ FORWARD = {
     "compiled": Passes(2, 2 * BF16, 0.0),
     "parallel": Passes(6, BF16 + 5 * FP32, 4 * FP32),
     "parallel_fused": Passes(3, BF16 + 2 * FP32, 3 * FP32),
-    "te": Passes(2, 2 * BF16, BF16),
 }
 BACKWARD = {
     "chunked": Passes(2, BF16 + FP32, FP32 + BF16),
@@ -101,6 +100,10 @@ def forward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None
         _in_chunks(builder, "loss.fwd", FORWARD[how], logits, saved=tokens * (vocab * BF16 + FP32 + TOKEN_ID))
         return
     saved, alive = tokens * (vocab * KEPT[how] + FP32 + TOKEN_ID), _alive(s)[0] * logits
+    if how == "te":
+        builder.add("loss.fwd", "loss.te", cast(logits, BF16, 0.0), saved=saved, reads_resident=True, saves_input=True)
+        builder.add("loss.gradient.fwd", "loss.te.write", cast(logits, BF16, BF16), reads_resident=True)
+        return
     if how in FORWARD:
         kernels, read, written = FORWARD[how]
         work = cast(logits, read / kernels, written / kernels)
@@ -122,7 +125,7 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
     if how in BACKWARD:
         kernels, read, written = BACKWARD[how]
         work = cast(logits, read / kernels, written / kernels)
-        builder.add("loss.bwd", "elem", work, count=kernels, reads_resident=True)
+        builder.add("loss.bwd", "loss.te.write" if how == "te" else "elem", work, count=kernels, reads_resident=True)
         return
     work = cast(logits, KEPT[how], KEPT[how])
     builder.add("loss.bwd", "loss.bwd", work, reads_resident=True, alive=_alive(s)[1] * logits)
@@ -165,4 +168,4 @@ def scale_fused(back: SegmentBuilder, late: SegmentBuilder, s: Shapes, tokens: i
     h, kept = s.model.hidden_size, s.states.gradient_bytes
     back.add("head.dgrad_scale", "elem", cast(tokens * h, BF16, BF16))
     late.add("head.wgrad_scale", "elem", cast(vocab * h, BF16, BF16), adds_to_resident=True)
-    late.add("head.wgrad_add", "elem", cast(vocab * h, BF16 + kept, kept), adds_to_resident=True)
+    late.add("head.wgrad_add", sum_class(kept), cast(vocab * h, BF16 + kept, kept), adds_to_resident=True)

@@ -9,6 +9,8 @@ parallelism reduces each branch's output by itself, as row-parallel layers do.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from simulator.dtypes import BF16, FP32
 from simulator.graph.block import SegmentBuilder
 from simulator.graph.linear import unvectorized
@@ -22,6 +24,32 @@ SMALL = 1024  # below this width a norm kernel keeps more CTAs an SM (396 = 3x13
 ONE_WARP = 2304
 """Up to this width one warp normalises a row, above it four do: NVIDIA/apex, `ln_fwd_cuda_kernel.cu`, and the
 profile, whose narrow kernels use no shared memory."""
+
+
+TUNED: dict[str, frozenset[int]] = {
+    "rms": frozenset({512, 768, 1024, 2048, 4096, 8192}),
+    "layer": frozenset({
+        768, 1024, 1536, 2048, 2304, 3072, 3840, 4096, 5120, 6144, 8192, 10240, 12288, 12800, 15360, 16384, 18432,
+        20480, 24576, 25600, 30720, 32768, 40960, 49152, 65536,
+    }),
+}  # fmt: skip
+"""Widths that Transformer Engine has kernels of their own for; of others a general one is taken, which is slower
+(transformer_engine/common/normalization/{rmsnorm,layernorm}/*_kernel.cu, 2.10, 2025-11: REGISTER_NORM_LAUNCHER)."""
+WIDE = {"fwd": 10240, "bwd": 6144}
+"""Above this width several CTAs share a row of a LayerNorm and wait for each other; in backward a row of an RMSNorm
+takes all registers of an SM (the same files)."""
+HEAD = 512
+"""Up to this width one warp of the general kernels takes a whole row (the same files: WARPS_M 4, WARPS_N 1)."""
+
+
+def norm_class(direction: Literal["fwd", "bwd"], width: int, kind: Literal["rms", "layer"]) -> str:
+    """Kernel class of Transformer Engine's norm over so many values."""
+    if width not in TUNED[kind] and width <= HEAD:
+        return f"norm.{direction}.narrow"
+    name = f"norm.{direction}.layer" if kind == "layer" else f"norm.{direction}"
+    if width not in TUNED[kind]:
+        return f"{name}.general"
+    return f"{name}.wide" if width > WIDE[direction] else name
 
 
 def _ctas(width: int, s: Shapes, wide: int, narrow: int) -> int:
@@ -132,6 +160,8 @@ def norm_forward(
         blocks=_ctas(width, builder.shapes, 3, 7),
     )
     cls = "norm.fwd.residual" if residual else "norm.fwd.narrow" if width <= ONE_WARP else "norm.fwd"
+    if builder.stack.norm_kernels == "te" and not residual:
+        cls = norm_class("fwd", width, builder.shapes.model.norm)
     builder.add(name, cls, work, part=part, saved=saved, after=after)
 
 
@@ -151,14 +181,17 @@ def norm_backward(
         return
     read = tokens * width * BF16 * (3 if fused else 2)
     ctas = _ctas(width, builder.shapes, 1 if residual else 5, 4)
-    builder.add(f"{name}.bwd", "norm.bwd", Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
     whose = builder.stack.norm_kernels
+    cls = norm_class("bwd", width, builder.shapes.model.norm) if whose == "te" else "norm.bwd"
+    builder.add(f"{name}.bwd", cls, Streaming(read=read, written=tokens * width * BF16, blocks=ctas))
     if weights and whose == "torch":  # x and dy once more, for the weight's gradient
         again = Streaming(read=2 * tokens * width * BF16, written=width * FP32)
         builder.add(f"{name}.bwd_weight", "elem", again)
     elif weights and whose != "compiled":  # torch.compile's were measured as one, sum over the rows included
+        kind = cls.rpartition(".")[2]
+        sums = f"norm.sums.{kind}" if kind in ("narrow", "general") else "elem.norm_weight"
         partial = ctas * width * FP32
-        builder.add(f"{name}.bwd_finalize", "elem.norm_weight", Streaming(read=partial, written=width * FP32))
+        builder.add(f"{name}.bwd_finalize", sums, Streaming(read=partial, written=width * FP32))
     kept = builder.shapes.states.gradient_bytes
     if weights:
         model, added = builder.shapes.model, Streaming(read=width * (FP32 + kept), written=width * kept)

@@ -98,9 +98,10 @@ class Stack:
         the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
         copied, then updated, then parameters copied back.
-    norm_kernels : norm kernels (training: DeepSeek's; compiled: torch.compile's; torch: PyTorch's own, whose backward
-        reads its operands a second time for the weight's gradient; operators: an RMSNorm written op by op in FP32, each
-        op and its gradient a kernel of PyTorch's).
+    norm_kernels : kernels of norms, casts, rotations and compiled activations (training: DeepSeek's; compiled:
+        torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
+        backward reads a norm's operands a second time for the weight's gradient; operators: an RMSNorm written op by op
+        in FP32, each op and its gradient a kernel of PyTorch's).
     update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
@@ -159,7 +160,7 @@ class Stack:
     shard_copies: bool
     gradients_zeroed: bool
     host_update_overlap: bool
-    norm_kernels: Literal["training", "compiled", "torch", "operators"]
+    norm_kernels: Literal["training", "compiled", "te", "torch", "operators"]
     optimizer: States
     precision: PrecisionStack
     dropout: bool = False

@@ -149,12 +149,12 @@ def swizzle(
 
 
 def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
-    """Kernel class of a cast along columns; scales of rows are found in strides, and what torch.compile writes turned
-    costs by its values, alone or with the form along rows."""
+    """Kernel class of a cast along columns; scales of rows are found in strides, and what torch.compile or Transformer
+    Engine write turned, alone or with the form along rows, is a kernel of its own."""
     if formats.record.scaled == "row":
         return "quant.column"
-    compiled = formats.record.scaled == "tensor" and builder.stack.norm_kernels == "compiled"
-    return "quant.turned" if compiled else CLASS[formats.recipe]
+    own = formats.record.scaled == "tensor" and builder.stack.norm_kernels in ("compiled", "te")
+    return "quant.turned" if own else CLASS[formats.recipe]
 
 
 def _cast(

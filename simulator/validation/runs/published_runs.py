@@ -30,7 +30,8 @@ DROPPED = "capacity factor 1.0 with padding (drop)"
 
 
 def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_heads: int, act: str) -> Overrides:
-    """A model without gates in its feed-forward part: Nemotron-4."""
+    """A model without gates in its feed-forward part: Nemotron-4, with LayerNorm and half of each head rotated
+    (NVIDIA/NeMo-Framework-Launcher, launcher_scripts/conf/training/nemotron, 2024: layernorm1p, rotary_percentage)."""
     return overrides_of(
         model="llama-3-8b",
         model__num_hidden_layers=layers,
@@ -42,6 +43,8 @@ def _plain(layers: int, hidden: int, heads: int, inner: int, vocab: int, kv_head
         model__vocab_size=vocab,
         model__hidden_act=act,
         model__gated_mlp=False,
+        model__norm="layer",
+        model__partial_rotary_factor=0.5,
     )
 
 
