@@ -46,6 +46,7 @@ class Gemm:
     out_bytes : width of an output value [B].
     weight_bytes : width of a weight value where it is stored narrower than GEMMs multiply it (0: as the operands) [B].
     split : partial sums of FP8 are added up outside the tensor cores (gradients in software that asks for it).
+    left : SMs that its grid leaves free for a kernel that communicates.
     """
 
     m: int
@@ -58,6 +59,7 @@ class Gemm:
     out_bytes: float = 2.0
     split: bool = field(default=False, repr=False)
     weight_bytes: float = field(default=0.0, repr=False)
+    left: int = field(default=0, repr=False)
 
     @property
     def flops(self) -> float:
@@ -425,6 +427,7 @@ class Collective:
     ranks : ranks of the group.
     per_node : ranks of the group that share a node.
     kernels : a name in `fabric.all_reduce` of the hardware profile, or "nccl"; NCCL runs what the named kernels do not.
+    sms : SMs that the GEMM leaves free for it while it drains that in pieces.
     """
 
     kind: CollectiveKind
@@ -432,6 +435,7 @@ class Collective:
     ranks: int
     per_node: int
     kernels: str = "nccl"
+    sms: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

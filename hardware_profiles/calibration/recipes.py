@@ -277,6 +277,7 @@ ENGINE_KERNELS = "a decode step's kernels written in Triton, in a CUDA graph on 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
+RESCALED = "torchao's scales of rows applied behind a GEMM, compiled, on one rested H200 (table h200_torchao)"
 CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
 EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
 
@@ -461,6 +462,7 @@ RECIPES = (
     ),
     own_stream("quant.turned@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
+    own_stream("quant.rescale@compiled", "value_rate", source=RESCALED, text="100 MB to 4 GB", bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
     *(
         te_stream(f"norm.{direction}{kind}@te", wave_time=wave)

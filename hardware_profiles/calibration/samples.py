@@ -397,6 +397,21 @@ def compiled_casts() -> list[Sample]:
     return out
 
 
+def torchao_kernels() -> list[Sample]:
+    """What torchao's scales of rows add behind a GEMM (`measure_torchao.py --only others`); every second shape held
+    out."""
+    return [
+        Sample(
+            hardware="h200", cls="quant.rescale@compiled", seconds=number(row, "us") * 1e-6, table="h200_torchao",
+            work=(Streaming(read=number(row, "bytes") / 2, written=number(row, "bytes") / 2,
+                            values=float(integer(row, "m") * integer(row, "n"))),),
+            label=f"{row['op']} {row['m']} x {row['n']}", rested=1.0, resolution=2.5e-7, held=row["held_out"] == "1",
+        )
+        for row in rows("h200_torchao.csv")
+        if row["op"] == "rescale"
+    ]  # fmt: skip
+
+
 ACCUMULATED = {"fp8_tensor split": 2.0, "fp8_tensor e5m2 split": 2.0, "fp8_tensor split fp32out": 4.0}
 """Variants of the table of accumulators -> bytes of an output value."""
 
@@ -472,5 +487,5 @@ def everything() -> list[Sample]:
     h200 = merged([*h200_older(), *h200_measured()])
     own = [*h200, *moe_layer(), *engine_experts(), *small_gemm(), *small_streams(), *eager()]
     own += [*engine_streams(), *transformer_engine()]
-    own += [*compiled_casts(), *fp8_split(), *decode_attention()]
+    own += [*compiled_casts(), *torchao_kernels(), *fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

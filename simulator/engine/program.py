@@ -414,7 +414,7 @@ def in_pieces(collective: Priced, kernels: Sequence[Priced], work: Collective, p
     if not isinstance(gemm, Gemm) or gemm.form != "dense":
         return max(time, alone) + min(time, alone) / ranks
     if collective.op.concurrent_with == "pipeline":
-        piece = price(replace(op, work=replace(gemm, n=-(-gemm.n // SPLITS)))).durations[ALONE]
+        piece = price(replace(op, work=replace(gemm, n=-(-gemm.n // SPLITS), left=work.sms))).durations[ALONE]
         return max(alone, scattered(time, piece, SPLITS, sent=SPLITS))
     rows = -(-gemm.m // ranks)
     pieces = [replace(one.op, work=replace(one.op.work, m=rows)) for one in kernels if isinstance(one.op.work, Gemm)]

@@ -280,6 +280,30 @@ def _repeat_keys(builder: SegmentBuilder, s: Shapes, name: str, *, backward: boo
         builder.add(name, "elem", Streaming(read=few, written=many), saved=many - few)
 
 
+def _by_sequence(builder: SegmentBuilder, s: Shapes) -> None:
+    """Queries, keys and values to (batch, sequence) for FlashAttention-2, as Transformer Engine does it
+    (pytorch/attention.py, 1.6 to 2.10: FlashAttention.forward, _PrepareQKVForFA) and Megatron-LM did before.
+
+    One kernel takes the joined projection apart where all heads have keys and nothing rotates them, and one joins the
+    gradients (`attn.qkv.cat.bwd`). Otherwise each that does not lie so is copied: with several sequences all, with one
+    those that are still parts of the projection.
+    """
+    if not s.stack.batch_first or s.stack.attention != "fa2":
+        return
+    t, (_, kv), made, rotates = s.tokens, widths(s), projected(s), s.model.positions == "rope"
+    if not rotates and kv_heads_per_rank(s) == heads_per_rank(s):
+        builder.add("attn.core.prepare", "elem", cast(t * sum(made), BF16, BF16))
+        return
+    width = sum(made) if s.batch > 1 or not rotates else kv / 2
+    builder.add("attn.core.prepare", "elem.unvectorized", unvectorized(t * width, BF16, BF16))
+
+
+def _by_token(builder: SegmentBuilder, s: Shapes, name: str) -> None:
+    """The core's output back to (sequence, batch), or its gradient to (batch, sequence)."""
+    if s.stack.batch_first and s.stack.attention == "fa2" and s.batch > 1:
+        builder.add(name, "elem.unvectorized", unvectorized(s.tokens * output_width(s), BF16, BF16))
+
+
 def _rotated(s: Shapes, width: int) -> int:
     """Values that rotate of all tokens' `width`."""
     return round(s.tokens * width * s.model.rotated_share)
@@ -336,7 +360,9 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         indexer.projections(builder, s)
         indexer.choose(builder, s)
     _repeat_keys(builder, s, "attn.kv.repeat.fwd")
+    _by_sequence(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
+    _by_token(builder, s, "attn.out.order.fwd")
     if not (s.stack.rope_fused or s.stack.rope_complex):
         # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
@@ -397,6 +423,7 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
     if "core_attn" in s.recompute:
         core_forward(builder, s, "attn.core.recompute", part="R")
     _gather_all(builder, s, "attn.dkv.transfer", kv, passes=2)
+    _by_token(builder, s, "attn.out.order.bwd")
     core_backward(builder, s)
     _repeat_keys(builder, s, "attn.kv.repeat.bwd", backward=True)
     if s.model.positions == "rope":

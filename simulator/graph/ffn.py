@@ -266,7 +266,6 @@ def down_backward(
             f.inner,
             recipe=f.recipe,
             place="row",
-            fused_behind=True,
         )
     eager_activation(builder, f.name, f.tokens, f.inner, gated=f.gated, backward=True)
     again = s.activation_again(f.name) and not f.fp8

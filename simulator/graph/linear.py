@@ -158,11 +158,9 @@ def input_gradient(
     cast_gradient: bool = True,
     weight_first: bool = True,
     matrices: tuple[int, ...] = (),
-    fused_behind: bool = False,
 ) -> None:
     """dx (m, k) = dy (m, n) times w^T. `cast_gradient=False` where dy arrives in FP8. `matrices`: as in `forward`;
-    what separate ones make is summed, by one compiled kernel, or by autograd two at a time. `fused_behind`: a kernel
-    follows that torch.compile fuses with what reads the result."""
+    what separate ones make is summed, by one compiled kernel, or by autograd two at a time."""
     if recipe == "fp8":
         if weight_first:
             weight_transpose(builder, name, n, k)
@@ -178,14 +176,13 @@ def input_gradient(
     gemms = _gemms(builder, name, n, matrices)
     for which, width, _ in gemms:
         builder.add(f"{which}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, width))
+        if RECIPES[recipe].by_layer:
+            casts.rescale(builder, f"{which}.dgrad", m * k)
     more = len(gemms) - 1
     if more:
         at_once = more if builder.stack.residual_fused else 1
         work = cast(m * k, (1 + at_once) * BF16, BF16)
         builder.add(f"{name}.dgrad_sum", "elem", work, count=more // at_once)
-    if not more or not builder.stack.residual_fused:
-        for which, _, _ in gemms:
-            rescale(builder, f"{which}.dgrad", m * k, recipe=recipe, fused=fused_behind)
 
 
 def cast_for_wgrad(
@@ -226,17 +223,10 @@ def weight_gradient(
             split=splits(recipe),
         )
         builder.add(f"{which}.wgrad", gemm_class(recipe, ".wgrad"), gemm)
-        rescale(builder, f"{which}.wgrad", width * k, recipe=recipe, fused=False)
+        if RECIPES[recipe].by_layer:
+            casts.rescale(builder, f"{which}.wgrad", width * k, "W")
     if not fused and not builder.shapes.copies_shards:
         add_gradient(builder, name, n * k)
-
-
-def rescale(builder: SegmentBuilder, name: str, values: float, *, recipe: Recipe, fused: bool) -> None:
-    """GEMMs of gradients scaled by row run without scales, which a kernel of its own multiplies the output with: where
-    sums are split, cuBLAS with scales of tensors is faster than CUTLASS with scales of rows (torchao/float8/
-    float8_ops.py, addmm_float8_unwrapped, 2024-12 to 2026-08). torch.compile leaves it to a kernel that is `fused`."""
-    if RECIPES[recipe].scaled == "row" and not (fused and builder.stack.residual_fused):
-        builder.add(f"{name}_scale", "elem", cast(values, BF16, BF16))
 
 
 def add_gradient(builder: SegmentBuilder, name: str, values: float) -> None:

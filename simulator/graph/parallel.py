@@ -60,13 +60,18 @@ def _collective(
     """One tensor-parallel collective over the activations of a microbatch, `row` bytes a token."""
     tp = s.job.layout.tp
     if tp > 1 and row:
-        work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp)
+        sms = 0
+        if concurrent_with == "pipeline":
+            sms = s.stack.tp_sms_attention if builder.name.startswith("attn") else s.stack.tp_sms_ffn
+        work = Collective(kind=kind, bytes=s.tokens * row, ranks=tp, per_node=tp, sms=sms)
         builder.add(f"{name}.{kind}", f"comm.tp.{kind}", work, concurrent_with=concurrent_with)
 
 
 def _in_pieces(s: Shapes, kind: CollectiveKind, in_layer: bool) -> ConcurrentWith:
-    """How a collective overlaps with the GEMM that it feeds or drains: those of embedding and head do not."""
-    if not (s.stack.tp_overlap and s.job.layout.sp and in_layer):
+    """How a collective overlaps with the GEMM that it feeds or drains: those of embedding and head do not, nor does a
+    gather of BF16 that is cast by rows behind it (github.com/pytorch/pytorch/issues/149990, 2025)."""
+    cast_behind = kind == "all_gather" and s.formats.record.scaled == "row"
+    if cast_behind or not (s.stack.tp_overlap and s.job.layout.sp and in_layer):
         return "nothing"
     how = s.stack.tp_scatter
     pipeline = how == "pipeline" or (how == "recipe" and s.recipe == "bf16")
@@ -87,6 +92,15 @@ def _copy(builder: SegmentBuilder, name: str, s: Shapes, row: float) -> None:
     if s.job.layout.tp > 1 and row:
         size = sharded_tokens(s) * row
         builder.add(f"{name}.copy", "elem", Streaming(read=size, written=size))
+
+
+def _sum_pieces(builder: SegmentBuilder, name: str, s: Shapes, row: float, out: float, how: ConcurrentWith) -> None:
+    """What pieces of a GEMM left for a rank, one of every rank, is summed in the end: `row` bytes a token read, `out`
+    written (PyTorch,
+    torch/distributed/_symmetric_memory/__init__.py, 2024-12 and 2025: torch.sum of stacked_partials; Transformer
+    Engine, common/comm_gemm_overlap/comm_gemm_overlap.cpp, 2024 to 2026: reduce_bf16 ends split_overlap_rs)."""
+    if how == "chunks" and s.job.layout.tp > 1:
+        builder.add(f"{name}.sum", "elem", Streaming(read=s.tokens * row, written=sharded_tokens(s) * out))
 
 
 def gather(builder: SegmentBuilder, name: str, s: Shapes, width: int, *, in_layer: bool = True) -> None:
@@ -133,7 +147,10 @@ def scatter(
     concurrent_with = "whole" if gradient and s.stack.tp_regather else _in_pieces(s, kind, in_layer)
     if kind == "reduce_scatter" and not (summed and s.stack.residual_fused):  # a compiled sum writes rank by rank
         _order(builder, f"{name}.{kind}", s, width * BF16, concurrent_with)
-    _collective(builder, name, kind, s, width * BF16, concurrent_with=concurrent_with)
+    narrow = s.stack.tp_reduced == "recipe" and not gradient and concurrent_with != "nothing"
+    each = s.formats.travels_bytes if narrow else BF16
+    _collective(builder, name, kind, s, width * each, concurrent_with=concurrent_with)
+    _sum_pieces(builder, name, s, width * each, width * BF16, concurrent_with)
     summed_there = concurrent_with == "whole" and _in_pieces(s, kind, in_layer) != "nothing"
     if summed_there and s.stack.tp_buffer == "copied":
         _copy(builder, name, s, width * BF16)

@@ -37,6 +37,8 @@ class Stack:
         (`simulator.cost.pieces`); those of embedding and head do not.
     tp_scatter : how a reduce-scatter drains its GEMM: in a ring, a piece for each rank; in a pipeline of four pieces of
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
+    tp_sms_attention, tp_sms_ffn : SMs that a reduce-scatter in a pipeline holds and its GEMM leaves free (num_sm).
+    tp_reduced : what partial outputs of a forward GEMM travel in when they are reduced in pieces (fp8_buf: recipe).
     tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
         and overlaps dgrad's reduce-scatter with wgrad.
     tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
@@ -66,6 +68,7 @@ class Stack:
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
     projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
         gradients are then summed.
+    batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
     keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
     rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
     sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
@@ -167,12 +170,16 @@ class Stack:
     expert_biases: Literal["fused", "eager"] = "fused"
     table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
+    batch_first: bool = False
     keys_repeated: bool = False
     rope_complex: bool = False
     sequence_copies: bool = False
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"
+    tp_sms_attention: int = 16
+    tp_sms_ffn: int = 16
+    tp_reduced: Literal["bf16", "recipe"] = "bf16"
     amax_group: Literal["none", "tensor", "stage"] = "none"
     gradient_mean: Literal["collective", "before"] = "collective"
     gradient_check: bool = False

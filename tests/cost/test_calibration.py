@@ -268,7 +268,7 @@ def test_what_a_b200_gives_another_blackwell_goes_at_the_pace_of_its_lasting_gem
 KERNEL_TABLES = (
     "h800_trace", "h800_kernels", "h200_kernels", "h200_measured", "h200_decode_attention", "aic_decode_attention",
     "aic_moe", "aic_decode_engines", "h200_engine_kernels",
-    "h200_small_gemm", "h200_narrow", "h200_eager", "h200_fp8_casts", "h200_moe_layer",
+    "h200_small_gemm", "h200_narrow", "h200_eager", "h200_fp8_casts", "h200_moe_layer", "h200_torchao",
     "h200_fp8_accumulation", "h200_fp8_split", "h200_fp8_mix", "h200_recurrent", "h200_chunks", "h200_windows",
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
@@ -369,6 +369,8 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_draw.csv",
         "h200_pieces.csv",
         "h200_dither.csv",
+        "h200_torchao_layer.csv",
+        "h200_torchao_ring.csv",
     }
     known |= {f"fabric_{name}.csv" for name in ("all_reduce", "collective", "ep", "low_latency", "latency", "topology")}
     assert {path.name for path in TABLES.glob("*.csv")} == known

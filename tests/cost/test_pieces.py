@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from hardware_profiles.calibration.fit_power import rows
 from simulator.cost.cost import Share
-from simulator.cost.gemm_cost import gemm_cost
+from simulator.cost.gemm_cost import gemm_cost, left_free
 from simulator.cost.pieces import SPLITS, ends, gathered, scattered
 from simulator.inputs import load_hardware
 from simulator.ops import Gemm
@@ -68,3 +70,34 @@ def test_pieces_one_after_the_other_are_what_was_measured(how: str) -> None:
             ranks * seconds(m // ranks, r) / seconds(m, r) - float(r["us"]) / whole[tuple(r[key] for key in shape)]
         )
     assert mean(abs(x) for x in off) < 0.045
+
+
+@pytest.mark.parametrize(("precision", "low", "high"), [("bf16", 0.99, 1.01), ("fp8", 1.04, 1.12)])
+def test_sms_left_free_cost_fp8_gemms_only(precision: Literal["bf16", "fp8"], low: float, high: float) -> None:
+    """Measured with 16 of 132 SMs left free under sustained load, and the forecast at the power limit, where a GEMM on
+    fewer SMs draws less."""
+    free = 16
+    shape = ("ranks", "m", "n", "k")
+    table = [r for r in rows("h200", "pieces") if r["precision"] == precision]
+    whole = {tuple(r[key] for key in shape): float(r["us"]) for r in table if r["how"] == "whole"}
+    found = [float(r["us"]) / whole[tuple(r[key] for key in shape)] for r in table if r["how"] == "margin"]
+    assert all(low <= one <= high for one in found)
+    gpu = load_hardware("h200").gpu
+    assert gpu.power is not None
+    work = Gemm(m=4096, n=8192, k=7168, precision="bf16" if precision == "bf16" else "fp8_tensor", left=free)
+    longer = left_free(work, gpu)
+    draws = gpu.power.idle + (gpu.power.tensor - gpu.power.idle) / longer
+    at_limit = longer * (draws / gpu.power.tensor) ** gpu.power.exponent
+    assert at_limit == pytest.approx(mean(found), abs=0.01)
+    assert left_free(replace(work, left=0), gpu) == 1.0
+
+
+def test_a_gemm_that_leaves_sms_free_is_priced_so() -> None:
+    cluster = load_hardware("h100")
+    work = Gemm(m=2048, n=3072, k=12288, precision="fp8_tensor")
+    whole, less = (
+        dict(gemm_cost(each, "gemm.fp8_tensor", cluster.gpu, rested(cluster.kernels), Share(sms=132)).terms)
+        for each in (work, replace(work, left=24))
+    )
+    assert less["left_free_factor"] == pytest.approx(132 / 108)
+    assert less["tensor_s"] == whole["tensor_s"]

@@ -147,6 +147,20 @@ def test_parts_and_layers_stay_in_bf16() -> None:
     assert held_by_block(kinds[1], s.model, s.job).narrow == 0 < held_by_block(kinds[2], s.model, s.job).narrow
 
 
+def test_nvfp4_casts_rows_and_transformed_columns_apart() -> None:
+    """Transformer Engine 2.8 to 2.14: three passes over BF16, behind a norm too, and two forms of 9/16 byte a value."""
+    found, values = ops(BlockKind.DENSE, *recipe("nvfp4")), TOKENS * FFN
+    form = (2 * values, (0.5 + 1 / 16) * values)
+    assert moved(found["dense.down.quant_x.amax"]) == (2 * values, 0.0)
+    assert moved(found["dense.down.quant_x"]) == moved(found["dense.down.quant_x_t"]) == form
+    for name in LINEAR:
+        for which in ("x", "g"):
+            assert {f"{name}.quant_{which}{kernel}" for kernel in ("", "_t", ".amax", ".amax.clear")} <= set(found)
+        assert (f"{name}.quant_x.seed" in found, f"{name}.quant_g.seed" in found) == (False, True)
+    scales = found["dense.down.fwd.swizzle"]
+    assert scales.count * sum(moved(scales)) == pytest.approx(2 * (values + H * FFN) / 16)
+
+
 @pytest.mark.parametrize(
     ("changes", "each"),
     [
@@ -229,6 +243,19 @@ def test_scales_by_row_need_casts_by_columns_that_compute_every_address() -> Non
     linears = ("attn.qkv", "attn.o", "dense.up_gate", "dense.down")
     assert set(by_columns) == {f"{name}.quant_{which}_t" for name in linears for which in "xgw"}
     assert all(isinstance(work, Streaming) and work.values == work.read / 2 for work in by_columns.values())
+
+
+def test_gradients_scaled_by_row_are_multiplied_behind_their_gemms() -> None:
+    """Every value of every input and weight gradient, by its own instructions; in eager PyTorch, of FP32 factors."""
+    for stack, width in (("torchtitan", 4), ("torch", 12)):
+        found = ops(BlockKind.DENSE, f"stack={stack}", "layout.zero=3", "precision.recipe=fp8_row")
+        outputs = {n: op.work.m * op.work.n for n, op in found.items() if isinstance(op.work, Gemm) and "grad" in n}
+        scaled = {n.removesuffix("_scale"): op for n, op in found.items() if n.endswith("grad_scale")}
+        assert set(scaled) == set(outputs)
+        assert all(op.cls == ("quant.rescale" if width == 4 else "elem") for op in scaled.values())
+        assert {n: sum(moved(op)) / width for n, op in scaled.items()} == outputs
+    per_tensor = ops(BlockKind.DENSE, "stack=torchtitan", "layout.zero=3", "precision.recipe=fp8_tensor")
+    assert not [name for name in per_tensor if name.endswith("grad_scale")]
 
 
 def test_maxima_of_gathered_tensors_are_those_of_all_their_ranks() -> None:

@@ -15,7 +15,7 @@ Each rank has two of 2 x cp chunks of every sequence, one from each end, so that
 
 Kernels are those of Transformer Engine (`context_parallel.py` of its PyTorch attention, 2026:
 AttnFuncWithCPAndKVP2P, AttnFuncWithCPAndKVAllGather, AttnFuncWithCPAndQKVOA2A). Written in eager modules (stacks whose
-norms are not fused) outputs are merged in FP32, kernel by kernel. `stack.context = "torch"` runs PyTorch's own kernels
+SwiGLU is not fused) outputs are merged in FP32, kernel by kernel. `stack.context = "torch"` runs PyTorch's own kernels
 instead (`context_torch`). The rank in the middle stands for all: others have as
 many FLOP, in chunks of other lengths. A hop overlaps with the core's step before it.
 """

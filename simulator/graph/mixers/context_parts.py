@@ -116,11 +116,13 @@ class Around:
             self.op(name, "comm.cp.ring", work, count=hops, concurrent_with="whole" if hidden else "nothing")
 
     def merge(self, name: str, core: Core) -> None:
-        """The outputs of a ring's steps in one, by their softmax statistics; a later rank's are of half the queries."""
+        """The outputs of a ring's steps in one, by their softmax statistics; a later rank's are of half the queries.
+        Transformer Engine compiles what merges them (flash_attn_fwd_out_correction and its like, jit_fuser in
+        pytorch/jit.py, 1.10 to 2.10)."""
         cp, t = self.s.job.layout.cp, self.s.tokens
         values = t * core.outputs * (cp // 2 + (cp - 1) // 2 / 2) / (cp - 1)  # of a step, mean
         statistics = cast(t * core.work.heads, 2 * FP32, FP32)
-        if self.s.stack.residual_fused:
+        if self.s.stack.swiglu_fused:  # written to be compiled
             self.op(f"{name}.merge.statistics", "elem", statistics, count=cp - 1)
             self.op(f"{name}.merge.first", "elem", cast(t * core.outputs, BF16, BF16))
             self.op(f"{name}.merge", "elem", cast(values, 2 * BF16, BF16), count=cp - 1)

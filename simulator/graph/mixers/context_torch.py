@@ -4,8 +4,9 @@
 The core runs in a ring's steps, but keys and values are gathered at once (`all_gather`, its default), behind the first
 step; with `ring` they go round. torchtitan repeats keys and values for every query head before (repeat_kv), so that
 repeated ones are sent. Outputs are merged in FP32, and gradients summed in FP32; those of keys and values go round as
-FP32, each time behind the next step, the last time behind nothing. torch.compile fuses a merging; eager ones are five
-kernels over values and as many over statistics.
+FP32, each time behind the next step, the last time behind nothing. torch.compile fuses a merging, and puts gradients'
+sums and their way round behind all kernels of the core, where nothing hides them (PyTorch 2.11 on an H200, table
+h200_torchao_ring); eager mergings are five kernels over values and as many over statistics.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def backward(builder: SegmentBuilder, s: Shapes, core: Core, name: str) -> None:
         gradients = 2 * whole.keys if at else 0  # FP32, of the step before
         _bring(add, s, f"{name}.kv.{at}", whole.keys, at, hops, more=gradients)
         if gradients and not (hops and s.job.layout.cp_kind == "ring"):
-            add.hop(f"{name}.dkv.{at}", gradients, times)
+            add.hop(f"{name}.dkv.{at}", gradients, times, hidden=not s.stack.residual_fused)
         builder.add(f"{name}.{step}.{at}", core.cls, work, count=times)
         part_q, part_kv = work.seq_q / s.seq, work.seq_kv / s.seq
         add.op(f"{name}.dq.{at}", "elem", cast(part_q * t * whole.queries, FP32 + BF16, FP32), count=times)

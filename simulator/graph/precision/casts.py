@@ -9,14 +9,20 @@ rows, and along columns. Which kernels make these differs by recipe and software
 | per tensor, current | a pass finds the maximum first | the same |
 | per row | one kernel by rows | gradient by rows; gradient and x by columns for the weight gradient |
 | per block, MXFP8 | one kernel makes both forms | the same |
-| NVFP4 | a pass for the scale of the tensor, then one kernel for both forms | the same |
+| NVFP4 | a pass for the scales of both forms, then a kernel for each of them | the same, rounded at random |
 
 Transformer Engine (transformer_engine/pytorch/module/linear.py, layernorm_linear.py; csrc/extensions/
-normalization.cpp; 2026): a norm before writes delayed FP8 itself, and finds the maximum of current scaling and of
-NVFP4; what is gathered over tensor-parallel ranks is cast before, per tensor by rows only, and turned when the weight
-gradient needs it. It keeps x in the recipe's format. torchao (torchao/float8/float8_linear.py, 2026) keeps BF16 and
-casts x again for the weight gradient, by a scale that it finds again; it also casts weights at each use. torch.compile
-keeps the maximum of a weight that forward found (profiles of PyTorch 2.11 on an H200).
+normalization.cpp; 2026): a norm before writes delayed FP8 itself, and finds the maximum of current scaling; what is
+gathered over tensor-parallel ranks is cast before, per tensor by rows only, and turned when the weight gradient needs
+it. It keeps x in the recipe's format. torchao (torchao/float8/float8_linear.py, 2026) keeps BF16 and casts x again for
+the weight gradient, by a scale that it finds again; it also casts weights at each use. torch.compile keeps the maximum
+of a weight that forward found (profiles of PyTorch 2.11 on an H200).
+
+NVFP4 as Transformer Engine 2.8 to 2.14 runs it (csrc/quantizer.cpp, NVFP4Quantizer::quantize_impl): columns of x and of
+gradients go through a random Hadamard transform of 16 values, so that a pass finds the maximum of both forms (a norm
+does not: it knows nothing of the transform), a kernel casts rows, and another transforms, casts and turns columns. From
+2.15 on the two are one, which reads the values once. Weights share a scale by 16 x 16 values and are not transformed.
+The maxima are cleared by a kernel, and rounding at random takes another, which hands out its seed.
 
 Eager PyTorch casts in four passes (to FP32, scale, clamp, to FP8) and finds a maximum in two
 (`calibration/tables/h200_fp8_casts.csv`: bytes at 2.9 TB/s).
@@ -56,8 +62,9 @@ _EAGER_CAST = Passes(4, Streaming(read=BF16 + 3 * FP32, written=3 * FP32 + FP8))
 EAGER: dict[str, Passes] = {
     **dict.fromkeys((*CLASS.values(), "quant.column"), _EAGER_CAST),
     "quant.amax": Passes(2, Streaming(read=2 * BF16, written=BF16)),
+    "quant.rescale": Passes(2, Streaming(read=BF16 + FP32, written=FP32 + BF16)),
 }
-"""Casts and maxima in eager PyTorch."""
+"""Casts, maxima and scaled outputs in eager PyTorch."""
 
 
 def gathered_from(builder: SegmentBuilder) -> int:
@@ -85,6 +92,8 @@ def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place,
     shards = gathered_from(builder) if place == "row" else 1
     scaled = formats.record.scaled
     both = scaled != "row" and (shards == 1 or scaled == "block")
+    if formats.recipe == "nvfp4" and formats.kept == "recipe":
+        _small(builder, f"{name}.quant_g.seed", facts)
     _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, shards=shards, facts=facts)
 
 
@@ -132,20 +141,33 @@ def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bo
     _cast(builder, f"{name}.quant_w", values, formats, both=False, from_norm=False, facts=resident)
 
 
-SWIZZLED = 1.0 / 32.0
-"""Bytes of MXFP8's scales of a value: one for 32 values [B]."""
+SWIZZLED: dict[Recipe, float] = {"mxfp8": 1.0 / 32.0, "nvfp4": 1.0 / 16.0}
+"""Bytes of scales of a value: one for 32 or 16 values [B]."""
 
 
 def swizzle(
     builder: SegmentBuilder, name: str, values: float, part: Part | None = None, **facts: Unpack[Facts]
 ) -> None:
-    """Before each MXFP8 GEMM Transformer Engine lays the scales of both operands, of so many values together, out as
-    cuBLAS reads them, by a kernel each; a grouped GEMM's are laid out together (transformer_engine/pytorch/csrc/
+    """Before each MXFP8 or NVFP4 GEMM Transformer Engine lays the scales of both operands, of so many values together,
+    out as cuBLAS reads them, by a kernel each; a grouped GEMM's are laid out together (transformer_engine/pytorch/csrc/
     extensions/gemm.cpp, swizzle_scaling_factors, 2.9, 2025-11)."""
     formats = builder.shapes.settings
-    if formats.recipe == "mxfp8" and formats.kept == "recipe":
-        each = Streaming(read=SWIZZLED, written=SWIZZLED)
+    if formats.recipe in SWIZZLED and formats.kept == "recipe":
+        each = Streaming(read=SWIZZLED[formats.recipe], written=SWIZZLED[formats.recipe])
         _stream(builder, f"{name}.swizzle", "elem", values / 2, each, part, {**facts, "count": 2})
+
+
+def rescale(builder: SegmentBuilder, name: str, values: float, part: Part | None = None) -> None:
+    """A GEMM of a gradient runs without the scales of its rows and columns, and so many values of its output are
+    multiplied with both behind it: where sums are split, cuBLAS with scales of tensors is faster than CUTLASS with
+    scales of rows (torchao/float8/float8_ops.py, addmm_float8_unwrapped, 2024-12 to 2026-08).
+
+    torch.compile computes both scales again for every value, a division in FP64, a logarithm and an exponential each
+    (amax_to_scale in torchao/float8/float8_utils.py, scales rounded to powers of two since 2025-02): its instructions
+    decide, in a kernel of their own as in one fused with what follows (`calibration/tables/h200_torchao_layer.csv`).
+    """
+    if builder.shapes.settings.record.scaled == "row":
+        _stream(builder, f"{name}_scale", "quant.rescale", values, Streaming(read=BF16, written=BF16), part, {})
 
 
 def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
@@ -169,14 +191,21 @@ def _cast(
     shards: int = 1,
 ) -> None:
     """The maximum, where the recipe scales whole tensors by their own, and the cast into one form or both."""
-    tensor = formats.record.scaled == "tensor"
+    tensor, nvfp4 = formats.record.scaled == "tensor", formats.recipe == "nvfp4"
     delayed = tensor and formats.scaling == "delayed"
     if delayed and from_norm:
         return
-    if ((tensor and not delayed) or formats.recipe == "nvfp4") and not from_norm:
+    if nvfp4 and formats.kept == "recipe":
+        _small(builder, f"{name}.amax.clear", facts)
+    if nvfp4 or (tensor and not delayed and not from_norm):
         _maximum(builder, f"{name}.amax", values, None, facts)
     if formats.kept == "recipe":
         _agree(builder, name, formats, shards, facts)
+    if nvfp4 and both:
+        once = Streaming(read=BF16, written=formats.record.value)
+        for form in (name, f"{name}_t"):
+            _stream(builder, form, CLASS[formats.recipe], values, once, None, facts)
+        return
     turns = both and formats.layouts == 2
     written = formats.record.value * (formats.layouts if both else 1)
     cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
@@ -198,7 +227,12 @@ def _agree(builder: SegmentBuilder, name: str, formats: Formats, shards: int, fa
         work = Collective(kind="all_reduce", bytes=FP32, ranks=shards, per_node=near)
         builder.add(f"{name}.maximum.all_reduce", "comm.tp.all_reduce", work, **facts)
     if current:
-        builder.add(f"{name}.scale", "elem.small", Streaming(read=FP32, written=FP32), **facts)
+        _small(builder, f"{name}.scale", facts)
+
+
+def _small(builder: SegmentBuilder, name: str, facts: Facts) -> None:
+    """A kernel over one value."""
+    builder.add(name, "elem.small", Streaming(read=FP32, written=FP32), **facts)
 
 
 def _stream(

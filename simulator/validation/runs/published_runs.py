@@ -151,9 +151,20 @@ NEMO_25: Mapping[str, Any] = {
 grad_reduce_in_fp32 false, average_in_collective; and in FP8 fp8_param_gather."""
 
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
-    "llama31_405b": {"stack__attention": "cudnn", "model__vocab_size": 51200},
+    "llama31_405b": {
+        "stack__attention": "cudnn",
+        "model__vocab_size": 51200,
+        "stack__tp_sms_attention": 24,
+        "stack__tp_sms_ffn": 8,
+    },
+    "llama31_70b": {"stack__attention": "cudnn", "stack__tp_sms_attention": 24},
     "llama": {"stack__attention": "cudnn"},
-    "gpt3": {"stack__loss": "parallel", "stack__dropout": True},
+    "gpt3": {
+        "stack__loss": "parallel",
+        "stack__dropout": True,
+        "stack__tp_sms_attention": 24,
+        "stack__tp_sms_ffn": 20,
+    },
     "grok1": {
         "stack__loss": "parallel",
         "stack__token_counts": "capacity",
@@ -164,10 +175,29 @@ SCRIPTS: Mapping[str, Mapping[str, Any]] = {
     "nemotron4_340b": {"layout__recompute": "selective"},
 }
 """What launch scripts and configurations of NVIDIA/dgxc-benchmarking say at the tags v24.11.1 and v25.02.02, where it
-is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity.
-Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall, moe_pad_expert_input_to_capacity,
-moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp). Grok has the tokenizer of Llama 3
-and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
+is not the stack's: NVTE_FUSED_ATTN, cross_entropy_loss_fusion, hidden_dropout, activations_checkpoint_granularity,
+num_sm of ub_tp_comm_overlap_cfg. Grok's experts (grok1/grok1_314b.yaml: moe_token_dispatcher_type alltoall,
+moe_pad_expert_input_to_capacity, moe_expert_capacity_factor 1.0) are cut as all else in Megatron-Core 0.9 (etp = tp).
+Grok has the tokenizer of Llama 3 and Llama 405B that of GPT-2, filled up to multiples of 128 tp."""
+
+SCRIPTS_IN_FP8: Mapping[str, Mapping[str, Any]] = {"llama31_405b": {"stack__tp_reduced": "recipe"}}
+"""What they say of FP8 runs alone: fp8_buf of proj_fprop and fc2_fprop (llama3.1/configure.sh)."""
+
+LAUNCHER: Mapping[str, Mapping[str, Any]] = {
+    "gpt3_20b": {"stack__loss": "parallel", "stack__dropout": True, "stack__tp_sms_ffn": 24},
+    "gpt3": {
+        "stack__loss": "parallel",
+        "stack__dropout": True,
+        "stack__tp_sms_attention": 24,
+        "stack__tp_sms_ffn": 20,
+    },
+    "llama2": {"stack__loss": "parallel", "stack__tp_sms_attention": 24},
+    "llama3_70b": {"stack__tp_sms_attention": 24},
+    "nemotron_340b": {"stack__loss": "parallel", "layout__recompute": "selective"},
+}
+"""The same of NVIDIA/NeMo-Framework-Launcher at the tag 24.07, launcher_scripts/conf/training. What overlaps with
+tensor parallelism is taken to be switched on, as every ub_cfg_h100 file there is for FP8, which no configuration
+switches on."""
 
 
 def software_of(figure: Figure) -> dict[str, Any]:
@@ -179,9 +209,13 @@ def software_of(figure: Figure) -> dict[str, Any]:
         return {"stack": "megatron-core", **NEMO_25, **narrow, **({"stack__cuda_graphs": "layers"} if graphs else {})}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
-    scripts = (values for start, values in SCRIPTS.items() if name.startswith(start))
-    own = next(scripts, {}) if figure.id.startswith("E.dgxc.") else {}
-    return {"stack": "nemo-24", **own}
+    tables = [SCRIPTS if figure.id.startswith("E.dgxc.") else LAUNCHER]
+    if tables[0] is SCRIPTS and str(figure.config["precision"]).startswith("FP8"):
+        tables.append(SCRIPTS_IN_FP8)
+    own: dict[str, Any] = {"stack": "nemo-24"}
+    for table in tables:
+        own |= next((values for start, values in table.items() if name.startswith(start)), {})
+    return own
 
 
 def run_of(figure: Figure) -> Overrides:

@@ -1,0 +1,1 @@
+"""Measuring scripts that need torchao."""
