@@ -277,6 +277,7 @@ ENGINE_KERNELS = "a decode step's kernels written in Triton, in a CUDA graph on 
 MOE_LAYER = "PyTorch's kernels of a mixture-of-experts layer on one rested H200 (table h200_moe_layer)"
 
 
+MAPS = "Transformer Engine's kernels in layers of Megatron-Core on one H200 (table h200_te_maps)"
 RESCALED = "torchao's scales of rows applied behind a GEMM, compiled, on one rested H200 (table h200_torchao)"
 CASTS = "torch.compile's casts to FP8 on one rested H200 (table h200_fp8_casts)"
 EAGER = "PyTorch's eager kernels on one rested H200 (table h200_eager)"
@@ -464,6 +465,10 @@ RECIPES = (
     own_stream("quant.column@compiled", "value_rate", source=CASTS, bandwidth=0.9),
     own_stream("quant.rescale@compiled", "value_rate", source=RESCALED, text="100 MB to 4 GB", bandwidth=0.9),
     own_stream("swiglu.bwd@compiled", "value_rate", source=MOE_LAYER, text="1024 to 32768 rows", bandwidth=0.9),
+    *(
+        own_stream(cls, "value_rate", source=MAPS, text="8 to 128 experts, 4096 to 8192 tokens", bandwidth=0.9)
+        for cls in ("permute.map.chunks", "permute.map.rows")
+    ),
     *(
         te_stream(f"norm.{direction}{kind}@te", wave_time=wave)
         for direction, wave, more in (("fwd", 0.56, ()), ("bwd", 0.87, (".wide", ".layer.wide")))  # as DeepSeek's grids

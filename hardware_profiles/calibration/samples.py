@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hardware_profiles.calibration.h800_trace import trace
 from hardware_profiles.calibration.infersim import infersim
-from hardware_profiles.calibration.layers.moe_layer import engine_experts, engine_streams, moe_layer
+from hardware_profiles.calibration.layers.moe_layer import engine_experts, engine_streams, maps, moe_layer
 from hardware_profiles.calibration.layers.transformer_engine import transformer_engine
 from hardware_profiles.calibration.sample import TABLES, Row, Sample, Work, gemm, integer, merged, number, rows
 from simulator.errors import InputError
@@ -485,7 +485,7 @@ def deepgemm(table: str = DEEPGEMM_TABLE) -> list[Sample]:
 def everything() -> list[Sample]:
     """All samples of all tables that enter a fit or its held-out part."""
     h200 = merged([*h200_older(), *h200_measured()])
-    own = [*h200, *moe_layer(), *engine_experts(), *small_gemm(), *small_streams(), *eager()]
+    own = [*h200, *moe_layer(), *maps(), *engine_experts(), *small_gemm(), *small_streams(), *eager()]
     own += [*engine_streams(), *transformer_engine()]
     own += [*compiled_casts(), *torchao_kernels(), *fp8_split(), *decode_attention()]
     return [*trace(), *infersim(), *published(), *own, *h100_measured(), *deepgemm()]

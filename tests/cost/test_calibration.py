@@ -273,7 +273,7 @@ KERNEL_TABLES = (
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
     "h100_deepgemm", "h20_kernels", "gb200_gemm", "b300_gemm", "gb300_gemm", "gb200_attention", "gb300_attention",
-    "h200_te_kernels", "h200_te_experts", "h200_te_ends",
+    "h200_te_kernels", "h200_te_experts", "h200_te_ends", "h200_te_maps",
 )  # fmt: skip
 
 

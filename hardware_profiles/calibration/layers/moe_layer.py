@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import mean
 
 from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, integer, number, rows
+from simulator.graph.tokens.order import chunk_map, row_map
 from simulator.graph.tokens.router import GATE_BACKWARD_KERNELS, GATE_KERNELS
 from simulator.ops import Streaming
 from simulator.spec.kernel_params import FixedParams
@@ -104,6 +105,26 @@ def moe_layer() -> list[Sample]:
     table = rows(f"{TABLE}.csv")
     found = [sample for row in table for sample in (_moves(row), _grouped(row), _swiglu(row)) if sample is not None]
     return [*found, *_gate(table)]
+
+
+MAPS = "h200_te_maps"
+
+
+def maps() -> list[Sample]:
+    """Maps of rows and of chunks, kernels of Megatron-Core's layers."""
+    out = []
+    for row in rows(f"{MAPS}.csv"):
+        tokens, experts = integer(row, "tokens"), integer(row, "experts")
+        of_rows = row["op"] == "map_rows"
+        work = row_map(tokens, experts) if of_rows else chunk_map(integer(row, "rows"), experts)
+        cls = "permute.map.rows" if of_rows else "permute.map.chunks"
+        out.append(
+            Sample(
+                hardware="h200", cls=cls, work=(work,), seconds=number(row, "us") * 1e-6, table=MAPS, label=row["case"],
+                rested=1.0, resolution=2.5e-7, held=row["held_out"] == "1",
+            )
+        )  # fmt: skip
+    return out
 
 
 ENGINES = "aic_moe"

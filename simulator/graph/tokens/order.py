@@ -25,6 +25,10 @@ from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import latent
 from simulator.ops import Fixed, Streaming
 
+CHUNK_ROW, TOKEN_ROW = 137.0, 9.8
+"""What a row costs in the map of chunks besides a look at each chunk, in such looks, and a token in the map of rows
+besides one at each expert (calibration/tables/h200_te_maps.csv: _make_chunk_sort_map_kernel and three _row_id_map
+kernels with 8 to 128 experts)."""
 SHORT_SORT = 4096
 """Rows up to which PyTorch sorts in one kernel (aten/src/ATen/native/cuda/Sort.cpp)."""
 SORT_LAUNCHES, SHORT_SORT_LAUNCHES = 22, 5
@@ -64,6 +68,19 @@ def every_copy_travels(s: Shapes) -> bool:
     return travels(s) and s.stack.dispatcher == "nccl"
 
 
+def chunk_map(rows: int, chunks: int) -> Streaming:
+    """The map of rows in chunks of one sender and expert: each row looks at the sizes of all chunks."""
+    return Streaming(read=8.0 * rows, written=ROW_BYTES * rows, values=rows * (CHUNK_ROW + chunks))
+
+
+def row_map(tokens: int, experts: int) -> Streaming:
+    """The map of a gate's choices to rows, by three kernels over all tokens and experts."""
+    each = tokens * experts
+    return Streaming(
+        read=2.0 * (1 + ROW_BYTES) * each, written=2 * ROW_BYTES * each, values=tokens * (TOKEN_ROW + experts)
+    )
+
+
 def _fused_chunks(s: Shapes) -> bool:
     """Whether Transformer Engine's kernels permute rows at home and sort chunks on arrival."""
     alone = not travels(s) and s.job.layout.etp == 1
@@ -89,7 +106,8 @@ def _chunk_map(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, 
     """Where each row goes, by a kernel of its own. Returns what is still to wait for."""
     if not _fused_chunks(s):
         return after
-    builder.add(name, "permute.map.count", Fixed(), after=after, saved=s.rows * ROW_BYTES, scales_with_load=True)
+    work = chunk_map(s.rows, s.model.n_routed_experts)
+    builder.add(name, "permute.map.chunks", work, after=after, saved=s.rows * ROW_BYTES, scales_with_load=True)
     return ()
 
 
@@ -176,7 +194,8 @@ def copy_at_home(builder: SegmentBuilder, s: Shapes) -> None:
     """Before a plain all-to-all: the copies, in the order of experts."""
     if permutes_at_home(s):
         if _fused_chunks(s):
-            builder.add("moe.map.rows", "permute.map.count", Fixed(), scales_with_load=True)
+            work = row_map(sharded_tokens(s), s.model.n_routed_experts)
+            builder.add("moe.map.rows", "permute.map.rows", work, scales_with_load=True)
         cls = "permute.index_select" if in_pytorch(s) else "permute.expand"
         builder.add("moe.permute_local.fwd", cls, copies(s), scales_with_load=True)
 
