@@ -272,8 +272,8 @@ KERNEL_TABLES = (
     "h200_fp8_accumulation", "h200_fp8_split", "h200_fp8_mix", "h200_recurrent", "h200_chunks", "h200_windows",
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
-    "h100_deepgemm", "h20_kernels", "gb200_gemm", "b300_gemm", "gb300_gemm", "h200_te_kernels", "h200_te_experts",
-    "h200_te_ends", "h200_te_maps",
+    "h100_deepgemm", "h20_kernels", "gb200_gemm", "b300_gemm", "gb300_gemm", "gb200_attention", "gb300_attention",
+    "h200_te_kernels", "h200_te_experts", "h200_te_ends", "h200_te_maps",
 )  # fmt: skip
 
 
