@@ -62,6 +62,8 @@ SMS = {"b200": 148, "a100": 108, "h100": 132, "gb200": 152, "b300": 148, "gb300"
 LATER = ("gb200", "b300", "gb300")
 """Blackwells whose dense forward GEMMs were measured; what else a B200 has, they have at their own pace."""
 BLACKWELLS = ("b200", *LATER)
+CUDNN = ("gb200", "gb300")
+"""GPUs whose attention kernels cuDNN-frontend's benchmark timed."""
 SIMUMAX = "SimuMax (MooreThreads/SimuMax, Apache-2.0)"
 AICONF = "aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)"
 PCIE = "A100 PCIe 80GB (same SMs, 300 W)"
@@ -168,7 +170,7 @@ def others(*, apart: bool = False) -> list[Sample]:
             sample = _gemm(hardware, row, float(row["us"]) * 1e-6)
             if sample is not None:
                 out.append(sample)
-    for hardware in ("b200", "a100"):
+    for hardware in ("b200", "a100", *CUDNN):
         out += [_attention(hardware, row, float(row["us"]) * 1e-6) for row in rows(f"{hardware}_attention.csv")]
     return [replace(s, weight=_weight(s.hardware, s.seconds)) for s in (out if apart else merged(out))]
 
@@ -221,12 +223,24 @@ def _later(gpu: str) -> tuple[Recipe, ...]:
             effort=40, free=free, like="b200", also=also,
         )  # fmt: skip
 
-    return (
+    gemms = (
         own("gemm.bf16", ("gemm.bf16", "gemm.bf16@burst")),
         own("gemm.fp8@library", ("gemm.fp8@library",), "gemm.fp8"),
         own("gemm.fp8_tensor", ("gemm.fp8_tensor",), "gemm.fp8_row"),
         own("gemm.nvfp4", ("gemm.nvfp4",), free={"rate": BLACKWELL["rate"]} | NARROW),
     )
+    return (*gemms, *(_cudnn(gpu, way) for way in ("fwd", "bwd") if gpu in CUDNN))
+
+
+def _cudnn(gpu: str, way: str) -> Recipe:
+    """cuDNN 9.22's attention, which is faster than that of 2025 (B200's)."""
+    dims = ("128:128", "192:128")
+    fixed = {"block_q": 256} if way == "fwd" else {}
+    return _wide(
+        attention(f"attn.{way}", gpu, dims, f"cuDNN 9.22 on this GPU (table {gpu}_attention)",
+                  "2048 to 32768 tokens", also=(f"attn.{way}@library",), fixed=fixed),
+        launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
+    )  # fmt: skip
 
 
 B200 = (
@@ -347,6 +361,7 @@ ASSUMED = (
     *recipes.ASSUMED,
     *(("b200", origin, NOT_MEASURED.format("B200"), True) for origin in recipes.MEASURED),
     *(("h20", origin, ENERGY.format("H20", "measured"), True) for origin in recipes.MEASURED),
+    ("b300", "gb300", ENERGY.format("B300", "measured"), True),
     *(
         (gpu, "b200", f"{gpu.upper()}: not measured, the same shares of the peaks assumed, at this GPU's power", True)
         for gpu in LATER

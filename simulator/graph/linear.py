@@ -119,7 +119,7 @@ def forward(
     elif RECIPES[recipe].by_layer and not recompute:
         casts.of_input(builder, name, m * k, place)
         casts.of_weight(builder, name, n * k, backward=False)
-        casts.swizzle(builder, f"{name}.fwd", m * k + n * k)
+        casts.swizzle(builder, f"{name}.fwd", *casts.laid_out(builder, m * k, place == "column", n * k))
     for which, width, joined in _gemms(builder, name, n, matrices):
         builder.add(
             f"{which}.{'recompute' if recompute else 'fwd'}",
@@ -172,7 +172,7 @@ def input_gradient(
     elif RECIPES[recipe].by_layer:
         casts.of_gradient(builder, name, m * n, place)
         casts.of_weight(builder, name, n * k, backward=True)
-        casts.swizzle(builder, f"{name}.dgrad", m * n + n * k)
+        casts.swizzle(builder, f"{name}.dgrad", *casts.laid_out(builder, m * n, place == "row", n * k))
     gemms = _gemms(builder, name, n, matrices)
     for which, width, _ in gemms:
         builder.add(f"{which}.dgrad", gradient_class(recipe), gradient_gemm(recipe, m, k, width))
@@ -211,7 +211,8 @@ def weight_gradient(
     fused, kept = builder.fused_accumulation, builder.shapes.states.gradient_bytes
     if RECIPES[recipe].by_layer:
         casts.for_weight_gradient(builder, name, m * k, m * n, place)
-        casts.swizzle(builder, f"{name}.wgrad", m * k + m * n, "W")
+        x, g = casts.laid_out(builder, m * k, place == "column"), casts.laid_out(builder, m * n, place == "row")
+        casts.swizzle(builder, f"{name}.wgrad", x[0] + g[0], x[1] + g[1], "W")
     for which, width, _ in _gemms(builder, name, n, matrices):
         gemm = Gemm(
             m=width,

@@ -190,7 +190,7 @@ def _casts(
         make(builder, name, values / many, "alone", scales_with_load=True, count=many)
     casts.of_weight(builder, name, weights, backward=backward)
     which = "dgrad" if backward else "fwd"
-    casts.swizzle(builder, f"{name}.{which}", weights + (0 if _fused(s) else values), scales_with_load=True)
+    casts.swizzle(builder, f"{name}.{which}", 0 if _fused(s) else values, weights, scales_with_load=True)
 
 
 def _activation(builder: SegmentBuilder, s: Shapes, inner: int) -> None:
@@ -379,7 +379,7 @@ def _expert_wgrad(builder: SegmentBuilder, s: Shapes, name: str, m: int, n: int)
         apart = (s.rows * m / many, s.rows * n / many)
         casts.for_weight_gradient(builder, name, *apart, "alone", scales_with_load=True, count=many)
         if not _fused(s):
-            casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), "W", scales_with_load=True)
+            casts.swizzle(builder, f"{name}.wgrad", s.rows * (m + n), 0, "W", scales_with_load=True)
     fused = s.stack.wgrad_accumulation_fused
     if s.stack.grouped_wgrad:
         work = Gemm(

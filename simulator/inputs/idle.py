@@ -253,6 +253,12 @@ def _without_later_ranks(scenario: Scenario) -> str:
     return _without_pipeline(scenario)
 
 
+def _without_blocks(scenario: Scenario) -> str:
+    formats = scenario.formats
+    known = formats.recipe in ("mxfp8", "nvfp4") and formats.kept == "recipe"
+    return "" if known else "only Transformer Engine's MXFP8 and NVFP4 are cast so"
+
+
 def _without_mamba2(scenario: Scenario) -> str:
     kinds = {scenario.model.mixer_of(layer) for layer in range(scenario.model.num_hidden_layers)}
     if scenario.job.serving is not None:
@@ -351,6 +357,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.router": _without_experts,
     "stack.grouped_gemm": _without_experts_in_mxfp8,
     "stack.expert_biases": _without_expert_biases,
+    "stack.block_casts": _without_blocks,
     "stack.host_expert": _without_expert_kernels,
     "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,

@@ -54,8 +54,7 @@ class Stack:
         table's, zeros and all, which is then added (dense).
     expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
         data parallelism, with context-parallel ranks between them (data).
-    permute : kernels that order tokens by expert (`simulator.graph.tokens.order`).
-    router : kernels of the gate (`simulator.graph.tokens.router`).
+    permute, router : kernels that order tokens by expert, and of the gate (`simulator.graph.tokens`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
     grouped_wgrad : expert weight gradients are one kernel.
@@ -63,6 +62,8 @@ class Stack:
         calls of PyTorch, some for each expert (eager; `simulator.graph.tokens.biases`).
     grouped_gemm : GEMMs of a rank's experts are one kernel, or one each on streams of their own; fused: one kernel,
         which in MXFP8 also computes the activation, its gradient and the casts behind them (`simulator.graph.moe`).
+    block_casts : Transformer Engine's casts to MXFP8 and NVFP4: up to 2.11 a kernel before each GEMM lays scales out
+        (apart), from 2.12 on MXFP8's casts do (laid_out); from 2.15 on one kernel makes both forms of NVFP4 (joined).
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
@@ -109,11 +110,10 @@ class Stack:
     dropout : whether hidden dropout runs.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
-    host_gemm, host_attention : host time to issue a GEMM, an attention kernel [s].
+    host_gemm, host_attention, host_collective : host time to issue a GEMM, an attention kernel, a collective [s].
     host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
     host_parameter : host time in backward of a parameter of an expert, behind the kernel of its gradient: autograd's
         node and the hook of data parallelism [s].
-    host_collective : host time to issue a collective [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
@@ -167,6 +167,7 @@ class Stack:
     precision: PrecisionStack
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
+    block_casts: Literal["apart", "laid_out", "joined"] = "apart"
     table_gradient: Literal["rows", "dense"] = "rows"
     projections: Literal["joined", "separate"] = "joined"
     batch_first: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 Row = dict[str, str]
 
 FILES = ("published.toml", "published_more.toml", "trace_phases.toml")
-RUNS = ("bridge_runs.csv",)
+RUNS = ("bridge_runs.csv", "dgxc_runs.csv")
 """Tables of published training runs, a row each."""
 END_TO_END = ("E.", "B.train.", "A.cost.", "A.v2.", "D.", "Q.", "S.", "T.")
 """Beginnings of the names of end-to-end figures: compared with, never fitted to."""

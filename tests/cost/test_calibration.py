@@ -273,8 +273,8 @@ KERNEL_TABLES = (
     "h200_fp8_accumulation", "h200_fp8_split", "h200_fp8_mix", "h200_recurrent", "h200_chunks", "h200_windows",
     "published_kernels", "a100_gemm", "a100_attention",
     "b200_gemm", "b200_attention", "h100_gemm", "h100_measured", "h100_more", "h100_further", "h100_compiled",
-    "h100_deepgemm", "h20_kernels", "gb200_gemm", "b300_gemm", "gb300_gemm", "h200_te_kernels", "h200_te_experts",
-    "h200_te_ends", "h200_te_maps",
+    "h100_deepgemm", "h20_kernels", "gb200_gemm", "b300_gemm", "gb300_gemm", "gb200_attention", "gb300_attention",
+    "h200_te_kernels", "h200_te_experts", "h200_te_ends", "h200_te_maps",
 )  # fmt: skip
 
 
@@ -370,6 +370,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_draw.csv",
         "h200_pieces.csv",
         "h200_dither.csv",
+        "h200_pauses.csv",
         "h200_torchao_layer.csv",
         "h200_torchao_ring.csv",
     }

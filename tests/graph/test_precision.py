@@ -159,6 +159,22 @@ def test_nvfp4_casts_rows_and_transformed_columns_apart() -> None:
         assert (f"{name}.quant_x.seed" in found, f"{name}.quant_g.seed" in found) == (False, True)
     scales = found["dense.down.fwd.swizzle"]
     assert scales.count * sum(moved(scales)) == pytest.approx(2 * (values + H * FFN) / 16)
+    joined = ops(BlockKind.DENSE, *recipe("nvfp4"), "stack.block_casts=joined")
+    assert moved(joined["dense.down.quant_x"]) == (form[0], 2 * form[1])
+    assert "dense.down.quant_x_t" not in joined
+
+
+def test_mxfp8_lays_scales_out_before_each_gemm_or_as_it_casts() -> None:
+    """From Transformer Engine 2.12 on only weights' scales, and those of what is gathered, wait for the GEMM."""
+    apart = ops(BlockKind.DENSE, *recipe("mxfp8"))
+    assert sum(op.count for name, op in apart.items() if name.endswith(".swizzle")) == 2 * 3 * len(LINEAR)
+    later = (*recipe("mxfp8"), "stack.block_casts=laid_out")
+    alone = {name: op for name, op in ops(BlockKind.DENSE, *later).items() if name.endswith(".swizzle")}
+    assert set(alone) == {f"{name}.{which}.swizzle" for name in LINEAR for which in ("fwd", "dgrad")}
+    assert moved(alone["dense.down.fwd.swizzle"]) == (H * FFN / 32, H * FFN / 32)
+    shared = ops(BlockKind.DENSE, *later, "layout.tp=2", "layout.sp=true")
+    gathered = {name for name in shared if name.endswith(".wgrad.swizzle")}
+    assert gathered == {f"{name}.wgrad.swizzle" for name in LINEAR}
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ of a weight that forward found (profiles of PyTorch 2.11 on an H200).
 NVFP4 as Transformer Engine 2.8 to 2.14 runs it (csrc/quantizer.cpp, NVFP4Quantizer::quantize_impl): columns of x and of
 gradients go through a random Hadamard transform of 16 values, so that a pass finds the maximum of both forms (a norm
 does not: it knows nothing of the transform), a kernel casts rows, and another transforms, casts and turns columns. From
-2.15 on the two are one, which reads the values once. Weights share a scale by 16 x 16 values and are not transformed.
-The maxima are cleared by a kernel, and rounding at random takes another, which hands out its seed.
+2.15 on the two are one, which reads the values once (`stack.block_casts`). Weights share a scale by 16 x 16 values and
+are not transformed. The maxima are cleared by a kernel, and rounding at random takes another, which hands out its seed.
 
 Eager PyTorch casts in four passes (to FP32, scale, clamp, to FP8) and finds a maximum in two
 (`calibration/tables/h200_fp8_casts.csv`: bytes at 2.9 TB/s).
@@ -146,15 +146,32 @@ SWIZZLED: dict[Recipe, float] = {"mxfp8": 1.0 / 32.0, "nvfp4": 1.0 / 16.0}
 
 
 def swizzle(
-    builder: SegmentBuilder, name: str, values: float, part: Part | None = None, **facts: Unpack[Facts]
+    builder: SegmentBuilder,
+    name: str,
+    cast: float,
+    gathered: float,
+    part: Part | None = None,
+    **facts: Unpack[Facts],
 ) -> None:
-    """Before each MXFP8 or NVFP4 GEMM Transformer Engine lays the scales of both operands, of so many values together,
-    out as cuBLAS reads them, by a kernel each; a grouped GEMM's are laid out together (transformer_engine/pytorch/csrc/
-    extensions/gemm.cpp, swizzle_scaling_factors, 2.9, 2025-11)."""
+    """Before each MXFP8 or NVFP4 GEMM Transformer Engine lays the scales of its two operands out as cuBLAS reads them,
+    by a kernel each; a grouped GEMM's are laid out together (transformer_engine/pytorch/csrc/extensions/gemm.cpp,
+    swizzle_scaling_factors, 2.9, 2025-11). `cast`: values of operands that were cast just before, whose scales MXFP8's
+    casts write so themselves from 2.12 on (module/linear.py, optimize_for_gemm); `gathered`: of weights and of what is
+    gathered over ranks."""
     formats = builder.shapes.settings
-    if formats.recipe in SWIZZLED and formats.kept == "recipe":
+    if formats.recipe not in SWIZZLED or formats.kept != "recipe":
+        return
+    laid_out = formats.recipe == "mxfp8" and builder.stack.block_casts != "apart"
+    values, many = (gathered, int(gathered > 0)) if laid_out else (cast + gathered, 2)
+    if many:
         each = Streaming(read=SWIZZLED[formats.recipe], written=SWIZZLED[formats.recipe])
-        _stream(builder, f"{name}.swizzle", "elem", values / 2, each, part, {**facts, "count": 2})
+        _stream(builder, f"{name}.swizzle", "elem", values / many, each, part, {**facts, "count": many})
+
+
+def laid_out(builder: SegmentBuilder, values: float, is_gathered: bool, weights: float = 0.0) -> tuple[float, float]:
+    """Values of an operand and of weights whose scales a cast may lay out, and those whose scales it does not."""
+    apart = is_gathered and gathered_from(builder) > 1
+    return (0.0, values + weights) if apart else (values, weights)
 
 
 def rescale(builder: SegmentBuilder, name: str, values: float, part: Part | None = None) -> None:
@@ -201,7 +218,7 @@ def _cast(
         _maximum(builder, f"{name}.amax", values, None, facts)
     if formats.kept == "recipe":
         _agree(builder, name, formats, shards, facts)
-    if nvfp4 and both:
+    if nvfp4 and both and builder.stack.block_casts != "joined":
         once = Streaming(read=BF16, written=formats.record.value)
         for form in (name, f"{name}_t"):
             _stream(builder, form, CLASS[formats.recipe], values, once, None, facts)

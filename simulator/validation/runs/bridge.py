@@ -61,7 +61,15 @@ def scripted(figure: Figure) -> tuple[str, ...]:
     ]
     before = [settings for since, settings in sorted(known) if since <= container(figure)]
     own = tuple(one.strip() for one in before[-1].split(";") if one.strip()) if before else ()
-    return (*SCRIPTED, *(BY_TENSOR if precision == "FP8" else ()), *own)
+    return (*SCRIPTED, *(BY_TENSOR if precision == "FP8" else ()), *_casts_of(figure, precision), *own)
+
+
+def _casts_of(figure: Figure, precision: str) -> tuple[str, ...]:
+    """Casts of the container's Transformer Engine: 2.9 in 25.11, 2.12 in 26.02, 2.14 in 26.04, 2.16 in 26.06
+    (docs/releases/software-versions.md, 2026-08)."""
+    if precision not in ("MXFP8", "NVFP4") or container(figure) < (26, 2):
+        return ()
+    return (f"stack.block_casts={'joined' if container(figure) >= (26, 6) else 'laid_out'}",)
 
 
 def predicts_further(figure: Figure) -> bool:

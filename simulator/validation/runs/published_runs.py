@@ -142,6 +142,14 @@ def stages_of(layers: int, pp: int, vpp: int) -> list[int] | str:
 NEMO_24 = ("E.dgxc.v24.", "E.dgxc.v25.02.", "E.nemo2407.")
 """Sources whose runs are NeMo's of 2024 and early 2025."""
 
+NEMO_25: Mapping[str, Any] = {
+    "optimizer__gradients": "bf16",
+    "optimizer__reduced": "bf16",
+    "stack__gradient_mean": "collective",
+}
+"""What the scripts of NeMo 2.3 (container 25.04; scripts/performance, nemo/collections/llm/recipes at v2.3.1) set:
+grad_reduce_in_fp32 false, average_in_collective; and in FP8 fp8_param_gather."""
+
 SCRIPTS: Mapping[str, Mapping[str, Any]] = {
     "llama31_405b": {
         "stack__attention": "cudnn",
@@ -194,6 +202,11 @@ switches on."""
 
 def software_of(figure: Figure) -> dict[str, Any]:
     """The stack of a run, and what its source's scripts set otherwise."""
+    name = str(figure.config["model"])
+    if figure.id.startswith("E.dgxc.v25.05."):
+        narrow = {"precision__weights": "recipe"} if figure.config["precision"] == "FP8" else {}
+        graphs = name == "nemotron4_340b" and figure.config["gpu"] == "GB200"  # nemotron/launch.sh
+        return {"stack": "megatron-core", **NEMO_25, **narrow, **({"stack__cuda_graphs": "layers"} if graphs else {})}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     tables = [SCRIPTS if figure.id.startswith("E.dgxc.") else LAUNCHER]
@@ -201,7 +214,6 @@ def software_of(figure: Figure) -> dict[str, Any]:
         tables.append(SCRIPTS_IN_FP8)
     own: dict[str, Any] = {"stack": "nemo-24"}
     for table in tables:
-        name = str(figure.config["model"])
         own |= next((values for start, values in table.items() if name.startswith(start)), {})
     return own
 
