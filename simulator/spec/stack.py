@@ -28,8 +28,7 @@ class Stack:
     overlapped_pair : forward and backward chunks overlap, in schedules with pairs (DualPipe, DualPipeV).
     expert_overlap : 1F1B and interleaved run a forward together with a backward, so that the all-to-alls of one hide
         under the compute of the other (Megatron-Core, --overlap-moe-expert-parallel-comm).
-    wgrad_fills_waits : weight gradients that wait (zero-bubble schedules) run while all-to-alls of a lone input
-        gradient are on their way; otherwise they are actions of their own, and those waits stay empty.
+    wgrad_fills_waits : weight gradients that wait run while all-to-alls of a lone input gradient are on their way.
     fused_quant : casts to FP8 are fused into the op before.
     grad_sync_overlap : gradient reduce-scatter is overlapped with compute.
     param_gather_overlap : parameter all-gather is overlapped with compute.
@@ -100,8 +99,7 @@ class Stack:
         (`simulator.graph.mixers.context`).
     post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
         the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
-    host_update_overlap : an optimizer on the CPU updates one part while others are copied; otherwise gradients are
-        copied, then updated, then parameters copied back.
+    host_update_overlap : an optimizer on the CPU updates one part while others are copied, not one after the other.
     norm_kernels : kernels of norms, casts, rotations and compiled activations (training: DeepSeek's; compiled:
         torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
         backward reads a norm's operands a second time for the weight's gradient; operators: an RMSNorm written op by op
