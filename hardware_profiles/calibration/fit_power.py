@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,6 +210,28 @@ def fit_mixes(gpu: str) -> tuple[dict[str, float], dict[str, float]]:
     return values, {"between": between, "fitted": off(best, found[::2]), "held out": off(best, found[1::2])}
 
 
+WINDOWS = (("0ms", 0.010), ("10ms", 0.010), ("20ms", 0.030), ("50ms", 0.050), ("100ms", 0.100))
+"""Windows behind a pause in which GEMMs are timed, and their lengths [s]; then the clock is at its lasting level."""
+LONG = 0.1
+"""Pauses from here on gain GEMMs the same, however long they last [s]."""
+
+
+def pauses(gpu: str, values: Mapping[str, float]) -> list[float]:
+    """For each measured long pause, how long a pause [s] gains GEMMs as much time if it counts in the mean demand.
+
+    In b seconds of GEMMs a short pause p lowers the mean demand by (tensor - idle) p / b, and so saves them
+    slowdown x exponent x (1 - idle / tensor) x p.
+    """
+    cap = values["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
+    slowed = (values["tensor"] / cap) ** values["exponent"]
+    saved = slowed * values["exponent"] * (1.0 - values["idle"] / values["tensor"])
+    return [
+        sum(length * (1.0 / float(row[f"share_{window}"]) - 1.0) for window, length in WINDOWS) / saved
+        for row in rows(gpu, "pauses")
+        if float(row["pause_s"]) >= LONG
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measured = sorted(table.name.removesuffix("_sustained.csv") for table in TABLES.glob("*_sustained.csv"))
@@ -220,6 +242,8 @@ def main() -> None:
     if rows(gpu, "fp8_mix"):
         better, errors = fit_mixes(gpu)
         values |= better
+    if found := pauses(gpu, values):
+        values["pause"] = float(np.mean(found))
     for name, value in values.items():
         print(f"{name} = {value:.4g}")
     for part, error in errors.items():

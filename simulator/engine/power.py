@@ -3,8 +3,9 @@
 A benchmark of a few launches runs at full clock; a step that keeps the tensor cores busy for hours does not. Measured
 on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM alone demands 1.4 times the cap and takes
 1.2 times as long as after idle time; mixed with enough memory-bound work it runs at full clock. Mean power at full
-clock is the time-weighted mean over the kinds of work; above the cap, tensor kernels take (demand / cap)^exponent times
-as long, and memory-bound kernels do not change.
+clock is the time-weighted mean over the kinds of work, and over pauses up to `Power.pause`: behind longer ones the
+clock is down again before more is gained (`h200_pauses.csv`). Above the cap, tensor kernels take (demand /
+cap)^exponent times as long, and memory-bound kernels do not change.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def draw(op: Op, power: Power) -> float:
 
 
 def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> float:
-    """Mean power that a step would draw at full clock, over all ranks and its whole length [W].
+    """Mean power that a step would draw at full clock, over all ranks and the time that counts (`paused`) [W].
 
     `waiting_GEMMs`: GEMMs that wait for memory draw what memory-bound kernels do, as most of a decode step's
     are; a training step has hardly any.
@@ -59,8 +60,32 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
             seconds = times * priced.durations[ALONE]
             energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
             busy += seconds
-    total = timeline.step_time * tasks.ranks
+    total = timeline.step_time * tasks.ranks - paused(timeline, power, around=True)
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
+
+
+def paused(timeline: Timeline, power: Power, *, around: bool) -> float:
+    """By how much pauses of compute streams are longer than `Power.pause`, over all ranks [s].
+
+    `around`: the pause from a step's last kernel to the first of the next step counts too.
+    """
+    if not power.pause:
+        return 0.0
+    tasks = timeline.tasks
+    first: dict[int, float] = {}
+    last: dict[int, float] = {}
+    beyond = 0.0
+    for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
+        if lane % LANES != COMPUTE:
+            continue
+        if lane not in first:
+            first[lane] = start
+        elif start - last[lane] > power.pause:
+            beyond += start - last[lane] - power.pause
+        last[lane] = end
+    if around:
+        beyond += sum(max(0.0, first[lane] + timeline.step_time - last[lane] - power.pause) for lane in first)
+    return beyond
 
 
 def alone(op: Op, cost: Cost, power: Power) -> float:

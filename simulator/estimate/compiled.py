@@ -228,6 +228,48 @@ class Times:
     sent: list[float]
 
 
+class Rests:
+    """Pauses of ranks that compute one action after another (`simulator.engine.power.paused`); local to one pass.
+
+    `pause` : longest that counts [s]; `edges` : of each kind of step, see `ActionCost.edges`.
+    """
+
+    def __init__(self, ranks: int, pause: float, edges: Sequence[tuple[float, float] | None]) -> None:
+        self.pause, self.edges = pause, edges
+        self.first: list[float | None] = [None] * ranks
+        self.last = [0.0] * ranks
+        self.beyond = 0.0
+
+    def step(self, rank: int, kind: int, start: float, end: float, waits: Sequence[tuple[float, float]]) -> None:
+        """One action of a rank; `waits`: (time in it, how late it is from there on) for its parameters [s]."""
+        edges = self.edges[kind]
+        if edges is None:
+            return
+        opens, closes = edges
+        late = 0.0
+        for needed, by in waits:
+            if by > late:
+                if needed <= opens:
+                    start += by - late
+                else:
+                    self.beyond += max(0.0, by - late - self.pause)
+                late = by
+        self.computes(rank, start + opens, end - closes)
+
+    def computes(self, rank: int, start: float, end: float) -> None:
+        """A rank computes from `start` to `end` [s]."""
+        if self.first[rank] is None:
+            self.first[rank] = start
+        else:
+            self.beyond += max(0.0, start - self.last[rank] - self.pause)
+        self.last[rank] = end
+
+    def around(self, step: float) -> float:
+        """All of them [s], with those between steps of this length."""
+        ends = zip(self.first, self.last, strict=True)
+        return self.beyond + sum(max(0.0, at + step - end - self.pause) for at, end in ends if at is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """One kind of step whose parameters are sharded.
@@ -256,6 +298,8 @@ class Collectives:
     def __init__(self, free: Sequence[float], traffic: Sequence[Traffic]) -> None:
         self.free = list(free)
         self.traffic = traffic
+        self.waits: list[tuple[float, float]] = []
+        """Of the latest step: (time in the step, how late it is from there on) [s]."""
 
     def step(self, rank: int, kind: int, start: float) -> float:
         """The end of a step that may start at `start`."""
@@ -264,7 +308,7 @@ class Collectives:
         left = min(one.duration, max(0.0, stream - start)) * one.lost
         if one.gathers:
             stream = max(stream, start)
-        waits: list[tuple[float, float]] = []  # (time in the step, how late it is from there on)
+        self.waits = waits = []
         latest = 0.0
         for needed, seconds in one.gathers:
             stream += seconds
@@ -290,6 +334,7 @@ def times(
     sends_block: bool,
     concurrent: Collectives | None = None,
     hosts: Sequence[tuple[float, float]] = (),
+    rests: Rests | None = None,
 ) -> Times:
     """One pass of the longest path over a schedule's steps.
 
@@ -302,18 +347,17 @@ def times(
     sends_block : a rank computes on only when its send is done.
     concurrent : collectives of every step, which may delay it.
     hosts : of each kind of step, `ActionCost.lead` and `ActionCost.host` [s]; none where issuing takes no time.
+    rests : what is known of pauses; None where nobody asks for them.
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
-    opens = [gates.get(gate, (0.0, 0.0)) for gate in range(len(c.gates))]
+    opens = [gates.get(gate, (0.0, 0.0)) for gate in range(len(c.gates))] + [(0.0, 0.0)]  # the last one for gate -1
     waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
     ends = [0.0] * len(c.last)
     issued = [0.0] * len(c.rows)
     begun = [float("inf")] * len(c.rows)
     for rank, kind, gate, queues, outs, note in c.order:
-        now = free[rank]
-        if gate >= 0 and opens[gate][0] > now:
-            now = opens[gate][0]
+        now = max(free[rank], opens[gate][0])
         for queue in queues:
             came = waiting[queue].popleft()
             if came > now:
@@ -325,8 +369,11 @@ def times(
             lead, host = hosts[kind]
             now = max(now, issued[rank] + lead)
             issued[rank] += host
+        start = now
         now = now + durations[kind] if concurrent is None else concurrent.step(rank, kind, now)
         free[rank] = now
+        if rests is not None:
+            rests.step(rank, kind, start, now, concurrent.waits if concurrent is not None else ())
         if note >= 0:
             ends[note] = now
         for queue, lane, link in outs:
@@ -336,4 +383,9 @@ def times(
             waiting[queue].append(sent)
             if sends_block and sent > free[rank]:
                 free[rank] = sent
-    return Times(ends, begun, free, [max(lanes[2 * rank], lanes[2 * rank + 1]) for rank in range(len(c.rows))])
+    return Times(
+        ends=ends,
+        begun=begun,
+        free=free,
+        sent=[max(lanes[2 * rank], lanes[2 * rank + 1]) for rank in range(len(c.rows))],
+    )

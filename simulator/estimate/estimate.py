@@ -28,7 +28,7 @@ from simulator.engine.lower import (
 )
 from simulator.engine.power import at_the_limit, meeting_ranks
 from simulator.engine.sync import Sharding
-from simulator.estimate.compiled import Collectives, Compiled, compiled, compiled_of, times
+from simulator.estimate.compiled import Collectives, Compiled, Rests, compiled, compiled_of, times
 from simulator.estimate.grad_sync import GradSync
 from simulator.estimate.serving_step import limited, lines_of, paced_step, step_of
 from simulator.estimate.shared_prices import ActionCost, MemoryDelta, PricedAtClock, SharedPrices, Stages, signature
@@ -153,10 +153,13 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
         built = clock.priced(scenario, stages)
         costs = [clock.cost(stages, step, scenario) for step in c.examples]
         grad_sync = _tail(c, built, shared)
-        step = _step(c, built, costs, [0.0] * len(costs), grad_sync)
+        rests = Rests(len(c.rows), power.pause, [cost.edges for cost in costs]) if power.pause else None
+        step = _step(c, built, costs, [0.0] * len(costs), grad_sync, rests)
+        rested = 0.0 if rests is None else rests.around(step)
+        rested += sum(costs[kind].rested for row in c.rows for kind in row)
         energy = sum(costs[kind].energy for row in c.rows for kind in row)
         energy += sum(grad_sync.update_energy(held, power) for held in c.on)
-        return power.idle + energy / (step * len(c.rows))
+        return power.idle + energy / (step * len(c.rows) - rested)
 
     return at_the_limit(scenario.cluster.gpu, scenario.job.gpus, watts, meeting_ranks(scenario))
 
@@ -171,9 +174,14 @@ def _copies(c: Compiled) -> int:
 
 
 def _step(
-    c: Compiled, built: PricedModel, costs: Sequence[ActionCost], slowed: Sequence[float], grad_sync: GradSync
+    c: Compiled,
+    built: PricedModel,
+    costs: Sequence[ActionCost],
+    slowed: Sequence[float],
+    grad_sync: GradSync,
+    rests: Rests | None = None,
 ) -> float:
-    """Step time [s]. `slowed`: time that each action loses to concurrent collectives [s]."""
+    """Step time [s]. `slowed`: time that each action loses to concurrent collectives [s]; `rests` takes pauses down."""
     gates, gathered = grad_sync.gates({place: costs[kind] for place, kind in c.first.items()}, c.gates)
     sends = [_send(built, a, b, grad_sync.shared) for a, b in c.links]
     blocks = sends_block(built.scenario)
@@ -183,13 +191,12 @@ def _step(
             gathered, [grad_sync.traffic(*each) for each in zip(c.examples, costs, slowed, strict=True)]
         )
     hosts = [(cost.lead, cost.host) for cost in costs] if any(cost.host for cost in costs) else ()
-    ran = times(
-        c, [cost.duration for cost in costs], sends, gates, sends_block=blocks, concurrent=concurrent, hosts=hosts
-    )
+    durations = [cost.duration for cost in costs]
+    ran = times(c, durations, sends, gates, sends_block=blocks, concurrent=concurrent, hosts=hosts, rests=rests)
     if concurrent is not None:
         gathered = concurrent.free
     last = {place: (ran.ends[at], costs[kind]) for place, (at, kind) in c.last.items()}
-    return grad_sync.end(ran, last, gathered)
+    return grad_sync.end(ran, last, gathered, rests)
 
 
 def _send(built: PricedModel, a: int, b: int, shared: SharedPrices) -> float:

@@ -14,7 +14,7 @@ from simulator.engine.lower import PricedModel
 from simulator.engine.power import energy_above_idle
 from simulator.engine.sync import Sync
 from simulator.engine.update import own_gradient_ops, update_ops
-from simulator.estimate.compiled import Gates, Times, Traffic
+from simulator.estimate.compiled import Gates, Rests, Times, Traffic
 from simulator.estimate.shared_prices import ActionCost, SharedPrices
 from simulator.graph.parameters import Held
 from simulator.ops import CollectiveKind
@@ -128,7 +128,13 @@ class GradSync:
             ends[rank] = now
         return gates, ends
 
-    def end(self, times: Times, last: Mapping[Place, tuple[float, ActionCost]], gathered: Sequence[float]) -> float:
+    def end(
+        self,
+        times: Times,
+        last: Mapping[Place, tuple[float, ActionCost]],
+        gathered: Sequence[float],
+        rests: Rests | None = None,
+    ) -> float:
         """Time of the step [s]: gradients reduced, parameters updated, and gathered where nothing hides it; with steps
         that overlap that of the longest rank."""
         wgrad_end = {place: [end - cost.duration + t for t in cost.wgrad_end] for place, (end, cost) in last.items()}
@@ -147,7 +153,12 @@ class GradSync:
                 synced = self.reduced(ordered, ready, wgrad_end, holders, gathered[rank])
             synced += sum(sequence.alone for sequence in self.sync.orthogonalised(self.total(stages)))
             done = max(ready[rank], synced) + slowed[rank]
-            done += self.update(stages)
+            update = self.update(stages)
+            if rests is not None and ready[rank] > times.free[rank]:
+                rests.computes(rank, times.free[rank], ready[rank])
+            if rests is not None and update:
+                rests.computes(rank, done, done + update)
+            done += update
             if self.order.gathers_behind:
                 done = max(done, gathered[rank]) + self.collectives(self.total(stages))[0].seconds
             step = max(step, max(done, times.sent[rank]) - (times.begun[rank] if overlap else 0.0))

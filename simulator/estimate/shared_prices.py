@@ -28,7 +28,7 @@ from simulator.engine.lower import (
     price_model,
     seconds_by_kind,
 )
-from simulator.engine.power import energy_above_idle
+from simulator.engine.power import energy_above_idle, paused
 from simulator.engine.program import Program
 from simulator.engine.sync import Sharding
 from simulator.engine.tasks import COMPUTE, Tasks
@@ -61,6 +61,8 @@ class ActionCost:
     forward_start, backward_start : start of each block's forward and backward [s] (-1: it has none).
     wgrad_end : end of each block's weight gradients [s].
     energy : energy above that of an idle GPU [J].
+    rested : `simulator.engine.power.paused` inside it [s].
+    edges : time before it computes, and behind [s]; None where it does not.
     lead : earliest start after the host begins to issue it, without a wait for the host inside [s].
     host : host time to issue it [s].
     slowed : how much longer it takes while a collective of a whole node is concurrent, share of its duration.
@@ -74,6 +76,8 @@ class ActionCost:
     lead: float = 0.0
     host: float = 0.0
     slowed: float = 0.0
+    rested: float = 0.0
+    edges: tuple[float, float] | None = None
 
 
 MemoryDelta = tuple[float, float]
@@ -97,6 +101,8 @@ def between(one: ActionCost, other: ActionCost, part: float) -> ActionCost:
         lead=mix(one.lead, other.lead),
         host=one.host,
         slowed=mix(one.slowed, other.slowed),
+        rested=mix(one.rested, other.rested),
+        edges=one.edges,
     )
 
 
@@ -186,6 +192,10 @@ class PricedAtClock:
         lone, shared = (
             sum(sequence.under(condition)[-1] for sequence in sequences) for condition in (ALONE, COLLECTIVE)
         )
+        begun, ended = (
+            [each[at] for at, part in enumerate(program.steps) if part.stream == COMPUTE]
+            for each in (timeline.start, timeline.end)
+        )
         work = [op for sequence in sequences for op in sequence.ops] if power else []
         return ActionCost(
             duration=duration,
@@ -196,6 +206,8 @@ class PricedAtClock:
             lead=lead,
             host=host,
             slowed=shared / lone - 1.0 if lone and self.timing == "events" else 0.0,
+            rested=paused(timeline, power, around=False) if power else 0.0,
+            edges=(min(begun), duration - max(ended)) if sequences else None,
         )
 
     def _hosted(self, program: Program, tasks: Tasks, duration: float) -> tuple[float, float]:

@@ -44,6 +44,8 @@ class Power:
     update : power of the optimizer's update [W] (0: as `memory`).
     scatter : power of additions by index [W] (0: as `memory`).
     exponent : above the limit, tensor kernels take (demand / limit) ** exponent times as long.
+    pause : longest time without work that counts in the mean demand [s] (0: however long). Behind a longer one the
+        clock is down again before kernels have gained more time.
     spread : standard deviation of the demand between GPUs of one type, share of its mean.
     dither : standard deviation of the time of tensor kernels at the limit, over tens of milliseconds, in which the
         governor moves the clock, share of its mean.
@@ -55,6 +57,7 @@ class Power:
     tensor: float
     attention: float
     exponent: float
+    pause: float = 0.0
     spread: float = 0.0
     dither: float = 0.0
     split: float = 0.0

@@ -11,9 +11,9 @@ from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, price_model
-from simulator.engine.power import demand, highest_demand, slowdown
+from simulator.engine.power import demand, highest_demand, paused, slowdown
 from simulator.engine.program import exposed
-from simulator.engine.tasks import LANES, SYNC, Tasks
+from simulator.engine.tasks import COMPUTE, LANES, SYNC, Tasks, Timeline
 from simulator.engine.update import own_gradient_ops, update_ops
 from simulator.errors import InputError
 from simulator.graph.parameters import Held, held_by_stage
@@ -229,8 +229,14 @@ def test_chunks_are_reduced_in_the_order_in_which_their_backwards_end() -> None:
 def test_what_is_done_to_own_gradients_delays_the_reduction_by_its_time() -> None:
     """Without overlap reductions wait for it; with overlap it stands on the stream of compute; ZeRO-2 has none."""
     quiet = ("stack.gradient_check=false", "stack.gradient_mean=collective")
+    at_once = "hardware.node.host_pace=0"  # the check reads each microbatch's loss too
     for zero, overlap in ((1, "false"), (1, "true"), (2, "true")):
-        flags = (f"layout.zero={zero}", f"stack.grad_sync_overlap={overlap}", "stack.param_gather_overlap=false")
+        flags = (
+            f"layout.zero={zero}",
+            f"stack.grad_sync_overlap={overlap}",
+            "stack.param_gather_overlap=false",
+            at_once,
+        )
         tasks, without = tasks_of(*flags), longest_path(tasks_of(*flags, *quiet)).makespan
         own = [sequence.alone for sequence in tasks.sequence if sequence.name == "gradients"]
         assert len(own) == (zero < 2)
@@ -341,3 +347,22 @@ def test_ranks_that_meet_wait_for_the_clock_that_is_lowest_just_then() -> None:
     at_most = gpu.power_cap / (1 + 0.02 * highest_demand(8))  # above it one GPU of 8 meets the limit
     assert slowdown(at_most, gpu, 8, 64) == pytest.approx(1.0)
     assert slowdown(1.0001 * at_most, gpu, 8, 64) == pytest.approx(1.0, abs=1e-3)  # and moves no further than it must
+
+
+def test_only_short_pauses_count_in_the_mean_demand() -> None:
+    """Two ranks of a step of 10 s: one pauses for 3 s, for 0.1 s, and for 1 + 2 s around the step; the other computes
+    for 1 s of it."""
+    tasks = Tasks(ranks=2)
+    work = tasks_of().sequence[0]
+    spans = [(1.0, 2.0), (5.0, 6.0), (6.1, 8.0), (4.0, 5.0)]
+    for at in range(len(spans)):
+        tasks.add((at == 3) * LANES + COMPUTE, work, ())
+    tasks.add(SYNC, work, ())
+    start, end = zip(*spans, (8.0, 10.0), strict=True)
+    timeline = Timeline(tasks=tasks, start=list(start), end=list(end), changes={})
+    power = replace(POWER, pause=0.25)
+    assert paused(timeline, power, around=False) == pytest.approx(3.0 - 0.25)
+    assert paused(timeline, power, around=True) == pytest.approx(3.0 - 0.25 + 3.0 - 0.25 + 9.0 - 0.25)
+    assert paused(timeline, POWER, around=True) == 0.0  # every pause counts
+    above, less = (demand(timeline, one) - POWER.idle for one in (power, POWER))
+    assert above * (20.0 - paused(timeline, power, around=True)) == pytest.approx(less * 20.0)

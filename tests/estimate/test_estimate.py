@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.estimate.compiled import compiled, compiled_of
-from simulator.estimate.estimate import alone, estimate
+from simulator.estimate.estimate import alone, estimate, placed
 from simulator.estimate.shared_prices import SharedPrices, SharedPricesMemo, shared_job
 from simulator.inputs import load_scenario
 from simulator.memory import memory_of_rows
@@ -70,7 +70,10 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     built, schedule = prepare(scenario)
     found = estimate(scenario, SharedPrices(scenario, "longest-path"))
     # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
-    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").step_time, rel=1e-6)
+    near = 1e-6 if built.pace == 1.0 else 5e-4
+    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").step_time, rel=near)
+    if case not in STARVED:  # kernels between reductions cut a long wait for them into pauses, here they do not
+        assert placed(scenario, SharedPrices(scenario, "longest-path")).watts == pytest.approx(built.watts, rel=1e-6)
     assert found.memory == pytest.approx(memory_of_rows(built, schedule).peak, rel=1e-9)
 
 

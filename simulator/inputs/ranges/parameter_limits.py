@@ -124,6 +124,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
         **dict.fromkeys(("unvectorized", "update", "scatter"), _WATTS),
         "exponent": Range(low=0, high=10),
+        "pause": _TIME,
         **dict.fromkeys(("spread", "dither"), _PART),
     },
 }
