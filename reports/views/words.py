@@ -133,6 +133,7 @@ _CLASSES = {
     "swiglu": "SwiGLU",
     "geglu": "GEGLU",
     "silu": "SiLU",
+    "wait.host": "wait for the host",
     "wait.slowest": "wait for the most loaded rank",
     "tensormap": "descriptors of grouped matmuls",
     "weight_t": "transposed FP8 weights",

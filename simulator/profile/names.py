@@ -127,10 +127,11 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"norm\..*", "norm"),
     (r"(quant|dequant|weight_t|scale_t|transpose)\b.*", "casts and transposes"),
     (r"(permute|unpermute|router|sort|tensormap)\b.*", "routing and permutation"),
-    (r"embedding(\.bwd)?", "embedding"),
+    (r"embedding(\.bwd.*)?", "embedding"),
     (r"(loss|softmax)\b.*", "softmax and loss"),
     (r"optimizer", "optimizer"),
-    (r"(elem|swiglu|geglu|reglu|relu2_glu|relu2|relu|gelu|silu|rope|kvcopy)\b.*", "elementwise and copies"),
+    (r"(conv|scan)\b.*", "recurrent mixers"),
+    (r"(elem|cat|copy|swiglu|geglu|reglu|relu2_glu|relu2|relu|gelu|silu|rope|kvcopy)\b.*", "elementwise and copies"),
 )
 """Classes that a kernel's name does not separate, together: (pattern of whole classes, family)."""
 _FAMILIES = tuple((re.compile(pattern), family) for pattern, family in FAMILIES)
@@ -150,7 +151,7 @@ def known_class(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def family(cls: str) -> str:
-    """The family of a kernel class; "" for what no job runs."""
+    """The family of a kernel class; "" for what is no kernel."""
     for pattern, name in _FAMILIES:
         found = pattern.fullmatch(cls)
         if found:

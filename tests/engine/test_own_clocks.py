@@ -38,7 +38,8 @@ def test_a_step_lasts_as_long_as_on_the_gpu_that_demands_most() -> None:
     assert step.columns.pace[0].max() == pytest.approx(worst / built.pace)
     scenario = load_scenario("llama-3-8b", DENSE)
     alike = timeline_of(price_model(scenario, schedule.stages, pace=worst), schedule, "longest-path").makespan
-    assert step.timeline.makespan == pytest.approx(alike, rel=1e-9)
+    # the host's waits after it has read a loss are those of the mean clock
+    assert step.timeline.makespan == pytest.approx(alike, rel=1e-3)
 
 
 def test_all_waiting_for_the_expected_slowest_is_near_the_mean_over_draws() -> None:

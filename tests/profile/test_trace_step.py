@@ -193,7 +193,7 @@ def test_phases_are_found_without_the_cpu(tmp_path: Path, cpu: bool, launches: b
     found = compared(tmp_path / "t.json", trace(2, cpu=cpu, launches=launches, marked=launches))
     assert found.phases_from == ("the threads that launched kernels" if launches else "kernel names")
     for phase in (FORWARD, BACKWARD, OPTIMIZER):
-        assert found.total(phase)[0] == pytest.approx(whole.total(phase)[0], rel=0.02 if launches else 0.4), phase
+        assert found.total(phase)[0] == pytest.approx(whole.total(phase)[0], rel=0.02 if launches else 0.5), phase
 
 
 def test_steps_are_found_by_their_optimizer(tmp_path: Path) -> None:
@@ -389,7 +389,8 @@ def test_tokens_travel_in_the_kernels_of_their_dispatcher(dispatcher: str, wante
 
 
 def test_every_class_of_the_forecasts_has_a_family_and_every_pattern_a_source() -> None:
-    for cls in {c.cls for c in forecast().classes} | {"gemm.fp8.grouped", "norm.bwd@compiled", "comm.tp.all_gather"}:
+    classes = {c.cls for c in forecast().classes} - {"wait.host"}  # no kernel: a trace has a gap there
+    for cls in classes | {"gemm.fp8.grouped", "norm.bwd@compiled", "comm.tp.all_gather"}:
         assert family(cls), cls
     assert family("gemm.bf16.grouped@streams") == "GEMM"
     assert all(source for _, _, source in PATTERNS)

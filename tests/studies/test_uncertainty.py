@@ -14,7 +14,6 @@ from simulator.errors import InputError
 from simulator.estimate.estimate import estimate, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
 from simulator.inputs import load_scenario, load_stack
-from simulator.ops import Attention, Gemm
 from simulator.spec.job import Routing
 from simulator.spec.scenario import Scenario
 from simulator.studies.known_errors import KnownError, known_errors, spread_of, transferred, widening
@@ -73,10 +72,11 @@ def test_errors_of_single_kernels_cancel_where_shared_ones_do_not(dense: Scenari
 
 
 def test_scaled_classes_cost_what_pricing_them_anew_says(dense: Scenario) -> None:
-    """GEMMs and attention twice as long are those of half the clock, but for the gaps behind the kernels."""
+    """Kernels that follow the clock twice as long are those of half the clock, but for the gaps behind the kernels."""
     unlimited = without_power(dense)
     known = priceable(unlimited)
-    tensor = sorted({one.op.cls for one in known.priced if isinstance(one.op.work, (Gemm, Attention))})
+    slower = price_model(one_stage(unlimited), 1, pace=2.0).price
+    tensor = sorted({one.op.cls for one in known.priced if slower(one.op).durations[0] > 1.5 * one.durations[0]})
     repricer = Repricer(known, [error(shared=1.0, name=cls) for cls in tensor])
     slow = repricer.step_time(Draw(at=np.full(len(tensor), np.log(2.0)), each=repricer.nothing().each))
     again = repriced(unlimited, price_model(one_stage(unlimited), 1, pace=2.0), known.placed.stages)
