@@ -20,6 +20,8 @@ from simulator.studies.known_errors import Spread, root_mean_square
 TABLES = ("a100_gemm", "h100_gemm", "b200_gemm", "gb200_gemm", "gb300_gemm")
 ONE, OTHER = "aic_sglang", "aic_trtllm"
 SHAPE = ("op", "precision", "form", "m", "n", "k", "groups")
+PRECISIONS = ("bf16", "fp8_block")
+"""In these both containers call the same libraries; in NVFP4 they call two."""
 LONG = 50.0  # us; below it launches decide, which the kernel's own error holds
 """Kernels of training steps are longer."""
 
@@ -51,5 +53,6 @@ def _ratios() -> Iterator[list[float]]:
         for row in csv.DictReader(lines):
             times[tuple(row[key] for key in SHAPE)][row["source"]] = float(row["us"])
         twice = {shape: by for shape, by in times.items() if {ONE, OTHER} <= by.keys() and min(by.values()) >= LONG}
-        for precision in sorted({shape[1] for shape in twice}):
-            yield [log(by[ONE] / by[OTHER]) for shape, by in twice.items() if shape[1] == precision]
+        for precision in PRECISIONS:
+            if ratios := [log(by[ONE] / by[OTHER]) for shape, by in twice.items() if shape[1] == precision]:
+                yield ratios
