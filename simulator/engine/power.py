@@ -64,6 +64,33 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
 
 
+class Pauses:
+    """By how much pauses of compute streams are longer than those that count, taken down by one pass over a step.
+
+    `pause` : see `Power.pause` [s]; `beyond` : of all streams so far, between what they compute [s].
+    """
+
+    def __init__(self, pause: float) -> None:
+        self.pause, self.beyond = pause, 0.0
+        self.first: dict[int, float] = {}
+        self.last: dict[int, float] = {}
+
+    def computes(self, stream: int, start: float, end: float) -> None:
+        """A stream computes from `start` to `end` [s], after what was taken down of it before."""
+        self.waits(start - self.last.get(stream, start))
+        self.first.setdefault(stream, start)
+        self.last[stream] = end
+
+    def waits(self, seconds: float) -> None:
+        """A stream does not compute for so long."""
+        self.beyond += max(0.0, seconds - self.pause)
+
+    def around(self, step: float) -> float:
+        """All of them [s], also those from the last kernel of a step of this length to the first of the next."""
+        ends = ((self.first[stream], self.last[stream]) for stream in self.first)
+        return self.beyond + sum(max(0.0, first + step - last - self.pause) for first, last in ends)
+
+
 def paused(timeline: Timeline, power: Power, *, around: bool) -> float:
     """By how much pauses of compute streams are longer than `Power.pause`, over all ranks [s].
 
@@ -71,21 +98,11 @@ def paused(timeline: Timeline, power: Power, *, around: bool) -> float:
     """
     if not power.pause:
         return 0.0
-    tasks = timeline.tasks
-    first: dict[int, float] = {}
-    last: dict[int, float] = {}
-    beyond = 0.0
-    for lane, start, end in zip(tasks.lane, timeline.start, timeline.end, strict=True):
-        if lane % LANES != COMPUTE:
-            continue
-        if lane not in first:
-            first[lane] = start
-        elif start - last[lane] > power.pause:
-            beyond += start - last[lane] - power.pause
-        last[lane] = end
-    if around:
-        beyond += sum(max(0.0, first[lane] + timeline.step_time - last[lane] - power.pause) for lane in first)
-    return beyond
+    pauses = Pauses(power.pause)
+    for lane, start, end in zip(timeline.tasks.lane, timeline.start, timeline.end, strict=True):
+        if lane % LANES == COMPUTE:
+            pauses.computes(lane, start, end)
+    return pauses.around(timeline.step_time) if around else pauses.beyond
 
 
 def alone(op: Op, cost: Cost, power: Power) -> float:

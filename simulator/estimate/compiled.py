@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.engine.power import Pauses
 from simulator.schedule import Pair, Schedule, Step, actions_of, build, halves, stages_on
 from simulator.schedule.action import iter_actions
 
@@ -214,8 +215,10 @@ def compiled(name: str, pp: int, microbatches: int, vpp: int) -> Compiled:
     return compiled_of(build(name, pp=pp, microbatches=microbatches, vpp=vpp))
 
 
-Gates = dict[int, tuple[float, float]]
+Gates = dict[int, tuple[float, float, tuple[tuple[float, float], ...]]]
 """Of first forwards, by gate: see `times`."""
+Wait = tuple[float, float]
+"""Of an action: (time in it, how late it is from there on) [s]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,20 +231,15 @@ class Times:
     sent: list[float]
 
 
-class Rests:
-    """Pauses of ranks that compute one action after another (`simulator.engine.power.paused`); local to one pass.
+class Rests(Pauses):
+    """The same of ranks that compute one action after another; `edges` : of each kind of step, `ActionCost.edges`."""
 
-    `pause` : longest that counts [s]; `edges` : of each kind of step, see `ActionCost.edges`.
-    """
+    def __init__(self, pause: float, edges: Sequence[tuple[float, float] | None]) -> None:
+        super().__init__(pause)
+        self.edges = edges
 
-    def __init__(self, ranks: int, pause: float, edges: Sequence[tuple[float, float] | None]) -> None:
-        self.pause, self.edges = pause, edges
-        self.first: list[float | None] = [None] * ranks
-        self.last = [0.0] * ranks
-        self.beyond = 0.0
-
-    def step(self, rank: int, kind: int, start: float, end: float, waits: Sequence[tuple[float, float]]) -> None:
-        """One action of a rank; `waits`: (time in it, how late it is from there on) for its parameters [s]."""
+    def step(self, rank: int, kind: int, start: float, end: float, waits: Iterable[Wait]) -> None:
+        """One action of a rank from `start` to `end`, with what it waits for inside [s]."""
         edges = self.edges[kind]
         if edges is None:
             return
@@ -252,22 +250,9 @@ class Rests:
                 if needed <= opens:
                     start += by - late
                 else:
-                    self.beyond += max(0.0, by - late - self.pause)
+                    self.waits(by - late)
                 late = by
         self.computes(rank, start + opens, end - closes)
-
-    def computes(self, rank: int, start: float, end: float) -> None:
-        """A rank computes from `start` to `end` [s]."""
-        if self.first[rank] is None:
-            self.first[rank] = start
-        else:
-            self.beyond += max(0.0, start - self.last[rank] - self.pause)
-        self.last[rank] = end
-
-    def around(self, step: float) -> float:
-        """All of them [s], with those between steps of this length."""
-        ends = zip(self.first, self.last, strict=True)
-        return self.beyond + sum(max(0.0, at + step - end - self.pause) for at, end in ends if at is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +283,7 @@ class Collectives:
     def __init__(self, free: Sequence[float], traffic: Sequence[Traffic]) -> None:
         self.free = list(free)
         self.traffic = traffic
-        self.waits: list[tuple[float, float]] = []
-        """Of the latest step: (time in the step, how late it is from there on) [s]."""
+        self.waits: list[Wait] = []  # of the latest step
 
     def step(self, rank: int, kind: int, start: float) -> float:
         """The end of a step that may start at `start`."""
@@ -325,6 +309,16 @@ class Collectives:
         return start + one.duration + left + latest
 
 
+NO_GATE: tuple[float, float, tuple[Wait, ...]] = (0.0, 0.0, ())
+
+
+def _waits(start: float, gate: tuple[float, float, tuple[Wait, ...]], concurrent: Collectives | None) -> Iterator[Wait]:
+    """What an action waits for inside that could start at `start`: parameters gathered once a step, or for it."""
+    yield from ((needed, gathered - start - needed) for needed, gathered in gate[2])
+    if concurrent is not None:
+        yield from concurrent.waits
+
+
 def times(
     c: Compiled,
     durations: Sequence[float],
@@ -342,8 +336,8 @@ def times(
     ----------
     durations : of each kind of step [s].
     sends : of each link [s].
-    gates : by gate, the time from which a first forward does not wait for parameters, and the time that it loses to
-        concurrent gathers [s].
+    gates : by gate, the time from which a first forward does not wait for parameters, the time that it loses to
+        concurrent gathers, and (time in it at which a block needs its parameters, when they are gathered) of each [s].
     sends_block : a rank computes on only when its send is done.
     concurrent : collectives of every step, which may delay it.
     hosts : of each kind of step, `ActionCost.lead` and `ActionCost.host` [s]; none where issuing takes no time.
@@ -351,17 +345,19 @@ def times(
     """
     free = [0.0] * len(c.rows)
     lanes = [0.0] * (2 * len(c.rows))
-    opens = [gates.get(gate, (0.0, 0.0)) for gate in range(len(c.gates))] + [(0.0, 0.0)]  # the last one for gate -1
+    opens = [gates.get(gate, NO_GATE) for gate in range(len(c.gates))] + [NO_GATE]  # the last one for gate -1
     waiting: list[deque[float]] = [deque() for _ in range(c.queues)]
     ends = [0.0] * len(c.last)
     issued = [0.0] * len(c.rows)
     begun = [float("inf")] * len(c.rows)
     for rank, kind, gate, queues, outs, note in c.order:
-        now = max(free[rank], opens[gate][0])
+        now = free[rank]
         for queue in queues:
             came = waiting[queue].popleft()
             if came > now:
                 now = came
+        start = now
+        now = max(now, opens[gate][0])
         if gate >= 0:
             begun[rank] = min(begun[rank], now)
             now += opens[gate][1]
@@ -369,11 +365,10 @@ def times(
             lead, host = hosts[kind]
             now = max(now, issued[rank] + lead)
             issued[rank] += host
-        start = now
         now = now + durations[kind] if concurrent is None else concurrent.step(rank, kind, now)
         free[rank] = now
         if rests is not None:
-            rests.step(rank, kind, start, now, concurrent.waits if concurrent is not None else ())
+            rests.step(rank, kind, start, now, _waits(start, opens[gate], concurrent))
         if note >= 0:
             ends[note] = now
         for queue, lane, link in outs:

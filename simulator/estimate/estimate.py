@@ -153,7 +153,7 @@ def _at_the_limit(c: Compiled, scenario: Scenario, shared: SharedPrices, stages:
         built = clock.priced(scenario, stages)
         costs = [clock.cost(stages, step, scenario) for step in c.examples]
         grad_sync = _tail(c, built, shared)
-        rests = Rests(len(c.rows), power.pause, [cost.edges for cost in costs]) if power.pause else None
+        rests = Rests(power.pause, [cost.edges for cost in costs]) if power.pause else None
         step = _step(c, built, costs, [0.0] * len(costs), grad_sync, rests)
         rested = 0.0 if rests is None else rests.around(step)
         rested += sum(costs[kind].rested for row in c.rows for kind in row)

@@ -118,13 +118,15 @@ class GradSync:
             now = 0.0
             for stage in stages:
                 latest, cost = 0.0, first[rank, stage]
+                gathered: list[tuple[float, float]] = []
                 gathers = self.stage(stage).gather
                 for gather, forward_start in zip(gathers, cost.forward_start, strict=False):
                     now += gather.seconds
                     if gather.seconds:
                         latest = max(latest, now - forward_start)
+                        gathered.append((forward_start, now))
                 behind = together(gathers[1:] if stage == stages[0] else gathers)
-                gates[slots[rank, stage]] = latest, behind.lost(behind.seconds, cost.slowed)
+                gates[slots[rank, stage]] = latest, behind.lost(behind.seconds, cost.slowed), tuple(gathered)
             ends[rank] = now
         return gates, ends
 
