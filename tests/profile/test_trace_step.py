@@ -194,7 +194,7 @@ def test_phases_are_found_without_the_cpu(tmp_path: Path, cpu: bool, launches: b
     found = compared(tmp_path / "t.json", trace(2, cpu=cpu, launches=launches, marked=launches, settings=eight), eight)
     assert found.phases_from == ("the threads that launched kernels" if launches else "kernel names")
     for phase in (FORWARD, BACKWARD, OPTIMIZER):
-        assert found.total(phase)[0] == pytest.approx(whole.total(phase)[0], rel=0.02 if launches else 0.4), phase
+        assert found.total(phase)[0] == pytest.approx(whole.total(phase)[0], rel=0.02 if launches else 0.35), phase
 
 
 def test_steps_are_found_by_their_optimizer(tmp_path: Path) -> None:
