@@ -9,8 +9,8 @@ from the masters, the gradient buffer zeroed. What is run is in `megatron_plan.p
 
 `steps.csv`: mean time of a step under sustained load, SM clock and power over it (power of NVML's energy counter), part
 of the samples at which the power limit set the clock; then, of a last step under the profiler with the load going on,
-its time, `busy_ms` in which any kernel ran, launches. `parts.csv`: every kernel name of that step. `samples.csv`: clock and
-power of that moment, over time.
+its time, `busy_ms` in which any kernel ran, launches. `parts.csv`: every kernel name of that step, and how long nothing
+ran before kernels of that name. `samples.csv`: clock and power of that moment, over time.
 """
 
 from __future__ import annotations
@@ -217,15 +217,16 @@ def profiled(step: Any, seconds: float) -> Row:
     found = [e for e in prof.profiler.kineto_results.events() if e.device_type() == cuda]
     found.sort(key=lambda e: e.start_ns())
     spins = [at for at, e in enumerate(found) if "spin_kernel" in e.name()]
-    mine = [e for e in found[spins[-2] + 1 : spins[-1]]]
+    mine = found[spins[-2] + 1 : spins[-1]]
     busy, last = 0.0, found[spins[-2]].start_ns()
+    parts: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for e in mine:
         start, end = e.start_ns(), e.start_ns() + e.duration_ns()
         busy += max(0, end - max(start, last))
+        part = parts[e.name().removeprefix("void ").replace(",", ";")[:150]]
+        for at, more in enumerate((1, e.duration_ns() / 1e3, max(0, start - last) / 1e3)):
+            part[at] += more
         last = max(last, end)
-    parts: dict[str, list[float]] = defaultdict(list)
-    for e in mine:
-        parts[e.name().removeprefix("void ").replace(",", ";")[:150]].append(e.duration_ns() / 1e3)
     span = found[spins[-1]].start_ns() - found[spins[-2]].start_ns()
     return {"profiled_ms": span / 1e6, "busy_ms": busy / 1e6, "launches": len(mine), "parts": parts}
 
@@ -268,17 +269,19 @@ def measure(training: Training, what: Step, tables: dict[str, Table], sensors: S
     tables["steps"].add([row])
     tables["parts"].add(
         [
-            {"step": what.name, "kernel": name, "launches": len(us), "us": round(sum(us), 1)}
-            for name, us in sorted(parts.items(), key=lambda item: -sum(item[1]))
+            {"step": what.name, "kernel": name, "launches": many, "us": round(us, 1), "gap_us": round(gap, 1)}
+            for name, (many, us, gap) in sorted(parts.items(), key=lambda item: -item[1][1])
         ]
     )
     print(row, flush=True)
 
 
 COLUMNS = {
-    "steps": ["model", "precision", "layers", "seq", "mbs", "microbatches", "step_ms", "steps", "watts", "sm_mhz"]
-    + ["sm_mhz_sd", "capped", "celsius", "peak_gb", "profiled_ms", "busy_ms", "launches"],
-    "parts": ["step", "kernel", "launches", "us"],
+    "steps": [
+        *("model", "precision", "layers", "seq", "mbs", "microbatches", "step_ms", "steps", "watts", "sm_mhz"),
+        *("sm_mhz_sd", "capped", "celsius", "peak_gb", "profiled_ms", "busy_ms", "launches"),
+    ],
+    "parts": ["step", "kernel", "launches", "us", "gap_us"],
     "samples": ["step", "s", "sm_mhz", "watts", "capped"],
 }
 

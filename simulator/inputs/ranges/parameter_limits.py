@@ -122,7 +122,8 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     "Power": {
         "cap_of_tdp": Range(low=0.01, high=10),
         **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
-        **dict.fromkeys(("unvectorized", "update", "scatter"), _WATTS),
+        **dict.fromkeys(("unvectorized", "update", "scatter", "attention_mixed"), _WATTS),
+        "attention_lag": Range(low=1, high=10),
         "exponent": Range(low=0, high=10),
         "pause": _TIME,
         **dict.fromkeys(("spread", "dither"), _PART),
