@@ -86,12 +86,10 @@ class Stack:
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
-    gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
-        kernel that scales all gradients that a rank has.
+    gradient_mean : where sums of gradients become means: in the collective, or before it by a kernel over all of them.
     gradient_check : the norm of a rank's gradients is taken, and the host reads each loss (twice), to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
-    weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both; narrower
-        gradients are widened before their norm is taken.
+    weights_copied : weights are copied from the masters behind the update, gradients to FP32 before it, by kernels.
     mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
         joined: mamba_ssm's mamba_split_conv1d_scan_combined, as Megatron-Core calls it: the state's kernels multiply
         by the gate, the convolution runs again in backward, and more than one sequence is put before the tokens and
@@ -115,8 +113,7 @@ class Stack:
         node and the hook of data parallelism [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
-    host_loss : host time from the read of a loss until the first kernel of its gradient is issued: calls of the training
-        loop and of autograd on single numbers, while which the GPU waits [s].
+    host_loss : host time between the read of a loss and the first kernel of its gradient, which the GPU waits for [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
     cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), recurrent mixers
         (mamba), attention, recurrent mixers and the gate up to the dispatch (attention), every layer (layers).

@@ -10,7 +10,7 @@ from the masters, the gradient buffer zeroed. What is run is in `megatron_plan.p
 `steps.csv`: mean time of a step under sustained load, SM clock and power over it (power of NVML's energy counter), part
 of the samples at which the power limit set the clock; then, of a last step under the profiler with the load going on,
 its time, `busy_ms` in which any kernel ran, launches. `parts.csv`: every kernel name of that step, and how long nothing
-ran before kernels of that name. `samples.csv`: clock and power of that moment, over time.
+ran before kernels of that name. `samples.csv`: clock and power at each instant.
 """
 
 from __future__ import annotations
@@ -139,11 +139,13 @@ class Training:
             clip_grad=1e-3,
         )
         self.model = self.program.model
-        self.model.ddp_config.check_for_nan_in_grad = True  # training.py's default
+        vars(self.model.ddp_config)["check_for_nan_in_grad"] = True  # training.py's default
         self.optimizer = get_megatron_optimizer(settings, [self.model], use_gloo_process_groups=False)
-        config = self.model.config
-        config.no_sync_func, config.grad_scale_func = self.model.no_sync, self.optimizer.scale_loss
-        config.finalize_model_grads_func = finalize_model_grads
+        vars(self.model.config).update(
+            no_sync_func=self.model.no_sync,
+            grad_scale_func=self.optimizer.scale_loss,
+            finalize_model_grads_func=finalize_model_grads,
+        )
         self.checks, self.total = get_rerun_state_machine(), torch.zeros(1, device="cuda")
 
     def shape(self, seq: int, mbs: int) -> None:
