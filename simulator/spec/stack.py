@@ -85,6 +85,11 @@ class Stack:
         its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
+    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with ZeRO-2:
+        other copies (`simulator.graph.shard`).
+    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it, there
+        or not (`simulator.graph.tokens.padding`).
+    loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
         kernel that scales all gradients that a rank has.
@@ -172,6 +177,9 @@ class Stack:
     keys_repeated: bool = False
     rope_complex: bool = False
     sequence_copies: bool = False
+    padding_removed: bool = False
+    flat_shards: bool = False
+    loss_metrics: int = 0
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"

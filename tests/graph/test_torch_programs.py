@@ -14,7 +14,7 @@ from simulator.graph.parameters import held_by_block
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
-from simulator.ops import Attention, Collective, Gemm, Op, Streaming
+from simulator.ops import Attention, Collective, Gemm, HostRead, Op, Streaming
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
@@ -162,3 +162,38 @@ def test_one_gather_feeds_all_gemms_of_its_input() -> None:
     after = [gemm(40, 8), gemm(10, 8), gemm(10, 8), gemm(40, 9)]
     assert of_one_input(after) == after[:3]
     assert exposed(comm, [], after, price).durations[0] == 7000.0 + 10 * 60 - 80 * 60
+
+
+def test_padding_is_taken_out_of_what_the_core_reads_and_put_back() -> None:
+    """A gather for queries, keys and values each, zeros and a scatter behind the core; backward the other way round."""
+    plain, block = layer(), layer("stack.padding_removed=true")
+    reads = [op for op in block.ops() if isinstance(op.work, HostRead)]
+    assert [op.segment for op in reads] == ["attn.F"] * 6  # two for each of three
+    gathered = moved([op for op in block.ops() if op.name in ("attn.q.unpad", "attn.k.unpad", "attn.v.unpad")])
+    assert gathered == T * (Q + KV) * 4
+    assert moved(named(block, "attn.out.pad")) == T * Q * (2 + 4 + 4)  # zeros, scatter; gather
+    assert moved(named(block, "unpad", ".bwd")) == T * (Q + KV) * (2 + 4)
+    assert block.flops("F") == plain.flops("F")
+    assert block.saved_bytes - plain.saved_bytes == T * Q * 2  # the output projection's own input
+    again = layer("stack.padding_removed=true", "layout.recompute=full")
+    assert len([op for op in again.ops() if isinstance(op.work, HostRead)]) == 12
+
+
+def test_one_flat_parameter_is_not_copied_out_but_its_gradients_are_widened_and_scaled() -> None:
+    values = held_by_block(BlockKind.DENSE, scenario().model, scenario().job).total
+    block = layer("stack.flat_shards=true")
+    assert [op.name for op in named(block, "shard.")] == ["shard.cat", "shard.widen", "shard.scale"]
+    assert moved(named(block, "shard.")) == values * (4 + 6 + 8)
+    narrow = layer("stack.flat_shards=true", "optimizer.reduced=bf16")
+    assert moved(named(narrow, "shard.")) == values * (4 + 4)
+    assert named(layer("stack.flat_shards=true", "layout.zero=2"), "shard.")
+    assert not named(layer("layout.zero=2"), "shard.")
+
+
+def test_metrics_compute_the_loss_again_in_fp32() -> None:
+    def metrics(*changes: str) -> list[Op]:
+        return named(build_blocks(shapes_of(scenario(*changes)))[BlockKind.HEAD], "metric.")
+
+    assert metrics() == []
+    logits = T * scenario().model.vocab_size
+    assert moved(metrics("stack.loss_metrics=2")) == 2 * logits * (2 + 4 + 4)
