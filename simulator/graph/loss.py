@@ -135,8 +135,8 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
 
 def metrics(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
     """Cross-entropies of the logits computed once more, for each metric that a program keeps of its training batches
-    (Composer, composer/trainer/trainer.py, _eval_train_metrics, behind each microbatch's backward): PyTorch's, of logits
-    widened to FP32, as autocast does it. The logits stay until then."""
+    (Composer, composer/trainer/trainer.py, _eval_train_metrics, behind each microbatch's backward): PyTorch's, of
+    logits widened to FP32, as autocast does it. The logits stay until then."""
     logits = tokens * vocab
     for at in range(s.stack.loss_metrics):
         alive: Facts = {"reads_resident": True, "alive": logits * BF16}

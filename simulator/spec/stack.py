@@ -85,10 +85,10 @@ class Stack:
         its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
-    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with ZeRO-2:
-        other copies (`simulator.graph.shard`).
-    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it, there
-        or not (`simulator.graph.tokens.padding`).
+    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with
+        ZeRO-2: other copies (`simulator.graph.shard`).
+    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it,
+        there or not (`simulator.graph.tokens.padding`).
     loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a

@@ -1,11 +1,11 @@
 """Padding taken out before the attention core and put back behind it, as flash-attn's helpers do it.
 
-`unpad_input` (Dao-AILab/flash-attention, flash_attn/bert_padding.py, 2.0 to 2.8) is called for queries, keys and values,
-each time anew, also where no token is padding (mosaicml/llm-foundry, llmfoundry/models/layers/attention.py,
-flash_attn_fn, 2023 and 2024). It sums the mask by sequence, counts its ones, reads their number (`nonzero`), lists them,
-finds the longest sequence and reads that, too, sums the lengths up and pads them; then a kernel gathers the tokens.
-Behind the core a tensor of zeros takes the outputs in. Backward gathers the gradient of these, and scatters those of
-queries, keys and values into zeros. Kernels that gather and scatter compute every value's address.
+`unpad_input` (Dao-AILab/flash-attention, flash_attn/bert_padding.py, 2.0 to 2.8) is called for queries, keys and
+values, each time anew, also where no token is padding (mosaicml/llm-foundry, llmfoundry/models/layers/attention.py,
+flash_attn_fn, 2023 and 2024). It sums the mask by sequence, counts its ones, reads their number (`nonzero`), lists
+them, finds the longest sequence and reads that, too, sums the lengths up and pads them; then a kernel gathers the
+tokens. Behind the core a tensor of zeros takes the outputs in. Backward gathers the gradient of these, and scatters
+those of queries, keys and values into zeros. Kernels that gather and scatter compute every value's address.
 
 Each read finds the host with nothing issued ahead, so that the GPU waits for what follows.
 """
@@ -22,7 +22,7 @@ MASK, INDEX = 1.0, 8.0
 """Bytes of a token in the mask, and of its index [B]."""
 COUNTING, LISTING, SUMMING = 2, 4, 3
 """Small kernels: sums by sequence and the count of ones; selection in two kernels, indices, the longest sequence; sums
-of lengths, zeros and a copy that pads them (PyTorch 2.1, aten/src/ATen/native/cuda/Nonzero.cu; torch.nn.functional.pad)."""
+of lengths, zeros and a copy that pads them (PyTorch 2.1, aten/src/ATen/native/cuda/Nonzero.cu, functional.pad)."""
 
 
 def take_out(builder: SegmentBuilder, s: Shapes, parts: dict[str, int]) -> None:
