@@ -4,12 +4,11 @@ Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; ac
 NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side by side in a pipeline (Thakur et
 al. 2005; NCCL's rings). The steps of such a ring go round all ranks, in one protocol: those over NVLink in each node,
 one node after the other, and one over the NICs for each (NVIDIA/nccl, src/graph/tuning.cc, 2.18 to 2.30; measured on 2
-to 32 nodes: small gathers take longer in proportion to the ranks, `calibration/tables/fabric_collective.csv`).
-An all-reduce is a reduce-scatter and an all-gather,
-or a double binary tree, or, where NVLink switches reduce, one pass; between nodes, sums of switches go up and down trees,
-never round a ring (NCCL's NVLSTree). Within a node of Hopper GPUs the
-protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest. Serving
-engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
+to 32 nodes: small gathers take longer in proportion to the ranks, `calibration/tables/fabric_collective.csv`). An
+all-reduce is a reduce-scatter and an all-gather, or a double binary tree, or, where NVLink switches reduce, one pass;
+between nodes, sums of switches go up and down trees, never round a ring (NCCL's NVLSTree). Within a node of Hopper GPUs
+the protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest.
+Serving engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 

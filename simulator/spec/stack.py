@@ -45,6 +45,8 @@ class Stack:
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
         of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
     p2p_overlap, p2p_sync : pipeline sends leave compute free (chunks: of several chunks); the host waits after others.
+    p2p_headers, p2p_reads : small messages before each, which say what it is; results of the GPU that the host, where
+        it waits for a message, reads behind it, one after the other.
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
@@ -89,12 +91,18 @@ class Stack:
         ZeRO-2: other copies (`simulator.graph.shard`).
     padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it,
         there or not (`simulator.graph.tokens.padding`).
+    heads_copied : queries, keys and values are copied apart before their rotation, keys and values joined again
+        (`simulator.graph.tokens.heads`).
     loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
         kernel that scales all gradients that a rank has.
     gradient_check : the norm of a rank's gradients is taken, and the host reads each loss (twice), to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
+    clips_whole : the norm of gradients and their clipping read all that a rank has, though ZeRO-1 shards the update.
+    ddp_buckets : BF16 gradients are copied into DistributedDataParallel's buckets and back once a step; with ZeRO-1
+        lists of tensors are flattened, gradients before they are reduced, parameters around their gather
+        (`simulator.engine.update`).
     weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
         joined: mamba_ssm's mamba_split_conv1d_scan_combined, as Megatron-Core calls it: the state's kernels multiply
@@ -179,6 +187,7 @@ class Stack:
     sequence_copies: bool = False
     padding_removed: bool = False
     flat_shards: bool = False
+    heads_copied: bool = False
     loss_metrics: int = 0
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
@@ -190,6 +199,10 @@ class Stack:
     gradient_mean: Literal["collective", "before"] = "collective"
     gradient_check: bool = False
     p2p_sync: bool = False
+    p2p_headers: int = 0
+    p2p_reads: int = 1
+    ddp_buckets: bool = False
+    clips_whole: bool = False
     gradients_clipped: bool = False
     weights_copied: bool = False
     mamba2: Literal["parts", "joined"] = "parts"

@@ -7,7 +7,7 @@ import pytest
 from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.program import exposed, of_one_input
-from simulator.engine.update import update_ops
+from simulator.engine.update import own_gradient_ops, update_ops
 from simulator.errors import InputError
 from simulator.graph.block import Block, problems
 from simulator.graph.parameters import held_by_block
@@ -197,3 +197,35 @@ def test_metrics_compute_the_loss_again_in_fp32() -> None:
     assert metrics() == []
     logits = T * scenario().model.vocab_size
     assert moved(metrics("stack.loss_metrics=2")) == 2 * logits * (2 + 4 + 4)
+
+
+def test_heads_copied_apart_and_together_again() -> None:
+    """A copy of all, keys and values joined and copied by token; backward both joined, stacked and copied; with two
+    sequences the core's output, its gradient and the output projection's input, too."""
+    plain, block = layer(), layer("stack.heads_copied=true")
+    assert moved([op for op in block.ops() if op.name == "attn.qkv.apart"]) == T * (Q + KV) * 4
+    assert moved(named(block, "attn.kv.cat")) == 2 * T * KV * 4  # each way
+    assert moved(named(block, "attn.kv.by_token")) == T * KV * 4
+    assert moved(named(block, "attn.qkv.stack")) + moved(named(block, "attn.qkv.order")) == 2 * T * (Q + KV) * 4
+    assert moved(named(block, "by_sequence")) + moved(named(block, "attn.o.input")) == 3 * T * Q * 4
+    assert not named(block, "attn.qkv.cat")
+    assert block.saved_bytes - plain.saved_bytes == T * KV * 2
+    one = layer("stack.heads_copied=true", "batch.microbatch_size=1", "batch.global_batch_size=8")
+    assert not named(one, "by_sequence")
+
+
+def test_buckets_and_flat_lists_of_data_parallelism() -> None:
+    held = held_by_block(BlockKind.DENSE, scenario().model, scenario().job)
+
+    def step(*changes: str) -> dict[str, float]:
+        job = scenario("layout.zero=1", "stack.ddp_buckets=true", *changes)
+        ops = [*own_gradient_ops(held, job), *update_ops(held, [BlockKind.DENSE], (8, 8), job)]
+        return {op.name: moved([op]) / held.total for op in ops}
+
+    found = step()
+    assert found["gradient.buckets"] == 8.0  # BF16 in and out, twice
+    assert found["gradient.flatten"] == 2 * (4 + 4)
+    assert found["param.flatten"] == 3 * (2 + 2)
+    assert "gradient.flatten" not in step("layout.zero=0")
+    assert found["optimizer.grad_norm"] == 4 / 8
+    assert step("stack.clips_whole=true")["optimizer.grad_norm"] == 4

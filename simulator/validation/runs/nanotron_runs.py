@@ -31,7 +31,7 @@ def rate(figure: Figure) -> float:
 
 
 def run(figure: Figure) -> Overrides:
-    """Nothing is recomputed; 1F1B; blocks of pipelines are cut by their cost. Its cluster's nodes are AWS's (p5, EFA),
+    """Nothing is recomputed; 1F1B. Its cluster's nodes are AWS's (p5, EFA),
     taken as free of other jobs, which it was not: the means of its own measurements of 256 MB on 16 to 64 nodes are 0.2
     to 0.4 times what such nodes reach."""
     c = figure.config
@@ -54,9 +54,23 @@ def run(figure: Figure) -> Overrides:
         "layout__zero": int(c["zero"]),
         "layout__recompute": "none",
         "layout__schedule": "1f1b",
-        "layout__stages": "balanced",
+        "layout__stages": stages(layers, hidden, inner, pp) if pp > 1 else "balanced",
         "batch__sequence_length": LENGTH,
         "batch__microbatch_size": int(c["mbs"]),
         "batch__global_batch_size": int(c["mbs"]) * int(c["microbatches"]) * dp,
     }
     return overrides_of(**values)
+
+
+def stages(layers: int, hidden: int, inner: int, ranks: int) -> list[int]:
+    """Layers of each stage: blocks are dealt out until the FLOP of all so far, a layer's and the head's matrices,
+    exceed the rank's share, so that the block that exceeds it is still this rank's (src/nanotron/models/base.py,
+    build_model, and models/llama.py, get_block_compute_costs)."""
+    layer, head = 4 * hidden**2 + 3 * inner * hidden, VOCABULARY * hidden
+    total, out, done = layers * layer + head, [0] * ranks, 0
+    at = 0
+    for _ in range(layers):
+        out[at] += 1
+        done += layer
+        at += done * ranks > total * (at + 1)
+    return out
