@@ -358,6 +358,8 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         saved=t * sum(made) * BF16 + entered,
         matrices=made,
     )
+    if s.model.attention_bias and s.stack.bias_apart:
+        builder.add("attn.qkv.bias.fwd", "elem.unvectorized", unvectorized(t * sum(made), BF16, BF16))
     heads.apart(builder, s, widths(s)[0], kv)
     place_heads(builder, s)
     kept = t * out * (BF16 + s.formats.copied_bytes) + (
@@ -459,7 +461,7 @@ def _to_joined(builder: SegmentBuilder, s: Shapes) -> None:
         heads.together(builder, s, sum(projected(s)) - kv, kv)
     elif s.stack.split_copies:
         _join_gradients(builder, s, t * sum(projected(s)))
-    if s.model.attention_bias and not s.stack.wgrad_accumulation_fused:
+    if s.model.attention_bias and (s.stack.bias_apart or not s.stack.wgrad_accumulation_fused):
         linear.bias_gradient(builder, "attn.qkv", t, sum(projected(s)))
 
 

@@ -68,6 +68,7 @@ class Stack:
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
+    bias_apart : kernels of their own add the bias of queries, keys and values and sum its gradient up.
     projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
         gradients are then summed.
     batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
@@ -188,6 +189,7 @@ class Stack:
     padding_removed: bool = False
     flat_shards: bool = False
     heads_copied: bool = False
+    bias_apart: bool = False
     loss_metrics: int = 0
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"

@@ -229,3 +229,17 @@ def test_buckets_and_flat_lists_of_data_parallelism() -> None:
     assert "gradient.flatten" not in step("layout.zero=0")
     assert found["optimizer.grad_norm"] == 4 / 8
     assert step("stack.clips_whole=true")["optimizer.grad_norm"] == 4
+
+
+def test_a_bias_added_apart_and_its_gradient_summed_apart() -> None:
+    """Megatron-LM's own layers: a read and a write of all that the projection makes, and one more read."""
+    sizes = ["model=gpt3-175b", "model.num_hidden_layers=2", "layout.tp=8", "layout.pp=2", "stack=megatron-core"]
+    sizes += ["batch.sequence_length=2048", "batch.microbatch_size=1", "batch.global_batch_size=4", "gpus=16"]
+    apart, joined = (
+        build_blocks(shapes_of(load_scenario("llama-3-8b", [*sizes, f"stack.bias_apart={on}"])))[BlockKind.DENSE]
+        for on in ("true", "false")
+    )
+    values = 2048 * 3 * 12288 // 8
+    assert not named(joined, "attn.qkv.bias")
+    assert moved(named(apart, "attn.qkv.bias.fwd")) == values * 4
+    assert named(apart, "attn.qkv.bias.bwd")[0].work == Streaming(read=values * 2, written=3 * 12288 // 8 * 2)

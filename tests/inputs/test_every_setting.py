@@ -631,6 +631,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.loss_metrics": ("dense", "longest-path"),
     "stack.padding_removed": ("dense", "longest-path"),
     "stack.heads_copied": ("dense", "longest-path"),
+    "stack.bias_apart": ("gpt", "longest-path"),
     "stack.p2p_headers": ("pipeline", "longest-path"),
     "stack.p2p_reads": ("pipeline", "longest-path"),
     "stack.ddp_buckets": ("ddp", "longest-path"),
