@@ -17,7 +17,52 @@ Permute = Literal["fused", "fused_chunks", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
+class Copies:
+    """What programs that are written module by module run around the kernels of a layer: a part of `Stack`.
+
+    Parameters
+    ----------
+    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
+        gradients are then summed.
+    batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
+    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
+    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
+    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
+        stands before or behind each that does not run in pieces.
+    bias_apart : kernels of their own add the bias of queries, keys and values and sum its gradient up.
+    heads_copied : queries, keys and values are copied apart before their rotation, keys and values joined again
+        (`simulator.graph.tokens.heads`).
+    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it,
+        there or not (`simulator.graph.tokens.padding`).
+    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with
+        ZeRO-2: other copies (`simulator.graph.shard`).
+    loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
+    ddp_buckets : BF16 gradients are copied into DistributedDataParallel's buckets and back once a step; with ZeRO-1
+        lists of tensors are flattened, gradients before they are reduced, parameters around their gather
+        (`simulator.engine.update`).
+    clips_whole : the norm of gradients and their clipping read all that a rank has, though ZeRO-1 shards the update.
+    p2p_headers, p2p_reads : small messages before each between stages, which say what it is; results of the GPU that
+        the host, where it waits for a message, reads behind it, one after the other.
+    """
+
+    projections: Literal["joined", "separate"] = "joined"
+    batch_first: bool = False
+    keys_repeated: bool = False
+    rope_complex: bool = False
+    sequence_copies: bool = False
+    bias_apart: bool = False
+    heads_copied: bool = False
+    padding_removed: bool = False
+    flat_shards: bool = False
+    loss_metrics: int = 0
+    ddp_buckets: bool = False
+    clips_whole: bool = False
+    p2p_headers: int = 0
+    p2p_reads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack(Copies):
     """Settings of one training framework.
 
     Parameters
@@ -45,8 +90,6 @@ class Stack:
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
         of it, or those of tensor and context parallelism (`simulator.graph.precision.amax`).
     p2p_overlap, p2p_sync : pipeline sends leave compute free (chunks: of several chunks); the host waits after others.
-    p2p_headers, p2p_reads : small messages before each, which say what it is; results of the GPU that the host, where
-        it waits for a message, reads behind it, one after the other.
     dispatcher : the way of tokens to their experts: kernels of DeepEP, of its Hybrid-EP branch, NCCL's all-to-all, or
         NCCL's all-gather and reduce-scatter (`simulator.graph.tokens.travel`).
     token_counts : where tokens per expert are known: on the device only; read by the host where tokens travel
@@ -68,14 +111,6 @@ class Stack:
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
-    bias_apart : kernels of their own add the bias of queries, keys and values and sum its gradient up.
-    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
-        gradients are then summed.
-    batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
-    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
-    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
-    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
-        stands before or behind each that does not run in pieces.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
@@ -88,22 +123,11 @@ class Stack:
         its end, its last GEMM and all-to-all included.
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
-    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with
-        ZeRO-2: other copies (`simulator.graph.shard`).
-    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it,
-        there or not (`simulator.graph.tokens.padding`).
-    heads_copied : queries, keys and values are copied apart before their rotation, keys and values joined again
-        (`simulator.graph.tokens.heads`).
-    loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
     gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
         kernel that scales all gradients that a rank has.
     gradient_check : the norm of a rank's gradients is taken, and the host reads each loss (twice), to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
-    clips_whole : the norm of gradients and their clipping read all that a rank has, though ZeRO-1 shards the update.
-    ddp_buckets : BF16 gradients are copied into DistributedDataParallel's buckets and back once a step; with ZeRO-1
-        lists of tensors are flattened, gradients before they are reduced, parameters around their gather
-        (`simulator.engine.update`).
     weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
     mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
         joined: mamba_ssm's mamba_split_conv1d_scan_combined, as Megatron-Core calls it: the state's kernels multiply
@@ -181,16 +205,6 @@ class Stack:
     expert_biases: Literal["fused", "eager"] = "fused"
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
     table_gradient: Literal["rows", "dense"] = "rows"
-    projections: Literal["joined", "separate"] = "joined"
-    batch_first: bool = False
-    keys_repeated: bool = False
-    rope_complex: bool = False
-    sequence_copies: bool = False
-    padding_removed: bool = False
-    flat_shards: bool = False
-    heads_copied: bool = False
-    bias_apart: bool = False
-    loss_metrics: int = 0
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"
@@ -201,10 +215,6 @@ class Stack:
     gradient_mean: Literal["collective", "before"] = "collective"
     gradient_check: bool = False
     p2p_sync: bool = False
-    p2p_headers: int = 0
-    p2p_reads: int = 1
-    ddp_buckets: bool = False
-    clips_whole: bool = False
     gradients_clipped: bool = False
     weights_copied: bool = False
     mamba2: Literal["parts", "joined"] = "parts"
