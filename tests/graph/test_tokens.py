@@ -60,6 +60,27 @@ def test_notify_and_layout_are_deepeps(stack: str, dispatcher: str, recipe: str)
     assert len(counts) == (0 if own else 1)
 
 
+@pytest.mark.parametrize(("node", "experts"), [(8, 8.0), (2, 4.0)])
+def test_hybrid_ep_sends_the_gate_weights_of_all_experts_of_a_node(node: int, experts: float) -> None:
+    """With each copy of a token forward, their gradients with those that come home in backward; the others do not."""
+    rented = f"hardware.node.gpus={node}"
+    plain = layer(4, "stack=megatron-core", "stack.dispatcher=deepep", rented)
+    hybrid = layer(4, "stack=megatron-core", "stack.dispatcher=hybrid_ep", rented)
+
+    def each(block: Block) -> list[float]:
+        return [op.work.bytes_per_token for op in block.ops() if isinstance(op.work, AllToAll)]
+
+    more = [a - b for a, b in zip(each(hybrid), each(plain), strict=True)]
+    assert sorted(more) == [0.0, 0.0, experts * 4, experts * 4]
+    names = [op.name for op in hybrid.ops() if isinstance(op.work, AllToAll)]
+    found = dict(zip(names, more, strict=True))
+    assert found["moe.dispatch.fwd.a2a"] == found["moe.dispatch.bwd.a2a_combine"] == experts * 4
+    sums = {name: op.work for block, name in ((hybrid, "hybrid"), (plain, "plain"))
+            for op in block.ops() if op.name == "moe.unpermute.grad"}  # fmt: skip
+    received = (sums["hybrid"].written - sums["plain"].written) / (experts * 4)  # type: ignore[union-attr]
+    assert received == pytest.approx(sums["plain"].written / (4096 * 2))  # type: ignore[union-attr]
+
+
 def test_an_all_gather_brings_every_token_of_the_group() -> None:
     block = layer(4, "stack=megatron-core", "stack.dispatcher=allgather")
     ahead = next(op for op in block.ops() if op.name == "moe.dispatch.fwd.a2a").work

@@ -53,7 +53,8 @@ def pace(op: str, gpu: str) -> float:
     """Time of an op of `library` on a Blackwell over that on an H200."""
     if op != "ssd.chunk":
         return measured_pace(op, gpu)
-    return measured_pace("mamba3.chunk", "gb200") * measured_pace("delta.chunk", gpu) / measured_pace("delta.chunk", "gb200")
+    kin = measured_pace("delta.chunk", gpu) / measured_pace("delta.chunk", "gb200")
+    return measured_pace("mamba3.chunk", "gb200") * kin
 
 
 def scan_pace(cls: str, target: str, origin: str) -> float | None:
@@ -74,7 +75,6 @@ def paced(params: ScanParams | StreamParams, share: float, here: Gpu, there: Gpu
     rate = rounded(params.rate * there.peak.bf16 / here.peak.bf16 / share)
     step_time = rounded(params.step_time * share * here.sms / there.sms)
     return replace(params, bandwidth=bandwidth, rate=rate, step_time=step_time)
-
 
 
 def reason(cls: str, target: str) -> str:
