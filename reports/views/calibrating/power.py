@@ -43,7 +43,7 @@ def power_lines(power: OwnPower | str | None, origin: str) -> list[str]:
 def _errors(power: OwnPower, origin: str) -> list[str]:
     """How far times and power of the mixes are off, by precision."""
     lines = [
-        f"Of {len(power.mixes)} mixes each quarter is judged by values fitted to the other three, and by those of {origin}:",
+        f"Each quarter of {len(power.mixes)} mixes is judged by values fitted to the others, and by those of {origin}:",
         "",
         f"| GEMMs alone and in mixes | many | time off as {origin} | fitted | power off as {origin} | fitted |",
         "|---|---|---|---|---|---|",
