@@ -309,6 +309,8 @@ def _without_graphs(scenario: Scenario) -> str:
 
 def _without_reads(scenario: Scenario) -> str:
     counts, ep = scenario.stack.token_counts, scenario.job.layout.ep
+    if scenario.stack.padding_removed:
+        return ""
     if scenario.model.is_moe and (counts == "host" or (counts == "all_to_all" and ep > 1)):
         return ""
     return _without_experts(scenario) or f'with stack.token_counts = "{counts}" and ep {ep} nothing is read'
