@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import random
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from hardware_profiles.calibration.own import own_power
 from hardware_profiles.calibration.own.own_gpu import mean_error
 from hardware_profiles.calibration.own.power_rows import MEMORY, PAUSE, Case, plan
 from hardware_profiles.calibration.sample import TABLES
+from hardware_profiles.calibration.samples import own_table
 from reports.views.calibrating.pages import forecast, profile_text, step_table
 from reports.views.calibrating.power import power_lines
 from simulator.errors import InputError
@@ -87,8 +89,12 @@ def test_the_power_model_is_found_again(tmp_path: Path, quick: bool) -> None:
         assert value == pytest.approx(getattr(TRUE, name), rel=1e-3), name
     assert found.tdp == 0.0  # the profile's own
     assert found.slowdown["bf16"] == pytest.approx((980.0 / 686.0) ** 0.6)
-    assert mean_error(found.after) < 1e-4 < 5e-3 < mean_error(found.before)
-    assert mean_error(found.watts_after) < 1e-4 < 5e-3 < mean_error(found.watts_before)
+    times, powers = (
+        [mean_error([getattr(mix, f"{kind}_{when}") for mix in found.mixes]) for when in ("after", "before")]
+        for kind in ("time", "power")
+    )
+    assert times[0] < 1e-4 < 5e-3 < times[1]
+    assert powers[0] < 1e-4 < 5e-3 < powers[1]
     assert all("NVIDIA H200 under sustained load (own.csv)" in text for text in found.sources.values())
 
 
@@ -106,7 +112,7 @@ def test_errors_of_measuring_do_not_carry_it_away(tmp_path: Path) -> None:
     for name in ("tensor", "split", "memory", "attention"):
         assert found.values[name] == pytest.approx(getattr(TRUE, name), rel=0.05), name
     assert found.values["exponent"] == pytest.approx(TRUE.exponent, abs=0.08)
-    assert mean_error(found.after) < 0.012
+    assert own_power.error_after(found.mixes) < 0.012
 
 
 def test_a_gpu_that_never_meets_its_limit_draws_what_was_read(tmp_path: Path) -> None:
@@ -116,7 +122,7 @@ def test_a_gpu_that_never_meets_its_limit_draws_what_was_read(tmp_path: Path) ->
     assert "exponent" in found.carried
     for name in ("tensor", "split", "memory", "attention", "idle"):
         assert found.values[name] == pytest.approx(getattr(TRUE, name), rel=1e-3), name
-    assert all(one.predicted == pytest.approx(one.measured) for one in found.after)
+    assert own_power.error_after(found.mixes) < 1e-6
     text = " ".join(power_lines(found, "h200"))
     assert "does not meet its limit of 1400 W" in text
     assert "power as read: the limit is not met" in text
@@ -153,7 +159,7 @@ def test_a_gpu_like_one_without_a_power_model_gets_one(tmp_path: Path) -> None:
     rows = [one for one in rows_of(TRUE, quick=False, limit=400.0) if "fp8" not in one["precision"]]
     found = fitted(tmp_path, rows, "a100")
     assert found.values["exponent"] == pytest.approx(0.6, rel=1e-3)
-    assert found.watts_before == ()
+    assert all(mix.power_before is None for mix in found.mixes)
     assert "| tensor | none | 980 |" in "\n".join(power_lines(found, "a100"))
     free = [one for one in rows if not one["other"].startswith("attention")]
     assert fitted(tmp_path, free, "a100") == "attention not measured, and a100 has no power model"
@@ -176,7 +182,7 @@ def test_a_table_without_the_section_changes_nothing(tmp_path: Path) -> None:
     assert power_lines(None, "h200") == []
     text = profile_text("mine", "h200", "NVIDIA H200", Path("own.csv"), None)
     assert tomllib.loads(text) == {"extends": "h200", "kernels": "./mine-kernels.toml"}
-    assert "power and price are those of the profile it extends" in text
+    assert "memory, power and price are those of the profile it extends" in text
 
 
 @pytest.mark.parametrize(
@@ -221,9 +227,9 @@ def test_fit_writes_the_power_model_into_the_profile(tmp_path: Path) -> None:
     assert "measured on NVIDIA H100 80GB HBM3 under sustained load (mine.csv)" in profile.sources["gpu.power.tensor"]
     assert profile.sources["gpu.power.dither"] == load_hardware("h100").sources["gpu.power.dither"]
     page = (tmp_path / "mine.md").read_text(encoding="utf-8")
-    assert "times as long as after rest: BF16 1.24, FP8 1.24, FP8 with split sums 1.20." in page
+    assert "GEMMs alone take 1.24 (BF16), 1.24 (FP8), 1.20 (FP8 with split sums) times as long as after rest." in page
     assert "| exponent | 0.5169 | 0.6 | times of GEMMs in mixes, those held out 0.0% off |" in page
-    assert "Times of GEMMs in 21 mixes:" in page
+    assert "| FP8 with split sums | 3 | 2.0% | 0.0% | 0.8% | 0.0% |" in page
     assert "Not measured, carried over from h100: pause 0.026, spread 0.026, dither 0.0121." in page
     assert "collectives, clocks, price" in page
 
@@ -243,33 +249,48 @@ def test_a_check_shows_what_the_power_model_does() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler, when it is first used
 def test_rows_as_measured_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The measuring script around kernels that only take the times of the model."""
+    """The measuring scripts around kernels that only take the times of the model: one table, with both kinds of row."""
     pytest.importorskip("torch")
+    from hardware_profiles.calibration.own import measure_own
     from hardware_profiles.calibration.own import measure_power as script
 
     now = Case()
+    timed = script._measured
+
+    def measured(case: Case, seconds: float) -> dict[str, Any]:
+        nonlocal now
+        now = case
+        if case.form == "idle":
+            return row(case, TRUE, 686.0) | {"op": "power"}
+        return timed(case, seconds)
 
     def lasting(parts: Any, seconds: float) -> dict[str, float]:
         true = row(now, TRUE, 686.0)
         found = {"power_w": 1.0, "power_w_instant": true["power_w"], "sm_mhz": 1800.0, "gemm_us": true.get("gemm_us")}
         return found | {"memory_us": true.get("other_us", 0.0) * (20 if now.form == "other" else BEHIND)}
 
-    def cases() -> Iterator[Case]:
-        nonlocal now
-        for one in plan(quick=False)[:-1]:
-            now = one
-            yield one
-
+    monkeypatch.setattr(script, "_measured", measured)
     monkeypatch.setattr(script.measure_fp8_mix, "lasting", lasting)
-    monkeypatch.setattr(script, "_gemm", lambda precision: None)
-    monkeypatch.setattr(script, "_other", lambda name: None)
-    monkeypatch.setattr(script, "_rested", lambda name: FULL.get(name, 500.0))
+    monkeypatch.setattr(script, "_gemm", cache(lambda precision: None))
+    monkeypatch.setattr(script, "_other", cache(lambda name: None))
+    monkeypatch.setattr(script, "_rested", cache(lambda name: FULL.get(name, 500.0)))
     monkeypatch.setattr(script, "_behind", lambda case: (None, BEHIND, row(case, TRUE, 686.0)["other_us"]))
     monkeypatch.setattr(script, "meter", lambda: SimpleNamespace(limit=lambda: TDP))
-    rows = [*script.measure(cases(), quick=False), row(Case(), TRUE, 686.0) | {"op": "power", "limit_w": TDP}]
-    assert len(rows) == len(plan(quick=False))
-    assert set().union(*rows) <= {*COLUMNS}
-    assert fitted(tmp_path, rows).values["tensor"] == pytest.approx(TRUE.tensor, rel=1e-3)
+    kernel = {"op": "add", "bytes": 1000, "us": 2.0, "kernel": "add"}
+    monkeypatch.setattr(measure_own.rested, "measure", lambda part: [kernel for _ in part])
+    monkeypatch.setattr(measure_own, "header", lambda: "# NVIDIA H200, driver 1\n")
+    cases: dict[str, list[Any]] = {"streaming": [None] * 30, measure_own.POWER: plan(quick=False)}
+    shown: list[Any] = []
+    table = tmp_path / "own.csv"
+    many = measure_own.measure(cases, table, shown.append, quick=False)
+    assert many == sum(map(len, cases.values()))
+    assert [one.left for one in shown] == sorted((one.left for one in shown), reverse=True)
+    assert shown[-1].section == "sustained"
+    assert shown[-1].left == 0.0
+    found = own_power.fit(table, load_hardware("h200"), "h200", "NVIDIA H200")
+    assert isinstance(found, own_power.OwnPower)
+    assert found.values["tensor"] == pytest.approx(TRUE.tensor, rel=1e-3)
+    assert {one.cls for one in own_table(table, "h200")} == {"elem"}
 
 
 def test_readings_are_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,13 @@ def _rows(part: list[rested.Case]) -> list[dict[str, Any]]:
 
 
 def _sustained(part: list[power_rows.Case], *, first: bool, quick: bool) -> list[dict[str, Any]]:
-    if first:
-        measure_power.warm_up(quick=quick)
-    return list(measure_power.measure(part, quick=quick))
+    try:
+        if first:
+            measure_power.warm_up(quick=quick)
+        return list(measure_power.measure(part, quick=quick))
+    except RuntimeError as error:
+        print(f"{len(part)} cases left out: {str(error)[:200]}", file=sys.stderr, flush=True)
+        return []
 
 
 def _left(cases: Cases, section: str, done: int, *, quick: bool) -> float:

@@ -28,6 +28,22 @@ SAME = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedMix:
+    """A GEMM in a mix (or alone: no `other`) as measured, and as forecast: with the values of the profile that the GPU
+    is like (`before`), and with those of a fit that did not see the mix (`after`); times [s] and power [W].
+
+    `before` has no power where that profile has no power model.
+    """
+
+    precision: str
+    other: str
+    time_before: Judged
+    time_after: Judged
+    power_before: Judged | None
+    power_after: Judged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnPower:
     """What came of the rows under sustained load.
 
@@ -40,9 +56,7 @@ class OwnPower:
     tdp, limit : power limit that the driver enforces [W], the first only where it is not the profile's (else 0).
     cap : power at which GEMMs are slowed [W]; 0 where the limit is not met.
     slowdown : by precision, how many times as long GEMMs alone take as after rest.
-    before, after : times of the GEMMs of all mixes with the values of the profile it is like, and with those of a fit
-        that did not see the mix [s].
-    watts_before, watts_after : power of the mixes in the same way [W]; none before where that has no power model.
+    mixes : GEMMs alone and in mixes, by precision.
     """
 
     values: dict[str, float]
@@ -53,10 +67,7 @@ class OwnPower:
     limit: float
     cap: float
     slowdown: dict[str, float]
-    before: tuple[Judged, ...]
-    after: tuple[Judged, ...]
-    watts_before: tuple[Judged, ...]
-    watts_after: tuple[Judged, ...]
+    mixes: tuple[JudgedMix, ...]
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -141,22 +152,29 @@ def _fitted(mine: Measured, mixes: Mapping[Row, Mix], like: Gpu, source: str, or
     values, between = values_of(mine, list(mixes.values()))
     values = {name: float(f"{value:.4g}") for name, value in values.items()}
     power = _whole(values, mine.known)
-    labelled, before, after = list(mixes.items()), [], []
-    for fold in range(FOLDS):
-        seen = [mix for at, (_, mix) in enumerate(labelled) if at % FOLDS != fold]
+    labelled, judged = list(mixes.items()), []
+    for at, (row, mix) in enumerate(labelled):
+        seen = [other for place, (_, other) in enumerate(labelled) if place % FOLDS != at % FOLDS]
         unseen = _whole(values_of(mine, seen)[0], mine.known)
-        after += [_judged(row, mix, unseen, mine.tdp) for row, mix in labelled[fold::FOLDS]]
-        before += [_judged(row, mix, mine.known, like.tdp) for row, mix in labelled[fold::FOLDS]]
-    off = mean_error([time for time, _ in after])
+        (time_before, power_before), (time_after, power_after) = (
+            _judged(row, mix, power, tdp) for power, tdp in ((mine.known, like.tdp), (unseen, mine.tdp))
+        )
+        judged.append(
+            JudgedMix(
+                precision=row.precision, other=row.other, time_before=time_before, time_after=time_after,
+                power_before=power_before if mine.known else None, power_after=power_after,
+            )
+        )  # fmt: skip
     return OwnPower(
-        values=values,
-        sources=_sources(mine, values, between, source, off, origin), power=power,
-        known=mine.known, tdp=mine.tdp if mine.tdp != like.tdp else 0.0, limit=mine.limit, cap=mine.cap,
+        values=values, sources=_sources(mine, values, between, source, judged, origin), power=power, known=mine.known,
+        tdp=mine.tdp if mine.tdp != like.tdp else 0.0, limit=mine.limit, cap=mine.cap, mixes=tuple(judged),
         slowdown={name: mix.slowdown for name, mix in mine.alone.items()},
-        before=tuple(time for time, _ in before), after=tuple(time for time, _ in after),
-        watts_before=tuple(watts for _, watts in before) if mine.known else (),
-        watts_after=tuple(watts for _, watts in after),
     )  # fmt: skip
+
+
+def error_after(mixes: Sequence[JudgedMix]) -> float:
+    """Mean error of the times of mixes, by fits that did not see them."""
+    return mean_error([mix.time_after for mix in mixes])
 
 
 def _whole(values: Mapping[str, float], known: Power | None) -> Power:
@@ -229,19 +247,29 @@ def _judged(row: Row, mix: Mix, power: Power | None, tdp: float) -> tuple[Judged
 
 
 def _sources(
-    mine: Measured, values: Mapping[str, float], between: float, source: str, off: float, origin: str
+    mine: Measured,
+    values: Mapping[str, float],
+    between: float,
+    source: str,
+    judged: Sequence[JudgedMix],
+    origin: str,
 ) -> dict[str, str]:
     """Where each value comes from."""
     alone = f"{between:.3f} of it between GEMMs" if between != 1.0 else "alone"
-    judged = f"times of GEMMs in mixes, those held out {off:.1%} off"
+
+    def times(*precisions: str) -> str:
+        some = [mix for mix in judged if mix.precision in precisions]
+        return f"times of GEMMs in mixes, those held out {error_after(some):.1%} off" if some else ""
+
+    fp8, many = times(*PRECISIONS[1:3]), sum(row.other.startswith("attention") for row in mine.table)
     how = {
         "cap_of_tdp": f"mean power of the GEMMs that are slowed, of {mine.tdp:.0f} W",
         "idle": "between GEMMs, and while nothing ran",
-        "tensor": f"BF16 by its power between copies and pauses at full clock; FP8 by {judged}",
-        "split": judged,
-        "exponent": judged,
+        "tensor": "BF16 by its power between copies and pauses at full clock" + (f", FP8 by {fp8}" if fp8 else ""),
+        "split": times(PRECISIONS[3]),
+        "exponent": times(*PRECISIONS),
         "memory": f"mean of {', '.join(n for n in MEMORY if mine.watts([n]))}; {alone}",
-        "attention": "time under sustained load over that after rest, with the exponent",
+        "attention": f"time under sustained load over that after rest, and exponent ({many} kernels, none held out)",
     }
     how |= {name: f"{', '.join(n for n in kernels if mine.watts([n]))}; {alone}" for name, kernels in DRAWN.items()}
     if not mine.cap:

@@ -44,16 +44,16 @@ SIZES = {
 def profile_text(name: str, origin: str, measured_on: str, table: Path, power: OwnPower | str | None = None) -> str:
     """The hardware profile as TOML, with [gpu.power] where it was measured."""
     values: dict[str, Any] = {"extends": origin, "kernels": f"./{name}-kernels.toml"}
-    others = "power and price"
+    others = "memory, power and price"
     if power is not None and not isinstance(power, str):
-        others = "price"
+        others = "memory and price"
         values["gpu"] = ({"tdp": power.tdp} if power.tdp else {}) | {"power": power.values}
         limit = {"gpu.tdp": f"power limit that the driver enforces ({table.name})"} if power.tdp else {}
         values["sources"] = limit | {f"gpu.power.{key}": text for key, text in power.sources.items()}
     head = (
         f"# {measured_on or name}, calibrated {time.strftime('%Y-%m-%d')} from {table.name} with foretrain calibrate.\n"
     )
-    note = f"# Its links, memory, {others} are those of the profile it extends: change them here, with [sources].\n"
+    note = f"# Its links, {others} are those of the profile it extends: change them here, with [sources].\n"
     return f"{head}{note}{toml_text(values)}"
 
 

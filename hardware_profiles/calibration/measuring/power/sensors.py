@@ -93,14 +93,14 @@ class Smi:
 
 @cache
 def meter() -> Nvml | Smi:
-    """Whichever of both shows clock and power here. Raises RuntimeError: neither, and what each said."""
+    """Whichever of both shows clock, power and its limit here. Raises RuntimeError: neither, and what each said."""
     said = []
     for way, name in ((Nvml, "pynvml"), (Smi, "nvidia-smi")):
         try:
             found: Nvml | Smi = way()
-            if found.read().power > 0.0:
+            if found.read().power > 0.0 and found.limit() > 0.0:
                 return found
-            said.append(f"{name}: no power")
+            said.append(f"{name}: no power, or no power limit")
         except Exception as error:
             said.append(f"{name}: {type(error).__name__} {error}".strip()[:120])
     raise RuntimeError("; ".join(said))
