@@ -75,10 +75,10 @@ class Stack:
         stands before or behind each that does not run in pieces.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
+    cublas, cudnn : releases whose GEMMs and attention run; measured: those that a GPU's tables were measured with.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
-    gate_weights : what the weights of the gate multiply: the activation inside an expert, or its output, which is then
-        kept for their gradient.
+    gate_weights : what the gate's weights multiply: the activation inside an expert, or its output, kept for them.
     pipeline_buffers : buffers that the pipeline receives into (ahead: for messages posted ahead; each: one for every
         microbatch of a step, in both directions).
     checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
@@ -163,6 +163,8 @@ class Stack:
     norm_kernels: Literal["training", "compiled", "te", "torch", "operators"]
     optimizer: States
     precision: PrecisionStack
+    cublas: Literal["measured", "12.5"] = "measured"
+    cudnn: Literal["measured", "9.2"] = "measured"
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
@@ -216,3 +218,9 @@ class Stack:
     def assumed(self) -> tuple[str, ...]:
         """The settings that nobody measured or published."""
         return tuple(name for name, source in self.sources.items() if source.startswith("assumed"))
+
+
+def releases(stack: Stack) -> tuple[str, ...]:
+    """Names of the earlier releases of libraries that run (`simulator.spec.kernel_params.Release`)."""
+    named = (("cublas", stack.cublas), ("cudnn", stack.cudnn))
+    return tuple(f"{library}-{number}" for library, number in named if number != "measured")
