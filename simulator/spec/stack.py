@@ -38,8 +38,8 @@ class Stack:
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_sms_attention, tp_sms_ffn : SMs that a reduce-scatter in a pipeline holds and its GEMM leaves free (num_sm).
     tp_reduced : what partial outputs of a forward GEMM travel in when they are reduced in pieces (fp8_buf: recipe).
-    tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
-        and overlaps dgrad's reduce-scatter with wgrad.
+    tp_regather : of a gathered input only this rank's part is kept, and gathered again in backward, overlapped with
+        dgrad, whose reduce-scatter overlaps with wgrad.
     tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
         or copied (`simulator.graph.parallel`).
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
@@ -104,8 +104,7 @@ class Stack:
         torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
         backward reads a norm's operands a second time for the weight's gradient; operators: an RMSNorm written op by op
         in FP32, each op and its gradient a kernel of PyTorch's).
-    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
-    dropout : whether hidden dropout runs.
+    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW); dropout : of hidden values.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
     host_gemm, host_attention, host_collective : host time to issue a GEMM, an attention kernel, a collective [s].

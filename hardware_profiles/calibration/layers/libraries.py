@@ -1,4 +1,4 @@
-"""From GEMMs and attention of several releases of cuBLASLt and cuDNN on one H200 to how much longer the earlier ones take.
+"""From GEMMs and attention of releases of cuBLASLt and cuDNN on one H200 to how much longer the earlier ones take.
 
 A class takes the sum of its kernels' times under the earlier release over that under the one that the tables of its
 GPU were measured with (CUDA 13.0: cuBLAS 13.1, cuDNN 9.19). Both ran in turn at the power limit: the earlier GEMMs take
@@ -29,7 +29,8 @@ CLASSES = {
     ("0", "backward"): ("attn.bwd@library",),
     ("1", "backward"): ("attn.bwd@library.causal",),
 }
-"""Kernel classes by precision, or whether the mask is causal, and form; weight gradients were added into BF16, those added into FP32 take the same."""
+"""Kernel classes by precision, or whether the mask is causal, and form; weight gradients were added into BF16, those
+added into FP32 are taken to be as much longer."""
 NOT_SHAPE = ("library", "us", "power_w", "sm_mhz")
 SOURCE = "{name} against {latest} in turn on one H200 (table {table}); other Hopper GPUs: carried over: same SM"
 

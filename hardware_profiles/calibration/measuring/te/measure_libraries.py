@@ -51,7 +51,8 @@ ATTENTION = (
     (1, 4096, 2048, 8, 8, 0), (1, 2048, 4096, 8, 8, 0), (1, 8192, 4096, 8, 2, 0), (1, 4096, 8192, 8, 2, 0),
     (1, 2048, 1024, 32, 8, 0), (1, 1024, 2048, 32, 8, 0), (1, 4096, 4096, 8, 2, 1), (1, 4096, 4096, 64, 8, 1),
 )  # fmt: skip
-"""Sequences, queries, keys, heads, heads of keys, whether causal; heads 128 wide."""
+"""Sequences, queries, keys, heads, heads of keys, whether causal."""
+WIDTH = 128
 Row = dict[str, Any]
 
 
@@ -215,80 +216,94 @@ def measure_gemms(out: str, paths: Sequence[str]) -> None:
             file.flush()
 
 
-def attention_calls(case: tuple[int, ...], cudnn: Any, handle: Any) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Forward and backward of one shape, built by cuDNN's frontend."""
-    import cupy
+class Core:
+    """One attention core, as graphs of cuDNN's frontend; `case`: a row of `ATTENTION`."""
 
-    batch, queries, keys, heads, groups, causal = case
-    width = 128
-    half = cudnn.data_type.BFLOAT16
+    def __init__(self, case: tuple[int, ...], cudnn: Any, handle: Any) -> None:
+        import cupy
 
-    def tensor(graph: Any, name: str, length: int, many: int) -> Any:
-        strides = [many * width, width, batch * many * width, 1]
-        return graph.tensor(name=name, dim=[batch, many, length, width], stride=strides, data_type=half)
+        self.batch, self.queries, self.keys, self.heads, self.groups, self.causal = case
+        self.cudnn, self.handle = cudnn, handle
+        wide = {"q": 1, "o": 4, "dO": 5, "dQ": 6}
+        narrow = {"k": 2, "v": 3, "dK": 7, "dV": 8}
+        self.data = {name: self._filled(self.queries, self.heads, seed) for name, seed in wide.items()}
+        self.data |= {name: self._filled(self.keys, self.groups, seed) for name, seed in narrow.items()}
+        self.data["stats"] = cupy.zeros(self.batch * self.heads * self.queries, cupy.float32)
 
-    def graph() -> Any:
-        return cudnn.pygraph(
-            io_data_type=half, intermediate_data_type=cudnn.data_type.FLOAT, compute_data_type=cudnn.data_type.FLOAT,
-            handle=handle,
-        )  # fmt: skip
+    def _filled(self, length: int, many: int, seed: int) -> Any:
+        return normal(self.batch * length * many * WIDTH, BF16, seed)
 
-    def filled(length: int, many: int, seed: int) -> Any:
-        return normal(batch * length * many * width, BF16, seed)
+    def _graph(self) -> Any:
+        single, half = self.cudnn.data_type.FLOAT, self.cudnn.data_type.BFLOAT16
+        return self.cudnn.pygraph(
+            io_data_type=half, intermediate_data_type=single, compute_data_type=single, handle=self.handle
+        )
 
-    def ready(made: Any, pack: dict[Any, Any]) -> Callable[[], None]:
-        made.validate()
-        made.build_operation_graph()
-        made.create_execution_plans([cudnn.heur_mode.A])
-        made.check_support()
-        made.build_plans()
-        workspace = cupy.zeros(max(1, made.get_workspace_size()), cupy.uint8)
-        pointers = {key: value.data.ptr for key, value in pack.items()}
-        kept = (pack, workspace)
-        return lambda: made.execute(pointers, kept[1].data.ptr, handle)
+    def _placed(self, length: int, many: int) -> tuple[list[int], list[int]]:
+        return [self.batch, many, length, WIDTH], [many * WIDTH, WIDTH, self.batch * many * WIDTH, 1]
 
-    def outputs(which: Any, length: int, many: int) -> None:
-        strides = [many * width, width, batch * many * width, 1]
-        which.set_output(True).set_dim([batch, many, length, width]).set_stride(strides)
+    def _inputs(self, graph: Any, *names: str) -> list[Any]:
+        made = []
+        for name in names:
+            inner = name in ("k", "v")
+            dim, stride = self._placed(self.keys if inner else self.queries, self.groups if inner else self.heads)
+            half = self.cudnn.data_type.BFLOAT16
+            made.append(graph.tensor(name=name, dim=dim, stride=stride, data_type=half))
+        return made
 
-    stats_shape = [batch, heads, queries, 1]
-    data = {
-        "q": filled(queries, heads, 1), "k": filled(keys, groups, 2), "v": filled(keys, groups, 3),
-        "o": filled(queries, heads, 4), "dO": filled(queries, heads, 5), "dQ": filled(queries, heads, 6),
-        "dK": filled(keys, groups, 7), "dV": filled(keys, groups, 8),
-        "stats": cupy.zeros(batch * heads * queries, cupy.float32),
-    }  # fmt: skip
-    ahead = graph()
-    q, k, v = tensor(ahead, "q", queries, heads), tensor(ahead, "k", keys, groups), tensor(ahead, "v", keys, groups)
-    o, stats = ahead.sdpa(
-        name="sdpa", q=q, k=k, v=v, is_inference=False, attn_scale=width**-0.5, use_causal_mask=bool(causal)
-    )
-    outputs(o, queries, heads)
-    stats.set_output(True).set_data_type(cudnn.data_type.FLOAT)
-    yield (
-        "forward",
-        ready(ahead, {q: data["q"], k: data["k"], v: data["v"], o: data["o"], stats: data["stats"]}),
-    )
-    back = graph()
-    q, k, v = tensor(back, "q", queries, heads), tensor(back, "k", keys, groups), tensor(back, "v", keys, groups)
-    o, do = tensor(back, "o", queries, heads), tensor(back, "dO", queries, heads)
-    stats = back.tensor(
-        name="stats", dim=stats_shape, stride=[heads * queries, queries, 1, 1], data_type=cudnn.data_type.FLOAT
-    )
-    dq, dk, dv = back.sdpa_backward(
-        name="back", q=q, k=k, v=v, o=o, dO=do, stats=stats, attn_scale=width**-0.5, use_causal_mask=bool(causal)
-    )
-    outputs(dq, queries, heads)
-    outputs(dk, keys, groups)
-    outputs(dv, keys, groups)
-    pack = {q: "q", k: "k", v: "v", o: "o", do: "dO", stats: "stats", dq: "dQ", dk: "dK", dv: "dV"}
-    yield "backward", ready(back, {key: data[name] for key, name in pack.items()})
+    def _output(self, which: Any, length: int, many: int) -> None:
+        dim, stride = self._placed(length, many)
+        which.set_output(True).set_dim(dim).set_stride(stride)
+
+    def _ready(self, graph: Any, names: dict[Any, str]) -> Callable[[], None]:
+        import cupy
+
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([self.cudnn.heur_mode.A])
+        graph.check_support()
+        graph.build_plans()
+        workspace = cupy.zeros(max(1, graph.get_workspace_size()), cupy.uint8)
+        pointers = {key: self.data[name].data.ptr for key, name in names.items()}
+        return lambda: graph.execute(pointers, workspace.data.ptr, self.handle)
+
+    def forward(self) -> Callable[[], None]:
+        """A call of the forward kernel."""
+        graph = self._graph()
+        q, k, v = self._inputs(graph, "q", "k", "v")
+        mask = bool(self.causal)
+        o, stats = graph.sdpa(
+            name="sdpa", q=q, k=k, v=v, is_inference=False, attn_scale=WIDTH**-0.5, use_causal_mask=mask
+        )
+        self._output(o, self.queries, self.heads)
+        stats.set_output(True).set_data_type(self.cudnn.data_type.FLOAT)
+        return self._ready(graph, {q: "q", k: "k", v: "v", o: "o", stats: "stats"})
+
+    def backward(self) -> Callable[[], None]:
+        """A call of the backward kernels."""
+        graph = self._graph()
+        q, k, v, o, do = self._inputs(graph, "q", "k", "v", "o", "dO")
+        dim, stride = [self.batch, self.heads, self.queries, 1], [self.heads * self.queries, self.queries, 1, 1]
+        stats = graph.tensor(name="stats", dim=dim, stride=stride, data_type=self.cudnn.data_type.FLOAT)
+        scale, mask = WIDTH**-0.5, bool(self.causal)
+        dq, dk, dv = graph.sdpa_backward(
+            name="back", q=q, k=k, v=v, o=o, dO=do, stats=stats, attn_scale=scale, use_causal_mask=mask
+        )
+        self._output(dq, self.queries, self.heads)
+        self._output(dk, self.keys, self.groups)
+        self._output(dv, self.keys, self.groups)
+        names = {q: "q", k: "k", v: "v", o: "o", do: "dO", stats: "stats", dq: "dQ", dk: "dK", dv: "dV"}
+        return self._ready(graph, names)
 
 
 def measure_attention(out: str, directory: str) -> None:
     """Every shape, forward and backward, with the cuDNN in a directory."""
     usual = sysconfig.get_path
-    sysconfig.get_path = lambda name, *more, **further: directory if name == "purelib" else usual(name, *more, **further)  # type: ignore[assignment]
+
+    def path(name: str, *more: Any, **further: Any) -> str:
+        return directory if name == "purelib" else usual(name, *more, **further)
+
+    sysconfig.get_path = path
     import cudnn  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     handle = cudnn.create_handle()
@@ -298,7 +313,8 @@ def measure_attention(out: str, directory: str) -> None:
         writer.writeheader()
         for case in ATTENTION:
             try:
-                for form, call in attention_calls(case, cudnn, handle):
+                core = Core(case, cudnn, handle)
+                for form, call in (("forward", core.forward()), ("backward", core.backward())):
                     of = {"library": cudnn.backend_version(), "form": form}
                     writer.writerow(of | dict(zip(columns[2:8], case, strict=True)) | lasting(call))
             except Exception as error:  # a shape that a release cannot do is left out
