@@ -116,6 +116,17 @@ FITS = (
             *each("p2p_nvlink.channels", "rate", "both_overlap", "both_fill", "ll_alpha", "ll_payload"),
         ),
     ),
+    Fit(
+        name="NCCL on 2 to 32 nodes of 8 H100, EFA",
+        hardware="h100-efa",
+        table="fabric_collective",
+        free=(
+            ("nic.protocols.ll.alpha", "nic.protocols.ll128.alpha", "nic.protocols.simple.alpha"),
+            ("nic.protocols.ll.step", "nic.protocols.ll128.step", "nic.protocols.simple.step"),
+            ("nic.all_to_all_alpha",),
+        ),
+        robust=True,
+    ),
     collectives("A100", "a100", *OLDER, "local_copy", "all_to_all_alpha"),
     dispatch("expert kernels in one node, B200", "b200", "deepep", "forward_rate"),
     low_latency("low latency in one node, B200", "b200", "deepep", *SHARED),

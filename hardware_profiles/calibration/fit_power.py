@@ -22,10 +22,11 @@ import csv
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from hardware_profiles.calibration.simplex import minimum
 from simulator.cost.cost import Share
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.inputs import load_hardware
@@ -68,51 +69,9 @@ def drawn(gpu: str) -> dict[str, float]:
     return out
 
 
-def fit(gpu: str = "h200") -> dict[str, float]:
-    """Power of GEMM, copy, norm, attention and idle at full clock [W], the cap over the TDP, and the exponent."""
-    table = rows(gpu)
-    duty = [r for r in table if r["op"] == "duty" and r["k"]]
-    alone = float(duty[0]["us_burst"])
-    only = {r["form"]: float(r["power_w"]) for r in table if r["op"] == "duty" and not r["k"]}
-    equations, powers, pressed = [], [], []
-    for r in duty:
-        others = float(r["seq"])
-        slow = (float(r["us"]) - others) / alone
-        if slow < SLOWED:
-            part = alone / (alone + others)
-            equations.append([part, *(((1 - part), 0.0) if r["form"] == "copy" else (0.0, 1 - part))])
-            powers.append(float(r["power_w"]))
-        else:
-            pressed.append((r["form"], alone, others, slow, float(r["power_w"])))
-    gemm, copy, idle = np.linalg.lstsq(
-        np.array([*equations, [0.0, 1.0, 0.0]]), np.array([*powers, only["copy only"]]), rcond=None
-    )[0]
-    cap = float(np.mean([p[-1] for p in pressed]))
-    exponents = []
-    for form, own, others, slow, _ in pressed:
-        demand = (own * gemm + others * (copy if form == "copy" else idle)) / (own + others)
-        if demand > cap * 1.02:
-            exponents.append(log(slow) / log(demand / cap))
-    exponent = float(np.mean(exponents))
-    return {
-        "cap_of_tdp": cap / load_hardware(gpu).gpu.tdp,
-        "idle": float(idle),
-        "memory": (float(copy) + only["norm only"]) / 2,
-        "tensor": float(gemm),
-        "attention": attention(gpu, cap, exponent),
-        "exponent": exponent,
-    }
-
-
-def attention(gpu: str, cap: float, exponent: float) -> float:
-    """Power of attention kernels [W]: what brings their time from that after rest to that under sustained load."""
-    slow = [float(r["us"]) / float(r["us_burst"]) for r in rows(gpu) if r["op"] == "attention"]
-    return float(cap * np.mean(slow) ** (1 / exponent))
-
-
 class Mix(NamedTuple):
     """A GEMM between memory-bound kernels, or pauses (`idle`): which watts count, times of both at full clock, their
-    power, and what the GEMM took under sustained load [s, W]."""
+    power, what the GEMM took under sustained load, and the power then [s, W]."""
 
     precision: str
     gemm: float
@@ -120,6 +79,77 @@ class Mix(NamedTuple):
     watts: float
     measured: float
     idle: bool = False
+    power: float = 0.0
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long the GEMM takes as at full clock."""
+        return self.measured / self.gemm
+
+
+class FullClock(NamedTuple):
+    """Power of a BF16 GEMM, a copy and a pause at full clock [W]; the limit [W] (0: never met), and the exponent."""
+
+    tensor: float
+    copy: float
+    idle: float
+    cap: float
+    exponent: float
+
+
+def full_clock(rounds: Sequence[Mix], copies: float, still: float = 0.0) -> FullClock:
+    """From BF16 GEMMs alone and between copies or pauses; `copies`: power of copies alone [W], `still`: of a GPU on
+    which nothing runs [W] (0: not measured).
+
+    Raises ValueError where those that the limit does not slow determine no power of the GEMM.
+    """
+    equations, powers, pressed = [[0.0, 1.0, 0.0]], [copies], []
+    if still:
+        equations.append([0.0, 0.0, 1.0])
+        powers.append(still)
+    for mix in rounds:
+        if mix.slowdown < SLOWED:
+            part = mix.gemm / (mix.gemm + mix.memory)
+            equations.append([part, *((0.0, 1 - part) if mix.idle else (1 - part, 0.0))])
+            powers.append(mix.power)
+        else:
+            pressed.append(mix)
+    if np.linalg.matrix_rank(np.array(equations)) < len(equations[0]):
+        raise ValueError("no GEMM between copies or pauses ran at full clock")
+    tensor, copy, idle = np.linalg.lstsq(np.array(equations), np.array(powers), rcond=None)[0]
+    cap = float(np.mean([mix.power for mix in pressed])) if pressed else 0.0
+    exponents = []
+    for mix in pressed:
+        other = idle if mix.idle else copy
+        demand = (mix.gemm * tensor + mix.memory * other) / (mix.gemm + mix.memory)
+        if demand > cap * 1.02:
+            exponents.append(log(mix.slowdown) / log(demand / cap))
+    exponent = float(np.mean(exponents)) if exponents else 0.0
+    return FullClock(float(tensor), float(copy), float(idle), cap, exponent)
+
+
+def fit(gpu: str = "h200") -> dict[str, float]:
+    """Power of GEMM, copy, norm, attention and idle at full clock [W], the cap over the TDP, and the exponent."""
+    only = {r["form"]: float(r["power_w"]) for r in rows(gpu) if r["op"] == "duty" and not r["k"]}
+    found = full_clock(duty(gpu), only["copy only"])
+    return {
+        "cap_of_tdp": found.cap / load_hardware(gpu).gpu.tdp,
+        "idle": found.idle,
+        "memory": (found.copy + only["norm only"]) / 2,
+        "tensor": found.tensor,
+        "attention": attention(slowed_attention(gpu), found.cap, found.exponent),
+        "exponent": found.exponent,
+    }
+
+
+def slowed_attention(gpu: str) -> list[float]:
+    """How many times as long attention kernels last under sustained load as after rest."""
+    return [float(r["us"]) / float(r["us_burst"]) for r in rows(gpu) if r["op"] == "attention"]
+
+
+def attention(slow: Sequence[float], cap: float, exponent: float) -> float:
+    """Power of attention kernels [W]: what brings their time from that after rest to that under sustained load."""
+    return float(cap * np.mean(slow) ** (1 / exponent))
 
 
 PRECISIONS = ("bf16", "fp8_tensor", "fp8_row", "fp8_tensor_split")
@@ -162,52 +192,74 @@ def at_full_clock(gpu: str, alone: dict[str, float]) -> list[Mix]:
     return out
 
 
-def duty(gpu: str, idle: float) -> list[Mix]:
-    """GEMMs between copies and pauses, of the table of sustained runs; `idle`: power of a GPU that pauses [W]."""
+def duty(gpu: str) -> list[Mix]:
+    """GEMMs between copies and pauses (of 0 W here), of the table of sustained runs."""
     table = [r for r in rows(gpu) if r["op"] == "duty"]
     copies = next(float(r["power_w"]) for r in table if r["form"] == "copy only")
     out, burst = [], next(float(r["us_burst"]) for r in table if r["us_burst"])
     for r in (r for r in table if r["k"]):
-        others = float(r["seq"])
-        watts = copies if r["form"] == "copy" else idle
-        out.append(
-            Mix("bf16", burst * 1e-6, others * 1e-6, watts, (float(r["us"]) - others) * 1e-6, r["form"] == "idle")
-        )
+        others, idle = float(r["seq"]), r["form"] == "idle"
+        measured = (float(r["us"]) - others) * 1e-6
+        watts = 0.0 if idle else copies
+        out.append(Mix("bf16", burst * 1e-6, others * 1e-6, watts, measured, idle, float(r["power_w"])))
     return out
 
 
-def under_load(mix: Mix, watts: Sequence[float], exponent: float, between: float, cap: float) -> float:
+def under_load(mix: Mix, watts: Mapping[str, float], exponent: float, between: float, cap: float) -> float:
     """Time of the GEMM of a mix under sustained load [s]."""
-    own = watts[PRECISIONS.index(mix.precision)]
+    return float(mix.gemm * max(1.0, demanded(mix, watts, between) / cap) ** exponent)
+
+
+def demanded(mix: Mix, watts: Mapping[str, float], between: float) -> float:
+    """Power that a mix would draw at full clock [W]; `between`: see `SlowedMixes`."""
     other = mix.watts if mix.idle else mix.watts * between
-    demand = (mix.gemm * own + mix.memory * other) / (mix.gemm + mix.memory)
-    return float(mix.gemm * max(1.0, demand / cap) ** exponent)
+    return float((mix.gemm * watts[mix.precision] + mix.memory * other) / (mix.gemm + mix.memory))
+
+
+class SlowedMixes(NamedTuple):
+    """Watts of each precision's GEMMs at full clock, the exponent, and the share of what memory-bound kernels draw
+    alone that they draw between GEMMs."""
+
+    watts: dict[str, float]
+    exponent: float
+    between: float
+
+    def off(self, mixes: Sequence[Mix], cap: float) -> float:
+        """Mean of |log(forecast / measured)| of the GEMMs of some mixes."""
+        times = [(under_load(mix, self.watts, self.exponent, self.between, cap), mix.measured) for mix in mixes]
+        return float(np.mean([abs(log(forecast / measured)) for forecast, measured in times]))
+
+
+def slowed_mixes(mixes: Sequence[Mix], bf16: float, cap: float, start: tuple[float, float]) -> SlowedMixes:
+    """What brings the times of GEMMs in mixes closest; `bf16` [W] is known, `start`: watts and exponent to begin at."""
+    others = [name for name in PRECISIONS[1:] if any(mix.precision == name for mix in mixes)]
+
+    def of(x: Sequence[float]) -> SlowedMixes:
+        *watts, exponent, between = (float(one) for one in x)
+        return SlowedMixes({"bf16": bf16, **dict(zip(others, watts, strict=True))}, exponent, between)
+
+    return of(minimum(lambda x: of(x).off(mixes, cap), [*(start[0] for _ in others), start[1], 1.0]))
+
+
+START = (960.0, 0.58)
+"""Watts of FP8 GEMMs and exponent that the search begins at."""
 
 
 def fit_mixes(gpu: str) -> tuple[dict[str, float], dict[str, float]]:
     """(values for [gpu.power], mean absolute error of the mixes fitted and of those held out)."""
-    from scipy.optimize import minimize
-
     found, memory = mixes(gpu)
     base = fit(gpu)
-    found += duty(gpu, base["idle"])
+    found += [mix._replace(watts=base["idle"]) if mix.idle else mix for mix in duty(gpu)]
     found.sort(key=lambda mix: PRECISIONS.index(mix.precision))  # so that every second one is of each precision
     cap = base["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
-
-    def off(x: Sequence[float], some: list[Mix]) -> float:
-        watts = [base["tensor"], *x[:3]]
-        return float(np.mean([abs(log(under_load(mix, watts, x[3], x[4], cap) / mix.measured)) for mix in some]))
-
-    start = [960.0, 960.0, 960.0, 0.58, 1.0]
-    search: Any = minimize  # its stubs want NumPy types
-    options = {"maxiter": 8000, "maxfev": 8000, "xatol": 1e-3, "fatol": 1e-9}
-    best = search(lambda x: off(x, found[::2]), start, method="Nelder-Mead", options=options).x
-    exponent, between = float(best[3]), float(best[4])
-    tensor = float(np.mean([base["tensor"], *best[:2]]))
-    values = {"split": float(best[2]), "exponent": exponent, "tensor": tensor}
-    values |= {"memory": memory * between, "attention": attention(gpu, cap, exponent)}
-    values |= {name: watts * between for name, watts in drawn(gpu).items()}
-    return values, {"between": between, "fitted": off(best, found[::2]), "held out": off(best, found[1::2])}
+    best = slowed_mixes(found[::2], base["tensor"], cap, START)
+    tensor = float(np.mean([best.watts[name] for name in PRECISIONS[:3]]))
+    values = {"split": best.watts["fp8_tensor_split"], "exponent": best.exponent, "tensor": tensor}
+    slow = slowed_attention(gpu)
+    values |= {"memory": memory * best.between, "attention": attention(slow, cap, best.exponent)}
+    values |= {name: watts * best.between for name, watts in drawn(gpu).items()}
+    errors = {"fitted": best.off(found[::2], cap), "held out": best.off(found[1::2], cap)}
+    return values, {"between": best.between} | errors
 
 
 WINDOWS = (("0ms", 0.010), ("10ms", 0.010), ("20ms", 0.030), ("50ms", 0.050), ("100ms", 0.100))

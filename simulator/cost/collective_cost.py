@@ -1,11 +1,14 @@
 """Collectives: a fixed time, a time per step, and bytes over an attainable bandwidth.
 
 Within a node a ring of n ranks moves (n - 1)/n of the buffer in n - 1 steps; across N nodes of g ranks each
-the ring is hierarchical: NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side
-by side in a pipeline (Thakur et al. 2005; NCCL's rings). An all-reduce is a reduce-scatter and an all-gather,
-or a double binary tree, or, where NVLink switches reduce, one pass. Within a node of Hopper GPUs the
-protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest. Serving
-engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
+NVLink carries (g - 1)/g of the buffer and each NIC (N - 1)/N of its g-th part, side by side in a pipeline (Thakur et
+al. 2005; NCCL's rings). The steps of such a ring go round all ranks, in one protocol: those over NVLink in each node,
+one node after the other, and one over the NICs for each (NVIDIA/nccl, src/graph/tuning.cc, 2.18 to 2.30; measured on 2
+to 32 nodes: small gathers take longer in proportion to the ranks, `calibration/tables/fabric_collective.csv`). An
+all-reduce is a reduce-scatter and an all-gather, or a double binary tree, or, where NVLink switches reduce, one pass;
+between nodes, sums of switches go up and down trees, never round a ring (NCCL's NVLSTree). Within a node of Hopper GPUs
+the protocol (and with it, whether switches reduce) is the one that NCCL takes (`nccl_tuner`); else the cheapest.
+Serving engines have kernels of their own for small all-reduces (`DirectAllReduce`)."""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from simulator.ops import Collective
 from simulator.spec.comm_params import Fabric, Protocol, Tier
 from simulator.spec.hardware import Cluster
 
+RING, TREE = "ring", "tree"
 SHARP = "sharp"  # the protocol in which NVLink switches reduce; all_reduce only
 
 
@@ -57,15 +61,55 @@ def collective_cost(work: Collective, cluster: Cluster) -> Cost:
     if work.kind == "all_to_all":
         return _all_to_all(work, cluster, group, nodes)
     held = held_sms(group, nodes, cluster.fabric) / cluster.fabric.nvlink.sms
-    alone = work if nodes == 1 else None
-    inside = (
-        _best(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus, alone)
-        if group > 1
-        else None
-    )
+    if nodes == 1:
+        return replace(_join(_alone(work, cluster, group), None), held=held)
     part = work.bytes / (1 if work.kind == "broadcast" else group)
-    across = _best(_algorithms(work.kind, part, nodes), cluster, "nic", work.ranks) if nodes > 1 else None
-    return replace(_join(inside, across), held=held)
+    across = _legs(_between(work.kind, part, nodes), cluster, "nic", work.ranks)
+    if group == 1:
+        return replace(_join(None, _least(across)), held=held)
+    inside = _legs(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus)
+    around = _legs(_round_all(work.kind, work.bytes, group, nodes), cluster, "nvlink", cluster.node.gpus)
+    pairs = [
+        (around[a] if a[0] == b[0] == RING else near, far)
+        for a, near in inside.items()
+        for b, far in across.items()
+        if b[0] != RING or a == b
+    ]
+    if not pairs:
+        raise InputError("fabric.nvlink.protocols and fabric.nic.protocols have none in common for a ring; write one")
+    return replace(_join(*min(pairs, key=_together)), held=held)
+
+
+def _together(legs: tuple[_Leg, _Leg]) -> float:
+    """Time of both tiers in a pipeline [s]."""
+    return sum(leg.fixed for leg in legs) + max(leg.moving for leg in legs)
+
+
+def _alone(work: Collective, cluster: Cluster, group: int) -> _Leg:
+    """Within one node; of Hopper GPUs, by the protocol that NCCL takes. (Ring or tree is left to the price: NCCL's
+    estimates of the two lie close where either is small.)"""
+    legs = _legs(_algorithms(work.kind, work.bytes, group), cluster, "nvlink", cluster.node.gpus)
+    known = [pair for pair in legs if pair in nccl_tuner.PAIRS]
+    if known and cluster.gpu.architecture == "hopper":
+        taken = nccl_tuner.protocols(work.kind, work.bytes, work.ranks, cluster.node.nvlink.bandwidth, known)
+        legs = {pair: leg for pair, leg in legs.items() if pair[1] in taken}
+    return _least(legs)
+
+
+def _between(kind: str, size: float, nodes: int) -> tuple[Algorithm, ...]:
+    """Between nodes. Two of them reduce in a double tree by sending each other a half, and back: an inner node of
+    more sends what its NIC can twice, up in one tree and down in the other."""
+    halves = 2.0 if nodes == 2 else 1.0
+    return tuple(
+        replace(one, wire=one.wire / halves) if one.algorithm == TREE and kind == "all_reduce" else one
+        for one in _algorithms(kind, size, nodes)
+    )
+
+
+def _round_all(kind: str, size: float, group: int, nodes: int) -> tuple[Algorithm, ...]:
+    """The part in nodes of a ring round `group` ranks in each of `nodes`."""
+    rings = (one for one in _algorithms(kind, size, group) if one.algorithm == RING)
+    return tuple(replace(one, steps=one.steps * nodes) for one in rings)
 
 
 def _direct(work: Collective, nodes: int, cluster: Cluster) -> Cost | None:
@@ -121,15 +165,15 @@ def _algorithms(kind: str, size: float, n: int) -> tuple[Algorithm, ...]:
     share = size * (n - 1) / n
     levels = max(1, ceil(log2(n)))
     if kind in ("all_gather", "reduce_scatter"):
-        return (Algorithm(algorithm="ring", steps=n - 1, wire=share, local=size / n, circular=True),)
+        return (Algorithm(algorithm=RING, steps=n - 1, wire=share, local=size / n, circular=True),)
     if kind == "broadcast":
         return (
-            Algorithm(algorithm="ring", steps=n - 1, wire=size),
-            Algorithm(algorithm="tree", steps=levels, wire=2 * size),
+            Algorithm(algorithm=RING, steps=n - 1, wire=size),
+            Algorithm(algorithm=TREE, steps=levels, wire=2 * size),
         )
     return (
-        Algorithm(algorithm="ring", steps=2 * (n - 1), wire=2 * share, circular=True),
-        Algorithm(algorithm="tree", steps=2 * levels, wire=2 * size),
+        Algorithm(algorithm=RING, steps=2 * (n - 1), wire=2 * share, circular=True),
+        Algorithm(algorithm=TREE, steps=2 * levels, wire=2 * size),
         Algorithm(algorithm=SHARP, steps=2, wire=size, circular=True),
     )
 
@@ -148,11 +192,10 @@ class _Leg:
     assumed: bool
 
 
-def _best(
-    algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int, alone: Collective | None = None
-) -> _Leg:
-    """The cheapest pair of algorithm and protocol; where a collective is `alone` in a node of Hopper, of the protocols
-    that NCCL takes. (Ring or tree is left to the price: its estimates of the two lie close where either is small.)"""
+def _legs(
+    algorithms: tuple[Algorithm, ...], cluster: Cluster, tier: str, endpoints: int
+) -> dict[nccl_tuner.Choice, _Leg]:
+    """Every pair of algorithm and protocol of one tier."""
     node, fabric = cluster.node, cluster.fabric
     params = fabric.nvlink if tier == "nvlink" else fabric.nic
     link = node.nvlink if tier == "nvlink" else node.nic
@@ -166,10 +209,11 @@ def _best(
     }
     if not legs:
         raise InputError(f"fabric.{tier}.protocols names no protocol; write at least one besides '{SHARP}'")
-    known = [pair for pair in legs if pair in nccl_tuner.PAIRS]
-    if alone is not None and known and cluster.gpu.architecture == "hopper":
-        taken = nccl_tuner.protocols(alone.kind, alone.bytes, alone.ranks, bandwidth, known)
-        legs = {pair: leg for pair, leg in legs.items() if pair[1] in taken}
+    return legs
+
+
+def _least(legs: dict[nccl_tuner.Choice, _Leg]) -> _Leg:
+    """The cheapest."""
     return min(legs.values(), key=lambda leg: leg.fixed + leg.moving)
 
 
@@ -225,7 +269,7 @@ def _all_to_all(work: Collective, cluster: Cluster, group: int, nodes: int) -> C
         legs.append(_direct_leg(work, cluster, group, nvlink))
     if nodes > 1:
         algorithm = Algorithm(algorithm="direct", steps=1, wire=nic)
-        leg = _best((algorithm,), cluster, "nic", work.ranks)
+        leg = _least(_legs((algorithm,), cluster, "nic", work.ranks))
         legs.append(_with_peers(leg, work.ranks - group, cluster.fabric.nic))
     inside = legs[0] if group > 1 else None
     return _join(inside, legs[-1] if nodes > 1 else None)
@@ -236,7 +280,7 @@ def _direct_leg(work: Collective, cluster: Cluster, group: int, wire: float) -> 
     tier, p2p, link = cluster.fabric.nvlink, cluster.fabric.p2p_nvlink, cluster.node.nvlink
     if p2p.channels is None:
         algorithm = Algorithm(algorithm="direct", steps=1, wire=wire)
-        return _with_peers(_best((algorithm,), cluster, "nvlink", 0), group - 1, tier)
+        return _with_peers(_least(_legs((algorithm,), cluster, "nvlink", 0)), group - 1, tier)
     peers = group - 1
     found = over_channels(work.bytes / work.ranks, group, peers, p2p.alpha, link, p2p.channels, both_ways=True)
     return _Leg(

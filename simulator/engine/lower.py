@@ -192,17 +192,23 @@ def host_after_message(scenario: Scenario, stages: Sequence[tuple[BlockKind, ...
     alone = BlockKind.EMBED if step.kind == "F" else BlockKind.HEAD
     if not scenario.stack.p2p_sync or not sends_block(scenario) or alone in stages[step.stage]:
         return None
-    return scenario.cluster.node.host_pace * scenario.stack.host_read
+    return scenario.cluster.node.host_pace * scenario.stack.host_read * scenario.stack.p2p_reads
+
+
+HEADER = 64.0
+"""Bytes of a message that says what the next is [B]."""
 
 
 def message(built: PricedModel, a: int, b: int) -> KernelSequence:
-    """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`."""
+    """The send of one microbatch's activations (or gradients) from pipeline rank `a` to `b`, behind what announces it
+    (`stack.p2p_headers`)."""
     s = built.shapes
     tokens = s.tokens / (s.job.layout.tp if s.job.layout.sp else 1)
     tier = link_tier(built.scenario, a, b)
     work = PointToPoint(bytes=tokens * s.model.sent_width * BF16, tier="nvlink" if tier == "nvlink" else "nic")
     op = Op(name="pp.send", cls="comm.p2p", part="F", segment="send", stream="comm", work=work)
-    return sequence_of("send", "send", [built.price(op)])
+    header = replace(op, name="pp.header", work=replace(work, bytes=HEADER))
+    return sequence_of("send", "send", [built.price(one) for one in (*[header] * s.stack.p2p_headers, op)])
 
 
 def append(tasks: Tasks, rank: int, program: Program, entry: tuple[int, ...], needed: Mapping[int, int]) -> int:

@@ -15,6 +15,10 @@ from simulator.spec.precision import Formats
 from simulator.spec.scenario import Scenario
 from simulator.spec.states import States
 
+FLAT_GRADIENTS, FLAT_PARAMETERS = 2, 3
+"""Copies of all that nanotron flattens around reduce_scatter_coalesced and all_gather_coalesced: its own list and
+NCCL's (ProcessGroupNCCL, newLikeFlat); of parameters the empty list, out of NCCL's, out of its own
+(huggingface/nanotron, src/nanotron/distributed.py, 2023 to 2025)."""
 NEWTON_SCHULZ = 5
 """Iterations that orthogonalise a matrix (arXiv 2502.16982, section 2.1)."""
 
@@ -36,6 +40,11 @@ def own_gradient_ops(held: Held, scenario: Scenario) -> list[Op]:
         ops.append(_op("gradient.check", "elem", Streaming(read=size, written=0.0)))
     if stack.gradient_mean == "before" and job.dp * job.layout.cp > 1:
         ops.append(_op("gradient.scale", "elem", Streaming(read=size, written=size)))
+    if stack.ddp_buckets and job.dp > 1:
+        moved = 2 * held.total * BF16
+        ops.append(_op("gradient.buckets", "elem", Streaming(read=moved, written=moved)))
+        if job.layout.zero == 1:
+            ops.append(_op("gradient.flatten", "elem", Streaming(read=size, written=size), FLAT_GRADIENTS))
     return ops
 
 
@@ -54,6 +63,9 @@ def update_ops(held: Held, blocks: Sequence[BlockKind], shards: tuple[int, int],
     mine = held.dense / parts[0] + held.experts / parts[1]
     summed = mine if zero >= 2 else held.total
     ops = _changes(held, blocks, parts, scenario) if states.updates else []
+    if scenario.stack.ddp_buckets and zero == 1 and scenario.job.dp > 1 and states.updates:
+        moved = held.total * BF16
+        ops.append(_op("param.flatten", "elem", Streaming(read=moved, written=moved), FLAT_PARAMETERS))
     if scenario.stack.gradients_zeroed:
         cleared = Streaming(read=0.0, written=summed * states.gradient_bytes)
         ops.append(_op("optimizer.zero_grad", "elem", cleared))
@@ -107,7 +119,8 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     copied = _copied(states, scenario.job.layout.zero)
     apart = scenario.stack.weights_copied and states.masters != "none"
     written = mine * (kept + copied) - second
-    gradients = mine * states.gradient_bytes
+    whole = scenario.stack.clips_whole and scenario.job.layout.zero == 1
+    gradients = (held.total if whole else mine) * states.gradient_bytes
     ops = [_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0))]
     if scenario.stack.gradients_clipped:
         ops.append(_op("optimizer.clip", "elem", Streaming(read=gradients, written=gradients)))

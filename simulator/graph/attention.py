@@ -31,6 +31,7 @@ from simulator.graph.parallel import (
     shares_input,
 )
 from simulator.graph.shapes import Shapes
+from simulator.graph.tokens import heads, padding
 from simulator.ops import Attention, Gemm, Part, Streaming
 
 SOFTMAX_WARP, SOFTMAX_BLOCK = 2048, 9216
@@ -66,6 +67,12 @@ def projected(s: Shapes) -> tuple[int, ...]:
 def output_width(s: Shapes) -> int:
     """Width of the core's output on one rank."""
     return heads_per_rank(s) * s.model.v_dim
+
+
+def _read_by_core(s: Shapes) -> dict[str, int]:
+    """Widths of queries, keys and values on one rank, as the core reads them."""
+    keys = heads_per_rank(s) if s.stack.keys_repeated else kv_heads_per_rank(s)
+    return {"q": widths(s)[0], "k": keys * s.model.qk_head_dim, "v": keys * s.model.v_dim}
 
 
 def core_work(s: Shapes, *, backward: bool) -> Attention:
@@ -351,6 +358,9 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         saved=t * sum(made) * BF16 + entered,
         matrices=made,
     )
+    if s.model.attention_bias and s.stack.bias_apart:
+        builder.add("attn.qkv.bias.fwd", "elem.unvectorized", unvectorized(t * sum(made), BF16, BF16))
+    heads.apart(builder, s, widths(s)[0], kv)
     place_heads(builder, s)
     kept = t * out * (BF16 + s.formats.copied_bytes) + (
         0.0 if "core_attn" in s.recompute else t * heads_per_rank(s) * FP32
@@ -361,9 +371,14 @@ def inside(builder: SegmentBuilder, s: Shapes, entered: float) -> None:
         indexer.choose(builder, s)
     _repeat_keys(builder, s, "attn.kv.repeat.fwd")
     _by_sequence(builder, s)
+    padding.take_out(builder, s, _read_by_core(s))
+    heads.bounds(builder, s)
     core_forward(builder, s, "attn.core.fwd", saved=kept)
     _by_token(builder, s, "attn.out.order.fwd")
-    if not (s.stack.rope_fused or s.stack.rope_complex):
+    heads.order(builder, s, out, "attn.out.by_sequence.fwd")
+    if s.stack.padding_removed:
+        padding.put_back(builder, s, out)
+    elif not (s.stack.rope_fused or s.stack.rope_complex):
         # eager concatenation leaves heads before tokens; the core's output lies like its input
         builder.add("attn.out.copy", "elem.unvectorized", unvectorized(t * out, BF16, BF16), saved=t * out * BF16)
     gate_output(builder, s)
@@ -424,7 +439,17 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         core_forward(builder, s, "attn.core.recompute", part="R")
     _gather_all(builder, s, "attn.dkv.transfer", kv, passes=2)
     _by_token(builder, s, "attn.out.order.bwd")
+    heads.order(builder, s, out, "attn.out.by_sequence.bwd")
+    heads.order(builder, s, out, "attn.o.input.bwd")
+    padding.take_out_gradient(builder, s, output_width(s))
     core_backward(builder, s)
+    padding.put_back_gradients(builder, s, _read_by_core(s))
+    _to_joined(builder, s)
+
+
+def _to_joined(builder: SegmentBuilder, s: Shapes) -> None:
+    """From the gradients of what the core reads to that of the joined projection."""
+    t, (_, kv) = s.tokens, widths(s)
     _repeat_keys(builder, s, "attn.kv.repeat.bwd", backward=True)
     if s.model.positions == "rope":
         _rotate(builder, s, "bwd")
@@ -432,9 +457,11 @@ def to_projection(builder: SegmentBuilder, s: Shapes) -> None:
         norm_backward(builder, name, rows, width, weights=name != VALUE_NORM)
         _reduce_statistics(builder, s, f"{name}.bwd")
     _sum_gradients(builder, s, kv)
-    if s.stack.split_copies:
+    if s.stack.heads_copied:
+        heads.together(builder, s, sum(projected(s)) - kv, kv)
+    elif s.stack.split_copies:
         _join_gradients(builder, s, t * sum(projected(s)))
-    if s.model.attention_bias and not s.stack.wgrad_accumulation_fused:
+    if s.model.attention_bias and (s.stack.bias_apart or not s.stack.wgrad_accumulation_fused):
         linear.bias_gradient(builder, "attn.qkv", t, sum(projected(s)))
 
 

@@ -100,6 +100,7 @@ def head(s: Shapes) -> Block:
     norm_backward(back, "norm.final", sharded_tokens(s), h)
     hyper.collapse_backward(back, late, s)
     depth.mix_backward(back, "head", s)
+    loss.metrics(late, s, t, vocab)
     return Block(kind=BlockKind.HEAD, forward=(_head_forward(s),), backward=(back.done(), late.done()))
 
 

@@ -133,6 +133,18 @@ def backward(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> Non
         builder.add("logits.to_bf16", "elem", cast(logits, FP32, BF16))
 
 
+def metrics(builder: SegmentBuilder, s: Shapes, tokens: int, vocab: int) -> None:
+    """Cross-entropies of the logits computed once more, for each metric that a program keeps of its training batches
+    (Composer, composer/trainer/trainer.py, _eval_train_metrics, behind each microbatch's backward): PyTorch's, of
+    logits widened to FP32, as autocast does it. The logits stay until then."""
+    logits = tokens * vocab
+    for at in range(s.stack.loss_metrics):
+        alive: Facts = {"reads_resident": True, "alive": logits * BF16}
+        wide = unvectorized(logits, BF16, FP32)
+        builder.add(f"metric.{at}.to_fp32", "elem.unvectorized", wide, **alive)
+        builder.add(f"metric.{at}.loss", "loss", cast(logits, FP32, 0.0), **alive)
+
+
 def _in_chunks(builder: SegmentBuilder, name: str, passes: Passes, logits: int, saved: float = 0.0) -> None:
     """The passes over a chunk of the logits, one chunk after the other."""
     each, count = logits / CHUNKS, passes.kernels * CHUNKS

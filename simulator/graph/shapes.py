@@ -119,7 +119,7 @@ class Shapes:
     @property
     def copies_shards(self) -> bool:
         """Sharded parameters and their gradients are copied around their collectives (see `simulator.graph.shard`)."""
-        return self.stack.shard_copies and self.job.layout.zero >= 3
+        return self.stack.shard_copies and self.job.layout.zero >= (2 if self.stack.flat_shards else 3)
 
 
 def shapes_of(scenario: Scenario) -> Shapes:

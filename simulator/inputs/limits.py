@@ -71,6 +71,9 @@ CLUSTER: Mapping[str, Range] = {
 }
 
 STACK: Mapping[str, Range] = {
+    "loss_metrics": Range(low=0, high=16),
+    "p2p_headers": Range(low=0, high=64),
+    "p2p_reads": Range(low=1, high=1000),
     "kernel_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "serving.graph_gap": Range(low=0, high=1e-2, unit="s", factors=("e-6", "e-9")),
     "serving.kv_share": Range(low=0.05, high=1),

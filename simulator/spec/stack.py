@@ -17,7 +17,52 @@ Permute = Literal["fused", "fused_chunks", "index_add", "gather_sum", "chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
+class Copies:
+    """What programs that are written module by module run around the kernels of a layer: a part of `Stack`.
+
+    Parameters
+    ----------
+    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
+        gradients are then summed.
+    batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
+    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
+    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
+    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
+        stands before or behind each that does not run in pieces.
+    bias_apart : kernels of their own add the bias of queries, keys and values and sum its gradient up.
+    heads_copied : queries, keys and values are copied apart before their rotation, keys and values joined again
+        (`simulator.graph.tokens.heads`).
+    padding_removed : tokens of padding are looked for before the attention core, taken out and put back behind it,
+        there or not (`simulator.graph.tokens.padding`).
+    flat_shards : what is sharded of a block is one flat parameter (PyTorch's FullyShardedDataParallel), also with
+        ZeRO-2: other copies (`simulator.graph.shard`).
+    loss_metrics : cross-entropies of the logits that are computed again for metrics of training, in FP32.
+    ddp_buckets : BF16 gradients are copied into DistributedDataParallel's buckets and back once a step; with ZeRO-1
+        lists of tensors are flattened, gradients before they are reduced, parameters around their gather
+        (`simulator.engine.update`).
+    clips_whole : the norm of gradients and their clipping read all that a rank has, though ZeRO-1 shards the update.
+    p2p_headers, p2p_reads : small messages before each between stages, which say what it is; results of the GPU that
+        the host, where it waits for a message, reads behind it, one after the other.
+    """
+
+    projections: Literal["joined", "separate"] = "joined"
+    batch_first: bool = False
+    keys_repeated: bool = False
+    rope_complex: bool = False
+    sequence_copies: bool = False
+    bias_apart: bool = False
+    heads_copied: bool = False
+    padding_removed: bool = False
+    flat_shards: bool = False
+    loss_metrics: int = 0
+    ddp_buckets: bool = False
+    clips_whole: bool = False
+    p2p_headers: int = 0
+    p2p_reads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack(Copies):
     """Settings of one training framework.
 
     Parameters
@@ -66,13 +111,6 @@ class Stack:
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
-    projections : queries, keys and values, and gate and up, are one GEMM (joined), or one each (separate), whose input
-        gradients are then summed.
-    batch_first : FlashAttention-2 works on copies that lie sequence by sequence (`simulator.graph.attention`).
-    keys_repeated : keys and values are copied for every query head before the core, and their gradients summed.
-    rope_complex : queries and keys are rotated as complex numbers: widened, multiplied, narrowed, by a kernel each.
-    sequence_copies : tensor-parallel collectives cut the second dimension of (batch, sequence, hidden), so that a copy
-        stands before or behind each that does not run in pieces.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
     cublas, cudnn : releases whose GEMMs and attention run; measured: those that a GPU's tables were measured with.
@@ -168,11 +206,6 @@ class Stack:
     expert_biases: Literal["fused", "eager"] = "fused"
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
     table_gradient: Literal["rows", "dense"] = "rows"
-    projections: Literal["joined", "separate"] = "joined"
-    batch_first: bool = False
-    keys_repeated: bool = False
-    rope_complex: bool = False
-    sequence_copies: bool = False
     update: Literal["fused", "foreach"] = "fused"
     expert_groups: Literal["own", "data"] = "own"
     tp_buffer: Literal["written", "copied"] = "copied"

@@ -306,7 +306,7 @@ def test_profiles_hold_what_the_fit_finds(fit: fit_fabric.Fit) -> None:
 def test_no_row_of_the_tables_is_a_training_step() -> None:
     for table in ("fabric_ep", "fabric_low_latency", "fabric_collective"):
         times = [float(row["time_us"]) for row in fit_fabric.rows_of(table)]
-        assert max(times) < 25_000  # kernels take microseconds to milliseconds, steps take seconds
+        assert max(times) < 60_000  # kernels take microseconds to milliseconds, steps take seconds
 
 
 # Errors ------------------------------------------------------------------------------------------------------------

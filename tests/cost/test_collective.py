@@ -97,6 +97,36 @@ def test_hierarchy_puts_a_gth_of_the_buffer_on_each_nic() -> None:
     assert cost.nic_bytes == pytest.approx(8e6 * 7 / 8)
 
 
+@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
+def test_a_ring_over_nodes_steps_through_all_ranks(kind: str) -> None:
+    """7 steps over NVLink in each of N nodes and N - 1 between them, in the protocol that makes their sum least."""
+    node, fabric = H800.node, H800.fabric
+    for nodes in (2, 8, 64):
+        least = min(
+            fabric.nvlink.protocols[name].alpha
+            + far.alpha
+            + 7 * nodes * fabric.nvlink.protocols[name].step * node.nvlink.latency
+            + (nodes - 1) * far.step * node.nic.latency
+            for name, far in fabric.nic.protocols.items()
+        )
+        assert seconds(H800, kind, 0.0, 8 * nodes) == pytest.approx(least)
+
+
+def test_switches_sum_up_in_trees_between_nodes() -> None:
+    """An inner node of a tree sends its part twice; of two nodes each sends a half in either direction."""
+    for nodes, times in ((2, 1.0), (4, 2.0), (32, 2.0)):
+        inside = H100.node.nvlink.bandwidth * H100.fabric.nvlink.protocols["sharp"].payload
+        tree = HUGE * max(times / 8 / H100.node.nic.bandwidth, 1 / inside)
+        ring = 2 * HUGE * max(7 / 8 / H100.node.nvlink.bandwidth, (nodes - 1) / nodes / 8 / H100.node.nic.bandwidth)
+        assert seconds(H100, "all_reduce", HUGE, 8 * nodes) == pytest.approx(min(tree, ring), rel=1e-3)
+
+
+def test_a_ring_needs_a_protocol_of_both_tiers() -> None:
+    nic = replace(H800.fabric.nic, protocols={"other": H800.fabric.nic.protocols["simple"]})
+    with pytest.raises(InputError, match="have none in common for a ring"):
+        seconds(replace(H800, fabric=replace(H800.fabric, nic=nic)), "all_gather", 1e6, 16)
+
+
 def test_small_buffers_take_the_protocol_of_low_latency() -> None:
     small = collective_cost(Collective(kind="all_reduce", bytes=8, ranks=8, per_node=8), H100)
     large = collective_cost(Collective(kind="all_reduce", bytes=1e9, ranks=8, per_node=8), H100)
@@ -164,7 +194,11 @@ def test_longer_messages_are_never_faster(size: float, more: float, tier: str) -
 
 @pytest.mark.parametrize(
     ("name", "fitted", "held_out"),
-    [("NVLink collectives, 8 H100", 2.5, 2.5), ("NCCL, 2 and 4 H200", 5.0, 6.0)],
+    [
+        ("NVLink collectives, 8 H100", 2.5, 2.5),
+        ("NCCL, 2 and 4 H200", 5.0, 6.0),
+        ("NCCL on 2 to 32 nodes of 8 H100, EFA", 11.0, 12.5),
+    ],
 )
 def test_measured_collectives(name: str, fitted: float, held_out: float) -> None:
     fit = next(fit for fit in fit_fabric.FITS if fit.name == name)

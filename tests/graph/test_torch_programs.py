@@ -7,14 +7,14 @@ import pytest
 from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.program import exposed, of_one_input
-from simulator.engine.update import update_ops
+from simulator.engine.update import own_gradient_ops, update_ops
 from simulator.errors import InputError
 from simulator.graph.block import Block, problems
 from simulator.graph.parameters import held_by_block
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
-from simulator.ops import Attention, Collective, Gemm, Op, Streaming
+from simulator.ops import Attention, Collective, Gemm, HostRead, Op, Streaming
 from simulator.spec.model import BlockKind
 from simulator.spec.scenario import Scenario
 
@@ -136,10 +136,22 @@ def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
         ("stack.sequence_copies=true", "no collective of tensor parallelism cuts the sequence"),
         ("stack.update=foreach", "the optimizer is sgd"),
         ("stack.keys_repeated=true", "every query head has keys of its own"),
+        ("stack.bias_apart=true", "queries, keys and values have no biases"),
+        ("stack.clips_whole=true", "only ZeRO-1 shards the update alone"),
+        ("stack.p2p_headers=2", "there is no pipeline"),
+        ("stack.p2p_reads=3", "there is no pipeline"),
+        ("stack.heads_copied=true", "has latent attention"),
+        ("stack.padding_removed=true", "has latent attention"),
+        ("stack.flat_shards=true", "gradients are not sharded"),
+        ("stack.ddp_buckets=true", "there is one data-parallel rank"),
     ],
 )
 def test_where_they_change_nothing_they_are_refused(change: str, why: str) -> None:
     more = ["optimizer.kind=sgd", "model.num_key_value_heads=32"]
+    if why == "has latent attention":
+        more = ["model=deepseek-v3-tiny", "layout.ep=8"]
+    if why.startswith(("gradients are", "there is one")):
+        more = ["layout.zero=0", "layout.tp=8", "batch.global_batch_size=2"]
     with pytest.raises(InputError, match=why):
         scenario(*more, change)
 
@@ -162,3 +174,84 @@ def test_one_gather_feeds_all_gemms_of_its_input() -> None:
     after = [gemm(40, 8), gemm(10, 8), gemm(10, 8), gemm(40, 9)]
     assert of_one_input(after) == after[:3]
     assert exposed(comm, [], after, price).durations[0] == 7000.0 + 10 * 60 - 80 * 60
+
+
+def test_padding_is_taken_out_of_what_the_core_reads_and_put_back() -> None:
+    """A gather for queries, keys and values each, zeros and a scatter behind the core; backward the other way round."""
+    plain, block = layer(), layer("stack.padding_removed=true")
+    reads = [op for op in block.ops() if isinstance(op.work, HostRead)]
+    assert [op.segment for op in reads] == ["attn.F"] * 6  # two for each of three
+    gathered = moved([op for op in block.ops() if op.name in ("attn.q.unpad", "attn.k.unpad", "attn.v.unpad")])
+    assert gathered == T * (Q + KV) * 4
+    assert moved(named(block, "attn.out.pad")) == T * Q * (2 + 4 + 4)  # zeros, scatter; gather
+    assert moved(named(block, "unpad", ".bwd")) == T * (Q + KV) * (2 + 4)
+    assert block.flops("F") == plain.flops("F")
+    assert block.saved_bytes - plain.saved_bytes == T * Q * 2  # the output projection's own input
+    again = layer("stack.padding_removed=true", "layout.recompute=full")
+    assert len([op for op in again.ops() if isinstance(op.work, HostRead)]) == 12
+
+
+def test_one_flat_parameter_is_not_copied_out_but_its_gradients_are_widened_and_scaled() -> None:
+    values = held_by_block(BlockKind.DENSE, scenario().model, scenario().job).total
+    block = layer("stack.flat_shards=true")
+    assert [op.name for op in named(block, "shard.")] == ["shard.cat", "shard.widen", "shard.scale"]
+    assert moved(named(block, "shard.")) == values * (4 + 6 + 8)
+    narrow = layer("stack.flat_shards=true", "optimizer.reduced=bf16")
+    assert moved(named(narrow, "shard.")) == values * (4 + 4)
+    assert named(layer("stack.flat_shards=true", "layout.zero=2"), "shard.")
+    assert not named(layer("layout.zero=2"), "shard.")
+
+
+def test_metrics_compute_the_loss_again_in_fp32() -> None:
+    def metrics(*changes: str) -> list[Op]:
+        return named(build_blocks(shapes_of(scenario(*changes)))[BlockKind.HEAD], "metric.")
+
+    assert metrics() == []
+    logits = T * scenario().model.vocab_size
+    assert moved(metrics("stack.loss_metrics=2")) == 2 * logits * (2 + 4 + 4)
+
+
+def test_heads_copied_apart_and_together_again() -> None:
+    """A copy of all, keys and values joined and copied by token; backward both joined, stacked and copied; with two
+    sequences the core's output, its gradient and the output projection's input, too."""
+    plain, block = layer(), layer("stack.heads_copied=true")
+    assert moved([op for op in block.ops() if op.name == "attn.qkv.apart"]) == T * (Q + KV) * 4
+    assert moved(named(block, "attn.kv.cat")) == 2 * T * KV * 4  # each way
+    assert moved(named(block, "attn.kv.by_token")) == T * KV * 4
+    assert moved(named(block, "attn.qkv.stack")) + moved(named(block, "attn.qkv.order")) == 2 * T * (Q + KV) * 4
+    assert moved(named(block, "by_sequence")) + moved(named(block, "attn.o.input")) == 3 * T * Q * 4
+    assert not named(block, "attn.qkv.cat")
+    assert block.saved_bytes - plain.saved_bytes == T * KV * 2
+    one = layer("stack.heads_copied=true", "batch.microbatch_size=1", "batch.global_batch_size=8")
+    assert not named(one, "by_sequence")
+
+
+def test_buckets_and_flat_lists_of_data_parallelism() -> None:
+    held = held_by_block(BlockKind.DENSE, scenario().model, scenario().job)
+
+    def step(*changes: str) -> dict[str, float]:
+        job = scenario("layout.zero=1", "stack.ddp_buckets=true", *changes)
+        ops = [*own_gradient_ops(held, job), *update_ops(held, [BlockKind.DENSE], (8, 8), job)]
+        return {op.name: moved([op]) / held.total for op in ops}
+
+    found = step()
+    assert found["gradient.buckets"] == 8.0  # BF16 in and out, twice
+    assert found["gradient.flatten"] == 2 * (4 + 4)
+    assert found["param.flatten"] == 3 * (2 + 2)
+    assert "gradient.flatten" not in step("layout.zero=0")
+    assert found["optimizer.grad_norm"] == 4 / 8
+    assert step("stack.clips_whole=true")["optimizer.grad_norm"] == 4
+
+
+def test_a_bias_added_apart_and_its_gradient_summed_apart() -> None:
+    """Megatron-LM's own layers: a read and a write of all that the projection makes, and one more read."""
+    sizes = ["model=gpt3-175b", "model.num_hidden_layers=2", "layout.tp=8", "layout.pp=2", "stack=megatron-core"]
+    sizes += ["batch.sequence_length=2048", "batch.microbatch_size=1", "batch.global_batch_size=4", "gpus=16"]
+    apart, joined = (
+        build_blocks(shapes_of(load_scenario("llama-3-8b", [*sizes, f"stack.bias_apart={on}"])))[BlockKind.DENSE]
+        for on in ("true", "false")
+    )
+    values = 2048 * 3 * 12288 // 8
+    assert not named(joined, "attn.qkv.bias")
+    assert moved(named(apart, "attn.qkv.bias.fwd")) == values * 4
+    assert named(apart, "attn.qkv.bias.bwd")[0].work == Streaming(read=values * 2, written=3 * 12288 // 8 * 2)

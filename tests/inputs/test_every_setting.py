@@ -627,6 +627,15 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.rope_fused": ("dense", "longest-path"),
     "stack.selective": ("dense", "longest-path"),
     "stack.shard_copies": ("zero3", "longest-path"),
+    "stack.flat_shards": ("zero3", "longest-path"),
+    "stack.loss_metrics": ("dense", "longest-path"),
+    "stack.padding_removed": ("dense", "longest-path"),
+    "stack.heads_copied": ("dense", "longest-path"),
+    "stack.bias_apart": ("gpt", "longest-path"),
+    "stack.p2p_headers": ("pipeline", "longest-path"),
+    "stack.p2p_reads": ("pipeline", "longest-path"),
+    "stack.ddp_buckets": ("ddp", "longest-path"),
+    "stack.clips_whole": ("dense", "longest-path"),
     "stack.split_copies": ("dense", "longest-path"),
     **{
         f"stack.{name}": ("dense", "longest-path")

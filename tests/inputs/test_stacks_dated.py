@@ -12,7 +12,7 @@ from simulator.results.simulate import simulate
 
 FOLDER = files("workloads").joinpath("stacks")
 NEW = ("nemo-24", "megatron-core-2026", "megascale", "deepspeed", "maxtext")
-NEW += ("torchtitan", "torchtitan-2025", "nanotron")
+NEW += ("torchtitan", "torchtitan-2025", "nanotron", "llm-foundry")
 
 
 def raw(name: str) -> dict[str, object]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.views.calibration import BF16_STATES, SIZES, STACKS
+from reports.views.calibrating.pages import BF16_STATES, SIZES, STACKS
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate

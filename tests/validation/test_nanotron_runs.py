@@ -24,3 +24,12 @@ def test_every_best_configuration_trains_a_million_tokens_a_step() -> None:
     assert len(best) == 26
     assert {c["dp"] * c["mbs"] * c["microbatches"] * c["seq"] for c in best} == {2**20}
     assert all(c["dp"] * c["tp"] * c["pp"] == c["gpus"] for c in best)
+
+
+def test_blocks_are_dealt_out_by_their_flop() -> None:
+    """A stage ends with the layer that exceeds its share: 10 of 20 are no more than a half of 16 layers and a head that
+    counts as four; the first of 16 stages of 81.1 has 6 of 5.07."""
+    assert nanotron_runs.stages(16, 2048, 8192, 2) == [11, 5]
+    assert nanotron_runs.stages(80, 8192, 28672, 16) == [6, *[5] * 13, 6, 3]
+    for ranks in (2, 4, 16, 32):
+        assert sum(nanotron_runs.stages(80, 8192, 28672, ranks)) == 80

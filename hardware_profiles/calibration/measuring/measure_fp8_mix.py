@@ -5,13 +5,14 @@
 
 Sustained load (sections alone, mix, layer): a round of calls is repeated for some seconds on random data; `round_us`,
 `gemm_us`, `memory_us` are means of the last half, the parts' times from events between them; `gemm_us_burst` the
-GEMM after 0.3 s of rest, `power_w` NVML's reading late in the run (`power_w_energy`: of the energy counter, which
-moves in steps: off by several percent), `sm_mhz` the mean clock over the last half. mix: one GEMM, then `calls` of
-the memory-bound kernel `memory`, so many that these take about `share` of the time. layer: all GEMMs of a Llama 3
-8B layer on 8192 tokens, forward, input and weight gradient, with norms, SwiGLU and their backward, and for FP8 the
-casts of every operand, transposed where a GEMM needs that (current scaling; per row: scales along each GEMM's
-inner dimension); `flops` of a round. `memory_us` is the time of all `calls`. precision: bf16 (torch.mm), fp8_tensor
-and fp8_row (torch._scaled_mm, E4M3, fast accumulation), fp8_tensor_split (without).
+GEMM after 0.3 s of rest, `power_w` NVML's reading late in the run, `power_w_instant` that of the instant
+(`power_w_energy`: of the energy counter, which moves in steps: off by several percent), `sm_mhz` the mean clock over
+the last half. mix: one GEMM, then `calls` of the memory-bound kernel `memory`, so many that these take about `share`
+of the time. layer: all GEMMs of a Llama 3 8B layer on 8192 tokens, forward, input and weight gradient, with norms,
+SwiGLU and their backward, and for FP8 the casts of every operand, transposed where a GEMM needs that (current
+scaling; per row: scales along each GEMM's inner dimension); `flops` of a round. `memory_us` is the time of all `calls`.
+precision: bf16 (torch.mm), fp8_tensor and fp8_row (torch._scaled_mm, E4M3, fast accumulation), fp8_tensor_split
+(without).
 
 Section casts goes to OUT_casts.csv: kernels that make FP8 operands, one launch at a time on a rested GPU, L2 flushed
 (`kernel_spans.py`), eager and torch.compile; `bytes` are the least that must move. delayed: the scale is known;
@@ -22,8 +23,6 @@ transpose: also the transposed copy, same scale; row_both: a scale a row, and of
 from __future__ import annotations
 
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,10 +31,11 @@ from typing import Any
 import torch
 
 from hardware_profiles.calibration.measuring.kernel_spans import TIMES, Call, Case, Row, Table, arguments
+from hardware_profiles.calibration.measuring.power.sensors import Sensors
 from hardware_profiles.calibration.measuring.torch_kernels import bf16, norm, ones, swiglu
 
 COLUMNS = ["op", "precision", "m", "n", "k", "memory", "calls", "share", "round_us", "gemm_us", "gemm_us_burst"]
-COLUMNS += ["memory_us", "flops", "tflops", "power_w", "power_w_energy", "sm_mhz", "seconds"]
+COLUMNS += ["memory_us", "flops", "tflops", "power_w", "power_w_instant", "power_w_energy", "sm_mhz", "seconds"]
 CAST_COLUMNS = ["op", "impl", "m", "n", "bytes", "held_out", *TIMES]
 TOKENS = 8192
 LINEAR = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
@@ -149,48 +149,6 @@ def cast_case(op: str, impl: str, shape: tuple[int, int], moved: int, make: Call
     """One cast."""
     labels: Row = {"op": op, "impl": impl, "m": shape[0], "n": shape[1], "bytes": moved}
     return Case(labels | {"held_out": int(shape in HELD_OUT)}, make, 1e-5 + moved / 1e12)
-
-
-class Sensors:
-    """Energy, power and SM clock of the GPU while something runs."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, float, float, float]] = []
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._read, daemon=True)
-
-    def _read(self) -> None:
-        try:
-            import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-            pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(0).uuid)
-            gpu = pynvml.nvmlDeviceGetHandleByUUID("GPU-" + uuid.removeprefix("GPU-"))
-            while not self.done.wait(0.03):
-                clock = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
-                energy = pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3
-                power = pynvml.nvmlDeviceGetPowerUsage(gpu) / 1e3
-                self.seen.append((time.time(), float(clock), energy, power))
-        except Exception as error:
-            print("no sensors:", error, file=sys.stderr)
-
-    def __enter__(self) -> Sensors:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join(5)
-
-    def readings(self) -> Row:
-        """Of the last half."""
-        late = self.seen[len(self.seen) // 2 :]
-        if len(late) < 3:
-            return {}
-        power = (late[-1][2] - late[0][2]) / (late[-1][0] - late[0][0])
-        sampled = statistics.mean(s[3] for s in late[len(late) // 2 :])
-        out: Row = {"power_w": round(sampled, 1), "power_w_energy": round(power, 1)}
-        return out | {"sm_mhz": round(statistics.mean(s[1] for s in late))}
 
 
 def event() -> torch.cuda.Event:

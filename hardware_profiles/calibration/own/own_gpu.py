@@ -7,7 +7,7 @@ and judges both. Every other class is carried over and says so. Kernel times onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 from pathlib import Path
@@ -210,7 +210,7 @@ def _seconds(sample: Sample, cls: str, gpu: Gpu, kernels: Kernels) -> float:
     return total
 
 
-def mean_error(rows: list[Judged]) -> float:
+def mean_error(rows: Sequence[Judged]) -> float:
     """Mean of |predicted - measured| / measured."""
     return sum(abs(row.predicted / row.measured - 1.0) for row in rows) / len(rows)
 

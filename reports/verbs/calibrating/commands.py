@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NO_TORCH = "calibrate: PyTorch is not installed here; measure where it is (pip install torch), on a machine with a GPU"
 NO_GPU = "calibrate: PyTorch sees no GPU here (torch.cuda.is_available() is False)"
+SECONDS = 4.0
+"""How long each model of a check runs, its last half timed [s]."""
 _QUICK = click.option("--quick", is_flag=True, help="A quarter of it: less exact, for a first look.")
 
 
@@ -48,21 +50,28 @@ def gpu() -> str:
 @_QUICK
 @quiet_option
 def measure(out: str, quick: bool, quiet: bool) -> None:
-    """Measure GEMMs, attention and memory-bound kernels on this GPU, alone and rested.
+    """Measure GEMMs, attention and memory-bound kernels on this GPU, rested and under sustained load.
 
-    The kernels are those behind our own tables. Nothing else should run on the GPU. Rows are written as they are known.
+    The kernels are those behind our own tables, each alone after a rest. Under sustained load, GEMMs run alone and
+    between other kernels or pauses, for power and clock at the power limit. Nothing else should run on the GPU. Rows
+    are written as they are known.
     """
     file = output_file(out, "--out", (".csv",))
     name = gpu()
+    from hardware_profiles.calibration.measuring.power.sensors import unreadable
     from hardware_profiles.calibration.own import measure_own
 
-    cases = measure_own.plan(quick=quick)
-    many = ", ".join(f"{len(mine)} of {section}" for section, mine in cases.items())
-    say(f"{name}: kernels to measure: {many}; about {clock(measure_own.estimate(cases))}", quiet=quiet)
+    hidden = unreadable()
+    cases = measure_own.plan(quick=quick, power=not hidden)
+    seconds = measure_own.estimate(cases, quick=quick)
+    many = ", ".join(f"{len(mine)} of {section} ({seconds[section]:.0f} s)" for section, mine in cases.items())
+    say(f"{name}: kernels to measure: {many}; about {clock(sum(seconds.values()))}", quiet=quiet)
+    if hidden:
+        say(f"nothing is measured under sustained load: this GPU's power cannot be read ({hidden})", quiet=quiet)
     part = file.with_name(f"{file.stem}.part{file.suffix}")
-    rows = measure_own.measure(cases, part, lambda at: say(line(at), quiet=quiet))
+    rows = measure_own.measure(cases, part, lambda at: say(line(at), quiet=quiet), quick=quick)
     part.replace(file)
-    say(f"wrote {file}: {rows} kernels; next: foretrain calibrate fit {file} --hardware my-gpu", quiet=quiet)
+    say(f"wrote {file}: {rows} rows; next: foretrain calibrate fit {file} --hardware my-gpu", quiet=quiet)
 
 
 def line(at: Progress) -> str:
@@ -84,14 +93,14 @@ def clock(seconds: float) -> str:
 @click.option("--out", default=".", metavar="DIRECTORY", show_default=True, help="Where to write.")
 @quiet_option
 def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> None:
-    """Fit kernel parameters to a table of measurements and write a hardware profile.
+    """Fit kernel parameters and the power model to a table of measurements and write a hardware profile.
 
     Writes NAME.toml (the profile, which extends the GPU it is like), NAME-kernels.toml (parameters of its kernels) and
     NAME.md (what was measured, how far off the forecast is on shapes kept out, what was carried over).
     """
-    from hardware_profiles.calibration.own import own_gpu
+    from hardware_profiles.calibration.own import own_gpu, own_power
     from reports.export.files import replacing
-    from reports.views.calibration import kernels_text, page, profile_text
+    from reports.views.calibrating.pages import kernels_text, page, profile_text
     from simulator.errors import InputError
     from simulator.inputs import list_names, load_hardware
 
@@ -106,17 +115,19 @@ def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> N
     origin = like or own_gpu.nearest(measured_on)
     if origin is None:
         raise InputError(f"{table}: the first line names no GPU that is shipped ({measured_on or 'none'}); give --like")
-    found = own_gpu.fit(source, load_hardware(origin), origin, measured_on or "a GPU")
+    nearest = load_hardware(origin)
+    found = own_gpu.fit(source, nearest, origin, measured_on or "a GPU")
+    power = own_power.fit(source, nearest, origin, measured_on or "a GPU")
     folder.mkdir(exist_ok=True)
     texts = {
-        f"{hardware}.toml": profile_text(hardware, origin, measured_on, source),
+        f"{hardware}.toml": profile_text(hardware, origin, measured_on, source, power),
         f"{hardware}-kernels.toml": kernels_text(found.kernels, hardware, measured_on, source),
-        f"{hardware}.md": page(found, hardware, origin, measured_on, source),
+        f"{hardware}.md": page(found, hardware, origin, measured_on, source, power),
     }
     for name, text in texts.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
-    click.echo(page(found, hardware, origin, measured_on, source, named=False), nl=False)
+    click.echo(page(found, hardware, origin, measured_on, source, power, named=False), nl=False)
     say(f"wrote {', '.join(str(folder / name) for name in texts)}", quiet=quiet)
 
 
@@ -128,17 +139,20 @@ def fit(table: str, hardware: str, like: str | None, out: str, quiet: bool) -> N
 def check(hardware: str, as_json: bool, quick: bool, quiet: bool) -> None:
     """Run a few whole training steps on this GPU, and put the forecast next to them.
 
-    Llama-shaped models in plain PyTorch, BF16, eager and compiled, each for some seconds. Nothing is fitted to them.
+    Llama-shaped models in plain PyTorch, BF16, eager and compiled, each for some seconds: time of a step, power and
+    clock (where they can be read), and what the power model says of them. Nothing is fitted to them.
     """
     name = gpu()
-    from reports.views.calibration import STEPS, forecast, step_table
+    from hardware_profiles.calibration.measuring.power.sensors import Sensors
+    from reports.views.calibrating.pages import STEPS, forecast, step_table
     from workloads.facts import measure_step
 
     plan, rows = STEPS[::2] if quick else STEPS, []
     say(f"{name}: {len(plan)} models, a few steps of each, about {clock(20.0 * len(plan))}", quiet=quiet)
     for at, (model, mode, seq, mbs) in enumerate(plan, 1):
-        row: dict[str, Any] = measure_step.measure(model, mode, seq, mbs, 2, 4.0)
-        rows.append(row | forecast(row, hardware))
+        with Sensors() as sensors:
+            row: dict[str, Any] = measure_step.measure(model, mode, seq, mbs, 2, SECONDS)
+        rows.append(row | sensors.readings(last=SECONDS / 2) | forecast(row, hardware))
         say(f"{at} of {len(plan)}: {rows[-1]['step_ms']:.1f} ms, forecast {rows[-1]['forecast_ms']:.1f}", quiet=quiet)
     if as_json:
         print_json({"gpu": name, "hardware": hardware, "steps": rows})

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
+from typing import Any
 
-import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import torch
 import torch.nn.functional as F
 
@@ -38,20 +38,23 @@ class Readings:
     """Clock and power while something runs."""
 
     def __init__(self) -> None:
+        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
         pynvml.nvmlInit()
+        self.nvml: Any = pynvml
         self.gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
         self.seen: list[tuple[float, float]] = []
 
     def joule(self) -> float:
         """The energy counter [J]."""
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu)) / 1e3
+        return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu)) / 1e3
 
     def read(self, done: threading.Event) -> None:
         """Until `done` is set."""
         self.seen = []
         while not done.wait(0.05):
-            clock = pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM)
-            self.seen.append((float(clock), pynvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3))
+            clock = self.nvml.nvmlDeviceGetClockInfo(self.gpu, self.nvml.NVML_CLOCK_SM)
+            self.seen.append((float(clock), self.nvml.nvmlDeviceGetPowerUsage(self.gpu) / 1e3))
 
 
 def lasting(call: Call, seconds: float, readings: Readings) -> Row:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.views.calibrating.power import power_lines
 from simulator.inputs import load_scenario
 from simulator.inputs.toml_text import toml_text
 from simulator.results.simulate import simulate
@@ -15,6 +16,7 @@ from simulator.spec.kernel_params import Kernels
 
 if TYPE_CHECKING:
     from hardware_profiles.calibration.own.own_gpu import OwnFit
+    from hardware_profiles.calibration.own.own_power import OwnPower
 
 STEPS = (
     ("8b", "eager", 4096, 1),
@@ -39,15 +41,19 @@ SIZES = {
 }
 
 
-def profile_text(name: str, origin: str, measured_on: str, table: Path) -> str:
-    """The hardware profile as TOML."""
+def profile_text(name: str, origin: str, measured_on: str, table: Path, power: OwnPower | str | None = None) -> str:
+    """The hardware profile as TOML, with [gpu.power] where it was measured."""
     values: dict[str, Any] = {"extends": origin, "kernels": f"./{name}-kernels.toml"}
+    others = "memory, power and price"
+    if power is not None and not isinstance(power, str):
+        others = "memory and price"
+        values["gpu"] = ({"tdp": power.tdp} if power.tdp else {}) | {"power": power.values}
+        limit = {"gpu.tdp": f"power limit that the driver enforces ({table.name})"} if power.tdp else {}
+        values["sources"] = limit | {f"gpu.power.{key}": text for key, text in power.sources.items()}
     head = (
         f"# {measured_on or name}, calibrated {time.strftime('%Y-%m-%d')} from {table.name} with foretrain calibrate.\n"
     )
-    note = (
-        "# Its links, memory, power and price are those of the profile it extends: change them here, with [sources].\n"
-    )
+    note = f"# Its links, {others} are those of the profile it extends: change them here, with [sources].\n"
     return f"{head}{note}{toml_text(values)}"
 
 
@@ -59,7 +65,16 @@ def kernels_text(kernels: Kernels, name: str, measured_on: str, table: Path) -> 
     return kernels_toml(replace(kernels, name=name, source=source))
 
 
-def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path, *, named: bool = True) -> str:
+def page(
+    found: OwnFit,
+    name: str,
+    origin: str,
+    measured_on: str,
+    table: Path,
+    power: OwnPower | str | None = None,
+    *,
+    named: bool = True,
+) -> str:
     """What was measured, how far off the forecast is, what was carried over; `named`: class by class."""
     lines = [
         f"# {name}",
@@ -84,8 +99,10 @@ def page(found: OwnFit, name: str, origin: str, measured_on: str, table: Path, *
     if found.few:
         few = ", ".join(f"{cls} ({many})" for cls, many in found.few)
         lines += [f"Measured, but not fitted (too few shapes, or not known on {origin}): {few}.", ""]
+    lines += power_lines(power, origin)
+    others = "clocks" if power is not None and not isinstance(power, str) else "power and clocks"
     lines += [
-        f"Carried over from {origin}: memory, links, collectives, power and clocks, price, and {len(found.carried)}",
+        f"Carried over from {origin}: memory, links, collectives, {others}, price, and {len(found.carried)}",
         f"classes of kernels: {', '.join(found.carried)}." if named else f"classes of kernels (named in {name}.md).",
     ]
     return "\n".join(lines) + "\n"
@@ -99,20 +116,28 @@ def forecast(row: Mapping[str, Any], hardware: str) -> dict[str, float]:
     changes += [f"batch.global_batch_size={int(row['mbs']) * int(row['microbatches'])}", "model=llama-2-7b"]
     changes += ["layout.recompute=none", "precision.recipe=bf16", "stack.gradients_zeroed=true", *BF16_STATES]
     result = simulate(load_scenario("llama-3-8b", changes))
-    step = result.metrics["step_time_s"] * 1e3
-    return {"forecast_ms": step, "error": step / float(row["step_ms"]) - 1.0}
+    step, built = result.metrics["step_time_s"] * 1e3, result.built
+    out = {"forecast_ms": step, "error": step / float(row["step_ms"]) - 1.0}
+    if built.watts is not None:
+        out |= {"slowdown": built.pace, "forecast_w": min(built.watts, built.scenario.cluster.gpu.power_cap)}
+    return out
 
 
 def step_table(rows: Sequence[Mapping[str, Any]], name: str, hardware: str) -> str:
     """Measured steps next to their forecasts."""
     lines = [
-        f"Steps on {name}, forecast with {hardware} (fitted to none of them)",
+        f"Steps on {name}, forecast with {hardware} (fitted to none of them). slowdown: how many times as long tensor",
+        "kernels last as at full clock, by the power model; power and clock: of the GPU in the last steps.",
         "",
-        "| model | measured [ms] | forecast [ms] | error |",
-        "|---|---|---|---|",
+        "| model | measured [ms] | forecast [ms] | error | slowdown | measured [W] | forecast [W] | clock [MHz] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         what = f"{row['layers']} layers of {row['hidden']}, {row['mbs']} x {row['seq']} tokens, {row['mode']}"
-        lines.append(f"| {what} | {row['step_ms']:.1f} | {row['forecast_ms']:.1f} | {row['error']:+.1%} |")
+        power = " | ".join(
+            f"{row[key]:{form}}" if key in row else "-"
+            for key, form in (("slowdown", ".3f"), ("power_w", ".0f"), ("forecast_w", ".0f"), ("sm_mhz", ".0f"))
+        )
+        lines.append(f"| {what} | {row['step_ms']:.1f} | {row['forecast_ms']:.1f} | {row['error']:+.1%} | {power} |")
     mean = sum(abs(row["error"]) for row in rows) / len(rows)
     return "\n".join([*lines, "", f"Mean error, sign dropped: {mean:.1%}."]) + "\n"

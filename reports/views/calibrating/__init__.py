@@ -1,0 +1,1 @@
+"""What `foretrain calibrate` writes and prints."""
