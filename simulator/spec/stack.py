@@ -83,8 +83,8 @@ class Stack(Copies):
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_sms_attention, tp_sms_ffn : SMs that a reduce-scatter in a pipeline holds and its GEMM leaves free (num_sm).
     tp_reduced : what partial outputs of a forward GEMM travel in when they are reduced in pieces (fp8_buf: recipe).
-    tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
-        and overlaps dgrad's reduce-scatter with wgrad.
+    tp_regather : of a gathered input only this rank's part is kept, and gathered again in backward, overlapped with
+        dgrad, whose reduce-scatter overlaps with wgrad.
     tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
         or copied (`simulator.graph.parallel`).
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
@@ -113,10 +113,10 @@ class Stack(Copies):
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
+    cublas, cudnn : releases whose GEMMs and attention run; measured: those that a GPU's tables were measured with.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
-    gate_weights : what the weights of the gate multiply: the activation inside an expert, or its output, which is then
-        kept for their gradient.
+    gate_weights : what the gate's weights multiply: the activation inside an expert, or its output, kept for them.
     pipeline_buffers : buffers that the pipeline receives into (ahead: for messages posted ahead; each: one for every
         microbatch of a step, in both directions).
     checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
@@ -141,8 +141,7 @@ class Stack(Copies):
         torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
         backward reads a norm's operands a second time for the weight's gradient; operators: an RMSNorm written op by op
         in FP32, each op and its gradient a kernel of PyTorch's).
-    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
-    dropout : whether hidden dropout runs.
+    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW); dropout : of hidden values.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
     host_gemm, host_attention, host_collective : host time to issue a GEMM, an attention kernel, a collective [s].
@@ -201,6 +200,8 @@ class Stack(Copies):
     norm_kernels: Literal["training", "compiled", "te", "torch", "operators"]
     optimizer: States
     precision: PrecisionStack
+    cublas: Literal["measured", "12.5"] = "measured"
+    cudnn: Literal["measured", "9.2"] = "measured"
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
@@ -250,3 +251,9 @@ class Stack(Copies):
     def assumed(self) -> tuple[str, ...]:
         """The settings that nobody measured or published."""
         return tuple(name for name, source in self.sources.items() if source.startswith("assumed"))
+
+
+def releases(stack: Stack) -> tuple[str, ...]:
+    """Names of the earlier releases of libraries that run (`simulator.spec.kernel_params.Release`)."""
+    named = (("cublas", stack.cublas), ("cudnn", stack.cudnn))
+    return tuple(f"{library}-{number}" for library, number in named if number != "measured")

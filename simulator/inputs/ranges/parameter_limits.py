@@ -75,6 +75,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("wide", "traffic"), _SLOWDOWN),
     },
     "FixedParams": {"time": _TIME},
+    "Release": {"longer": _SLOWDOWN},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},
     "Protocol": {
         "alpha": _TIME,
@@ -152,7 +153,10 @@ def _limited(value: Any, path: str) -> Iterator[tuple[str, Range, float]]:
         for field in fields(value):
             here, part = f"{path}.{field.name}", getattr(value, field.name)
             if field.name in ranges:
-                yield from ((here, ranges[field.name], number) for number in _flat(part))
+                each = part.items() if isinstance(part, dict) else [("", part)]
+                for key, held in each:
+                    at = f"{here}.{key}" if key else here
+                    yield from ((at, ranges[field.name], number) for number in _flat(held))
             else:
                 yield from _limited(part, here)
 
