@@ -115,7 +115,8 @@ def test_delayed_scaling_casts_the_rows_of_all_experts_by_one_call() -> None:
         casts[scaling] = next(op for op in block.ops() if op.name == "moe.up_gate.quant_x")
     once, each = casts["delayed"], casts["current"]
     assert (once.cls, once.count, each.cls, each.count) == ("quant.turned.experts", 1, "quant.turned", 2)
-    assert isinstance(once.work, Streaming) and isinstance(each.work, Streaming)
+    assert isinstance(once.work, Streaming)
+    assert isinstance(each.work, Streaming)
     assert once.work.read == pytest.approx(2 * each.work.read)
 
 
