@@ -29,6 +29,8 @@ from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
+from hardware_profiles.calibration.layers import blackwell_scans
+from hardware_profiles.calibration.layers.libraries import releases
 from hardware_profiles.calibration.layers.moe_layer import moe_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, KIN, RECIPES, everything, sustained
 from hardware_profiles.calibration.recipes import (
@@ -226,6 +228,20 @@ def moved(params: Params, target: str, origin: str) -> Params:
     return replace(params, rate=min(params.rate, 1.0), loop_rate=float(f"{params.loop_rate * scale:.4g}"))
 
 
+def carried(params: Params, cls: str, target: str, origin: str, why: str, assumed: bool) -> Params:
+    """Parameters of a class as another GPU gives them, with what its source says of it."""
+    share = blackwell_scans.scan_pace(cls, target, origin)
+    if share and isinstance(params, ScanParams | StreamParams):
+        source = f"{params.source}; {blackwell_scans.reason(cls, target)}"
+        return replace(
+            blackwell_scans.paced(params, share, GPUS[target], GPUS[origin]), source=source, assumed=cls != "conv"
+        )
+    steps = " and as many cycles a step" if assumed and isinstance(params, ScanParams) else ""
+    return replace(
+        moved(params, target, origin), source=f"{params.source}; {why}{steps}", assumed=assumed or params.assumed
+    )
+
+
 def carry(found: dict[str, dict[str, Params]]) -> None:
     """Give each GPU the classes that were measured on another of its architecture, and say so in the source."""
     measured = {name: dict(classes) for name, classes in found.items()}
@@ -238,11 +254,7 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
             known = cls in found[target] or (target, cls) in renamed
             nearest = assumed and KIN.get(target) != origin and nearer(cls, own)
             if not known and not missing and not nearest:
-                steps = " and as many cycles a step" if assumed and isinstance(params, ScanParams) else ""
-                source = f"{params.source}; {why}{steps}"
-                found[target][cls] = replace(
-                    moved(params, target, origin), source=source, assumed=assumed or params.assumed
-                )
+                found[target][cls] = carried(params, cls, target, origin, why, assumed)
     for target, cls, origin, named, why in RENAMED:
         params = measured[origin][named]
         found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
@@ -281,6 +293,7 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         scan=of(ScanParams),
         stream=of(StreamParams),
         fixed=fixed,
+        releases=releases() if GPUS[name].architecture == "hopper" else {},
         source="written by hardware_profiles/calibration/fit_kernels.py",
     )
 

@@ -469,6 +469,7 @@ RECIPES = (
         own_stream(cls, "value_rate", source=MAPS, text="8 to 128 experts, 4096 to 8192 tokens", bandwidth=0.9)
         for cls in ("permute.map.chunks", "permute.map.rows")
     ),
+    own_stream("permute.pad", source=MAPS, text="16384 and 65536 rows", launch=3e-6),
     *(
         te_stream(f"norm.{direction}{kind}@te", wave_time=wave)
         for direction, wave, more in (("fwd", 0.56, ()), ("bwd", 0.87, (".wide", ".layer.wide")))  # as DeepSeek's grids

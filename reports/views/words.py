@@ -109,6 +109,7 @@ _CLASSES = {
     "norm.sums": "norms, backward: sums over rows",
     "optimizer": "optimizer update",
     "permute.expand": "token permutation, expanding",
+    "permute.pad": "rows of experts padded",
     "permute.map.count": "token permutation, index map (counting)",
     "permute.map.build": "token permutation, index map (building)",
     "permute.reduce": "token permutation, reducing",

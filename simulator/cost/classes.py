@@ -50,6 +50,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "norm.small": ("norm.fwd.residual", "norm.fwd", "elem"),
     "rope.small": ("elem.small", "rope", "elem"),
     "kvcopy.small": ("elem.small", "kvcopy", "elem"),
+    "permute.pad": ("permute.expand", "elem"),
     "permute.small": ("elem.small", "permute.expand", "elem"),
     "quant.small": ("norm.small@compiled", "norm.small", "quant.token", "elem"),
     "optimizer": ("elem",),

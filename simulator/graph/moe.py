@@ -136,6 +136,21 @@ def _launches(s: Shapes) -> int:
     return s.local_experts if s.stack.grouped_gemm == "streams" else 1
 
 
+def _pads(s: Shapes) -> bool:
+    """Whether rows are copied to places that quantised GEMMs can start at, and back: Transformer Engine's grouped
+    linear wants multiples of 16 or 32 rows for each expert. Hybrid-EP leaves them so, and equal capacities are
+    (megatron/core/transformer/moe/experts.py, TEGroupedMLP.forward, 2025 to 2026: quantization_padding)."""
+    aligned = s.stack.dispatcher == "hybrid_ep" or s.stack.token_counts == "capacity"
+    return s.stack.grouped_gemm == "streams" and s.recipe not in ("bf16", "fp8") and not aligned
+
+
+def _pad(builder: SegmentBuilder, s: Shapes, name: str) -> None:
+    """All rows of the local experts copied."""
+    if _pads(s):
+        work = cast(s.rows * s.model.expert_hidden, BF16, BF16)
+        builder.add(name, "permute.pad", work, scales_with_load=True, read_by_backward=False)
+
+
 def _fused(s: Shapes) -> bool:
     """Whether the GEMMs around the activation compute it, weigh it and cast it, and so for gradients, and casts lay out
     scales as GEMMs read them (transformer_engine/pytorch/ops/fused/grouped_mlp.py, 2026: cuDNN's grouped_gemm_glu and
@@ -254,6 +269,7 @@ def forward(s: Shapes) -> Segment:
     arrived = travel.arrived(s, "moe.dispatch.fwd.a2a")
     gathered = _over_experts_parts(builder, s, "moe.x", "all_gather", after=arrived)
     order.into_experts(builder, s, gathered, kept_x)
+    _pad(builder, s, "moe.pad.fwd")
     if s.fp8:
         linear.weight_transpose(builder, "moe.up_gate", expert_up(s), h, experts=experts)
         builder.add("moe.up_gate.scale_t", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
@@ -280,6 +296,7 @@ def forward(s: Shapes) -> Segment:
     down: Facts = {**last, "read_by_backward": read, "launches": _launches(s)}
     builder.add("moe.down.fwd", linear.gemm_class(s.recipe, ".grouped"), _grouped(s, h, inner), saved=kept, **down)
     biases.add(builder, s)
+    _pad(builder, s, "moe.unpad.fwd")
     if _weighs(s):
         builder.add("moe.weigh.fwd", "elem", cast(s.rows * h, BF16, BF16), **last)
     order.out_of_experts(builder, s)
@@ -309,6 +326,7 @@ def _expert_down_backward(builder: SegmentBuilder, s: Shapes) -> None:
     order.out_of_experts_backward(builder, s, wait)
     if _weighs(s):
         builder.add("moe.weigh.bwd", "elem", cast(s.rows * h, 2 * BF16, BF16), scales_with_load=True)
+    _pad(builder, s, "moe.pad.grad")
     biases.add_backward(builder, s)
     if s.fp8:
         builder.add("moe.down.scale_t_g", "scale_t.rows", row_scales(s.rows, h), scales_with_load=True)
@@ -346,6 +364,7 @@ def backward(s: Shapes) -> Segment:
         "moe.up_gate.dgrad", linear.gradient_class(s.recipe, ".grouped"),
         _grouped(s, wide, expert_up(s), gradient=True), scales_with_load=True, launches=_launches(s),
     )  # fmt: skip
+    _pad(builder, s, "moe.unpad.grad")
     order.into_experts_backward(builder, s)
     _over_experts_parts(builder, s, "moe.dx", "reduce_scatter")
     if s.fp8:

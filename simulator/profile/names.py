@@ -70,6 +70,7 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
      f"{DEEPSEEK}, Megatron-Core, {SERVING}"),
     (r"moe::dev::routing|routingIndices|moe_align_block_size|chunk_sort_map", "permute.map.build", SERVING),
     (r"clean_and_count_expert", "permute.map.count", DEEPSEEK),
+    (r"multi_(un)?padding_kernel", "permute.pad", "Transformer Engine"),
     (r"get_fused_mapping|row_id_map", "permute.map.build", f"{DEEPSEEK}, Transformer Engine"),
     (r"fill_tensormaps", "tensormap", DEEPSEEK),
     (r"FlashAttnBwdPreprocess|FlashAttnBwdPostprocess|bwd_dot_do_o|bwd_convert_dq|bwd_preprocess",

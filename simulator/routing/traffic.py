@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.dtypes import FP32
 from simulator.ops import Gate
 from simulator.routing.gate import reach
 
@@ -62,3 +63,10 @@ def direct_traffic(*, tokens: int, bytes_per_token: float, ranks: int, ranks_per
         sent=copies,
         delivered=copies,
     )
+
+
+def gate_vector(experts: int, *, ranks: int, ranks_per_node: int) -> float:
+    """Bytes of gate weights that Hybrid-EP sends along with each copy of a token: in FP32 those of all experts of the
+    node it goes to, chosen or not (DeepEP, branch hybrid-ep, csrc/hybrid_ep/backend/hybrid_ep_backend.cuh, 2026-07:
+    NUM_OF_EXPERTS_PER_RANK * NUM_OF_RANKS_PER_NODE) [B]."""
+    return FP32 * experts / max(1, ranks // ranks_per_node)

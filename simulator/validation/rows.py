@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from simulator.cost.all_to_all_cost import all_to_all_cost
 from simulator.cost.collective_cost import collective_cost
 from simulator.ops import AllToAll, Collective, Gate
+from simulator.routing.traffic import gate_vector
 from simulator.spec.hardware import Cluster
 
 HIDDEN = 7168
@@ -28,15 +29,21 @@ def collective_time(row: Mapping[str, str], cluster: Cluster) -> float:
 
 
 def all_to_all_time(row: Mapping[str, str], cluster: Cluster, *, low_latency: bool) -> float:
-    """Time of a dispatch or combine of `fabric_ep` or `fabric_low_latency` [s]."""
+    """Time of a dispatch or combine of `fabric_ep` or `fabric_low_latency` [s].
+
+    Hybrid-EP's benchmark sends gate weights both ways and does not count their bytes (its tests/test_hybrid_ep.py).
+    """
+    experts, ranks = int(row["experts"]), int(row["ep"])
+    vector = gate_vector(experts, ranks=ranks, ranks_per_node=cluster.node.gpus)
+    along = vector if row["kernels"] == "hybrid_ep" else 0.0
     work = AllToAll(
         direction="dispatch" if row["direction"] == "dispatch" else "combine",
         tokens=int(row["tokens"]),
         hidden=HIDDEN,
-        bytes_per_token=float(row["bytes_per_token"]),
-        ranks=int(row["ep"]),
+        bytes_per_token=float(row["bytes_per_token"]) + along,
+        ranks=ranks,
         gate=Gate(
-            experts=int(row["experts"]),
+            experts=experts,
             top_k=int(row["top_k"]),
             groups=int(row.get("groups") or 0),
             node_limit=int(row.get("node_limit") or 0),

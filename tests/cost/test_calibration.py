@@ -353,6 +353,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
     known = {f"{name}.csv" for name in KERNEL_TABLES}
     known |= {
         "aic_quantize.csv",
+        "blackwell_scans.csv",
         "h200_sm_contention.csv",
         "h200_sustained.csv",
         "h100_sustained.csv",

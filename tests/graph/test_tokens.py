@@ -60,6 +60,52 @@ def test_notify_and_layout_are_deepeps(stack: str, dispatcher: str, recipe: str)
     assert len(counts) == (0 if own else 1)
 
 
+@pytest.mark.parametrize(("node", "experts"), [(8, 8.0), (2, 4.0)])
+def test_hybrid_ep_sends_the_gate_weights_of_all_experts_of_a_node(node: int, experts: float) -> None:
+    """With each copy of a token forward, their gradients with those that come home in backward; the others do not."""
+    rented = f"hardware.node.gpus={node}"
+    plain = layer(4, "stack=megatron-core", "stack.dispatcher=deepep", rented)
+    hybrid = layer(4, "stack=megatron-core", "stack.dispatcher=hybrid_ep", rented)
+
+    def each(block: Block) -> list[float]:
+        return [op.work.bytes_per_token for op in block.ops() if isinstance(op.work, AllToAll)]
+
+    more = [a - b for a, b in zip(each(hybrid), each(plain), strict=True)]
+    assert sorted(more) == [0.0, 0.0, experts * 4, experts * 4]
+    names = [op.name for op in hybrid.ops() if isinstance(op.work, AllToAll)]
+    found = dict(zip(names, more, strict=True))
+    assert found["moe.dispatch.fwd.a2a"] == found["moe.dispatch.bwd.a2a_combine"] == experts * 4
+    sums = {name: op.work for block, name in ((hybrid, "hybrid"), (plain, "plain"))
+            for op in block.ops() if op.name == "moe.unpermute.grad"}  # fmt: skip
+    received = (sums["hybrid"].written - sums["plain"].written) / (experts * 4)  # type: ignore[union-attr]
+    assert received == pytest.approx(sums["plain"].written / (4096 * 2))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "kernels"),
+    [
+        ("fp8_tensor", "stack.dispatcher=nccl", 4),
+        ("mxfp8", "stack.dispatcher=deepep", 4),
+        ("mxfp8", "stack.dispatcher=hybrid_ep", 0),
+        ("mxfp8", "stack.token_counts=capacity", 0),
+        ("mxfp8", "stack.grouped_gemm=fused", 0),
+        ("bf16", "stack.dispatcher=nccl", 0),
+    ],
+)
+def test_rows_are_padded_for_quantised_gemms_that_run_one_by_one(recipe: str, change: str, kernels: int) -> None:
+    block = layer(4, "stack=megatron-core", "hardware=b200", f"precision.recipe={recipe}", change)
+    assert problems(block) == []
+    pads = [op for op in block.ops() if op.cls == "permute.pad"]
+    assert len(pads) == kernels
+    gemm = next(op.work for op in block.ops() if op.name == "moe.down.fwd")
+    assert all(op.work == Streaming(read=gemm.m * gemm.n * 2.0, written=gemm.m * gemm.n * 2.0) for op in pads)  # type: ignore[union-attr]
+    order = [op.name for op in block.ops()]
+    if pads:
+        assert order.index("moe.pad.fwd") < order.index("moe.up_gate.fwd") < order.index("moe.down.fwd")
+        assert order.index("moe.down.fwd") < order.index("moe.unpad.fwd") < order.index("moe.pad.grad")
+        assert order.index("moe.pad.grad") < order.index("moe.down.dgrad") < order.index("moe.unpad.grad")
+
+
 def test_an_all_gather_brings_every_token_of_the_group() -> None:
     block = layer(4, "stack=megatron-core", "stack.dispatcher=allgather")
     ahead = next(op for op in block.ops() if op.name == "moe.dispatch.fwd.a2a").work

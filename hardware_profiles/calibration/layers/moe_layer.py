@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import mean
 
 from hardware_profiles.calibration.sample import Row, Sample, Work, gemm, integer, number, rows
+from simulator.dtypes import BF16
 from simulator.graph.tokens.order import chunk_map, row_map
 from simulator.graph.tokens.router import GATE_BACKWARD_KERNELS, GATE_KERNELS
 from simulator.ops import Streaming
@@ -110,14 +111,22 @@ def moe_layer() -> list[Sample]:
 MAPS = "h200_te_maps"
 
 
+def _map_work(row: Row) -> tuple[str, Streaming]:
+    """Class and work of a kernel around Megatron-Core's experts."""
+    tokens, experts, many = integer(row, "tokens"), integer(row, "experts"), integer(row, "rows")
+    if row["op"] == "pad":
+        size = float(many * integer(row, "width") * BF16)
+        return "permute.pad", Streaming(read=size, written=size)
+    if row["op"] == "map_rows":
+        return "permute.map.rows", row_map(tokens, experts)
+    return "permute.map.chunks", chunk_map(many, experts)
+
+
 def maps() -> list[Sample]:
-    """Maps of rows and of chunks, kernels of Megatron-Core's layers."""
+    """Maps of rows and of chunks, and padded rows, kernels of Megatron-Core's layers."""
     out = []
     for row in rows(f"{MAPS}.csv"):
-        tokens, experts = integer(row, "tokens"), integer(row, "experts")
-        of_rows = row["op"] == "map_rows"
-        work = row_map(tokens, experts) if of_rows else chunk_map(integer(row, "rows"), experts)
-        cls = "permute.map.rows" if of_rows else "permute.map.chunks"
+        cls, work = _map_work(row)
         out.append(
             Sample(
                 hardware="h200", cls=cls, work=(work,), seconds=number(row, "us") * 1e-6, table=MAPS, label=row["case"],

@@ -18,12 +18,15 @@ MoEAlltoAllTokenDispatcher: `if self.num_local_experts > 1`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.dtypes import BF16, fp8_bytes
 from simulator.graph.block import SegmentBuilder
-from simulator.graph.parallel import sharded_tokens
+from simulator.graph.parallel import expert_ranks_per_node, sharded_tokens
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import latent
 from simulator.ops import Fixed, Streaming
+from simulator.routing.traffic import gate_vector
 
 CHUNK_ROW, TOKEN_ROW = 137.0, 9.8
 """What a row costs in the map of chunks besides a look at each chunk, in such looks, and a token in the map of rows
@@ -114,6 +117,14 @@ def _chunk_map(builder: SegmentBuilder, name: str, s: Shapes, after: tuple[str, 
 def each_bytes(s: Shapes) -> float:
     """Bytes of one token on the wire at dispatch: FP8 values with FP32 scales, or BF16 [B]."""
     return fp8_bytes(s.model.expert_hidden) if s.fp8 else s.model.expert_hidden * BF16
+
+
+def gate_bytes(s: Shapes) -> float:
+    """Bytes of gate weights, or of their gradients, that travel with a token [B]."""
+    if s.stack.dispatcher != "hybrid_ep":
+        return 0.0
+    ranks, here = s.job.layout.ep, expert_ranks_per_node(s)
+    return gate_vector(s.model.n_routed_experts, ranks=ranks, ranks_per_node=here)
 
 
 def sort(builder: SegmentBuilder, name: str, rows: int, after: tuple[str, ...] = ()) -> None:
@@ -296,6 +307,8 @@ def into_experts_backward(builder: SegmentBuilder, s: Shapes) -> None:
     if arrive_in_order(s):
         return
     work = _sorted(s, s.model.expert_hidden * BF16) if _in_chunks(s) else _unpermuted(s)
+    if travels(s) and gate_bytes(s):
+        work = replace(work, written=work.written + s.received * gate_bytes(s))
     builder.add("moe.unpermute.grad", _turned_back(s, "permute.reduce"), work, scales_with_load=True)
 
 

@@ -45,10 +45,12 @@ def work_of(s: Shapes, direction: Direction, *, backward: bool = False) -> Work:
     """Dispatch or combine of this rank's tokens; combine is always BF16 (V3 report, section 3.2.2).
 
     Backward reuses the layout of the forward, and a combine also returns the gate weights' gradients (DeepEP's
-    README, `dispatch_backward`).
+    README, `dispatch_backward`), which Hybrid-EP sends as whole vectors, as it does the weights in a forward dispatch.
     """
     model, ep = s.model, s.job.layout.ep
     each = order.each_bytes(s) if direction == "dispatch" else model.expert_hidden * BF16
+    if backward == (direction == "combine"):
+        each += order.gate_bytes(s)
     if s.stack.dispatcher == "allgather":
         return Collective(
             kind="all_gather" if direction == "dispatch" else "reduce_scatter",
