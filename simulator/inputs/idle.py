@@ -158,6 +158,36 @@ def _without_shared_keys(scenario: Scenario) -> str:
     return "" if shared else f"every query head has keys of its own in {model.name}"
 
 
+def _without_heads(scenario: Scenario) -> str:
+    """Why no layer projects plain queries, keys and values."""
+    return f"{scenario.model.name} has latent attention" if scenario.model.is_mla else ""
+
+
+def _without_biases(scenario: Scenario) -> str:
+    return "" if scenario.model.attention_bias else f"queries, keys and values have no biases in {scenario.model.name}"
+
+
+def _without_shards(scenario: Scenario) -> str:
+    layout, stack = scenario.job.layout, scenario.stack
+    if not stack.shard_copies:
+        return "the software copies no shards (stack.shard_copies)"
+    return "" if layout.zero >= 2 else f"gradients are not sharded (layout.zero = {layout.zero})"
+
+
+def _without_replicas(scenario: Scenario) -> str:
+    return "" if scenario.job.dp > 1 else "there is one data-parallel rank"
+
+
+def _without_zero1(scenario: Scenario) -> str:
+    zero = scenario.job.layout.zero
+    return "" if zero == 1 else f"only ZeRO-1 shards the update alone (layout.zero = {zero})"
+
+
+def _without_waits(scenario: Scenario) -> str:
+    waits = "" if scenario.stack.p2p_sync else "the host waits for no message; set stack.p2p_sync=true"
+    return _without_pipeline(scenario) or waits or _without_issue(scenario)
+
+
 def _without_adamw(scenario: Scenario) -> str:
     kind = scenario.states.kind
     return "" if kind == "adamw" else f"the optimizer is {kind}"
@@ -316,6 +346,10 @@ def _without_reads(scenario: Scenario) -> str:
     return _without_experts(scenario) or f'with stack.token_counts = "{counts}" and ep {ep} nothing is read'
 
 
+def _without_loss_reads(scenario: Scenario) -> str:
+    return "" if scenario.stack.gradient_check else "the host reads no loss (stack.gradient_check = false)"
+
+
 def _without_travel(scenario: Scenario) -> str:
     alone = "" if scenario.job.layout.ep > 1 else "with ep 1 no token travels"
     return _without_experts(scenario) or alone
@@ -347,6 +381,14 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.post_validation": _without_later_ranks,
     "stack.sequence_copies": _without_sequence,
     "stack.keys_repeated": _without_shared_keys,
+    "stack.heads_copied": _without_heads,
+    "stack.padding_removed": _without_heads,
+    "stack.bias_apart": _without_biases,
+    "stack.flat_shards": _without_shards,
+    "stack.ddp_buckets": _without_replicas,
+    "stack.clips_whole": _without_zero1,
+    "stack.p2p_headers": _without_pipeline,
+    "stack.p2p_reads": _without_waits,
     "stack.update": _without_adamw,
     "stack.mamba2": _without_mamba2,
     "stack.context": _without_steps,
@@ -364,6 +406,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,
+    "stack.host_loss": _without_loss_reads,
     "stack.host_graph": _without_graphs,
     "stack.cuda_graphs": _without_issue,
     "hardware.node.host_pace": _without_issue,

@@ -136,10 +136,22 @@ def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
         ("stack.sequence_copies=true", "no collective of tensor parallelism cuts the sequence"),
         ("stack.update=foreach", "the optimizer is sgd"),
         ("stack.keys_repeated=true", "every query head has keys of its own"),
+        ("stack.bias_apart=true", "queries, keys and values have no biases"),
+        ("stack.clips_whole=true", "only ZeRO-1 shards the update alone"),
+        ("stack.p2p_headers=2", "there is no pipeline"),
+        ("stack.p2p_reads=3", "there is no pipeline"),
+        ("stack.heads_copied=true", "has latent attention"),
+        ("stack.padding_removed=true", "has latent attention"),
+        ("stack.flat_shards=true", "gradients are not sharded"),
+        ("stack.ddp_buckets=true", "there is one data-parallel rank"),
     ],
 )
 def test_where_they_change_nothing_they_are_refused(change: str, why: str) -> None:
     more = ["optimizer.kind=sgd", "model.num_key_value_heads=32"]
+    if why == "has latent attention":
+        more = ["model=deepseek-v3-tiny", "layout.ep=8"]
+    if why.startswith(("gradients are", "there is one")):
+        more = ["layout.zero=0", "layout.tp=8", "batch.global_batch_size=2"]
     with pytest.raises(InputError, match=why):
         scenario(*more, change)
 
