@@ -1,6 +1,6 @@
 """The attention core on operands of the recipe: cuDNN's MXFP8 kernels, as Transformer Engine runs them.
 
-From 2.15 on (pytorch/attention/dot_product_attention/backends.py, FusedAttnFunc, and utils.py, combine_and_quantize)
+From 2.15 on (FusedAttnFunc and combine_and_quantize of its PyTorch attention)
 queries, keys and values are each cast by rows and by columns before the core, which backward multiplies again; the
 output stays in BF16, and its gradient is cast both ways before backward. Scales are laid out for cuDNN behind each
 cast. What is kept of both forms is as large as BF16.

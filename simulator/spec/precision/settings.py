@@ -34,7 +34,7 @@ class Precision:
         BF16 only, cast wherever a GEMM reads it.
     kept : what a GEMM keeps of its input for its weight gradient: in the recipe's format, or in BF16 to be cast again.
     attention : operands of the attention core, forward and backward: in BF16, or in the recipe's format (MXFP8 only;
-        Transformer Engine, fp8_dpa; Megatron-Core, --fp8-dot-product-attention).
+        Transformer Engine, fp8_dpa).
     """
 
     recipe: Recipe = "bf16"
