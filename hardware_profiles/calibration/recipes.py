@@ -469,6 +469,8 @@ RECIPES = (
         own_stream(cls, "value_rate", source=MAPS, text="8 to 128 experts, 4096 to 8192 tokens", bandwidth=0.9)
         for cls in ("permute.map.chunks", "permute.map.rows")
     ),
+    replace(own_stream("quant.turned.experts", source=MAPS, text="16384 and 65536 rows of 768 to 16384"),
+            free={"launch": (1e-6, 1e-4), "bandwidth": (0.01, 0.95)}),
     own_stream("permute.pad", source=MAPS, text="16384 and 65536 rows", launch=3e-6),
     *(
         te_stream(f"norm.{direction}{kind}@te", wave_time=wave)

@@ -123,6 +123,7 @@ _CLASSES = {
     "quant.row": "casts to FP8, per row",
     "quant.tensor": "casts to FP8, per tensor",
     "quant.token": "casts to FP8, per token",
+    "quant.turned.experts": "casts of experts' rows to FP8, per tensor, with transpose",
     "quant.turned": "casts to FP8, per tensor, with transpose",
     "rope": "rotary embedding",
     "router.topk": "router's choice of experts",

@@ -43,6 +43,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "embedding": ("permute.expand", "elem"),
     "embedding.bwd": ("embedding", "permute.expand", "elem"),
     "quant.turned": ("quant.tensor", "quant.token", "elem"),
+    "quant.turned.experts": ("quant.turned", "quant.tensor", "quant.token", "elem"),
     "elem.unvectorized": ("elem",),
     "cat.unvectorized": ("elem.unvectorized", "elem"),
     "elem.small": ("elem.norm_weight", "elem"),
