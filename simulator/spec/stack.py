@@ -96,7 +96,7 @@ class Stack(Copies):
         (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (NCCL's all-to-all).
     table_gradient : what backward makes of an embedding's gradient: the rows that were looked up (rows), or the whole
         table's, zeros and all, which is then added (dense).
-    expert_groups : ranks that share experts: neighbours behind those of one expert (own), or of data parallelism (data).
+    expert_groups : who shares experts: neighbours behind those of one expert (own), or of data parallelism (data).
     permute, router : kernels that order tokens by expert, and of the gate (`simulator.graph.tokens`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
