@@ -30,6 +30,7 @@ from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
 from hardware_profiles.calibration.layers import blackwell_scans
+from hardware_profiles.calibration.layers.libraries import releases
 from hardware_profiles.calibration.layers.moe_layer import moe_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, KIN, RECIPES, everything, sustained
 from hardware_profiles.calibration.recipes import (
@@ -292,6 +293,7 @@ def profile(name: str, params: dict[str, Params], fixed: dict[str, FixedParams])
         scan=of(ScanParams),
         stream=of(StreamParams),
         fixed=fixed,
+        releases=releases() if GPUS[name].architecture == "hopper" else {},
         source="written by hardware_profiles/calibration/fit_kernels.py",
     )
 

@@ -12,7 +12,8 @@ Where a GPU has tables of GEMMs between other kernels under sustained load (`tab
 power and exponent are found there and in the duty rows instead. What a BF16 GEMM draws at full clock is known from the
 duty rows; the watts of FP8 GEMMs, of those with sums outside the tensor cores (`split`), the exponent, and the share of
 what memory-bound kernels draw alone that they draw between GEMMs (`between`) are those that bring the times of every
-second mix closest; the other half judges them.
+second mix closest; the other half judges them. Attention between GEMMs is found in `_clock.csv`: what it draws by
+how long the GEMMs last, and how much longer than they it lasts itself.
 """
 
 from __future__ import annotations
@@ -262,6 +263,29 @@ def fit_mixes(gpu: str) -> tuple[dict[str, float], dict[str, float]]:
     return values, {"between": best.between} | errors
 
 
+def attention_among(gpu: str, values: Mapping[str, float]) -> dict[str, float]:
+    """What attention draws between GEMMs [W], and its slowdown over theirs: of forward with backward, where rested
+    attention was timed between pauses."""
+    table = rows(gpu, "clock")
+    rested = {r["other"]: float(r["other_us"]) for r in table if r["precision"] == "pause" and r["gemm_share"] == "0.8"}
+    mixed = [r for r in table if r["precision"] == "bf16" and r["data"] == "normal" and r["other"] in rested]
+    if not mixed:
+        return {}
+    cap = values["cap_of_tdp"] * load_hardware(gpu).gpu.tdp
+    fastest = min(float(r["gemm_us"]) for r in table if r["precision"] == "bf16")
+    parts, over, lags = [], [], []
+    for r in mixed:
+        slow, own = float(r["gemm_us"]) / fastest, rested[r["other"]]
+        gemms = int(r["gemm_calls"]) * fastest
+        part = int(r["calls"]) * own / (gemms + int(r["calls"]) * own)
+        parts.append(part)
+        over.append(cap * slow ** (1 / values["exponent"]) - (1 - part) * values["tensor"])
+        if "both" in r["other"]:
+            lags.append(float(r["other_us"]) / own / slow)
+    watts = float(np.dot(parts, over) / np.dot(parts, parts))
+    return {"attention_mixed": watts, "attention_lag": float(np.mean(lags))}
+
+
 WINDOWS = (("0ms", 0.010), ("10ms", 0.010), ("20ms", 0.030), ("50ms", 0.050), ("100ms", 0.100))
 """Windows behind a pause in which GEMMs are timed, and their lengths [s]; then the clock is at its lasting level."""
 LONG = 0.1
@@ -294,6 +318,7 @@ def main() -> None:
     if rows(gpu, "fp8_mix"):
         better, errors = fit_mixes(gpu)
         values |= better
+    values |= attention_among(gpu, values)
     if found := pauses(gpu, values):
         values["pause"] = float(np.mean(found))
     for name, value in values.items():

@@ -469,6 +469,8 @@ RECIPES = (
         own_stream(cls, "value_rate", source=MAPS, text="8 to 128 experts, 4096 to 8192 tokens", bandwidth=0.9)
         for cls in ("permute.map.chunks", "permute.map.rows")
     ),
+    replace(own_stream("quant.turned.experts", source=MAPS, text="16384 and 65536 rows of 768 to 16384"),
+            free={"launch": (1e-6, 1e-4), "bandwidth": (0.01, 0.95)}),
     own_stream("permute.pad", source=MAPS, text="16384 and 65536 rows", launch=3e-6),
     *(
         te_stream(f"norm.{direction}{kind}@te", wave_time=wave)
@@ -524,13 +526,17 @@ CARRIED = (
     ("h200", "h100", f"H100: {SAME_SM}", False),
 )
 """(to, from, why, assumed): classes carried between GPUs with the same SM."""
-RENAMED = tuple(
-    ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
-    for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
-) + tuple(
-    (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
-    for gpu in ("b200", "gb200", "b300", "gb300")
-    for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
+RENAMED = (
+    tuple(
+        ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
+        for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
+    )
+    + tuple(
+        (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
+        for gpu in ("b200", "gb200", "b300", "gb300")
+        for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
+    )
+    + tuple(("b200", cls, "gb200", cls, f"GB200: {SAME_SM}") for cls in ("attn.fwd.mxfp8", "attn.bwd.mxfp8"))
 )
 STREAMS = 4
 """Streams on which Transformer Engine runs one cuBLAS GEMM after another for the experts

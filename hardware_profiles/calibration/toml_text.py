@@ -24,6 +24,6 @@ def kernels_toml(kernels: Kernels) -> str:
     values: dict[str, Any] = {
         key: getattr(kernels, key) for key in ("name", "gap", "gap_source", "comm_traffic", "source")
     }
-    for kind in ("gemm", "attention", "decode", "scan", "stream", "fixed"):
+    for kind in ("gemm", "attention", "decode", "scan", "stream", "fixed", "releases"):
         values[kind] = {cls: _table(params) for cls, params in getattr(kernels, kind).items()}
     return f"{HEADER}\n{toml_text(values)}"

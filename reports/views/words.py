@@ -53,6 +53,8 @@ BLOCKS = {
 _CLASSES = {
     "attn.fwd": "attention, forward",
     "attn.bwd": "attention, backward",
+    "attn.fwd.mxfp8": "attention in MXFP8, forward",
+    "attn.bwd.mxfp8": "attention in MXFP8, backward",
     "attn.decode": "attention, decode",
     "attn.decode.mla": "latent attention, decode",
     "attn.decode.fp8": "attention, decode, FP8 cache",
@@ -123,6 +125,7 @@ _CLASSES = {
     "quant.row": "casts to FP8, per row",
     "quant.tensor": "casts to FP8, per tensor",
     "quant.token": "casts to FP8, per token",
+    "quant.turned.experts": "casts of experts' rows to FP8, per tensor, with transpose",
     "quant.turned": "casts to FP8, per tensor, with transpose",
     "rope": "rotary embedding",
     "router.topk": "router's choice of experts",

@@ -5,7 +5,8 @@ on an H200 (`hardware_profiles/calibration/tables/h200_sustained.csv`): a GEMM a
 1.2 times as long as after idle time; mixed with enough memory-bound work it runs at full clock. Mean power at full
 clock is the time-weighted mean over the kinds of work, and over pauses up to `Power.pause`: behind longer ones the
 clock is down again before more is gained (`h200_pauses.csv`). Above the cap, tensor kernels take (demand /
-cap)^exponent times as long, and memory-bound kernels do not change.
+cap)^exponent times as long, and memory-bound kernels do not change. Attention, which unlike GEMMs reaches the highest
+clock at rest, lasts `Power.attention_lag` times longer still (`h200_clock.csv`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from statistics import NormalDist
 from simulator.cost.cost import Cost
 from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.tasks import COMPUTE, LANES, Timeline
-from simulator.ops import Attention, DecodeAttention, Gemm, Op, Scan
+from simulator.ops import Attention, DecodeAttention, Gemm, HostRead, Op, Scan, Wait
 from simulator.spec.hardware import Gpu, Power
 from simulator.spec.scenario import Scenario, amax_ranks
 from simulator.spec.stack import LIBRARY
@@ -38,8 +39,12 @@ def draw(op: Op, power: Power) -> float:
     """Power of one kind of work at full clock [W]."""
     if isinstance(op.work, Gemm):
         return power.split if op.work.split and power.split else power.tensor
-    if isinstance(op.work, (Attention, DecodeAttention, Scan)):
+    if isinstance(op.work, Attention):
+        return power.attention_mixed or power.attention
+    if isinstance(op.work, (DecodeAttention, Scan)):
         return power.attention
+    if isinstance(op.work, (Wait, HostRead)):
+        return power.idle
     own: float = getattr(power, DRAW.get(op.cls, "memory"))
     return own or power.memory
 
@@ -58,7 +63,8 @@ def demand(timeline: Timeline, power: Power, *, waiting_gemms: bool = False) -> 
     for key, times in Counter(keys).items():
         for priced in sequences[key].ops:
             seconds = times * priced.durations[ALONE]
-            energy += seconds * (alone(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power))
+            watts = among_others(priced.op, priced.cost, power) if waiting_gemms else draw(priced.op, power)
+            energy += seconds * watts
             busy += seconds
     total = timeline.step_time * tasks.ranks - paused(timeline, power, around=True)
     return (energy + max(0.0, total - busy) * power.idle) / total if total else power.idle
@@ -105,12 +111,41 @@ def paused(timeline: Timeline, power: Power, *, around: bool) -> float:
     return pauses.around(timeline.step_time) if around else pauses.beyond
 
 
-def alone(op: Op, cost: Cost, power: Power) -> float:
-    """Power that one GPU would draw at full clock with this kernel over and over [W].
+def among_others(op: Op, cost: Cost, power: Power) -> float:
+    """Power of one kernel among others at full clock [W].
 
     A GEMM that waits for memory or for its launch draws as much as memory-bound kernels: its tensor cores idle.
     """
     return draw(op, power) if cost.bound_by == "tensor" else power.memory
+
+
+def alone(op: Op, cost: Cost, power: Power) -> float:
+    """Power that one GPU would draw at full clock with this kernel over and over [W]."""
+    tensor = cost.bound_by == "tensor" and isinstance(op.work, Attention)
+    return power.attention if tensor else among_others(op, cost, power)
+
+
+LAGS_FROM = 1.02
+"""Slowdown of GEMMs from which on attention lags behind in full: the clock falls by a tenth before GEMMs lose 3 %
+(`h200_clock.csv`)."""
+
+
+LAGGING = ("swiglu.bwd", "rope", "quant.row")
+"""Kernels that follow the clock as attention does where their instructions decide: casts by row (`h200_clock.csv`),
+rotations, and SwiGLU's backward, which were timed rested and in layers at 1.27 times less than the highest clock
+(`workloads/facts/h200_te_layers.csv`, `h200_megatron_parts.csv`). Kernels without vectors and by index do as GEMMs."""
+
+
+def lags(op: Op, cost: Cost) -> bool:
+    """Whether an op follows the clock more than GEMMs do."""
+    return isinstance(op.work, Attention) or (cost.bound_by == "instructions" and op.cls.startswith(LAGGING))
+
+
+def lagging_pace(pace: float, power: Power | None) -> float:
+    """How much longer such ops last where GEMMs last `pace` times as long."""
+    if power is None:
+        return pace
+    return pace * (1.0 + (power.attention_lag - 1.0) * min(1.0, (pace - 1.0) / (LAGS_FROM - 1.0)))
 
 
 def highest_demand(gpus: int) -> float:

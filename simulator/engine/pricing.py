@@ -9,12 +9,13 @@ from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.kernel_sequence import Priced
+from simulator.engine.power import lagging_pace, lags
 from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
 from simulator.spec.scenario import Scenario
 from simulator.spec.serving import ServingStack
-from simulator.spec.stack import LIBRARY, Stack
+from simulator.spec.stack import LIBRARY, Stack, releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,21 @@ def paced(cost: Cost, factor: float) -> Cost:
         duration=cost.duration * factor,
         formula=f"({cost.formula}) * clock_factor",
         terms=(*cost.terms, ("clock_factor", factor)),
+    )
+
+
+def released(cost: Cost, op: Op, stack: Stack, kernels: Kernels) -> Cost:
+    """A kernel of the releases of libraries that the software runs."""
+    cls = f"{op.cls}.causal" if isinstance(op.work, Attention) and op.work.causal else op.cls
+    known = (kernels.releases[name].longer for name in releases(stack) if name in kernels.releases)
+    factor = next((longer[cls] for longer in known if cls in longer), 1.0)
+    if factor == 1.0:
+        return cost
+    return replace(
+        cost,
+        duration=cost.duration * factor,
+        formula=f"({cost.formula}) * release",
+        terms=(*cost.terms, ("release", factor)),
     )
 
 
@@ -133,6 +149,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     memo: dict[tuple[object, str, str], Priced] = {}
 
     serves, reduces = scenario.workload.serves, _reduces(scenario)
+    lagging = lagging_pace(pace, cluster.gpu.power)
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
@@ -143,8 +160,9 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
+        cost = released(cost, op, stack, cluster.kernels)
         if _follows_clock(op, cost, serves):
-            cost = paced(cost, pace)
+            cost = paced(cost, lagging if lags(op, cost) else pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
     def compute(op: Op) -> Priced:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from simulator.dtypes import BF16, FP8
+from simulator.graph.linear import unvectorized
 from simulator.graph.parameters import WEIGHT_BYTES, Held, matrices_by_block
 from simulator.graph.precision.casts import CLASS
 from simulator.ops import Gemm, HostWork, Op, Streaming, Work
@@ -119,9 +120,14 @@ def _changes(held: Held, blocks: Sequence[BlockKind], parts: tuple[int, int], sc
     copied = _copied(states, scenario.job.layout.zero)
     apart = scenario.stack.weights_copied and states.masters != "none"
     written = mine * (kept + copied) - second
+    ops, each = [], states.gradient_bytes
+    if apart and each < states.master_bytes:  # Megatron-Core's distrib_optimizer.py, _copy_model_grads_to_main_grads
+        wide = states.master_bytes
+        ops.append(_op("optimizer.widen_g", "elem.unvectorized", unvectorized(mine, each, wide)))
+        read, each = read + mine * (wide - each), wide
     whole = scenario.stack.clips_whole and scenario.job.layout.zero == 1
-    gradients = (held.total if whole else mine) * states.gradient_bytes
-    ops = [_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0))]
+    gradients = (held.total if whole else mine) * each
+    ops.append(_op("optimizer.grad_norm", "elem", Streaming(read=gradients, written=0.0)))
     if scenario.stack.gradients_clipped:
         ops.append(_op("optimizer.clip", "elem", Streaming(read=gradients, written=gradients)))
     here = (1 - away) * mine

@@ -89,7 +89,7 @@ def head(s: Shapes) -> Block:
         loss.scale_fused(back, late, s, t, vocab)
     else:
         if s.stack.gradient_check:
-            back.add("loss.read", "wait.host", HostRead(seconds=2 * s.stack.host_read))
+            back.add("loss.read", "wait.host", HostRead(seconds=2 * s.stack.host_read + s.stack.host_loss))
         loss.backward(back, s, t, vocab)
         regather(back, "head.x", s, h, in_layer=False)
         linear.input_gradient(back, "head", t, vocab, h, recipe=s.recipe)

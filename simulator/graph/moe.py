@@ -202,7 +202,7 @@ def _casts(
     make, values = (casts.of_gradient, s.rows * out) if backward else (casts.of_input, s.rows * width)
     many, weights = _casts_apart(s), s.local_experts * width * out
     if not (made and _fused(s)):
-        make(builder, name, values / many, "alone", scales_with_load=True, count=many)
+        make(builder, name, values / many, "alone", experts=True, scales_with_load=True, count=many)
     casts.of_weight(builder, name, weights, backward=backward)
     which = "dgrad" if backward else "fwd"
     casts.swizzle(builder, f"{name}.{which}", 0 if _fused(s) else values, weights, scales_with_load=True)

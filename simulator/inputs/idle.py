@@ -351,6 +351,10 @@ def _without_reads(scenario: Scenario) -> str:
     return _without_experts(scenario) or f'with stack.token_counts = "{counts}" and ep {ep} nothing is read'
 
 
+def _without_loss_reads(scenario: Scenario) -> str:
+    return "" if scenario.stack.gradient_check else "the host reads no loss (stack.gradient_check = false)"
+
+
 def _without_travel(scenario: Scenario) -> str:
     alone = "" if scenario.job.layout.ep > 1 else "with ep 1 no token travels"
     return _without_experts(scenario) or alone
@@ -408,6 +412,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,
+    "stack.host_loss": _without_loss_reads,
     "stack.host_graph": _without_graphs,
     "stack.cuda_graphs": _without_issue,
     "hardware.node.host_pace": _without_issue,

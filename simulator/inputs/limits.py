@@ -85,6 +85,7 @@ STACK: Mapping[str, Range] = {
     "host_expert": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_parameter": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
+    "host_loss": Range(low=0, high=0.1, unit="s", factors=("e-3", "e-6")),
     "host_read": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_graph": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_backward": Range(low=0.1, high=10),

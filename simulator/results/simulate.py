@@ -42,6 +42,7 @@ from simulator.schedule.durations import UNIFORM
 from simulator.schedule.pairing import filled, paired
 from simulator.spec.hardware import Cluster
 from simulator.spec.scenario import Scenario
+from simulator.spec.stack import releases
 from simulator.units import si
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def warnings_of(built: PricedModel, classes: list[m.ClassTime], memory: MemoryRe
     if loose:
         share = sum(c.seconds for c in classes if not c.calibrated) / sum(c.seconds for c in classes)
         out.append(f"not calibrated on {scenario.cluster.name} ({share:.1%} of kernel time): {', '.join(loose)}")
-    out += [*_carried(scenario.cluster), *_supposed(scenario), *_settings(scenario)]
+    out += [*_carried(scenario.cluster), *_unknown(scenario), *_supposed(scenario), *_settings(scenario)]
     return [*out, *_held_back(built)]
 
 
@@ -234,6 +235,13 @@ def _carried(cluster: Cluster) -> Iterator[str]:
     other = [name for name in CARRIED if here[name] != there[name]]
     if other:
         yield f"kernels were measured on {home.name}; what differs here, and is scaled by: {', '.join(other)}"
+
+
+def _unknown(scenario: Scenario) -> Iterator[str]:
+    """Releases of libraries that were not measured on the GPU."""
+    lacking = [name for name in releases(scenario.stack) if name not in scenario.cluster.kernels.releases]
+    if lacking:
+        yield f"not measured on {scenario.cluster.name}, and taken as later releases: {', '.join(lacking)}"
 
 
 MANY = 3

@@ -337,6 +337,20 @@ class FixedParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """An earlier release of a library, whose kernels take longer than those that the classes were measured with.
+
+    Parameters
+    ----------
+    longer : how many times as long a kernel takes, by kernel class; of attention under a causal mask with ".causal".
+    source : where the values come from.
+    """
+
+    longer: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """All calibrated kernel classes of one GPU.
 
@@ -352,6 +366,7 @@ class Kernels:
     scan : kernels of recurrent layers by kernel class.
     stream : memory-bound kernels by kernel class.
     fixed : kernels of fixed time by kernel class.
+    releases : earlier releases of libraries by name and number, as "cublas-12.5".
     source : where the file comes from.
     """
 
@@ -365,6 +380,7 @@ class Kernels:
     scan: dict[str, ScanParams] = field(default_factory=assumed_scans)
     stream: dict[str, StreamParams] = field(default_factory=dict)
     fixed: dict[str, FixedParams] = field(default_factory=dict)
+    releases: dict[str, Release] = field(default_factory=dict)
     source: str = ""
 
 

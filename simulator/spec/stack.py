@@ -86,8 +86,8 @@ class Stack(Copies):
         the weight; in a pipeline in BF16 and in a ring in narrower recipes (recipe).
     tp_sms_attention, tp_sms_ffn : SMs that a reduce-scatter in a pipeline holds and its GEMM leaves free (num_sm).
     tp_reduced : what partial outputs of a forward GEMM travel in when they are reduced in pieces (fp8_buf: recipe).
-    tp_regather : only this rank's part of a gathered input is kept; backward gathers it again, overlapped with dgrad,
-        and overlaps dgrad's reduce-scatter with wgrad.
+    tp_regather : of a gathered input only this rank's part is kept, and gathered again in backward, overlapped with
+        dgrad, whose reduce-scatter overlaps with wgrad.
     tp_buffer : how a rank's own part comes into the buffer of an overlapped gather: written there by norms and casts,
         or copied (`simulator.graph.parallel`).
     amax_group : ranks that agree on the largest values of tensors under delayed scaling: all that hold a stage or parts
@@ -116,10 +116,10 @@ class Stack(Copies):
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
     attention : attention kernels (fa3: FlashAttention-3; fa2: FlashAttention-2; cudnn), if the profile has them apart.
+    cublas, cudnn : releases whose GEMMs and attention run; measured: those that a GPU's tables were measured with.
     selective : meaning of `recompute = "selective"` (core: recompute the attention core; products: keep only it and
         every second GEMM).
-    gate_weights : what the weights of the gate multiply: the activation inside an expert, or its output, which is then
-        kept for their gradient.
+    gate_weights : what the gate's weights multiply: the activation inside an expert, or its output, kept for them.
     pipeline_buffers : buffers that the pipeline receives into (ahead: for messages posted ahead; each: one for every
         microbatch of a step, in both directions).
     checkpoint_early_stop : what is recomputed ends with the last value that backward reads; otherwise a module runs to
@@ -127,11 +127,10 @@ class Stack(Copies):
     wgrad_accumulation_fused : the weight-gradient GEMM adds into the main gradient.
     shard_copies : ZeRO-3 copies parameters out of the gather buffer, and gradients into the reduce buffer.
     gradients_zeroed : a kernel clears gradients after the update; otherwise they are freed and written anew.
-    gradient_mean : where sums of gradients become means over data-parallel ranks: in the collective, or before it, by a
-        kernel that scales all gradients that a rank has.
+    gradient_mean : where sums of gradients become means: in the collective, or before it by a kernel over all of them.
     gradient_check : the norm of a rank's gradients is taken, and the host reads each loss (twice), to stop at NaN.
     gradients_clipped : a kernel multiplies gradients by the factor that clips them, also if that is 1.
-    weights_copied : weights are copied from the masters behind the optimizer's kernel, which else writes both.
+    weights_copied : weights are copied from the masters behind the update, gradients to FP32 before it, by kernels.
     mamba2 : how Mamba-2 trains (parts: a convolution that keeps its output, the state's kernels, a norm with the gate;
         joined: mamba_ssm's mamba_split_conv1d_scan_combined, as Megatron-Core calls it: the state's kernels multiply
         by the gate, the convolution runs again in backward, and more than one sequence is put before the tokens and
@@ -145,8 +144,7 @@ class Stack(Copies):
         torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
         backward reads a norm's operands a second time for the weight's gradient; operators: an RMSNorm written op by op
         in FP32, each op and its gradient a kernel of PyTorch's).
-    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW over all parameters).
-    dropout : whether hidden dropout runs.
+    update : the optimizer's kernels (fused: one; foreach: one for each operation of AdamW); dropout : of hidden values.
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
     host_gemm, host_attention, host_collective : host time to issue a GEMM, an attention kernel, a collective [s].
@@ -155,6 +153,7 @@ class Stack(Copies):
         node and the hook of data parallelism [s].
     host_backward : host time of a kernel in backward over that in forward.
     host_read : host time to read a result of the GPU back: from its end until the call returns [s].
+    host_loss : host time between the read of a loss and the first kernel of its gradient, which the GPU waits for [s].
     host_graph : host time of a kernel that is replayed in a CUDA graph [s].
     cuda_graphs : what the host replays as CUDA graphs: nothing (none), the gate of a layer (gate), recurrent mixers
         (mamba), attention, recurrent mixers and the gate up to the dispatch (attention), every layer (layers).
@@ -204,6 +203,8 @@ class Stack(Copies):
     norm_kernels: Literal["training", "compiled", "te", "torch", "operators"]
     optimizer: States
     precision: PrecisionStack
+    cublas: Literal["measured", "12.5"] = "measured"
+    cudnn: Literal["measured", "9.2"] = "measured"
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
@@ -232,6 +233,7 @@ class Stack(Copies):
     host_collective: float = 0.0
     host_backward: float = 1.0
     host_read: float = 0.0
+    host_loss: float = 0.0
     host_graph: float = 0.0
     cuda_graphs: Literal["none", "gate", "mamba", "attention", "layers"] = "none"
     serving: ServingStack | None = None
@@ -252,3 +254,9 @@ class Stack(Copies):
     def assumed(self) -> tuple[str, ...]:
         """The settings that nobody measured or published."""
         return tuple(name for name, source in self.sources.items() if source.startswith("assumed"))
+
+
+def releases(stack: Stack) -> tuple[str, ...]:
+    """Names of the earlier releases of libraries that run (`simulator.spec.kernel_params.Release`)."""
+    named = (("cublas", stack.cublas), ("cudnn", stack.cudnn))
+    return tuple(f"{library}-{number}" for library, number in named if number != "measured")

@@ -148,17 +148,13 @@ def test_the_estimate_of_what_is_left_falls_to_nothing() -> None:
     from hardware_profiles.calibration.own import measure_own
 
     cases = measure_own.plan(quick=True)
-    seconds = measure_own.estimate(cases, quick=True)
-    left = [measure_own._left(cases, name, len(cases[name]), quick=True) for name in cases]
+    seconds = measure_own.estimate(cases)
+    left = [measure_own._left(cases, name, len(cases[name])) for name in cases]
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0.0
-    assert sum(seconds.values()) == pytest.approx(measure_own._left(cases, "gemm", 0, quick=True))
-    assert (
-        10.0
-        < seconds["sustained"]
-        < 40.0
-        < measure_own.estimate(measure_own.plan(quick=False), quick=False)["sustained"]
-    )
+    assert sum(seconds.values()) == pytest.approx(measure_own._left(cases, "gemm", 0))
+    whole = measure_own.estimate(measure_own.plan(quick=False))
+    assert 10.0 < seconds["sustained"] < 40.0 < whole["sustained"]
     assert list(measure_own.plan(quick=True, power=False)) == list(measure_own.SECTIONS)
     layouts = {labels["impl"] for labels, _, _ in cases["gemm"]}
     assert {"cublas_nt", "cublas_nn", "cublas_tn", "torch"} <= layouts

@@ -12,11 +12,12 @@ from simulator.cost.cost import Cost
 from simulator.engine import pricing
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, COLLECTIVE, SM_SHARED, Priced
 from simulator.engine.lower import price_model
+from simulator.engine.power import lagging_pace
 from simulator.engine.pricing import pricer
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
 from simulator.inputs import load_scenario
-from simulator.ops import AllToAll, Gemm, Op
+from simulator.ops import AllToAll, Attention, Gemm, Op
 from simulator.results.simulate import simulate
 from simulator.spec.scenario import Scenario
 
@@ -83,7 +84,8 @@ def test_a_slower_pace_slows_tensor_kernels_only() -> None:
     usual, slow = priced(scenario), priced(scenario, 1.25)
     for key, one in usual.items():
         kind = type(one.op.work).__name__
-        factor = 1.25 if kind in ("Gemm", "Attention") else 1.0
+        lagging = lagging_pace(1.25, scenario.cluster.gpu.power)
+        factor = {"Gemm": 1.25, "Attention": lagging}.get(kind, 1.0)
         gap = scenario.stack.kernel_gap * one.op.count
         for before, after in zip(one.durations, slow[key].durations, strict=True):
             if factor == 1.0:
@@ -228,3 +230,45 @@ def test_norms_are_those_of_the_software() -> None:
         assert "DeepSeek" in fused[name].cost.source
         assert one.durations[COLLECTIVE] < 1.3 * one.durations[ALONE]
     assert any(one.durations[COLLECTIVE] > 1.5 * one.durations[ALONE] for one in fused.values())
+
+
+# Releases of libraries ----------------------------------------------------------------------------------------------
+
+
+def gemms_and_cores(*changes: str) -> dict[str, Priced]:
+    scenario = load_scenario("llama-3-8b", ["stack=megatron-core", "hardware=h100", *changes])
+    price = pricer(scenario, None)
+    return {op.name: price(op) for op in ops_of(scenario).values() if isinstance(op.work, (Gemm, Attention))}
+
+
+def test_an_earlier_release_lengthens_its_librarys_kernels_alone() -> None:
+    now = gemms_and_cores()
+    gemms, cores = gemms_and_cores("stack.cublas=12.5"), gemms_and_cores("stack.cudnn=9.2")
+    longer = load_scenario("llama-3-8b", ["hardware=h100"]).cluster.kernels.releases
+    for name, one in now.items():
+        is_gemm = isinstance(one.op.work, Gemm)
+        lengthened, same = (gemms, cores) if is_gemm else (cores, gemms)
+        known = longer["cublas-12.5" if is_gemm else "cudnn-9.2"].longer
+        cls = lengthened[name].op.cls
+        factor = known[{"attn.fwd": "attn.fwd@library.causal", "attn.bwd": "attn.bwd@library.causal"}.get(cls, cls)]
+        assert lengthened[name].cost.duration == pytest.approx(factor * one.cost.duration)
+        assert dict(lengthened[name].cost.terms)["release"] == factor > 1.0
+        assert same[name].cost == one.cost
+    assert {one.op.cls for one in now.values()} >= {"gemm.bf16", "gemm.bf16.wgrad", "attn.fwd", "attn.bwd"}
+
+
+def test_a_release_of_attention_kernels_that_do_not_run_changes_nothing() -> None:
+    fa2 = gemms_and_cores("stack.attention=fa2")
+    assert {name: one.cost for name, one in gemms_and_cores("stack.attention=fa2", "stack.cudnn=9.2").items()} == {
+        name: one.cost for name, one in fa2.items()
+    }
+
+
+def test_a_release_that_was_not_measured_on_a_gpu_says_so() -> None:
+    changes = ["stack=megatron-core", "stack.cublas=12.5", "layout.tp=1"]
+    said, silent = (
+        simulate(load_scenario("llama-3-8b", [*changes, f"hardware={gpu}"]), engine="longest-path").warnings
+        for gpu in ("b200", "h100")
+    )
+    assert any("not measured on" in warning and "cublas-12.5" in warning for warning in said)
+    assert not any("cublas" in warning for warning in silent)

@@ -8,10 +8,11 @@ from math import hypot
 import pytest
 
 from simulator.cost.cost import Cost
+from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, price_model
-from simulator.engine.power import demand, highest_demand, paused, slowdown
+from simulator.engine.power import alone, demand, draw, highest_demand, lagging_pace, lags, paused, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, Tasks, Timeline
 from simulator.engine.update import own_gradient_ops, update_ops
@@ -19,7 +20,7 @@ from simulator.errors import InputError
 from simulator.graph.parameters import Held, held_by_stage
 from simulator.inputs import load_hardware, load_scenario
 from simulator.memory.optimizer_states import shards_of
-from simulator.ops import Collective, Gemm, Op, Streaming, Work
+from simulator.ops import Attention, Collective, Gemm, HostRead, Op, Streaming, Wait, Work
 from simulator.results.simulate import prepare, schedule_of, simulate
 from simulator.spec.hardware import Gpu, Power
 from simulator.spec.model import BlockKind
@@ -185,6 +186,10 @@ BF16_ALL = [f"optimizer.{key}=bf16" for key in ("parameters", "gradients", "redu
         (["layout.zero=1"], "copy_w", 4 / 8, 2 / 8),
         (["stack.gradients_clipped=true", "layout.zero=1"], "clip", 4 / 8, 4 / 8),
         ([*BF16_ALL, "optimizer.masters=none"], "adam", 2 + 2 + 4, 2 + 4),
+        (["optimizer.gradients=bf16", "optimizer.reduced=bf16"], "widen_g", 2, 4),  # what follows reads FP32
+        (["optimizer.gradients=bf16", "optimizer.reduced=bf16"], "grad_norm", 4, 0),
+        (["optimizer.gradients=bf16", "optimizer.reduced=bf16"], "adam", 4 + 4 + 8, 4 + 8),
+        (["optimizer.gradients=bf16", "optimizer.reduced=bf16", "stack.weights_copied=false"], "grad_norm", 2, 0),
         (["optimizer.parameters=fp32"], "adam", 4 + 4 + 8, 4 + 8 + 2),
         (["optimizer.parameters=fp32", "layout.zero=3"], "adam", (4 + 4 + 8) / 8, (4 + 8) / 8),  # cast when gathered
         (["optimizer.kind=adam8bit"], "adam8bit", 4 + 4 + 2 * (1 + 4 / 256), 4 + 2 * (1 + 4 / 256)),
@@ -325,6 +330,36 @@ def test_more_gpus_hold_a_hungrier_one() -> None:
 def test_demand_lies_between_idle_and_the_highest_demand_of_a_kernel() -> None:
     watts = demand(longest_path(tasks_of()), POWER)
     assert POWER.memory < watts < POWER.tensor
+
+
+def test_attention_lags_behind_gemms_at_the_limit_alone() -> None:
+    """Not at full clock; in full from 2 % on; a profile without the ratio slows both alike."""
+    power = replace(POWER, attention_lag=1.1)
+    assert lagging_pace(1.0, power) == 1.0
+    assert lagging_pace(1.01, power) == pytest.approx(1.01 * 1.05)
+    assert lagging_pace(1.2, power) == pytest.approx(1.2 * 1.1)
+    assert lagging_pace(1.2, POWER) == lagging_pace(1.2, None) == 1.2
+
+
+def test_kernels_whose_instructions_decide_lag_where_they_were_seen_to() -> None:
+    op = Op(
+        name="x", cls="swiglu.bwd@te", part="B", segment="a.B", stream="compute", work=Streaming(read=1.0, written=1.0)
+    )
+    bound = {kind: replace(wait_cost(Wait(seconds=1.0)), bound_by=kind) for kind in ("instructions", "memory")}
+    assert lags(op, bound["instructions"])
+    assert not lags(op, bound["memory"])
+    assert not lags(replace(op, cls="elem.unvectorized"), bound["instructions"])
+
+
+def test_what_kinds_of_work_draw() -> None:
+    """Attention less between GEMMs than alone; who waits for the host, what an idle GPU does."""
+    power = replace(POWER, attention_mixed=700.0)
+    core = Attention(batch=1, seq_q=64, seq_kv=64, heads=8, kv_heads=8, d_qk=64, d_v=64, causal=True, backward=False)
+    op = Op(name="core", cls="attn.fwd", part="F", segment="a.F", stream="compute", work=core)
+    cost = replace(wait_cost(Wait(seconds=1.0)), bound_by="tensor")
+    assert (draw(op, power), draw(op, POWER), alone(op, cost, power)) == (700.0, 900.0, 900.0)
+    for work in (Wait(seconds=1.0), HostRead(seconds=1.0)):
+        assert draw(replace(op, cls="wait.host", work=work), power) == power.idle
 
 
 def test_a_power_limit_slows_a_dense_step() -> None:

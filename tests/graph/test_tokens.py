@@ -106,6 +106,20 @@ def test_rows_are_padded_for_quantised_gemms_that_run_one_by_one(recipe: str, ch
         assert order.index("moe.pad.grad") < order.index("moe.down.dgrad") < order.index("moe.unpad.grad")
 
 
+def test_delayed_scaling_casts_the_rows_of_all_experts_by_one_call() -> None:
+    """Current scaling by a call for each of the rank's two experts, as a dense layer's; the values are the same."""
+    casts = {}
+    for scaling in ("delayed", "current"):
+        settings = ("precision.recipe=fp8_tensor", f"precision.scaling={scaling}")
+        block = layer(4, "stack=megatron-core", "hardware=h100", *settings)
+        casts[scaling] = next(op for op in block.ops() if op.name == "moe.up_gate.quant_x")
+    once, each = casts["delayed"], casts["current"]
+    assert (once.cls, once.count, each.cls, each.count) == ("quant.turned.experts", 1, "quant.turned", 2)
+    assert isinstance(once.work, Streaming)
+    assert isinstance(each.work, Streaming)
+    assert once.work.read == pytest.approx(2 * each.work.read)
+
+
 def test_an_all_gather_brings_every_token_of_the_group() -> None:
     block = layer(4, "stack=megatron-core", "stack.dispatcher=allgather")
     ahead = next(op for op in block.ops() if op.name == "moe.dispatch.fwd.a2a").work

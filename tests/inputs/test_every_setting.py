@@ -387,6 +387,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=256",
         ),
     ),
+    "mxfp8": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "hardware=b200",
+            "precision.recipe=mxfp8",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "nvfp4": (
         "llama-3-8b",
         (
@@ -545,6 +557,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
         for name in names
     },
     "hardware.gpu.peak.fp4": ("nvfp4", "longest-path"),
+    "precision.attention": ("mxfp8", "longest-path"),
     "layout.recompute_layers": ("again", "longest-path"),
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),

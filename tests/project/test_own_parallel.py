@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,10 +19,13 @@ from reports.views.calibrating.pages import BF16_STATES, SIZES, STACKS
 from simulator.inputs import load_scenario
 from simulator.results.result import Result
 from simulator.results.simulate import simulate
+from simulator.validation.runs import megatron_steps
 from simulator.validation.runs.unseen_steps import overrides_of
 
 OWN = Path(__file__).parents[2] / "docs" / "measured.md"
 HEAD = "measured [ms] | foretrain [ms] | error | peaks [GB] | foretrain [GB] |\n|---|---|---|---|---|---|"
+FIRST = f"measured [ms] | first [ms] | error | {HEAD.removeprefix('measured [ms] | ')}---|---|"
+"""Of tables with a forecast from before."""
 SCHEDULES = {"1F1B": "1f1b", "Interleaved1F1B": "interleaved", "ZBVZeroBubble": "zbv", "DualPipeV": "dualpipev"}
 NOT_ALLOCATED = ("context", "slack")
 """Groups of memory that PyTorch's allocator does not count as allocated."""
@@ -129,21 +132,29 @@ def sharded_peaks() -> str:
     return "\n".join(out)
 
 
+def with_first(what: str, row: dict[str, str], changes: Sequence[str]) -> str:
+    """A row of a table that also has the forecast from before the step ran."""
+    words = line(what, row, simulate(load_scenario("llama-3-8b", changes))).split(" | ")
+    measured, first = float(row["step_ms"]), float(row["first_ms"])
+    words[2:2] = [f"{first:.1f}", f"{first / measured - 1:+.1%}"]
+    return " | ".join(words)
+
+
 @cache
 def unseen() -> str:
     """Steps of shapes drawn by lot, with the forecast from before they ran."""
-    out = [
-        f"| H200, plain PyTorch | measured [ms] | first [ms] | error | {HEAD.removeprefix('measured [ms] | ')}|---|---|"
-    ]
-    for row in rows_of("h200_unseen_steps.csv"):
-        words = line(row["program"], row, simulate(load_scenario("llama-3-8b", overrides_of(row)))).split(" | ")
-        measured, first = float(row["step_ms"]), float(row["first_ms"])
-        words[2:2] = [f"{first:.1f}", f"{first / measured - 1:+.1%}"]
-        out.append(" | ".join(words))
-    return "\n".join(out)
+    rows = (with_first(row["program"], row, overrides_of(row)) for row in rows_of("h200_unseen_steps.csv"))
+    return "\n".join((f"| H200, plain PyTorch | {FIRST}", *rows))
 
 
-BLOCKS = (pipelines, context, tensor_modes, sharded_peaks, unseen)
+@cache
+def megatron() -> str:
+    """Steps of Megatron-Core with Transformer Engine, with the forecast from before they ran."""
+    rows = (with_first(row["step"], row, megatron_steps.overrides(row)) for row in rows_of("h200_megatron_steps.csv"))
+    return "\n".join((f"| one H200, Megatron-Core | {FIRST}", *rows))
+
+
+BLOCKS = (pipelines, context, tensor_modes, sharded_peaks, unseen, megatron)
 
 
 @pytest.mark.long

@@ -117,13 +117,16 @@ def _map_work(row: Row) -> tuple[str, Streaming]:
     if row["op"] == "pad":
         size = float(many * integer(row, "width") * BF16)
         return "permute.pad", Streaming(read=size, written=size)
+    if row["op"] == "cast":
+        size = float(many * integer(row, "width") * BF16)
+        return "quant.turned.experts", Streaming(read=size, written=size)
     if row["op"] == "map_rows":
         return "permute.map.rows", row_map(tokens, experts)
     return "permute.map.chunks", chunk_map(many, experts)
 
 
 def maps() -> list[Sample]:
-    """Maps of rows and of chunks, and padded rows, kernels of Megatron-Core's layers."""
+    """Maps of rows and of chunks, padded and cast rows, kernels of Megatron-Core's layers."""
     out = []
     for row in rows(f"{MAPS}.csv"):
         cls, work = _map_work(row)

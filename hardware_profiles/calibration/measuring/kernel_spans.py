@@ -184,15 +184,7 @@ def summary(runs: list[Events]) -> Row:
 
 def in_graph(calls: Sequence[Call], seconds: float = 0.01) -> float:
     """Mean time of a call [us] where all follow each other in a CUDA graph that is replayed."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        calls[0]()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+    graph = captured(calls)
     a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
     a.record()
@@ -206,6 +198,20 @@ def in_graph(calls: Sequence[Call], seconds: float = 0.01) -> float:
     b.record()
     b.synchronize()
     return float(a.elapsed_time(b)) / many / len(calls) * 1e3
+
+
+def captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of calls one after the other."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
 
 
 def guarded(table: Table, sections: Mapping[str, Callable[[Table, int], None]], only: str, every: int) -> None:

@@ -57,9 +57,9 @@ def plan(*, quick: bool, power: bool = True) -> Cases:
     return found | ({POWER: power_rows.plan(quick=quick)} if power else {})
 
 
-def estimate(cases: Cases, *, quick: bool) -> dict[str, float]:
+def estimate(cases: Cases) -> dict[str, float]:
     """How long each section may take [s]."""
-    each = SECONDS_EACH | {POWER: measure_power.seconds_each(quick=quick)}
+    each = SECONDS_EACH | {POWER: measure_power.SECONDS + measure_power.AROUND}
     return {name: each[name] * len(mine) for name, mine in cases.items()}
 
 
@@ -69,7 +69,7 @@ def header() -> str:
     return f"# {gpu}, driver {driver()}, {versions}, foretrain calibrate measure, {time.strftime('%Y-%m-%d')}\n"
 
 
-def measure(cases: Cases, file: Path, show: Callable[[Progress], None], *, quick: bool) -> int:
+def measure(cases: Cases, file: Path, show: Callable[[Progress], None]) -> int:
     """Measure, write rows as they are known, and say how many there are."""
     torch.manual_seed(1)
     began, total = time.monotonic(), 0
@@ -78,12 +78,12 @@ def measure(cases: Cases, file: Path, show: Callable[[Progress], None], *, quick
         writer = csv.DictWriter(out, rested.COLUMNS + measure_power.COLUMNS, restval="")
         writer.writeheader()
         for name, at, part in _chunks(cases):
-            rows = _sustained(part, first=at == 0, quick=quick) if name == POWER else _rows(part)
+            rows = _sustained(part, first=at == 0) if name == POWER else _rows(part)
             total += len(rows)
             writer.writerows(rows)
             out.flush()
             used, done = time.monotonic() - began, at + len(part)
-            left = _left(cases, name, done, quick=quick)
+            left = _left(cases, name, done)
             show(Progress(section=name, done=done, all=len(cases[name]), used=used, left=left))
     if POWER in cases:
         measure_power.free()
@@ -105,18 +105,18 @@ def _rows(part: list[rested.Case]) -> list[dict[str, Any]]:
         return []
 
 
-def _sustained(part: list[power_rows.Case], *, first: bool, quick: bool) -> list[dict[str, Any]]:
+def _sustained(part: list[power_rows.Case], *, first: bool) -> list[dict[str, Any]]:
     try:
         if first:
-            measure_power.warm_up(quick=quick)
-        return list(measure_power.measure(part, quick=quick))
+            measure_power.warm_up()
+        return list(measure_power.measure(part))
     except RuntimeError as error:
         print(f"{len(part)} cases left out: {str(error)[:200]}", file=sys.stderr, flush=True)
         return []
 
 
-def _left(cases: Cases, section: str, done: int, *, quick: bool) -> float:
+def _left(cases: Cases, section: str, done: int) -> float:
     """Time that is left by the estimate of each section [s]."""
-    names, whole = list(cases), estimate(cases, quick=quick)
+    names, whole = list(cases), estimate(cases)
     mine = whole[section] * (1.0 - done / len(cases[section]))
     return mine + sum(whole[name] for name in names[names.index(section) + 1 :])

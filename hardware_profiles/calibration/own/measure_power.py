@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -29,22 +30,19 @@ from hardware_profiles.calibration.own.power_rows import MEMORY, OP, PAUSE, Case
 
 COLUMNS = ["other", "share", "calls", "gemm_us", "other_us", "power_w", "sm_mhz", "limit_w"]
 """Columns of this section only."""
-SECONDS = {False: 1.4, True: 1.0}
-"""How long a case lasts [s], of all cases and of a quick measurement's."""
-AROUND = 0.55
+SECONDS = 1.8
+"""How long a case lasts [s]; its last half counts, when the clock has settled."""
+AROUND = 0.6
 """What comes on top of it for each case: rest, first calls [s]."""
-WARM = {False: 3.0, True: 1.5}
+WARM = 3.0
 """GEMMs before the first case [s]: a cold GPU draws less."""
+ALONE = 20
+"""Calls of a kernel alone between two events."""
 REST = 0.5
 """Behind sustained load the clock is up again after so long [s] (`h200_pauses.csv`)."""
 SHAPE = measure_fp8_mix.MIXED
 SPIN = 100_000
 """Cycles of the shortest pause that is timed."""
-
-
-def seconds_each(*, quick: bool) -> float:
-    """What a case takes [s], for the estimate."""
-    return SECONDS[quick] + AROUND
 
 
 @cache
@@ -67,6 +65,16 @@ def _other(name: str) -> Call:
     return next(call for row, call in made() if row["op"] == name)
 
 
+def _repeated(name: str, calls: int) -> Call:
+    """So many calls of another kernel, in a CUDA graph where these are short: the host may need longer for each."""
+    call = _other(name)
+    if name in MEMORY:
+        with suppress(RuntimeError):  # what cannot be captured: the fit sees whether the host held it back
+            replay: Call = kernel_spans.captured([call] * calls).replay
+            return replay
+    return partial(repeat, call, calls)
+
+
 @cache
 def _rested(name: str) -> float:
     """Time of a GEMM or an attention kernel after rest [us]."""
@@ -78,37 +86,36 @@ def _rested(name: str) -> float:
 
 
 def _behind(case: Case) -> tuple[Call, int, float]:
-    """The other kernel of a mix, its calls in a round, and its time at full clock where it is a pause [us]."""
+    """What runs behind the GEMM of a mix, its calls in a round, and its time at full clock where it is a pause [us]."""
     wanted = _rested(case.precision) * case.share / (1.0 - case.share)
     if case.other == PAUSE:
         time.sleep(REST)
         cycles = round(SPIN * wanted / time_of(partial(torch.cuda._sleep, SPIN)))
         pause = partial(torch.cuda._sleep, cycles)
         return pause, 1, time_of(pause)
-    call = _other(case.other)
-    return call, max(1, round(wanted / time_of(call))), 0.0
+    calls = max(1, round(wanted / time_of(_repeated(case.other, ALONE)) * ALONE))
+    return _repeated(case.other, calls), calls, 0.0
 
 
-def _measured(case: Case, seconds: float) -> Row:
+def _measured(case: Case) -> Row:
     row: Row = {"op": OP, "form": case.form, "precision": case.precision, "other": case.other}
     if case.form == "idle":
         with Sensors() as sensors:
-            time.sleep(seconds)
+            time.sleep(SECONDS)
         return row | _state(sensors.readings())
     if case.form == "other":
-        call = _other(case.other)
         if case.other.startswith("attention"):
             row["us"] = round(_rested(case.other), 3)
-        found = measure_fp8_mix.lasting([("memory", call)] * 20, seconds)
-        return row | {"calls": 20, "other_us": round(found["memory_us"] / 20, 2)} | _state(found)
+        found = measure_fp8_mix.lasting([("memory", _repeated(case.other, ALONE))], SECONDS)
+        return row | {"calls": ALONE, "other_us": round(found["memory_us"] / ALONE, 2)} | _state(found)
     m, n, k = SHAPE
     row |= {"m": m, "n": n, "k": k, "us": round(_rested(case.precision), 3)}
     parts: Parts = [("gemm", _gemm(case.precision))]
     if case.form == "gemm":
-        found = measure_fp8_mix.lasting(parts, seconds)
+        found = measure_fp8_mix.lasting(parts, SECONDS)
         return row | {"gemm_us": found["gemm_us"]} | _state(found)
-    call, calls, pause = _behind(case)
-    found = measure_fp8_mix.lasting([*parts, ("memory", partial(repeat, call, calls))], seconds)
+    behind, calls, pause = _behind(case)
+    found = measure_fp8_mix.lasting([*parts, ("memory", behind)], SECONDS)
     other = pause or found["memory_us"] / calls
     row |= {"share": case.share, "calls": calls, "gemm_us": found["gemm_us"], "other_us": round(other, 2)}
     return row | _state(found)
@@ -121,20 +128,20 @@ def _state(found: dict[str, Any]) -> Row:
     return {"power_w": found.get("power_w_instant", found["power_w"]), "sm_mhz": found["sm_mhz"]}
 
 
-def measure(cases: Sequence[Case], *, quick: bool) -> Iterator[Row]:
+def measure(cases: Sequence[Case]) -> Iterator[Row]:
     """Rows of the cases that ran."""
     limit = round(meter().limit(), 1)
     for case in cases:
         try:
-            yield _measured(case, SECONDS[quick]) | {"limit_w": limit}
+            yield _measured(case) | {"limit_w": limit}
         except Exception as error:
             what = " with ".join(name for name in (case.precision, case.other) if name) or "idle"
             print(f"left out {what}: {type(error).__name__} {str(error)[:200]}", file=sys.stderr, flush=True)
 
 
-def warm_up(*, quick: bool) -> None:
+def warm_up() -> None:
     """GEMMs for some seconds, none of them kept."""
-    measure_fp8_mix.lasting([("gemm", _gemm("bf16"))], WARM[quick])
+    measure_fp8_mix.lasting([("gemm", _gemm("bf16"))], WARM)
 
 
 def free() -> None:

@@ -15,7 +15,7 @@ from hardware_profiles.calibration import fit_power
 from hardware_profiles.calibration.evaluate import Judged
 from hardware_profiles.calibration.fit_power import DRAWN, PRECISIONS, SLOWED, FullClock, Mix, SlowedMixes
 from hardware_profiles.calibration.own.own_gpu import mean_error
-from hardware_profiles.calibration.own.power_rows import MEMORY, PAUSE, Row, mixes_of, read
+from hardware_profiles.calibration.own.power_rows import MEMORY, PAUSE, Row, held_back, mixes_of, read
 from simulator.spec.hardware import Cluster, Gpu, Power
 
 FEWEST = 4
@@ -57,6 +57,7 @@ class OwnPower:
     cap : power at which GEMMs are slowed [W]; 0 where the limit is not met.
     slowdown : by precision, how many times as long GEMMs alone take as after rest.
     mixes : GEMMs alone and in mixes, by precision.
+    late : kernels that were left out, as the host had held them back.
     """
 
     values: dict[str, float]
@@ -68,6 +69,12 @@ class OwnPower:
     cap: float
     slowdown: dict[str, float]
     mixes: tuple[JudgedMix, ...]
+    late: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the values of the profile it is like stay: they are nearer to mixes than fits to other mixes."""
+        return self.known is not None and error_after(self.mixes) > mean_error([mix.time_before for mix in self.mixes])
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -121,6 +128,8 @@ def fit(table: Path, like: Cluster, origin: str, measured_on: str) -> OwnPower |
     found = read(table)
     if not found:
         return None
+    late = held_back(found)
+    found = [row for row in found if row.form != "other" or row.other not in late]
     idle = next((row.power for row in found if row.form == "idle"), 0.0)
     copies = next((row.power for row in found if row.form == "other" and row.other == "copy"), 0.0)
     bf16 = [
@@ -143,7 +152,8 @@ def fit(table: Path, like: Cluster, origin: str, measured_on: str) -> OwnPower |
     alone = {row.precision: mix for row, mix in mixes.items() if row.form == "gemm"}
     mine = Measured(table=found, alone=alone, full=full, cap=cap, limit=limit, tdp=tdp, known=like.gpu.power)
     try:
-        return _fitted(mine, mixes, like.gpu, f"measured on {measured_on} under sustained load ({table.name})", origin)
+        source = f"measured on {measured_on} under sustained load ({table.name})"
+        return replace(_fitted(mine, mixes, like.gpu, source, origin), late=late)
     except LookupError as error:
         return f"{error.args[0]} not measured, and {origin} has no power model"
 
@@ -269,7 +279,7 @@ def _sources(
         "split": times(PRECISIONS[3]),
         "exponent": times(*PRECISIONS),
         "memory": f"mean of {', '.join(n for n in MEMORY if mine.watts([n]))}; {alone}",
-        "attention": f"time under sustained load over that after rest, and exponent ({many} kernels, none held out)",
+        "attention": f"time under sustained load over that after rest, and exponent ({many} measured, none held out)",
     }
     how |= {name: f"{', '.join(n for n in kernels if mine.watts([n]))}; {alone}" for name, kernels in DRAWN.items()}
     if not mine.cap:

@@ -63,13 +63,13 @@ def measure(out: str, quick: bool, quiet: bool) -> None:
 
     hidden = unreadable()
     cases = measure_own.plan(quick=quick, power=not hidden)
-    seconds = measure_own.estimate(cases, quick=quick)
+    seconds = measure_own.estimate(cases)
     many = ", ".join(f"{len(mine)} of {section} ({seconds[section]:.0f} s)" for section, mine in cases.items())
     say(f"{name}: kernels to measure: {many}; about {clock(sum(seconds.values()))}", quiet=quiet)
     if hidden:
         say(f"nothing is measured under sustained load: this GPU's power cannot be read ({hidden})", quiet=quiet)
     part = file.with_name(f"{file.stem}.part{file.suffix}")
-    rows = measure_own.measure(cases, part, lambda at: say(line(at), quiet=quiet), quick=quick)
+    rows = measure_own.measure(cases, part, lambda at: say(line(at), quiet=quiet))
     part.replace(file)
     say(f"wrote {file}: {rows} rows; next: foretrain calibrate fit {file} --hardware my-gpu", quiet=quiet)
 

@@ -45,7 +45,7 @@ def profile_text(name: str, origin: str, measured_on: str, table: Path, power: O
     """The hardware profile as TOML, with [gpu.power] where it was measured."""
     values: dict[str, Any] = {"extends": origin, "kernels": f"./{name}-kernels.toml"}
     others = "memory, power and price"
-    if power is not None and not isinstance(power, str):
+    if power is not None and not isinstance(power, str) and not power.kept:
         others = "memory and price"
         values["gpu"] = ({"tdp": power.tdp} if power.tdp else {}) | {"power": power.values}
         limit = {"gpu.tdp": f"power limit that the driver enforces ({table.name})"} if power.tdp else {}
@@ -100,7 +100,8 @@ def page(
         few = ", ".join(f"{cls} ({many})" for cls, many in found.few)
         lines += [f"Measured, but not fitted (too few shapes, or not known on {origin}): {few}.", ""]
     lines += power_lines(power, origin)
-    others = "clocks" if power is not None and not isinstance(power, str) else "power and clocks"
+    own = power is not None and not isinstance(power, str) and not power.kept
+    others = "clocks" if own else "power and clocks"
     lines += [
         f"Carried over from {origin}: memory, links, collectives, {others}, price, and {len(found.carried)}",
         f"classes of kernels: {', '.join(found.carried)}." if named else f"classes of kernels (named in {name}.md).",

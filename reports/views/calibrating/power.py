@@ -34,7 +34,12 @@ def power_lines(power: OwnPower | str | None, origin: str) -> list[str]:
         was = f"{getattr(known, key):g}" if known else "none"
         lines.append(f"| {key} | {was} | {value:g} | {power.sources[key].partition(': ')[2]} |")
     lines += ["", *_errors(power, origin), ""]
-    if power.carried:
+    if power.kept:
+        lines += [f"The values of {origin} are nearer: they are kept, and those measured only shown here.", ""]
+    if power.late:
+        names = ", ".join(power.late)
+        lines += [f"Left out, as the host issued them too slowly to keep the GPU busy alone: {names}.", ""]
+    if power.carried and not power.kept:
         values = ", ".join(f"{key} {getattr(power.power, key):g}" for key in power.carried)
         lines += [f"Not measured, carried over from {origin}: {values}.", ""]
     return lines

@@ -51,6 +51,16 @@ CLASS: dict[Recipe, str] = {
 """Kernel class of a cast."""
 
 
+class _Made(NamedTuple):
+    """Of a cast: whether it makes both forms, a norm before knows the values, ranks that each cast a part, and whether
+    rows of many experts are cast by one call."""
+
+    both: bool = False
+    from_norm: bool = False
+    shards: int = 1
+    experts: bool = False
+
+
 class Passes(NamedTuple):
     """Elementwise kernels, and the bytes that all of them together move of a value."""
 
@@ -75,18 +85,21 @@ def gathered_from(builder: SegmentBuilder) -> int:
     return layout.tp if layout.sp and s.formats.travels_bytes < BF16 else 1
 
 
-def of_input(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
-    """x of the forward GEMM."""
+def of_input(
+    builder: SegmentBuilder, name: str, values: float, place: Place, *, experts: bool = False, **facts: Unpack[Facts]
+) -> None:
+    """x of the forward GEMM; `experts`: rows of many, by one call."""
     formats = builder.shapes.settings
     shards = gathered_from(builder) if place == "column" else 1
     from_norm = place == "column" and builder.fused_quant and formats.kept == "recipe"
     both = formats.kept == "recipe" and (shards == 1 or formats.record.scaled != "tensor")
-    _cast(
-        builder, f"{name}.quant_x", values / shards, formats, both=both, from_norm=from_norm, shards=shards, facts=facts
-    )
+    made = _Made(both=both, from_norm=from_norm, shards=shards, experts=experts)
+    _cast(builder, f"{name}.quant_x", values / shards, formats, made, facts)
 
 
-def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place, **facts: Unpack[Facts]) -> None:
+def of_gradient(
+    builder: SegmentBuilder, name: str, values: float, place: Place, *, experts: bool = False, **facts: Unpack[Facts]
+) -> None:
     """The output's gradient, for the input gradient and as far as one kernel can for the weight gradient."""
     formats = builder.shapes.settings
     shards = gathered_from(builder) if place == "row" else 1
@@ -94,7 +107,8 @@ def of_gradient(builder: SegmentBuilder, name: str, values: float, place: Place,
     both = scaled != "row" and (shards == 1 or scaled == "block")
     if formats.recipe == "nvfp4" and formats.kept == "recipe":
         _small(builder, f"{name}.quant_g.seed", facts)
-    _cast(builder, f"{name}.quant_g", values / shards, formats, both=both, from_norm=False, shards=shards, facts=facts)
+    made = _Made(both=both, shards=shards, experts=experts)
+    _cast(builder, f"{name}.quant_g", values / shards, formats, made, facts)
 
 
 def for_weight_gradient(
@@ -138,7 +152,7 @@ def of_weight(builder: SegmentBuilder, name: str, values: float, *, backward: bo
         if formats.layouts == 2:
             _stream(builder, f"{name}.quant_w_t", _by_columns(builder, formats), values, work, None, resident)
         return
-    _cast(builder, f"{name}.quant_w", values, formats, both=False, from_norm=False, facts=resident)
+    _cast(builder, f"{name}.quant_w", values, formats, _Made(), resident)
 
 
 SWIZZLED: dict[Recipe, float] = {"mxfp8": 1.0 / 32.0, "nvfp4": 1.0 / 16.0}
@@ -196,36 +210,28 @@ def _by_columns(builder: SegmentBuilder, formats: Formats) -> str:
     return "quant.turned" if own else CLASS[formats.recipe]
 
 
-def _cast(
-    builder: SegmentBuilder,
-    name: str,
-    values: float,
-    formats: Formats,
-    *,
-    both: bool,
-    from_norm: bool,
-    facts: Facts,
-    shards: int = 1,
-) -> None:
+def _cast(builder: SegmentBuilder, name: str, values: float, formats: Formats, made: _Made, facts: Facts) -> None:
     """The maximum, where the recipe scales whole tensors by their own, and the cast into one form or both."""
     tensor, nvfp4 = formats.record.scaled == "tensor", formats.recipe == "nvfp4"
     delayed = tensor and formats.scaling == "delayed"
-    if delayed and from_norm:
+    if delayed and made.from_norm:
         return
     if nvfp4 and formats.kept == "recipe":
         _small(builder, f"{name}.amax.clear", facts)
-    if nvfp4 or (tensor and not delayed and not from_norm):
+    if nvfp4 or (tensor and not delayed and not made.from_norm):
         _maximum(builder, f"{name}.amax", values, None, facts)
     if formats.kept == "recipe":
-        _agree(builder, name, formats, shards, facts)
-    if nvfp4 and both and builder.stack.block_casts != "joined":
+        _agree(builder, name, formats, made.shards, facts)
+    if nvfp4 and made.both and builder.stack.block_casts != "joined":
         once = Streaming(read=BF16, written=formats.record.value)
         for form in (name, f"{name}_t"):
             _stream(builder, form, CLASS[formats.recipe], values, once, None, facts)
         return
-    turns = both and formats.layouts == 2
-    written = formats.record.value * (formats.layouts if both else 1)
+    turns = made.both and formats.layouts == 2
+    written = formats.record.value * (formats.layouts if made.both else 1)
     cls = _by_columns(builder, formats) if turns and tensor else CLASS[formats.recipe]
+    if turns and delayed and made.experts and builder.stack.grouped_gemm == "streams":
+        cls = "quant.turned.experts"  # transformer_engine/common/transpose/multi_cast_transpose.cu
     _stream(builder, name, cls, values, Streaming(read=BF16, written=written), None, facts)
 
 

@@ -75,6 +75,7 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
         **dict.fromkeys(("wide", "traffic"), _SLOWDOWN),
     },
     "FixedParams": {"time": _TIME},
+    "Release": {"longer": _SLOWDOWN},
     "Kernels": {"gap": _TIME, "comm_traffic": _SPEED},
     "Protocol": {
         "alpha": _TIME,
@@ -122,7 +123,8 @@ PARAMETERS: Mapping[str, Mapping[str, Range]] = {
     "Power": {
         "cap_of_tdp": Range(low=0.01, high=10),
         **dict.fromkeys(("idle", "memory", "tensor", "attention", "split"), _WATTS),
-        **dict.fromkeys(("unvectorized", "update", "scatter"), _WATTS),
+        **dict.fromkeys(("unvectorized", "update", "scatter", "attention_mixed"), _WATTS),
+        "attention_lag": Range(low=1, high=10),
         "exponent": Range(low=0, high=10),
         "pause": _TIME,
         **dict.fromkeys(("spread", "dither"), _PART),
@@ -151,7 +153,10 @@ def _limited(value: Any, path: str) -> Iterator[tuple[str, Range, float]]:
         for field in fields(value):
             here, part = f"{path}.{field.name}", getattr(value, field.name)
             if field.name in ranges:
-                yield from ((here, ranges[field.name], number) for number in _flat(part))
+                each = part.items() if isinstance(part, dict) else [("", part)]
+                for key, held in each:
+                    at = f"{here}.{key}" if key else here
+                    yield from ((at, ranges[field.name], number) for number in _flat(held))
             else:
                 yield from _limited(part, here)
 

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel, Programs, price_model
-from simulator.engine.power import alone, draw, highest_demand, meeting_ranks, slowdown_above
+from simulator.engine.power import (
+    among_others,
+    draw,
+    highest_demand,
+    lagging_pace,
+    lags,
+    meeting_ranks,
+    slowdown_above,
+)
 from simulator.engine.program import Pricer
 from simulator.estimate.estimate import Placed, compiled_for, placed, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
@@ -110,6 +118,7 @@ class Repricer:
         paced = price_model(one_stage(known.scenario), 1, pace=2.0)
         self.pace_share = self._durations(paced.price) / np.where(self.base > 0.0, self.base, 1.0) - 1.0
         self.pace_share[self.base <= 0.0] = 0.0
+        self.lagging = np.array([lags(one.op, one.cost) for one in known.priced])
         self.classes = np.array([op.cls for op in self.ops])
         self.ends = {at: self._ends(source) for at, source in enumerate(self.sources)}
         self.members = {
@@ -128,7 +137,8 @@ class Repricer:
         """Step time under a draw [s]."""
         durations = self.base * np.exp(self._off(draw))
         factor = self.clock.slowdown(durations[:, ALONE], self._numbers(draw, POWER), self._above(draw))
-        durations *= 1.0 + (factor - 1.0) * self.pace_share
+        durations[~self.lagging] *= 1.0 + (factor - 1.0) * self.pace_share[~self.lagging]
+        durations[self.lagging] *= lagging_pace(factor, self.known.scenario.cluster.gpu.power)
         rows = durations.tolist()
 
         def price(op: Op) -> Priced:
@@ -216,6 +226,26 @@ class Repricer:
         return scenario
 
 
+WATTS = {
+    "idle": "idle",
+    "memory": "memory",
+    "tensor": "tensor",
+    "attention": "attention",
+    "split": "tensor",
+    "attention_mixed": "attention",
+    "unvectorized": "memory",
+    "update": "memory",
+    "scatter": "memory",
+}
+"""Field of `Power` that a kind of work draws -> the field that stands for it where that one is 0."""
+
+
+def watts_of(name: str, power: Power) -> float:
+    """Power of a kind of work [W]."""
+    own: float = getattr(power, name)
+    return own or getattr(power, WATTS[name])
+
+
 class _Clock:
     """What power does to tensor kernels as times and power move; utilisation stays that of the forecast."""
 
@@ -232,11 +262,11 @@ class _Clock:
         waiting = known.scenario.workload.serves  # GEMMs that wait for memory are most of a decode step's
         self.kind = np.array(
             [
-                alone(op, one.cost, each) if waiting else draw(op, each)
+                among_others(op, one.cost, each) if waiting else draw(op, each)
                 for op, one in zip(ops, known.priced, strict=True)
             ]
         )
-        self.kinds = [(name, float(marks[name])) for name in ("memory", "tensor", "attention")]
+        self.kinds = [(name, float(marks[name])) for name in WATTS]
         above = self._above_idle(base[:, ALONE], self.gpu.power)
         self.busy = (self.watts - self.gpu.power.idle) / above if above else 0.0
 
@@ -245,7 +275,7 @@ class _Clock:
         energy = self.uses * durations
         total = float(energy.sum())
         parts = (
-            float(energy[self.kind == mark].sum()) * (getattr(power, name) - power.idle) for name, mark in self.kinds
+            float(energy[self.kind == mark].sum()) * (watts_of(name, power) - power.idle) for name, mark in self.kinds
         )
         return sum(parts) / total if total else 0.0
 

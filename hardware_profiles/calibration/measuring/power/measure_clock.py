@@ -6,7 +6,8 @@ At the power limit the governor sets one clock for all kernels of some tens of m
 `measure_fp8_mix.py`: GEMMs (8192 cubed) and another kernel in turn, so many calls that the GEMM takes about the share
 `gemm_share` of the time (1 and 0: alone), repeated for some seconds; `gemm_us` and `other_us` of one call are means of
 the last half, `sm_mhz` the mean clock. `data`: of the GEMM's operands, normal random numbers or, heavy, normal ones
-times the exponential of normal ones, as gradients are.
+times the exponential of normal ones, as gradients are. Attention also takes turns with pauses (precision `pause`): with
+enough of them the clock is at its highest, and the mean power says what attention draws there.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def heavy(precision: str) -> Call:
     return lambda: torch._scaled_mm(a8, w8.t(), scale_a=sa, scale_b=sw, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
 
+def pause() -> None:
+    """A kernel of one thread, while which nothing else runs."""
+    torch.cuda._sleep(300_000)
+
+
 def others() -> Iterator[tuple[str, Call]]:
     """Kernels that are not GEMMs."""
     kernels = memory_kernels()
@@ -87,6 +93,8 @@ def rows(wanted: str) -> Iterator[tuple[Row, Parts]]:
         many = max(1, round(ROUND / 4 / each))
         yield {"other": name, "gemm_share": 0.0, "calls": many}, [("memory", partial(repeat, other, many))]
         mixed = list(calls.items()) if name in ("norm", "cast_row") else [(("bf16", "normal"), calls["bf16", "normal"])]
+        if name.startswith("attention"):
+            mixed.append((("pause", ""), pause))
         for (precision, data), gemm in mixed:
             for share in SHARES:
                 ratio = time_of(gemm) * (1.0 - share) / share / each
