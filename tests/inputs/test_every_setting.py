@@ -442,6 +442,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "staged": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=16",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=1",
+            "batch.global_batch_size=16",
+            "stack.grad_sync_overlap=true",
+        ),
+    ),
     "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "short": (
         "llama-3-8b",
@@ -665,6 +677,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.p2p_reads": ("pipeline", "longest-path"),
     "stack.ddp_buckets": ("ddp", "longest-path"),
     "stack.clips_whole": ("dense", "longest-path"),
+    "stack.stage_reduced": ("staged", "longest-path"),
     "stack.split_copies": ("dense", "longest-path"),
     **{
         f"stack.{name}": ("dense", "longest-path")
