@@ -249,7 +249,8 @@ def megatron_readme(figure: Figure) -> float:
     """Model TFLOP/s per GPU of Megatron-Core's README: GPT in BF16 on H100, attention counted in full.
 
     Assumed, where it is silent: microbatches of one sequence, one chunk of layers per rank, and no option that it does
-    not name (so its cross-entropy is not fused).
+    not name (so its cross-entropy is not fused). It stands in core_v0.8.0 of 2024-08, not in v0.7.0, so that CUDA was
+    12.5 at most; of such libraries one release was measured.
     """
     c = figure.config
     one = step(
@@ -265,6 +266,8 @@ def megatron_readme(figure: Figure) -> float:
             hardware="h100",
             stack="megatron-core",
             stack__loss="parallel",
+            stack__cublas="12.5",
+            stack__cudnn="9.2",
             gpus=int(c["gpus"]),
             layout__tp=int(c["tp"]),
             layout__pp=int(c["pp"]),
