@@ -452,6 +452,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "nccl": ("tiny-1f1b", ("hardware=h200", "stack=megatron-core", "precision.recipe=bf16", "layout.ep=8")),
+    "square": (
+        "llama-3-8b",
+        ("model.hidden_act=relu2", "model.gated_mlp=false", "model.num_hidden_layers=2", "layout.pp=1"),
+    ),
     "gpt": (
         "llama-3-8b",
         (
@@ -657,6 +661,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.padding_removed": ("dense", "longest-path"),
     "stack.heads_copied": ("dense", "longest-path"),
     "stack.bias_apart": ("gpt", "longest-path"),
+    "stack.relu2_fused": ("square", "longest-path"),
     "stack.p2p_headers": ("pipeline", "longest-path"),
     "stack.p2p_reads": ("pipeline", "longest-path"),
     "stack.ddp_buckets": ("ddp", "longest-path"),
