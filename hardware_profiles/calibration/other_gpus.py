@@ -148,13 +148,15 @@ def _gemm(hardware: str, row: Row, seconds: float) -> Sample | None:
 
 def _attention(hardware: str, row: Row, seconds: float) -> Sample:
     backward, paged = row["backward"] == "1", row["source"] == "aic_vllm"  # its keys lie in pages
+    narrow = row["precision"] == "mxfp8"
+    cls = ("attn.bwd" if backward else "attn.fwd@paged" if paged else "attn.fwd") + (".mxfp8" if narrow else "")
     work = Attention(
         batch=int(row["batch"]), seq_q=int(row["seq"]), seq_kv=int(row["seq"]), heads=int(row["heads"]),
         kv_heads=int(row["kv_heads"]), d_qk=int(row["d_qk"]), d_v=int(row["d_v"]), causal=row["causal"] == "1",
-        backward=backward,
+        backward=backward, precision="fp8" if narrow else "bf16",
     )  # fmt: skip
     return Sample(
-        hardware=hardware, cls="attn.bwd" if backward else "attn.fwd@paged" if paged else "attn.fwd", work=(work,),
+        hardware=hardware, cls=cls, work=(work,),
         seconds=seconds,
         table=f"{hardware}_attention", label=row["source"], sms=SMS[hardware], resolution=1e-6,
         weight=_weight(hardware, seconds), rested=float(hardware in BLACKWELLS and TRACED * seconds < BOOST),
@@ -229,17 +231,20 @@ def _later(gpu: str) -> tuple[Recipe, ...]:
         own("gemm.fp8_tensor", ("gemm.fp8_tensor",), "gemm.fp8_row"),
         own("gemm.nvfp4", ("gemm.nvfp4",), free={"rate": BLACKWELL["rate"]} | NARROW),
     )
-    return (*gemms, *(_cudnn(gpu, way) for way in ("fwd", "bwd") if gpu in CUDNN))
+    cudnn = [_cudnn(gpu, way, suffix) for suffix in ("", ".mxfp8") for way in ("fwd", "bwd") if gpu in CUDNN]
+    return (*gemms, *cudnn)
 
 
-def _cudnn(gpu: str, way: str) -> Recipe:
+def _cudnn(gpu: str, way: str, suffix: str) -> Recipe:
     """cuDNN 9.22's attention, which is faster than that of 2025 (B200's)."""
-    dims = ("128:128", "192:128")
+    cls = f"attn.{way}{suffix}"
+    dims = ("128:128", "192:128") if cls != "attn.bwd.mxfp8" else ("64:64", "128:128", "192:128")
     fixed = {"block_q": 256} if way == "fwd" else {}
+    slow = {f"rate:{dim}": (0.1, 1.0) for dim in dims} if suffix else {}
     return _wide(
-        attention(f"attn.{way}", gpu, dims, f"cuDNN 9.22 on this GPU (table {gpu}_attention)",
-                  "2048 to 32768 tokens", also=(f"attn.{way}@library",), fixed=fixed),
-        launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0),
+        attention(cls, gpu, dims, f"cuDNN 9.22 on this GPU (table {gpu}_attention)",
+                  "2048 to 32768 tokens", also=() if suffix else (f"{cls}@library",), fixed=fixed),
+        launch=(1e-6, 4e-5), loop_clock=(0.5, 1.0), **slow,
     )  # fmt: skip
 
 

@@ -526,13 +526,17 @@ CARRIED = (
     ("h200", "h100", f"H100: {SAME_SM}", False),
 )
 """(to, from, why, assumed): classes carried between GPUs with the same SM."""
-RENAMED = tuple(
-    ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
-    for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
-) + tuple(
-    (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
-    for gpu in ("b200", "gb200", "b300", "gb300")
-    for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
+RENAMED = (
+    tuple(
+        ("h800", f"{cls}@library", "h100", f"{cls}@deepgemm", f"H100: {SAME_SM}")
+        for cls in ("gemm.fp8", "gemm.fp8.wgrad", "gemm.fp8.grouped_wgrad")
+    )
+    + tuple(
+        (gpu, cls, gpu, "gemm.fp8_tensor", "Blackwell's tensor cores add up in FP32: nothing is split")
+        for gpu in ("b200", "gb200", "b300", "gb300")
+        for cls in ("gemm.fp8_tensor.split", "gemm.fp8_tensor.wgrad")
+    )
+    + tuple(("b200", cls, "gb200", cls, f"GB200: {SAME_SM}") for cls in ("attn.fwd.mxfp8", "attn.bwd.mxfp8"))
 )
 STREAMS = 4
 """Streams on which Transformer Engine runs one cuBLAS GEMM after another for the experts

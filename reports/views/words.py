@@ -53,6 +53,8 @@ BLOCKS = {
 _CLASSES = {
     "attn.fwd": "attention, forward",
     "attn.bwd": "attention, backward",
+    "attn.fwd.mxfp8": "attention in MXFP8, forward",
+    "attn.bwd.mxfp8": "attention in MXFP8, backward",
     "attn.decode": "attention, decode",
     "attn.decode.mla": "latent attention, decode",
     "attn.decode.fp8": "attention, decode, FP8 cache",

@@ -29,6 +29,8 @@ NEAREST: dict[str, tuple[str, ...]] = {
     "gemm.bf16.grouped_wgrad": ("gemm.bf16.wgrad", "gemm.bf16.grouped", "gemm.bf16"),
     "gemm.bf16.grouped": ("gemm.bf16",),
     "attn.fwd.fp8": ("attn.fwd",),
+    "attn.fwd.mxfp8": ("attn.fwd",),
+    "attn.bwd.mxfp8": ("attn.bwd",),
     "norm.bwd": ("norm.fwd", "elem"),
     "norm.fwd": ("norm.bwd", "elem"),
     "softmax": ("softmax.wide", "loss", "norm.fwd", "elem"),

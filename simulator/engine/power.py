@@ -130,8 +130,19 @@ LAGS_FROM = 1.02
 (`h200_clock.csv`)."""
 
 
-def attention_pace(pace: float, power: Power | None) -> float:
-    """How much longer attention lasts where GEMMs last `pace` times as long."""
+LAGGING = ("swiglu.bwd", "rope", "quant.row")
+"""Kernels that follow the clock as attention does where their instructions decide: casts by row (`h200_clock.csv`),
+rotations, and SwiGLU's backward, which were timed rested and in layers at 1.27 times less than the highest clock
+(`workloads/facts/h200_te_layers.csv`, `h200_megatron_parts.csv`). Kernels without vectors and by index do as GEMMs."""
+
+
+def lags(op: Op, cost: Cost) -> bool:
+    """Whether an op follows the clock more than GEMMs do."""
+    return isinstance(op.work, Attention) or (cost.bound_by == "instructions" and op.cls.startswith(LAGGING))
+
+
+def lagging_pace(pace: float, power: Power | None) -> float:
+    """How much longer such ops last where GEMMs last `pace` times as long."""
     if power is None:
         return pace
     return pace * (1.0 + (power.attention_lag - 1.0) * min(1.0, (pace - 1.0) / (LAGS_FROM - 1.0)))

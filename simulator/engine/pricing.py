@@ -9,7 +9,7 @@ from simulator.cost.classes import class_of
 from simulator.cost.cost import Cost, Share
 from simulator.cost.price import price, times
 from simulator.engine.kernel_sequence import Priced
-from simulator.engine.power import attention_pace
+from simulator.engine.power import lagging_pace, lags
 from simulator.ops import AllToAll, Attention, DecodeAttention, Gemm, Op
 from simulator.spec.hardware import Cluster
 from simulator.spec.kernel_params import Kernels, rested
@@ -149,7 +149,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
     memo: dict[tuple[object, str, str], Priced] = {}
 
     serves, reduces = scenario.workload.serves, _reduces(scenario)
-    lagging = attention_pace(pace, cluster.gpu.power)
+    lagging = lagging_pace(pace, cluster.gpu.power)
 
     def cost_of(op: Op, share: Share, busy: bool) -> Priced:
         cost = price(
@@ -162,7 +162,7 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
         )
         cost = released(cost, op, stack, cluster.kernels)
         if _follows_clock(op, cost, serves):
-            cost = paced(cost, lagging if isinstance(op.work, Attention) else pace)
+            cost = paced(cost, lagging if lags(op, cost) else pace)
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
     def compute(op: Op) -> Priced:

@@ -285,7 +285,10 @@ def _reduce(
         if block is None:
             size, done = sum(held, Held()), {task for holder in holders[stage] for task in tails[holder]}
         else:
-            size, done = held[block], {wgrad_end[holder, stage][block] for holder in holders[stage]}
+            size, done = (
+                held[block],
+                {sync.order.complete(block, wgrad_end[holder, stage]) for holder in holders[stage]},
+            )
             if last and block == 0:
                 done.update(task for holder in holders[stage] for task in tails[holder])
         sequences = sync.reduce(f"grad.s{stage}", sync.order.reduction, size)

@@ -32,6 +32,7 @@ class SyncOrder:
     updates : the step ends with an update, after which parameters are gathered.
     by_block : gradients are reduced block by block, overlapped with the backward of earlier blocks; otherwise all of a
         stage together after all compute.
+    behind_stage : those of a stage wait for the end of its last backward, though they are reduced block by block.
     gathers_overlapped : parameters that are gathered once a step arrive during the first forwards; otherwise after the
         update.
     """
@@ -40,6 +41,7 @@ class SyncOrder:
     updates: bool
     by_block: bool
     gathers_overlapped: bool
+    behind_stage: bool = False
 
     @property
     def reduction(self) -> CollectiveKind:
@@ -70,6 +72,10 @@ class SyncOrder:
     def reduces_in_actions(self) -> bool:
         """Whether every backward reduces the gradients of its blocks."""
         return self.zero >= 2
+
+    def complete(self, block: int, wgrad_end: Sequence[T]) -> T:
+        """Where the reduction of a block may begin; `wgrad_end`: where gradients of its stage's blocks are complete."""
+        return max(wgrad_end) if self.behind_stage else wgrad_end[block]
 
     def gathers(self, step: Step, forward_start: Sequence[T], backward_start: Sequence[T]) -> list[Due[T]]:
         """What an action gathers, in order, and the place before which it is needed.
@@ -114,4 +120,5 @@ def sync_order(scenario: Scenario) -> SyncOrder:
         updates=scenario.states.updates,
         by_block=stack.grad_sync_overlap,
         gathers_overlapped=stack.param_gather_overlap,
+        behind_stage=stack.stage_reduced and scenario.job.layout.pp > 1 and scenario.job.layout.zero == 1,
     )

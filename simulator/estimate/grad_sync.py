@@ -168,7 +168,8 @@ class GradSync:
 
     def lost(self, stage: int, cost: ActionCost) -> float:
         """What the last backward of a stage loses to concurrent reductions [s]."""
-        if self.order.reduces_in_actions or not self.order.by_block or not cost.wgrad_end:
+        beside = self.order.by_block and not self.order.behind_stage
+        if self.order.reduces_in_actions or not beside or not cost.wgrad_end:
             return 0.0
         return together(self.stage(stage).reduce).lost(cost.duration - min(cost.wgrad_end), cost.slowed)
 
@@ -187,7 +188,8 @@ class GradSync:
             seconds = (mine.reduce_all if block is None else mine.reduce[block]).seconds
             if seconds:
                 ready = [
-                    ended[rank] if block is None or last else wgrad_end[rank, stage][block] for rank in holders[stage]
+                    ended[rank] if block is None or last else self.order.complete(block, wgrad_end[rank, stage])
+                    for rank in holders[stage]
                 ]
                 now = max(now, *ready) + seconds
         return now

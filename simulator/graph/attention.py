@@ -30,6 +30,7 @@ from simulator.graph.parallel import (
     sharded_tokens,
     shares_input,
 )
+from simulator.graph.precision.core import cast_operands, core_of
 from simulator.graph.shapes import Shapes
 from simulator.graph.tokens import heads, padding
 from simulator.ops import Attention, Gemm, Part, Streaming
@@ -117,7 +118,8 @@ def core_forward(
         builder.add(name, indexer.core_class(s, "fwd"), core_work(s, backward=False), part=part, saved=saved)
         return
     if s.stack.attention_fused:
-        core = context.Core(work=core_work(s, backward=False), cls="attn.fwd")
+        core = core_of(s, core_work(s, backward=False))
+        cast_operands(builder, s, core, name, part=part)
         context.forward(builder, s, core, name, part=part, saved=saved)
         return
     scores, d, d_v = _scores(s), s.model.qk_head_dim, s.model.v_dim
@@ -153,7 +155,8 @@ def core_backward(builder: SegmentBuilder, s: Shapes) -> None:
             builder.add("attn.core.bwd", indexer.core_class(s, "bwd"), core_work(s, backward=True))
             indexer.learn(builder, s, heads_per_rank(s), s.model.qk_head_dim)
         else:
-            core = context.Core(work=core_work(s, backward=True), cls="attn.bwd")
+            core = core_of(s, core_work(s, backward=True))
+            cast_operands(builder, s, core, "attn.core.bwd")
             context.backward(builder, s, core, "attn.core.bwd")
         finish_backward(builder, s, s.tokens * q)
         return

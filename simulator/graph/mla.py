@@ -16,6 +16,7 @@ from simulator.graph.linear import cast, elementwise
 from simulator.graph.mixers import context, depth
 from simulator.graph.norm import add_residual, norm_backward, norm_forward, norm_output
 from simulator.graph.parallel import gather, heads_per_rank, scatter, sharded_tokens
+from simulator.graph.precision.core import cast_operands, core_of
 from simulator.graph.shapes import Shapes
 from simulator.ops import Attention, Part, Streaming
 
@@ -204,7 +205,8 @@ def forward(s: Shapes) -> SegmentBuilder:
     _up_projections(builder, s, d, again=False)
     statistics = 0.0 if "core_attn" in s.recompute else t * d.heads * FP32
     kept_out = t * d.out * (WIDTH["e5m6"] if s.fp8 else BF16 + s.formats.copied_bytes)
-    core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+    core = core_of(s, core_work(s, d, backward=False))
+    cast_operands(builder, s, core, "attn.core.fwd")
     context.forward(builder, s, core, "attn.core.fwd", saved=statistics + kept_out)
     if s.fp8:
         builder.add("attn.out.save_e5m6", "quant.special", cast(t * d.out, BF16, WIDTH["e5m6"]))
@@ -223,7 +225,8 @@ def _core_backward(builder: SegmentBuilder, s: Shapes, d: Dims) -> None:
     """Backward of the core with the kernels before and after it."""
     t = d.tokens
     prepare_backward(builder, s, t * d.q, t * d.out, part="I")
-    core = context.Core(work=core_work(s, d, backward=True), cls="attn.bwd")
+    core = core_of(s, core_work(s, d, backward=True))
+    cast_operands(builder, s, core, "attn.core.bwd")
     context.backward(builder, s, core, "attn.core.bwd")
     finish_backward(builder, s, t * d.q)
     builder.add("rope.q.bwd", "rope", linear.rotation(d.tokens * d.heads * d.rope))
@@ -290,7 +293,8 @@ def backward(builder: SegmentBuilder, s: Shapes) -> Segment:
     if s.norm_again("latent") or s.up_again:
         _up_projections(builder, s, d, again=True)
     if "core_attn" in s.recompute:
-        core = context.Core(work=core_work(s, d, backward=False), cls="attn.fwd")
+        core = core_of(s, core_work(s, d, backward=False))
+        cast_operands(builder, s, core, "attn.core.recompute", part="R")
         context.forward(builder, s, core, "attn.core.recompute", part="R")
     _core_backward(builder, s, d)
     _latent_gradients(builder, s, d)

@@ -155,7 +155,9 @@ def _fused(s: Shapes) -> bool:
     """Whether the GEMMs around the activation compute it, weigh it and cast it, and so for gradients, and casts lay out
     scales as GEMMs read them (transformer_engine/pytorch/ops/fused/grouped_mlp.py, 2026: cuDNN's grouped_gemm_glu and
     grouped_gemm_dglu on Blackwell, forward_grouped_mlp.py before; in NVFP4 casts stay). That GEMMs take no longer for
-    it is assumed."""
+    it is assumed. cuDNN-frontend's benchmark bears it out for 8 experts of 4,096 rows, K 8192, once clocks have settled
+    (benchmark/cutedsl_fusion_kernels, 2026): forward, N 8192, 1.61 ms on GB200 and 1.40 on GB300, where the GEMM alone
+    is forecast at 1.61 and 1.40; backward, N 4096, 0.87 and 0.72, forecast at 0.81 and 0.70."""
     return s.stack.grouped_gemm == "fused" and s.recipe == "mxfp8"
 
 

@@ -183,6 +183,11 @@ def _without_zero1(scenario: Scenario) -> str:
     return "" if zero == 1 else f"only ZeRO-1 shards the update alone (layout.zero = {zero})"
 
 
+def _without_stages(scenario: Scenario) -> str:
+    apart = "" if scenario.stack.grad_sync_overlap else "gradients are reduced behind all compute"
+    return _without_pipeline(scenario) or _without_zero1(scenario) or apart
+
+
 def _without_waits(scenario: Scenario) -> str:
     waits = "" if scenario.stack.p2p_sync else "the host waits for no message; set stack.p2p_sync=true"
     return _without_pipeline(scenario) or waits or _without_issue(scenario)
@@ -387,6 +392,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.flat_shards": _without_shards,
     "stack.ddp_buckets": _without_replicas,
     "stack.clips_whole": _without_zero1,
+    "stack.stage_reduced": _without_stages,
     "stack.p2p_headers": _without_pipeline,
     "stack.p2p_reads": _without_waits,
     "stack.update": _without_adamw,

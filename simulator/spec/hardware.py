@@ -42,7 +42,8 @@ class Power:
     attention : power of attention kernels at full clock [W].
     attention_mixed : the same between GEMMs at the limit, as their time shows (0: as `attention`). GEMMs do not reach
         the highest clock even at rest, attention does, so that it saves more power as the clock falls [W].
-    attention_lag : how much longer attention lasts at the limit, over its time at rest, than GEMMs over theirs.
+    attention_lag : how much longer attention lasts at the limit, over its time at rest, than GEMMs over theirs, and so
+        kernels whose instructions decide (`simulator.engine.power.LAGGING`).
     unvectorized : power of elementwise kernels that compute every value's address [W] (0: as `memory`).
     update : power of the optimizer's update [W] (0: as `memory`).
     scatter : power of additions by index [W] (0: as `memory`).

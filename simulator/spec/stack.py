@@ -41,6 +41,8 @@ class Copies:
         lists of tensors are flattened, gradients before they are reduced, parameters around their gather
         (`simulator.engine.update`).
     clips_whole : the norm of gradients and their clipping read all that a rank has, though ZeRO-1 shards the update.
+    stage_reduced : with ZeRO-1 in a pipeline, gradients of a stage are reduced behind its last backward, not block by
+        block inside it (PyTorch's pipelining with FSDP2).
     p2p_headers, p2p_reads : small messages before each between stages, which say what it is; results of the GPU that
         the host, where it waits for a message, reads behind it, one after the other.
     """
@@ -57,6 +59,7 @@ class Copies:
     loss_metrics: int = 0
     ddp_buckets: bool = False
     clips_whole: bool = False
+    stage_reduced: bool = False
     p2p_headers: int = 0
     p2p_reads: int = 1
 

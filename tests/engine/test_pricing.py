@@ -12,7 +12,7 @@ from simulator.cost.cost import Cost
 from simulator.engine import pricing
 from simulator.engine.kernel_sequence import ALONE, BANDWIDTH_SHARED, COLLECTIVE, SM_SHARED, Priced
 from simulator.engine.lower import price_model
-from simulator.engine.power import attention_pace
+from simulator.engine.power import lagging_pace
 from simulator.engine.pricing import pricer
 from simulator.graph.shapes import shapes_of
 from simulator.graph.stage import build_blocks
@@ -84,7 +84,7 @@ def test_a_slower_pace_slows_tensor_kernels_only() -> None:
     usual, slow = priced(scenario), priced(scenario, 1.25)
     for key, one in usual.items():
         kind = type(one.op.work).__name__
-        lagging = attention_pace(1.25, scenario.cluster.gpu.power)
+        lagging = lagging_pace(1.25, scenario.cluster.gpu.power)
         factor = {"Gemm": 1.25, "Attention": lagging}.get(kind, 1.0)
         gap = scenario.stack.kernel_gap * one.op.count
         for before, after in zip(one.durations, slow[key].durations, strict=True):

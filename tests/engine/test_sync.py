@@ -12,7 +12,7 @@ from simulator.cost.price import wait_cost
 from simulator.engine.kernel_sequence import Priced
 from simulator.engine.longest_path import longest_path
 from simulator.engine.lower import lower, price_model
-from simulator.engine.power import alone, attention_pace, demand, draw, highest_demand, paused, slowdown
+from simulator.engine.power import alone, demand, draw, highest_demand, lagging_pace, lags, paused, slowdown
 from simulator.engine.program import exposed
 from simulator.engine.tasks import COMPUTE, LANES, SYNC, Tasks, Timeline
 from simulator.engine.update import own_gradient_ops, update_ops
@@ -335,10 +335,20 @@ def test_demand_lies_between_idle_and_the_highest_demand_of_a_kernel() -> None:
 def test_attention_lags_behind_gemms_at_the_limit_alone() -> None:
     """Not at full clock; in full from 2 % on; a profile without the ratio slows both alike."""
     power = replace(POWER, attention_lag=1.1)
-    assert attention_pace(1.0, power) == 1.0
-    assert attention_pace(1.01, power) == pytest.approx(1.01 * 1.05)
-    assert attention_pace(1.2, power) == pytest.approx(1.2 * 1.1)
-    assert attention_pace(1.2, POWER) == attention_pace(1.2, None) == 1.2
+    assert lagging_pace(1.0, power) == 1.0
+    assert lagging_pace(1.01, power) == pytest.approx(1.01 * 1.05)
+    assert lagging_pace(1.2, power) == pytest.approx(1.2 * 1.1)
+    assert lagging_pace(1.2, POWER) == lagging_pace(1.2, None) == 1.2
+
+
+def test_kernels_whose_instructions_decide_lag_where_they_were_seen_to() -> None:
+    op = Op(
+        name="x", cls="swiglu.bwd@te", part="B", segment="a.B", stream="compute", work=Streaming(read=1.0, written=1.0)
+    )
+    bound = {kind: replace(wait_cost(Wait(seconds=1.0)), bound_by=kind) for kind in ("instructions", "memory")}
+    assert lags(op, bound["instructions"])
+    assert not lags(op, bound["memory"])
+    assert not lags(replace(op, cls="elem.unvectorized"), bound["instructions"])
 
 
 def test_what_kinds_of_work_draw() -> None:

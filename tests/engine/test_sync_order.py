@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from simulator.engine.sync_order import SyncOrder, sync_order
@@ -37,6 +39,13 @@ def test_at_the_end_the_block_that_is_ready_first_leads() -> None:
     assert list(order(1, by_block=False).reductions({4: 2, 1: 1})) == [(4, None), (1, None)]
 
 
+def test_reductions_of_a_stage_may_wait_for_its_last_backward() -> None:
+    inside, behind = order(1), replace(order(1), behind_stage=True)
+    assert [inside.complete(block, [9.0, 8.5]) for block in (0, 1)] == [9.0, 8.5]
+    assert [behind.complete(block, [9.0, 8.5]) for block in (0, 1)] == [9.0, 9.0]
+    assert list(behind.reductions({4: 2})) == list(inside.reductions({4: 2}))
+
+
 @pytest.mark.parametrize(
     ("zero", "before", "behind", "reduction"),
     [
@@ -58,3 +67,6 @@ def test_parameters_are_gathered_once_where_the_update_is_sharded(
 def test_it_follows_from_layout_and_software() -> None:
     said = ["layout.zero=2", "stack.grad_sync_overlap=false", "stack.param_gather_overlap=true"]
     assert sync_order(load_scenario("llama-3-8b", said)) == order(2, by_block=False)
+    staged = ["stack=torch", "layout.pp=2", "layout.zero=1", "batch.global_batch_size=512"]
+    assert sync_order(load_scenario("llama-3-8b", staged)).behind_stage
+    assert not sync_order(load_scenario("llama-3-8b", [*staged, "layout.pp=1"])).behind_stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -13,7 +14,7 @@ from simulator.graph.stage import block_kinds, build_blocks
 from simulator.inputs import load_scenario
 from simulator.memory.assumptions import Assumptions
 from simulator.memory.optimizer_states import shards_of, state_items
-from simulator.ops import Collective, Gemm, Op, Streaming
+from simulator.ops import Attention, Collective, Gemm, Op, Streaming
 from simulator.results.simulate import prepare
 from simulator.spec.model import BlockKind
 from simulator.spec.precision import RECIPES
@@ -310,3 +311,47 @@ def test_biases_that_layers_do_not_add_themselves_are_summed_by_kernels() -> Non
     assert not [name for name in ops(BlockKind.DENSE) if "bias" in name]  # Llama has none
     norm = ops(BlockKind.DENSE, *gpt, "stack=megatron-core")["norm.attn.wgrad_acc"]
     assert norm.count == 2  # gain and bias
+
+
+def test_the_attention_core_in_mxfp8_casts_what_it_reads_and_skips_no_keys_in_backward() -> None:
+    narrow = (*recipe("mxfp8"), "stack=megatron-core", "model.sliding_window=1024")
+    before, after = (
+        ops(BlockKind("sliding+dense"), *narrow, *more, "layout.recompute=selective")
+        for more in ((), ("precision.attention=recipe",))
+    )
+    both = 2 * RECIPES["mxfp8"].value
+    for name, values in (("fwd.quant_q", H), ("fwd.quant_kv", H / 2), ("recompute.quant_q", H), ("bwd.quant_g", H)):
+        assert moved(after[f"attn.core.{name}"]) == (2 * values * TOKENS, both * values * TOKENS)
+    cores = [name for name, op in after.items() if isinstance(op.work, Attention)]
+    assert [after[name].cls for name in cores] == ["attn.fwd.mxfp8", "attn.fwd.mxfp8", "attn.bwd.mxfp8"]
+    for name in cores:
+        was, now = before[name].work, after[name].work
+        assert isinstance(was, Attention)
+        assert now == replace(was, precision="fp8", window=0 if was.backward else 1024)
+    assert set(after) - set(before) == {
+        f"attn.core.{name}" for way, which in (("fwd", "q kv"), ("recompute", "q kv"), ("bwd", "g"))
+        for one in which.split() for name in (f"{way}.quant_{one}", f"{way}.swizzle_{one}")
+    }  # fmt: skip
+
+
+def test_layers_that_stay_in_bf16_have_their_core_in_bf16() -> None:
+    changes = (*recipe("mxfp8"), "stack=megatron-core", "precision.attention=recipe", "precision.bf16_first_layers=1")
+    blocks = build_blocks(shapes(*changes))
+    plain = [op for kind in blocks if kind.endswith("-bf16") for op in blocks[kind].ops()]
+    cores = {op.cls for op in plain if isinstance(op.work, Attention)}
+    assert cores == {"attn.fwd", "attn.bwd"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (("precision.recipe=fp8_tensor",), "is known of mxfp8 only, not of fp8_tensor"),
+        (("precision.recipe=bf16",), "everything is in BF16"),
+        (("precision.recipe=mxfp8", "layout.cp=2"), "is not known under context parallelism"),
+        (("precision.recipe=mxfp8", 'precision.bf16=["head","attention"]'), "attention stays in BF16"),
+        (("precision.recipe=mxfp8", "stack=torch"), "is Transformer Engine's by cuDNN"),
+    ],
+)
+def test_an_attention_core_in_mxfp8_is_refused_where_there_is_none(changes: tuple[str, ...], why: str) -> None:
+    with pytest.raises(InputError, match=rf"precision\.attention.*{why}"):
+        prepare(load_scenario("llama-3-8b", (*ALONE, "hardware=b200", *changes, "precision.attention=recipe")))

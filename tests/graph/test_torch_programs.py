@@ -139,6 +139,7 @@ def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
         ("stack.bias_apart=true", "queries, keys and values have no biases"),
         ("stack.clips_whole=true", "only ZeRO-1 shards the update alone"),
         ("stack.p2p_headers=2", "there is no pipeline"),
+        ("stack.stage_reduced=true", "there is no pipeline"),
         ("stack.p2p_reads=3", "there is no pipeline"),
         ("stack.heads_copied=true", "has latent attention"),
         ("stack.padding_removed=true", "has latent attention"),

@@ -387,6 +387,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=256",
         ),
     ),
+    "mxfp8": (
+        "llama-3-8b",
+        (
+            "model.num_hidden_layers=2",
+            "hardware=b200",
+            "precision.recipe=mxfp8",
+            "gpus=8",
+            "layout.tp=1",
+            "batch.global_batch_size=8",
+            "batch.sequence_length=2048",
+        ),
+    ),
     "nvfp4": (
         "llama-3-8b",
         (
@@ -415,6 +427,18 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "pipeline": ("llama-3-8b", ("hardware=h800", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
+    "staged": (
+        "llama-3-8b",
+        (
+            "hardware=h800",
+            "gpus=16",
+            "layout.tp=1",
+            "layout.pp=4",
+            "layout.zero=1",
+            "batch.global_batch_size=16",
+            "stack.grad_sync_overlap=true",
+        ),
+    ),
     "messages": ("llama-3-8b", ("hardware=h200", "gpus=8", "layout.tp=1", "layout.pp=8", "batch.global_batch_size=8")),
     "short": (
         "llama-3-8b",
@@ -535,6 +559,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
         for name in names
     },
     "hardware.gpu.peak.fp4": ("nvfp4", "longest-path"),
+    "precision.attention": ("mxfp8", "longest-path"),
     "layout.recompute_layers": ("again", "longest-path"),
     "layout.recompute_method": ("again", "longest-path"),
     "layout.decoder_first_pipeline_num_layers": ("ranks", "longest-path"),
@@ -638,6 +663,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.p2p_reads": ("pipeline", "longest-path"),
     "stack.ddp_buckets": ("ddp", "longest-path"),
     "stack.clips_whole": ("dense", "longest-path"),
+    "stack.stage_reduced": ("staged", "longest-path"),
     "stack.split_copies": ("dense", "longest-path"),
     **{
         f"stack.{name}": ("dense", "longest-path")

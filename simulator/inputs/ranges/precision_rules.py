@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simulator.inputs.problems import Problem
+from simulator.spec.mixer import Mixer
 from simulator.spec.precision import RECIPES, Precision
 from simulator.spec.scenario import Scenario
 
 GATHERED_NARROW = ("fp8_tensor",)
 """Recipes whose weights FSDP2 gathers in FP8 (torchao/float8/config.py, 2026: enable_fsdp_float8_all_gather takes
 scales of tensors only)."""
+CHOSEN = (Mixer.SPARSE, Mixer.BLOCKS)
+"""Mixers whose core is of chosen keys."""
 TRAINED_ONLY = ("fp8_block", "fp8_tensor", "fp8_row", "mxfp8", "nvfp4")
 """Recipes that are not modelled of serving."""
 
@@ -72,7 +75,7 @@ def _serving(s: Scenario) -> Iterator[Problem]:
     own = s.job.precision
     if own.recipe in TRAINED_ONLY:
         yield _problem("recipe", own.recipe, "is not modelled of serving", "use fp8 or bf16")
-    for key in ("bf16", "bf16_first_layers", "bf16_last_layers", "scaling", "weights", "kept"):
+    for key in ("bf16", "bf16_first_layers", "bf16_last_layers", "scaling", "weights", "kept", "attention"):
         value = getattr(own, key)
         if value != getattr(Precision(), key):
             yield _problem(key, value, f"is of training; the job has workload {s.job.workload}", "leave it out")
@@ -81,7 +84,7 @@ def _serving(s: Scenario) -> Iterator[Problem]:
 def _unread(own: Precision) -> Iterator[Problem]:
     """Under bf16 there is nothing to set; DeepSeek's recipe is one program, all of whose settings are its own."""
     why = "changes nothing: everything is in BF16" if own.recipe == "bf16" else "is as DeepSeek's program has it"
-    keys = ["bf16", "scaling", "weights", "kept"]
+    keys = ["bf16", "scaling", "weights", "kept", "attention"]
     if own.recipe == "bf16":
         keys += ["bf16_first_layers", "bf16_last_layers"]
     for key in keys:
@@ -95,6 +98,7 @@ def _by_layer(s: Scenario) -> Iterator[Problem]:
     if own.scaling is not None and own.recipe != "fp8_tensor":
         yield _problem("scaling", own.scaling, f"changes nothing: {own.recipe} scales by {formats.record.scaled}",
                        "leave it out, or use fp8_tensor")  # fmt: skip
+    yield from _core(s)
     delayed = own.recipe == "fp8_tensor" and formats.scaling == "delayed"
     if delayed and own.bf16_first_layers + own.bf16_last_layers:
         key = "bf16_first_layers" if own.bf16_first_layers else "bf16_last_layers"
@@ -120,6 +124,27 @@ def _by_layer(s: Scenario) -> Iterator[Problem]:
         yield _problem("bf16", twice, "stands there twice", "leave one out")
     if s.stack.loss == "fused_linear" and "head" not in own.bf16:
         yield _problem("bf16", list(own.bf16), "the fused loss runs its head in BF16", 'add "head"')
+
+
+def _core(s: Scenario) -> Iterator[Problem]:
+    """An attention core in the recipe's format: where Transformer Engine has one, and it is in the graph."""
+    own, model = s.job.precision, s.model
+    if own.attention == "bf16":
+        return
+    mixers = [model.of_kind(kind).mixer_of(0) for kind in model.layer_kinds()]
+    why = ""
+    if own.recipe != "mxfp8":
+        why = f"is known of mxfp8 only, not of {own.recipe}"
+    elif s.stack.norm_kernels != "te" or s.stack.attention != "cudnn" or not s.stack.attention_fused:
+        why = f"is Transformer Engine's by cuDNN, and the stack {s.stack.name} has another attention core"
+    elif s.job.layout.cp > 1:
+        why = "is not known under context parallelism"
+    elif "attention" in own.bf16:
+        why = "changes nothing: bf16 says that attention stays in BF16"
+    elif not any(mixer.attends and not mixer.compresses and mixer not in CHOSEN for mixer in mixers):
+        why = f"changes nothing: {model.name} has no layer whose queries attend to all keys before them"
+    if why:
+        yield _problem("attention", own.attention, why, "use bf16")
 
 
 def _problem(key: str, value: object, message: str, suggestion: str) -> Problem:

@@ -33,6 +33,8 @@ class Precision:
         once a step; recipe: that copy only (Megatron-Core, --fp8-param-gather), which is then what is gathered; cast:
         BF16 only, cast wherever a GEMM reads it.
     kept : what a GEMM keeps of its input for its weight gradient: in the recipe's format, or in BF16 to be cast again.
+    attention : operands of the attention core, forward and backward: in BF16, or in the recipe's format (MXFP8 only;
+        Transformer Engine, fp8_dpa).
     """
 
     recipe: Recipe = "bf16"
@@ -42,6 +44,7 @@ class Precision:
     scaling: Scaling | None = None
     weights: Primary | None = None
     kept: Kept | None = None
+    attention: Kept = "bf16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Formats:
     scaling: Scaling
     weights: Primary
     kept: Kept
+    attention: Kept
     architecture: str
 
     @property
@@ -88,6 +92,11 @@ class Formats:
         """
         narrow = self.recipe == "fp8" or (self.record.by_layer and self.weights == "recipe" and self.recipe != "mxfp8")
         return self.record.weight if narrow else BF16
+
+    @property
+    def narrow_core(self) -> bool:
+        """Whether the attention core multiplies in MXFP8."""
+        return self.attention == "recipe" and self.recipe == "mxfp8"
 
     @property
     def kept_bytes(self) -> float:
@@ -123,5 +132,6 @@ def formats_of(own: Precision, stack: PrecisionStack, architecture: str, zero: i
         scaling=own.scaling or stack.scaling,
         weights="cast" if weights == "cached" and zero >= 3 else weights,
         kept=own.kept or stack.kept,
+        attention=own.attention,
         architecture=architecture,
     )

@@ -19,9 +19,10 @@ from simulator.engine.kernel_sequence import ALONE, Priced
 from simulator.engine.lower import PricedModel, Programs, price_model
 from simulator.engine.power import (
     among_others,
-    attention_pace,
     draw,
     highest_demand,
+    lagging_pace,
+    lags,
     meeting_ranks,
     slowdown_above,
 )
@@ -29,7 +30,7 @@ from simulator.engine.program import Pricer
 from simulator.estimate.estimate import Placed, compiled_for, placed, repriced
 from simulator.estimate.shared_prices import SharedPrices, one_stage
 from simulator.graph.shapes import group_tokens
-from simulator.ops import AllToAll, Attention, Op
+from simulator.ops import AllToAll, Op
 from simulator.routing.loads import imbalance
 from simulator.spec.hardware import Gpu, Power
 from simulator.spec.job import Routing
@@ -117,7 +118,7 @@ class Repricer:
         paced = price_model(one_stage(known.scenario), 1, pace=2.0)
         self.pace_share = self._durations(paced.price) / np.where(self.base > 0.0, self.base, 1.0) - 1.0
         self.pace_share[self.base <= 0.0] = 0.0
-        self.attention = np.array([isinstance(op.work, Attention) for op in self.ops])
+        self.lagging = np.array([lags(one.op, one.cost) for one in known.priced])
         self.classes = np.array([op.cls for op in self.ops])
         self.ends = {at: self._ends(source) for at, source in enumerate(self.sources)}
         self.members = {
@@ -136,8 +137,8 @@ class Repricer:
         """Step time under a draw [s]."""
         durations = self.base * np.exp(self._off(draw))
         factor = self.clock.slowdown(durations[:, ALONE], self._numbers(draw, POWER), self._above(draw))
-        durations[~self.attention] *= 1.0 + (factor - 1.0) * self.pace_share[~self.attention]
-        durations[self.attention] *= attention_pace(factor, self.known.scenario.cluster.gpu.power)
+        durations[~self.lagging] *= 1.0 + (factor - 1.0) * self.pace_share[~self.lagging]
+        durations[self.lagging] *= lagging_pace(factor, self.known.scenario.cluster.gpu.power)
         rows = durations.tolist()
 
         def price(op: Op) -> Priced:
