@@ -520,7 +520,9 @@ _LISTED = {
     "hardware.node.host.disk_bytes": "a limit of replays: tests/serving/test_kv_tiers.py",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
-KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed"))
+KERNELS = tuple(
+    f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed", "releases")
+)
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
@@ -670,7 +672,16 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.split_copies": ("dense", "longest-path"),
     **{
         f"stack.{name}": ("dense", "longest-path")
-        for name in ("projections", "keys_repeated", "rope_complex", "sequence_copies", "norm_kernels", "update")
+        for name in (
+            "cublas",
+            "cudnn",
+            "projections",
+            "keys_repeated",
+            "rope_complex",
+            "sequence_copies",
+            "norm_kernels",
+            "update",
+        )
     },
     "hardware.fabric.ep.deepep.concurrent_combine_factor": ("fp8", "events"),
     "hardware.fabric.ep.deepep.concurrent_dispatch_factor": ("fp8", "events"),
