@@ -308,6 +308,17 @@ def pauses(gpu: str, values: Mapping[str, float]) -> list[float]:
     ]
 
 
+def spread(gpu: str, exponent: float) -> float:
+    """Standard deviation of the demand between GPUs of this type, share of its mean: of what the same GEMM takes on
+    each at the limit, turned into demand by the exponent; pooled over the GEMMs. 0 where there are no two GPUs."""
+    times: dict[tuple[str, ...], list[float]] = {}
+    for row in rows(gpu, "gpus"):
+        times.setdefault(tuple(row[key] for key in ("precision", "m", "n", "k")), []).append(log(float(row["us"])))
+    groups = [mine for mine in times.values() if len(mine) > 1]
+    squares = sum(float(np.var(mine)) * len(mine) for mine in groups)
+    return float((squares / max(1, sum(len(mine) - 1 for mine in groups))) ** 0.5 / exponent)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measured = sorted(table.name.removesuffix("_sustained.csv") for table in TABLES.glob("*_sustained.csv"))
@@ -321,6 +332,8 @@ def main() -> None:
     values |= attention_among(gpu, values)
     if found := pauses(gpu, values):
         values["pause"] = float(np.mean(found))
+    if between := spread(gpu, values["exponent"]):
+        values["spread"] = between
     for name, value in values.items():
         print(f"{name} = {value:.4g}")
     for part, error in errors.items():

@@ -113,9 +113,11 @@ def eager_activation(
     SiLU (or GELU) forward; backward its gradient, the multiplication for the gradient of the up half, and both halves'
     gradients concatenated. Autograd also keeps silu(gate), for the gradient of the multiplication.
     `scales_with_load`: of routed experts."""
+    values = rows * inner
+    if squares_apart(builder.shapes, gated=gated):
+        _square(builder, name, values, backward=backward, scales_with_load=scales_with_load)
     if not is_eager(builder.shapes, gated=gated):
         return
-    values = rows * inner
     direction = "bwd" if backward else "fwd"
     kernel = f"{name}.{builder.shapes.model.hidden_act}.{direction}"
     keeps = not backward and builder.shapes.workload.keeps_activations and not builder.shapes.activation_again(name)
@@ -125,6 +127,25 @@ def eager_activation(
     if backward:
         builder.add(f"{name}.swiglu.up.bwd", "elem", sum_of_two(values), **facts)
         builder.add(f"{name}.swiglu.cat.bwd", "elem", cast(2 * values, BF16, BF16), **facts)
+
+
+def squares_apart(s: Shapes, *, gated: bool) -> bool:
+    """Whether a squared ReLU is a ReLU and a square, each a kernel with a gradient of its own."""
+    return s.model.hidden_act == "relu2" and not gated and not (s.stack.relu2_fused and s.stack.swiglu_fused)
+
+
+def _square(builder: SegmentBuilder, name: Activated, values: int, *, backward: bool, scales_with_load: bool) -> None:
+    """The kernels of a square over a ReLU that `activation_kernel` is not: forward the ReLU; backward a copy of its
+    output (its first power), that times two, and times the output's gradient, before the gradient of the ReLU
+    (PyTorch, torch/csrc/autograd/FunctionsManual.cpp: pow_backward). They keep the ReLU's output instead of its input.
+    """
+    facts: Facts = {"scales_with_load": scales_with_load}
+    if not backward:
+        builder.add(f"{name}.relu.fwd", "elem", cast(values, BF16, BF16), **facts)
+        return
+    for kernel in ("power", "twice"):
+        builder.add(f"{name}.square.{kernel}.bwd", "elem", cast(values, BF16, BF16), **facts)
+    builder.add(f"{name}.square.bwd", "elem", sum_of_two(values), **facts)
 
 
 def is_eager(s: Shapes, *, gated: bool) -> bool:

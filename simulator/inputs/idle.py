@@ -167,6 +167,13 @@ def _without_biases(scenario: Scenario) -> str:
     return "" if scenario.model.attention_bias else f"queries, keys and values have no biases in {scenario.model.name}"
 
 
+def _without_square(scenario: Scenario) -> str:
+    model = scenario.model
+    if model.hidden_act != "relu2" or model.gated_mlp:
+        return f"the activation of {model.name} is not a squared ReLU without a gate"
+    return "" if scenario.stack.swiglu_fused else "no activation is fused; set stack.swiglu_fused"
+
+
 def _without_shards(scenario: Scenario) -> str:
     layout, stack = scenario.job.layout, scenario.stack
     if not stack.shard_copies:
@@ -389,6 +396,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.heads_copied": _without_heads,
     "stack.padding_removed": _without_heads,
     "stack.bias_apart": _without_biases,
+    "stack.relu2_fused": _without_square,
     "stack.flat_shards": _without_shards,
     "stack.ddp_buckets": _without_replicas,
     "stack.clips_whole": _without_zero1,

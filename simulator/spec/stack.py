@@ -112,6 +112,7 @@ class Stack(Copies):
     block_casts : Transformer Engine's casts to MXFP8 and NVFP4: up to 2.11 a kernel before each GEMM lays scales out
         (apart), from 2.12 on MXFP8's casts do (laid_out); from 2.15 on one kernel makes both forms of NVFP4 (joined).
     swiglu_fused, rope_fused, norm_fused, attention_fused : whether one fused kernel does it.
+    relu2_fused : whether one kernel squares a ReLU, if swiglu_fused; else ReLU, square and their gradients are apart.
     residual_fused : a norm adds the residual, and its backward the residual's gradient; otherwise separate kernels do.
     split_copies : a kernel of its own concatenates the gradients of queries, keys and values.
     loss : how the cross-entropy runs (`simulator.graph.loss`).
@@ -207,6 +208,7 @@ class Stack(Copies):
     cudnn: Literal["measured", "9.2"] = "measured"
     dropout: bool = False
     expert_biases: Literal["fused", "eager"] = "fused"
+    relu2_fused: bool = True
     block_casts: Literal["apart", "laid_out", "joined"] = "apart"
     table_gradient: Literal["rows", "dense"] = "rows"
     update: Literal["fused", "foreach"] = "fused"

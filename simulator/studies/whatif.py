@@ -158,7 +158,7 @@ WHAT_IFS: Mapping[str, WhatIf] = MappingProxyType(
             asks="every GPU at a clock of its own",
             assumes="at the power limit each has a power demand of its own, drawn with the hardware's gpu.power.spread;"
             " else all wait for the one that is expected to demand most",
-            source="arXiv 2208.11035",
+            source="hardware_profiles/calibration/tables/h200_gpus.csv, 2026-11; arXiv 2208.11035",
             change=_own_clocks,
             uneven=True,
         ),

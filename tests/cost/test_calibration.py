@@ -375,6 +375,7 @@ def test_every_table_is_known_and_of_kernels() -> None:
         "h200_pieces.csv",
         "h200_dither.csv",
         "h200_pauses.csv",
+        "h200_gpus.csv",
         "h200_torchao_layer.csv",
         "h200_torchao_ring.csv",
     }

@@ -7,6 +7,10 @@ from statistics import fmean
 import pytest
 
 from hardware_profiles.calibration.layers.libraries import RELEASES, longer, pairs, releases
+from simulator.cost.cost import Cost
+from simulator.engine.pricing import released
+from simulator.inputs import load_scenario
+from simulator.ops import Attention, Gemm, Op
 from tests.cost.profiles import kernels_of
 
 
@@ -31,3 +35,16 @@ def test_a_release_fits_shapes_that_it_was_not_taken_from(name: str) -> None:
 def test_the_factor_is_the_ratio_of_sums() -> None:
     assert longer([(3.0, 2.0), (1.0, 2.0)]) == 1.0
     assert longer([(3.0, 2.0), (3.0, 2.0)]) == 1.5
+
+
+@pytest.mark.parametrize("name", sorted(RELEASES))
+def test_every_factor_lengthens_kernels_of_its_class(name: str) -> None:
+    scenario = load_scenario("llama-3-8b", ["hardware=h100", "stack.cublas=12.5", "stack.cudnn=9.2"])
+    kernels, cost = scenario.cluster.kernels, Cost(duration=1.0, bound_by="tensor", formula="t", terms=())
+    for key, factor in kernels.releases[name].longer.items():
+        cls = key.removesuffix(".causal")
+        assert cls in kernels.gemm or cls in kernels.attention
+        core = Attention(batch=1, seq_q=8, seq_kv=8, heads=1, kv_heads=1, d_qk=64, d_v=64, causal=cls != key)
+        work = Gemm(m=8, n=8, k=8, precision="bf16") if cls in kernels.gemm else core
+        op = Op(name="asked", cls=cls, part="F", segment="asked", work=work)
+        assert released(cost, op, scenario.stack, kernels).duration == factor

@@ -130,6 +130,16 @@ def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
     assert found == pytest.approx({"fused": 28.0, "foreach": 80.0})
 
 
+@pytest.mark.parametrize("apart", ["stack.relu2_fused=false", "stack.swiglu_fused=false"])
+def test_a_square_over_a_relu_is_six_kernels(apart: str) -> None:
+    """In BF16 tensors of the inner size: 2 + 2 forward, 2 + 2 + 3 + 3 backward, where a fused one moves 2 and 3."""
+    sizes = ("model.hidden_act=relu2", "model.gated_mlp=false", "stack.fused_quant=false")
+    blocks = layer(*sizes), layer(*sizes, apart)
+    tensors = [moved([op for name in ("relu", "square", "swiglu") for op in named(b, f"dense.{name}")]) for b in blocks]
+    assert [one / (T * INNER * 2) for one in tensors] == [2 + 3, 4 + 10]
+    assert blocks[0].saved_bytes == blocks[1].saved_bytes  # the ReLU's output is kept, its input is not
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -137,6 +147,7 @@ def test_adamw_op_by_op_moves_eighty_bytes_a_parameter() -> None:
         ("stack.update=foreach", "the optimizer is sgd"),
         ("stack.keys_repeated=true", "every query head has keys of its own"),
         ("stack.bias_apart=true", "queries, keys and values have no biases"),
+        ("stack.relu2_fused=false", "is not a squared ReLU without a gate"),
         ("stack.clips_whole=true", "only ZeRO-1 shards the update alone"),
         ("stack.p2p_headers=2", "there is no pipeline"),
         ("stack.stage_reduced=true", "there is no pipeline"),

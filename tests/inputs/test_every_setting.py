@@ -452,6 +452,10 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "nccl": ("tiny-1f1b", ("hardware=h200", "stack=megatron-core", "precision.recipe=bf16", "layout.ep=8")),
+    "square": (
+        "llama-3-8b",
+        ("model.hidden_act=relu2", "model.gated_mlp=false", "model.num_hidden_layers=2", "layout.pp=1"),
+    ),
     "gpt": (
         "llama-3-8b",
         (
@@ -516,7 +520,9 @@ _LISTED = {
     "hardware.node.host.disk_bytes": "a limit of replays: tests/serving/test_kv_tiers.py",
     "hardware.node.nvlink.peak": "the displayed figure: what-if nvlink-900 scales by it, below",
 }
-KERNELS = tuple(f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed"))
+KERNELS = tuple(
+    f"hardware.kernels.{table}." for table in ("gemm", "attention", "decode", "scan", "stream", "fixed", "releases")
+)
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "layout.schedule": ("zb1p",),
@@ -657,6 +663,7 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.padding_removed": ("dense", "longest-path"),
     "stack.heads_copied": ("dense", "longest-path"),
     "stack.bias_apart": ("gpt", "longest-path"),
+    "stack.relu2_fused": ("square", "longest-path"),
     "stack.p2p_headers": ("pipeline", "longest-path"),
     "stack.p2p_reads": ("pipeline", "longest-path"),
     "stack.ddp_buckets": ("ddp", "longest-path"),
@@ -665,7 +672,16 @@ _FIRST: dict[str, tuple[str, Engine]] = {
     "stack.split_copies": ("dense", "longest-path"),
     **{
         f"stack.{name}": ("dense", "longest-path")
-        for name in ("projections", "keys_repeated", "rope_complex", "sequence_copies", "norm_kernels", "update")
+        for name in (
+            "cublas",
+            "cudnn",
+            "projections",
+            "keys_repeated",
+            "rope_complex",
+            "sequence_copies",
+            "norm_kernels",
+            "update",
+        )
     },
     "hardware.fabric.ep.deepep.concurrent_combine_factor": ("fp8", "events"),
     "hardware.fabric.ep.deepep.concurrent_dispatch_factor": ("fp8", "events"),

@@ -206,7 +206,11 @@ def software_of(figure: Figure) -> dict[str, Any]:
     if figure.id.startswith("E.dgxc.v25.05."):
         narrow = {"precision__weights": "recipe"} if figure.config["precision"] == "FP8" else {}
         graphs = name == "nemotron4_340b" and figure.config["gpu"] == "GB200"  # nemotron/launch.sh
-        return {"stack": "megatron-core", **NEMO_25, **narrow, **({"stack__cuda_graphs": "layers"} if graphs else {})}
+        eager = (
+            {"stack__relu2_fused": False} if name.startswith("nemotron4") else {}
+        )  # nemo/collections/llm/fn/activation.py
+        graphed = {"stack__cuda_graphs": "layers"} if graphs else {}
+        return {"stack": "megatron-core", **NEMO_25, **narrow, **eager, **graphed}
     if not figure.id.startswith(NEMO_24):
         return {"stack": "megatron-core"}
     tables = [SCRIPTS if figure.id.startswith("E.dgxc.") else LAUNCHER]
