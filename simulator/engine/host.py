@@ -54,7 +54,8 @@ def seconds(op: Op, stack: Stack, pace: float = 1.0) -> float:
         return pace * stack.host_graph
     call, each = _call_and_kernel(op, stack)
     if op.launches > 1:  # one module's call, a launch for each expert
-        call, each = call + each, stack.host_expert
+        quantised = isinstance(op.work, Gemm) and op.work.precision == "fp8_tensor"
+        call, each = call + each, (quantised and stack.host_expert_fp8) or stack.host_expert
     many = max(1, launches_of(op))
     each += call / many
     hooks = op.parameters * stack.host_parameter / many

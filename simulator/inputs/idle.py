@@ -332,6 +332,12 @@ def _without_expert_kernels(scenario: Scenario) -> str:
     return _without_experts(scenario) or why or _without_issue(scenario)
 
 
+def _without_fp8_experts(scenario: Scenario) -> str:
+    narrow = scenario.formats.recipe == "fp8_tensor"
+    why = "" if narrow else "no GEMM of experts has scales of tensors; set precision.recipe=fp8_tensor"
+    return _without_expert_kernels(scenario) or why
+
+
 def _without_expert_parameters(scenario: Scenario) -> str:
     return _without_experts(scenario) or _without_issue(scenario)
 
@@ -417,6 +423,7 @@ _WHY: Mapping[str, Callable[[Scenario], str]] = {
     "stack.expert_biases": _without_expert_biases,
     "stack.block_casts": _without_blocks,
     "stack.host_expert": _without_expert_kernels,
+    "stack.host_expert_fp8": _without_fp8_experts,
     "stack.host_parameter": _without_expert_parameters,
     "stack.host_backward": _without_issue,
     "stack.host_read": _without_reads,

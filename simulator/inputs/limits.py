@@ -82,6 +82,7 @@ STACK: Mapping[str, Range] = {
     "host_call": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_gemm": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_attention": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
+    "host_expert_fp8": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_expert": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_parameter": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),
     "host_collective": Range(low=0, high=0.1, unit="s", factors=("e-6", "e-9")),

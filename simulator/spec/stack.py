@@ -99,8 +99,7 @@ class Stack(Copies):
         (all_to_all); always read by the host; nowhere, as each expert is filled up to a capacity (NCCL's all-to-all).
     table_gradient : what backward makes of an embedding's gradient: the rows that were looked up (rows), or the whole
         table's, zeros and all, which is then added (dense).
-    expert_groups : which ranks share the experts: neighbours, behind those that share one expert (own), or those of
-        data parallelism, with context-parallel ranks between them (data).
+    expert_groups : who shares experts: neighbours behind those of one expert (own), or of data parallelism (data).
     permute, router : kernels that order tokens by expert, and of the gate (`simulator.graph.tokens`).
     shared_expert_overlap : the first GEMM of shared experts overlaps with the dispatch, the backward of their last with
         the combine's gradient; otherwise they run before the dispatch and after its gradient (`simulator.graph.moe`).
@@ -138,8 +137,8 @@ class Stack(Copies):
         back by copies).
     context : whose context parallelism runs: Transformer Engine's (te) or PyTorch's own (torch)
         (`simulator.graph.mixers.context`).
-    post_validation : a rank updates its parameters and begins its next step without waiting for the gradient norm and
-        the check for overflow over all stages, which follow later (arXiv 2401.10241, section 4).
+    post_validation : a rank updates and begins its next step before the norm over all stages is known, with the check
+        for overflow, which follow later (arXiv 2401.10241, section 4).
     host_update_overlap : an optimizer on the CPU updates one part while others are copied, not one after the other.
     norm_kernels : kernels of norms, casts, rotations and compiled activations (training: DeepSeek's; compiled:
         torch.compile's; te: Transformer Engine's, with Megatron-Core's activations; torch: PyTorch's own, whose
@@ -149,7 +148,8 @@ class Stack(Copies):
     host_kernel : host time to issue a kernel [s] (`simulator.engine.host`).
     host_call : host time of the call behind an op that is no GEMM, attention or collective, besides its kernels [s].
     host_gemm, host_attention, host_collective : host time to issue a GEMM, an attention kernel, a collective [s].
-    host_expert : host time of each expert's kernel in a module's call that launches one for each [s].
+    host_expert, host_expert_fp8 : host time of each expert's kernel in a module's call that launches one for each, and
+        the same in FP8 with scales of tensors (0: as host_expert) [s].
     host_parameter : host time in backward of a parameter of an expert, behind the kernel of its gradient: autograd's
         node and the hook of data parallelism [s].
     host_backward : host time of a kernel in backward over that in forward.
@@ -231,6 +231,7 @@ class Stack(Copies):
     host_gemm: float = 0.0
     host_attention: float = 0.0
     host_expert: float = 0.0
+    host_expert_fp8: float = 0.0
     host_parameter: float = 0.0
     host_collective: float = 0.0
     host_backward: float = 1.0

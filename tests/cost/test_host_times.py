@@ -20,10 +20,10 @@ def _rows(path: str) -> list[dict[str, str]]:
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
-def _module(name: str) -> float:
-    """Forward of a module in BF16 [s]."""
+def _module(name: str, recipe: str = "none") -> float:
+    """Forward of a module, in BF16 or with one of Transformer Engine's FP8 recipes [s]."""
     rows = _rows("hardware_profiles/calibration/tables/h200_te_host.csv")
-    return next(1e-6 * float(r["us_forward"]) for r in rows if (r["module"], r["recipe"]) == (name, "none"))
+    return next(1e-6 * float(r["us_forward"]) for r in rows if (r["module"], r["recipe"]) == (name, recipe))
 
 
 def _layer(direction: str) -> float:
@@ -44,6 +44,12 @@ def test_calls_of_modules() -> None:
     assert pytest.approx(_module("DotProductAttention"), rel=0.02) == STACK.host_attention
     each = (_module("GroupedLinear 128") - _module("GroupedLinear 8")) / 120
     assert pytest.approx(each, rel=0.02) == STACK.host_expert
+
+
+def test_experts_in_fp8() -> None:
+    """With current scaling, less the maximum, the scale and the cast of each expert's rows, which are ops apart."""
+    many, few = (_module(f"GroupedLinear {n}", "current") for n in (128, 8))
+    assert pytest.approx((many - few) / 120 - 3 * STACK.host_kernel, rel=0.02) == STACK.host_expert_fp8
 
 
 def test_parameters_of_experts() -> None:
