@@ -29,7 +29,7 @@ from hardware_profiles.calibration import report as errors_report
 from hardware_profiles.calibration import samples as tables
 from hardware_profiles.calibration.evaluate import GPUS, Errors, errors, predict
 from hardware_profiles.calibration.h800_trace import COMM_TRAFFIC, trace_fixed
-from hardware_profiles.calibration.layers import blackwell_scans
+from hardware_profiles.calibration.layers import blackwell_scans, te_gemms
 from hardware_profiles.calibration.layers.libraries import releases
 from hardware_profiles.calibration.layers.moe_layer import moe_fixed
 from hardware_profiles.calibration.other_gpus import ASSUMED, KIN, RECIPES, everything, sustained
@@ -258,17 +258,29 @@ def carry(found: dict[str, dict[str, Params]]) -> None:
     for target, cls, origin, named, why in RENAMED:
         params = measured[origin][named]
         found[target][cls] = replace(moved(params, target, origin), source=f"{params.source}; {why}")
+    cublaslt(found)
     for classes in found.values():
         streamed(classes)
         for cls, params in assumed_scans().items():
             classes.setdefault(cls, params)
 
 
+def cublaslt(found: dict[str, dict[str, Params]]) -> None:
+    """Add Transformer Engine's NVFP4 GEMMs where they were timed, and on the other GPU with the same SM."""
+    if "gemm.nvfp4" not in found.get(te_gemms.HOME, {}):
+        return
+    share = te_gemms.pace(profile(te_gemms.HOME, found[te_gemms.HOME], {}), GPUS[te_gemms.HOME])
+    for name in te_gemms.SAME:
+        params = found.get(name, {}).get("gemm.nvfp4")
+        if isinstance(params, GemmParams):
+            found[name][te_gemms.CLASS] = te_gemms.paced(params, share)
+
+
 def streamed(classes: dict[str, Params]) -> None:
     """Add the classes of experts' GEMMs that run one by one on several streams: as measured together, where a GPU's
     grouped class is of such GEMMs; else from the class of one of them."""
     for cls, single in (STREAMED | (BLACKWELL_STREAMED if "gemm.nvfp4" in classes else {})).items():
-        together, params = classes.get(cls.removesuffix("@streams")), classes.get(single)
+        together, params = classes.get(cls.removesuffix("@streams")), classes.get(f"{single}@te", classes.get(single))
         if isinstance(together, GemmParams) and together.streams > 1:
             classes[cls] = together
         elif isinstance(params, GemmParams):

@@ -91,6 +91,9 @@ def kernel_class(cls: str, stack: Stack, kernels: Kernels) -> str:
         return class_of(cls, "streams", kernels.gemm)
     if cls.startswith("gemm.") and stack.serving is not None:
         return _serving_gemm(cls, stack, stack.serving, kernels)
+    if cls.startswith("gemm.nvfp4"):
+        named = class_of("gemm.nvfp4", stack.norm_kernels, kernels.gemm)
+        return named if named != "gemm.nvfp4" else cls
     if cls.startswith("attn."):
         return class_of(cls, ATTENTION[stack.attention], kernels.attention)
     if cls.startswith(("norm.", "swiglu", "quant.", "rope", "gelu")):

@@ -354,6 +354,9 @@ def test_every_table_is_known_and_of_kernels() -> None:
     known |= {
         "aic_quantize.csv",
         "blackwell_scans.csv",
+        "te_gemm_profiling.csv",
+        "h200_cudnn.csv",
+        "h200_cublas.csv",
         "h200_sm_contention.csv",
         "h200_sustained.csv",
         "h100_sustained.csv",
