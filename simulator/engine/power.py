@@ -145,7 +145,9 @@ def lagging_pace(pace: float, power: Power | None) -> float:
     """How much longer such ops last where GEMMs last `pace` times as long."""
     if power is None:
         return pace
-    return pace * (1.0 + (power.attention_lag - 1.0) * min(1.0, (pace - 1.0) / (LAGS_FROM - 1.0)))
+    if pace >= LAGS_FROM:
+        return pace * power.attention_lag
+    return 1.0 + (pace - 1.0) * (LAGS_FROM * power.attention_lag - 1.0) / (LAGS_FROM - 1.0)
 
 
 def highest_demand(gpus: int) -> float:
