@@ -49,6 +49,8 @@ SHARDED = [
 ]
 STARVED = [(*case, "hardware.node.nic.bandwidth=1e9") for case in SHARDED]
 """Collectives that nothing hides. The event engine lets them share the NIC with all-to-alls, the fast path does not."""
+BENT = [("llama-3-8b", "layout.zero=2", *NO_HOST, "hardware.node.nic.bandwidth=1e9")]
+"""Between two slowdowns of the grid, in one of which a collective shows and in the other not, a step is not linear."""
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,8 @@ def test_timed_by_the_longest_path_it_is_the_longest_path(case):
     scenario = load_scenario(job, overrides)
     built, schedule = prepare(scenario)
     found = estimate(scenario, SharedPrices(scenario, "longest-path"))
-    # at a power limit between two of a grid of slowdowns, in which what shows of a collective is not quite linear
-    assert found.step == pytest.approx(timeline_of(built, schedule, "longest-path").step_time, rel=1e-5)
+    step = timeline_of(built, schedule, "longest-path").step_time
+    assert found.step == pytest.approx(step, rel=1e-5 if case in BENT else 1e-6)
     assert placed(scenario, SharedPrices(scenario, "longest-path")).watts == pytest.approx(built.watts, rel=1e-6)
     assert found.memory == pytest.approx(memory_of_rows(built, schedule).peak, rel=1e-9)
 

@@ -179,7 +179,6 @@ def test_what_a_norm_behind_a_branch_reads_runs_again(kind: str, again: set[str]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_run_and_differ_little_from_llamas(kind: str) -> None:
-    base = simulate(scenario("pre")).metrics["step_time_s"]
-    assert simulate(scenario(kind)).metrics["step_time_s"] == pytest.approx(
-        base, rel=0.12
-    )  # norms of heads, and the host behind them
+    """Of the GPU: at 1,024 tokens a microbatch more norms are launches that the GPU waits for."""
+    base, found = (simulate(scenario(one, "hardware.node.host_pace=0")).metrics["step_time_s"] for one in ("pre", kind))
+    assert found == pytest.approx(base, rel=0.1)
