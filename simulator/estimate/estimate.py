@@ -33,7 +33,7 @@ from simulator.estimate.grad_sync import GradSync
 from simulator.estimate.serving_step import limited, lines_of, paced_step, step_of
 from simulator.estimate.shared_prices import ActionCost, MemoryDelta, PricedAtClock, SharedPrices, Stages, signature
 from simulator.memory.account import always
-from simulator.memory.optimizer_states import Shards, shards_of
+from simulator.memory.optimizer_states import Shards, shards_of, widened_bytes
 from simulator.results.simulate import schedule_of
 from simulator.schedule import SCHEDULES, Step
 from simulator.spec.hardware import Power
@@ -233,12 +233,14 @@ def _peaks(
     for top, on in zip(tops.tolist(), c.on, strict=True):
         held = tuple(built.stages[stage] for stage in on)
         key = ("always", held, layout.zero, shards, layout.pp > 1, overlaps(scenario), scenario.job.microbatches)
-        fixed = shared.kept(key, lambda held=held: _fixed(held, built, shared, shards))  # type: ignore[misc]
-        worst = max(worst, fixed + (1 + shared.assumed.slack) * top)
-        least = max(least, fixed + (1 + scenario.job.memory.reserve[0]) * top)
+        fixed, updated = shared.kept(key, lambda held=held: _fixed(held, built, shared, shards))  # type: ignore[misc]
+        moving = max(top, updated)
+        worst = max(worst, fixed + (1 + shared.assumed.slack) * moving)
+        least = max(least, fixed + (1 + scenario.job.memory.reserve[0]) * moving)
     return worst, least
 
 
-def _fixed(held: Stages, built: PricedModel, shared: SharedPrices, shards: Shards) -> float:
-    """What a rank with these stages holds for the whole step [B]."""
-    return sum(item.bytes for item in always(held, built, shards, shared.assumed))
+def _fixed(held: Stages, built: PricedModel, shared: SharedPrices, shards: Shards) -> tuple[float, float]:
+    """What a rank with these stages holds for the whole step, and what only its update needs [B]."""
+    fixed = sum(item.bytes for item in always(held, built, shards, shared.assumed))
+    return fixed, widened_bytes(held, built.scenario, shards, shared.assumed)

@@ -21,6 +21,7 @@ from simulator.memory.optimizer_states import (
     shards_of,
     state_bytes_on_host,
     state_items,
+    widened_bytes,
 )
 from simulator.schedule import Schedule, Step, stages_on
 from simulator.spec.model import BlockKind
@@ -141,19 +142,28 @@ class _Accounts:
         stages = [self.built.stages[stage] for stage in self.on[rank]]
         return always(stages, self.built, self.shards, self.assumed)
 
+    def updated(self, rank: int) -> Item:
+        """What is there only while the rank's update runs."""
+        stages = [self.built.stages[stage] for stage in self.on[rank]]
+        size = widened_bytes(stages, self.built.scenario, self.shards, self.assumed)
+        return Item(group="temporary", name="gradients in FP32 for the update", bytes=size)
+
     def rank(self, rank: int, peak: _Peak, steps: Sequence[Step], timed: bool) -> RankMemory:
         """The peak of one rank with its items."""
         kept = [(label, size) for label, size in peak.kept.items() if size > 1.0]
         moving = [self._item(label, size) for label, size in sorted(kept)]
         moving.append(Item(group="temporary", name="largest op", bytes=peak.temporary))
+        updated = self.updated(rank)
+        late = updated.bytes > sum(item.bytes for item in moving)
+        moving = [updated] if late else moving
         slack = self.assumed.slack * sum(item.bytes for item in moving)
         order = {name: place for place, name in enumerate(GROUPS)}
         items = [*self.always(rank), *moving, Item(group="slack", name="allocator", bytes=slack)]
         return RankMemory(
             rank=rank,
             stages=self.on[rank],
-            at=peak.time if timed else None,
-            during=str(steps[peak.place]) if steps else "",
+            at=peak.time if timed and not late else None,
+            during="the update" if late else str(steps[peak.place]) if steps else "",
             items=tuple(sorted(items, key=lambda item: order[item.group])),
         )
 
@@ -237,7 +247,9 @@ def curve_of(
         for name, value in now.items():
             groups[name].append(value)
     times.append(timeline.makespan)
-    for name, value in always.items():
+    updated = accounts.updated(rank).bytes
+    last = always | {"temporary": updated, "slack": accounts.assumed.slack * updated}
+    for name, value in last.items():
         groups[name].append(value)
     return Curve(rank=rank, times=times, groups=dict(groups))
 

@@ -135,6 +135,18 @@ def state_bytes_on_host(
     return away * (states.master_bytes * parts.of(held) + moment_bytes(states, held, parts))
 
 
+def widened_bytes(
+    stages: Sequence[Sequence[BlockKind]], scenario: Scenario, shards: Shards, assumed: Assumptions
+) -> float:
+    """FP32 copies of narrower gradients, from their norm until the update is through, when no activation is kept [B]
+    (NVIDIA/Megatron-LM, megatron/core/optimizer/distrib_optimizer.py, 2025: _copy_model_grads_to_main_grads)."""
+    states, narrow = scenario.states, scenario.states.gradient_bytes < scenario.states.master_bytes
+    if "optimizer" not in scenario.workload.resident or not (scenario.stack.weights_copied and narrow):
+        return 0.0
+    held = held_by_rank(stages, scenario, assumed.share_mtp)
+    return states.master_bytes * (shards.of(held) if scenario.job.layout.zero else held.total)
+
+
 def moment_bytes(states: States, held: Held, shards: Shards) -> float:
     """Bytes of the optimizer's moments on one rank; Muon's matrices have the first only [B]."""
     mine = shards.of(held)
