@@ -23,11 +23,10 @@ import csv
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hardware_profiles.calibration.simplex import minimum
 from simulator.cost.cost import Share
 from simulator.cost.gemm_cost import gemm_cost
 from simulator.inputs import load_hardware
@@ -239,7 +238,12 @@ def slowed_mixes(mixes: Sequence[Mix], bf16: float, cap: float, start: tuple[flo
         *watts, exponent, between = (float(one) for one in x)
         return SlowedMixes({"bf16": bf16, **dict(zip(others, watts, strict=True))}, exponent, between)
 
-    return of(minimum(lambda x: of(x).off(mixes, cap), [*(start[0] for _ in others), start[1], 1.0]))
+    from scipy.optimize import minimize  # slow to load
+
+    begin = [*(start[0] for _ in others), start[1], 1.0]
+    options = {"maxiter": 8000, "maxfev": 8000, "xatol": 1e-3, "fatol": 1e-9}
+    search: Any = minimize  # its stubs want NumPy types
+    return of(search(lambda x: of(x).off(mixes, cap), begin, method="Nelder-Mead", options=options).x.tolist())
 
 
 START = (960.0, 0.58)

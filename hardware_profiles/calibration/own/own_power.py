@@ -217,6 +217,8 @@ def values_of(mine: Measured, mixes: Sequence[Mix]) -> tuple[dict[str, float], f
             values[name] = sum(watts) / len(watts) * found.between
     if (attention := _attention(mine, found.exponent)) is not None:
         values["attention"] = attention
+        if mine.known is not None and mine.known.attention_mixed:
+            values["attention_mixed"] = attention * mine.known.attention_mixed / mine.known.attention
     return values, found.between
 
 
@@ -280,6 +282,7 @@ def _sources(
         "exponent": times(*PRECISIONS),
         "memory": f"mean of {', '.join(n for n in MEMORY if mine.watts([n]))}; {alone}",
         "attention": f"time under sustained load over that after rest, and exponent ({many} measured, none held out)",
+        "attention_mixed": f"that part of what attention draws alone that it is on {origin}",
     }
     how |= {name: f"{', '.join(n for n in kernels if mine.watts([n]))}; {alone}" for name, kernels in DRAWN.items()}
     if not mine.cap:
