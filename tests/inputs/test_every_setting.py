@@ -149,7 +149,7 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "layout.pp=1",
             "layout.zero=0",
             "batch.global_batch_size=8",
-            "batch.sequence_length=2048",
+            "batch.sequence_length=4096",
             "hardware.node.nvlink_sharp=true",
         ),
     ),

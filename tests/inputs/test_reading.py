@@ -32,6 +32,7 @@ from simulator.spec.kernel_params import (
     FixedParams,
     GemmParams,
     Kernels,
+    Release,
     ScanParams,
     StreamParams,
 )
@@ -129,6 +130,7 @@ TYPES = (
         StreamParams,
         ScanParams,
         FixedParams,
+        Release,
         Kernels,
     ),
     *(Protocol, Tier, DirectAllReduce, Channels, P2p, EpParams, LowLatency, NotifyParams, Network, Power),
@@ -138,7 +140,7 @@ TYPES = (
 @pytest.mark.parametrize("cls", TYPES)
 def test_every_number_of_the_parameters_has_a_range(cls: type) -> None:
     numeric = {f.name for f in fields(cls) if str(f.type) in ("int", "float") or str(f.type).startswith("tuple[tuple")}
-    numeric |= {f.name for f in fields(cls) if str(f.type).startswith("tuple[int")}
+    numeric |= {f.name for f in fields(cls) if str(f.type).startswith(("tuple[int", "dict[str, float"))}
     assert numeric == set(PARAMETERS[cls.__name__])
 
 
