@@ -52,31 +52,23 @@ def collective_of(cluster: Cluster) -> Neighbour:
     return Neighbour(cluster.fabric.nvlink.sms, ACCESSES * cluster.node.nvlink.bandwidth)
 
 
-def paced(cost: Cost, factor: float) -> Cost:
-    """A tensor kernel at the clock that the power limit allows."""
+def lengthened(cost: Cost, factor: float, name: str) -> Cost:
+    """A kernel that takes `factor` times as long, which its terms give a `name`."""
     if factor == 1.0:
         return cost
     return replace(
         cost,
         duration=cost.duration * factor,
-        formula=f"({cost.formula}) * clock_factor",
-        terms=(*cost.terms, ("clock_factor", factor)),
+        formula=f"({cost.formula}) * {name}",
+        terms=(*cost.terms, (name, factor)),
     )
 
 
-def released(cost: Cost, op: Op, stack: Stack, kernels: Kernels) -> Cost:
-    """A kernel of the releases of libraries that the software runs."""
+def release_factor(op: Op, stack: Stack, kernels: Kernels) -> float:
+    """How many times as long a kernel takes in the releases of libraries that the software runs."""
     cls = f"{op.cls}.causal" if isinstance(op.work, Attention) and op.work.causal else op.cls
     known = (kernels.releases[name].longer for name in releases(stack) if name in kernels.releases)
-    factor = next((longer[cls] for longer in known if cls in longer), 1.0)
-    if factor == 1.0:
-        return cost
-    return replace(
-        cost,
-        duration=cost.duration * factor,
-        formula=f"({cost.formula}) * release",
-        terms=(*cost.terms, ("release", factor)),
-    )
+    return next((longer[cls] for longer in known if cls in longer), 1.0)
 
 
 ATTENTION = {"fa3": "training", "fa2": "fa2", "cudnn": "library"}
@@ -163,9 +155,9 @@ def pricer(scenario: Scenario, all_to_all: Op | None, pace: float = 1.0) -> Call
             concurrent=busy,
             dispatcher=stack.dispatcher,
         )
-        cost = released(cost, op, stack, cluster.kernels)
+        cost = lengthened(cost, release_factor(op, stack, cluster.kernels), "release")
         if _follows_clock(op, cost, serves):
-            cost = paced(cost, lagging if lags(op, cost) else pace)
+            cost = lengthened(cost, lagging if lags(op, cost) else pace, "clock_factor")
         return Priced(op=op, cost=cost, durations=(times(cost, op, gap),) * 4)
 
     def compute(op: Op) -> Priced:

@@ -168,8 +168,8 @@ class GradSync:
 
     def lost(self, stage: int, cost: ActionCost) -> float:
         """What the last backward of a stage loses to concurrent reductions [s]."""
-        beside = self.order.by_block and not self.order.behind_stage
-        if self.order.reduces_in_actions or not beside or not cost.wgrad_end:
+        overlapped = self.order.by_block and not self.order.behind_stage
+        if self.order.reduces_in_actions or not overlapped or not cost.wgrad_end:
             return 0.0
         return together(self.stage(stage).reduce).lost(cost.duration - min(cost.wgrad_end), cost.slowed)
 

@@ -8,7 +8,7 @@ import pytest
 
 from hardware_profiles.calibration.layers.libraries import RELEASES, longer, pairs, releases
 from simulator.cost.cost import Cost
-from simulator.engine.pricing import released
+from simulator.engine.pricing import lengthened, release_factor
 from simulator.inputs import load_scenario
 from simulator.ops import Attention, Gemm, Op
 from tests.cost.profiles import kernels_of
@@ -47,4 +47,5 @@ def test_every_factor_lengthens_kernels_of_its_class(name: str) -> None:
         core = Attention(batch=1, seq_q=8, seq_kv=8, heads=1, kv_heads=1, d_qk=64, d_v=64, causal=cls != key)
         work = Gemm(m=8, n=8, k=8, precision="bf16") if cls in kernels.gemm else core
         op = Op(name="asked", cls=cls, part="F", segment="asked", work=work)
-        assert released(cost, op, scenario.stack, kernels).duration == factor
+        found = lengthened(cost, release_factor(op, scenario.stack, kernels), "release")
+        assert found.duration == factor

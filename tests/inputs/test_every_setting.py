@@ -26,6 +26,17 @@ from simulator.spec.scenario import Scenario
 from simulator.studies.kernel import Question, answer
 from simulator.studies.whatif import WHAT_IFS
 
+BIASED_EXPERTS = (
+    "model=gpt-oss-120b",
+    "hardware=h200",
+    "stack=megatron-core",
+    "gpus=8",
+    "layout.tp=1",
+    "layout.pp=1",
+    "layout.ep=8",
+    "batch.sequence_length=1024",
+    "batch.global_batch_size=8",
+)
 JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp8": ("tiny-dualpipe", ()),
     "moe": ("tiny-1f1b", ("precision.recipe=bf16", "stack=megatron-core", "routing.kind=sampled", "routing.cv=0.2")),
@@ -79,35 +90,8 @@ JOBS: dict[str, tuple[str, tuple[str, ...]]] = {
             "batch.global_batch_size=2",
         ),
     ),
-    "biased-experts": (
-        "llama-3-8b",
-        (
-            "model=gpt-oss-120b",
-            "hardware=h200",
-            "stack=megatron-core",
-            "gpus=8",
-            "layout.tp=1",
-            "layout.pp=1",
-            "layout.ep=8",
-            "batch.sequence_length=1024",
-            "batch.global_batch_size=8",
-        ),
-    ),
-    "fp8-experts": (
-        "llama-3-8b",
-        (
-            "model=gpt-oss-120b",
-            "hardware=h200",
-            "stack=megatron-core",
-            "gpus=8",
-            "layout.tp=1",
-            "layout.pp=1",
-            "layout.ep=8",
-            "batch.sequence_length=1024",
-            "batch.global_batch_size=8",
-            "precision.recipe=fp8_tensor",
-        ),
-    ),
+    "biased-experts": ("llama-3-8b", BIASED_EXPERTS),
+    "fp8-experts": ("llama-3-8b", (*BIASED_EXPERTS, "precision.recipe=fp8_tensor")),
     "delayed": ("tiny-1f1b", ("hardware=h100", "stack=megatron-core", "precision.recipe=fp8_tensor")),
     "drained": (
         "llama-3-8b",

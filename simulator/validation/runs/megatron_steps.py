@@ -7,26 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from simulator.validation.runs.published_runs import MODELS as PUBLISHED
 from simulator.validation.training_figures import Overrides, gpt, overrides_of
 
 QUARTER = overrides_of(model__num_attention_heads=24, model__num_key_value_heads=24, model__intermediate_size=12288)
 MODELS: Mapping[str, Overrides] = {
     "llama-3-8b": ("model=llama-3-8b",),
-    "gpt-3-175b": gpt(layers=96, heads=96, hidden=12288, vocab=51200, seq=2048),
+    "gpt-3-175b": PUBLISHED["gpt3_175b"],
     "gpt-3-175b tp4": (*gpt(layers=96, heads=96, hidden=12288, vocab=12800, seq=2048), "model.head_dim=128", *QUARTER),
-    "nemotron-4-15b": overrides_of(
-        model="llama-3-8b",
-        model__hidden_size=6144,
-        model__num_attention_heads=48,
-        model__num_key_value_heads=8,
-        model__head_dim=128,
-        model__intermediate_size=24576,
-        model__vocab_size=256000,
-        model__hidden_act="relu2",
-        model__gated_mlp=False,
-        model__norm="layer",
-        model__partial_rotary_factor=0.5,
-    ),
+    "nemotron-4-15b": PUBLISHED["nemotron4_15b"],
     "mixtral-8x7b": ("model=mixtral-8x7b", "routing.kind=uniform"),
     "qwen3-30b-a3b": ("model=qwen3-30b-a3b", "routing.kind=uniform"),
 }
