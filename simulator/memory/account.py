@@ -237,7 +237,8 @@ def curve_of(
         always[item.group] += item.bytes
     times, groups = [0.0], {name: [value] for name, value in always.items()}
     level = made = 0.0
-    for event in _events_of_rank(timeline, _actions_by_rank(timeline)[rank], accounts.usages):
+    actions = _actions_by_rank(timeline)[rank]
+    for event in _events_of_rank(timeline, actions, accounts.usages):
         level += event.delta
         made += event.delta if event.label == MADE else 0.0
         now = always | {"activations": max(0.0, level - made), "temporary": event.temporary}
@@ -246,11 +247,12 @@ def curve_of(
         times.append(event.time)
         for name, value in now.items():
             groups[name].append(value)
-    times.append(timeline.makespan)
     updated = accounts.updated(rank).bytes
     last = always | {"temporary": updated, "slack": accounts.assumed.slack * updated}
-    for name, value in last.items():
-        groups[name].append(value)
+    for time in (max(timeline.end[actions[-1].first : actions[-1].last]), timeline.makespan):
+        times.append(time)
+        for name, value in last.items():
+            groups[name].append(value)
     return Curve(rank=rank, times=times, groups=dict(groups))
 
 

@@ -53,3 +53,6 @@ def test_many_tokens_peak_before_it_and_every_account_agrees() -> None:
         assert report.peak == pytest.approx(estimate(job, SharedPrices(job, "longest-path")).memory)
         curve = curve_of(built, schedule, timeline, 0)
         assert report.peak == pytest.approx(max(map(sum, zip(*curve.groups.values(), strict=True))))
+        before, update, end = curve.times[-3:]
+        assert before <= update < end == timeline.makespan
+        assert curve.groups["temporary"][-2:] == [curve.groups["temporary"][-1]] * 2  # from the last backward on
